@@ -1,0 +1,179 @@
+"""YAML to typed config: `base:` inheritance, `${VAR}`, `key.sub=value` overrides, errors that name the mend.
+
+Only pydantic and PyYAML are imported here, so that a wrong key is answered in well under a second.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shards.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class ConfigModel(BaseModel):
+    """Base of every config section: frozen, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Schema = TypeVar("Schema", bound=ConfigModel)
+
+
+def load_config(path: str | Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:
+    """Read a YAML config with its bases, apply overrides, check it against the schema.
+
+    Args:
+        path: YAML file; a key ``base: other.yaml`` (relative to this file) is merged below it.
+        overrides: ``key.sub=value`` strings; values are parsed as YAML.
+        schema: the typed config.
+
+    Raises:
+        ConfigError: one line that names the file and key, and the nearest valid key.
+    """
+    data = _read_with_bases(Path(path), ())
+    for override in overrides:
+        _apply_override(data, override)
+    data = _substitute(data, str(path))
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_describe(error, schema)}") from None
+
+
+def dump_config(config: ConfigModel) -> str:
+    """The resolved config as YAML, in the order of the schema."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses duplicate keys."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: 'base' leads back to itself")
+    try:
+        data = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: can't read the config: {reason}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a config is a YAML mapping of sections")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    return _merge(_read_with_bases(path.parent / str(base), (*seen, path.resolve())), data)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override '{override}': expected key.sub=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if data.get(parent) is None:
+            data[parent] = {}
+        data = data[parent]
+        if not isinstance(data, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
+    data[last] = _parse_yaml(text, f"override '{override}'")
+
+
+def _substitute(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name == "REPO":
+            return str(REPOSITORY)
+        if name not in os.environ:
+            raise ConfigError(f"{where}: '{value}' needs the environment variable {name}, which is not set")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", replace, value)
+
+
+def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
+    """One line for the first error, with the nearest key where a key was unknown."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_suggest(key, schema)}{more}"
+    if first["type"] == "missing":
+        return f"key '{key}' is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{message}{more}"
+    return f"key '{key}': {message[0].lower()}{message[1:]}, got {first['input']!r}{more}"
+
+
+def _suggest(key: str, schema: type[ConfigModel]) -> str:
+    known = list(_keys(schema, ""))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:  # perhaps the right name in the wrong section
+        last = key.rsplit(".", 1)[-1]
+        by_last = {name.rsplit(".", 1)[-1]: name for name in known}
+        near = [by_last[name] for name in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    section = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    return f"; known here: {', '.join(siblings or known)}"
+
+
+def _keys(schema: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")

@@ -1,0 +1,32 @@
+"""The errors that a user can mend: each is one line that names the file, key or rank, and the mend."""
+
+
+class ForgeError(Exception):
+    """Base of all errors that are shown to the user as one line, without a traceback.
+
+    ``exit_code`` is what a command returns: 2 for misuse, 1 for work that could not be finished.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(ForgeError):
+    """A config file, key, value or command line that can't be accepted."""
+
+
+class TileError(ForgeError):
+    """One source tile that can't be used; sharding sets it aside and goes on."""
+
+
+class SourceError(ForgeError):
+    """A source directory that is missing, empty or of no known layout."""
+
+
+class ShardError(ForgeError):
+    """A shard, index or manifest that is missing, damaged or of another format."""
+
+
+class TooManyBadTiles(ForgeError):
+    """More than the allowed share of the tiles was unusable."""
+
+    exit_code = 1

@@ -1,0 +1,127 @@
+"""One GeoTIFF in, one tile out: int16 (bands, height, width) with its bands in the sensor's order.
+
+What a file says of itself decides how it is read: wavelength tags (EnMAP products, detector order,
+224 bands) or their absence (SpectralEarth, 202 bands in order), the dtype and the nodata value.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from shards.errors import TileError
+from shards.sensors import NODATA, Sensor
+
+GDAL_OPTIONS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+"""No .aux.xml files beside the archive, and no listing of a directory for each file that is opened."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One patch of one date.
+
+    Attributes:
+        values: int16 (bands, height, width), reflectance x scale; ``NODATA`` where nothing was measured.
+        crs: coordinate reference system as text (``"EPSG:32633"``), or None.
+        transform: the six affine coefficients of the pixel grid, in CRS units.
+    """
+
+    values: np.ndarray
+    crs: str | None
+    transform: tuple[float, ...]
+
+
+def read_tile(path: Path, sensor: Sensor, size: int | None = None) -> Tile:
+    """Read a tile with the bands of ``sensor``.
+
+    Args:
+        path: a GeoTIFF of any interleave.
+        sensor: whose bands to take.
+        size: height and width that the tile must have, in pixels; None accepts any.
+
+    Raises:
+        TileError: the file is missing, truncated, no GeoTIFF, or has another band count, size or dtype.
+    """
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), _open(path) as file:
+            if size is not None and (file.height, file.width) != (size, size):
+                raise TileError(f"{path}: {file.height}x{file.width} px where {size}x{size} were expected")
+            positions = sensor.select_bands(file.count, _wavelengths(file))
+            values = file.read([int(position) + 1 for position in positions])
+            crs = file.crs.to_string() if file.crs else None
+            return Tile(_as_int16(values, file.nodata), crs, tuple(file.transform)[:6])
+    except TileError as error:
+        text = str(error)
+        raise TileError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    except (RasterioError, OSError, ValueError) as error:
+        raise TileError(f"{path}: not a readable GeoTIFF ({_first_line(error)})") from None
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a label tile: band 1, integer codes of any stored type, as int64 (height, width).
+
+    Raises:
+        TileError: unreadable, or values that are no whole numbers.
+    """
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), _open(path) as file:
+            stored = file.read(1)
+    except (RasterioError, OSError, ValueError) as error:
+        raise TileError(f"{path}: not a readable label GeoTIFF ({_first_line(error)})") from None
+    codes = np.nan_to_num(stored, nan=-1).astype(np.int64) if stored.dtype.kind == "f" else stored.astype(np.int64)
+    if stored.dtype.kind == "f" and not np.array_equal(codes, np.nan_to_num(stored, nan=-1)):
+        raise TileError(f"{path}: label codes must be whole numbers")
+    return codes
+
+
+def tile_size(path: Path) -> int | None:
+    """Height of a square tile from the header alone, in pixels; None where it can't be read or isn't square."""
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), _open(path) as file:
+            return file.height if file.height == file.width else None
+    except (RasterioError, OSError):
+        return None
+
+
+def _open(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a tile without a georeference is still a tile
+        return rasterio.open(path)
+
+
+def _wavelengths(file: Any) -> list[float] | None:
+    """Band centres in nm from the per-band tags, in file order; None where no band has one."""
+    found = []
+    for band in file.indexes:
+        tags = file.tags(band)
+        if "wavelength" not in tags:
+            break
+        unit = tags.get("wavelength_units", "Nanometers").lower()
+        found.append(float(tags["wavelength"]) * (1000.0 if unit.startswith("micro") else 1.0))
+    if found and len(found) != file.count:
+        raise TileError(f"band {len(found) + 1} has no wavelength tag while others have one")
+    return found or None
+
+
+def _as_int16(values: np.ndarray, nodata: float | None) -> np.ndarray:
+    """int16 with NODATA for missing pixels; floats are accepted where they hold whole numbers."""
+    if values.dtype != np.int16 and values.dtype.kind != "f":
+        raise TileError(f"dtype {values.dtype}: expected int16 digital numbers (or floats that hold whole numbers)")
+    missing = np.zeros(values.shape, dtype=bool) if nodata is None else values == nodata
+    if values.dtype.kind == "f":
+        missing |= np.isnan(values)
+        whole = np.where(missing, 0, values)
+        if np.any(whole != np.rint(whole)) or whole.min() < NODATA or whole.max() > np.iinfo(np.int16).max:
+            raise TileError(f"dtype {values.dtype} with fractions or beyond int16: expected reflectance x 10000")
+        values = whole.astype(np.int16)
+    if missing.any():
+        values = np.where(missing, np.int16(NODATA), values)
+    return np.ascontiguousarray(values)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
