@@ -77,7 +77,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -108,15 +108,18 @@ class Manifest(ConfigModel):
 
 
 def band_sums(sums: Sums) -> BandSums:
+    """The sums of an index or manifest, ready to be merged."""
     return BandSums(**sums.model_dump())
 
 
 def content_hash(entries: list[ShardEntry], codec: dict[str, Any], sensor: str) -> str:
+    """SHA-256 over everything that decides what a reader gets: the shards' hashes, codec and sensor."""
     text = json.dumps([FORMAT, sensor, codec, [entry.sha256 for entry in entries]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_json(model: ConfigModel) -> str:
+    """The same text for the same content."""
     return json.dumps(model.model_dump(), indent=1, sort_keys=True) + "\n"
 
 
@@ -147,6 +150,7 @@ def read_json(path: Path, model: type[Model]) -> Model:
 
 
 def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a shard folder; raises ShardError where there is none."""
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder of shards; make one with `python -m shards pack SOURCE {folder}`")
     return read_json(folder / MANIFEST, Manifest)

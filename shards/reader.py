@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
-import numcodecs
 import numpy as np
 
-from shards import codec as _codec  # noqa: F401  (registers spectral_delta where the package isn't installed)
+from shards.codec import build_codec
 from shards.errors import ShardError
 from shards.manifest import Manifest, ShardIndex, read_json, read_manifest
 from shards.writer import index_path
@@ -48,7 +47,7 @@ class ShardReader:
             length += index.length
             crc += index.crc32c
         self._shard, self._offset, self._length, self._crc = shard, offset, length, crc
-        self._codec = numcodecs.get_codec(dict(self.manifest.codec))
+        self._codec = build_codec(self.manifest.codec)
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader") if threads > 1 else None
@@ -125,7 +124,7 @@ def webdataset_decoder(manifest: Manifest) -> Callable[[str, bytes], np.ndarray 
 
     Tiles come out as int16 (bands, height, width); other members are left to WebDataset's own decoders.
     """
-    codec = numcodecs.get_codec(dict(manifest.codec))
+    codec = build_codec(manifest.codec)
 
     def decode(key: str, data: bytes) -> np.ndarray | None:
         if not key.endswith("tile"):

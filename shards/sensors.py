@@ -85,7 +85,7 @@ class Sensor:
         if off.max() > MATCH_TOLERANCE_NM:
             worst = int(off.argmax())
             raise TileError(
-                f"wavelengths are not {self.name}'s: {centres[worst]:.1f} nm where {expected[worst]:.1f} nm was expected"
+                f"wavelengths are not {self.name}'s: {centres[worst]:.1f} nm instead of {expected[worst]:.1f} nm"
             )
         return positions
 

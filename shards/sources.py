@@ -6,6 +6,7 @@ SpectralEarth's ``<sensor>/<7 digits>/<5 digits>.tif`` (in the directory itself 
 file is a location of its own.
 """
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def find_tiles(source: Path, sensor: str) -> list[TileSource]:
     tiles = sorted(_spectralearth(source, root) or _any_tree(source, root))
     if not tiles:
         raise SourceError(f"{source}: no GeoTIFF tiles (expected <sensor>/<location>/<scene>.tif or *.tif)")
-    for before, after in zip(tiles[:-1], tiles[1:], strict=True):
+    for before, after in itertools.pairwise(tiles):
         if before.key == after.key:
             raise SourceError(f"{source}: {before.path} and {after.path} make the same sample key '{after.key}'")
     return tiles

@@ -21,6 +21,7 @@ from shards.statistics import BandSums
 
 
 def index_path(tar: Path) -> Path:
+    """Where the index of a shard lies: beside its tar."""
     return tar.with_suffix(".index.json")
 
 
@@ -117,4 +118,4 @@ def _measure(file: IO[bytes]) -> tuple[int, str]:
     file.flush()
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
-    return length, hashlib.file_digest(file, "sha256").hexdigest()
+    return length, hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+"""What every training command shares: argv to typed config, and errors as one line from rank 0.
+
+Nothing heavy is imported here, so a wrong key is answered at once, on every launcher.
+"""
+
+import argparse
+import os
+import sys
+from typing import NoReturn, TypeVar
+
+from shards.config import ConfigModel, dump_config, load_config
+from shards.errors import ConfigError, ForgeError
+
+Schema = TypeVar("Schema", bound=ConfigModel)
+
+
+def read_command(argv: list[str] | None, schema: type[Schema], description: str) -> Schema:
+    """Parse ``--config FILE [key.sub=value ...]``; ends the process for --help, --print-config and misuse."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="YAML file")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved config and end")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single values of the config")
+    if not is_main_process():
+        parser.print_usage = parser.print_help = lambda *_: None  # type: ignore[method-assign]
+        parser.error = lambda _: sys.exit(2)  # type: ignore[assignment, method-assign]
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides, schema)
+    except ConfigError as error:
+        fail(error)
+    if arguments.print_config:
+        if is_main_process():
+            print(dump_config(config), end="")
+        sys.exit(0)
+    return config
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, before a process group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def fail(error: ForgeError) -> NoReturn:
+    """End the process with the error's exit code; rank 0 says why."""
+    if is_main_process():
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)

@@ -1,0 +1,100 @@
+"""From planned sample numbers to tiles on the device: a reading thread fills a ring of integer buffers."""
+
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.plan import SamplePlan, rank_samples
+from shards.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """One micro batch.
+
+    Attributes:
+        tiles: int16 (B, C, H, W) on the device; valid until the next batch is asked for.
+        samples: int64 sample numbers (B,).
+    """
+
+    tiles: Tensor
+    samples: np.ndarray
+
+
+class TileStream:
+    """Micro batches of one rank, read ahead of the training loop.
+
+    Args:
+        reader: of the shards.
+        plan: which tile each sample number is.
+        device: where tiles go.
+        prefetch: micro batches read ahead.
+
+    Attributes:
+        wait_seconds: time that ``batches`` has kept its caller waiting, since the start.
+    """
+
+    def __init__(self, reader: ShardReader, plan: SamplePlan, device: torch.device, prefetch: int) -> None:
+        self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
+        self.wait_seconds = 0.0
+
+    def batches(self, numbers: Iterable[np.ndarray]) -> Generator[TileBatch, None, None]:
+        """Yield a batch for each array of sample numbers, all of one length.
+
+        Raises:
+            ShardError: from the reading thread, when the loop reaches the bad batch.
+        """
+        free: queue.Queue[Tensor | None] = queue.Queue()
+        ready: queue.Queue[tuple[np.ndarray, Tensor] | BaseException | None] = queue.Queue()
+        for _ in range(self.prefetch + 1):
+            free.put(None)  # allocated by the thread, when the batch length is known
+        thread = threading.Thread(target=self._fill, args=(numbers, free, ready), name="tile-stream", daemon=True)
+        thread.start()
+        closed = object()
+        try:
+            while True:
+                begin = time.perf_counter()
+                item = ready.get()
+                self.wait_seconds += time.perf_counter() - begin
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                samples, buffer = item
+                yield TileBatch(buffer.to(self.device, non_blocking=True), samples)
+                if self.device.type == "cuda":
+                    torch.cuda.current_stream().synchronize()  # the copy may still be reading the buffer
+                free.put(buffer)
+        finally:
+            free.put(closed)  # type: ignore[arg-type]  # wakes a thread that waits for a buffer
+            thread.join()
+
+    def _fill(self, numbers: Iterable[np.ndarray], free: queue.Queue, ready: queue.Queue) -> None:
+        try:
+            for samples in numbers:
+                buffer = free.get()
+                if buffer is None:
+                    shape = (len(samples), *self.reader.tile_shape)
+                    buffer = torch.empty(shape, dtype=torch.int16, pin_memory=self.device.type == "cuda")
+                elif not isinstance(buffer, Tensor):
+                    return
+                self.reader.read(self.plan.tiles(samples), buffer.numpy())
+                ready.put((samples, buffer))
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+
+def micro_batches(
+    first_step: int, steps: int, global_batch: int, micro_batch: int, rank: int, world_size: int
+) -> Iterator[np.ndarray]:
+    """Sample numbers of one rank's micro batches from ``first_step`` up to ``steps``, in training order."""
+    for step in range(first_step, steps):
+        samples = rank_samples(step, global_batch, rank, world_size)
+        yield from samples.reshape(-1, micro_batch)

@@ -1,0 +1,88 @@
+"""The few collectives the project uses, on the default process group; alone they are no-ops."""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shards.errors import ForgeError
+
+Result = TypeVar("Result")
+
+
+def rank() -> int:
+    """This process's number, 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and the console."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; every rank gets the same answer."""
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device())).item())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """Do local work on every rank; where it fails on one, every rank raises that rank's error.
+
+    Without it, the others would wait for the failed rank in their next collective.
+    """
+    result: Any = None
+    error: ForgeError | None = None
+    try:
+        result = work()
+    except ForgeError as raised:
+        error = raised
+    first = next((each for each in gather_objects(error) if each is not None), None)
+    if first is not None:
+        raise first
+    return result
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()

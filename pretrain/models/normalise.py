@@ -1,0 +1,31 @@
+"""Digital numbers to model input: z-score per band, on the device, from int16."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shards.sensors import NODATA
+
+
+class Normaliser(nn.Module):
+    """(x - mu) / sigma per band, float32.
+
+    A missing value becomes 0, the band's mean: the published pipeline lets -32768 through as an extreme.
+
+    Args:
+        mu, sigma: per-band mean and standard deviation of digital numbers.
+    """
+
+    mu: Tensor
+    sigma: Tensor
+
+    def __init__(self, mu: Sequence[float], sigma: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mu", torch.tensor(list(mu), dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("sigma", torch.tensor(list(sigma), dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """int16 (..., bands, height, width) to float32 of the same shape."""
+        values = (tiles.float() - self.mu) / self.sigma
+        return values.masked_fill_(tiles == NODATA, 0.0)
