@@ -34,6 +34,12 @@ class GroupedBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
         self._pending: list[Tensor] = []
 
+    def forget(self) -> None:
+        """Put the running statistics back to those of an untrained layer."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1.0)
+        self.num_batches_tracked.zero_()
+
     def forward(self, x: Tensor, samples: int) -> Tensor:
         """Normalise (samples * n, channels, length), in fp32 whatever the input's dtype.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
 from pretrain.models.registry import build_encoder
+from pretrain.models.vit import SpecViT
 from shards.atomic import write_atomic
 from shards.errors import ForgeError
 
@@ -55,7 +56,7 @@ def save_encoder(path: Path, weights: dict[str, Tensor], description: EncoderDes
 
 def load_encoder(
     path: str | Path, bn_group: int | None = None, attention: Backend = "auto"
-) -> tuple[nn.Module, EncoderDescription]:
+) -> tuple[SpecViT, EncoderDescription]:
     """Rebuild an exported encoder; nothing but its file is needed.
 
     Returns:

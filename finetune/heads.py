@@ -1,0 +1,72 @@
+"""Task heads. Parameter names are the published ones, so that published heads can be loaded."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.models.batchnorm import GroupedBatchNorm
+from pretrain.models.vit import SpecViT
+
+
+class ConvHead(nn.Module):
+    """SpectralEarth's segmentation head for ViTs: one doubling of the resolution per factor 2 of the patch size.
+
+    Each stage: bilinear x2, 3x3 convolution, and but for the last, batch norm and ReLU; widths 128, 64, ...
+
+    Args:
+        features: channels of the encoder's feature map.
+        classes: number of classes.
+        patch_size: pixels per patch side, a power of two above 1.
+        bn_group: samples that share batch statistics.
+    """
+
+    def __init__(self, features: int, classes: int, patch_size: int, bn_group: int | None) -> None:
+        super().__init__()
+        stages = patch_size.bit_length() - 1
+        if 2**stages != patch_size or stages == 0:
+            raise ValueError(f"the head needs a patch size of 2, 4, 8, ..., not {patch_size}")
+        self.stages = stages
+        self.segmentation_conv = nn.Module()  # the published Sequential: upsampling and ReLU take numbers too
+        for stage in range(stages):
+            last = stage == stages - 1
+            width = classes if last else 128 >> stage
+            self.segmentation_conv.add_module(str(4 * stage + 1), nn.Conv2d(features, width, 3, padding=1))
+            if not last:
+                self.segmentation_conv.add_module(str(4 * stage + 2), GroupedBatchNorm(width, bn_group))
+            features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature map (B, D, g, g) to class scores (B, classes, g * patch_size, g * patch_size)."""
+        for stage in range(self.stages):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            convolution = cast(nn.Conv2d, self.segmentation_conv.get_submodule(str(4 * stage + 1)))
+            x = convolution(x.to(convolution.weight.dtype))
+            if stage < self.stages - 1:
+                norm = self.segmentation_conv.get_submodule(str(4 * stage + 2))
+                x = F.relu(norm(x.flatten(2), len(x)).view_as(x))
+        return x
+
+
+class SegmentationModel(nn.Module):
+    """Encoder and head, with the loss: cross-entropy summed over counted pixels."""
+
+    def __init__(self, encoder: SpecViT, head: ConvHead) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, C, S, S), labels (B, S, S) to (summed loss, scores (B, classes, S, S))."""
+        scores = self.head(self.encoder.dense_features(images)).float()
+        return segmentation_loss(scores, labels, ignore_index), scores
+
+
+def segmentation_loss(scores: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy summed over the pixels that count, float32 scalar."""
+    return F.cross_entropy(scores.float(), labels, ignore_index=ignore_index, reduction="sum")
+
+
+def predict_classes(scores: Tensor) -> Tensor:
+    """Most likely class per pixel, int64 (B, S, S)."""
+    return torch.argmax(scores, 1)

@@ -1,0 +1,91 @@
+"""Frozen protocol: a head trained on cached features, at several learning rates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.config import FrozenConfig
+from finetune.heads import ConvHead, predict_classes, segmentation_loss
+from finetune.metrics import SegmentationMetrics, SegmentationScores
+from finetune.tasks import Task
+from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.vit import initialise
+from pretrain.optim import build_adamw
+from pretrain.schedules import warmup_cosine
+from shards import keyed
+
+
+@dataclass(frozen=True)
+class FeatureSplit:
+    """Features (N, D, g, g) float32 and labels (N, S, S) int64, both on the training device."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Test scores at the step of the best validation loss, and what was chosen there."""
+
+    test: SegmentationScores
+    validation: SegmentationScores
+    lr: float
+    step: int
+
+
+def probe(splits: dict[str, FeatureSplit], task: Task, patch_size: int, config: FrozenConfig, seed: int) -> Outcome:
+    """Train one head per learning rate; the best validation loss over rates and steps is tested."""
+    outcomes = [_train_head(splits, task, patch_size, config, lr, seed) for lr in config.lrs]
+    return min(outcomes, key=lambda outcome: outcome.validation.loss)
+
+
+def _train_head(
+    splits: dict[str, FeatureSplit], task: Task, patch_size: int, config: FrozenConfig, lr: float, seed: int
+) -> Outcome:
+    train = splits["train"]
+    head = ConvHead(train.features.shape[1], len(task.classes), patch_size, bn_group=None)
+    initialise(head, "head", seed)
+    head.to(train.features.device)
+    optimizer = build_adamw(head, lr, (0.9, 0.999), config.weight_decay)
+    best: Outcome | None = None
+    for step in range(config.steps):
+        head.train()
+        rows = torch.from_numpy(batch_rows(step, config.batch, len(train.labels), seed)).to(train.labels.device)
+        labels = train.labels[rows]
+        counted = (labels != task.ignore_index).sum().clamp(min=1)
+        loss = segmentation_loss(head(train.features[rows]), labels, task.ignore_index) / counted
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(step, config.steps, 0, lr, 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for norm in grouped_batch_norms(head):
+            norm.move(norm.take_pending())
+        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
+            validation = _evaluate(head, splits["val"], task)
+            if best is None or validation.loss < best.validation.loss:
+                best = Outcome(_evaluate(head, splits["test"], task), validation, lr, step + 1)
+    assert best is not None  # config.steps is positive
+    return best
+
+
+def batch_rows(step: int, batch: int, length: int, seed: int) -> np.ndarray:
+    """Rows of one step: an order per epoch drawn from the seed, batches running on over its end."""
+    numbers = np.arange(step * batch, (step + 1) * batch)
+    rows = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(numbers // length):
+        here = numbers // length == epoch
+        rows[here] = keyed.permutation(keyed.key(seed, "finetune", int(epoch)), length)[numbers[here] % length]
+    return rows
+
+
+def _evaluate(head: ConvHead, split: FeatureSplit, task: Task) -> SegmentationScores:
+    head.eval()
+    metrics = SegmentationMetrics(len(task.classes), task.ignore_index, split.labels.device)
+    with torch.no_grad():
+        for features, labels in zip(split.features.split(64), split.labels.split(64), strict=True):
+            scores = head(features)
+            metrics.update(predict_classes(scores), labels, segmentation_loss(scores, labels, task.ignore_index))
+    return SegmentationMetrics.compute(metrics.sums, len(task.classes))
