@@ -4,6 +4,7 @@
 
     RUN/
       config.yaml            the resolved config
+      rank0.pid              `kill -TERM $(cat RUN/rank0.pid)` saves and stops all ranks
       metrics.jsonl          scalars, one line a logged step
       tensorboard/           the same scalars, and pictures
       checkpoints/step-N/    see pretrain/checkpoint.py
@@ -11,6 +12,7 @@
       encoder.safetensors    the exported encoder, when the run is complete
 """
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -100,8 +102,9 @@ class Trainer:
         self._announce()
         if distributed.is_main():
             write_atomic(self.folder / "config.yaml", dump_config(config))
+            write_atomic(self.folder / "rank0.pid", str(os.getpid()))
         batches = self._batches()
-        clock = _Clock(self.stream)
+        clock = _Clock(self.stream, self.step)
         while self.step < steps:
             result = self._train_step(batches)
             stop = distributed.any_rank(self.stop_requested())
@@ -310,17 +313,15 @@ def _find_resume_point(folder: Path) -> tuple[Path | None, list[str]]:
 class _Clock:
     """Rates between two logged steps."""
 
-    def __init__(self, stream: TileStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: TileStream, step: int) -> None:
+        self._stream, self._step = stream, step
         self._time, self._waited = time.monotonic(), stream.wait_seconds
-        self._step: int | None = None
 
     def lap(self, step: int) -> tuple[float, float]:
         """(steps per second, share of the time spent waiting for data) since the last lap."""
         now, waited = time.monotonic(), self._stream.wait_seconds
-        steps = 1 if self._step is None else step - self._step
         seconds = max(now - self._time, 1e-9)
-        rates = steps / seconds, (waited - self._waited) / seconds
+        rates = (step - self._step) / seconds, (waited - self._waited) / seconds
         self._time, self._waited, self._step = now, waited, step
         return rates
 

@@ -119,6 +119,29 @@ class ShardReader:
         return index
 
 
+class TileDataset:
+    """A folder of shards as a sequence: ``dataset[i]`` is tile i, int16 (bands, height, width)."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+        self.manifest, self.keys = reader.manifest, reader.keys
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"tile {row} of {len(self)}")
+        out = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
+        self.reader.read([row % len(self)], out)
+        return out[0]
+
+
+def open_dataset(folder: str | Path, threads: int = 1) -> TileDataset:
+    """Open what `pack` made, for notebooks; raises ShardError where something is missing or damaged."""
+    return TileDataset(ShardReader(Path(folder), threads))
+
+
 def webdataset_decoder(manifest: Manifest) -> Callable[[str, bytes], np.ndarray | None]:
     """Decoder for any stock pipeline: ``wds.WebDataset(urls).decode(webdataset_decoder(manifest))``.
 

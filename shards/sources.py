@@ -46,7 +46,7 @@ def find_tiles(source: Path, sensor: str) -> list[TileSource]:
     """
     if not source.is_dir():
         raise SourceError(f"{source}: no such directory of tiles")
-    root = _tile_root(source, sensor)
+    root = tile_root(source, sensor)
     tiles = sorted(_spectralearth(source, root) or _any_tree(source, root))
     if not tiles:
         raise SourceError(f"{source}: no GeoTIFF tiles (expected <sensor>/<location>/<scene>.tif or *.tif)")
@@ -56,7 +56,7 @@ def find_tiles(source: Path, sensor: str) -> list[TileSource]:
     return tiles
 
 
-def _tile_root(source: Path, sensor: str) -> Path:
+def tile_root(source: Path, sensor: str) -> Path:
     """The folder that holds the tiles: the sensor's in SpectralEarth's layout, ``images`` in paired ones.
 
     A downstream dataset keeps its label tiles under the same names in a folder beside the sensor's.

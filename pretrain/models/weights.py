@@ -4,11 +4,14 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
+from pretrain.models.normalise import Normaliser
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
 from shards.atomic import write_atomic
@@ -80,6 +83,24 @@ def load_encoder(
     )
     load_strictly(encoder, weights, str(path))
     return encoder.eval(), description
+
+
+def encode(encoder: SpecViT, description: EncoderDescription, tiles: np.ndarray | Tensor) -> Tensor:
+    """Class-token features (B, D) float32 of int16 tiles (B, C, H, W), on the encoder's device.
+
+    Raises:
+        WeightsError: the tiles have another band count or size than the encoder.
+    """
+    device = next(encoder.parameters()).device
+    values = torch.as_tensor(tiles).to(device)
+    expected = (len(description.wavelength_nm), description.image_size, description.image_size)
+    if values.dim() != 4 or tuple(values.shape[1:]) != expected:
+        raise WeightsError(
+            f"tiles of shape {tuple(values.shape)}: this encoder takes (B, {', '.join(map(str, expected))})"
+        )
+    normalise = Normaliser(description.mu, description.sigma).to(device)
+    with torch.no_grad():
+        return encoder(normalise(values)).float()
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -1,0 +1,208 @@
+"""The whole path on a laptop, by the commands a user would type: `make demo`.
+
+Tiles -> shards and statistics -> MAE under ZeRO-3 on two processes, stopped half-way and resumed ->
+encoder file -> frozen and full fine-tuning against the untrained encoder -> a table.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from launch.runtime import STOPPED
+from shards.config import REPOSITORY
+from shards.errors import ForgeError, SourceError
+from shards.sources import tile_root
+
+SAMPLE = REPOSITORY / "demo" / "sample"
+SHORT = {
+    "sample": ["--locations", "10"],
+    "pretrain": ["train.steps=12", "log.every=2", "optim.warmup_steps=2", "log.validate_every=6"],
+    "finetune": ["frozen.steps=10", "frozen.validate_every=5", "full.steps=2", "full.validate_every=2"],
+}
+
+
+class DemoError(ForgeError):
+    """A stage that did not end as it should."""
+
+    exit_code = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all stages; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--tiles", type=Path, help="your own tiles instead of the synthetic sample")
+    parser.add_argument("--labels", type=Path, help="label tiles of the same names as --tiles")
+    parser.add_argument("--task", help="classes of the labels: a task's name or YAML file (default: codes as found)")
+    parser.add_argument("--short", action="store_true", help="a few steps only: shows that the path works")
+    arguments = parser.parse_args(argv)
+    begin = time.monotonic()
+    try:
+        run_demo(arguments.tiles, arguments.labels, arguments.task, arguments.short)
+    except ForgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    print(f"demo: done in {time.monotonic() - begin:.0f} s")
+    return 0
+
+
+def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool) -> None:
+    """All stages in order."""
+    name = "demo" if tiles is None else f"demo-{tiles.resolve().name}"
+    shards, run, evaluation = REPOSITORY / "demo" / f"shards-{name}", _run(name), _run(f"{name}-finetune")
+    _check_tiles(tiles, labels)
+    labelled = _labels_of(tiles, labels)
+    if tiles is None or labelled is None:
+        _stage("1/6", "making synthetic EnMAP-like tiles with labels")
+        _python("-m", "tools.sample_data", str(SAMPLE), *(SHORT["sample"] if short else []))
+    if tiles is not None:
+        _stage("1/6", f"taking the tiles of {tiles}")
+        if labelled is None:
+            print(f"{tiles} has no labels: pretraining uses it, the labelled task is the synthetic sample's")
+    _stage("2/6", "tiles to WebDataset shards, with per-band statistics")
+    _python("-m", "shards", "pack", str(tiles or SAMPLE), str(shards), "--tiles-per-shard", "8", "--max-bad", "0.1")
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.rmtree(evaluation, ignore_errors=True)
+    options = [f"run.dir={run}", f"data.shards={shards}", *(SHORT["pretrain"] if short else [])]
+    _stage("3/6", f"pretraining with DeepSpeed ZeRO-3 on {_processes()} processes, to be stopped half-way")
+    _pretrain_and_stop(run, options)
+    _stage("4/6", "the same command again: it resumes")
+    _expect(0, _start_pretraining(options).wait())
+    _stage("5/6", "evaluating the encoder, frozen and fully tuned, against an untrained one")
+    chosen = _evaluation_options(tiles, labelled, task)
+    _python(
+        *("launch/finetune.py", "--config", "configs/finetune/demo.yaml"),
+        *(f"run.dir={evaluation}", f"encoder={run / 'encoder.safetensors'}", *chosen),
+        *(SHORT["finetune"] if short else []),
+    )
+    _stage("6/6", "results")
+    _summary(tiles, run, evaluation, short)
+
+
+def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> None:
+    results = json.loads((evaluation / "results.json").read_bytes())
+    print((evaluation / "report.md").read_text(encoding="utf-8"))
+    if short:
+        print("A short demo: a few steps show that the path works, the scores mean nothing.")
+    if tiles is None:
+        print("The tiles are synthetic; the numbers above are what came out on this machine.")
+    elif results["synthetic"]:
+        print(f"Pretrained on {tiles}; the labelled tiles are synthetic.")
+    print(f"reconstruction picture: {run / 'reconstruction.png'}")
+    print(f"TensorBoard:            .venv/bin/tensorboard --logdir {run / 'tensorboard'}")
+    print(f"encoder:                {run / 'encoder.safetensors'}")
+
+
+def _pretrain_and_stop(run: Path, options: list[str]) -> None:
+    """Start, wait for half of the steps, send SIGTERM to one rank as a cluster would, expect a saved stop."""
+    process = _start_pretraining(options)
+    steps = None
+    while process.poll() is None:
+        time.sleep(0.2)
+        if steps is None and (run / "config.yaml").exists():
+            steps = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"]
+        if steps and _last_step(run) >= steps // 2:
+            print(f"demo: sending SIGTERM to rank 0 after step {_last_step(run)}", flush=True)
+            os.kill(int((run / "rank0.pid").read_text()), signal.SIGTERM)
+            break
+    _expect(STOPPED, process.wait())
+
+
+def _start_pretraining(options: list[str]) -> subprocess.Popen:
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(_processes())]
+    command = [*launcher, "launch/pretrain.py", "--config", "configs/pretrain/mae/demo.yaml", *options]
+    print("$ deepspeed " + " ".join(command[1:]), flush=True)
+    environment = os.environ | ({} if _gpus() else {"DS_ACCELERATOR": "cpu"})
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+
+
+def _processes() -> int:
+    """Two, but no more than there are GPUs where there are any: two processes can't share one under NCCL."""
+    return min(2, _gpus()) or 2
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _check_tiles(tiles: Path | None, labels: Path | None) -> None:
+    if labels is not None and tiles is None:
+        raise SourceError("LABELS needs TILES: label tiles have the names of the image tiles")
+    for folder in (tiles, labels):
+        if folder is not None and not folder.is_dir():
+            raise SourceError(f"{folder}: no such directory")
+
+
+def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
+    if labels is None and tiles is not None and (tiles / "labels").is_dir():
+        return tiles / "labels"
+    return labels
+
+
+def _evaluation_options(tiles: Path | None, labels: Path | None, task: str | None) -> list[str]:
+    """What replaces the sample in configs/finetune/demo.yaml where the user's tiles have labels."""
+    if tiles is None or labels is None:
+        return []
+    splits = tiles / "splits"
+    return [
+        f"task={task or _task_from_codes(labels)}",
+        f"data.images={tile_root(tiles, 'enmap')}",
+        f"data.labels={labels}",
+        f"data.splits={splits if splits.is_dir() else 'null'}",
+    ]
+
+
+def _task_from_codes(labels: Path) -> str:
+    """A task file with a class per code that occurs; 0 and 255 are taken as "unlabelled"."""
+    import numpy as np
+
+    from shards.geotiff import read_mask
+
+    paths = sorted(path for path in labels.rglob("*") if path.suffix.lower() in (".tif", ".tiff"))
+    codes = sorted({int(code) for path in paths for code in np.unique(read_mask(path))} - {0, 255})
+    if len(codes) < 2:
+        raise SourceError(f"{labels}: fewer than two classes in {len(paths)} label tiles")
+    classes = [{"code": code, "name": f"class {code}", "colour": "#808080"} for code in codes]
+    document = {"name": labels.parent.name, "description": f"Codes found in {labels.name}/", "classes": classes}
+    path = REPOSITORY / "demo" / f"task-{labels.parent.name}.yaml"
+    path.write_text(yaml.safe_dump(document | {"ignore": [0, 255]}, sort_keys=False), encoding="utf-8")
+    return str(path)
+
+
+def _run(name: str) -> Path:
+    return REPOSITORY / "runs" / name
+
+
+def _last_step(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+
+def _python(*command: str) -> None:
+    print("$ python " + " ".join(command), flush=True)
+    _expect(0, subprocess.run([sys.executable, *command], cwd=REPOSITORY).returncode)
+
+
+def _expect(code: int, got: int) -> None:
+    if got != code:
+        raise DemoError(f"the command above ended with exit code {got}, expected {code}")
+
+
+def _stage(number: str, text: str) -> None:
+    print(f"\n=== {number} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
