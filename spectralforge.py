@@ -1,23 +1,12 @@
 """SpectralForge for notebooks: open a folder of shards, load an exported encoder, encode tiles.
 
 >>> import spectralforge
->>> encoder, description = spectralforge.load_encoder("runs/demo/encoder.safetensors")
->>> features = spectralforge.encode(encoder, description, tiles)   # int16 tiles in, (B, D) out
+>>> tiles = spectralforge.open_dataset("demo/shards-demo")
+>>> encoder, description = spectralforge.load_encoder("encoder.safetensors")
+>>> features = spectralforge.encode(encoder, description, tiles[0][None])  # (1, D)
 """
 
-from typing import Any
+from pretrain.models import encode, load_encoder
+from shards.reader import open_dataset
 
 __all__ = ["encode", "load_encoder", "open_dataset"]
-
-
-def __getattr__(name: str) -> Any:
-    # Resolved on first use: reading shards must not load torch.
-    if name == "open_dataset":
-        from shards.reader import open_dataset as found
-    elif name in ("encode", "load_encoder"):
-        import pretrain.models
-
-        found = getattr(pretrain.models, name)
-    else:
-        raise AttributeError(f"module 'spectralforge' has no attribute '{name}'")
-    return found

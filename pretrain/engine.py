@@ -121,10 +121,15 @@ class ZeroEngine:
         total = torch.zeros((), device=distributed.device())
         for loss in losses:
             self.deepspeed.backward(loss)
+            if self.config.zero_stage == 0:  # stage 0 clips without telling the norm
+                gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm(gradients)
             self.deepspeed.step()
             total += loss.detach()
         self._move_batch_norms()
-        return StepResult(total / self.accumulation, float(self.deepspeed.get_global_grad_norm()))
+        if self.config.zero_stage > 0:
+            norm = self.deepspeed.get_global_grad_norm()
+        return StepResult(total / self.accumulation, float(norm))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, with the weights gathered by ZeRO and under the configured precision."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.transform import from_origin
+from rasterio.transform import Affine
 
 NODATA = -32768
 BANDS = 202
-GRID = from_origin(366015.0, 5809965.0, 30.0, 30.0)
+GRID = Affine(30.0, 0.0, 366015.0, 0.0, -30.0, 5809965.0)
 ARCHIVE = {
     "0000017": ("00003", "05120"),
     "0000231": ("00003",),

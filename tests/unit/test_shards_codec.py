@@ -110,7 +110,7 @@ def test_the_codec_is_registered_with_numcodecs_for_programs_that_never_import_u
         {"id": "spectral_delta"},  # product bug: KeyError
         {"id": "spectral_delta", "compressor": {"id": "unheard-of"}},  # product bug: UnknownCodecError
         {"id": "spectral_delta", "compressor": {}},  # product bug
-        {"id": "spectral_delta", "compressor": FAST.get_config()["compressor"], "more": 1},
+        {"id": "spectral_delta", "compressor": FAST.get_config()["compressor"], "more": 1},  # product bug: ignored
     ],
     ids=["nothing", "another codec", "no compressor", "unknown compressor", "empty compressor", "more keys"],
 )

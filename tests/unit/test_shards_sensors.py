@@ -69,7 +69,7 @@ def test_table_equals_the_characterisation_of_the_product(enmap, enmap_l2a):
 
 
 def test_unknown_sensor_is_refused_and_the_known_one_named():
-    with pytest.raises(ConfigError, match="'prisma'.*enmap"):
+    with pytest.raises(ConfigError, match=r"'prisma'.*enmap"):
         get_sensor("prisma")
 
 

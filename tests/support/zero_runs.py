@@ -1,0 +1,55 @@
+"""Run many training jobs in one process group: `python zero_runs.py JOBS.json`, as every rank.
+
+A job is {"dir", "config", "overrides", "stop_at", "copy_from", "probe"}: train in ``dir``, stopping after
+``stop_at`` steps where that is given, from a copy of ``copy_from``'s folder. The error of a job that fails
+goes to ``dir/error.txt``; with ``probe``, the dtypes of weights and buffers go to ``dir/dtypes.json``.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from launch import runtime
+from pretrain.config import PretrainConfig
+from shards.config import load_config
+from shards.errors import ForgeError
+
+
+def run_job(job: dict) -> None:
+    from pretrain import distributed
+    from pretrain.trainer import Trainer
+
+    folder = Path(job["dir"])
+    if distributed.is_main() and job.get("copy_from"):
+        shutil.copytree(job["copy_from"], folder)
+    distributed.barrier()
+    config = load_config(job["config"], [f"run.dir={folder}", *job.get("overrides", [])], PretrainConfig)
+    try:
+        trainer = Trainer(config, lambda: trainer.step == job.get("stop_at"))
+        if job.get("probe"):
+            module = trainer.engine.module
+            dtypes = {name: str(tensor.dtype) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+            (folder / "dtypes.json").write_text(json.dumps(dtypes))
+        trainer.fit()
+    except ForgeError as error:
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(str(error))
+
+
+def main() -> None:
+    runtime.prepare_environment(threads=1)
+    runtime.prepare_torch(threads=1)
+    from pretrain.engine import init_distributed
+
+    init_distributed()
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run_job(job)
+    runtime.end_process(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""Reading shards back: exact values, and every kind of damage as one line that names the file."""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiles import write_archive
+
+from shards.build import PackConfig, pack
+from shards.errors import ShardError
+from shards.manifest import MANIFEST
+from shards.reader import ShardReader, webdataset_decoder
+
+SHARD, INDEX = "shard-000001.tar", "shard-000001.index.json"
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Ten tiles in three shards, and their values by key."""
+    folder = tmp_path_factory.mktemp("reader")
+    values = write_archive(folder / "source")
+    pack(folder / "source", folder / "shards", PackConfig(tiles_per_shard=3))
+    return folder / "shards", values
+
+
+@pytest.fixture
+def copy(packed, tmp_path):
+    return Path(shutil.copytree(packed[0], tmp_path / "shards"))
+
+
+@pytest.fixture
+def opened(request):
+    """Open readers that are closed when the test ends."""
+
+    def _open(folder, threads=1):
+        reader = ShardReader(folder, threads)
+        request.addfinalizer(reader.close)
+        return reader
+
+    return _open
+
+
+def _read(reader, rows):
+    out = np.full((len(rows), *reader.tile_shape), 12345, np.int16)
+    reader.read(rows, out)
+    return out
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_values_are_exact_in_any_order_and_repeated(packed, opened, threads):
+    folder, values = packed
+    reader = opened(folder, threads)
+    rows = np.random.default_rng(0).integers(0, len(reader), 64)
+    for row, tile in zip(rows, _read(reader, rows), strict=True):
+        np.testing.assert_array_equal(tile, values[reader.keys[row]])
+
+
+def test_rows_are_the_tiles_of_the_manifest_with_their_locations(packed, opened):
+    folder, values = packed
+    reader = opened(folder)
+    assert len(reader) == len(set(reader.keys)) == reader.manifest.tiles == 10
+    assert set(reader.keys) == values.keys()
+    assert reader.locations == [key.split("_")[0] for key in reader.keys]
+    assert reader.tile_shape == (202, 8, 8)
+
+
+# product bug for threads > 1: the longer of the two is cut without a word
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_buffer_of_another_length_is_refused(packed, opened, threads, rows):
+    reader = opened(packed[0], threads)
+    with pytest.raises(ValueError):
+        reader.read(range(rows), np.empty((2, *reader.tile_shape), np.int16))
+
+
+@pytest.mark.parametrize("row", [10, 99])
+def test_a_row_beyond_the_end_is_refused(packed, opened, row):
+    reader = opened(packed[0])
+    with pytest.raises(IndexError):
+        _read(reader, [row])
+
+
+def _open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to count open files")
+def test_each_shard_is_opened_once_and_closed_at_the_end(packed):
+    before = _open_files()
+    reader = ShardReader(packed[0])
+    for _ in range(3):
+        _read(reader, range(10))
+    assert _open_files() == before + 3
+    reader.close()
+    assert _open_files() == before
+
+
+def test_the_limit_of_open_files_is_raised_where_it_is_too_low(packed, opened):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        opened(packed[0])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (259, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _refusal(action):
+    with pytest.raises(ShardError) as caught:
+        action()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("length", [0, 512, 20000, -1])
+def test_a_truncated_tar_is_refused_when_the_folder_is_opened(copy, length):
+    tar = copy / SHARD
+    os.truncate(tar, length if length >= 0 else tar.stat().st_size - 1)
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{tar}: ")
+
+
+def test_a_missing_tar_is_refused_when_the_folder_is_opened(copy):
+    (copy / SHARD).unlink()
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / SHARD}: missing")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_tar_that_is_cut_while_it_is_read_names_the_tile(copy, opened, threads):
+    reader = opened(copy, threads)
+    os.truncate(copy / SHARD, 20000)
+    row = next(row for row in range(10) if reader.keys[row] in json.loads((copy / INDEX).read_text())["key"])
+    message = _refusal(lambda: _read(reader, [row]))
+    assert message.startswith(f"{copy / SHARD}: tile '{reader.keys[row]}' is cut short")
+
+
+def test_a_tar_that_vanishes_before_it_is_read_is_named(copy, opened):
+    reader = opened(copy)
+    (copy / SHARD).unlink()
+    assert str(copy / SHARD) in _refusal(lambda: _read(reader, range(10)))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_a_flipped_bit_in_a_tile_names_the_tile(copy, opened, threads, where):
+    index = json.loads((copy / INDEX).read_text())
+    key, begin, length = (index[name][1] for name in ("key", "offset", "length"))
+    position = begin + {"first": 0, "middle": length // 2, "last": length - 1}[where]
+    with open(copy / SHARD, "r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+    reader = opened(copy, threads)
+    message = _refusal(lambda: _read(reader, range(10)))
+    assert message.startswith(f"{copy / SHARD}: tile '{key}' fails its checksum")
+    intact = [row for row in range(10) if reader.keys[row] != key]
+    _read(reader, intact)
+
+
+@pytest.mark.parametrize("name", [INDEX, MANIFEST])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_description_is_refused(copy, name, share):
+    path = copy / name
+    os.truncate(path, int(path.stat().st_size * share))
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", [INDEX, MANIFEST])
+def test_a_missing_description_is_refused(copy, name):
+    (copy / name).unlink()
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: missing")
+
+
+def test_a_missing_folder_is_refused_and_the_command_that_makes_it_named(tmp_path):
+    message = _refusal(lambda: ShardReader(tmp_path / "absent"))
+    assert str(tmp_path / "absent") in message
+    assert "python -m shards pack" in message
+
+
+@pytest.mark.parametrize("name", [INDEX, MANIFEST])
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '"tiles"', '{"format": 1}', "\xff\xfe"])
+def test_a_description_that_says_something_else_is_refused(copy, name, text):
+    (copy / name).write_bytes(text.encode("latin-1"))
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: ")
+
+
+def _edit(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.mark.parametrize("name", [INDEX, MANIFEST])
+@pytest.mark.parametrize("number", [0, 2, "1", None])
+def test_another_format_number_is_refused_and_named(copy, name, number):
+    _edit(copy / name, lambda data: data.update(format=number))
+    message = _refusal(lambda: ShardReader(copy))
+    assert message.startswith(f"{copy / name}: format {number}, this version reads 1")
+
+
+@pytest.mark.parametrize("name", [INDEX, MANIFEST])
+@pytest.mark.parametrize("key", ["format", "sums"])
+def test_a_description_without_a_key_is_refused(copy, name, key):
+    _edit(copy / name, lambda data: data.pop(key))
+    message = _refusal(lambda: ShardReader(copy))
+    assert message.startswith(f"{copy / name}: ")
+    assert key in message
+
+
+def test_an_edited_index_is_refused(copy):
+    _edit(copy / INDEX, lambda data: data["location"].reverse())
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / INDEX}: ")
+
+
+def test_the_index_of_another_pack_is_refused(copy):
+    shutil.copy(copy / "shard-000000.index.json", copy / INDEX)
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / INDEX}: ")
+
+
+def _more_tiles(data):
+    data["shards"][0]["tiles"] += 1
+
+
+def _fewer_tiles(data):
+    data["shards"][0]["tiles"] -= 1
+
+
+def _another_shape(data):
+    data["tile_shape"] = [202, 9, 9]
+
+
+def _flat_shape(data):
+    data["tile_shape"] = [202, 64]
+
+
+def _another_codec(data):
+    data["codec"]["compressor"]["id"] = "blosk"
+
+
+def _no_compressor(data):
+    del data["codec"]["compressor"]
+
+
+def _another_hash(data):
+    data["content_hash"] = hashlib.sha256(b"").hexdigest()
+
+
+# product bugs: the manifest is believed where the index or its own content hash contradicts it
+@pytest.mark.parametrize(
+    "change",
+    [_more_tiles, _fewer_tiles, _another_shape, _flat_shape, _another_codec, _no_compressor, _another_hash],
+)
+def test_a_manifest_that_contradicts_its_shards_is_refused(copy, change):
+    _edit(copy / MANIFEST, change)
+    message = _refusal(lambda: _read(ShardReader(copy), range(10)))
+    assert str(copy) in message
+
+
+def _tile_regions(folder):
+    for path in sorted(folder.glob("*.index.json")):
+        index = json.loads(path.read_text())
+        for begin, length in zip(index["offset"], index["length"], strict=True):
+            yield folder / index["shard"], begin, length
+
+
+def _key_regions(path):
+    """Each top-level key of a JSON file with its value: long lists shall not draw all the damage."""
+    text = path.read_bytes()
+    begins = [match.start() for match in re.finditer(rb'^ "', text, re.MULTILINE)]
+    return [(path, begin, end - begin) for begin, end in zip(begins, [*begins[1:], len(text)], strict=True)]
+
+
+def _regions(folder, what):
+    if what == "tiles":
+        return list(_tile_regions(folder))
+    paths = sorted(folder.glob("*.index.json")) if what == "index" else [folder / MANIFEST]
+    return [region for path in paths for region in _key_regions(path)]
+
+
+def _outcome(folder, values):
+    """None where the damage was found or does no harm; what happened otherwise."""
+    try:
+        reader = ShardReader(folder)
+        try:
+            tiles = _read(reader, range(len(reader)))
+        finally:
+            reader.close()
+    except ShardError as error:
+        return None if len(str(error).splitlines()) == 1 else "more than one line"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if set(reader.keys) != values.keys():
+        return "other keys"
+    if any(not np.array_equal(tile, values[key]) for key, tile in zip(reader.keys, tiles, strict=True)):
+        return "wrong tile"
+    return None
+
+
+# product bugs for the manifest: see the test above
+@pytest.mark.parametrize(("what", "count"), [("tiles", 40), ("index", 40), ("manifest", 200)])
+def test_a_random_wrong_byte_is_found_or_does_no_harm(copy, packed, what, count):
+    rng = np.random.default_rng(7)
+    regions, bad = _regions(copy, what), []
+    for _ in range(count):
+        path, begin, length = regions[rng.integers(len(regions))]
+        position = begin + int(rng.integers(length))
+        intact = path.read_bytes()
+        old = intact[position]
+        likely = b"0123456789" if 48 <= old <= 57 else bytes(range(256))
+        new = int(rng.choice([byte for byte in likely if byte != old]))
+        path.write_bytes(intact[:position] + bytes([new]) + intact[position + 1 :])
+        if outcome := _outcome(copy, packed[1]):
+            line = intact[:position].count(b"\n") + 1
+            bad.append(f"{path.name}:{line} byte {position} {old:#x} -> {new:#x}: {outcome}")
+        path.write_bytes(intact)
+    assert bad == []
+
+
+def test_the_webdataset_decoder_leaves_other_members_alone_and_refuses_half_a_tile(packed, opened):
+    reader = opened(packed[0])
+    decode = webdataset_decoder(reader.manifest)
+    assert decode("0000017_00003.json", b"{}") is None
+    path, begin, length = next(_tile_regions(packed[0]))
+    encoded = path.read_bytes()[begin : begin + length]
+    np.testing.assert_array_equal(decode("x.tile", encoded), packed[1][reader.keys[0]])
+    with pytest.raises(ShardError):
+        decode("x.tile", encoded[: length // 2])
+
+
+def test_a_message_names_the_folder_as_the_user_wrote_it(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    (copy / SHARD).unlink()
+    assert re.match(rf"shards/{SHARD}: ", _refusal(lambda: ShardReader(Path("shards"))))
