@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.models.batchnorm import GroupedBatchNorm
+from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.vit import SpecViT
 
 
@@ -27,25 +27,28 @@ class ConvHead(nn.Module):
         stages = patch_size.bit_length() - 1
         if 2**stages != patch_size or stages == 0:
             raise ValueError(f"the head needs a patch size of 2, 4, 8, ..., not {patch_size}")
-        self.stages = stages
+        self.stages, self.bn_group = stages, bn_group
         self.segmentation_conv = nn.Module()  # the published Sequential: upsampling and ReLU take numbers too
         for stage in range(stages):
             last = stage == stages - 1
             width = classes if last else 128 >> stage
             self.segmentation_conv.add_module(str(4 * stage + 1), nn.Conv2d(features, width, 3, padding=1))
             if not last:
-                self.segmentation_conv.add_module(str(4 * stage + 2), GroupedBatchNorm(width, bn_group))
+                self.segmentation_conv.add_module(str(4 * stage + 2), GroupedBatchNorm(width))
             features = width
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature map (B, D, g, g) to class scores (B, classes, g * patch_size, g * patch_size)."""
+        return by_groups(self._scores, x, self.bn_group if self.training else None)
+
+    def _scores(self, x: Tensor) -> Tensor:
         for stage in range(self.stages):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             convolution = cast(nn.Conv2d, self.segmentation_conv.get_submodule(str(4 * stage + 1)))
             x = convolution(x.to(convolution.weight.dtype))
             if stage < self.stages - 1:
                 norm = self.segmentation_conv.get_submodule(str(4 * stage + 2))
-                x = F.relu(norm(x.flatten(2), len(x)).view_as(x))
+                x = F.relu(norm(x.flatten(2)).view_as(x))
         return x
 
 

@@ -32,13 +32,21 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("source", type=Path, help="directory of tiles, e.g. one that holds enmap/<location>/<scene>.tif")
     pack.add_argument("dest", type=Path, help="folder of shards; the same command continues an interrupted one")
     pack.add_argument("--sensor", default="enmap", help="whose bands the tiles have (default: %(default)s)")
-    pack.add_argument("--size", type=int, help="tile height and width in pixels (default: the commonest)")
-    pack.add_argument("--tiles-per-shard", type=int, default=320, help="default: %(default)s, about 1 GB")
+    pack.add_argument("--size", type=_positive, help="tile height and width in pixels (default: the commonest)")
+    pack.add_argument("--tiles-per-shard", type=_positive, default=320, help="default: %(default)s, about 1 GB")
     pack.add_argument("--seed", type=int, default=0, help="of the order of locations (default: %(default)s)")
-    pack.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    pack.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
     pack.add_argument("--max-bad", type=float, default=0.01, help="allowed share of bad tiles (default: %(default)s)")
     pack.set_defaults(run=_pack)
     return parser
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0; argparse makes one line of the error."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 def _pack(arguments: argparse.Namespace) -> int:

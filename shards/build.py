@@ -8,20 +8,25 @@ else is written anew after a kill. The manifest is written last: a folder withou
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
 from shards.atomic import TEMPORARY, atomic_open, write_atomic
 from shards.codec import FAST
 from shards.config import ConfigModel
-from shards.errors import ShardError, SourceError, TooManyBadTiles
+from shards.errors import PackStopped, ShardError, SourceError, TooManyBadTiles
 from shards.geotiff import tile_size
 from shards.manifest import (
     FORMAT,
@@ -49,8 +54,8 @@ class PackConfig(ConfigModel):
     """What fixes the bytes of the result. ``size`` in pixels; None takes the commonest among the tiles."""
 
     sensor: str = "enmap"
-    size: int | None = None
-    tiles_per_shard: int = 320  # about 1 GB of 202x128x128 tiles
+    size: Annotated[int, Field(gt=0)] | None = None
+    tiles_per_shard: Annotated[int, Field(gt=0)] = 320  # about 1 GB of 202x128x128 tiles
     seed: int = 0
 
 
@@ -78,10 +83,9 @@ def pack(source: Path, dest: Path, config: PackConfig, workers: int = 1, max_bad
     sensor = get_sensor(config.sensor)
     tiles = find_tiles(source, sensor.name)
     size = config.size or _common_size(source, tiles)
-    written = 0
-    if not _is_finished(dest, _plan(source, tiles, config, size)):
-        cut = cut_shards(tiles, config.tiles_per_shard, config.seed)
-        written = _write_missing(source, dest, cut, sensor, size, workers)
+    _begin(dest, _plan(source, tiles, config, size))
+    cut = cut_shards(tiles, config.tiles_per_shard, config.seed)
+    written = _write_missing(source, dest, cut, sensor, size, workers)
     rejected = [bad for index in _indexes(dest) for bad in index.rejected]
     share = len(rejected) / len(tiles)
     if share > max_bad:
@@ -117,23 +121,22 @@ def _plan(source: Path, tiles: list[TileSource], config: PackConfig, size: int) 
     return {"format": FORMAT, "options": options, "tiles": len(tiles), "listing": listing.hexdigest()}
 
 
-def _is_finished(dest: Path, plan: dict) -> bool:
-    """Whether ``dest`` is complete; begins or continues the work otherwise."""
+def _begin(dest: Path, plan: dict) -> None:
+    """Record the work in an empty ``dest``, or make sure that it's the work begun there."""
     path = dest / PLAN
     if not path.exists():
-        if dest.exists() and any(dest.iterdir()):
+        if dest.exists() and any(not name.name.endswith(TEMPORARY) for name in dest.iterdir()):
             raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
         dest.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(plan, indent=1) + "\n")
-        return False
+        return
     try:
-        begun = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        begun = dict(json.loads(path.read_bytes()))
+    except (OSError, TypeError, ValueError):
         raise ShardError(f"{path}: can't be read; remove {dest} and pack again") from None
     if begun != plan:
         what = "options" if begun.get("options") != plan["options"] else "tiles"
         raise ShardError(f"{dest}: was packed from other {what}; choose another folder or remove this one")
-    return (dest / MANIFEST).exists()
 
 
 def _common_size(source: Path, tiles: list[TileSource]) -> int:
@@ -149,29 +152,56 @@ def _write_missing(
     source: Path, dest: Path, cut: list[list[TileSource]], sensor: Sensor, size: int, workers: int
 ) -> int:
     for leftover in dest.glob(f"*{TEMPORARY}"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
     missing = {dest / f"shard-{i:06d}.tar": tiles for i, tiles in enumerate(cut)}
     missing = {tar: tiles for tar, tiles in missing.items() if not _is_whole(tar)}
+    if not missing:
+        return 0
+    (dest / MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is whole
     total = sum(len(tiles) for tiles in cut)
     done = total - sum(len(tiles) for tiles in missing.values())
+    jobs = [(tar, source, tiles, sensor, size, FAST) for tar, tiles in missing.items()]
+    with tqdm(total=total, initial=done, unit="tile", desc="pack", mininterval=1.0) as bar:
+        for written in _run(jobs, workers):
+            bar.update(written)
+    return len(missing)
+
+
+def _run(jobs: list[tuple], workers: int) -> Iterator[int]:
+    """Write shards, one a job, and yield each one's number of source tiles as it is done."""
+    if workers == 1:  # no processes: also works in a notebook
+        for job in jobs:
+            index = write_shard(*job)
+            yield len(index.key) + len(index.rejected)
+        return
     # "spawn": forking a process that holds GDAL or numcodecs threads is not safe
     context = multiprocessing.get_context("spawn")
-    with (
-        tqdm(total=total, initial=done, unit="tile", desc="pack", mininterval=1.0) as bar,
-        ProcessPoolExecutor(max(1, min(workers, len(missing))), mp_context=context) as pool,
-    ):
-        jobs = {
-            pool.submit(write_shard, tar, source, tiles, sensor, size, FAST): len(tiles)
-            for tar, tiles in missing.items()
-        }
+    with ProcessPoolExecutor(max(1, min(workers, len(jobs))), context, _end_with_parent) as pool:
+        running = [pool.submit(write_shard, *job) for job in jobs]
         try:
-            for job in as_completed(jobs):
-                job.result()
-                bar.update(jobs[job])
+            for done in as_completed(running):
+                index = done.result()
+                yield len(index.key) + len(index.rejected)
+        except BrokenProcessPool:
+            raise PackStopped(
+                "a worker process died (killed, perhaps out of memory): finished shards are kept, "
+                "the same command continues; use fewer --workers if it dies again"
+            ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return len(missing)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when pack is killed, instead of waiting for ever on a queue that nobody fills."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_whole(tar: Path) -> bool:
@@ -225,4 +255,4 @@ def _write_manifest(dest: Path, sensor: Sensor, size: int) -> None:
     for name, values in (("mu.npy", manifest.mu), ("sigma.npy", manifest.sigma)):
         with atomic_open(dest / name) as file:
             np.save(file, values, allow_pickle=False)
-    write_atomic(dest / MANIFEST, to_json(manifest))
+    write_atomic(dest / MANIFEST, to_json(manifest.sealed()))

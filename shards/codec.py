@@ -41,10 +41,22 @@ class SpectralDelta(Codec):
 
         Raises:
             ShardError: the bytes do not hold a tile of this shape.
+            ValueError: ``out`` can't be filled in place.
         """
+        if out.dtype != np.int16 or not out.flags.c_contiguous:
+            raise ValueError(f"expected a C-contiguous int16 buffer, got {out.dtype} with strides {out.strides}")
+        target = out.reshape(-1).view(np.uint8)
         try:
-            size = len(self._packer.decode(data, out=out.reshape(-1).view(np.uint8)))
-        except (RuntimeError, ValueError) as error:
+            if isinstance(self._packer, Blosc):  # in place; of a shorter content it would fill the front alone
+                size = int.from_bytes(data[4:8], "little")
+                if size == out.nbytes:
+                    self._packer.decode(data, out=target)
+            else:
+                decoded = np.frombuffer(self._packer.decode(data), dtype=np.uint8)
+                size = decoded.nbytes
+                if size == out.nbytes:
+                    target[:] = decoded
+        except Exception as error:  # every compressor has errors of its own
             raise ShardError(f"does not decode: {error}") from None
         if size != out.nbytes:
             raise ShardError(f"decodes to {size} bytes where {out.nbytes} were expected")
@@ -61,9 +73,13 @@ register_codec(SpectralDelta)
 
 def build_codec(config: dict[str, Any]) -> SpectralDelta:
     """The codec that a manifest describes; raises ShardError for one that this version doesn't know."""
-    if config.get("id") != SpectralDelta.codec_id:
+    try:
+        codec = get_codec(dict(config))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"tile codec {config}: this version can't build it: {error}") from None
+    if not isinstance(codec, SpectralDelta):
         raise ShardError(f"unknown tile codec '{config.get('id')}': this version decodes {SpectralDelta.codec_id}")
-    return SpectralDelta(config["compressor"])
+    return codec
 
 
 FAST = SpectralDelta(Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE).get_config())

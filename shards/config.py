@@ -50,25 +50,32 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[Schema]
 
 def dump_config(config: ConfigModel) -> str:
     """The resolved config as YAML, in the order of the schema."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that _Loader would read as a number."""
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses duplicate keys."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)
+    keys: list[Any] = []
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in keys:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+        keys.append(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -81,7 +88,8 @@ def _parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        reason = str(getattr(error, "problem", error)).splitlines()[0]
+        raise ConfigError(f"{where}{line}: not valid YAML: {reason}") from None
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -144,7 +152,7 @@ def _substitute(value: Any, where: str) -> Any:
 def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
     """One line for the first error, with the nearest key where a key was unknown."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -159,15 +167,13 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
 
 def _suggest(key: str, schema: type[ConfigModel]) -> str:
     known = list(_keys(schema, ""))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # perhaps the right name in the wrong section
-        last = key.rsplit(".", 1)[-1]
-        by_last = {name.rsplit(".", 1)[-1]: name for name in known}
-        near = [by_last[name] for name in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    section = key.rpartition(".")[0]
+    section, _, last = key.rpartition(".")
     siblings = [name for name in known if name.rpartition(".")[0] == section]
+    # the right name in another section, then a misspelt one here, then a misspelt one elsewhere
+    for names, cutoff in ((known, 1.0), (siblings, 0.6), (known, 0.6)):
+        by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
+        if near := difflib.get_close_matches(last, by_last, n=1, cutoff=cutoff):
+            return f"; did you mean '{by_last[near[0]]}'?"
     return f"; known here: {', '.join(siblings or known)}"
 
 

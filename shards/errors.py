@@ -26,6 +26,12 @@ class ShardError(ForgeError):
     """A shard, index or manifest that is missing, damaged or of another format."""
 
 
+class PackStopped(ForgeError):
+    """Sharding was cut off; what is finished stays."""
+
+    exit_code = 1
+
+
 class TooManyBadTiles(ForgeError):
     """More than the allowed share of the tiles was unusable."""
 

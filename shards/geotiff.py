@@ -72,10 +72,11 @@ def read_mask(path: Path) -> np.ndarray:
             stored = file.read(1)
     except (RasterioError, OSError, ValueError) as error:
         raise TileError(f"{path}: not a readable label GeoTIFF ({_first_line(error)})") from None
-    codes = np.nan_to_num(stored, nan=-1).astype(np.int64) if stored.dtype.kind == "f" else stored.astype(np.int64)
-    if stored.dtype.kind == "f" and not np.array_equal(codes, np.nan_to_num(stored, nan=-1)):
-        raise TileError(f"{path}: label codes must be whole numbers")
-    return codes
+    if stored.dtype.kind == "f":
+        stored = np.where(np.isnan(stored), -1, stored)
+        if not np.all(np.isfinite(stored) & (stored == np.rint(stored))):
+            raise TileError(f"{path}: label codes must be whole numbers")
+    return stored.astype(np.int64)
 
 
 def tile_size(path: Path) -> int | None:
@@ -95,15 +96,16 @@ def _open(path: Path) -> Any:
 
 def _wavelengths(file: Any) -> list[float] | None:
     """Band centres in nm from the per-band tags, in file order; None where no band has one."""
-    found = []
+    found, without = [], []
     for band in file.indexes:
         tags = file.tags(band)
-        if "wavelength" not in tags:
-            break
-        unit = tags.get("wavelength_units", "Nanometers").lower()
-        found.append(float(tags["wavelength"]) * (1000.0 if unit.startswith("micro") else 1.0))
-    if found and len(found) != file.count:
-        raise TileError(f"band {len(found) + 1} has no wavelength tag while others have one")
+        if "wavelength" in tags:
+            unit = tags.get("wavelength_units", "Nanometers").lower()
+            found.append(float(tags["wavelength"]) * (1000.0 if unit.startswith("micro") else 1.0))
+        else:
+            without.append(band)
+    if found and without:
+        raise TileError(f"band {without[0]} has no wavelength tag while others have one")
     return found or None
 
 

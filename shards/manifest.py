@@ -95,6 +95,12 @@ class Manifest(ConfigModel):
     std: list[float]
     sums: Sums
     shards: list[ShardEntry]
+    checksum: str = ""  # SHA-256 of all the rest as JSON
+
+    def sealed(self) -> "Manifest":
+        """The same with its checksum."""
+        text = json.dumps(self.model_dump(exclude={"checksum"}), sort_keys=True)
+        return self.model_copy(update={"checksum": hashlib.sha256(text.encode()).hexdigest()})
 
     @property
     def mu(self) -> np.ndarray:
@@ -153,4 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder; raises ShardError where there is none."""
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder of shards; make one with `python -m shards pack SOURCE {folder}`")
-    return read_json(folder / MANIFEST, Manifest)
+    manifest = read_json(folder / MANIFEST, Manifest)
+    if manifest.checksum != manifest.sealed().checksum:
+        raise ShardError(f"{folder / MANIFEST}: damaged: its checksum does not fit; remove it and pack again")
+    return manifest

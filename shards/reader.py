@@ -68,6 +68,8 @@ class ShardReader:
         Raises:
             ShardError: a tile's bytes are not what was written; the line names shard and key.
         """
+        if len(rows) != len(out):
+            raise ValueError(f"{len(rows)} rows for a buffer of {len(out)} tiles")
         if self._pool is None:
             for row, target in zip(rows, out, strict=True):
                 self._read_one(int(row), target)

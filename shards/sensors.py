@@ -82,7 +82,7 @@ class Sensor:
                 f"or {len(self.product_wavelength_nm)} (full product)"
             )
         off = np.abs(centres - np.asarray(expected))
-        if off.max() > MATCH_TOLERANCE_NM:
+        if not off.max() <= MATCH_TOLERANCE_NM:  # NaN too
             worst = int(off.argmax())
             raise TileError(
                 f"wavelengths are not {self.name}'s: {centres[worst]:.1f} nm instead of {expected[worst]:.1f} nm"

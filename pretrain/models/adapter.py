@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.models.batchnorm import GroupedBatchNorm
+from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 
 CHANNELS = 128
 """Features per pixel that the adapter hands to the trunk."""
@@ -31,7 +31,10 @@ class SpectralConv(nn.Module):
         # Three dimensions, not five: conv1d is twice as fast on CPU, and cuDNN's conv3d has slow and
         # memory-hungry bf16 paths in several releases.
         weight = self.weight.flatten(2)
-        return F.conv1d(x.to(weight.dtype), weight, self.bias, stride=self.stride, padding=1)
+        # In training a batch norm follows, which takes any bias out again: the bias's gradient is zero but
+        # for rounding, and Adam would blow that noise up to full steps. Here it is zero exactly.
+        bias = self.bias.detach() + 0 * self.bias if self.training else self.bias
+        return F.conv1d(x.to(weight.dtype), weight, bias, stride=self.stride, padding=1)
 
 
 class SpectralAdapter(nn.Module):
@@ -43,16 +46,24 @@ class SpectralAdapter(nn.Module):
 
     def __init__(self, bn_group: int | None = None) -> None:
         super().__init__()
+        self.bn_group = bn_group
         for number, (inputs, outputs, kernel, stride) in enumerate(_LAYERS):
             # The published module is a Sequential, so its parameters are called 0, 1, 3, 4, 6, 7.
             self.add_module(str(3 * number), SpectralConv(inputs, outputs, kernel, stride))
-            self.add_module(str(3 * number + 1), GroupedBatchNorm(outputs, bn_group))
+            self.add_module(str(3 * number + 1), GroupedBatchNorm(outputs))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(samples, pixels, bands) normalised reflectance to (samples, pixels, CHANNELS)."""
+        """(samples, pixels, bands) normalised reflectance to (samples, pixels, CHANNELS).
+
+        Raises:
+            ValueError: in training, where the samples are no multiple of ``bn_group``.
+        """
+        return by_groups(self._features, pixels, self.bn_group if self.training else None)
+
+    def _features(self, pixels: Tensor) -> Tensor:
         samples, count, bands = pixels.shape
         x = pixels.reshape(samples * count, 1, bands)
         for number in range(len(_LAYERS)):
             x = self.get_submodule(str(3 * number))(x)
-            x = F.relu(self.get_submodule(str(3 * number + 1))(x, samples))
+            x = F.relu(self.get_submodule(str(3 * number + 1))(x))
         return x.mean(-1).view(samples, count, CHANNELS)

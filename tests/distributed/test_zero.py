@@ -6,10 +6,11 @@ All jobs run in three process groups: two processes, then one, then two again.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from support.processes import run_ranks
-from support.tiles import write_archive
+from support.tiles import write_tile
 
 from shards.build import PackConfig, pack
 
@@ -23,16 +24,28 @@ SAVED_ALL = [(world, stage) for world in (1, 2) for stage in STAGES]
 pytestmark = pytest.mark.distributed
 
 
+def write_landscapes(folder: Path) -> None:
+    """Ten tiles that a model can learn from, each nearly of one spectrum. On noise all losses would agree at 1."""
+    nm = np.linspace(0, 1, 202)[:, None, None]
+    slope = np.mgrid[0:32, 0:32][0] / 320
+    for number in range(10):
+        rng = np.random.default_rng(number)
+        shares = rng.dirichlet((0.5, 0.5, 0.5))
+        mixture = shares[0] * 4000 * nm + shares[1] * 3000 * np.sin(3 * nm) + shares[2] * 2500 * np.cos(5 * nm) ** 2
+        spectrum = mixture * (1 + slope) + rng.normal(0, 20, (202, 32, 32))
+        write_tile(folder / "enmap" / f"{number:07d}" / "00001.tif", np.rint(spectrum).astype(np.int16))
+
+
 def config_file(folder: Path) -> Path:
-    write_archive(folder / "tiles", size=32)
+    write_landscapes(folder / "tiles")
     pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
     config = {
         "run": {"dir": "set by each job", "seed": 3},
         "data": {"shards": str(folder / "shards"), "holdout": 0.2, "read_threads": 1},
         "augment": {"crop_scale": None},
         "model": {"name": "spec_vit_tiny", "image_size": 16, "patch_size": 4, "bn_group": 4},
-        "objective": {"mask_ratio": 0.75, "decoder": {"width": 32, "depth": 1, "heads": 2}},
-        "optim": {"lr": 1e-3, "warmup_steps": 4, "clip": 0.1},
+        "objective": {"mask_ratio": 0.75, "norm_pix": False, "decoder": {"width": 64, "depth": 1, "heads": 2}},
+        "optim": {"lr": 5e-4, "warmup_steps": 4, "clip": 0.1},
         "train": {"steps": STEPS, "global_batch": 16, "micro_batch": 8},
         # nothing persistent: every weight is really partitioned at stage 3
         "engine": {"zero_stage": 3, "precision": "fp32", "param_persistence_threshold": 0},
@@ -124,7 +137,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_losses_agree_for_processes_and_stages(runs: Runs, world: int, stage: int) -> None:
     reference = runs.losses("whole-2-3")
     assert len(reference) == STEPS
-    assert reference[-1] < reference[0]
+    assert reference[-1] < 0.7 * reference[0]  # it learns: agreement is not that of weights that never move
     assert runs.losses(f"whole-{world}-{stage}") == pytest.approx(reference, rel=1e-5, abs=0)
 
 

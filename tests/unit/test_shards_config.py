@@ -154,7 +154,6 @@ def test_invalid_yaml_names_the_file_and_line(refusal, text, line):
     assert re.match(rf"run\.yaml, line {line}: not valid YAML: ", refusal(text))
 
 
-# product bug: the line is that of the section's first key
 @pytest.mark.parametrize(
     ("text", "key", "line"),
     [("note: a\nnote: b\n", "note", 2), ("note: a\noptim:\n  lr: 1\n  steps: 2\n  lr: 3\n", "lr", 5)],
@@ -163,7 +162,6 @@ def test_a_key_that_is_given_twice_is_refused_with_its_line(refusal, text, key, 
     assert refusal(text) == f"run.yaml, line {line}: not valid YAML: key '{key}' is given twice"
 
 
-# product bug for the NUL: PyYAML's message has two lines
 @pytest.mark.parametrize("data", [b"note: \xff\xfe\n", b"note: \0\n"])
 def test_bytes_that_are_no_text_are_refused_in_one_line(tmp_path, data):
     (tmp_path / "run.yaml").write_bytes(data)
@@ -222,7 +220,7 @@ def test_an_unknown_key_suggests_the_nearest_and_the_right_section(refusal, over
 @pytest.mark.parametrize(
     ("override", "suggestion"),
     [
-        ("train.lr=1e-3", "optim.lr"),  # product bug: suggests the section 'train'
+        ("train.lr=1e-3", "optim.lr"),
         ("train.micro_batc=8", "train.micro_batch"),
         ("data.bn_group=8", "model.bn_group"),
         ("optim.mask_ratio=0.5", "objective.mask_ratio"),
@@ -234,13 +232,11 @@ def test_wrong_keys_of_a_pretraining_run_lead_to_the_right_ones(refusal, overrid
     assert f"did you mean '{suggestion}'?" in refusal(MINIMAL, override, schema=PretrainConfig)
 
 
-# product bug: the section's own name makes any key in it "near" to another
 def test_an_unknown_key_unlike_any_other_lists_the_known_ones(refusal):
     assert refusal("{}", "optim.qqqqqqqq=1").endswith("; known here: optim.lr, optim.steps, optim.betas")
     assert refusal("{}", "zzzzzzzzz=1").endswith("; known here: optim, paths, note")
 
 
-# product bug: the missing key is reported first, and the typing error only counted
 def test_a_misspelt_required_key_is_reported_as_misspelt(refusal):
     message = refusal("paths: {dat: x}\n")
     assert "unknown key 'paths.dat'; did you mean 'paths.data'?" in message
@@ -289,7 +285,6 @@ def test_a_config_cannot_be_changed_afterwards(load):
         load("{}").note = "x"
 
 
-# product bug: a text like 1e-3 is written without quotes, and our loader reads a number
 def test_the_resolved_config_reads_back_the_same(load, tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH_TEST", "/a b: c # d")
     config = load("optim: {lr: 1e-7, betas: [1e-3]}\n", "paths.data=${SCRATCH_TEST}", "note='1e-3'")

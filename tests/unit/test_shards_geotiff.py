@@ -153,7 +153,6 @@ def test_a_wavelength_that_is_no_number_is_refused(tmp_path):
     _assert_refused(write_tile(tmp_path / "a.tif", spectra(0, 4), wavelengths=centres), "SWIR")
 
 
-# product bug for band 0: when the first band has no tag the others' are not looked at
 @pytest.mark.parametrize("without", [201, 100, 0])
 def test_a_band_without_a_wavelength_among_others_with_one_is_refused(tmp_path, without):
     centres = [*reversed(ENMAP.wavelength_nm)]

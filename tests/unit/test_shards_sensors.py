@@ -118,7 +118,7 @@ def _not_a_number(centres):
     "damage",
     [
         _one_band_off,
-        _not_a_number,  # product bug: NaN passes the tolerance check of select_bands
+        _not_a_number,
         lambda centres: centres / 1000,
         lambda centres: np.linspace(400, 2500, len(centres)),
     ],
