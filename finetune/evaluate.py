@@ -3,7 +3,7 @@
 ::
 
     RUN/
-      config.yaml  report.md  results.json
+      config.yaml  report.md  results.json  maps.png
       features/<encoder>/<split>.zarr     cached features of the frozen protocol
 """
 
@@ -26,6 +26,7 @@ from pretrain.telemetry import say
 from shards.atomic import write_atomic
 from shards.config import dump_config
 from shards.errors import ConfigError
+from shards.sensors import get_sensor
 
 
 def evaluate(config: FinetuneConfig) -> list[Row]:
@@ -52,8 +53,19 @@ def evaluate(config: FinetuneConfig) -> list[Row]:
     if distributed.is_main():
         note = "Synthetic tiles: the numbers say that the path works, not how good the encoder is."
         write_report(folder, rows, task, note if task.synthetic else "")
+        _draw_maps(folder / "maps.png", rows, task, splits["test"], config.data.sensor)
     say(markdown_table(rows, task))
     return rows
+
+
+def _draw_maps(path: Path, rows: list[Row], task: Task, test: LabelledWindows, sensor: str) -> None:
+    from finetune.pictures import map_figure  # matplotlib takes a second to load
+    from pretrain.pictures import save_figure
+
+    known = get_sensor(sensor)
+    images = test.images[: len(rows[0].outcome.maps), list(known.rgb)].transpose(0, 2, 3, 1) / known.scale
+    maps = {f"{row.encoder}, {row.protocol}": row.outcome.maps for row in rows}
+    save_figure(map_figure(images, {"labels": test.labels[: len(images)], **maps}, task), path)
 
 
 def _encoder(config: FinetuneConfig, name: str, bn_group: int | None) -> tuple[SpecViT, Normaliser, EncoderDescription]:

@@ -16,6 +16,8 @@ from pretrain.optim import build_adamw
 from pretrain.schedules import warmup_cosine
 from shards import keyed
 
+MAPS = 4
+
 
 @dataclass(frozen=True)
 class FeatureSplit:
@@ -27,12 +29,16 @@ class FeatureSplit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Test scores at the step of the best validation loss, and what was chosen there."""
+    """Test scores at the step of the best validation loss, and what was chosen there.
+
+    ``maps``: the classes predicted for the first ``MAPS`` test windows, int64 (n, S, S).
+    """
 
     test: SegmentationScores
     validation: SegmentationScores
     lr: float
     step: int
+    maps: np.ndarray
 
 
 def probe(splits: dict[str, FeatureSplit], task: Task, patch_size: int, config: FrozenConfig, seed: int) -> Outcome:
@@ -64,9 +70,10 @@ def _train_head(
         for norm in grouped_batch_norms(head):
             norm.move(norm.take_pending())
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            validation = _evaluate(head, splits["val"], task)
+            validation, _ = _evaluate(head, splits["val"], task)
             if best is None or validation.loss < best.validation.loss:
-                best = Outcome(_evaluate(head, splits["test"], task), validation, lr, step + 1)
+                test, maps = _evaluate(head, splits["test"], task)
+                best = Outcome(test, validation, lr, step + 1, maps)
     assert best is not None  # config.steps is positive
     return best
 
@@ -81,11 +88,14 @@ def batch_rows(step: int, batch: int, length: int, seed: int) -> np.ndarray:
     return rows
 
 
-def _evaluate(head: ConvHead, split: FeatureSplit, task: Task) -> SegmentationScores:
+def _evaluate(head: ConvHead, split: FeatureSplit, task: Task) -> tuple[SegmentationScores, np.ndarray]:
     head.eval()
+    maps = []
     metrics = SegmentationMetrics(len(task.classes), task.ignore_index, split.labels.device)
     with torch.no_grad():
         for features, labels in zip(split.features.split(64), split.labels.split(64), strict=True):
             scores = head(features)
-            metrics.update(predict_classes(scores), labels, segmentation_loss(scores, labels, task.ignore_index))
-    return SegmentationMetrics.compute(metrics.sums, len(task.classes))
+            predicted = predict_classes(scores)
+            metrics.update(predicted, labels, segmentation_loss(scores, labels, task.ignore_index))
+            maps.append(predicted.cpu().numpy())
+    return SegmentationMetrics.compute(metrics.sums, len(task.classes)), np.concatenate(maps)[:MAPS]

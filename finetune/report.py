@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.probe import Outcome
 from finetune.tasks import Task
@@ -24,19 +25,24 @@ def markdown_table(rows: list[Row], task: Task) -> str:
     head = ["encoder", "protocol", "OA", "mIoU", "micro IoU", *names]
     lines = [[row.encoder, row.protocol, *_percent(row.outcome)] for row in rows]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    format_line = lambda cells: "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"  # noqa: E731
     rule = ["-" * width for width in widths]
-    return "\n".join(format_line(cells) for cells in [head, rule, *lines])
+    table = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [head, rule, *lines]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def write_report(folder: Path, rows: list[Row], task: Task, note: str) -> None:
     """``results.json`` and ``report.md`` in the run folder."""
-    results = [{"encoder": row.encoder, "protocol": row.protocol, **asdict(row.outcome)} for row in rows]
+    results = [{"encoder": row.encoder, "protocol": row.protocol, **_scores(row.outcome)} for row in rows]
     classes = [one.name for one in task.classes]
     document = {"task": task.name, "classes": classes, "synthetic": task.synthetic, "results": results}
     write_atomic(folder / "results.json", json.dumps(document, indent=1) + "\n")
     text = f"# {task.name}\n\n{task.description}\n\nTest scores in percent.\n\n{markdown_table(rows, task)}\n\n{note}\n"
     write_atomic(folder / "report.md", text)
+
+
+def _scores(outcome: Outcome) -> dict[str, Any]:
+    chosen = {"lr": outcome.lr, "step": outcome.step}
+    return {"test": asdict(outcome.test), "validation": asdict(outcome.validation), **chosen}
 
 
 def _percent(outcome: Outcome) -> list[str]:

@@ -10,7 +10,7 @@ from finetune.config import FullConfig
 from finetune.datasets import LabelledWindows
 from finetune.heads import ConvHead, SegmentationModel, predict_classes
 from finetune.metrics import SegmentationMetrics, SegmentationScores
-from finetune.probe import Outcome, batch_rows
+from finetune.probe import MAPS, Outcome, batch_rows
 from finetune.tasks import Task
 from pretrain import distributed
 from pretrain.config import EngineConfig
@@ -62,13 +62,14 @@ class FullTuning:
             self.engine.set_lr(warmup_cosine(step, config.steps, config.warmup_steps, config.lr, 0.0))
             self.engine.step(self._losses(step))
             if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-                validation = self._evaluate("val")
+                validation, _ = self._evaluate("val")
                 say(
                     f"{self.name}  step {step + 1}/{config.steps}  validation loss {validation.loss:.4f}  "
                     f"OA {validation.overall_accuracy:.3f}  mIoU {validation.macro_iou:.3f}"
                 )
                 if best is None or validation.loss < best.validation.loss:
-                    best = Outcome(self._evaluate("test"), validation, config.lr, step + 1)
+                    test, maps = self._evaluate("test")
+                    best = Outcome(test, validation, config.lr, step + 1, maps)
         assert best is not None  # config.steps is positive
         return best
 
@@ -83,9 +84,10 @@ class FullTuning:
         loss, _ = self.engine(self.normalise(images.to(self.device)), labels.to(self.device), self.task.ignore_index)
         yield loss * (world / counted)
 
-    def _evaluate(self, split: str) -> SegmentationScores:
+    def _evaluate(self, split: str) -> tuple[SegmentationScores, np.ndarray]:
         windows, world, batch = self.splits[split], distributed.world_size(), self.share
         metrics = SegmentationMetrics(len(self.task.classes), self.task.ignore_index, self.device)
+        maps = np.empty((0, *windows.labels.shape[1:]), dtype=np.int64)
         for turn in range(-(-len(windows) // (batch * world))):  # as many forwards on every rank
             numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
             rows = np.minimum(numbers, len(windows) - 1)
@@ -94,8 +96,11 @@ class FullTuning:
             images = self.normalise(torch.from_numpy(windows.images[rows]).to(self.device))
             labels = labels.to(self.device)
             loss, scores = self.engine.evaluation(images, labels, self.task.ignore_index)
-            metrics.update(predict_classes(scores), labels, loss)
-        return SegmentationMetrics.compute(distributed.all_reduce_sum(metrics.sums), len(self.task.classes))
+            predicted = predict_classes(scores)
+            metrics.update(predicted, labels, loss)
+            maps = np.concatenate([maps, predicted.cpu().numpy()]) if len(maps) < MAPS else maps
+        sums = distributed.all_reduce_sum(metrics.sums)
+        return SegmentationMetrics.compute(sums, len(self.task.classes)), maps[: min(MAPS, len(windows))]
 
 
 def _share_of_batch(config: FullConfig) -> int:

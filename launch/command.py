@@ -6,6 +6,7 @@ Nothing heavy is imported here, so a wrong key is answered at once, on every lau
 import argparse
 import os
 import sys
+import time
 from typing import NoReturn, TypeVar
 
 from shards.config import ConfigModel, dump_config, load_config
@@ -23,7 +24,7 @@ def read_command(argv: list[str] | None, schema: type[Schema], description: str)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single values of the config")
     if not is_main_process():
         parser.print_usage = parser.print_help = lambda *_: None  # type: ignore[method-assign]
-        parser.error = lambda _: sys.exit(2)  # type: ignore[assignment, method-assign]
+        parser.error = lambda _: _leave(2)  # type: ignore[assignment, method-assign]
     arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides, schema)
@@ -45,4 +46,11 @@ def fail(error: ForgeError) -> NoReturn:
     """End the process with the error's exit code; rank 0 says why."""
     if is_main_process():
         print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(error.exit_code)
+        sys.exit(error.exit_code)
+    _leave(error.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a silent rank after rank 0 had time to speak: torchrun ends all ranks as soon as one has failed."""
+    time.sleep(3)
+    sys.exit(code)

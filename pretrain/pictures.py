@@ -21,7 +21,13 @@ def unpatchify(patches: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def reconstruction_figure(
-    truth: np.ndarray, predicted: np.ndarray, masked: np.ndarray, patch_size: int, wavelength_nm: np.ndarray, rgb: tuple
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    masked: np.ndarray,
+    patch_size: int,
+    wavelength_nm: np.ndarray,
+    rgb: tuple[int, int, int],
+    note: str,
 ) -> Figure:
     """Draw one tile.
 
@@ -30,6 +36,7 @@ def reconstruction_figure(
         masked: grid ids of the masked patches.
         wavelength_nm: (C,) band centres.
         rgb: three band positions.
+        note: printed below, "" for none.
     """
     hidden = truth.copy()
     hidden[masked] = np.nan
@@ -46,6 +53,7 @@ def reconstruction_figure(
         axes.set_title(title)
         axes.axis("off")
     _draw_spectra(figure.add_subplot(grid[1, :]), truth, predicted, masked, wavelength_nm)
+    figure.supxlabel(note, fontsize=8, color="0.35")
     return figure
 
 

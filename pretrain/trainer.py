@@ -242,6 +242,7 @@ class Trainer:
             self.config.model.patch_size,
             np.asarray(self.manifest.wavelength_nm),
             get_sensor(self.manifest.sensor).rgb,
+            "mean and spread of a predicted patch are the true patch's (norm_pix)" if self.objective.norm_pix else "",
         )
         save_figure(figure, self.folder / "reconstruction.png")
         self.telemetry.picture(self.step, "reconstruction", figure)

@@ -21,9 +21,7 @@ from shards.config import REPOSITORY
 from shards.errors import ForgeError, SourceError
 from shards.sources import tile_root
 
-SAMPLE = REPOSITORY / "demo" / "sample"
 SHORT = {
-    "sample": ["--locations", "10"],
     "pretrain": ["train.steps=12", "log.every=2", "optim.warmup_steps=2", "log.validate_every=6"],
     "finetune": ["frozen.steps=10", "frozen.validate_every=5", "full.steps=2", "full.validate_every=2"],
 }
@@ -57,19 +55,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool) -> None:
     """All stages in order."""
-    name = "demo" if tiles is None else f"demo-{tiles.resolve().name}"
+    name = ("demo" if tiles is None else f"demo-{tiles.resolve().name}") + ("-short" if short else "")
+    sample = REPOSITORY / "demo" / ("sample-short" if short else "sample")
     shards, run, evaluation = REPOSITORY / "demo" / f"shards-{name}", _run(name), _run(f"{name}-finetune")
     _check_tiles(tiles, labels)
     labelled = _labels_of(tiles, labels)
     if tiles is None or labelled is None:
         _stage("1/6", "making synthetic EnMAP-like tiles with labels")
-        _python("-m", "tools.sample_data", str(SAMPLE), *(SHORT["sample"] if short else []))
+        _python("-m", "tools.sample_data", str(sample), "--locations", "10" if short else "30")
     if tiles is not None:
         _stage("1/6", f"taking the tiles of {tiles}")
         if labelled is None:
             print(f"{tiles} has no labels: pretraining uses it, the labelled task is the synthetic sample's")
     _stage("2/6", "tiles to WebDataset shards, with per-band statistics")
-    _python("-m", "shards", "pack", str(tiles or SAMPLE), str(shards), "--tiles-per-shard", "8", "--max-bad", "0.1")
+    _python("-m", "shards", "pack", str(tiles or sample), str(shards), "--tiles-per-shard", "8", "--max-bad", "0.1")
     shutil.rmtree(run, ignore_errors=True)
     shutil.rmtree(evaluation, ignore_errors=True)
     options = [f"run.dir={run}", f"data.shards={shards}", *(SHORT["pretrain"] if short else [])]
@@ -78,7 +77,7 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     _stage("4/6", "the same command again: it resumes")
     _expect(0, _start_pretraining(options).wait())
     _stage("5/6", "evaluating the encoder, frozen and fully tuned, against an untrained one")
-    chosen = _evaluation_options(tiles, labelled, task)
+    chosen = _evaluation_options(tiles or sample, labelled or sample / "labels", task, labelled is None)
     _python(
         *("launch/finetune.py", "--config", "configs/finetune/demo.yaml"),
         *(f"run.dir={evaluation}", f"encoder={run / 'encoder.safetensors'}", *chosen),
@@ -98,6 +97,7 @@ def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> No
     elif results["synthetic"]:
         print(f"Pretrained on {tiles}; the labelled tiles are synthetic.")
     print(f"reconstruction picture: {run / 'reconstruction.png'}")
+    print(f"class maps:             {evaluation / 'maps.png'}")
     print(f"TensorBoard:            .venv/bin/tensorboard --logdir {run / 'tensorboard'}")
     print(f"encoder:                {run / 'encoder.safetensors'}")
 
@@ -115,6 +115,7 @@ def _pretrain_and_stop(run: Path, options: list[str]) -> None:
             os.kill(int((run / "rank0.pid").read_text()), signal.SIGTERM)
             break
     _expect(STOPPED, process.wait())
+    print(f"demo: exit code {STOPPED}: stopped and saved, as asked (the launcher calls every code but 0 an error)")
 
 
 def _start_pretraining(options: list[str]) -> subprocess.Popen:
@@ -150,13 +151,12 @@ def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
     return labels
 
 
-def _evaluation_options(tiles: Path | None, labels: Path | None, task: str | None) -> list[str]:
-    """What replaces the sample in configs/finetune/demo.yaml where the user's tiles have labels."""
-    if tiles is None or labels is None:
-        return []
+def _evaluation_options(tiles: Path, labels: Path, task: str | None, is_sample: bool) -> list[str]:
+    """The labelled data: the user's, or the sample's where the user's tiles have no labels."""
+    tiles = labels.parent if is_sample else tiles
     splits = tiles / "splits"
     return [
-        f"task={task or _task_from_codes(labels)}",
+        f"task={'sample_materials' if is_sample else task or _task_from_codes(labels)}",
         f"data.images={tile_root(tiles, 'enmap')}",
         f"data.labels={labels}",
         f"data.splits={splits if splits.is_dir() else 'null'}",

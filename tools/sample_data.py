@@ -1,13 +1,12 @@
 """A synthetic sample in SpectralEarth's layout, for the demo and tests: `python -m tools.sample_data DEST`.
 
-Every pixel is a mixture of six material spectra on the true 202-band wavelength axis, with spatial
-patches, season, terrain illumination, residual atmosphere and sensor noise, as int16 reflectance x 10000.
-Physically plausible, and made up: scores on it show that the path works, not how good a model is.
+Every pixel is a mixture of six materials on the true 202-band wavelength axis. Physically plausible,
+and made up: scores on it show that the path works, not how good a model is.
 
 ::
 
     DEST/
-      enmap/<location>/<scene>.tif     202 bands, pixel-interleaved, some locations with two dates
+      enmap/<location>/<scene>.tif     202 bands, int16 reflectance x 10000, some locations with two dates
       labels/<location>/<scene>.tif    uint8: classes 1 to 6, 0 where mixed or not measured
       splits/{train,val,test}.txt      60/20/20 by location
       sample.json  README.txt          how it was made
@@ -27,195 +26,275 @@ from rasterio.transform import Affine
 from tqdm import tqdm
 
 from shards.atomic import TEMPORARY
-from shards.errors import ForgeError, SourceError
+from shards.errors import ForgeError
 from shards.sensors import NODATA, get_sensor
+from tools.sample_spectra import CLASSES, CORNERS, NM, dip, endmembers
 
 SENSOR = get_sensor("enmap")
-NM = np.asarray(SENSOR.wavelength_nm)
-CLASSES = ("cropland", "grassland", "forest", "bare soil", "built-up", "water")
-"""Code 1 to 6, as finetune/tasks/sample_materials.yaml lists them."""
+RECIPE = 1
+"""Raised with every change of what the same options give, so that an older sample isn't taken for this one."""
+
+PIXEL_M = 30.0
+MIXED_BELOW = 0.75
+"""A pixel whose largest class covers less than this share has no label."""
+
+README = """\
+These tiles are synthetic. No satellite measured them; no place on Earth looks like this.
+
+They imitate EnMAP L2A tiles as SpectralEarth stores them, so that the whole path (shards, pretraining,
+fine-tuning) can be run without a download. Scores on them show that the path works, nothing more.
+
+How they are made (tools/sample_data.py, numpy only, seeded; sample.json holds the options):
+- six materials with spectra from simple formulas on EnMAP's band centres (tools/sample_spectra.py): pigments,
+  liquid water, cellulose, clay, iron and carbonate; each varies with two properties, and from location to location;
+- parcels with curved borders, blurred by the sensor's point spread, so border pixels are mixed;
+- terrain lit by the sun, a gain, a tilt, haze and water vapour left over from the atmosphere, per tile;
+- noise by wavelength and signal (signal-to-noise at 30 % reflectance: 350 at 495 nm, 170 at 2200 nm), column stripes;
+- a quarter of the locations at a second, later date; a tenth of the tiles with a swath margin, -32768 in all bands.
+
+Labels: {classes}; 0 = no label (mixed or not measured). Splits are by location.
+"""
+
+
+class SampleError(ForgeError):
+    """Options that make no sample, or a destination that holds something else."""
 
 
 @dataclass(frozen=True)
 class SampleOptions:
     """What fixes the sample: number of locations, tile side in pixels, seed."""
 
-    locations: int = 30
+    locations: int = 40
     size: int = 128
     seed: int = 0
 
-
-def make_sample(dest: Path, options: SampleOptions) -> str:
-    """Make the sample in ``dest``, or leave it where it is this one already; returns a line that says which.
-
-    Raises:
-        SourceError: ``dest`` holds something else.
-    """
-    if dest.exists():
-        found = dest / "sample.json"
-        if not found.is_file() or json.loads(found.read_text()) != asdict(options):
-            raise SourceError(f"{dest}: holds something else than this sample; remove it or choose another folder")
-        return f"{dest}: the sample is there already"
-    staged = dest.with_name(dest.name + TEMPORARY)
-    shutil.rmtree(staged, ignore_errors=True)
-    scenes: dict[str, list[str]] = {}
-    for number in tqdm(range(options.locations), desc="sample", unit="location", mininterval=1.0):
-        name = f"{1000 + 37 * number:07d}"
-        scenes[name] = _write_location(staged, name, number, options)
-    _write_splits(staged / "splits", scenes)
-    (staged / "README.txt").write_text(str(__doc__))
-    (staged / "sample.json").write_text(json.dumps(asdict(options)) + "\n")
-    os.rename(staged, dest)
-    tiles = sum(len(names) for names in scenes.values())
-    return f"{dest}: {tiles} synthetic tiles of {options.locations} locations, {len(CLASSES)} labelled classes"
-
-
-# ---- spectra: reflectance (202,), each from a few parameters ----
-
-
-def _dip(centre: float, width: float) -> np.ndarray:
-    return np.exp(-(((NM - centre) / width) ** 2) / 2)
-
-
-LEAF_WATER = (
-    0.08 * _dip(970, 30) + 0.2 * _dip(1190, 45) + 1.6 * _dip(1450, 75) + 2.6 * _dip(1940, 110) + 2.2 * _dip(2500, 260)
-)
-"""Absorbance of liquid water in leaves and soil, for a unit of thickness."""
-
-
-def green(pigment: float, water: float, plateau: float, edge_nm: float = 715.0) -> np.ndarray:
-    """Leaves: dark in the visible with a green peak, red edge, plateau broken by liquid water."""
-    edge = 1 / (1 + np.exp(-(NM - edge_nm) / 14))
-    visible = 0.035 + 0.05 * np.exp(-pigment) * _dip(552, 32) - 0.012 * pigment * _dip(672, 20)
-    ramp = plateau * (1 - 0.00012 * np.clip(NM - 1100, 0, None))
-    return visible * (1 - edge) + ramp * edge * np.exp(-water * LEAF_WATER)
-
-
-def dry_leaves() -> np.ndarray:
-    """Straw: no red edge, cellulose and lignin at 1730, 2100 and 2300 nm."""
-    rise = 0.08 + 0.36 * (1 - np.exp(-(NM - 400) / 450))
-    return rise * (1 - 0.07 * _dip(1730, 30) - 0.16 * _dip(2100, 55) - 0.14 * _dip(2300, 45))
-
-
-def soil(moisture: float, clay: float) -> np.ndarray:
-    """Bare soil: rising, iron at 870 nm, clay at 2205 nm, darker when moist."""
-    rise = 0.05 + 0.38 * (1 - np.exp(-(NM - 400) / 650))
-    return rise * (1 - 0.08 * _dip(870, 80)) * (1 - clay * _dip(2205, 22)) * np.exp(-moisture * (0.25 + LEAF_WATER))
-
-
-def built_up(carbonate: float) -> np.ndarray:
-    """Concrete and roofs: nearly flat, carbonate at 2340 nm."""
-    return (0.16 + 0.05 * (NM - 400) / 1000 * np.exp(-(NM - 400) / 2500)) * (1 - carbonate * _dip(2340, 28))
-
-
-def open_water(turbidity: float) -> np.ndarray:
-    """Dark, falling from blue, black beyond 900 nm."""
-    return 0.05 * np.exp(-(NM - 420) / 150) + turbidity * 0.05 * np.exp(-(((NM - 580) / 90) ** 2))
-
-
-def material_spectra(season: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean spectra and their direction of variation, each (6, 202); ``season`` 0 is early summer, 1 late."""
-    dry = dry_leaves()
-    crop = (1 - 0.45 * season) * green(1.6, 0.9, 0.42) + 0.45 * season * dry
-    grass = (1 - 0.25 * season) * green(1.2, 0.7, 0.38, 712.0) + (0.08 + 0.25 * season) * dry
-    forest = green(1.9, 1.0, 0.33, 718.0)
-    mean = np.stack([crop, grass, forest, soil(0.1, 0.12), built_up(0.1), open_water(0.4)])
-    vary = np.stack(
-        [
-            0.5 * (green(2.2, 1.2, 0.46) - green(0.9, 0.5, 0.36)) - 0.06 * dry,
-            0.5 * (green(1.7, 1.0, 0.42, 712.0) - green(0.7, 0.4, 0.32, 712.0)) - 0.08 * dry,
-            0.4 * (green(2.2, 1.3, 0.38, 718.0) - green(1.5, 0.8, 0.27, 718.0)),
-            0.5 * (soil(0.0, 0.08) - soil(0.3, 0.16)),
-            0.6 * (built_up(0.02) - 0.7 * built_up(0.2)),
-            0.5 * (open_water(0.9) - open_water(0.1)),
-        ]
-    )
-    return mean, vary
+    def __post_init__(self) -> None:
+        if self.locations < 5:
+            raise SampleError(f"locations = {self.locations}: 5 or more are needed, fewer can't be split")
+        if self.size < 16:
+            raise SampleError(f"size = {self.size}: 16 pixels or more are needed")
+        if self.seed < 0:
+            raise SampleError(f"seed = {self.seed}: must not be negative")
 
 
 # ---- places ----
 
 
 def smooth_field(rng: np.random.Generator, size: int, length: float) -> np.ndarray:
-    """Random field (size, size) of unit variance and correlation length in pixels."""
+    """Random field float32 (size, size) of mean 0, variance 1 and correlation length in pixels."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * np.exp(-((np.pi * frequency * length) ** 2))
     field = np.fft.irfft2(spectrum, s=(size, size))
-    return (field - field.mean()) / max(float(field.std()), 1e-12)
+    return ((field - field.mean()) / max(float(field.std()), 1e-12)).astype(np.float32)
 
 
-def blur(layers: np.ndarray, sigma: float) -> np.ndarray:
-    """The sensor's point spread over layers (K, size, size), Gaussian with ``sigma`` in pixels."""
-    size = layers.shape[-1]
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
-    response = np.exp(-2 * (np.pi * frequency * sigma) ** 2)
-    return np.fft.irfft2(np.fft.rfft2(layers) * response, s=layers.shape[-2:])
+def blur(layers: np.ndarray, sigma: float = 0.7) -> np.ndarray:
+    """The sensor's point spread over layers (K, H, W): Gaussian, sigma in pixels, borders continued."""
+    taps = np.exp(-(np.arange(-2, 3) ** 2) / (2 * sigma**2)).astype(np.float32)
+    taps /= taps.sum()
+    for axis in (1, 2):
+        side = layers.shape[axis]
+        pad = [(2, 2) if axis == a else (0, 0) for a in range(3)]
+        wide = np.pad(layers, pad, mode="edge")
+        layers = sum(tap * wide.take(range(i, i + side), axis) for i, tap in enumerate(taps))
+    return layers
 
 
 @dataclass(frozen=True)
 class Place:
-    """What stays between two dates: class map (size, size), illumination and in-class variation."""
+    """What stays from date to date.
 
+    Attributes:
+        parcels: int (size, size), the parcel of each pixel.
+        classes: int (parcels,), the class of each parcel, 0 to 5.
+        traits: float32 (2, size, size), the properties u and v of a pixel's material, 0 to 1.
+        region: float64 (6, 3), how the materials of this location differ from elsewhere's.
+        height: float32 (size, size), terrain in m.
+    """
+
+    parcels: np.ndarray
     classes: np.ndarray
-    light: np.ndarray
-    variation: np.ndarray
+    traits: np.ndarray
+    region: np.ndarray
+    height: np.ndarray
 
 
 def make_place(rng: np.random.Generator, size: int) -> Place:
-    """Patches of some of the classes, with terrain and variation inside them."""
-    likes = rng.normal(0, 0.7, len(CLASSES)) - np.array([0, 0, 0, 0.2, 0.4, 0.6])
-    scores = np.stack([smooth_field(rng, size, 7.0) + like for like in likes])
-    light = 1 + 0.13 * smooth_field(rng, size, 10.0)
-    return Place(scores.argmax(0), np.clip(light, 0.55, 1.45), smooth_field(rng, size, 3.0))
+    """Parcels of about 9 x 9 pixels; like sorts with like, since the class follows smooth fields."""
+    count = max(9, size * size // 80)
+    centres = rng.uniform(0, size, (count, 2)).astype(np.float32)
+    parcels = _nearest(rng, size, centres)
+    at = tuple(centres.astype(int).T)
+    likes = rng.normal(0, 0.6, len(CLASSES)) - np.array([0.0, 0.0, 0.0, 0.2, 0.3, 0.5])
+    scores = [smooth_field(rng, size, 10.0)[at] + rng.normal(like, 0.3, count) for like in likes]
+    traits = [0.8 * rng.normal(0, 1, count)[parcels] + 0.6 * smooth_field(rng, size, 3.0) for _ in range(2)]
+    return Place(
+        parcels=parcels,
+        classes=np.stack(scores).argmax(0),
+        traits=(1 / (1 + np.exp(-1.7 * np.stack(traits)))).astype(np.float32),  # about uniform
+        region=rng.normal(0, 1, (len(CLASSES), 3)),
+        height=rng.uniform(10, 50) * smooth_field(rng, size, 12.0),
+    )
 
 
-def render(rng: np.random.Generator, place: Place, season: float) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(rng: np.random.Generator, size: int, centres: np.ndarray) -> np.ndarray:
+    """The nearest centre (count, 2) of each pixel of a grid warped by some pixels, so that borders are curved."""
+    row, column = np.mgrid[0:size, 0:size].astype(np.float32)
+    row, column = (axis + 2.0 * smooth_field(rng, size, 6.0) for axis in (row, column))
+    return ((row[..., None] - centres[:, 0]) ** 2 + (column[..., None] - centres[:, 1]) ** 2).argmin(-1)
+
+
+# ---- dates ----
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One date of a location: its scene, season 0 (early summer) to 1 (autumn), and a swath margin or none."""
+
+    scene: int
+    season: float
+    margin: bool
+
+
+def plan_visits(options: SampleOptions) -> list[list[Visit]]:
+    """The dates of each location: a quarter have two, a tenth of the tiles a margin, at least one of each."""
+    rng = np.random.default_rng([options.seed, 0])
+    twice = set(rng.permutation(options.locations)[: max(1, round(options.locations / 4))].tolist())
+    tiles = options.locations + len(twice)
+    margins = iter(rng.permutation(tiles) < max(1, round(tiles / 10)))
+    visits = []
+    for number in range(options.locations):
+        scenes = np.sort(rng.choice(11636, size=1 + (number in twice), replace=False) + 1)
+        first = rng.uniform(0, 0.4)
+        visits.append([Visit(int(one), first + 0.5 * i, bool(next(margins))) for i, one in enumerate(scenes)])
+    return visits
+
+
+def render(rng: np.random.Generator, place: Place, visit: Visit) -> tuple[np.ndarray, np.ndarray]:
     """One date of a place: int16 tile (202, size, size) and labels uint8 (size, size)."""
-    size = place.classes.shape[0]
-    shares = blur((place.classes[None] == np.arange(len(CLASSES))[:, None, None]).astype(np.float64), 0.7)
-    mean, vary = material_spectra(season)
-    variation = place.variation + 0.3 * smooth_field(rng, size, 2.0)
-    mixed = mean.T @ shares.reshape(len(CLASSES), -1) + vary.T @ (shares * variation).reshape(len(CLASSES), -1)
-    reflectance = np.clip(mixed, 0.0, None) * place.light.reshape(-1) * _atmosphere(rng)[:, None]
-    reflectance = reflectance.reshape(-1, size, size) + _noise(rng, reflectance).reshape(-1, size, size)
-    tile = np.clip(np.rint(reflectance * SENSOR.scale), -500, 12000).astype(np.int16)
-    labels = np.where(shares.max(0) >= 0.7, shares.argmax(0) + 1, 0).astype(np.uint8)
-    if rng.random() < 0.1:  # the rim of a swath, slanted
-        row, column = np.mgrid[0:size, 0:size]
-        outside = column + 0.2 * row < rng.uniform(0.1, 0.35) * size
+    size = place.parcels.shape[0]
+    weights = blur(_weights(rng, place, visit))
+    spectra = endmembers(visit.season, place.region).reshape(-1, len(NM)) * _gain(rng)
+    signal = (spectra.T @ weights.reshape(len(spectra), -1)).reshape(-1, size, size)
+    signal = signal * terrain_light(rng, place.height, visit.season) + _haze(rng)[:, None, None]
+    tile = np.clip(np.rint((signal + sensor_noise(rng, signal)) * SENSOR.scale), -500, 12000).astype(np.int16)
+    shares = weights.reshape(len(CLASSES), len(CORNERS), size, size).sum(1)
+    labels = np.where(shares.max(0) >= MIXED_BELOW, shares.argmax(0) + 1, 0).astype(np.uint8)
+    if visit.margin:
+        outside = _margin(rng, size)
         tile[:, outside], labels[outside] = NODATA, 0
     return tile, labels
 
 
-def _atmosphere(rng: np.random.Generator) -> np.ndarray:
-    """What correction leaves: gain, tilt over the spectrum, and water vapour at 940 and 1130 nm; factor (202,)."""
-    gain, tilt, vapour = 1 + rng.normal(0, 0.06), rng.normal(0, 0.05), rng.normal(0, 0.05)
-    return gain * (1 + tilt * (NM - 1400) / 1000) * np.exp(-vapour * (_dip(940, 14) + 1.3 * _dip(1130, 18)))
+def _weights(rng: np.random.Generator, place: Place, visit: Visit) -> np.ndarray:
+    """How much of each endmember is in each pixel, float32 (24, size, size), sum 1."""
+    ploughed = (place.classes == 0) & (rng.random(len(place.classes)) < 0.1 * visit.season)
+    classes = np.where(ploughed, CLASSES.index("bare soil"), place.classes)[place.parcels]
+    u, v = place.traits
+    corners = np.stack([(u if a else 1 - u) * (v if b else 1 - v) for a, b in CORNERS])
+    chosen = (classes == np.arange(len(CLASSES))[:, None, None]).astype(np.float32)
+    return (chosen[:, None] * corners).reshape(-1, *classes.shape)
 
 
-def _noise(rng: np.random.Generator, reflectance: np.ndarray) -> np.ndarray:
-    """Noise (202, pixels): signal-to-noise about 350 at 495 nm and 170 at 2200 nm, and weak column stripes."""
-    ratio = np.interp(NM, [420, 495, 900, 1300, 2200, 2450], [180, 350, 300, 260, 170, 90])[:, None]
-    spread = 0.0006 + np.abs(reflectance) / ratio
-    size = round(reflectance.shape[1] ** 0.5)
-    stripes = rng.normal(0, 0.0008, (len(NM), 1, size)).repeat(size, 1).reshape(len(NM), -1)
-    return rng.standard_normal(reflectance.shape, dtype=np.float32) * spread + stripes
+def terrain_light(rng: np.random.Generator, height: np.ndarray, season: float) -> np.ndarray:
+    """Sunlight on the slopes relative to flat ground, float32 (size, size), after an incomplete correction."""
+    zenith, azimuth = np.radians(30 + 25 * season), np.radians(rng.uniform(145, 170))
+    south, east = np.gradient(height, PIXEL_M)
+    uphill = -south * np.cos(azimuth) + east * np.sin(azimuth)  # towards the sun
+    relative = (1 - np.tan(zenith) * uphill) / np.sqrt(1 + south**2 + east**2)
+    return np.clip(1 + 0.7 * (relative - 1), 0.5, 1.5).astype(np.float32)
+
+
+def _gain(rng: np.random.Generator) -> np.ndarray:
+    """What the atmospheric correction leaves: gain, tilt, oxygen and water vapour; factor float32 (202,)."""
+    gain, tilt, vapour, oxygen = 1 + rng.normal(0, 0.07), rng.normal(0, 0.05), rng.normal(0, 0.06), rng.normal(0, 0.03)
+    gas = vapour * (dip(940, 16) + 1.3 * dip(1130, 20) + 2 * dip(1380, 30) + 2 * dip(1870, 60))
+    return (gain * (1 + tilt * (NM - 1400) / 1000) * np.exp(-gas - oxygen * dip(761, 4))).astype(np.float32)
+
+
+def _haze(rng: np.random.Generator) -> np.ndarray:
+    """Aerosol over- or undercorrected: reflectance float32 (202,), mostly in the blue."""
+    return (rng.normal(0, 0.004) * (NM / 450) ** -2.5).astype(np.float32)
+
+
+def noise_at_30_percent() -> np.ndarray:
+    """Standard deviation of the noise at reflectance 0.3, float32 (202,): worse at the ends and in vapour bands."""
+    ratio = np.interp(NM, [418, 495, 800, 1000, 1300, 1700, 2200, 2446], [200, 350, 330, 260, 250, 230, 170, 90])
+    return (0.3 / (ratio * (1 - 0.5 * dip(1380, 40) - 0.4 * dip(1870, 60)))).astype(np.float32)
+
+
+def sensor_noise(rng: np.random.Generator, signal: np.ndarray) -> np.ndarray:
+    """Noise float32 like the signal (202, size, size): a quarter of the variance is electronics, the rest photons."""
+    spread = np.sqrt(0.25 + 0.75 * np.clip(signal, 0, None) / 0.3)
+    noise = rng.standard_normal(signal.shape, dtype=np.float32) * spread
+    stripes = 0.4 * rng.standard_normal((len(NM), 1, signal.shape[2]), dtype=np.float32)
+    return (noise + stripes) * noise_at_30_percent()[:, None, None]
+
+
+def _margin(rng: np.random.Generator, size: int) -> np.ndarray:
+    """What the swath doesn't cover, bool (size, size): a slanted edge on the left or on the right."""
+    row, column = np.mgrid[0:size, 0:size]
+    outside = column + 0.2 * row < rng.uniform(0.15, 0.35) * size
+    return outside if rng.random() < 0.5 else outside[::-1, ::-1]
 
 
 # ---- files ----
 
 
-def _write_location(folder: Path, name: str, number: int, options: SampleOptions) -> list[str]:
-    rng = np.random.default_rng([options.seed, number])
-    place = make_place(rng, options.size)
-    dates = sorted(rng.choice(90000, size=2 if number % 4 == 1 else 1, replace=False) + 1)
-    grid = Affine(30.0, 0.0, 300000.0 + 5000.0 * number, 0.0, -30.0, 5800000.0)
-    for order, date in enumerate(dates):
-        season = float(np.clip(rng.uniform(0, 0.4) + 0.5 * order, 0, 1))
-        tile, labels = render(rng, place, season)
-        _write(folder / "enmap" / name / f"{date:05d}.tif", tile, grid)
-        _write(folder / "labels" / name / f"{date:05d}.tif", labels[None], grid)
-    return [f"{date:05d}.tif" for date in dates]
+def make_sample(dest: Path, options: SampleOptions) -> str:
+    """Make the sample in ``dest``, or leave it where it is this one already; returns a line that says which.
+
+    Raises:
+        SampleError: ``dest`` holds something else.
+    """
+    if dest.exists():
+        if _recorded(dest) != _record(options):
+            raise SampleError(f"{dest}: holds something else than this sample; remove it or choose another folder")
+        return f"{dest}: the sample is there already"
+    staged = dest.with_name(f"{dest.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        tiles = _fill(staged, options)
+        os.rename(staged, dest)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return f"{dest}: {tiles} synthetic tiles of {options.locations} locations, {len(CLASSES)} labelled classes"
+
+
+def _record(options: SampleOptions) -> dict[str, int]:
+    return {"recipe": RECIPE, **asdict(options)}
+
+
+def _recorded(dest: Path) -> object:
+    """What ``dest`` says of itself; None where it says nothing readable."""
+    try:
+        return json.loads((dest / "sample.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _fill(folder: Path, options: SampleOptions) -> int:
+    """Write the whole sample into ``folder``; returns the number of tiles."""
+    folder.mkdir(parents=True)
+    scenes: dict[str, list[str]] = {}
+    visits = plan_visits(options)
+    with tqdm(total=sum(map(len, visits)), desc="sample", unit="tile", mininterval=1.0) as progress:
+        for number, dates in enumerate(visits):
+            name = f"{1000 + 37 * number:07d}"
+            scenes[name] = [f"{visit.scene:05d}.tif" for visit in dates]
+            rng = np.random.default_rng([options.seed, number + 1])  # 0 is plan_visits'
+            place = make_place(rng, options.size)
+            grid = Affine(PIXEL_M, 0.0, 300000.0 + 5000.0 * number, 0.0, -PIXEL_M, 5800000.0)
+            for visit, scene in zip(dates, scenes[name], strict=True):
+                tile, labels = render(rng, place, visit)
+                _write(folder / "enmap" / name / scene, tile, grid)
+                _write(folder / "labels" / name / scene, labels[None], grid)
+                progress.update()
+    _write_splits(folder / "splits", scenes, options.seed)
+    codes = ", ".join(f"{code} = {name}" for code, name in enumerate(CLASSES, start=1))
+    (folder / "README.txt").write_text(README.format(classes=codes), encoding="utf-8")
+    (folder / "sample.json").write_text(json.dumps(_record(options)) + "\n", encoding="utf-8")
+    return sum(map(len, visits))
 
 
 def _write(path: Path, values: np.ndarray, grid: Affine) -> None:
@@ -227,15 +306,15 @@ def _write(path: Path, values: np.ndarray, grid: Affine) -> None:
         file.update_tags(TIFFTAG_IMAGEDESCRIPTION="synthetic EnMAP-like tile, made up, not measured")
 
 
-def _write_splits(folder: Path, scenes: dict[str, list[str]]) -> None:
-    """By location; location numbers say nothing about content, so consecutive ones may be dealt out in turn."""
+def _write_splits(folder: Path, scenes: dict[str, list[str]], seed: int) -> None:
+    """60/20/20 of the locations, drawn at random: location numbers go with nothing, but let that not matter."""
     folder.mkdir()
-    deal = ("train", "val", "train", "test", "train")
-    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for number, (location, names) in enumerate(scenes.items()):
-        lines[deal[number % len(deal)]] += [f"{location}/{name}\n" for name in names]
-    for split, entries in lines.items():
-        (folder / f"{split}.txt").write_text("".join(entries))
+    drawn = np.random.default_rng([seed, len(scenes) + 1]).permutation(sorted(scenes)).tolist()
+    fifth = round(len(drawn) / 5)
+    parts = {"val": drawn[:fifth], "test": drawn[fifth : 2 * fifth], "train": drawn[2 * fifth :]}
+    for split, locations in parts.items():
+        lines = [f"{location}/{name}\n" for location in sorted(locations) for name in scenes[location]]
+        (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -246,13 +325,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=SampleOptions.size, help="tile side in pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=SampleOptions.seed, help="default: %(default)s")
     arguments = parser.parse_args(argv)
-    if arguments.locations < 5:
-        parser.error("--locations must be 5 or more: fewer can't be split")
     try:
         print(make_sample(arguments.dest, SampleOptions(arguments.locations, arguments.size, arguments.seed)))
     except ForgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # no space, no permission
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -1,0 +1,82 @@
+"""Every command and Python block of the README runs, on a small sample: three launchers, then an evaluation."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.processes import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+SHORTER = {
+    "tools.sample_data": ["--locations", "5", "--size", "32"],
+    "launch/pretrain.py": ["train.steps=2", "train.global_batch=16", "train.micro_batch=8", "log.every=1"],
+    "launch/finetune.py": ["frozen.steps=2", "full.steps=1", "data.splits=null"],
+}
+
+pytestmark = pytest.mark.distributed
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    return [shlex.split(line) for line in lines]
+
+
+def shortened(command: list[str]) -> list[str]:
+    extra = next((options for name, options in SHORTER.items() if name in command), [])
+    program = Path(sys.executable).with_name(command[0])
+    return [sys.executable if command[0] == "python" else str(program), *command[1:], *extra]
+
+
+def losses_of(run: Path) -> list[float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("launch", "configs", "tools"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def test_all_commands_run_in_order(workplace: Path) -> None:
+    assert len(commands()) == 7
+    for command in commands():
+        done = subprocess.run(
+            shortened(command), cwd=workplace, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == 0, f"{shlex.join(command)}:\n{done.stdout}\n{done.stderr}"
+        if command[0] == "deepspeed":
+            assert "WORLD SIZE 2" in done.stdout
+    deepspeed, torchrun, plain = (losses_of(workplace / "runs" / run) for run in ("a", "b", "c"))
+    assert len(deepspeed) == 2
+    assert torchrun == deepspeed
+    assert plain == pytest.approx(deepspeed, rel=1e-5)  # one process instead of two
+    results = json.loads((workplace / "runs" / "a-scores" / "results.json").read_text())["results"]
+    assert [(row["encoder"], row["protocol"]) for row in results] == [
+        ("pretrained", "frozen"),
+        ("pretrained", "full"),
+        ("random", "frozen"),
+        ("random", "full"),
+    ]
+
+
+def test_python_blocks_run(workplace: Path) -> None:
+    if not (workplace / "runs" / "a" / "encoder.safetensors").exists():
+        pytest.skip("needs the files of the commands above")
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        code = block + "\nassert features.shape == (1, 192), features.shape\n"
+        done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_says_what_the_readme_says() -> None:
+    done = subprocess.run(["make", "-n", "demo", "test"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "tools.demo" in done.stdout
+    assert 'pytest -m "not nightly"' in done.stdout
