@@ -67,9 +67,11 @@ class TileStream:
                 if isinstance(item, BaseException):
                     raise item
                 samples, buffer = item
-                yield TileBatch(buffer.to(self.device, non_blocking=True), samples)
-                if self.device.type == "cuda":
-                    torch.cuda.current_stream().synchronize()  # the copy may still be reading the buffer
+                tiles = buffer.to(self.device, non_blocking=True)
+                copied = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
+                yield TileBatch(tiles, samples)
+                if copied is not None:
+                    copied.synchronize()  # the copy, not the step that uses it
                 free.put(buffer)
         finally:
             free.put(closed)  # type: ignore[arg-type]  # wakes a thread that waits for a buffer

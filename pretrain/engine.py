@@ -15,10 +15,10 @@ from pretrain.models.batchnorm import grouped_batch_norms
 
 @dataclass(frozen=True)
 class StepResult:
-    """``loss`` is this rank's mean over its micro batches, on the device; ``grad_norm`` is before clipping."""
+    """``loss``: this rank's mean over its micro batches; ``grad_norm``: before clipping. Both may be on the device."""
 
     loss: Tensor
-    grad_norm: float
+    grad_norm: Tensor | float
 
 
 def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, clip: float) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class ZeroEngine:
         self._move_batch_norms()
         if self.config.zero_stage > 0:
             norm = self.deepspeed.get_global_grad_norm()
-        return StepResult(total / self.accumulation, float(norm))
+        return StepResult(total / self.accumulation, norm)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, with the weights gathered by ZeRO and under the configured precision."""

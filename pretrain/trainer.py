@@ -24,7 +24,14 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.augment import centre_crops, mask_noise, random_crops
-from pretrain.checkpoint import CheckpointError, load_checkpoint, newest_verified, read_state, save_checkpoint
+from pretrain.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    newest_verified,
+    read_state,
+    save_checkpoint,
+)
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import ZeroEngine
@@ -98,6 +105,7 @@ class Trainer:
         config, steps = self.config, self.config.train.steps
         if self.step >= steps:
             say(f"{self.folder} is complete at step {self.step}: raise train.steps or choose another run.dir")
+            self._export()
             return True
         self._announce()
         if distributed.is_main():
@@ -122,9 +130,7 @@ class Trainer:
         batches.close()
         if self.step < steps:
             return False
-        if distributed.is_main():
-            export_encoder(saved, self.folder / "encoder.safetensors")
-        say(f"complete: {self.folder / 'encoder.safetensors'} ({self.step * config.train.global_batch} samples seen)")
+        self._export()
         return True
 
     # ---- one step ----
@@ -166,7 +172,7 @@ class Trainer:
 
     # ---- telling ----
 
-    def _log(self, loss: Tensor, grad_norm: float, clock: "_Clock") -> None:
+    def _log(self, loss: Tensor, grad_norm: Tensor | float, clock: "_Clock") -> None:
         config = self.config
         mean = float(distributed.all_reduce_sum(loss.clone()) / distributed.world_size())
         if not np.isfinite(mean):
@@ -175,7 +181,13 @@ class Trainer:
         lr = warmup_cosine(self.step - 1, config.train.steps, optim.warmup_steps, optim.lr, optim.min_lr)
         rate, waiting = clock.lap(self.step)
         rate *= config.train.global_batch
-        scalars = {"loss": mean, "lr": lr, "grad_norm": grad_norm, "tiles_per_second": rate, "data_wait_share": waiting}
+        scalars = {
+            "loss": mean,
+            "lr": lr,
+            "grad_norm": float(grad_norm),
+            "tiles_per_second": rate,
+            "data_wait_share": waiting,
+        }
         self.telemetry.record(self.step, scalars)
         left = (config.train.steps - self.step) * config.train.global_batch / rate
         say(
@@ -284,6 +296,13 @@ class Trainer:
         path = save_checkpoint(self.engine, self.folder / "checkpoints", state, self.config.checkpoint.keep)
         say(f"saved {path} in {time.monotonic() - begin:.1f} s")
         return path
+
+    def _export(self) -> None:
+        """The encoder of the last checkpoint as a file of its own."""
+        dest = self.folder / "encoder.safetensors"
+        if distributed.is_main():
+            export_encoder(list_checkpoints(self.folder / "checkpoints")[-1], dest)
+        say(f"complete: {dest} ({self.step * self.config.train.global_batch} samples seen)")
 
     def _resume(self) -> int:
         """Continue from the newest whole checkpoint of the run folder; 0 in a fresh one."""

@@ -21,6 +21,7 @@ from shards.config import REPOSITORY
 from shards.errors import ForgeError, SourceError
 from shards.sources import tile_root
 
+BEGIN = time.monotonic()
 SHORT = {
     "pretrain": ["train.steps=12", "log.every=2", "optim.warmup_steps=2", "log.validate_every=6"],
     "finetune": ["frozen.steps=10", "frozen.validate_every=5", "full.steps=2", "full.validate_every=2"],
@@ -41,7 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--task", help="classes of the labels: a task's name or YAML file (default: codes as found)")
     parser.add_argument("--short", action="store_true", help="a few steps only: shows that the path works")
     arguments = parser.parse_args(argv)
-    begin = time.monotonic()
     try:
         run_demo(arguments.tiles, arguments.labels, arguments.task, arguments.short)
     except ForgeError as error:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    print(f"demo: done in {time.monotonic() - begin:.0f} s")
+    print(f"demo: done in {time.monotonic() - BEGIN:.0f} s")
     return 0
 
 
@@ -62,7 +62,7 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     labelled = _labels_of(tiles, labels)
     if tiles is None or labelled is None:
         _stage("1/6", "making synthetic EnMAP-like tiles with labels")
-        _python("-m", "tools.sample_data", str(sample), "--locations", "10" if short else "30")
+        _python("-m", "tools.sample_data", str(sample), "--locations", "10" if short else "24")
     if tiles is not None:
         _stage("1/6", f"taking the tiles of {tiles}")
         if labelled is None:
@@ -201,7 +201,7 @@ def _expect(code: int, got: int) -> None:
 
 
 def _stage(number: str, text: str) -> None:
-    print(f"\n=== {number} {text}", flush=True)
+    print(f"\n=== {number} {text} (after {time.monotonic() - BEGIN:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""Attention: one layout, kernels that agree, and a clear word where one can't run."""
+
+import pytest
+import torch
+
+from pretrain.models import attention as module
+from pretrain.models.attention import attention
+
+SHAPES = [(1, 1, 1, 32), (2, 17, 3, 64), (2, 33, 2, 80), (3, 8, 16, 32), (1, 65, 4, 64)]
+
+
+def _qkv(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sdpa_is_the_plain_formula(shape):
+    query, key, value = _qkv(shape)
+    expected = attention(query, key, value, "math")
+    assert expected.shape == shape
+    torch.testing.assert_close(attention(query, key, value, "sdpa"), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_sdpa_are_those_of_the_plain_formula(shape):
+    gradients = []
+    for backend in ("sdpa", "math"):
+        inputs = [x.requires_grad_() for x in _qkv(shape)]
+        (attention(*inputs, backend) * _qkv(shape)[0]).sum().backward()
+        gradients.append([x.grad for x in inputs])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "math"])
+def test_each_sample_and_head_attends_to_its_own_tokens(backend):
+    """Layout (batch, tokens, heads, head dim), against one softmax per sample, head and query."""
+    query, key, value = _qkv((2, 5, 3, 32), torch.float64)
+    out = attention(query, key, value, backend)
+    for sample in range(2):
+        for head in range(3):
+            for token in range(5):
+                scores = key[sample, :, head] @ query[sample, token, head] / 32**0.5
+                expected = scores.softmax(0) @ value[sample, :, head]
+                torch.testing.assert_close(out[sample, token, head], expected)
+
+
+def test_auto_on_a_cpu_is_sdpa():
+    query, key, value = _qkv((2, 9, 2, 64), torch.bfloat16)
+    assert torch.equal(attention(query, key, value), attention(query, key, value, "sdpa"))
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_xformers_on_a_cpu_is_a_clear_error(monkeypatch, installed):
+    kernel = (lambda query, key, value: value) if installed else None
+    monkeypatch.setattr(module, "_xformers", lambda: kernel)
+    with pytest.raises(RuntimeError, match="needs a GPU and the extra 'gpu'; use model.attention=auto"):
+        attention(*_qkv((1, 4, 1, 32)), "xformers")

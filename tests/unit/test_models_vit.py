@@ -1,0 +1,181 @@
+"""The ViT's pieces: positions, patches, sizes, and weights drawn from names."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.models import ENCODERS, build_encoder
+from pretrain.models.vit import SpecViT, gather_tokens, initialise, patchify, sincos_positions
+from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.pictures import unpatchify
+
+
+def _model(decoder_width: int = 16) -> MaskedAutoencoder:
+    encoder = SpecViT(8, 4, width=16, depth=2, heads=2, mlp_hidden=32, bn_group=2)
+    return MaskedAutoencoder(encoder, 80, 0.5, True, decoder_width=decoder_width, decoder_heads=2)
+
+
+@pytest.mark.parametrize(("width", "grid"), [(16, 4), (192, 3), (512, 32)])
+def test_positions_are_sines_and_cosines_of_column_then_row(width, grid):
+    table = sincos_positions(width, grid)
+    assert table.shape == (1, 1 + grid * grid, width)
+    assert table.dtype == torch.float32
+    assert not table[0, 0].any()
+    quarter = width // 4
+    for row, column in [(0, 0), (0, grid - 1), (grid - 1, 0), (grid // 2, 1)]:
+        token = table[0, 1 + row * grid + column].tolist()
+        for index in (0, 1, quarter - 1):
+            rate = 1 / 10000 ** (4 * index / width)
+            expected = [f(place * rate) for place in (column, row) for f in (math.sin, math.cos)]
+            assert token[index::quarter] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_a_patch_holds_its_pixels_row_by_row_with_spectra_last(patch_size):
+    images = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    patches = patchify(images, patch_size)
+    grid = 8 // patch_size
+    assert patches.shape == (2, grid**2, patch_size**2, 3)
+    for row in range(8):
+        for column in range(8):
+            patch = (row // patch_size) * grid + column // patch_size
+            pixel = (row % patch_size) * patch_size + column % patch_size
+            assert torch.equal(patches[:, patch, pixel], images[:, :, row, column])
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_unpatchify_undoes_patchify(patch_size):
+    images = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    back = unpatchify(patchify(images, patch_size)[0].numpy(), patch_size)
+    np.testing.assert_array_equal(back, images[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("rest", [(), (2,), (3, 2)])
+def test_gathered_tokens_are_those_of_the_ids(rest):
+    tokens = torch.randn(2, 6, *rest, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[5, 0, 2], [1, 1, 3]])
+    picked = gather_tokens(tokens, ids)
+    for sample in range(2):
+        assert torch.equal(picked[sample], tokens[sample, ids[sample]])
+
+
+def test_tokens_depend_on_where_a_patch_lies():
+    encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    initialise(encoder, "here", 0)
+    patches = torch.randn(1, 1, 16, 80, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = (encoder.eval().tokens(patches, torch.tensor([[place]])) for place in (0, 3))
+    assert not torch.allclose(first, second)
+
+
+def test_ids_in_order_are_the_whole_grid():
+    encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    initialise(encoder, "whole", 0)
+    patches = torch.randn(2, 4, 16, 80, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = encoder.eval().tokens(patches)
+        assert torch.equal(encoder.tokens(patches, torch.arange(4).expand(2, -1)), expected)
+
+
+@pytest.mark.parametrize(("image_size", "patch_size"), [(128, 3), (10, 4), (4, 8)])
+def test_a_patch_size_that_does_not_divide_the_image_is_refused(image_size, patch_size):
+    with pytest.raises(ValueError, match=f"patch size {patch_size} does not divide image size {image_size}"):
+        build_encoder("spec_vit_tiny", image_size, patch_size)
+
+
+def test_an_unknown_encoder_is_refused_with_the_known_names():
+    with pytest.raises(ValueError, match="unknown encoder 'vit': known are spec_vit_tiny, spec_vit_small"):
+        build_encoder("vit")
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("spec_vit_tiny", 5_985_344), ("spec_vit_small", 22_531_328)])
+def test_sizes_are_the_published_ones(name, parameters):
+    assert sum(p.numel() for p in build_encoder(name).parameters()) == parameters
+    assert name in ENCODERS
+
+
+def test_fixed_positions_are_a_buffer_under_the_same_name():
+    encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    before = set(encoder.state_dict())
+    encoder.vit_core.fix_positions()
+    assert set(encoder.state_dict()) == before
+    assert "vit_core.pos_embed" not in dict(encoder.named_parameters())
+    assert torch.equal(encoder.vit_core.pos_embed, sincos_positions(16, 2))
+
+
+# ---- initialise ----
+
+
+def test_initialise_fills_every_parameter():
+    model = _model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    initialise(model, "run", 1)
+    unfilled = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    assert unfilled == []
+
+
+def test_initial_weights_depend_on_the_seed_and_the_name_alone():
+    one, other = _model(), _model(decoder_width=32)
+    torch.manual_seed(123)
+    initialise(one, "run", 1)
+    torch.manual_seed(456)
+    initialise(other.decoder, "run.decoder", 1)  # another order, and modules of other sizes in between
+    initialise(other.encoder, "run.encoder", 1)
+    for (name, first), second in zip(one.encoder.named_parameters(), other.encoder.parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_initialise_leaves_torchs_own_generator():
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    initialise(_model(), "run", 1)
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    torch.rand(1)
+    del state
+    model = _model()
+    torch.manual_seed(7)
+    initialise(model, "run", 1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(("name", "seed"), [("run", 2), ("other", 1)])
+def test_another_seed_or_name_gives_other_weights(name, seed):
+    one, other = _model(), _model()
+    initialise(one, "run", 1)
+    initialise(other, name, seed)
+    for (label, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
+        constant = first.dim() == 1
+        assert torch.equal(first, second) == constant, label
+
+
+def test_layers_of_one_shape_get_different_weights():
+    model = _model()
+    initialise(model, "run", 1)
+    first, second = (model.encoder.vit_core.blocks[block].mlp.fc1.weight for block in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_norms_begin_at_one_and_biases_at_zero():
+    model = _model()
+    initialise(model, "run", 1)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert (parameter == (1.0 if name.endswith("weight") else 0.0)).all(), name
+
+
+def test_spreads_are_those_of_the_published_rules():
+    encoder = build_encoder("spec_vit_tiny", image_size=32)
+    initialise(encoder, "run", 1)
+    core = encoder.vit_core
+    assert float(core.pos_embed.std()) == pytest.approx(0.02, rel=0.05)
+    bound = math.sqrt(6 / (192 + 768))  # Xavier
+    assert float(core.blocks[0].mlp.fc1.weight.abs().max()) == pytest.approx(bound, rel=1e-3)
+    assert float(core.patch_embed.proj.weight.abs().max()) == pytest.approx(math.sqrt(6 / (192 + 128 * 16)), rel=1e-3)
+    convolution = encoder.spectral_adapter.get_submodule("3").weight
+    assert float(convolution.abs().max()) == pytest.approx(1 / math.sqrt(32 * 7), rel=1e-2)  # torch's default
