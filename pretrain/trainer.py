@@ -24,14 +24,7 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.augment import centre_crops, mask_noise, random_crops
-from pretrain.checkpoint import (
-    CheckpointError,
-    list_checkpoints,
-    load_checkpoint,
-    newest_verified,
-    read_state,
-    save_checkpoint,
-)
+from pretrain.checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import ZeroEngine
@@ -40,6 +33,7 @@ from pretrain.models import Normaliser, build_encoder
 from pretrain.models.vit import initialise
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.optim import build_adamw
+from pretrain.resume import check_same_run, find_resume_point
 from pretrain.schedules import warmup_cosine
 from pretrain.telemetry import Telemetry, duration, say
 from shards.atomic import write_atomic
@@ -307,27 +301,16 @@ class Trainer:
     def _resume(self) -> int:
         """Continue from the newest whole checkpoint of the run folder; 0 in a fresh one."""
         folder = self.folder / "checkpoints"
-        path, problems = distributed.from_main(distributed.together(lambda: _find_resume_point(folder)))
+        path, problems = distributed.from_main(distributed.together(lambda: find_resume_point(folder)))
         for problem in problems:
             say(f"WARNING: passed over a damaged checkpoint: {problem}")
         if path is None:
             return 0
         state = read_state(path)
-        _check_same_run(state, self.config, self.manifest.content_hash, path)
+        check_same_run(state, self.config, self.manifest.content_hash, path)
         load_checkpoint(self.engine, path)
         say(f"resumed from {path}")
         return int(state["step"])
-
-
-def _find_resume_point(folder: Path) -> tuple[Path | None, list[str]]:
-    """`newest_verified` on rank 0, which alone reads and hashes the files."""
-    if not distributed.is_main():
-        return None, []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"key 'run.dir': {folder}: can't be written: {error.strerror}") from None
-    return newest_verified(folder)
 
 
 class _Clock:
@@ -353,25 +336,3 @@ def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) 
             f"key 'model.image_size': {config.model.image_size} px can't be cut from tiles of {smallest} px: "
             "lower it, or set augment.crop_scale"
         )
-
-
-def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, path: Path) -> None:
-    """What fixes the order of samples and the meaning of weights must not change within a run."""
-    before, now = state["config"], config.model_dump()
-    fixed = {
-        "model": (before["model"], now["model"]),
-        "objective": (before["objective"], now["objective"]),
-        "run.seed": (before["run"]["seed"], now["run"]["seed"]),
-        "data.holdout": (before["data"]["holdout"], now["data"]["holdout"]),
-        "train.global_batch": (before["train"]["global_batch"], now["train"]["global_batch"]),
-        "dataset": (state["data"]["content_hash"], dataset),
-    }
-    for key, (old, new) in fixed.items():
-        if old != new:
-            changed = f" ({old} then, {new} now)" if not isinstance(old, dict) else _first_change(old, new)
-            raise CheckpointError(f"{path}: checkpoint of another run: {key} differs{changed}; choose another run.dir")
-
-
-def _first_change(old: dict[str, Any], new: dict[str, Any]) -> str:
-    key = next(key for key in new if old.get(key) != new[key])
-    return f" ({key}: {old.get(key)} then, {new[key]} now)"

@@ -19,7 +19,8 @@ import yaml
 from launch.runtime import STOPPED
 from shards.config import REPOSITORY
 from shards.errors import ForgeError, SourceError
-from shards.sources import tile_root
+from shards.sources import find_tiles, tile_root
+from tools.sample_data import SampleOptions, holds_sample
 
 BEGIN = time.monotonic()
 SHORT = {
@@ -62,13 +63,13 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     labelled = _labels_of(tiles, labels)
     if tiles is None or labelled is None:
         _stage("1/6", "making synthetic EnMAP-like tiles with labels")
-        _python("-m", "tools.sample_data", str(sample), "--locations", "10" if short else "24")
+        _make_sample(sample, locations=10 if short else 24)
     if tiles is not None:
         _stage("1/6", f"taking the tiles of {tiles}")
         if labelled is None:
             print(f"{tiles} has no labels: pretraining uses it, the labelled task is the synthetic sample's")
     _stage("2/6", "tiles to WebDataset shards, with per-band statistics")
-    _python("-m", "shards", "pack", str(tiles or sample), str(shards), "--tiles-per-shard", "8", "--max-bad", "0.1")
+    _pack(tiles or sample, shards)
     shutil.rmtree(run, ignore_errors=True)
     shutil.rmtree(evaluation, ignore_errors=True)
     options = [f"run.dir={run}", f"data.shards={shards}", *(SHORT["pretrain"] if short else [])]
@@ -85,6 +86,22 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     )
     _stage("6/6", "results")
     _summary(tiles, run, evaluation, short)
+
+
+def _make_sample(sample: Path, locations: int) -> None:
+    if sample.exists() and not holds_sample(sample, SampleOptions(locations)):
+        print(f"demo: {sample} is of another version: making it anew")
+        shutil.rmtree(sample)
+    _python("-m", "tools.sample_data", str(sample), "--locations", str(locations))
+
+
+def _pack(tiles: Path, shards: Path) -> None:
+    command = ["-m", "shards", "pack", str(tiles), str(shards), "--tiles-per-shard", "8", "--max-bad", "0.1"]
+    if shards.exists() and _run_python(*command) == 2:
+        print(f"demo: {shards} is of other tiles or options: packing anew")
+        shutil.rmtree(shards)
+    if not (shards / "manifest.json").exists():
+        _python(*command)
 
 
 def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> None:
@@ -143,6 +160,8 @@ def _check_tiles(tiles: Path | None, labels: Path | None) -> None:
     for folder in (tiles, labels):
         if folder is not None and not folder.is_dir():
             raise SourceError(f"{folder}: no such directory")
+    if tiles is not None:
+        find_tiles(tiles, "enmap")  # a folder without tiles is said before anything is made
 
 
 def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
@@ -191,8 +210,12 @@ def _last_step(run: Path) -> int:
 
 
 def _python(*command: str) -> None:
+    _expect(0, _run_python(*command))
+
+
+def _run_python(*command: str) -> int:
     print("$ python " + " ".join(command), flush=True)
-    _expect(0, subprocess.run([sys.executable, *command], cwd=REPOSITORY).returncode)
+    return subprocess.run([sys.executable, *command], cwd=REPOSITORY).returncode
 
 
 def _expect(code: int, got: int) -> None:

@@ -248,7 +248,7 @@ def make_sample(dest: Path, options: SampleOptions) -> str:
         SampleError: ``dest`` holds something else.
     """
     if dest.exists():
-        if _recorded(dest) != _record(options):
+        if not holds_sample(dest, options):
             raise SampleError(f"{dest}: holds something else than this sample; remove it or choose another folder")
         return f"{dest}: the sample is there already"
     staged = dest.with_name(f"{dest.name}.{os.getpid()}{TEMPORARY}")
@@ -259,6 +259,11 @@ def make_sample(dest: Path, options: SampleOptions) -> str:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     return f"{dest}: {tiles} synthetic tiles of {options.locations} locations, {len(CLASSES)} labelled classes"
+
+
+def holds_sample(dest: Path, options: SampleOptions) -> bool:
+    """Whether ``dest`` is the sample of these options, made by this version."""
+    return _recorded(dest) == _record(options)
 
 
 def _record(options: SampleOptions) -> dict[str, int]:

@@ -55,5 +55,5 @@ def test_auto_on_a_cpu_is_sdpa():
 def test_xformers_on_a_cpu_is_a_clear_error(monkeypatch, installed):
     kernel = (lambda query, key, value: value) if installed else None
     monkeypatch.setattr(module, "_xformers", lambda: kernel)
-    with pytest.raises(RuntimeError, match="needs a GPU and the extra 'gpu'; use model.attention=auto"):
+    with pytest.raises(RuntimeError, match=r"needs a GPU and the extra 'gpu'; use model.attention=auto"):
         attention(*_qkv((1, 4, 1, 32)), "xformers")

@@ -130,18 +130,10 @@ def test_initial_weights_depend_on_the_seed_and_the_name_alone():
 
 
 def test_initialise_leaves_torchs_own_generator():
-    torch.manual_seed(7)
-    expected = torch.rand(1)
-    torch.manual_seed(7)
-    initialise(_model(), "run", 1)
-    state = torch.get_rng_state()
-    torch.manual_seed(7)
-    torch.rand(1)
-    del state
     model = _model()
-    torch.manual_seed(7)
+    before = torch.get_rng_state()
     initialise(model, "run", 1)
-    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("name", "seed"), [("run", 2), ("other", 1)])
@@ -173,9 +165,11 @@ def test_spreads_are_those_of_the_published_rules():
     encoder = build_encoder("spec_vit_tiny", image_size=32)
     initialise(encoder, "run", 1)
     core = encoder.vit_core
-    assert float(core.pos_embed.std()) == pytest.approx(0.02, rel=0.05)
+    assert float(core.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.05)
     bound = math.sqrt(6 / (192 + 768))  # Xavier
-    assert float(core.blocks[0].mlp.fc1.weight.abs().max()) == pytest.approx(bound, rel=1e-3)
-    assert float(core.patch_embed.proj.weight.abs().max()) == pytest.approx(math.sqrt(6 / (192 + 128 * 16)), rel=1e-3)
+    assert float(core.blocks[0].mlp.fc1.weight.detach().abs().max()) == pytest.approx(bound, rel=1e-3)
+    assert float(core.patch_embed.proj.weight.detach().abs().max()) == pytest.approx(
+        math.sqrt(6 / (192 + 128 * 16)), rel=1e-3
+    )
     convolution = encoder.spectral_adapter.get_submodule("3").weight
-    assert float(convolution.abs().max()) == pytest.approx(1 / math.sqrt(32 * 7), rel=1e-2)  # torch's default
+    assert float(convolution.detach().abs().max()) == pytest.approx(1 / math.sqrt(32 * 7), rel=1e-2)  # torch's default

@@ -1,0 +1,110 @@
+"""The segmentation head: published names, sizes for each patch size, groups, loss."""
+
+import pytest
+import torch
+from support.small_encoder import BANDS, SIZE, small_encoder
+from torch import nn
+
+from finetune.heads import ConvHead, SegmentationModel, predict_classes, segmentation_loss
+from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.vit import initialise
+
+
+def _head(patch_size: int = 4, bn_group: int | None = None) -> ConvHead:
+    head = ConvHead(24, 5, patch_size, bn_group)
+    initialise(head, "head", 1)
+    return head
+
+
+def _features(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, 24, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+def _published(head: ConvHead) -> nn.Sequential:
+    """The published Sequential for patches of 4 px, from torch's own layers, with this head's weights."""
+    double = {"scale_factor": 2, "mode": "bilinear", "align_corners": False}
+    layers = [nn.Upsample(**double), nn.Conv2d(24, 128, 3, padding=1), nn.BatchNorm2d(128), nn.ReLU()]
+    published = nn.Sequential(*layers, nn.Upsample(**double), nn.Conv2d(128, 5, 3, padding=1))
+    published.load_state_dict({k.removeprefix("segmentation_conv."): v for k, v in head.state_dict().items()})
+    return published
+
+
+def test_names_and_shapes_for_patches_of_four_pixels_are_the_published_ones():
+    shapes = {name: tuple(tensor.shape) for name, tensor in _head().state_dict().items()}
+    assert shapes == {
+        "segmentation_conv.1.weight": (128, 24, 3, 3),
+        "segmentation_conv.1.bias": (128,),
+        "segmentation_conv.2.weight": (128,),
+        "segmentation_conv.2.bias": (128,),
+        "segmentation_conv.2.running_mean": (128,),
+        "segmentation_conv.2.running_var": (128,),
+        "segmentation_conv.2.num_batches_tracked": (),
+        "segmentation_conv.5.weight": (5, 128, 3, 3),
+        "segmentation_conv.5.bias": (5,),
+    }
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scores_are_those_of_the_published_layers(training):
+    head = _head().train(training)
+    published = _published(head).train(training)
+    torch.testing.assert_close(head(_features()), published(_features()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("patch_size", "last"), [(2, "1"), (4, "5"), (8, "9"), (16, "13")])
+def test_scores_have_the_size_of_the_image(patch_size, last):
+    head = _head(patch_size)
+    assert head(_features()).shape == (4, 5, 3 * patch_size, 3 * patch_size)
+    assert f"segmentation_conv.{last}.bias" in head.state_dict()
+    assert len(grouped_batch_norms(head)) == patch_size.bit_length() - 2
+
+
+@pytest.mark.parametrize("patch_size", [0, 1, 3, 6, 12])
+def test_a_patch_size_that_is_no_power_of_two_is_refused(patch_size):
+    with pytest.raises(ValueError, match=f"patch size of 2, 4, 8, ..., not {patch_size}"):
+        ConvHead(24, 5, patch_size, None)
+
+
+def test_groups_of_samples_are_normalised_apart():
+    head, features = _head(bn_group=2), _features()
+    parts = [head(part) for part in features.split(2)]
+    assert torch.equal(head(features), torch.cat(parts))
+    assert not torch.allclose(_head()(features), torch.cat(parts), atol=1e-3)
+
+
+def test_loss_is_summed_over_the_pixels_that_count():
+    scores = torch.randn(2, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 6, (2, 3, 3), generator=torch.Generator().manual_seed(1))
+    expected = 0.0
+    for sample, row, column in (labels != 5).nonzero().tolist():
+        expected -= float(scores[sample, :, row, column].log_softmax(0)[labels[sample, row, column]])
+    assert float(segmentation_loss(scores, labels, 5)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_of_half_precision_scores_is_fp32():
+    scores = torch.zeros(1, 5, 64, 64, dtype=torch.bfloat16)
+    loss = segmentation_loss(scores, torch.zeros(1, 64, 64, dtype=torch.long), 5)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(4096 * 1.609438, rel=1e-5)
+
+
+def test_nothing_to_count_is_a_loss_of_zero():
+    labels = torch.full((1, 3, 3), 5)
+    assert float(segmentation_loss(torch.randn(1, 5, 3, 3), labels, 5)) == 0.0
+
+
+def test_the_likeliest_class_is_predicted():
+    scores = torch.tensor([[[[0.1, 3.0]], [[0.2, -1.0]]]])
+    assert predict_classes(scores).tolist() == [[[1, 0]]]
+
+
+def test_encoder_and_head_give_scores_per_pixel_and_gradients_for_both():
+    encoder = small_encoder()
+    model = SegmentationModel(encoder, ConvHead(192, 5, 4, None))
+    images = torch.randn(2, BANDS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 5, (2, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    loss, scores = model(images, labels, 5)
+    assert scores.shape == (2, 5, SIZE, SIZE)
+    torch.testing.assert_close(loss, segmentation_loss(scores, labels, 5))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

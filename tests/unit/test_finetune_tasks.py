@@ -1,0 +1,91 @@
+"""Tasks are data: every file of the registry loads, and codes become indices."""
+
+import re
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from finetune.tasks import get_task
+from shards.errors import ConfigError
+
+NAMES = sorted(entry.name.removesuffix(".yaml") for entry in files("finetune.tasks").iterdir() if ".yaml" in entry.name)
+TASK = """name: mine
+description: Two classes
+classes:
+  - {code: 7, name: water, colour: "#0000ff"}
+  - {code: 9000000000, name: land, colour: "#00ff00"}
+ignore: [0]
+"""
+
+
+@pytest.fixture
+def task(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(TASK)
+    return get_task(str(path))
+
+
+def test_the_registry_is_not_empty():
+    assert {"enmap_potsdam", "sample_materials"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_of_the_registry_loads(name):
+    task = get_task(name)
+    assert task.name == name
+    assert task.description
+    assert task.ignore_index == len(task.classes) > 1
+    for values in ([one.code for one in task.classes], [one.name for one in task.classes]):
+        assert len(set(values)) == len(values)
+    assert all(re.fullmatch(r"#[0-9a-f]{6}", one.colour) for one in task.classes)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError) as raised:
+        get_task("enmap_postdam")
+    assert str(raised.value) == f"key 'task': unknown task 'enmap_postdam': known are {', '.join(NAMES)}"
+
+
+def test_a_task_can_be_a_file_of_ones_own(task):
+    assert (task.name, task.description, task.synthetic) == ("mine", "Two classes", False)
+    assert [(one.code, one.name, one.colour) for one in task.classes] == [
+        (7, "water", "#0000ff"),
+        (9_000_000_000, "land", "#00ff00"),
+    ]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'none.yml'}: no such task file")):
+        get_task(str(tmp_path / "none.yml"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "- 1", TASK.replace("ignore: [0]", ""), TASK + "extra: 1\n", TASK.replace("code: 7", "code: seven")],
+)
+def test_a_file_that_is_no_task_is_one_line(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="not a task description") as raised:
+        get_task(str(path))
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])
+def test_codes_become_indices_and_the_rest_is_ignored(task, dtype):
+    indices = task.to_indices(np.asarray([[7, 0, 8], [7, 1, 2]], dtype))
+    assert indices.dtype == np.int64
+    np.testing.assert_array_equal(indices, [[0, 2, 2], [0, 2, 2]])
+
+
+def test_codes_beyond_int32_and_below_zero(task):
+    codes = np.asarray([9_000_000_000, -1, 2**62, 9_000_000_000 % 2**32, -(2**63), 7])
+    assert task.to_indices(codes).tolist() == [1, 2, 2, 2, 2, 0]
+
+
+def test_the_codes_are_left_as_they_were(task):
+    codes = np.asarray([7, 0])
+    task.to_indices(codes)
+    assert codes.tolist() == [7, 0]

@@ -1,0 +1,162 @@
+"""Masks, targets and loss of the masked autoencoder."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pretrain.config import PretrainConfig
+from pretrain.models.vit import SpecViT, gather_tokens, initialise, patchify
+from pretrain.objectives.mae import MaskedAutoencoder, choose_masks, masked_targets
+
+BANDS = 80
+
+
+def _model(norm_pix: bool = True, mask_ratio: float = 0.5) -> MaskedAutoencoder:
+    encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    model = MaskedAutoencoder(encoder, BANDS, mask_ratio, norm_pix, decoder_width=16, decoder_heads=2)
+    initialise(model, "mae", 1)
+    return model.eval()
+
+
+def _images(batch: int = 2) -> torch.Tensor:
+    return 2 + 3 * torch.randn(batch, BANDS, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def _noise(batch: int = 2, patches: int = 16) -> torch.Tensor:
+    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("patches", "ratio", "kept"), [(1024, 0.9, 102), (1024, 0.75, 256), (16, 0.5, 8), (9, 0.6, 3)])
+def test_masks_keep_the_share_and_part_the_grid(patches, ratio, kept):
+    masks = choose_masks(_noise(5, patches), ratio)
+    assert masks.visible.shape == (5, kept)
+    for visible, masked in zip(masks.visible.tolist(), masks.masked.tolist(), strict=True):
+        assert visible == sorted(visible)
+        assert masked == sorted(masked)
+        assert sorted(visible + masked) == list(range(patches))
+
+
+def test_the_patches_of_smallest_noise_are_kept():
+    masks = choose_masks(torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.0, 0.3, 0.2, 0.1]]), 0.5)
+    assert masks.visible.tolist() == [[1, 3], [0, 3]]
+    assert masks.masked.tolist() == [[0, 2], [1, 2]]
+
+
+def test_targets_are_the_patches_own_pixels_in_order():
+    patches = _images().reshape(2, 4, 16, -1)
+    assert torch.equal(masked_targets(patches, False), patches.flatten(2))
+
+
+def test_normalised_targets_have_the_unbiased_variance_of_numpy():
+    patches = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))  # 8 values: ddof matters, 7 %
+    flat = patches.numpy().astype(np.float64).reshape(2, 3, 8)
+    expected = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(flat.var(-1, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(masked_targets(patches, True).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_constant_patch_has_a_finite_target():
+    assert not masked_targets(torch.full((1, 1, 4, 2), 3.0), True).any()
+
+
+class _Given(torch.nn.Module):
+    """A decoder that predicts what it is told."""
+
+    def __init__(self, prediction: torch.Tensor) -> None:
+        super().__init__()
+        self.prediction = prediction
+
+    def forward(self, latent: torch.Tensor, masks: object) -> torch.Tensor:
+        return self.prediction
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_loss_is_the_mean_square_over_masked_patches_of_each_sample(norm_pix):
+    model, images, noise = _model(norm_pix), _images(), _noise()
+    masked = choose_masks(noise, 0.5).masked
+    target = masked_targets(gather_tokens(patchify(images, 4), masked), norm_pix)
+    error = torch.randn(target.shape, generator=torch.Generator().manual_seed(2))
+    model.decoder = _Given(target + error)
+    losses, prediction, ids = model(images, noise)
+    assert torch.equal(prediction, target + error)
+    assert torch.equal(ids, masked)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, error.square().mean((1, 2)), rtol=1e-5, atol=0)
+
+
+def test_pixels_of_visible_patches_are_no_target():
+    model, images, noise = _model(), _images(), _noise()
+    masks = choose_masks(noise, 0.5)
+    model.decoder = _Given(torch.zeros(2, 8, 16 * BANDS))
+    before, _, _ = model(images, noise)
+    for name, changes in (("visible", False), ("masked", True)):
+        other = images.clone()
+        for sample, patch in enumerate(getattr(masks, name)[:, 0].tolist()):
+            row, column = 4 * (patch // 4), 4 * (patch % 4)
+            other[sample, :, row, column] += 100.0
+        after, _, _ = model(other, noise)
+        assert torch.equal(after, before) != changes
+
+
+def test_pixels_of_masked_patches_never_reach_the_prediction():
+    model, images, noise = _model(), _images(), _noise()
+    masks = choose_masks(noise, 0.5)
+    hidden = images.clone()
+    for sample in range(2):
+        for patch in masks.masked[sample].tolist():
+            row, column = 4 * (patch // 4), 4 * (patch % 4)
+            hidden[sample, :, row : row + 4, column : column + 4] = float("nan")
+    with torch.no_grad():
+        assert torch.equal(model(images, noise)[1], model(hidden, noise)[1])
+
+
+def test_each_prediction_is_for_its_own_place():
+    """Where all tokens are the mask token, predictions differ by position alone."""
+    model, noise = _model(), _noise()
+    with torch.no_grad():
+        _, prediction, _ = model(_images(), noise)
+    assert torch.unique(prediction[0], dim=0).shape[0] == prediction.shape[1]
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_a_perfect_prediction_is_put_back_to_the_truth(norm_pix):
+    model, images, noise = _model(norm_pix), _images(), _noise()
+    masked = choose_masks(noise, 0.5).masked[0]
+    patches = patchify(images[:1], 4)
+    prediction = masked_targets(patches[:, masked], norm_pix)[0]
+    truth, predicted = model.reconstruct(images[0], prediction, masked)
+    assert torch.equal(truth, patches[0])
+    torch.testing.assert_close(predicted, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_only_masked_patches_are_replaced_by_the_prediction():
+    model, images = _model(norm_pix=False), _images()
+    masked = torch.tensor([1, 6])
+    truth, predicted = model.reconstruct(images[0], torch.full((2, 16 * BANDS), 7.0), masked)
+    assert (predicted[masked] == 7).all()
+    others = torch.tensor([patch for patch in range(16) if patch not in (1, 6)])
+    assert torch.equal(predicted[others], truth[others])
+
+
+def test_a_sample_gives_the_same_loss_alone_and_in_a_batch():
+    model, images, noise = _model(), _images(4), _noise(4)
+    with torch.no_grad():
+        together = model(images, noise)[0]
+        alone = torch.cat([model(images[row : row + 1], noise[row : row + 1])[0] for row in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("image_size", "ratio", "fits"), [(8, 0.75, True), (8, 0.9, False), (16, 0.9, True)])
+def test_a_mask_that_hides_every_patch_is_refused_before_a_run(image_size, ratio, fits):
+    values = {
+        "run": {"dir": "run"},
+        "data": {"shards": "shards"},
+        "train": {"steps": 1},
+        "model": {"image_size": image_size, "patch_size": 4},
+        "objective": {"mask_ratio": ratio},
+    }
+    if fits:
+        PretrainConfig.model_validate(values)
+    else:
+        with pytest.raises(ValidationError, match=r"mask_ratio 0.9 leaves none of 4 patches visible"):
+            PretrainConfig.model_validate(values)
