@@ -23,9 +23,9 @@ def frozen_features(
 
     Args:
         encoder: in evaluation mode, on ``device``.
-        path: of the Zarr array; its attribute ``fingerprint`` says of which weights and images it is.
+        path: of the Zarr array; its attribute ``fingerprint`` says of which weights, normalisation and images it is.
     """
-    fingerprint = _fingerprint(encoder, windows)
+    fingerprint = _fingerprint(encoder, normalise, windows)
     cached = _open(path, fingerprint)
     if cached is not None:
         return torch.from_numpy(cached[:])
@@ -45,11 +45,14 @@ def _open(path: Path, fingerprint: str) -> zarr.Array | None:
         array = zarr.open_array(path, mode="r")
     except (FileNotFoundError, ValueError):
         return None
-    return array if array.attrs.get("fingerprint") == fingerprint else None
+    whole = array.nchunks_initialized == array.nchunks  # a chunk that is missing would be read as zeros
+    return array if whole and array.attrs.get("fingerprint") == fingerprint else None
 
 
-def _fingerprint(encoder: SpecViT, windows: LabelledWindows) -> str:
+def _fingerprint(encoder: SpecViT, normalise: Normaliser, windows: LabelledWindows) -> str:
     digest = hashlib.sha256(windows.images.tobytes())
+    for statistics in (normalise.mu, normalise.sigma):
+        digest.update(statistics.cpu().numpy().tobytes())
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

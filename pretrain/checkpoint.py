@@ -126,11 +126,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, in one line that names the file, or None."""
     try:
-        seal = json.loads((path / SEAL).read_bytes())
-        files = dict(seal["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        files = json.loads((path / SEAL).read_bytes())["files"]
+        seals = {name: {"size": seal["size"], "sha256": seal["sha256"]} for name, seal in files.items()}
+        seals[STATE]  # without it, nothing is sealed
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path / SEAL}: missing or unreadable"
-    for name, expected in files.items():
+    for name, expected in seals.items():
         try:
             if (path / name).stat().st_size != expected["size"]:
                 return f"{path / name}: {(path / name).stat().st_size} bytes where {expected['size']} were written"

@@ -140,6 +140,13 @@ class PretrainConfig(ConfigModel):
             raise ValueError(f"train.global_batch {whole} must be a multiple of train.micro_batch {micro}")
         return self
 
+    @model_validator(mode="after")
+    def _something_is_visible(self) -> Self:
+        patches, ratio = (self.model.image_size // self.model.patch_size) ** 2, self.objective.mask_ratio
+        if int(patches * (1 - ratio)) < 1:
+            raise ValueError(f"objective.mask_ratio {ratio} leaves none of {patches} patches visible")
+        return self
+
     def accumulation(self, world_size: int) -> int:
         """Micro batches per step and process; raises ValueError where they don't come out whole."""
         per_round = self.train.micro_batch * world_size

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pretrain import distributed
+from shards.atomic import write_atomic
 
 
 def say(text: str) -> None:
@@ -60,7 +61,7 @@ def _drop_after(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_atomic(path, "".join(kept))
 
 
 def _step(line: str) -> float:

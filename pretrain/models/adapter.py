@@ -38,7 +38,7 @@ class SpectralConv(nn.Module):
 
 
 class SpectralAdapter(nn.Module):
-    """Spectra in, ``CHANNELS`` features per pixel out; any number of bands from 57 on with the same weights.
+    """Spectra in, ``CHANNELS`` features per pixel out; any number of bands from 75 on with the same weights.
 
     Args:
         bn_group: samples that share batch-norm statistics (see GroupedBatchNorm).

@@ -78,9 +78,12 @@ def load_encoder(
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a whole safetensors file ({error})") from None
     description = _description(path, metadata)
-    encoder = build_encoder(
-        description.architecture, description.image_size, description.patch_size, bn_group, attention
-    )
+    try:
+        encoder = build_encoder(
+            description.architecture, description.image_size, description.patch_size, bn_group, attention
+        )
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
     load_strictly(encoder, weights, str(path))
     return encoder.eval(), description
 
