@@ -14,7 +14,7 @@ import torch
 from finetune.config import FinetuneConfig
 from finetune.datasets import LabelledWindows, load_splits
 from finetune.features import frozen_features
-from finetune.probe import FeatureSplit, Outcome, probe
+from finetune.probe import FeatureSplit, Outcome, map_rows, probe
 from finetune.report import Row, markdown_table, write_report
 from finetune.tasks import Task, get_task
 from finetune.tune import FullTuning
@@ -63,9 +63,10 @@ def _draw_maps(path: Path, rows: list[Row], task: Task, test: LabelledWindows, s
     from pretrain.pictures import save_figure
 
     known = get_sensor(sensor)
-    images = test.images[: len(rows[0].outcome.maps), list(known.rgb)].transpose(0, 2, 3, 1) / known.scale
+    drawn = map_rows(len(test))
+    images = test.images[drawn][:, list(known.rgb)].transpose(0, 2, 3, 1) / known.scale
     maps = {f"{row.encoder}, {row.protocol}": row.outcome.maps for row in rows}
-    save_figure(map_figure(images, {"labels": test.labels[: len(images)], **maps}, task), path)
+    save_figure(map_figure(images, {"labels": test.labels[drawn], **maps}, task), path)
 
 
 def _encoder(config: FinetuneConfig, name: str, bn_group: int | None) -> tuple[SpecViT, Normaliser, EncoderDescription]:

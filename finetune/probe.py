@@ -17,6 +17,7 @@ from pretrain.schedules import warmup_cosine
 from shards import keyed
 
 MAPS = 4
+"""Windows that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,16 @@ class FeatureSplit:
     labels: Tensor
 
 
+def map_rows(length: int) -> np.ndarray:
+    """Rows of the windows that are drawn, spread over a split of ``length`` windows."""
+    return np.unique(np.linspace(0, length - 1, MAPS + 2)[1:-1].astype(np.int64))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Test scores at the step of the best validation loss, and what was chosen there.
 
-    ``maps``: the classes predicted for the first ``MAPS`` test windows, int64 (n, S, S).
+    ``maps``: the classes predicted for the test windows of ``map_rows``, int64 (n, S, S).
     """
 
     test: SegmentationScores
@@ -98,4 +104,6 @@ def _evaluate(head: ConvHead, split: FeatureSplit, task: Task) -> tuple[Segmenta
             predicted = predict_classes(scores)
             metrics.update(predicted, labels, segmentation_loss(scores, labels, task.ignore_index))
             maps.append(predicted.cpu().numpy())
-    return SegmentationMetrics.compute(metrics.sums, len(task.classes)), np.concatenate(maps)[:MAPS]
+    return SegmentationMetrics.compute(metrics.sums, len(task.classes)), np.concatenate(maps)[
+        map_rows(len(split.labels))
+    ]

@@ -10,7 +10,7 @@ from finetune.config import FullConfig
 from finetune.datasets import LabelledWindows
 from finetune.heads import ConvHead, SegmentationModel, predict_classes
 from finetune.metrics import SegmentationMetrics, SegmentationScores
-from finetune.probe import MAPS, Outcome, batch_rows
+from finetune.probe import Outcome, batch_rows, map_rows
 from finetune.tasks import Task
 from pretrain import distributed
 from pretrain.config import EngineConfig
@@ -87,7 +87,8 @@ class FullTuning:
     def _evaluate(self, split: str) -> tuple[SegmentationScores, np.ndarray]:
         windows, world, batch = self.splits[split], distributed.world_size(), self.share
         metrics = SegmentationMetrics(len(self.task.classes), self.task.ignore_index, self.device)
-        maps = np.empty((0, *windows.labels.shape[1:]), dtype=np.int64)
+        drawn = set(map_rows(len(windows)).tolist())
+        maps: dict[int, np.ndarray] = {}
         for turn in range(-(-len(windows) // (batch * world))):  # as many forwards on every rank
             numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
             rows = np.minimum(numbers, len(windows) - 1)
@@ -98,9 +99,13 @@ class FullTuning:
             loss, scores = self.engine.evaluation(images, labels, self.task.ignore_index)
             predicted = predict_classes(scores)
             metrics.update(predicted, labels, loss)
-            maps = np.concatenate([maps, predicted.cpu().numpy()]) if len(maps) < MAPS else maps
+            maps |= {
+                row: one.cpu().numpy() for row, one in zip(numbers.tolist(), predicted, strict=True) if row in drawn
+            }
+        everywhere = {row: one for part in distributed.gather_objects(maps) for row, one in part.items()}
         sums = distributed.all_reduce_sum(metrics.sums)
-        return SegmentationMetrics.compute(sums, len(self.task.classes)), maps[: min(MAPS, len(windows))]
+        total = SegmentationMetrics.compute(sums, len(self.task.classes))
+        return total, np.stack([everywhere[row] for row in sorted(drawn)])
 
 
 def _share_of_batch(config: FullConfig) -> int:

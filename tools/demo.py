@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a few steps only: shows that the path works")
     arguments = parser.parse_args(argv)
     try:
-        run_demo(arguments.tiles, arguments.labels, arguments.task, arguments.short)
+        tiles, labels = (folder and folder.resolve() for folder in (arguments.tiles, arguments.labels))
+        run_demo(tiles, labels, arguments.task, arguments.short)
     except ForgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool) -> None:
     """All stages in order."""
-    name = ("demo" if tiles is None else f"demo-{tiles.resolve().name}") + ("-short" if short else "")
+    name = ("demo" if tiles is None else f"demo-{tiles.name}") + ("-short" if short else "")
     sample = REPOSITORY / "demo" / ("sample-short" if short else "sample")
     shards, run, evaluation = REPOSITORY / "demo" / f"shards-{name}", _run(name), _run(f"{name}-finetune")
     _check_tiles(tiles, labels)

@@ -1,0 +1,33 @@
+"""Every YAML in configs/ is a valid config, and says its command."""
+
+from pathlib import Path
+
+import pytest
+from support.processes import REPOSITORY
+
+from finetune.config import FinetuneConfig
+from finetune.tasks import get_task
+from pretrain.config import PretrainConfig
+from shards.config import load_config
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+MISSING_IN_BASE = ["run.dir=runs/x", "data.shards=shards", "train.steps=10"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
+def test_it_parses_and_names_what_exists(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECTRALEARTH_SHARDS", "/data/shards")
+    monkeypatch.setenv("ENMAP_POTSDAM", "/data/potsdam")
+    text = path.read_text()
+    assert text.startswith("# ")
+    if "finetune" in path.parts:
+        assert get_task(load_config(path, [], FinetuneConfig).task).classes
+        assert "launch/finetune.py" in text or "make demo" in text
+    else:
+        is_base = path.name == "base.yaml"
+        load_config(path, MISSING_IN_BASE if is_base else [], PretrainConfig)
+        assert is_base or f"launch/pretrain.py --config {path.relative_to(REPOSITORY)}" in text
+
+
+def test_there_are_configs() -> None:
+    assert len(CONFIGS) >= 5
