@@ -7,6 +7,7 @@
       features/<encoder>/<split>.zarr     cached features of the frozen protocol
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from finetune.features import frozen_features
 from finetune.probe import FeatureSplit, Outcome, map_rows, probe
 from finetune.report import Row, markdown_table, write_report
 from finetune.tasks import Task, get_task
-from finetune.tune import FullTuning
+from finetune.tune import FullTuning, share_of_batch
 from pretrain import distributed
 from pretrain.models import EncoderDescription, Normaliser, load_encoder
 from pretrain.models.batchnorm import grouped_batch_norms
@@ -29,20 +30,41 @@ from shards.errors import ConfigError
 from shards.sensors import get_sensor
 
 
-def evaluate(config: FinetuneConfig) -> list[Row]:
-    """Run all protocols of a config; rank 0 writes the report."""
+@dataclass(frozen=True)
+class Labelled:
+    """What an evaluation is about: the task and its windows, by split."""
+
+    task: Task
+    splits: dict[str, LabelledWindows]
+
+
+def prepare(config: FinetuneConfig) -> Labelled:
+    """Check a config and read its data; what is wrong is raised on every rank alike.
+
+    Raises:
+        ConfigError, WeightsError, SourceError, TileError: in one line.
+    """
+    return distributed.together(lambda: _prepare(config))
+
+
+def _prepare(config: FinetuneConfig) -> Labelled:
     task = get_task(config.task)
-    _, description = distributed.together(lambda: load_encoder(config.encoder))
+    if "full" in config.protocols:
+        share_of_batch(config.full)
+    _, description = load_encoder(config.encoder)
     if description.sensor != config.data.sensor:
         raise ConfigError(f"key 'data.sensor': {config.data.sensor}, but the encoder is for {description.sensor}")
+    quiet = not distributed.is_main()
+    return Labelled(task, load_splits(config.data, task, description.image_size, config.run.seed, quiet))
+
+
+def evaluate(config: FinetuneConfig, labelled: Labelled) -> list[Row]:
+    """Run all protocols of a config; rank 0 writes the report."""
+    task, splits = labelled.task, labelled.splits
     folder = Path(config.run.dir)
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.yaml", dump_config(config))
-    quiet = not distributed.is_main()
-    splits = distributed.together(
-        lambda: load_splits(config.data, task, description.image_size, config.run.seed, quiet)
-    )
     say(f"{task.name}: {', '.join(f'{len(part)} {name}' for name, part in splits.items())} windows")
     rows = []
     for name in ("pretrained", "random") if config.compare_random else ("pretrained",):

@@ -47,7 +47,7 @@ class FullTuning:
         self.normalise, self.splits, self.task = normalise, splits, task
         self.config, self.seed, self.name = config, seed, name
         self.device = distributed.device()
-        self.share = _share_of_batch(config)
+        self.share = share_of_batch(config)
         head = ConvHead(encoder.feature_dim, len(task.classes), encoder.patch_size, config.bn_group)
         initialise(head, "head", seed)
         model = SegmentationModel(encoder, head)
@@ -108,7 +108,8 @@ class FullTuning:
         return total, np.stack([everywhere[row] for row in sorted(drawn)])
 
 
-def _share_of_batch(config: FullConfig) -> int:
+def share_of_batch(config: FullConfig) -> int:
+    """Samples per process and step; raises ConfigError where they don't come out whole."""
     world = distributed.world_size()
     if config.batch % (world * config.bn_group):
         raise ConfigError(

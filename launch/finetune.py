@@ -12,7 +12,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from finetune.config import FinetuneConfig
 from launch import runtime
-from launch.command import read_command
+from launch.command import fail, read_command
 from shards.errors import ForgeError
 
 
@@ -21,13 +21,17 @@ def main(argv: list[str] | None = None) -> None:
     config = read_command(argv, FinetuneConfig, str(__doc__).splitlines()[0])
     runtime.prepare_environment(config.run.threads)
     runtime.prepare_torch(config.run.threads)
-    from finetune.evaluate import evaluate
+    from finetune.evaluate import evaluate, prepare
     from pretrain.engine import init_distributed
 
     init_distributed()
     try:
-        evaluate(config)
-    except ForgeError as error:
+        labelled = prepare(config)
+    except ForgeError as error:  # the same on every rank
+        fail(error)
+    try:
+        evaluate(config, labelled)
+    except ForgeError as error:  # perhaps on this rank alone: the launcher ends the others
         runtime.abort(error)
     runtime.end_process(0)
 

@@ -81,6 +81,14 @@ def test_batches_that_do_not_come_out_whole_are_refused(tmp_path: Path, shards: 
     assert "train.global_batch 48 must be a multiple of train.micro_batch 16 x 2 processes" in error_lines(done)[0]
 
 
+def test_a_batch_that_two_processes_cannot_share_is_refused_before_any_work(tmp_path: Path) -> None:
+    config = REPOSITORY / "configs" / "finetune" / "demo.yaml"
+    options = [f"run.dir={tmp_path / 'run'}", "full.bn_group=8"]
+    done = run(BIN / "torchrun", "--nproc_per_node", 2, FINETUNE, "--config", config, *options)
+    (line,) = error_lines(done)
+    assert line == "error: key 'full.batch': 8 is no multiple of full.bn_group 8 x 2 processes"
+
+
 def test_a_missing_encoder_is_one_line_and_code_2(tmp_path: Path) -> None:
     done = run(
         sys.executable,
