@@ -10,11 +10,8 @@ from finetune.config import LabelledDataConfig
 from finetune.tasks import Task
 from shards.errors import SourceError
 from shards.geotiff import read_mask, read_tile
-from shards.keyed import key
 from shards.sensors import NODATA, get_sensor
-from shards.sources import TileSource, find_tiles
-
-SPLITS = ("train", "val", "test")
+from shards.sources import SPLITS, find_tiles, published_split, split_by_location
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def load_splits(data: LabelledDataConfig, task: Task, size: int, seed: int, quie
     if not labels.is_dir():
         raise SourceError(f"{labels}: no such directory of label tiles")
     tiles = find_tiles(images, data.sensor)
-    split = _published_split(Path(data.splits), tiles) if data.splits else split_by_location(tiles, seed)
+    split = published_split(Path(data.splits), tiles) if data.splits else split_by_location(tiles, seed)
     sensor = get_sensor(data.sensor)
     loaded = {}
     for name in SPLITS:
@@ -57,17 +54,6 @@ def load_splits(data: LabelledDataConfig, task: Task, size: int, seed: int, quie
             windows.append(cut_windows(values, task.to_indices(codes), size, task.ignore_index))
         loaded[name] = LabelledWindows(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
     return loaded
-
-
-def split_by_location(tiles: list[TileSource], seed: int) -> dict[str, list[TileSource]]:
-    """60/20/20 by location, in an order drawn from the seed; no place is in two splits."""
-    names = sorted({tile.location for tile in tiles}, key=lambda name: key(seed, "split", name))
-    held = max(1, round(0.2 * len(names)))
-    test, val = set(names[:held]), set(names[held : 2 * held])
-    split: dict[str, list[TileSource]] = {name: [] for name in SPLITS}
-    for tile in tiles:
-        split["test" if tile.location in test else "val" if tile.location in val else "train"].append(tile)
-    return split
 
 
 def cut_windows(values: np.ndarray, labels: np.ndarray, size: int, ignore: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,18 +76,3 @@ def _mask_of(labels: Path, relative: str, shape: tuple[int, ...]) -> np.ndarray:
     if codes.shape != shape:
         raise SourceError(f"{path}: {codes.shape} px where the image has {shape}")
     return codes
-
-
-def _published_split(folder: Path, tiles: list[TileSource]) -> dict[str, list[TileSource]]:
-    by_name = {"/".join(tile.path.rsplit("/", 2)[-2:]): tile for tile in tiles}
-    split = {}
-    for name in SPLITS:
-        path = folder / f"{name}.txt"
-        if not path.is_file():
-            raise SourceError(f"{path}: missing split file")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        absent = [line for line in lines if line not in by_name]
-        if absent:
-            raise SourceError(f"{path}: {len(absent)} of {len(lines)} tiles are not there, e.g. {absent[0]}")
-        split[name] = [by_name[line] for line in lines]
-    return split

@@ -90,7 +90,7 @@ def batch_rows(step: int, batch: int, length: int, seed: int) -> np.ndarray:
     rows = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(numbers // length):
         here = numbers // length == epoch
-        rows[here] = keyed.permutation(keyed.key(seed, "finetune", int(epoch)), length)[numbers[here] % length]
+        rows[here] = keyed.permute(keyed.key(seed, "finetune", int(epoch)), length, numbers[here] % length)
     return rows
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
+from shards.selection import OrderConfig, ViewConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -19,12 +20,21 @@ class RunConfig(ConfigModel):
 
 
 class DataConfig(ConfigModel):
-    """What is read. ``holdout`` is the share of locations kept for the validation loss."""
+    """What is read. ``holdout`` is the share of locations kept for the validation loss.
+
+    ``shards`` is a folder or a URL. ``stage`` is a node-local folder that shards are copied to during the
+    first epoch. ``max_bad_tiles``: damaged tiles that a run replaces by others before it gives up.
+    """
 
     shards: str
+    view: ViewConfig = ViewConfig()
+    order: OrderConfig = OrderConfig()
     holdout: Share = 0.01
     read_threads: Positive = 4
     prefetch: Positive = 2  # micro batches read ahead
+    stage: str | None = None
+    stage_quota_gb: Positive | None = None
+    max_bad_tiles: Annotated[int, Field(ge=0)] = 100
 
 
 class AugmentConfig(ConfigModel):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shards.plan import SamplePlan, rank_samples
+from shards.quarantine import Quarantine
 from shards.reader import ShardReader
 
 
@@ -35,20 +36,30 @@ class TileStream:
         plan: which tile each sample number is.
         device: where tiles go.
         prefetch: micro batches read ahead.
+        quarantine: takes damaged tiles; None makes one an error.
 
     Attributes:
         wait_seconds: time that ``batches`` has kept its caller waiting, since the start.
     """
 
-    def __init__(self, reader: ShardReader, plan: SamplePlan, device: torch.device, prefetch: int) -> None:
+    def __init__(
+        self,
+        reader: ShardReader,
+        plan: SamplePlan,
+        device: torch.device,
+        prefetch: int,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
+        self.quarantine = quarantine
         self.wait_seconds = 0.0
+        self._epoch = -1
 
     def batches(self, numbers: Iterable[np.ndarray]) -> Generator[TileBatch, None, None]:
         """Yield a batch for each array of sample numbers, all of one length.
 
         Raises:
-            ShardError: from the reading thread, when the loop reaches the bad batch.
+            ShardError: from the reading thread (a bad tile, or too many of them), when the loop reaches the bad batch.
         """
         free: queue.Queue[Tensor | None] = queue.Queue()
         ready: queue.Queue[tuple[np.ndarray, Tensor] | BaseException | None] = queue.Queue()
@@ -80,17 +91,25 @@ class TileStream:
     def _fill(self, numbers: Iterable[np.ndarray], free: queue.Queue, ready: queue.Queue) -> None:
         try:
             for samples in numbers:
+                self._copy_ahead(samples)
                 buffer = free.get()
                 if buffer is None:
                     shape = (len(samples), *self.reader.tile_shape)
                     buffer = torch.empty(shape, dtype=torch.int16, pin_memory=self.device.type == "cuda")
                 elif not isinstance(buffer, Tensor):
                     return
-                self.reader.read(self.plan.tiles(samples), buffer.numpy())
+                self.reader.read(self.plan.tiles(samples), buffer.numpy(), self.quarantine)
                 ready.put((samples, buffer))
             ready.put(None)
         except BaseException as error:
             ready.put(error)
+
+    def _copy_ahead(self, samples: np.ndarray) -> None:
+        """At the first batch of an epoch: name the shards that it will read, for node-local copies."""
+        epoch = int(self.plan.epochs(samples)[-1])
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.reader.prefetch(self.plan.shards_from(int(samples[-1])).tolist())
 
 
 def micro_batches(

@@ -40,7 +40,9 @@ from shards.atomic import write_atomic
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
 from shards.plan import SamplePlan, hold_out
+from shards.quarantine import Quarantine
 from shards.reader import ShardReader
+from shards.view import view_hash, view_rows
 
 
 class Diverged(ForgeError):
@@ -85,9 +87,9 @@ class Trainer:
         self.device = distributed.device()
         self.reader = distributed.together(self._open_shards)
         self.manifest = self.reader.manifest
-        train, self.held_out = hold_out(self.reader.locations, config.data.holdout, config.run.seed)
-        self.plan = SamplePlan(train, self.manifest.content_hash, config.run.seed)
-        self.stream = TileStream(self.reader, self.plan, self.device, config.data.prefetch)
+        self.plan, self.held_out = distributed.together(self._plan)
+        self.quarantine = distributed.together(self._quarantine)
+        self.stream = TileStream(self.reader, self.plan, self.device, config.data.prefetch, self.quarantine)
         self.normalise = Normaliser(self.manifest.mean, self.manifest.std).to(self.device)
         self.objective = build_objective(config, self.manifest.tile_shape[0])
         self.engine = self._build_engine()
@@ -181,6 +183,8 @@ class Trainer:
             "grad_norm": float(grad_norm),
             "tiles_per_second": rate,
             "data_wait_share": waiting,
+            "bad_tiles": self._bad_tiles(),
+            **self.reader.counters,
         }
         self.telemetry.record(self.step, scalars)
         left = (config.train.steps - self.step) * config.train.global_batch / rate
@@ -188,6 +192,13 @@ class Trainer:
             f"step {self.step}/{config.train.steps}  loss {mean:.4f}  lr {lr:.2e}  grad norm {grad_norm:.2f}  "
             f"{rate:.1f} tiles/s  data wait {waiting:.0%}  ETA {duration(left)}"
         )
+
+    def _bad_tiles(self) -> int:
+        """Damaged tiles replaced so far, on all ranks; every rank stops together above the budget."""
+        found = torch.tensor(float(self.quarantine.found), dtype=torch.float64, device=self.device)
+        count = self.quarantine.loaded + int(distributed.all_reduce_sum(found))
+        self.quarantine.check(count)
+        return count
 
     def _announce(self) -> None:
         train, world = self.config.train, distributed.world_size()
@@ -199,7 +210,7 @@ class Trainer:
         )
         say(
             f"global batch {train.global_batch} = {train.micro_batch} x {world} processes x "
-            f"{self.engine.accumulation} accumulated; {len(self.plan.rows)} tiles to train on, "
+            f"{self.engine.accumulation} accumulated; {len(self.plan.rows)} of {len(self.reader)} tiles to train on, "
             f"{len(self.held_out)} held out; from step {self.step} to {train.steps}"
         )
 
@@ -256,9 +267,24 @@ class Trainer:
     # ---- building, saving, resuming ----
 
     def _open_shards(self) -> ShardReader:
-        reader = ShardReader(Path(self.config.data.shards), self.config.data.read_threads)
+        data = self.config.data
+        quota = data.stage_quota_gb and data.stage_quota_gb * 10**9
+        reader = ShardReader(data.shards, data.read_threads, Path(data.stage) if data.stage else None, quota)
         _check_image_fits(self.config, reader.tile_shape)
         return reader
+
+    def _plan(self) -> tuple[SamplePlan, np.ndarray]:
+        """The order of the training tiles, and the rows that are held out."""
+        data, seed, table = self.config.data, self.config.run.seed, self.reader.table
+        rows = view_rows(data.view, table)
+        dataset = view_hash(self.manifest.content_hash, rows, len(table))
+        train, held_out = hold_out(table, data.holdout, seed, rows)
+        return SamplePlan(table, train, dataset, seed, data.order), held_out
+
+    def _quarantine(self) -> Quarantine:
+        budget = self.config.data.max_bad_tiles
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Quarantine(self.plan.rows, self.plan.dataset, budget, self.folder, distributed.rank())
 
     def _build_engine(self) -> ZeroEngine:
         config = self.config
@@ -279,7 +305,7 @@ class Trainer:
             "world_size": distributed.world_size(),
             "version": code_version(),
             "data": {
-                "content_hash": self.manifest.content_hash,
+                "content_hash": self.plan.dataset,
                 "sensor": self.manifest.sensor,
                 "wavelength_nm": self.manifest.wavelength_nm,
                 "fwhm_nm": self.manifest.fwhm_nm,
@@ -307,7 +333,7 @@ class Trainer:
         if path is None:
             return 0
         state = read_state(path)
-        check_same_run(state, self.config, self.manifest.content_hash, path)
+        check_same_run(state, self.config, self.plan.dataset, path)
         load_checkpoint(self.engine, path)
         say(f"resumed from {path}")
         return int(state["step"])

@@ -1,4 +1,4 @@
-"""`python -m shards pack SOURCE DEST`: the command line of the shard floor."""
+"""`python -m shards COMMAND`: make, join, check, describe and index folders of shards."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from shards.errors import ForgeError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit code (0 done, 1 could not be finished, 2 misuse)."""
+    """Run a command; returns its exit code (0 done, 1 could not be finished or problems found, 2 misuse)."""
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"error: {what}{error.strerror or error}; finished shards are kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped: finished shards are kept, the same command continues", file=sys.stderr)
@@ -28,17 +29,83 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    pack = commands.add_parser("pack", help="write a directory of GeoTIFF tiles into shards")
-    pack.add_argument("source", type=Path, help="directory of tiles, e.g. one that holds enmap/<location>/<scene>.tif")
+    _add_pack(commands)
+    _add_merge(commands)
+    _add_verify(commands)
+    _add_stats(commands)
+    _add_inspect(commands)
+    _add_index(commands)
+    return parser
+
+
+def _add_pack(commands: argparse._SubParsersAction) -> None:
+    pack = commands.add_parser("pack", help="write tiles, archives or EnMAP L2A products into shards")
+    pack.add_argument("source", type=Path, help="directory of tiles, archives (.tar.gz) or L2A products, or one")
     pack.add_argument("dest", type=Path, help="folder of shards; the same command continues an interrupted one")
     pack.add_argument("--sensor", default="enmap", help="whose bands the tiles have (default: %(default)s)")
     pack.add_argument("--size", type=_positive, help="tile height and width in pixels (default: the commonest)")
-    pack.add_argument("--tiles-per-shard", type=_positive, default=320, help="default: %(default)s, about 1 GB")
+    pack.add_argument("--pattern", help="which files of SOURCE are tiles, e.g. '**/*_SPECTRAL_IMAGE.TIF'")
+    pack.add_argument("--codec", choices=("raw", "fast", "compact"), default="compact", help="default: %(default)s")
+    pack.add_argument("--tiles-per-shard", type=_positive, default=400, help="default: %(default)s, about 1 GB")
     pack.add_argument("--seed", type=int, default=0, help="of the order of locations (default: %(default)s)")
-    pack.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    _workers(pack)
+    pack.add_argument("--part", type=_part, metavar="K/N", help="every N-th shard only, K from 1; then `merge`")
+    pack.add_argument("--append", action="store_true", help="add tiles that DEST has not yet; old shards stay")
+    pack.add_argument("--labels", type=Path, help="folder of label tiles with the names of the tiles")
+    pack.add_argument("--splits", type=Path, help="folder of train.txt, val.txt and test.txt (default: by location)")
     pack.add_argument("--max-bad", type=float, default=0.01, help="allowed share of bad tiles (default: %(default)s)")
+    pack.add_argument("--dry-run", action="store_true", help="say what would be written, from the list and a few tiles")
+    limits = pack.add_argument_group("largest share of a tile's pixels, for L2A products ('none': no limit)")
+    for name in ("cloud", "cloud-shadow", "haze", "cirrus", "snow", "nodata"):
+        limits.add_argument(f"--max-{name}", type=_limit, default=..., metavar="SHARE")
     pack.set_defaults(run=_pack)
-    return parser
+
+
+def _add_merge(commands: argparse._SubParsersAction) -> None:
+    merge = commands.add_parser("merge", help="join the parts of an array job into a dataset")
+    merge.add_argument("dest", type=Path, help="the folder that the parts wrote")
+    _workers(merge)
+    merge.add_argument("--max-bad", type=float, default=0.01, help="allowed share of bad tiles (default: %(default)s)")
+    merge.set_defaults(run=_merge)
+
+
+def _add_verify(commands: argparse._SubParsersAction) -> None:
+    verify = commands.add_parser("verify", help="read every byte again, and compare with the sources if they are given")
+    verify.add_argument("folder", type=Path)
+    verify.add_argument("--source", type=Path, help="directory that was packed: tiles are compared with it")
+    verify.add_argument("--labels", type=Path, help="folder of label tiles, compared likewise")
+    verify.add_argument("--sample", type=_share, default=1.0, metavar="SHARE", help="share of the tiles to look at")
+    _workers(verify)
+    verify.set_defaults(run=_verify)
+
+
+def _add_stats(commands: argparse._SubParsersAction) -> None:
+    stats = commands.add_parser("stats", help="per-band statistics with percentiles; writes mu.npy and sigma.npy")
+    stats.add_argument("folder", type=Path)
+    stats.add_argument("--part", type=_part, metavar="K/N", help="every N-th shard only; a run without it joins them")
+    _workers(stats)
+    stats.set_defaults(run=_stats)
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    inspect = commands.add_parser("inspect", help="what a folder of shards holds; one tile as a picture")
+    inspect.add_argument("folder", help="folder or URL")
+    inspect.add_argument("--tile", help="sample key or row number to draw as RGB and spectra")
+    inspect.add_argument("--picture", type=Path, default=Path("tile.png"), help="default: %(default)s")
+    inspect.set_defaults(run=_inspect)
+
+
+def _add_index(commands: argparse._SubParsersAction) -> None:
+    index = commands.add_parser("index", help="make WebDataset tars of others readable: .tif, .npy or our own members")
+    index.add_argument("folder", type=Path, help="folder of .tar files; table and manifest are written beside them")
+    index.add_argument("--sensor", default="enmap", help="whose bands the tiles have (default: %(default)s)")
+    _workers(index)
+    index.set_defaults(run=_index)
+
+
+def _workers(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))  # what SLURM gave us, not what the node has
+    parser.add_argument("--workers", type=_positive, default=cores, help="processes (default: all cores)")
 
 
 def _positive(text: str) -> int:
@@ -49,25 +116,103 @@ def _positive(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return number
+
+
+def _limit(text: str) -> float | None:
+    return None if text == "none" else _share(text) if float(text) else 0.0
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not K/N with K from 1 to N")
+    return int(number), int(of)
+
+
 def _pack(arguments: argparse.Namespace) -> int:
-    from shards.build import PackConfig, pack  # imported here: --help must not wait for GDAL
+    from shards import build, scan  # imported here: --help must not wait for GDAL
+    from shards.scene import SceneLimits
 
     begin = time.monotonic()
-    config = PackConfig(
-        sensor=arguments.sensor, size=arguments.size, tiles_per_shard=arguments.tiles_per_shard, seed=arguments.seed
+    names = SceneLimits.model_fields
+    limits = {name: getattr(arguments, f"max_{name}") for name in names if getattr(arguments, f"max_{name}") is not ...}
+    config = scan.PackConfig(
+        sensor=arguments.sensor,
+        size=arguments.size,
+        tiles_per_shard=arguments.tiles_per_shard,
+        seed=arguments.seed,
+        codec=arguments.codec,
+        pattern=arguments.pattern,
+        limits=SceneLimits(**limits),
     )
-    result = pack(arguments.source, arguments.dest, config, arguments.workers, arguments.max_bad)
+    labels = scan.Labels(arguments.labels, arguments.splits) if arguments.labels else None
+    if arguments.dry_run:
+        print(scan.describe(arguments.source, arguments.dest, config, labels, arguments.append, arguments.workers))
+        return 0
+    part = build.Part(*arguments.part) if arguments.part else build.Part()
+    written = build.pack_part(
+        arguments.source, arguments.dest, config, part, arguments.workers, labels, arguments.append
+    )
+    if arguments.part:
+        seconds = time.monotonic() - begin
+        print(f"part {part.number}/{part.of}: {written} shards written in {seconds:.1f} s")
+        print(f"when all parts are done: python -m shards merge {arguments.dest}")
+        return 0
+    return _finish(arguments, written, begin)
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    return _finish(arguments, 0, time.monotonic())
+
+
+def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
+    """Join what is written, and say at the end what there is."""
+    from shards import build
+
+    result = build.merge(arguments.dest, arguments.workers, arguments.max_bad, getattr(arguments, "source", None))
     for bad in result.rejected:
-        print(f"set aside: {arguments.source / bad.path}: {bad.reason}", file=sys.stderr)
-    manifest = result.manifest
+        print(f"set aside: {bad.path}: {bad.reason}", file=sys.stderr)
+    manifest, written = result.manifest, written + result.written
     raw = manifest.tiles * 2 * manifest.tile_shape[0] * manifest.tile_shape[1] * manifest.tile_shape[2]
     stored = sum(entry.size for entry in manifest.shards)
+    filtered = "".join(f", {count} left out for {reason}" for reason, count in sorted(result.filtered.items()))
     print(
         f"packed {manifest.tiles} tiles of {manifest.locations} locations into {len(manifest.shards)} shards "
-        f"({result.written} written now, {len(result.rejected)} tiles set aside): {raw / 1e6:.1f} MB -> "
+        f"({written} written now, {len(result.rejected)} tiles set aside{filtered}): {raw / 1e6:.1f} MB -> "
         f"{stored / 1e6:.1f} MB ({raw / max(stored, 1):.2f}x) in {time.monotonic() - begin:.1f} s: {arguments.dest}"
     )
+    if not written:
+        print("nothing to do: all shards were there; new tiles of SOURCE are added with --append")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from shards.verify import verify
+
+    return verify(arguments.folder, arguments.source, arguments.labels, arguments.sample, arguments.workers)
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from shards.stats import stats
+
+    return stats(arguments.folder, arguments.part, arguments.workers)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from shards.inspect import inspect
+
+    return inspect(arguments.folder, arguments.tile, arguments.picture)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from shards.index import index_tars
+
+    return index_tars(arguments.folder, arguments.sensor, arguments.workers)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import IO
 
 TEMPORARY = ".tmp"
@@ -13,7 +15,8 @@ TEMPORARY = ".tmp"
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """A binary file for writing that takes its name only when the block ends without an error."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    # host, process and thread: on a shared file system several nodes may write the same name at once
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{get_ident()}{TEMPORARY}")
     try:
         with open(temporary, "w+b") as file:
             yield file

@@ -4,14 +4,17 @@ What a file says of itself decides how it is read: wavelength tags (EnMAP produc
 224 bands) or their absence (SpectralEarth, 202 bands in order), the dtype and the nodata value.
 """
 
+import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.warp import transform as transform_points
 
 from shards.errors import TileError
 from shards.sensors import NODATA, Sensor
@@ -28,11 +31,25 @@ class Tile:
         values: int16 (bands, height, width), reflectance x scale; ``NODATA`` where nothing was measured.
         crs: coordinate reference system as text (``"EPSG:32633"``), or None.
         transform: the six affine coefficients of the pixel grid, in CRS units.
+        date: day of acquisition, ISO, or empty.
+        quality: shares of the pixels in [0, 1] by name (shards/table.py: QUALITY), those that are known.
     """
 
     values: np.ndarray
     crs: str | None
     transform: tuple[float, ...]
+    date: str = ""
+    quality: dict[str, float] = field(default_factory=dict)
+
+    def centre_lonlat(self) -> tuple[float, float]:
+        """Longitude and latitude of the centre in degrees (WGS 84); NaN for a tile without a georeference."""
+        if self.crs is None:
+            return float("nan"), float("nan")
+        height, width = self.values.shape[1:]
+        a, b, c, d, e, f = self.transform
+        x, y = a * width / 2 + b * height / 2 + c, d * width / 2 + e * height / 2 + f
+        lon, lat = transform_points(self.crs, "EPSG:4326", [x], [y])
+        return float(lon[0]), float(lat[0])
 
 
 def read_tile(path: Path, sensor: Sensor, size: int | None = None) -> Tile:
@@ -48,17 +65,37 @@ def read_tile(path: Path, sensor: Sensor, size: int | None = None) -> Tile:
     """
     try:
         with rasterio.Env(**GDAL_OPTIONS), _open(path) as file:
-            if size is not None and (file.height, file.width) != (size, size):
-                raise TileError(f"{path}: {file.height}x{file.width} px where {size}x{size} were expected")
-            positions = sensor.select_bands(file.count, _wavelengths(file))
-            values = file.read([int(position) + 1 for position in positions])
-            crs = file.crs.to_string() if file.crs else None
-            return Tile(_as_int16(values, file.nodata), crs, tuple(file.transform)[:6])
+            return _read(file, sensor, size)
     except TileError as error:
-        text = str(error)
-        raise TileError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+        raise TileError(f"{path}: {error}") from None
     except (RasterioError, OSError, ValueError) as error:
         raise TileError(f"{path}: not a readable GeoTIFF ({_first_line(error)})") from None
+
+
+def read_tile_bytes(data: bytes, name: str, sensor: Sensor, size: int | None = None) -> Tile:
+    """The same from the bytes of a GeoTIFF; errors begin with ``name``."""
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), MemoryFile(data) as memory, _open(memory.name) as file:
+            return _read(file, sensor, size)
+    except TileError as error:
+        raise TileError(f"{name}: {error}") from None
+    except (RasterioError, OSError, ValueError) as error:
+        raise TileError(f"{name}: not a readable GeoTIFF ({_first_line(error)})") from None
+
+
+def _read(file: Any, sensor: Sensor, size: int | None) -> Tile:
+    if size is not None and (file.height, file.width) != (size, size):
+        raise TileError(f"{file.height}x{file.width} px where {size}x{size} were expected")
+    positions = sensor.select_bands(file.count, _wavelengths(file))
+    values = file.read([int(position) + 1 for position in positions])
+    crs = file.crs.to_string() if file.crs else None
+    return Tile(as_int16(values, file.nodata), crs, tuple(file.transform)[:6], _date(file))
+
+
+def _date(file: Any) -> str:
+    """ISO day of the TIFF's DateTime tag (``YYYY:MM:DD HH:MM:SS``), or empty."""
+    match = re.match(r"(\d{4}):(\d\d):(\d\d)", file.tags().get("TIFFTAG_DATETIME", ""))
+    return "-".join(match.groups()) if match else ""
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -88,7 +125,7 @@ def tile_size(path: Path) -> int | None:
         return None
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path | str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a tile without a georeference is still a tile
         return rasterio.open(path)
@@ -109,7 +146,7 @@ def _wavelengths(file: Any) -> list[float] | None:
     return found or None
 
 
-def _as_int16(values: np.ndarray, nodata: float | None) -> np.ndarray:
+def as_int16(values: np.ndarray, nodata: float | None) -> np.ndarray:
     """int16 with NODATA for missing pixels; floats are accepted where they hold whole numbers."""
     if values.dtype != np.int16 and values.dtype.kind != "f":
         raise TileError(f"dtype {values.dtype}: expected int16 digital numbers (or floats that hold whole numbers)")

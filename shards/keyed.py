@@ -33,6 +33,33 @@ def uniform(base: int, samples: np.ndarray, count: int) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(base: int, length: int) -> np.ndarray:
-    """int64 (length,): a permutation of ``range(length)`` fixed by the key."""
-    return np.argsort(hashes(base, np.arange(length)), kind="stable")
+def permute(base: int, length: int, positions: np.ndarray) -> np.ndarray:
+    """int64: where a permutation of ``range(length)`` fixed by the key takes each position; nothing is stored.
+
+    A balanced Feistel network over the next power of four, walked until it lands inside (Black and Rogaway,
+    CT-RSA 2002): a bijection whatever the round function is. Six rounds of SplitMix64.
+    """
+    half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    keys = [key(base, "round", number) for number in range(6)]
+    result = np.asarray(positions, dtype=np.uint64).copy()
+    walking = np.ones(len(result), dtype=bool)
+    while walking.any():
+        x = result[walking]
+        left, right = x >> bits, x & mask
+        for round_key in keys:
+            left, right = right, left ^ (hashes(round_key, right) & mask)
+        result[walking] = left << bits | right
+        walking = result >= length
+    return result.astype(np.int64)
+
+
+def hash_names(base: int, names: np.ndarray) -> np.ndarray:
+    """uint64 hash of each name (an array of bytes strings) under a key; trailing zero bytes do not count."""
+    width = -(-names.dtype.itemsize // 8) * 8
+    words = names.astype(f"S{width}").view(np.uint64).reshape(len(names), -1)
+    state = np.full(len(names), base, dtype=np.uint64)
+    for column in words.T:
+        # zero words leave the state alone: the width of the column must not matter
+        state = np.where(column == 0, state, hashes(0, state ^ column))
+    return state

@@ -2,59 +2,67 @@
 
 import hashlib
 import os
-import resource
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 
-from shards.codec import build_codec
+from shards import table
+from shards.codec import RawTile, build_codec
 from shards.errors import ShardError
-from shards.manifest import Manifest, ShardIndex, read_json, read_manifest
-from shards.writer import index_path
+from shards.manifest import MANIFEST, Manifest, parse_json, read_manifest
+from shards.quarantine import Quarantine
+from shards.selection import ViewConfig
+from shards.stage import StagedFile, StagedStorage
+from shards.storage import Storage, open_storage
+from shards.view import view_rows
+from shards.writer import checksum
 
 
 class ShardReader:
     """Random access to the tiles of a shard folder.
 
     Args:
-        folder: what `pack` made.
-        threads: that read and decode; both release the GIL.
+        location: what `pack` made: a folder, or any URL that fsspec reads by ranges.
+        threads: that read and decode; both release the interpreter's lock.
+        stage: node-local folder for copies of the shards; shared by the processes of a node.
+        stage_quota: bytes that the copies may take.
+        verify: compare every tile's bytes with their checksum.
 
     Attributes:
         manifest: the dataset's description.
-        keys, locations: per tile row, in stored order.
+        table: its tiles, a row each in stored order (shards/table.py).
 
     Raises:
         ShardError: a file is missing, cut short or damaged; the line names it.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
-        self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
-        self.keys: list[str] = []
-        self.locations: list[str] = []
-        shard, offset, length, crc = [], [], [], []
-        for number, entry in enumerate(self.manifest.shards):
-            index = self._checked_index(number)
-            self.keys += index.key
-            self.locations += index.location
-            shard += [number] * entry.tiles
-            offset += index.offset
-            length += index.length
-            crc += index.crc32c
-        self._shard, self._offset, self._length, self._crc = shard, offset, length, crc
+    def __init__(
+        self,
+        location: str | Path,
+        threads: int = 1,
+        stage: Path | None = None,
+        stage_quota: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.location = str(location)
+        self.verify = verify
+        self._storage: Storage = open_storage(location)
+        self.manifest = self._read_manifest()
+        self.table = self._read_table()
         self._codec = build_codec(self.manifest.codec)
-        self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._names = [entry.name for entry in self.manifest.shards]
+        if stage is not None:
+            files = [StagedFile(entry.name, entry.size, entry.sha256) for entry in self.manifest.shards]
+            folder = stage / self.manifest.content_hash[:16]
+            self._storage = StagedStorage(self._storage, folder, files, stage_quota)
+        self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader") if threads > 1 else None
-        _allow_many_files(len(self.manifest.shards))
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.table)
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:
@@ -62,106 +70,177 @@ class ShardReader:
         bands, height, width = self.manifest.tile_shape
         return bands, height, width
 
-    def read(self, rows: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
+    def key(self, row: int) -> str:
+        """Sample key of a tile row."""
+        return self.table["key"][row].decode()
+
+    def read(self, rows: Sequence[int] | np.ndarray, out: np.ndarray, quarantine: Quarantine | None = None) -> None:
         """Decode tiles into ``out``, int16 (len(rows), bands, height, width), C-contiguous.
 
+        Args:
+            quarantine: takes bad tiles and names a substitute for each; without it a bad tile is an error.
+
         Raises:
-            ShardError: a tile's bytes are not what was written; the line names shard and key.
+            ShardError: a tile's bytes are not what was written; the line names shard, key and offset.
         """
-        if len(rows) != len(out):
-            raise ValueError(f"{len(rows)} rows for a buffer of {len(out)} tiles")
-        if self._pool is None:
-            for row, target in zip(rows, out, strict=True):
-                self._read_one(int(row), target)
+        if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
+            raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not go into {out.dtype} {out.shape}")
+        work = [(int(row), target, quarantine) for row, target in zip(rows, out, strict=True)]
+        if self._pool is None or len(work) == 1:
+            for item in work:
+                self._read_or_replace(*item)
         else:
-            for _ in self._pool.map(self._read_one, map(int, rows), out):
+            for _ in self._pool.map(lambda item: self._read_or_replace(*item), work):
                 pass
+
+    def read_mask(self, row: int) -> np.ndarray | None:
+        """int16 (height, width): the label tile of a row, or None where it has none; raises ShardError like `read`."""
+        length = int(self.table["mask_length"][row])
+        if not length:
+            return None
+        data = np.empty(length, dtype=np.uint8)
+        self._fetch(row, "mask_", data)
+        where, shape = self._where(row, "mask_"), self.tile_shape[1:]
+        try:
+            mask = table.read_npy(data.tobytes())
+        except ValueError as error:
+            raise ShardError(f"{where}: does not decode: {error}") from None
+        if mask.shape != shape:
+            raise ShardError(f"{where}: a label tile of {mask.shape} where {shape} was expected")
+        return mask
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Start copying these shards to the node, in this order; nothing where copies were not asked for."""
+        if isinstance(self._storage, StagedStorage):
+            self._storage.prefetch([self._names[shard] for shard in shards])
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What staging did so far, for telemetry."""
+        names = ("staged", "read_through", "evicted", "downloaded_bytes")
+        return {name: getattr(self._storage, name) for name in names if hasattr(self._storage, name)}
 
     def close(self) -> None:
         if self._pool:
             self._pool.shutdown()
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
+        self._storage.close()
+
+    def _read_or_replace(self, row: int, out: np.ndarray, quarantine: Quarantine | None) -> None:
+        if quarantine is None:
+            self._read_one(row, out)
+            return
+        attempt, wanted = 0, row
+        while True:
+            if row not in quarantine:
+                try:
+                    self._read_one(row, out)
+                    return
+                except ShardError as error:
+                    quarantine.add(row, self.key(row), str(error))
+            attempt += 1
+            row = quarantine.substitute(wanted, attempt)
 
     def _read_one(self, row: int, out: np.ndarray) -> None:
-        shard = self._shard[row]
-        encoded = os.pread(self._file(shard), self._length[row], self._offset[row])
-        where = f"{self.folder / self.manifest.shards[shard].name}: tile '{self.keys[row]}'"
-        if len(encoded) != self._length[row]:
-            raise ShardError(f"{where} is cut short: the file was changed; pack it again")
-        if google_crc32c.value(encoded) != self._crc[row]:
-            raise ShardError(f"{where} fails its checksum: the file was damaged; pack it again")
+        if isinstance(self._codec, RawTile):  # straight into the batch: no copy but the kernel's
+            target = out.reshape(-1).view(np.uint8)
+            if self.table["length"][row] != target.size:
+                raise ShardError(
+                    f"{self._where(row)}: {self.table['length'][row]} bytes where {target.size} are a tile"
+                )
+            self._fetch(row, "", target)
+            return
+        encoded = self._buffer(int(self.table["length"][row]))
+        self._fetch(row, "", encoded)
         try:
-            self._codec.decode(encoded, out=out)
+            self._codec.decode(encoded, out)
         except ShardError as error:
-            raise ShardError(f"{where}: {error}") from None
+            raise ShardError(f"{self._where(row)}: {error}") from None
 
-    def _file(self, shard: int) -> int:
-        with self._lock:
-            if shard not in self._files:
-                path = self.folder / self.manifest.shards[shard].name
-                try:
-                    self._files[shard] = os.open(path, os.O_RDONLY)
-                except OSError as error:
-                    raise ShardError(f"{path}: can't be opened: {error.strerror}") from None
-            return self._files[shard]
+    def _fetch(self, row: int, prefix: str, buffer: np.ndarray) -> None:
+        """Fill ``buffer`` with stored bytes and check them; a bad node-local copy is dropped and read again."""
+        name = self._names[self.table["shard"][row]]
+        offset, wanted = int(self.table[prefix + "offset"][row]), int(self.table[prefix + "checksum"][row])
+        self._storage.read_into(name, offset, memoryview(buffer))  # type: ignore[arg-type]
+        if not self.verify or checksum(buffer) == wanted:
+            return
+        if isinstance(self._storage, StagedStorage):
+            self._storage.discard(name)
+            self._storage.read_into(name, offset, memoryview(buffer))  # type: ignore[arg-type]
+            if checksum(buffer) == wanted:
+                return
+        raise ShardError(f"{self._where(row, prefix)} fails its checksum: the file was damaged; copy or pack it again")
 
-    def _checked_index(self, number: int) -> ShardIndex:
-        entry = self.manifest.shards[number]
-        tar = self.folder / entry.name
-        path = index_path(tar)
-        index = read_json(path, ShardIndex)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != entry.index_sha256:
-            raise ShardError(f"{path}: not the index that the manifest names; pack again")
-        size = tar.stat().st_size if tar.exists() else -1
-        if size != entry.size:
-            state = "missing" if size < 0 else f"{size} bytes where {entry.size} were written"
-            raise ShardError(f"{tar}: {state}; copy or pack it again")
-        return index
+    def _buffer(self, size: int) -> np.ndarray:
+        """This thread's buffer for encoded bytes: kept, since fresh pages cost as much as the read."""
+        buffer = getattr(self._scratch, "buffer", None)
+        if buffer is None or buffer.size < size:
+            buffer = self._scratch.buffer = np.empty(size + size // 4, dtype=np.uint8)
+        return buffer[:size]
+
+    def _where(self, row: int, prefix: str = "") -> str:
+        name, offset = self._names[self.table["shard"][row]], self.table[prefix + "offset"][row]
+        return (
+            f"{self.location.rstrip('/')}/{name}: {'label ' if prefix else ''}tile '{self.key(row)}' at byte {offset}"
+        )
+
+    def _read_manifest(self) -> Manifest:
+        if "://" not in self.location:
+            return read_manifest(Path(self.location))
+        return parse_json(self._storage.read(MANIFEST), Manifest, f"{self.location.rstrip('/')}/{MANIFEST}")
+
+    def _read_table(self) -> np.ndarray:
+        """The tile table, checked against the manifest, and the size of every shard."""
+        path = f"{self.location.rstrip('/')}/{self.manifest.table}"
+        data = self._storage.read(self.manifest.table)
+        if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
+            raise ShardError(f"{path}: not the table that the manifest names: damaged; run `python -m shards merge`")
+        self._check_shards()
+        return table.from_bytes(data, path)
+
+    def _check_shards(self) -> None:
+        """Every shard of a local folder is there and whole: one directory scan now instead of an error at midnight."""
+        folder = Path(self.location)
+        if not folder.is_dir():
+            return  # remote: a request a shard would take minutes, and reads tell as well
+        with os.scandir(folder) as files:
+            sizes = {file.name: file.stat().st_size for file in files if file.name.endswith(".tar")}
+        for entry in self.manifest.shards:
+            size = sizes.get(entry.name)
+            if size != entry.size:
+                state = "missing" if size is None else f"{size} bytes where {entry.size} were written"
+                raise ShardError(f"{folder / entry.name}: {state}; copy or pack it again")
 
 
 class TileDataset:
     """A folder of shards as a sequence: ``dataset[i]`` is tile i, int16 (bands, height, width)."""
 
-    def __init__(self, reader: ShardReader) -> None:
-        self.reader = reader
-        self.manifest, self.keys = reader.manifest, reader.keys
+    def __init__(self, reader: ShardReader, rows: np.ndarray) -> None:
+        self.reader, self.rows = reader, rows
+        self.manifest, self.table = reader.manifest, reader.table[rows]
 
     def __len__(self) -> int:
-        return len(self.reader)
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"tile {row} of {len(self)}")
+    def __getitem__(self, position: int) -> np.ndarray:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"tile {position} of {len(self)}")
         out = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
-        self.reader.read([row % len(self)], out)
+        self.reader.read([self.rows[position]], out)
         return out[0]
 
+    def mask(self, position: int) -> np.ndarray | None:
+        """int16 (height, width): label codes of a tile, or None."""
+        return self.reader.read_mask(int(self.rows[position]))
 
-def open_dataset(folder: str | Path, threads: int = 1) -> TileDataset:
-    """Open what `pack` made, for notebooks; raises ShardError where something is missing or damaged."""
-    return TileDataset(ShardReader(Path(folder), threads))
 
+def open_dataset(location: str | Path, threads: int = 1, **view: object) -> TileDataset:
+    """Open what `pack` made, for notebooks, e.g. ``open_dataset(folder, max_cloud=0.05, split="train")``.
 
-def webdataset_decoder(manifest: Manifest) -> Callable[[str, bytes], np.ndarray | None]:
-    """Decoder for any stock pipeline: ``wds.WebDataset(urls).decode(webdataset_decoder(manifest))``.
+    Args:
+        view: conditions that tiles must meet (shards/view.py).
 
-    Tiles come out as int16 (bands, height, width); other members are left to WebDataset's own decoders.
+    Raises:
+        ShardError: something is missing or damaged.
     """
-    codec = build_codec(manifest.codec)
-
-    def decode(key: str, data: bytes) -> np.ndarray | None:
-        if not key.endswith("tile"):
-            return None
-        return codec.decode(data, out=np.empty(manifest.tile_shape, dtype=np.int16))
-
-    return decode
-
-
-def _allow_many_files(count: int) -> None:
-    """Every shard stays open; raise the soft limit of open files towards the hard one where that is too low."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = count + 256
-    if soft < need:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (need if hard == resource.RLIM_INFINITY else min(need, hard), hard))
+    reader = ShardReader(location, threads)
+    return TileDataset(reader, view_rows(ViewConfig.model_validate(view), reader.table))

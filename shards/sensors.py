@@ -64,10 +64,12 @@ class Sensor:
             TileError: the file's bands are not those of this sensor.
         """
         if wavelength_nm is None:
+            if count == len(self.product_wavelength_nm):  # HySpecNet: the product's own order, by wavelength
+                return np.asarray(self.kept)
             if count != self.num_bands:
                 raise TileError(
                     f"{count} bands and no wavelengths: expected the {self.num_bands} bands of {self.name}, "
-                    "or per-band 'wavelength' tags"
+                    f"the {len(self.product_wavelength_nm)} of its product, or per-band 'wavelength' tags"
                 )
             return np.arange(count)
         order = np.argsort(np.asarray(wavelength_nm), kind="stable")

@@ -1,21 +1,35 @@
-"""Where tiles come from: a directory becomes a sorted list of (location, timestamp, file).
+"""Where tiles come from: a directory becomes a sorted list of (location, timestamp, file), or a list of bundles.
 
-Three layouts are told apart by their names alone:
-SpectralEarth's ``<sensor>/<7 digits>/<5 digits>.tif`` (in the directory itself or one level below);
-``images/*.tif`` beside other folders (label tiles stay out); any other tree of GeoTIFFs, where each
-file is a location of its own.
+Layouts are told apart by names alone, so that one scan of the directories is all that a shared file
+system sees: SpectralEarth's ``<sensor>/<7 digits>/<5 digits>.tif``; patches named like the EnMAP product
+that they were cut from (HySpecNet); any other tree of GeoTIFFs, each file a location of its own. Archives
+and whole products are *bundles*: each is read once, front to back (shards/archive.py, shards/scene.py).
 """
 
+import fnmatch
 import itertools
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from shards.errors import SourceError
+from shards.errors import SourceError, TileError
+from shards.keyed import key
 
-LOCATION = re.compile(r"\d{7}")
-SCENE = re.compile(r"\d{5}\.tiff?", re.IGNORECASE)
+if TYPE_CHECKING:  # these import GDAL
+    from shards.geotiff import Tile
+    from shards.scene import SceneLimits
+    from shards.sensors import Sensor
+
+SPECTRALEARTH = re.compile(r"(?:^|(?P<root>[^/]+)/)(?P<location>\d{7})/(?P<timestamp>\d{5})\.tiff?", re.IGNORECASE)
+PRODUCT = re.compile(
+    r"ENMAP01-____L2A-(?P<datatake>DT\d{10})_(?P<time>\d{8}T\d{6}Z)_(?P<tile>\d{3})_V\d{6}_\d{8}T\d{6}Z", re.IGNORECASE
+)
+GEOTIFF = (".tif", ".tiff")
+ARCHIVE = (".tar", ".tar.gz", ".tgz")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, order=True)
@@ -25,12 +39,20 @@ class TileSource:
     Attributes:
         location: name of the place; tiles of one location stay together.
         timestamp: name of the acquisition (SpectralEarth's scene id), sorted as text.
-        path: file path relative to the source directory, with ``/``.
+        path: file path relative to the source directory, with ``/``; ``<archive>!<member>`` in an archive.
+        scene: acquisition or product that it was cut from, where known.
+        date: day of acquisition, ISO, where known.
+        mask: its label tile relative to the labels folder, for labelled datasets.
+        split: ``"train"``, ``"val"`` or ``"test"``, for labelled datasets.
     """
 
     location: str
     timestamp: str
     path: str
+    scene: str = ""
+    date: str = ""
+    mask: str = ""
+    split: str = ""
 
     @property
     def key(self) -> str:
@@ -38,22 +60,77 @@ class TileSource:
         return f"{self.location}_{self.timestamp}"
 
 
-def find_tiles(source: Path, sensor: str) -> list[TileSource]:
+class Bundle(Protocol):
+    """Many tiles in one stream of bytes: an archive or a product. Can be sent to another process.
+
+    Attributes:
+        name: path relative to the source.
+        filtered: tiles that `tiles` left out because of a limit, by reason.
+    """
+
+    name: str
+    filtered: dict[str, int]
+
+    def fingerprint(self) -> str:
+        """Sizes and times of the files behind it."""
+
+    def tiles(self, skip: Container[str]) -> Iterator["tuple[TileSource, Tile | TileError]"]:
+        """All tiles but those whose keys are in ``skip``, which cost no decoding; damaged ones as an error.
+
+        Raises:
+            SourceError: the bundle ends early or is not what it should be.
+        """
+
+
+def find_tiles(source: Path, sensor: str, pattern: str | None = None) -> list[TileSource]:
     """All tiles of ``sensor`` below ``source``, sorted by location and timestamp.
+
+    Args:
+        pattern: which files are tiles, matched against paths relative to ``source``; ``**/`` is any folder.
 
     Raises:
         SourceError: the directory is missing, holds no tiles, or two files make the same key.
     """
     if not source.is_dir():
         raise SourceError(f"{source}: no such directory of tiles")
-    root = tile_root(source, sensor)
-    tiles = sorted(_spectralearth(source, root) or _any_tree(source, root))
+    root = tile_root(source, sensor) if pattern is None else source
+    prefix = root.relative_to(source).as_posix()
+    base = "" if prefix == "." else f"{prefix}/"
+    found = (tile_of_name(name, sensor, pattern) for name in _files(root, ""))
+    tiles = sorted(replace(tile, path=base + tile.path) for tile in found if tile)
+    if any(SPECTRALEARTH.search(tile.path) for tile in tiles):  # its folders may hold pictures or masks beside
+        tiles = [tile for tile in tiles if SPECTRALEARTH.search(tile.path)]
     if not tiles:
-        raise SourceError(f"{source}: no GeoTIFF tiles (expected <sensor>/<location>/<scene>.tif or *.tif)")
+        expected = f"files like '{pattern}'" if pattern else "<sensor>/<location>/<scene>.tif or *.tif"
+        raise SourceError(f"{source}: no GeoTIFF tiles (expected {expected})")
     for before, after in itertools.pairwise(tiles):
         if before.key == after.key:
             raise SourceError(f"{source}: {before.path} and {after.path} make the same sample key '{after.key}'")
     return tiles
+
+
+def tile_of_name(path: str, sensor: str, pattern: str | None = None) -> TileSource | None:
+    """The tile that a relative path names, None for a file that is no tile."""
+    if pattern is not None:
+        if not fnmatch.fnmatchcase(path, pattern) and not fnmatch.fnmatchcase(f"/{path}", pattern.replace("**/", "*/")):
+            return None
+    elif not path.lower().endswith(GEOTIFF):
+        return None
+    published = SPECTRALEARTH.search(path)
+    if published and published.end() == len(path):
+        root = published["root"]  # label tiles have the same names below another folder
+        if root in (None, sensor, "images") or pattern is not None or root == path.split("/")[0]:
+            return TileSource(published["location"], published["timestamp"], path)
+    name = path.rsplit("/", 1)[-1]
+    product = PRODUCT.match(name)
+    if not product:
+        return TileSource(_safe(path.rsplit(".", 1)[0]), "00000", path)
+    if "SPECTRAL_IMAGE" not in name.upper():
+        return None  # quality layers and quicklooks
+    where = re.search(r"(Y\d+)_(X\d+)", name)
+    location = "-".join([product["datatake"], product["tile"], *(where.groups() if where else ())])
+    day = product["time"]
+    return TileSource(location, day, path, product[0], f"{day[:4]}-{day[4:6]}-{day[6:8]}")
 
 
 def tile_root(source: Path, sensor: str) -> Path:
@@ -67,21 +144,106 @@ def tile_root(source: Path, sensor: str) -> Path:
     return source
 
 
-def _spectralearth(source: Path, root: Path) -> list[TileSource]:
-    tiles = []
-    for location in os.scandir(root):
-        if LOCATION.fullmatch(location.name) and location.is_dir():
-            for scene in os.scandir(location.path):
-                if SCENE.fullmatch(scene.name):
-                    relative = Path(scene.path).relative_to(source).as_posix()
-                    tiles.append(TileSource(location.name, Path(scene.name).stem, relative))
-    return tiles
+def find_labelled(
+    images: Path, labels: Path, splits: Path | Mapping[str, Path] | None, sensor: str, seed: int
+) -> list[TileSource]:
+    """Tiles with their label tiles and splits.
+
+    Args:
+        images, labels: folders with files of the same relative names.
+        splits: folder of ``train.txt``, ``val.txt`` and ``test.txt`` (or these files by name) with
+            ``<location>/<scene>.tif`` a line, as published; None splits 60/20/20 by location.
+        seed: of the split by location.
+
+    Raises:
+        SourceError: a tile has no label, or a split names a tile that is not there.
+    """
+    if not labels.is_dir():
+        raise SourceError(f"{labels}: no such directory of label tiles")
+    tiles = find_tiles(images, sensor)
+    split = published_split(splits, tiles) if splits else split_by_location(tiles, seed)
+    chosen = []
+    for name in SPLITS:
+        for tile in split[name]:
+            if not (labels / tile.path).exists():
+                raise SourceError(f"{labels / tile.path}: no label tile for this image")
+            chosen.append(replace(tile, mask=tile.path, split=name))
+    return sorted(chosen)
 
 
-def _any_tree(source: Path, root: Path) -> list[TileSource]:
-    paths = (path for path in root.rglob("*") if path.suffix.lower() in (".tif", ".tiff"))
-    named = ((path.relative_to(source), path.relative_to(root).with_suffix("")) for path in paths)
-    return [
-        TileSource(re.sub(r"[^A-Za-z0-9]+", "-", name.as_posix()).strip("-"), "00000", path.as_posix())
-        for path, name in named
-    ]
+def split_by_location(tiles: list[TileSource], seed: int) -> dict[str, list[TileSource]]:
+    """60/20/20 by location, in an order drawn from the seed; no place is in two splits."""
+    names = sorted({tile.location for tile in tiles}, key=lambda name: key(seed, "split", name))
+    held = max(1, round(0.2 * len(names)))
+    test, val = set(names[:held]), set(names[held : 2 * held])
+    split: dict[str, list[TileSource]] = {name: [] for name in SPLITS}
+    for tile in tiles:
+        split["test" if tile.location in test else "val" if tile.location in val else "train"].append(tile)
+    return split
+
+
+def published_split(splits: Path | Mapping[str, Path], tiles: list[TileSource]) -> dict[str, list[TileSource]]:
+    """Tiles by the split files that name them; raises SourceError where a file or a tile is missing."""
+    by_name = {"/".join(tile.path.rsplit("/", 2)[-2:]): tile for tile in tiles}
+    split = {}
+    for name in SPLITS:
+        path = splits / f"{name}.txt" if isinstance(splits, Path) else splits[name]
+        if not path.is_file():
+            raise SourceError(f"{path}: missing split file")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        absent = [line for line in lines if line not in by_name]
+        if absent:
+            raise SourceError(f"{path}: {len(absent)} of {len(lines)} tiles are not there, e.g. {absent[0]}")
+        split[name] = [by_name[line] for line in lines]
+    return split
+
+
+def find_bundles(source: Path, sensor: "Sensor", size: int, limits: "SceneLimits") -> list[Bundle]:
+    """The archives and products that ``source`` is or holds, sorted by name; none for a directory of tiles.
+
+    Args:
+        size: of the tiles in pixels.
+        limits: on the quality of tiles cut from products.
+
+    Raises:
+        SourceError: both bundles and plain tiles are there.
+    """
+    from shards.archive import Archive
+    from shards.scene import Scene, is_product
+
+    if not source.exists():
+        raise SourceError(f"{source}: no such directory of tiles")
+    folder = source if source.is_dir() else source.parent
+    candidates = [source] if source.is_file() or is_product(source) else sorted(source.iterdir())
+    bundles: list[Bundle] = []
+    for path in candidates:
+        name = path.relative_to(folder).as_posix() if path != folder else path.name
+        if path.is_file() and path.name.lower().endswith(ARCHIVE):
+            bundles.append(Archive(path, name, sensor, size))
+        elif is_product(path):
+            bundles.append(Scene(path, name, sensor, size, limits))
+    if source.is_file() and not bundles:
+        raise SourceError(f"{source}: neither an archive ({', '.join(ARCHIVE)}) nor a zipped EnMAP L2A product")
+    if bundles and len(bundles) < len(candidates):
+        others = (path for path in candidates if path.is_dir() and not is_product(path))
+        plain = (
+            f"{path.name}/{name}" for path in others for name in _files(path, "") if name.lower().endswith(GEOTIFF)
+        )
+        first = next(plain, None)
+        if first:
+            raise SourceError(f"{source}: holds archives or products, and tiles ({first}): pack them one by one")
+    return bundles
+
+
+def _files(folder: Path, prefix: str) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it; the entry types come with the listing, no stat a file."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files(Path(entry.path), f"{prefix}{entry.name}/")
+            else:
+                yield f"{prefix}{entry.name}"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")

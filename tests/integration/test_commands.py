@@ -144,12 +144,12 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(tmp_path: Pat
 def test_a_damaged_tile_ends_the_run_and_names_rank_and_tile(tmp_path: Path, shards: Path) -> None:
     copy = shutil.copytree(shards, tmp_path / "damaged")
     tar = copy / "shard-000000.tar"
-    index = json.loads((copy / "shard-000000.index.json").read_text())
+    index = json.loads((copy / "shard-000000.index.json").read_text())["tiles"]
     data = bytearray(tar.read_bytes())
     for offset in index["offset"]:
         data[offset + 100] ^= 1
     tar.write_bytes(data)
-    options = [f"run.dir={tmp_path / 'run'}", f"data.shards={copy}", "train.steps=2", *SMALL]
+    options = [f"run.dir={tmp_path / 'run'}", f"data.shards={copy}", "train.steps=2", "data.max_bad_tiles=0", *SMALL]
     done = run(BIN / "torchrun", "--nproc_per_node", 2, PRETRAIN, "--config", DEMO, *options)
     assert any(line.startswith("error: rank ") and "fails its checksum" in line for line in error_lines(done))
     assert "Traceback (most recent call last)" not in done.stderr.split("ChildFailedError")[0].split("error: rank")[0]

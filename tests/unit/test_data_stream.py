@@ -36,7 +36,7 @@ def reader(packed):
 
 
 def _stream(reader: ShardReader, prefetch: int = 2) -> TileStream:
-    return TileStream(reader, SamplePlan(np.arange(len(reader)), "dataset", 3), CPU, prefetch)
+    return TileStream(reader, SamplePlan(reader.table, np.arange(len(reader)), "dataset", 3), CPU, prefetch)
 
 
 def _numbers(world: int, rank: int, first: int = 0, micro: int = 2):
@@ -68,7 +68,7 @@ def test_ranks_together_read_the_planned_order(packed, reader, world):
         assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
     tiles = torch.cat([part for step in steps for _, part in step])
     for row, tile in zip(order, tiles, strict=True):
-        np.testing.assert_array_equal(tile.numpy(), packed[1][reader.keys[row]])
+        np.testing.assert_array_equal(tile.numpy(), packed[1][reader.key(row)])
 
 
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 1), (8, 1), (2, 2), (4, 2), (1, 4)])
@@ -101,7 +101,7 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(packed, reader, pref
         if number < 4:
             time.sleep(0.05)  # the thread has all the time to spoil it
         for row, tile in zip(plan.tiles(batch.samples), batch.tiles, strict=True):
-            np.testing.assert_array_equal(tile.numpy(), packed[1][reader.keys[row]])
+            np.testing.assert_array_equal(tile.numpy(), packed[1][reader.key(row)])
 
 
 def test_no_more_buffers_are_made_than_read_ahead(reader):
@@ -154,13 +154,13 @@ def test_a_damaged_tile_is_an_error_where_the_loop_reaches_it(packed, tmp_path):
     reader = ShardReader(folder)
     stream = _stream(reader)
     row = int(stream.plan.tiles(np.arange(10))[5])  # in the third micro batch
-    shard = folder / reader.manifest.shards[reader._shard[row]].name
+    shard = folder / reader.manifest.shards[reader.table["shard"][row]].name
     data = bytearray(shard.read_bytes())
-    data[reader._offset[row] + reader._length[row] // 2] ^= 0x10
+    data[reader.table["offset"][row] + reader.table["length"][row] // 2] ^= 0x10
     shard.write_bytes(data)
     batches = stream.batches(_numbers(1, 0))
     assert [next(batches).samples.tolist() for _ in range(2)] == [[0, 1], [2, 3]]
-    with pytest.raises(ShardError, match=f"{shard.name}: tile '{reader.keys[row]}' fails its checksum"):
+    with pytest.raises(ShardError, match=f"{shard.name}: tile '{reader.key(row)}' at byte .* fails its checksum"):
         next(batches)
     assert _no_thread()
     reader.close()

@@ -104,7 +104,7 @@ def _constant(value, dtype):
         (_constant(7, "int32"), "dtype int32"),
         (_constant(7, "complex64"), "dtype complex64"),
         (spectra(0, 4, bands=201), "201 bands"),
-        (spectra(0, 4, bands=224), "224 bands and no wavelengths"),
+        (spectra(0, 4, bands=223), "223 bands and no wavelengths"),
         (spectra(0, 8), "8x8 px where 4x4"),
         (spectra(0, 8)[:, :4], "4x8 px where 4x4"),
     ],

@@ -1,0 +1,144 @@
+"""Native loops of the tile codec, compiled by numba at first use and cached on disk.
+
+They run without the interpreter's lock. All arithmetic on the prediction is IEEE float32 in a written
+order, without fast-math, so that LLVM neither reorders nor contracts it: the same coefficients give the
+same prediction on every machine, which is what makes the codec lossless across them.
+"""
+
+import numba
+import numpy as np
+
+f32 = np.float32
+SCALE = np.float32(1.0 / 2048.0)
+"""Value of one unit of a stored coefficient."""
+
+_jit = numba.njit(nogil=True, error_model="numpy", cache=True)
+_inline = numba.njit(nogil=True, error_model="numpy", inline="always")
+
+
+@_inline
+def _rounded(prediction: np.float32) -> np.int32:
+    """Nearest int16, ties upwards; NaN can't occur: coefficients and pixels are finite."""
+    return np.int32(min(max(prediction, f32(-32768.0)), f32(32767.0)) + f32(32768.5)) - np.int32(32768)
+
+
+@_inline
+def _zigzag(value: np.int16) -> np.uint16:
+    """int16 difference to uint16, small magnitudes to small codes."""
+    return np.uint16((value << np.int16(1)) ^ (value >> np.int16(15)))
+
+
+@_inline
+def _unzigzag(low: np.uint8, high: np.uint8) -> np.int16:
+    code = np.uint16(low) | (np.uint16(high) << np.uint16(8))
+    return np.int16((code >> np.uint16(1)) ^ (-(code & np.uint16(1))))
+
+
+@_jit
+def restore(low: np.ndarray, high: np.ndarray, units: np.ndarray, out: np.ndarray, block: int) -> None:
+    """Undo the prediction from the three bands below.
+
+    Args:
+        low, high: uint8 (bands, pixels), the bytes of the zig-zag residuals.
+        units: int16 (bands, 4): coefficients of the three bands below in units of 2**-11, and the constant.
+        out: int16 (bands, pixels), filled.
+        block: pixels that are taken through all bands at a time, so that the bands below stay in the L1 cache.
+    """
+    bands, pixels = out.shape
+    zero = np.zeros(block, np.int16)
+    for start in range(0, pixels, block):
+        end = min(start + block, pixels)
+        for band in range(bands):
+            below1 = out[band - 1, start:end] if band > 0 else zero
+            below2 = out[band - 2, start:end] if band > 1 else zero
+            below3 = out[band - 3, start:end] if band > 2 else zero
+            c1, c2, c3 = f32(units[band, 0]) * SCALE, f32(units[band, 1]) * SCALE, f32(units[band, 2]) * SCALE
+            constant = f32(units[band, 3])
+            lows, highs, target = low[band, start:end], high[band, start:end], out[band, start:end]
+            for i in range(end - start):
+                prediction = constant + c1 * f32(below1[i]) + c2 * f32(below2[i]) + c3 * f32(below3[i])
+                target[i] = np.int16(_rounded(prediction) + _unzigzag(lows[i], highs[i]))
+
+
+@_jit
+def difference(tile: np.ndarray, units: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """The reverse of `restore`: fill ``low`` and ``high`` from int16 ``tile`` (bands, pixels)."""
+    bands, pixels = tile.shape
+    zero = np.zeros(pixels, np.int16)
+    for band in range(bands):
+        below1 = tile[band - 1] if band > 0 else zero
+        below2 = tile[band - 2] if band > 1 else zero
+        below3 = tile[band - 3] if band > 2 else zero
+        c1, c2, c3 = f32(units[band, 0]) * SCALE, f32(units[band, 1]) * SCALE, f32(units[band, 2]) * SCALE
+        constant = f32(units[band, 3])
+        source, lows, highs = tile[band], low[band], high[band]
+        for i in range(pixels):
+            prediction = constant + c1 * f32(below1[i]) + c2 * f32(below2[i]) + c3 * f32(below3[i])
+            code = _zigzag(np.int16(np.int32(source[i]) - _rounded(prediction)))
+            lows[i] = np.uint8(code & np.uint16(255))
+            highs[i] = np.uint8(code >> np.uint16(8))
+
+
+@_jit
+def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.ndarray) -> None:
+    """Sums of products of each band with its predictors, over a sample of pixels, exact in int64.
+
+    Args:
+        tile: int16 (bands, pixels).
+        width: pixels in a row.
+        step: every ``step``-th row is taken.
+        nodata: pixels where the band or a predictor has this value are left out.
+        sums: int64 (bands, 5, 5), filled: products of (3 bands below, 1, the band itself).
+    """
+    bands, pixels = tile.shape
+    zero = np.zeros(pixels, np.int16)
+    vector = np.empty((5, width), np.int64)
+    for band in range(bands):
+        sums[band] = 0
+        below1 = tile[band - 1] if band > 0 else zero
+        below2 = tile[band - 2] if band > 1 else zero
+        below3 = tile[band - 3] if band > 2 else zero
+        own = tile[band]
+        for row in range(0, pixels, width * step):
+            for i in range(width):
+                x1, x2, x3, y = below1[row + i], below2[row + i], below3[row + i], own[row + i]
+                valid = np.int64((x1 != nodata) & (x2 != nodata) & (x3 != nodata) & (y != nodata))
+                vector[0, i] = valid * np.int64(x1)
+                vector[1, i] = valid * np.int64(x2)
+                vector[2, i] = valid * np.int64(x3)
+                vector[3, i] = valid
+                vector[4, i] = valid * np.int64(y)
+            for a in range(5):
+                for b in range(a, 5):
+                    total = np.int64(0)
+                    for i in range(width):
+                        total += vector[a, i] * vector[b, i]
+                    sums[band, a, b] += total
+        for a in range(5):
+            for b in range(a):
+                sums[band, a, b] = sums[band, b, a]
+
+
+@_jit
+def band_sums(tile: np.ndarray, nodata: np.int16, sums: np.ndarray) -> None:
+    """Count, sum, sum of squares, minimum and maximum of the valid pixels of each band, exact in int64.
+
+    Args:
+        tile: int16 (bands, pixels).
+        nodata: value that does not count.
+        sums: int64 (5, bands), filled; minimum 32767 and maximum -32767 where nothing is valid.
+    """
+    for band in range(tile.shape[0]):
+        count, total, squares = np.int64(0), np.int64(0), np.int64(0)
+        low, high = np.int16(32767), np.int16(-32767)
+        values = tile[band]
+        for i in range(len(values)):
+            value = values[i]
+            if value != nodata:
+                number = np.int64(value)
+                count += 1
+                total += number
+                squares += number * number
+                low = min(low, value)
+                high = max(high, value)
+        sums[0, band], sums[1, band], sums[2, band], sums[3, band], sums[4, band] = count, total, squares, low, high

@@ -1,0 +1,116 @@
+"""The file list: what one scan of the archive found, kept as text, and the cut of it into shards.
+
+An archive of 415,000 directories on Lustre is scanned once. The list is saved beside the shards; a
+restart, every part of an array job and the merge read it instead of the archive. It also fixes the
+cut before a byte is encoded: locations are permuted by a seed, and a shard closes at the first whole
+location that reaches ``tiles_per_shard``.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+
+from pydantic import Field
+
+from shards.atomic import write_atomic
+from shards.config import ConfigModel
+from shards.errors import ShardError, SourceError
+from shards.manifest import FORMAT, SealedModel, read_json, to_json
+from shards.sources import TileSource
+
+RECORD = "pack.json"
+
+
+@dataclass(frozen=True)
+class ListedTile:
+    """A line of the file list: a tile, and for one that came out of a bundle where it waits.
+
+    Attributes:
+        spooled: ``<piece>:<row>`` in the spool folder, or empty for a file of the source directory.
+        rejected: why the tile can't be used, where that is known already.
+    """
+
+    source: TileSource
+    spooled: str = ""
+    rejected: str = ""
+
+
+class Generation(ConfigModel):
+    """One run of `pack`: the first one, or one `--append`.
+
+    ``bundles`` are the archives and products it reads, with their fingerprints; then the list exists
+    only after they have been spooled. ``probes`` is a fingerprint of a few of the files.
+    """
+
+    bundles: list[tuple[str, str]] = Field(default_factory=list, strict=False)
+    probes: str = ""
+    tiles: int = 0
+    first_shard: int = 0
+    shards: int = 0
+    list_name: str = ""
+    list_sha256: str = ""
+
+
+class PackRecord(SealedModel):
+    """What `pack` was told and what it found: a restart must continue the same work."""
+
+    options: dict
+    generations: list[Generation]
+
+
+def cut_shards(tiles: Sequence[ListedTile], tiles_per_shard: int, seed: int) -> list[list[ListedTile]]:
+    """Permute the locations by a seed and cut them into shards, timestamps of a location together.
+
+    Args:
+        tiles: sorted by location.
+    """
+    groups = [list(group) for _, group in groupby(tiles, key=lambda tile: tile.source.location)]
+    groups.sort(key=lambda group: hashlib.sha256(f"{seed}/{group[0].source.location}".encode()).digest())
+    shards: list[list[ListedTile]] = [[]]
+    for group in groups:
+        if len(shards[-1]) >= tiles_per_shard:
+            shards.append([])
+        shards[-1].extend(group)
+    return shards
+
+
+def write_list(folder: Path, number: int, tiles: Sequence[ListedTile]) -> tuple[str, str]:
+    """Save the list of a generation; returns its file name and SHA-256."""
+    name = f"sources-{number:03d}.tsv"
+    lines = ["\t".join([*_SOURCE_FIELDS, "spooled", "rejected"])]
+    for tile in tiles:
+        row = [*astuple(tile.source), tile.spooled, " ".join(tile.rejected.split())]
+        if any("\t" in text or "\n" in text or "\r" in text for text in row):
+            raise SourceError(f"{tile.source.path!r}: a tab or line break in a file name; rename the file")
+        lines.append("\t".join(row))
+    data = ("\n".join(lines) + "\n").encode(errors="surrogateescape")
+    write_atomic(folder / name, data)
+    return name, hashlib.sha256(data).hexdigest()
+
+
+def read_list(folder: Path, generation: Generation) -> list[ListedTile]:
+    """The list of a generation; raises ShardError where it is not the one that was saved."""
+    path = folder / generation.list_name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{path}: can't be read: {error.strerror}; remove {folder} and pack again") from None
+    if hashlib.sha256(data).hexdigest() != generation.list_sha256:
+        raise ShardError(f"{path}: was changed after the scan; remove {folder} and pack again")
+    rows = (line.split("\t") for line in data.decode(errors="surrogateescape").split("\n")[1:-1])
+    return [ListedTile(TileSource(*row[:-2]), row[-2], row[-1]) for row in rows]
+
+
+_SOURCE_FIELDS = [field.name for field in fields(TileSource)]
+
+
+def read_record(folder: Path) -> PackRecord:
+    """What was begun in a folder; raises ShardError where nothing was."""
+    return read_json(folder / RECORD, PackRecord)
+
+
+def write_record(folder: Path, record: PackRecord) -> None:
+    """Save what is being done, in one step."""
+    write_atomic(folder / RECORD, to_json(record.model_copy(update={"format": FORMAT}).sealed()))

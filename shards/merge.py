@@ -1,0 +1,157 @@
+"""The last step of `pack`: finished shards become a dataset, with one tile table, statistics and a manifest."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards import table
+from shards.atomic import TEMPORARY, atomic_open, write_atomic
+from shards.codec import PRESETS
+from shards.errors import ShardError, TooManyBadTiles
+from shards.listing import PackRecord, read_record
+from shards.manifest import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    Rejected,
+    ShardEntry,
+    ShardIndex,
+    Sums,
+    band_sums,
+    content_hash,
+    read_json,
+    read_manifest,
+    to_json,
+)
+from shards.sensors import NODATA, Sensor, get_sensor
+from shards.statistics import BandSums
+from shards.writer import index_path
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """``written`` counts the shards of this run, ``filtered`` tiles of products left out, by the limit they broke."""
+
+    manifest: Manifest
+    rejected: list[Rejected]
+    written: int
+    filtered: dict[str, int] = field(default_factory=dict)
+
+
+def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None = None) -> PackResult:
+    """Write the table, the statistics and the manifest of finished shards, in shard order.
+
+    Args:
+        source: of the tiles, to name rejected ones by their whole path.
+
+    Raises:
+        ShardError: a shard is missing or damaged.
+        TooManyBadTiles: more than the share ``max_bad`` of the listed tiles was unusable.
+    """
+    record = read_record(dest)
+    indexes = [index for _, index in _indexes(dest, record)]
+    rejected = [bad for index in indexes for bad in index.rejected]
+    if source is not None:
+        rejected = [bad.model_copy(update={"path": str(source / bad.path)}) for bad in rejected]
+    listed = sum(generation.tiles for generation in record.generations)
+    if len(rejected) > max_bad * listed:
+        examples = "; ".join(f"{bad.path}: {bad.reason}" for bad in rejected[:3])
+        raise TooManyBadTiles(
+            f"{len(rejected)} of {listed} tiles ({len(rejected) / listed:.1%}) are unusable, "
+            f"--max-bad allows {max_bad:.1%}: {examples}{'; ...' if len(rejected) > 3 else ''}"
+        )
+    if not any(index.tiles.key for index in indexes):
+        raise ShardError(f"{dest}: no usable tile among {listed}: check --sensor, --size and the limits")
+    manifest = _write_dataset(dest, record, get_sensor(record.options["sensor"]))
+    return PackResult(manifest, rejected, written)
+
+
+def missing_shards(dest: Path, record: PackRecord) -> list[str]:
+    """Names of the shards that have no index yet."""
+    last = record.generations[-1]
+    tars = [dest / shard_name(number) for number in range(last.first_shard + last.shards)]
+    return [tar.name for tar in tars if not index_path(tar).exists()]
+
+
+def shard_name(number: int) -> str:
+    """File name of shard ``number``."""
+    return f"shard-{number:06d}.tar"
+
+
+def _indexes(dest: Path, record: PackRecord) -> Iterator[tuple[str, ShardIndex]]:
+    """(SHA-256 of the index file, index) of every shard in order."""
+    last = record.generations[-1]
+    for number in range(last.first_shard + last.shards):
+        path = index_path(dest / shard_name(number))
+        index = read_json(path, ShardIndex)
+        yield hashlib.sha256(path.read_bytes()).hexdigest(), index
+
+
+def _write_dataset(dest: Path, record: PackRecord, sensor: Sensor) -> Manifest:
+    entries: list[ShardEntry] = []
+    columns: list[dict] = []
+    sums = BandSums.empty(sensor.num_bands)
+    rejected = 0
+    for digest, index in _indexes(dest, record):
+        sums.add(band_sums(index.sums))
+        rejected += len(index.rejected)
+        if index.tiles.key:  # a shard all of whose tiles were unusable is left out
+            columns.append(index.tiles.model_dump())
+            entries.append(
+                ShardEntry(
+                    name=index.shard,
+                    tiles=len(index.tiles.key),
+                    size=index.size,
+                    sha256=index.sha256,
+                    index_sha256=digest,
+                )
+            )
+    tiles = table.join(columns, range(len(columns)))
+    data = table.to_bytes(tiles)
+    generations = len(record.generations)
+    size = record.options["size"]
+    codec = PRESETS[record.options["codec"]].get_config()
+    manifest = Manifest(
+        format=FORMAT,
+        content_hash=content_hash(entries, codec, sensor.name),
+        generations=generations,
+        sensor=sensor.name,
+        wavelength_nm=list(sensor.wavelength_nm),
+        fwhm_nm=list(sensor.fwhm_nm),
+        scale=sensor.scale,
+        nodata=NODATA,
+        tile_shape=[sensor.num_bands, size, size],
+        dtype="int16",
+        codec=codec,
+        tiles=len(tiles),
+        locations=int(tiles["place"].max()) + 1,
+        rejected=rejected,
+        mean=sums.mean().tolist(),
+        std=sums.std().tolist(),
+        sums=Sums(**vars(sums)),
+        table=f"tiles-{generations - 1:03d}.npy",
+        table_sha256=hashlib.sha256(data).hexdigest(),
+        shards=entries,
+    ).sealed()
+    publish(dest, manifest, data)
+    return manifest
+
+
+def publish(dest: Path, manifest: Manifest, tiles: bytes) -> None:
+    """Put a dataset's files in place, the manifest last: until then readers see what was there before."""
+    if (dest / MANIFEST).exists():
+        try:
+            if read_manifest(dest) == manifest and (dest / manifest.table).read_bytes() == tiles:
+                return
+        except (ShardError, OSError):
+            pass  # damaged: written anew
+    for leftover in dest.glob(f"*{TEMPORARY}"):  # of killed runs: every shard is finished by now
+        leftover.unlink(missing_ok=True)
+    write_atomic(dest / manifest.table, tiles)
+    for name, values in (("mu.npy", manifest.mu), ("sigma.npy", manifest.sigma)):
+        with atomic_open(dest / name) as file:
+            np.save(file, values, allow_pickle=False)
+    write_atomic(dest / MANIFEST, to_json(manifest))

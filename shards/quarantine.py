@@ -1,0 +1,92 @@
+"""Bad tiles: set aside once, replaced by a substitute that every run and rank agrees on, counted, and limited."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from shards import keyed
+from shards.errors import ShardError
+
+
+class TooManyBadSamples(ShardError):
+    """The budget of bad tiles is spent."""
+
+    exit_code = 1
+
+
+class Quarantine:
+    """The bad tiles of a run.
+
+    A substitute depends on the bad row alone, never on history or rank, so a resumed run on other
+    processes trains on the same tiles. Bad rows are kept in JSON lines, one file a process, and read
+    back at the next start: a tile that failed once stays out even where its storage heals.
+
+    Args:
+        rows: that may stand in, int64: the training rows, so that no held-out tile slips in.
+        dataset: hash that keys the substitutes.
+        budget: bad tiles at which the run goes on; one more is an error.
+        folder: for the lists.
+        rank: of this process, names its own list.
+
+    Attributes:
+        loaded: bad tiles that earlier runs in this folder had found.
+    """
+
+    def __init__(self, rows: np.ndarray, dataset: str, budget: int, folder: Path, rank: int) -> None:
+        self._rows, self._budget = rows, budget
+        self._key = keyed.key(dataset, "substitute")
+        self._path = folder / f"quarantine-{rank:05d}.jsonl"
+        self._lock = threading.Lock()
+        self._bad: dict[int, str] = {}
+        for path in sorted(folder.glob("quarantine-*.jsonl")):
+            for line in path.read_text().splitlines():
+                self._load(line, dataset)
+        self._dataset = dataset
+        self.loaded = len(self._bad)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._bad
+
+    @property
+    def found(self) -> int:
+        """Bad tiles that this process has found since its start."""
+        return len(self._bad) - self.loaded
+
+    @property
+    def rows(self) -> list[int]:
+        """Bad rows known to this process, ascending."""
+        return sorted(self._bad)
+
+    def add(self, row: int, key: str, reason: str) -> None:
+        """Set a tile aside; raises TooManyBadSamples above the budget."""
+        with self._lock:
+            if row in self._bad:
+                return
+            self._bad[row] = reason
+            line = {"dataset": self._dataset, "row": row, "key": key, "reason": reason}
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self.check(len(self._bad), f"{reason}; ")
+
+    def check(self, count: int, reason: str = "") -> None:
+        """Raise TooManyBadSamples where ``count`` bad tiles, of all processes, are above the budget."""
+        if count > self._budget:
+            raise TooManyBadSamples(
+                f"{reason}{count} bad tiles so far, 'data.max_bad_tiles' allows {self._budget}: "
+                "run `python -m shards verify` on the shards and copy or pack the damaged ones again"
+            )
+
+    def substitute(self, row: int, attempt: int) -> int:
+        """The row that stands in for a bad one; another for each attempt (1, 2, ...)."""
+        draw = keyed.hashes(keyed.key(self._key, row), np.asarray([attempt]))[0]
+        return int(self._rows[int(draw % np.uint64(len(self._rows)))])
+
+    def _load(self, line: str, dataset: str) -> None:
+        try:
+            entry = json.loads(line)
+            if entry["dataset"] == dataset:
+                self._bad[int(entry["row"])] = str(entry["reason"])
+        except (ValueError, KeyError, TypeError):
+            pass  # the last line of a killed process: its tile is found bad again

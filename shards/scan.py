@@ -1,0 +1,248 @@
+"""What is to be packed: options, the one scan of the archive, and the record that every later process reads."""
+
+import hashlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shards.atomic import TEMPORARY
+from shards.codec import PRESETS
+from shards.config import ConfigModel
+from shards.errors import ShardError, SourceError, TileError
+from shards.geotiff import read_tile, tile_size
+from shards.listing import (
+    RECORD,
+    Generation,
+    ListedTile,
+    PackRecord,
+    cut_shards,
+    read_list,
+    read_record,
+    write_list,
+    write_record,
+)
+from shards.lock import held
+from shards.manifest import FORMAT, MANIFEST, read_manifest
+from shards.scene import SceneLimits
+from shards.sensors import Sensor, get_sensor
+from shards.sources import TileSource, find_bundles, find_labelled, find_tiles
+from shards.spool import spooled_tiles
+
+LOCK = "pack.lock"
+DEFAULT_SIZE = 128
+"""Of tiles cut from a product, as published; archives are taken to hold such tiles unless --size says else."""
+
+
+class PackConfig(ConfigModel):
+    """What fixes the bytes of the result. ``size`` in pixels; None takes the commonest among the tiles."""
+
+    sensor: str = "enmap"
+    size: Annotated[int, Field(gt=0)] | None = None
+    tiles_per_shard: Annotated[int, Field(gt=0)] = 400  # about 1 GB of 202x128x128 tiles, compact
+    seed: int = 0
+    codec: Literal["raw", "fast", "compact"] = "compact"
+    pattern: str | None = None
+    limits: SceneLimits = SceneLimits()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Label tiles of the same names as the tiles, and the split files that say which tile is for what."""
+
+    folder: Path
+    splits: Mapping[str, Path] | None = None
+
+
+def begin(
+    source: Path, dest: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, append: bool
+) -> PackRecord:
+    """The record of the work in ``dest``: made by the first process that comes, read by all others."""
+    if dest.exists() and not (dest / RECORD).exists():
+        if any(not (name.name.endswith(TEMPORARY) or name.name == LOCK) for name in dest.iterdir()):
+            raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
+    if append and not (dest / RECORD).exists():
+        raise ShardError(f"{dest}: nothing to append to; run pack without --append")
+    new = not dest.exists()
+    dest.mkdir(parents=True, exist_ok=True)
+    try:
+        return _open_record(source, dest, config, sensor, labels, append)
+    except BaseException:
+        if new and not any(dest.iterdir()):
+            dest.rmdir()
+        raise
+
+
+def _open_record(
+    source: Path, dest: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, append: bool
+) -> PackRecord:
+    with held(dest / LOCK):  # a hundred tasks of an array must not scan the archive a hundred times
+        for leftover in (*dest.glob(f"{RECORD}.*{TEMPORARY}"), *dest.glob(f"sources-*{TEMPORARY}")):
+            leftover.unlink(missing_ok=True)
+        if not (dest / RECORD).exists():
+            options = config.model_dump() | {"size": config.size, "labels": labels is not None}
+            record = PackRecord(format=FORMAT, options=options, generations=[])
+            record = _scan(source, dest, record, sensor, labels)
+        else:
+            record = read_record(dest)
+            _same_options(dest, record, config, labels)
+            if append and _is_merged(dest, record):
+                record = _scan(source, dest, record, sensor, labels)
+            else:
+                _same_tiles(source, dest, record)
+        return record
+
+
+def _same_options(dest: Path, record: PackRecord, config: PackConfig, labels: Labels | None) -> None:
+    wanted = config.model_dump() | {"labels": labels is not None}
+    for name, value in wanted.items():
+        begun = record.options.get(name)
+        if begun != value and not (name == "size" and value is None):
+            raise ShardError(
+                f"{dest}: was packed from other options ({name}: {begun} then, {value} now); "
+                "choose another folder or remove this one"
+            )
+
+
+def _same_tiles(source: Path, dest: Path, record: PackRecord) -> None:
+    """A look at a few files instead of a second scan: another source, or tiles made anew, are noticed."""
+    generation = record.generations[-1]
+    if generation.probes and _probe(source, read_list(dest, generation)) != generation.probes:
+        raise ShardError(f"{dest}: was packed from other tiles than {source}; choose another folder or remove this one")
+
+
+def _probe(source: Path, tiles: Sequence[ListedTile]) -> str:
+    """Fingerprint of 32 files spread over the list: their paths, sizes and times."""
+    digest = hashlib.sha256()
+    for tile in tiles[:: max(1, len(tiles) // 32)]:
+        try:
+            status = (source / tile.source.path).stat()
+            digest.update(
+                f"{tile.source.path} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape")
+            )
+        except OSError:
+            digest.update(f"{tile.source.path} missing\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _is_merged(dest: Path, record: PackRecord) -> bool:
+    """Whether the last generation is in the manifest already."""
+    return (dest / MANIFEST).exists() and read_manifest(dest).generations == len(record.generations)
+
+
+def _scan(source: Path, dest: Path, record: PackRecord, sensor: Sensor, labels: Labels | None) -> PackRecord:
+    """The one scan: add a generation with the file list, or with the bundles that have to be read to know it."""
+    size = record.options["size"]
+    bundles = (
+        [] if labels else find_bundles(source, sensor, size or DEFAULT_SIZE, SceneLimits(**record.options["limits"]))
+    )
+    if bundles:
+        record.options["size"] = size or DEFAULT_SIZE
+        generation = Generation(bundles=[(bundle.name, bundle.fingerprint()) for bundle in bundles])
+        record = record.model_copy(update={"generations": [*record.generations, generation]})
+        write_record(dest, record)
+        return record
+    pattern, seed = record.options["pattern"], record.options["seed"]
+    if labels:
+        tiles = find_labelled(source, labels.folder, labels.splits, sensor.name, seed)
+    else:
+        tiles = find_tiles(source, sensor.name, pattern)
+    record.options["size"] = size or _common_size(source, tiles)
+    listed = [ListedTile(tile) for tile in tiles]
+    return _add_list(dest, record, listed, Generation(probes=_probe(source, listed)))
+
+
+def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generation: Generation) -> PackRecord:
+    """Save the list of a generation, new or just spooled, and what follows from it; tiles known before stay out."""
+    earlier = [old for old in record.generations if old.list_name]
+    known = {tile.source.key for old in earlier for tile in read_list(dest, old)}
+    tiles = [tile for tile in tiles if tile.source.key not in known]
+    name, digest = write_list(dest, len(earlier), tiles)
+    listed = {
+        "tiles": len(tiles),
+        "first_shard": earlier[-1].first_shard + earlier[-1].shards if earlier else 0,
+        "shards": len(cut_generation(record, tiles)),
+        "list_name": name,
+        "list_sha256": digest,
+    }
+    record = record.model_copy(update={"generations": [*earlier, generation.model_copy(update=listed)]})
+    write_record(dest, record)
+    return record
+
+
+def list_spooled(dest: Path, must: bool) -> PackRecord:
+    """Make the list of the last generation from its spooled bundles, once all of them are there."""
+    with held(dest / LOCK):
+        record = read_record(dest)
+        generation = record.generations[-1]
+        if generation.list_name:
+            return record
+        tiles = spooled_tiles(dest, record, must)
+        return record if tiles is None else _add_list(dest, record, tiles, generation)
+
+
+def cut_generation(record: PackRecord, tiles: Sequence[ListedTile]) -> list[list[ListedTile]]:
+    """The shards of a generation's list, under the record's options."""
+    return cut_shards(tiles, record.options["tiles_per_shard"], record.options["seed"]) if tiles else []
+
+
+def _common_size(source: Path, tiles: Sequence[TileSource]) -> int:
+    """The commonest tile size among 32 tiles spread over the archive: one odd tile must not decide."""
+    probes = tiles[:: max(1, len(tiles) // 32)]
+    sizes = Counter(size for tile in probes if (size := tile_size(source / tile.path)))
+    if not sizes:
+        raise SourceError(f"{source}: none of {len(probes)} tiles is a readable square GeoTIFF, e.g. {probes[0].path}")
+    return sizes.most_common(1)[0][0]
+
+
+def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None, append: bool, workers: int) -> str:
+    """What `pack` would do, from the list and a few encoded tiles; nothing is written.
+
+    Raises:
+        SourceError: no tiles, or none of the probed ones can be read.
+    """
+    sensor = get_sensor(config.sensor)
+    bundles = [] if labels else find_bundles(source, sensor, config.size or DEFAULT_SIZE, config.limits)
+    if bundles:
+        names = ", ".join(bundle.name for bundle in bundles[:5])
+        return f"{len(bundles)} archives or products ({names}{', ...' if len(bundles) > 5 else ''}); tiles unread"
+    tiles = find_tiles(source, sensor.name, config.pattern)
+    record = read_record(dest) if append else None
+    known = {tile.source.key for old in (record.generations if record else ()) for tile in read_list(dest, old)}
+    tiles = [tile for tile in tiles if tile.key not in known]
+    if not tiles:
+        return f"nothing to do: {dest} has all tiles of {source}"
+    listed = [ListedTile(tile) for tile in tiles]
+    shards = cut_shards(listed, config.tiles_per_shard, config.seed)
+    size = config.size or _common_size(source, tiles)
+    ratio, rate = _trial(source, tiles, sensor, size, config.codec)
+    raw = len(tiles) * sensor.num_bands * size * size * 2
+    free = shutil.disk_usage(next(folder for folder in (dest, *dest.absolute().parents) if folder.exists())).free
+    return (
+        f"{len(tiles)} tiles of {len({tile.location for tile in tiles})} locations -> {len(shards)} shards, "
+        f"{raw / 1e9:.2f} GB -> about {raw / ratio / 1e9:.2f} GB ({ratio:.2f}x, {config.codec}), "
+        f"about {raw / rate / workers / 60:.1f} minutes with {workers} workers; {free / 1e9:.1f} GB are free at {dest}"
+    )
+
+
+def _trial(source: Path, tiles: Sequence[TileSource], sensor: Sensor, size: int, codec: str) -> tuple[float, float]:
+    """Ratio, and bytes of pixels per second and process, measured on 8 tiles spread over the list."""
+    raw = stored = 0
+    begin = None
+    for tile in tiles[:: max(1, len(tiles) // 8)][:8]:
+        try:
+            values = read_tile(source / tile.path, sensor, size).values
+        except TileError:
+            continue
+        encoded = len(PRESETS[codec].encode(values))
+        if begin is None:  # the first one pays for imports
+            begin = time.monotonic()
+        raw, stored = raw + values.nbytes, stored + encoded
+    if begin is None:
+        raise SourceError(f"{source}: none of the probed tiles can be read")
+    return raw / stored, raw / max(time.monotonic() - begin, 1e-3)

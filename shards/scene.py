@@ -1,0 +1,261 @@
+"""An EnMAP L2A product (METADATA.XML, SPECTRAL_IMAGE, quality layers) cut into tiles on a grid of its UTM zone.
+
+The grid is the zone's, not the scene's: cell (column, row) covers the same ground in every product, so
+that acquisitions of one place become timestamps of one location without any resampling. Quality layers
+become shares of a tile's pixels; limits on them decide which tiles are kept.
+"""
+
+import math
+import os
+import re
+import zipfile
+from collections.abc import Container, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+from pydantic import Field
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from shards.config import ConfigModel
+from shards.errors import SourceError, TileError
+from shards.geotiff import GDAL_OPTIONS, Tile, as_int16
+from shards.sensors import NODATA, Sensor
+from shards.sources import TileSource
+
+Share = Annotated[float, Field(ge=0, le=1)]
+METADATA = "-METADATA.XML"
+LAYERS = {
+    "cloud": "QL_QUALITY_CLOUD",
+    "cloud_shadow": "QL_QUALITY_CLOUDSHADOW",
+    "haze": "QL_QUALITY_HAZE",
+    "cirrus": "QL_QUALITY_CIRRUS",  # 1 thin, 2 medium, 3 thick
+    "snow": "QL_QUALITY_SNOW",
+}
+"""File name part of each quality layer; any value above 0 counts."""
+
+GRID_M, ORIGIN_M = 30.0, 15.0
+"""Pixel edges of L2A products lie at 15 m + whole multiples of 30 m, in every UTM zone."""
+
+GAIN = 0.0001
+
+
+class SceneLimits(ConfigModel):
+    """Largest share of a tile's pixels, None for no limit. ``nodata``: pixels with any kept band missing.
+
+    The thresholds of the published tiles are not documented; a tenth of clouds is our choice.
+    """
+
+    cloud: Share | None = 0.1
+    cloud_shadow: Share | None = None
+    haze: Share | None = None
+    cirrus: Share | None = None
+    snow: Share | None = None
+    nodata: Share | None = 0.1
+
+
+def is_product(path: Path) -> bool:
+    """Whether a path is a product: a folder or a zip file with one METADATA.XML in it."""
+    return _metadata_name(path) is not None
+
+
+def _metadata_name(path: Path) -> str | None:
+    """Name of the metadata file within a product, None for anything else."""
+    if path.is_dir():
+        names = [entry.name for entry in os.scandir(path) if entry.name.upper().endswith(METADATA)]
+    elif path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if name.upper().endswith(METADATA)]
+    else:
+        return None
+    return names[0] if len(names) == 1 else None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What METADATA.XML says, as far as tiles need it.
+
+    Attributes:
+        time: start of the acquisition, ``YYYYMMDDTHHMMSSZ``.
+        wavelength_nm: band centres in the order of the image.
+        background: pixel value of "no measurement".
+    """
+
+    time: str
+    wavelength_nm: tuple[float, ...]
+    background: float
+
+    @classmethod
+    def parse(cls, text: bytes, name: str) -> "Metadata":
+        """Read the XML; raises SourceError where something is missing or reflectance is scaled otherwise."""
+        try:
+            root = ElementTree.fromstring(text)
+            start = _text(root, ".//temporalCoverage/startTime")
+            bands = root.findall(".//bandCharacterisation/bandID")
+            centres = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
+            scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
+            background = float(_text(root, ".//backgroundValue"))
+        except (ElementTree.ParseError, ValueError) as error:
+            raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
+        if scales != {(GAIN, 0.0)}:
+            odd = sorted(scales - {(GAIN, 0.0)})
+            raise SourceError(
+                f"{name}: gain and offset {odd[:1]} where {GAIN} and 0 (reflectance x 10000) were expected"
+            )
+        time = re.sub(r"[-:]|\.\d+", "", start)
+        if not re.fullmatch(r"\d{8}T\d{6}Z", time):
+            raise SourceError(f"{name}: start time '{start}' is not a UTC time")
+        return cls(time, centres, background)
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    found = element.findtext(path)
+    if found is None:
+        raise ValueError(f"no element {path.removeprefix('.//')}")
+    return found.strip()
+
+
+@dataclass
+class Scene:
+    """A `Bundle`: the tiles of one product.
+
+    Attributes:
+        path: of the product's folder or zip file.
+        name: relative to the source.
+        size: height and width of the tiles in pixels.
+        filtered: tiles left out, by the limit that they broke first.
+    """
+
+    path: Path
+    name: str
+    sensor: Sensor
+    size: int
+    limits: SceneLimits
+    filtered: dict[str, int] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+
+    def tiles(self, skip: Container[str]) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        metadata_name = _metadata_name(self.path)
+        if metadata_name is None:
+            raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is gone")
+        metadata = Metadata.parse(self._read(metadata_name), f"{self.path}/{metadata_name}")
+        scene = Path(metadata_name).name[: -len(METADATA)]
+        with ExitStack() as stack:
+            stack.enter_context(rasterio.Env(**GDAL_OPTIONS))
+            image = stack.enter_context(self._open(f"{scene}-SPECTRAL_IMAGE", metadata_name))
+            if len(metadata.wavelength_nm) != image.count:
+                raise SourceError(
+                    f"{image.name}: {image.count} bands where METADATA.XML names {len(metadata.wavelength_nm)}"
+                )
+            try:
+                bands = [int(band) + 1 for band in self.sensor.select_bands(image.count, metadata.wavelength_nm)]
+            except TileError as error:
+                raise SourceError(f"{image.name}: {error}") from None
+            layers = self._quality(scene, metadata_name, image)
+            self.filtered.clear()
+            for location, window in _cells(image, self.size):
+                date = f"{metadata.time[:4]}-{metadata.time[4:6]}-{metadata.time[6:8]}"
+                source = TileSource(location, metadata.time, f"{self.name}!{location}", scene, date)
+                if source.key in skip:
+                    continue
+                tile = self._tile(image, window, bands, layers, metadata, date, source)
+                if tile is not None:
+                    yield source, tile
+
+    def _tile(
+        self,
+        image: Any,
+        window: Window,
+        bands: list[int],
+        layers: dict[str, np.ndarray],
+        metadata: Metadata,
+        date: str,
+        source: TileSource,
+    ) -> Tile | TileError | None:
+        """One cell of the grid; None where it breaks a limit."""
+        area = window.toslices()
+        quality = {name: float(np.mean(layer[area] > 0)) for name, layer in layers.items()}
+        if self._is_over(quality):
+            return None
+        try:
+            stored = image.read(bands, window=window)
+            values = as_int16(stored, metadata.background if image.nodata is None else image.nodata)
+        except (RasterioError, TileError) as error:
+            return TileError(f"{source.path}: {str(error).splitlines()[0]}")
+        if self._is_over({"nodata": float(np.mean((values == NODATA).any(0)))}):
+            return None
+        transform = tuple(image.window_transform(window))[:6]
+        return Tile(values, image.crs.to_string(), transform, date, quality)
+
+    def _is_over(self, shares: dict[str, float]) -> bool:
+        for name, share in shares.items():
+            limit = getattr(self.limits, name)
+            if limit is not None and share > limit:
+                self.filtered[name] = self.filtered.get(name, 0) + 1
+                return True
+        return False
+
+    def _quality(self, scene: str, metadata_name: str, image: Any) -> dict[str, np.ndarray]:
+        """Quality layers, (height, width) each; one that is missing is an error where there is a limit on it."""
+        layers = {}
+        for name, part in LAYERS.items():
+            try:
+                with self._open(f"{scene}-{part}", metadata_name) as file:
+                    if (file.height, file.width) != (image.height, image.width):
+                        raise SourceError(f"{file.name}: {file.height}x{file.width} px, the image is of another size")
+                    layers[name] = file.read(1)
+            except (SourceError, RasterioError) as error:
+                if getattr(self.limits, name) is not None:
+                    option = f"--max-{name.replace('_', '-')} none"
+                    raise SourceError(f"{error}; `{option}` goes on without this layer") from None
+        return layers
+
+    def _open(self, stem: str, metadata_name: str) -> Any:
+        """Open a raster of the product by its name without the ending (.TIF, _COG.tiff)."""
+        prefix = metadata_name[: -len(Path(metadata_name).name)]
+        if self.path.is_dir():
+            names, base = [entry.name for entry in self.path.iterdir()], str(self.path)
+        else:
+            with zipfile.ZipFile(self.path) as file:
+                names, base = file.namelist(), f"/vsizip/{self.path}"
+        wanted = re.compile(re.escape(prefix + stem) + r"(_COG)?\.tiff?", re.IGNORECASE)
+        found = [name for name in names if wanted.fullmatch(name)]
+        if not found:
+            raise SourceError(f"{self.path}: has no {stem.rsplit('-', 1)[-1]}.TIF")
+        try:
+            return rasterio.open(f"{base}/{found[0]}")
+        except RasterioError as error:
+            raise SourceError(
+                f"{self.path}/{found[0]}: not a readable GeoTIFF ({str(error).splitlines()[0]})"
+            ) from None
+
+    def _read(self, name: str) -> bytes:
+        if self.path.is_dir():
+            return (self.path / name).read_bytes()
+        with zipfile.ZipFile(self.path) as file:
+            return file.read(name)
+
+
+def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:
+    """Cells of the zone's grid that lie wholly within an image, from the north-west: (location, window).
+
+    Cell (column, row) begins ``column * size`` pixels east and ``row * size`` pixels north of the grid's origin.
+    """
+    place, epsg = image.transform, image.crs.to_epsg() if image.crs else None
+    if epsg is None or (place.a, place.b, place.d, place.e) != (GRID_M, 0.0, 0.0, -GRID_M):
+        raise SourceError(f"{image.name}: expected a north-up UTM image of {GRID_M:g} m pixels, got {tuple(place)[:6]}")
+    left, top = round((place.c - ORIGIN_M) / GRID_M), round((place.f - ORIGIN_M) / GRID_M)
+    first_column, last_column = math.ceil(left / size), (left + image.width) // size
+    first_row, last_row = math.ceil((top - image.height) / size), top // size
+    for row in reversed(range(first_row, last_row)):
+        for column in range(first_column, last_column):
+            window = Window(column * size - left, top - (row + 1) * size, size, size)
+            yield f"{epsg}-{column}-{row}", window

@@ -1,0 +1,249 @@
+"""Where the bytes of a shard folder come from: a local folder, or anything that fsspec reads by ranges.
+
+A reader needs three things of a place: a small file whole, a byte range into its own buffer, and a size.
+Local files are read by pread, not mapped: a file that was cut short is then an error line and not a
+SIGBUS. Remote reads are repeated after growing random pauses, so that a thousand ranks that met one outage
+don't come back in the same instant. fsspec is imported only for a remote place.
+"""
+
+import errno
+import functools
+import os
+import random
+import re
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from shards.errors import ShardError
+
+ATTEMPTS, TIMEOUT_S = 8, 60.0  # of one remote read, and of each attempt
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+"""After attempt k a pause evenly drawn from 0 to min(0.5 * 2**(k - 1), 30) seconds: 31 s in all on average."""
+PIECE = 16 << 20  # bytes that one remote request asks for at most
+MOST_FILES = 1 << 16  # that a process asks to have open
+NO_RANGES = "the server sends the whole file where a range was asked for; use one that honours ranges"
+
+_pauses = random.SystemRandom()  # a seeded generator would make all ranks pause alike, and ours is the training's
+_LASTING = (PermissionError, IsADirectoryError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
+
+
+class Storage(Protocol):
+    """A folder of files that are read by name; many threads may call it at once.
+
+    ``read`` gives a whole small file, ``read_into`` fills all of a C-contiguous buffer with the bytes from
+    ``offset``, ``size`` is in bytes. All raise ShardError where the file is missing, too short or unreadable.
+    """
+
+    url: str  # for messages
+
+    def read(self, name: str) -> bytes: ...
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None: ...
+    def size(self, name: str) -> int: ...
+    def close(self) -> None: ...
+
+
+def open_storage(location: str | Path) -> Storage:
+    """The storage of a path, a ``file://`` URL or any URL that fsspec knows (``s3://``, ``https://``, ...)."""
+    text = str(location)
+    if text.startswith("file://"):
+        return LocalStorage(Path(unquote(urlsplit(text).path)))
+    return RemoteStorage(text) if "://" in text else LocalStorage(Path(text))
+
+
+class _Descriptor:
+    """An open file that closes when its last user lets go of it: dropping one never hurts a read in progress."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+class LocalStorage:
+    """A folder in this machine's file systems; as many files stay open as a quarter of the limit allows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, str(folder)
+        self._files: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._bound = _allowed_files() // 4
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise self._error(name, error) from None
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        done, rest = 0, buffer.cast("B")
+        try:
+            file = self._open(name)
+            while rest:  # again after a signal, and beyond 2 GiB
+                count = os.preadv(file.number, [rest], offset + done)
+                if not count:
+                    size = os.fstat(file.number).st_size
+                    raise ShardError(_cut_short(f"{self.folder / name}", offset, buffer.nbytes, size))
+                done, rest = done + count, rest[count:]
+        except OSError as error:
+            raise self._error(name, error) from None
+
+    def size(self, name: str) -> int:
+        try:
+            return (self.folder / name).stat().st_size
+        except OSError as error:
+            raise self._error(name, error) from None
+
+    def forget(self, name: str) -> None:
+        """Close the file, so that the next read opens what has its name by then."""
+        with self._lock:
+            self._files.pop(name, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._files.clear()
+
+    def _open(self, name: str) -> _Descriptor:
+        with self._lock:
+            if name in self._files:
+                self._files.move_to_end(name)
+                return self._files[name]
+        file = _Descriptor(os.open(self.folder / name, os.O_RDONLY))  # slow on Lustre: others read meanwhile
+        with self._lock:
+            self._files[name] = file
+            if len(self._files) > self._bound:
+                self._files.popitem(last=False)
+        return file
+
+    def _error(self, name: str, error: OSError) -> ShardError:
+        state = "missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
+        return ShardError(f"{self.folder / name}: {state}; copy or pack it again")
+
+
+class RemoteStorage:
+    """A folder behind a URL, read by ranges through one fsspec file system; ``sleep`` waits so many seconds."""
+
+    def __init__(self, url: str, sleep: Callable[[float], Any] | None = None) -> None:
+        self._location = url.rstrip("/")
+        self.url = re.sub(r"://[^/@]*@", "://", self._location)  # messages are no place for a password
+        self._closed = threading.Event()
+        self._sleep = sleep or self._closed.wait
+        self._connect()
+
+    def read(self, name: str) -> bytes:
+        data = bytearray(self.size(name))
+        self.read_into(name, 0, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        for begin in range(0, buffer.nbytes, PIECE):
+            piece, place = buffer.cast("B")[begin : begin + PIECE], offset + begin
+            self._repeat(name, f" at offset {place}", functools.partial(self._read_once, name, place, piece))
+
+    def size(self, name: str) -> int:
+        size = self._repeat(name, "", lambda: self._call("info", name)["size"])
+        if size is None:
+            raise ShardError(f"{self.url}/{name}: the server doesn't tell the size; use one that does")
+        return size
+
+    def close(self) -> None:
+        """Ends the pauses of reads in progress, which then fail."""
+        self._closed.set()
+
+    def _connect(self) -> None:
+        self._http = self._location.startswith(("http://", "https://"))
+        # a compressed answer has another length, and ranges of it mean other bytes
+        options = {"headers": {"Accept-Encoding": "identity"}} if self._http else {}
+        try:
+            from fsspec.core import url_to_fs
+
+            self._filesystem, folder = url_to_fs(self._location, skip_instance_cache=True, **options)
+        except (ImportError, ValueError) as error:
+            mend = "pip install 'spectralforge[remote]'" if isinstance(error, ImportError) else "check the URL"
+            raise ShardError(f"{self.url}: {_reason(error)}; {mend}") from None
+        self._folder, self._process = folder.rstrip("/"), os.getpid()
+
+    def _read_once(self, name: str, offset: int, buffer: memoryview) -> None:
+        where, wanted = f"{self.url}/{name}", len(buffer)
+        options = {"raise_for_status": functools.partial(_must_be_range, where, offset, wanted)} if self._http else {}
+        try:
+            data = self._call("cat_file", name, start=offset, end=offset + wanted, **options)
+        except Exception as error:
+            if getattr(error, "status", 0) != 416 and getattr(error, "errno", 0) != errno.EINVAL:
+                raise
+            data = b""  # no byte of the range exists, as HTTP and S3 say it
+        if len(data) > wanted:
+            raise ShardError(f"{where}: {NO_RANGES}")
+        if len(data) < wanted:
+            size = self.size(name)
+            if offset + wanted > size:
+                raise ShardError(_cut_short(where, offset, wanted, size))
+            raise ConnectionError(f"{len(data)} bytes where {wanted} were asked for")
+        buffer[:] = data
+
+    def _call(self, method: str, name: str, **options: Any) -> Any:
+        if self._process != os.getpid():
+            self._connect()  # fsspec's event loop doesn't survive a fork
+        if self._filesystem.async_impl:
+            options["timeout"] = TIMEOUT_S
+        return getattr(self._filesystem, method)(f"{self._folder}/{name}", **options)
+
+    def _repeat(self, name: str, place: str, action: Callable[[], Any]) -> Any:
+        where = f"{self.url}/{name}"
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._sleep(_pauses.uniform(0, min(PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)))
+            if self._closed.is_set():
+                raise ShardError(f"{where}: can't be read{place}: the dataset was closed")
+            try:
+                return action()
+            except ShardError:
+                raise
+            except Exception as error:  # every backend has errors of its own
+                cause = _cause(error)
+            status = getattr(cause, "status", None)
+            if isinstance(cause, FileNotFoundError) or status == 404:
+                raise ShardError(f"{where}: missing; check the URL, or copy or pack it again")
+            if isinstance(cause, _LASTING) or (status and status < 500 and status not in (408, 429)):
+                raise ShardError(f"{where}: can't be read{place}: {_reason(cause)}; check the URL and the credentials")
+        failed = f"{ATTEMPTS} attempts, the last one: {_reason(cause)}; check the network and the server"
+        raise ShardError(f"{where}: can't be read{place}: {failed}")
+
+
+def _allowed_files() -> int:
+    """Raise the soft limit of open files as far as the hard one allows; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
+
+
+def _cut_short(where: str, offset: int, wanted: int, size: int) -> str:
+    return f"{where}: cut short: {wanted} bytes wanted at offset {offset}, the file has {size}; copy or pack it again"
+
+
+async def _must_be_range(where: str, offset: int, wanted: int, response: Any) -> None:
+    """Refuse a whole file at its headers, before a shard has come over the network for one tile."""
+    if response.status == 200 and (offset or response.content_length != wanted):
+        response.close()
+        raise ShardError(f"{where}: {NO_RANGES}")
+
+
+def _cause(error: Exception) -> BaseException:
+    """What happened: fsspec's `info` calls every failure of an HTTP server "not found"."""
+    cause = error.__cause__
+    hidden = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    return cause if cause and hidden else error
+
+
+def _reason(error: BaseException) -> str:
+    """An error as part of a line."""
+    status = getattr(error, "status", None)  # with one, the text repeats the URL
+    text = " ".join(str(error).split())
+    return f"HTTP {status} {getattr(error, 'message', '')}" if status else f"{type(error).__name__}: {text}"

@@ -1,0 +1,291 @@
+"""Byte ranges from folders and servers: exact under threads, and every fault as one line or a new attempt."""
+
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.processes import REPOSITORY
+from support.range_server import RangeServer
+
+from shards import storage
+from shards.errors import ShardError
+from shards.storage import ATTEMPTS, LONGEST_PAUSE_S, PAUSE_S, LocalStorage, RemoteStorage, open_storage
+
+SIZE = 300_000
+NAMES = [f"shard-{number:06d}.tar" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("storage")
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (folder / name).write_bytes(rng.bytes(SIZE))
+    (folder / "empty").touch()
+    return folder
+
+
+@pytest.fixture
+def server(folder):
+    with RangeServer(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def pauses():
+    return []
+
+
+@pytest.fixture
+def remote(server, pauses):
+    remote = RemoteStorage(server.url, sleep=pauses.append)
+    yield remote
+    remote.close()
+
+
+def _open_files(folder):
+    """This process's open files in a folder."""
+    links = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [link for link in links if link.startswith(f"{folder}/")]
+
+
+def _range(source, name, offset, length):
+    data = bytearray(length)
+    source.read_into(name, offset, memoryview(data))
+    return bytes(data)
+
+
+def _check_random_ranges(source, folder, count):
+    files = {name: (folder / name).read_bytes() for name in NAMES}
+    rng = np.random.default_rng(1)
+    offsets = rng.integers(0, SIZE, count)
+    asked = [(NAMES[rng.integers(len(NAMES))], int(at), int(rng.integers(0, SIZE - at + 1))) for at in offsets]
+    with ThreadPoolExecutor(16) as pool:
+        for (name, offset, length), data in zip(asked, pool.map(lambda ask: _range(source, *ask), asked), strict=True):
+            assert data == files[name][offset : offset + length]
+
+
+def _memory(folder):
+    import fsspec
+
+    for path in folder.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/dataset/{path.name}", path.read_bytes())
+    return "memory://dataset"
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "memory", "http"])
+def test_random_ranges_from_many_threads_are_exact(folder, server, kind):
+    location = {"path": lambda: folder, "file": folder.as_uri, "memory": lambda: _memory(folder)}
+    source = open_storage(location.get(kind, lambda: server.url)())
+    assert isinstance(source, LocalStorage) == (kind in ("path", "file"))
+    _check_random_ranges(source, folder, 150)
+    assert source.read(NAMES[0]) == (folder / NAMES[0]).read_bytes()
+    assert source.read("empty") == b""
+    assert source.size(NAMES[0]) == SIZE
+    with pytest.raises(ShardError, match=rf"{re.escape(source.url)}/nothing: missing; .*copy or pack it again"):
+        source.size("nothing")
+    source.close()
+
+
+def test_a_file_url_is_unquoted(tmp_path):
+    folder = tmp_path / "with space#and 100%"
+    folder.mkdir()
+    (folder / "name").write_bytes(b"bytes")
+    assert open_storage(folder.as_uri()).read("name") == b"bytes"
+
+
+@pytest.mark.parametrize("kind", ["path", "memory", "http"])
+@pytest.mark.parametrize("offset", [SIZE - 10, SIZE, SIZE + 5])
+def test_a_file_that_ends_early_is_an_error(folder, server, kind, offset):
+    source = open_storage({"path": folder, "http": server.url}.get(kind) or _memory(folder))
+    with pytest.raises(ShardError, match=f"cut short: 20 bytes wanted at offset {offset}, the file has {SIZE}; "):
+        _range(source, NAMES[0], offset, 20)
+
+
+@pytest.mark.parametrize("kind", ["path", "memory", "http"])
+def test_a_missing_file_is_an_error(folder, server, kind):
+    source = open_storage({"path": folder, "http": server.url}.get(kind) or _memory(folder))
+    with pytest.raises(ShardError, match=r"shard-999999\.tar: missing"):
+        _range(source, "shard-999999.tar", 0, 20)
+    assert server.requests["shard-999999.tar"] == (kind == "http")
+
+
+def test_buffers_of_other_types_are_filled_whole(folder, remote):
+    for source in LocalStorage(folder), remote:
+        values = np.empty((3, 5), np.int32)
+        source.read_into(NAMES[1], 8, memoryview(values))
+        assert values.tobytes() == (folder / NAMES[1]).read_bytes()[8:68]
+
+
+def test_short_reads_are_continued(folder, monkeypatch):
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda number, buffers, offset: preadv(number, [buffers[0][:7]], offset))
+    assert _range(LocalStorage(folder), NAMES[0], 3, 100) == (folder / NAMES[0]).read_bytes()[3:103]
+
+
+def test_a_file_cut_while_open_is_an_error(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(1000))
+    source = LocalStorage(tmp_path)
+    _range(source, "a", 0, 1000)
+    os.truncate(tmp_path / "a", 400)
+    with pytest.raises(ShardError, match="1000 bytes wanted at offset 0, the file has 400"):
+        _range(source, "a", 0, 1000)
+
+
+def test_few_files_stay_open_and_closing_hurts_no_reader(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_allowed_files", lambda: 8)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    source = LocalStorage(copy)
+    _check_random_ranges(source, copy, 600)
+    assert len(_open_files(copy)) == 2
+    source.close()
+    assert not _open_files(copy)
+
+
+def test_the_limit_of_open_files_is_raised():
+    code = (
+        "import resource; from shards.storage import LocalStorage; from pathlib import Path;"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)); LocalStorage(Path());"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert int(shown.stdout) == min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], storage.MOST_FILES)
+
+
+def test_local_errors_name_the_file(folder):
+    with pytest.raises(ShardError, match=re.escape(f"{folder}: can't be read: Is a directory; copy or pack it again")):
+        _range(LocalStorage(folder.parent), folder.name, 0, 1)
+
+
+def test_importing_it_imports_neither_fsspec_nor_torch():
+    code = "import sys, shards.storage, shards.stage; print({'fsspec', 'torch', 'aiohttp'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("fault", "status"), [("fail", 503), ("fail", 429), ("fail", 500), ("drop", 0), ("short", 0)])
+def test_what_may_pass_is_tried_again(folder, server, remote, pauses, fault, status):
+    server.status = status
+    setattr(server, fault, 3)
+    assert _range(remote, NAMES[0], 1000, 5000) == (folder / NAMES[0]).read_bytes()[1000:6000]
+    assert server.requests[NAMES[0]] == 4
+    _check_pauses(pauses, 3)
+
+
+def _check_pauses(pauses, count):
+    """Full jitter: anywhere from nothing to a bound that doubles up to a cap."""
+    assert len(pauses) == count
+    assert all(0 <= pause <= min(PAUSE_S * 2**k, LONGEST_PAUSE_S) for k, pause in enumerate(pauses))
+
+
+def test_after_the_last_attempt_the_error_says_what_happened(server, remote, pauses):
+    server.fail = 1000
+    with pytest.raises(ShardError) as raised:
+        _range(remote, NAMES[0], 1234, 10)
+    assert str(raised.value) == (
+        f"{server.url}/{NAMES[0]}: can't be read at offset 1234: {ATTEMPTS} attempts, "
+        "the last one: HTTP 503 Service Unavailable; check the network and the server"
+    )
+    assert server.requests[NAMES[0]] == ATTEMPTS
+    _check_pauses(pauses, ATTEMPTS - 1)
+    again = []
+    remote._sleep = again.append
+    with pytest.raises(ShardError):
+        _range(remote, NAMES[0], 1234, 10)
+    assert again != pauses
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_what_will_not_pass_is_not_tried_again(server, remote, pauses, status):
+    server.fail, server.status = 1000, status
+    with pytest.raises(ShardError, match=f"can't be read at offset 5: HTTP {status} .*; check the URL and the cred"):
+        _range(remote, NAMES[0], 5, 10)
+    assert server.requests[NAMES[0]] == 1 and not pauses
+
+
+def test_a_server_that_is_gone(pauses):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        remote = RemoteStorage(f"http://127.0.0.1:{unused.getsockname()[1]}", sleep=pauses.append)
+        for ask in lambda: remote.size("a"), lambda: _range(remote, "a", 0, 1):
+            pauses.clear()
+            with pytest.raises(ShardError, match=f"{ATTEMPTS} attempts, the last one: ClientConnectorError: "):
+                ask()
+            _check_pauses(pauses, ATTEMPTS - 1)
+
+
+def test_an_answer_that_does_not_come_is_tried_again(folder, server, remote, pauses, monkeypatch):
+    monkeypatch.setattr(storage, "TIMEOUT_S", 0.1)
+    server.hold_after = 0
+    remote._sleep = lambda pause: (pauses.append(pause), server.go.set() if len(pauses) == 2 else None)
+    assert _range(remote, NAMES[0], 0, 10) == (folder / NAMES[0]).read_bytes()[:10]
+    assert len(pauses) >= 2
+
+
+def test_a_server_without_ranges_is_named_before_it_sends_the_file(folder, server, remote, pauses):
+    server.ranges = False
+    assert remote.read(NAMES[0]) == (folder / NAMES[0]).read_bytes()
+    server.hold_after = 0  # nothing more is sent: the headers say enough
+    for offset, length in (0, 100), (100, 100), (100, SIZE):
+        with pytest.raises(ShardError, match=f"{NAMES[0]}: the server sends the whole file where a range"):
+            _range(remote, NAMES[0], offset, length)
+    assert not pauses
+
+
+def test_a_longer_answer_from_any_backend_is_an_error(folder, monkeypatch):
+    remote = RemoteStorage(_memory(folder))
+    monkeypatch.setattr(type(remote._filesystem), "cat_file", lambda self, path, **_: bytes(SIZE))
+    with pytest.raises(ShardError, match="the server sends the whole file where a range was asked for"):
+        _range(remote, NAMES[0], 0, 10)
+
+
+@pytest.mark.parametrize("package", ["fsspec", "aiohttp", "s3fs"])
+def test_a_missing_package_is_one_line(monkeypatch, package):
+    for module in [name for name in sys.modules if name.split(".")[0] in ("fsspec", package)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    url = "s3://bucket/data" if package == "s3fs" else "https://user:secret@host/data"
+    with pytest.raises(ShardError, match=rf"{package}.*; pip install 'spectralforge\[remote\]'") as raised:
+        open_storage(url)
+    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_unknown_protocol_is_one_line():
+    with pytest.raises(ShardError, match=r"nosuch://host/data: .*nosuch.*; check the URL"):
+        open_storage("nosuch://host/data")
+
+
+def test_closing_ends_the_pauses(server, monkeypatch):
+    monkeypatch.setattr(storage, "PAUSE_S", 1e6)
+    monkeypatch.setattr(storage, "LONGEST_PAUSE_S", 1e6)
+    remote = RemoteStorage(server.url)
+    server.fail = 1000
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_range, remote, NAMES[0], 0, 10)
+        while not server.requests[NAMES[0]]:
+            time.sleep(0.001)
+        remote.close()
+        with pytest.raises(ShardError, match="the dataset was closed"):
+            reading.result()
+
+
+def test_a_forked_process_reads_on(folder, server, remote):
+    wanted = _range(remote, NAMES[0], 0, 10)
+    child = os.fork()
+    if not child:
+        os._exit(0 if _range(remote, NAMES[0], 0, 10) == wanted else 1)
+    assert os.waitpid(child, 0)[1] == 0
