@@ -1,5 +1,7 @@
 """A tar archive of tiles as it was downloaded (.tar, .tar.gz): read once, front to back, nothing is unpacked."""
 
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Container, Iterator
@@ -35,12 +37,13 @@ class Archive:
     def tiles(self, skip: Container[str]) -> Iterator[tuple[TileSource, Tile | TileError]]:
         last = "none"
         try:
-            with tarfile.open(self.path, "r|*", bufsize=1 << 20) as archive:
+            with _open(self.path) as file, tarfile.open(fileobj=file, mode="r|", bufsize=1 << 16) as archive:
                 for member in archive:
                     source = self._source(member)
                     if source is not None and source.key not in skip:
                         yield source, self._tile(archive, member, source)
                     last = member.name
+                file.must_end_after(archive.offset)
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise SourceError(
                 f"{self.path}: ends early or is damaged ({error}); last whole member: {last}; download it again"
@@ -62,3 +65,33 @@ class Archive:
             return read_tile_bytes(data, source.path, self.sensor, self.size)
         except TileError as error:
             return error
+
+
+class _Stream(io.RawIOBase):
+    """Bytes of an archive, unpacked and counted. tarfile takes the end of a file for the end of the archive."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file, self._count, self._tail = file, 0, b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._count += len(data)
+        self._tail = (self._tail + data[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
+        return data
+
+    def must_end_after(self, offset: int) -> None:
+        """Read to the end, which also checks gzip's CRC; raises EOFError where there is no end-of-archive mark."""
+        while self.read(1 << 20):
+            pass
+        if self._count < offset + tarfile.BLOCKSIZE or self._tail.strip(b"\0"):
+            raise EOFError("no end-of-archive mark")
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open(path: Path) -> _Stream:
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return _Stream(gzip.open(path, "rb") if packed else open(path, "rb"))

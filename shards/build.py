@@ -163,7 +163,6 @@ def _read_samples(
 
 def _unchanged(bundles: list[Bundle], record: PackRecord, source: Path) -> list[Bundle]:
     """The bundles that the record names; raises ShardError where they are others now."""
-    begun = [tuple(entry) for entry in record.generations[-1].bundles]
-    if [(bundle.name, bundle.fingerprint()) for bundle in bundles] != begun:
+    if [[bundle.name, bundle.fingerprint()] for bundle in bundles] != record.generations[-1].bundles:
         raise ShardError(f"{source}: its archives or products changed since pack began; choose another DEST")
     return bundles

@@ -44,7 +44,7 @@ class Generation(ConfigModel):
     only after they have been spooled. ``probes`` is a fingerprint of a few of the files.
     """
 
-    bundles: list[tuple[str, str]] = Field(default_factory=list, strict=False)
+    bundles: list[list[str]] = Field(default_factory=list)  # (name, fingerprint)
     probes: str = ""
     tiles: int = 0
     first_shard: int = 0

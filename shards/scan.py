@@ -143,7 +143,7 @@ def _scan(source: Path, dest: Path, record: PackRecord, sensor: Sensor, labels: 
     )
     if bundles:
         record.options["size"] = size or DEFAULT_SIZE
-        generation = Generation(bundles=[(bundle.name, bundle.fingerprint()) for bundle in bundles])
+        generation = Generation(bundles=[[bundle.name, bundle.fingerprint()] for bundle in bundles])
         record = record.model_copy(update={"generations": [*record.generations, generation]})
         write_record(dest, record)
         return record

@@ -192,7 +192,9 @@ class Scene:
             return TileError(f"{source.path}: {str(error).splitlines()[0]}")
         if self._is_over({"nodata": float(np.mean((values == NODATA).any(0)))}):
             return None
-        transform = tuple(image.window_transform(window))[:6]
+        place = image.transform
+        x, y = place.c + GRID_M * window.col_off, place.f - GRID_M * window.row_off
+        transform = (GRID_M, 0.0, x, 0.0, -GRID_M, y)
         return Tile(values, image.crs.to_string(), transform, date, quality)
 
     def _is_over(self, shares: dict[str, float]) -> bool:

@@ -1,0 +1,145 @@
+"""A small EnMAP L2A product that is true in format: METADATA.XML, SPECTRAL_IMAGE and the quality layers.
+
+For tests and the documentation of `python -m shards pack`: the spectra are those of tools/sample_data.py,
+the ground is made up. Products of one seed show the same ground, cut out at an offset.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+from rasterio.transform import Affine
+
+from shards.errors import ForgeError
+from shards.sensors import NODATA, get_sensor
+from tools.sample_data import Visit, make_place, render
+
+GROUND = 320
+"""Side of the ground in pixels; a product shows part of it."""
+CORNER = Affine(30.0, 0.0, 366015.0, 0.0, -30.0, 5809965.0)
+CRS = "EPSG:32633"
+
+
+class SceneError(ForgeError):
+    """Options that make no product."""
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What fixes a product: side in pixels, seed of the ground, offset (right, down) of the cut, month and day."""
+
+    size: int = 280
+    seed: int = 0
+    offset: tuple[int, int] = (0, 0)
+    day: str = "20220724"
+
+    @property
+    def name(self) -> str:
+        """File name stem of the product."""
+        return f"ENMAP01-____L2A-DT{self.seed + 1049:010d}_{self.day}T101530Z_001_V010400_20231221T134421Z"
+
+
+def make_scene(dest: Path, options: SceneOptions) -> Path:
+    """Write the product's folder into ``dest`` and return it; raises SceneError for a cut beyond the ground."""
+    right, down = options.offset
+    if min(options.offset) < 0 or max(options.offset) + options.size > GROUND:
+        raise SceneError(f"size {options.size} at offset {options.offset}: the ground has {GROUND}x{GROUND} px")
+    folder = dest / options.name
+    folder.mkdir(parents=True)
+    cut = (slice(down, down + options.size), slice(right, right + options.size))
+    layers = {name: layer[cut] for name, layer in _quality(options).items()}
+    image = _image(options)[:, *cut]
+    image[:, layers["CLOUD"] > 0] = 7500
+    _add_swath_edge(image)
+    place = CORNER @ Affine.translation(right, down)
+    _write(folder / f"{options.name}-SPECTRAL_IMAGE.TIF", image, place, NODATA)
+    for name, layer in layers.items():
+        _write(folder / f"{options.name}-QL_QUALITY_{name}.TIF", layer[None], place, None)
+    (folder / f"{options.name}-METADATA.XML").write_bytes(_metadata(options))
+    return folder
+
+
+def _image(options: SceneOptions) -> np.ndarray:
+    """The whole ground as int16 (224, GROUND, GROUND); the vapour gaps hold noise about nothing."""
+    rng, sensor = np.random.default_rng(options.seed), get_sensor("enmap")
+    tile, _ = render(rng, make_place(rng, GROUND), Visit(1, int(options.day[4:6]) / 12 - 0.4, False))
+    image = rng.integers(-30, 60, (len(sensor.product_wavelength_nm), GROUND, GROUND)).astype(np.int16)
+    image[list(sensor.kept)] = tile
+    return image
+
+
+def _quality(options: SceneOptions) -> dict[str, np.ndarray]:
+    """Quality layers of the ground, uint8: a cloud with its shadow, a veil of cirrus, haze in a corner, no snow."""
+    row, column = np.mgrid[0:GROUND, 0:GROUND]
+    cloud = (row - 130) ** 2 + (column - 190) ** 2 < 32**2
+    shadow = (row - 150) ** 2 + (column - 165) ** 2 < 30**2
+    veil = np.clip((column + row - 360) // 40, 0, 3)
+    layers = {
+        "CLOUD": cloud,
+        "CLOUDSHADOW": shadow & ~cloud,
+        "HAZE": row + column < 60,
+        "CIRRUS": veil,
+        "SNOW": np.zeros_like(cloud),
+    }
+    return {name: layer.astype(np.uint8) for name, layer in layers.items()}
+
+
+def _add_swath_edge(image: np.ndarray) -> None:
+    """Nothing was measured left of a slanted line."""
+    row, column = np.mgrid[0 : image.shape[1], 0 : image.shape[2]]
+    image[:, column < 70 - row // 4] = NODATA
+
+
+def _write(path: Path, values: np.ndarray, place: Affine, nodata: float | None) -> None:
+    profile = {"driver": "GTiff", "dtype": values.dtype, "count": len(values), "crs": CRS, "transform": place}
+    shape = {"height": values.shape[1], "width": values.shape[2]}
+    tiling = {"tiled": True, "blockxsize": 128, "blockysize": 128}
+    with rasterio.open(path, "w", **profile, **shape, **tiling, nodata=nodata) as file:
+        file.write(values)
+
+
+def _metadata(options: SceneOptions) -> bytes:
+    """The elements of METADATA.XML that say what the pixels are, under their real names."""
+    root = ElementTree.Element("level_X")
+    base = ElementTree.SubElement(root, "base")
+    ElementTree.SubElement(base, "level").text = "L2A"
+    coverage = ElementTree.SubElement(base, "temporalCoverage")
+    day = f"{options.day[:4]}-{options.day[4:6]}-{options.day[6:]}"
+    ElementTree.SubElement(coverage, "startTime").text = f"{day}T10:15:30.160668Z"
+    ElementTree.SubElement(coverage, "stopTime").text = f"{day}T10:15:34.695369Z"
+    specific = ElementTree.SubElement(root, "specific")
+    ElementTree.SubElement(specific, "backgroundValue").text = str(NODATA)
+    bands = ElementTree.SubElement(specific, "bandCharacterisation")
+    for number, centre in enumerate(get_sensor("enmap").product_wavelength_nm, start=1):
+        band = ElementTree.SubElement(bands, "bandID", number=str(number))
+        texts = {"wavelengthCenterOfBand": f"{centre:.3f}", "GainOfBand": "0.0001", "OffsetOfBand": "0"}
+        for name, text in texts.items():
+            ElementTree.SubElement(band, name).text = text
+    return ElementTree.tostring(root, xml_declaration=True, encoding="UTF-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make one product; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.sample_scene", description=__doc__)
+    parser.add_argument("dest", type=Path, help="folder that the product's folder goes into")
+    parser.add_argument("--size", type=int, default=280, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the ground (default: %(default)s)")
+    parser.add_argument("--offset", default="0,0", metavar="X,Y", help="pixels right and down (default: %(default)s)")
+    parser.add_argument("--day", default="20220724", help="YYYYMMDD (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        right, down = (int(part) for part in arguments.offset.split(","))
+        options = SceneOptions(arguments.size, arguments.seed, (right, down), arguments.day)
+        print(make_scene(arguments.dest, options))
+    except (ForgeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
