@@ -192,9 +192,10 @@ def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shards.verify import verify
+    from shards.verify import Sources, verify
 
-    return verify(arguments.folder, arguments.source, arguments.labels, arguments.sample, arguments.workers)
+    sources = Sources(arguments.source, arguments.labels)
+    return verify(arguments.folder, sources, arguments.sample, arguments.workers)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
