@@ -142,3 +142,11 @@ def band_sums(tile: np.ndarray, nodata: np.int16, sums: np.ndarray) -> None:
                 low = min(low, value)
                 high = max(high, value)
         sums[0, band], sums[1, band], sums[2, band], sums[3, band], sums[4, band] = count, total, squares, low, high
+
+
+@_jit
+def count_values(tile: np.ndarray, histogram: np.ndarray) -> None:
+    """Add a tile, int16 (bands, pixels), to the counts of each value, int64 (bands, 65536), -32768 first."""
+    for band in range(tile.shape[0]):
+        for value in tile[band]:
+            histogram[band, np.int64(value) + 32768] += 1
