@@ -1,1 +1,18 @@
 """Floor 0: tiles in, WebDataset tar shards out, and back again in an exactly resumable order."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.reader import open_dataset as open_dataset
+    from shards.zarr_store import open_zarr as open_zarr
+
+_HOME = {"open_dataset": "shards.reader", "open_zarr": "shards.zarr_store"}
+
+
+def __getattr__(name: str) -> Any:
+    """``shards.open_zarr`` and ``shards.open_dataset``, loaded at first use: a command's --help needs neither."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'shards' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -109,6 +109,12 @@ class ShardReader:
             raise ShardError(f"{where}: a label tile of {mask.shape} where {shape} was expected")
         return mask
 
+    def read_encoded(self, row: int) -> np.ndarray:
+        """uint8: the encoded bytes of a tile, checked; raises ShardError like `read`."""
+        data = np.empty(int(self.table["length"][row]), dtype=np.uint8)
+        self._fetch(row, "", data)
+        return data
+
     def prefetch(self, shards: Sequence[int]) -> None:
         """Start copying these shards to the node, in this order; nothing where copies were not asked for."""
         if isinstance(self._storage, StagedStorage):
