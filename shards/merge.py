@@ -1,9 +1,10 @@
 """The last step of `pack`: finished shards become a dataset, with one tile table, statistics and a manifest."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,9 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
         TooManyBadTiles: more than the share ``max_bad`` of the listed tiles was unusable.
     """
     record = read_record(dest)
-    indexes = [index for _, index in _indexes(dest, record)]
+    last = record.generations[-1]
+    names = [shard_name(number) for number in range(last.first_shard + last.shards)]
+    indexes = [read_json(index_path(dest / name), ShardIndex) for name in names]
     rejected = [bad for index in indexes for bad in index.rejected]
     if source is not None:
         rejected = [bad.model_copy(update={"path": str(source / bad.path)}) for bad in rejected]
@@ -65,7 +68,9 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
         )
     if not any(index.tiles.key for index in indexes):
         raise ShardError(f"{dest}: no usable tile among {listed}: check --sensor, --size and the limits")
-    manifest = _write_dataset(dest, record, get_sensor(record.options["sensor"]))
+    sensor, size = get_sensor(record.options["sensor"]), record.options["size"]
+    codec, shape = PRESETS[record.options["codec"]].get_config(), [sensor.num_bands, size, size]
+    manifest = join_shards(dest, names, codec, shape, sensor, len(record.generations))
     return PackResult(manifest, rejected, written)
 
 
@@ -81,39 +86,39 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def _indexes(dest: Path, record: PackRecord) -> Iterator[tuple[str, ShardIndex]]:
-    """(SHA-256 of the index file, index) of every shard in order."""
-    last = record.generations[-1]
-    for number in range(last.first_shard + last.shards):
-        path = index_path(dest / shard_name(number))
-        index = read_json(path, ShardIndex)
-        yield hashlib.sha256(path.read_bytes()).hexdigest(), index
+def join_shards(
+    dest: Path, names: Sequence[str], codec: dict[str, Any], shape: list[int], sensor: Sensor, generations: int
+) -> Manifest:
+    """Make a dataset of finished shards and put its table, statistics and manifest in place.
 
+    Args:
+        names: of the tars, in order; each has its index.
+        codec: config of the tile codec.
+        shape: (bands, height, width) of every tile.
+        generations: how often tiles were added, the first time counted.
 
-def _write_dataset(dest: Path, record: PackRecord, sensor: Sensor) -> Manifest:
+    Raises:
+        ShardError: an index is missing or damaged, or two tiles have one key.
+    """
     entries: list[ShardEntry] = []
     columns: list[dict] = []
     sums = BandSums.empty(sensor.num_bands)
     rejected = 0
-    for digest, index in _indexes(dest, record):
+    for name in names:
+        path = index_path(dest / name)
+        index = read_json(path, ShardIndex)
         sums.add(band_sums(index.sums))
         rejected += len(index.rejected)
-        if index.tiles.key:  # a shard all of whose tiles were unusable is left out
+        count = len(index.tiles.key)
+        if count:  # a shard all of whose tiles were unusable is left out
             columns.append(index.tiles.model_dump())
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
             entries.append(
-                ShardEntry(
-                    name=index.shard,
-                    tiles=len(index.tiles.key),
-                    size=index.size,
-                    sha256=index.sha256,
-                    index_sha256=digest,
-                )
+                ShardEntry(name=name, tiles=count, size=index.size, sha256=index.sha256, index_sha256=digest)
             )
     tiles = table.join(columns, range(len(columns)))
+    _no_key_twice(dest, tiles, entries)
     data = table.to_bytes(tiles)
-    generations = len(record.generations)
-    size = record.options["size"]
-    codec = PRESETS[record.options["codec"]].get_config()
     manifest = Manifest(
         format=FORMAT,
         content_hash=content_hash(entries, codec, sensor.name),
@@ -123,7 +128,7 @@ def _write_dataset(dest: Path, record: PackRecord, sensor: Sensor) -> Manifest:
         fwhm_nm=list(sensor.fwhm_nm),
         scale=sensor.scale,
         nodata=NODATA,
-        tile_shape=[sensor.num_bands, size, size],
+        tile_shape=shape,
         dtype="int16",
         codec=codec,
         tiles=len(tiles),
@@ -138,6 +143,16 @@ def _write_dataset(dest: Path, record: PackRecord, sensor: Sensor) -> Manifest:
     ).sealed()
     publish(dest, manifest, data)
     return manifest
+
+
+def _no_key_twice(dest: Path, tiles: np.ndarray, entries: list[ShardEntry]) -> None:
+    keys, counts = np.unique(tiles["key"], return_counts=True)
+    if counts.max() > 1:
+        twice = keys[counts.argmax()]
+        where = [entries[number].name for number in tiles["shard"][tiles["key"] == twice]]
+        raise ShardError(
+            f"{dest}: sample key '{twice.decode()}' is in {where[0]} and in {where[1]}: remove one of them"
+        )
 
 
 def publish(dest: Path, manifest: Manifest, tiles: bytes) -> None:

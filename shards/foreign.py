@@ -1,0 +1,85 @@
+"""Tiles of foreign WebDataset tars, as codecs: a .npy array or a whole GeoTIFF stands where ours would."""
+
+import io
+from typing import Any
+
+import numpy as np
+from numcodecs import register_codec
+from numcodecs.abc import Codec
+
+from shards.errors import ShardError, TileError
+
+
+class NpyTile(Codec):
+    """A tile stored as ``.npy`` bytes, int16 (bands, height, width), or (height, width, bands) as images often are.
+
+    Args:
+        bands_last: whether the bands are the last axis.
+    """
+
+    codec_id = "npy_tile"
+
+    def __init__(self, bands_last: bool = False) -> None:
+        self.bands_last = bool(bands_last)
+
+    def encode(self, tile: np.ndarray) -> bytes:
+        """``.npy`` bytes of a tile (bands, height, width) int16."""
+        buffer = io.BytesIO()
+        stored = np.ascontiguousarray(tile.transpose(1, 2, 0)) if self.bands_last else tile
+        np.lib.format.write_array(buffer, stored, allow_pickle=False)
+        return buffer.getvalue()
+
+    def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
+        from shards.table import read_npy
+
+        try:
+            tile = read_npy(bytes(data))
+        except ValueError as error:
+            raise ShardError(f"does not decode: {error}") from None
+        if tile.ndim != 3 or tile.dtype != np.int16:
+            raise ShardError(f"does not decode: an array {tile.dtype} {tile.shape} where an int16 tile was expected")
+        return _fill(tile.transpose(2, 0, 1) if self.bands_last else tile, out)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"id": self.codec_id, "bands_last": self.bands_last}
+
+
+class GeoTiffTile(Codec):
+    """A tile stored as a whole GeoTIFF file, with the bands of a sensor.
+
+    Args:
+        sensor: name of the sensor.
+    """
+
+    codec_id = "geotiff_tile"
+
+    def __init__(self, sensor: str) -> None:
+        self.sensor = sensor
+
+    def encode(self, tile: np.ndarray) -> bytes:
+        raise ValueError("GeoTIFF members are read only; pack tiles with one of our codecs")
+
+    def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
+        from shards.geotiff import read_tile_bytes
+        from shards.sensors import get_sensor
+
+        try:
+            tile = read_tile_bytes(bytes(data), "member", get_sensor(self.sensor)).values
+        except TileError as error:
+            raise ShardError(f"does not decode: {error}") from None
+        return _fill(tile, out)
+
+
+def _fill(tile: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return np.ascontiguousarray(tile)
+    if out.shape != tile.shape:
+        raise ShardError(f"holds a tile of {tile.shape} where {out.shape} was expected")
+    out[:] = tile
+    return out
+
+
+register_codec(NpyTile)
+register_codec(GeoTiffTile)

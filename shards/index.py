@@ -1,0 +1,193 @@
+"""`index`: WebDataset tars of others become a dataset that we read, without a byte of them being changed.
+
+A sample is a tile member (``.tile`` of ours, ``.npy`` or ``.tif``) and, where it is there, a ``.json`` that
+says where and when. One pass over each tar finds the members, decodes every tile for its statistics, and
+writes an index beside the tar; table and manifest follow as for our own shards.
+"""
+
+import hashlib
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.atomic import write_atomic
+from shards.codec import PRESETS, build_codec
+from shards.errors import ShardError
+from shards.foreign import GeoTiffTile, NpyTile
+from shards.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, read_json, to_json
+from shards.merge import join_shards
+from shards.sensors import NODATA, Sensor, get_sensor
+from shards.statistics import BandSums
+from shards.table import QUALITY
+from shards.workers import counters, run_jobs
+from shards.writer import checksum, index_path
+
+KINDS = {"tile": "tile", "npy": "npy", "tif": "tif", "tiff": "tif"}
+
+
+def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
+    """Index all tars of a folder and join them to a dataset; prints what there is and returns 0.
+
+    Raises:
+        ShardError: no tars, a damaged one, or tiles of different kinds or shapes.
+    """
+    if not folder.is_dir():
+        raise ShardError(f"{folder}: no such folder of tars")
+    packed = sorted([*folder.glob("*.tar.gz"), *folder.glob("*.tgz")])
+    if packed:
+        raise ShardError(f"{packed[0]}: compressed tars can't be read by ranges; unpack it with gunzip, or use `pack`")
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise ShardError(f"{folder}: no .tar files")
+    sensor = get_sensor(sensor_name)
+    config, shape = _first_tile(tars[0], sensor)
+    missing = [tar for tar in tars if not _is_indexed(tar)]
+    for _ in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
+        pass
+    rejected = [bad for tar in tars for bad in read_json(index_path(tar), ShardIndex).rejected]
+    for bad in rejected:
+        print(f"set aside: {bad.path}: {bad.reason}", file=sys.stderr)
+    manifest = join_shards(folder, [tar.name for tar in tars], config, shape, sensor, generations=1)
+    print(
+        f"indexed {manifest.tiles} tiles of {manifest.locations} locations in {len(tars)} tars "
+        f"({len(missing)} read now, {manifest.rejected} tiles set aside): {folder}"
+    )
+    return 0
+
+
+def _is_indexed(tar: Path) -> bool:
+    try:
+        return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size
+    except (ShardError, OSError):
+        return False
+
+
+def _first_tile(tar: Path, sensor: Sensor) -> tuple[dict[str, Any], list[int]]:
+    """Codec and shape of the first tile, which all others must share."""
+    for key, members, archive in samples(tar):
+        kind = _kind(tar, key, members)
+        data = _read(archive, members[kind][0])
+        for codec in _candidates(kind, sensor):
+            try:
+                tile = codec.decode(data)
+            except ShardError:
+                continue
+            if tile.ndim == 3 and len(tile) == sensor.num_bands:
+                return codec.get_config(), list(tile.shape)
+        raise ShardError(
+            f"{tar}: sample '{key}': .{kind} is no int16 tile with the {sensor.num_bands} {sensor.name} bands"
+        )
+    raise ShardError(f"{tar}: holds no samples")
+
+
+def _candidates(kind: str, sensor: Sensor) -> list[Any]:
+    if kind == "tile":
+        return [PRESETS["compact"], PRESETS["fast"]]
+    return [NpyTile(), NpyTile(bands_last=True)] if kind == "npy" else [GeoTiffTile(sensor.name)]
+
+
+Members = dict[str, tuple[tarfile.TarInfo, str]]
+
+
+def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
+    """Runs of adjacent members with one key, by lower-case extension: WebDataset's rule for samples.
+
+    Raises:
+        ShardError: the tar is damaged or ends early; the line names the last whole member.
+    """
+    key, members, last = "", Members(), "none"
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                whole = f"{folder}/{stem}" if folder else stem
+                if whole != key and members:
+                    yield key, members, archive
+                    members = {}
+                key = whole
+                members[extension.lower()] = member, extension
+                last = member.name
+            if archive.offset + tarfile.BLOCKSIZE > tar.stat().st_size:
+                raise EOFError("no end-of-archive mark")
+            if members:
+                yield key, members, archive
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
+
+
+def _kind(tar: Path, key: str, members: Members) -> str:
+    """Extension of the tile member."""
+    found = [extension for extension in members if extension in KINDS]
+    if len(found) != 1:
+        raise ShardError(f"{tar}: sample '{key}' has {len(found)} tile members of .tile, .npy and .tif; expected one")
+    return found[0]
+
+
+def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Sensor) -> None:
+    """Write the index of one tar."""
+    codec = build_codec(config)
+    columns: dict[str, list] = {name: [] for name in TileColumns.model_fields}
+    sums = BandSums.empty(shape[0])
+    rejected: list[Rejected] = []
+    values = np.empty(shape, dtype=np.int16)
+    for key, members, archive in samples(tar):
+        member = members[_kind(tar, key, members)][0]
+        data = _read(archive, member)
+        try:
+            codec.decode(data, values)
+        except ShardError as error:
+            rejected.append(Rejected(path=f"{tar.name}!{member.name}", reason=str(error)))
+            continue
+        finally:
+            counters().add(1, values.nbytes, len(data))
+        row = _row(key, members, archive, values)
+        row |= {"offset": member.offset_data, "length": len(data), "checksum": checksum(data)}
+        for name, value in row.items():
+            columns[name].append(value)
+        sums.add(BandSums.of(values))
+    with open(tar, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    index = ShardIndex(
+        format=FORMAT,
+        shard=tar.name,
+        size=tar.stat().st_size,
+        sha256=digest,
+        tiles=TileColumns(**columns),
+        sums=Sums(**vars(sums)),
+        rejected=rejected,
+    )
+    write_atomic(index_path(tar), to_json(index.sealed()))
+
+
+def _row(key: str, members: Members, archive: tarfile.TarFile, values: np.ndarray) -> dict[str, Any]:
+    """The other columns, from the sample's JSON as far as it has them."""
+    told: dict[str, Any] = {}
+    if "json" in members:
+        try:
+            told = dict(json.loads(_read(archive, members["json"][0])))
+        except (ValueError, TypeError):
+            told = {}
+    row: dict[str, Any] = {name: told.get(name) for name in ("date", "lon", "lat", *QUALITY)}
+    row |= {name: str(told.get(name, "")) for name in ("scene", "split")}
+    row |= {"location": str(told.get("location", key)), "timestamp": str(told.get("timestamp", "00000"))}
+    row |= {"key": key, "nodata": float(np.mean((values == NODATA).any(0)))}
+    mask = members.get("mask.npy")
+    data = _read(archive, mask[0]) if mask else b""
+    row |= {"mask_offset": mask[0].offset_data if mask else 0, "mask_length": len(data)}
+    return row | {"mask_checksum": checksum(data) if mask else 0}
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    data = file.read() if file else b""
+    if len(data) != member.size:
+        raise EOFError(f"{member.name} is cut short")
+    return data
