@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from shards import table
 from shards.codec import RawTile, build_codec
@@ -16,9 +17,11 @@ from shards.manifest import MANIFEST, Manifest, parse_json, read_manifest
 from shards.quarantine import Quarantine
 from shards.selection import ViewConfig
 from shards.stage import StagedFile, StagedStorage
-from shards.storage import Storage, open_storage
+from shards.storage import LocalStorage, Storage, open_storage
 from shards.view import view_rows
-from shards.writer import checksum
+
+_PIECE = 512 << 10
+"""Bytes that are read and hashed in one go: hashed while they are still in the cache."""
 
 
 class ShardReader:
@@ -166,15 +169,27 @@ class ShardReader:
         """Fill ``buffer`` with stored bytes and check them; a bad node-local copy is dropped and read again."""
         name = self._names[self.table["shard"][row]]
         offset, wanted = int(self.table[prefix + "offset"][row]), int(self.table[prefix + "checksum"][row])
-        self._storage.read_into(name, offset, memoryview(buffer))  # type: ignore[arg-type]
-        if not self.verify or checksum(buffer) == wanted:
+        if self._read_and_check(name, offset, buffer, wanted):
             return
         if isinstance(self._storage, StagedStorage):
             self._storage.discard(name)
-            self._storage.read_into(name, offset, memoryview(buffer))  # type: ignore[arg-type]
-            if checksum(buffer) == wanted:
+            if self._read_and_check(name, offset, buffer, wanted):
                 return
         raise ShardError(f"{self._where(row, prefix)} fails its checksum: the file was damaged; copy or pack it again")
+
+    def _read_and_check(self, name: str, offset: int, buffer: np.ndarray, wanted: int) -> bool:
+        """Whether the bytes are what was written; always true where they are not verified."""
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        if not self.verify:
+            self._storage.read_into(name, offset, view)
+            return True
+        digest = xxhash.xxh3_64()
+        step = _PIECE if isinstance(self._storage, LocalStorage) else max(len(view), 1)  # a remote read is one request
+        for begin in range(0, len(view), step):
+            piece = view[begin : begin + step]
+            self._storage.read_into(name, offset + begin, piece)
+            digest.update(piece)
+        return digest.intdigest() == wanted
 
     def _buffer(self, size: int) -> np.ndarray:
         """This thread's buffer for encoded bytes: kept, since fresh pages cost as much as the read."""
