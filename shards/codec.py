@@ -2,10 +2,11 @@
 
 A spectrum is smooth, so three bands predict the next one to within its noise. The coefficients are fitted
 to each tile and band and stored with it. Residuals are taken modulo 2**16, so every int16 value survives;
-their zig-zag codes are split into a plane of low bytes and one of high bytes. The high plane is almost all
-zeros and goes through zstd. The low plane is nearly noise: zstd takes a quarter off it (*compact*), or it
-is stored and read where it lies (*fast*). Why not more: the row above makes files 3.5 % smaller and
-decoding a fifth slower, a fourth band 1 % and a tenth (`tools/bench_codec.py` measures what is here).
+their zig-zag codes are split into a plane of low bytes and one of high bytes. The high plane is left out
+for bands that don't need it (two of three on real tiles) and goes through zstd for the others, almost all
+zeros. The low plane is nearly noise: zstd takes a quarter off it (*compact*), or it is stored and read
+where it lies (*fast*). Why not more: the row above makes files 3.5 % smaller and decoding a fifth slower,
+a fourth band 1 % and a tenth (`tools/bench_codec.py` measures what is here).
 """
 
 import struct
@@ -55,9 +56,10 @@ class SpectralPredictor(Codec):
         units = _fit(flat, width)
         kernels.difference(flat, units, low, high)
         packed_low = self._zstd.encode(low) if self.pack_low else low.tobytes()
-        packed_high = self._zstd.encode(high)
+        wide = high.any(axis=1)
+        packed_high = self._zstd.encode(np.ascontiguousarray(high[wide]))
         header = _HEADER.pack(_MAGIC, _VERSION, self._flags, 0, bands, height, width, len(packed_low), len(packed_high))
-        return b"".join((header, units.astype("<i2").tobytes(), packed_low, packed_high))
+        return b"".join((header, units.astype("<i2").tobytes(), wide.tobytes(), packed_low, packed_high))
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Unpack into ``out``, int16 (bands, height, width), C-contiguous, or a new array, and return it.
@@ -69,7 +71,7 @@ class SpectralPredictor(Codec):
         from shards import kernels
 
         content = np.frombuffer(data, dtype=np.uint8)
-        shape, (units, low, high) = self._parts(content)
+        shape, (units, wide, low, high) = self._parts(content)
         if out is None:
             out = np.empty(shape, dtype=np.int16)
         target = _writable(out)
@@ -77,24 +79,31 @@ class SpectralPredictor(Codec):
             raise ShardError(f"holds a tile of {shape} where {out.shape} was expected")
         flat = target.reshape(shape[0], -1)
         low = self._unpack("low", low, flat.shape) if self.pack_low else low.reshape(flat.shape)
-        high = self._unpack("high", high, flat.shape)
-        kernels.restore(low, high, units, flat, _BLOCK)
+        count = int(np.count_nonzero(wide))
+        plane = _buffer("high", (count + 1, flat.shape[1]))
+        if count:
+            self._unpack("high", high, (count, flat.shape[1]))
+        plane[count] = 0  # the row of all bands that need none
+        rows = np.where(wide, np.cumsum(wide) - 1, count)
+        kernels.restore(low, plane, rows, units, flat, _BLOCK)
         return out
 
-    def _parts(self, content: np.ndarray) -> tuple[tuple[int, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Shape, and views of the coefficients and the two planes; everything that follows relies on these checks."""
+    def _parts(self, content: np.ndarray) -> tuple[tuple[int, int, int], tuple[np.ndarray, ...]]:
+        """Shape, coefficients, bands with high bytes, the two planes; all that follows relies on these checks."""
         if content.size < _HEADER.size:
             raise ShardError(f"does not decode: {content.size} bytes hold no tile")
         magic, version, flags, _, bands, height, width, low, high = _HEADER.unpack(content[: _HEADER.size].tobytes())
         if (magic, version, flags) != (_MAGIC, _VERSION, self._flags):
             raise ShardError(f"does not decode: not written by {self.get_config()}")
-        begin = _HEADER.size + bands * _COLUMNS * 2
+        middle = _HEADER.size + bands * _COLUMNS * 2
+        begin = middle + bands
         pixels = bands * height * width
         if pixels == 0 or begin + low + high != content.size or not (self.pack_low or low == pixels):
             raise ShardError("does not decode: its header does not fit its length")
-        units = content[_HEADER.size : begin].copy().view("<i2")  # a copy: the bytes may lie at an odd address
+        units = content[_HEADER.size : middle].copy().view("<i2")  # a copy: the bytes may lie at an odd address
         return (bands, height, width), (
             units.reshape(bands, _COLUMNS),
+            content[middle:begin] != 0,
             content[begin : begin + low],
             content[begin + low :],
         )

@@ -35,11 +35,14 @@ def _unzigzag(low: np.uint8, high: np.uint8) -> np.int16:
 
 
 @_jit
-def restore(low: np.ndarray, high: np.ndarray, units: np.ndarray, out: np.ndarray, block: int) -> None:
+def restore(
+    low: np.ndarray, high: np.ndarray, rows: np.ndarray, units: np.ndarray, out: np.ndarray, block: int
+) -> None:
     """Undo the prediction from the three bands below.
 
     Args:
-        low, high: uint8 (bands, pixels), the bytes of the zig-zag residuals.
+        low: uint8 (bands, pixels), low bytes of the zig-zag residuals.
+        high: uint8 (bands that need it, pixels), high bytes; ``rows`` (bands,) tells which row is whose.
         units: int16 (bands, 4): coefficients of the three bands below in units of 2**-11, and the constant.
         out: int16 (bands, pixels), filled.
         block: pixels that are taken through all bands at a time, so that the bands below stay in the L1 cache.
@@ -54,7 +57,7 @@ def restore(low: np.ndarray, high: np.ndarray, units: np.ndarray, out: np.ndarra
             below3 = out[band - 3, start:end] if band > 2 else zero
             c1, c2, c3 = f32(units[band, 0]) * SCALE, f32(units[band, 1]) * SCALE, f32(units[band, 2]) * SCALE
             constant = f32(units[band, 3])
-            lows, highs, target = low[band, start:end], high[band, start:end], out[band, start:end]
+            lows, highs, target = low[band, start:end], high[rows[band], start:end], out[band, start:end]
             for i in range(end - start):
                 prediction = constant + c1 * f32(below1[i]) + c2 * f32(below2[i]) + c3 * f32(below3[i])
                 target[i] = np.int16(_rounded(prediction) + _unzigzag(lows[i], highs[i]))

@@ -1,6 +1,7 @@
 """Ways to stream tiles into batches, side by side in one run on the same tiles: ours, the published way, peers.
 
-Every way yields int16 batches of 16 in a shuffled order, the page cache is warm, epochs are interleaved.
+Every way yields int16 batches of 16 in a shuffled order on one core, torch on one thread, unless its name says
+otherwise; the page cache is warm, epochs are interleaved.
 Peers run as their users run them: their own default collate into fresh tensors, in this process. Ours and the
 mmap limit fill a preallocated batch, since that is what each of them is for. Peers that are not
 installed (extra "bench") are named and left out.
@@ -305,6 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the table here as well")
     arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # peers warn of many things
+    torch.set_num_threads(1)  # collating on all cores would be no speed of one
     folder = Path(tempfile.mkdtemp(prefix="bench-stream-"))
     try:
         loaded = load_tiles(arguments.tiles)
