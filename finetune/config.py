@@ -1,8 +1,8 @@
 """The typed config of an evaluation. No torch here: a wrong key is answered before anything heavy loads."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain.config import EngineConfig, Positive, RunConfig
 from shards.config import ConfigModel
@@ -11,16 +11,25 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class LabelledDataConfig(ConfigModel):
-    """Image tiles and label tiles of the same relative names.
+    """Image tiles and label tiles of the same relative names, or shards that were packed from such (``--labels``).
 
     ``splits``: folder of train.txt, val.txt and test.txt (published format, ``location/scene.tif`` a line);
-    null splits 60/20/20 by location, seeded by ``run.seed``.
+    null splits 60/20/20 by location, seeded by ``run.seed``. Shards carry their splits.
     """
 
-    images: str
-    labels: str
+    images: str | None = None
+    labels: str | None = None
+    shards: str | None = None
     splits: str | None = None
     sensor: str = "enmap"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.shards is not None and (self.images or self.labels or self.splits):
+            raise ValueError("give either 'shards' or 'images' with 'labels', not both")
+        if self.shards is None and not (self.images and self.labels):
+            raise ValueError("give 'images' and 'labels', or 'shards'")
+        return self
 
 
 class FrozenConfig(ConfigModel):

@@ -1,5 +1,6 @@
 """Labelled tiles: image and mask of the same relative name, cut into windows of the encoder's image size."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from finetune.config import LabelledDataConfig
 from finetune.tasks import Task
 from shards.errors import SourceError
 from shards.geotiff import read_mask, read_tile
+from shards.reader import TileDataset, open_dataset
 from shards.sensors import NODATA, get_sensor
-from shards.sources import SPLITS, find_tiles, published_split, split_by_location
+from shards.sources import SPLITS, TileSource, find_tiles, published_split, split_by_location
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,61 @@ class LabelledWindows:
         return len(self.images)
 
 
+Tiles = dict[str, Iterable[tuple[np.ndarray, np.ndarray]]]
+"""By split: int16 (C, H, W) values and integer (H, W) label codes of each tile."""
+
+
 def load_splits(data: LabelledDataConfig, task: Task, size: int, seed: int, quiet: bool) -> dict[str, LabelledWindows]:
     """Read all labelled tiles and cut them into windows of ``size`` pixels, by split.
 
     Raises:
         SourceError: a tile of a split is missing, has no label, or a split is empty.
-        TileError: a file is unreadable or of the wrong bands.
+        TileError, ShardError: a file is unreadable or of the wrong bands.
     """
-    images, labels = Path(data.images), Path(data.labels)
-    if not labels.is_dir():
-        raise SourceError(f"{labels}: no such directory of label tiles")
-    tiles = find_tiles(images, data.sensor)
-    split = published_split(Path(data.splits), tiles) if data.splits else split_by_location(tiles, seed)
-    sensor = get_sensor(data.sensor)
+    tiles = _from_shards(data.shards) if data.shards else _from_files(data, seed)
     loaded = {}
     for name in SPLITS:
-        if not split[name]:
-            raise SourceError(f"{images}: no tiles in the '{name}' split ({len(tiles)} tiles found)")
-        windows = []
-        for tile in tqdm(split[name], desc=f"read {name}", unit="tile", disable=quiet, mininterval=1.0):
-            values = read_tile(images / tile.path, sensor).values
-            codes = _mask_of(labels, tile.path, values.shape[1:])
-            windows.append(cut_windows(values, task.to_indices(codes), size, task.ignore_index))
+        windows = [
+            cut_windows(values, task.to_indices(codes), size, task.ignore_index)
+            for values, codes in tqdm(tiles[name], desc=f"read {name}", unit="tile", disable=quiet, mininterval=1.0)
+        ]
         loaded[name] = LabelledWindows(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
     return loaded
+
+
+def _from_files(data: LabelledDataConfig, seed: int) -> Tiles:
+    images, labels = Path(data.images or ""), Path(data.labels or "")
+    if not labels.is_dir():
+        raise SourceError(f"{labels}: no such directory of label tiles")
+    found = find_tiles(images, data.sensor)
+    split = published_split(Path(data.splits), found) if data.splits else split_by_location(found, seed)
+    sensor = get_sensor(data.sensor)
+
+    def read(sources: list[TileSource]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for tile in sources:
+            values = read_tile(images / tile.path, sensor).values
+            yield values, _mask_of(labels, tile.path, values.shape[1:])
+
+    for name in SPLITS:
+        if not split[name]:
+            raise SourceError(f"{images}: no tiles in the '{name}' split ({len(found)} tiles found)")
+    return {name: read(split[name]) for name in SPLITS}
+
+
+def _from_shards(location: str) -> Tiles:
+    def read(dataset: TileDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for position, values in enumerate(dataset):
+            codes = dataset.mask(position)
+            if codes is None:
+                key = dataset.table["key"][position].decode()
+                raise SourceError(f"{location}: tile '{key}' has no label tile; pack it again with --labels")
+            yield values, codes.astype(np.int64)
+
+    split = {name: open_dataset(location, split=name) for name in SPLITS}
+    for name, dataset in split.items():
+        if not len(dataset):
+            raise SourceError(f"{location}: no tiles in the '{name}' split; pack with --labels, perhaps with --splits")
+    return {name: read(dataset) for name, dataset in split.items()}
 
 
 def cut_windows(values: np.ndarray, labels: np.ndarray, size: int, ignore: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -248,6 +248,9 @@ class TileDataset:
         out = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
         self.reader.read([self.rows[position]], out)
         return out[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[position] for position in range(len(self)))
 
     def mask(self, position: int) -> np.ndarray | None:
         """int16 (height, width): label codes of a tile, or None."""

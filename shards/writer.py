@@ -15,6 +15,7 @@ import xxhash
 from numcodecs.abc import Codec
 
 from shards.atomic import atomic_open, write_atomic
+from shards.errors import TileError
 from shards.geotiff import Tile
 from shards.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, to_json
 from shards.sensors import NODATA, Sensor
@@ -59,6 +60,9 @@ def encode_sample(source: TileSource, tile: Tile, mask: np.ndarray | None, senso
 
     Args:
         mask: integer (height, width) label codes, or None.
+
+    Raises:
+        TileError: label codes beyond int16.
     """
     quality: dict[str, float | None] = {name: tile.quality.get(name) for name in QUALITY}
     quality["nodata"] = float(np.mean((tile.values == NODATA).any(0)))
@@ -87,10 +91,16 @@ def encode_sample(source: TileSource, tile: Tile, mask: np.ndarray | None, senso
         key=source.key,
         tile=bytes(codec.encode(tile.values)),
         description=json.dumps(description, sort_keys=True).encode(),
-        mask=b"" if mask is None else _npy(mask.astype(np.int16)),
+        mask=b"" if mask is None else _npy(_label_codes(mask, source.mask)),
         sums=BandSums.of(tile.values),
         row=row,
     )
+
+
+def _label_codes(mask: np.ndarray, name: str) -> np.ndarray:
+    if mask.min() < -32768 or mask.max() > 32767:
+        raise TileError(f"{name}: label codes {mask.min()} to {mask.max()} do not fit int16")
+    return mask.astype(np.int16)
 
 
 def write_shard(tar: Path, samples: Iterable[Sample | Rejected], bands: int) -> ShardIndex:

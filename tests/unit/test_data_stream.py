@@ -13,7 +13,7 @@ from support.tiles import write_archive
 from pretrain.data import TileStream, micro_batches
 from shards.build import PackConfig, pack
 from shards.errors import ShardError
-from shards.plan import SamplePlan
+from shards.plan import SamplePlan, rank_samples
 from shards.reader import ShardReader
 
 CPU = torch.device("cpu")
@@ -69,6 +69,28 @@ def test_ranks_together_read_the_planned_order(packed, reader, world):
     tiles = torch.cat([part for step in steps for _, part in step])
     for row, tile in zip(order, tiles, strict=True):
         np.testing.assert_array_equal(tile.numpy(), packed[1][reader.key(row)])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_same_tiles_come_for_any_world_any_threads_and_after_a_resume_with_another_world(packed, world, threads):
+    """Twelve samples a step; from step 3 on as many ranks as before, and then another number of them."""
+    reader = ShardReader(packed[0], threads)
+
+    def steps(first, last, ranks):
+        streams = []
+        for rank in range(ranks):
+            numbers = (rank_samples(step, 12, rank, ranks) for step in range(first, last))
+            streams.append([(batch.samples, batch.tiles.clone()) for batch in _stream(reader).batches(numbers)])
+        return [part for step in zip(*streams, strict=True) for part in step]
+
+    order = _stream(reader).plan.tiles(np.arange(72))
+    resumed = steps(0, 3, world) + steps(3, 6, 1 + world % 4)
+    samples = np.concatenate([part for part, _ in resumed])
+    assert samples.tolist() == list(range(72))
+    for row, tile in zip(order, torch.cat([part for _, part in resumed]), strict=True):
+        np.testing.assert_array_equal(tile.numpy(), packed[1][reader.key(row)])
+    reader.close()
 
 
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 1), (8, 1), (2, 2), (4, 2), (1, 4)])

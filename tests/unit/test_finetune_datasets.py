@@ -173,3 +173,32 @@ def test_a_missing_folder_of_labels_is_named(folders):
     data = LabelledDataConfig(images=str(folders / "images"), labels=str(folders / "none"))
     with pytest.raises(SourceError, match="none: no such directory of label tiles"):
         load_splits(data, TASK, 6, 0, quiet=True)
+
+
+def test_shards_packed_with_labels_give_the_same_windows(folders):
+    from shards.build import pack
+    from shards.scan import Labels, PackConfig
+
+    source = folders / "images"
+    pack(source, folders / "shards", PackConfig(), labels=Labels(folders / "labels"))
+    packed = load_splits(LabelledDataConfig(shards=str(folders / "shards")), TASK, 6, 0, quiet=True)
+    plain = _load(folders, seed=0)
+    for name in SPLITS:
+        order = [np.lexsort(split.images.reshape(len(split), -1).T[:50]) for split in (packed[name], plain[name])]
+        np.testing.assert_array_equal(packed[name].images[order[0]], plain[name].images[order[1]])
+        np.testing.assert_array_equal(packed[name].labels[order[0]], plain[name].labels[order[1]])
+
+
+def test_shards_without_labels_and_two_sources_are_refused(folders):
+    from pydantic import ValidationError
+
+    from shards.build import pack
+    from shards.scan import PackConfig
+
+    pack(folders / "images", folders / "shards", PackConfig())
+    with pytest.raises(SourceError, match="pack with --labels"):
+        load_splits(LabelledDataConfig(shards=str(folders / "shards")), TASK, 6, 0, quiet=True)
+    with pytest.raises(ValidationError, match="not both"):
+        LabelledDataConfig(shards="a", images="b", labels="c")
+    with pytest.raises(ValidationError, match="give 'images' and 'labels'"):
+        LabelledDataConfig(images="b")

@@ -18,13 +18,14 @@ from support.tiles import ARCHIVE, NODATA, folder_bytes, spectra, write_archive,
 
 from shards.__main__ import main
 from shards.atomic import atomic_open
-from shards.build import PackConfig, pack
+from shards.build import Part, pack, pack_part
 from shards.config import REPOSITORY
 from shards.errors import ShardError
 from shards.geotiff import read_tile
 from shards.listing import ListedTile, cut_shards
 from shards.manifest import MANIFEST, ShardIndex, read_json, read_manifest
 from shards.reader import ShardReader
+from shards.scan import PackConfig
 from shards.sensors import get_sensor
 from shards.sources import TileSource, find_tiles
 from shards.webdataset import decoder
@@ -426,7 +427,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_bytes_of_an_uninterrupted_run
     for finished in (0, 1, 4):
         process = _start(slow_archive, dest)
         try:
-            assert _wait_for(lambda: any(dest.glob("*.tar*")), 20)
+            assert _wait_for(lambda dest=dest: any(dest.glob("*.tar*")), 20)
             _wait_for(lambda want=finished: len(list(dest.glob("*.index.json"))) >= want, 20)
             time.sleep(rng.uniform(0, 0.1))
         finally:
@@ -436,6 +437,105 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_bytes_of_an_uninterrupted_run
     for folder in (dest, tmp_path / "whole"):
         pack(slow_archive, folder, PackConfig(tiles_per_shard=2))
     assert folder_bytes(dest) == folder_bytes(tmp_path / "whole")
+
+
+@pytest.mark.nightly
+def test_kill_9_at_fifty_random_moments_gives_the_bytes_of_an_uninterrupted_run(slow_archive, tmp_path):
+    """A third of the kills come while pack is starting or scanning, the others at any time of a whole run."""
+    rng, unfinished, kills = random.Random(1), 0, 0
+    pack(slow_archive, tmp_path / "whole", PackConfig(tiles_per_shard=2))
+    while kills < 50:
+        dest = tmp_path / f"killed-{kills}"
+        for _ in range(rng.randint(1, 4)):
+            process = _start(slow_archive, dest)
+            try:
+                if rng.random() < 0.67:
+                    _wait_for(lambda dest=dest: any(dest.glob("*.tar*")), 20)
+                time.sleep(rng.uniform(0, 1.2))
+            finally:
+                _end_group(process)
+            kills += 1
+            unfinished += not (dest / MANIFEST).exists()
+        pack(slow_archive, dest, PackConfig(tiles_per_shard=2), workers=2)
+        assert folder_bytes(dest) == folder_bytes(tmp_path / "whole")
+        shutil.rmtree(dest)
+    assert unfinished > 25
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_finishes(slow_archive, tmp_path):
+    """A limit on file sizes stands for the full disk: writing ends in an OSError in the middle of a shard."""
+    dest = tmp_path / "shards"
+    command = [sys.executable, "-m", "shards", "pack", str(slow_archive), str(dest), "--tiles-per-shard", "2"]
+    limited = f"ulimit -f 1000; exec {' '.join(command)} --workers 1"
+    done = subprocess.run(["bash", "-c", limited], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = _error_lines(done.stderr)
+    assert "File too large" in line and "finished shards are kept" in line
+    assert "Traceback" not in done.stderr
+    assert not list(dest.glob("*.tar")) and not list(dest.glob("*.tmp"))
+    for folder in (dest, tmp_path / "whole"):
+        pack(slow_archive, folder, PackConfig(tiles_per_shard=2))
+    assert folder_bytes(dest) == folder_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_parts_at_the_same_time_and_a_merge_make_the_same_bytes(archive, packed, tmp_path, parts):
+    dest = tmp_path / "shards"
+    command = [sys.executable, "-m", "shards", "pack", str(archive[0]), str(dest), "--tiles-per-shard", "3"]
+    running = [
+        subprocess.Popen([*command, "--part", f"{number + 1}/{parts}", "--workers", "1"], cwd=REPOSITORY)
+        for number in range(min(parts, 3))
+    ]
+    assert [process.wait() for process in running] == [0] * len(running)
+    for number in range(3, parts):
+        assert main([*command[3:], "--part", f"{number + 1}/{parts}", "--workers", "1"]) == 0
+    assert not (dest / MANIFEST).exists()
+    assert main(["merge", str(dest), "--workers", "1"]) == 0
+    assert folder_bytes(dest) == folder_bytes(packed)
+
+
+def test_a_merge_before_all_parts_are_done_names_what_is_missing(archive, tmp_path, capfd):
+    pack_part(archive[0], tmp_path / "shards", CONFIG, Part(1, 2))
+    assert main(["merge", str(tmp_path / "shards"), "--workers", "1"]) == 2
+    (line,) = _error_lines(capfd.readouterr().err)
+    assert "1 shards are not written yet, e.g. shard-000001.tar" in line
+
+
+def test_append_adds_new_shards_and_leaves_the_old_ones_alone(archive, copy, tmp_path):
+    before, old = _stamps(copy), read_manifest(copy)
+    more = write_archive(tmp_path / "more", scenes={"0000017": ("09999",), "7777777": ("00001", "00002")})
+    write_archive(tmp_path / "more", scenes={"0000231": ("00003",)})  # is there already
+    result = pack(tmp_path / "more", copy, CONFIG, append=True)
+    assert (result.written, result.manifest.tiles, result.manifest.generations) == (1, 13, 2)
+    assert result.manifest.content_hash != old.content_hash
+    assert {name: stamp for name, stamp in _stamps(copy).items() if name.startswith("shard-00000[012]")} == {
+        name: stamp for name, stamp in before.items() if name.startswith("shard-00000[012]")
+    }
+    reader = ShardReader(copy)
+    _assert_reads(reader, archive[1] | more)
+    grown = reader.table[reader.table["location"] == b"0000017"]
+    assert len(set(grown["place"])) == 1 and len(grown) == 3
+    assert pack(tmp_path / "more", copy, CONFIG, append=True).written == 0
+    with pytest.raises(ShardError, match="nothing to append to"):
+        pack(tmp_path / "more", tmp_path / "new", CONFIG, append=True)
+
+
+def test_an_append_that_was_killed_is_finished_by_the_same_command(copy, tmp_path):
+    write_archive(tmp_path / "more", scenes={f"{i:07d}": ("00001",) for i in range(8)})
+    whole = Path(shutil.copytree(copy, tmp_path / "whole"))
+    pack(tmp_path / "more", whole, CONFIG, append=True)
+    pack_part(tmp_path / "more", copy, CONFIG, Part(1, 2), append=True)  # killed before the other half
+    assert len(ShardReader(copy)) == 10  # readers still see what was there before
+    pack(tmp_path / "more", copy, CONFIG, append=True)
+    assert folder_bytes(copy) == folder_bytes(whole)
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(archive, tmp_path, capsys):
+    assert main(["pack", str(archive[0]), str(tmp_path / "shards"), "--dry-run", "--tiles-per-shard", "3"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("10 tiles of 6 locations -> 3 shards, 0.00 GB")
+    assert "compact" in text
+    assert not (tmp_path / "shards").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see other processes")
