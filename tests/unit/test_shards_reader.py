@@ -6,16 +6,19 @@ import os
 import re
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.range_server import RangeServer
 from support.tiles import write_archive
 
-from shards.build import PackConfig, pack
+from shards.build import pack
 from shards.errors import ShardError
 from shards.manifest import MANIFEST
 from shards.reader import ShardReader, open_dataset
+from shards.scan import PackConfig
 
 SHARD, INDEX, TABLE = "shard-000001.tar", "shard-000001.index.json", "tiles-000.npy"
 
@@ -341,3 +344,66 @@ def test_a_message_names_the_folder_as_the_user_wrote_it(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
     (copy / SHARD).unlink()
     assert re.match(rf"shards/{SHARD}: ", _refusal(lambda: ShardReader(Path("shards"))))
+
+
+def _assert_all(reader, values):
+    for key, tile in zip(_keys(reader), _read(reader, range(len(reader))), strict=True):
+        np.testing.assert_array_equal(tile, values[key])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_shards_are_read_over_http_by_ranges(packed, threads):
+    pytest.importorskip("aiohttp")
+    folder, values = packed
+    with RangeServer(folder) as server:
+        reader = ShardReader(server.url, threads)
+        _assert_all(reader, values)
+        assert not any(name.endswith(".json") and "index" in name for name in server.requests)
+        tars = sum(count for name, count in server.requests.items() if name.endswith(".tar"))
+        assert tars == 10  # one request a tile
+        server.fail = 2
+        _assert_all(reader, values)
+        reader.close()
+        assert open_dataset(server.url, split=None)[0].shape == (202, 8, 8)
+
+
+def test_a_missing_dataset_at_a_url_is_one_line(tmp_path):
+    pytest.importorskip("aiohttp")
+    with RangeServer(tmp_path) as server:
+        message = _refusal(lambda: ShardReader(server.url))
+        assert server.url in message and "manifest.json" in message
+
+
+def test_shards_are_copied_to_the_node_while_they_are_read(packed, tmp_path):
+    pytest.importorskip("aiohttp")
+    folder, values = packed
+    with RangeServer(folder) as server:
+        reader = ShardReader(server.url, 2, stage=tmp_path)
+        reader.prefetch([2, 0, 1])
+        _assert_all(reader, values)
+        end = time.monotonic() + 20
+        while reader.counters["staged"] < 3 and time.monotonic() < end:
+            time.sleep(0.02)
+        before = dict(server.requests)
+        _assert_all(reader, values)
+        assert dict(server.requests) == before  # all from the node's disk
+        assert reader.counters["staged"] == 3
+        reader.close()
+        copies = sorted(path.name for path in tmp_path.rglob("*.tar"))
+        assert copies == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
+
+
+def test_a_damaged_copy_on_the_node_is_dropped_and_the_tile_read_from_the_source(packed, tmp_path):
+    folder, values = packed
+    reader = ShardReader(folder, stage=tmp_path)
+    reader.prefetch([0, 1, 2])
+    end = time.monotonic() + 20
+    while reader.counters["staged"] < 3 and time.monotonic() < end:
+        time.sleep(0.02)
+    (copy,) = tmp_path.rglob("shard-000001.tar")
+    data = bytearray(copy.read_bytes())
+    for begin in range(0, len(data), 64):
+        data[begin] ^= 1
+    copy.write_bytes(data)
+    _assert_all(reader, values)
+    reader.close()
