@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,33 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove the temporary files of a pattern (``"shard-000001.*"``) that no process can still be writing.
+
+    A name tells host and process. On this host a process is looked for; files of other hosts count as left
+    behind when nothing was written to them for ten minutes.
+    """
+    for path in folder.glob(f"{pattern}{TEMPORARY}"):
+        try:
+            _, process, _ = path.name.removesuffix(TEMPORARY).rsplit(".", 2)
+            own = f".{socket.gethostname()}.{process}." in path.name
+            alive = _is_alive(int(process)) if own else time.time() - path.stat().st_mtime < 600
+        except (OSError, ValueError):
+            alive = False
+        if not alive:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shards.atomic import TEMPORARY
+from shards.atomic import sweep
 from shards.codec import PRESETS
 from shards.errors import ShardError, TileError
 from shards.geotiff import read_mask, read_tile
@@ -113,8 +113,7 @@ def _write_missing(
             if is_whole(tar):
                 done += len(tiles)
                 continue
-            for leftover in dest.glob(f"{tar.stem}.*{TEMPORARY}"):
-                leftover.unlink(missing_ok=True)
+            sweep(dest, f"{tar.stem}.*")
             jobs.append((tar, number, tiles, record, source, labels))
     for _ in run_jobs(_write_one, jobs, workers, total, done, "pack"):
         pass

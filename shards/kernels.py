@@ -5,6 +5,9 @@ order, without fast-math, so that LLVM neither reorders nor contracts it: the sa
 same prediction on every machine, which is what makes the codec lossless across them.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -12,7 +15,15 @@ f32 = np.float32
 SCALE = np.float32(1.0 / 2048.0)
 """Value of one unit of a stored coefficient."""
 
-_jit = numba.njit(nogil=True, error_model="numpy", cache=True)
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at first use; kept on disk where numba finds a place to write, else compiled again (seconds)."""
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache is writable
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
 _inline = numba.njit(nogil=True, error_model="numpy", inline="always")
 
 

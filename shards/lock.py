@@ -7,6 +7,7 @@ rename: should two holders ever overlap, both write the same bytes and the later
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -66,8 +67,11 @@ class Lock:
 @contextmanager
 def held(path: Path, poll_s: float = 0.2) -> Iterator[None]:
     """Hold the lock during the block, waiting for it as long as a live process has it."""
-    lock = Lock(path)
+    lock, begin, told = Lock(path), time.monotonic(), False
     while not lock.acquire():
+        if not told and time.monotonic() - begin > 3:
+            print(f"waiting for {holder(path) or 'another process'} to release {path}", file=sys.stderr)
+            told = True
         time.sleep(poll_s)
     try:
         yield

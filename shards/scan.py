@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shards.atomic import TEMPORARY
+from shards.atomic import TEMPORARY, sweep
 from shards.codec import PRESETS
 from shards.config import ConfigModel
 from shards.errors import ShardError, SourceError, TileError
@@ -82,8 +82,8 @@ def _open_record(
     source: Path, dest: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, append: bool
 ) -> PackRecord:
     with held(dest / LOCK):  # a hundred tasks of an array must not scan the archive a hundred times
-        for leftover in (*dest.glob(f"{RECORD}.*{TEMPORARY}"), *dest.glob(f"sources-*{TEMPORARY}")):
-            leftover.unlink(missing_ok=True)
+        sweep(dest, f"{RECORD}.*")
+        sweep(dest, "sources-*")
         if not (dest / RECORD).exists():
             options = config.model_dump() | {"size": config.size, "labels": labels is not None}
             record = PackRecord(format=FORMAT, options=options, generations=[])

@@ -121,6 +121,7 @@ def tile_of_name(path: str, sensor: str, pattern: str | None = None) -> TileSour
         root = published["root"]  # label tiles have the same names below another folder
         if root in (None, sensor, "images") or pattern is not None or root == path.split("/")[0]:
             return TileSource(published["location"], published["timestamp"], path)
+        return None
     name = path.rsplit("/", 1)[-1]
     product = PRODUCT.match(name)
     if not product:

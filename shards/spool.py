@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.atomic import TEMPORARY, atomic_open, write_atomic
+from shards.atomic import atomic_open, sweep, write_atomic
 from shards.codec import PRESETS
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
@@ -48,8 +48,7 @@ def spool_bundles(bundles: Sequence[Bundle], dest: Path, record: PackRecord, wor
 
 def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     stem = _stem(bundle.name)
-    for leftover in folder.glob(f"{stem}*{TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
+    sweep(folder, f"{stem}*")
     pieces = sorted(folder.glob(f"{stem}-*.index.json"))
     known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
     sensor, codec = get_sensor(record.options["sensor"]), PRESETS[record.options["codec"]]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.tables import make_table
 from support.tiles import write_archive
 
 from shards import lock
+from shards.atomic import sweep
 from shards.build import pack
 from shards.errors import ConfigError, ShardError
 from shards.quarantine import Quarantine, TooManyBadSamples
@@ -187,3 +189,20 @@ def test_the_lock_of_a_silent_node_is_taken_over(tmp_path):
     taker = lock.Lock(path)
     assert taker.acquire()
     taker.release()
+
+
+def test_temporary_files_of_dead_writers_are_swept_and_those_of_live_ones_kept(tmp_path):
+    host, old = socket.gethostname(), time.time() - 3600
+    names = {
+        f"a.tar.{host}.{os.getpid()}.1.tmp": True,  # this very process
+        f"a.tar.{host}.999999999.1.tmp": False,
+        "a.tar.other-node.17.1.tmp": True,
+        "a.tar.old-node.17.1.tmp": False,
+        "a.tar.tmp": False,
+        "b.tar.tmp": True,  # not of this pattern
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    os.utime(tmp_path / "a.tar.old-node.17.1.tmp", (old, old))
+    sweep(tmp_path, "a.*")
+    assert {path.name for path in tmp_path.iterdir()} == {name for name, kept in names.items() if kept}
