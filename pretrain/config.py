@@ -48,7 +48,15 @@ class AugmentConfig(ConfigModel):
 class ModelConfig(ConfigModel):
     """The encoder. ``image_size`` and ``patch_size`` in pixels; ``bn_group``: samples that share batch statistics."""
 
-    name: Literal["spec_vit_tiny", "spec_vit_small"] = "spec_vit_small"
+    name: Literal[
+        "spec_vit_tiny",
+        "spec_vit_small",
+        "spec_vit_base",
+        "spec_vit_large",
+        "spec_vit_huge",
+        "spec_vit_giant",
+        "spec_vit_gigantic",
+    ] = "spec_vit_small"
     image_size: Positive = 128
     patch_size: Positive = 4
     bn_group: Positive = 8

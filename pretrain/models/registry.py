@@ -19,7 +19,14 @@ class ViTSize:
 ENCODERS = {
     "spec_vit_tiny": ViTSize(192, 12, 3, 768),
     "spec_vit_small": ViTSize(384, 12, 6, 1536),
+    "spec_vit_base": ViTSize(768, 12, 12, 3072),
+    "spec_vit_large": ViTSize(1024, 24, 16, 4096),
+    "spec_vit_huge": ViTSize(1280, 32, 16, 5120),
+    "spec_vit_giant": ViTSize(1536, 40, 24, 6144),
+    "spec_vit_gigantic": ViTSize(1664, 48, 16, 8192),
 }
+"""Tiny to giant are the published ones; the published giant has 1.14 billion parameters, the 1.84 billion of
+gigantic are what its model card says."""
 
 
 def build_encoder(

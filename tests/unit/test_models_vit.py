@@ -173,3 +173,22 @@ def test_spreads_are_those_of_the_published_rules():
     )
     convolution = encoder.spectral_adapter.get_submodule("3").weight
     assert float(convolution.detach().abs().max()) == pytest.approx(1 / math.sqrt(32 * 7), rel=1e-2)  # torch's default
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("spec_vit_tiny", 5_985_344),
+        ("spec_vit_small", 22_531_328),
+        ("spec_vit_base", 87_473_792),
+        ("spec_vit_large", 305_516_416),
+        ("spec_vit_huge", 633_672_832),
+        ("spec_vit_giant", 1_138_043_264),
+        ("spec_vit_gigantic", 1_845_000_000),
+    ],
+)
+def test_encoders_have_the_published_number_of_parameters(name, parameters):
+    with torch.device("meta"):
+        encoder = build_encoder(name)
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    assert count == parameters or (name == "spec_vit_gigantic" and abs(count / parameters - 1) < 0.005)
