@@ -8,6 +8,7 @@ import torch
 from support.reference_weights import fill_by_rule, rule_input
 
 from pretrain.models import build_encoder
+from pretrain.models.resnet import SpecResNet
 from pretrain.objectives.mae import MaskedAutoencoder
 
 NAMES = ("spec_vit_tiny", "spec_vit_small")
@@ -103,3 +104,21 @@ def test_norms_of_all_gradients(mae):
 
 def test_fixed_positions_of_the_decoder(mae):
     assert mae[5] == pytest.approx(mae[0]["decoder_pos_embed_sum"], rel=1e-7)  # measured: 9e-9
+
+
+# ---- Spec. ResNet-50 ----
+
+
+def test_resnet_keys_shapes_and_features_are_the_published_ones(reference):
+    encoder = SpecResNet().eval()
+    published = json.loads((reference / "state_dict_keys.json").read_text())["spec_resnet50"]
+    expected = {key: tuple(shape) for key, shape in published.items() if not key.startswith("resnet.fc.")}
+    own = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+    assert own == expected
+    assert list(own) == list(expected)
+    fill_by_rule(encoder)
+    images, _ = rule_input(reference, seed=7)
+    with torch.no_grad():
+        features = encoder(images).numpy()
+    with np.load(reference / "features.npz") as values:
+        _equal(features, values["spec_resnet50/features"])

@@ -1,0 +1,53 @@
+"""Spec. ResNet-50: strides, dilation, any band count, gradients everywhere."""
+
+import pytest
+import torch
+
+from pretrain.models.resnet import FEATURES, SpecResNet
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    model = SpecResNet()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+        else:
+            torch.nn.init.constant_(parameter, 0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("dilate", "side"),
+    [((False,) * 4, 2), ((False, False, False, True), 4), ((False, False, True, True), 8), ((True,) * 4, 32)],
+)
+def test_dilation_takes_the_place_of_strides(dilate, side):
+    model = SpecResNet(dilate).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert model.forward_map(torch.zeros(1, 100, 32, 32)).shape == (1, FEATURES, side, side)
+
+
+@pytest.mark.parametrize("bands", [150, 198, 202, 224, 242])
+def test_any_number_of_bands_goes_through_the_same_weights(encoder, bands):
+    with torch.no_grad():
+        features = encoder(torch.randn(2, bands, 16, 16))
+    assert features.shape == (2, FEATURES)
+    assert torch.isfinite(features).all()
+
+
+def test_a_dilated_trunk_has_the_same_parameters():
+    shapes = [{name: p.shape for name, p in SpecResNet(d).state_dict().items()} for d in ((False,) * 4, (True,) * 4)]
+    assert shapes[0] == shapes[1]
+
+
+def test_every_weight_is_trained(encoder):
+    encoder.train()
+    encoder(torch.randn(4, 100, 16, 16)).square().mean().backward()
+    encoder.eval()
+    without = [name for name, p in encoder.named_parameters() if p.grad is None]
+    assert without == []
+    still = [name for name, p in encoder.named_parameters() if p.dim() > 1 and not p.grad.abs().sum() > 0]
+    assert still == []
