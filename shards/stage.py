@@ -62,8 +62,8 @@ class StagedStorage:
         evicted: copies that this process has removed to make room.
         downloaded_bytes: that this process has fetched, failed attempts included.
 
-    Raises:
-        ShardError: by reads of a file that the source turned out to hold damaged.
+    A file that the source holds damaged is named in a warning and read through: most of its tiles may be
+    good, and their own checksums tell which.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StagedStorage:
         self._files = {file.name: file for file in files}
         self._here: dict[str, int] = {}  # inodes of the copies known to be whole
         self._used: dict[str, int] = {}  # time_ns of the last read since the last look
-        self._damaged: dict[str, str] = {}  # what is wrong with a file of the source
+        self._damaged: set[str] = set()  # files of the source that are not worth another download
         self._wanted: frozenset[str] = frozenset()
         self._lock, self._next_look = threading.Lock(), 0.0
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -100,8 +100,6 @@ class StagedStorage:
                 return
             except ShardError:  # evicted before it was opened, cut short, or the disk fails
                 self.discard(name)
-        if name in self._damaged:
-            raise ShardError(self._damaged[name])
         self._source.read_into(name, offset, buffer)
         with self._lock:
             self.read_through += 1
@@ -123,13 +121,14 @@ class StagedStorage:
         """Remove a copy whose bytes turned out wrong and fetch it again; reads go to the source meanwhile."""
         with self._lock:
             inode = self._here.pop(name, None)
-            self._local.forget(name)
             try:
                 if inode is None or (self.folder / name).stat().st_ino != inode:
                     return  # evicted, or replaced by another process that found it wrong
                 (self.folder / name).unlink()
             except OSError:
                 return
+            finally:  # after the removal: nobody can open the old one any more
+                self._local.close()
         self._ask_for([name])
 
     def close(self) -> None:
@@ -158,6 +157,7 @@ class StagedStorage:
         with self._lock:
             self._next_look = time.monotonic() + LOOK_S
             used, self._used = self._used, {}
+        evicted = False
         for name, inode in list(self._here.items()):
             try:
                 if name in used:
@@ -165,9 +165,11 @@ class StagedStorage:
                 gone = os.stat(self.folder / name).st_ino != inode
             except OSError:
                 gone = True
-            if gone:  # an open file would hold its disk space
+            if gone:
                 self._here.pop(name, None)
-                self._local.forget(name)
+                evicted = True
+        if evicted:  # an open file would hold its disk space
+            self._local.close()
 
     def _clean(self) -> None:
         """Remove what killed processes have left."""
@@ -210,7 +212,7 @@ class StagedStorage:
                 pass
             except FileNotFoundError:  # another process took this one for dead and swept its temporary file away
                 busy.append(name)
-            except ShardError as error:  # of the source: whoever reads the file through is told
+            except ShardError as error:  # of the source: the file is read through
                 if not self._stop.is_set():
                     print(f"warning: not staged: {error}", file=sys.stderr, flush=True)
             except OSError as error:
@@ -225,7 +227,7 @@ class StagedStorage:
     def _stage(self, file: StagedFile) -> bool:
         """Fetch a file unless it is there; False where another process is at it."""
         lock = Lock(self.folder / (file.name + LOCK))
-        if self._is_here(file.name):
+        if file.name in self._damaged or self._is_here(file.name):
             return True
         if not lock.acquire():
             return False
@@ -242,12 +244,11 @@ class StagedStorage:
                     return True
                 except _WrongBytes:
                     continue
-            self._damaged[file.name] = (
-                f"{self.url}/{file.name}: twice other bytes than were packed (SHA-256); copy or pack it again"
-            )
+            self._damaged.add(file.name)
+            wrong = "twice other bytes than were packed (SHA-256); copy or pack it again"
+            raise ShardError(f"{self.url}/{file.name}: {wrong}")
         finally:
             lock.release()
-        return True
 
     def _reserve(self, copy: IO[bytes], size: int) -> None:
         """Take the disk space of a file at once, so that all processes count it; raises _GivenUp for lack of quota."""
@@ -280,9 +281,9 @@ class StagedStorage:
                 break
             (self.folder / name).unlink(missing_ok=True)  # whoever is reading it has it open
             self._here.pop(name, None)
-            self._local.forget(name)
             self.evicted += 1
             excess -= freed
+        self._local.close()
 
     def _copy(self, file: StagedFile, copy: IO[bytes]) -> None:
         digest, chunk = hashlib.sha256(), memoryview(bytearray(min(CHUNK, file.size)))

@@ -99,25 +99,22 @@ class LocalStorage:
         except OSError as error:
             raise self._error(name, error) from None
 
-    def forget(self, name: str) -> None:
-        """Close the file, so that the next read opens what has its name by then."""
-        with self._lock:
-            self._files.pop(name, None)
-
     def close(self) -> None:
+        """Let go of all files: a read in progress keeps its own, a later one opens what has the name by then."""
         with self._lock:
-            self._files.clear()
+            self._files = OrderedDict()
 
     def _open(self, name: str) -> _Descriptor:
         with self._lock:
-            if name in self._files:
-                self._files.move_to_end(name)
-                return self._files[name]
+            files = self._files  # the next close drops it, with what is being opened now
+            if name in files:
+                files.move_to_end(name)
+                return files[name]
         file = _Descriptor(os.open(self.folder / name, os.O_RDONLY))  # slow on Lustre: others read meanwhile
         with self._lock:
-            self._files[name] = file
-            if len(self._files) > self._bound:
-                self._files.popitem(last=False)
+            files[name] = file
+            if len(files) > self._bound:
+                files.popitem(last=False)
         return file
 
     def _error(self, name: str, error: OSError) -> ShardError:

@@ -1,10 +1,15 @@
 """EnMAP L2A products and archives into shards: the zone's grid, quality shares, limits, streams that break off."""
 
+import contextlib
 import io
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from support.tiles import NODATA, folder_bytes, spectra, write_archive, write_ti
 from shards.__main__ import main
 from shards.archive import Archive
 from shards.build import Part, merge, pack, pack_part
+from shards.config import REPOSITORY
 from shards.errors import ShardError, SourceError, TileError
 from shards.manifest import read_manifest
 from shards.reader import ShardReader
@@ -326,3 +332,33 @@ def test_label_tiles_and_splits_travel_with_their_tiles(tmp_path, capfd):
     (tmp_path / "labels/enmap/0000017/00003.tif").unlink()
     assert main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 2
     assert "no label tile for this image" in capfd.readouterr().err
+
+
+def _kill_while_packing(source, dest, seconds):
+    command = [sys.executable, "-m", "shards", "pack", str(source), str(dest), "--size", "32", "--tiles-per-shard", "4"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.nightly
+def test_kill_9_while_archives_are_read_gives_the_bytes_of_an_uninterrupted_run(tmp_path):
+    scenes = {f"{number:07d}": ("00001", "00002") for number in range(40)}
+    (tmp_path / "tars").mkdir()
+    for part in range(2):
+        some = {place: dates for number, (place, dates) in enumerate(scenes.items()) if number % 2 == part}
+        write_archive(tmp_path / f"source-{part}", 32, some)
+        _tar(tmp_path / f"source-{part}", tmp_path / "tars" / f"part_{part}.tar.gz")
+    config = PackConfig(size=32, tiles_per_shard=4)
+    pack(tmp_path / "tars", tmp_path / "whole", config)
+    rng = np.random.default_rng(3)
+    for number in range(8):
+        dest = tmp_path / f"killed-{number}"
+        for _ in range(3):
+            _kill_while_packing(tmp_path / "tars", dest, float(rng.uniform(0.3, 3)))
+        pack(tmp_path / "tars", dest, config)
+        assert folder_bytes(dest) == folder_bytes(tmp_path / "whole")

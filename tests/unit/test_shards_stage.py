@@ -249,16 +249,22 @@ def test_what_a_killed_process_left_is_cleaned_at_the_next_start(make, server, f
     _check_reads(storage, origin, 10)
 
 
-def test_a_damaged_source_is_named(make, server, folder, files, origin):
+def test_a_damaged_source_is_named_and_read_through(make, server, folder, files, origin, capfd):
     files[1] = StagedFile(NAMES[1], SIZE, files[0].sha256)
     storage = make(files=files)
     storage.prefetch(NAMES)
     _until(_staged(folder, [NAMES[0], *NAMES[2:]]))
-    assert server.sent[NAMES[1]] == 2 * SIZE and storage.staged == 5
-    message = f"{server.url}/{NAMES[1]}: twice other bytes than were packed .*; copy or pack it again"
-    with pytest.raises(ShardError, match=message):
-        storage.read_into(NAMES[1], 0, memoryview(bytearray(10)))
-    _check_reads(storage, origin, names=[NAMES[0], *NAMES[2:]])
+    assert storage.staged == 5
+    assert capfd.readouterr().err == (
+        f"warning: not staged: {server.url}/{NAMES[1]}: "
+        "twice other bytes than were packed (SHA-256); copy or pack it again\n"
+    )
+    (folder / NAMES[5]).unlink()
+    storage.prefetch(NAMES)  # as the next epoch does
+    _until(lambda: storage.staged == 6)
+    assert server.sent[NAMES[1]] == 2 * SIZE
+    _check_reads(storage, origin)
+    assert storage.read_through and not capfd.readouterr().err
 
 
 def test_bytes_that_came_wrong_once_are_fetched_again(make, folder, files, origin):

@@ -155,6 +155,23 @@ def test_few_files_stay_open_and_closing_hurts_no_reader(folder, tmp_path, monke
     assert not _open_files(copy)
 
 
+def test_a_file_that_was_being_opened_at_a_close_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+    source, really_open = LocalStorage(tmp_path), os.open
+
+    def _open_and_replace(*asked):
+        number = really_open(*asked)
+        monkeypatch.undo()
+        (tmp_path / "a").unlink()
+        (tmp_path / "a").write_bytes(b"new")
+        source.close()
+        return number
+
+    monkeypatch.setattr(os, "open", _open_and_replace)
+    assert _range(source, "a", 0, 3) == b"old"
+    assert _range(source, "a", 0, 3) == b"new"
+
+
 def test_the_limit_of_open_files_is_raised():
     code = (
         "import resource; from shards.storage import LocalStorage; from pathlib import Path;"
