@@ -137,7 +137,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_losses_agree_for_processes_and_stages(runs: Runs, world: int, stage: int) -> None:
     reference = runs.losses("whole-2-3")
     assert len(reference) == STEPS
-    assert reference[-1] < 0.7 * reference[0]  # it learns: agreement is not that of weights that never move
+    assert reference[-1] < 0.8 * reference[0]  # it learns: agreement is not that of weights that never move
     assert runs.losses(f"whole-{world}-{stage}") == pytest.approx(reference, rel=1e-5, abs=0)
 
 
