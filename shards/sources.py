@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # these import GDAL
 
 SPECTRALEARTH = re.compile(r"(?:^|(?P<root>[^/]+)/)(?P<location>\d{7})/(?P<timestamp>\d{5})\.tiff?", re.IGNORECASE)
 PRODUCT = re.compile(
-    r"ENMAP01-____L2A-(?P<datatake>DT\d{10})_(?P<time>\d{8}T\d{6}Z)_(?P<tile>\d{3})_V\d{6}_\d{8}T\d{6}Z", re.IGNORECASE
+    r"(?P<scene>ENMAP01-____L2A-(?P<datatake>DT\d{10})_(?P<time>\d{8}T\d{6}Z)_(?P<tile>\d{3})_V\d{6}_\d{8}T\d{6}Z)"
+    r"(?P<image>(?:-(?P<patch>Y\d+_X\d+))?-SPECTRAL_IMAGE(?:_COG)?\.tiff?$)?",
+    re.IGNORECASE,
 )
 GEOTIFF = (".tif", ".tiff")
 ARCHIVE = (".tar", ".tar.gz", ".tgz")
@@ -86,7 +88,7 @@ def find_tiles(source: Path, sensor: str, pattern: str | None = None) -> list[Ti
     """All tiles of ``sensor`` below ``source``, sorted by location and timestamp.
 
     Args:
-        pattern: which files are tiles, matched against paths relative to ``source``; ``**/`` is any folder.
+        pattern: which files are tiles, matched against paths relative to ``source``; ``**`` is any number of folders.
 
     Raises:
         SourceError: the directory is missing, holds no tiles, or two files make the same key.
@@ -98,7 +100,7 @@ def find_tiles(source: Path, sensor: str, pattern: str | None = None) -> list[Ti
     base = "" if prefix == "." else f"{prefix}/"
     found = (tile_of_name(name, sensor, pattern) for name in _files(root, ""))
     tiles = sorted(replace(tile, path=base + tile.path) for tile in found if tile)
-    if any(SPECTRALEARTH.search(tile.path) for tile in tiles):  # its folders may hold pictures or masks beside
+    if pattern is None and any(SPECTRALEARTH.search(tile.path) for tile in tiles):  # pictures or masks may lie beside
         tiles = [tile for tile in tiles if SPECTRALEARTH.search(tile.path)]
     if not tiles:
         expected = f"files like '{pattern}'" if pattern else "<sensor>/<location>/<scene>.tif or *.tif"
@@ -112,7 +114,7 @@ def find_tiles(source: Path, sensor: str, pattern: str | None = None) -> list[Ti
 def tile_of_name(path: str, sensor: str, pattern: str | None = None) -> TileSource | None:
     """The tile that a relative path names, None for a file that is no tile."""
     if pattern is not None:
-        if not fnmatch.fnmatchcase(path, pattern) and not fnmatch.fnmatchcase(f"/{path}", pattern.replace("**/", "*/")):
+        if not _matches(path.split("/"), pattern.split("/")):
             return None
     elif not path.lower().endswith(GEOTIFF):
         return None
@@ -126,12 +128,22 @@ def tile_of_name(path: str, sensor: str, pattern: str | None = None) -> TileSour
     product = PRODUCT.match(name)
     if not product:
         return TileSource(_safe(path.rsplit(".", 1)[0]), "00000", path)
-    if "SPECTRAL_IMAGE" not in name.upper():
+    if "-QL_" in name.upper():
         return None  # quality layers and quicklooks
-    where = re.search(r"(Y\d+)_(X\d+)", name)
-    location = "-".join([product["datatake"], product["tile"], *(where.groups() if where else ())])
-    day = product["time"]
-    return TileSource(location, day, path, product[0], f"{day[:4]}-{day[4:6]}-{day[6:8]}")
+    location = _safe(path.rsplit(".", 1)[0])  # somebody's own cut, under a name of their own
+    if product["image"]:
+        location = "-".join(filter(None, [product["datatake"], product["tile"], _safe(product["patch"] or "")]))
+    time = product["time"]
+    return TileSource(location, time, path, product["scene"], f"{time[:4]}-{time[4:6]}-{time[6:8]}")
+
+
+def _matches(names: list[str], pattern: list[str]) -> bool:
+    """Whether a path fits a shell pattern, both split at ``/``: ``*`` stays within a name, unlike in fnmatch."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_matches(names[i:], pattern[1:] or names[i:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def tile_root(source: Path, sensor: str) -> Path:
@@ -157,7 +169,7 @@ def find_labelled(
         seed: of the split by location.
 
     Raises:
-        SourceError: a tile has no label, or a split names a tile that is not there.
+        SourceError: a tile has no label, or a split names a tile that is not there or named already.
     """
     if not labels.is_dir():
         raise SourceError(f"{labels}: no such directory of label tiles")
@@ -169,7 +181,11 @@ def find_labelled(
             if not (labels / tile.path).exists():
                 raise SourceError(f"{labels / tile.path}: no label tile for this image")
             chosen.append(replace(tile, mask=tile.path, split=name))
-    return sorted(chosen)
+    chosen.sort()
+    for before, after in itertools.pairwise(chosen):
+        if before.key == after.key:
+            raise SourceError(f"{images}: the split files name {after.path} twice ({before.split}, {after.split})")
+    return chosen
 
 
 def split_by_location(tiles: list[TileSource], seed: int) -> dict[str, list[TileSource]]:
