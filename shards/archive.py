@@ -68,23 +68,27 @@ class Archive:
 
 
 class _Stream(io.RawIOBase):
-    """Bytes of an archive, unpacked and counted. tarfile takes the end of a file for the end of the archive."""
+    """Bytes of an archive, unpacked and counted. tarfile takes the end of a file, and a damaged header, for its end."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
-        self._file, self._count, self._tail = file, 0, b""
+        self._file, self._count, self._filled = file, 0, 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
+        filled = len(data.rstrip(b"\0"))
+        if filled:
+            self._filled = self._count + filled  # where the last byte that is not zero ends
         self._count += len(data)
-        self._tail = (self._tail + data[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
         return data
 
     def must_end_after(self, offset: int) -> None:
-        """Read to the end, which also checks gzip's CRC; raises EOFError where there is no end-of-archive mark."""
+        """Read to the end, which also checks gzip's CRC; raises EOFError unless only zeros follow the last member."""
         while self.read(1 << 20):
             pass
-        if self._count < offset + tarfile.BLOCKSIZE or self._tail.strip(b"\0"):
+        if self._count < offset + tarfile.BLOCKSIZE:
             raise EOFError("no end-of-archive mark")
+        if self._filled > offset:
+            raise EOFError(f"no readable member header at byte {offset}, but more data")
 
     def close(self) -> None:
         self._file.close()

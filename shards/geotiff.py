@@ -4,15 +4,18 @@ What a file says of itself decides how it is read: wavelength tags (EnMAP produc
 224 bands) or their absence (SpectralEarth, 202 bands in order), the dtype and the nodata value.
 """
 
-import re
+import math
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio._err import CPLE_BaseError  # what rasterio.warp lets through from PROJ; it has no public name
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.warp import transform as transform_points
 
@@ -42,14 +45,19 @@ class Tile:
     quality: dict[str, float] = field(default_factory=dict)
 
     def centre_lonlat(self) -> tuple[float, float]:
-        """Longitude and latitude of the centre in degrees (WGS 84); NaN for a tile without a georeference."""
+        """Longitude and latitude of the centre in degrees (WGS 84); NaN without a georeference, or with one
+        that leads nowhere on Earth (a local grid, coordinates beyond the projection): no reason to lose the tile.
+        """
         if self.crs is None:
-            return float("nan"), float("nan")
+            return math.nan, math.nan
         height, width = self.values.shape[1:]
         a, b, c, d, e, f = self.transform
         x, y = a * width / 2 + b * height / 2 + c, d * width / 2 + e * height / 2 + f
-        lon, lat = transform_points(self.crs, "EPSG:4326", [x], [y])
-        return float(lon[0]), float(lat[0])
+        try:
+            (lon,), (lat,) = transform_points(self.crs, "EPSG:4326", [x], [y])
+        except (CPLE_BaseError, CRSError):
+            return math.nan, math.nan
+        return (float(lon), float(lat)) if math.isfinite(lon) and math.isfinite(lat) else (math.nan, math.nan)
 
 
 def read_tile(path: Path, sensor: Sensor, size: int | None = None) -> Tile:
@@ -93,9 +101,11 @@ def _read(file: Any, sensor: Sensor, size: int | None) -> Tile:
 
 
 def _date(file: Any) -> str:
-    """ISO day of the TIFF's DateTime tag (``YYYY:MM:DD HH:MM:SS``), or empty."""
-    match = re.match(r"(\d{4}):(\d\d):(\d\d)", file.tags().get("TIFFTAG_DATETIME", ""))
-    return "-".join(match.groups()) if match else ""
+    """ISO day of EnMAP-Box's ``start_time`` tag, else of the TIFF's DateTime; empty where neither is a date."""
+    for name in ("start_time", "TIFFTAG_DATETIME"):  # 2022-07-24T10:45:26, 2022:07:24 10:45:26
+        with suppress(ValueError):  # DateTime is often 0000:00:00
+            return date.fromisoformat(file.tags().get(name, "")[:10].replace(":", "-")).isoformat()
+    return ""
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -56,7 +56,7 @@ class Labels:
     """Label tiles of the same names as the tiles, and the split files that say which tile is for what."""
 
     folder: Path
-    splits: Mapping[str, Path] | None = None
+    splits: Path | Mapping[str, Path] | None = None
 
 
 def begin(

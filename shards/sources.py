@@ -29,6 +29,7 @@ PRODUCT = re.compile(
     r"(?P<image>(?:-(?P<patch>Y\d+_X\d+))?-SPECTRAL_IMAGE(?:_COG)?\.tiff?$)?",
     re.IGNORECASE,
 )
+LOCATION = re.compile(r"\d{7}")
 GEOTIFF = (".tif", ".tiff")
 ARCHIVE = (".tar", ".tar.gz", ".tgz")
 SPLITS = ("train", "val", "test")
@@ -142,7 +143,7 @@ def _matches(names: list[str], pattern: list[str]) -> bool:
     if not pattern:
         return not names
     if pattern[0] == "**":
-        return any(_matches(names[i:], pattern[1:] or names[i:]) for i in range(len(names) + 1))
+        return any(_matches(names[i:], pattern[1:]) for i in range(len(names) + 1))
     return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
@@ -163,7 +164,8 @@ def find_labelled(
     """Tiles with their label tiles and splits.
 
     Args:
-        images, labels: folders with files of the same relative names.
+        images, labels: folders with files of the same relative names; the sensor's folder within ``images``
+            does not count, so that ``enmap_corine`` goes with ``enmap_corine/corine``.
         splits: folder of ``train.txt``, ``val.txt`` and ``test.txt`` (or these files by name) with
             ``<location>/<scene>.tif`` a line, as published; None splits 60/20/20 by location.
         seed: of the split by location.
@@ -175,12 +177,15 @@ def find_labelled(
         raise SourceError(f"{labels}: no such directory of label tiles")
     tiles = find_tiles(images, sensor)
     split = published_split(splits, tiles) if splits else split_by_location(tiles, seed)
+    prefix = f"{tile_root(images, sensor).relative_to(images).as_posix()}/"
     chosen = []
     for name in SPLITS:
         for tile in split[name]:
-            if not (labels / tile.path).exists():
-                raise SourceError(f"{labels / tile.path}: no label tile for this image")
-            chosen.append(replace(tile, mask=tile.path, split=name))
+            names = (tile.path.removeprefix(prefix), tile.path)
+            mask = next((path for path in names if (labels / path).exists()), None)
+            if mask is None:
+                raise SourceError(f"{labels / names[0]}: no label tile for this image")
+            chosen.append(replace(tile, mask=mask, split=name))
     chosen.sort()
     for before, after in itertools.pairwise(chosen):
         if before.key == after.key:
@@ -230,25 +235,28 @@ def find_bundles(source: Path, sensor: "Sensor", size: int, limits: "SceneLimits
 
     if not source.exists():
         raise SourceError(f"{source}: no such directory of tiles")
-    folder = source if source.is_dir() else source.parent
-    candidates = [source] if source.is_file() or is_product(source) else sorted(source.iterdir())
+    folder, entries = source.absolute().parent, [(source.absolute().name, source.is_dir())]
+    if source.is_dir() and not is_product(source):
+        folder = source
+        with os.scandir(source) as listing:  # names and types alone: the folder may hold 415,000 locations
+            entries = sorted((entry.name, entry.is_dir()) for entry in listing)
     bundles: list[Bundle] = []
-    for path in candidates:
-        name = path.relative_to(folder).as_posix() if path != folder else path.name
-        if path.is_file() and path.name.lower().endswith(ARCHIVE):
+    others = []
+    for name, is_dir in entries:
+        path, lower = folder / name, name.lower()
+        if not is_dir and lower.endswith(ARCHIVE):
             bundles.append(Archive(path, name, sensor, size))
-        elif is_product(path):
+        elif (lower.endswith(".zip") or (is_dir and not LOCATION.fullmatch(name))) and is_product(path):
             bundles.append(Scene(path, name, sensor, size, limits))
+        else:
+            others.append((name, is_dir))
     if source.is_file() and not bundles:
         raise SourceError(f"{source}: neither an archive ({', '.join(ARCHIVE)}) nor a zipped EnMAP L2A product")
-    if bundles and len(bundles) < len(candidates):
-        others = (path for path in candidates if path.is_dir() and not is_product(path))
-        plain = (
-            f"{path.name}/{name}" for path in others for name in _files(path, "") if name.lower().endswith(GEOTIFF)
-        )
-        first = next(plain, None)
-        if first:
-            raise SourceError(f"{source}: holds archives or products, and tiles ({first}): pack them one by one")
+    if bundles:
+        files = (file for name, is_dir in others for file in (_files(folder / name, f"{name}/") if is_dir else [name]))
+        plain = next((file for file in files if file.lower().endswith(GEOTIFF)), None)
+        if plain:
+            raise SourceError(f"{source}: holds archives or products, and tiles ({plain}): pack them one by one")
     return bundles
 
 

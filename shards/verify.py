@@ -289,8 +289,16 @@ def _compare(
         if not same:
             yield f"{where}: differs from its source {sources.tiles / source}"
     if sources.labels and mask:
-        if not np.array_equal(read_mask(sources.labels / source), table.read_npy(mask)):
-            yield f"{where}: its label tile differs from {sources.labels / source}"
+        path = sources.labels / source
+        if not path.exists():  # labels beside the sensor's folder
+            path = sources.labels / source.partition("/")[2]
+        try:
+            same = np.array_equal(read_mask(path), table.read_npy(mask))
+        except ForgeError as error:
+            yield f"{where}: its label tile's source can't be read: {error}"
+            return
+        if not same:
+            yield f"{where}: its label tile differs from {path}"
 
 
 def _source(file: Any, offset: int, length: int) -> str:

@@ -1,5 +1,7 @@
 """GeoTIFF tiles and label tiles: what is read, exactly, and what is refused."""
 
+import dataclasses
+import math
 import warnings
 
 import numpy as np
@@ -8,7 +10,7 @@ import rasterio
 from support.tiles import BANDS, GRID, NODATA, spectra, write_tile
 
 from shards.errors import TileError
-from shards.geotiff import read_mask, read_tile, tile_size
+from shards.geotiff import Tile, read_mask, read_tile, read_tile_bytes, tile_size
 from shards.sensors import get_sensor
 
 ENMAP = get_sensor("enmap")
@@ -176,6 +178,83 @@ def test_real_tile_has_its_bands_by_wavelength(enmap_potsdam):
     np.testing.assert_array_equal(tile.values, stored)
     assert tile.crs == "EPSG:32633"
     assert not np.any(tile.values == NODATA)
+
+
+# ---- bytes, days and places ----
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_the_bytes_of_a_file_make_the_tile_of_the_file(tmp_path, interleave):
+    path = write_tile(tmp_path / "a.tif", spectra(0, 8), nodata=NODATA, interleave=interleave)
+    from_file, from_bytes = read_tile(path, ENMAP, 8), read_tile_bytes(path.read_bytes(), "x!a.tif", ENMAP, 8)
+    np.testing.assert_array_equal(from_bytes.values, from_file.values)
+    without_values = {"values": None}
+    assert dataclasses.asdict(from_bytes) | without_values == dataclasses.asdict(from_file) | without_values
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
+def test_cut_bytes_are_refused_in_one_line_that_begins_with_their_name(tmp_path, share):
+    data = write_tile(tmp_path / "a.tif", spectra(0, 4)).read_bytes()
+    with pytest.raises(TileError) as caught:
+        read_tile_bytes(data[: int(len(data) * share)], "part_1.tar!enmap/a.tif", ENMAP)
+    assert str(caught.value).startswith("part_1.tar!enmap/a.tif: ") and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("bands", "size", "reason"), [(201, 4, "201 bands"), (202, 5, "5x5 px where 4x4")])
+def test_bytes_of_another_kind_are_refused_like_files(tmp_path, bands, size, reason):
+    data = write_tile(tmp_path / "a.tif", spectra(0, size, bands=bands)).read_bytes()
+    with pytest.raises(TileError, match=f"^x!a.tif: {reason}"):
+        read_tile_bytes(data, "x!a.tif", ENMAP, 4)
+
+
+@pytest.mark.parametrize(
+    ("tags", "day"),
+    [
+        ({}, ""),
+        ({"TIFFTAG_DATETIME": "2022:07:24 10:45:26"}, "2022-07-24"),
+        ({"TIFFTAG_DATETIME": "0000:00:00 00:00:00"}, ""),
+        ({"TIFFTAG_DATETIME": "2022:13:45 00:00:00"}, ""),
+        ({"TIFFTAG_DATETIME": "yesterday"}, ""),
+        ({"start_time": "2022-07-24T10:45:26", "TIFFTAG_DATETIME": "2023:06:28 16:56:14"}, "2022-07-24"),
+        ({"start_time": "unknown", "TIFFTAG_DATETIME": "2023:06:28 16:56:14"}, "2023-06-28"),
+    ],
+)
+def test_the_day_comes_from_tags_that_hold_a_date(tmp_path, tags, day):
+    path = write_tile(tmp_path / "a.tif", spectra(0, 4))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(**tags)
+    assert read_tile(path, ENMAP).date == day
+
+
+def _tile(crs, x, y):
+    return Tile(np.zeros((1, 10, 20), np.int16), crs, (30.0, 0.0, x, 0.0, -30.0, y))
+
+
+def test_the_centre_is_that_of_the_pixels():
+    lon, lat = _tile("EPSG:32633", 500000.0 - 300.0, 150.0).centre_lonlat()  # the zone's meridian, at the equator
+    assert (lon, lat) == pytest.approx((15.0, 0.0), abs=1e-9)
+    assert _tile("EPSG:4326", 10.0, 50.0).centre_lonlat() == pytest.approx((10 + 300, 50 - 150))
+
+
+@pytest.mark.parametrize(
+    ("crs", "x", "y"),
+    [
+        (None, 0.0, 0.0),
+        ('LOCAL_CS["grid",UNIT["metre",1]]', 0.0, 0.0),
+        ("EPSG:32633", 1e12, 1e12),
+        ("EPSG:3857", 1e300, 1e300),
+    ],
+)
+def test_a_tile_without_a_place_on_earth_has_no_centre(crs, x, y):
+    assert all(math.isnan(degrees) for degrees in _tile(crs, x, y).centre_lonlat())
+
+
+def test_a_real_tile_knows_its_day_and_place(enmap_potsdam):
+    path = sorted((enmap_potsdam / "images").glob("*.tif"))[0]
+    tile = read_tile_bytes(path.read_bytes(), path.name, ENMAP, 32)
+    assert tile.date == "2022-07-24"
+    assert tile.centre_lonlat() == pytest.approx((13.04, 52.42), abs=0.2)
+    np.testing.assert_array_equal(tile.values, read_tile(path, ENMAP).values)  # 224 bands in detector order
 
 
 @pytest.mark.parametrize(

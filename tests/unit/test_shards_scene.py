@@ -329,6 +329,12 @@ def test_label_tiles_and_splits_travel_with_their_tiles(tmp_path, capfd):
     assert [name.split(".", 1)[1] for name in names[:3]] == ["tile", "json", "mask.npy"]
     np.testing.assert_array_equal(mask, masks[names[2].split(".")[0]])
     assert read_manifest(tmp_path / "shards").tiles == len(values)
+    (tmp_path / "labels/enmap").rename(tmp_path / "images/corine")  # as published: two folders side by side
+    beside = ["--labels", str(tmp_path / "images/corine"), "--workers", "1"]
+    assert main([*command[:2], str(tmp_path / "beside"), *beside]) == 0
+    check = ["verify", str(tmp_path / "beside"), "--source", str(tmp_path / "images"), *beside]
+    assert main(check) == 0
+    (tmp_path / "images/corine").rename(tmp_path / "labels/enmap")
     (tmp_path / "labels/enmap/0000017/00003.tif").unlink()
     assert main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 2
     assert "no label tile for this image" in capfd.readouterr().err

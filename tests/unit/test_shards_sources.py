@@ -1,12 +1,18 @@
-"""Directories of tiles: which files are tiles, and under which keys."""
+"""Directories of tiles, archives and products: what is found, under which keys, and what may not be overlooked."""
 
+import os
 import re
+import shutil
+import zipfile
 
 import pytest
 from support.tiles import ARCHIVE
 
+from shards import scene, sources
 from shards.errors import SourceError
-from shards.sources import TileSource, find_tiles
+from shards.scene import SceneLimits
+from shards.sensors import get_sensor
+from shards.sources import SPLITS, TileSource, find_bundles, find_labelled, find_tiles
 
 
 def _touch(folder, *names):
@@ -99,3 +105,210 @@ def test_real_folders_are_understood(spectral_earth_sample, enmap_potsdam):
     assert (len(earth), len({tile.location for tile in earth})) == (10, 7)
     potsdam = find_tiles(enmap_potsdam, "enmap")
     assert (len(potsdam), {tile.path.split("/")[0] for tile in potsdam}) == (18, {"images"})
+
+
+# ---- patterns ----
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.tif", {"a.tif"}),
+        ("*/*.tif", {"b/a.tif", "0000017/00001.tif"}),
+        ("**/*.tif", {"a.tif", "b/a.tif", "b/c/d/a.tif", "0000017/00001.tif"}),
+        ("b/**/*.tif", {"b/a.tif", "b/c/d/a.tif"}),
+        ("b/**", {"b/a.tif", "b/c/d/a.tif", "b/c/notes.txt"}),
+        ("**/c/**/a.tif", {"b/c/d/a.tif"}),
+        ("?.tif", {"a.tif"}),
+        ("[!b]/*.tif", set()),
+        ("b/[ab].tif", {"b/a.tif"}),
+        ("*.TIF", set()),
+    ],
+)
+def test_a_pattern_is_a_shell_pattern_relative_to_the_source(tmp_path, pattern, found):
+    _touch(tmp_path, "a.tif", "b/a.tif", "b/c/d/a.tif", "b/c/notes.txt", "0000017/00001.tif")
+    if found:
+        assert {tile.path for tile in find_tiles(tmp_path, "enmap", pattern)} == found
+    else:
+        with pytest.raises(SourceError, match="expected files like") as caught:
+            find_tiles(tmp_path, "enmap", pattern)
+        assert pattern in str(caught.value)
+
+
+# ---- names of EnMAP products ----
+
+PRODUCT = "ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z"
+
+
+def test_hyspecnet_patches_are_places_and_their_quality_layers_no_tiles(tmp_path):
+    for patch in ("Y01460273_X05670694", "Y01460273_X06950822"):
+        name = f"{PRODUCT}-{patch}"
+        kinds = ("SPECTRAL_IMAGE", "QL_PIXELMASK", "QL_QUALITY_CLOUD", "QL_VNIR")
+        _touch(tmp_path, *(f"patches/{PRODUCT}/{name}/{name}-{kind}.TIF" for kind in kinds))
+    tiles = find_tiles(tmp_path, "enmap")
+    assert [tile.location for tile in tiles] == [
+        "DT0000004950-001-Y01460273-X05670694",
+        "DT0000004950-001-Y01460273-X06950822",
+    ]
+    assert {(tile.timestamp, tile.scene, tile.date) for tile in tiles} == {("20221103T162438Z", PRODUCT, "2022-11-03")}
+    assert tiles == find_tiles(tmp_path, "enmap", "**/*.TIF")
+
+
+def test_cuts_of_a_product_under_names_of_their_own_are_places_too(tmp_path):
+    names = [f"{PRODUCT}-tile_3.tif", f"{PRODUCT}-tile_4.tif", f"{PRODUCT}-SPECTRAL_IMAGE_x3.tif"]
+    _touch(tmp_path, *names, f"{PRODUCT}-QL_QUALITY_CLOUD.TIF")
+    tiles = find_tiles(tmp_path, "enmap")
+    assert {tile.path for tile in tiles} == set(names) and len({tile.location for tile in tiles}) == 3
+    assert {(tile.scene, tile.date) for tile in tiles} == {(PRODUCT, "2022-11-03")}
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", tile.key) for tile in tiles)
+
+
+def test_published_hyspecnet_folder_is_understood(request):
+    from conftest import _folder
+
+    tiles = find_tiles(_folder("layouts") / "hyspecnet" / "hyspecnet-11k", "enmap")
+    assert [tile.key for tile in tiles] == [
+        "DT0000004950-001-Y01460273-X05670694_20221103T162438Z",
+        "DT0000004950-001-Y01460273-X06950822_20221103T162438Z",
+    ]
+
+
+# ---- bundles ----
+
+
+def _bundles(source):
+    return find_bundles(source, get_sensor("enmap"), 128, SceneLimits())
+
+
+def _zip(path, *names):
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, b"")
+
+
+def test_archives_and_products_are_found_by_name_in_order(tmp_path):
+    _touch(tmp_path, "part_2.tar.gz", "part_1.TAR", "c.tgz", "notes.txt", "checksums/md5.txt")
+    _touch(tmp_path, f"{PRODUCT}/{PRODUCT}-METADATA.XML", f"{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF")
+    _zip(tmp_path / "product.zip", f"{PRODUCT}/{PRODUCT}-METADATA.XML")
+    _zip(tmp_path / "docs.zip", "readme.txt")
+    names = [PRODUCT, "c.tgz", "part_1.TAR", "part_2.tar.gz", "product.zip"]
+    assert [bundle.name for bundle in _bundles(tmp_path)] == names
+    for name in names:
+        assert [bundle.name for bundle in _bundles(tmp_path / name)] == [name]
+
+
+def test_a_directory_of_tiles_holds_no_bundles_and_its_places_are_not_even_listed(tmp_path, monkeypatch):
+    _touch(tmp_path, *_archive_names(""))
+    listed = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def scandir(self, path):
+            listed.append(path)
+            return os.scandir(path)
+
+    monkeypatch.setattr(sources, "os", Watched())
+    monkeypatch.setattr(scene, "os", Watched())
+    assert _bundles(tmp_path) == []
+    assert set(listed) == {tmp_path}  # an archive has 415,000 of them
+    listed.clear()
+    find_tiles(tmp_path, "enmap")
+    assert len(listed) == len(ARCHIVE) + 1  # and then each once
+
+
+@pytest.mark.parametrize("tile", ["x.tif", "0000017/00003.tif", "more/x.TIFF"])
+def test_tiles_beside_an_archive_are_not_overlooked(tmp_path, tile):
+    _touch(tmp_path, "part_1.tar", tile)
+    with pytest.raises(SourceError, match="pack them one by one") as caught:
+        _bundles(tmp_path)
+    assert tile in str(caught.value)
+
+
+def test_a_zip_that_broke_off_is_not_overlooked(tmp_path):
+    _touch(tmp_path, "part_1.tar")
+    _zip(tmp_path / "product.zip", f"{PRODUCT}/{PRODUCT}-METADATA.XML", f"{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF")
+    os.truncate(tmp_path / "product.zip", 200)
+    for source in (tmp_path, tmp_path / "product.zip"):
+        with pytest.raises(SourceError, match="not a readable zip file") as caught:
+            _bundles(source)
+        assert str(tmp_path / "product.zip") in str(caught.value)
+
+
+def test_several_products_in_one_folder_or_zip_are_not_overlooked(tmp_path):
+    names = [f"{PRODUCT}-METADATA.XML", f"{PRODUCT.replace('_001_', '_002_')}-METADATA.XML"]
+    _touch(tmp_path / "folder", *names)
+    _zip(tmp_path / "both.zip", *names)
+    for source in (tmp_path / "folder", tmp_path / "both.zip", tmp_path):
+        with pytest.raises(SourceError, match="2 products in one"):
+            _bundles(source)
+
+
+def test_other_sources_are_refused_or_hold_nothing(tmp_path):
+    _touch(tmp_path, "a.tif")
+    _zip(tmp_path / "docs.zip", "readme.txt")
+    for name in ("a.tif", "docs.zip"):
+        with pytest.raises(SourceError, match="neither an archive"):
+            _bundles(tmp_path / name)
+    with pytest.raises(SourceError, match="no such directory"):
+        _bundles(tmp_path / "absent")
+    assert _bundles(tmp_path) == []
+
+
+# ---- labelled tiles ----
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    _touch(tmp_path / "images", *_archive_names("enmap/"))
+    _touch(tmp_path / "labels", *_archive_names("enmap/"))
+    lists = {"train": ["0000017/00003.tif", "0000231/00003.tif"], "val": ["0150003/04411.tif"], "test": []}
+    for name, lines in lists.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))  # no last line break, as in the published ones
+    return tmp_path
+
+
+def _labelled(folder, splits=None, seed=0):
+    return find_labelled(folder / "images", folder / "labels", splits, "enmap", seed)
+
+
+def test_without_split_files_places_are_split_by_the_seed(labelled):
+    tiles = _labelled(labelled)
+    assert [tile.key for tile in tiles] == [tile.key for tile in find_tiles(labelled / "images", "enmap")]
+    assert all(tile.mask == tile.path for tile in tiles)
+    splits = {}
+    for tile in tiles:
+        splits.setdefault(tile.location, set()).add(tile.split)
+    assert all(len(names) == 1 for names in splits.values())  # no place in two splits
+    assert {tile.split for tile in tiles} == set(SPLITS)
+    assert tiles == _labelled(labelled)
+    assert any(tiles != _labelled(labelled, seed=seed) for seed in range(1, 6))
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_split_files_name_the_tiles(labelled, as_mapping):
+    splits = {name: labelled / f"{name}.txt" for name in SPLITS} if as_mapping else labelled
+    assert [(tile.key, tile.split) for tile in _labelled(labelled, splits)] == [
+        ("0000017_00003", "train"),
+        ("0000231_00003", "train"),
+        ("0150003_04411", "val"),
+    ]
+
+
+def test_what_is_wrong_with_labels_or_split_files_is_named(labelled):
+    (labelled / "test.txt").write_text("0000017/00003.tif\n")
+    with pytest.raises(SourceError, match=r"name enmap/0000017/00003\.tif twice \(test, train\)"):
+        _labelled(labelled, labelled)
+    (labelled / "test.txt").write_text("0000017/99999.tif\n0000231/00003.tif\n")
+    with pytest.raises(SourceError, match=r"1 of 2 tiles are not there, e\.g\. 0000017/99999\.tif"):
+        _labelled(labelled, labelled)
+    (labelled / "test.txt").unlink()
+    with pytest.raises(SourceError, match="missing split file"):
+        _labelled(labelled, labelled)
+    (labelled / "labels/enmap/0000017/05120.tif").unlink()
+    with pytest.raises(SourceError, match="no label tile for this image"):
+        _labelled(labelled)
+    shutil.rmtree(labelled / "labels")
+    with pytest.raises(SourceError, match="no such directory of label tiles"):
+        _labelled(labelled)
