@@ -25,6 +25,9 @@ from shards.sensors import NODATA, Sensor
 GDAL_OPTIONS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """No .aux.xml files beside the archive, and no listing of a directory for each file that is opened."""
 
+FARTHEST = 1e9
+"""No coordinate on Earth is larger in metres or feet. PROJ takes turns off a longitude one by one: 1e300 hangs it."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -53,6 +56,8 @@ class Tile:
         height, width = self.values.shape[1:]
         a, b, c, d, e, f = self.transform
         x, y = a * width / 2 + b * height / 2 + c, d * width / 2 + e * height / 2 + f
+        if not abs(x) + abs(y) < FARTHEST:  # NaN too
+            return math.nan, math.nan
         try:
             (lon,), (lat,) = transform_points(self.crs, "EPSG:4326", [x], [y])
         except (CPLE_BaseError, CRSError):
