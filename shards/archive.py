@@ -11,7 +11,7 @@ from pathlib import Path
 from shards.errors import SourceError, TileError
 from shards.geotiff import Tile, read_tile_bytes
 from shards.sensors import Sensor
-from shards.sources import TileSource, tile_of_name
+from shards.sources import PRODUCT, TileSource, tile_of_name
 
 
 @dataclass
@@ -64,6 +64,9 @@ class Archive:
         try:
             return read_tile_bytes(data, source.path, self.sensor, self.size)
         except TileError as error:
+            product = PRODUCT.match(member.name.rsplit("/", 1)[-1])
+            if product and product["image"] and not product["patch"]:
+                return TileError(f"{error}; a whole product: unpack it and pack its folder")
             return error
 
 

@@ -5,10 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ShardError
+from shards.listing import RECORD, PackRecord
+from shards.manifest import parse_json
 from shards.reader import ShardReader
 from shards.sensors import NODATA, get_sensor
+from shards.storage import open_storage
 from shards.table import QUALITY
+
+GAP_NM = 30.0
+"""Bands farther apart than this have others between them that were left out, as those of water vapour."""
 
 
 def inspect(location: str, tile: str | None, picture: Path) -> int:
@@ -19,7 +25,7 @@ def inspect(location: str, tile: str | None, picture: Path) -> int:
 
     Raises:
         ShardError: the folder can't be read.
-        ConfigError: there is no such tile.
+        ConfigError: there is no such tile, or no pictures of that name's kind.
     """
     reader = ShardReader(location)
     try:
@@ -44,9 +50,11 @@ def summary(reader: ShardReader) -> str:
         "tiles": f"{len(table)} of {len(visits)} locations, {manifest.rejected} set aside when packing",
         "shape": f"{manifest.tile_shape} int16, {manifest.sensor}, "
         f"{manifest.wavelength_nm[0]:.0f} to {manifest.wavelength_nm[-1]:.0f} nm, nodata {manifest.nodata}",
-        "shards": f"{len(sizes)} of {min(sizes):.1f} to {max(sizes):.1f} MB, {manifest.generations - 1} times appended",
+        "shards": f"{len(sizes)} of {min(sizes):.1f} to {max(sizes):.1f} MB",
         "codec": f"{manifest.codec}: {raw / 1e9:.3f} GB in {stored / 1e9:.3f} GB ({raw / stored:.2f}x)",
-        "timestamps": f"{visits.min()} to {visits.max()} a location, {np.mean(visits > 1):.1%} have several",
+        "timestamps": f"{visits.min()} to {visits.max()} a location, median {np.median(visits):g}, "
+        f"{np.mean(visits > 1):.1%} have several",
+        "added": _added(reader),
         "dates": _range(table["date"][~np.isnat(table["date"])].astype(str)),
         "places": _places(table),
         "quality": _quality(table),
@@ -55,6 +63,22 @@ def summary(reader: ShardReader) -> str:
         f"std {min(manifest.std):.0f} to {max(manifest.std):.0f}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def _added(reader: ShardReader) -> str:
+    """Tiles and shards of each run of `pack`: the first one and every --append."""
+    manifest = reader.manifest
+    if manifest.generations == 1:
+        return "all at once"
+    storage = open_storage(reader.location)
+    try:
+        record = parse_json(storage.read(RECORD), PackRecord, f"{reader.location}/{RECORD}")
+    except ShardError:  # the dataset is whole without it
+        return f"in {manifest.generations} runs"
+    finally:
+        storage.close()
+    runs = record.generations[: manifest.generations]
+    return ", then ".join(f"{run.tiles} tiles in {run.shards} shards" for run in runs)
 
 
 def _range(values: np.ndarray) -> str:
@@ -89,7 +113,7 @@ def _row(reader: ShardReader, tile: str) -> int:
     found = np.flatnonzero(reader.table["key"] == tile.encode())
     if len(found):
         return int(found[0])
-    if tile.isdigit() and int(tile) < len(reader):
+    if tile.isdecimal() and int(tile) < len(reader):
         return int(tile)
     raise ConfigError(f"{reader.location}: no tile '{tile}': give a sample key, e.g. {reader.key(0)}, or a row number")
 
@@ -111,8 +135,11 @@ def _draw(reader: ShardReader, row: int, path: Path) -> None:
     if mask is not None:
         axes[1].imshow(mask, cmap="tab20", interpolation="nearest")
         axes[1].axis("off")
-    _draw_spectra(axes[-1], tile, np.asarray(reader.manifest.wavelength_nm), reader.manifest.scale)
-    figure.savefig(path, dpi=120)
+    draw_spectra(axes[-1], tile, np.asarray(reader.manifest.wavelength_nm), reader.manifest.scale)
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def rgb(tile: np.ndarray, bands: tuple[int, int, int]) -> np.ndarray:
@@ -127,20 +154,27 @@ def rgb(tile: np.ndarray, bands: tuple[int, int, int]) -> np.ndarray:
     return np.nan_to_num(stretched, nan=1.0).transpose(1, 2, 0)
 
 
-def _draw_spectra(axes: Any, tile: np.ndarray, wavelength_nm: np.ndarray, scale: float) -> None:
-    """Five pixels and the median; no line crosses a gap of bands or a missing value."""
+def draw_spectra(axes: Any, tile: np.ndarray, wavelength_nm: np.ndarray, scale: float) -> None:
+    """Five pixels and the median in reflectance; no line crosses a gap of bands or a missing value.
+
+    Args:
+        tile: int16 (bands, height, width).
+        scale: digital numbers for a reflectance of 1.
+    """
     pixels = tile.reshape(len(tile), -1).astype(np.float64)
     pixels[pixels == NODATA] = np.nan
+    pixels /= scale
     order = np.argsort(wavelength_nm)
-    nm = wavelength_nm[order]
-    gaps = np.flatnonzero(np.diff(nm) > 30) + 1  # the water vapour bands that were left out
+    gaps = np.flatnonzero(np.diff(wavelength_nm[order]) > GAP_NM) + 1
+    nm = np.insert(wavelength_nm[order], gaps, np.nan)
     valid = np.flatnonzero(~np.isnan(pixels).all(0))
-    chosen = valid[np.linspace(0, len(valid) - 1, 5).astype(int)] if len(valid) else []
-    for pixel in chosen:
-        axes.plot(np.insert(nm, gaps, np.nan), np.insert(pixels[order, pixel] / scale, gaps, np.nan), lw=0.7)
     if len(valid):
-        median = np.nanmedian(pixels[:, valid], axis=1)[order] / scale
-        axes.plot(np.insert(nm, gaps, np.nan), np.insert(median, gaps, np.nan), color="black", label="median")
+        median = np.full(len(pixels), np.nan)
+        present = ~np.isnan(pixels).all(1)
+        median[present] = np.nanmedian(pixels[present], axis=1)
+        for pixel in valid[np.linspace(0, len(valid) - 1, 5).astype(int)]:
+            axes.plot(nm, np.insert(pixels[order, pixel], gaps, np.nan), lw=0.7)
+        axes.plot(nm, np.insert(median[order], gaps, np.nan), color="black", label="median")
         axes.legend()
     axes.set_xlabel("wavelength (nm)")
     axes.set_ylabel("reflectance")

@@ -126,13 +126,13 @@ def tile_of_name(path: str, sensor: str, pattern: str | None = None) -> TileSour
             return TileSource(published["location"], published["timestamp"], path)
         return None
     name = path.rsplit("/", 1)[-1]
-    product = PRODUCT.match(name)
-    if not product:
-        return TileSource(_safe(path.rsplit(".", 1)[0]), "00000", path)
     if "-QL_" in name.upper():
-        return None  # quality layers and quicklooks
-    location = _safe(path.rsplit(".", 1)[0])  # somebody's own cut, under a name of their own
-    if product["image"]:
+        return None  # quality layers and quicklooks of EnMAP products and patches
+    product = PRODUCT.match(name)
+    location = _safe(path.rsplit(".", 1)[0])
+    if not product:
+        return TileSource(location, "00000", path)
+    if product["image"]:  # else somebody's own cut, under a name of their own
         location = "-".join(filter(None, [product["datatake"], product["tile"], _safe(product["patch"] or "")]))
     time = product["time"]
     return TileSource(location, time, path, product["scene"], f"{time[:4]}-{time[4:6]}-{time[6:8]}")

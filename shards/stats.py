@@ -9,6 +9,7 @@ import re
 import time
 import zipfile
 from dataclasses import dataclass
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ import numpy as np
 from shards import kernels
 from shards.atomic import atomic_open, write_atomic
 from shards.errors import ShardError
-from shards.manifest import Manifest, read_manifest
+from shards.manifest import Manifest, band_sums, read_manifest
 from shards.reader import ShardReader
 from shards.sensors import NODATA
+from shards.statistics import BandSums
 from shards.workers import counters, run_jobs
 
 PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
@@ -47,7 +49,7 @@ def stats(folder: Path, part: tuple[int, int] | None, workers: int) -> int:
         part: (K, N): every N-th shard only, kept in ``stats-part-*.npz``; a run without it joins a whole set.
 
     Raises:
-        ShardError: a shard is damaged, or parts of other shards or of an incomplete set are there.
+        ShardError: a shard or the manifest is damaged, or parts of other shards or of an incomplete set are there.
     """
     begin = time.monotonic()
     manifest = read_manifest(folder)
@@ -64,6 +66,8 @@ def stats(folder: Path, part: tuple[int, int] | None, workers: int) -> int:
         histogram = joined
     else:
         histogram = count_values(folder, manifest, list(range(len(manifest.shards))), workers)
+    if exact_sums(histogram) != band_sums(manifest.sums):
+        raise ShardError(f"{folder}: the tiles have other statistics than the manifest: run `python -m shards verify`")
     bands = describe(histogram, manifest)
     _write(folder, manifest, bands)
     print(_table(bands))
@@ -98,6 +102,21 @@ def _count_shards(folder: Path, shards: list[int]) -> np.ndarray:
         counters().add(1, tile.nbytes, int(reader.table["length"][row]))
     reader.close()
     return histogram
+
+
+def exact_sums(histogram: np.ndarray) -> BandSums:
+    """The sums that the manifest has too, from the counts of values, int64 (bands, 65536)."""
+    sums = BandSums.empty(0)
+    for counts in histogram:
+        valid = np.flatnonzero(counts)
+        valid = valid[valid != NODATA + LEVELS // 2]
+        values, numbers = (valid - LEVELS // 2).tolist(), counts[valid].tolist()  # Python's integers: no overflow
+        sums.count.append(sum(numbers))
+        sums.total.append(sum(map(mul, numbers, values)))
+        sums.squares.append(sum(number * value * value for number, value in zip(numbers, values, strict=True)))
+        sums.low.append(min(values, default=32767))
+        sums.high.append(max(values, default=-32767))
+    return sums
 
 
 def describe(histogram: np.ndarray, manifest: Manifest) -> list[BandStatistics]:

@@ -119,6 +119,16 @@ def test_a_damaged_or_odd_member_is_an_error_of_its_own(folder, tmp_path):
     assert "5x5 px where 4x4" in bad["0150003_04411"]
 
 
+def test_a_whole_product_in_an_archive_is_told_apart_from_a_tile(tmp_path):
+    product = "ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z"
+    for name in (product, f"{product}-Y01460273_X05670694"):
+        write_tile(tmp_path / "source" / f"{name}-SPECTRAL_IMAGE.TIF", spectra(0, SIZE + 1, bands=224), nodata=NODATA)
+    found = {source.key: str(tile) for source, tile in _open(_tar(tmp_path / "source", tmp_path / "a.tar")).tiles(())}
+    whole, patch = (found[key] for key in sorted(found, key=len))
+    assert whole.endswith("unpack it and pack its folder")
+    assert patch.endswith("5x5 px where 4x4 were expected")
+
+
 # ---- archives that end where they should not ----
 
 

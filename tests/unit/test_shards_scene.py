@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio.transform import Affine
+from rasterio.windows import Window
 from support.tiles import NODATA, folder_bytes, spectra, write_archive, write_tile
 
 from shards.__main__ import main
@@ -29,6 +31,7 @@ from shards.scan import PackConfig
 from shards.scene import Metadata, Scene, SceneLimits, is_product
 from shards.sensors import get_sensor
 from shards.sources import find_bundles, find_tiles
+from tools import sample_scene
 from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP = get_sensor("enmap")
@@ -133,6 +136,8 @@ def test_a_missing_quality_layer_is_an_error_only_where_it_is_needed(copy):
         ("startTime", "beginTime", "no element temporalCoverage/startTime"),
         ("</level_X>", "", "not the metadata"),
         ("418.240", "518.240", "wavelengths are not enmap's"),
+        ("160668Z", "160668+02:00", r"start time 2022-07-24T10:15:30.160668\+02:00 is not a UTC time"),
+        ("2022-07-24T", "2022-13-24T", "month must be in 1..12"),
     ],
 )
 def test_metadata_that_says_something_else_is_one_line(copy, old, new, message):
@@ -149,6 +154,163 @@ def test_the_metadata_of_a_published_product_is_read(enmap_l2a):
     assert metadata.time == "20170626T102020Z"
     assert len(metadata.wavelength_nm) == 218  # 88 VNIR and 130 SWIR before launch
     assert metadata.wavelength_nm[:2] == (423.03, 428.8)
+
+
+# ---- the grid, layers and files as they may come ----
+
+
+def _cut(product, dest, right=0, down=0, metres=0.0, size=150):
+    """A part of a product, its pixel grid moved by ``metres`` to the east and the north."""
+    folder = dest / product.name
+    folder.mkdir(parents=True)
+    for path in product.iterdir():
+        if path.suffix == ".XML":
+            shutil.copy(path, folder)
+            continue
+        with rasterio.open(path) as file:
+            values = file.read(window=Window(right, down, size, size))
+            place = Affine.translation(metres, metres) @ file.transform @ Affine.translation(right, down)
+            profile = file.profile | {"height": size, "width": size, "transform": place}
+        with rasterio.open(folder / path.name, "w", **profile) as file:
+            file.write(values)
+    return folder
+
+
+@pytest.mark.parametrize("metres", [0.0, 15.0, -11.0, 7.5])
+def test_products_at_any_offset_have_the_same_pixels_at_the_same_place(products, tmp_path, metres):
+    cuts = [(20, 40), (21, 40), (33, 51)]
+    folders = [_cut(products[0], tmp_path / str(number), *cut, metres) for number, cut in enumerate(cuts)]
+    first, *others = ({s.location: tile for s, tile in _tiles(folder, size=32).values()} for folder in folders)
+    for other in others:
+        shared = first.keys() & other.keys()
+        assert len(shared) >= 6
+        for location in shared:
+            np.testing.assert_array_equal(first[location].values, other[location].values)
+            assert first[location].transform == other[location].transform
+    edges = {(tile.transform[2] - metres - 15, tile.transform[5] - metres - 15) for tile in first.values()}
+    assert all(x % 30 == 0 and y % 30 == 0 for x, y in edges)  # the place is the file's, not the grid's
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transform": Affine(10.0, 0.0, 366015.0, 0.0, -10.0, 5809965.0)}, "30 m pixels"),
+        ({"transform": Affine(30.0, 1.0, 366015.0, 1.0, -30.0, 5809965.0)}, "north-up"),
+        ({"crs": None}, "north-up UTM image"),
+        ({"count": 223}, "223 bands where METADATA.XML names 224"),
+    ],
+)
+def test_an_image_of_another_kind_is_one_line(products, tmp_path, change, message):
+    folder = _cut(products[0], tmp_path, size=70)
+    path = next(folder.glob("*SPECTRAL_IMAGE.TIF"))
+    with rasterio.open(path) as file:
+        profile, values = file.profile | change, file.read()
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(values[: profile["count"]])
+    with pytest.raises(SourceError, match=message) as caught:
+        _tiles(folder)
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_the_background_value_marks_what_was_not_measured_where_the_image_names_none(products, tmp_path):
+    folder = _cut(products[0], tmp_path)
+    expected = _tiles(folder)
+    path, metadata = next(folder.glob("*SPECTRAL_IMAGE.TIF")), next(folder.glob("*METADATA.XML"))
+    with rasterio.open(path) as file:
+        profile, values = file.profile | {"nodata": None}, file.read()
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.where(values == NODATA, np.int16(-9999), values))
+    text = f"<backgroundValue>{NODATA}</backgroundValue>"
+    assert text in metadata.read_text()
+    metadata.write_text(metadata.read_text().replace(text, "<backgroundValue>-9999</backgroundValue>"))
+    for key, (_, tile) in _tiles(folder).items():
+        np.testing.assert_array_equal(tile.values, expected[key][1].values)
+    assert any((tile.values == NODATA).any() for _, tile in expected.values())
+
+
+def test_a_quality_layers_own_nodata_counts_as_clear(copy):
+    path = next(copy.glob("*QUALITY_CLOUD.TIF"))
+    with rasterio.open(path) as file:
+        profile, values = file.profile | {"nodata": 255}, file.read()
+    clouds = {key: tile.quality["cloud"] for key, (_, tile) in _tiles(copy).items()}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.where(values == 0, 255, values).astype(np.uint8))
+    assert {key: tile.quality["cloud"] for key, (_, tile) in _tiles(copy).items()} == clouds
+
+
+@pytest.mark.parametrize("damage", ["cut", "small"])
+def test_a_damaged_quality_layer_is_an_error_only_where_it_is_needed(copy, damage):
+    path = next(copy.glob("*QUALITY_CLOUD.TIF"))
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        with rasterio.open(path) as file:
+            profile = file.profile | {"height": 200}
+        with rasterio.open(path, "w", **profile):
+            pass
+    with pytest.raises(SourceError, match="--max-cloud none") as caught:
+        _tiles(copy, SceneLimits())
+    assert str(copy) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert all("cloud" not in tile.quality and "haze" in tile.quality for _, tile in _tiles(copy).values())
+
+
+def test_an_image_that_breaks_off_gives_its_whole_tiles_and_names_the_others(copy):
+    expected = _tiles(copy)
+    image = next(copy.glob("*SPECTRAL_IMAGE.TIF"))
+    os.truncate(image, image.stat().st_size * 6 // 10)
+    found = _tiles(copy)
+    assert found.keys() == expected.keys()
+    bad = {key: str(tile) for key, (_, tile) in found.items() if isinstance(tile, TileError)}
+    assert 0 < len(bad) < len(found)
+    for key, (source, tile) in found.items():
+        if key in bad:
+            assert bad[key].startswith(f"{copy.name}!{source.location}: ") and "\n" not in bad[key]
+        else:
+            np.testing.assert_array_equal(tile.values, expected[key][1].values)
+
+
+def test_files_of_the_cloud_optimised_kind_are_the_same_product(copy):
+    expected = _tiles(copy)
+    for path in copy.glob("*.TIF"):
+        path.rename(path.with_name(f"{path.stem}_COG.tiff"))
+    found = _tiles(copy)
+    assert found.keys() == expected.keys()
+    assert all("cloud" in tile.quality for _, tile in found.values())
+
+
+def test_no_tile_is_read_that_is_known_or_too_cloudy(products, monkeypatch):
+    everything = {key: tile for key, (_, tile) in _tiles(products[0]).items()}
+    cloudy = {key for key, tile in everything.items() if tile.quality["cloud"] > 0.1}
+    known = set(list(everything.keys() - cloudy)[:3])
+    scene = Scene(products[0], "p", ENMAP, SIZE, SceneLimits(nodata=None))
+    read, windows = Scene._tile, []
+
+    def watched(self, image, *rest):
+        class Image:
+            def __getattr__(self, name):
+                return getattr(image, name)
+
+            def read(self, bands, window):
+                windows.append(window)
+                return image.read(bands, window=window)
+
+        return read(self, Image(), *rest)
+
+    monkeypatch.setattr(Scene, "_tile", watched)
+    assert {source.key for source, _ in scene.tiles(known)} == everything.keys() - cloudy - known
+    assert len(windows) == len(everything) - len(cloudy) - len(known)
+    assert scene.filtered == {"cloud": len(cloudy)} and cloudy
+
+
+def test_the_sample_product_is_made_by_command(products, tmp_path, capsys):
+    options = ["--size", "260", "--offset", "37,21", "--day", "20220829"]
+    assert sample_scene.main([str(tmp_path), *options]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder.parent == tmp_path and is_product(folder)
+    assert folder_bytes(folder) == folder_bytes(products[1])
+    for refused in (["--size", "4000"], ["--offset=-1,0"], options):
+        assert sample_scene.main([str(tmp_path), *refused]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 # ---- into shards ----

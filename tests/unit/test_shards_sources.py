@@ -154,6 +154,12 @@ def test_hyspecnet_patches_are_places_and_their_quality_layers_no_tiles(tmp_path
     assert tiles == find_tiles(tmp_path, "enmap", "**/*.TIF")
 
 
+def test_quality_layers_of_patches_under_other_names_are_no_tiles(tmp_path):
+    patch = "patches/tile_001/tile_001-patch_01/tile_001-patch_01"
+    _touch(tmp_path, f"{patch}-SPECTRAL_IMAGE.TIF", f"{patch}-QL_QUALITY_CLOUD.TIF", f"{patch}-QL_SWIR.TIF")
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap")] == [f"{patch}-SPECTRAL_IMAGE.TIF"]
+
+
 def test_cuts_of_a_product_under_names_of_their_own_are_places_too(tmp_path):
     names = [f"{PRODUCT}-tile_3.tif", f"{PRODUCT}-tile_4.tif", f"{PRODUCT}-SPECTRAL_IMAGE_x3.tif"]
     _touch(tmp_path, *names, f"{PRODUCT}-QL_QUALITY_CLOUD.TIF")

@@ -1,0 +1,161 @@
+"""`verify --source`: stored tiles against the files, archives and products that they came from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards import keyed
+from shards.errors import ForgeError, ShardError, SourceError, TileError
+from shards.geotiff import Tile, read_tile
+from shards.listing import PackRecord
+from shards.manifest import (
+    Manifest,
+)
+from shards.reader import ShardReader
+from shards.scene import SceneLimits
+from shards.sensors import get_sensor
+from shards.sources import Bundle, find_bundles
+from shards.workers import counters
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where tiles and label tiles were packed from, to compare with; None compares nothing."""
+
+    tiles: Path | None = None
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dataset is checked against. ``sample``: share of the tiles to look at, chosen by their keys."""
+
+    folder: Path
+    manifest: Manifest
+    sources: Sources
+    sample: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.manifest.tile_shape)
+
+    def chooses(self, key: str) -> bool:
+        return self.sample == 1 or keyed.key("verify", key) < self.sample * 2**64
+
+    def read_source(self, path: Path) -> np.ndarray:
+        return read_tile(path, get_sensor(self.manifest.sensor), self.shape[1]).values
+
+
+@dataclass
+class Findings:
+    """Problem lines, notes, tiles read, tiles compared with their sources, bytes read."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tiles: int = 0
+    compared: int = 0
+    size: int = 0
+
+    def add(self, other: "Findings") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @contextmanager
+    def guard(self, where: object) -> Iterator[None]:
+        """Whatever damage provokes in the block is a finding, not a crash."""
+        try:
+            yield
+        except ForgeError as error:
+            self.problems.append(str(error) if str(where) in str(error) else f"{where}: {error}")
+        except Exception as error:
+            self.problems.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def compare(where: str, path: Path, stored: np.ndarray, read: Any) -> Iterator[str]:
+    """A problem line where ``read(path)`` is not what was stored, or can't be read."""
+    try:
+        same = np.array_equal(read(path), stored)
+    except TileError as error:
+        yield f"{where}: its source can't be read: {error}"
+        return
+    if not same:
+        yield f"{where}: differs from its source {path}"
+
+
+def label_path(labels: Path, source: str) -> Path:
+    """The label tile of a tile: under its name without the sensor's folder, or with it."""
+    short = labels / source.partition("/")[2]
+    return short if short.is_file() else labels / source
+
+
+def check_rejected(plan: Plan, source: Path, aside: dict[str, str]) -> Iterator[str]:
+    """Files that were set aside can't be used now either."""
+    for path, reason in aside.items():
+        if "!" in path or not plan.chooses(path):
+            continue
+        try:
+            plan.read_source(source / path)
+        except TileError:
+            continue
+        yield f"{source / path}: was set aside when packing ({reason}), but can be used now"
+
+
+def bundle_jobs(
+    plan: Plan, record: PackRecord, bundled: dict[str, set[str]], aside: set[str], found: Findings
+) -> list[tuple]:
+    """Jobs for `compare_bundle`: the archives and products among the sources that tiles came out of."""
+    if plan.sources.tiles is None:
+        return []
+    sensor, limits = get_sensor(plan.manifest.sensor), SceneLimits(**record.options["limits"])
+    try:
+        bundles = {bundle.name: bundle for bundle in find_bundles(plan.sources.tiles, sensor, plan.shape[1], limits)}
+    except SourceError as error:
+        found.problems.append(str(error))
+        return []
+    for name in sorted(bundled.keys() - bundles.keys()):
+        found.notes.append(f"{name}: not in {plan.sources.tiles}: its {len(bundled[name])} tiles are not compared")
+    return [(plan, bundles[name], keys, aside) for name, keys in bundled.items() if name in bundles]
+
+
+def compare_bundle(plan: Plan, bundle: Bundle, keys: set[str], aside: set[str]) -> Findings:
+    """Read an archive or a product once more, front to back, and compare its tiles with the stored ones.
+
+    Args:
+        keys: of the tiles that were packed from it.
+        aside: paths of tiles that were set aside.
+    """
+    found = Findings()
+    with found.guard(bundle.name):
+        reader = ShardReader(plan.folder)
+        rows, values = {reader.key(row): row for row in range(len(reader))}, np.empty((1, *plan.shape), np.int16)
+        left = {key for key in keys if plan.chooses(key)}
+        for source, tile in bundle.tiles(skip=keys - left):
+            counters().add(1, values.nbytes, 0)
+            if source.key in left:
+                left.remove(source.key)
+                found.problems += _compare_stored(reader, rows[source.key], source.path, tile, values)
+                found.compared += 1
+            elif source.key not in rows and isinstance(tile, Tile) and plan.chooses(source.path):
+                how = "was set aside when packing, but can be used now" if source.path in aside else "was not packed"
+                found.problems.append(f"{source.path}: {how}")
+        found.problems += [f"{bundle.name}: tile '{key}' was packed from it, but is gone" for key in sorted(left)]
+    return found
+
+
+def _compare_stored(
+    reader: ShardReader, row: int, source: str, tile: Tile | TileError, values: np.ndarray
+) -> Iterator[str]:
+    shard, offset = reader.manifest.shards[reader.table["shard"][row]], reader.table["offset"][row]
+    where = f"{Path(reader.location) / shard.name}: tile '{reader.key(row)}' at byte {offset}"
+    try:
+        reader.read([row], values)
+    except ShardError:
+        return  # named already by check_shard
+    if isinstance(tile, TileError):
+        yield f"{where}: its source can't be read: {tile}"
+    elif not np.array_equal(tile.values, values[0]):
+        yield f"{where}: differs from its source {source}"
