@@ -22,7 +22,10 @@ from finetune.tune import FullTuning, share_of_batch
 from pretrain import distributed
 from pretrain.models import EncoderDescription, Normaliser, load_encoder
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.vit import SpecViT, initialise, sincos_positions
+from pretrain.models.encoder import Encoder
+from pretrain.models.initialise import initialise
+from pretrain.models.patches import sincos_positions
+from pretrain.models.vit import ViTEncoder
 from pretrain.telemetry import say
 from shards.atomic import write_atomic
 from shards.config import dump_config
@@ -91,13 +94,13 @@ def _draw_maps(path: Path, rows: list[Row], task: Task, test: LabelledWindows, s
     save_figure(map_figure(images, {"labels": test.labels[drawn], **maps}, task), path)
 
 
-def _encoder(config: FinetuneConfig, name: str, bn_group: int | None) -> tuple[SpecViT, Normaliser, EncoderDescription]:
+def _encoder(config: FinetuneConfig, name: str, bn_group: int | None) -> tuple[Encoder, Normaliser, EncoderDescription]:
     """The exported encoder, or its architecture with the weights that pretraining began from."""
     encoder, description = load_encoder(config.encoder, bn_group)
     if name == "random":
         initialise(encoder, "pretrain.encoder", config.run.seed)
-        with torch.no_grad():
-            encoder.vit_core.pos_embed.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
+        if isinstance(encoder, ViTEncoder) and description.objective == "mae":
+            encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
         for norm in grouped_batch_norms(encoder):
             norm.forget()
     return encoder, Normaliser(description.mu, description.sigma).to(distributed.device()), description
@@ -119,7 +122,7 @@ def _frozen(config: FinetuneConfig, task: Task, splits: dict[str, LabelledWindow
             )
             for split, windows in splits.items()
         }
-        outcome = probe(features, task, encoder.patch_size, config.frozen, config.run.seed)
+        outcome = probe(features, task, encoder.stride, config.frozen, config.run.seed)
     return distributed.from_main(outcome)
 
 

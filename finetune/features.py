@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from finetune.datasets import LabelledWindows
 from pretrain.models import Normaliser
-from pretrain.models.vit import SpecViT
+from pretrain.models.encoder import Encoder
 
 BATCH = 16
 
 
 def frozen_features(
-    encoder: SpecViT, normalise: Normaliser, windows: LabelledWindows, path: Path, device: torch.device, quiet: bool
+    encoder: Encoder, normalise: Normaliser, windows: LabelledWindows, path: Path, device: torch.device, quiet: bool
 ) -> Tensor:
     """Patch features (N, D, g, g) float32 on the CPU, from ``path`` where they are these, else computed and kept.
 
@@ -29,7 +29,8 @@ def frozen_features(
     cached = _open(path, fingerprint)
     if cached is not None:
         return torch.from_numpy(cached[:])
-    shape = (len(windows), encoder.feature_dim, encoder.grid, encoder.grid)
+    side = windows.images.shape[-1] // encoder.stride
+    shape = (len(windows), encoder.feature_dim, side, side)
     array = zarr.create_array(path, shape=shape, chunks=(BATCH, *shape[1:]), dtype="float32", overwrite=True)
     begins = range(0, len(windows), BATCH)
     with torch.no_grad():
@@ -49,7 +50,7 @@ def _open(path: Path, fingerprint: str) -> zarr.Array | None:
     return array if whole and array.attrs.get("fingerprint") == fingerprint else None
 
 
-def _fingerprint(encoder: SpecViT, normalise: Normaliser, windows: LabelledWindows) -> str:
+def _fingerprint(encoder: Encoder, normalise: Normaliser, windows: LabelledWindows) -> str:
     digest = hashlib.sha256(windows.images.tobytes())
     for statistics in (normalise.mu, normalise.sigma):
         digest.update(statistics.cpu().numpy().tobytes())

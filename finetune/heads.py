@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
-from pretrain.models.vit import SpecViT
+from pretrain.models.encoder import Encoder
 
 
 class ConvHead(nn.Module):
@@ -18,15 +18,15 @@ class ConvHead(nn.Module):
     Args:
         features: channels of the encoder's feature map.
         classes: number of classes.
-        patch_size: pixels per patch side, a power of two above 1.
+        stride: pixels per side of a feature, a power of two above 1.
         bn_group: samples that share batch statistics.
     """
 
-    def __init__(self, features: int, classes: int, patch_size: int, bn_group: int | None) -> None:
+    def __init__(self, features: int, classes: int, stride: int, bn_group: int | None) -> None:
         super().__init__()
-        stages = patch_size.bit_length() - 1
-        if 2**stages != patch_size or stages == 0:
-            raise ValueError(f"the head needs a patch size of 2, 4, 8, ..., not {patch_size}")
+        stages = stride.bit_length() - 1
+        if 2**stages != stride or stages == 0:
+            raise ValueError(f"the head needs a feature stride of 2, 4, 8, ..., not {stride}")
         self.stages, self.bn_group = stages, bn_group
         self.segmentation_conv = nn.Module()  # the published Sequential: upsampling and ReLU take numbers too
         for stage in range(stages):
@@ -38,7 +38,7 @@ class ConvHead(nn.Module):
             features = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature map (B, D, g, g) to class scores (B, classes, g * patch_size, g * patch_size)."""
+        """Feature map (B, D, g, g) to class scores (B, classes, g * stride, g * stride)."""
         return by_groups(self._scores, x, self.bn_group if self.training else None)
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class ConvHead(nn.Module):
 class SegmentationModel(nn.Module):
     """Encoder and head, with the loss: cross-entropy summed over counted pixels."""
 
-    def __init__(self, encoder: SpecViT, head: ConvHead) -> None:
+    def __init__(self, encoder: Encoder, head: ConvHead) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 

@@ -11,7 +11,7 @@ from finetune.heads import ConvHead, predict_classes, segmentation_loss
 from finetune.metrics import SegmentationMetrics, SegmentationScores
 from finetune.tasks import Task
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.vit import initialise
+from pretrain.models.initialise import initialise
 from pretrain.optim import build_adamw
 from pretrain.schedules import warmup_cosine
 from shards import keyed
@@ -47,17 +47,17 @@ class Outcome:
     maps: np.ndarray
 
 
-def probe(splits: dict[str, FeatureSplit], task: Task, patch_size: int, config: FrozenConfig, seed: int) -> Outcome:
+def probe(splits: dict[str, FeatureSplit], task: Task, stride: int, config: FrozenConfig, seed: int) -> Outcome:
     """Train one head per learning rate; the best validation loss over rates and steps is tested."""
-    outcomes = [_train_head(splits, task, patch_size, config, lr, seed) for lr in config.lrs]
+    outcomes = [_train_head(splits, task, stride, config, lr, seed) for lr in config.lrs]
     return min(outcomes, key=lambda outcome: outcome.validation.loss)
 
 
 def _train_head(
-    splits: dict[str, FeatureSplit], task: Task, patch_size: int, config: FrozenConfig, lr: float, seed: int
+    splits: dict[str, FeatureSplit], task: Task, stride: int, config: FrozenConfig, lr: float, seed: int
 ) -> Outcome:
     train = splits["train"]
-    head = ConvHead(train.features.shape[1], len(task.classes), patch_size, bn_group=None)
+    head = ConvHead(train.features.shape[1], len(task.classes), stride, bn_group=None)
     initialise(head, "head", seed)
     head.to(train.features.device)
     optimizer = build_adamw(head, lr, (0.9, 0.999), config.weight_decay)

@@ -16,7 +16,8 @@ from pretrain import distributed
 from pretrain.config import EngineConfig
 from pretrain.engine import ZeroEngine
 from pretrain.models import Normaliser
-from pretrain.models.vit import SpecViT, initialise
+from pretrain.models.encoder import Encoder
+from pretrain.models.initialise import initialise
 from pretrain.optim import build_adamw
 from pretrain.schedules import warmup_cosine
 from pretrain.telemetry import say
@@ -35,7 +36,7 @@ class FullTuning:
 
     def __init__(
         self,
-        encoder: SpecViT,
+        encoder: Encoder,
         normalise: Normaliser,
         splits: dict[str, LabelledWindows],
         task: Task,
@@ -48,7 +49,7 @@ class FullTuning:
         self.config, self.seed, self.name = config, seed, name
         self.device = distributed.device()
         self.share = share_of_batch(config)
-        head = ConvHead(encoder.feature_dim, len(task.classes), encoder.patch_size, config.bn_group)
+        head = ConvHead(encoder.feature_dim, len(task.classes), encoder.stride, config.bn_group)
         initialise(head, "head", seed)
         model = SegmentationModel(encoder, head)
         optimizer = build_adamw(model, config.lr, (0.9, 0.999), config.weight_decay)

@@ -30,7 +30,8 @@ from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import ZeroEngine
 from pretrain.export import code_version, export_encoder
 from pretrain.models import Normaliser, build_encoder
-from pretrain.models.vit import initialise
+from pretrain.models.initialise import initialise
+from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.optim import build_adamw
 from pretrain.resume import check_same_run, find_resume_point
@@ -55,7 +56,8 @@ def build_objective(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
     """Encoder and objective with weights drawn from the run's seed."""
     model, mae = config.model, config.objective
     encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention)
-    encoder.vit_core.fix_positions()
+    assert isinstance(encoder, ViTEncoder)
+    encoder.core.fix_positions()
     objective = MaskedAutoencoder(
         encoder,
         bands,

@@ -5,11 +5,14 @@ list of pixels: any subset of an image, for example the visible patches of MAE, 
 full image would give there. Parameter names and shapes are the published ones.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
+from pretrain.models.recompute import recomputed
 
 CHANNELS = 128
 """Features per pixel that the adapter hands to the trunk."""
@@ -42,11 +45,14 @@ class SpectralAdapter(nn.Module):
 
     Args:
         bn_group: samples that share batch-norm statistics (see GroupedBatchNorm).
+
+    Attributes:
+        recompute: drop the activations in training and compute them again in the backward pass.
     """
 
     def __init__(self, bn_group: int | None = None) -> None:
         super().__init__()
-        self.bn_group = bn_group
+        self.bn_group, self.recompute = bn_group, False
         for number, (inputs, outputs, kernel, stride) in enumerate(_LAYERS):
             # The published module is a Sequential, so its parameters are called 0, 1, 3, 4, 6, 7.
             self.add_module(str(3 * number), SpectralConv(inputs, outputs, kernel, stride))
@@ -58,7 +64,8 @@ class SpectralAdapter(nn.Module):
         Raises:
             ValueError: in training, where the samples are no multiple of ``bn_group``.
         """
-        return by_groups(self._features, pixels, self.bn_group if self.training else None)
+        layers = partial(recomputed, self._features, self.recompute and self.training)
+        return by_groups(layers, pixels, self.bn_group if self.training else None)
 
     def _features(self, pixels: Tensor) -> Tensor:
         samples, count, bands = pixels.shape

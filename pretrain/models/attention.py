@@ -1,8 +1,8 @@
 """Attention kernels behind one signature, layout (batch, tokens, heads, head dim) in and out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,9 +11,16 @@ from torch.nn import functional as F
 Backend = Literal["auto", "xformers", "sdpa", "math"]
 """``auto``: xformers on CUDA in half precision where it is installed, else torch's SDPA. ``math`` is the reference."""
 
+Runs = Sequence[tuple[int, int]]
+"""Sequences packed one after another into a single one: (how many, of what length) for each length."""
 
-def attention(query: Tensor, key: Tensor, value: Tensor, backend: Backend = "auto") -> Tensor:
+
+def attention(query: Tensor, key: Tensor, value: Tensor, backend: Backend = "auto", runs: Runs | None = None) -> Tensor:
     """softmax(q k^T / sqrt(head dim)) v, each (batch, tokens, heads, head dim).
+
+    Args:
+        backend: which kernel; all take any head dim (xformers and SDPA pad where their fast paths need it).
+        runs: where the batch is 1 and its tokens are packed sequences: tokens attend within their own alone.
 
     Raises:
         RuntimeError: xformers was asked for and can't run here.
@@ -22,19 +29,49 @@ def attention(query: Tensor, key: Tensor, value: Tensor, backend: Backend = "aut
         half = query.dtype in (torch.float16, torch.bfloat16)
         backend = "xformers" if query.is_cuda and half and _xformers() else "sdpa"
     if backend == "math":
-        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
-        return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), value)
+        return _reference(query, key, value, runs)
     if backend == "sdpa":
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        return _sdpa(query, key, value) if runs is None else _each_length(query, key, value, runs)
     kernel = _xformers()
     if kernel is None or not query.is_cuda:
         raise RuntimeError("attention 'xformers' needs a GPU and the extra 'gpu'; use model.attention=auto")
-    return kernel(query, key, value)
+    return kernel(query, key, value, attn_bias=None if runs is None else _block_diagonal(tuple(runs)))
+
+
+def _reference(query: Tensor, key: Tensor, value: Tensor, runs: Runs | None) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    if runs is not None:
+        lengths = torch.tensor([length for count, length in runs for _ in range(count)])
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(query.device)
+        scores = scores.masked_fill(owner[:, None] != owner, -torch.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), value)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _each_length(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> Tensor:
+    """SDPA has no block-diagonal kernel: sequences of one length are a batch to it."""
+    sizes = [count * length for count, length in runs]
+    parts = zip(*(x[0].split(sizes) for x in (query, key, value)), strict=True)
+    outputs = [
+        _sdpa(*(x.unflatten(0, (count, length)) for x in part)).flatten(0, 1)
+        for part, (count, length) in zip(parts, runs, strict=True)
+    ]
+    return torch.cat(outputs)[None]
 
 
 @cache
-def _xformers() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+def _block_diagonal(runs: tuple[tuple[int, int], ...]) -> Any:
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+    return BlockDiagonalMask.from_seqlens([length for count, length in runs for _ in range(count)])
+
+
+@cache
+def _xformers() -> Callable[..., Tensor] | None:
     """xformers' kernel, or None where it isn't installed (importing it on a CPU build only warns)."""
     try:
         from xformers.ops import memory_efficient_attention

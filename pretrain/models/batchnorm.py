@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.models.recompute import is_recomputing
+
 
 def by_groups(layers: Callable[[Tensor], Tensor], x: Tensor, group: int | None) -> Tensor:
     """Run ``layers`` on each group of ``group`` samples of ``x`` (samples, ...); None takes all as one group.
@@ -36,6 +38,9 @@ class GroupedBatchNorm(nn.Module):
 
     Args:
         channels: size of dimension 1.
+
+    Attributes:
+        count_without_grad: count groups that run without gradients, too: a momentum network never has any.
     """
 
     running_mean: Tensor
@@ -44,7 +49,7 @@ class GroupedBatchNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.count_without_grad = eps, momentum, False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -59,7 +64,7 @@ class GroupedBatchNorm(nn.Module):
         self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (n, channels, length), in fp32 whatever the input's dtype."""
+        """Normalise (n, channels, ...), in fp32 whatever the input's dtype."""
         with torch.autocast(x.device.type, enabled=False):
             weight, bias, values = self.weight.float(), self.bias.float(), x.float()
             if self.training:
@@ -70,7 +75,7 @@ class GroupedBatchNorm(nn.Module):
 
     def _normalise(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out, mean, invstd = torch.native_batch_norm(values, weight, bias, None, None, True, 0.0, self.eps)
-        if torch.is_grad_enabled():
+        if (torch.is_grad_enabled() or self.count_without_grad) and not is_recomputing():
             count = values.numel() // values.shape[1]
             variance = (invstd.detach().pow(-2) - self.eps) * (count / max(count - 1, 1))
             self._pending.append(torch.stack([mean.detach(), variance]))

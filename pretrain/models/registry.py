@@ -1,9 +1,12 @@
 """Encoders by name; the names and sizes are those of the published registry."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.models.attention import Backend
-from pretrain.models.vit import SpecViT
+from pretrain.models.encoder import Encoder
+from pretrain.models.resnet import NO_DILATION, PlainResNet, SpecResNet
+from pretrain.models.vit import PlainViT, SpecViT
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class ViTSize:
     mlp_hidden: int
 
 
-ENCODERS = {
+SPEC_VITS = {
     "spec_vit_tiny": ViTSize(192, 12, 3, 768),
     "spec_vit_small": ViTSize(384, 12, 6, 1536),
     "spec_vit_base": ViTSize(768, 12, 12, 3072),
@@ -28,18 +31,42 @@ ENCODERS = {
 """Tiny to giant are the published ones; the published giant has 1.14 billion parameters, the 1.84 billion of
 gigantic are what its model card says."""
 
+PLAIN_VITS = {"vit_tiny": SPEC_VITS["spec_vit_tiny"], "vit_small": SPEC_VITS["spec_vit_small"]}
+"""The same transformers on the bands themselves, for comparison."""
+
+ENCODERS = (*SPEC_VITS, "spec_resnet50", *PLAIN_VITS, "resnet50")
+"""All names."""
+
 
 def build_encoder(
-    name: str, image_size: int = 128, patch_size: int = 4, bn_group: int | None = None, attention: Backend = "auto"
-) -> SpecViT:
+    name: str,
+    image_size: int = 128,
+    patch_size: int = 4,
+    bn_group: int | None = None,
+    attention: Backend = "auto",
+    bands: int = 202,
+    dilate: Sequence[bool] = NO_DILATION,
+) -> Encoder:
     """An encoder with torch-default contents; see ``initialise`` and ``load_encoder`` for weights.
+
+    Args:
+        name: one of ENCODERS.
+        image_size, patch_size, attention: of ViTs.
+        bn_group: samples that share batch-norm statistics.
+        bands: of plain encoders; Spec. ones take any number.
+        dilate: for each layer of Spec. ResNet-50, whether a dilation takes the place of its stride.
 
     Raises:
         ValueError: unknown name, or a patch size that does not divide the image.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"unknown encoder '{name}': known are {', '.join(ENCODERS)}")
-    size = ENCODERS[name]
-    return SpecViT(
-        image_size, patch_size, size.width, size.depth, size.heads, size.mlp_hidden, bn_group, backend=attention
-    )
+    if name in SPEC_VITS:
+        size = SPEC_VITS[name]
+        return SpecViT(image_size, patch_size, size.width, size.depth, size.heads, size.mlp_hidden, bn_group, attention)
+    if name in PLAIN_VITS:
+        size = PLAIN_VITS[name]
+        return PlainViT(bands, image_size, patch_size, size.width, size.depth, size.heads, size.mlp_hidden, attention)
+    if name == "spec_resnet50":
+        return SpecResNet(dilate, bn_group)
+    if name == "resnet50":
+        return PlainResNet(bands, bn_group)
+    raise ValueError(f"unknown encoder '{name}': known are {', '.join(ENCODERS)}")

@@ -1,18 +1,25 @@
-"""Spec. ResNet-50: the spectral adapter at full resolution, then a ResNet-50 without stem and pooling.
+"""Residual networks: Spec. ResNet-50 of SpectralEarth, and the plain ResNet-50 it is compared with.
 
-The first block of layer1 is SpectralEarth's own: 256 channels wide throughout, stride 2, no expansion. All others
-are ResNet-50's bottlenecks (He et al., arXiv 1512.03385; stride in the 3x3 convolution). Overall stride 16:
-128x128 pixels become 8x8 positions of 2048 features. Parameter names and shapes are the published ones.
+Spec. ResNet-50 is the spectral adapter at full resolution, then the layers of a ResNet-50 (He et al., arXiv
+1512.03385; stride in the 3x3 convolution) without stem and pooling. The first block of layer1 is SpectralEarth's
+own: 256 channels wide throughout, stride 2, no expansion. Overall stride 16: 128x128 pixels become 8x8 positions
+of 2048 features. Parameter names and shapes are the published ones.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.adapter import CHANNELS, SpectralAdapter
+from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
+from pretrain.models.encoder import Encoder, Output, layer_numbers
+from pretrain.models.recompute import recomputed
 
 FEATURES = 2048
+NO_DILATION = (False, False, False, False)
 _LAYERS = ((256, 64, 3), (512, 128, 4), (1024, 256, 6), (FEATURES, 512, 3))  # out, width, blocks
 
 
@@ -27,15 +34,15 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = GroupedBatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = GroupedBatchNorm(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn3 = GroupedBatchNorm(outputs)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
             shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(shortcut, GroupedBatchNorm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -44,52 +51,119 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-class ResNetTrunk(nn.Module):
-    """Four layers of bottlenecks.
+class ResNetLayers(nn.Module):
+    """The four layers of bottlenecks, behind the adapter's features or, given ``bands``, ResNet-50's own stem.
 
     Args:
-        dilate: for each layer, whether a dilation takes the place of its stride (all: full resolution).
+        bands: of the images, for the plain network; None for SpectralEarth's first block and stride.
+        dilate: for each layer, whether a dilation takes the place of its stride.
+        bn_group: samples that share batch-norm statistics.
+
+    Attributes:
+        recompute: drop the blocks' activations in training and compute them again in the backward pass.
     """
 
-    def __init__(self, dilate: Sequence[bool] = (False, False, False, False)) -> None:
+    def __init__(self, bands: int | None, dilate: Sequence[bool], bn_group: int | None) -> None:
         super().__init__()
-        inputs, dilation = CHANNELS, 1
+        self.bn_group, self.recompute = bn_group, False
+        if bands is not None:
+            self.conv1 = nn.Conv2d(bands, 64, 7, 2, padding=3, bias=False)
+            self.bn1 = GroupedBatchNorm(64)
+        inputs, dilation = (CHANNELS if bands is None else 64), 1
         for number, ((outputs, width, blocks), dilated) in enumerate(zip(_LAYERS, dilate, strict=True)):
-            stride = 1 if dilated else 2
+            stride = 1 if dilated or (number == 0 and bands is not None) else 2
             dilation *= 2 if dilated and number else 1  # the published option counts 1, 2, 4, 8
-            first = outputs if number == 0 else width  # layer1.0 is as wide as its output
+            first = outputs if number == 0 and bands is None else width  # layer1.0 is as wide as its output
             layer = [Bottleneck(inputs, first, outputs, stride, dilation)]
             layer += [Bottleneck(outputs, width, outputs, 1, dilation) for _ in range(blocks - 1)]
             self.add_module(f"layer{number + 1}", nn.Sequential(*layer))
             inputs = outputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, CHANNELS, H, W) to (B, FEATURES, H/16, W/16)."""
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """The output of each of the four layers."""
+        outputs = []
         for number in range(len(_LAYERS)):
-            x = self.get_submodule(f"layer{number + 1}")(x)
-        return x
+            for block in cast(nn.Sequential, self.get_submodule(f"layer{number + 1}")):
+                x = recomputed(block, self.recompute and self.training, x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, x: Tensor, take: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """(B, channels, H, W) to (B, FEATURES, h, w), or the outputs of the layers in ``take``."""
+        if take is not None:
+            outputs = self.layers(x)
+            return [outputs[number] for number in take]
+        return by_groups(lambda part: self.layers(part)[-1], x, self.bn_group if self.training else None)
 
 
-class SpecResNet(nn.Module):
-    """Adapter and trunk under their published names.
+class ResNetEncoder(Encoder):
+    """The encoder's interface on top of ResNetLayers; pooled features are the mean over the map."""
+
+    feature_dim = FEATURES
+
+    def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
+        """Images to what the layers give."""
+        raise TypeError(f"{type(self).__name__} has no layers")
+
+    def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled") -> Tensor:
+        if output == "map":
+            return cast(Tensor, self._map(cast(Tensor, images)))
+        sizes = [images] if isinstance(images, Tensor) else images
+        return torch.cat([cast(Tensor, self._map(one)).mean((2, 3)) for one in sizes])
+
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> tuple:
+        if return_prefix_tokens:
+            raise ValueError("a ResNet has no class token: leave return_prefix_tokens out")
+        maps = self._map(images, layer_numbers(n, len(_LAYERS)))
+        return tuple(maps if reshape else [one.flatten(2).transpose(1, 2) for one in maps])
+
+
+class SpecResNet(ResNetEncoder):
+    """Adapter and layers under their published names.
 
     Args:
-        dilate: see ResNetTrunk.
-        bn_group: samples that share batch-norm statistics in the adapter.
+        dilate: see ResNetLayers; all four give a map of the image's resolution.
+        bn_group: samples that share batch-norm statistics.
     """
 
-    def __init__(self, dilate: Sequence[bool] = (False, False, False, False), bn_group: int | None = None) -> None:
+    def __init__(self, dilate: Sequence[bool] = NO_DILATION, bn_group: int | None = None) -> None:
         super().__init__()
+        self.stride = 16 >> sum(dilate)
         self.spectral_adapter = SpectralAdapter(bn_group)
-        self.resnet = ResNetTrunk(dilate)
+        self.resnet = ResNetLayers(None, dilate, bn_group)
 
-    def forward_map(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) normalised reflectance to the feature map (B, FEATURES, H/16, W/16)."""
+    def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
         batch, _, height, width = images.shape
         pixels = images.flatten(2).transpose(1, 2)  # (B, H*W, C)
         features = self.spectral_adapter(pixels).transpose(1, 2).reshape(batch, CHANNELS, height, width)
-        return self.resnet(features)
+        return self.resnet(features, take)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to one feature vector a sample, (B, FEATURES): the mean over the map."""
-        return self.forward_map(images).mean((2, 3))
+
+class PlainResNet(ResNetEncoder, ResNetLayers):  # type: ignore[misc]  # its forward is the encoder's
+    """ResNet-50 on the bands themselves: 7x7 stem, max pooling, overall stride 32. The published baseline.
+
+    Args:
+        bands: C.
+        bn_group: samples that share batch-norm statistics.
+    """
+
+    def __init__(self, bands: int, bn_group: int | None = None) -> None:
+        ResNetLayers.__init__(self, bands, NO_DILATION, bn_group)
+        self.stride = 32
+
+    def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
+        if take is not None:
+            outputs = self._stem_and_layers(images)
+            return [outputs[number] for number in take]
+        return by_groups(lambda part: self._stem_and_layers(part)[-1], images, self.bn_group if self.training else None)
+
+    def _stem_and_layers(self, images: Tensor) -> list[Tensor]:
+        x = F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
+        return self.layers(F.max_pool2d(x, 3, 2, padding=1))

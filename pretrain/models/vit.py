@@ -1,43 +1,24 @@
-"""Spec. ViT: spectral adapter, patch projection, plain pre-norm transformer (SpectralEarth, arXiv 2408.08447).
+"""Vision transformers: Spec. ViT (SpectralEarth, arXiv 2408.08447) and the plain ViT it is compared with.
 
 Shapes in comments: B samples, T tokens of the grid, V visible tokens, D width, C bands, p patch size.
 Every weight is used inside the forward of the module that owns it: under ZeRO-3 it exists nowhere else.
 """
 
-import math
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.adapter import CHANNELS, SpectralAdapter
-from pretrain.models.attention import Backend, attention
-from shards.keyed import key
+from pretrain.models.attention import Backend, Runs, attention
+from pretrain.models.encoder import Encoder, Output, layer_numbers
+from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
+from pretrain.models.recompute import recomputed
 
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) to (B, T, p*p, C): the pixels of each patch, row by row, spectra last."""
-    batch, bands, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    grid = images.view(batch, bands, rows, patch_size, columns, patch_size)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size * patch_size, bands)
-
-
-def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens (B, T, ...) by ids (B, V) to (B, V, ...)."""
-    index = ids.view(*ids.shape, *[1] * (tokens.dim() - 2)).expand(-1, -1, *tokens.shape[2:])
-    return tokens.gather(1, index)
-
-
-def sincos_positions(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions (1, 1 + grid*grid, width), zeros for the class token (MAE, arXiv 2111.06377)."""
-    frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
-    axis = torch.cat([angle.sin(), angle.cos()], 1)  # (grid, width / 2)
-    columns = axis[None, :, :].expand(grid, grid, -1)
-    rows = axis[:, None, :].expand(grid, grid, -1)
-    table = torch.cat([columns, rows], -1).reshape(1, grid * grid, width)
-    return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), table], 1).float()
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
 
 
 class PatchProjection(nn.Module):
@@ -51,7 +32,7 @@ class PatchProjection(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """(B, V, p*p, features) to (B, V, D)."""
         weight = self.weight.flatten(2).transpose(1, 2).flatten(1)  # (D, p*p*features), pixels before features
-        return F.linear(patches.flatten(2), weight, self.bias)
+        return F.linear(patches.flatten(2).to(weight.dtype), weight, self.bias)
 
 
 class PatchEmbed(nn.Module):
@@ -74,10 +55,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, runs: Runs | None = None) -> Tensor:
         batch, tokens, width = x.shape
         query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
-        return self.proj(attention(query, key, value, self.backend).reshape(batch, tokens, width))
+        return self.proj(attention(query, key, value, self.backend, runs).reshape(batch, tokens, width))
 
 
 class Mlp(nn.Module):
@@ -102,24 +83,40 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, runs: Runs | None = None) -> Tensor:
+        """(B, tokens, D); ``runs`` where sequences of several lengths are packed into one (see attention)."""
+        x = x + self.attn(self.norm1(x), runs)
         return x + self.mlp(self.norm2(x))
 
 
 class VisionTransformer(nn.Module):
-    """The trunk, ``vit_core`` in published checkpoints: patch projection, positions, blocks, final norm."""
+    """Patch projection, positions, blocks, final norm: ``vit_core`` of a published Spec. ViT, all of a plain ViT.
+
+    Attributes:
+        recompute: drop the blocks' activations in training and compute them again in the backward pass.
+    """
 
     pos_embed: Tensor
 
     def __init__(
-        self, image_size: int, patch_size: int, width: int, depth: int, heads: int, mlp_hidden: int, backend: Backend
+        self,
+        image_size: int,
+        patch_size: int,
+        features: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_hidden: int,
+        backend: Backend,
     ) -> None:
         super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"patch size {patch_size} does not divide image size {image_size}")
         self.grid = image_size // patch_size
+        self.recompute = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
-        self.patch_embed = PatchEmbed(CHANNELS, width, patch_size)
+        self.patch_embed = PatchEmbed(features, width, patch_size)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_hidden, backend) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -132,24 +129,121 @@ class VisionTransformer(nn.Module):
         del self.pos_embed
         self.register_buffer("pos_embed", sincos_positions(width, self.grid))
 
-    def forward(self, patches: Tensor, ids: Tensor | None) -> Tensor:
-        """Pixel features of V patches (B, V, p*p, CHANNELS) at grid ids (B, V) to tokens (B, 1 + V, D).
+    def forward(
+        self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None = None, take: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Tokens (B, 1 + V, D) of each batch, class token first, final norm applied.
 
-        ``ids`` None means the whole grid in order. The class token comes first; the final norm is applied.
+        Args:
+            batches: patches of pixel features (B, V, p*p, features), a batch for each image size.
+            grids: of the images of each batch; positions are interpolated to it.
+            ids: grid ids (B, V) of the patches of a single batch; None means the whole grid in order.
+            take: of a single batch: give the outputs of these blocks instead, without the norm.
         """
+        embedded = [self._embed(patches, grid, ids) for patches, grid in zip(batches, grids, strict=True)]
+        if len(embedded) == 1:
+            x, runs = embedded[0], None
+        else:  # one sequence of sequences: one launch for all crop sizes
+            x = torch.cat([one.flatten(0, 1) for one in embedded])[None]
+            runs = [(one.shape[0], one.shape[1]) for one in embedded]
+        taken = []
+        for number, block in enumerate(self.blocks):
+            x = recomputed(block, self.recompute and self.training, x, runs)
+            if take is not None and number in take:
+                taken.append(x)
+        if take is not None:
+            return taken
+        x = self.norm(x)
+        if runs is None:
+            return [x]
+        parts = x[0].split([count * length for count, length in runs])
+        return [part.view(count, length, -1) for part, (count, length) in zip(parts, runs, strict=True)]
+
+    def _embed(self, patches: Tensor, grid: Grid, ids: Tensor | None) -> Tensor:
         batch = patches.shape[0]
-        positions = self.pos_embed[:, 1:]
+        positions = resize_positions(self.pos_embed, grid)
+        cls = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
+        places = positions[:, 1:]
         if ids is not None:
-            positions = gather_tokens(positions.expand(batch, -1, -1), ids)
-        tokens = self.patch_embed(patches) + positions
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(batch, -1, -1)
-        x = torch.cat([cls, tokens], 1).to(self.cls_token.dtype)  # the residual stream is fp32 under autocast
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+            places = gather_tokens(places.expand(batch, -1, -1), ids)
+        tokens = self.patch_embed(patches) + places
+        return torch.cat([cls, tokens], 1).to(self.cls_token.dtype)  # the residual stream is fp32 under autocast
 
 
-class SpecViT(nn.Module):
+class ViTEncoder(Encoder):
+    """The encoder's interface on top of a VisionTransformer.
+
+    Attributes:
+        image_size, patch_size: in pixels, of the image that positions are for.
+        grid: patches per side of that image.
+    """
+
+    image_size: int
+    patch_size: int
+    grid: int
+
+    @property
+    @abstractmethod
+    def core(self) -> VisionTransformer:
+        """The transformer."""
+
+    @abstractmethod
+    def _transform(self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None, take: list[int] | None) -> list:
+        """Patches of pixels (B, V, p*p, C) to what VisionTransformer.forward gives."""
+
+    def forward(
+        self, images: Tensor | Sequence[Tensor], output: Output = "pooled", ids: Tensor | None = None
+    ) -> Tensor:
+        """See Encoder; the pooled features are the class token's.
+
+        With ``output`` ``tokens``, ``images`` are pixels of patches (B, V, p*p, C) at grid ``ids`` (B, V), and
+        all tokens come out, (B, 1 + V, D). Only these patches go through the stem: for MAE, 4 to 10 times less
+        work than the whole image.
+        """
+        if output == "tokens":
+            assert isinstance(images, Tensor)
+            return self._transform([images], [(self.grid, self.grid)], ids, None)[0]
+        sizes = [images] if isinstance(images, Tensor) else list(images)
+        grids = [self._grid_of(one) for one in sizes]
+        tokens = self._transform([patchify(one, self.patch_size) for one in sizes], grids, None, None)
+        if output == "map":
+            return _as_map(tokens[0][:, 1:], grids[0])
+        return torch.cat([one[:, 0] for one in tokens])
+
+    def tokens(self, patches: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Pixels of V patches (B, V, p*p, C), normalised, at grid ids (B, V), to tokens (B, 1 + V, D)."""
+        return self(patches, "tokens", ids)
+
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> tuple:
+        numbers = layer_numbers(n, len(self.core.blocks))
+        grid = self._grid_of(images)
+        outputs = self._transform([patchify(images, self.patch_size)], [grid], None, numbers)
+        by_number = dict(zip(sorted(set(numbers)), outputs, strict=True))
+        layers = [self.core.norm(by_number[number]) if norm else by_number[number] for number in numbers]
+        features = [_as_map(x[:, 1:], grid) if reshape else x[:, 1:] for x in layers]
+        if return_prefix_tokens:
+            return tuple(zip(features, [x[:, :1] for x in layers], strict=True))
+        return tuple(features)
+
+    def _grid_of(self, images: Tensor) -> Grid:
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"images of {height} x {width} px do not divide into patches of {self.patch_size} px")
+        return height // self.patch_size, width // self.patch_size
+
+
+def _as_map(tokens: Tensor, grid: Grid) -> Tensor:
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
+
+
+class SpecViT(ViTEncoder):
     """Spectral adapter and transformer.
 
     Args:
@@ -157,10 +251,6 @@ class SpecViT(nn.Module):
         width, depth, heads, mlp_hidden: of the transformer.
         bn_group: samples that share batch-norm statistics.
         backend: attention kernel.
-
-    Attributes:
-        feature_dim: D.
-        patch_size, grid: pixels per patch side, patches per image side.
     """
 
     def __init__(
@@ -175,54 +265,51 @@ class SpecViT(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if image_size % patch_size:
-            raise ValueError(f"patch size {patch_size} does not divide image size {image_size}")
-        self.image_size, self.patch_size, self.grid = image_size, patch_size, image_size // patch_size
+        self.image_size, self.patch_size, self.stride = image_size, patch_size, patch_size
         self.feature_dim = width
         self.spectral_adapter = SpectralAdapter(bn_group)
-        self.vit_core = VisionTransformer(image_size, patch_size, width, depth, heads, mlp_hidden, backend)
+        self.vit_core = VisionTransformer(image_size, patch_size, CHANNELS, width, depth, heads, mlp_hidden, backend)
+        self.grid = self.vit_core.grid
 
-    def tokens(self, patches: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Pixels of V patches (B, V, p*p, C), normalised, at grid ids (B, V), to tokens (B, 1 + V, D).
+    @property
+    def core(self) -> VisionTransformer:
+        return self.vit_core
 
-        Only these patches go through the stem: for MAE that is 4 to 10 times less work than the whole image.
-        """
+    def _transform(self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None, take: list[int] | None) -> list:
+        return self.vit_core([self._features(patches) for patches in batches], grids, ids, take)
+
+    def _features(self, patches: Tensor) -> Tensor:
         batch, visible, pixels, bands = patches.shape
         features = self.spectral_adapter(patches.reshape(batch, visible * pixels, bands))
-        return self.vit_core(features.view(batch, visible, pixels, CHANNELS), ids)
-
-    def dense_features(self, images: Tensor) -> Tensor:
-        """Patch features of images (B, C, H, W) as a map (B, D, grid, grid), after the final norm."""
-        tokens = self.tokens(patchify(images, self.patch_size))[:, 1:]
-        return tokens.transpose(1, 2).reshape(images.shape[0], self.feature_dim, self.grid, self.grid)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class-token features (B, D) of normalised images (B, C, H, W)."""
-        return self.tokens(patchify(images, self.patch_size))[:, 0]
+        return features.view(batch, visible, pixels, CHANNELS)
 
 
-def initialise(module: nn.Module, name: str, seed: int) -> None:
-    """Fill a model's parameters, each from (seed, its own name): independent of order, ranks and ZeRO stage.
+class PlainViT(ViTEncoder, VisionTransformer):  # type: ignore[misc]  # its forward is the encoder's
+    """A vision transformer on the bands themselves, without the adapter: the published baseline.
 
-    Truncated normal (std 0.02) for linear weights and tokens, He-uniform bounds for the adapter's
-    convolutions as torch's defaults have them, ones and zeros for norms and biases.
+    Args:
+        bands: C.
+        image_size, patch_size, width, depth, heads, mlp_hidden, backend: as SpecViT's.
     """
-    for parameter_name, parameter in module.named_parameters():
-        full = f"{name}.{parameter_name}"
-        generator = torch.Generator().manual_seed(key(seed, full) % 2**63)
-        with torch.no_grad():
-            _fill(full, parameter, generator)
 
+    def __init__(
+        self,
+        bands: int,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_hidden: int,
+        backend: Backend = "auto",
+    ) -> None:
+        VisionTransformer.__init__(self, image_size, patch_size, bands, width, depth, heads, mlp_hidden, backend)
+        self.image_size, self.patch_size, self.stride = image_size, patch_size, patch_size
+        self.feature_dim = width
 
-def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("cls_token", "mask_token", "pos_embed"):
-        nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
-    elif parameter.dim() == 1:
-        parameter.fill_(1.0 if leaf == "weight" else 0.0)
-    elif parameter.dim() == 5:
-        nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
-    else:
-        fan_out, fan_in = parameter.shape[0], parameter[0].numel()
-        bound = math.sqrt(6.0 / (fan_in + fan_out))  # Xavier-uniform, as MAE initialises its linear layers
-        parameter.uniform_(-bound, bound, generator=generator)
+    @property
+    def core(self) -> VisionTransformer:
+        return self
+
+    def _transform(self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None, take: list[int] | None) -> list:
+        return VisionTransformer.forward(self, batches, grids, ids, take)

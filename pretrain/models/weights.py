@@ -11,9 +11,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
+from pretrain.models.encoder import Encoder
 from pretrain.models.normalise import Normaliser
 from pretrain.models.registry import build_encoder
-from pretrain.models.vit import SpecViT
 from shards.atomic import write_atomic
 from shards.errors import ForgeError
 
@@ -59,7 +59,7 @@ def save_encoder(path: Path, weights: dict[str, Tensor], description: EncoderDes
 
 def load_encoder(
     path: str | Path, bn_group: int | None = None, attention: Backend = "auto"
-) -> tuple[SpecViT, EncoderDescription]:
+) -> tuple[Encoder, EncoderDescription]:
     """Rebuild an exported encoder; nothing but its file is needed.
 
     Returns:
@@ -88,7 +88,7 @@ def load_encoder(
     return encoder.eval(), description
 
 
-def encode(encoder: SpecViT, description: EncoderDescription, tiles: np.ndarray | Tensor) -> Tensor:
+def encode(encoder: Encoder, description: EncoderDescription, tiles: np.ndarray | Tensor) -> Tensor:
     """Class-token features (B, D) float32 of int16 tiles (B, C, H, W), on the encoder's device.
 
     Raises:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
-from pretrain.models.vit import Block, SpecViT, gather_tokens, patchify, sincos_positions
+from pretrain.models.patches import gather_tokens, patchify, sincos_positions
+from pretrain.models.vit import Block, ViTEncoder
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class MaskedAutoencoder(nn.Module):
     """Encoder, decoder and loss.
 
     Args:
-        encoder: its positions should be fixed (``encoder.vit_core.fix_positions()``) for training.
+        encoder: its positions should be fixed (``encoder.core.fix_positions()``) for training.
         bands: C.
         mask_ratio: share of patches that the encoder doesn't see.
         norm_pix: normalise the target per patch.
@@ -84,7 +85,7 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(
         self,
-        encoder: SpecViT,
+        encoder: ViTEncoder,
         bands: int,
         mask_ratio: float = 0.9,
         norm_pix: bool = True,

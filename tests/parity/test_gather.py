@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from pretrain.models import build_encoder
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.vit import SpecViT, gather_tokens, initialise, patchify
+from pretrain.models.initialise import initialise
+from pretrain.models.patches import gather_tokens, patchify
+from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder, choose_masks
 
 SIZE = 16

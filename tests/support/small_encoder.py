@@ -1,7 +1,8 @@
 """The smallest encoder of the registry, with drawn weights and a description, for files and caches."""
 
 from pretrain.models import EncoderDescription, build_encoder
-from pretrain.models.vit import SpecViT, initialise
+from pretrain.models.initialise import initialise
+from pretrain.models.vit import SpecViT
 
 BANDS, SIZE = 80, 8
 

@@ -8,7 +8,8 @@ import zarr
 from finetune.datasets import LabelledWindows
 from finetune.features import BATCH, frozen_features
 from pretrain.models import Normaliser
-from pretrain.models.vit import SpecViT, initialise
+from pretrain.models.initialise import initialise
+from pretrain.models.vit import SpecViT
 
 CPU = torch.device("cpu")
 BANDS, SIZE = 80, 8

@@ -7,7 +7,7 @@ from torch import nn
 
 from finetune.heads import ConvHead, SegmentationModel, predict_classes, segmentation_loss
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.vit import initialise
+from pretrain.models.initialise import initialise
 
 
 def _head(patch_size: int = 4, bn_group: int | None = None) -> ConvHead:
@@ -61,7 +61,7 @@ def test_scores_have_the_size_of_the_image(patch_size, last):
 
 @pytest.mark.parametrize("patch_size", [0, 1, 3, 6, 12])
 def test_a_patch_size_that_is_no_power_of_two_is_refused(patch_size):
-    with pytest.raises(ValueError, match=f"patch size of 2, 4, 8, ..., not {patch_size}"):
+    with pytest.raises(ValueError, match=f"feature stride of 2, 4, 8, ..., not {patch_size}"):
         ConvHead(24, 5, patch_size, None)
 
 

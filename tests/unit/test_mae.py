@@ -6,7 +6,9 @@ import torch
 from pydantic import ValidationError
 
 from pretrain.config import PretrainConfig
-from pretrain.models.vit import SpecViT, gather_tokens, initialise, patchify
+from pretrain.models.initialise import initialise
+from pretrain.models.patches import gather_tokens, patchify
+from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder, choose_masks, masked_targets
 
 BANDS = 80

@@ -6,7 +6,7 @@ from torch import nn
 
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups, grouped_batch_norms
-from pretrain.models.vit import initialise
+from pretrain.models.initialise import initialise
 
 CHANNELS, LENGTH = 5, 7
 

@@ -27,7 +27,7 @@ def test_dilation_takes_the_place_of_strides(dilate, side):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        assert model.forward_map(torch.zeros(1, 100, 32, 32)).shape == (1, FEATURES, side, side)
+        assert model.dense_features(torch.zeros(1, 100, 32, 32)).shape == (1, FEATURES, side, side)
 
 
 @pytest.mark.parametrize("bands", [150, 198, 202, 224, 242])

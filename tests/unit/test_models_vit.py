@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pretrain.models import ENCODERS, build_encoder
-from pretrain.models.vit import SpecViT, gather_tokens, initialise, patchify, sincos_positions
+from pretrain.models.initialise import initialise
+from pretrain.models.patches import gather_tokens, patchify, sincos_positions
+from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.pictures import unpatchify
 

@@ -1,0 +1,49 @@
+"""Images as patches of pixels, and where patches are: grids, positions, picking the visible ones.
+
+Shapes: B samples, T patches of the grid, V visible ones, C bands, p patch size, D width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W) to (B, T, p*p, C): the pixels of each patch, row by row, spectra last."""
+    batch, bands, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.view(batch, bands, rows, patch_size, columns, patch_size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size * patch_size, bands)
+
+
+def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Pick tokens (B, T, ...) by ids (B, V) to (B, V, ...)."""
+    index = ids.view(*ids.shape, *[1] * (tokens.dim() - 2)).expand(-1, -1, *tokens.shape[2:])
+    return tokens.gather(1, index)
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions (1, 1 + grid*grid, width), zeros for the class token (MAE, arXiv 2111.06377)."""
+    frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    axis = torch.cat([angle.sin(), angle.cos()], 1)  # (grid, width / 2)
+    columns = axis[None, :, :].expand(grid, grid, -1)
+    rows = axis[:, None, :].expand(grid, grid, -1)
+    table = torch.cat([columns, rows], -1).reshape(1, grid * grid, width)
+    return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), table], 1).float()
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings (1, 1 + s*s, D) to a grid of other rows and columns; the class token's stays.
+
+    Bicubic with antialiasing, as DINOv2 and timm resample them.
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    if grid == (side, side):
+        return positions
+    cls, patches = positions[:, :1], positions[:, 1:]
+    square = patches.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([cls, resized.flatten(2).transpose(1, 2).to(cls.dtype)], 1)
