@@ -1,8 +1,8 @@
 """The typed config of a pretraining run. No torch here: a wrong key is answered before anything heavy loads."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shards.config import ConfigModel
 from shards.selection import OrderConfig, ViewConfig
@@ -38,11 +38,14 @@ class DataConfig(ConfigModel):
 
 
 class AugmentConfig(ConfigModel):
-    """Random crop and flips. ``crop_scale``: range of the crop's share of the tile's area, resized to the
-    image size; null: crops of exactly the image size, never resampled."""
+    """Views of a tile. ``crop_scale``: range of the crop's share of the tile's area, resized to the image size;
+    null: crops of exactly the image size, never resampled. ``blur``: probability of a Gaussian blur of 0.1 to 2
+    pixels. ``clip``: normalised values beyond this many standard deviations are cut to it, null for none."""
 
     crop_scale: tuple[float, float] | None = Field(default=(0.4, 1.0), strict=False)
     flip: bool = True
+    blur: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip: Annotated[float, Field(gt=0)] | None = None
 
 
 class ModelConfig(ConfigModel):
@@ -56,15 +59,23 @@ class ModelConfig(ConfigModel):
         "spec_vit_huge",
         "spec_vit_giant",
         "spec_vit_gigantic",
+        "spec_resnet50",
+        "vit_tiny",
+        "vit_small",
+        "resnet50",
     ] = "spec_vit_small"
     image_size: Positive = 128
     patch_size: Positive = 4
     bn_group: Positive = 8
     attention: Literal["auto", "xformers", "sdpa", "math"] = "auto"
 
+    @property
+    def is_vit(self) -> bool:
+        return "vit" in self.name
+
     @model_validator(mode="after")
     def _patch_divides_image(self) -> Self:
-        if self.image_size % self.patch_size:
+        if self.is_vit and self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
         return self
 
@@ -78,22 +89,84 @@ class DecoderConfig(ConfigModel):
 
 
 class MaeConfig(ConfigModel):
-    """Masked autoencoding."""
+    """Masked autoencoding. ``ignore_nodata``: missing pixels don't count in the loss. ``spectral_angle``: weight of
+    the mean angle in radians between predicted and true spectra, 0 for none; it needs ``norm_pix`` false."""
 
     name: Literal["mae"] = "mae"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
     norm_pix: bool = True
+    ignore_nodata: bool = False
+    spectral_angle: Annotated[float, Field(ge=0)] = 0.0
     decoder: DecoderConfig = DecoderConfig()
+
+    @model_validator(mode="after")
+    def _angles_need_levels(self) -> Self:
+        if self.spectral_angle and self.norm_pix:
+            raise ValueError("spectral_angle needs norm_pix false: a target normalised per patch has no spectrum")
+        return self
+
+
+class MocoConfig(ConfigModel):
+    """MoCo-v2 (arXiv 2003.04297). ``queue``: negatives, a multiple of the global batch; ``head_norm``: batch norms
+    in the projection head, as the published code has them."""
+
+    name: Literal["moco"]
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.999
+    queue: Positive = 32768
+    hidden: Positive = 2048
+    dim: Positive = 128
+    head_norm: bool = False
+
+
+class LocalCropsConfig(ConfigModel):
+    """DINO's small views: how many, of what size in pixels, and their share of the tile's area."""
+
+    count: Annotated[int, Field(ge=0)] = 0
+    size: Positive = 48
+    scale: tuple[float, float] = Field(default=(0.05, 0.4), strict=False)
+
+
+class DinoConfig(ConfigModel):
+    """DINO (arXiv 2104.14294). The teacher's momentum rises from ``momentum`` to 1 over the whole training; its
+    temperature from ``teacher_temperature`` to ``final_teacher_temperature`` over the first
+    ``warmup_temperature_steps``. The head's last layer is frozen for the first ``freeze_last_layer_steps``."""
+
+    name: Literal["dino"]
+    hidden: Positive = 2048
+    bottleneck: Positive = 256
+    prototypes: Positive = 8192
+    student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    teacher_temperature: Annotated[float, Field(gt=0)] = 0.04
+    final_teacher_temperature: Annotated[float, Field(gt=0)] = 0.04
+    warmup_temperature_steps: Annotated[int, Field(ge=0)] = 0
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    freeze_last_layer_steps: Annotated[int, Field(ge=0)] = 0
+    local_crops: LocalCropsConfig = LocalCropsConfig()
+
+
+ObjectiveConfig = Annotated[MaeConfig | MocoConfig | DinoConfig, Field(discriminator="name")]
 
 
 class OptimConfig(ConfigModel):
-    """AdamW with linear warm-up and cosine decay to ``min_lr``; ``clip`` is the largest gradient norm, 0 for none."""
+    """AdamW, or SGD with momentum ``betas[0]``, after a linear warm-up.
 
+    ``reference_batch``: the global batch that ``lr`` is for, from which it scales linearly; null: as it stands.
+    ``schedule``: cosine decay to ``min_lr``, or a tenth at each share of the training in ``milestones``.
+    ``layer_decay``: factor of the rate from each block to the one below. ``clip``: largest gradient norm, 0 for none.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-4
+    reference_batch: Positive | None = None
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["cosine", "milestones"] = "cosine"
+    milestones: tuple[Share, ...] = Field(default=(), strict=False)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     clip: Annotated[float, Field(ge=0)] = 1.0
 
 
@@ -106,10 +179,15 @@ class TrainConfig(ConfigModel):
 
 
 class EngineConfig(ConfigModel):
-    """DeepSpeed. ``precision``: fp32; autocast (bf16 compute, fp32 parameters); bf16 (bf16 parameters, fp32 master)."""
+    """DeepSpeed. ``precision``: fp32; autocast (bf16 compute, fp32 parameters); bf16 (bf16 parameters, fp32 master).
+
+    ``activation_checkpointing``: compute the activations of blocks again in the backward pass: less memory, a
+    third more work, the same numbers.
+    """
 
     zero_stage: Literal[0, 1, 2, 3] = 3
     precision: Literal["fp32", "autocast", "bf16"] = "autocast"
+    activation_checkpointing: bool = False
     reduce_bucket_size: Positive = 50_000_000
     prefetch_bucket_size: Annotated[int, Field(ge=0)] = 50_000_000
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
@@ -135,6 +213,17 @@ class LogConfig(ConfigModel):
     validate_every: Annotated[int, Field(ge=0)] = 1000
 
 
+class ProbeConfig(ConfigModel):
+    """Nearest-neighbour and linear probe of the encoder during training, on labelled shards (packed with
+    ``--labels``, splits train and val). ``samples``: labelled patches of each split; ``ignore``: labels not counted."""
+
+    shards: str
+    every: Positive = 5000
+    neighbours: Positive = 20
+    samples: Positive = 4096
+    ignore: tuple[int, ...] = Field(default=(0,), strict=False)
+
+
 class PretrainConfig(ConfigModel):
     """Everything about a run; saved with it as ``config.yaml``."""
 
@@ -142,12 +231,18 @@ class PretrainConfig(ConfigModel):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
-    objective: MaeConfig = MaeConfig()
+    objective: ObjectiveConfig = MaeConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    probe: ProbeConfig | None = None
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _mae_unless_named(cls, value: Any) -> Any:
+        return {"name": "mae", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
@@ -159,11 +254,45 @@ class PretrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _something_is_visible(self) -> Self:
-        patches, ratio = (self.model.image_size // self.model.patch_size) ** 2, self.objective.mask_ratio
-        if int(patches * (1 - ratio)) < 1:
-            raise ValueError(f"objective.mask_ratio {ratio} leaves none of {patches} patches visible")
+    def _objective_fits_the_model(self) -> Self:
+        model, objective = self.model, self.objective
+        if isinstance(objective, MaeConfig):
+            if not model.is_vit:
+                raise ValueError(
+                    f"objective mae needs a ViT to mask: model.name {model.name} is none; use moco or dino"
+                )
+            patches = (model.image_size // model.patch_size) ** 2
+            if int(patches * (1 - objective.mask_ratio)) < 1:
+                raise ValueError(
+                    f"objective.mask_ratio {objective.mask_ratio} leaves none of {patches} patches visible"
+                )
+        if isinstance(objective, DinoConfig) and objective.local_crops.count and model.is_vit:
+            if objective.local_crops.size % model.patch_size:
+                raise ValueError(
+                    f"model.patch_size {model.patch_size} does not divide local_crops.size {objective.local_crops.size}"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _queue_fits(self) -> Self:
+        objective, train = self.objective, self.train
+        if isinstance(objective, MocoConfig):
+            if objective.queue % train.global_batch:
+                raise ValueError(
+                    f"objective.queue {objective.queue} must be a multiple of train.global_batch {train.global_batch}"
+                )
+            if train.micro_batch < 2 * self.model.bn_group:
+                raise ValueError(
+                    f"train.micro_batch {train.micro_batch} must be at least two of model.bn_group "
+                    f"{self.model.bn_group}: keys are shuffled between groups, or batch norm gives them away"
+                )
+        return self
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate of this batch size."""
+        reference = self.optim.reference_batch
+        return self.optim.lr if reference is None else self.optim.lr * self.train.global_batch / reference
 
     def accumulation(self, world_size: int) -> int:
         """Micro batches per step and process; raises ValueError where they don't come out whole."""

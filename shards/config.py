@@ -153,10 +153,10 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
     """One line for the first error, with the nearest key where a key was unknown."""
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in first["loc"])
+    key, kinds = _locate(first["loc"], schema)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_suggest(key, schema)}{more}"
+        return f"unknown key '{key}'{_suggest(key, schema, kinds)}{more}"
     if first["type"] == "missing":
         return f"key '{key}' is required{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -165,8 +165,26 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
     return f"key '{key}': {message[0].lower()}{message[1:]}, got {first['input']!r}{more}"
 
 
-def _suggest(key: str, schema: type[ConfigModel]) -> str:
-    known = list(_keys(schema, ""))
+def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, dict[str, type[BaseModel]]]:
+    """The key of a pydantic location, and which kind of section each tag in it chose (tags are no part of the key)."""
+    parts: list[str] = []
+    kinds: dict[str, type[BaseModel]] = {}
+    choices: list[type[BaseModel]] = [schema]
+    for part in map(str, loc):
+        tagged = [
+            kind for kind in choices if part in get_args(getattr(kind.model_fields.get("name"), "annotation", None))
+        ]
+        if len(choices) > 1 and tagged:
+            choices = tagged
+            kinds[".".join(parts)] = tagged[0]
+            continue
+        parts.append(part)
+        choices = [kind for choice in choices if part in choice.model_fields for kind in _sections(choice, part)]
+    return ".".join(parts), kinds
+
+
+def _suggest(key: str, schema: type[BaseModel], kinds: dict[str, type[BaseModel]]) -> str:
+    known = list(_keys(schema, "", kinds))
     section, _, last = key.rpartition(".")
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     # the right name in another section, then a misspelt one here, then a misspelt one elsewhere
@@ -177,9 +195,17 @@ def _suggest(key: str, schema: type[ConfigModel]) -> str:
     return f"; known here: {', '.join(siblings or known)}"
 
 
-def _keys(schema: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in schema.model_fields.items():
+def _keys(schema: type[BaseModel], prefix: str, kinds: dict[str, type[BaseModel]]) -> Iterator[str]:
+    for name in schema.model_fields:
         yield prefix + name
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys(kind, f"{prefix}{name}.")
+        chosen = kinds.get(prefix + name)
+        for kind in [chosen] if chosen else _sections(schema, name):
+            yield from _keys(kind, f"{prefix}{name}.", kinds)
+
+
+def _sections(schema: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The kinds of section that a field may hold; none where it holds a value."""
+    annotation = schema.model_fields[name].annotation
+    return [
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
