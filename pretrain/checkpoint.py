@@ -5,7 +5,8 @@
     RUN/checkpoints/
       step-00000200/
         weights-00000-of-00002.safetensors     fp32 parameters and buffers by name, split over the writing ranks
-        optimizer-00000-of-00002.safetensors   Adam's exp_avg and exp_avg_sq by parameter name
+        optimizer-00000-of-00002.safetensors   Adam's exp_avg and exp_avg_sq (SGD's momentum) by parameter name
+        teacher-00000-of-00002.safetensors     the momentum network of MoCo and DINO, fp32
         state.json                             step, samples seen, config, dataset
         checkpoint.json                        size and SHA-256 of each file; written last
       step-00000400.tmp/                       being written, or left by a kill: never read
@@ -23,7 +24,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -32,23 +33,27 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.engine import ZeroEngine
+from pretrain.momentum import MomentumNetwork
 from shards.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.errors import ForgeError
 
 FORMAT = 1
 SEAL = "checkpoint.json"
 STATE = "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
 
 
 class CheckpointError(ForgeError):
     """A checkpoint that is damaged, missing where one was expected, or of another run."""
 
 
-def save_checkpoint(engine: ZeroEngine, folder: Path, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    engine: ZeroEngine, folder: Path, state: dict[str, Any], keep: int, momentum: MomentumNetwork | None = None
+) -> Path:
     """Write ``folder/step-N`` and drop older ones beyond ``keep``; every rank must call it.
 
     Args:
+        momentum: the average that belongs to the engine's weights, where the objective has one.
         state: plain JSON, the same on all ranks; read back by ``read_state``.
     """
     final = folder / f"step-{engine.step_count:08d}"
@@ -60,7 +65,10 @@ def save_checkpoint(engine: ZeroEngine, folder: Path, state: dict[str, Any], kee
     weights, optimizer, adam_step = _gather_owned(engine)
     part = f"{distributed.rank():05d}-of-{distributed.world_size():05d}.safetensors"
     written = {}
-    for kind, tensors in (("weights", weights), ("optimizer", optimizer)):
+    kinds = {"weights": weights, "optimizer": optimizer}
+    if momentum is not None:
+        kinds["teacher"] = momentum.owned_tensors()
+    for kind, tensors in kinds.items():
         written[f"{kind}-{part}"] = _write_tensors(staged / f"{kind}-{part}", tensors)
     everyone = distributed.gather_objects(written)
     if distributed.is_main():
@@ -80,8 +88,8 @@ def save_checkpoint(engine: ZeroEngine, folder: Path, state: dict[str, Any], kee
     return final
 
 
-def load_checkpoint(engine: ZeroEngine, path: Path) -> None:
-    """Put a checkpoint's weights, buffers and Adam state into an engine of any world size and stage.
+def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | None = None) -> None:
+    """Put a checkpoint's weights, buffers and optimizer state into an engine of any world size and stage.
 
     Raises:
         CheckpointError: it holds another model.
@@ -89,13 +97,15 @@ def load_checkpoint(engine: ZeroEngine, path: Path) -> None:
     with _TensorFiles(path, "weights") as weights, _TensorFiles(path, "optimizer") as optimizer:
         _check_model(engine, weights, path)
         adam_step = float(read_state(path)["adam_step"])
-        _create_adam_state(engine, adam_step)
+        _create_optimizer_state(engine, adam_step)
         _set_parameters(engine, weights, optimizer)
         _refresh_model_copies(engine)
         with torch.no_grad():
             for name, buffer in engine.module.named_buffers():
                 if name in weights.names:
                     buffer.copy_(weights.get(name))
+    if momentum is not None:
+        _load_momentum(momentum, path)
     engine.deepspeed.global_steps = int(read_state(path)["step"])
     distributed.barrier()
 
@@ -147,9 +157,9 @@ def read_state(path: Path) -> dict[str, Any]:
     return json.loads((path / STATE).read_bytes())
 
 
-def read_weights(path: Path, prefix: str) -> dict[str, Tensor]:
+def read_weights(path: Path, prefix: str, kind: Literal["weights", "teacher"] = "weights") -> dict[str, Tensor]:
     """All weights and buffers below ``prefix.``, without it, from the files alone."""
-    with _TensorFiles(path, "weights") as weights:
+    with _TensorFiles(path, kind) as weights:
         return {
             name.removeprefix(f"{prefix}."): weights.get(name)
             for name in weights.names
@@ -161,29 +171,29 @@ def read_weights(path: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def _gather_owned(engine: ZeroEngine) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-    """This rank's share of weights and Adam moments (fp32, on the CPU), and Adam's step."""
+    """This rank's share of weights and moments (fp32, on the CPU), and Adam's step (0 under SGD)."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     _link_optimizer_state(engine)
     weights: dict[str, Tensor] = {}
     optimizer: dict[str, Tensor] = {}
-    parameters = dict(engine.module.named_parameters())
+    parameters, names = dict(engine.module.named_parameters()), _moments(engine)
     for number, name in enumerate(engine.names):
         parameter = parameters[name]
         if engine.config.zero_stage == 0:
             state = engine.deepspeed.optimizer.state[parameter]
-            full, moments = parameter.data, [state[moment] for moment in MOMENTS]
+            full, moments = parameter.data, [state[moment] for moment in names]
         else:  # collective: every rank calls it for every parameter
             full = safe_get_full_fp32_param(parameter)
-            moments = [safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS]
+            moments = [safe_get_full_optimizer_state(parameter, moment) for moment in names]
         if number % distributed.world_size() == distributed.rank():
             weights[name] = _cpu_copy(full)
-            for moment, value in zip(MOMENTS, moments, strict=True):
+            for moment, value in zip(names, moments, strict=True):
                 optimizer[f"{name}/{moment}"] = _cpu_copy(value)
     if distributed.is_main():
         weights |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
     states = _base_optimizer(engine).state.values()
-    return weights, optimizer, max(float(state["step"]) for state in states)
+    return weights, optimizer, max(float(state.get("step", 0)) for state in states)
 
 
 def _cpu_copy(value: Tensor) -> Tensor:
@@ -264,15 +274,18 @@ def _flat_partitions(engine: ZeroEngine) -> Iterator[Tensor]:
         yield from engine.deepspeed.optimizer.single_partition_of_fp32_groups
 
 
-def _create_adam_state(engine: ZeroEngine, step: float) -> None:
-    """Adam makes its state in its first step; a loaded one has to be there before."""
+def _moments(engine: ZeroEngine) -> tuple[str, ...]:
+    """What the optimizer keeps for each weight."""
+    return MOMENTS[type(_base_optimizer(engine))]
+
+
+def _create_optimizer_state(engine: ZeroEngine, step: float) -> None:
+    """Optimizers make their state in the first step; a loaded one has to be there before."""
     base = _base_optimizer(engine)
     for flat in _flat_partitions(engine):
-        base.state[flat] = {
-            "step": torch.tensor(step),
-            "exp_avg": torch.zeros_like(flat),
-            "exp_avg_sq": torch.zeros_like(flat),
-        }
+        base.state[flat] = {moment: torch.zeros_like(flat) for moment in _moments(engine)}
+        if isinstance(base, torch.optim.AdamW):
+            base.state[flat]["step"] = torch.tensor(step)
     _link_optimizer_state(engine)
 
 
@@ -282,7 +295,7 @@ def _set_parameters(engine: ZeroEngine, weights: _TensorFiles, optimizer: _Tenso
     parameters = dict(engine.module.named_parameters())
     for name in engine.names:
         parameter = parameters[name]
-        moments = {moment: optimizer.get(f"{name}/{moment}") for moment in MOMENTS}
+        moments = {moment: optimizer.get(f"{name}/{moment}") for moment in _moments(engine)}
         if engine.config.zero_stage == 0:
             parameter.data.copy_(weights.get(name))
             for moment, value in moments.items():
@@ -291,6 +304,16 @@ def _set_parameters(engine: ZeroEngine, weights: _TensorFiles, optimizer: _Tenso
             safe_set_full_fp32_param(parameter, weights.get(name).to(distributed.device()))
             for moment, value in moments.items():
                 safe_set_full_optimizer_state(parameter, value.to(distributed.device()), moment)
+
+
+def _load_momentum(momentum: MomentumNetwork, path: Path) -> None:
+    with _TensorFiles(path, "teacher") as files:
+        wrong = [name for name in momentum.tensor_names() if name not in files.names]
+        wrong += [name for name in momentum.tensor_names() if not wrong and files.shape(name) != momentum.shape(name)]
+        if wrong:
+            raise CheckpointError(f"{path}: its momentum network has no '{wrong[0]}' of this model's shape")
+        for name in momentum.tensor_names():
+            momentum.set_tensor(name, files.get(name))
 
 
 def _refresh_model_copies(engine: ZeroEngine) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,12 +21,24 @@ class TileBatch:
     """One micro batch.
 
     Attributes:
-        tiles: int16 (B, C, H, W) on the device; valid until the next batch is asked for.
+        tiles: int16 (U, C, H, W) on the device, each read once; valid until the next batch is asked for.
         samples: int64 sample numbers (B,).
+        rows: int64 (B, K) on the device: which of the tiles are the K timestamps of each sample.
     """
 
     tiles: Tensor
     samples: np.ndarray
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A buffer whose first ``count`` tiles are read."""
+
+    samples: np.ndarray
+    rows: np.ndarray
+    buffer: Tensor
+    count: int
 
 
 class TileStream:
@@ -36,6 +49,7 @@ class TileStream:
         plan: which tile each sample number is.
         device: where tiles go.
         prefetch: micro batches read ahead.
+        timestamps: K tiles for each sample, 1 or 2: two different dates of a location that has them.
         quarantine: takes damaged tiles; None makes one an error.
 
     Attributes:
@@ -49,9 +63,10 @@ class TileStream:
         device: torch.device,
         prefetch: int,
         quarantine: Quarantine | None = None,
+        timestamps: Literal[1, 2] = 1,
     ) -> None:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
-        self.quarantine = quarantine
+        self.quarantine, self.timestamps = quarantine, timestamps
         self.wait_seconds = 0.0
         self._epoch = -1
 
@@ -62,7 +77,7 @@ class TileStream:
             ShardError: from the reading thread (a bad tile, or too many of them), when the loop reaches the bad batch.
         """
         free: queue.Queue[Tensor | None] = queue.Queue()
-        ready: queue.Queue[tuple[np.ndarray, Tensor] | BaseException | None] = queue.Queue()
+        ready: queue.Queue[_Filled | BaseException | None] = queue.Queue()
         for _ in range(self.prefetch + 1):
             free.put(None)  # allocated by the thread, when the batch length is known
         thread = threading.Thread(target=self._fill, args=(numbers, free, ready), name="tile-stream", daemon=True)
@@ -77,13 +92,12 @@ class TileStream:
                     return
                 if isinstance(item, BaseException):
                     raise item
-                samples, buffer = item
-                tiles = buffer.to(self.device, non_blocking=True)
+                tiles = item.buffer[: item.count].to(self.device, non_blocking=True)
                 copied = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
-                yield TileBatch(tiles, samples)
+                yield TileBatch(tiles, item.samples, torch.from_numpy(item.rows).to(self.device))
                 if copied is not None:
                     copied.synchronize()  # the copy, not the step that uses it
-                free.put(buffer)
+                free.put(item.buffer)
         finally:
             free.put(closed)  # type: ignore[arg-type]  # wakes a thread that waits for a buffer
             thread.join()
@@ -94,15 +108,24 @@ class TileStream:
                 self._copy_ahead(samples)
                 buffer = free.get()
                 if buffer is None:
-                    shape = (len(samples), *self.reader.tile_shape)
+                    shape = (len(samples) * self.timestamps, *self.reader.tile_shape)
                     buffer = torch.empty(shape, dtype=torch.int16, pin_memory=self.device.type == "cuda")
                 elif not isinstance(buffer, Tensor):
                     return
-                self.reader.read(self.plan.tiles(samples), buffer.numpy(), self.quarantine)
-                ready.put((samples, buffer))
+                tiles, rows = self._tiles(samples)
+                self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
+                ready.put(_Filled(samples, rows, buffer, len(tiles)))
             ready.put(None)
         except BaseException as error:
             ready.put(error)
+
+    def _tiles(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tile rows to read, and which of them belong to each sample (B, K)."""
+        if self.timestamps == 1:
+            return self.plan.tiles(samples), np.arange(len(samples))[:, None]
+        pairs = self.plan.pairs(samples)
+        tiles, rows = np.unique(pairs, return_inverse=True)  # a lone timestamp is read once
+        return tiles, rows.reshape(pairs.shape)
 
     def _copy_ahead(self, samples: np.ndarray) -> None:
         """At the first batch of an epoch: name the shards that it will read, for node-local copies."""

@@ -42,6 +42,15 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return values
 
 
+def all_gather(values: Tensor) -> Tensor:
+    """Every rank's (n, ...) one after the other, (world size * n, ...), in rank order."""
+    if world_size() == 1:
+        return values
+    everyone = values.new_empty(world_size() * len(values), *values.shape[1:])
+    dist.all_gather_into_tensor(everyone, values.contiguous())
+    return everyone
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank; every rank gets the same answer."""
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device())).item())

@@ -94,6 +94,9 @@ class ZeroEngine:
 
         self.config = config
         self.accumulation = accumulation
+        for part in model.modules():
+            if hasattr(part, "recompute"):
+                part.recompute = config.activation_checkpointing  # type: ignore[assignment]
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.deepspeed, *_ = deepspeed.initialize(
             model=model.to(distributed.device()),
@@ -110,7 +113,7 @@ class ZeroEngine:
 
     def set_lr(self, lr: float) -> None:
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def step(self, losses: Iterable[Tensor]) -> StepResult:
         """Backward each micro batch's mean loss as it comes, then take one optimizer step.
@@ -126,7 +129,7 @@ class ZeroEngine:
                 norm = torch.nn.utils.get_total_norm(gradients)
             self.deepspeed.step()
             total += loss.detach()
-        self._move_batch_norms()
+        move_batch_norms(self.module)
         if self.config.zero_stage > 0:
             norm = self.deepspeed.get_global_grad_norm()
         return StepResult(total / self.accumulation, norm)
@@ -144,11 +147,37 @@ class ZeroEngine:
         finally:
             self.module.train()
 
-    def _move_batch_norms(self) -> None:
-        """One all-reduce for all running statistics of the model."""
-        norms = grouped_batch_norms(self.module)
-        if norms:
-            pending = [norm.take_pending() for norm in norms]
-            merged = distributed.all_reduce_sum(torch.cat(pending))
-            for norm, part in zip(norms, merged.split([len(one) for one in pending]), strict=True):
-                norm.move(part)
+    def autocast(self) -> torch.autocast:
+        """The precision that networks beside the engine compute in: bf16 unless the run is fp32."""
+        device = distributed.device().type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision != "fp32")
+
+    def shard_of(self, parameter: nn.Parameter) -> Tensor:
+        """This rank's 1/N of a trained weight, flat, fp32, padded with zeros.
+
+        The fp32 master under ZeRO-3 and wherever the model is fp32; bf16 weights of stages 1 and 2 as they are.
+        """
+        if self.config.zero_stage < 3:
+            return shard_of(parameter.detach())
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        return safe_get_local_fp32_param(parameter).flatten()
+
+
+def shard_of(values: Tensor) -> Tensor:
+    """This rank's 1/N of a tensor, flat, fp32, the last one padded with zeros: ZeRO-3's way to cut."""
+    world = distributed.world_size()
+    flat = values.flatten().float()
+    size = -(-flat.numel() // world)
+    padded = torch.cat([flat, flat.new_zeros(size * world - flat.numel())])
+    return padded.view(world, size)[distributed.rank()].clone()
+
+
+def move_batch_norms(module: nn.Module) -> None:
+    """One all-reduce for all running statistics of a model."""
+    norms = grouped_batch_norms(module)
+    if norms:
+        pending = [norm.take_pending() for norm in norms]
+        merged = distributed.all_reduce_sum(torch.cat(pending))
+        for norm, part in zip(norms, merged.split([len(one) for one in pending]), strict=True):
+            norm.move(part)

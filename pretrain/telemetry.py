@@ -69,6 +69,26 @@ def _step(line: str) -> float:
     return record["step"]
 
 
+class Clock:
+    """Rates between two logged steps."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._time, self._waited = step, time.monotonic(), 0.0
+
+    def lap(self, step: int, wait_seconds: float) -> tuple[float, float]:
+        """(steps per second, share of the time spent waiting for data) since the last lap.
+
+        Args:
+            step: steps taken so far.
+            wait_seconds: time spent waiting for data so far.
+        """
+        now = time.monotonic()
+        seconds = max(now - self._time, 1e-9)
+        rates = (step - self._step) / seconds, (wait_seconds - self._waited) / seconds
+        self._step, self._time, self._waited = step, now, wait_seconds
+        return rates
+
+
 def duration(seconds: float) -> str:
     """``"2h 05m"``, ``"3m 20s"`` or ``"12s"``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -8,35 +8,32 @@
       metrics.jsonl          scalars, one line a logged step
       tensorboard/           the same scalars, and pictures
       checkpoints/step-N/    see pretrain/checkpoint.py
-      reconstruction.png     a held-out tile: masked, predicted, true
-      encoder.safetensors    the exported encoder, when the run is complete
+      reconstruction.png     MAE: a held-out tile: masked, predicted, true
+      encoder.safetensors    the exported encoder, when the run is complete, and encoder.md, its card
 """
 
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pretrain import distributed
-from pretrain.augment import centre_crops, mask_noise, random_crops
 from pretrain.checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
-from pretrain.engine import ZeroEngine
+from pretrain.engine import StepResult, ZeroEngine
 from pretrain.export import code_version, export_encoder
-from pretrain.models import Normaliser, build_encoder
-from pretrain.models.initialise import initialise
-from pretrain.models.vit import ViTEncoder
-from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.optim import build_adamw
+from pretrain.models import Normaliser
+from pretrain.objectives import build_objective
+from pretrain.optim import build_optimizer
+from pretrain.probe import EncoderProbe
 from pretrain.resume import check_same_run, find_resume_point
-from pretrain.schedules import warmup_cosine
-from pretrain.telemetry import Telemetry, duration, say
+from pretrain.schedules import learning_rate
+from pretrain.telemetry import Clock, Telemetry, duration, say
+from pretrain.validate import validate
 from shards.atomic import write_atomic
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
@@ -50,26 +47,6 @@ class Diverged(ForgeError):
     """The loss is no number any more."""
 
     exit_code = 1
-
-
-def build_objective(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
-    """Encoder and objective with weights drawn from the run's seed."""
-    model, mae = config.model, config.objective
-    encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention)
-    assert isinstance(encoder, ViTEncoder)
-    encoder.core.fix_positions()
-    objective = MaskedAutoencoder(
-        encoder,
-        bands,
-        mae.mask_ratio,
-        mae.norm_pix,
-        mae.decoder.width,
-        mae.decoder.depth,
-        mae.decoder.heads,
-        model.attention,
-    )
-    initialise(objective, "pretrain", config.run.seed)
-    return objective
 
 
 class Trainer:
@@ -91,10 +68,12 @@ class Trainer:
         self.manifest = self.reader.manifest
         self.plan, self.held_out = distributed.together(self._plan)
         self.quarantine = distributed.together(self._quarantine)
-        self.stream = TileStream(self.reader, self.plan, self.device, config.data.prefetch, self.quarantine)
-        self.normalise = Normaliser(self.manifest.mean, self.manifest.std).to(self.device)
-        self.objective = build_objective(config, self.manifest.tile_shape[0])
+        normalise = Normaliser(self.manifest.mean, self.manifest.std, config.augment.clip).to(self.device)
+        self.objective = build_objective(config, normalise, self.manifest)
+        timestamps, prefetch = self.objective.timestamps, config.data.prefetch
+        self.stream = TileStream(self.reader, self.plan, self.device, prefetch, self.quarantine, timestamps)
         self.engine = self._build_engine()
+        self.probe = distributed.together(self._probe)
         self.step = self._resume()
         self.telemetry = Telemetry(self.folder, self.step)
 
@@ -110,15 +89,18 @@ class Trainer:
             write_atomic(self.folder / "config.yaml", dump_config(config))
             write_atomic(self.folder / "rank0.pid", str(os.getpid()))
         batches = self._batches()
-        clock = _Clock(self.stream, self.step)
+        clock = Clock(self.step)
         while self.step < steps:
             result = self._train_step(batches)
+            self.step += 1
             stop = distributed.any_rank(self.stop_requested())
             last = self.step == steps
             if self.step % config.log.every == 0 or last or stop:
-                self._log(result.loss, result.grad_norm, clock)
+                self._log(result, clock)
             if last or (config.log.validate_every and self.step % config.log.validate_every == 0):
                 self._validate()
+            if self.probe is not None and (last or self.step % self.probe.probe.every == 0):
+                self._probe_encoder(self.probe)
             if last or stop or self.step % config.checkpoint.every == 0:
                 saved = self._save()
             if stop and not last:
@@ -145,53 +127,39 @@ class Trainer:
         )
         return self.stream.batches(numbers)
 
-    def _train_step(self, batches: Iterator[TileBatch]) -> Any:
-        optim = self.config.optim
-        lr = warmup_cosine(self.step, self.config.train.steps, optim.warmup_steps, optim.lr, optim.min_lr)
-        self.engine.set_lr(lr)
-        result = self.engine.step(self._loss(next(batches)) for _ in range(self.engine.accumulation))
-        self.step += 1
+    def _train_step(self, batches: Iterator[TileBatch]) -> StepResult:
+        self.engine.set_lr(self._lr(self.step))
+        result = self.engine.step(self.objective.losses(self.engine, batches, self.step))
+        self.objective.after_step(self.engine, self.step)
         return result
 
-    def _loss(self, batch: TileBatch) -> Tensor:
-        config = self.config
-        images = random_crops(
-            batch.tiles,
-            batch.samples,
-            config.run.seed,
-            config.model.image_size,
-            config.augment.crop_scale,
-            config.augment.flip,
-            self.normalise,
-        )
-        noise = mask_noise(batch.samples, config.run.seed, self.objective.num_patches, self.device)
-        losses, _, _ = self.engine(images, noise)
-        return losses.mean()
+    def _lr(self, step: int) -> float:
+        return learning_rate(step, self.config.train.steps, self.config.lr, self.config.optim)
 
     # ---- telling ----
 
-    def _log(self, loss: Tensor, grad_norm: Tensor | float, clock: "_Clock") -> None:
-        config = self.config
-        mean = float(distributed.all_reduce_sum(loss.clone()) / distributed.world_size())
+    def _log(self, result: StepResult, clock: Clock) -> None:
+        train = self.config.train
+        mean = float(distributed.all_reduce_sum(result.loss.clone()) / distributed.world_size())
         if not np.isfinite(mean):
             raise Diverged(f"loss is {mean} at step {self.step}: lower optim.lr; the last checkpoint is from before")
-        optim = config.optim
-        lr = warmup_cosine(self.step - 1, config.train.steps, optim.warmup_steps, optim.lr, optim.min_lr)
-        rate, waiting = clock.lap(self.step)
-        rate *= config.train.global_batch
+        lr, grad_norm = self._lr(self.step - 1), float(result.grad_norm)
+        steps_per_second, waiting = clock.lap(self.step, self.stream.wait_seconds)
+        rate = steps_per_second * train.global_batch
         scalars = {
             "loss": mean,
             "lr": lr,
-            "grad_norm": float(grad_norm),
+            "grad_norm": grad_norm,
             "tiles_per_second": rate,
             "data_wait_share": waiting,
             "bad_tiles": self._bad_tiles(),
+            **self.objective.scalars.take(),
             **self.reader.counters,
         }
         self.telemetry.record(self.step, scalars)
-        left = (config.train.steps - self.step) * config.train.global_batch / rate
+        left = (train.steps - self.step) * train.global_batch / rate
         say(
-            f"step {self.step}/{config.train.steps}  loss {mean:.4f}  lr {lr:.2e}  grad norm {grad_norm:.2f}  "
+            f"step {self.step}/{train.steps}  loss {mean:.4f}  lr {lr:.2e}  grad norm {grad_norm:.2f}  "
             f"{rate:.1f} tiles/s  data wait {waiting:.0%}  ETA {duration(left)}"
         )
 
@@ -216,55 +184,26 @@ class Trainer:
             f"{len(self.held_out)} held out; from step {self.step} to {train.steps}"
         )
 
-    # ---- validation ----
-
     def _validate(self) -> None:
-        """Mean loss over the held-out tiles with fixed masks, and a picture of the first."""
-        if not len(self.held_out):
+        """Mean loss over the held-out tiles, and a picture of the first where the objective has one."""
+        result = validate(self.objective, self.engine, self.reader, self.held_out, self.config.train.micro_batch)
+        if result is None:
             return
-        micro, world = self.config.train.micro_batch, distributed.world_size()
-        rounds = -(-len(self.held_out) // (micro * world))
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        picture = None
-        for turn in range(rounds):  # every rank runs every round: ZeRO-3 forwards are collective
-            numbers = np.arange(micro) + micro * (turn * world + distributed.rank())
-            real = numbers < len(self.held_out)
-            images, outputs = self._evaluate(np.where(real, numbers, 0))
-            losses = outputs[0].double()[torch.from_numpy(real).to(self.device)]
-            sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
-            picture = picture or (images[0], outputs[1][0], outputs[2][0])
-        total, count = distributed.all_reduce_sum(sums).tolist()
-        self.telemetry.record(self.step, {"validation_loss": total / count})
-        say(f"step {self.step}  validation loss {total / count:.4f} over {int(count)} held-out tiles")
-        if distributed.is_main() and picture:
-            self._draw(*picture)
+        self.telemetry.record(self.step, {"validation_loss": result.loss})
+        say(f"step {self.step}  validation loss {result.loss:.4f} over {len(self.held_out)} held-out tiles")
+        if distributed.is_main() and result.figure is not None:
+            from pretrain.pictures import save_figure
 
-    def _evaluate(self, numbers: np.ndarray) -> tuple[Tensor, Any]:
-        tiles = torch.empty((len(numbers), *self.reader.tile_shape), dtype=torch.int16)
-        self.reader.read(self.held_out[numbers], tiles.numpy())
-        resize = self.config.augment.crop_scale is not None
-        images = centre_crops(tiles.to(self.device), self.config.model.image_size, resize, self.normalise)
-        noise = mask_noise(numbers, self.config.run.seed, self.objective.num_patches, self.device, "validation")
-        return images, self.engine.evaluation(images, noise)
+            figure = result.figure()
+            save_figure(figure, self.folder / "reconstruction.png")
+            self.telemetry.picture(self.step, "reconstruction", figure)
 
-    def _draw(self, image: Tensor, prediction: Tensor, masked: Tensor) -> None:
-        from pretrain.pictures import reconstruction_figure, save_figure  # matplotlib takes a second to load
-        from shards.sensors import get_sensor
-
-        patches = self.objective.reconstruct(image, prediction, masked)
-        mu, sigma, scale = self.manifest.mu, self.manifest.sigma, self.manifest.scale
-        truth, predicted = ((values.cpu().numpy() * sigma + mu) / scale for values in patches)
-        figure = reconstruction_figure(
-            truth,
-            predicted,
-            masked.cpu().numpy(),
-            self.config.model.patch_size,
-            np.asarray(self.manifest.wavelength_nm),
-            get_sensor(self.manifest.sensor).rgb,
-            "mean and spread of a predicted patch are the true patch's (norm_pix)" if self.objective.norm_pix else "",
+    def _probe_encoder(self, probe: EncoderProbe) -> None:
+        scores = probe.scores(self.objective, self.engine)
+        self.telemetry.record(self.step, scores)
+        say(
+            f"step {self.step}  " + "  ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items())
         )
-        save_figure(figure, self.folder / "reconstruction.png")
-        self.telemetry.picture(self.step, "reconstruction", figure)
 
     # ---- building, saving, resuming ----
 
@@ -294,10 +233,13 @@ class Trainer:
             accumulation = config.accumulation(distributed.world_size())
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        optimizer = build_adamw(self.objective, config.optim.lr, config.optim.betas, config.optim.weight_decay)
+        module, optim = self.objective.module, config.optim
         return ZeroEngine(
-            self.objective, optimizer, config.engine, config.train.micro_batch, accumulation, config.optim.clip
+            module, build_optimizer(module, optim), config.engine, config.train.micro_batch, accumulation, optim.clip
         )
+
+    def _probe(self) -> EncoderProbe | None:
+        return EncoderProbe(self.config, self.manifest.tile_shape[0]) if self.config.probe else None
 
     def _save(self) -> Path:
         begin = time.monotonic()
@@ -315,7 +257,8 @@ class Trainer:
                 "sigma": self.manifest.std,
             },
         }
-        path = save_checkpoint(self.engine, self.folder / "checkpoints", state, self.config.checkpoint.keep)
+        folder, keep = self.folder / "checkpoints", self.config.checkpoint.keep
+        path = save_checkpoint(self.engine, folder, state, keep, self.objective.momentum)
         say(f"saved {path} in {time.monotonic() - begin:.1f} s")
         return path
 
@@ -336,25 +279,9 @@ class Trainer:
             return 0
         state = read_state(path)
         check_same_run(state, self.config, self.plan.dataset, path)
-        load_checkpoint(self.engine, path)
+        load_checkpoint(self.engine, path, self.objective.momentum)
         say(f"resumed from {path}")
         return int(state["step"])
-
-
-class _Clock:
-    """Rates between two logged steps."""
-
-    def __init__(self, stream: TileStream, step: int) -> None:
-        self._stream, self._step = stream, step
-        self._time, self._waited = time.monotonic(), stream.wait_seconds
-
-    def lap(self, step: int) -> tuple[float, float]:
-        """(steps per second, share of the time spent waiting for data) since the last lap."""
-        now, waited = time.monotonic(), self._stream.wait_seconds
-        seconds = max(now - self._time, 1e-9)
-        rates = (step - self._step) / seconds, (waited - self._waited) / seconds
-        self._time, self._waited, self._step = now, waited, step
-        return rates
 
 
 def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) -> None:

@@ -15,17 +15,19 @@ class Normaliser(nn.Module):
 
     Args:
         mu, sigma: per-band mean and standard deviation of digital numbers.
+        clip: results beyond +-clip are cut to it; None for none.
     """
 
     mu: Tensor
     sigma: Tensor
 
-    def __init__(self, mu: Sequence[float], sigma: Sequence[float]) -> None:
+    def __init__(self, mu: Sequence[float], sigma: Sequence[float], clip: float | None = None) -> None:
         super().__init__()
+        self.clip = clip
         self.register_buffer("mu", torch.tensor(list(mu), dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("sigma", torch.tensor(list(sigma), dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """int16 (..., bands, height, width) to float32 of the same shape."""
-        values = (tiles.float() - self.mu) / self.sigma
-        return values.masked_fill_(tiles == NODATA, 0.0)
+        values = ((tiles.float() - self.mu) / self.sigma).masked_fill_(tiles == NODATA, 0.0)
+        return values if self.clip is None else values.clamp_(-self.clip, self.clip)

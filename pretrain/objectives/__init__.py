@@ -1,1 +1,18 @@
-"""Self-supervised objectives: modules that turn a batch of views into a loss, one per file."""
+"""Self-supervised objectives, one per file: modules that turn views into losses, and how a run feeds them."""
+
+from pretrain.config import DinoConfig, MocoConfig, PretrainConfig
+from pretrain.models import Normaliser
+from pretrain.objectives.dino import Distilling
+from pretrain.objectives.mae import MaskedAutoencoding
+from pretrain.objectives.moco import MomentumContrasting
+from pretrain.objectives.objective import Objective
+from shards.manifest import Manifest
+
+
+def build_objective(config: PretrainConfig, normalise: Normaliser, manifest: Manifest) -> Objective:
+    """The objective of a run, with weights drawn from the run's seed."""
+    if isinstance(config.objective, MocoConfig):
+        return MomentumContrasting(config, normalise, manifest.tile_shape[0])
+    if isinstance(config.objective, DinoConfig):
+        return Distilling(config, normalise, manifest.tile_shape[0])
+    return MaskedAutoencoding(config, normalise, manifest)

@@ -4,34 +4,34 @@ Patches are masked in space, all bands at once. The target is the patch's own pi
 band), normalised per patch with unbiased variance; the loss is the mean squared error over masked patches.
 """
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pretrain import distributed
+from pretrain.augment import centre_crops, mask_noise, random_crops
+from pretrain.config import MaeConfig, PretrainConfig
+from pretrain.data import TileBatch
+from pretrain.engine import ZeroEngine
+from pretrain.models import Normaliser, build_encoder
 from pretrain.models.attention import Backend
-from pretrain.models.patches import gather_tokens, patchify, sincos_positions
-from pretrain.models.vit import Block, ViTEncoder
+from pretrain.models.initialise import initialise
+from pretrain.models.patches import gather_tokens, patchify
+from pretrain.models.vit import ViTEncoder
+from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
+from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from shards import keyed
+from shards.manifest import Manifest
+from shards.sensors import NODATA, get_sensor
 
-
-@dataclass(frozen=True)
-class MaskedPatches:
-    """Which patches of each sample the encoder sees; both ascending along the grid.
-
-    Attributes:
-        visible: int64 (B, V).
-        masked: int64 (B, T - V).
-    """
-
-    visible: Tensor
-    masked: Tensor
-
-
-def choose_masks(noise: Tensor, mask_ratio: float) -> MaskedPatches:
-    """Keep the ``int(T * (1 - mask_ratio))`` patches of smallest noise, (B, T) in [0, 1)."""
-    order = noise.argsort(1)
-    keep = int(noise.shape[1] * (1 - mask_ratio))
-    return MaskedPatches(order[:, :keep].sort(1).values, order[:, keep:].sort(1).values)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def masked_targets(patches: Tensor, norm_pix: bool) -> Tensor:
@@ -43,35 +43,6 @@ def masked_targets(patches: Tensor, norm_pix: bool) -> Tensor:
     return target
 
 
-class MaeDecoder(nn.Module):
-    """Narrow transformer that predicts the pixels of masked patches from the visible tokens."""
-
-    decoder_pos_embed: Tensor
-
-    def __init__(
-        self, encoder_dim: int, grid: int, outputs: int, width: int, depth: int, heads: int, backend: Backend
-    ) -> None:
-        super().__init__()
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("decoder_pos_embed", sincos_positions(width, grid))
-        self.decoder_embed = nn.Linear(encoder_dim, width)
-        self.decoder_blocks = nn.ModuleList(Block(width, heads, 4 * width, backend) for _ in range(depth))
-        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
-        self.decoder_pred = nn.Linear(width, outputs)
-
-    def forward(self, latent: Tensor, masks: MaskedPatches) -> Tensor:
-        """Encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, T - V, p*p*C)."""
-        tokens = self.decoder_embed(latent).to(self.mask_token.dtype)
-        batch, width = tokens.shape[0], tokens.shape[2]
-        grid = self.mask_token.expand(batch, self.decoder_pos_embed.shape[1] - 1, -1)
-        index = masks.visible[:, :, None].expand(-1, -1, width)
-        x = torch.cat([tokens[:, :1], grid.scatter(1, index, tokens[:, 1:])], 1)
-        x = x + self.decoder_pos_embed.to(x.dtype)
-        for block in self.decoder_blocks:
-            x = block(x)
-        return self.decoder_pred(self.decoder_norm(gather_tokens(x[:, 1:], masks.masked)))
-
-
 class MaskedAutoencoder(nn.Module):
     """Encoder, decoder and loss.
 
@@ -81,6 +52,8 @@ class MaskedAutoencoder(nn.Module):
         mask_ratio: share of patches that the encoder doesn't see.
         norm_pix: normalise the target per patch.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
+        spectral_angle: weight of the mean angle between predicted and true spectra, 0 for none.
+        normalise: what made the images; spectral angles are taken between what was there before.
     """
 
     def __init__(
@@ -93,32 +66,64 @@ class MaskedAutoencoder(nn.Module):
         decoder_depth: int = 1,
         decoder_heads: int = 16,
         backend: Backend = "auto",
+        spectral_angle: float = 0.0,
+        normalise: Normaliser | None = None,
     ) -> None:
         super().__init__()
-        self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
+        self.mask_ratio, self.norm_pix, self.spectral_angle = mask_ratio, norm_pix, spectral_angle
         self.encoder = encoder
         outputs = encoder.patch_size**2 * bands
         self.decoder = MaeDecoder(
             encoder.feature_dim, encoder.grid, outputs, decoder_width, decoder_depth, decoder_heads, backend
         )
+        self.normalise = copy.copy(normalise)
 
     @property
     def num_patches(self) -> int:
         """T: numbers of noise that a sample's mask takes."""
         return self.encoder.grid**2
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None, valid: Tensor | None = None, terms: Tensor | None = None
+    ) -> Any:
         """Reconstruct the masked patches of normalised images (B, C, H, W) by mask noise (B, T).
 
+        Args:
+            valid: bool (B, 1, H, W), pixels that count in the loss; None for all.
+            terms: with ``valid``: pixels that a sample's loss is divided by; its own number by default.
+
         Returns:
-            Loss of each sample, float32 (B,); prediction (B, M, p*p*C); grid ids of the masked patches (B, M).
+            Loss of each sample, float32 (B,); prediction (B, M, p*p*C); grid ids of the masked patches (B, M); mean
+            of each sample's visible tokens (B, D). Without noise: the feature map (B, D, h, w) of the images.
         """
+        if noise is None:
+            return self.encoder(images, "map")
         masks = choose_masks(noise, self.mask_ratio)
         patches = patchify(images, self.encoder.patch_size)
         latent = self.encoder.tokens(gather_tokens(patches, masks.visible), masks.visible)
         prediction = self.decoder(latent, masks)
-        target = masked_targets(gather_tokens(patches, masks.masked), self.norm_pix)
-        return (prediction.float() - target).square().flatten(1).mean(1), prediction, masks.masked
+        truth = gather_tokens(patches, masks.masked)
+        errors = (prediction.float() - masked_targets(truth, self.norm_pix)).square().view_as(truth).mean(-1)
+        if self.spectral_angle:
+            errors = errors + self.spectral_angle * self._angles(prediction.view_as(truth), truth)
+        if valid is None:
+            losses = errors.flatten(1).mean(1)
+        else:
+            counted = _masked_pixels(valid, masks, self.encoder.patch_size)
+            losses = (errors * counted).flatten(1).sum(1) / (
+                counted.sum((1, 2)).clamp(min=1) if terms is None else terms
+            )
+        return losses, prediction, masks.masked, latent[:, 1:].mean(1)
+
+    def _angles(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """Angles in radians between spectra of digital numbers, (B, M, p*p) (spectral angle mapper, Kruse et al. 1993).
+
+        As 2 atan2(|a - b|, |a + b|) of unit spectra a, b, which keeps its precision and gradient at small angles.
+        """
+        assert self.normalise is not None
+        mu, sigma = self.normalise.mu.flatten(), self.normalise.sigma.flatten()
+        a, b = (F.normalize(x.float() * sigma + mu, dim=-1) for x in (prediction, truth))
+        return 2 * torch.atan2(_length(a - b), _length(a + b))
 
     def reconstruct(self, image: Tensor, prediction: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Patches of one normalised image (C, H, W), true and as predicted, each (T, p*p, C).
@@ -134,3 +139,103 @@ class MaskedAutoencoder(nn.Module):
             hidden = hidden * (variance + 1e-6).sqrt()[..., None] + mean[..., None]
         predicted[masked] = hidden
         return truth, predicted
+
+
+def _length(x: Tensor) -> Tensor:
+    return (x.square().sum(-1) + 1e-12).sqrt()  # its gradient is finite at 0
+
+
+def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tensor:
+    """bool (B, 1, H, W) to float (B, M, p*p): which pixels of the masked patches count."""
+    return gather_tokens(patchify(valid.float(), patch_size), masks.masked)[..., 0]
+
+
+class MaskedAutoencoding(Objective):
+    """MAE in a training run.
+
+    Args:
+        manifest: of the shards.
+    """
+
+    module: MaskedAutoencoder
+
+    def __init__(self, config: PretrainConfig, normalise: Normaliser, manifest: Manifest) -> None:
+        super().__init__(config, normalise)
+        self.manifest = manifest
+        mae, model = config.objective, config.model
+        assert isinstance(mae, MaeConfig)
+        self.ignore_nodata = mae.ignore_nodata
+        bands = manifest.tile_shape[0]
+        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+        assert isinstance(encoder, ViTEncoder)
+        encoder.core.fix_positions()
+        self.module = MaskedAutoencoder(
+            encoder,
+            bands,
+            mae.mask_ratio,
+            mae.norm_pix,
+            mae.decoder.width,
+            mae.decoder.depth,
+            mae.decoder.heads,
+            model.attention,
+            mae.spectral_angle,
+            normalise if mae.spectral_angle else None,
+        )
+        initialise(self.module, "pretrain", config.run.seed)
+
+    def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
+        """See Objective. Where missing pixels don't count, the divisor is the whole batch's number of those that do."""
+        if not self.ignore_nodata:
+            yield from super().losses(engine, batches, step)
+            return
+        views = [self._views(next(batches)) for _ in range(engine.accumulation)]
+        counted = torch.stack([self._count(noise, valid) for _, noise, valid in views]).sum()
+        terms = distributed.all_reduce_sum(counted) / self.config.train.global_batch
+        for images, noise, valid in views:
+            yield self._forward(engine, images, noise, valid, terms.clamp(min=1))
+
+    def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
+        images, noise, _ = self._views(batch)
+        return self._forward(engine, images, noise)
+
+    def _forward(self, engine: ZeroEngine, *views: Tensor) -> Tensor:
+        losses, _, _, features = engine(*views)
+        self.scalars.add(feature_std=feature_spread(features))
+        return losses.mean()
+
+    def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
+        key = keyed.key(self.seed, "crop")
+        images = random_crops(self.normalise(batch.tiles), batch.samples, key, self.crop)
+        noise = mask_noise(batch.samples, self.seed, self.module.num_patches, images.device)
+        valid = torch.ones((), device=images.device)
+        if self.ignore_nodata:
+            there = (batch.tiles != NODATA).all(1, keepdim=True).float()
+            valid = random_crops(there, batch.samples, key, self.crop) > 0.999
+        return images, noise, valid
+
+    def _count(self, noise: Tensor, valid: Tensor) -> Tensor:
+        masks = choose_masks(noise, self.module.mask_ratio)
+        return _masked_pixels(valid, masks, self.module.encoder.patch_size).sum()
+
+    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
+        views = centre_crops(images, self.crop)
+        noise = mask_noise(numbers, self.seed, self.module.num_patches, images.device, "validation")
+        losses, predictions, masked, _ = engine.evaluation(views, noise)
+        return Evaluation(losses, partial(self._figure, views[0], predictions[0], masked[0]))
+
+    def _figure(self, image: Tensor, prediction: Tensor, masked: Tensor) -> "Figure":
+        from pretrain.pictures import reconstruction_figure  # matplotlib takes a second to load
+
+        patches = self.module.reconstruct(image, prediction, masked)
+        mu, sigma, scale = self.manifest.mu, self.manifest.sigma, self.manifest.scale
+        truth, predicted = ((values.cpu().numpy() * sigma + mu) / scale for values in patches)
+        return reconstruction_figure(
+            truth,
+            predicted,
+            masked.cpu().numpy(),
+            self.config.model.patch_size,
+            np.asarray(self.manifest.wavelength_nm),
+            get_sensor(self.manifest.sensor).rgb,
+            "mean and spread of a predicted patch are the true patch's (norm_pix)" if self.module.norm_pix else "",
+        )

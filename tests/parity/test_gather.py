@@ -14,7 +14,8 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder, choose_masks
+from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.mae_decoder import choose_masks
 
 SIZE = 16
 
@@ -111,7 +112,7 @@ def test_loss_is_that_of_the_whole_image(patch_size):
     noise = torch.rand(3, encoder.grid**2, generator=torch.Generator().manual_seed(3))
     masks = choose_masks(noise, 0.5)
     with torch.no_grad():
-        losses, _, _ = model(images, noise)
+        losses, _, _, _ = model(images, noise)
         prediction = model.decoder(_whole_image_tokens(encoder, images, masks.visible), masks).numpy()
     for sample in range(3):
         squares = []

@@ -74,7 +74,7 @@ def mae(request, reference):
     noise = torch.rand(2, 1024, generator=generator)
     latent = []
     hook = encoder.vit_core.register_forward_hook(lambda module, inputs, output: latent.append(output[0]))
-    losses, prediction, _ = model(images, noise)
+    losses, prediction, _, _ = model(images, noise)
     hook.remove()
     losses.mean().backward()
     norms = {}

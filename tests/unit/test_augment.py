@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.augment import ASPECT, centre_crops, crop_box, mask_noise, random_crops
+from pretrain.augment import ASPECT, Crop, centre_crops, crop_box, mask_noise, random_crops
 from pretrain.models import Normaliser
+from shards import keyed
 from shards.sensors import NODATA
 
 BANDS, SIZE = 3, 12
@@ -19,8 +20,9 @@ def _tiles(count: int) -> torch.Tensor:
     return values.view(count, BANDS, SIZE, SIZE)
 
 
-def _crops(tiles, samples, scale=(0.4, 1.0), seed=3, flip=True, size=6, normalise=IDENTITY):
-    return random_crops(tiles, np.asarray(samples), seed, size, scale, flip, normalise)
+def _crops(tiles, samples, scale=(0.4, 1.0), seed=3, flip=True, size=6, normalise=IDENTITY, blur=0.0):
+    crop = Crop(size, scale, flip, blur)
+    return random_crops(normalise(tiles), np.asarray(samples), keyed.key(seed, "crop"), crop)
 
 
 @pytest.mark.parametrize("scale", [None, (0.4, 1.0)])
@@ -136,16 +138,16 @@ def test_statistics_of_the_normaliser_are_no_weights():
 @pytest.mark.parametrize(("size", "first"), [(6, 3), (5, 3), (12, 0)])
 def test_a_centre_crop_is_the_middle_unresampled(size, first):
     tiles = _tiles(2)
-    crops = centre_crops(tiles, size, False, IDENTITY)
+    crops = centre_crops(tiles.float(), Crop(size))
     assert torch.equal(crops, tiles[:, :, first : first + size, first : first + size].float())
 
 
 def test_a_resized_evaluation_view_is_the_whole_tile():
     tiles = _tiles(2)
-    halved = centre_crops(tiles, 6, True, IDENTITY)
+    halved = centre_crops(tiles.float(), Crop(6, (0.4, 1.0)))
     expected = torch.nn.functional.avg_pool2d(tiles.float(), 2)  # bilinear at half the size, no corners aligned
     torch.testing.assert_close(halved, expected)
-    assert torch.equal(centre_crops(tiles, SIZE, True, IDENTITY), tiles.float())
+    assert torch.equal(centre_crops(tiles.float(), Crop(SIZE, (0.4, 1.0))), tiles.float())
 
 
 def test_mask_noise_belongs_to_the_sample_and_the_purpose():
@@ -158,3 +160,48 @@ def test_mask_noise_belongs_to_the_sample_and_the_purpose():
     assert torch.equal(mask_noise(samples[::-1], 3, 64, device), noise.flip(0))
     for other in (mask_noise(samples, 4, 64, device), mask_noise(samples, 3, 64, device, "validation")):
         assert (other != noise).all()
+
+
+@pytest.mark.parametrize("size", [6, 12, 19])
+def test_a_view_is_what_torch_cuts_resizes_and_mirrors(size):
+    tiles, samples = _tiles(40).float(), np.arange(40)
+    draws = keyed.uniform(keyed.key(3, "crop"), samples, 8)
+    for tile, draw, view in zip(tiles, draws, _crops(tiles, samples, size=size), strict=True):
+        top, left, rows, columns = crop_box(draw, SIZE, SIZE, size, (0.4, 1.0))
+        cut = tile[None, :, top : top + rows, left : left + columns]
+        expected = torch.nn.functional.interpolate(cut, (size, size), mode="bilinear", align_corners=False)[0]
+        axes = [axis for axis, toss in ((1, draw[4]), (2, draw[5])) if toss < 0.5]
+        torch.testing.assert_close(view, expected.flip(axes) if axes else expected, rtol=1e-5, atol=1e-2)
+
+
+def test_a_blur_smooths_and_keeps_the_level():
+    tiles = torch.from_numpy(np.random.default_rng(0).normal(size=(60, BANDS, 32, 32)).astype(np.float32))
+    sharp, blurred = (_crops(tiles, range(60), None, size=32, blur=blur) for blur in (0.0, 1.0))
+    variance = blurred.var((1, 2, 3)) / sharp.var((1, 2, 3))
+    assert (variance < 1.001).all()  # sigma 0.1 leaves a tile as it is
+    assert variance.median() < 0.3
+    flat = _crops(torch.full((20, BANDS, 32, 32), 7.0), range(20), None, size=32, blur=1.0)
+    torch.testing.assert_close(flat, torch.full_like(flat, 7.0))
+
+
+def test_a_blur_is_a_gaussian_of_thirteen_taps():
+    from pretrain.augment import _blur
+
+    row = _blur(41, 1.5)[20]
+    taps = np.exp(-0.5 * (np.arange(-6, 7) / 1.5) ** 2)
+    np.testing.assert_allclose(row[14:27], taps / taps.sum(), rtol=1e-12)
+    assert not row[:14].any()
+    assert not row[27:].any()
+
+
+def test_half_of_the_views_are_blurred():
+    tiles = torch.from_numpy(np.random.default_rng(0).normal(size=(1, BANDS, 16, 16)).astype(np.float32))
+    many = tiles.expand(400, -1, -1, -1)
+    sharp, half = (_crops(many, range(400), None, size=16, blur=blur, flip=False) for blur in (0.0, 0.5))
+    changed = [not torch.equal(one, other) for one, other in zip(sharp, half, strict=True)]
+    assert 160 < sum(changed) < 240
+
+
+def test_values_are_clipped_where_asked():
+    values = Normaliser(MU, SIGMA, clip=3.0)(_tiles(2))
+    assert values.abs().max() == 3.0

@@ -9,7 +9,8 @@ from pretrain.config import PretrainConfig
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder, choose_masks, masked_targets
+from pretrain.objectives.mae import MaskedAutoencoder, masked_targets
+from pretrain.objectives.mae_decoder import choose_masks
 
 BANDS = 80
 
@@ -79,7 +80,7 @@ def test_loss_is_the_mean_square_over_masked_patches_of_each_sample(norm_pix):
     target = masked_targets(gather_tokens(patchify(images, 4), masked), norm_pix)
     error = torch.randn(target.shape, generator=torch.Generator().manual_seed(2))
     model.decoder = _Given(target + error)
-    losses, prediction, ids = model(images, noise)
+    losses, prediction, ids, _ = model(images, noise)
     assert torch.equal(prediction, target + error)
     assert torch.equal(ids, masked)
     assert losses.dtype == torch.float32
@@ -90,13 +91,13 @@ def test_pixels_of_visible_patches_are_no_target():
     model, images, noise = _model(), _images(), _noise()
     masks = choose_masks(noise, 0.5)
     model.decoder = _Given(torch.zeros(2, 8, 16 * BANDS))
-    before, _, _ = model(images, noise)
+    before, _, _, _ = model(images, noise)
     for name, changes in (("visible", False), ("masked", True)):
         other = images.clone()
         for sample, patch in enumerate(getattr(masks, name)[:, 0].tolist()):
             row, column = 4 * (patch // 4), 4 * (patch % 4)
             other[sample, :, row, column] += 100.0
-        after, _, _ = model(other, noise)
+        after, _, _, _ = model(other, noise)
         assert torch.equal(after, before) != changes
 
 
@@ -116,7 +117,7 @@ def test_each_prediction_is_for_its_own_place():
     """Where all tokens are the mask token, predictions differ by position alone."""
     model, noise = _model(), _noise()
     with torch.no_grad():
-        _, prediction, _ = model(_images(), noise)
+        _, prediction, _, _ = model(_images(), noise)
     assert torch.unique(prediction[0], dim=0).shape[0] == prediction.shape[1]
 
 

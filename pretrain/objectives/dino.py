@@ -1,0 +1,205 @@
+"""DINO on hyperspectral tiles: self-distillation without labels (arXiv 2104.14294).
+
+A student sees large and small crops of a location, of two dates where there are; it is trained to give the
+distribution over prototypes that a teacher, its own average over training, gives for the large crops. Centring
+and a low teacher temperature keep the teacher from collapse. The centre moves once per optimizer step, by the
+mean over the whole batch, so neither ranks nor accumulation change a loss.
+"""
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain import distributed
+from pretrain.augment import Crop, random_crops
+from pretrain.config import DinoConfig, PretrainConfig
+from pretrain.data import TileBatch
+from pretrain.engine import ZeroEngine
+from pretrain.models import Normaliser, build_encoder
+from pretrain.models.encoder import Encoder
+from pretrain.models.initialise import initialise
+from pretrain.momentum import MomentumNetwork
+from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from shards import keyed
+
+
+class Prototypes(nn.Module):
+    """Cosine-like scores of unit vectors with prototypes of length 1 (weight norm whose gain is fixed)."""
+
+    def __init__(self, inputs: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, inputs))
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """(B, inputs) to (B, count); ``frozen``: no gradient reaches the prototypes."""
+        weight = self.weight.detach() + 0 * self.weight if frozen else self.weight  # zero, not None: ZeRO waits for it
+        return F.linear(x, F.normalize(weight, dim=1))
+
+
+class DinoHead(nn.Module):
+    """Three linear layers with GELUs to a bottleneck of unit length, then prototypes.
+
+    Args:
+        inputs, hidden, bottleneck, prototypes: widths.
+    """
+
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.last_layer = Prototypes(bottleneck, prototypes)
+
+    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
+        """(B, inputs) to logits (B, prototypes)."""
+        x = self.layers(features.to(cast(nn.Linear, self.layers[0]).weight.dtype))
+        return self.last_layer(F.normalize(x, dim=-1, eps=1e-6), frozen)
+
+
+class DinoNetwork(nn.Module):
+    """Encoder and head: the teacher is an average of both."""
+
+    def __init__(self, encoder: Encoder, head: DinoHead) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) to logits (B, prototypes), float32."""
+        return self.head(self.encoder(images)).float()
+
+
+class SelfDistillation(DinoNetwork):
+    """The student with its loss, and the centre of the teacher's logits.
+
+    Args:
+        prototypes: of the head.
+        temperature: of the student.
+    """
+
+    centre: Tensor
+
+    def __init__(self, encoder: Encoder, head: DinoHead, prototypes: int, temperature: float) -> None:
+        super().__init__(encoder, head)
+        self.temperature = temperature
+        self.register_buffer("centre", torch.zeros(prototypes))
+
+    def forward(self, crops: Any, targets: Tensor | None = None, frozen: bool = False) -> Any:
+        """Loss of the student's views against the teacher's distributions of the large ones.
+
+        Args:
+            crops: views of each size, (V * B, C, S, S), view after view, the large ones first.
+            targets: the teacher's probabilities for the large views, (2, B, prototypes).
+            frozen: keep the prototypes as they are.
+
+        Returns:
+            Loss of each sample, float32 (B,): the mean over all pairs of a teacher's view and another one of the
+            student. Pooled features of the large views (2 * B, D). Without targets: the encoder's feature map
+            (B, D, h, w) of images.
+        """
+        if targets is None:
+            return self.encoder(crops, "map")
+        features = self.encoder(crops)
+        logits = self.head(features, frozen).float() / self.temperature
+        batch = targets.shape[1]
+        views = logits.log_softmax(-1).view(-1, batch, logits.shape[-1])
+        losses = [
+            -(target * view).sum(-1)
+            for first, target in enumerate(targets)
+            for second, view in enumerate(views)
+            if first != second
+        ]
+        return torch.stack(losses).mean(0), features[: 2 * batch]
+
+
+class Distilling(Objective):
+    """DINO in a training run.
+
+    Args:
+        bands: C.
+    """
+
+    module: SelfDistillation
+    momentum: MomentumNetwork
+    timestamps = 2
+
+    def __init__(self, config: PretrainConfig, normalise: Normaliser, bands: int) -> None:
+        super().__init__(config, normalise)
+        dino, model = config.objective, config.model
+        assert isinstance(dino, DinoConfig)
+        self.dino = dino
+        local = dino.local_crops
+        self.local_crop = Crop(local.size, local.scale, config.augment.flip, config.augment.blur)
+        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+        head = DinoHead(encoder.feature_dim, dino.hidden, dino.bottleneck, dino.prototypes)
+        self.module = SelfDistillation(encoder, head, dino.prototypes, dino.student_temperature)
+        initialise(self.module, "pretrain", config.run.seed)
+        self.momentum = MomentumNetwork(DinoNetwork(encoder, head))
+        self._logits: list[Tensor] = []
+
+    def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
+        images = self.normalise(batch.tiles)
+        large = torch.cat([self._view(images, batch, f"view {number}", number, self.crop) for number in (0, 1)])
+        small = [
+            self._view(images, batch, f"local {number}", number % 2, self.local_crop)
+            for number in range(self.dino.local_crops.count)
+        ]
+        logits = self.momentum(engine, large)
+        self._logits.append(logits.mean(0))
+        targets = self._targets(engine, logits, step)
+        crops = [large, torch.cat(small)] if small else [large]
+        losses, features = engine(crops, targets, step < self.dino.freeze_last_layer_steps)
+        self.scalars.add(feature_std=feature_spread(features), teacher_entropy=_entropy(targets))
+        return losses.mean()
+
+    def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int, crop: Crop) -> Tensor:
+        return random_crops(images[batch.rows[:, timestamp]], batch.samples, keyed.key(self.seed, name), crop)
+
+    def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
+        """The teacher's probabilities (2, B, prototypes) from its logits of the large views (2 * B, prototypes)."""
+        centre = cast(SelfDistillation, engine.module).centre.float()
+        return ((logits - centre) / self.teacher_temperature(step)).softmax(-1).view(2, -1, logits.shape[-1])
+
+    def teacher_temperature(self, step: int) -> float:
+        """Linear from the first to the final temperature, then constant."""
+        first, final = self.dino.teacher_temperature, self.dino.final_teacher_temperature
+        share = min(1.0, step / max(self.dino.warmup_temperature_steps, 1))
+        return first + (final - first) * share if self.dino.warmup_temperature_steps else final
+
+    def teacher_momentum(self, step: int) -> float:
+        """Cosine from ``momentum`` to 1 over the whole training."""
+        return 1 - (1 - self.dino.momentum) * (math.cos(math.pi * step / self.steps) + 1) / 2
+
+    def after_step(self, engine: ZeroEngine, step: int) -> None:
+        self.momentum.update(engine, self.teacher_momentum(step))
+        mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
+        self._logits = []
+        centre = cast(SelfDistillation, engine.module).centre
+        centre.lerp_(mean.to(centre.dtype), 1 - self.dino.centre_momentum)
+
+    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
+        large = torch.cat(
+            [
+                random_crops(images, numbers, keyed.key(self.seed, f"validation view {view}"), self.crop)
+                for view in (0, 1)
+            ]
+        )
+        with self.momentum.evaluating():
+            logits = self.momentum(engine, large)
+        losses, _ = engine.evaluation([large], self._targets(engine, logits, self.steps))
+        return Evaluation(losses)
+
+    @torch.no_grad()
+    def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
+        """Of the teacher: its encoder is what DINO exports."""
+        with self.momentum.evaluating(), engine.autocast():
+            return cast(Encoder, self.momentum.module.encoder)(images, "map")
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Mean entropy over samples, as a share of the uniform distribution's: 1 and 0 are the two ways to collapse."""
+    entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1).mean()
+    return entropy / math.log(probabilities.shape[-1])

@@ -1,0 +1,165 @@
+"""MoCo-v2 on hyperspectral tiles: two dates of a location are two views of it (arXiv 2003.04297, 2408.08447).
+
+The query encoder is trained to tell the key of its own location from a queue of keys of others. Keys come from
+a momentum copy of encoder and head. All keys of an optimizer step enter the queue at its end, in sample order,
+so neither ranks nor accumulation change a loss.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain import distributed
+from pretrain.augment import random_crops
+from pretrain.config import MocoConfig, PretrainConfig
+from pretrain.data import TileBatch
+from pretrain.engine import ZeroEngine
+from pretrain.models import Normaliser, build_encoder
+from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
+from pretrain.models.encoder import Encoder
+from pretrain.models.initialise import initialise
+from pretrain.momentum import MomentumNetwork
+from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from shards import keyed
+
+
+class ProjectionHead(nn.Module):
+    """Two linear layers with a ReLU between; with ``norm``, batch norms behind each, as the published code has them.
+
+    Args:
+        inputs, hidden, outputs: widths.
+        bn_group: samples that share batch-norm statistics.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, norm: bool, bn_group: int | None) -> None:
+        super().__init__()
+        self.bn_group = bn_group
+        steps: list[nn.Module] = [nn.Linear(inputs, hidden, bias=not norm), nn.ReLU(), nn.Linear(hidden, outputs)]
+        if norm:
+            steps[2] = nn.Linear(hidden, outputs, bias=False)
+            steps.insert(1, GroupedBatchNorm(hidden))
+            steps.append(GroupedBatchNorm(outputs))
+        self.layers = nn.Sequential(*steps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, inputs) to (B, outputs)."""
+        return by_groups(
+            self.layers,
+            features.to(cast(nn.Linear, self.layers[0]).weight.dtype),
+            self.bn_group if self.training else None,
+        )
+
+
+class ProjectedEncoder(nn.Module):
+    """Encoder and projection head: what MoCo keeps a momentum copy of."""
+
+    def __init__(self, encoder: Encoder, projection_head: ProjectionHead) -> None:
+        super().__init__()
+        self.encoder, self.projection_head = encoder, projection_head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) to unit vectors (B, dim), float32."""
+        return F.normalize(self.projection_head(self.encoder(images)).float(), dim=-1)
+
+
+class MomentumContrast(ProjectedEncoder):
+    """The query network with its queue and loss.
+
+    Args:
+        queue: keys that it holds, each (dim,) of length 1.
+        seed: of the vectors that the queue begins with.
+    """
+
+    queue: Tensor
+
+    def __init__(
+        self, encoder: Encoder, projection_head: ProjectionHead, dim: int, queue: int, temperature: float, seed: int
+    ) -> None:
+        super().__init__(encoder, projection_head)
+        self.temperature = temperature
+        generator = torch.Generator().manual_seed(keyed.key(seed, "queue") % 2**63)
+        self.register_buffer("queue", F.normalize(torch.randn(queue, dim, generator=generator), dim=-1))
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Any:
+        """InfoNCE loss (arXiv 1807.03748) of normalised images (B, C, H, W) with keys (B, dim).
+
+        Returns:
+            Loss of each sample, float32 (B,); whether its own key was nearest, (B,); queries (B, dim). Without keys:
+            the encoder's feature map (B, D, h, w).
+        """
+        if keys is None:
+            return self.encoder(images, "map")
+        query = super().forward(images)
+        with torch.autocast(query.device.type, enabled=False):
+            own = (query * keys).sum(1, keepdim=True)
+            others = query @ self.queue.float().T
+            logits = torch.cat([own, others], 1) / self.temperature
+        labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
+        return F.cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == 0).float(), query
+
+
+class MomentumContrasting(Objective):
+    """MoCo in a training run.
+
+    Args:
+        bands: C.
+    """
+
+    module: MomentumContrast
+    momentum: MomentumNetwork
+    timestamps = 2
+
+    def __init__(self, config: PretrainConfig, normalise: Normaliser, bands: int) -> None:
+        super().__init__(config, normalise)
+        moco, model = config.objective, config.model
+        assert isinstance(moco, MocoConfig)
+        self.rate, self.queue_length = moco.momentum, moco.queue
+        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+        head = ProjectionHead(encoder.feature_dim, moco.hidden, moco.dim, moco.head_norm, model.bn_group)
+        self.module = MomentumContrast(encoder, head, moco.dim, moco.queue, moco.temperature, config.run.seed)
+        initialise(self.module, "pretrain", config.run.seed)
+        self.momentum = MomentumNetwork(ProjectedEncoder(encoder, head))
+        self._keys: list[Tensor] = []
+
+    def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
+        images = self.normalise(batch.tiles)
+        query, key = (
+            random_crops(images[batch.rows[:, view]], batch.samples, keyed.key(self.seed, f"view {view}"), self.crop)
+            for view in (0, 1)
+        )
+        keys = self._shuffled_keys(engine, key, int(batch.samples[0]))
+        self._keys.append(keys)
+        losses, hits, queries = engine(query, keys)
+        self.scalars.add(feature_std=feature_spread(queries), contrast_accuracy=hits.mean())
+        return losses.mean()
+
+    def _shuffled_keys(self, engine: ZeroEngine, images: Tensor, first_sample: int) -> Tensor:
+        """Keys with batch-norm groups of other samples than the queries', or the groups would give the pairs away.
+
+        Shuffled within the micro batch, keyed by its first sample: no exchange between ranks (MoCo's shuffling BN).
+        """
+        length = len(images)
+        order = keyed.permute(keyed.key(self.seed, "shuffle", first_sample), length, np.arange(length))
+        shuffled = torch.from_numpy(order).to(images.device)
+        keys = self.momentum(engine, images[shuffled])
+        return torch.empty_like(keys).index_copy_(0, shuffled, keys)
+
+    def after_step(self, engine: ZeroEngine, step: int) -> None:
+        self.momentum.update(engine, self.rate)
+        keys = distributed.all_gather(torch.cat(self._keys))
+        self._keys = []
+        begin = step * len(keys) % self.queue_length
+        queue = cast(MomentumContrast, engine.module).queue
+        queue[begin : begin + len(keys)] = keys.to(queue.dtype)
+
+    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
+        query, key = (
+            random_crops(images, numbers, keyed.key(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)
+        )
+        with self.momentum.evaluating():
+            keys = self.momentum(engine, key)
+        losses, _, _ = engine.evaluation(query, keys)
+        return Evaluation(losses)

@@ -1,0 +1,108 @@
+"""What the training loop asks of an objective: losses of micro batches, and what follows an optimizer step."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.augment import Crop
+from pretrain.config import PretrainConfig
+from pretrain.data import TileBatch
+from pretrain.engine import ZeroEngine
+from pretrain.models import Normaliser
+from pretrain.momentum import MomentumNetwork
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses (B,) of held-out tiles, and how to draw the first of them, where the objective has a picture."""
+
+    losses: Tensor
+    figure: "Callable[[], Figure] | None" = None
+
+
+class Objective(ABC):
+    """One objective in one run.
+
+    Args:
+        config: of the run.
+        normalise: digital numbers to z-scores, on the device.
+
+    Attributes:
+        module: encoder, heads and loss: what the engine trains. Called with images alone, it gives the encoder's
+            feature map: under ZeRO the one way to its weights is the engine's.
+        momentum: an average of the module's networks, or None.
+        timestamps: tiles of each sample, 1 or 2 dates of its location.
+        scalars: what is watched besides the loss.
+    """
+
+    module: nn.Module
+    momentum: MomentumNetwork | None = None
+    timestamps: Literal[1, 2] = 1
+
+    def __init__(self, config: PretrainConfig, normalise: Normaliser) -> None:
+        self.config, self.normalise = config, normalise
+        self.seed, self.steps = config.run.seed, config.train.steps
+        augment = config.augment
+        self.crop = Crop(config.model.image_size, augment.crop_scale, augment.flip, augment.blur)
+        self.scalars = Scalars()
+
+    def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
+        """Lazily the mean loss of each micro batch of an optimizer step (0, 1, ...)."""
+        for _ in range(engine.accumulation):
+            yield self.loss(engine, next(batches), step)
+
+    @abstractmethod
+    def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
+        """Mean loss of one micro batch: a forward of the engine on random views."""
+
+    def after_step(self, engine: ZeroEngine, step: int) -> None:  # noqa: B027  # most have nothing to do
+        """Follow the weights after optimizer step ``step``; every rank calls it."""
+
+    @abstractmethod
+    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
+        """Losses of normalised held-out images (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
+
+    def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
+        """Feature map (B, D, h, w) of normalised images by the encoder that will be exported, in evaluation mode."""
+        return engine.evaluation(images)
+
+
+class Scalars:
+    """Means over micro batches and ranks of what objectives watch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, **values: Tensor) -> None:
+        """Take in the scalars of one micro batch, the same names each time."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach()
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call; every rank calls it."""
+        if not self._count:
+            return {}
+        means = distributed.all_reduce_sum(torch.stack(list(self._sums.values())) / self._count)
+        result = dict(zip(self._sums, (means / distributed.world_size()).tolist(), strict=True))
+        self._sums, self._count = {}, 0
+        return result
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """How far a batch's features (B, D) are from collapse: 1 where their directions are isotropic, 0 where all agree.
+
+    The standard deviation of the L2-normalised features over the batch, times sqrt(D) (SimSiam, arXiv 2011.10566).
+    """
+    unit = nn.functional.normalize(features.detach().float(), dim=-1)
+    return unit.std(0, unbiased=False).mean() * unit.shape[-1] ** 0.5

@@ -1,0 +1,141 @@
+"""What an encoder knows during training: nearest neighbours and a linear map on frozen features of labelled tiles.
+
+Cells of the feature map are classified by the label that most of their pixels have. Both classifiers are closed
+forms, so a curve over training shows the encoder alone (kNN as in DINO, arXiv 2104.14294; ridge regression).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.engine import ZeroEngine
+from pretrain.objectives.objective import Objective
+from shards import keyed
+from shards.errors import ConfigError
+from shards.reader import TileDataset, open_dataset
+
+CELLS = 32
+"""Cells taken of each tile at most."""
+
+TEMPERATURE = 0.07
+"""Of a neighbour's vote."""
+
+RIDGE = 1e-2
+"""Weight of the ridge regression's penalty, for standardised features, per sample."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Features (N, D) float32 and labels (N,) int64, the same on all ranks."""
+
+    features: Tensor
+    labels: Tensor
+
+
+class EncoderProbe:
+    """Probe of a run, on labelled shards.
+
+    Args:
+        config: of the run, with ``probe``.
+        bands: of the run's tiles.
+
+    Raises:
+        ConfigError, ShardError: the shards have no labels, other bands, or tiles smaller than the image.
+    """
+
+    def __init__(self, config: PretrainConfig, bands: int) -> None:
+        assert config.probe is not None
+        self.probe, self.size, self.micro = config.probe, config.model.image_size, config.train.micro_batch
+        self.seed = config.run.seed
+        self.splits = {name: self._open(name, bands) for name in ("train", "val")}
+
+    def _open(self, split: str, bands: int) -> TileDataset:
+        dataset = open_dataset(self.probe.shards, split=split)
+        if not len(dataset) or dataset.mask(0) is None:
+            raise ConfigError(
+                f"key 'probe.shards': {self.probe.shards} has no labelled tiles in '{split}'; see --labels"
+            )
+        if dataset[0].shape[0] != bands or min(dataset[0].shape[1:]) < self.size:
+            raise ConfigError(
+                f"key 'probe.shards': tiles of {dataset[0].shape}; the run takes {bands} bands, {self.size} px"
+            )
+        return dataset
+
+    def scores(self, objective: Objective, engine: ZeroEngine) -> dict[str, float]:
+        """Accuracies on the val cells; every rank calls it."""
+        train, val = (self._cells(split, objective, engine) for split in ("train", "val"))
+        return {
+            "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbours), val.labels),
+            "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),
+        }
+
+    def _cells(self, split: str, objective: Objective, engine: ZeroEngine) -> Cells:
+        """Cells of tiles drawn by the run's seed; ranks share the tiles."""
+        dataset, world = self.splits[split], distributed.world_size()
+        order = keyed.permute(keyed.key(self.seed, "probe", split), len(dataset), np.arange(len(dataset)))
+        chosen = order[: -(-self.probe.samples // CELLS)]
+        mine: dict[int, tuple[Tensor, Tensor]] = {}
+        rounds = -(-len(chosen) // (self.micro * world))  # as many forwards on every rank
+        numbers = np.arange(rounds * self.micro * world).reshape(rounds, world, self.micro)[:, distributed.rank()]
+        rows = chosen[np.minimum(numbers, len(chosen) - 1)]
+        tiles = distributed.together(lambda: [[self._read(dataset, int(row)) for row in turn] for turn in rows])
+        for turn, batch in zip(numbers.tolist(), tiles, strict=True):
+            images = objective.normalise(torch.stack([values for values, _ in batch]).to(distributed.device()))
+            maps = objective.features(engine, images).float().cpu()
+            for number, features, (_, labels) in zip(turn, maps, batch, strict=True):
+                if number < len(chosen):
+                    mine[number] = self._draw(number, features, labels)
+        everyone = {number: cells for part in distributed.gather_objects(mine) for number, cells in part.items()}
+        features, labels = (
+            torch.cat(part) for part in zip(*(everyone[number] for number in sorted(everyone)), strict=True)
+        )
+        if not len(labels):
+            raise ConfigError(f"key 'probe.ignore': no cell of '{split}' has another label")
+        return Cells(features, labels)
+
+    def _read(self, dataset: TileDataset, position: int) -> tuple[Tensor, Tensor]:
+        """The centre of a tile, int16 (C, size, size), and of its label tile (size, size)."""
+        values, codes = dataset[position], dataset.mask(position)
+        assert codes is not None
+        top, left = ((side - self.size) // 2 for side in codes.shape)
+        window = np.s_[..., top : top + self.size, left : left + self.size]
+        return torch.from_numpy(values[window].copy()), torch.from_numpy(codes[window].astype(np.int64))
+
+    def _draw(self, number: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Some cells of one tile: features (n, D) and labels (n,)."""
+        stride = labels.shape[0] // features.shape[-1]
+        pixels = labels.unfold(0, stride, stride).unfold(1, stride, stride).flatten(2)
+        classes = pixels.mode(-1).values.flatten()
+        counted = torch.from_numpy(np.flatnonzero(~np.isin(classes.numpy(), self.probe.ignore)))
+        order = keyed.permute(keyed.key(self.seed, "cells", number), max(len(counted), 1), np.arange(len(counted)))
+        taken = counted[torch.from_numpy(order[:CELLS])]
+        return features.flatten(1).T[taken], classes[taken]
+
+
+def nearest_neighbours(train: Cells, features: Tensor, neighbours: int) -> Tensor:
+    """Classes (N,) of features (N, D) by a vote of the nearest training cells, weighted by cosine similarity."""
+    similarity = F.normalize(features, dim=-1) @ F.normalize(train.features, dim=-1).T
+    nearest = similarity.topk(min(neighbours, len(train.labels)), dim=-1)
+    votes = torch.zeros(len(features), int(train.labels.max()) + 1)
+    votes.scatter_add_(1, train.labels[nearest.indices], (nearest.values / TEMPERATURE).exp())
+    return votes.argmax(-1)
+
+
+def ridge_classes(train: Cells, features: Tensor) -> Tensor:
+    """Classes (N,) of features (N, D) by ridge regression on one-hot labels of the training cells."""
+    mean, spread = train.features.double().mean(0), train.features.double().std(0, unbiased=False) + 1e-6
+    x = (train.features.double() - mean) / spread
+    y = F.one_hot(train.labels).double()
+    level = y.mean(0)
+    gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(gram, x.T @ (y - level))
+    return (((features.double() - mean) / spread) @ weights + level).argmax(-1)
+
+
+def _accuracy(predicted: Tensor, labels: Tensor) -> float:
+    return (predicted == labels).double().mean().item()

@@ -1,0 +1,47 @@
+"""The loss on held-out tiles, on views and masks that never change."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pretrain import distributed
+from pretrain.engine import ZeroEngine
+from pretrain.objectives.objective import Objective
+from shards.reader import ShardReader
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Mean loss over all ranks' tiles, and how to draw the first of this rank's, where there is a picture."""
+
+    loss: float
+    figure: "Callable[[], Figure] | None"
+
+
+def validate(
+    objective: Objective, engine: ZeroEngine, reader: ShardReader, held_out: np.ndarray, micro_batch: int
+) -> Validation | None:
+    """Mean loss over the tile rows ``held_out``, None where there are none; every rank calls it."""
+    if not len(held_out):
+        return None
+    world, device = distributed.world_size(), distributed.device()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    figure = None
+    for turn in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
+        numbers = np.arange(micro_batch) + micro_batch * (turn * world + distributed.rank())
+        real = numbers < len(held_out)
+        numbers = np.where(real, numbers, 0)
+        tiles = torch.empty((micro_batch, *reader.tile_shape), dtype=torch.int16)
+        reader.read(held_out[numbers], tiles.numpy())
+        evaluation = objective.evaluate(engine, objective.normalise(tiles.to(device)), numbers)
+        losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]
+        sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
+        figure = figure or evaluation.figure
+    total, count = distributed.all_reduce_sum(sums).tolist()
+    return Validation(total / count, figure)
