@@ -1,31 +1,29 @@
 """From a checkpoint to an encoder file: reads the checkpoint's files alone, on any machine, without DeepSpeed."""
 
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pretrain.checkpoint import read_state, read_weights
-from pretrain.models import EncoderDescription, save_encoder
+from pretrain.models import save_encoder
+from pretrain.models.card import model_card
+from pretrain.models.weights import read_encoder
+from shards.atomic import write_atomic
 
 
 def export_encoder(checkpoint: Path, dest: Path) -> None:
-    """Write the encoder of a checkpoint as one safetensors file that describes itself."""
-    state = read_state(checkpoint)
-    model, data = state["config"]["model"], state["data"]
-    description = EncoderDescription(
-        architecture=model["name"],
-        image_size=model["image_size"],
-        patch_size=model["patch_size"],
-        sensor=data["sensor"],
-        wavelength_nm=data["wavelength_nm"],
-        fwhm_nm=data["fwhm_nm"],
-        mu=data["mu"],
-        sigma=data["sigma"],
-        objective=state["config"]["objective"]["name"],
-        samples_seen=state["samples_seen"],
-        dataset=data["content_hash"],
-        version=code_version(),
-    )
-    save_encoder(dest, read_weights(checkpoint, "encoder"), description)
+    """Write the encoder of a checkpoint as one safetensors file that describes itself, and its model card beside it.
+
+    Of DINO's checkpoints the teacher is exported.
+
+    Raises:
+        WeightsError: the checkpoint is damaged or doesn't hold all of its encoder.
+    """
+    read = read_encoder(checkpoint)
+    description = replace(read.description, version=code_version())
+    save_encoder(dest, read.weights, description)
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    parameters = sum(tensor.numel() for name, tensor in read.weights.items() if not name.endswith(buffers))
+    write_atomic(dest.with_suffix(".md"), model_card(description, parameters, dest.name))
 
 
 def code_version() -> str:

@@ -1,107 +1,131 @@
-"""Encoders as files: safetensors with published parameter names and a description of themselves in the header."""
+"""Encoders out of files of any format and into ours, strictly: all of an encoder's weights, or an error."""
 
-import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
+from pretrain.models.containers import Network
+from pretrain.models.description import EncoderDescription, WeightsError
 from pretrain.models.encoder import Encoder
+from pretrain.models.formats import StoredEncoder, read_stored
 from pretrain.models.normalise import Normaliser
+from pretrain.models.patches import resize_positions
+from pretrain.models.recognise import recognise
 from pretrain.models.registry import build_encoder
+from pretrain.models.report import LoadReport, compare
+from pretrain.models.resnet import NO_DILATION, ResNetEncoder
 from shards.atomic import write_atomic
-from shards.errors import ForgeError
-
-
-class WeightsError(ForgeError):
-    """An encoder file that is missing, damaged, or of another model."""
 
 
 @dataclass(frozen=True)
-class EncoderDescription:
-    """What is needed to use an encoder, kept in its file.
+class EncoderWeights:
+    """All weights of an encoder under flat names, in the published order, with dtypes as in the file.
 
     Attributes:
-        architecture, image_size, patch_size: arguments of ``build_encoder``.
-        sensor, wavelength_nm, fwhm_nm: the bands it was trained on, in order.
-        mu, sigma: per-band normalisation of digital numbers.
-        objective, samples_seen, dataset: how it was trained; the dataset by content hash.
-        version: of the code that wrote the file.
+        layout: name of the format that they came from.
+        report: how the file's names fitted.
     """
 
-    architecture: str
-    image_size: int
-    patch_size: int
-    sensor: str
-    wavelength_nm: list[float]
-    fwhm_nm: list[float]
-    mu: list[float]
-    sigma: list[float]
-    objective: str
-    samples_seen: int
-    dataset: str
-    version: str
+    weights: dict[str, Tensor]
+    description: EncoderDescription
+    layout: str
+    report: LoadReport
 
 
-_KEY = "spectralforge"
+def load_encoder(
+    path: str | Path,
+    bn_group: int | None = None,
+    attention: Backend = "auto",
+    *,
+    image_size: int | None = None,
+    dilate: Sequence[bool] = NO_DILATION,
+    network: Network = "auto",
+) -> tuple[Encoder, EncoderDescription]:
+    """Rebuild the encoder of a file; nothing else is needed.
+
+    Args:
+        path: our export, a published file, a training checkpoint of the published code, or one of our
+            checkpoints: its folder, or that of a run (the newest). docs/weights.md lists the formats.
+        bn_group, attention, dilate: see ``build_encoder``.
+        image_size: in pixels, other than the file's: position embeddings are interpolated to it.
+        network: the trained one or its average, of checkpoints that have both; ``auto`` takes DINO's teacher.
+
+    Returns:
+        The encoder in evaluation mode on the CPU, fp32, and its description; where the file has none, one with
+        unknown normalisation.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of no known format, or doesn't match its architecture in full.
+    """
+    read = read_encoder(path, network, image_size)
+    encoder = _shape_of(read.description, str(path), bn_group, attention, dilate)
+    assert dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys()  # else some would stay empty
+    encoder.to_empty(device="cpu")
+    load_strictly(encoder, read.weights, str(path))
+    return encoder.eval(), read.description
+
+
+def read_encoder(
+    path: str | Path, network: Network = "auto", image_size: int | None = None, architecture: str | None = None
+) -> EncoderWeights:
+    """Read an encoder's weights and what is known of it, without building it.
+
+    Args:
+        network, image_size: see ``load_encoder``.
+        architecture: name to hold the weights against; None takes the file's own, or the one they look like.
+
+    Raises:
+        WeightsError: see ``load_encoder``.
+    """
+    stored = read_stored(Path(path), network)
+    description = _describe(stored, architecture)
+    own = _shape_of(description, stored.where).state_dict()
+    report = compare(own, stored.weights, stored.copies, stored.left_out)
+    report.require_all(stored.where)
+    weights = {name: stored.weights[name] for name in own}
+    if image_size is not None and image_size != description.image_size:
+        description = replace(description, image_size=image_size)
+        _shape_of(description, stored.where)  # refuses a size that the patches don't divide
+        for name in [name for name in own if name.rsplit(".", 1)[-1] == "pos_embed"]:
+            before, grid = weights[name], image_size // description.patch_size
+            weights[name] = resize_positions(before, (grid, grid))
+            report = report.with_reshaped(name, before, weights[name])
+    return EncoderWeights(weights, description, stored.layout, report)
 
 
 def save_encoder(path: Path, weights: dict[str, Tensor], description: EncoderDescription) -> None:
     """Write an encoder file in one step."""
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    write_atomic(path, save(tensors, metadata={_KEY: json.dumps(asdict(description))}))
-
-
-def load_encoder(
-    path: str | Path, bn_group: int | None = None, attention: Backend = "auto"
-) -> tuple[Encoder, EncoderDescription]:
-    """Rebuild an exported encoder; nothing but its file is needed.
-
-    Returns:
-        The encoder in evaluation mode on the CPU, and its description.
-
-    Raises:
-        WeightsError: the file is missing, damaged, undescribed, or doesn't match its architecture in full.
-    """
-    path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such encoder file") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a whole safetensors file ({error})") from None
-    description = _description(path, metadata)
-    try:
-        encoder = build_encoder(
-            description.architecture, description.image_size, description.patch_size, bn_group, attention
-        )
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    load_strictly(encoder, weights, str(path))
-    return encoder.eval(), description
+    write_atomic(path, save(tensors, metadata=description.to_header()))
 
 
 def encode(encoder: Encoder, description: EncoderDescription, tiles: np.ndarray | Tensor) -> Tensor:
-    """Class-token features (B, D) float32 of int16 tiles (B, C, H, W), on the encoder's device.
+    """Pooled features (B, D) float32 of int16 tiles (B, C, H, W), on the encoder's device.
 
     Raises:
-        WeightsError: the tiles have another band count or size than the encoder.
+        WeightsError: the tiles have another band count or size than the encoder, or its normalisation is unknown.
     """
     device = next(encoder.parameters()).device
     values = torch.as_tensor(tiles).to(device)
-    expected = (len(description.wavelength_nm), description.image_size, description.image_size)
+    # a ResNet was made for no size in particular
+    size = tuple(values.shape[2:]) if isinstance(encoder, ResNetEncoder) else (description.image_size,) * 2
+    expected = (description.bands, *size)
     if values.dim() != 4 or tuple(values.shape[1:]) != expected:
         raise WeightsError(
             f"tiles of shape {tuple(values.shape)}: this encoder takes (B, {', '.join(map(str, expected))})"
         )
-    normalise = Normaliser(description.mu, description.sigma).to(device)
+    if not description.mu or not description.sigma:
+        raise WeightsError(
+            "the encoder's file doesn't say how its images were normalised: give it the statistics, "
+            "python -m tools.convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
+        )
+    normalise = Normaliser(description.mu, description.sigma, clip=description.clip).to(device)
     with torch.no_grad():
         return encoder(normalise(values)).float()
 
@@ -112,30 +136,40 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> N
     Raises:
         WeightsError: one line that counts and names what is missing, unexpected or of another shape.
     """
-    own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - own.keys())
-    reshaped = sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
-    problems = [
-        f"{len(names)} {what} (e.g. {names[0]}{_shapes(own, weights, names[0]) if what == 'of another shape' else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if names
-    ]
-    if problems:
-        matched = len(own) - len(missing) - len(reshaped)
-        raise WeightsError(f"{where}: weights of another model: {matched} of {len(own)} match, {', '.join(problems)}")
+    compare(model.state_dict(), weights).require_all(where)
     model.load_state_dict(weights)
 
 
-def _shapes(own: dict[str, Tensor], weights: dict[str, Tensor], name: str) -> str:
-    return f": {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+def _describe(stored: StoredEncoder, architecture: str | None) -> EncoderDescription:
+    """What the file says, or what its weights look like, under the architecture's name that was given."""
+    described = stored.description
+    if described is None:
+        described = recognise(stored.weights, stored.objective, stored.network, stored.where)
+    return described if architecture is None else replace(described, architecture=architecture)
 
 
-def _description(path: Path, metadata: dict[str, str]) -> EncoderDescription:
-    if _KEY not in metadata:
-        raise WeightsError(f"{path}: no description in its header: not an encoder exported by this project")
+def _shape_of(
+    description: EncoderDescription,
+    where: str,
+    bn_group: int | None = None,
+    attention: Backend = "auto",
+    dilate: Sequence[bool] = NO_DILATION,
+) -> Encoder:
+    """The encoder on the meta device, without contents: the giant one's take 4.5 GB and time to draw.
+
+    Raises:
+        WeightsError: an unknown architecture, or sizes that it can't have.
+    """
     try:
-        values = json.loads(metadata[_KEY])
-        return EncoderDescription(**{field.name: values[field.name] for field in fields(EncoderDescription)})
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: its description is damaged ({error})") from None
+        with torch.device("meta"):
+            return build_encoder(
+                description.architecture,
+                description.image_size,
+                description.patch_size,
+                bn_group,
+                attention,
+                description.bands,
+                dilate,
+            )
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from None

@@ -1,18 +1,26 @@
 """Encoder files: exact round trips, and one line for everything that can be wrong with one."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.foreign_checkpoints import our_checkpoint
+from support.range_server import RangeServer
 from support.small_encoder import BANDS, SIZE, small_description, small_encoder
 from support.tiles import write_archive
 
 import spectralforge
-from pretrain.models import encode, load_encoder, save_encoder
-from pretrain.models.weights import WeightsError, load_strictly
+from pretrain.export import export_encoder
+from pretrain.models import WeightsError, build_encoder, encode, from_pretrained, load_encoder, save_encoder
+from pretrain.models.card import model_card
+from pretrain.models.patches import resize_positions
+from pretrain.models.weights import load_strictly, read_encoder
 from shards.build import PackConfig, pack
+from shards.sensors import get_sensor
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +89,26 @@ def test_a_missing_file_is_refused(tmp_path):
     assert "no such encoder file" in _error(tmp_path / "none.safetensors")
 
 
-def test_a_folder_is_refused(tmp_path):
-    assert "not a whole safetensors file" in _error(tmp_path)
+def test_a_folder_gives_the_encoder_in_it(exported):
+    assert load_encoder(exported[0].parent)[1] == exported[2]
 
 
-def test_a_file_without_a_description_is_refused(exported, tmp_path):
+def test_a_file_without_a_description_gets_one_without_normalisation(exported, tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file(exported[1].state_dict(), path)
-    assert "no description in its header" in _error(path)
+    encoder, told = load_encoder(path)
+    assert (told.architecture, told.image_size, told.sensor, told.bands) == ("spec_vit_tiny", SIZE, "enmap", 202)
+    assert (told.mu, told.sigma, told.wavelength_nm) == ([], [], list(get_sensor("enmap").wavelength_nm))
+    with pytest.raises(WeightsError, match=r"python -m tools.convert .* --statistics"):
+        encode(encoder, told, np.zeros((1, 202, SIZE, SIZE), np.int16))
+
+
+def test_a_description_of_an_older_version_is_read(exported, tmp_path):
+    path = tmp_path / "older.safetensors"
+    later = {"clip", "bands", "network", "config"}
+    values = {name: value for name, value in vars(small_description()).items() if name not in later}
+    save_file(exported[1].state_dict(), path, metadata={"spectralforge": json.dumps(values)})
+    assert load_encoder(path)[1] == small_description(clip=None, bands=BANDS, network="student", config={})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"architecture": "spec_vit_tiny"}'])
@@ -124,12 +144,12 @@ def test_missing_and_unexpected_weights_are_counted_and_named(exported, tmp_path
     weights = exported[1].state_dict()
     for name in ("vit_core.cls_token", "vit_core.norm.bias"):
         del weights[name]
-    weights["head.weight"] = torch.zeros(3)
+    weights["vit_core.pool.weight"] = torch.zeros(3)
     path = tmp_path / "other.safetensors"
     save_encoder(path, weights, small_description())
     text = _error(path)
     assert "169 of 171 match" in text
-    assert "2 missing (e.g. vit_core.cls_token), 1 unexpected (e.g. head.weight)" in text
+    assert "2 missing (e.g. vit_core.cls_token), 1 unexpected (e.g. vit_core.pool.weight)" in text
 
 
 def test_a_refused_load_changes_nothing(exported):
@@ -160,6 +180,143 @@ def test_encode_refuses_tiles_of_another_shape(exported, shape):
     with pytest.raises(WeightsError, match=r"this encoder takes \(B, 80, 8, 8\)") as raised:
         encode(exported[1], exported[2], np.zeros(shape, np.int16))
     assert str(shape) in str(raised.value)
+
+
+def test_encode_cuts_where_training_did(exported):
+    _, encoder, description = exported
+    tiles = _tiles()
+    tiles[0, 3] = 30000
+    cut = small_description(clip=2.0)
+    mu, sigma = (np.float32(values)[:, None, None] for values in (description.mu, description.sigma))
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(np.clip((tiles - mu) / sigma, -2, 2)))
+    torch.testing.assert_close(encode(encoder, cut, tiles), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resnet_encodes_images_of_any_size():
+    encoder = build_encoder("spec_resnet50").eval()
+    description = small_description(architecture="spec_resnet50", image_size=128)
+    assert encode(encoder, description, np.zeros((1, BANDS, 16, 32), np.int16)).shape == (1, 2048)
+
+
+# ---- other sizes ----
+
+
+def test_positions_go_to_another_image_size(exported):
+    encoder, told = load_encoder(exported[0], image_size=24)
+    assert told.image_size == encoder.image_size == 24
+    before, after = exported[1].state_dict(), encoder.state_dict()
+    changed = [name for name in before if before[name].shape != after[name].shape]
+    assert changed == ["vit_core.pos_embed"]
+    assert torch.equal(after[changed[0]], resize_positions(before[changed[0]], (6, 6)))
+    assert all(torch.equal(after[name], before[name]) for name in before if name not in changed)
+    report = read_encoder(exported[0], image_size=24).report
+    assert report.reshaped == ["vit_core.pos_embed: (1, 5, 192) to (1, 37, 192)"]
+
+
+def test_an_image_size_that_patches_do_not_divide_is_refused(exported):
+    with pytest.raises(WeightsError, match="patch size 4 does not divide image size 10"):
+        load_encoder(exported[0], image_size=10)
+
+
+def test_options_of_the_encoder_reach_it(exported, tmp_path):
+    assert load_encoder(exported[0], 4)[0].spectral_adapter.bn_group == 4
+    assert load_encoder(exported[0], attention="math")[0].core.blocks[0].attn.backend == "math"
+    weights = build_encoder("spec_resnet50").state_dict()
+    save_encoder(tmp_path / "r.safetensors", weights, small_description(architecture="spec_resnet50"))
+    assert load_encoder(tmp_path / "r.safetensors", dilate=(True,) * 4)[0].stride == 1
+
+
+# ---- export ----
+
+
+def test_an_export_and_its_card_say_how_the_encoder_was_trained(tmp_path):
+    student, teacher = (small_encoder(seed).state_dict() for seed in (1, 2))
+    step = our_checkpoint(tmp_path, 10, student, teacher, {"augment": {"clip": 8.0}, "optim": {"lr": 1e-3}})
+    export_encoder(step, tmp_path / "encoder.safetensors")
+    encoder, told = load_encoder(tmp_path / "encoder.safetensors")
+    assert all(torch.equal(tensor, teacher[name]) for name, tensor in encoder.state_dict().items())
+    assert (told.network, told.objective, told.clip, told.bands, told.samples_seen) == ("teacher", "dino", 8.0, 80, 160)
+    assert told.config["optim"] == {"lr": 1e-3}
+    card = (tmp_path / "encoder.md").read_text()
+    expected = (
+        "# spec_vit_tiny, dino",
+        f"| {sum(parameter.numel() for parameter in encoder.parameters()):,} |",
+        "weights of the teacher",
+        "cut at ±8;",
+        "enmap, 80 bands from 400",
+    )
+    assert [text for text in expected if text not in card] == []
+
+
+def test_a_card_claims_nothing_that_is_not_known():
+    bare = small_description(sensor="unknown", wavelength_nm=[], mu=[], sigma=[], objective="", samples_seen=0)
+    card = model_card(bare, 1, "weights.safetensors")
+    assert "Objective: unknown." in card
+    assert "Tiles seen: unknown." in card
+    assert "Normalisation: unknown." in card
+    assert 'load_encoder("weights.safetensors")' in card
+
+
+def test_the_lines_of_a_card_run(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(exported[0].parent)
+    code = model_card(exported[2], 1, exported[0].name).split("```python")[1].split("```")[0]
+    names: dict = {}
+    monkeypatch.setattr(spectralforge, "open_dataset", lambda folder: _tiles())
+    exec(code, names)
+    assert names["features"].shape == (1, 192)
+
+
+# ---- from_pretrained ----
+
+
+def test_an_encoder_comes_from_a_folder_or_its_file(exported):
+    path = exported[0]
+    for location in (path, str(path), path.parent, f"{path.parent}/", f"file://{path.parent}"):
+        assert from_pretrained(location)[1] == exported[2]
+    assert from_pretrained(path, image_size=24)[1].image_size == 24
+
+
+def test_a_download_is_made_once(exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRALFORGE_CACHE", str(tmp_path / "cache"))
+    with RangeServer(exported[0].parent) as server:
+        for url in (f"{server.url}/encoder.safetensors", server.url, f"{server.url}/"):
+            encoder, told = from_pretrained(url)
+        assert server.requests == {"encoder.safetensors": 1}
+    assert told == exported[2]
+    assert all(torch.equal(t, exported[1].state_dict()[name]) for name, t in encoder.state_dict().items())
+    (copy,) = (tmp_path / "cache").rglob("*.*")
+    assert copy.read_bytes() == exported[0].read_bytes()
+
+
+@pytest.mark.parametrize(("fault", "says"), [("drop", "the download failed"), ("fail", "HTTP|the download failed|503")])
+def test_a_download_that_breaks_off_leaves_nothing(exported, tmp_path, monkeypatch, fault, says):
+    monkeypatch.setenv("SPECTRALFORGE_CACHE", str(tmp_path / "cache"))
+    with RangeServer(exported[0].parent) as server:
+        setattr(server, fault, 1)
+        with pytest.raises(WeightsError, match=says) as raised:
+            from_pretrained(server.url)
+        assert str(raised.value).startswith(f"{server.url}/encoder.safetensors: ")
+        assert "\n" not in str(raised.value)
+        assert list((tmp_path / "cache").rglob("*.*")) == []
+        assert from_pretrained(server.url)[1] == exported[2]
+
+
+def test_what_a_url_lacks_is_said_without_its_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRALFORGE_CACHE", str(tmp_path / "cache"))
+    with RangeServer(tmp_path) as server:
+        url = server.url.replace("://", "://me:secret@") + "/none.pth?signature=secret"
+        with pytest.raises(WeightsError, match="no such file; check the URL") as raised:
+            from_pretrained(url)
+    assert "secret" not in str(raised.value)
+    with pytest.raises(WeightsError, match=r"nonsense://x/encoder\.safetensors: the download failed"):
+        from_pretrained("nonsense://x")
+
+
+def test_models_need_torch_numpy_and_safetensors_alone():
+    absent = ("pydantic", "rasterio", "deepspeed", "numba", "numcodecs", "fsspec", "zarr", "yaml", "xxhash", "tqdm")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import pretrain.models, pretrain.models.card"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_notebook_functions_go_from_shards_to_features(tmp_path):

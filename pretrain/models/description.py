@@ -1,0 +1,146 @@
+"""What an encoder's file says of itself: everything that is needed to use it, and where it came from."""
+
+import json
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any
+
+from shards.errors import ForgeError
+from shards.sensors import get_sensor
+
+HEADER_KEY = "spectralforge"
+"""Of the description in a safetensors header."""
+
+UNKNOWN = "unknown"
+
+
+class WeightsError(ForgeError):
+    """An encoder file that is missing, damaged, or of another model."""
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """What is needed to use an encoder, kept in its file.
+
+    Attributes:
+        architecture, image_size, patch_size: arguments of ``build_encoder``.
+        sensor, wavelength_nm, fwhm_nm: the bands it was trained on, in order.
+        mu, sigma: per-band normalisation of digital numbers; empty where it is unknown.
+        objective, samples_seen, dataset: how it was trained, the dataset by content hash; "" and 0 where unknown.
+        version: of the code that wrote the file.
+        clip: normalised values are cut at +-clip; None for none.
+        bands: how many an image has; 0 stands for as many as there are wavelengths.
+        network: "student", the trained network, or "teacher", its average over training.
+        config: the whole config of the run.
+    """
+
+    architecture: str
+    image_size: int
+    patch_size: int
+    sensor: str
+    wavelength_nm: list[float]
+    fwhm_nm: list[float]
+    mu: list[float]
+    sigma: list[float]
+    objective: str
+    samples_seen: int
+    dataset: str
+    version: str
+    clip: float | None = None
+    bands: int = 0
+    network: str = "student"
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", self.bands or len(self.wavelength_nm))
+
+    def to_header(self) -> dict[str, str]:
+        """As metadata of a safetensors file."""
+        return {HEADER_KEY: json.dumps(asdict(self))}
+
+
+def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | None:
+    """The description in a safetensors header, None where it has none; files of older versions lack some fields.
+
+    Raises:
+        WeightsError: the description is there and damaged.
+    """
+    if HEADER_KEY not in metadata:
+        return None
+    try:
+        values = json.loads(metadata[HEADER_KEY])
+        known = fields(EncoderDescription)
+        wanted = [one for one in known if one.name in values or _is_required(one)]
+        return EncoderDescription(**{one.name: values[one.name] for one in wanted})
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
+
+
+def _is_required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDescription:
+    """The description of the encoder in one of our checkpoints, from its ``state.json``.
+
+    Raises:
+        WeightsError: the state lacks something.
+    """
+    try:
+        config, data = state["config"], state["data"]
+        model = config["model"]
+        return EncoderDescription(
+            architecture=model["name"],
+            image_size=model["image_size"],
+            patch_size=model["patch_size"],
+            sensor=data["sensor"],
+            wavelength_nm=data["wavelength_nm"],
+            fwhm_nm=data["fwhm_nm"],
+            mu=data["mu"],
+            sigma=data["sigma"],
+            objective=config["objective"]["name"],
+            samples_seen=state["samples_seen"],
+            dataset=data["content_hash"],
+            version=state.get("version", ""),
+            clip=config.get("augment", {}).get("clip"),
+            network=network,
+            config=config,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
+
+
+def describe_foreign(
+    architecture: str, image_size: int, patch_size: int, bands: int | None, objective: str, network: str
+) -> EncoderDescription:
+    """The description of a file that has none: EnMAP's bands where they fit, normalisation unknown.
+
+    Args:
+        bands: that the encoder takes; None for any number.
+    """
+    described = EncoderDescription(
+        architecture, image_size, patch_size, UNKNOWN, [], [], [], [], objective, 0, "", "", bands=bands or 0
+    )
+    enmap = get_sensor("enmap").num_bands
+    return with_sensor(described, "enmap", network) if bands in (None, enmap) else replace(described, network=network)
+
+
+def with_sensor(described: EncoderDescription, sensor: str, network: str | None = None) -> EncoderDescription:
+    """The description with the bands of a sensor of the registry.
+
+    Raises:
+        ConfigError: no such sensor.
+        WeightsError: the encoder takes another number of bands.
+    """
+    known = get_sensor(sensor)
+    if described.bands not in (0, known.num_bands):
+        raise WeightsError(
+            f"sensor '{sensor}' has {known.num_bands} bands, and this encoder is for {described.bands}: name another"
+        )
+    return replace(
+        described,
+        sensor=sensor,
+        wavelength_nm=list(known.wavelength_nm),
+        fwhm_nm=list(known.fwhm_nm),
+        bands=known.num_bands,
+        network=network or described.network,
+    )
