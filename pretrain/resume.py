@@ -22,7 +22,7 @@ def find_resume_point(folder: Path) -> tuple[Path | None, list[str]]:
 
 def check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, path: Path) -> None:
     """What fixes the order of samples and the meaning of weights must not change within a run."""
-    before, now = state["config"], config.model_dump()
+    before, now = state["config"], config.model_dump(mode="json")
     fixed = {
         "model": (before["model"], now["model"]),
         "objective": (before["objective"], now["objective"]),

@@ -4,7 +4,6 @@ Patches are masked in space, all bands at once. The target is the patch's own pi
 band), normalised per patch with unbiased variance; the loss is the mean squared error over masked patches.
 """
 
-import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -56,6 +55,9 @@ class MaskedAutoencoder(nn.Module):
         normalise: what made the images; spectral angles are taken between what was there before.
     """
 
+    mu: Tensor
+    sigma: Tensor
+
     def __init__(
         self,
         encoder: ViTEncoder,
@@ -76,7 +78,9 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = MaeDecoder(
             encoder.feature_dim, encoder.grid, outputs, decoder_width, decoder_depth, decoder_heads, backend
         )
-        self.normalise = copy.copy(normalise)
+        if normalise is not None:
+            self.register_buffer("mu", normalise.mu.detach().flatten(), persistent=False)
+            self.register_buffer("sigma", normalise.sigma.detach().flatten(), persistent=False)
 
     @property
     def num_patches(self) -> int:
@@ -120,9 +124,7 @@ class MaskedAutoencoder(nn.Module):
 
         As 2 atan2(|a - b|, |a + b|) of unit spectra a, b, which keeps its precision and gradient at small angles.
         """
-        assert self.normalise is not None
-        mu, sigma = self.normalise.mu.flatten(), self.normalise.sigma.flatten()
-        a, b = (F.normalize(x.float() * sigma + mu, dim=-1) for x in (prediction, truth))
+        a, b = (F.normalize(x.float() * self.sigma + self.mu, dim=-1) for x in (prediction, truth))
         return 2 * torch.atan2(_length(a - b), _length(a + b))
 
     def reconstruct(self, image: Tensor, prediction: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,181 @@
+"""Every objective trains under ZeRO, alike on one and two processes, under any stage, and across a resume."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from support.processes import run_ranks
+from support.tiles import write_tile
+
+from shards.build import PackConfig, pack
+from shards.sensors import NODATA
+
+WORKER = Path(__file__).resolve().parent.parent / "support" / "zero_runs.py"
+STEPS, HALF = 6, 3
+
+OBJECTIVES = {
+    "mae": ["objective.mask_ratio=0.75", "objective.ignore_nodata=true"],
+    "angle": ["objective.mask_ratio=0.75", "objective.norm_pix=false", "objective.spectral_angle=0.5"],
+    "moco": [
+        "objective={name: moco, queue: 64, hidden: 64, dim: 32, momentum: 0.9, head_norm: true}",
+        "augment.blur=0.5",
+    ],
+    "dino": [
+        "objective={name: dino, hidden: 64, bottleneck: 32, prototypes: 64, momentum: 0.9, "
+        "final_teacher_temperature: 0.07, warmup_temperature_steps: 4, freeze_last_layer_steps: 2, "
+        "local_crops: {count: 2, size: 4, scale: [0.1, 0.4]}}",
+        "augment.blur=0.5",
+    ],
+}
+RESUMED = RESNETS = ["moco", "dino"]
+RECOMPUTED = ["mae", "dino"]
+
+pytestmark = pytest.mark.distributed
+
+
+def write_landscapes(folder: Path) -> None:
+    """Ten locations, six of two dates, each nearly of one spectrum; some pixels are missing."""
+    nm = np.linspace(0, 1, 202)[:, None, None]
+    for number in range(10):
+        rng = np.random.default_rng(number)
+        shares = rng.dirichlet((0.5, 0.5, 0.5))
+        mixture = shares[0] * 4000 * nm + shares[1] * 3000 * np.sin(3 * nm) + shares[2] * 2500 * np.cos(5 * nm) ** 2
+        for date in range(1 + (number < 6)):
+            values = np.rint(mixture * rng.uniform(0.8, 1.2, (1, 32, 32)) + rng.normal(0, 20, (202, 32, 32)))
+            values[:, : 3 * (number % 3), :5] = NODATA
+            write_tile(folder / "enmap" / f"{number:07d}" / f"{date + 1:05d}.tif", values.astype(np.int16))
+
+
+def config_file(folder: Path) -> Path:
+    write_landscapes(folder / "tiles")
+    pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=6))
+    config = {
+        "run": {"dir": "set by each job", "seed": 3},
+        "data": {
+            "shards": str(folder / "shards"),
+            "holdout": 0.2,
+            "read_threads": 1,
+            "order": {"sampling": "location"},
+        },
+        "augment": {"crop_scale": [0.4, 1.0]},
+        "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4, "bn_group": 4},
+        "objective": {"decoder": {"width": 64, "depth": 1, "heads": 2}},
+        "optim": {"lr": 5e-4, "warmup_steps": 2, "clip": 0.3, "layer_decay": 0.8},
+        "train": {"steps": STEPS, "global_batch": 16, "micro_batch": 8},
+        "engine": {"zero_stage": 3, "precision": "fp32", "param_persistence_threshold": 0},
+        "checkpoint": {"every": 1000},
+        "log": {"every": 1, "validate_every": 0},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+class Runs:
+    """Where jobs leave their folders, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, config_file(folder)
+
+    def job(self, name: str, *overrides: str, stop_at: int | None = None, copy_from: str | None = None) -> dict:
+        source = str(self.folder / copy_from) if copy_from else None
+        where = {"dir": str(self.folder / name), "config": str(self.config)}
+        overrides = tuple(override for override in overrides if override)
+        if any(override.startswith("objective={") for override in overrides):  # replaces MAE's decoder, too
+            where["config"] = str(self._without_decoder())
+        return {**where, "overrides": list(overrides), "copy_from": source, "stop_at": stop_at}
+
+    def _without_decoder(self) -> Path:
+        path = self.config.with_name("other.yaml")
+        config = yaml.safe_load(self.config.read_text())
+        del config["objective"]
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def launch(self, world_size: int, jobs: list[dict]) -> None:
+        path = self.folder / f"jobs-{world_size}-{jobs[0]['dir'].rsplit('/', 1)[-1]}.json"
+        path.write_text(json.dumps(jobs))
+        run_ranks(WORKER, world_size, str(path), timeout=900)
+
+    def records(self, name: str, key: str) -> list[float]:
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [record[key] for record in map(json.loads, lines) if key in record]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("objectives"))
+    two, one = [], []
+    for name, overrides in OBJECTIVES.items():
+        two.append(runs.job(f"{name}-2", *overrides))
+        one.append(runs.job(f"{name}-1", *overrides))
+    for name in RESUMED:
+        two.append(runs.job(f"{name}-half", *OBJECTIVES[name], stop_at=HALF))
+        one.append(runs.job(f"{name}-resumed", *OBJECTIVES[name], "engine.zero_stage=2", copy_from=f"{name}-half"))
+    for name in RECOMPUTED:
+        recompute = ["engine.activation_checkpointing=true", "engine.zero_stage=0"]
+        one.append(runs.job(f"{name}-recomputed", *OBJECTIVES[name], *recompute))
+    for name in RESNETS:
+        resnet = [*OBJECTIVES[name], "model.name=spec_resnet50", "model.image_size=16", "train.steps=2"]
+        two.append(runs.job(f"{name}-resnet-2", *resnet))
+        one.append(runs.job(f"{name}-resnet-1", *resnet))
+    sgd = [
+        *OBJECTIVES["moco"],
+        "optim.name=sgd",
+        "optim.lr=0.05",
+        "optim.schedule=milestones",
+        "optim.milestones=[0.5]",
+    ]
+    two.append(runs.job("sgd-half", *sgd, stop_at=HALF))
+    one.append(runs.job("sgd-1", *sgd))
+    one.append(runs.job("sgd-resumed", *sgd, copy_from="sgd-half"))
+    one.append(runs.job("mae-cut", *OBJECTIVES["mae"], "train.micro_batch=4"))
+    runs.launch(2, two)
+    runs.launch(1, one)
+    return runs
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_one_process_and_two_agree(runs: Runs, name: str) -> None:
+    losses = runs.records(f"{name}-2", "loss")
+    assert len(losses) == STEPS
+    assert len(set(losses)) == STEPS
+    assert runs.records(f"{name}-1", "loss") == pytest.approx(losses, rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_with_another_number_of_processes_and_stage(runs: Runs, name: str) -> None:
+    """The momentum network, the queue and the centre are in the checkpoint, or later losses would differ."""
+    assert runs.records(f"{name}-resumed", "loss") == pytest.approx(runs.records(f"{name}-2", "loss"), rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_recomputed_activations_change_nothing(runs: Runs, name: str) -> None:
+    assert runs.records(f"{name}-recomputed", "loss") == pytest.approx(
+        runs.records(f"{name}-1", "loss"), rel=1e-4, abs=0
+    )
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_a_resnet_agrees_on_one_process_and_two(runs: Runs, name: str) -> None:
+    losses = runs.records(f"{name}-resnet-2", "loss")
+    assert len(losses) == 2
+    assert runs.records(f"{name}-resnet-1", "loss") == pytest.approx(losses, rel=1e-3, abs=0)
+
+
+def test_sgd_resumes_with_its_momentum(runs: Runs) -> None:
+    assert runs.records("sgd-resumed", "loss") == pytest.approx(runs.records("sgd-1", "loss"), rel=1e-4, abs=0)
+    rates = runs.records("sgd-1", "lr")
+    assert rates == pytest.approx([0.025, *[0.05] * 2, *[0.005] * 3])
+
+
+def test_missing_pixels_count_the_same_however_the_batch_is_cut(runs: Runs) -> None:
+    assert runs.records("mae-cut", "loss") == pytest.approx(runs.records("mae-1", "loss"), rel=1e-4, abs=0)
+    assert runs.records("mae-1", "loss") != pytest.approx(runs.records("angle-1", "loss"), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_features_have_not_collapsed(runs: Runs, name: str) -> None:
+    assert min(runs.records(f"{name}-2", "feature_std")) > 1e-3
