@@ -1,5 +1,6 @@
-# Two commands, each doing its own set-up in .venv:
+# Each does its own set-up in .venv:
 #   make demo   the whole path on a laptop: tiles, shards, pretraining, stop and resume, evaluation
+#   make sample the shards of the demo alone, for the other demo configs
 #   make test   all tests but the nightly ones
 # make demo TILES=DIR [LABELS=DIR] [TASK=NAME] takes your own tiles; SHORT=1 makes it quick.
 
@@ -8,11 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,gpu)
 
-.PHONY: demo test lint nightly clean
+.PHONY: demo sample test lint nightly clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready
 	@$(BIN)/python -m tools.demo $(if $(TILES),--tiles "$(TILES)") $(if $(LABELS),--labels "$(LABELS)") $(if $(TASK),--task "$(TASK)") $(if $(SHORT),--short)
+
+sample: $(VENV)/.ready
+	@$(BIN)/python -m tools.demo --shards-only
 
 test: $(VENV)/.ready lint
 	@$(BIN)/python -m pytest -m "not nightly" --durations=15

@@ -24,11 +24,13 @@ class TileBatch:
         tiles: int16 (U, C, H, W) on the device, each read once; valid until the next batch is asked for.
         samples: int64 sample numbers (B,).
         rows: int64 (B, K) on the device: which of the tiles are the K timestamps of each sample.
+        places: int64 (B,) on the device: each sample's location, as a number.
     """
 
     tiles: Tensor
     samples: np.ndarray
     rows: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class _Filled:
 
     samples: np.ndarray
     rows: np.ndarray
+    places: np.ndarray
     buffer: Tensor
     count: int
 
@@ -94,7 +97,8 @@ class TileStream:
                     raise item
                 tiles = item.buffer[: item.count].to(self.device, non_blocking=True)
                 copied = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
-                yield TileBatch(tiles, item.samples, torch.from_numpy(item.rows).to(self.device))
+                rows, places = (torch.from_numpy(one).to(self.device) for one in (item.rows, item.places))
+                yield TileBatch(tiles, item.samples, rows, places)
                 if copied is not None:
                     copied.synchronize()  # the copy, not the step that uses it
                 free.put(item.buffer)
@@ -114,7 +118,8 @@ class TileStream:
                     return
                 tiles, rows = self._tiles(samples)
                 self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
-                ready.put(_Filled(samples, rows, buffer, len(tiles)))
+                places = self.reader.table["place"][tiles[rows[:, 0]]].astype(np.int64)
+                ready.put(_Filled(samples, rows, places, buffer, len(tiles)))
             ready.put(None)
         except BaseException as error:
             ready.put(error)

@@ -41,11 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tiles", type=Path, help="your own tiles instead of the synthetic sample")
     parser.add_argument("--labels", type=Path, help="label tiles of the same names as --tiles")
     parser.add_argument("--task", help="classes of the labels: a task's name or YAML file (default: codes as found)")
+    parser.add_argument("--shards-only", action="store_true", help="stop when the shards are made")
     parser.add_argument("--short", action="store_true", help="a few steps only: shows that the path works")
     arguments = parser.parse_args(argv)
     try:
         tiles, labels = (folder and folder.resolve() for folder in (arguments.tiles, arguments.labels))
-        run_demo(tiles, labels, arguments.task, arguments.short)
+        name = prepare_shards(tiles, labels, arguments.short)
+        if not arguments.shards_only:
+            run_demo(tiles, labels, arguments.task, arguments.short, name)
     except ForgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,13 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool) -> None:
-    """All stages in order."""
-    name = ("demo" if tiles is None else f"demo-{tiles.name}") + ("-short" if short else "")
-    sample = REPOSITORY / "demo" / ("sample-short" if short else "sample")
-    shards, run, evaluation = REPOSITORY / "demo" / f"shards-{name}", _run(name), _run(f"{name}-finetune")
+def prepare_shards(tiles: Path | None, labels: Path | None, short: bool) -> str:
+    """The first two stages; returns the demo's name."""
+    name = _name(tiles, short)
     _check_tiles(tiles, labels)
     labelled = _labels_of(tiles, labels)
+    sample = _sample(short)
     if tiles is None or labelled is None:
         _stage("1/6", "making synthetic EnMAP-like tiles with labels")
         _make_sample(sample, locations=10 if short else 24)
@@ -70,10 +72,17 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
         if labelled is None:
             print(f"{tiles} has no labels: pretraining uses it, the labelled task is the synthetic sample's")
     _stage("2/6", "tiles to WebDataset shards, with per-band statistics")
-    _pack(tiles or sample, shards)
+    _pack(tiles or sample, _shards(name), labelled if tiles else sample / "labels")
+    return name
+
+
+def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool, name: str) -> None:
+    """The other stages, in order."""
+    labelled, sample = _labels_of(tiles, labels), _sample(short)
+    run, evaluation = _run(name), _run(f"{name}-finetune")
     shutil.rmtree(run, ignore_errors=True)
     shutil.rmtree(evaluation, ignore_errors=True)
-    options = [f"run.dir={run}", f"data.shards={shards}", *(SHORT["pretrain"] if short else [])]
+    options = [f"run.dir={run}", f"data.shards={_shards(name)}", *(SHORT["pretrain"] if short else [])]
     _stage("3/6", f"pretraining with DeepSpeed ZeRO-3 on {_processes()} processes, to be stopped half-way")
     _pretrain_and_stop(run, options)
     _stage("4/6", "the same command again: it resumes")
@@ -89,6 +98,18 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     _summary(tiles, run, evaluation, short)
 
 
+def _name(tiles: Path | None, short: bool) -> str:
+    return ("demo" if tiles is None else f"demo-{tiles.name}") + ("-short" if short else "")
+
+
+def _sample(short: bool) -> Path:
+    return REPOSITORY / "demo" / ("sample-short" if short else "sample")
+
+
+def _shards(name: str) -> Path:
+    return REPOSITORY / "demo" / f"shards-{name}"
+
+
 def _make_sample(sample: Path, locations: int) -> None:
     if sample.exists() and not holds_sample(sample, SampleOptions(locations)):
         print(f"demo: {sample} is of another version: making it anew")
@@ -96,8 +117,11 @@ def _make_sample(sample: Path, locations: int) -> None:
     _python("-m", "tools.sample_data", str(sample), "--locations", str(locations))
 
 
-def _pack(tiles: Path, shards: Path) -> None:
+def _pack(tiles: Path, shards: Path, labels: Path | None) -> None:
     command = ["-m", "shards", "pack", str(tiles), str(shards), "--tiles-per-shard", "8", "--max-bad", "0.1"]
+    if labels is not None:
+        splits = tiles / "splits"
+        command += ["--labels", str(labels), *(["--splits", str(splits)] if splits.is_dir() else [])]
     if shards.exists() and _run_python(*command) == 2:
         print(f"demo: {shards} is of other tiles or options: packing anew")
         shutil.rmtree(shards)

@@ -2,7 +2,9 @@
 
 The query encoder is trained to tell the key of its own location from a queue of keys of others. Keys come from
 a momentum copy of encoder and head. All keys of an optimizer step enter the queue at its end, in sample order,
-so neither ranks nor accumulation change a loss.
+so neither ranks nor accumulation change a loss. Keys of a sample's own location are no negatives to it: in a small
+archive they would be most of the queue. The queue begins with random vectors, which are easy to tell apart: the
+loss rises until it is full of real keys.
 """
 
 from typing import Any, cast
@@ -74,6 +76,7 @@ class MomentumContrast(ProjectedEncoder):
     """
 
     queue: Tensor
+    queue_places: Tensor
 
     def __init__(
         self, encoder: Encoder, projection_head: ProjectionHead, dim: int, queue: int, temperature: float, seed: int
@@ -82,9 +85,10 @@ class MomentumContrast(ProjectedEncoder):
         self.temperature = temperature
         generator = torch.Generator().manual_seed(keyed.key(seed, "queue") % 2**63)
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim, generator=generator), dim=-1))
+        self.register_buffer("queue_places", torch.full((queue,), -1))
 
-    def forward(self, images: Tensor, keys: Tensor | None = None) -> Any:
-        """InfoNCE loss (arXiv 1807.03748) of normalised images (B, C, H, W) with keys (B, dim).
+    def forward(self, images: Tensor, keys: Tensor | None = None, places: Tensor | None = None) -> Any:
+        """InfoNCE loss (arXiv 1807.03748) of normalised images (B, C, H, W) with keys (B, dim) of places (B,).
 
         Returns:
             Loss of each sample, float32 (B,); whether its own key was nearest, (B,); queries (B, dim). Without keys:
@@ -96,6 +100,8 @@ class MomentumContrast(ProjectedEncoder):
         with torch.autocast(query.device.type, enabled=False):
             own = (query * keys).sum(1, keepdim=True)
             others = query @ self.queue.float().T
+            if places is not None:
+                others = others.masked_fill(places[:, None] == self.queue_places, -torch.inf)
             logits = torch.cat([own, others], 1) / self.temperature
         labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
         return F.cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == 0).float(), query
@@ -123,6 +129,7 @@ class MomentumContrasting(Objective):
         initialise(self.module, "pretrain", config.run.seed)
         self.momentum = MomentumNetwork(ProjectedEncoder(encoder, head))
         self._keys: list[Tensor] = []
+        self._places: list[Tensor] = []
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalise(batch.tiles)
@@ -132,7 +139,8 @@ class MomentumContrasting(Objective):
         )
         keys = self._shuffled_keys(engine, key, int(batch.samples[0]))
         self._keys.append(keys)
-        losses, hits, queries = engine(query, keys)
+        self._places.append(batch.places)
+        losses, hits, queries = engine(query, keys, batch.places)
         self.scalars.add(feature_std=feature_spread(queries), contrast_accuracy=hits.mean())
         return losses.mean()
 
@@ -149,11 +157,12 @@ class MomentumContrasting(Objective):
 
     def after_step(self, engine: ZeroEngine, step: int) -> None:
         self.momentum.update(engine, self.rate)
-        keys = distributed.all_gather(torch.cat(self._keys))
-        self._keys = []
+        keys, places = (distributed.all_gather(torch.cat(parts)) for parts in (self._keys, self._places))
+        self._keys, self._places = [], []
         begin = step * len(keys) % self.queue_length
-        queue = cast(MomentumContrast, engine.module).queue
-        queue[begin : begin + len(keys)] = keys.to(queue.dtype)
+        module = cast(MomentumContrast, engine.module)
+        module.queue[begin : begin + len(keys)] = keys.to(module.queue.dtype)
+        module.queue_places[begin : begin + len(keys)] = places
 
     def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
         query, key = (
