@@ -26,6 +26,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import StepResult, ZeroEngine
 from pretrain.export import code_version, export_encoder
+from pretrain.flops import device_peak, sample_flops
 from pretrain.models import Normaliser
 from pretrain.objectives import build_objective
 from pretrain.optim import build_optimizer
@@ -74,6 +75,8 @@ class Trainer:
         self.stream = TileStream(self.reader, self.plan, self.device, prefetch, self.quarantine, timestamps)
         self.engine = self._build_engine()
         self.probe = distributed.together(self._probe)
+        self.flops = sum(sample_flops(config, self.manifest.tile_shape[0]).values())
+        self.peak = device_peak(config.engine.precision)
         self.step = self._resume()
         self.telemetry = Telemetry(self.folder, self.step)
 
@@ -152,16 +155,24 @@ class Trainer:
             "grad_norm": grad_norm,
             "tiles_per_second": rate,
             "data_wait_share": waiting,
+            **self._utilisation(rate),
             "bad_tiles": self._bad_tiles(),
             **self.objective.scalars.take(),
             **self.reader.counters,
         }
         self.telemetry.record(self.step, scalars)
+        mfu = f"  MFU {scalars['mfu']:.0%}" if "mfu" in scalars else ""
         left = (train.steps - self.step) * train.global_batch / rate
         say(
             f"step {self.step}/{train.steps}  loss {mean:.4f}  lr {lr:.2e}  grad norm {grad_norm:.2f}  "
-            f"{rate:.1f} tiles/s  data wait {waiting:.0%}  ETA {duration(left)}"
+            f"{rate:.1f} tiles/s  data wait {waiting:.0%}{mfu}  ETA {duration(left)}"
         )
+
+    def _utilisation(self, rate: float) -> dict[str, float]:
+        """Operations that training needs, per second and device, and their share of its peak where that is known."""
+        per_device = rate * self.flops / distributed.world_size()
+        known = {"mfu": per_device / self.peak} if self.peak else {}
+        return {"tflops_per_device": per_device / 1e12, **known}
 
     def _bad_tiles(self) -> int:
         """Damaged tiles replaced so far, on all ranks; every rank stops together above the budget."""

@@ -17,7 +17,7 @@ from pretrain.models.recompute import recomputed
 CHANNELS = 128
 """Features per pixel that the adapter hands to the trunk."""
 
-_LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, CHANNELS, 5, 3))  # in, out, kernel, stride; padding 1
+LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, CHANNELS, 5, 3))  # in, out, kernel, stride; padding 1
 
 
 class SpectralConv(nn.Module):
@@ -53,7 +53,7 @@ class SpectralAdapter(nn.Module):
     def __init__(self, bn_group: int | None = None) -> None:
         super().__init__()
         self.bn_group, self.recompute = bn_group, False
-        for number, (inputs, outputs, kernel, stride) in enumerate(_LAYERS):
+        for number, (inputs, outputs, kernel, stride) in enumerate(LAYERS):
             # The published module is a Sequential, so its parameters are called 0, 1, 3, 4, 6, 7.
             self.add_module(str(3 * number), SpectralConv(inputs, outputs, kernel, stride))
             self.add_module(str(3 * number + 1), GroupedBatchNorm(outputs))
@@ -70,7 +70,7 @@ class SpectralAdapter(nn.Module):
     def _features(self, pixels: Tensor) -> Tensor:
         samples, count, bands = pixels.shape
         x = pixels.reshape(samples * count, 1, bands)
-        for number in range(len(_LAYERS)):
+        for number in range(len(LAYERS)):
             x = self.get_submodule(str(3 * number))(x)
             x = F.relu(self.get_submodule(str(3 * number + 1))(x))
         return x.mean(-1).view(samples, count, CHANNELS)

@@ -20,7 +20,7 @@ from pretrain.models.recompute import recomputed
 
 FEATURES = 2048
 NO_DILATION = (False, False, False, False)
-_LAYERS = ((256, 64, 3), (512, 128, 4), (1024, 256, 6), (FEATURES, 512, 3))  # out, width, blocks
+LAYERS = ((256, 64, 3), (512, 128, 4), (1024, 256, 6), (FEATURES, 512, 3))  # out, width, blocks
 
 
 class Bottleneck(nn.Module):
@@ -70,7 +70,7 @@ class ResNetLayers(nn.Module):
             self.conv1 = nn.Conv2d(bands, 64, 7, 2, padding=3, bias=False)
             self.bn1 = GroupedBatchNorm(64)
         inputs, dilation = (CHANNELS if bands is None else 64), 1
-        for number, ((outputs, width, blocks), dilated) in enumerate(zip(_LAYERS, dilate, strict=True)):
+        for number, ((outputs, width, blocks), dilated) in enumerate(zip(LAYERS, dilate, strict=True)):
             stride = 1 if dilated or (number == 0 and bands is not None) else 2
             dilation *= 2 if dilated and number else 1  # the published option counts 1, 2, 4, 8
             first = outputs if number == 0 and bands is None else width  # layer1.0 is as wide as its output
@@ -82,7 +82,7 @@ class ResNetLayers(nn.Module):
     def layers(self, x: Tensor) -> list[Tensor]:
         """The output of each of the four layers."""
         outputs = []
-        for number in range(len(_LAYERS)):
+        for number in range(len(LAYERS)):
             for block in cast(nn.Sequential, self.get_submodule(f"layer{number + 1}")):
                 x = recomputed(block, self.recompute and self.training, x)
             outputs.append(x)
@@ -121,7 +121,7 @@ class ResNetEncoder(Encoder):
     ) -> tuple:
         if return_prefix_tokens:
             raise ValueError("a ResNet has no class token: leave return_prefix_tokens out")
-        maps = self._map(images, layer_numbers(n, len(_LAYERS)))
+        maps = self._map(images, layer_numbers(n, len(LAYERS)))
         return tuple(maps if reshape else [one.flatten(2).transpose(1, 2) for one in maps])
 
 

@@ -64,6 +64,9 @@ class ProjectedEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to unit vectors (B, dim), float32."""
+        return self.project(images)
+
+    def project(self, images: Tensor) -> Tensor:
         return F.normalize(self.projection_head(self.encoder(images)).float(), dim=-1)
 
 
@@ -96,7 +99,7 @@ class MomentumContrast(ProjectedEncoder):
         """
         if keys is None:
             return self.encoder(images, "map")
-        query = super().forward(images)
+        query = self.project(images)
         with torch.autocast(query.device.type, enabled=False):
             own = (query * keys).sum(1, keepdim=True)
             others = query @ self.queue.float().T

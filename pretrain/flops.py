@@ -1,0 +1,167 @@
+"""Floating-point operations of a training step by formula, for MFU: what the mathematics needs, not what was run.
+
+A multiply-add counts as 2. Matrix products, convolutions and attention are counted; norms, activations and
+losses are not, as usual (PaLM, arXiv 2204.02311, appendix B). Work done again by activation checkpointing is no
+use and doesn't count. Tests hold the formulas against torch's flop counter.
+"""
+
+import torch
+
+from pretrain.config import DinoConfig, MaeConfig, MocoConfig, ModelConfig, PretrainConfig
+from pretrain.models.adapter import CHANNELS
+from pretrain.models.adapter import LAYERS as ADAPTER_LAYERS
+from pretrain.models.registry import PLAIN_VITS, SPEC_VITS, ViTSize
+from pretrain.models.resnet import FEATURES
+from pretrain.models.resnet import LAYERS as RESNET_LAYERS
+
+Parts = dict[str, int]
+"""Operations by part of the network."""
+
+PEAKS = {
+    "A100": (312e12, 19.5e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989e12, 67e12),
+    "H200": (989e12, 67e12),
+    "GH200": (989e12, 67e12),
+    "B200": (2250e12, 80e12),
+    "L40S": (362e12, 91.6e12),
+    "A40": (149.7e12, 37.4e12),
+    "A6000": (154.8e12, 38.7e12),
+}
+"""Dense peaks of devices by part of their name, the longest that fits: bf16 tensor cores, fp32 (vendors' sheets)."""
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Dense peak of a device (``torch.cuda.get_device_name``) at a run's precision, None where it isn't known."""
+    fitting = [name for name in PEAKS if name in device_name]
+    return PEAKS[max(fitting, key=len)][precision == "fp32"] if fitting else None
+
+
+def device_peak(precision: str) -> float | None:
+    """`peak_flops` of this process's device; None on a CPU."""
+    return peak_flops(torch.cuda.get_device_name(), precision) if torch.cuda.is_available() else None
+
+
+def sample_flops(config: PretrainConfig, bands: int) -> Parts:
+    """Operations of one sample's share of a training step."""
+    model, objective = config.model, config.objective
+    if isinstance(objective, MaeConfig):
+        grid = model.image_size // model.patch_size
+        visible = int(grid**2 * (1 - objective.mask_ratio))
+        decoder = _times(3, mae_decoder_flops(model, objective, bands))
+        return encoder_training_flops(model, bands, visible=visible) | decoder
+    width = feature_dim(model.name)
+    view, trained = encoder_flops(model, bands), encoder_training_flops(model, bands)
+    if isinstance(objective, MocoConfig):
+        head = 2 * (width * objective.hidden + objective.hidden * objective.dim)
+        logits = 2 * objective.dim * objective.queue
+        return _add(trained, view) | {"head": 4 * head + 2 * logits}  # the queue has no gradient
+    local, count = objective.local_crops, objective.local_crops.count
+    small = encoder_training_flops(model, bands, local.size)
+    head = (3 * (2 + count) + 2) * dino_head_flops(width, objective)
+    return _add(_add(_times(2, trained), _times(count, small)), _times(2, view)) | {"head": head}
+
+
+def encoder_flops(model: ModelConfig, bands: int, image_size: int | None = None, visible: int | None = None) -> Parts:
+    """One forward of an encoder on one image.
+
+    Args:
+        image_size: in pixels; the model's by default.
+        visible: patches that go through it (MAE); all by default.
+    """
+    size = image_size or model.image_size
+    sizes = SPEC_VITS.get(model.name) or PLAIN_VITS.get(model.name)
+    if sizes is None:
+        return _resnet_flops(model.name, bands, size)
+    patches = (size // model.patch_size) ** 2 if visible is None else visible
+    pixels = patches * model.patch_size**2
+    inputs = CHANNELS if model.name in SPEC_VITS else bands
+    stem = {"stem": pixels * adapter_flops(bands)} if model.name in SPEC_VITS else {}
+    return stem | {"patch_embed": 2 * pixels * inputs * sizes.width} | transformer_flops(sizes, 1 + patches)
+
+
+def encoder_training_flops(
+    model: ModelConfig, bands: int, image_size: int | None = None, visible: int | None = None
+) -> Parts:
+    """Forward and backward of an encoder on one image: three forwards, less the gradient of the image itself."""
+    forward = encoder_flops(model, bands, image_size, visible)
+    size = image_size or model.image_size
+    first = "stem" if "stem" in forward else "patch_embed"
+    unused = forward[first]
+    if model.name.startswith("spec_"):
+        pixels = size**2 if visible is None else visible * model.patch_size**2
+        unused = pixels * adapter_layers_flops(bands)[0]
+    training = _times(3, forward)
+    return training | {first: training[first] - unused}
+
+
+def transformer_flops(size: ViTSize, tokens: int) -> Parts:
+    """Linear layers and attention of all blocks, on one sequence."""
+    linear = 2 * tokens * (4 * size.width**2 + 2 * size.width * size.mlp_hidden)
+    return {"blocks": size.depth * linear, "attention": size.depth * 4 * tokens**2 * size.width}
+
+
+def mae_decoder_flops(model: ModelConfig, mae: MaeConfig, bands: int) -> Parts:
+    """Embedding of visible tokens, blocks on all of them, prediction of the masked ones."""
+    width = mae.decoder.width
+    patches = (model.image_size // model.patch_size) ** 2
+    visible = int(patches * (1 - mae.mask_ratio))
+    embed = 2 * (1 + visible) * feature_dim(model.name) * width
+    predict = 2 * (patches - visible) * width * model.patch_size**2 * bands
+    blocks = transformer_flops(ViTSize(width, mae.decoder.depth, mae.decoder.heads, 4 * width), 1 + patches)
+    return {"decoder": embed + predict + sum(blocks.values())}
+
+
+def dino_head_flops(width: int, dino: DinoConfig) -> int:
+    """One forward of DINO's head on one image."""
+    layers = width * dino.hidden + dino.hidden**2 + dino.hidden * dino.bottleneck
+    return 2 * (layers + dino.bottleneck * dino.prototypes)
+
+
+def adapter_flops(bands: int) -> int:
+    """The spectral adapter on one pixel."""
+    return sum(adapter_layers_flops(bands))
+
+
+def adapter_layers_flops(bands: int) -> list[int]:
+    """Each convolution of the spectral adapter on one pixel."""
+    layers, length = [], bands
+    for inputs, outputs, kernel, stride in ADAPTER_LAYERS:
+        length = (length + 2 - kernel) // stride + 1
+        layers.append(2 * length * outputs * inputs * kernel)
+    return layers
+
+
+def feature_dim(name: str) -> int:
+    """Features that an encoder gives."""
+    size = SPEC_VITS.get(name) or PLAIN_VITS.get(name)
+    return FEATURES if size is None else size.width
+
+
+def _resnet_flops(name: str, bands: int, size: int) -> Parts:
+    spectral = name == "spec_resnet50"
+    if spectral:
+        stem, side, inputs = size**2 * adapter_flops(bands), size, CHANNELS
+    else:
+        side = -(-size // 2)
+        stem, inputs = 2 * side**2 * 49 * bands * 64, 64
+        side = -(-side // 2)
+    layers = 0
+    for number, (outputs, width, blocks) in enumerate(RESNET_LAYERS):
+        for block in range(blocks):
+            strided = block == 0 and (number > 0 or spectral)
+            mid = outputs if spectral and number == 0 and block == 0 else width
+            after = -(-side // 2) if strided else side
+            layers += 2 * (side**2 * inputs * mid + after**2 * (9 * mid**2 + mid * outputs))
+            layers += 2 * after**2 * inputs * outputs if block == 0 else 0  # the shortcut's convolution
+            side, inputs = after, outputs
+    return {"stem": stem, "layers": layers}
+
+
+def _times(factor: int, parts: Parts) -> Parts:
+    return {name: factor * value for name, value in parts.items()}
+
+
+def _add(one: Parts, other: Parts) -> Parts:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}

@@ -1,0 +1,107 @@
+"""The formulas of FLOPs against torch's own counter, to 2 %."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.config import PretrainConfig
+from pretrain.flops import encoder_flops, encoder_training_flops, mae_decoder_flops, peak_flops, sample_flops
+from pretrain.models import build_encoder
+from pretrain.objectives.dino import DinoHead
+from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.mae_decoder import choose_masks
+from pretrain.objectives.moco import MomentumContrast, ProjectionHead
+
+
+def _config(**sections: dict) -> PretrainConfig:
+    base = {"run": {"dir": "x"}, "data": {"shards": "x"}, "train": {"steps": 1, "global_batch": 64}}
+    return PretrainConfig.model_validate(base | sections)
+
+
+def _count(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "patch", "bands"),
+    [
+        ("spec_vit_tiny", 32, 4, 202),
+        ("spec_vit_tiny", 32, 8, 150),
+        ("spec_vit_base", 32, 4, 235),
+        ("spec_vit_huge", 32, 4, 202),
+        ("vit_small", 32, 4, 202),
+        ("spec_resnet50", 64, 4, 202),
+        ("spec_resnet50", 40, 4, 224),
+        ("resnet50", 64, 4, 202),
+    ],
+)
+def test_encoders_forward_and_backward(name, size, patch, bands):
+    config = _config(model={"name": name, "image_size": size, "patch_size": patch}, objective={"name": "dino"})
+    expected = 2 * sum(encoder_flops(config.model, bands).values())
+    with FakeTensorMode():  # shapes alone: the largest fit any machine
+        encoder = build_encoder(name, size, patch, attention="math", bands=bands)
+        images = torch.empty(2, bands, size, size)
+        assert _count(lambda: encoder(images)) == pytest.approx(expected, rel=0.02)
+        training = 2 * sum(encoder_training_flops(config.model, bands).values())
+        assert _count(lambda: encoder(images).sum().backward()) == pytest.approx(training, rel=0.02)
+
+
+@pytest.mark.parametrize(("ratio", "depth", "width", "heads"), [(0.75, 1, 512, 16), (0.9, 4, 256, 8), (0.5, 2, 64, 2)])
+def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
+    decoder = {"depth": depth, "width": width, "heads": heads}
+    config = _config(
+        model={"name": "spec_vit_tiny", "image_size": 64}, objective={"mask_ratio": ratio, "decoder": decoder}
+    )
+    encoder = build_encoder("spec_vit_tiny", 64, attention="math")
+    model = MaskedAutoencoder(encoder, 202, ratio, True, width, depth, heads, "math")
+    images, noise = torch.randn(1, 202, 64, 64), torch.rand(1, 256)
+    with FlopCounterMode(display=False, depth=4) as counter:
+        model(images, noise)
+    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    visible = choose_masks(noise, ratio).visible.shape[1]
+    parts = encoder_flops(config.model, 202, visible=visible)
+    assert by_module["MaskedAutoencoder.encoder.spectral_adapter"] == pytest.approx(parts["stem"], rel=0.02)
+    core = parts["patch_embed"] + parts["blocks"] + parts["attention"]
+    assert by_module["MaskedAutoencoder.encoder.vit_core"] == pytest.approx(core, rel=0.02)
+    decoding = mae_decoder_flops(config.model, config.objective, 202)["decoder"]
+    assert by_module["MaskedAutoencoder.decoder"] == pytest.approx(decoding, rel=0.02)
+    training = _count(lambda: model(images, noise)[0].mean().backward())
+    assert sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)
+
+
+def test_mocos_step_is_three_queries_and_a_key():
+    moco = {"name": "moco", "queue": 1024, "hidden": 512, "dim": 64}
+    config = _config(model={"name": "spec_vit_tiny", "image_size": 32}, objective=moco)
+    encoder = build_encoder("spec_vit_tiny", 32, attention="math")
+    model = MomentumContrast(encoder, ProjectionHead(192, 512, 64, False, None), 64, 1024, 0.2, 0)
+    images, keys = torch.randn(1, 202, 32, 32), torch.randn(1, 64)
+    step = _count(lambda: model(images, keys)[0].mean().backward()) + _count(lambda: model.project(images))
+    assert sum(sample_flops(config, 202).values()) == pytest.approx(step, rel=0.02)
+
+
+def test_dinos_step_counts_all_crops():
+    dino = {"name": "dino", "hidden": 256, "bottleneck": 64, "prototypes": 512, "local_crops": {"count": 3, "size": 16}}
+    config = _config(model={"name": "spec_vit_tiny", "image_size": 32}, objective=dino)
+    encoder, head = build_encoder("spec_vit_tiny", 32, attention="math"), DinoHead(192, 256, 64, 512)
+    large, small = torch.randn(2, 202, 32, 32), torch.randn(3, 202, 16, 16)
+    student = _count(lambda: head(torch.cat([encoder(large), encoder(small)])).sum().backward())
+    teacher = _count(lambda: head(encoder(large)))
+    assert sum(sample_flops(config, 202).values()) == pytest.approx(student + teacher, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "peak"),
+    [
+        ("NVIDIA H200", "bf16", 989e12),
+        ("NVIDIA H100 80GB HBM3", "autocast", 989e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
+        ("NVIDIA GH200 480GB", "bf16", 989e12),
+        ("Some other card", "bf16", None),
+    ],
+)
+def test_peaks_are_found_by_name(device, precision, peak):
+    assert peak_flops(device, precision) == peak
