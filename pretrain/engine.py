@@ -98,6 +98,7 @@ class ZeroEngine:
             if hasattr(part, "recompute"):
                 part.recompute = config.activation_checkpointing  # type: ignore[assignment]
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        exact = _contents(model) if config.precision == "bf16" else {}
         self.deepspeed, *_ = deepspeed.initialize(
             model=model.to(distributed.device()),
             optimizer=optimizer,
@@ -105,6 +106,7 @@ class ZeroEngine:
         )
         self.module: nn.Module = self.deepspeed.module
         self.module.train()
+        self._set_masters(exact)
 
     @property
     def step_count(self) -> int:
@@ -147,6 +149,14 @@ class ZeroEngine:
         finally:
             self.module.train()
 
+    def _set_masters(self, exact: dict[str, Tensor]) -> None:
+        """DeepSpeed makes the fp32 master from weights that are bf16 already: give it what was rounded away."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, parameter in self.module.named_parameters():
+            if name in exact:
+                safe_set_full_fp32_param(parameter, exact.pop(name).to(distributed.device()))
+
     def autocast(self) -> torch.autocast:
         """The precision that networks beside the engine compute in: bf16 unless the run is fp32."""
         device = distributed.device().type
@@ -162,6 +172,10 @@ class ZeroEngine:
         from deepspeed.utils import safe_get_local_fp32_param
 
         return safe_get_local_fp32_param(parameter).flatten()
+
+
+def _contents(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def shard_of(values: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A job is {"dir", "config", "overrides", "stop_at", "copy_from", "probe"}: train in ``dir``, stopping after
 ``stop_at`` steps where that is given, from a copy of ``copy_from``'s folder. The error of a job that fails
-goes to ``dir/error.txt``; with ``probe``, the dtypes of weights and buffers go to ``dir/dtypes.json``.
+goes to ``dir/error.txt``; with ``probe``, the dtypes of weights and buffers go to ``dir/dtypes.json``, and how far
+the fp32 weights are from those that the seed draws to ``dir/masters.json``.
 """
 
 import json
@@ -33,11 +34,25 @@ def run_job(job: dict) -> None:
             module = trainer.engine.module
             dtypes = {name: str(tensor.dtype) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
             (folder / "dtypes.json").write_text(json.dumps(dtypes))
+            (folder / "masters.json").write_text(json.dumps(largest_master_error(config, trainer)))
         trainer.fit()
     except ForgeError as error:
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.txt").write_text(str(error))
+
+
+def largest_master_error(config: PretrainConfig, trainer) -> float:
+    """How far the engine's fp32 weights are from those that the run's seed draws."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    from pretrain.objectives import build_objective
+
+    drawn = dict(build_objective(config, trainer.objective.normalise, trainer.manifest).module.named_parameters())
+    masters = trainer.engine.module.named_parameters()
+    if config.engine.zero_stage == 0:
+        return max(float((value - drawn[name]).abs().max()) for name, value in masters)
+    return max(float((safe_get_full_fp32_param(value) - drawn[name]).abs().max()) for name, value in masters)
 
 
 def main() -> None:
