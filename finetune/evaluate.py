@@ -57,6 +57,11 @@ def _prepare(config: FinetuneConfig) -> Labelled:
     _, description = load_encoder(config.encoder)
     if description.sensor != config.data.sensor:
         raise ConfigError(f"key 'data.sensor': {config.data.sensor}, but the encoder is for {description.sensor}")
+    if not description.mu:
+        raise ConfigError(
+            f"key 'encoder': {config.encoder} doesn't say how its images were normalised: "
+            "python -m tools.convert FILE encoder.safetensors --statistics FOLDER adds it"
+        )
     quiet = not distributed.is_main()
     return Labelled(task, load_splits(config.data, task, description.image_size, config.run.seed, quiet))
 
@@ -103,7 +108,11 @@ def _encoder(config: FinetuneConfig, name: str, bn_group: int | None) -> tuple[E
             encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
         for norm in grouped_batch_norms(encoder):
             norm.forget()
-    return encoder, Normaliser(description.mu, description.sigma).to(distributed.device()), description
+    return (
+        encoder,
+        Normaliser(description.mu, description.sigma, description.clip).to(distributed.device()),
+        description,
+    )
 
 
 def _frozen(config: FinetuneConfig, task: Task, splits: dict[str, LabelledWindows], name: str, folder: Path) -> Outcome:

@@ -178,7 +178,8 @@ class Distilling(Objective):
         mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
         self._logits = []
         centre = cast(SelfDistillation, engine.module).centre
-        centre.lerp_(mean.to(centre.dtype), 1 - self.dino.centre_momentum)
+        keep = self.dino.centre_momentum if step else 0.0  # the first mean is no average with the zeros before it
+        centre.lerp_(mean.to(centre.dtype), 1 - keep)
 
     def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
         large = torch.cat(

@@ -6,6 +6,7 @@ from support.small_encoder import BANDS, SIZE, small_encoder
 from torch import nn
 
 from finetune.heads import ConvHead, SegmentationModel, predict_classes, segmentation_loss
+from pretrain.models import build_encoder
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialise import initialise
 
@@ -106,5 +107,15 @@ def test_encoder_and_head_give_scores_per_pixel_and_gradients_for_both():
     loss, scores = model(images, labels, 5)
     assert scores.shape == (2, 5, SIZE, SIZE)
     torch.testing.assert_close(loss, segmentation_loss(scores, labels, 5))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_head_brings_a_resnets_map_back_to_pixels():
+    encoder = build_encoder("spec_resnet50")
+    initialise(encoder, "test", 0)
+    model = SegmentationModel(encoder, ConvHead(encoder.feature_dim, 5, encoder.stride, None))
+    loss, scores = model(torch.randn(2, BANDS, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long), 5)
+    assert scores.shape == (2, 5, 32, 32)
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
