@@ -32,7 +32,7 @@ from shards.manifest import FORMAT, MANIFEST, read_manifest
 from shards.scene import SceneLimits
 from shards.sensors import Sensor, get_sensor
 from shards.sources import TileSource, find_bundles, find_labelled, find_tiles
-from shards.spool import spooled_tiles
+from shards.spool import remove_spool, spooled_tiles
 
 LOCK = "pack.lock"
 DEFAULT_SIZE = 128
@@ -183,7 +183,14 @@ def list_spooled(dest: Path, must: bool) -> PackRecord:
         if generation.list_name:
             return record
         tiles = spooled_tiles(dest, record, must)
-        return record if tiles is None else _add_list(dest, record, tiles, generation)
+        if tiles is None:
+            return record
+        if not tiles and len(record.generations) == 1:
+            remove_spool(dest, 1)  # nothing was begun: the archives can be mended and packed again
+            (dest / RECORD).unlink()
+            names = ", ".join(name for name, _ in generation.bundles[:5])
+            raise SourceError(f"{names}: no tile in them: check --sensor and --size, or name another folder")
+        return _add_list(dest, record, tiles, generation)
 
 
 def cut_generation(record: PackRecord, tiles: Sequence[ListedTile]) -> list[list[ListedTile]]:

@@ -73,7 +73,7 @@ def encode_sample(source: TileSource, tile: Tile, mask: np.ndarray | None, senso
         "timestamp": source.timestamp,
         "scene": source.scene,
         "split": source.split,
-        "date": tile.date or source.date or None,
+        "date": source.date or tile.date or None,  # a TIFF's own date is often the day of processing
         "lon": lon,
         "lat": lat,
         **quality,

@@ -11,6 +11,7 @@ from support.tiles import NODATA, spectra, write_archive, write_tile
 
 from shards import archive as archive_module
 from shards.archive import Archive
+from shards.build import PackConfig, pack
 from shards.errors import SourceError, TileError
 from shards.geotiff import read_tile
 from shards.sensors import get_sensor
@@ -220,3 +221,14 @@ def test_a_fingerprint_changes_with_the_file(plain):
     plain.write_bytes(plain.read_bytes() + bytes(512))
     os.utime(plain, (1, 1))
     assert len({before, touched, archive.fingerprint()}) == 3
+
+
+def test_archives_without_tiles_are_refused_and_leave_the_folder_free(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (tmp_path / "readme.txt").write_text("no tile")
+    with tarfile.open(source / "a.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "readme.txt", "readme.txt")
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"a\.tar\.gz: no tile in them"):
+            pack(source, tmp_path / "shards", PackConfig())
