@@ -1,12 +1,29 @@
-"""SpectralForge for notebooks: open a folder of shards, load an exported encoder, encode tiles.
+"""SpectralForge for notebooks: load an encoder, encode tiles, open shards.
 
 >>> import spectralforge
->>> tiles = spectralforge.open_dataset("demo/shards-demo")
->>> encoder, description = spectralforge.load_encoder("encoder.safetensors")
->>> features = spectralforge.encode(encoder, description, tiles[0][None])  # (1, D)
+>>> encoder = spectralforge.load_encoder("runs/demo")  # a file, a folder, a run or a URL
+>>> tiles = spectralforge.open_dataset("demo/shards-demo")  # a torch Dataset of int16 tiles
+>>> features = encoder.encode(tiles[0], tiles.wavelength_nm)  # float32 (1, D)
+
+Loading and encoding need torch, numpy and safetensors; shards need the whole installation.
 """
 
-from pretrain.models import encode, load_encoder
-from shards.reader import open_dataset
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["encode", "load_encoder", "open_dataset"]
+from pretrain.models.pretrained import PretrainedEncoder
+from pretrain.models.pretrained import load_pretrained as load_encoder
+
+if TYPE_CHECKING:
+    from pretrain.tile_tensors import open_dataset as open_dataset
+
+from_pretrained = load_encoder
+
+__all__ = ["PretrainedEncoder", "from_pretrained", "load_encoder", "open_dataset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "open_dataset":
+        from pretrain.tile_tensors import open_dataset
+
+        return open_dataset
+    raise AttributeError(f"module 'spectralforge' has no attribute '{name}'")

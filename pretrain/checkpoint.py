@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -208,10 +208,13 @@ def _link_optimizer_state(engine: ZeroEngine) -> None:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    save_file(tensors, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return _seal(path)
+    try:
+        save_file(tensors, path)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        return _seal(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: can't be written: {error}; the checkpoint before is whole") from None
 
 
 def _seal(path: Path) -> dict[str, Any]:

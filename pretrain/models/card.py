@@ -92,7 +92,7 @@ def _use(description: EncoderDescription, file: str) -> str:
     return f"""```python
 import spectralforge
 
-encoder, description = spectralforge.load_encoder("{file}")
+encoder = spectralforge.load_encoder("{file}")
 tiles = spectralforge.open_dataset("my-shards")  # tiles[i]: int16 ({description.bands}, height, width)
-features = spectralforge.encode(encoder, description, tiles[0][None, :, :{size}, :{size}])
+features = encoder.encode(tiles[0][:, :{size}, :{size}])  # float32 (1, D)
 ```"""

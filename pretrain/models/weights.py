@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -14,12 +13,11 @@ from pretrain.models.containers import Network
 from pretrain.models.description import EncoderDescription, WeightsError
 from pretrain.models.encoder import Encoder
 from pretrain.models.formats import StoredEncoder, read_stored
-from pretrain.models.normalise import Normaliser
 from pretrain.models.patches import resize_positions
 from pretrain.models.recognise import recognise
 from pretrain.models.registry import build_encoder
 from pretrain.models.report import LoadReport, compare
-from pretrain.models.resnet import NO_DILATION, ResNetEncoder
+from pretrain.models.resnet import NO_DILATION
 from shards.atomic import write_atomic
 
 
@@ -103,31 +101,6 @@ def save_encoder(path: Path, weights: dict[str, Tensor], description: EncoderDes
     """Write an encoder file in one step."""
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     write_atomic(path, save(tensors, metadata=description.to_header()))
-
-
-def encode(encoder: Encoder, description: EncoderDescription, tiles: np.ndarray | Tensor) -> Tensor:
-    """Pooled features (B, D) float32 of int16 tiles (B, C, H, W), on the encoder's device.
-
-    Raises:
-        WeightsError: the tiles have another band count or size than the encoder, or its normalisation is unknown.
-    """
-    device = next(encoder.parameters()).device
-    values = torch.as_tensor(tiles).to(device)
-    # a ResNet was made for no size in particular
-    size = tuple(values.shape[2:]) if isinstance(encoder, ResNetEncoder) else (description.image_size,) * 2
-    expected = (description.bands, *size)
-    if values.dim() != 4 or tuple(values.shape[1:]) != expected:
-        raise WeightsError(
-            f"tiles of shape {tuple(values.shape)}: this encoder takes (B, {', '.join(map(str, expected))})"
-        )
-    if not description.mu or not description.sigma:
-        raise WeightsError(
-            "the encoder's file doesn't say how its images were normalised: give it the statistics, "
-            "python -m tools.convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
-        )
-    normalise = Normaliser(description.mu, description.sigma, clip=description.clip).to(device)
-    with torch.no_grad():
-        return encoder(normalise(values)).float()
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

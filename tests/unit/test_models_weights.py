@@ -15,7 +15,7 @@ from support.tiles import write_archive
 
 import spectralforge
 from pretrain.export import export_encoder
-from pretrain.models import WeightsError, build_encoder, encode, from_pretrained, load_encoder, save_encoder
+from pretrain.models import PretrainedEncoder, WeightsError, build_encoder, from_pretrained, load_encoder, save_encoder
 from pretrain.models.card import model_card
 from pretrain.models.patches import resize_positions
 from pretrain.models.weights import load_strictly, read_encoder
@@ -100,7 +100,7 @@ def test_a_file_without_a_description_gets_one_without_normalisation(exported, t
     assert (told.architecture, told.image_size, told.sensor, told.bands) == ("spec_vit_tiny", SIZE, "enmap", 202)
     assert (told.mu, told.sigma, told.wavelength_nm) == ([], [], list(get_sensor("enmap").wavelength_nm))
     with pytest.raises(WeightsError, match=r"python -m tools.convert .* --statistics"):
-        encode(encoder, told, np.zeros((1, 202, SIZE, SIZE), np.int16))
+        PretrainedEncoder(encoder, told).encode(np.zeros((1, 202, SIZE, SIZE), np.int16))
 
 
 def test_a_description_of_an_older_version_is_read(exported, tmp_path):
@@ -168,18 +168,11 @@ def test_encode_is_the_encoder_on_normalised_tiles(exported):
     mu, sigma = (np.float32(values)[:, None, None] for values in (description.mu, description.sigma))
     with torch.no_grad():
         expected = encoder(torch.from_numpy((tiles - mu) / sigma))
-    features = encode(encoder, description, tiles)
+    features = PretrainedEncoder(encoder, description).encode(tiles)
     assert features.shape == (2, 192)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(encode(encoder, description, torch.from_numpy(tiles)), features)
-
-
-@pytest.mark.parametrize("shape", [(BANDS, SIZE, SIZE), (1, BANDS + 1, SIZE, SIZE), (1, BANDS, SIZE, SIZE + 4)])
-def test_encode_refuses_tiles_of_another_shape(exported, shape):
-    with pytest.raises(WeightsError, match=r"this encoder takes \(B, 80, 8, 8\)") as raised:
-        encode(exported[1], exported[2], np.zeros(shape, np.int16))
-    assert str(shape) in str(raised.value)
+    assert torch.equal(PretrainedEncoder(encoder, description).encode(torch.from_numpy(tiles)), features)
 
 
 def test_encode_cuts_where_training_did(exported):
@@ -190,13 +183,13 @@ def test_encode_cuts_where_training_did(exported):
     mu, sigma = (np.float32(values)[:, None, None] for values in (description.mu, description.sigma))
     with torch.no_grad():
         expected = encoder(torch.from_numpy(np.clip((tiles - mu) / sigma, -2, 2)))
-    torch.testing.assert_close(encode(encoder, cut, tiles), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(PretrainedEncoder(encoder, cut).encode(tiles), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_resnet_encodes_images_of_any_size():
     encoder = build_encoder("spec_resnet50").eval()
     description = small_description(architecture="spec_resnet50", image_size=128)
-    assert encode(encoder, description, np.zeros((1, BANDS, 16, 32), np.int16)).shape == (1, 2048)
+    assert PretrainedEncoder(encoder, description).encode(np.zeros((1, BANDS, 16, 32), np.int16)).shape == (1, 2048)
 
 
 # ---- other sizes ----
@@ -323,13 +316,13 @@ def test_the_notebook_functions_go_from_shards_to_features(tmp_path):
     write_archive(tmp_path / "source", size=SIZE)
     pack(tmp_path / "source", tmp_path / "shards", PackConfig(tiles_per_shard=3))
     tiles = spectralforge.open_dataset(tmp_path / "shards")
-    told = tiles.manifest
+    told = tiles.tiles.manifest
     description = small_description(
         wavelength_nm=told.wavelength_nm, fwhm_nm=told.fwhm_nm, mu=told.mean, sigma=told.std, dataset=told.content_hash
     )
     save_encoder(tmp_path / "encoder.safetensors", small_encoder().state_dict(), description)
-    encoder, loaded = spectralforge.load_encoder(str(tmp_path / "encoder.safetensors"))
-    features = torch.cat([spectralforge.encode(encoder, loaded, tiles[row][None]) for row in range(len(tiles))])
+    encoder = spectralforge.load_encoder(str(tmp_path / "encoder.safetensors"))
+    features = torch.cat([encoder.encode(tiles[row], tiles.wavelength_nm) for row in range(len(tiles))])
     assert features.shape == (10, 192)
     assert features.isfinite().all()
     assert torch.unique(features, dim=0).shape == (10, 192)
