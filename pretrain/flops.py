@@ -23,19 +23,23 @@ PEAKS = {
     "H100 NVL": (835e12, 60e12),
     "H100": (989e12, 67e12),
     "H200": (989e12, 67e12),
+    "H200 NVL": (835e12, 60e12),
     "GH200": (989e12, 67e12),
     "B200": (2250e12, 80e12),
     "L40S": (362e12, 91.6e12),
     "A40": (149.7e12, 37.4e12),
     "A6000": (154.8e12, 38.7e12),
 }
-"""Dense peaks of devices by part of their name, the longest that fits: bf16 tensor cores, fp32 (vendors' sheets)."""
+"""Dense peaks of devices by words of their name, the longest that fits: bf16 tensor cores, fp32 (vendors' sheets)."""
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Dense peak of a device (``torch.cuda.get_device_name``) at a run's precision, None where it isn't known."""
-    fitting = [name for name in PEAKS if name in device_name]
-    return PEAKS[max(fitting, key=len)][precision == "fp32"] if fitting else None
+    words = set(device_name.replace("-", " ").split())
+    fitting = [name for name in PEAKS if words >= set(name.split())]
+    if not fitting or "MIG" in words:  # a slice of a device has a share of its peak that its name doesn't tell
+        return None
+    return PEAKS[max(fitting, key=len)][precision == "fp32"]
 
 
 def device_peak(precision: str) -> float | None:

@@ -100,7 +100,10 @@ def test_dinos_step_counts_all_crops():
         ("NVIDIA H100 PCIe", "bf16", 756e12),
         ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
         ("NVIDIA GH200 480GB", "bf16", 989e12),
-        ("Some other card", "bf16", None),
+        ("NVIDIA H200 NVL", "bf16", 835e12),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "bf16", None),
+        ("NVIDIA RTX A4000", "bf16", None),
+        ("NVIDIA GB200", "bf16", None),
     ],
 )
 def test_peaks_are_found_by_name(device, precision, peak):

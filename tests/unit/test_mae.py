@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from pretrain.config import PretrainConfig
+from pretrain.models import Normaliser
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
@@ -163,3 +164,50 @@ def test_a_mask_that_hides_every_patch_is_refused_before_a_run(image_size, ratio
     else:
         with pytest.raises(ValidationError, match=r"mask_ratio 0.9 leaves none of 4 patches visible"):
             PretrainConfig.model_validate(values)
+
+
+# ---- missing pixels and spectral angles ----
+
+
+def test_values_of_missing_pixels_do_not_matter():
+    model, images, noise = _model(norm_pix=False), _images(), _noise()
+    valid = torch.ones(len(images), 1, *images.shape[2:], dtype=torch.bool)
+    masked = choose_masks(noise, 0.5).masked[0, 0]
+    grid = model.encoder.grid
+    row, column = 4 * int(masked // grid), 4 * int(masked % grid)
+    valid[0, 0, row : row + 2, column : column + 3] = False
+    changed = images.clone()
+    changed[0, :, row : row + 2, column : column + 3] += 50.0
+    with torch.no_grad():
+        assert torch.equal(model(images, noise, valid)[0], model(changed, noise, valid)[0])
+        assert model(changed, noise)[0][0] > model(images, noise)[0][0] + 1
+        everything = torch.ones_like(valid)
+        torch.testing.assert_close(model(images, noise, everything)[0], model(images, noise)[0])
+        pixels = 16 * (noise.shape[1] - int(noise.shape[1] * 0.5)) - 6
+        scaled = model(images, noise, valid, torch.tensor(7.0))[0][0] * 7 / pixels
+        torch.testing.assert_close(scaled, model(images, noise, valid)[0][0])
+
+
+def _angled(mu: float = 0.0) -> MaskedAutoencoder:
+    bands = _images().shape[1]
+    encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    normalise = Normaliser([mu] * bands, [2.0] * bands)
+    return MaskedAutoencoder(encoder, bands, norm_pix=False, spectral_angle=0.5, normalise=normalise)
+
+
+def test_the_spectral_angle_is_that_of_the_digital_numbers():
+    model = _angled(mu=10.0)
+    one, other = torch.randn(2, 3, 4, _images().shape[1], generator=torch.Generator().manual_seed(0)).unbind(0)
+    a, b = (2 * x.double() + 10 for x in (one, other))
+    expected = torch.acos((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)))
+    torch.testing.assert_close(model._angles(one[None], other[None])[0].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_proportional_spectra_have_no_angle_and_a_finite_gradient():
+    model = _angled()
+    spectra = torch.rand(1, 2, 4, _images().shape[1], generator=torch.Generator().manual_seed(0)) + 0.1
+    longer = (3 * spectra).requires_grad_()
+    angles = model._angles(longer, spectra)
+    assert angles.detach().max() < 1e-5
+    angles.sum().backward()
+    assert longer.grad.isfinite().all()

@@ -57,3 +57,30 @@ def test_xformers_on_a_cpu_is_a_clear_error(monkeypatch, installed):
     monkeypatch.setattr(module, "_xformers", lambda: kernel)
     with pytest.raises(RuntimeError, match=r"needs a GPU and the extra 'gpu'; use model.attention=auto"):
         attention(*_qkv((1, 4, 1, 32)), "xformers")
+
+
+RUNS = [(3, 5), (2, 9), (1, 1)]  # three sequences of 5 tokens, two of 9, one of 1
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+@pytest.mark.parametrize("dim", [32, 64, 80])
+def test_packed_sequences_attend_within_themselves(backend, dim):
+    query, key, value = (x.requires_grad_() for x in _qkv((1, 34, 3, dim)))
+    packed = attention(query, key, value, backend, RUNS)
+    lengths = [length for count, length in RUNS for _ in range(count)]
+    parts = zip(*(x.split(lengths, 1) for x in (query, key, value)), strict=True)
+    alone = torch.cat([attention(*part, "math") for part in parts], 1)
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+    weight = torch.arange(packed.numel(), dtype=torch.float32).view_as(packed).cos()
+    gradients = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (packed, alone)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="xformers' kernels need a GPU")
+@pytest.mark.parametrize("runs", [None, [(2, 20), (1, 24)]])
+@pytest.mark.parametrize("dim", [32, 64, 80])
+def test_xformers_is_sdpa(dim, runs):
+    query, key, value = (x.cuda() for x in _qkv((1, 64, 4, dim), torch.bfloat16))
+    expected = attention(query, key, value, "sdpa", runs)
+    torch.testing.assert_close(attention(query, key, value, "xformers", runs), expected, rtol=2e-2, atol=2e-2)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from pretrain.models import ENCODERS, build_encoder
+from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
-from pretrain.models.patches import gather_tokens, patchify, sincos_positions
+from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.pictures import unpatchify
@@ -194,3 +196,110 @@ def test_encoders_have_the_published_number_of_parameters(name, parameters):
         encoder = build_encoder(name)
     count = sum(parameter.numel() for parameter in encoder.parameters())
     assert count == parameters or (name == "spec_vit_gigantic" and abs(count / parameters - 1) < 0.005)
+
+
+# ---- sizes, crops, layers ----
+
+
+def _drawn(name: str = "spec_vit_tiny", size: int = 16, patch: int = 4, bands: int = 100) -> Encoder:
+    encoder = build_encoder(name, size, patch, bands=bands)
+    initialise(encoder, "test", 0)
+    return encoder.eval()
+
+
+def _normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["spec_vit_tiny", "vit_tiny"])
+@torch.no_grad()
+def test_packed_crops_are_the_crops_alone(name):
+    encoder = _drawn(name)
+    crops = [_normal(3, 100, 16, 16), _normal(4, 100, 8, 8), _normal(2, 100, 12, 12)]
+    packed = encoder(crops)
+    assert packed.shape == (9, 192)
+    torch.testing.assert_close(packed, torch.cat([encoder(crop) for crop in crops]), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_positions_are_interpolated_to_other_sizes():
+    positions = sincos_positions(16, 8)
+    assert resize_positions(positions, (8, 8)) is positions
+    flat = torch.cat([positions[:, :1], torch.full((1, 64, 16), 3.0)], 1)
+    resized = resize_positions(flat, (4, 6))
+    assert torch.equal(resized[:, :1], positions[:, :1])
+    torch.testing.assert_close(resized[:, 1:], torch.full((1, 24, 16), 3.0))
+    ramp = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 8, 16).reshape(1, 64, 16)  # rows count up
+    finer = resize_positions(torch.cat([positions[:, :1], ramp], 1), (16, 16))[0, 1:].view(16, 16, 16)
+    assert (finer[1:-1].diff(dim=0) > 0).all()
+    torch.testing.assert_close(finer[:, 0], finer[:, 9])
+    encoder = _drawn()
+    assert encoder.dense_features(_normal(1, 100, 8, 24)).shape == (1, 192, 2, 6)
+
+
+@torch.no_grad()
+def test_an_image_that_patches_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="10 x 16 px do not divide into patches of 4 px"):
+        _drawn()(_normal(1, 100, 10, 16))
+
+
+@pytest.mark.parametrize("name", ["spec_vit_tiny", "vit_tiny"])
+@torch.no_grad()
+def test_intermediate_layers(name):
+    encoder, images = _drawn(name), _normal(2, 100, 16, 16)
+    ((last, cls),) = encoder.get_intermediate_layers(images, return_prefix_tokens=True, norm=True)
+    torch.testing.assert_close(cls[:, 0], encoder(images))
+    (shaped,) = encoder.get_intermediate_layers(images, reshape=True, norm=True)
+    torch.testing.assert_close(shaped, encoder.dense_features(images))
+    torch.testing.assert_close(shaped.flatten(2).transpose(1, 2), last)
+    outputs = []
+    hook = encoder.core.blocks[3].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    third, first, final = encoder.get_intermediate_layers(images, n=[3, 0, -1])
+    hook.remove()
+    torch.testing.assert_close(third, outputs[0][:, 1:])
+    assert not torch.allclose(first, final)
+    assert len(encoder.get_intermediate_layers(images, n=4)) == 4
+    for wrong in (0, 13, [12], [-13]):
+        with pytest.raises(ValueError, match=r"1[12]"):
+            encoder.get_intermediate_layers(images, n=wrong)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("vit_tiny", 4), ("resnet50", 32), ("spec_resnet50", 16)])
+def test_every_encoder_gives_vectors_and_maps_and_trains(name, stride):
+    encoder = _drawn(name, 32).train()
+    images = _normal(2, 100, 32, 32)
+    maps = encoder.dense_features(images)
+    assert encoder.stride == stride
+    assert maps.shape == (2, encoder.feature_dim, 32 // stride, 32 // stride)
+    assert encoder([images, images]).shape == (4, encoder.feature_dim)
+    (encoder(images).square().mean() + maps.square().mean()).backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+@torch.no_grad()
+def test_layers_of_a_resnet():
+    encoder, images = _drawn("spec_resnet50", 32), _normal(1, 100, 32, 32)
+    maps = encoder.get_intermediate_layers(images, n=4, reshape=True)
+    assert [tuple(one.shape) for one in maps] == [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
+    torch.testing.assert_close(maps[-1], encoder.dense_features(images))
+    with pytest.raises(ValueError, match="no class token"):
+        encoder.get_intermediate_layers(images, return_prefix_tokens=True)
+
+
+@pytest.mark.parametrize("name", ["spec_vit_tiny", "spec_resnet50"])
+def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
+    results = []
+    for recompute in (False, True):
+        encoder = build_encoder(name, 16, 4, bn_group=2)
+        initialise(encoder, "test", 0)
+        for part in encoder.modules():
+            if hasattr(part, "recompute"):
+                part.recompute = recompute
+        encoder.train()(_normal(4, 100, 16, 16)).square().sum().backward()
+        gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+        results.append((gradients, [norm.take_pending() for norm in grouped_batch_norms(encoder)]))
+    for name, gradient in results[0][0].items():
+        torch.testing.assert_close(results[1][0][name], gradient, rtol=1e-4, atol=1e-6)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert other[-1] == one[-1] == 2
+        torch.testing.assert_close(other, one)

@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 
+from pretrain.config import OptimConfig
+from pretrain.models import build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.optim import build_adamw
-from pretrain.schedules import warmup_cosine
+from pretrain.optim import build_adamw, build_optimizer, parameter_groups
+from pretrain.schedules import learning_rate, warmup_cosine
 
 
 def _rates(steps: int, warmup: int, min_lr: float = 0.0) -> list[float]:
@@ -97,3 +99,49 @@ def test_a_model_of_biases_alone_has_one_group():
 def test_rates_and_betas_are_those_given():
     optimizer = build_adamw(_model(), 1e-3, (0.8, 0.99), 0.05)
     assert {(group["lr"], group["betas"]) for group in optimizer.param_groups} == {(1e-3, (0.8, 0.99))}
+
+
+# ---- layers, other optimizers, milestones ----
+
+
+@pytest.mark.parametrize(("name", "depth"), [("spec_vit_tiny", 12), ("spec_resnet50", 4), ("spec_vit_gigantic", 48)])
+def test_lower_layers_have_lower_rates_in_few_groups(name, depth):
+    with torch.device("meta"):
+        model = torch.nn.ModuleDict({"encoder": build_encoder(name, 16), "head": torch.nn.Linear(4, 4)})
+    groups = parameter_groups(model, 0.05, layer_decay=0.5 ** (1 / depth))
+    assert len(groups) <= 10
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    named = {key: scale[id(parameter)] for key, parameter in model.named_parameters()}
+    assert named["head.weight"] == 1.0
+    assert named["encoder.spectral_adapter.0.weight"] == min(scale.values()) < 0.65
+    blocks = [named[key] for key in named if key.endswith(("mlp.fc1.weight", ".0.conv1.weight"))]
+    assert len(blocks) == depth
+    assert blocks == sorted(blocks)
+    assert len(set(blocks)) == 4
+    assert max(blocks) < 1.0
+
+
+def test_without_layer_decay_all_rates_are_equal():
+    assert {group["lr_scale"] for group in parameter_groups(_model(), 0.05)} == {1.0}
+
+
+def test_optimizers_are_those_of_the_config():
+    sgd = build_optimizer(_model(), OptimConfig(name="sgd", betas=(0.8, 0.9), weight_decay=0.1))
+    assert isinstance(sgd, torch.optim.SGD)
+    assert {(group["momentum"], group["weight_decay"]) for group in sgd.param_groups} == {(0.8, 0.1), (0.8, 0.0)}
+    adamw = build_optimizer(_model(), OptimConfig(betas=(0.8, 0.9)))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.9)}
+
+
+def test_milestones_take_a_tenth_each():
+    config = OptimConfig(schedule="milestones", milestones=(0.6, 0.8), warmup_steps=2)
+    rates = [learning_rate(step, 10, 1.0, config) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_cosine_is_the_default():
+    config = OptimConfig(min_lr=0.1)
+    assert learning_rate(0, 11, 1.0, config) == 1.0
+    assert learning_rate(10, 11, 1.0, config) == pytest.approx(0.1)

@@ -1,0 +1,36 @@
+"""Configs and batches for objectives in one process."""
+
+import numpy as np
+import torch
+
+from pretrain.config import PretrainConfig
+from pretrain.data import TileBatch
+from pretrain.models import Normaliser
+
+BANDS, SIZE = 80, 12
+
+
+def small_config(objective: dict, **sections: dict) -> PretrainConfig:
+    values = {
+        "run": {"dir": "x", "seed": 5},
+        "data": {"shards": "x"},
+        "augment": {"crop_scale": [0.3, 1.0], "blur": 0.5},
+        "model": {"name": "spec_vit_tiny", "image_size": 8, "bn_group": 2},
+        "objective": objective,
+        "train": {"steps": 50, "global_batch": 4, "micro_batch": 4},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return PretrainConfig.model_validate(values)
+
+
+def normaliser() -> Normaliser:
+    return Normaliser([1000.0] * BANDS, [400.0] * BANDS)
+
+
+def tile_batch(first: int = 0, pairs: bool = True) -> TileBatch:
+    """Four samples; two have a second date."""
+    generator = np.random.default_rng(first)
+    tiles = torch.from_numpy(generator.integers(0, 2000, (6, BANDS, SIZE, SIZE), dtype=np.int16))
+    rows = torch.tensor([[0, 1], [2, 3], [4, 4], [5, 5]]) if pairs else torch.arange(4)[:, None]
+    return TileBatch(tiles, np.arange(first, first + 4), rows, torch.tensor([10, 11, 12, 13]) + first)

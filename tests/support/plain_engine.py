@@ -1,0 +1,30 @@
+"""What objectives ask of an engine, around a plain module in one process; the real one is tested on process groups."""
+
+import torch
+from torch import nn
+
+
+class PlainEngine:
+    """``module`` as it is, fp32, one micro batch a step."""
+
+    accumulation = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.train()
+
+    def __call__(self, *inputs):
+        return self.module(*inputs)
+
+    def evaluation(self, *inputs):
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                return self.module(*inputs)
+        finally:
+            self.module.train()
+
+    def autocast(self):
+        return torch.autocast("cpu", torch.bfloat16, enabled=False)
+
+    def shard_of(self, parameter):
+        return parameter.detach().flatten().clone()
