@@ -39,7 +39,7 @@ def validate(
         numbers = np.where(real, numbers, 0)
         tiles = torch.empty((micro_batch, *reader.tile_shape), dtype=torch.int16)
         reader.read(held_out[numbers], tiles.numpy())
-        evaluation = objective.evaluate(engine, objective.normalise(tiles.to(device)), numbers)
+        evaluation = objective.evaluate(engine, tiles.to(device), numbers)
         losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]
         sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
         figure = figure or evaluation.figure

@@ -181,7 +181,8 @@ class Distilling(Objective):
         keep = self.dino.centre_momentum if step else 0.0  # the first mean is no average with the zeros before it
         centre.lerp_(mean.to(centre.dtype), 1 - keep)
 
-    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
+        images = self.normalise(tiles)
         large = torch.cat(
             [
                 random_crops(images, numbers, keyed.key(self.seed, f"validation view {view}"), self.crop)

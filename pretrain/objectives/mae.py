@@ -147,6 +147,11 @@ def _length(x: Tensor) -> Tensor:
     return (x.square().sum(-1) + 1e-12).sqrt()  # its gradient is finite at 0
 
 
+def _has_value(tiles: Tensor) -> Tensor:
+    """int16 (B, C, H, W) to float (B, 1, H, W): 1 where a pixel has all bands."""
+    return (tiles != NODATA).all(1, keepdim=True).float()
+
+
 def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tensor:
     """bool (B, 1, H, W) to float (B, M, p*p): which pixels of the masked patches count."""
     return gather_tokens(patchify(valid.float(), patch_size), masks.masked)[..., 0]
@@ -212,18 +217,18 @@ class MaskedAutoencoding(Objective):
         noise = mask_noise(batch.samples, self.seed, self.module.num_patches, images.device)
         valid = torch.ones((), device=images.device)
         if self.ignore_nodata:
-            there = (batch.tiles != NODATA).all(1, keepdim=True).float()
-            valid = random_crops(there, batch.samples, key, self.crop) > 0.999
+            valid = random_crops(_has_value(batch.tiles), batch.samples, key, self.crop) > 0.999
         return images, noise, valid
 
     def _count(self, noise: Tensor, valid: Tensor) -> Tensor:
         masks = choose_masks(noise, self.module.mask_ratio)
         return _masked_pixels(valid, masks, self.module.encoder.patch_size).sum()
 
-    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
-        views = centre_crops(images, self.crop)
-        noise = mask_noise(numbers, self.seed, self.module.num_patches, images.device, "validation")
-        losses, predictions, masked, _ = engine.evaluation(views, noise)
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
+        views = centre_crops(self.normalise(tiles), self.crop)
+        noise = mask_noise(numbers, self.seed, self.module.num_patches, tiles.device, "validation")
+        valid = [centre_crops(_has_value(tiles), self.crop) > 0.999] if self.ignore_nodata else []
+        losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)
         return Evaluation(losses, partial(self._figure, views[0], predictions[0], masked[0]))
 
     def _figure(self, image: Tensor, prediction: Tensor, masked: Tensor) -> "Figure":

@@ -167,7 +167,8 @@ class MomentumContrasting(Objective):
         module.queue[begin : begin + len(keys)] = keys.to(module.queue.dtype)
         module.queue_places[begin : begin + len(keys)] = places
 
-    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
+        images = self.normalise(tiles)
         query, key = (
             random_crops(images, numbers, keyed.key(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)
         )

@@ -68,8 +68,8 @@ class Objective(ABC):
         """Follow the weights after optimizer step ``step``; every rank calls it."""
 
     @abstractmethod
-    def evaluate(self, engine: ZeroEngine, images: Tensor, numbers: np.ndarray) -> Evaluation:
-        """Losses of normalised held-out images (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
+        """Losses of held-out tiles, int16 (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
 
     def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
         """Feature map (B, D, h, w) of normalised images by the encoder that will be exported, in evaluation mode."""

@@ -99,9 +99,9 @@ def test_a_run_watches_the_spread_of_its_queries(moco):
 
 def test_validation_is_the_same_each_time_and_moves_nothing(moco):
     objective, engine = moco
-    images = objective.normalise(tile_batch().tiles)
+    tiles = tile_batch().tiles
     before = {name: value.clone() for name, value in objective.module.state_dict().items()}
-    first, second = (objective.evaluate(engine, images, np.arange(6)).losses for _ in range(2))
+    first, second = (objective.evaluate(engine, tiles, np.arange(6)).losses for _ in range(2))
     assert first.shape == (6,)
     assert torch.equal(first, second)
     assert all(torch.equal(value, before[name]) for name, value in objective.module.state_dict().items())

@@ -88,7 +88,9 @@ def test_shards_that_do_not_fit_are_refused(labelled, tmp_path):
     with pytest.raises(ConfigError, match=r"key 'probe.shards': tiles of \(202, 12, 12\); the run takes 80 bands"):
         EncoderProbe(_config(labelled / "shards"), 80)
     with pytest.raises(ConfigError, match="16 px"):
-        EncoderProbe(small_config({"mask_ratio": 0.5}, model={"image_size": 16}, probe={"shards": str(labelled / "shards")}), 202)
+        EncoderProbe(
+            small_config({"mask_ratio": 0.5}, model={"image_size": 16}, probe={"shards": str(labelled / "shards")}), 202
+        )
     pack(labelled / "source", tmp_path / "plain", PackConfig(tiles_per_shard=4))
     with pytest.raises(ConfigError, match="no labelled tiles in 'train'"):
         EncoderProbe(_config(tmp_path / "plain"), 202)
