@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from support.foreign_checkpoints import dino, lightning, mae, with_head
 from support.small_encoder import small_encoder
 
-from pretrain.models import build_encoder, encode, load_encoder
+from pretrain.models import PretrainedEncoder, build_encoder, load_encoder
 from tools.convert import main
 
 
@@ -90,7 +90,9 @@ def test_statistics_make_an_encoder_that_encodes(published, tmp_path, capsys):
     tiles = np.random.default_rng(0).integers(0, 6000, (1, 202, 8, 8), dtype=np.int16)
     values = torch.from_numpy((tiles - np.float32(description.mu)[:, None, None]) / np.float32(700))
     with torch.no_grad():
-        torch.testing.assert_close(encode(encoder, description, tiles), encoder(values), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            PretrainedEncoder(encoder, description).encode(tiles), encoder(values), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_options_of_reading_reach_it(published, tmp_path, capsys):
