@@ -97,7 +97,8 @@ def _read_safetensors(path: Path) -> Contents:
 
 def _read_torch(path: Path, network: Network, is_zip: bool) -> Contents:
     try:  # mapped, not read: of a training checkpoint, two thirds are the optimizer's
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(_stand_ins(path) if is_zip else []):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
     except _READ_ERRORS as error:
@@ -116,8 +117,34 @@ def _read_torch(path: Path, network: Network, is_zip: bool) -> Contents:
     return Contents(where, tensors, others, None, inside if inside in ("student", "teacher") else None)
 
 
+def _stand_ins(path: Path) -> list[Any]:
+    """An empty class for each foreign one that a file names, e.g. optimizers in a Lightning checkpoint's settings.
+
+    ``weights_only`` calls nothing but what it is told is safe, and these do nothing: tensors come out, objects don't.
+    """
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(type("StandIn", (_Nothing,), {}), name) for name in names]
+
+
+class _Nothing:
+    """Takes whatever a pickle gives it and keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Nothing":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+
 def _refused(path: Path, error: str) -> WeightsError:
-    found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", error)
+    found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", error) or re.search(r"(Can only \w+)", error)
     if found is None:
         return WeightsError(f"{path}: not a whole torch file (damaged pickle); copy or download it again")
     return WeightsError(

@@ -1,7 +1,11 @@
 """Every format that holds an encoder gives the same encoder, bit for bit; everything wrong with one is one line."""
 
+import functools
 import json
+import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -307,11 +311,35 @@ class _HyperParameters:
     """Stands for what a training framework pickles beside the weights."""
 
 
-def test_a_pickle_of_objects_is_not_run(vit, tmp_path):
-    path = _save(tmp_path, lightning(vit, hyper_parameters=_HyperParameters()))
-    text = _error(path)
-    assert "_HyperParameters" in text
+class _Runs:
+    """A pickle that calls a function where it is loaded in full."""
+
+    def __init__(self, function, path) -> None:
+        self.function, self.path = function, path
+
+    def __reduce__(self):
+        return self.function, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [_HyperParameters(), functools.partial(torch.optim.AdamW, lr=1e-3), Path("x")],
+    ids=["own", "partial", "path"],
+)
+def test_objects_beside_the_weights_are_passed_over(vit, tmp_path, value):
+    path = _save(tmp_path, lightning(vit, hyper_parameters={"optimizer": value}))
+    encoder, _ = load_encoder(path)
+    assert all(torch.equal(tensor, vit[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_nothing_that_a_file_names_is_run(vit, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    load_encoder(_save(tmp_path, lightning(vit, hyper_parameters=_Runs(shutil.rmtree, precious))))
+    text = _error(_save(tmp_path, lightning(vit, hyper_parameters=_Runs(os.rmdir, precious))))
+    assert "posix.rmdir" in text
     assert "weights_only=False)['state_dict'], DEST)" in text
+    assert precious.is_dir()
 
 
 def test_an_unknown_architecture_says_what_was_found(vit, tmp_path):
