@@ -159,6 +159,9 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
         return f"unknown key '{key}'{_suggest(key, schema, kinds)}{more}"
     if first["type"] == "missing":
         return f"key '{key}' is required{more}"
+    if first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        return f"key '{key}.name': '{context['tag']}' is none of {context['expected_tags']}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return f"{message}{more}"

@@ -1,5 +1,6 @@
 """What an encoder's file says of itself: everything that is needed to use it, and where it came from."""
 
+import copy
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -30,7 +31,7 @@ class EncoderDescription:
         clip: normalised values are cut at +-clip; None for none.
         bands: how many an image has; 0 stands for as many as there are wavelengths.
         network: "student", the trained network, or "teacher", its average over training.
-        config: the whole config of the run.
+        config: the whole config of the run, folders by their last name.
     """
 
     architecture: str
@@ -103,10 +104,20 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             version=state.get("version", ""),
             clip=config.get("augment", {}).get("clip"),
             network=network,
-            config=config,
+            config=_without_places(config),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config for others: folders, which tell of the machine and its users, to their last name."""
+    public = copy.deepcopy(config)
+    for section, key in (("run", "dir"), ("data", "shards"), ("data", "stage"), ("probe", "shards")):
+        place = (public.get(section) or {}).get(key)
+        if place:
+            public[section][key] = str(place).rstrip("/").rsplit("/", 1)[-1]
+    return public
 
 
 def describe_foreign(

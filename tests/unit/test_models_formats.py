@@ -200,7 +200,10 @@ def test_a_run_gives_its_newest_checkpoint(vit, other, tmp_path, below):
 
 
 def test_a_dino_run_gives_its_teacher(vit, other, tmp_path):
-    our_checkpoint(tmp_path, 10, vit, teacher=other, config={"augment": {"clip": 10.0}})
+    places = {"run": {"dir": "/home/me/runs/a"}, "data": {"shards": "s3://bucket/mine/", "stage": None}}
+    our_checkpoint(tmp_path, 10, vit, teacher=other, config={"augment": {"clip": 10.0}, **places})
+    assert load_encoder(tmp_path)[1].config["run"] == {"dir": "a"}  # an export tells nothing of the machine
+    assert load_encoder(tmp_path)[1].config["data"] == {"shards": "mine", "stage": None}
     described = _same(tmp_path, other)
     assert (described.network, described.objective, described.clip) == ("teacher", "dino", 10.0)
     assert _same(tmp_path, vit, network="student").network == "student"
