@@ -97,7 +97,7 @@ class Runs:
     def launch(self, world_size: int, jobs: list[dict]) -> None:
         path = self.folder / f"jobs-{world_size}-{jobs[0]['dir'].rsplit('/', 1)[-1]}.json"
         path.write_text(json.dumps(jobs))
-        run_ranks(WORKER, world_size, str(path), timeout=900)
+        run_ranks(WORKER, world_size, str(path), "--shallow", timeout=900)
 
     def records(self, name: str, key: str) -> list[float]:
         lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()

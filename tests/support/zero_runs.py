@@ -1,4 +1,4 @@
-"""Run many training jobs in one process group: `python zero_runs.py JOBS.json`, as every rank.
+"""Run many training jobs in one process group: `python zero_runs.py JOBS.json [--shallow]`, as every rank.
 
 A job is {"dir", "config", "overrides", "stop_at", "copy_from", "probe"}: train in ``dir``, stopping after
 ``stop_at`` steps where that is given, from a copy of ``copy_from``'s folder. The error of a job that fails
@@ -9,6 +9,7 @@ the fp32 weights are from those that the seed draws to ``dir/masters.json``.
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -55,13 +56,24 @@ def largest_master_error(config: PretrainConfig, trainer) -> float:
     return max(float((safe_get_full_fp32_param(value) - drawn[name]).abs().max()) for name, value in masters)
 
 
+def make_shallow() -> None:
+    """Fewer blocks of the same kinds: ZeRO's hooks cost seconds a step in deep models, and blocks are all alike."""
+    from pretrain.models import registry, resnet
+
+    registry.SPEC_VITS["spec_vit_tiny"] = replace(registry.SPEC_VITS["spec_vit_tiny"], depth=3)
+    resnet.LAYERS = tuple((outputs, width, 1) for outputs, width, _ in resnet.LAYERS)
+
+
 def main() -> None:
     runtime.prepare_environment(threads=1)
     runtime.prepare_torch(threads=1)
     from pretrain.engine import init_distributed
 
     init_distributed()
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    if "--shallow" in sys.argv:
+        make_shallow()
+    for job in jobs:
         run_job(job)
     runtime.end_process(0)
 
