@@ -96,6 +96,8 @@ class EncoderProbe:
         )
         if not len(labels):
             raise ConfigError(f"key 'probe.ignore': no cell of '{split}' has another label")
+        if labels.min() < 0:
+            raise ConfigError(f"key 'probe.ignore': label {labels.min()} of '{split}' is negative: ignore it, too")
         return Cells(features, labels)
 
     def _read(self, dataset: TileDataset, position: int) -> tuple[Tensor, Tensor]:

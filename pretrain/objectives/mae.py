@@ -33,13 +33,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def masked_targets(patches: Tensor, norm_pix: bool) -> Tensor:
-    """Patches (B, M, p*p, C) to what the decoder has to predict, (B, M, p*p*C)."""
+def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = None) -> Tensor:
+    """Patches (B, M, p*p, C) to what the decoder has to predict, (B, M, p*p*C).
+
+    Args:
+        counted: (B, M, p*p), 1 where a pixel counts: mean and variance of a patch are theirs; None for all.
+    """
     target = patches.flatten(2)
-    if norm_pix:
+    if not norm_pix:
+        return target
+    if counted is None:
         variance, mean = torch.var_mean(target, -1, keepdim=True)
-        target = (target - mean) / (variance + 1e-6).sqrt()
-    return target
+    else:
+        weight = counted[..., None].expand_as(patches).flatten(2)
+        number = weight.sum(-1, keepdim=True)
+        mean = (target * weight).sum(-1, keepdim=True) / number.clamp(min=1)
+        variance = ((target - mean).square() * weight).sum(-1, keepdim=True) / (number - 1).clamp(min=1)
+    return (target - mean) / (variance + 1e-6).sqrt()
 
 
 class MaskedAutoencoder(nn.Module):
@@ -107,16 +117,16 @@ class MaskedAutoencoder(nn.Module):
         latent = self.encoder.tokens(gather_tokens(patches, masks.visible), masks.visible)
         prediction = self.decoder(latent, masks)
         truth = gather_tokens(patches, masks.masked)
-        errors = (prediction.float() - masked_targets(truth, self.norm_pix)).square().view_as(truth).mean(-1)
+        counted = None if valid is None else _masked_pixels(valid, masks, self.encoder.patch_size)
+        target = masked_targets(truth, self.norm_pix, counted)
+        errors = (prediction.float() - target).square().view_as(truth).mean(-1)
         if self.spectral_angle:
             errors = errors + self.spectral_angle * self._angles(prediction.view_as(truth), truth)
-        if valid is None:
+        if counted is None:
             losses = errors.flatten(1).mean(1)
         else:
-            counted = _masked_pixels(valid, masks, self.encoder.patch_size)
-            losses = (errors * counted).flatten(1).sum(1) / (
-                counted.sum((1, 2)).clamp(min=1) if terms is None else terms
-            )
+            own = counted.sum((1, 2)).clamp(min=1)
+            losses = (errors * counted).flatten(1).sum(1) / (own if terms is None else terms)
         return losses, prediction, masks.masked, latent[:, 1:].mean(1)
 
     def _angles(self, prediction: Tensor, truth: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from shards.build import PackConfig, pack
 from shards.errors import ShardError
 from shards.plan import SamplePlan, rank_samples
 from shards.reader import ShardReader
+from shards.selection import OrderConfig
 
 CPU = torch.device("cpu")
 GLOBAL, STEPS = 8, 5  # 40 samples of 10 tiles: four epochs
@@ -91,6 +92,38 @@ def test_the_same_tiles_come_for_any_world_any_threads_and_after_a_resume_with_a
     for row, tile in zip(order, torch.cat([part for _, part in resumed]), strict=True):
         np.testing.assert_array_equal(tile.numpy(), packed[1][reader.key(row)])
     reader.close()
+
+
+def test_two_dates_of_a_location_are_a_pair_and_a_lone_one_is_read_once(packed, reader):
+    """Batches of eight of six locations: one that comes again in the next epoch brings no tile twice, either."""
+    plan = SamplePlan(reader.table, np.arange(len(reader)), "dataset", 3, OrderConfig(sampling="location"))
+    dates: dict[str, set[str]] = {}
+    for location, timestamp in (key.split("_") for key in packed[1]):
+        dates.setdefault(location, set()).add(timestamp)
+    places: dict[str, set[int]] = {location: set() for location in dates}
+    seen: dict[str, set[str]] = {location: set() for location in dates}
+    for batch in TileStream(reader, plan, CPU, 2, timestamps=2).batches(_numbers(1, 0, micro=8)):
+        pairs = plan.pairs(batch.samples)
+        assert batch.rows.shape == (8, 2)
+        assert len(batch.tiles) == len(np.unique(pairs)) < 16
+        for pair, rows, place in zip(pairs, batch.rows.tolist(), batch.places.tolist(), strict=True):
+            keys = [reader.key(row) for row in pair]
+            for key, row in zip(keys, rows, strict=True):
+                np.testing.assert_array_equal(batch.tiles[row].numpy(), packed[1][key])
+            (first, one), (second, other) = (key.split("_") for key in keys)
+            assert first == second
+            assert (one == other) == (rows[0] == rows[1]) == (len(dates[first]) == 1)
+            places[first].add(place)
+            seen[first] |= {one, other}
+    assert seen == dates
+    assert all(len(numbers) == 1 for numbers in places.values())
+    assert len(set.union(*places.values())) == len(dates)
+
+
+def test_without_pairs_each_sample_is_a_tile(reader):
+    batch = next(iter(_stream(reader).batches(_numbers(1, 0, micro=4))))
+    assert batch.rows.tolist() == [[0], [1], [2], [3]]
+    assert len(batch.tiles) == 4
 
 
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 1), (8, 1), (2, 2), (4, 2), (1, 4)])

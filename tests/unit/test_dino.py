@@ -58,6 +58,23 @@ def test_the_teachers_momentum_rises_over_the_whole_training(dino):
     assert all(one < other for one, other in itertools.pairwise(values))
 
 
+@torch.no_grad()
+def test_the_teacher_begins_as_the_student_and_follows_it(dino):
+    objective, engine = dino
+    images = torch.randn(2, 80, 8, 8, generator=torch.Generator().manual_seed(0))
+    module = engine.module.eval()
+    with objective.momentum.evaluating():
+        assert torch.equal(objective.momentum(engine, images), module.head(module.encoder(images)))
+    before = module.head.last_layer.weight.clone()
+    for step, momentum in ((0, 0.996), (25, 0.998)):
+        objective.loss(engine, tile_batch(), step)
+        module.head.last_layer.weight.copy_(before + 100)
+        objective.after_step(engine, step)
+        teachers = objective.momentum.owned_tensors()["head.last_layer.weight"]
+        torch.testing.assert_close(teachers, before + 100 * (1 - momentum), rtol=1e-4, atol=1e-4)
+        objective.momentum.set_tensor("head.last_layer.weight", before)
+
+
 def test_the_teachers_temperature_warms_up(dino):
     values = [dino[0].teacher_temperature(step) for step in (0, 5, 10, 49)]
     assert values == pytest.approx([0.04, 0.055, 0.07, 0.07])
@@ -67,8 +84,9 @@ def test_the_centre_is_the_first_mean_and_then_an_average(dino):
     objective, engine = dino
     means = []
     for step in range(3):
-        objective.loss(engine, tile_batch(4 * step), step)
-        means.append(objective._logits[0].clone())
+        for half in (0, 1):  # two micro batches a step
+            objective.loss(engine, tile_batch(8 * step + 4 * half), step)
+        means.append((objective._logits[0] + objective._logits[1]) / 2)
         objective.after_step(engine, step)
     expected = 0.9 * (0.9 * means[0] + 0.1 * means[1]) + 0.1 * means[2]
     torch.testing.assert_close(engine.module.centre, expected)

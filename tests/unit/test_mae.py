@@ -4,14 +4,22 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from support.objectives import small_config
+from support.plain_engine import PlainEngine
+from support.tiles import write_archive
 
+from pretrain.augment import mask_noise
 from pretrain.config import PretrainConfig
+from pretrain.data import TileBatch
 from pretrain.models import Normaliser
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder, masked_targets
+from pretrain.objectives.mae import MaskedAutoencoder, MaskedAutoencoding, masked_targets
 from pretrain.objectives.mae_decoder import choose_masks
+from shards.build import PackConfig, pack
+from shards.manifest import read_manifest
+from shards.sensors import NODATA
 
 BANDS = 80
 
@@ -169,8 +177,9 @@ def test_a_mask_that_hides_every_patch_is_refused_before_a_run(image_size, ratio
 # ---- missing pixels and spectral angles ----
 
 
-def test_values_of_missing_pixels_do_not_matter():
-    model, images, noise = _model(norm_pix=False), _images(), _noise()
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_values_of_missing_pixels_do_not_matter(norm_pix):
+    model, images, noise = _model(norm_pix=norm_pix), _images(), _noise()
     valid = torch.ones(len(images), 1, *images.shape[2:], dtype=torch.bool)
     masked = choose_masks(noise, 0.5).masked[0, 0]
     grid = model.encoder.grid
@@ -180,12 +189,94 @@ def test_values_of_missing_pixels_do_not_matter():
     changed[0, :, row : row + 2, column : column + 3] += 50.0
     with torch.no_grad():
         assert torch.equal(model(images, noise, valid)[0], model(changed, noise, valid)[0])
-        assert model(changed, noise)[0][0] > model(images, noise)[0][0] + 1
+        matters = (model(changed, noise)[0][0] - model(images, noise)[0][0]).abs()
+        assert matters > (1e-4 if norm_pix else 1)
         everything = torch.ones_like(valid)
         torch.testing.assert_close(model(images, noise, everything)[0], model(images, noise)[0])
         pixels = 16 * (noise.shape[1] - int(noise.shape[1] * 0.5)) - 6
         scaled = model(images, noise, valid, torch.tensor(7.0))[0][0] * 7 / pixels
         torch.testing.assert_close(scaled, model(images, noise, valid)[0][0])
+
+
+@pytest.fixture
+def ignoring(tmp_path):
+    """MAE that leaves missing pixels out, on ten tiles of 12 px, each with a missing pixel and a missing value."""
+    tiles = torch.from_numpy(np.stack(list(write_archive(tmp_path / "source", size=12).values())))
+    pack(tmp_path / "source", tmp_path / "shards", PackConfig())
+    manifest = read_manifest(tmp_path / "shards")
+    mae = {
+        "mask_ratio": 0.5,
+        "norm_pix": False,
+        "ignore_nodata": True,
+        "decoder": {"width": 16, "depth": 1, "heads": 2},
+    }
+    config = small_config(mae, model={"image_size": 12}, train={"global_batch": 8})
+    objective = MaskedAutoencoding(config, Normaliser(manifest.mu, manifest.sigma), manifest)
+    return objective, PlainEngine(objective.module), tiles
+
+
+def _batch(tiles: torch.Tensor, first: int) -> TileBatch:
+    numbers = np.arange(first, first + 4)
+    return TileBatch(tiles[numbers].clone(), numbers, torch.arange(4)[:, None], torch.arange(4))
+
+
+def test_a_steps_loss_is_the_mean_over_all_its_pixels_that_count(ignoring):
+    """Not the mean over samples or micro batches: one of them misses far more than the other."""
+    objective, engine, tiles = ignoring
+    engine.accumulation = 2
+    batches = [_batch(tiles, 0), _batch(tiles, 4)]
+    batches[1].tiles[:2, :, 2:] = NODATA
+    losses = torch.stack(list(objective.losses(engine, iter(batches), 0)))
+    squares, pixels, everything = torch.zeros(()), 0.0, 0
+    for batch in batches:
+        images, noise, valid = objective._views(batch)
+        _, prediction, ids, _ = engine(images, noise)
+        truth, counted = (gather_tokens(patchify(one, 4), ids) for one in (images, valid.float()))
+        squares = squares + ((prediction.view_as(truth) - truth).square().mean(-1) * counted[..., 0]).sum()
+        pixels += float(counted.sum())
+        everything += counted.numel()
+    assert 0 < pixels < 0.9 * everything
+    torch.testing.assert_close(losses.mean(), squares / pixels, rtol=1e-5, atol=0)
+
+
+def test_a_step_without_any_pixel_has_no_loss(ignoring):
+    objective, engine, tiles = ignoring
+    nothing = _batch(torch.full_like(tiles, NODATA), 0)
+    (loss,) = objective.losses(engine, iter([nothing]), 0)
+    loss.backward()
+    assert loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in engine.module.parameters())
+
+
+def test_pixels_of_a_view_count_where_missing_ones_give_nothing(ignoring):
+    """Crops are resized and blurred: what counts has at most a thousandth of a missing pixel."""
+    objective, _, tiles = ignoring
+    batch = _batch(tiles, 0)
+    batch.tiles[:, 0, 4:6, 4:6] = NODATA
+    before, _, valid = objective._views(batch)
+    batch.tiles[:, 1, 4:6, 4:6] += 1000
+    after, _, same = objective._views(batch)
+    assert torch.equal(valid, same)
+    assert valid.any()
+    moved = (after - before)[:, 1:2].abs() * objective.normalise.sigma[1] / 1000
+    assert moved[valid].max() < 0.0011
+    assert moved[~valid].max() > 0.5
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+def test_validation_leaves_missing_pixels_out_too(ignoring, ignore):
+    objective, engine, tiles = ignoring
+    objective.ignore_nodata = ignore
+    tiles, numbers = tiles[:2].clone(), np.arange(2)
+    noise = mask_noise(numbers, objective.seed, objective.module.num_patches, tiles.device, "validation")
+    patch = int(choose_masks(noise, 0.5).masked[0, -1])
+    row, column = 4 * (patch // 3) + 1, 4 * (patch % 3) + 2
+    tiles[0, 7, row, column] = NODATA
+    before = objective.evaluate(engine, tiles, numbers).losses
+    tiles[0, 8:, row, column] = 9000
+    after = objective.evaluate(engine, tiles, numbers).losses
+    assert torch.equal(after, before) == ignore
+    assert after[1] == before[1]
 
 
 def _angled(mu: float = 0.0) -> MaskedAutoencoder:
@@ -203,11 +294,27 @@ def test_the_spectral_angle_is_that_of_the_digital_numbers():
     torch.testing.assert_close(model._angles(one[None], other[None])[0].double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_loss_has_the_mean_angle_with_its_weight():
+    model = _angled(mu=10.0).eval()
+    initialise(model, "mae", 1)
+    images, noise = _images()[..., :8, :8], torch.tensor([[0.1, 0.9, 0.8, 0.7], [0.9, 0.1, 0.8, 0.7]])
+    model.mask_ratio = 0.75
+    with torch.no_grad():
+        losses, prediction, ids, _ = model(images, noise)
+        truth = gather_tokens(patchify(images, 4), ids)
+        angles = model._angles(prediction.view_as(truth), truth)
+        model.spectral_angle = 0.0
+        expected = model(images, noise)[0] + 0.5 * angles.mean((1, 2))
+    assert angles.min() > 0.01
+    torch.testing.assert_close(losses, expected)
+
+
 def test_proportional_spectra_have_no_angle_and_a_finite_gradient():
     model = _angled()
     spectra = torch.rand(1, 2, 4, _images().shape[1], generator=torch.Generator().manual_seed(0)) + 0.1
-    longer = (3 * spectra).requires_grad_()
-    angles = model._angles(longer, spectra)
-    assert angles.detach().max() < 1e-5
-    angles.sum().backward()
-    assert longer.grad.isfinite().all()
+    for factor in (1, 3):  # at 1 the difference is exactly 0
+        longer = (factor * spectra).requires_grad_()
+        angles = model._angles(longer, spectra)
+        assert angles.detach().max() < 1e-5
+        angles.sum().backward()
+        assert longer.grad.isfinite().all()

@@ -42,6 +42,21 @@ def test_the_loss_is_info_nce_without_keys_of_the_own_place(moco):
     torch.testing.assert_close(queries.norm(dim=-1), torch.ones(4))
 
 
+@torch.no_grad()
+def test_the_key_network_begins_as_the_query_network_and_follows_it(moco):
+    objective, engine = moco
+    images = torch.randn(4, 80, 8, 8, generator=torch.Generator().manual_seed(0))
+    with objective.momentum.evaluating():
+        assert torch.equal(objective.momentum(engine, images), engine.module.eval().project(images))
+    name = "projection_head.layers.0.weight"
+    weight = dict(engine.module.named_parameters())[name]
+    before = weight.clone()
+    objective.loss(engine, tile_batch(), 0)
+    weight.add_(1.0)
+    objective.after_step(engine, 0)
+    torch.testing.assert_close(objective.momentum.owned_tensors()[name], before + 0.5)
+
+
 def test_keys_are_shuffled_and_put_back(moco):
     objective, engine = moco
     images = torch.randn(4, 80, 8, 8, generator=torch.Generator().manual_seed(0))

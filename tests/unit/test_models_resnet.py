@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from pretrain.models import build_encoder
+from pretrain.models.initialise import initialise
 from pretrain.models.resnet import FEATURES, SpecResNet
 
 
@@ -51,3 +53,24 @@ def test_every_weight_is_trained(encoder):
     assert without == []
     still = [name for name, p in encoder.named_parameters() if p.dim() > 1 and not p.grad.abs().sum() > 0]
     assert still == []
+
+
+@pytest.mark.parametrize(("name", "side"), [("spec_resnet50", 16), ("resnet50", 8)])
+@torch.no_grad()
+def test_intermediate_layers(name, side):
+    encoder = build_encoder(name, 32, bands=100)
+    initialise(encoder, "test", 0)
+    images = torch.randn(2, 100, 32, 32, generator=torch.Generator().manual_seed(1))
+    maps = encoder.eval().get_intermediate_layers(images, n=4, reshape=True)
+    shapes = [(2, 256 << number, side >> number, side >> number) for number in range(4)]
+    assert [tuple(one.shape) for one in maps] == shapes
+    torch.testing.assert_close(maps[-1], encoder.dense_features(images))
+    torch.testing.assert_close(maps[-1].mean((2, 3)), encoder(images))
+    for n, numbers in ((2, [2, 3]), ([1, -4, 3], [1, 0, 3])):
+        tokens = encoder.get_intermediate_layers(images, n=n)
+        for one, number in zip(tokens, numbers, strict=True):
+            assert torch.equal(one, maps[number].flatten(2).transpose(1, 2))
+    with pytest.raises(ValueError, match="no class token"):
+        encoder.get_intermediate_layers(images, return_prefix_tokens=True)
+    with pytest.raises(ValueError, match="layer 4 was asked for; this encoder has layers 0 to 3"):
+        encoder.get_intermediate_layers(images, n=[4])

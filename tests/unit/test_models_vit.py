@@ -1,17 +1,20 @@
 """The ViT's pieces: positions, patches, sizes, and weights drawn from names."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from pretrain.models import ENCODERS, build_encoder
+from pretrain.models.adapter import SpectralConv
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
-from pretrain.models.vit import SpecViT
+from pretrain.models.resnet import Bottleneck
+from pretrain.models.vit import Block, SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.pictures import unpatchify
 
@@ -233,8 +236,32 @@ def test_positions_are_interpolated_to_other_sizes():
     finer = resize_positions(torch.cat([positions[:, :1], ramp], 1), (16, 16))[0, 1:].view(16, 16, 16)
     assert (finer[1:-1].diff(dim=0) > 0).all()
     torch.testing.assert_close(finer[:, 0], finer[:, 9])
-    encoder = _drawn()
-    assert encoder.dense_features(_normal(1, 100, 8, 24)).shape == (1, 192, 2, 6)
+    wide = resize_positions(torch.cat([positions[:, :1], ramp], 1), (4, 12))[0, 1:].view(4, 12, 16)
+    assert (wide.diff(dim=0) > 1).all()
+    assert wide.diff(dim=1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("patch", "bands"), [(4, 202), (8, 150), (16, 242)])
+@pytest.mark.parametrize("name", ["spec_vit_tiny", "vit_tiny"])
+@torch.no_grad()
+def test_each_place_of_a_map_tells_of_its_own_patch(name, patch, bands):
+    """Blocks that add nothing leave each patch to itself, in an image that isn't square."""
+    encoder = _drawn(name, 4 * patch, patch, bands)
+    assert encoder.stride == patch
+    images = _normal(1, bands, 2 * patch, 3 * patch)
+    changed = images.clone()
+    changed[:, :, -1, -patch - 1] += 1.0  # the last pixel of row 1, column 1
+    assert not torch.equal(encoder(changed), encoder(images))
+    for block in encoder.core.blocks:
+        for layer in (block.attn.proj, block.mlp.fc2):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    moved = (encoder.dense_features(changed) != encoder.dense_features(images)).any(1)
+    assert moved.tolist() == [[[False, False, False], [False, True, False]]]
+    encoder.core.pos_embed[0, 1:] = _normal(4, 192).repeat_interleave(4, 0)  # each row its own
+    even = encoder.dense_features(torch.zeros_like(images))
+    assert torch.allclose(even, even[..., :1], atol=1e-5)
+    assert not torch.allclose(even[:, :, 0], even[:, :, 1], atol=0.1)
 
 
 @torch.no_grad()
@@ -252,50 +279,58 @@ def test_intermediate_layers(name):
     (shaped,) = encoder.get_intermediate_layers(images, reshape=True, norm=True)
     torch.testing.assert_close(shaped, encoder.dense_features(images))
     torch.testing.assert_close(shaped.flatten(2).transpose(1, 2), last)
-    outputs = []
-    hook = encoder.core.blocks[3].register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    third, first, final = encoder.get_intermediate_layers(images, n=[3, 0, -1])
-    hook.remove()
-    torch.testing.assert_close(third, outputs[0][:, 1:])
-    assert not torch.allclose(first, final)
-    assert len(encoder.get_intermediate_layers(images, n=4)) == 4
-    for wrong in (0, 13, [12], [-13]):
-        with pytest.raises(ValueError, match=r"1[12]"):
+    outputs: list[torch.Tensor] = []
+    for block in encoder.core.blocks:
+        block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    for n, numbers in ((4, [8, 9, 10, 11]), ([3, 0, -1], [3, 0, 11]), ([-12, 5, 5], [0, 5, 5])):
+        outputs.clear()
+        layers = encoder.get_intermediate_layers(images, n=n, return_prefix_tokens=True)
+        for (patches, cls), number in zip(layers, numbers, strict=True):
+            assert torch.equal(torch.cat([cls, patches], 1), outputs[number])
+    for wrong in (0, 13):
+        with pytest.raises(ValueError, match=f"the last {wrong} layers were asked for; this encoder has 12"):
             encoder.get_intermediate_layers(images, n=wrong)
+    for wrong in (12, -13):
+        with pytest.raises(ValueError, match=f"layer {wrong} was asked for; this encoder has layers 0 to 11"):
+            encoder.get_intermediate_layers(images, n=[0, wrong])
 
 
 @pytest.mark.parametrize(("name", "stride"), [("vit_tiny", 4), ("resnet50", 32), ("spec_resnet50", 16)])
 def test_every_encoder_gives_vectors_and_maps_and_trains(name, stride):
     encoder = _drawn(name, 32).train()
+    with torch.no_grad():
+        for parameter in encoder.parameters():  # fresh residual blocks of a ResNet add nothing: no gradient inside
+            if parameter.dim() == 1:
+                parameter.fill_(0.5)
     images = _normal(2, 100, 32, 32)
     maps = encoder.dense_features(images)
     assert encoder.stride == stride
     assert maps.shape == (2, encoder.feature_dim, 32 // stride, 32 // stride)
+    assert maps.isfinite().all()
     assert encoder([images, images]).shape == (4, encoder.feature_dim)
     (encoder(images).square().mean() + maps.square().mean()).backward()
-    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
-
-
-@torch.no_grad()
-def test_layers_of_a_resnet():
-    encoder, images = _drawn("spec_resnet50", 32), _normal(1, 100, 32, 32)
-    maps = encoder.get_intermediate_layers(images, n=4, reshape=True)
-    assert [tuple(one.shape) for one in maps] == [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
-    torch.testing.assert_close(maps[-1], encoder.dense_features(images))
-    with pytest.raises(ValueError, match="no class token"):
-        encoder.get_intermediate_layers(images, return_prefix_tokens=True)
+    still = {
+        name for name, parameter in encoder.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    }
+    assert still == {key for key in encoder.state_dict() if re.search(r"spectral_adapter\.[036]\.bias", key)}
 
 
 @pytest.mark.parametrize("name", ["spec_vit_tiny", "spec_resnet50"])
 def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
     results = []
     for recompute in (False, True):
-        encoder = build_encoder(name, 16, 4, bn_group=2)
+        encoder = build_encoder(name, 8, 4, bn_group=2)
         initialise(encoder, "test", 0)
+        calls: list[str] = []
         for part in encoder.modules():
             if hasattr(part, "recompute"):
                 part.recompute = recompute
-        encoder.train()(_normal(4, 100, 16, 16)).square().sum().backward()
+            if isinstance(part, Block | Bottleneck | SpectralConv):
+                part.register_forward_pre_hook(lambda module, inputs, calls=calls: calls.append(type(module).__name__))
+        features = encoder.train()(_normal(4, 80, 8, 8))
+        forward = len(calls)
+        features.square().sum().backward()
+        assert len(calls) == forward * (1 + recompute)
         gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
         results.append((gradients, [norm.take_pending() for norm in grouped_batch_norms(encoder)]))
     for name, gradient in results[0][0].items():

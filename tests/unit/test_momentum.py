@@ -5,15 +5,35 @@ import torch
 from support.plain_engine import PlainEngine
 from torch import nn
 
+from pretrain.engine import move_batch_norms
 from pretrain.models import build_encoder
+from pretrain.models.adapter import CHANNELS, SpectralAdapter
+from pretrain.models.batchnorm import by_groups, grouped_batch_norms
 from pretrain.models.initialise import initialise
+from pretrain.models.resnet import Bottleneck
 from pretrain.momentum import MomentumNetwork
 from pretrain.objectives.moco import ProjectedEncoder, ProjectionHead
 
 
-@pytest.fixture(scope="module", params=["spec_vit_tiny", "spec_resnet50"])
+class SmallResNet(nn.Module):
+    """Adapter and one bottleneck of a Spec. ResNet, for its 25 million parameters take seconds."""
+
+    feature_dim = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectral_adapter, self.block = SpectralAdapter(2), Bottleneck(CHANNELS, 8, self.feature_dim, stride=2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.spectral_adapter(images.flatten(2).transpose(1, 2)).transpose(1, 2)
+        maps = by_groups(self.block, features.unflatten(2, images.shape[2:]), 2 if self.training else None)
+        return maps.mean((2, 3))
+
+
+@pytest.fixture(params=["spec_vit_tiny", "vit_tiny", "small resnet"])
 def network(request) -> ProjectedEncoder:
-    encoder = build_encoder(request.param, 8, 4, bn_group=2)
+    named = request.param != "small resnet"
+    encoder = build_encoder(request.param, 8, 4, bn_group=2, bands=100) if named else SmallResNet()
     network = ProjectedEncoder(encoder, ProjectionHead(encoder.feature_dim, 16, 8, True, 2))
     initialise(network, "test", 0)
     return network
@@ -39,9 +59,9 @@ def test_it_begins_as_a_copy_and_then_is_the_average(network):
         average.update(engine, momentum)
         for name, parameter in network.named_parameters():
             expected[name] = momentum * expected[name] + (1 - momentum) * parameter.detach().double()
-    for name, value in average.owned_tensors().items():
-        if name in expected:
-            torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+    averaged = average.owned_tensors()
+    for name, value in expected.items():
+        torch.testing.assert_close(averaged[name].double(), value, rtol=1e-5, atol=1e-6)
 
 
 def test_its_weights_exist_in_a_forward_alone(network):
@@ -58,15 +78,35 @@ def test_its_batch_norms_count_for_themselves(network):
     average(engine, _images())
     average.update(engine, 0.9)
     moved = dict(average.module.named_buffers())
-    name = "encoder.spectral_adapter.1.running_mean"
-    assert not torch.equal(moved[name], own[name])
     assert all(torch.equal(buffer, own[name]) for name, buffer in network.named_buffers())
-    counts = {int(value) - int(own[name]) for name, value in moved.items() if name.endswith("num_batches_tracked")}
-    assert counts == {1}
+    for name, value in moved.items():
+        if name.endswith("num_batches_tracked"):
+            assert int(value) == int(own[name]) + 1
+        else:
+            assert not torch.equal(value, own[name]), name
     with average.evaluating():
         average(engine, _images(1))
+    assert not any(norm.take_pending()[-1] for norm in grouped_batch_norms(average.module))
+
+
+def test_its_batch_norms_move_by_the_groups_of_all_forwards(network):
+    """As the network's own would by the same images: two forwards of two groups each, then one move."""
+    average, engine = MomentumNetwork(network), PlainEngine(network)
+    for seed in (1, 2):
+        average(engine, _images(seed))
+        network(_images(seed))
     average.update(engine, 0.9)
-    assert not any(len(norm._pending) for norm in average.module.modules() if hasattr(norm, "_pending"))
+    move_batch_norms(network)
+    moved = dict(average.module.named_buffers())
+    for name, buffer in network.named_buffers():
+        torch.testing.assert_close(moved[name], buffer)
+
+
+def test_nothing_is_averaged_by_a_forward(network):
+    average, engine = MomentumNetwork(network), PlainEngine(network)
+    before = {name: shard.clone() for name, shard in average.shards.items()}
+    average(engine, _images())
+    assert all(torch.equal(average.shards[name], shard) for name, shard in before.items())
 
 
 def test_what_it_gives_to_a_checkpoint_makes_it_again(network):

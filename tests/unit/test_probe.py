@@ -1,11 +1,16 @@
 """Probes: neighbours and ridge regression against plain references, cells by majority, bad shards in one line."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from support.objectives import small_config
+from support.plain_engine import PlainEngine
 from support.tiles import write_tile
 
+from pretrain.models import Normaliser
+from pretrain.objectives.moco import MomentumContrasting
 from pretrain.probe import CELLS, Cells, EncoderProbe, nearest_neighbours, ridge_classes
 from shards.build import PackConfig, pack
 from shards.errors import ConfigError
@@ -20,7 +25,7 @@ def _cells(count: int, seed: int, separable: bool = True) -> Cells:
 
 
 def test_neighbours_vote_by_similarity():
-    train, features = _cells(50, 0), _cells(20, 1).features
+    train, features = _cells(50, 0, separable=False), _cells(40, 1, separable=False).features  # votes are close
     predicted = nearest_neighbours(train, features, 7)
     for feature, got in zip(features, predicted, strict=True):
         cosines = [float(torch.cosine_similarity(feature, other, dim=0)) for other in train.features]
@@ -46,19 +51,36 @@ def test_ridge_does_not_care_for_scale_and_offset():
     assert torch.equal(ridge_classes(train, test.features), ridge_classes(moved, features))
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """Twelve locations whose label tiles have two classes, one nodata label, side by side."""
-    folder = tmp_path_factory.mktemp("labelled")
+def _pack_labelled(folder: Path, first: int = 1) -> Path:
+    """Twelve locations: label 0 on top, below it class ``first`` and class 2 side by side, of different spectra."""
+    rise = np.linspace(0, 2000, 202)[:, None, None]
     for number in range(12):
-        codes = np.full((12, 12), 1, np.int16)
+        codes = np.full((12, 12), first, np.int16)
         codes[:, 6:] = 2
         codes[:3] = 0
+        codes[4, 0] = 2  # the first pixel of a cell of the other class
+        noise = np.random.default_rng(number).normal(0, 50, (202, 12, 12))
         name = f"{number:07d}/00001.tif"
-        write_tile(folder / "source" / "enmap" / name, np.full((202, 12, 12), 100, np.int16))
+        write_tile(
+            folder / "source" / "enmap" / name, (np.where(codes == 2, rise, 2000 - rise) + noise).astype(np.int16)
+        )
         write_tile(folder / "labels" / name, codes[None])
     pack(folder / "source", folder / "shards", PackConfig(tiles_per_shard=4), labels=Labels(folder / "labels"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return _pack_labelled(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture(scope="module")
+def contrast():
+    """An encoder with drawn weights, in an objective."""
+    moco = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8}
+    normalise = Normaliser([1000.0] * 202, [600.0] * 202)
+    objective = MomentumContrasting(small_config(moco, model={"image_size": 12}), normalise, 202)
+    return objective, PlainEngine(objective.module)
 
 
 def _config(shards, **probe):
@@ -82,6 +104,46 @@ def test_a_cell_has_the_label_of_most_of_its_pixels(labelled):
     assert found == majority
     assert len(found) <= CELLS
     assert set(found.values()) == {1, 2}
+
+
+def test_scores_of_an_encoder(labelled, contrast):
+    """Spectra tell the classes, and so does an encoder of random weights; asked again, it scores the same."""
+    objective, engine = contrast
+    before = {name: value.clone() for name, value in objective.module.state_dict().items()}
+    probe = EncoderProbe(_config(labelled / "shards", neighbours=5), 202)
+    scores = probe.scores(objective, engine)
+    assert scores == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
+    assert all(torch.equal(value, before[name]) for name, value in objective.module.state_dict().items())
+    cells = probe._cells("train", objective, engine)
+    assert cells.features.shape == (len(probe.splits["train"]) * 6, 192)  # two of three rows of cells are labelled
+    assert set(cells.labels.tolist()) == {1, 2}
+    again = probe._cells("train", objective, engine)
+    assert torch.equal(cells.features, again.features)
+    assert torch.equal(cells.labels, again.labels)
+
+
+def test_only_as_many_tiles_are_read_as_cells_are_wanted(labelled, contrast):
+    few = EncoderProbe(_config(labelled / "shards", samples=CELLS + 1), 202)._cells("train", *contrast)
+    assert len(few.labels) == 2 * 6
+
+
+def test_other_labels_can_be_ignored(labelled, contrast):
+    """The middle column of cells is half and half, and the lower label counts then."""
+    probe = EncoderProbe(_config(labelled / "shards", ignore=[0, 1]), 202)
+    cells = probe._cells("val", *contrast)
+    assert cells.labels.tolist() == [2] * 2 * len(probe.splits["val"])
+    probe = EncoderProbe(_config(labelled / "shards", ignore=[0, 1, 2]), 202)
+    with pytest.raises(ConfigError, match=r"key 'probe.ignore': no cell of 'train' has another label"):
+        probe.scores(*contrast)
+
+
+def test_negative_labels_are_refused_unless_ignored(tmp_path, contrast):
+    folder = _pack_labelled(tmp_path, first=-1)
+    probe = EncoderProbe(_config(folder / "shards"), 202)
+    with pytest.raises(ConfigError, match=r"key 'probe.ignore': label -1 of 'train' is negative: ignore it"):
+        probe.scores(*contrast)
+    probe = EncoderProbe(_config(folder / "shards", ignore=[0, -1]), 202)
+    assert probe.scores(*contrast) == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
 
 
 def test_shards_that_do_not_fit_are_refused(labelled, tmp_path):

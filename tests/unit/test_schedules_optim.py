@@ -110,7 +110,8 @@ def test_lower_layers_have_lower_rates_in_few_groups(name, depth):
         model = torch.nn.ModuleDict({"encoder": build_encoder(name, 16), "head": torch.nn.Linear(4, 4)})
     groups = parameter_groups(model, 0.05, layer_decay=0.5 ** (1 / depth))
     assert len(groups) <= 10
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    trained = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(trained) == sorted(id(parameter) for parameter in model.parameters())
     scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     named = {key: scale[id(parameter)] for key, parameter in model.named_parameters()}
     assert named["head.weight"] == 1.0
@@ -120,6 +121,10 @@ def test_lower_layers_have_lower_rates_in_few_groups(name, depth):
     assert blocks == sorted(blocks)
     assert len(set(blocks)) == 4
     assert max(blocks) < 1.0
+    levels = (depth + 1) / 4  # each rate is that of the middle of its level
+    for layer, rate in enumerate(blocks, start=1):
+        assert abs(math.log(rate, 0.5) * depth - (depth + 1 - layer)) <= levels / 2
+    assert {value for key, value in named.items() if "norm." in key and "blocks" not in key} <= {1.0}
 
 
 def test_without_layer_decay_all_rates_are_equal():
@@ -130,7 +135,9 @@ def test_optimizers_are_those_of_the_config():
     sgd = build_optimizer(_model(), OptimConfig(name="sgd", betas=(0.8, 0.9), weight_decay=0.1))
     assert isinstance(sgd, torch.optim.SGD)
     assert {(group["momentum"], group["weight_decay"]) for group in sgd.param_groups} == {(0.8, 0.1), (0.8, 0.0)}
-    adamw = build_optimizer(_model(), OptimConfig(betas=(0.8, 0.9)))
+    adamw = build_optimizer(_model(), OptimConfig(betas=(0.8, 0.9), lr=3e-4, weight_decay=0.2, layer_decay=0.5))
+    assert {(group["lr"], group["weight_decay"]) for group in adamw.param_groups} == {(3e-4, 0.2), (3e-4, 0.0)}
+    assert len({group["lr_scale"] for group in adamw.param_groups}) == 4  # three layers and the rest
     assert isinstance(adamw, torch.optim.AdamW)
     assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.9)}
 
