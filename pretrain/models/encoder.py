@@ -33,7 +33,6 @@ class Encoder(nn.Module, ABC):
         """The feature map (B, D, H / stride, W / stride) of normalised images (B, C, H, W)."""
         return self(images, "map")
 
-    @abstractmethod
     def get_intermediate_layers(
         self,
         images: Tensor,
@@ -49,11 +48,23 @@ class Encoder(nn.Module, ABC):
             n: the last ``n`` layers, or the numbers of the layers to take.
             reshape: maps (B, D, h, w) instead of tokens (B, h*w, D).
             return_prefix_tokens: pairs (features, class token (B, 1, D)) instead of features.
-            norm: apply the final norm to each.
+            norm: apply the final norm to each, where there is one.
 
         Raises:
             ValueError: a layer that the encoder doesn't have, or class tokens of one that has none.
         """
+        layers = self._layers(images, n, norm)
+        features = [one if reshape else one.flatten(2).transpose(1, 2) for one, _ in layers]
+        if not return_prefix_tokens:
+            return tuple(features)
+        tokens = [token for _, token in layers]
+        if any(token is None for token in tokens):
+            raise ValueError(f"a {type(self).__name__} has no class token: leave return_prefix_tokens out")
+        return tuple(zip(features, tokens, strict=True))
+
+    @abstractmethod
+    def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each layer that ``n`` asks for, its map (B, D, h, w) and its class token (B, 1, D), if it has one."""
 
 
 def layer_numbers(n: int | Sequence[int], depth: int) -> list[int]:

@@ -6,6 +6,7 @@ own: 256 channels wide throughout, stride 2, no expansion. Overall stride 16: 12
 of 2048 features. Parameter names and shapes are the published ones.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -101,9 +102,9 @@ class ResNetEncoder(Encoder):
 
     feature_dim = FEATURES
 
+    @abstractmethod
     def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
-        """Images to what the layers give."""
-        raise TypeError(f"{type(self).__name__} has no layers")
+        """The last layer's map, or those of the layers in ``take``."""
 
     def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled") -> Tensor:
         if output == "map":
@@ -111,18 +112,8 @@ class ResNetEncoder(Encoder):
         sizes = [images] if isinstance(images, Tensor) else images
         return torch.cat([cast(Tensor, self._map(one)).mean((2, 3)) for one in sizes])
 
-    def get_intermediate_layers(
-        self,
-        images: Tensor,
-        n: int | Sequence[int] = 1,
-        reshape: bool = False,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-    ) -> tuple:
-        if return_prefix_tokens:
-            raise ValueError("a ResNet has no class token: leave return_prefix_tokens out")
-        maps = self._map(images, layer_numbers(n, len(LAYERS)))
-        return tuple(maps if reshape else [one.flatten(2).transpose(1, 2) for one in maps])
+    def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
+        return [(one, None) for one in self._map(images, layer_numbers(n, len(LAYERS)))]
 
 
 class SpecResNet(ResNetEncoder):

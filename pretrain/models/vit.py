@@ -214,23 +214,13 @@ class ViTEncoder(Encoder):
         """Pixels of V patches (B, V, p*p, C), normalised, at grid ids (B, V), to tokens (B, 1 + V, D)."""
         return self(patches, "tokens", ids)
 
-    def get_intermediate_layers(
-        self,
-        images: Tensor,
-        n: int | Sequence[int] = 1,
-        reshape: bool = False,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-    ) -> tuple:
-        numbers = layer_numbers(n, len(self.core.blocks))
-        grid = self._grid_of(images)
+    def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
+        numbers, grid = layer_numbers(n, len(self.core.blocks)), self._grid_of(images)
         outputs = self._transform([patchify(images, self.patch_size)], [grid], None, numbers)
+        if norm:
+            outputs = [self.core.norm(x) for x in outputs]
         by_number = dict(zip(sorted(set(numbers)), outputs, strict=True))
-        layers = [self.core.norm(by_number[number]) if norm else by_number[number] for number in numbers]
-        features = [_as_map(x[:, 1:], grid) if reshape else x[:, 1:] for x in layers]
-        if return_prefix_tokens:
-            return tuple(zip(features, [x[:, :1] for x in layers], strict=True))
-        return tuple(features)
+        return [(_as_map(by_number[number][:, 1:], grid), by_number[number][:, :1]) for number in numbers]
 
     def _grid_of(self, images: Tensor) -> Grid:
         height, width = images.shape[-2:]

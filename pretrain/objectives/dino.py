@@ -19,7 +19,7 @@ from pretrain.augment import Crop, random_crops
 from pretrain.config import DinoConfig, PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
-from pretrain.models import Normaliser, build_encoder
+from pretrain.models import Normaliser
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
 from pretrain.momentum import MomentumNetwork
@@ -128,12 +128,12 @@ class Distilling(Objective):
 
     def __init__(self, config: PretrainConfig, normalise: Normaliser, bands: int) -> None:
         super().__init__(config, normalise)
-        dino, model = config.objective, config.model
+        dino = config.objective
         assert isinstance(dino, DinoConfig)
         self.dino = dino
         local = dino.local_crops
         self.local_crop = Crop(local.size, local.scale, config.augment.flip, config.augment.blur)
-        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+        encoder = self.build_encoder(bands)
         head = DinoHead(encoder.feature_dim, dino.hidden, dino.bottleneck, dino.prototypes)
         self.module = SelfDistillation(encoder, head, dino.prototypes, dino.student_temperature)
         initialise(self.module, "pretrain", config.run.seed)

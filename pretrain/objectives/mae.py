@@ -18,7 +18,7 @@ from pretrain.augment import centre_crops, mask_noise, random_crops
 from pretrain.config import MaeConfig, PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
-from pretrain.models import Normaliser, build_encoder
+from pretrain.models import Normaliser
 from pretrain.models.attention import Backend
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
@@ -183,7 +183,7 @@ class MaskedAutoencoding(Objective):
         assert isinstance(mae, MaeConfig)
         self.ignore_nodata = mae.ignore_nodata
         bands = manifest.tile_shape[0]
-        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+        encoder = self.build_encoder(bands)
         assert isinstance(encoder, ViTEncoder)
         encoder.core.fix_positions()
         self.module = MaskedAutoencoder(

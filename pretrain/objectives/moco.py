@@ -19,7 +19,7 @@ from pretrain.augment import random_crops
 from pretrain.config import MocoConfig, PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
-from pretrain.models import Normaliser, build_encoder
+from pretrain.models import Normaliser
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
@@ -126,7 +126,7 @@ class MomentumContrasting(Objective):
         moco, model = config.objective, config.model
         assert isinstance(moco, MocoConfig)
         self.rate, self.queue_length = moco.momentum, moco.queue
-        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+        encoder = self.build_encoder(bands)
         head = ProjectionHead(encoder.feature_dim, moco.hidden, moco.dim, moco.head_norm, model.bn_group)
         self.module = MomentumContrast(encoder, head, moco.dim, moco.queue, moco.temperature, config.run.seed)
         initialise(self.module, "pretrain", config.run.seed)

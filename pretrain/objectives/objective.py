@@ -14,7 +14,8 @@ from pretrain.augment import Crop
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
-from pretrain.models import Normaliser
+from pretrain.models import Normaliser, build_encoder
+from pretrain.models.encoder import Encoder
 from pretrain.momentum import MomentumNetwork
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class Objective(ABC):
         augment = config.augment
         self.crop = Crop(config.model.image_size, augment.crop_scale, augment.flip, augment.blur)
         self.scalars = Scalars()
+
+    def build_encoder(self, bands: int) -> Encoder:
+        """The config's encoder, without contents yet."""
+        model = self.config.model
+        return build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """Lazily the mean loss of each micro batch of an optimizer step (0, 1, ...)."""
