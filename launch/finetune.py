@@ -12,8 +12,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from finetune.config import FinetuneConfig
 from launch import runtime
-from launch.command import fail, read_command
-from shards.errors import ForgeError
+from launch.command import read_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,18 +20,12 @@ def main(argv: list[str] | None = None) -> None:
     config = read_command(argv, FinetuneConfig, str(__doc__).splitlines()[0])
     runtime.prepare_environment(config.run.threads)
     runtime.prepare_torch(config.run.threads)
-    from finetune.evaluate import evaluate, prepare
-    from pretrain.engine import init_distributed
+    with runtime.one_line_errors():
+        from finetune.evaluate import evaluate, prepare
+        from pretrain.engine import init_distributed
 
-    init_distributed()
-    try:
-        labelled = prepare(config)
-    except ForgeError as error:  # the same on every rank
-        fail(error)
-    try:
-        evaluate(config, labelled)
-    except ForgeError as error:  # perhaps on this rank alone: the launcher ends the others
-        runtime.abort(error)
+        init_distributed()
+        evaluate(config, prepare(config))
     runtime.end_process(0)
 
 

@@ -1,31 +1,16 @@
 """The process a launcher gives us: threads, signals, rendezvous defaults, and a clean end."""
 
 import os
-import signal
 import socket
 import sys
-from types import FrameType
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
+from launch.command import fail
+from pretrain.stop import STOPPED, StopRequest
 from shards.errors import ForgeError
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop and has saved: start the same command again (EX_TEMPFAIL)."""
-
-
-class StopFlag:
-    """Set by SIGTERM, SIGUSR1 or SIGINT; the loop looks at it after every step and saves."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.is_set = True
-
-    def __call__(self) -> bool:
-        return self.is_set
 
 
 def prepare_environment(threads: int) -> None:
@@ -65,10 +50,44 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def abort(error: ForgeError) -> NoReturn:
-    """End this rank at once, saying which it is and why."""
-    print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
+@contextmanager
+def one_line_errors(stop: StopRequest | None = None) -> Iterator[None]:
+    """End this process in one line that says what is wrong, where it is not a defect of ours.
+
+    Args:
+        stop: where the run was asked to stop, the loss of another rank is part of that.
+    """
+    import torch
+
+    try:
+        yield
+    except ForgeError as error:
+        if error.everywhere:
+            fail(error)
+        _abort(str(error), error.exit_code)
+    except torch.OutOfMemoryError as error:
+        told = str(error).splitlines()[0]
+        _abort(f"{told} Lower train.micro_batch, or set engine.activation_checkpointing=true", 1)
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        time.sleep(1)  # why it has ended may still be on its way to this rank's watchdog
+        if stop is not None and stop.is_set:
+            os._exit(STOPPED)
+        _abort(f"lost another rank: {str(error).splitlines()[0]}; its own output says why", 1)
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because a process of the group has ended."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection" in str(error)
+
+
+def _abort(text: str, code: int) -> NoReturn:
+    """End this rank at once, saying which it is and why; the launcher ends the others."""
+    print(f"error: rank {os.environ['RANK']}: {text}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def _free_port() -> int:

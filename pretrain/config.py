@@ -9,6 +9,9 @@ from shards.selection import OrderConfig, ViewConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Fixed = Literal[
+    "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"
+]  # what fixes the order of samples and the meaning of weights in a run
 
 
 class RunConfig(ConfigModel):
@@ -194,23 +197,55 @@ class EngineConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _bf16_needs_a_stage(self) -> Self:
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("precision bf16 needs zero_stage 1 to 3 (DeepSpeed's stage 0 loses 5 % of the loss there)")
+        if self.precision == "bf16" and self.zero_stage < 2:
+            raise ValueError(
+                "precision bf16 needs zero_stage 2 or 3: below, DeepSpeed takes an optimizer whose steps can't be "
+                "judged or resumed"
+            )
         return self
 
 
 class CheckpointConfig(ConfigModel):
-    """Every how many steps, and how many to keep."""
+    """Every how many steps, and what is kept: the last ``keep``, and for good those at multiples of ``keep_every``
+    (0: none). ``quota_gb``: room that the run folder may take. ``resume``: ``must`` makes it an error to find nothing
+    to continue. ``accept``: keys that may differ from the checkpoint's though they change the order of samples or
+    what weights mean, such as ``train.global_batch`` or ``dataset``."""
 
     every: Positive = 1000
     keep: Positive = 3
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    quota_gb: Positive | None = None
+    resume: Literal["auto", "must"] = "auto"
+    accept: tuple[Fixed, ...] = Field(default=(), strict=False)
+
+
+class GuardConfig(ConfigModel):
+    """Steps that are skipped: a loss or gradient norm that is no number, or more than ``sigma`` standard deviations
+    (0: any) above the mean of the last ``window`` steps. After ``patience`` in a row the weights go back."""
+
+    window: Annotated[int, Field(ge=8)] = 128
+    sigma: Annotated[float, Field(ge=0)] = 6.0
+    patience: Positive = 5
+
+
+class WatchdogConfig(ConfigModel):
+    """Limits in seconds, 0 for none: of the start, of one step, of a whole evaluation and of a save; ``grace``: from
+    being asked to stop until the run ends, saved or not (below the scheduler's own)."""
+
+    setup: Annotated[int, Field(ge=0)] = 1800
+    step: Annotated[int, Field(ge=0)] = 900
+    evaluation: Annotated[int, Field(ge=0)] = 3600
+    saving: Annotated[int, Field(ge=0)] = 1800
+    grace: Annotated[int, Field(ge=0)] = 600
 
 
 class LogConfig(ConfigModel):
-    """Every how many steps: training scalars, and validation with its pictures (0: only at the end)."""
+    """Every how many steps: training scalars, and validation with its pictures (0: only at the end). ``samples``:
+    keep a ledger of every sample that every step trained on."""
 
     every: Positive = 10
     validate_every: Annotated[int, Field(ge=0)] = 1000
+    samples: bool = False
 
 
 class ProbeConfig(ConfigModel):
@@ -236,6 +271,8 @@ class PretrainConfig(ConfigModel):
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     log: LogConfig = LogConfig()
     probe: ProbeConfig | None = None
 

@@ -141,9 +141,9 @@ class TileStream:
 
 
 def micro_batches(
-    first_step: int, steps: int, global_batch: int, micro_batch: int, rank: int, world_size: int
+    first_sample: int, steps: int, global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> Iterator[np.ndarray]:
-    """Sample numbers of one rank's micro batches from ``first_step`` up to ``steps``, in training order."""
-    for step in range(first_step, steps):
-        samples = rank_samples(step, global_batch, rank, world_size)
+    """Sample numbers of one rank's micro batches of ``steps`` steps from ``first_sample``, in training order."""
+    for step in range(steps):
+        samples = first_sample + rank_samples(step, global_batch, rank, world_size)
         yield from samples.reshape(-1, micro_batch)

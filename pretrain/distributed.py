@@ -87,6 +87,7 @@ def together(work: Callable[[], Result]) -> Result:
         error = raised
     first = next((each for each in gather_objects(error) if each is not None), None)
     if first is not None:
+        first.everywhere = True
         raise first
     return result
 

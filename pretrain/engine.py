@@ -1,7 +1,8 @@
 """DeepSpeed, and nothing else of it elsewhere: typed config to its dict, initialise, one optimizer step."""
 
+import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,20 @@ from pretrain.models.batchnorm import grouped_batch_norms
 
 @dataclass(frozen=True)
 class StepResult:
-    """``loss``: this rank's mean over its micro batches; ``grad_norm``: before clipping. Both may be on the device."""
+    """One optimizer step.
 
-    loss: Tensor
-    grad_norm: Tensor | float
+    Attributes:
+        losses: of this rank's micro batches, (A,), on the device.
+        applied: whether the weights moved.
+    """
+
+    losses: Tensor
+    applied: bool
+
+
+Accept = Callable[[Tensor, "Tensor | float"], bool]
+"""From this rank's mean loss and the gradient norm before clipping (no finite positive number where a gradient is none)
+to whether the step is applied; called on every rank, with the same answer on all."""
 
 
 def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, clip: float) -> dict[str, Any]:
@@ -62,6 +73,9 @@ def init_distributed() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(distributed.device())
+        # what NCCL was at when a collective hangs; the last operations of every rank are kept and dumped
+        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed(backend, verbose=False)
 
@@ -107,6 +121,7 @@ class ZeroEngine:
         self.module: nn.Module = self.deepspeed.module
         self.module.train()
         self._set_masters(exact)
+        self._gate = _StageZeroGate(self) if config.zero_stage == 0 else _UpdateGate(self)
 
     @property
     def step_count(self) -> int:
@@ -117,24 +132,24 @@ class ZeroEngine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-    def step(self, losses: Iterable[Tensor]) -> StepResult:
+    def step(self, losses: Iterable[Tensor], accept: Accept | None = None) -> StepResult:
         """Backward each micro batch's mean loss as it comes, then take one optimizer step.
 
         Args:
             losses: lazily, ``accumulation`` scalars, each made by a forward of ``__call__``.
+            accept: asked before the weights move; None takes every step that DeepSpeed takes.
         """
-        total = torch.zeros((), device=distributed.device())
+        done: list[Tensor] = []
+        self._gate.accept = None if accept is None else lambda norm: accept(torch.stack(done).mean(), norm)
         for loss in losses:
             self.deepspeed.backward(loss)
-            if self.config.zero_stage == 0:  # stage 0 clips without telling the norm
-                gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-                norm = torch.nn.utils.get_total_norm(gradients)
+            done.append(loss.detach())
+            if len(done) == self.accumulation:
+                self._gate.before_step()
             self.deepspeed.step()
-            total += loss.detach()
-        move_batch_norms(self.module)
-        if self.config.zero_stage > 0:
-            norm = self.deepspeed.get_global_grad_norm()
-        return StepResult(total / self.accumulation, norm)
+        applied = self._gate.applied and self.deepspeed.was_step_applied()
+        move_batch_norms(self.module, applied)
+        return StepResult(torch.stack(done), applied)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, with the weights gathered by ZeRO and under the configured precision."""
@@ -151,11 +166,21 @@ class ZeroEngine:
 
     def _set_masters(self, exact: dict[str, Tensor]) -> None:
         """DeepSpeed makes the fp32 master from weights that are bf16 already: give it what was rounded away."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
         for name, parameter in self.module.named_parameters():
             if name in exact:
-                safe_set_full_fp32_param(parameter, exact.pop(name).to(distributed.device()))
+                self.set_weight(parameter, exact.pop(name))
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Put a whole value into a trained weight's fp32 master (stage 0: into the weight); every rank calls it."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        value = value.to(distributed.device())
+        if self.config.zero_stage == 0:
+            parameter.data.copy_(value)
+        elif self.config.zero_stage == 3:  # set_full would fail where the ranks don't divide the number of elements
+            safe_set_local_fp32_param(parameter, shard_of(value))
+        else:
+            safe_set_full_fp32_param(parameter, value)
 
     def autocast(self) -> torch.autocast:
         """The precision that networks beside the engine compute in: bf16 unless the run is fp32."""
@@ -165,13 +190,70 @@ class ZeroEngine:
     def shard_of(self, parameter: nn.Parameter) -> Tensor:
         """This rank's 1/N of a trained weight, flat, fp32, padded with zeros.
 
-        The fp32 master under ZeRO-3 and wherever the model is fp32; bf16 weights of stages 1 and 2 as they are.
+        The fp32 master under ZeRO-3 and wherever the model is fp32; bf16 weights of stage 2 as they are.
         """
         if self.config.zero_stage < 3:
             return shard_of(parameter.detach())
         from deepspeed.utils import safe_get_local_fp32_param
 
         return safe_get_local_fp32_param(parameter).flatten()
+
+
+class _UpdateGate:
+    """Where a step can still be refused: between the gradient norm and the update.
+
+    ZeRO optimizers compute the norm and apply it in one call. Between the two they tell their loss scaler whether a
+    gradient was no number, and throw the step away if ``overflow`` is set. That is the seam: the norm is kept when it
+    is computed, and ``overflow`` is set where the step is not accepted, after DeepSpeed's own wait for the norm.
+    """
+
+    applied = True
+    accept: Callable[[Tensor | float], bool] | None = None
+
+    def __init__(self, engine: ZeroEngine) -> None:
+        optimizer = engine.deepspeed.optimizer
+        measure_name = "_get_norm_groups" if engine.config.zero_stage == 3 else "scaled_global_norm"
+        measure, update_scale = getattr(optimizer, measure_name), optimizer._update_scale
+        norm: list[Tensor | float] = []
+
+        def measure_and_keep() -> Any:
+            measured = measure()
+            norm[:] = [_combine(measured) if isinstance(measured, list) else measured]
+            return measured
+
+        def ask(overflow: bool) -> None:
+            # where a gradient overflowed before the norm was computed, there is none
+            accepted = self.accept is None or self.accept(norm.pop() if norm else -1.0)
+            optimizer.overflow = overflow or not accepted
+            update_scale(optimizer.overflow)
+
+        setattr(optimizer, measure_name, measure_and_keep)
+        optimizer._update_scale = ask
+
+    def before_step(self) -> None:
+        """Nothing is due before DeepSpeed's step."""
+
+
+class _StageZeroGate:
+    """At stage 0 the gradients are whole and reduced before DeepSpeed's step: without them, it moves nothing."""
+
+    def __init__(self, engine: ZeroEngine) -> None:
+        self.module = engine.module
+        self.applied = True
+        self.accept: Callable[[Tensor | float], bool] | None = None
+
+    def before_step(self) -> None:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self.applied = self.accept is None or self.accept(torch.nn.utils.get_total_norm(gradients))
+        if not self.applied:
+            for parameter in self.module.parameters():
+                parameter.grad = None
+
+
+def _combine(group_norms: list) -> Tensor:
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    return combine_grad_norm_groups(group_norms)
 
 
 def _contents(model: nn.Module) -> dict[str, Tensor]:
@@ -187,11 +269,11 @@ def shard_of(values: Tensor) -> Tensor:
     return padded.view(world, size)[distributed.rank()].clone()
 
 
-def move_batch_norms(module: nn.Module) -> None:
-    """One all-reduce for all running statistics of a model."""
+def move_batch_norms(module: nn.Module, applied: bool = True) -> None:
+    """One all-reduce for all running statistics of a model; those of a step that was not applied are dropped."""
     norms = grouped_batch_norms(module)
-    if norms:
-        pending = [norm.take_pending() for norm in norms]
+    pending = [norm.take_pending() for norm in norms]
+    if norms and applied:
         merged = distributed.all_reduce_sum(torch.cat(pending))
         for norm, part in zip(norms, merged.split([len(one) for one in pending]), strict=True):
             norm.move(part)

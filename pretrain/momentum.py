@@ -82,6 +82,11 @@ class MomentumNetwork:
             owned |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
         return owned
 
+    @property
+    def nbytes(self) -> int:
+        """Of all ranks' fp32 weights and the buffers."""
+        return 4 * sum(shape.numel() for shape in self._shapes.values()) + sum(b.nbytes for b in self.module.buffers())
+
     def tensor_names(self) -> list[str]:
         """Names of all weights and buffers."""
         return [*self.shards, *(name for name, _ in self.module.named_buffers())]

@@ -4,6 +4,7 @@ Cells of the feature map are classified by the label that most of their pixels h
 forms, so a curve over training shows the encoder alone (kNN as in DINO, arXiv 2104.14294; ridge regression).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.engine import ZeroEngine
 from pretrain.objectives.objective import Objective
+from pretrain.validate import check_stop
 from shards import keyed
 from shards.errors import ConfigError
 from shards.reader import TileDataset, open_dataset
@@ -66,15 +68,21 @@ class EncoderProbe:
             )
         return dataset
 
-    def scores(self, objective: Objective, engine: ZeroEngine) -> dict[str, float]:
-        """Accuracies on the val cells; every rank calls it."""
-        train, val = (self._cells(split, objective, engine) for split in ("train", "val"))
+    def scores(
+        self, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """Accuracies on the val cells; every rank calls it.
+
+        Raises:
+            Stopped: a rank was asked to stop.
+        """
+        train, val = (self._cells(split, objective, engine, asked_to_stop) for split in ("train", "val"))
         return {
             "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbours), val.labels),
             "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),
         }
 
-    def _cells(self, split: str, objective: Objective, engine: ZeroEngine) -> Cells:
+    def _cells(self, split: str, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool]) -> Cells:
         """Cells of tiles drawn by the run's seed; ranks share the tiles."""
         dataset, world = self.splits[split], distributed.world_size()
         order = keyed.permute(keyed.key(self.seed, "probe", split), len(dataset), np.arange(len(dataset)))
@@ -85,6 +93,7 @@ class EncoderProbe:
         rows = chosen[np.minimum(numbers, len(chosen) - 1)]
         tiles = distributed.together(lambda: [[self._read(dataset, int(row)) for row in turn] for turn in rows])
         for turn, batch in zip(numbers.tolist(), tiles, strict=True):
+            check_stop(asked_to_stop())
             images = objective.normalise(torch.stack([values for values, _ in batch]).to(distributed.device()))
             maps = objective.features(engine, images).float().cpu()
             for number, features, (_, labels) in zip(turn, maps, batch, strict=True):

@@ -1,27 +1,47 @@
-"""Where a run continues: the newest whole checkpoint, if it is of this run."""
+"""Where a run continues: the newest whole checkpoint, if it is of this run; never silently from the beginning."""
 
 from pathlib import Path
 from typing import Any
 
 from pretrain import distributed
-from pretrain.checkpoint import CheckpointError, newest_verified
+from pretrain.checkpoint import CheckpointError, newest_verified, read_state, set_aside
 from pretrain.config import PretrainConfig
-from shards.errors import ConfigError
+from pretrain.telemetry import last_saved_step, say
 
 
-def find_resume_point(folder: Path) -> tuple[Path | None, list[str]]:
-    """`newest_verified` on rank 0, which alone reads and hashes the files."""
-    if not distributed.is_main():
-        return None, []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"key 'run.dir': {folder}: can't be written: {error.strerror}") from None
-    return newest_verified(folder)
+def find_resume_point(config: PretrainConfig, dataset: str) -> Path | None:
+    """The checkpoint to continue from, None for a new run; every rank calls it.
+
+    Args:
+        dataset: hash of the tiles that the run trains on.
+
+    Raises:
+        CheckpointError: the run has made progress, or ``checkpoint.resume`` is ``must``, and no checkpoint is whole;
+            or the newest whole one is of another run.
+    """
+    folder = Path(config.run.dir)
+    path, damaged = newest_verified(folder / "checkpoints")
+    for problem in damaged.values():
+        say(f"WARNING: passed over a damaged checkpoint: {problem}")
+    distributed.together(lambda: set_aside(damaged) if distributed.is_main() else None)
+    if path is None:
+        saved = distributed.from_main(last_saved_step(folder))
+        if saved is not None:
+            raise CheckpointError(
+                f"{folder}: saved at step {saved}, but its checkpoints folder holds none: bring it back, or move the "
+                "run folder away to start anew"
+            )
+        if config.checkpoint.resume == "must":
+            raise CheckpointError(f"key 'checkpoint.resume': must, but {folder}/checkpoints holds nothing to continue")
+        if (folder / "metrics.jsonl").exists():
+            say(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
+        return None
+    _check_same_run(read_state(path), config, dataset, path)
+    return path
 
 
-def check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, path: Path) -> None:
-    """What fixes the order of samples and the meaning of weights must not change within a run."""
+def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, path: Path) -> None:
+    """What fixes the order of samples and the meaning of weights must not change within a run, unless accepted."""
     before, now = state["config"], config.model_dump(mode="json")
     fixed = {
         "model": (before["model"], now["model"]),
@@ -33,11 +53,32 @@ def check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, 
         "dataset": (state["data"]["content_hash"], dataset),
     }
     for key, (old, new) in fixed.items():
-        if old != new:
-            changed = f" ({old} then, {new} now)" if not isinstance(old, dict) else _first_change(old, new)
-            raise CheckpointError(f"{path}: checkpoint of another run: {key} differs{changed}; choose another run.dir")
+        if old == new:
+            continue
+        changed = f"({old} then, {new} now)" if not isinstance(old, dict) else _first_change(old, new)
+        if key not in config.checkpoint.accept:
+            raise CheckpointError(
+                f"{path}: checkpoint of another run: {key} differs {changed}; choose another run.dir, or add "
+                f"checkpoint.accept=[{key}] to go on all the same"
+            )
+        say(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
+    for key, old, new in _changes(before, now):
+        if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
+            say(f"changed since the checkpoint: {key}: {old} then, {new} now")
 
 
 def _first_change(old: dict[str, Any], new: dict[str, Any]) -> str:
-    key = next(key for key in new if old.get(key) != new[key])
-    return f" ({key}: {old.get(key)} then, {new[key]} now)"
+    key, was, now = next(iter(_changes(old, new)))
+    return f"({key}: {was} then, {now} now)"
+
+
+def _changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys, dotted, whose values differ, with both."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [(prefix.rstrip("."), old, new)]
+    found = []
+    for key in new:
+        if key in old:
+            found += _changes(old[key], new[key], f"{prefix}{key}.")
+    gone = [key for key in old.keys() ^ new.keys()]
+    return found + [(f"{prefix}{key}", old.get(key), new.get(key)) for key in sorted(gone)]

@@ -3,6 +3,9 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ class Telemetry:
             from torch.utils.tensorboard import SummaryWriter
 
             path = folder / "metrics.jsonl"
-            _drop_after(path, first_step)
+            drop_after(path, first_step)
             self._lines = open(path, "a", encoding="utf-8")
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._began = time.monotonic()
@@ -57,7 +60,16 @@ class Telemetry:
             self._lines.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
+def last_saved_step(folder: Path) -> int | None:
+    """The last step after which a run saved a checkpoint, as its records tell; None where there is none."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    saved = [int(_step(line)) for line in lines if line.endswith("\n") and "checkpoint_seconds" in json.loads(line)]
+    return max(saved, default=None)
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Keep the lines of a JSON-lines file up to a step."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
@@ -69,24 +81,40 @@ def _step(line: str) -> float:
     return record["step"]
 
 
+@dataclass(frozen=True)
+class Lap:
+    """What happened between two logged steps: steps, seconds, and seconds of waiting, by what for."""
+
+    steps: int
+    seconds: float
+    waited: dict[str, float]
+
+
 class Clock:
-    """Rates between two logged steps."""
+    """Laps from one logged step to the next; what `pause` encloses takes no time."""
 
     def __init__(self, step: int) -> None:
-        self._step, self._time, self._waited = step, time.monotonic(), 0.0
+        self._step, self._time, self._waited = step, time.monotonic(), dict[str, float]()
 
-    def lap(self, step: int, wait_seconds: float) -> tuple[float, float]:
-        """(steps per second, share of the time spent waiting for data) since the last lap.
+    def lap(self, step: int, **waited: float) -> Lap:
+        """The lap that ends here.
 
         Args:
             step: steps taken so far.
-            wait_seconds: time spent waiting for data so far.
+            waited: seconds of waiting so far, by what for.
         """
         now = time.monotonic()
-        seconds = max(now - self._time, 1e-9)
-        rates = (step - self._step) / seconds, (wait_seconds - self._waited) / seconds
-        self._step, self._time, self._waited = step, now, wait_seconds
-        return rates
+        since = {name: seconds - self._waited.get(name, 0.0) for name, seconds in waited.items()}
+        lap = Lap(step - self._step, max(now - self._time, 1e-9), since)
+        self._step, self._time, self._waited = step, now, waited
+        return lap
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Evaluations and saves: rates are those of steps."""
+        begin = time.monotonic()
+        yield
+        self._time += time.monotonic() - begin
 
 
 def duration(seconds: float) -> str:

@@ -1,53 +1,54 @@
-"""The pretraining loop: plan, read, augment, step, log, validate, save; resumes by itself from the run folder.
+"""The pretraining loop: plan, read, augment, step, judge, log, validate, save; resumes by itself from the run folder.
 
 ::
 
     RUN/
       config.yaml            the resolved config
-      rank0.pid              `kill -TERM $(cat RUN/rank0.pid)` saves and stops all ranks
+      rank0.pid              `kill -TERM $(cat RUN/rank0.pid)` saves and stops all ranks; locked while a run is at work
+      status.json            running, stopped, complete or failed
       metrics.jsonl          scalars, one line a logged step
       tensorboard/           the same scalars, and pictures
       checkpoints/step-N/    see pretrain/checkpoint.py
+      skipped.jsonl          steps that were not applied, why, and the tiles they saw
+      samples-RANK.jsonl     every sample of every step, with log.samples
+      stacks-RANK.txt        where each rank was when the watchdog ended a run
       reconstruction.png     MAE: a held-out tile: masked, predicted, true
       encoder.safetensors    the exported encoder, when the run is complete, and encoder.md, its card
 """
 
-import os
-import time
-from collections.abc import Callable, Generator, Iterator
+import json
+import math
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pretrain import distributed
-from pretrain.checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from pretrain.checkpoint import list_checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import StepResult, ZeroEngine
-from pretrain.export import code_version, export_encoder
+from pretrain.export import export_encoder
 from pretrain.flops import device_peak, sample_flops
+from pretrain.guard import Guard, Verdict
+from pretrain.inputs import open_inputs
+from pretrain.ledger import SampleLedger
 from pretrain.models import Normaliser
 from pretrain.objectives import build_objective
 from pretrain.optim import build_optimizer
 from pretrain.probe import EncoderProbe
-from pretrain.resume import check_same_run, find_resume_point
+from pretrain.run_folder import RunFolder, Status
+from pretrain.savepoints import Savepoints
 from pretrain.schedules import learning_rate
+from pretrain.stragglers import CommunicationClock, gather_shares
 from pretrain.telemetry import Clock, Telemetry, duration, say
-from pretrain.validate import validate
+from pretrain.validate import Stopped, validate
+from pretrain.watchdog import Watchdog
 from shards.atomic import write_atomic
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
-from shards.plan import SamplePlan, hold_out
-from shards.quarantine import Quarantine
-from shards.reader import ShardReader
-from shards.view import view_hash, view_rows
-
-
-class Diverged(ForgeError):
-    """The loss is no number any more."""
-
-    exit_code = 1
 
 
 class Trainer:
@@ -55,118 +56,192 @@ class Trainer:
 
     Args:
         config: of the run.
-        stop_requested: asked after every step; the run saves and stops when any rank says yes.
+        watchdog: told where the run is, and asked whether it shall stop: it saves and stops when any rank says yes.
+
+    Attributes:
+        step: optimizer steps behind the run, skipped ones too.
+        samples_seen: the run's place in the order of samples.
 
     Raises:
         ConfigError, ShardError, CheckpointError: what can't be trained on, in one line.
     """
 
-    def __init__(self, config: PretrainConfig, stop_requested: Callable[[], bool]) -> None:
-        self.config, self.stop_requested = config, stop_requested
+    def __init__(self, config: PretrainConfig, watchdog: Watchdog) -> None:
+        self.config, self.watchdog = config, watchdog
         self.folder = Path(config.run.dir)
         self.device = distributed.device()
-        self.reader = distributed.together(self._open_shards)
-        self.manifest = self.reader.manifest
-        self.plan, self.held_out = distributed.together(self._plan)
-        self.quarantine = distributed.together(self._quarantine)
-        normalise = Normaliser(self.manifest.mean, self.manifest.std, config.augment.clip).to(self.device)
-        self.objective = build_objective(config, normalise, self.manifest)
-        timestamps, prefetch = self.objective.timestamps, config.data.prefetch
-        self.stream = TileStream(self.reader, self.plan, self.device, prefetch, self.quarantine, timestamps)
+        self.run = distributed.together(lambda: RunFolder(self.folder) if distributed.is_main() else None)
+        self.inputs = distributed.together(lambda: open_inputs(config))
+        manifest = self.inputs.manifest
+        normalise = Normaliser(manifest.mean, manifest.std, config.augment.clip).to(self.device)
+        self.objective = build_objective(config, normalise, manifest)
+        self.stream = TileStream(
+            self.inputs.reader,
+            self.inputs.plan,
+            self.device,
+            config.data.prefetch,
+            self.inputs.quarantine,
+            self.objective.timestamps,
+        )
         self.engine = self._build_engine()
         self.probe = distributed.together(self._probe)
-        self.flops = sum(sample_flops(config, self.manifest.tile_shape[0]).values())
+        self.flops = sum(sample_flops(config, manifest.tile_shape[0]).values())
         self.peak = device_peak(config.engine.precision)
-        self.step = self._resume()
+        self.guard = Guard(config.guard)
+        self.savepoints = Savepoints(config, self.engine, self.objective, self.inputs, self.guard)
+        self.step, self.samples_seen = self.savepoints.resume()
+        self._check_room()
         self.telemetry = Telemetry(self.folder, self.step)
+        self.ledger = SampleLedger(self.folder, self.step) if config.log.samples else None
+        self.communication = CommunicationClock(watchdog)
 
     def fit(self) -> bool:
-        """Train up to ``train.steps``. Returns whether the run is complete (False: it saved and was stopped)."""
-        config, steps = self.config, self.config.train.steps
+        """Train up to ``train.steps``. Returns whether the run is complete (False: it saved and was stopped).
+
+        Raises:
+            Diverged: steps were skipped again and again.
+            CheckpointNotWritten: the disk is full; the last checkpoint is whole.
+        """
+        steps = self.config.train.steps
         if self.step >= steps:
             say(f"{self.folder} is complete at step {self.step}: raise train.steps or choose another run.dir")
             self._export()
             return True
         self._announce()
-        if distributed.is_main():
-            write_atomic(self.folder / "config.yaml", dump_config(config))
-            write_atomic(self.folder / "rank0.pid", str(os.getpid()))
+        self._tell("running")
+        try:
+            complete = self._train()
+        except ForgeError:
+            self._tell("failed")
+            raise
+        if complete:
+            self._export()
+        else:
+            say(f"stopped at step {self.step} of {steps} and saved; the same command continues")
+            self._tell("stopped")
+        return complete
+
+    def _train(self) -> bool:
+        config, steps = self.config, self.config.train.steps
         batches = self._batches()
-        clock = Clock(self.step)
-        while self.step < steps:
-            result = self._train_step(batches)
-            self.step += 1
-            stop = distributed.any_rank(self.stop_requested())
+        clock, stop = Clock(self.step), False
+        distributed.barrier()  # all ranks leave the set-up together: until here, a signal ends them at once
+        while self.step < steps and not stop:
+            verdict = self._train_step(batches)
             last = self.step == steps
-            if self.step % config.log.every == 0 or last or stop:
-                self._log(result, clock)
-            if last or (config.log.validate_every and self.step % config.log.validate_every == 0):
-                self._validate()
-            if self.probe is not None and (last or self.step % self.probe.probe.every == 0):
-                self._probe_encoder(self.probe)
-            if last or stop or self.step % config.checkpoint.every == 0:
-                saved = self._save()
-            if stop and not last:
-                say(f"stopped at step {self.step} of {steps}, saved as {saved}; the same command continues")
-                break
+            if self.step % config.log.every == 0 or last or verdict.stop:
+                self._log(verdict, clock)
+            with clock.pause():
+                stop = verdict.stop or not self._evaluate(last)
+                due = (
+                    self.step % config.checkpoint.every == 0 and not self.guard.in_a_row
+                )  # the weights may be at fault
+                if last or stop or due:
+                    self._save()
         self.telemetry.close()
         batches.close()
-        if self.step < steps:
-            return False
-        self._export()
-        return True
+        return self.step >= steps
 
     # ---- one step ----
 
     def _batches(self) -> Generator[TileBatch, None, None]:
-        train = self.config.train
-        numbers = micro_batches(
-            self.step,
-            train.steps,
-            train.global_batch,
-            train.micro_batch,
-            distributed.rank(),
-            distributed.world_size(),
+        train, rank, world = self.config.train, distributed.rank(), distributed.world_size()
+        left = train.steps - self.step
+        return self.stream.batches(
+            micro_batches(self.samples_seen, left, train.global_batch, train.micro_batch, rank, world)
         )
-        return self.stream.batches(numbers)
 
-    def _train_step(self, batches: Iterator[TileBatch]) -> StepResult:
+    def _train_step(self, batches: Iterator[TileBatch]) -> Verdict:
+        """One step: applied or skipped, its samples count as seen."""
+        self.watchdog.begin("step", self.step)
         self.engine.set_lr(self._lr(self.step))
-        result = self.engine.step(self.objective.losses(self.engine, batches, self.step))
-        self.objective.after_step(self.engine, self.step)
-        return result
+        verdicts: list[Verdict] = []
+        seen: list[np.ndarray] = []
+
+        def accept(loss: Tensor, grad_norm: Tensor | float) -> bool:
+            verdicts.append(self.guard.judge(loss, grad_norm, self.watchdog.stop_requested()))
+            return verdicts[0].reason is None
+
+        result = self.engine.step(self.objective.losses(self.engine, self._noted(batches, seen), self.step), accept)
+        if result.applied:
+            self.objective.after_step(self.engine, self.step)
+        else:
+            self.objective.drop_step()
+        self.step += 1
+        self.samples_seen += self.config.train.global_batch
+        if self.ledger is not None:
+            samples = np.concatenate(seen)
+            self.ledger.record(self.step, samples, self.inputs.plan.tiles(samples))
+        if not result.applied:
+            self._note_skip(verdicts[0], result, seen)
+        return verdicts[0]
+
+    def _noted(self, batches: Iterator[TileBatch], seen: list[np.ndarray]) -> Iterator[TileBatch]:
+        """The batches, with their sample numbers noted, and the watchdog told when the run waits for one."""
+        while True:
+            with self.watchdog.doing("reading tiles"):
+                batch = next(batches)
+            seen.append(batch.samples)
+            self.watchdog.activity = "forward and backward"
+            yield batch
 
     def _lr(self, step: int) -> float:
         return learning_rate(step, self.config.train.steps, self.config.lr, self.config.optim)
 
+    def _note_skip(self, verdict: Verdict, result: StepResult, seen: list[np.ndarray]) -> None:
+        """Write down why a step was skipped and what it saw; go back to a checkpoint after too many in a row."""
+        batches = [
+            {
+                "rank": distributed.rank(),
+                "loss": loss if math.isfinite(loss) else str(loss),
+                "tiles": self._keys(samples),
+            }
+            for loss, samples in zip(result.losses.tolist(), seen, strict=True)
+        ]
+        everyone = [one for part in distributed.gather_objects(batches) for one in part]
+        suspects = [one for one in everyone if isinstance(one["loss"], str)] or everyone
+        if distributed.is_main():
+            line = {"step": self.step, "reason": verdict.reason, "batches": suspects}
+            with open(self.folder / "skipped.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        say(f"WARNING: step {self.step} skipped: {verdict.reason}; its tiles are in {self.folder / 'skipped.jsonl'}")
+        self.telemetry.record(self.step, {"skipped_steps": self.guard.skipped})
+        if self.guard.is_out_of_patience:
+            self.savepoints.go_back(self.step)
+
+    def _keys(self, samples: np.ndarray) -> list[str]:
+        return [self.inputs.reader.key(int(row)) for row in self.inputs.plan.tiles(samples)]
+
     # ---- telling ----
 
-    def _log(self, result: StepResult, clock: Clock) -> None:
+    def _log(self, verdict: Verdict, clock: Clock) -> None:
         train = self.config.train
-        mean = float(distributed.all_reduce_sum(result.loss.clone()) / distributed.world_size())
-        if not np.isfinite(mean):
-            raise Diverged(f"loss is {mean} at step {self.step}: lower optim.lr; the last checkpoint is from before")
-        lr, grad_norm = self._lr(self.step - 1), float(result.grad_norm)
-        steps_per_second, waiting = clock.lap(self.step, self.stream.wait_seconds)
-        rate = steps_per_second * train.global_batch
+        lap = clock.lap(self.step, data=self.stream.wait_seconds, communication=self.communication.seconds())
+        shares = gather_shares(lap.seconds, **lap.waited)
+        lr, rate = self._lr(self.step - 1), lap.steps * train.global_batch / lap.seconds
         scalars = {
-            "loss": mean,
             "lr": lr,
-            "grad_norm": grad_norm,
             "tiles_per_second": rate,
-            "data_wait_share": waiting,
+            "data_wait_share": float(shares.values[:, 0].mean()),
+            "communication_share": shares.communication,
+            "slowest_rank": shares.slowest,
             **self._utilisation(rate),
             "bad_tiles": self._bad_tiles(),
+            "skipped_steps": self.guard.skipped,
             **self.objective.scalars.take(),
-            **self.reader.counters,
+            **self.inputs.reader.counters,
         }
+        if verdict.reason is None:
+            scalars |= {"loss": verdict.loss, "grad_norm": verdict.grad_norm}
         self.telemetry.record(self.step, scalars)
         mfu = f"  MFU {scalars['mfu']:.0%}" if "mfu" in scalars else ""
         left = (train.steps - self.step) * train.global_batch / rate
         say(
-            f"step {self.step}/{train.steps}  loss {mean:.4f}  lr {lr:.2e}  grad norm {grad_norm:.2f}  "
-            f"{rate:.1f} tiles/s  data wait {waiting:.0%}{mfu}  ETA {duration(left)}"
+            f"step {self.step}/{train.steps}  loss {verdict.loss:.4f}  lr {lr:.2e}  grad norm {verdict.grad_norm:.2f}  "
+            f"{rate:.1f} tiles/s  data wait {scalars['data_wait_share']:.0%}{mfu}  ETA {duration(left)}"
         )
+        if distributed.world_size() > 1:
+            say(f"  {shares}")
 
     def _utilisation(self, rate: float) -> dict[str, float]:
         """Operations that training needs, per second and device, and their share of its peak where that is known."""
@@ -176,9 +251,10 @@ class Trainer:
 
     def _bad_tiles(self) -> int:
         """Damaged tiles replaced so far, on all ranks; every rank stops together above the budget."""
-        found = torch.tensor(float(self.quarantine.found), dtype=torch.float64, device=self.device)
-        count = self.quarantine.loaded + int(distributed.all_reduce_sum(found))
-        self.quarantine.check(count)
+        quarantine = self.inputs.quarantine
+        found = torch.tensor(float(quarantine.found), dtype=torch.float64, device=self.device)
+        count = quarantine.loaded + int(distributed.all_reduce_sum(found))
+        quarantine.check(count)
         return count
 
     def _announce(self) -> None:
@@ -191,17 +267,40 @@ class Trainer:
         )
         say(
             f"global batch {train.global_batch} = {train.micro_batch} x {world} processes x "
-            f"{self.engine.accumulation} accumulated; {len(self.plan.rows)} of {len(self.reader)} tiles to train on, "
-            f"{len(self.held_out)} held out; from step {self.step} to {train.steps}"
+            f"{self.engine.accumulation} accumulated; {len(self.inputs.plan.rows)} of {len(self.inputs.reader)} tiles "
+            f"to train on, {len(self.inputs.held_out)} held out; from step {self.step} to {train.steps}"
         )
+
+    def _tell(self, status: Status) -> None:
+        if self.run is not None:
+            if status == "running":
+                write_atomic(self.folder / "config.yaml", dump_config(self.config))
+            self.run.tell(status, self.step, self.config.train.steps)
+
+    # ---- evaluating ----
+
+    def _evaluate(self, last: bool) -> bool:
+        """Validation and probe where they are due. Returns whether the run goes on (False: asked to stop meanwhile)."""
+        every, probe = self.config.log.validate_every, self.probe
+        self.watchdog.begin("evaluation", self.step)
+        try:
+            if last or (every and self.step % every == 0):
+                self._validate()
+            if probe is not None and (last or self.step % probe.probe.every == 0):
+                self._probe_encoder(probe)
+        except Stopped:
+            say(f"step {self.step}  evaluation given up: asked to stop")
+            return False
+        return True
 
     def _validate(self) -> None:
         """Mean loss over the held-out tiles, and a picture of the first where the objective has one."""
-        result = validate(self.objective, self.engine, self.reader, self.held_out, self.config.train.micro_batch)
+        held_out, micro, asked = self.inputs.held_out, self.config.train.micro_batch, self.watchdog.stop_requested
+        result = validate(self.objective, self.engine, self.inputs.reader, held_out, micro, asked)
         if result is None:
             return
         self.telemetry.record(self.step, {"validation_loss": result.loss})
-        say(f"step {self.step}  validation loss {result.loss:.4f} over {len(self.held_out)} held-out tiles")
+        say(f"step {self.step}  validation loss {result.loss:.4f} over {len(held_out)} held-out tiles")
         if distributed.is_main() and result.figure is not None:
             from pretrain.pictures import save_figure
 
@@ -210,95 +309,43 @@ class Trainer:
             self.telemetry.picture(self.step, "reconstruction", figure)
 
     def _probe_encoder(self, probe: EncoderProbe) -> None:
-        scores = probe.scores(self.objective, self.engine)
+        scores = probe.scores(self.objective, self.engine, self.watchdog.stop_requested)
         self.telemetry.record(self.step, scores)
         say(
             f"step {self.step}  " + "  ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items())
         )
 
-    # ---- building, saving, resuming ----
-
-    def _open_shards(self) -> ShardReader:
-        data = self.config.data
-        quota = data.stage_quota_gb and data.stage_quota_gb * 10**9
-        reader = ShardReader(data.shards, data.read_threads, Path(data.stage) if data.stage else None, quota)
-        _check_image_fits(self.config, reader.tile_shape)
-        return reader
-
-    def _plan(self) -> tuple[SamplePlan, np.ndarray]:
-        """The order of the training tiles, and the rows that are held out."""
-        data, seed, table = self.config.data, self.config.run.seed, self.reader.table
-        rows = view_rows(data.view, table)
-        dataset = view_hash(self.manifest.content_hash, rows, len(table))
-        train, held_out = hold_out(table, data.holdout, seed, rows)
-        return SamplePlan(table, train, dataset, seed, data.order), held_out
-
-    def _quarantine(self) -> Quarantine:
-        budget = self.config.data.max_bad_tiles
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return Quarantine(self.plan.rows, self.plan.dataset, budget, self.folder, distributed.rank())
+    # ---- building and saving ----
 
     def _build_engine(self) -> ZeroEngine:
-        config = self.config
+        config, module = self.config, self.objective.module
+        accumulation = distributed.together(self._accumulation)
+        optimizer = build_optimizer(module, config.optim)
+        return ZeroEngine(module, optimizer, config.engine, config.train.micro_batch, accumulation, config.optim.clip)
+
+    def _accumulation(self) -> int:
         try:
-            accumulation = config.accumulation(distributed.world_size())
+            return self.config.accumulation(distributed.world_size())
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        module, optim = self.objective.module, config.optim
-        return ZeroEngine(
-            module, build_optimizer(module, optim), config.engine, config.train.micro_batch, accumulation, optim.clip
-        )
 
     def _probe(self) -> EncoderProbe | None:
-        return EncoderProbe(self.config, self.manifest.tile_shape[0]) if self.config.probe else None
+        return EncoderProbe(self.config, self.inputs.manifest.tile_shape[0]) if self.config.probe else None
 
-    def _save(self) -> Path:
-        begin = time.monotonic()
-        state = {
-            "samples_seen": self.step * self.config.train.global_batch,
-            "config": self.config.model_dump(),
-            "world_size": distributed.world_size(),
-            "version": code_version(),
-            "data": {
-                "content_hash": self.plan.dataset,
-                "sensor": self.manifest.sensor,
-                "wavelength_nm": self.manifest.wavelength_nm,
-                "fwhm_nm": self.manifest.fwhm_nm,
-                "mu": self.manifest.mean,
-                "sigma": self.manifest.std,
-            },
-        }
-        folder, keep = self.folder / "checkpoints", self.config.checkpoint.keep
-        path = save_checkpoint(self.engine, folder, state, keep, self.objective.momentum)
-        say(f"saved {path} in {time.monotonic() - begin:.1f} s")
-        return path
+    def _check_room(self) -> None:
+        checkpoint, steps, size = self.config.checkpoint, self.config.train.steps, self.savepoints.nbytes
+        distributed.together(lambda: None if self.run is None else self.run.check_room(checkpoint, size, steps))
+
+    def _save(self) -> None:
+        self.watchdog.begin("saving", self.step)
+        seconds = self.savepoints.save(self.step, self.samples_seen)
+        if seconds is not None:
+            self.telemetry.record(self.step, {"checkpoint_seconds": seconds})
 
     def _export(self) -> None:
         """The encoder of the last checkpoint as a file of its own."""
         dest = self.folder / "encoder.safetensors"
         if distributed.is_main():
             export_encoder(list_checkpoints(self.folder / "checkpoints")[-1], dest)
-        say(f"complete: {dest} ({self.step * self.config.train.global_batch} samples seen)")
-
-    def _resume(self) -> int:
-        """Continue from the newest whole checkpoint of the run folder; 0 in a fresh one."""
-        folder = self.folder / "checkpoints"
-        path, problems = distributed.from_main(distributed.together(lambda: find_resume_point(folder)))
-        for problem in problems:
-            say(f"WARNING: passed over a damaged checkpoint: {problem}")
-        if path is None:
-            return 0
-        state = read_state(path)
-        check_same_run(state, self.config, self.plan.dataset, path)
-        load_checkpoint(self.engine, path, self.objective.momentum)
-        say(f"resumed from {path}")
-        return int(state["step"])
-
-
-def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) -> None:
-    smallest = min(tile_shape[1:])
-    if config.augment.crop_scale is None and config.model.image_size > smallest:
-        raise ConfigError(
-            f"key 'model.image_size': {config.model.image_size} px can't be cut from tiles of {smallest} px: "
-            "lower it, or set augment.crop_scale"
-        )
+        self._tell("complete")
+        say(f"complete: {dest} ({self.samples_seen} samples seen)")

@@ -24,16 +24,46 @@ class Validation:
     figure: "Callable[[], Figure] | None"
 
 
+class Stopped(Exception):
+    """An evaluation was given up: the run was asked to stop."""
+
+
+def check_stop(asked: bool) -> None:
+    """Raise Stopped on every rank where one was asked to stop; every rank calls it."""
+    if distributed.any_rank(asked):
+        raise Stopped
+
+
+def loss_of(objective: Objective, engine: ZeroEngine, reader: ShardReader, rows: np.ndarray) -> float:
+    """Mean loss of a few tiles on fixed views, in evaluation mode; the same on all ranks, each takes all tiles.
+
+    Read at every save and after every load: where the two differ, the load was wrong.
+    """
+    tiles = torch.empty((len(rows), *reader.tile_shape), dtype=torch.int16)
+    distributed.together(lambda: reader.read(rows, tiles.numpy()))
+    return float(objective.evaluate(engine, tiles.to(distributed.device()), np.arange(len(rows))).losses.mean())
+
+
 def validate(
-    objective: Objective, engine: ZeroEngine, reader: ShardReader, held_out: np.ndarray, micro_batch: int
+    objective: Objective,
+    engine: ZeroEngine,
+    reader: ShardReader,
+    held_out: np.ndarray,
+    micro_batch: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Validation | None:
-    """Mean loss over the tile rows ``held_out``, None where there are none; every rank calls it."""
+    """Mean loss over the tile rows ``held_out``, None where there are none; every rank calls it.
+
+    Raises:
+        Stopped: a rank was asked to stop.
+    """
     if not len(held_out):
         return None
     world, device = distributed.world_size(), distributed.device()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     figure = None
     for turn in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
+        check_stop(asked_to_stop())
         numbers = np.arange(micro_batch) + micro_batch * (turn * world + distributed.rank())
         real = numbers < len(held_out)
         numbers = np.where(real, numbers, 0)

@@ -5,9 +5,11 @@ class ForgeError(Exception):
     """Base of all errors that are shown to the user as one line, without a traceback.
 
     ``exit_code`` is what a command returns: 2 for misuse, 1 for work that could not be finished.
+    ``everywhere``: every process of a group raises it, so one of them may speak for all.
     """
 
     exit_code = 2
+    everywhere = False
 
 
 class ConfigError(ForgeError):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from launch.runtime import STOPPED
+from pretrain.stop import STOPPED
 from shards.config import REPOSITORY
 from shards.errors import ForgeError, SourceError
 from shards.sources import find_tiles, tile_root

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.models.description import EncoderDescription, WeightsError, describe_run, read_header
-from shards.atomic import TEMPORARY
 
 Network = Literal["auto", "student", "teacher"]
 """Which of a training's networks to take: the trained one, its average, or (``auto``) the better one that is there."""
@@ -160,7 +159,7 @@ def _newest_step(folder: Path) -> Path | None:
     if (folder / "checkpoint.json").is_file() or folder.name.startswith("step-"):
         return folder
     for place in (folder / "checkpoints", folder):
-        steps = sorted(step for step in place.glob("step-*") if not step.name.endswith(TEMPORARY))
+        steps = sorted(step for step in place.glob("step-*") if step.name.removeprefix("step-").isdecimal())
         if steps:
             return steps[-1]
     return None

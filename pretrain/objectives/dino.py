@@ -178,8 +178,12 @@ class Distilling(Objective):
         mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
         self._logits = []
         centre = cast(SelfDistillation, engine.module).centre
-        keep = self.dino.centre_momentum if step else 0.0  # the first mean is no average with the zeros before it
-        centre.lerp_(mean.to(centre.dtype), 1 - keep)
+        moved = torch.where(centre.any(), 1 - self.dino.centre_momentum, 1.0)  # the first mean is no average with zeros
+        centre.lerp_(mean.to(centre.dtype), moved.to(centre.dtype))
+
+    def drop_step(self) -> None:
+        super().drop_step()
+        self._logits = []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         images = self.normalise(tiles)

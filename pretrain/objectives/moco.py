@@ -161,11 +161,18 @@ class MomentumContrasting(Objective):
     def after_step(self, engine: ZeroEngine, step: int) -> None:
         self.momentum.update(engine, self.rate)
         keys, places = (distributed.all_gather(torch.cat(parts)) for parts in (self._keys, self._places))
-        self._keys, self._places = [], []
+        self._forget()
         begin = step * len(keys) % self.queue_length
         module = cast(MomentumContrast, engine.module)
         module.queue[begin : begin + len(keys)] = keys.to(module.queue.dtype)
         module.queue_places[begin : begin + len(keys)] = places
+
+    def drop_step(self) -> None:
+        super().drop_step()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._keys, self._places = [], []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         images = self.normalise(tiles)

@@ -13,7 +13,7 @@ from pretrain import distributed
 from pretrain.augment import Crop
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
-from pretrain.engine import ZeroEngine
+from pretrain.engine import ZeroEngine, move_batch_norms
 from pretrain.models import Normaliser, build_encoder
 from pretrain.models.encoder import Encoder
 from pretrain.momentum import MomentumNetwork
@@ -73,6 +73,12 @@ class Objective(ABC):
     def after_step(self, engine: ZeroEngine, step: int) -> None:  # noqa: B027  # most have nothing to do
         """Follow the weights after optimizer step ``step``; every rank calls it."""
 
+    def drop_step(self) -> None:
+        """Forget what the micro batches of a step that was not applied have left."""
+        self.scalars.drop()
+        if self.momentum is not None:
+            move_batch_norms(self.momentum.module, applied=False)
+
     @abstractmethod
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         """Losses of held-out tiles, int16 (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
@@ -101,8 +107,12 @@ class Scalars:
             return {}
         means = distributed.all_reduce_sum(torch.stack(list(self._sums.values())) / self._count)
         result = dict(zip(self._sums, (means / distributed.world_size()).tolist(), strict=True))
-        self._sums, self._count = {}, 0
+        self.drop()
         return result
+
+    def drop(self) -> None:
+        """Begin anew."""
+        self._sums, self._count = {}, 0
 
 
 def feature_spread(features: Tensor) -> Tensor:

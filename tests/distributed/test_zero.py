@@ -17,7 +17,7 @@ from shards.build import PackConfig, pack
 WORKER = Path(__file__).resolve().parent.parent / "support" / "zero_runs.py"
 STEPS, HALF, BEYOND = 20, 10, 3
 STAGES = (0, 1, 2, 3)
-PRECISIONS = [("autocast", 0), ("autocast", 1), ("autocast", 2), ("autocast", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+PRECISIONS = [("autocast", 0), ("autocast", 1), ("autocast", 2), ("autocast", 3), ("bf16", 2), ("bf16", 3)]
 RESUMED = [(2, 0), (2, 1), (2, 2), (2, 3), (1, 1), (1, 3)]
 SAVED = [(2, 3), (1, 1)]
 SAVED_ALL = [(world, stage) for world in (1, 2) for stage in STAGES]

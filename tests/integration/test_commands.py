@@ -14,7 +14,7 @@ import yaml
 from support.processes import REPOSITORY
 from support.tiles import write_archive
 
-from launch.runtime import STOPPED
+from pretrain.stop import STOPPED
 from shards.build import PackConfig, pack
 
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"

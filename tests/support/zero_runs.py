@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from launch import runtime
 from pretrain.config import PretrainConfig
+from pretrain.stop import StopRequest
+from pretrain.watchdog import Watchdog
 from shards.config import load_config
 from shards.errors import ForgeError
 
@@ -30,7 +32,9 @@ def run_job(job: dict) -> None:
     distributed.barrier()
     config = load_config(job["config"], [f"run.dir={folder}", *job.get("overrides", [])], PretrainConfig)
     try:
-        trainer = Trainer(config, lambda: trainer.step == job.get("stop_at"))
+        watchdog = Watchdog(config.watchdog, folder, StopRequest())
+        watchdog.stop_requested = lambda: trainer.step + 1 == job.get("stop_at")  # type: ignore[method-assign]
+        trainer = Trainer(config, watchdog)
         if job.get("probe"):
             module = trainer.engine.module
             dtypes = {name: str(tensor.dtype) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
@@ -49,7 +53,9 @@ def largest_master_error(config: PretrainConfig, trainer) -> float:
 
     from pretrain.objectives import build_objective
 
-    drawn = dict(build_objective(config, trainer.objective.normalise, trainer.manifest).module.named_parameters())
+    drawn = dict(
+        build_objective(config, trainer.objective.normalise, trainer.inputs.manifest).module.named_parameters()
+    )
     masters = trainer.engine.module.named_parameters()
     if config.engine.zero_stage == 0:
         return max(float((value - drawn[name]).abs().max()) for name, value in masters)

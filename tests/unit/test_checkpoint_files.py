@@ -16,8 +16,11 @@ from pretrain.checkpoint import (
     find_damage,
     list_checkpoints,
     newest_verified,
+    prune,
     read_state,
     read_weights,
+    set_aside,
+    step_of,
 )
 
 WEIGHTS = "weights-00000-of-00002.safetensors"
@@ -32,7 +35,7 @@ def _checkpoint(folder: Path, step: int) -> Path:
     save_file(first, path / FILES[0])
     save_file(second, path / FILES[1])
     save_file({"decoder.mask_token/exp_avg": torch.ones(2)}, path / FILES[2])
-    (path / STATE).write_text(json.dumps({"step": step, "samples_seen": 16 * step}))
+    (path / STATE).write_text(json.dumps({"format": 2, "step": step, "samples_seen": 16 * step}))
     seals = {
         name: {
             "size": len((path / name).read_bytes()),
@@ -122,23 +125,49 @@ def test_a_flipped_bit_anywhere_in_the_seal_is_damage(tmp_path):
 def test_what_is_being_written_is_no_checkpoint(folder):
     shutil.copytree(folder / "step-00000100", folder / "step-00000200.tmp")
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000005", "step-00000010", "step-00000100"]
-    assert newest_verified(folder) == (folder / "step-00000100", [])
+    assert newest_verified(folder) == (folder / "step-00000100", {})
 
 
 def test_the_newest_whole_one_is_taken_and_each_newer_one_explained(folder):
     _flip(folder / "step-00000100" / WEIGHTS)
     (folder / "step-00000010" / STATE).unlink()
-    path, problems = newest_verified(folder)
+    path, damaged = newest_verified(folder)
     assert path == folder / "step-00000005"
-    assert problems == [
-        f"{folder / 'step-00000100' / WEIGHTS}: its content changed since it was written",
-        f"{folder / 'step-00000010' / STATE}: missing",
-    ]
+    assert damaged == {
+        folder / "step-00000100": f"{folder / 'step-00000100' / WEIGHTS}: its content changed since it was written",
+        folder / "step-00000010": f"{folder / 'step-00000010' / STATE}: missing",
+    }
+
+
+def test_only_those_before_a_step_are_looked_at(folder):
+    assert newest_verified(folder, before=100) == (folder / "step-00000010", {})
+    assert newest_verified(folder, before=5) == (None, {})
+
+
+def test_damaged_ones_are_set_aside_and_no_longer_counted(folder):
+    set_aside([folder / "step-00000100"])
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000005", "step-00000010"]
+    assert (folder / "step-00000100.damaged" / STATE).exists()
+
+
+def test_the_last_ones_and_every_nth_are_kept(folder):
+    for step in (200, 300):
+        _checkpoint(folder, step)
+    prune(folder, keep=2, keep_every=10)
+    assert [step_of(path) for path in list_checkpoints(folder)] == [10, 100, 200, 300]
+    prune(folder, keep=2, keep_every=0)
+    assert [step_of(path) for path in list_checkpoints(folder)] == [200, 300]
+
+
+def test_files_of_a_checkpoint_are_shared_out_for_looking(folder):
+    path = folder / "step-00000100"
+    _flip(path / WEIGHTS)
+    assert sum(find_damage(path, part, 2) is not None for part in range(2)) == 1
 
 
 def test_damage_of_an_older_one_is_not_asked_for(folder):
     _flip(folder / "step-00000010" / WEIGHTS)
-    assert newest_verified(folder) == (folder / "step-00000100", [])
+    assert newest_verified(folder) == (folder / "step-00000100", {})
 
 
 def test_no_whole_one_left_is_an_error_and_no_fresh_start(folder):
@@ -157,7 +186,7 @@ def test_a_folder_without_checkpoints_is_a_fresh_start(tmp_path, exists):
     folder = tmp_path / "checkpoints"
     if exists:
         (folder / "step-00000001.tmp").mkdir(parents=True)
-    assert newest_verified(folder) == (None, [])
+    assert newest_verified(folder) == (None, {})
 
 
 def test_weights_below_a_prefix_are_read_from_all_parts(folder):
@@ -176,4 +205,10 @@ def test_a_prefix_is_a_whole_word_and_stripped_once(tmp_path):
 
 
 def test_state_is_what_was_written(folder):
-    assert read_state(folder / "step-00000010") == {"step": 10, "samples_seen": 160}
+    assert read_state(folder / "step-00000010") == {"format": 2, "step": 10, "samples_seen": 160}
+
+
+def test_state_of_another_format_is_refused(folder):
+    (folder / "step-00000010" / STATE).write_text('{"format": 1, "step": 10}')
+    with pytest.raises(CheckpointError, match="checkpoint of format 1, this version continues format 2"):
+        read_state(folder / "step-00000010")

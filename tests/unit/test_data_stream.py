@@ -41,7 +41,7 @@ def _stream(reader: ShardReader, prefetch: int = 2) -> TileStream:
 
 
 def _numbers(world: int, rank: int, first: int = 0, micro: int = 2):
-    return micro_batches(first, STEPS, GLOBAL, micro, rank, world)
+    return micro_batches(first * GLOBAL, STEPS - first, GLOBAL, micro, rank, world)
 
 
 def _thread() -> threading.Thread:
@@ -129,7 +129,7 @@ def test_without_pairs_each_sample_is_a_tile(reader):
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 1), (8, 1), (2, 2), (4, 2), (1, 4)])
 def test_micro_batches_cut_the_same_samples(micro, world):
     for step in range(STEPS):
-        parts = [list(micro_batches(step, step + 1, GLOBAL, micro, rank, world)) for rank in range(world)]
+        parts = [list(micro_batches(step * GLOBAL, 1, GLOBAL, micro, rank, world)) for rank in range(world)]
         assert {len(part) for rank in parts for part in rank} == {micro}
         together = np.concatenate([part for rank in parts for part in rank])
         assert together.tolist() == list(range(step * GLOBAL, (step + 1) * GLOBAL))

@@ -114,23 +114,23 @@ def test_scores_of_an_encoder(labelled, contrast):
     scores = probe.scores(objective, engine)
     assert scores == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
     assert all(torch.equal(value, before[name]) for name, value in objective.module.state_dict().items())
-    cells = probe._cells("train", objective, engine)
+    cells = probe._cells("train", objective, engine, lambda: False)
     assert cells.features.shape == (len(probe.splits["train"]) * 6, 192)  # two of three rows of cells are labelled
     assert set(cells.labels.tolist()) == {1, 2}
-    again = probe._cells("train", objective, engine)
+    again = probe._cells("train", objective, engine, lambda: False)
     assert torch.equal(cells.features, again.features)
     assert torch.equal(cells.labels, again.labels)
 
 
 def test_only_as_many_tiles_are_read_as_cells_are_wanted(labelled, contrast):
-    few = EncoderProbe(_config(labelled / "shards", samples=CELLS + 1), 202)._cells("train", *contrast)
+    few = EncoderProbe(_config(labelled / "shards", samples=CELLS + 1), 202)._cells("train", *contrast, lambda: False)
     assert len(few.labels) == 2 * 6
 
 
 def test_other_labels_can_be_ignored(labelled, contrast):
     """The middle column of cells is half and half, and the lower label counts then."""
     probe = EncoderProbe(_config(labelled / "shards", ignore=[0, 1]), 202)
-    cells = probe._cells("val", *contrast)
+    cells = probe._cells("val", *contrast, lambda: False)
     assert cells.labels.tolist() == [2] * 2 * len(probe.splits["val"])
     probe = EncoderProbe(_config(labelled / "shards", ignore=[0, 1, 2]), 202)
     with pytest.raises(ConfigError, match=r"key 'probe.ignore': no cell of 'train' has another label"):

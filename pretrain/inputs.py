@@ -1,0 +1,68 @@
+"""What a run reads: its shards, the order of the training tiles, and the tiles held out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from shards.errors import ConfigError
+from shards.manifest import Manifest
+from shards.plan import SamplePlan, hold_out
+from shards.quarantine import Quarantine
+from shards.reader import ShardReader
+from shards.view import view_hash, view_rows
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Open shards and how a run goes through them.
+
+    Attributes:
+        reader: of the shards.
+        plan: which tile each sample number is.
+        held_out: tile rows for validation.
+        quarantine: of damaged tiles.
+    """
+
+    reader: ShardReader
+    plan: SamplePlan
+    held_out: np.ndarray
+    quarantine: Quarantine
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.reader.manifest
+
+    def always(self, count: int) -> np.ndarray:
+        """``count`` tile rows that are the same in the whole run, held out where there are such."""
+        rows = self.held_out if len(self.held_out) else self.plan.rows
+        return np.resize(rows, count)
+
+
+def open_inputs(config: PretrainConfig) -> Inputs:
+    """Open what the config names; local work, the same on every rank.
+
+    Raises:
+        ConfigError, ShardError: what can't be trained on, in one line.
+    """
+    data, seed, folder = config.data, config.run.seed, Path(config.run.dir)
+    quota = data.stage_quota_gb and data.stage_quota_gb * 10**9
+    reader = ShardReader(data.shards, data.read_threads, Path(data.stage) if data.stage else None, quota)
+    _check_image_fits(config, reader.tile_shape)
+    rows = view_rows(data.view, reader.table)
+    dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
+    train, held_out = hold_out(reader.table, data.holdout, seed, rows)
+    plan = SamplePlan(reader.table, train, dataset, seed, data.order)
+    quarantine = Quarantine(plan.rows, plan.dataset, data.max_bad_tiles, folder, distributed.rank())
+    return Inputs(reader, plan, held_out, quarantine)
+
+
+def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) -> None:
+    smallest = min(tile_shape[1:])
+    if config.augment.crop_scale is None and config.model.image_size > smallest:
+        raise ConfigError(
+            f"key 'model.image_size': {config.model.image_size} px can't be cut from tiles of {smallest} px: "
+            "lower it, or set augment.crop_scale"
+        )

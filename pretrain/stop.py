@@ -1,0 +1,76 @@
+"""Being asked to stop: by SIGTERM, SIGUSR1 or SIGINT to this process, or by the end of the `deepspeed` command.
+
+Light on purpose: launch/pretrain.py makes a `StopRequest` before anything heavy is imported.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and has saved, or had nothing to save yet: start the same command again
+(EX_TEMPFAIL)."""
+
+
+class StopRequest:
+    """Handlers for the signals by which schedulers and users stop a run; SIGCONT, which Slurm adds, is ignored.
+
+    Until ``watched`` is set, by the watchdog that takes over, nothing is there to save: a signal ends the process
+    with `STOPPED` at once.
+
+    Attributes:
+        reason: who asked, None while nobody has.
+        since: when, by time.monotonic.
+        pipe: file descriptor from which every signal's number can be read, even while the main thread waits in C.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.since = 0.0
+        self.watched = False
+        self.pipe, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._handle)
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+        # `deepspeed` has a child that starts the workers; a signal to it kills it and orphans them all
+        self._launchers = _parents() if any(word.startswith("--local_rank") for word in sys.argv) else None
+
+    @property
+    def is_set(self) -> bool:
+        return self.reason is not None
+
+    def set(self, reason: str) -> None:
+        """Ask; who asked first is kept."""
+        if self.reason is None:
+            self.since = time.monotonic()
+            self.reason = reason
+
+    def read_signals(self) -> None:
+        """Take note of signals in ``pipe``; to be called when it is readable."""
+        for number in os.read(self.pipe, 64):
+            if number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                self.set(signal.Signals(number).name)
+
+    def look_for_launcher(self) -> None:
+        """Ask where the `deepspeed` command that started this process is gone."""
+        if self._launchers is not None and _parents() != self._launchers:
+            self.set("the deepspeed command is gone")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.set(signal.Signals(number).name)
+        if not self.watched:
+            os._exit(STOPPED)
+
+
+def _parents() -> tuple[int, int]:
+    """Process numbers of parent and grandparent; 0 where they can't be told."""
+    parent = os.getppid()
+    try:
+        return parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return parent, 0

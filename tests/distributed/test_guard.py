@@ -1,0 +1,125 @@
+"""Steps that are no numbers on one rank are skipped on all; weights go back after some in a row; disks get full."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from support.processes import run_ranks
+from support.tiles import write_archive
+
+from pretrain.checkpoint import find_damage, list_checkpoints
+from shards.build import PackConfig, pack
+
+WORKER = Path(__file__).resolve().parent.parent / "support" / "guard_runs.py"
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guard")
+    write_archive(folder / "tiles", size=24)
+    pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
+    config = {
+        "run": {"dir": "set by each job", "seed": 7},
+        "data": {"shards": str(folder / "shards"), "holdout": 0.2, "read_threads": 1},
+        "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4, "bn_group": 2},
+        "objective": {"mask_ratio": 0.5, "decoder": {"width": 64, "depth": 1, "heads": 2}},
+        "train": {"steps": 10, "global_batch": 8, "micro_batch": 2},
+        "engine": {"precision": "fp32", "param_persistence_threshold": 0},
+        "checkpoint": {"every": 2, "keep": 2},
+        "guard": {"patience": 2},
+        "log": {"every": 1, "validate_every": 0, "samples": True},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    moco = "objective={name: moco, queue: 64, hidden: 64, dim: 32, momentum: 0.9, head_norm: true}"
+    plain = folder / "plain.yaml"
+    plain.write_text(yaml.safe_dump({key: value for key, value in config.items() if key != "objective"}))
+
+    def job(name: str, *overrides: str, config: Path = path, **rest: object) -> dict:
+        return {"dir": str(folder / name), "config": str(config), "overrides": list(overrides), **rest}
+
+    jobs = [
+        job("clean"),
+        job("once", poison={"rank": 1, "steps": [4]}),
+        job("moco", moco, "train.micro_batch=4", config=plain, poison={"rank": 0, "steps": [1]}),
+        job("twice", poison={"rank": 0, "steps": [5, 6]}),
+        job("always", "train.steps=12", poison={"rank": 1, "steps": list(range(5, 12))}),
+        job("full", disk_full_after=3),
+        job("again", "train.steps=6", config=path, poison={"rank": 1, "steps": [0, 1, 2, 3, 4, 5]}),
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    run_ranks(WORKER, 2, str(folder / "jobs.json"), timeout=300)
+    return folder
+
+
+def records(folder: Path, key: str) -> dict[int, float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def skips(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+def test_a_bad_step_of_one_rank_is_skipped_by_all_and_its_tiles_are_named(runs: Path) -> None:
+    losses = records(runs / "once", "loss")
+    assert losses.keys() == {*range(1, 11)} - {5}
+    assert {step: loss for step, loss in losses.items() if step < 5} == {
+        step: loss for step, loss in records(runs / "clean", "loss").items() if step < 5
+    }
+    (skip,) = skips(runs / "once")
+    assert skip["step"] == 5
+    assert skip["reason"] == "loss is no number"
+    assert [batch["rank"] for batch in skip["batches"]] == [1, 1]
+    assert all(len(batch["tiles"]) == 2 and batch["loss"] == "nan" for batch in skip["batches"])
+    assert records(runs / "once", "skipped_steps")[10] == 1
+
+
+def test_a_skipped_step_takes_its_place_in_order_and_schedule(runs: Path) -> None:
+    lines = [json.loads(line) for line in (runs / "once" / "samples-00000.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert sorted(records(runs / "once", "lr")) == list(range(1, 11))
+
+
+def test_momentum_networks_and_queues_pass_over_a_skipped_step(runs: Path) -> None:
+    losses = records(runs / "moco", "loss")
+    assert losses.keys() == {*range(1, 11)} - {2}
+    assert all(0 < loss < 20 for loss in losses.values())
+
+
+def test_weights_go_back_after_some_in_a_row_and_the_run_goes_on(runs: Path) -> None:
+    losses = records(runs / "twice", "loss")
+    assert losses.keys() == {*range(1, 11)} - {6, 7}
+    assert [skip["step"] for skip in skips(runs / "twice")] == [6, 7]
+    state = json.loads((runs / "twice" / "checkpoints" / "step-00000010" / "state.json").read_text())
+    assert state["samples_seen"] == 80
+    assert state["adam_step"] == 4 + 3  # of step-4's checkpoint, and steps 8 to 10
+    assert state["guard"]["skipped"] == 2
+
+
+def test_a_run_that_stays_bad_ends_clearly(runs: Path) -> None:
+    error = (runs / "always" / "error.txt").read_text()
+    assert error.startswith("76 True ")
+    assert "2 steps in a row were skipped, and there is no earlier checkpoint to go back to" in error
+    assert "\n" not in error
+    assert json.loads((runs / "always" / "status.json").read_text())["status"] == "failed"
+    newest = list_checkpoints(runs / "always" / "checkpoints")[-1]
+    assert find_damage(newest) is None
+
+
+def test_without_a_checkpoint_a_bad_run_ends_clearly(runs: Path) -> None:
+    assert (runs / "again" / "error.txt").read_text().startswith("76 True ")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(runs: Path) -> None:
+    error = (runs / "full" / "error.txt").read_text()
+    assert error.startswith("1 True ")
+    assert "step-00000004: can't be written: " in error
+    assert "the last one, step-00000002, is untouched" in error
+    assert "\n" not in error
+    checkpoints = runs / "full" / "checkpoints"
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["latest", "step-00000002"]
+    assert find_damage(checkpoints / "step-00000002") is None

@@ -1,0 +1,65 @@
+"""Trainings with poisoned steps, for tests/distributed/test_guard.py: `python guard_runs.py JOBS.json`, as every rank.
+
+A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are no
+numbers; or with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a few bytes.
+"""
+
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from launch import runtime
+from pretrain.config import PretrainConfig
+from pretrain.stop import StopRequest
+from pretrain.watchdog import Watchdog
+from shards.config import load_config
+from shards.errors import ForgeError
+
+
+def run_job(job: dict) -> None:
+    from pretrain import distributed
+    from pretrain.trainer import Trainer
+
+    config = load_config(job["config"], [f"run.dir={job['dir']}", *job["overrides"]], PretrainConfig)
+    try:
+        trainer = Trainer(config, Watchdog(config.watchdog, Path(job["dir"]), StopRequest()))
+        poison, losses = job.get("poison", {"rank": -1}), trainer.objective.losses
+
+        def poisoned(engine, batches, step):
+            bad = distributed.rank() == poison["rank"] and step in poison["steps"]
+            for loss in losses(engine, batches, step):
+                yield loss * float("nan") if bad else loss
+            if step + 1 == job.get("disk_full_after"):
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+
+        trainer.objective.losses = poisoned  # type: ignore[method-assign]
+        trainer.fit()
+    except ForgeError as error:
+        if distributed.is_main():
+            (Path(job["dir"]) / "error.txt").write_text(f"{error.exit_code} {error.everywhere} {error}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    runtime.prepare_environment(threads=1)
+    runtime.prepare_torch(threads=1)
+    from support.zero_runs import make_shallow
+
+    from pretrain.engine import init_distributed
+
+    init_distributed()
+    make_shallow()
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run_job(job)
+    runtime.end_process(0)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    main()

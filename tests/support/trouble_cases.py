@@ -1,0 +1,438 @@
+"""Known troubles of DeepSpeed's users, each as a case on real processes: `python trouble_cases.py FOLDER [CASE ...]`.
+
+Each rank runs all cases in one process group and writes ``FOLDER/results-RANK.json``: the error of each, or null.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from launch import runtime
+from pretrain import distributed
+from pretrain.checkpoint import (
+    find_damage,
+    list_checkpoints,
+    load_checkpoint,
+    newest_verified,
+    prune,
+    save_checkpoint,
+    set_aside,
+    step_of,
+)
+from pretrain.config import EngineConfig
+from pretrain.engine import ZeroEngine, deepspeed_config
+from pretrain.models.initialise import initialise
+from pretrain.momentum import MomentumNetwork
+from pretrain.optim import build_adamw
+from pretrain.zero_state import gather_state, hash_weights
+
+WIDTH, BATCH, SEED = 8, 8, 5
+CASES: dict[str, Callable[[Path], None]] = {}
+
+
+def case(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+class Network(nn.Module):
+    """Two layers; a vector that belongs to the parent, as class and mask tokens do; a layer that may be frozen."""
+
+    def __init__(self, frozen: bool = False, recompute: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, 16), nn.Linear(16, 1)
+        self.token = nn.Parameter(torch.full((1, 16), 0.1))
+        self.fixed = nn.Linear(16, 16)
+        self.fixed.requires_grad_(not frozen)
+        self.keep_recomputing = recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keep_recomputing:
+            hidden = checkpoint(self.body, x, use_reentrant=False)
+        else:
+            hidden = self.body(x)
+        return self.second(hidden + self.token).squeeze(-1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.fixed(torch.tanh(self.first(x.to(self.token.dtype))))
+
+
+def network(**options: bool) -> Network:
+    module = Network(**options)
+    initialise(module, "troubles", SEED)
+    with torch.no_grad():
+        module.token.fill_(0.1)
+    return module
+
+
+def engine(
+    module: nn.Module,
+    stage: int = 3,
+    precision: str = "fp32",
+    accumulation: int = 1,
+    clip: float = 0.0,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> ZeroEngine:
+    config = EngineConfig(zero_stage=stage, precision=precision, param_persistence_threshold=0)  # type: ignore[arg-type]
+    optimizer = optimizer or build_adamw(module, 1e-2, (0.9, 0.95), 0.1)
+    micro = BATCH // (distributed.world_size() * accumulation)
+    return ZeroEngine(module, optimizer, config, micro, accumulation, clip)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """The whole batch of a step: inputs (B, WIDTH) and targets (B,)."""
+    x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(step))
+    return x, torch.sin(x.sum(1))
+
+
+def train(zero: ZeroEngine, first: int, steps: int, factor: float = 1.0, accept=None) -> list[float]:
+    """Losses of some steps over the whole batch, shared by the ranks and cut by accumulation."""
+    losses = []
+    for step in range(first, first + steps):
+        x, y = (part.chunk(distributed.world_size())[distributed.rank()] for part in batch(step))
+        parts = zip(x.chunk(zero.accumulation), y.chunk(zero.accumulation), strict=True)
+        result = zero.step((F.mse_loss(zero(a).float(), b) * factor for a, b in parts), accept)
+        losses.append(float(distributed.all_reduce_sum(result.losses.mean()) / distributed.world_size()))
+    return losses
+
+
+def plain_losses(steps: int, clip: float = 0.0) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """What torch alone gives on the whole batch: losses, gradient norms before clipping, weights at the end."""
+    module = network()
+    optimizer = build_adamw(module, 1e-2, (0.9, 0.95), 0.1)
+    losses, norms = [], []
+    for step in range(steps):
+        x, y = batch(step)
+        loss = F.mse_loss(module(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), clip or 1e9)))
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms, {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def weights(zero: ZeroEngine) -> dict[str, Tensor]:
+    """All weights, on every rank."""
+    owned = gather_state(zero).weights
+    return {name: value for part in distributed.gather_objects(owned) for name, value in part.items()}
+
+
+def close(actual: list[float], expected: list[float], rel: float = 1e-5) -> None:
+    assert np.allclose(actual, expected, rtol=rel, atol=0), f"{actual} where {expected} was expected"
+
+
+# ---- the cases, named by their subject; numbers of rows stand in test_deepspeed_troubles.py ----
+
+
+@case
+def frozen_parameters_are_in_checkpoints(folder: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        zero = engine(network(frozen=True), stage)
+        train(zero, 0, 2)
+        kept = weights(zero)
+        path = save_checkpoint(zero, folder / f"stage-{stage}", {"step": 2})
+        other = Network(frozen=True)
+        initialise(other, "other weights", SEED)
+        loaded = engine(other, stage)
+        load_checkpoint(loaded, path)
+        assert "fixed.weight" in kept
+        assert all(torch.equal(value, kept[name]) for name, value in weights(loaded).items())
+
+
+@case
+def frozen_parameters_with_recomputed_activations(folder: Path) -> None:
+    for stage in (2, 3):
+        plain = train(engine(network(frozen=True), stage), 0, 3)
+        close(train(engine(network(frozen=True, recompute=True), stage), 0, 3), plain)
+
+
+@case
+def recomputed_activations_change_no_loss(folder: Path) -> None:
+    close(train(engine(network(recompute=True)), 0, 4), plain_losses(4)[0])
+
+
+@case
+def load_after_save_on_the_same_engine(folder: Path) -> None:
+    zero = engine(network())
+    train(zero, 0, 3)
+    path = save_checkpoint(zero, folder, {"step": 3})
+    first = train(zero, 3, 3)
+    load_checkpoint(zero, path)
+    assert train(zero, 3, 3) == first
+
+
+@case
+def rank_dependent_control_flow_does_not_hang(folder: Path) -> None:
+    """One rank alone finds its loss to be no number: all ranks skip the step, by one reduced decision."""
+    from pretrain.config import GuardConfig
+    from pretrain.guard import Guard
+
+    guard, zero = Guard(GuardConfig()), engine(network())
+    before = weights(zero)
+    verdicts = []
+
+    def accept(loss: Tensor, norm: Tensor | float) -> bool:
+        verdicts.append(guard.judge(loss, norm, stop=distributed.rank() == 1))
+        return verdicts[-1].reason is None
+
+    train(zero, 0, 1, float("nan") if distributed.rank() == distributed.world_size() - 1 else 1.0, accept)
+    assert verdicts[-1].reason == "loss is no number"
+    assert verdicts[-1].stop == (distributed.world_size() > 1)
+    assert all(torch.equal(value, before[name]) for name, value in weights(zero).items())
+    close(train(zero, 0, 3, 1.0, accept), plain_losses(3)[0])
+    assert guard.skipped == 1 and guard.in_a_row == 0
+
+
+@case
+def uneven_data_gives_equal_steps(folder: Path) -> None:
+    from pretrain.data import micro_batches
+
+    world, rank = distributed.world_size(), distributed.rank()
+    mine = list(micro_batches(6, 5, 4 * world, 2, rank, world))  # of 7 tiles, or any other number
+    assert distributed.gather_objects(len(mine)) == [10] * world
+    everything = np.sort(np.concatenate(distributed.gather_objects(np.concatenate(mine))))
+    assert everything.tolist() == list(range(6, 6 + 5 * 4 * world))
+
+
+@case
+def momentum_networks_follow_fp32_weights(folder: Path) -> None:
+    for stage, precision in ((3, "bf16"), (3, "fp32"), (1, "fp32")):
+        module = network()
+        momentum = MomentumNetwork(module)
+        expected = {name: value.detach().clone() for name, value in module.named_parameters()}
+        zero = engine(module, stage, precision)
+        for step in range(3):
+            train(zero, step, 1)
+            momentum.update(zero, 0.996)
+            for name, value in weights(zero).items():
+                expected[name].lerp_(value, 0.004)
+        owned = {
+            name: value for part in distributed.gather_objects(momentum.owned_tensors()) for name, value in part.items()
+        }
+        assert all(torch.allclose(owned[name], expected[name], rtol=1e-6, atol=1e-8) for name in expected)
+        assert not torch.equal(owned["first.weight"], dict(network().named_parameters())["first.weight"])
+
+
+@case
+def pretrained_weights_reach_a_partitioned_model(folder: Path) -> None:
+    pretrained = {name: value + 0.25 for name, value in network().state_dict().items()}
+    module = network()
+    module.load_state_dict(pretrained)
+    zero = engine(module)
+    assert all(torch.equal(value, pretrained[name]) for name, value in weights(zero).items())
+    plain = network()
+    plain.load_state_dict(pretrained)
+    x, _ = batch(0)
+    assert torch.allclose(zero.evaluation(x), plain.eval()(x), rtol=1e-6)
+
+
+@case
+def parameters_of_the_parent_are_trained(folder: Path) -> None:
+    """Class token, positions and mask token sit on the module whose forward uses them."""
+    zero = engine(network())
+    train(zero, 0, 3)
+    expected = plain_losses(3)[2]
+    assert not torch.equal(expected["token"], torch.full((1, 16), 0.1))
+    assert torch.allclose(weights(zero)["token"], expected["token"], rtol=1e-4)
+
+
+@case
+def overlapped_communication_changes_no_loss(folder: Path) -> None:
+    import deepspeed
+
+    losses = {}
+    for overlap in (False, True):
+        for stage in (2, 3):
+            module = network()
+            zero = engine(module, stage)
+            settings = deepspeed_config(zero.config, BATCH // distributed.world_size(), 1, 0.0)
+            settings["zero_optimization"]["overlap_comm"] = overlap
+            module = network()
+            zero.deepspeed, *_ = deepspeed.initialize(
+                model=module, optimizer=build_adamw(module, 1e-2, (0.9, 0.95), 0.1), config=settings
+            )
+            zero.module = zero.deepspeed.module
+            zero.module.train()
+            losses[overlap, stage] = [float(one) for one in _bare_steps(zero, 4)]
+    for stage in (2, 3):
+        assert losses[True, stage] == losses[False, stage]
+        assert np.isfinite(losses[True, stage]).all()
+
+
+def _bare_steps(zero: ZeroEngine, steps: int) -> list[Tensor]:
+    found = []
+    for step in range(steps):
+        x, y = (part.chunk(distributed.world_size())[distributed.rank()] for part in batch(step))
+        loss = F.mse_loss(zero(x), y)
+        zero.deepspeed.backward(loss)
+        zero.deepspeed.step()
+        found.append(loss.detach())
+    return found
+
+
+@case
+def silent_skips_are_seen(folder: Path) -> None:
+    """DeepSpeed throws away steps of infinite gradients without a word; with and without a guard we know."""
+    for stage, precision in ((3, "bf16"), (2, "bf16"), (3, "fp32"), (1, "fp32"), (3, "autocast")):
+        zero = engine(network(), stage, precision)
+        before, norms = weights(zero), []
+
+        def accept(loss: Tensor, norm: Tensor | float, norms: list = norms) -> bool:
+            norms.append(float(norm))
+            return bool(np.isfinite(norms[-1])) and norms[-1] >= 0
+
+        for asked in (None, accept):
+            x, y = (part.chunk(distributed.world_size())[distributed.rank()] for part in batch(0))
+            result = zero.step(iter([F.mse_loss(zero(x).float(), y) * float("inf")]), asked)
+            assert not result.applied, (stage, precision, asked)
+        assert len(norms) == 1 and not (np.isfinite(norms[0]) and norms[0] >= 0)
+        assert all(torch.equal(value, before[name]) for name, value in weights(zero).items())
+        x, y = (part.chunk(distributed.world_size())[distributed.rank()] for part in batch(0))
+        assert zero.step(iter([F.mse_loss(zero(x).float(), y)]), accept).applied
+
+
+@case
+def refused_steps_leave_no_trace(folder: Path) -> None:
+    """At every stage: weights, moments and Adam's count are those of a run that never met the step."""
+    for stage in (0, 1, 2, 3):
+        zero = engine(network(), stage)
+        train(zero, 0, 2)
+        train(zero, 50, 1, accept=lambda loss, norm: False)
+        close(train(zero, 2, 3), plain_losses(5)[0][2:])
+        assert gather_state(zero).adam_step == 5
+
+
+@case
+def accumulation_gives_the_whole_batch(folder: Path) -> None:
+    """Each micro batch is reduced by itself under ZeRO-2 and 3; the sums are kept in fp32."""
+    for stage in (0, 1, 2, 3):
+        close(train(engine(network(), stage, accumulation=4), 0, 4), plain_losses(4)[0])
+
+
+@case
+def gradient_norms_are_those_before_clipping(folder: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        norms: list[float] = []
+        zero = engine(network(), stage, clip=0.01)
+        losses = train(zero, 0, 3, accept=lambda loss, norm, norms=norms: norms.append(float(norm)) or True)
+        expected, plain_norms, _ = plain_losses(3, clip=0.01)
+        close(losses, expected)
+        close(norms, plain_norms, 1e-4)
+        assert min(norms) > 0.01
+
+
+@case
+def initial_weights_do_not_depend_on_the_processes(folder: Path) -> None:
+    """Each tensor is drawn from (seed, name); one that nothing draws would be no number."""
+    module = Network()
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            if name != "token":
+                value.fill_(float("nan"))
+    initialise(module, "troubles", SEED)
+    zero = engine(module)
+    assert all(torch.isfinite(value).all() for value in weights(zero).values())
+    found = hash_weights(gather_state(zero).weights)
+    (folder.parent / f"initial-{distributed.world_size()}-{distributed.rank()}.txt").write_text(found)
+
+
+@case
+def groups_keep_their_own_rate_and_decay(folder: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        module = network()
+        names = [name for name, _ in module.named_parameters()]
+        slow = [value for name, value in module.named_parameters() if name.startswith("first")]
+        fast = [value for name, value in module.named_parameters() if not name.startswith("first")]
+        groups = [
+            {"params": slow, "lr": 1.0, "lr_scale": 0.25, "weight_decay": 0.5},
+            {"params": fast, "lr": 1.0, "weight_decay": 0.0},
+        ]
+        zero = engine(module, stage, optimizer=torch.optim.SGD(groups, lr=1.0, momentum=0.9))
+        zero.set_lr(0.1)
+        before = weights(zero)
+        train(zero, 0, 1)
+        after = weights(zero)
+        plain = network()
+        F.mse_loss(plain(batch(0)[0]), batch(0)[1]).backward()
+        gradients = {name: value.grad for name, value in plain.named_parameters()}
+        for name in names:
+            rate, decay = (0.025, 0.5) if name.startswith("first") else (0.1, 0.0)
+            expected = before[name] - rate * (gradients[name] + decay * before[name])
+            assert torch.allclose(after[name], expected, rtol=1e-5, atol=1e-7), (stage, name)
+
+
+@case
+def truncated_checkpoints_are_not_chosen(folder: Path) -> None:
+    zero = engine(network())
+    for step in (1, 2, 3):
+        train(zero, step, 1)
+        save_checkpoint(zero, folder, {"step": step})
+    if distributed.is_main():
+        for path, name in ((folder / "step-00000003", "weights"), (folder / "step-00000002", "optimizer")):
+            part = next(path.glob(f"{name}-00000-*"))
+            part.write_bytes(part.read_bytes()[:-8])
+    distributed.barrier()
+    path, damaged = newest_verified(folder)
+    assert path is not None and step_of(path) == 1
+    assert [step_of(one) for one in damaged] == [3, 2]
+
+
+@case
+def old_checkpoints_outlive_tainted_ones(folder: Path) -> None:
+    """Every nth is kept for good, damaged ones don't count as kept, and a rollback can ask for an earlier one."""
+    zero = engine(network())
+    for step in range(1, 8):
+        train(zero, step, 1)
+        save_checkpoint(zero, folder, {"step": step})
+        if distributed.is_main():
+            prune(folder, keep=2, keep_every=3)
+    distributed.barrier()
+    assert [step_of(path) for path in list_checkpoints(folder)] == [3, 6, 7]
+    path, _ = newest_verified(folder, before=7)
+    assert path is not None and step_of(path) == 6
+    if distributed.is_main():
+        set_aside([folder / "step-00000007"])
+        prune(folder, keep=1, keep_every=0)
+    distributed.barrier()
+    assert [step_of(path) for path in list_checkpoints(folder)] == [6]
+    assert find_damage(folder / "step-00000006") is None
+    assert (folder / "latest").read_text() == "step-00000007\n"
+
+
+def main() -> None:
+    runtime.prepare_environment(threads=1)
+    runtime.prepare_torch(threads=1)
+    from pretrain.engine import init_distributed
+
+    init_distributed()
+    folder = Path(sys.argv[1])
+    results: dict[str, str | None] = {}
+    for name in sys.argv[2:] or CASES:
+        own = folder / name
+        own.mkdir(parents=True, exist_ok=True)
+        distributed.barrier()
+        try:
+            CASES[name](own)
+            results[name] = None
+        except Exception:
+            results[name] = traceback.format_exc()
+            print(results[name], flush=True)  # where other ranks are left waiting, this is all there is
+        worst = next((one for one in distributed.gather_objects(results[name]) if one), None)
+        results[name] = worst
+    (folder / f"results-{distributed.rank()}.json").write_text(json.dumps(results))
+    runtime.end_process(0)
+
+
+if __name__ == "__main__":
+    main()
