@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
-from support.processes import run_ranks
 from support.tiles import write_archive
+from support.zero_jobs import Runs
 
-from pretrain.checkpoint import find_damage, list_checkpoints
+from pretrain.checkpoint import find_damage, list_checkpoints, step_of
 from shards.build import PackConfig, pack
+
+SIGNALLED = {"step": [2, 4], "evaluation": [2, 3], "saving": [4, 5]}
+"""Phases, and the checkpoints that a run leaves which is told to stop in one after step 3 or later."""
 
 WORKER = Path(__file__).resolve().parent.parent / "support" / "guard_runs.py"
 
@@ -32,26 +34,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "guard": {"patience": 2},
         "log": {"every": 1, "validate_every": 0, "samples": True},
     }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    moco = "objective={name: moco, queue: 64, hidden: 64, dim: 32, momentum: 0.9, head_norm: true}"
-    plain = folder / "plain.yaml"
-    plain.write_text(yaml.safe_dump({key: value for key, value in config.items() if key != "objective"}))
-
-    def job(name: str, *overrides: str, config: Path = path, **rest: object) -> dict:
-        return {"dir": str(folder / name), "config": str(config), "overrides": list(overrides), **rest}
-
+    jobs_of = Runs(folder, config, WORKER)
+    job, moco = jobs_of.job, "objective={name: moco, queue: 64, hidden: 64, dim: 32, momentum: 0.9, head_norm: true}"
     jobs = [
         job("clean"),
         job("once", poison={"rank": 1, "steps": [4]}),
-        job("moco", moco, "train.micro_batch=4", config=plain, poison={"rank": 0, "steps": [1]}),
+        job("moco", moco, "train.micro_batch=4", poison={"rank": 0, "steps": [1]}),
         job("twice", poison={"rank": 0, "steps": [5, 6]}),
         job("always", "train.steps=12", poison={"rank": 1, "steps": list(range(5, 12))}),
         job("full", disk_full_after=3),
-        job("again", "train.steps=6", config=path, poison={"rank": 1, "steps": [0, 1, 2, 3, 4, 5]}),
+        *(job(f"signal-in-{phase}", "log.validate_every=1", signal_in=phase) for phase in SIGNALLED),
+        job("again", "train.steps=6", poison={"rank": 1, "steps": [0, 1, 2, 3, 4, 5]}),
     ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(WORKER, 2, str(folder / "jobs.json"), timeout=300)
+    jobs_of.launch(2, jobs, timeout=300)
     return folder
 
 
@@ -123,3 +118,14 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(runs: Path) -> None:
     checkpoints = runs / "full" / "checkpoints"
     assert [path.name for path in sorted(checkpoints.iterdir())] == ["latest", "step-00000002"]
     assert find_damage(checkpoints / "step-00000002") is None
+
+
+@pytest.mark.parametrize("phase", SIGNALLED)
+def test_a_signal_in_any_phase_ends_in_a_checkpoint_of_all_ranks(runs: Path, phase: str) -> None:
+    folder = runs / f"signal-in-{phase}"
+    kept = list_checkpoints(folder / "checkpoints")
+    assert [step_of(path) for path in kept] == SIGNALLED[phase]
+    assert [find_damage(path) for path in kept] == [None] * len(kept)
+    status = json.loads((folder / "status.json").read_text())
+    assert status == {"status": "stopped", "step": SIGNALLED[phase][-1], "steps": 10}
+    assert max(records(folder, "validation_loss")) == status["step"] - 1  # the last one is given up, or not begun

@@ -1,18 +1,15 @@
 """Every objective trains under ZeRO, alike on one and two processes, under any stage, and across a resume."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from support.processes import run_ranks
 from support.tiles import write_tile
+from support.zero_jobs import Runs
 
 from shards.build import PackConfig, pack
 from shards.sensors import NODATA
 
-WORKER = Path(__file__).resolve().parent.parent / "support" / "zero_runs.py"
 STEPS, HALF = 6, 3
 
 OBJECTIVES = {
@@ -48,10 +45,10 @@ def write_landscapes(folder: Path) -> None:
             write_tile(folder / "enmap" / f"{number:07d}" / f"{date + 1:05d}.tif", values.astype(np.int16))
 
 
-def config_file(folder: Path) -> Path:
+def base_config(folder: Path) -> dict:
     write_landscapes(folder / "tiles")
     pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=6))
-    config = {
+    return {
         "run": {"dir": "set by each job", "seed": 3},
         "data": {
             "shards": str(folder / "shards"),
@@ -68,45 +65,12 @@ def config_file(folder: Path) -> Path:
         "checkpoint": {"every": 1000},
         "log": {"every": 1, "validate_every": 0},
     }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-class Runs:
-    """Where jobs leave their folders, by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, config_file(folder)
-
-    def job(self, name: str, *overrides: str, stop_at: int | None = None, copy_from: str | None = None) -> dict:
-        source = str(self.folder / copy_from) if copy_from else None
-        where = {"dir": str(self.folder / name), "config": str(self.config)}
-        overrides = tuple(override for override in overrides if override)
-        if any(override.startswith("objective={") for override in overrides):  # replaces MAE's decoder, too
-            where["config"] = str(self._without_decoder())
-        return {**where, "overrides": list(overrides), "copy_from": source, "stop_at": stop_at}
-
-    def _without_decoder(self) -> Path:
-        path = self.config.with_name("other.yaml")
-        config = yaml.safe_load(self.config.read_text())
-        del config["objective"]
-        path.write_text(yaml.safe_dump(config))
-        return path
-
-    def launch(self, world_size: int, jobs: list[dict]) -> None:
-        path = self.folder / f"jobs-{world_size}-{jobs[0]['dir'].rsplit('/', 1)[-1]}.json"
-        path.write_text(json.dumps(jobs))
-        run_ranks(WORKER, world_size, str(path), "--shallow", timeout=900)
-
-    def records(self, name: str, key: str) -> list[float]:
-        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
-        return [record[key] for record in map(json.loads, lines) if key in record]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    runs = Runs(tmp_path_factory.mktemp("objectives"))
+    folder = tmp_path_factory.mktemp("objectives")
+    runs = Runs(folder, base_config(folder))
     two, one = [], []
     for name, overrides in OBJECTIVES.items():
         two.append(runs.job(f"{name}-2", *overrides))
@@ -132,8 +96,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     one.append(runs.job("sgd-1", *sgd))
     one.append(runs.job("sgd-resumed", *sgd, copy_from="sgd-half"))
     one.append(runs.job("mae-cut", *OBJECTIVES["mae"], "train.micro_batch=4"))
-    runs.launch(2, two)
-    runs.launch(1, one)
+    runs.launch(2, two, "--shallow")
+    runs.launch(1, one, "--shallow")
     return runs
 
 

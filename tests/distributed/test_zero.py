@@ -4,22 +4,22 @@ All jobs run in three process groups: two processes, then one, then two again.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from support.processes import run_ranks
 from support.tiles import write_tile
+from support.zero_jobs import Runs
 
 from shards.build import PackConfig, pack
 
-WORKER = Path(__file__).resolve().parent.parent / "support" / "zero_runs.py"
 STEPS, HALF, BEYOND = 20, 10, 3
 STAGES = (0, 1, 2, 3)
 PRECISIONS = [("autocast", 0), ("autocast", 1), ("autocast", 2), ("autocast", 3), ("bf16", 2), ("bf16", 3)]
 RESUMED = [(2, 0), (2, 1), (2, 2), (2, 3), (1, 1), (1, 3)]
 SAVED = [(2, 3), (1, 1)]
+HALVED = ["autocast", "bf16"]
 SAVED_ALL = [(world, stage) for world in (1, 2) for stage in STAGES]
 
 pytestmark = pytest.mark.distributed
@@ -37,10 +37,10 @@ def write_landscapes(folder: Path) -> None:
         write_tile(folder / "enmap" / f"{number:07d}" / "00001.tif", np.rint(spectrum).astype(np.int16))
 
 
-def config_file(folder: Path) -> Path:
+def base_config(folder: Path) -> dict:
     write_landscapes(folder / "tiles")
     pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
-    config = {
+    return {
         "run": {"dir": "set by each job", "seed": 3},
         "data": {"shards": str(folder / "shards"), "holdout": 0.2, "read_threads": 1},
         "augment": {"crop_scale": None},
@@ -51,38 +51,8 @@ def config_file(folder: Path) -> Path:
         # nothing persistent: every weight is really partitioned at stage 3
         "engine": {"zero_stage": 3, "precision": "fp32", "param_persistence_threshold": 0},
         "checkpoint": {"every": 1000},
-        "log": {"every": 1, "validate_every": 0},
+        "log": {"every": 1, "validate_every": 0, "samples": True},
     }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-class Runs:
-    """Where jobs leave their folders, by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = config_file(folder)
-
-    def job(self, name: str, *overrides: str, **rest: object) -> dict:
-        copy_from = rest.pop("copy_from", None)
-        source = str(self.folder / str(copy_from)) if copy_from else None
-        where = {"dir": str(self.folder / name), "config": str(self.config)}
-        return {**where, "overrides": list(overrides), "copy_from": source, **rest}
-
-    def launch(self, world_size: int, jobs: list[dict], timeout: float = 900, shallow: bool = True) -> None:
-        path = self.folder / f"jobs-{world_size}-{jobs[0]['dir'].rsplit('/', 1)[-1]}.json"
-        path.write_text(json.dumps(jobs))
-        run_ranks(WORKER, world_size, str(path), *(["--shallow"] if shallow else []), timeout=timeout)
-
-    def losses(self, name: str) -> list[float]:
-        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        return [record["loss"] for record in records if "loss" in record]
-
-    def error(self, name: str) -> str:
-        return (self.folder / name / "error.txt").read_text()
 
 
 def base_jobs(runs: Runs, world: int, resumed: list[tuple[int, int]]) -> list[dict]:
@@ -113,7 +83,8 @@ def load_jobs(runs: Runs, world: int, saved: list[tuple[int, int]]) -> list[dict
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    runs = Runs(tmp_path_factory.mktemp("zero"))
+    folder = tmp_path_factory.mktemp("zero")
+    runs = Runs(folder, base_config(folder))
     precision = [
         runs.job(
             f"{kind}-{stage}",
@@ -125,15 +96,37 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         )
         for kind, stage in [("fp32", 3), *PRECISIONS]
     ]
-    runs.launch(2, [*base_jobs(runs, 2, RESUMED), runs.job("micro-4-of-2", "train.micro_batch=4"), *precision])
+    halves = [
+        runs.job(f"{kind}-half", f"engine.precision={kind}", "train.steps=10", "optim.warmup_steps=0", stop_at=5)
+        for kind in HALVED
+    ]
+    cut = runs.job("micro-4-of-2", "train.micro_batch=4")
+    runs.launch(2, [*base_jobs(runs, 2, RESUMED), cut, *precision, *halves], "--shallow")
+    shutil.copytree(folder / "half-2-3", folder / "emptied")
+    shutil.rmtree(folder / "emptied" / "checkpoints")
     cuts = [runs.job(f"micro-{micro}-of-1", f"train.micro_batch={micro}") for micro in (16, 8, 4)]
-    other_model = runs.job("other-model", "model.image_size=8", copy_from="half-2-3")
-    other_seed = runs.job("other-seed", "run.seed=4", copy_from="half-2-3")
-    persistent = runs.job("persistent", "engine.param_persistence_threshold=100000", copy_from="half-2-3")
-    runs.launch(
-        1, [*base_jobs(runs, 1, RESUMED), *cuts, other_model, other_seed, persistent, *load_jobs(runs, 1, SAVED)]
-    )
-    runs.launch(2, load_jobs(runs, 2, SAVED))
+    half = {"copy_from": "half-2-3"}
+    others = [
+        runs.job("other-model", "model.image_size=8", **half),
+        runs.job("other-seed", "run.seed=4", **half),
+        runs.job("other-batch", "train.global_batch=32", **half),
+        runs.job("accepted", "train.global_batch=32", "checkpoint.accept=[train.global_batch]", **half, stop_at=12),
+        runs.job("emptied"),
+        runs.job("must", "checkpoint.resume=must"),
+        runs.job("persistent", "engine.param_persistence_threshold=100000", **half),
+        *(
+            runs.job(
+                f"{kind}-continued",
+                f"engine.precision={kind}",
+                "train.steps=10",
+                "optim.warmup_steps=0",
+                copy_from=f"{kind}-half",
+            )
+            for kind in HALVED
+        ),
+    ]
+    runs.launch(1, [*base_jobs(runs, 1, RESUMED), *cuts, *others, *load_jobs(runs, 1, SAVED)], "--shallow")
+    runs.launch(2, load_jobs(runs, 2, SAVED), "--shallow")
     return runs
 
 
@@ -202,13 +195,67 @@ def test_a_checkpoint_of_another_seed_is_refused(runs: Runs) -> None:
     assert "run.seed differs (3 then, 4 now)" in runs.error("other-seed")
 
 
+def test_another_batch_is_refused_with_a_way_to_go_on(runs: Runs) -> None:
+    error = runs.error("other-batch")
+    assert "train.global_batch differs (16 then, 32 now)" in error
+    assert "add checkpoint.accept=[train.global_batch] to go on all the same" in error
+
+
+def test_an_accepted_batch_goes_on_at_the_same_sample(runs: Runs) -> None:
+    assert runs.samples("accepted", HALF) == list(range(144, 160))
+    assert runs.samples("accepted", HALF + 1) == list(range(160, 192))
+    assert len(runs.losses("accepted")) == HALF + 2
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(runs: Runs) -> None:
+    assert "saved at step 10, but its checkpoints folder holds none" in runs.error("emptied")
+
+
+def test_a_resume_that_was_asked_for_does_not_begin_anew(runs: Runs) -> None:
+    assert "key 'checkpoint.resume': must, but" in runs.error("must")
+
+
+def test_the_schedule_of_learning_rates_goes_on(runs: Runs) -> None:
+    assert runs.records("resumed-2-3", "lr") == runs.records("whole-2-3", "lr")
+    assert len(set(runs.records("whole-2-3", "lr"))) > HALF
+
+
+@pytest.mark.parametrize("kind", HALVED)
+def test_half_precision_goes_on_with_another_number_of_processes(runs: Runs, kind: str) -> None:
+    assert len(runs.losses(f"{kind}-half")) == 5
+    assert runs.losses(f"{kind}-continued") == pytest.approx(runs.losses(f"{kind}-3"), rel=5e-3, abs=0)
+
+
+def test_the_samples_of_a_step_do_not_depend_on_processes(runs: Runs) -> None:
+    for step in range(1, STEPS + 1):
+        expected = list(range(16 * (step - 1), 16 * step))
+        assert runs.samples("whole-2-3", step) == runs.samples("whole-1-0", step) == expected
+
+
+@pytest.mark.nightly
+def test_two_processes_are_continued_by_four(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, base_config(tmp_path))
+    halves = [runs.job("whole"), runs.job("half", stop_at=HALF)]
+    runs.launch(2, halves, "--shallow")
+    stages = [
+        runs.job(f"four-{stage}", "train.micro_batch=4", f"engine.zero_stage={stage}", copy_from="half")
+        for stage in STAGES
+    ]
+    runs.launch(4, stages, "--shallow")
+    for stage in STAGES:
+        assert runs.losses(f"four-{stage}") == pytest.approx(runs.losses("whole"), rel=1e-5, abs=0)
+        assert [runs.samples(f"four-{stage}", step) for step in (1, 11, 20)] == [
+            runs.samples("whole", step) for step in (1, 11, 20)
+        ]
+
+
 @pytest.mark.nightly
 def test_all_sixty_four_loads(tmp_path: Path) -> None:
-    runs = Runs(tmp_path)
+    runs = Runs(tmp_path, base_config(tmp_path))
     for world in (1, 2):
-        runs.launch(world, base_jobs(runs, world, SAVED_ALL), timeout=3600, shallow=False)
+        runs.launch(world, base_jobs(runs, world, SAVED_ALL), timeout=3600)
     for world in (1, 2):
-        runs.launch(world, load_jobs(runs, world, SAVED_ALL), timeout=3600, shallow=False)
+        runs.launch(world, load_jobs(runs, world, SAVED_ALL), timeout=3600)
     reference = runs.losses("whole-2-3")[: HALF + BEYOND]
     for was_world, was_stage in SAVED_ALL:
         for world, stage in SAVED_ALL:

@@ -66,7 +66,7 @@ class Training:
                 for rank in range(world_size)
             ]
             if fault is not None:
-                while time.monotonic() - begin < fault.after and any(rank.poll() is None for rank in ranks):
+                while time.monotonic() - begin < fault.after and None in [rank.poll() for rank in ranks]:
                     time.sleep(0.02)
                 for number in fault.ranks:
                     if ranks[number].poll() is None:
@@ -117,7 +117,7 @@ def _wait(ranks: list[subprocess.Popen], faulty: bool) -> tuple[float, bool]:
     """Wait for all; once one has failed, end the others as srun does. Returns since when, and if one was killed."""
     since = time.monotonic()
     failed: float | None = None
-    while any(rank.poll() is None for rank in ranks):
+    while None in [rank.poll() for rank in ranks]:
         now = time.monotonic()
         if failed is None and any(rank.returncode not in (None, 0) for rank in ranks):
             failed = now

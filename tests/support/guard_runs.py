@@ -1,10 +1,12 @@
 """Trainings with poisoned steps, for tests/distributed/test_guard.py: `python guard_runs.py JOBS.json`, as every rank.
 
 A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are no
-numbers; or with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a few bytes.
+numbers; with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte; with
+{"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later.
 """
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -25,8 +27,19 @@ def run_job(job: dict) -> None:
     from pretrain.trainer import Trainer
 
     config = load_config(job["config"], [f"run.dir={job['dir']}", *job["overrides"]], PretrainConfig)
+    watchdog = Watchdog(config.watchdog, Path(job["dir"]), StopRequest())
+    watchdog.stop.watched = True
+    begin = watchdog.begin
+
+    def begin_and_signal(phase, step):
+        begin(phase, step)
+        if phase == job.get("signal_in") and step >= 3 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    watchdog.begin = begin_and_signal  # type: ignore[method-assign]
     try:
-        trainer = Trainer(config, Watchdog(config.watchdog, Path(job["dir"]), StopRequest()))
+        trainer = Trainer(config, watchdog)
         poison, losses = job.get("poison", {"rank": -1}), trainer.objective.losses
 
         def poisoned(engine, batches, step):

@@ -132,7 +132,7 @@ def close(actual: list[float], expected: list[float], rel: float = 1e-5) -> None
     assert np.allclose(actual, expected, rtol=rel, atol=0), f"{actual} where {expected} was expected"
 
 
-# ---- the cases, named by their subject; numbers of rows stand in test_deepspeed_troubles.py ----
+# ---- the cases, named by their subject ----
 
 
 @case
