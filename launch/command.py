@@ -4,11 +4,11 @@ Nothing heavy is imported here, so a wrong key is answered at once, on every lau
 """
 
 import argparse
-import os
 import sys
 import time
 from typing import NoReturn, TypeVar
 
+from launch.ranks import adopt_slurm_ranks, is_main_process
 from shards.config import ConfigModel, dump_config, load_config
 from shards.errors import ConfigError, ForgeError
 
@@ -17,6 +17,7 @@ Schema = TypeVar("Schema", bound=ConfigModel)
 
 def read_command(argv: list[str] | None, schema: type[Schema], description: str) -> Schema:
     """Parse ``--config FILE [key.sub=value ...]``; ends the process for --help, --print-config and misuse."""
+    adopt_slurm_ranks()
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and end")
@@ -35,11 +36,6 @@ def read_command(argv: list[str] | None, schema: type[Schema], description: str)
             print(dump_config(config), end="")
         sys.exit(0)
     return config
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0, before a process group exists."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def fail(error: ForgeError) -> NoReturn:

@@ -1,7 +1,6 @@
 """The process a launcher gives us: threads, signals, rendezvous defaults, and a clean end."""
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from launch.command import fail
+from launch.ranks import set_rendezvous
 from pretrain.stop import STOPPED, StopRequest
 from shards.errors import ForgeError
 
@@ -17,9 +17,7 @@ def prepare_environment(threads: int) -> None:
     """Set what must be set before torch loads: threads, accelerator, a process group of one where no launcher is."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # launchers differ: torchrun sets 1, deepspeed nothing
     os.environ.setdefault("MPLBACKEND", "Agg")
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
+    set_rendezvous()
 
 
 def prepare_torch(threads: int) -> None:
@@ -88,9 +86,3 @@ def _abort(text: str, code: int) -> NoReturn:
     """End this rank at once, saying which it is and why; the launcher ends the others."""
     print(f"error: rank {os.environ['RANK']}: {text}", file=sys.stderr, flush=True)
     os._exit(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

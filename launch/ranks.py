@@ -1,0 +1,60 @@
+"""Who this process is: its rank from a launcher's environment, Slurm's included. Nothing heavy is imported."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+
+
+def adopt_slurm_ranks() -> None:
+    """In a task of `srun`, set RANK, WORLD_SIZE and LOCAL_RANK, unless a launcher inside it has set them."""
+    if "RANK" not in os.environ:
+        os.environ.update(slurm_ranks(os.environ))
+
+
+def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Ranks of a task of a step; empty in a batch script or a shell of `salloc`, which have no number of tasks."""
+    if "SLURM_STEP_NUM_TASKS" not in environment or "SLURM_PROCID" not in environment:
+        return {}
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    return {name: environment[slurm] for name, slurm in names.items()}
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, before a process group exists."""
+    return int(os.environ.get("RANK", slurm_ranks(os.environ).get("RANK", "0"))) == 0
+
+
+def set_rendezvous() -> None:
+    """Set what is missing to find the other ranks: of a Slurm step, or of a process that is alone."""
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        os.environ.setdefault("MASTER_ADDR", _first_address(os.environ["SLURM_STEP_NODELIST"]))
+        os.environ.setdefault("MASTER_PORT", str(step_port(os.environ["SLURM_JOB_ID"], os.environ["SLURM_STEP_ID"])))
+
+
+def step_port(job: str, step: str) -> int:
+    """A port that all tasks of a step agree on and that neighbouring jobs don't share, 20000 to 31999."""
+    return 20000 + (int(job) * 7 + int(step)) % 12000
+
+
+def _first_address(nodes: str) -> str:
+    """The address that Slurm uses of the first node of a list; its name where Slurm can't be asked here."""
+    try:
+        first = _scontrol("show", "hostnames", nodes).split()[0]
+        words = _scontrol("show", "node", first, "-o").split()
+        return next(word.removeprefix("NodeAddr=") for word in words if word.startswith("NodeAddr="))
+    except (OSError, subprocess.SubprocessError, IndexError, StopIteration):
+        return nodes.split(",")[0]
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,209 @@
+"""Jobs on a real Slurm of two nodes: pipelines, requeues after signals and preemption, killed tasks, arrays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from support.processes import REPOSITORY
+from support.slurm_cluster import SlurmCluster
+from support.tiles import write_archive
+
+from pretrain.checkpoint import find_damage, list_checkpoints
+from shards.build import PackConfig, pack
+
+SLURM = REPOSITORY / "launch" / "slurm.py"
+TWO_NODES = ["--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1", "--time", "30:00"]
+STEPS = 30
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmCluster(Path(folder)) as cluster:
+        yield cluster
+
+
+class Lab:
+    """Somebody who submits: tiles, shards and a config in a folder."""
+
+    def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
+        self.folder, self.cluster = folder, cluster
+        write_archive(folder / "tiles", size=24)
+        pack(folder / "tiles", folder / "packed", PackConfig(tiles_per_shard=4))
+        config = {
+            "run": {"dir": "set by each test", "seed": 7},
+            "data": {"shards": str(folder / "packed"), "holdout": 0.2, "read_threads": 1},
+            "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4, "bn_group": 2},
+            "objective": {"mask_ratio": 0.5, "decoder": {"width": 64, "depth": 1, "heads": 2}},
+            "optim": {"lr": 5e-4},
+            "train": {"steps": STEPS, "global_batch": 4, "micro_batch": 2},
+            "engine": {"precision": "fp32"},
+            "checkpoint": {"every": 1000},
+            "log": {"every": 1, "validate_every": 0},
+        }
+        self.config = folder / "config.yaml"
+        self.config.write_text(yaml.safe_dump(config))
+
+    def slurm(self, command: str, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(SLURM), command, "--config", str(self.config), *map(str, words)],
+            cwd=self.folder,
+            env=self.cluster.environment | {"DS_ACCELERATOR": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def submit(self, command: str, *words: object) -> dict[str, str]:
+        """Job numbers by stage."""
+        done = self.slurm(command, *words)
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines() if ": job " in line]
+        return {line[0].rstrip(":"): line[2].rstrip(",") for line in lines}
+
+    def losses(self, run: str) -> list[float]:
+        path = self.folder / run / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+    def output(self, run: str) -> str:
+        return "\n".join(path.read_text() for path in sorted((self.folder / run / "slurm").glob("*.out")))
+
+    def finish(self, job: str, run: str, *states: str) -> None:
+        self.cluster.wait_for(job, *states, seconds=180, story=lambda: self.output(run))
+
+    def begin(self, run: str, *options: object) -> str:
+        """Submit a run on two nodes and wait for its first steps."""
+        (job,) = self.submit("pretrain", *TWO_NODES, f"run.dir={run}", *options).values()
+        self.cluster.wait_until(lambda: len(self.losses(run)) >= 3, 120, lambda: self.output(run))
+        return job
+
+    def finish_requeued(self, job: str, run: str) -> None:
+        """The job saved and waits to begin again; let it, and see that it comes to its end."""
+        self.finish(job, run, "PENDING")
+        assert self.cluster.field(job, "Restarts") == "1"
+        assert json.loads((self.folder / run / "status.json").read_text())["status"] == "stopped"
+        assert find_damage(list_checkpoints(self.folder / run / "checkpoints")[-1]) is None
+        self.cluster.release(job)
+        self.finish(job, run, "COMPLETED", "FAILED")
+        assert self.cluster.state(job) == "COMPLETED", self.output(run)
+        assert "resumed from" in self.output(run)
+
+
+@pytest.fixture(scope="module")
+def lab(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("lab"), cluster)
+
+
+@pytest.fixture(scope="module")
+def whole(lab: Lab) -> list[float]:
+    """Losses of an uninterrupted run on two nodes, which a pipeline made from tiles to the exported encoder."""
+    options = ["--tiles", "tiles", "--parts", 2, "--workers", 1, "data.shards=shards", "run.dir=whole"]
+    jobs = lab.submit("pipeline", *TWO_NODES, *options)
+    assert list(jobs) == ["shard", "merge", "pretrain", "export"]
+    lab.finish(jobs["export"], "whole", "COMPLETED", "FAILED", "CANCELLED")
+    assert lab.cluster.state(jobs["export"]) == "COMPLETED", lab.output("whole")
+    return lab.losses("whole")
+
+
+def test_a_pipeline_goes_from_tiles_to_an_exported_encoder(lab: Lab, whole: list[float]) -> None:
+    assert len(whole) == STEPS
+    assert "WORLD SIZE 2" in lab.output("whole")
+    assert (lab.folder / "shards" / "mu.npy").exists()
+    exported = sorted(path.name for path in (lab.folder / "whole" / "export").iterdir())
+    assert {"encoder.safetensors", "encoder.pth"} <= set(exported)
+
+
+def test_a_signal_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
+    job = lab.begin("signalled")
+    lab.cluster.run("scancel", "--signal=USR1", job)  # what Slurm does to the tasks before the time limit
+    lab.finish_requeued(job, "signalled")
+    assert lab.losses("signalled") == whole
+
+
+def test_a_killed_task_fails_the_job_and_hangs_nothing(lab: Lab) -> None:
+    job = lab.begin("killed", "train.steps=10000")
+    os.kill(int((lab.folder / "killed" / "rank0.pid").read_text()), signal.SIGKILL)
+    lab.cluster.wait_for(job, "FAILED", seconds=60, story=lambda: lab.output("killed"))
+    assert "error: rank 1: lost another rank" in lab.output("killed")
+
+
+def test_a_batch_that_the_nodes_cannot_share_is_refused_before_anything_is_queued(lab: Lab) -> None:
+    done = lab.slurm("pretrain", "--nodes", 3, "--time", "30:00", "run.dir=three")
+    assert done.returncode == 2
+    assert "train.global_batch 4 must be a multiple of train.micro_batch 2 x 3 processes" in done.stderr
+    assert not (lab.folder / "three").exists()
+
+
+def test_what_slurm_refuses_is_one_line(lab: Lab) -> None:
+    done = lab.slurm("pretrain", *TWO_NODES, "--partition", "none", "run.dir=refused")
+    assert done.returncode == 1
+    assert "invalid partition specified: none" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_that_would_come_at_once_is_refused(lab: Lab) -> None:
+    done = lab.slurm("pretrain", *TWO_NODES, "--signal-seconds", 1790, "run.dir=early")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --signal-seconds 1790: nothing is left of --time 30:00")
+
+
+@pytest.mark.nightly
+def test_preemption_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
+    job = lab.begin("preempted")
+    urgent = lab.cluster.run(
+        "sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "--wrap", "sleep 3", "-o", "/dev/null"
+    ).strip()
+    lab.cluster.wait_for(urgent, "COMPLETED", seconds=120, story=lambda: lab.output("preempted"))
+    lab.finish_requeued(job, "preempted")
+    assert lab.losses("preempted") == whole
+
+
+@pytest.mark.nightly
+def test_the_time_limit_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab) -> None:
+    """Slurm counts in minutes and signals up to one early: 80 seconds into this job at the latest."""
+    steps = "train.steps=900"
+    job = lab.begin("limited", "--time", "3:00", "--signal-seconds", "100", steps)
+    lab.finish_requeued(job, "limited")
+    (free,) = lab.submit("pretrain", *TWO_NODES, "run.dir=unlimited", steps).values()
+    lab.finish(free, "unlimited", "COMPLETED", "FAILED")
+    assert len(lab.losses("unlimited")) == 900
+    assert lab.losses("limited") == lab.losses("unlimited")
+
+
+@pytest.mark.nightly
+def test_a_sweep_is_an_array_of_runs(lab: Lab) -> None:
+    options = ["--nodes", 1, "--cpus-per-task", 1, "--time", "30:00", "--sweep", "optim.lr=1e-3,3e-4"]
+    (job,) = lab.submit("pretrain", *options, "run.dir=swept", "train.steps=4").values()
+    for number, rate in enumerate(("1e-3", "3e-4")):
+        lab.finish(f"{job}_{number}", "swept", "COMPLETED", "FAILED")
+        folder = lab.folder / "swept" / f"optim.lr={rate}"
+        assert len(lab.losses(f"swept/optim.lr={rate}")) == 4, lab.output("swept")
+        assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["lr"] == float(rate)
+
+
+@pytest.mark.nightly
+def test_a_cancelled_job_saves_and_is_not_requeued(lab: Lab) -> None:
+    job = lab.begin("cancelled", "train.steps=10000")
+    lab.cluster.run("scancel", job)
+    lab.cluster.wait_for(job, "CANCELLED", "FAILED", "PENDING", seconds=60, story=lambda: lab.output("cancelled"))
+    lab.cluster.wait_until(lambda: lab.cluster.run("squeue", "-h", "-j", job).strip() == "", 60)
+    assert lab.cluster.state(job) == "CANCELLED"
+    assert json.loads((lab.folder / "cancelled" / "status.json").read_text())["status"] == "stopped"
+
+
+@pytest.mark.nightly
+def test_a_failed_stage_leaves_nothing_queued(lab: Lab) -> None:
+    (lab.folder / "empty").mkdir()
+    options = ["--tiles", "empty", "--parts", 1, "--workers", 1, "data.shards=none", "run.dir=failed"]
+    jobs = lab.submit("pipeline", *TWO_NODES, *options)
+    lab.finish(jobs["shard"], "failed", "FAILED")
+    lab.cluster.wait_until(lambda: lab.cluster.run("squeue", "-h").strip() == "", 60, lambda: lab.output("failed"))

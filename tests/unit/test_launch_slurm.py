@@ -1,0 +1,122 @@
+"""Ranks from Slurm's environment, time limits, sweeps, and scripts as bash reads them."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.ranks import slurm_ranks, step_port
+from launch.slurm import limit_seconds, main
+from shards.errors import ConfigError
+
+STEP = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
+CONFIG = """\
+run: {dir: set below}
+data: {shards: shards}
+train: {steps: 10, global_batch: 64, micro_batch: 8}
+"""
+
+
+def test_a_task_of_a_step_has_its_ranks() -> None:
+    assert slurm_ranks(STEP) == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+
+
+def test_a_batch_script_is_no_task() -> None:
+    assert slurm_ranks({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "3"}) == {}
+
+
+def test_ports_are_in_range_and_differ_for_neighbours() -> None:
+    ports = [step_port(str(job), str(step)) for job in range(100, 200) for step in range(3)]
+    assert len(set(ports)) == len(ports)
+    assert all(20000 <= port < 32000 for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 1800), ("30:15", 1815), ("2:00:00", 7200), ("1-12", 129600), ("1-0:30", 88200), ("2-01:00:10", 176410)],
+)
+def test_limits_are_read_as_slurm_does(text: str, seconds: int) -> None:
+    assert limit_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2h", "1:2:3:4", "-1", "1-"])
+def test_other_limits_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--time"):
+        limit_seconds(text)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a config.yaml"  # with a space, as paths have
+    path.write_text(CONFIG)
+    return path
+
+
+def script(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    main([*words, "--time", "2:00:00", "--dry-run"])
+    text = capsys.readouterr().out
+    checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+    return text
+
+
+def test_a_run_is_one_task_for_each_device(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", "--config", str(config), "--nodes", "2", "--gpus-per-node", "4", "run.dir=my run"]
+    text = script(capsys, *words, "optim.lr=1e-3")
+    lines = text.splitlines()
+    for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--signal=USR1@600", "--requeue"):
+        assert f"#SBATCH {line}" in lines
+    assert "srun --kill-on-bad-exit=1" in text
+    assert f"--config '{config}'" in text
+    assert "optim.lr=1e-3" in text
+    assert f"'run.dir={config.parent / 'my run'}'" in text
+    assert not (config.parent / "my run").exists()
+
+
+def test_every_template_is_sound_bash(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiles").mkdir()
+    words = ["pipeline", "--config", str(config), "--tiles", "tiles", "--stage", "--parts", "3", "run.dir=r"]
+    text = script(capsys, *words)
+    assert "#SBATCH --array=1-3" in text
+    assert '"data.stage=$SLURM_TMPDIR/shards"' in text
+    assert "@" not in text.replace("USR1@600", "").replace("[@]", "")
+
+
+def test_a_sweep_gives_every_pair_a_folder(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweeps = ["--sweep", "optim.lr=1e-3,3e-4", "--sweep", "run.seed=1,2"]
+    text = script(capsys, "pretrain", "--config", str(config), *sweeps, "run.dir=s")
+    assert "#SBATCH --array=0-3" in text
+    assert f"3) sweep=(optim.lr=3e-4 run.seed=2 run.dir={config.parent}/s/optim.lr=3e-4_run.seed=2) ;;" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sweep", "optim.lrr=1,2"], "did you mean 'optim.lr'"),
+        (["--sweep", "optim.lr"], "write key=value,value"),
+        (["--sweep", "run.dir=a,b"], "each combination gets a folder of its own"),
+        (["--nodes", "3"], "must be a multiple of train.micro_batch 8 x 3 processes"),
+        (["train.stepz=3"], "did you mean 'train.steps'"),
+    ],
+)
+def test_misuse_is_one_line_before_anything_is_written(
+    config: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--config", str(config), "--time", "2:00:00", *words])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in config.parent.iterdir()] == [config.name]
+
+
+def test_without_slurm_one_line_says_so(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--config", str(config), "--time", "2:00:00", "run.dir=r"])
+    assert ended.value.code == 1
+    assert "sbatch is missing" in capsys.readouterr().err
