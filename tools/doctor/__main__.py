@@ -8,7 +8,7 @@ import os
 import pkgutil
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from launch import runtime
 from launch.command import command_parser, is_main_process, parse_command
@@ -34,8 +34,8 @@ CHECKS = {
 }
 """Rows of the table, and their checks: each is imported by itself, so that a broken library costs one row."""
 
-START_LIMIT_S, CHECK_LIMIT_S = 120.0, 180.0
-"""That a rendezvous and a check may take; where all is well, the longest needs ten seconds."""
+START_LIMIT_S, CHECK_LIMIT_S, END_LIMIT_S = 120.0, 180.0, 30.0
+"""That a rendezvous, a check and the end may take; where all is well, the longest check needs ten seconds."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,14 +47,14 @@ def main(argv: list[str] | None = None) -> None:
     show = Printer(is_main_process(), arguments.verbose)
     show.line(f"{'check':<19} {'state':<7} found")
     cluster = _gather_ranks(config, show)
-    states: list[State] = []
+    states: list[State] = ["green"]  # of the row of the ranks
     for name, place in CHECKS.items():
         with time_limit(CHECK_LIMIT_S, lambda name=name: _tell_late(cluster, name, show)):  # type: ignore[misc]
             row = examine(cluster, place)
         show(name, row)
         states.append(row.state)
     show.line(summary(states))
-    runtime.end_process(1 if "red" in states else 0)
+    _end(1 if "red" in states else 0)
 
 
 def examine(cluster: "Cluster", place: str) -> Row:
@@ -64,7 +64,7 @@ def examine(cluster: "Cluster", place: str) -> Row:
     try:
         row: Row = pkgutil.resolve_name(place)(cluster)
     except Exception as error:  # any: one check must not cost the others
-        return Row("red", one_line(error), "not an error that this check looks for: mend what it names")
+        return Row("red", one_line(error), "no error that this check looks for: mend what the line names")
     return row
 
 
@@ -95,6 +95,15 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
     hosts = len(cluster.first_ranks)
     show("ranks", Row("green", f"{cluster.size} on {hosts} host{'s' * (hosts > 1)}, at {address}"))
     return cluster
+
+
+def _end(code: int) -> NoReturn:
+    """Leave together with the other ranks, or without them where one has died."""
+    with time_limit(END_LIMIT_S, lambda: None):
+        try:
+            runtime.end_process(code)
+        except Exception:  # of the barrier; the rows of the checks have told why
+            os._exit(1)
 
 
 def _tell_late(cluster: "Cluster", name: str, show: Printer) -> None:

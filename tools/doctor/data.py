@@ -41,7 +41,7 @@ def check_shards(cluster: Cluster) -> Row:
     answers = cluster.everywhere(lambda: _open_and_read(cluster.config, cluster.rank))
     failure = cluster.failure(answers)
     if failure:
-        return Row("red", failure, f"`python -m shards verify {data.shards}` lists all that is damaged")
+        return Row("red", failure, f"what the line names; `python -m shards verify {data.shards}` reads every byte")
     return judge_shards(values(answers), [cluster.name(rank) for rank in range(cluster.size)], data.shards)
 
 
@@ -109,6 +109,8 @@ def _stage_room(config: PretrainConfig, folder: Path) -> tuple[int, int]:
     probe = existing / f".doctor-{uuid.uuid4().hex[:8]}"
     try:
         write_atomic(probe, "staging")
+    except OSError as error:
+        raise ConfigError(f"key 'data.stage': {existing} can't be written to: {error.strerror}") from None
     finally:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(existing).free

@@ -1,7 +1,7 @@
 """What DeepSpeed makes of the run's config: nothing that matters may be left to a default of its version."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pretrain.config import PretrainConfig
@@ -27,6 +27,18 @@ MUST_BE_SET = {
 }
 """Keys that `deepspeed_config` has to give, and what happens to those that it doesn't."""
 
+_NAMES = {
+    name: f"stage3_{name}"
+    for name in (
+        "prefetch_bucket_size",
+        "param_persistence_threshold",
+        "model_persistence_threshold",
+        "max_live_parameters",
+        "max_reuse_distance",
+    )
+} | {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}
+"""Names of DeepSpeed's ZeRO fields that have another one in its dict."""
+
 _MEND = "set it in pretrain/engine.py, deepspeed_config"
 
 
@@ -38,12 +50,15 @@ def check(cluster: Cluster) -> Row:
     except ValueError as error:
         return Row("red", str(error), "another train.global_batch, train.micro_batch or number of processes")
     given = deepspeed_config(engine, config.train.micro_batch, accumulation, config.optim.clip)
-    details = json.dumps(given, indent=2, sort_keys=True)
     unset = left_to_defaults(given)
     if unset:
         lines = [f"{key} is left to DeepSpeed's default" + (f" ({why})" if why else "") for key, why in unset.items()]
-        return Row("red", "; ".join(lines), _MEND, details)
-    changed = list(_changed(given))
+        return Row("red", "; ".join(lines), _MEND, json.dumps(given, indent=2))
+    parsed = _parse(given)
+    changed = misread(given, parsed)
+    details = (
+        json.dumps(given, indent=2) + "\nleft to DeepSpeed's defaults:\n" + json.dumps(_rest(given, parsed), indent=2)
+    )
     if changed:
         return Row("red", "; ".join(changed), _MEND, details)
     batch = f"global batch {config.train.global_batch} = {config.train.micro_batch} x {cluster.size} x {accumulation}"
@@ -73,8 +88,14 @@ def describe(config: PretrainConfig, given: Mapping[str, Any]) -> str:
     )
 
 
-def _changed(given: Mapping[str, Any]) -> Iterator[str]:
-    """Values that DeepSpeed reads otherwise than they were given.
+def misread(given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[str]:
+    """Values that DeepSpeed reads otherwise than they were given."""
+    pairs = [(key, _lookup(given, key), _lookup(parsed, key)) for key in required_keys(given)]
+    return [f"{key} is given as {wanted} and read by DeepSpeed as {got}" for key, wanted, got in pairs if wanted != got]
+
+
+def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's reading of a dict, its defaults filled in, under the names of the dict.
 
     Raises:
         ConfigError: it refuses the dict.
@@ -83,25 +104,23 @@ def _changed(given: Mapping[str, Any]) -> Iterator[str]:
 
     try:
         parsed = DeepSpeedConfig(json.loads(json.dumps(given)))
-    except Exception as error:  # its own assertions and pydantic's errors
-        lines = " ".join(str(error).split())
-        raise ConfigError(f"DeepSpeed refuses the config: {lines}") from None
-    read = {
+    except Exception as error:  # its assertions, and pydantic's errors
+        raise ConfigError(f"DeepSpeed refuses the config: {' '.join(str(error).split())}") from None
+    zero = {_NAMES.get(name, name): value for name, value in parsed.zero_config.model_dump(mode="json").items()}
+    return {
         "train_micro_batch_size_per_gpu": parsed.train_micro_batch_size_per_gpu,
         "gradient_accumulation_steps": parsed.gradient_accumulation_steps,
         "gradient_clipping": parsed.gradient_clipping,
-        "data_types.grad_accum_dtype": parsed.grad_accum_dtype,
-        "bf16.check_grad_overflow": parsed.bfloat16_config.check_grad_overflow,
-        **{f"zero_optimization.{key}": value for key, value in parsed.zero_config.model_dump().items()},
+        "data_types": {"grad_accum_dtype": parsed.grad_accum_dtype},
+        "bf16": parsed.bfloat16_config.model_dump(mode="json"),
+        "zero_optimization": zero,
     }
-    aliases = {
-        "zero_optimization.stage3_prefetch_bucket_size": "zero_optimization.prefetch_bucket_size",
-        "zero_optimization.stage3_param_persistence_threshold": "zero_optimization.param_persistence_threshold",
-    }
-    for key in required_keys(given):
-        wanted, got = _lookup(given, key), read.get(aliases.get(key, key))
-        if wanted != got:
-            yield f"{key} is given as {wanted} and read by DeepSpeed as {got}"
+
+
+def _rest(given: Mapping[str, Any], parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """What DeepSpeed filled in."""
+    zero = parsed["zero_optimization"]
+    return {name: value for name, value in zero.items() if name not in given["zero_optimization"]}
 
 
 def _lookup(given: Mapping[str, Any], key: str) -> Any:

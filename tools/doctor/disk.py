@@ -14,6 +14,7 @@ from torch import nn
 from pretrain import distributed
 from pretrain.config import DinoConfig, MaeConfig, MocoConfig, PretrainConfig
 from shards.atomic import write_atomic
+from shards.errors import ConfigError
 from shards.reader import ShardReader
 from tools.doctor.cluster import Cluster, values
 from tools.doctor.table import Row
@@ -41,7 +42,7 @@ def check_file_system(cluster: Cluster) -> Row:
 
 def _exchange_files(cluster: Cluster, folder: Path) -> Row:
     writers = cluster.first_ranks
-    failure = cluster.failure(cluster.everywhere(lambda: folder.mkdir() if cluster.rank == 0 else None))
+    failure = cluster.failure(cluster.everywhere(lambda: _make(folder) if cluster.rank == 0 else None))
     if failure:
         return Row("red", failure, _MEND)
     seconds, lateness = [], []
@@ -62,6 +63,13 @@ def _exchange_files(cluster: Cluster, folder: Path) -> Row:
         f"renames seen by all ranks within {max(lateness):.2f} s"
     )
     return Row("green", found)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise ConfigError(f"key 'run.dir': {folder.parent} can't be written to: {error.strerror}") from None
 
 
 def _write_probe(folder: Path, rank: int, writers: list[int], mark: bytes, size: int) -> float:
@@ -100,7 +108,7 @@ def check_room(cluster: Cluster) -> Row:
     answers = cluster.everywhere(lambda: _measure_room(config, folder) if cluster.rank == 0 else (0, 0, 0))
     failure = cluster.failure(answers)
     if failure:
-        return Row("yellow", f"not known: {failure}", "mend the rows 'shards' and 'file system' first")
+        return Row("yellow", f"not known: {failure}", "first what the rows 'shards' and 'file system' say")
     weights, free, taken = values(answers)[0]
     return judge_room(weights, free, taken, config)
 

@@ -39,7 +39,7 @@ def check(cluster: Cluster) -> Row:
     opened = cluster.everywhere(lambda: streams.append(_open_stream(config)))
     failure = cluster.failure(opened)
     if failure:
-        return Row("yellow", f"not measured: {failure}", "mend the row 'shards' first")
+        return Row("yellow", f"not measured: {failure}", "first what the row 'shards' says")
     shape = streams[0].reader.tile_shape
     try:
         answers = cluster.everywhere(lambda: _measure(config, streams[0], cluster))
@@ -47,7 +47,9 @@ def check(cluster: Cluster) -> Row:
         streams[0].reader.close()
     failure = cluster.failure(answers)
     if failure:
-        return Row("red", failure, f"`python -m shards verify {config.data.shards}` lists all that is damaged")
+        return Row(
+            "red", failure, f"what the line names; `python -m shards verify {config.data.shards}` reads every byte"
+        )
     sample_bytes = 2 * shape[0] * shape[1] * shape[2] * streams[0].timestamps
     return judge(values(answers), [cluster.name(rank) for rank in range(cluster.size)], sample_bytes, config)
 

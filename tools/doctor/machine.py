@@ -63,7 +63,7 @@ def judge_hosts(ranks: Sequence[Host], hosts: Sequence[str], on_gpu: bool) -> Ro
         cores = len(frozenset[int]().union(*(rank.cores for rank in here)))
         threads = sum(rank.threads for rank in here)
         if threads > cores:
-            what = f"{host}: {len(here)} processes x {here[0].threads} threads on {cores} cores"
+            what = f"{host}: {threads} threads on {cores} cores slow each other down"
             problems.append(("red", what, f"run.threads={max(cores // len(here), 1)}, or --cpus-per-task"))
         if on_gpu and len(here) > 1 and here[0].shm_bytes < SHM_BYTES:
             what = f"{host}: /dev/shm has {here[0].shm_bytes / 2**20:.0f} MiB, where NCCL wants 1024"
