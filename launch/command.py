@@ -17,12 +17,24 @@ Schema = TypeVar("Schema", bound=ConfigModel)
 
 def read_command(argv: list[str] | None, schema: type[Schema], description: str) -> Schema:
     """Parse ``--config FILE [key.sub=value ...]``; ends the process for --help, --print-config and misuse."""
-    adopt_slurm_ranks()
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    return parse_command(command_parser(description), argv, schema)[0]
+
+
+def command_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """The arguments of every training command, for those that have more."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and end")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single values of the config")
+    return parser
+
+
+def parse_command(
+    parser: argparse.ArgumentParser, argv: list[str] | None, schema: type[Schema]
+) -> tuple[Schema, argparse.Namespace]:
+    """The config and all arguments; ends the process for --help, --print-config and misuse."""
+    adopt_slurm_ranks()
     if not is_main_process():
         parser.print_usage = parser.print_help = lambda *_: None  # type: ignore[method-assign]
         parser.error = lambda _: _leave(2)  # type: ignore[assignment, method-assign]
@@ -35,7 +47,7 @@ def read_command(argv: list[str] | None, schema: type[Schema], description: str)
         if is_main_process():
             print(dump_config(config), end="")
         sys.exit(0)
-    return config
+    return config, arguments
 
 
 def fail(error: ForgeError) -> NoReturn:

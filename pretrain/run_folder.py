@@ -38,8 +38,7 @@ class RunFolder:
 
     def check_room(self, config: CheckpointConfig, checkpoint_bytes: int, steps: int) -> None:
         """Raise ConfigError where the checkpoints that the run will hold at once don't fit disk or quota."""
-        for_good = steps // config.keep_every if config.keep_every else 0
-        held = config.keep + for_good + 1  # the one being written
+        held = held_at_once(config, steps)
         need = held * checkpoint_bytes
         there = sum(path.stat().st_size for path in self.path.glob("checkpoints/step-*/*"))
         limits = {"are free there": shutil.disk_usage(self.path).free + there}
@@ -52,6 +51,11 @@ class RunFolder:
                     f"{room / 1e9:.1f} GB {what}: lower checkpoint.keep, raise checkpoint.keep_every, or choose "
                     "another run.dir"
                 )
+
+
+def held_at_once(config: CheckpointConfig, steps: int) -> int:
+    """Checkpoints that a run of so many steps has on disk at most: those kept, and the one being written."""
+    return config.keep + (steps // config.keep_every if config.keep_every else 0) + 1
 
 
 def _lock(path: Path) -> IO[str]:

@@ -1,0 +1,86 @@
+"""The ranks under examination: local work on all of them at once, whose failures are gathered and never awaited."""
+
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from shards.errors import ForgeError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Value]):
+    """What one rank's work gave: a value, or the one line of its error."""
+
+    value: Value | None
+    error: str | None = None
+
+
+class Cluster:
+    """All ranks of this process group.
+
+    Args:
+        config: of the run that is to be started.
+
+    Attributes:
+        rank, size: of this process, and how many there are.
+        hosts: host name of every rank.
+        first_ranks: the first rank of every host, which does what a host needs once.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.rank, self.size = distributed.rank(), distributed.world_size()
+        self.hosts: list[str] = distributed.gather_objects(socket.gethostname())
+        self.first_ranks = [rank for rank, host in enumerate(self.hosts) if self.hosts.index(host) == rank]
+        self._working = False
+
+    def everywhere(self, work: Callable[[], Value]) -> list[Answer[Value]]:
+        """Do local work on every rank; every rank gets all answers, in rank order.
+
+        ``work`` must contain no collective: where it fails on one rank, the others would wait in it.
+        """
+        self._working = True
+        try:
+            answer: Answer[Value] = Answer(work())
+        except Exception as error:  # any: the doctor's task is to tell of it
+            answer = Answer(None, one_line(error))
+        self._working = False
+        return distributed.gather_objects(answer)
+
+    def name(self, rank: int) -> str:
+        """A rank as messages call it."""
+        return f"rank {rank} ({self.hosts[rank]})"
+
+    def failure(self, answers: Sequence[Answer]) -> str | None:
+        """The first failed rank, its error, and how many more failed; None where all went well."""
+        failed = [rank for rank, answer in enumerate(answers) if answer.error is not None]
+        if not failed:
+            return None
+        more = f" (and {len(failed) - 1} more of {self.size} ranks)" if len(failed) > 1 else ""
+        return f"{self.name(failed[0])}: {answers[failed[0]].error}{more}"
+
+    def own_up(self, check: str) -> None:
+        """Say on stderr that this rank is the late one, where it is: the others wait for it in vain."""
+        if self._working:
+            print(f"doctor: {self.name(self.rank)} is late: still at '{check}'", file=sys.stderr, flush=True)
+
+
+def values(answers: Sequence[Answer[Value]]) -> list[Value]:
+    """All ranks' values, where none failed."""
+    return [answer.value for answer in answers if answer.value is not None]
+
+
+def one_line(error: BaseException) -> str:
+    """An error without its traceback."""
+    if isinstance(error, ForgeError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

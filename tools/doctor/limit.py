@@ -1,0 +1,26 @@
+"""An end to every wait: a rank that doesn't answer, or a network that swallows packets, must not hang the doctor."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def time_limit(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
+    """End the process with code 1, after ``tell()``, where the block takes longer.
+
+    From a thread: what hangs is mostly a collective, which no exception reaches.
+    """
+
+    def give_up() -> None:
+        tell()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,83 @@
+"""The rows of the one table: what was found, whether that is well, and the mend where it isn't."""
+
+import os
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["green", "yellow", "red"]
+
+_CODES = {"green": "\033[32m", "yellow": "\033[33m", "red": "\033[31m"}
+_RESET = "\033[0m"
+_INDENT = 28
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check's result.
+
+    Attributes:
+        state: green; yellow: a warning, or not checkable here; red: a run would fail or crawl.
+        found: in one line.
+        mend: what to do about yellow or red.
+        details: more lines, shown with --verbose.
+    """
+
+    state: State
+    found: str
+    mend: str = ""
+    details: str = ""
+
+
+def worst(*states: State) -> State:
+    """The most alarming of some states; green of none."""
+    order: tuple[State, ...] = ("green", "yellow", "red")
+    return max(states, key=order.index, default="green")
+
+
+class Printer:
+    """Prints rows as they come.
+
+    Args:
+        is_main: whether this is rank 0; all others are silent.
+        verbose: show details as well.
+    """
+
+    def __init__(self, is_main: bool, verbose: bool) -> None:
+        terminal = sys.stdout.isatty()
+        self._is_main, self._verbose = is_main, verbose
+        self._width = shutil.get_terminal_size().columns if terminal else None
+        self._colour = terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
+
+    def __call__(self, name: str, row: Row) -> None:
+        self.line(render(name, row, self._width, self._colour, self._verbose))
+
+    def line(self, text: str) -> None:
+        if self._is_main:
+            print(text, flush=True)
+
+
+def render(name: str, row: Row, width: int | None = None, colour: bool = False, verbose: bool = False) -> str:
+    """A row as text, in lines of ``width`` characters; None: one line for what was found and one for the mend."""
+    state = f"{row.state:<7}"
+    if colour:
+        state = f"{_CODES[row.state]}{state}{_RESET}"
+    lines = _fold(row.found, width)
+    if row.mend:
+        lines += _fold(f"mend: {row.mend}", width)
+    if verbose:
+        lines += row.details.splitlines()
+    return f"{name:<19} {state} " + f"\n{'':{_INDENT}}".join(lines)
+
+
+def summary(states: list[State]) -> str:
+    """The table's last line."""
+    return ", ".join(f"{states.count(state)} {state}" for state in ("green", "yellow", "red"))
+
+
+def _fold(text: str, width: int | None) -> list[str]:
+    if width is None or len(text) + _INDENT <= width:
+        return [text]
+    return textwrap.wrap(text, max(width - _INDENT, 40), break_long_words=False, break_on_hyphens=False)
