@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.prepare_environment(config.run.threads)
     watchdog = Watchdog(config.watchdog, Path(config.run.dir), stop)
     watchdog.start()
-    with runtime.one_line_errors(stop):
+    with runtime.one_line_errors(watchdog):
         runtime.prepare_torch(config.run.threads)
         from pretrain.engine import init_distributed
         from pretrain.trainer import Trainer

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 from launch.command import fail
 from launch.ranks import set_rendezvous
-from pretrain.stop import STOPPED, StopRequest
+from pretrain.stop import STOPPED
+from pretrain.watchdog import Watchdog
 from shards.errors import ForgeError
 
 
@@ -49,11 +50,11 @@ def end_process(code: int) -> NoReturn:
 
 
 @contextmanager
-def one_line_errors(stop: StopRequest | None = None) -> Iterator[None]:
+def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
     """End this process in one line that says what is wrong, where it is not a defect of ours.
 
     Args:
-        stop: where the run was asked to stop, the loss of another rank is part of that.
+        watchdog: told before this process ends, so that the others know.
     """
     import torch
 
@@ -62,17 +63,21 @@ def one_line_errors(stop: StopRequest | None = None) -> Iterator[None]:
     except ForgeError as error:
         if error.everywhere:
             fail(error)
-        _abort(str(error), error.exit_code)
+        _abort(str(error), error.exit_code, watchdog)
     except torch.OutOfMemoryError as error:
         told = str(error).splitlines()[0]
-        _abort(f"{told} Lower train.micro_batch, or set engine.activation_checkpointing=true", 1)
+        _abort(f"{told} Lower train.micro_batch, or set engine.activation_checkpointing=true", 1, watchdog)
     except RuntimeError as error:
         if not _is_lost_peer(error):
+            _tell(watchdog)
             raise
         time.sleep(1)  # why it has ended may still be on its way to this rank's watchdog
-        if stop is not None and stop.is_set:
+        if watchdog is not None and watchdog.ends_as_asked:
             os._exit(STOPPED)
-        _abort(f"lost another rank: {str(error).splitlines()[0]}; its own output says why", 1)
+        _abort(f"lost another rank: {str(error).splitlines()[0]}; its own output says why", 1, watchdog)
+    except Exception:
+        _tell(watchdog)
+        raise
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
@@ -82,7 +87,13 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection" in str(error)
 
 
-def _abort(text: str, code: int) -> NoReturn:
+def _tell(watchdog: Watchdog | None) -> None:
+    if watchdog is not None:
+        watchdog.tell_failure()
+
+
+def _abort(text: str, code: int, watchdog: Watchdog | None) -> NoReturn:
     """End this rank at once, saying which it is and why; the launcher ends the others."""
+    _tell(watchdog)
     print(f"error: rank {os.environ['RANK']}: {text}", file=sys.stderr, flush=True)
     os._exit(code)

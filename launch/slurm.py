@@ -132,6 +132,7 @@ def pretrain_job(arguments: argparse.Namespace) -> Job:
         "time": arguments.time,
         "requeue": "no-requeue" if arguments.no_requeue else "requeue",
         "may_requeue": "0" if arguments.no_requeue else "1",
+        "failures": str(arguments.retry_failures),
         "signal_seconds": str(_signal_seconds(arguments)),
         "directives": "\n".join(directives),
         "array": array,
@@ -273,6 +274,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stage", action="store_true", help="copy shards to $SLURM_TMPDIR on the nodes")
     parser.add_argument("--no-requeue", action="store_true", help="leave a stopped run stopped")
+    parser.add_argument(
+        "--retry-failures", type=int, default=0, metavar="N", help="requeue a failed run too, until the Nth start"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the scripts, write and submit nothing")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single values of the config")
 

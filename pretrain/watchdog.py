@@ -55,6 +55,7 @@ class Watchdog:
         self._store: dist.Store | None = None
         self._world = 1
         self._told = False
+        self._other_failed = False
 
     def start(self) -> None:
         """Begin to watch; from now on signals no longer end the process in its tracks."""
@@ -69,6 +70,20 @@ class Watchdog:
             store = dist.PrefixStore("watchdog", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
             store.set_timeout(timedelta(seconds=ANSWER))
             self._world, self._store = dist.get_world_size(), store
+
+    def tell_failure(self) -> None:
+        """This rank is about to end with an error: launchers will stop the others by signals, which is no reason to
+        ask for another start."""
+        if self._store is not None:
+            try:
+                self._store.set("failed", str(self.rank))
+            except RuntimeError:
+                pass
+
+    @property
+    def ends_as_asked(self) -> bool:
+        """Whether to end now, with nothing saved, is what the run was asked for, and not another rank's failure."""
+        return self.stop.is_set and self._phase == "setup" and not self._other_failed
 
     def begin(self, phase: Phase, step: int) -> None:
         """The main thread enters a phase, after ``step`` steps; its time begins anew."""
@@ -112,12 +127,16 @@ class Watchdog:
             elif self._store.check(["stop"]):
                 self._told = True
                 self.stop.set(self._store.get("stop").decode())
+            self._other_failed = self._store.check(["failed"])
             return self._store.check(["hang"])
         except RuntimeError:  # rank 0 keeps the store: it has ended, is stopped, or its node is gone
+            self._other_failed = True
             return False
 
     def _leave_setup(self) -> NoReturn:
         """Nothing to save: the newest checkpoint, if there is one, is where the run stands."""
+        if self._other_failed:
+            os._exit(1)
         if self._store is not None:
             try:  # together: what is left of a group whose first rank is gone fails with errors
                 arrived, until = self._store.add("left", 1), time.monotonic() + ANSWER

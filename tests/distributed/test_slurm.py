@@ -16,7 +16,6 @@ from support.slurm_cluster import SlurmCluster
 from support.tiles import write_archive
 
 from pretrain.checkpoint import find_damage, list_checkpoints
-from shards.build import PackConfig, pack
 
 SLURM = REPOSITORY / "launch" / "slurm.py"
 TWO_NODES = ["--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1", "--time", "30:00"]
@@ -37,10 +36,9 @@ class Lab:
     def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
         self.folder, self.cluster = folder, cluster
         write_archive(folder / "tiles", size=24)
-        pack(folder / "tiles", folder / "packed", PackConfig(tiles_per_shard=4))
         config = {
             "run": {"dir": "set by each test", "seed": 7},
-            "data": {"shards": str(folder / "packed"), "holdout": 0.2, "read_threads": 1},
+            "data": {"shards": str(folder / "shards"), "holdout": 0.2, "read_threads": 1},
             "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4, "bn_group": 2},
             "objective": {"mask_ratio": 0.5, "decoder": {"width": 64, "depth": 1, "heads": 2}},
             "optim": {"lr": 5e-4},
@@ -94,7 +92,7 @@ class Lab:
         assert find_damage(list_checkpoints(self.folder / run / "checkpoints")[-1]) is None
         self.cluster.release(job)
         self.finish(job, run, "COMPLETED", "FAILED")
-        assert self.cluster.state(job) == "COMPLETED", self.output(run)
+        assert self.cluster.state(job) == "COMPLETED", f"{self.output(run)}\n{self.cluster.log()}"
         assert "resumed from" in self.output(run)
 
 
@@ -106,7 +104,7 @@ def lab(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 @pytest.fixture(scope="module")
 def whole(lab: Lab) -> list[float]:
     """Losses of an uninterrupted run on two nodes, which a pipeline made from tiles to the exported encoder."""
-    options = ["--tiles", "tiles", "--parts", 2, "--workers", 1, "data.shards=shards", "run.dir=whole"]
+    options = ["--tiles", "tiles", "--parts", 2, "--workers", 1, "run.dir=whole"]
     jobs = lab.submit("pipeline", *TWO_NODES, *options)
     assert list(jobs) == ["shard", "merge", "pretrain", "export"]
     lab.finish(jobs["export"], "whole", "COMPLETED", "FAILED", "CANCELLED")
@@ -129,7 +127,7 @@ def test_a_signal_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab,
     assert lab.losses("signalled") == whole
 
 
-def test_a_killed_task_fails_the_job_and_hangs_nothing(lab: Lab) -> None:
+def test_a_killed_task_fails_the_job_and_hangs_nothing(lab: Lab, whole: list[float]) -> None:
     job = lab.begin("killed", "train.steps=10000")
     os.kill(int((lab.folder / "killed" / "rank0.pid").read_text()), signal.SIGKILL)
     lab.cluster.wait_for(job, "FAILED", seconds=60, story=lambda: lab.output("killed"))
@@ -168,7 +166,7 @@ def test_preemption_saves_requeues_and_the_run_ends_with_the_same_losses(lab: La
 
 
 @pytest.mark.nightly
-def test_the_time_limit_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab) -> None:
+def test_the_time_limit_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
     """Slurm counts in minutes and signals up to one early: 80 seconds into this job at the latest."""
     steps = "train.steps=900"
     job = lab.begin("limited", "--time", "3:00", "--signal-seconds", "100", steps)
@@ -180,7 +178,18 @@ def test_the_time_limit_saves_requeues_and_the_run_ends_with_the_same_losses(lab
 
 
 @pytest.mark.nightly
-def test_a_sweep_is_an_array_of_runs(lab: Lab) -> None:
+def test_a_killed_task_requeues_the_job_where_that_is_asked_for(lab: Lab, whole: list[float]) -> None:
+    job = lab.begin("retried", "--retry-failures", "1", "checkpoint.every=2")
+    os.kill(int((lab.folder / "retried" / "rank0.pid").read_text()), signal.SIGKILL)
+    lab.finish(job, "retried", "PENDING")
+    lab.cluster.release(job)
+    lab.finish(job, "retried", "COMPLETED", "FAILED")
+    assert lab.cluster.state(job) == "COMPLETED", lab.output("retried")
+    assert lab.losses("retried") == whole
+
+
+@pytest.mark.nightly
+def test_a_sweep_is_an_array_of_runs(lab: Lab, whole: list[float]) -> None:
     options = ["--nodes", 1, "--cpus-per-task", 1, "--time", "30:00", "--sweep", "optim.lr=1e-3,3e-4"]
     (job,) = lab.submit("pretrain", *options, "run.dir=swept", "train.steps=4").values()
     for number, rate in enumerate(("1e-3", "3e-4")):
@@ -191,7 +200,7 @@ def test_a_sweep_is_an_array_of_runs(lab: Lab) -> None:
 
 
 @pytest.mark.nightly
-def test_a_cancelled_job_saves_and_is_not_requeued(lab: Lab) -> None:
+def test_a_cancelled_job_saves_and_is_not_requeued(lab: Lab, whole: list[float]) -> None:
     job = lab.begin("cancelled", "train.steps=10000")
     lab.cluster.run("scancel", job)
     lab.cluster.wait_for(job, "CANCELLED", "FAILED", "PENDING", seconds=60, story=lambda: lab.output("cancelled"))

@@ -105,7 +105,8 @@ class SlurmCluster:
         return next((word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}=")), "")
 
     def release(self, job: str) -> None:
-        """A requeued job is held for two minutes; begin it now."""
+        """A requeued job is held for two minutes; begin it in two seconds (nodes turn one away that comes at once)."""
+        time.sleep(2)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def wait_until(self, ready: Callable[[], bool], seconds: float, story: Callable[[], str] = str) -> None:
