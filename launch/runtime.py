@@ -1,5 +1,6 @@
 """The process a launcher gives us: threads, signals, rendezvous defaults, and a clean end."""
 
+import errno
 import os
 import sys
 import time
@@ -12,6 +13,9 @@ from launch.ranks import set_rendezvous
 from pretrain.stop import STOPPED
 from pretrain.watchdog import Watchdog
 from shards.errors import ForgeError
+
+FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+"""What a disk says that is full, or a file system that went away."""
 
 
 def prepare_environment(threads: int) -> None:
@@ -67,6 +71,13 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         told = str(error).splitlines()[0]
         _abort(f"{told} Lower train.micro_batch, or set engine.activation_checkpointing=true", 1, watchdog)
+    except OSError as error:
+        if error.errno not in FULL_OR_GONE:
+            _tell(watchdog)
+            raise
+        _abort(
+            f"{error.filename or 'run.dir'}: {error.strerror}: the last checkpoint is whole; start again", 1, watchdog
+        )
     except RuntimeError as error:
         if not _is_lost_peer(error):
             _tell(watchdog)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import IO, Literal
 
@@ -19,16 +20,17 @@ class RunFolder:
 
     Args:
         path: made where it is missing.
+        patience: seconds to wait for a run in it that is about to end.
 
     Raises:
         ConfigError: it can't be written, or another run is at work in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = 15.0) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._pid = _lock(path / "rank0.pid")
+            self._pid = _lock(path / "rank0.pid", time.monotonic() + patience)
         except OSError as error:
             raise ConfigError(f"key 'run.dir': {path}: can't be written: {error.strerror}") from None
 
@@ -58,19 +60,23 @@ def held_at_once(config: CheckpointConfig, steps: int) -> int:
     return config.keep + (steps // config.keep_every if config.keep_every else 0) + 1
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path, until: float) -> IO[str]:
     """Hold ``path``, with this process's number in it, until the process ends."""
     file = open(path, "a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ConfigError(
-            f"key 'run.dir': {path.parent}: another run is at work there (process {file.read().strip()}): stop it, or "
-            "choose another run.dir"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > until:
+                file.seek(0)
+                raise ConfigError(
+                    f"key 'run.dir': {path.parent}: another run is at work there (process {file.read().strip()}): "
+                    "stop it, or choose another run.dir"
+                ) from None
+            time.sleep(0.2)
+        except OSError:
+            break  # a file system without locks
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -19,6 +19,7 @@
 import json
 import math
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,8 @@ class Trainer:
         try:
             complete = self._train()
         except ForgeError:
-            self._tell("failed")
+            with suppress(OSError):  # a full disk has no room for this either
+                self._tell("failed")
             raise
         if complete:
             self._export()

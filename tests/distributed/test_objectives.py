@@ -52,7 +52,7 @@ def base_config(folder: Path) -> dict:
         "run": {"dir": "set by each job", "seed": 3},
         "data": {
             "shards": str(folder / "shards"),
-            "holdout": 0.2,
+            "holdout": 0.0,
             "read_threads": 1,
             "order": {"sampling": "location"},
         },

@@ -16,9 +16,9 @@ from shards.build import PackConfig, pack
 
 STEPS, HALF, BEYOND = 20, 10, 3
 STAGES = (0, 1, 2, 3)
-PRECISIONS = [("autocast", 0), ("autocast", 1), ("autocast", 2), ("autocast", 3), ("bf16", 2), ("bf16", 3)]
-RESUMED = [(2, 0), (2, 1), (2, 2), (2, 3), (1, 1), (1, 3)]
-SAVED = [(2, 3), (1, 1)]
+PRECISIONS = [("autocast", 0), ("autocast", 2), ("autocast", 3), ("bf16", 2), ("bf16", 3)]
+RESUMED = [(2, 0), (2, 2), (2, 3), (1, 1), (1, 3)]
+SAVED = [(2, 3)]
 HALVED = ["autocast", "bf16"]
 SAVED_ALL = [(world, stage) for world in (1, 2) for stage in STAGES]
 
@@ -42,7 +42,7 @@ def base_config(folder: Path) -> dict:
     pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
     return {
         "run": {"dir": "set by each job", "seed": 3},
-        "data": {"shards": str(folder / "shards"), "holdout": 0.2, "read_threads": 1},
+        "data": {"shards": str(folder / "shards"), "holdout": 0.0, "read_threads": 1},
         "augment": {"crop_scale": None},
         "model": {"name": "spec_vit_tiny", "image_size": 16, "patch_size": 4, "bn_group": 4},
         "objective": {"mask_ratio": 0.75, "norm_pix": False, "decoder": {"width": 64, "depth": 1, "heads": 2}},
@@ -104,7 +104,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.launch(2, [*base_jobs(runs, 2, RESUMED), cut, *precision, *halves], "--shallow")
     shutil.copytree(folder / "half-2-3", folder / "emptied")
     shutil.rmtree(folder / "emptied" / "checkpoints")
-    cuts = [runs.job(f"micro-{micro}-of-1", f"train.micro_batch={micro}") for micro in (16, 8, 4)]
+    cuts = [runs.job(f"micro-{micro}-of-1", f"train.micro_batch={micro}") for micro in (16, 4)]
     half = {"copy_from": "half-2-3"}
     others = [
         runs.job("other-model", "model.image_size=8", **half),
@@ -139,7 +139,7 @@ def test_losses_agree_for_processes_and_stages(runs: Runs, world: int, stage: in
     assert runs.losses(f"whole-{world}-{stage}") == pytest.approx(reference, rel=1e-5, abs=0)
 
 
-@pytest.mark.parametrize("name", ["micro-16-of-1", "micro-8-of-1", "micro-4-of-1", "micro-4-of-2"])
+@pytest.mark.parametrize("name", ["micro-16-of-1", "micro-4-of-1", "micro-4-of-2"])
 def test_losses_agree_for_micro_batches_and_accumulation(runs: Runs, name: str) -> None:
     assert runs.losses(name) == pytest.approx(runs.losses("whole-2-3"), rel=1e-5, abs=0)
 

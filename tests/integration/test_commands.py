@@ -180,6 +180,7 @@ def test_real_tiles_are_sharded_pretrained_on_and_segmented(tmp_path: Path, enma
         assert row["test"]["micro_iou"] == pytest.approx(accuracy / (2 - accuracy))
 
 
+@pytest.mark.nightly  # `make demo` in CI goes through the same tiles
 def test_tiles_in_spectralearths_layout_are_pretrained_on(tmp_path: Path, spectral_earth_sample: Path) -> None:
     packed = run(sys.executable, "-m", "shards", "pack", spectral_earth_sample, tmp_path / "shards")
     assert "packed 10 tiles of 7 locations" in packed.stdout

@@ -26,7 +26,7 @@ def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_it_free(tmp_
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match=rf"another run is at work there \(process {other.pid}\)"):
-        RunFolder(tmp_path)
+        RunFolder(tmp_path, patience=0.5)
     other.kill()
     other.wait()
     assert RunFolder(tmp_path).path == tmp_path
