@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from launch.command import fail
@@ -45,7 +45,8 @@ def end_process(code: int) -> NoReturn:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        dist.barrier()
+        with suppress(RuntimeError):  # a rank that is gone by now had done its part
+            dist.barrier()
         if dist.get_backend() == "nccl":  # to destroy gloo's groups is what aborts, one time in a hundred
             dist.destroy_process_group()
     sys.stdout.flush()
@@ -85,7 +86,7 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
         time.sleep(1)  # why it has ended may still be on its way to this rank's watchdog
         if watchdog is not None and watchdog.ends_as_asked:
             os._exit(STOPPED)
-        _abort(f"lost another rank: {str(error).splitlines()[0]}; its own output says why", 1, watchdog)
+        _abort(f"lost another rank, or never met it: {str(error).splitlines()[0]}; its output says why", 1, watchdog)
     except Exception:
         _tell(watchdog)
         raise

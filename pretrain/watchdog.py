@@ -16,8 +16,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -55,7 +55,7 @@ class Watchdog:
         self._store: dist.Store | None = None
         self._world = 1
         self._told = False
-        self._other_failed = False
+        self._other_failed = self._asked = False
 
     def start(self) -> None:
         """Begin to watch; from now on signals no longer end the process in its tracks."""
@@ -70,15 +70,14 @@ class Watchdog:
             store = dist.PrefixStore("watchdog", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
             store.set_timeout(timedelta(seconds=ANSWER))
             self._world, self._store = dist.get_world_size(), store
+            threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True).start()
 
     def tell_failure(self) -> None:
         """This rank is about to end with an error: launchers will stop the others by signals, which is no reason to
         ask for another start."""
-        if self._store is not None:
-            try:
-                self._store.set("failed", str(self.rank))
-            except RuntimeError:
-                pass
+        store = self._store
+        if store is not None:
+            _bounded(lambda: store.set("failed", str(self.rank)))
 
     @property
     def ends_as_asked(self) -> bool:
@@ -107,46 +106,56 @@ class Watchdog:
             if select.select([self.stop.pipe], [], [], TICK)[0]:
                 self.stop.read_signals()
             self.stop.look_for_launcher()
-            asked = self._exchange()
             if self.stop.is_set and self._phase == "setup":
                 self._leave_setup()
             if self.stop.is_set and self.limits.grace and time.monotonic() - self.stop.since > self.limits.grace:
                 self._give_up_saving()
             limit = getattr(self.limits, self._phase)
-            if asked or (limit and time.monotonic() - self._since > limit):
+            if self._asked or (limit and time.monotonic() - self._since > limit):
                 self._end_hung()
 
-    def _exchange(self) -> bool:
-        """Tell and hear who was asked to stop. Whether another rank asks where this one is."""
-        if self._store is None:
-            return False
-        try:
-            if self.stop.is_set and not self._told:
-                self._told = True
-                self._store.set("stop", f"rank {self.rank}: {self.stop.reason}")
-            elif self._store.check(["stop"]):
-                self._told = True
-                self.stop.set(self._store.get("stop").decode())
-            self._other_failed = self._store.check(["failed"])
-            return self._store.check(["hang"])
-        except RuntimeError:  # rank 0 keeps the store: it has ended, is stopped, or its node is gone
-            self._other_failed = True
-            return False
+    def _exchange(self) -> None:
+        """Tell and hear who was asked to stop, who has failed, and whether another rank asks where this one is.
+
+        In a thread of its own: a call waits for as long as rank 0, which keeps the store, stands still.
+        """
+        assert self._store is not None
+        while True:
+            try:
+                if self.stop.is_set and not self._told:
+                    self._tell_stop()
+                elif self._store.check(["stop"]):
+                    self._told = True
+                    self.stop.set(self._store.get("stop").decode())
+                self._other_failed = self._store.check(["failed"])
+                self._asked = self._store.check(["hang"])
+            except RuntimeError:  # rank 0 has ended, or its node is gone
+                self._other_failed = True
+            time.sleep(TICK)
+
+    def _tell_stop(self) -> None:
+        assert self._store is not None
+        self._told = True
+        self._store.set("stop", f"rank {self.rank}: {self.stop.reason}")
 
     def _leave_setup(self) -> NoReturn:
         """Nothing to save: the newest checkpoint, if there is one, is where the run stands."""
         if self._other_failed:
             os._exit(1)
         if self._store is not None:
-            try:  # together: what is left of a group whose first rank is gone fails with errors
-                arrived, until = self._store.add("left", 1), time.monotonic() + ANSWER
-                while arrived < self._world and time.monotonic() < until:
-                    time.sleep(0.1)
-                    arrived = self._store.add("left", 0)
-            except RuntimeError:
-                pass
+            _bounded(self._leave_together)
         self._say(f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again")
         os._exit(STOPPED)
+
+    def _leave_together(self) -> None:
+        """What is left of a group whose first rank is gone fails with errors."""
+        assert self._store is not None
+        if not self._told:
+            self._tell_stop()
+        arrived, until = self._store.add("left", 1), time.monotonic() + ANSWER
+        while arrived < self._world and time.monotonic() < until:
+            time.sleep(0.1)
+            arrived = self._store.add("left", 0)
 
     def _give_up_saving(self) -> NoReturn:
         self._dump_stacks()
@@ -184,18 +193,18 @@ class Watchdog:
             "host": socket.gethostname(),
         }
         everyone = {self.rank: mine}
-        if self._store is None:
-            return everyone
-        try:
-            self._store.set(f"rank {self.rank}", json.dumps(mine))
-            self._store.set("hang", "")
-            time.sleep(ANSWER)
-            for rank in range(self._world):
-                if self._store.check([f"rank {rank}"]):
-                    everyone[rank] = json.loads(self._store.get(f"rank {rank}"))
-        except RuntimeError:
-            pass  # without rank 0's store this rank speaks for itself
-        return everyone
+        if self._store is not None:
+            _bounded(lambda: self._ask(mine, everyone))
+        return dict(everyone)  # without rank 0's store this rank speaks for itself
+
+    def _ask(self, mine: dict, everyone: dict[int, dict]) -> None:
+        assert self._store is not None
+        self._store.set(f"rank {self.rank}", json.dumps(mine))
+        self._store.set("hang", "")
+        time.sleep(ANSWER)
+        for rank in range(self._world):
+            if self._store.check([f"rank {rank}"]):
+                everyone[rank] = json.loads(self._store.get(f"rank {rank}"))
 
     def _diagnosis(self, everyone: dict[int, dict]) -> str:
         """One line that names the ranks that the others wait for, and a line for each of a few ranks."""
@@ -224,3 +233,15 @@ class Watchdog:
     def _say(self, text: str) -> None:
         if self.rank == 0 or not self.stop.reason or not self.stop.reason.startswith("rank "):
             print(text, flush=True)
+
+
+def _bounded(talk: Callable[[], None]) -> None:
+    """Talk to the store, but not for longer than ranks have to answer, whatever became of it."""
+
+    def quietly() -> None:
+        with suppress(RuntimeError):
+            talk()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    thread.join(2 * ANSWER)

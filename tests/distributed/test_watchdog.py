@@ -158,7 +158,7 @@ def test_a_killed_rank_ends_the_others_in_one_line(tmp_path: Path, config: Path)
     job.processes[0].kill()
     assert job.end() == [-9, 1]
     (line,) = [line for line in job.output().splitlines() if "error: " in line]
-    assert line.startswith("error: rank 1: lost another rank: ")
+    assert line.startswith("error: rank 1: lost another rank, or never met it: ")
     assert "Traceback" not in job.output()
 
 

@@ -102,6 +102,7 @@ def test_a_missing_encoder_is_one_line_and_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.nightly  # faults of every kind: tests/distributed/test_fault_injection.py
 def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path, shards: Path) -> None:
     """That losses are those of an uninterrupted run, bit for bit, is tested with many faults in tests/distributed."""
 
@@ -153,6 +154,7 @@ def test_a_damaged_tile_ends_the_run_and_names_rank_and_tile(tmp_path: Path, sha
     assert done.returncode != 0
 
 
+@pytest.mark.nightly
 def test_real_tiles_are_sharded_pretrained_on_and_segmented(tmp_path: Path, enmap_potsdam: Path) -> None:
     assert run(sys.executable, "-m", "shards", "pack", enmap_potsdam, tmp_path / "shards").returncode == 0
     options = [f"run.dir={tmp_path / 'run'}", f"data.shards={tmp_path / 'shards'}", "train.steps=3", *SMALL]
