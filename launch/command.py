@@ -4,6 +4,8 @@ Nothing heavy is imported here, so a wrong key is answered at once, on every lau
 """
 
 import argparse
+import os
+import signal
 import sys
 import time
 from typing import NoReturn, TypeVar
@@ -59,6 +61,10 @@ def fail(error: ForgeError) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End a silent rank after rank 0 had time to speak: torchrun ends all ranks as soon as one has failed."""
+    """End a silent rank after rank 0 had time to speak: torchrun ends all ranks as soon as one has failed.
+
+    Launchers end the waiting ranks by SIGTERM. That is no wish to stop, whose code would have the run started again.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
     time.sleep(3)
     sys.exit(code)

@@ -1,6 +1,7 @@
 """Who this process is: its rank from a launcher's environment, Slurm's included. Nothing heavy is imported."""
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ def set_rendezvous() -> None:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(_free_port())
     if "SLURM_STEP_NUM_TASKS" in os.environ:
-        os.environ.setdefault("MASTER_ADDR", _first_address(os.environ["SLURM_STEP_NODELIST"]))
+        if "MASTER_ADDR" not in os.environ:  # to ask Slurm from every rank is work for its controller
+            os.environ["MASTER_ADDR"] = _first_address(os.environ["SLURM_STEP_NODELIST"])
         os.environ.setdefault("MASTER_PORT", str(step_port(os.environ["SLURM_JOB_ID"], os.environ["SLURM_STEP_ID"])))
 
 
@@ -42,12 +44,17 @@ def step_port(job: str, step: str) -> int:
 
 def _first_address(nodes: str) -> str:
     """The address that Slurm uses of the first node of a list; its name where Slurm can't be asked here."""
+    first = first_node(nodes)
     try:
-        first = _scontrol("show", "hostnames", nodes).split()[0]
         words = _scontrol("show", "node", first, "-o").split()
         return next(word.removeprefix("NodeAddr=") for word in words if word.startswith("NodeAddr="))
-    except (OSError, subprocess.SubprocessError, IndexError, StopIteration):
-        return nodes.split(",")[0]
+    except (OSError, subprocess.SubprocessError, StopIteration):  # in a container, say
+        return first
+
+
+def first_node(nodes: str) -> str:
+    """``"n03"`` of Slurm's list ``"n[03-05,9],m1"``."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _scontrol(*arguments: str) -> str:

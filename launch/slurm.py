@@ -7,6 +7,7 @@ prints them. Everything is validated before anything is queued.
 
 import argparse
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -28,9 +29,17 @@ from shards.errors import ConfigError, ForgeError
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "slurm"
 STAGE = """\
-# Shards are copied to the node once, during the first epoch.
+# Shards are copied to each node once, during the first epoch.
 export SLURM_TMPDIR="${SLURM_TMPDIR:-${TMPDIR:-/tmp}/spectralforge-$SLURM_JOB_ID}"
 """
+CLEANUP = """\
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
+    rm -rf "$SLURM_TMPDIR/shards" "${TMPDIR:-/tmp}/spectralforge-$SLURM_JOB_ID"
+"""
+CLIENT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
+"""Variables that tell Slurm's commands which cluster is meant; all others are of the job they are found in."""
+FLAGS = ("--stage", "--no-requeue", "--dry-run")
+"""Options that no value follows."""
 
 
 class SlurmError(ForgeError):
@@ -65,7 +74,9 @@ class Job:
         """The script."""
         template = SbatchTemplate((TEMPLATES / f"{self.stage}.sbatch").read_text())
         shared = {"root": quote(ROOT), "here": quote(Path.cwd()), "python": quote(sys.executable)}
-        filled = template.substitute(shared | {"script": quote(self.script), "log": str(self.log)} | self.values)
+        log = str(self.log.parent).replace("%", "%%") + f"/{self.log.name}"  # Slurm fills in %j and %a
+        own = {"script": quote(self.script), "folder": quote(self.script.parent), "log": quote(log)}
+        filled = template.substitute(shared | own | self.values)
         return re.sub(r"\n{3,}", "\n\n", filled)  # what an option leaves out leaves no gap
 
     def submit(self, after: str | None) -> str:
@@ -73,8 +84,11 @@ class Job:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.script, self.text())
         wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+        # submitted from within a job, a run is none of its tasks and has none of its limits
+        outside = {name: text for name, text in os.environ.items() if not name.startswith("SLURM_") or name in CLIENT}
+        command = ["sbatch", "--parsable", *wait, str(self.script)]
         try:
-            done = subprocess.run(["sbatch", "--parsable", *wait, str(self.script)], capture_output=True, text=True)
+            done = subprocess.run(command, env=outside, capture_output=True, text=True)
         except FileNotFoundError:
             raise SlurmError("sbatch is missing: run this on a login node of the cluster, or use --dry-run") from None
         if done.returncode:
@@ -111,14 +125,16 @@ def pretrain_job(arguments: argparse.Namespace) -> Job:
     name = arguments.name or f"pretrain-{folder.name}"
     log = folder / "slurm" / ("%A_%a.out" if arguments.sweep else "%j.out")
     runs = [_run_folder(folder, combination) for combination in combinations]
+    if twice := [run.name for number, run in enumerate(runs) if run in runs[:number]]:
+        raise ConfigError(f"--sweep: two runs would share the folder {twice[0]}: give each key and value once")
     swept = [
-        f"{number}) sweep=({shlex.join([*combination, f'run.dir={run}'])}) ;;"
+        f"{number}) sweep=({shlex.join(combination)}) run={quote(run)} ;;"
         for number, (combination, run) in enumerate(zip(combinations, runs, strict=True))
     ]
-    array = "\n".join(['case "$SLURM_ARRAY_TASK_ID" in', *swept, "esac"]) if arguments.sweep else ""
-    overrides = [*arguments.overrides, f"run.dir={folder}"] if not arguments.sweep else arguments.overrides
-    words = [quote(override) for override in overrides]
+    chosen = ['case "$SLURM_ARRAY_TASK_ID" in', *swept, "esac"] if arguments.sweep else [f"run={quote(folder)}"]
+    words = [quote(override) for override in arguments.overrides]
     words += ['"${sweep[@]}"'] if arguments.sweep else []
+    words += ['"run.dir=$run"']
     words += ['"data.stage=$SLURM_TMPDIR/shards"'] if arguments.stage else []
     directives = _directives(arguments)
     directives += [f"#SBATCH --array=0-{len(combinations) - 1}"] if arguments.sweep else []
@@ -126,7 +142,7 @@ def pretrain_job(arguments: argparse.Namespace) -> Job:
     cpus = arguments.cpus_per_task or configs[0].run.threads + configs[0].data.read_threads
     directives.append(f"#SBATCH --cpus-per-task={cpus}")
     values = {
-        "name": name,
+        "name": quote(name),
         "nodes": str(arguments.nodes),
         "tasks": str(_tasks(arguments)),
         "time": arguments.time,
@@ -135,11 +151,11 @@ def pretrain_job(arguments: argparse.Namespace) -> Job:
         "failures": str(arguments.retry_failures),
         "signal_seconds": str(_signal_seconds(arguments)),
         "directives": "\n".join(directives),
-        "array": array,
+        "run": "\n".join(chosen),
         "stage": STAGE if arguments.stage else "",
-        "cleanup": 'rm -rf "$SLURM_TMPDIR/shards"' if arguments.stage else "",
+        "cleanup": CLEANUP if arguments.stage else "",
         "config": quote(Path(arguments.config).absolute()),
-        "overrides": " \\\n    ".join(words) or '""',
+        "overrides": " \\\n    ".join(words),
     }
     return Job("pretrain", folder / "slurm" / "pretrain.sbatch", log, values)
 
@@ -147,6 +163,8 @@ def pretrain_job(arguments: argparse.Namespace) -> Job:
 def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:
     """Shard -> merge and statistics -> pretrain -> export, each after the one before; all of them can be repeated."""
     config = _validated(arguments, [])
+    if "://" in config.data.shards:
+        raise ConfigError(f"key 'data.shards': {config.data.shards}: a pipeline writes shards into a folder; name one")
     folder, shards = Path(config.run.dir).absolute(), Path(config.data.shards).absolute()
     if not Path(arguments.tiles).exists():
         raise ConfigError(f"--tiles {arguments.tiles}: no such folder")
@@ -161,7 +179,7 @@ def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:
     }
 
     def job(stage: str, log: str = "%j.out") -> Job:
-        values = shared | {"name": f"{stage}-{folder.name}"}
+        values = shared | {"name": quote(f"{stage}-{folder.name}")}
         return Job(stage, folder / "slurm" / f"{stage}.sbatch", folder / "slurm" / f"{stage}-{log}", values)
 
     return [job("shard", "%A_%a.out"), job("merge"), pretrain_job(arguments), job("export")]
@@ -186,7 +204,8 @@ def _combinations(sweeps: list[str]) -> list[list[str]]:
             raise ConfigError(f"--sweep {sweep}: write key=value,value such as optim.lr=1e-3,3e-4")
         if key == "run.dir":
             raise ConfigError("--sweep run.dir: each combination gets a folder of its own below run.dir")
-        choices.append([f"{key}={value}" for value in values.split(",")])
+        between = r",(?![^\[{]*[\]}])"  # commas, but those in a list or mapping
+        choices.append([f"{key}={value}" for value in re.split(between, values)])
     return [list(combination) for combination in itertools.product(*choices)]
 
 
@@ -227,7 +246,7 @@ def limit_seconds(time: str) -> int:
 def _directives(arguments: argparse.Namespace) -> list[str]:
     """Lines for where and on whose account."""
     wanted = {"partition": arguments.partition, "account": arguments.account, "qos": arguments.qos}
-    return [f"#SBATCH --{name}={value}" for name, value in wanted.items() if value]
+    return [f"#SBATCH --{name}={quote(value)}" for name, value in wanted.items() if value]
 
 
 def quote(value: object) -> str:
@@ -251,26 +270,28 @@ def _parser() -> argparse.ArgumentParser:
     pipeline = commands.add_parser("pipeline", help="shard, merge, pretrain, export", allow_abbrev=False)
     _add_run_options(pipeline)
     pipeline.add_argument("--tiles", required=True, help="what is sharded into the config's data.shards")
-    pipeline.add_argument("--parts", type=int, default=4, help="array tasks that shard (default: 4)")
-    pipeline.add_argument("--workers", type=int, default=8, help="CPUs of each (default: 8)")
+    pipeline.add_argument("--parts", type=_positive, default=4, help="array tasks that shard (default: 4)")
+    pipeline.add_argument("--workers", type=_positive, default=8, help="CPUs of each (default: 8)")
     pipeline.set_defaults(sweep=[])
     return parser
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML file")
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=_positive, default=1)
     devices = parser.add_mutually_exclusive_group()
-    devices.add_argument("--gpus-per-node", type=int, default=0, help="one task each")
-    devices.add_argument("--tasks-per-node", type=int, default=1, help="on nodes without GPUs (default: 1)")
+    devices.add_argument("--gpus-per-node", type=_positive, default=0, help="one task each")
+    devices.add_argument("--tasks-per-node", type=_positive, default=1, help="on nodes without GPUs (default: 1)")
     parser.add_argument("--time", required=True, help="limit of each job, such as 2:00:00; runs continue after it")
-    parser.add_argument("--cpus-per-task", type=int, help="default: run.threads + data.read_threads")
+    parser.add_argument("--cpus-per-task", type=_positive, help="default: run.threads + data.read_threads")
     parser.add_argument("--partition")
     parser.add_argument("--account")
     parser.add_argument("--qos")
     parser.add_argument("--name", help="of the job (default: from run.dir)")
     parser.add_argument(
-        "--signal-seconds", type=int, help="time to save before the limit (default: a fifth of --time, at most 600)"
+        "--signal-seconds",
+        type=_positive,
+        help="time to save before the limit (default: a fifth of --time, at most 600)",
     )
     parser.add_argument("--stage", action="store_true", help="copy shards to $SLURM_TMPDIR on the nodes")
     parser.add_argument("--no-requeue", action="store_true", help="leave a stopped run stopped")
@@ -283,14 +304,22 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Options and overrides in any order, which subcommands of argparse don't take by themselves."""
-    words = [word for word in argv if re.fullmatch(r"[a-z_]+(\.[a-z_]+)*=.*", word) and not _is_value(argv, word)]
-    arguments = _parser().parse_args([word for word in argv if word not in words])
-    arguments.overrides = words
+    words, overrides = [], []
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_value = before.startswith("--") and "=" not in before and before not in FLAGS
+        is_override = re.fullmatch(r"[a-z_]+(\.[a-z_]+)*=.*", word, re.DOTALL) and not is_value
+        (overrides if is_override else words).append(word)
+    arguments = _parser().parse_args(words)
+    arguments.overrides += overrides
     return arguments
 
 
-def _is_value(argv: list[str], word: str) -> bool:
-    return argv.index(word) > 0 and argv[argv.index(word) - 1] == "--sweep"
+def _positive(text: str) -> int:
+    """A whole number above 0; argparse makes one line of the error."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 if __name__ == "__main__":

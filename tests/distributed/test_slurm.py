@@ -15,11 +15,22 @@ from support.processes import REPOSITORY
 from support.slurm_cluster import SlurmCluster
 from support.tiles import write_archive
 
+import launch.slurm
 from pretrain.checkpoint import find_damage, list_checkpoints
 
 SLURM = REPOSITORY / "launch" / "slurm.py"
+PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 TWO_NODES = ["--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1", "--time", "30:00"]
 STEPS = 30
+STAND_IN = f"""\
+#!/bin/bash
+# Ends as a stopped run does, without the minutes in between: rank 0 first, rank 1 half a second later.
+[ "$1" = -c ] && exec {sys.executable} "$@"
+cd "$(printf '%s\\n' "$@" | sed -n 's/^run.dir=//p' | tail -n 1)" || exit 9
+[ "$SLURM_PROCID" = 0 ] && [ -e saves ] && echo '{{"status": "stopped"}}' > status.json
+[ "$SLURM_PROCID" = 0 ] || sleep 0.5
+exit 75
+"""
 
 pytestmark = pytest.mark.distributed
 
@@ -154,6 +165,68 @@ def test_a_signal_that_would_come_at_once_is_refused(lab: Lab) -> None:
     assert done.stderr.startswith("error: --signal-seconds 1790: nothing is left of --time 30:00")
 
 
+def test_misuse_under_srun_is_one_line_and_code_2(lab: Lab) -> None:
+    """Slurm ends the other tasks when one has failed, which are not to say that they were stopped."""
+    words = ["srun", "-N2", "-n2", "--kill-on-bad-exit=1", sys.executable, PRETRAIN, "--config", lab.config]
+    done = subprocess.run(
+        [*map(str, words), "optim.lrr=1"], env=lab.cluster.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr.count("did you mean 'optim.lr'?") == 1
+    assert done.returncode == 2
+
+
+def stand_in(lab: Lab, run: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Submit a job whose tasks end as a stopped run's do; its folder has a space and a percent sign."""
+    program = lab.folder / "stand-in"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, lab.cluster.environment[name])
+    monkeypatch.setenv("RANK", "0")  # as in a shell that a launcher has started
+    monkeypatch.chdir(lab.folder)
+    begin = lab.cluster.run("squeue", "-h", "-o", "%i").split()
+    launch.slurm.main(["pretrain", "--config", str(lab.config), *TWO_NODES, f"run.dir={run}"])
+    (job,) = set(lab.cluster.run("squeue", "-h", "-o", "%i").split()) - set(begin)
+    return job
+
+
+def test_tasks_that_end_one_after_the_other_are_requeued(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one's code 75 has srun kill the other, and srun's own code is another then."""
+    run = "two 50% ends"
+    (lab.folder / run).mkdir()
+    (lab.folder / run / "saves").touch()
+    job = stand_in(lab, run, monkeypatch)
+    lab.finish(job, run, "PENDING", "FAILED")
+    lab.cluster.wait_until(lambda: lab.cluster.field(job, "Restarts") == "1", 30, lambda: lab.output(run))
+    lab.cluster.run("scancel", job)
+
+
+@pytest.mark.nightly
+def test_a_run_that_is_stopped_before_it_saves_is_not_requeued_for_ever(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab.folder / "idle").mkdir()
+    job = stand_in(lab, "idle", monkeypatch)
+    for restarts in ("1", "2", "3"):
+        lab.cluster.wait_until(lambda: lab.cluster.field(job, "Restarts") == restarts, 60, lambda: lab.output("idle"))  # noqa: B023
+        lab.finish(job, "idle", "PENDING")
+        lab.cluster.release(job)
+    lab.finish(job, "idle", "FAILED")
+
+
+@pytest.mark.nightly
+def test_plain_srun_finds_its_ranks_and_address(lab: Lab, whole: list[float]) -> None:
+    words = ["srun", "-N2", "-n2", sys.executable, PRETRAIN, "--config", lab.config]
+    options = [f"run.dir={lab.folder / 'plain'}", "train.steps=2"]
+    environment = lab.cluster.environment | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [*map(str, words), *options], env=environment, capture_output=True, text=True, timeout=120, cwd=lab.folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WORLD SIZE 2" in done.stdout
+
+
 @pytest.mark.nightly
 def test_preemption_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
     job = lab.begin("preempted")
@@ -205,6 +278,24 @@ def test_a_sweep_is_an_array_of_runs(lab: Lab, whole: list[float]) -> None:
         folder = lab.folder / "swept" / f"optim.lr={rate}"
         assert len(lab.losses(f"swept/optim.lr={rate}")) == 4, lab.output("swept")
         assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["lr"] == float(rate)
+
+
+@pytest.mark.nightly
+def test_an_element_of_an_array_is_requeued_alone(lab: Lab, whole: list[float]) -> None:
+    """The last one: its own number is that of the array."""
+    options = ["--nodes", 1, "--cpus-per-task", 1, "--time", "30:00", "--stage", "--sweep", "run.seed=1,2"]
+    (array,) = lab.submit("pretrain", *options, "run.dir=seeds", "train.steps=60").values()
+    runs = [f"seeds/run.seed={seed}" for seed in (1, 2)]
+    lab.cluster.wait_until(lambda: min(len(lab.losses(run)) for run in runs) >= 3, 120, lambda: lab.output("seeds"))
+    lab.cluster.run("scancel", "--signal=USR1", f"{array}_1")
+    lab.finish(f"{array}_1", "seeds", "PENDING", "FAILED")
+    lab.cluster.release(f"{array}_1")
+    for element, run in enumerate(runs):
+        lab.finish(f"{array}_{element}", "seeds", "COMPLETED", "FAILED")
+        assert lab.cluster.state(f"{array}_{element}") == "COMPLETED", lab.output("seeds")
+        assert lab.cluster.field(f"{array}_{element}", "Restarts") == str(element)
+        assert len(lab.losses(run)) == 60
+    assert not list(Path(tempfile.gettempdir()).glob(f"spectralforge-{array}"))
 
 
 @pytest.mark.nightly

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ranks import slurm_ranks, step_port
+from launch.ranks import first_node, slurm_ranks, step_port
 from launch.slurm import limit_seconds, main
 from shards.errors import ConfigError
 
@@ -29,6 +29,13 @@ def test_ports_are_in_range_and_differ_for_neighbours() -> None:
     ports = [step_port(str(job), str(step)) for job in range(100, 200) for step in range(3)]
     assert len(set(ports)) == len(ports)
     assert all(20000 <= port < 32000 for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("n1", "n1"), ("n[03-05,9],m1", "n03"), ("a,b[1-2]", "a"), ("rack[1-2]n[07-08]", "rack1n07")]
+)
+def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,8 @@ def test_a_run_is_one_task_for_each_device(config: Path, capsys: pytest.CaptureF
     assert "srun --kill-on-bad-exit=1" in text
     assert f"--config '{config}'" in text
     assert "optim.lr=1e-3" in text
-    assert f"'run.dir={config.parent / 'my run'}'" in text
+    assert f"run='{config.parent / 'my run'}'" in lines
+    assert f"#SBATCH --output='{config.parent / 'my run'}/slurm/%j.out'" in lines
     assert not (config.parent / "my run").exists()
 
 
@@ -87,7 +95,19 @@ def test_a_sweep_gives_every_pair_a_folder(config: Path, capsys: pytest.CaptureF
     sweeps = ["--sweep", "optim.lr=1e-3,3e-4", "--sweep", "run.seed=1,2"]
     text = script(capsys, "pretrain", "--config", str(config), *sweeps, "run.dir=s")
     assert "#SBATCH --array=0-3" in text
-    assert f"3) sweep=(optim.lr=3e-4 run.seed=2 run.dir={config.parent}/s/optim.lr=3e-4_run.seed=2) ;;" in text
+    assert f"3) sweep=(optim.lr=3e-4 run.seed=2) run={config.parent}/s/optim.lr=3e-4_run.seed=2 ;;" in text
+
+
+def test_lists_can_be_swept(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = script(capsys, "pretrain", "--config", str(config), "--sweep", "optim.betas=[0.9,0.95],[0.9,0.99]")
+    assert "1) sweep=('optim.betas=[0.9,0.99]') " in text
+
+
+def test_options_keep_values_that_look_like_overrides(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = script(capsys, "pretrain", "--name", "lr=1 50%", "--stage", "run.seed=3", "--config", str(config))
+    assert "#SBATCH --job-name='lr=1 50%'" in text
+    assert "    run.seed=3 \\" in text.splitlines()
+    assert text.count("lr=1") == 1
 
 
 @pytest.mark.parametrize(
@@ -98,6 +118,7 @@ def test_a_sweep_gives_every_pair_a_folder(config: Path, capsys: pytest.CaptureF
         (["--sweep", "run.dir=a,b"], "each combination gets a folder of its own"),
         (["--nodes", "3"], "must be a multiple of train.micro_batch 8 x 3 processes"),
         (["train.stepz=3"], "did you mean 'train.steps'"),
+        (["--sweep", "optim.lr=1e-3,1e-3"], "two runs would share the folder optim.lr=1e-3"),
     ],
 )
 def test_misuse_is_one_line_before_anything_is_written(
@@ -110,6 +131,22 @@ def test_misuse_is_one_line_before_anything_is_written(
     assert message in error
     assert error.count("\n") == 1
     assert [path.name for path in config.parent.iterdir()] == [config.name]
+
+
+@pytest.mark.parametrize("option", ["--nodes", "--gpus-per-node", "--tasks-per-node"])
+def test_counts_are_above_0(config: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--config", str(config), "--time", "2:00:00", option, "0"])
+    assert ended.value.code == 2
+    assert "0 is not above 0" in capsys.readouterr().err
+
+
+def test_a_pipeline_that_would_write_to_a_url_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pipeline", "--config", str(config), "--tiles", ".", "--time", "2:00:00", "data.shards=s3://bucket/shards"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "s3://bucket/shards: a pipeline writes shards into a folder" in capsys.readouterr().err
 
 
 def test_without_slurm_one_line_says_so(
