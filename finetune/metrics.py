@@ -1,61 +1,121 @@
-"""Segmentation scores from one confusion matrix."""
+"""Scores from what is kept of every test tile, so that resampling tiles gives confidence intervals and paired tests.
 
-from dataclasses import dataclass
+What is kept of a tile (its *unit*): segmentation, the confusion matrix (C, C), labels in rows; multilabel, the
+probabilities and the labels (2, C); regression, the predictions and the true values (2, T).
 
-import torch
-from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+Names: OA overall accuracy, micro_iou as SpectralEarth reports it (equals OA / (2 - OA)), mIoU the mean over the classes
+that occur in labels or predictions; micro and macro F1; mAP macro and micro_mAP micro average precision; RMSE and R2,
+means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from finetune.tasks import Kind
+
+PRIMARY: dict[Kind, str] = {"segmentation": "mIoU", "multilabel": "mAP", "regression": "hyperview_score"}
+"""The score by which runs of a task are compared."""
+
+LOWER_IS_BETTER = {"loss", "RMSE", "hyperview_score"}
+THRESHOLD = 0.5
+"""Probability from which a class of a multi-label task counts as predicted."""
 
 
 @dataclass(frozen=True)
-class SegmentationScores:
-    """Shares in [0, 1].
+class Scores:
+    """Values by name, and by name the list over classes or targets; None where a class does not occur."""
 
-    Attributes:
-        overall_accuracy: pixels that are right (OA).
-        micro_iou: summed over classes before dividing; equals OA / (2 - OA), kept for comparison with the paper.
-        macro_iou: mean over the classes that occur in labels or predictions (mIoU).
-        class_iou: per class; None where it occurs in neither.
-        loss: mean cross-entropy per counted pixel.
+    values: dict[str, float] = field(default_factory=dict)
+    by_output: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+def compute_scores(kind: Kind, units: np.ndarray, baseline: np.ndarray | None = None) -> Scores:
+    """Scores of a set of tiles.
+
+    Args:
+        units: (n, ...), see above.
+        baseline: regression: the training mean of each target (T,); the score's denominator is its MSE on ``units``.
     """
+    if kind == "segmentation":
+        return segmentation_scores(units.sum(0, dtype=np.int64))
+    if kind == "multilabel":
+        return multilabel_scores(units[:, 0], units[:, 1] > 0.5)
+    assert baseline is not None
+    mean_error = ((units[:, 1] - baseline) ** 2).mean(0)
+    return regression_scores(units[:, 0], units[:, 1], mean_error)
 
-    overall_accuracy: float
-    micro_iou: float
-    macro_iou: float
-    class_iou: list[float | None]
-    loss: float
+
+def segmentation_scores(confusion: np.ndarray) -> Scores:
+    """From one confusion matrix (C, C), labels in rows."""
+    hits = np.diagonal(confusion)
+    labelled, predicted = confusion.sum(1), confusion.sum(0)
+    union = labelled + predicted - hits
+    iou, f1, recall = _shares(hits, union), _shares(2 * hits, labelled + predicted), _shares(hits, labelled)
+    total = max(int(confusion.sum()), 1)
+    values = {
+        "OA": float(hits.sum() / total),
+        "micro_iou": float(hits.sum() / max(int(union.sum()), 1)),
+        "mIoU": _mean(iou),
+        "macro_f1": _mean(f1),
+        "average_accuracy": _mean(recall),
+    }
+    return Scores(values, {"iou": iou, "f1": f1, "accuracy": recall})
 
 
-class SegmentationMetrics:
-    """Collects predictions, then computes; whole numbers until the end."""
+def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
+    """From probabilities (n, C) and labels (n, C) bool; means are over the classes that occur in the labels."""
+    predicted = probabilities >= THRESHOLD
+    hits, claimed, present = (predicted & labels).sum(0), predicted.sum(0), labels.sum(0)
+    f1 = [
+        None if not there else float(2 * hit / (claim + there))
+        for hit, claim, there in zip(hits, claimed, present, strict=True)
+    ]
+    precision = [average_precision(*column) for column in zip(probabilities.T, labels.T, strict=True)]
+    values = {
+        "OA": float((predicted == labels).mean()),
+        "micro_f1": float(2 * hits.sum() / max(int(claimed.sum() + present.sum()), 1)),
+        "macro_f1": _mean(f1),
+        "micro_mAP": average_precision(probabilities.ravel(), labels.ravel()) or 0.0,
+        "mAP": _mean(precision),
+    }
+    return Scores(values, {"f1": f1, "average_precision": precision})
 
-    def __init__(self, classes: int, ignore_index: int, device: torch.device) -> None:
-        self._matrix = MulticlassConfusionMatrix(classes, ignore_index=ignore_index, sync_on_compute=False).to(device)
-        self._ignore = ignore_index
-        self._loss = torch.zeros(2, dtype=torch.float64, device=device)
 
-    def update(self, predicted: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
-        """Class predictions and labels (B, S, S), and the loss summed over counted pixels."""
-        self._matrix.update(predicted, labels)
-        self._loss += torch.stack([loss_sum.double(), (labels != self._ignore).sum().double()])
+def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """Area under the precision-recall curve by steps, ties taken together; None without a positive."""
+    if not labels.any():
+        return None
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, hits = probabilities[order], np.cumsum(labels[order])
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equal probabilities
+    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
 
-    @property
-    def sums(self) -> Tensor:
-        """Everything collected as one float64 vector, to be added over ranks."""
-        return torch.cat([self._matrix.confmat.double().flatten(), self._loss])
 
-    @staticmethod
-    def compute(sums: Tensor, classes: int) -> SegmentationScores:
-        """Scores from (added) ``sums``; rows of the matrix are labels, columns predictions."""
-        matrix = sums[:-2].view(classes, classes)
-        hits = matrix.diagonal()
-        union = matrix.sum(0) + matrix.sum(1) - hits
-        iou = [float(hit / all_) if all_ > 0 else None for hit, all_ in zip(hits, union, strict=True)]
-        present = [value for value in iou if value is not None]
-        return SegmentationScores(
-            overall_accuracy=float(hits.sum() / matrix.sum().clamp(min=1)),
-            micro_iou=float(hits.sum() / union.sum().clamp(min=1)),
-            macro_iou=sum(present) / max(len(present), 1),
-            class_iou=iou,
-            loss=float(sums[-2] / sums[-1].clamp(min=1)),
-        )
+def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndarray) -> Scores:
+    """From predictions and true values (n, T), and the mean squared error of a fixed prediction for each target."""
+    error = ((predicted - true) ** 2).mean(0)
+    spread = true.var(0)
+    ratio = error / np.maximum(baseline, 1e-12)
+    r2 = [float(1 - one / two) if two > 0 else None for one, two in zip(error, spread, strict=True)]
+    rmse = np.sqrt(error)
+    values = {"hyperview_score": float(ratio.mean()), "RMSE": float(rmse.mean()), "R2": _mean(r2)}
+    return Scores(values, {"rmse": rmse.tolist(), "r2": r2, "ratio": ratio.tolist()})
+
+
+def tile_confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Confusion matrix (C, C) of the pixels that count: labels below C."""
+    counts = labels < classes
+    pairs = labels[counts].astype(np.int64) * classes + predicted[counts]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
+    return [float(part / whole) if whole > 0 else None for part, whole in zip(parts, wholes, strict=True)]
+
+
+def _mean(values: list[float | None]) -> float:
+    """Over those that are there; 0 without any."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else 0.0

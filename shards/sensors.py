@@ -5,6 +5,10 @@ and SWIR detectors interleave between 902 and 993 nm). SpectralEarth keeps 202 o
 bands 127..141 and 161..167 (1-based), the water-vapour gaps around 1.4 and 1.9 um. The CSV in the
 publisher's repository names wrong wavelengths for 15 of the kept bands (it takes the second gap out
 of the already shortened list); the table here is the corrected one.
+
+The others are as SpectralEarth's downstream tiles have them: DESIS's 235 bands, with its nominal width; EO-1
+Hyperion's 198 calibrated bands in the order of their numbers (8 to 57, 77 to 224: two overlap), with nominal widths;
+HYPERVIEW's 150 airborne bands.
 """
 
 import csv
@@ -12,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
@@ -30,9 +35,9 @@ class Sensor:
 
     Attributes:
         name: registry name, e.g. ``"enmap"``.
-        wavelength_nm: centre of each kept band in nm, ascending.
+        wavelength_nm: centre of each kept band in nm, in the order of a tile.
         fwhm_nm: full width at half maximum of each kept band in nm.
-        product_wavelength_nm: centres of all bands of the full product, ascending.
+        product_wavelength_nm: centres of all bands of the full product, in that order.
         kept: positions of the kept bands in the full product, 0-based, ascending.
         scale: digital number of reflectance 1.0.
         rgb: positions of a red, green and blue band among the kept bands, for pictures.
@@ -72,41 +77,77 @@ class Sensor:
                     f"the {len(self.product_wavelength_nm)} of its product, or per-band 'wavelength' tags"
                 )
             return np.arange(count)
-        order = np.argsort(np.asarray(wavelength_nm), kind="stable")
-        centres = np.asarray(wavelength_nm, dtype=np.float64)[order]
         if count == self.num_bands:
-            expected, positions = self.wavelength_nm, order
+            expected, kept = np.asarray(self.wavelength_nm), np.arange(count)
         elif count == len(self.product_wavelength_nm):
-            expected, positions = self.product_wavelength_nm, order[list(self.kept)]
+            expected, kept = np.asarray(self.product_wavelength_nm), np.asarray(self.kept)
         else:
             raise TileError(
                 f"{count} bands: {self.name} has {self.num_bands} (SpectralEarth) "
                 f"or {len(self.product_wavelength_nm)} (full product)"
             )
-        off = np.abs(centres - np.asarray(expected))
+        found = np.asarray(wavelength_nm, dtype=np.float64)
+        positions = np.empty(count, dtype=np.int64)  # of each of the sensor's bands in the file
+        positions[np.argsort(expected, kind="stable")] = np.argsort(found, kind="stable")
+        centres = found[positions]
+        off = np.abs(centres - expected)
         if not off.max() <= MATCH_TOLERANCE_NM:  # NaN too
             worst = int(off.argmax())
             raise TileError(
                 f"wavelengths are not {self.name}'s: {centres[worst]:.1f} nm instead of {expected[worst]:.1f} nm"
             )
-        return positions
+        return positions[kept]
+
+
+TABLES = files("shards").joinpath("sensor_tables")
+RGB_NM = (641.0, 556.0, 468.0)
+"""Where a picture's red, green and blue are taken."""
+
+
+def sensor_names() -> list[str]:
+    """Names of the registry, sorted."""
+    return sorted(entry.name.removesuffix(".csv") for entry in TABLES.iterdir() if entry.name.endswith(".csv"))
 
 
 @cache
 def get_sensor(name: str) -> Sensor:
-    """The sensor of this name; raises ConfigError naming the known ones."""
-    if name != "enmap":
-        raise ConfigError(f"unknown sensor '{name}': known is enmap")
-    table = files("shards").joinpath("sensor_tables/enmap.csv").read_text()
-    rows = list(csv.DictReader(table.splitlines()))
-    kept = tuple(i for i, row in enumerate(rows) if row["kept"] == "1")
-    centres = tuple(float(row["wavelength_nm"]) for row in rows)
+    """The sensor of this name, or of a table of one's own: a CSV file with the columns ``wavelength_nm`` and
+    ``fwhm_nm``, one row a band in the order of the tiles, and optionally ``kept`` (1, or 0 for bands to leave out).
+
+    Raises:
+        ConfigError: unknown name (the known ones are listed), or a file that is no such table.
+    """
+    if name.endswith(".csv"):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"sensor {path}: no such band table")
+        return _read_table(path.stem, path.read_text(encoding="utf-8-sig"), name)
+    if name not in sensor_names():
+        raise ConfigError(
+            f"unknown sensor '{name}': known are {', '.join(sensor_names())}; a CSV file with the columns "
+            "wavelength_nm and fwhm_nm makes another"
+        )
+    return _read_table(name, TABLES.joinpath(f"{name}.csv").read_text(), name)
+
+
+def _read_table(name: str, text: str, where: str) -> Sensor:
+    rows = list(csv.DictReader(text.splitlines()))
+    try:
+        centres = tuple(float(row["wavelength_nm"]) for row in rows)
+        widths = tuple(float(row["fwhm_nm"]) for row in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"sensor {where}: needs numbers in the columns wavelength_nm and fwhm_nm ({error})") from None
+    kept = tuple(i for i, row in enumerate(rows) if row.get("kept", "1") == "1")
+    if not kept or min(centres) < 100 or min(widths) <= 0:
+        raise ConfigError(f"sensor {where}: needs bands, their wavelengths and widths in nm")
+    wavelength_nm = tuple(centres[i] for i in kept)
+    red, green, blue = (int(np.abs(np.asarray(wavelength_nm) - colour).argmin()) for colour in RGB_NM)
     return Sensor(
-        name="enmap",
-        wavelength_nm=tuple(centres[i] for i in kept),
-        fwhm_nm=tuple(float(rows[i]["fwhm_nm"]) for i in kept),
+        name=name,
+        wavelength_nm=wavelength_nm,
+        fwhm_nm=tuple(widths[i] for i in kept),
         product_wavelength_nm=centres,
         kept=kept,
         scale=10000.0,
-        rgb=(43, 28, 10),
+        rgb=(red, green, blue),
     )

@@ -1,55 +1,138 @@
-"""Tasks as data: one YAML file each, with classes, colours and what to ignore."""
+"""Tasks as data: one YAML file each, with sensor, classes or targets, layout of the download and published recipe."""
 
-from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from shards.config import ConfigModel
 from shards.errors import ConfigError
 
+Kind = Literal["segmentation", "multilabel", "regression"]
+
 
 class TaskClass(ConfigModel):
-    """A class of a label tile."""
+    """A class of a label tile: its ``code``, or several ``codes`` that count as one."""
 
-    code: int
+    code: int | None = None
+    codes: tuple[int, ...] = Field(default=(), strict=False)
     name: str
-    colour: str
+    colour: Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
+
+    @model_validator(mode="after")
+    def _has_codes(self) -> Self:
+        if (self.code is None) == (not self.codes):
+            raise ValueError(f"class '{self.name}' needs either 'code' or 'codes'")
+        return self
+
+    @property
+    def all_codes(self) -> tuple[int, ...]:
+        return self.codes if self.code is None else (self.code,)
 
 
-class TaskFile(ConfigModel):
-    """A task's YAML. Codes that are not listed are ignored, those in ``ignore`` by intent."""
+class Target(ConfigModel):
+    """A number to predict: a column of the tables."""
 
     name: str
+    description: str = ""
+
+
+class Layout(ConfigModel):
+    """Where a download has its files: ``<root>/<folder>/<images>/<tile>`` and the same below ``labels``."""
+
+    folder: str
+    images: str
+    labels: str | None = None
+
+
+class PublishedRecipe(ConfigModel):
+    """What SpectralEarth's code trains with: AdamW, cosine to zero, the same for frozen and full; ``batch`` over all
+    GPUs; ``crop_scale``: range of the crop's share of the tile."""
+
+    lr: float
+    weight_decay: float
+    epochs: int
+    batch: int
+    crop_scale: tuple[float, float] = Field(strict=False)
+
+
+class Task(ConfigModel):
+    """A task, as its YAML has it: output i of a model is ``classes[i]`` or ``targets[i]``; index C means "don't count".
+
+    ``classes`` of segmentation (one a pixel) and multilabel (any number a tile), or ``targets`` of regression.
+    ``ignore``: codes that don't count; ``others`` for all that no class has. ``tiles``: how many each split has.
+    """
+
+    name: str
+    title: str = ""
     description: str
-    classes: list[TaskClass]
-    ignore: list[int]
+    kind: Kind = "segmentation"
+    sensor: str = "enmap"
+    layout: Layout | None = None
+    tiles: dict[str, int] = Field(default={})
+    classes: tuple[TaskClass, ...] = Field(default=(), strict=False)
+    targets: tuple[Target, ...] = Field(default=(), strict=False)
+    ignore: list[int] | Literal["others"] = Field(default=[])
+    published: PublishedRecipe | None = None
     synthetic: bool = False
 
+    @model_validator(mode="after")
+    def _kind_has_outputs(self) -> Self:
+        wanted, other = ("targets", "classes") if self.kind == "regression" else ("classes", "targets")
+        if not getattr(self, wanted) or getattr(self, other):
+            raise ValueError(f"kind {self.kind} needs '{wanted}' and no '{other}'")
+        codes = [code for one in self.classes for code in one.all_codes]
+        codes += self.ignore if isinstance(self.ignore, list) else []
+        twice = sorted({code for code in codes if codes.count(code) > 1})
+        if twice:
+            raise ValueError(f"code {twice[0]} is listed twice")
+        return self
 
-@dataclass(frozen=True)
-class Task:
-    """A segmentation task: class i of the model is ``classes[i]``; index C means "don't count"."""
-
-    name: str
-    description: str
-    classes: tuple[TaskClass, ...]
-    synthetic: bool
+    @property
+    def outputs(self) -> list[str]:
+        """Names of classes or targets."""
+        return [one.name for one in self.classes or self.targets]
 
     @property
     def ignore_index(self) -> int:
         """C, one past the last class."""
         return len(self.classes)
 
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Known codes, ascending, and the index of each; those to ignore have C."""
+        pairs = [(code, index) for index, one in enumerate(self.classes) for code in one.all_codes]
+        if isinstance(self.ignore, list):
+            pairs += [(code, self.ignore_index) for code in self.ignore]
+        codes, indices = zip(*sorted(pairs), strict=True)
+        return np.array(codes, np.int64), np.array(indices, np.int64)
+
     def to_indices(self, codes: np.ndarray) -> np.ndarray:
-        """Label codes of any integer dtype to class indices, int64 of the same shape."""
-        indices = np.full(codes.shape, self.ignore_index, dtype=np.int64)
-        for index, one in enumerate(self.classes):
-            indices[codes == one.code] = index
-        return indices
+        """Label codes to class indices, int16 of the same shape; C where a code doesn't count."""
+        known, indices = self._table
+        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        return np.where(known[place] == codes, indices[place], self.ignore_index).astype(np.int16)
+
+    def unknown_codes(self, codes: np.ndarray) -> list[int]:
+        """Codes that are neither a class nor to be ignored; none where all others are."""
+        if self.ignore == "others":
+            return []
+        return sorted(set(np.unique(codes).tolist()) - set(self._table[0].tolist()))
+
+    def to_multihot(self, codes: np.ndarray) -> np.ndarray:
+        """Which classes occur anywhere in a tile of label codes, uint8 (C,)."""
+        present = np.zeros(self.ignore_index + 1, np.uint8)
+        present[np.unique(self.to_indices(codes))] = 1
+        return present[:-1]
+
+
+def task_names() -> list[str]:
+    """Names of the registry, sorted."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if ".yaml" in entry.name)
 
 
 def get_task(name: str) -> Task:
@@ -62,15 +145,25 @@ def get_task(name: str) -> Task:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{path}: no such task file")
-        text = path.read_text(encoding="utf-8")
-    else:
-        folder = files("finetune.tasks")
-        known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-        if name not in known:
-            raise ConfigError(f"key 'task': unknown task '{name}': known are {', '.join(known)}")
-        text = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        return parse_task(path.read_text(encoding="utf-8"), name)
+    if name not in task_names():
+        raise ConfigError(f"key 'task': unknown task '{name}': known are {', '.join(task_names())}")
+    return parse_task(files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
+
+
+def parse_task(text: str, where: str) -> Task:
+    """A task from YAML; raises ConfigError that names ``where``."""
     try:
-        task = TaskFile.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigError(f"task '{name}': not a task description: {str(error).splitlines()[0]}") from None
-    return Task(task.name, task.description, tuple(task.classes), task.synthetic)
+        return Task.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        told = f"key '{key}': {first['msg']}" if key else first["msg"]
+        raise ConfigError(f"task '{where}': not a task description: {told}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"task '{where}': not YAML: {str(error).splitlines()[0]}") from None
+
+
+def dump_task(task: Task) -> str:
+    """The task as YAML, for files that must be understood without the registry."""
+    return yaml.safe_dump(task.model_dump(mode="json", exclude_defaults=True), sort_keys=False)

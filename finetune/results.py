@@ -1,0 +1,131 @@
+"""What an evaluation leaves: ``results.json`` for people and scripts, and arrays from which the report draws.
+
+::
+
+    RUN/results.json    task, encoders, data, and one entry a trained head or model
+    RUN/units.npz       result-I: what is kept of every test tile (finetune/metrics.py), of entry I
+    RUN/examples.npz    a few test tiles: rgb, labels, and map-I: what entry I predicts for them
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.tasks import Task
+from shards.atomic import write_atomic
+from shards.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One head or model: trained, selected on validation, tested once.
+
+    Attributes:
+        encoder: key into the results' ``encoders``: ``pretrained`` or ``random``.
+        protocol, head: how it was trained; kNN has the head ``knn``.
+        fraction: share of the training tiles.
+        lr, epoch: chosen by the validation score; None where nothing is trained.
+        validation, test: scores by name.
+        by_output: lists over classes or targets, of the test.
+        curve: one dict an evaluation: epoch, train_loss, validation_loss and the validation scores.
+        units: what is kept of every test tile, in the order of ``RunResults.tiles``.
+        maps: predictions for the example tiles: classes (n, S, S), or outputs (n, K).
+    """
+
+    encoder: str
+    protocol: str
+    head: str
+    seed: int
+    fraction: float
+    lr: float | None
+    epoch: int | None
+    validation: dict[str, float]
+    test: dict[str, float]
+    by_output: dict[str, list[float | None]]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    units: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    maps: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """All of one run.
+
+    Attributes:
+        encoders: by key what is known of each: name, sha256, architecture, objective, samples_seen.
+        data: tiles per split, content hash, sensor, how it was split.
+        tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
+            pretraining shards (None without an audit).
+        baseline: regression: the training mean of each target.
+        cost: seconds by part.
+        rgb, labels: of the example tiles, uint8 (n, S, S, 3) and class indices (n, S, S) or values (n, K).
+    """
+
+    task: Task
+    encoders: dict[str, dict[str, Any]]
+    data: dict[str, Any]
+    results: list[Result]
+    tiles: list[str]
+    places: list[str]
+    seen: list[bool] | None
+    baseline: list[float] | None
+    cost: dict[str, float]
+    rgb: np.ndarray
+    labels: np.ndarray
+
+
+ARRAYS = ("units", "maps")
+
+
+def write_results(folder: Path, run: RunResults) -> None:
+    """Write the three files, ``results.json`` last."""
+    entries = [{key: value for key, value in asdict(one).items() if key not in ARRAYS} for one in run.results]
+    units = {f"result-{number}": one.units for number, one in enumerate(run.results)}
+    examples = {"rgb": run.rgb, "labels": run.labels}
+    examples |= {f"map-{number}": one.maps for number, one in enumerate(run.results)}
+    _write_arrays(folder / "units.npz", units)
+    _write_arrays(folder / "examples.npz", examples)
+    document = {
+        "format": FORMAT,
+        "task": run.task.model_dump(mode="json", exclude_defaults=True),
+        **{key: getattr(run, key) for key in ("encoders", "data", "cost", "baseline", "tiles", "places", "seen")},
+        "results": entries,
+    }
+    write_atomic(folder / "results.json", json.dumps(document, indent=1) + "\n")
+
+
+def read_results(folder: Path) -> RunResults:
+    """Read what `write_results` wrote.
+
+    Raises:
+        ConfigError: there are no results, or of another format.
+    """
+    path = folder / "results.json"
+    try:
+        document = json.loads(path.read_text())
+        units, examples = np.load(folder / "units.npz"), np.load(folder / "examples.npz")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{folder}: damaged results ({error}): run the evaluation again") from None
+    if document.get("format") != FORMAT:
+        raise ConfigError(f"{path}: format {document.get('format')}, this version reads {FORMAT}: evaluate again")
+    results = [
+        Result(**entry, units=units[f"result-{number}"], maps=examples[f"map-{number}"])
+        for number, entry in enumerate(document["results"])
+    ]
+    kept = {key: document[key] for key in ("encoders", "data", "cost", "baseline", "tiles", "places", "seen")}
+    task = Task.model_validate_json(json.dumps(document["task"]))
+    return RunResults(task=task, results=results, rgb=examples["rgb"], labels=examples["labels"], **kept)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())
