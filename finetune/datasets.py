@@ -1,111 +1,152 @@
-"""Labelled tiles: image and mask of the same relative name, cut into windows of the encoder's image size."""
+"""Labelled tiles as windows of the size that an encoder takes: labels in memory, images read when they are needed."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from finetune.config import LabelledDataConfig
+from finetune.layouts import Item
 from finetune.tasks import Task
 from shards.errors import SourceError
-from shards.geotiff import read_mask, read_tile
-from shards.reader import TileDataset, open_dataset
-from shards.sensors import NODATA, get_sensor
-from shards.sources import SPLITS, TileSource, find_tiles, published_split, split_by_location
+from shards.sensors import NODATA
+
+VIEWS = 8
+"""Flips and rotations of a square."""
 
 
-@dataclass(frozen=True)
-class LabelledWindows:
-    """One split in memory.
+class LabelledSplit:
+    """One split of a task.
+
+    A segmentation's tile is cut into windows, the rim padded with missing values that don't count; a tile of another
+    task is one window: resized where it is floating point (HYPERVIEW's vary in size), else of that size already.
+
+    Args:
+        items: its tiles.
+        size: of a window in pixels.
+        threads: that read.
+        keep: keep images in memory once they are read.
+        quiet: without a progress bar.
 
     Attributes:
-        images: int16 (N, C, S, S).
-        labels: int64 (N, S, S), class indices; C of the task where nothing counts.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-Tiles = dict[str, Iterable[tuple[np.ndarray, np.ndarray]]]
-"""By split: int16 (C, H, W) values and integer (H, W) label codes of each tile."""
-
-
-def load_splits(data: LabelledDataConfig, task: Task, size: int, seed: int, quiet: bool) -> dict[str, LabelledWindows]:
-    """Read all labelled tiles and cut them into windows of ``size`` pixels, by split.
+        labels: int16 (N, S, S) class indices, uint8 (N, C) classes that occur, or float32 (N, T) targets.
+        tile_of: (N,) which of ``items`` a window is from.
 
     Raises:
-        SourceError: a tile of a split is missing, has no label, or a split is empty.
-        TileError, ShardError: a file is unreadable or of the wrong bands.
+        SourceError, TileError: a label is missing, unreadable, of another size than expected, or has a code that is
+            neither a class nor to be ignored.
     """
-    tiles = _from_shards(data.shards) if data.shards else _from_files(data, seed)
-    loaded = {}
-    for name in SPLITS:
-        windows = [
-            cut_windows(values, task.to_indices(codes), size, task.ignore_index)
-            for values, codes in tqdm(tiles[name], desc=f"read {name}", unit="tile", disable=quiet, mininterval=1.0)
-        ]
-        loaded[name] = LabelledWindows(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
-    return loaded
+
+    def __init__(self, items: Sequence[Item], task: Task, size: int, threads: int, keep: bool, quiet: bool) -> None:
+        self.items, self.task, self.size = items, task, size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
+        self._keep, self._kept = keep, dict[int, np.ndarray]()
+        self._lock = threading.Lock()
+        show = {"desc": "read labels", "unit": "tile", "disable": quiet, "mininterval": 1.0, "total": len(items)}
+        read = list(tqdm(self._pool.map(self._labels_of, items), **show))
+        self.labels = np.concatenate([labels for labels, _ in read])
+        self.tile_of = np.repeat(np.arange(len(items)), [len(labels) for labels, _ in read])
+        self._columns = [columns for _, columns in read]
+        self._first = np.cumsum([0, *(len(labels) for labels, _ in read)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """Windows (n, bands, S, S), int16, or float32 of a resized task.
+
+        Raises:
+            TileError, SourceError: an image is unreadable, of other bands, or of another size than its label.
+        """
+        tiles = np.unique(self.tile_of[rows])
+        read = dict(zip(tiles.tolist(), self._pool.map(self._tile, tiles.tolist()), strict=True))
+        return np.stack([self._window(read[int(self.tile_of[row])], int(row)) for row in rows])
+
+    def batches(self, orders: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """`images` of each array of rows, the next being read meanwhile."""
+        with ThreadPoolExecutor(1) as ahead:
+            pending = None
+            for rows in orders:
+                following = ahead.submit(self.images, rows)
+                if pending is not None:
+                    yield pending.result()
+                pending = following
+            if pending is not None:
+                yield pending.result()
+
+    def views(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """`images`, each in one of the eight views."""
+        return np.stack([view_of(image, int(view)) for image, view in zip(self.images(rows), views, strict=True)])
+
+    # ---- one tile ----
+
+    def _labels_of(self, item: Item) -> tuple[np.ndarray, int]:
+        """Labels of an item's windows, and windows in a row of it."""
+        if item.mask is None:
+            return np.asarray([item.values], np.float32), 1
+        codes = item.mask()
+        unknown = self.task.unknown_codes(codes)
+        if unknown:
+            raise SourceError(
+                f"{item.name}: label code {unknown[0]} is no class of task {self.task.name}: add it to its classes, "
+                "or to 'ignore'"
+            )
+        if self.task.kind == "multilabel":
+            return self.task.to_multihot(codes)[None], 1
+        indices = self.task.to_indices(codes)
+        return cut(indices, self.size, self.task.ignore_index), -(-indices.shape[1] // self.size)
+
+    def _tile(self, number: int) -> np.ndarray:
+        with self._lock:
+            kept = self._kept.get(number)
+        if kept is None:
+            kept = self._read(self.items[number])
+            if self._keep:
+                with self._lock:
+                    self._kept[number] = kept
+        return kept
+
+    def _read(self, item: Item) -> np.ndarray:
+        """A tile, ready to be cut into windows."""
+        values = item.image()
+        if self.task.kind != "segmentation":
+            if values.dtype == np.float32:
+                return resize(values, self.size)
+            if values.shape[1:] != (self.size, self.size):
+                raise SourceError(f"{item.name}: {values.shape[1:]} px where the other tiles have {self.size}")
+            return values
+        return values
+
+    def _window(self, tile: np.ndarray, row: int) -> np.ndarray:
+        if self.task.kind != "segmentation":
+            return tile
+        number = int(self.tile_of[row])
+        place = row - int(self._first[number])
+        per_row = self._columns[number]
+        top, left = place // per_row * self.size, place % per_row * self.size
+        window = tile[:, top : top + self.size, left : left + self.size]
+        short = (self.size - window.shape[1], self.size - window.shape[2])
+        if max(short) == self.size or min(short) < 0 or not all(window.shape):
+            raise SourceError(f"{self.items[number].name}: the image is smaller than its label tile")
+        return np.pad(window, ((0, 0), (0, short[0]), (0, short[1])), constant_values=NODATA) if any(short) else window
 
 
-def _from_files(data: LabelledDataConfig, seed: int) -> Tiles:
-    images, labels = Path(data.images or ""), Path(data.labels or "")
-    if not labels.is_dir():
-        raise SourceError(f"{labels}: no such directory of label tiles")
-    found = find_tiles(images, data.sensor)
-    split = published_split(Path(data.splits), found) if data.splits else split_by_location(found, seed)
-    sensor = get_sensor(data.sensor)
-
-    def read(sources: list[TileSource]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for tile in sources:
-            values = read_tile(images / tile.path, sensor).values
-            yield values, _mask_of(labels, tile.path, values.shape[1:])
-
-    for name in SPLITS:
-        if not split[name]:
-            raise SourceError(f"{images}: no tiles in the '{name}' split ({len(found)} tiles found)")
-    return {name: read(split[name]) for name in SPLITS}
+def cut(labels: np.ndarray, size: int, fill: int) -> np.ndarray:
+    """(H, W) to windows (n, size, size), row by row; the rim is padded with ``fill``."""
+    padded = np.pad(labels, ((0, -labels.shape[0] % size), (0, -labels.shape[1] % size)), constant_values=fill)
+    rows, columns = padded.shape[0] // size, padded.shape[1] // size
+    return padded.reshape(rows, size, columns, size).transpose(0, 2, 1, 3).reshape(-1, size, size)
 
 
-def _from_shards(location: str) -> Tiles:
-    def read(dataset: TileDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for position, values in enumerate(dataset):
-            codes = dataset.mask(position)
-            if codes is None:
-                key = dataset.table["key"][position].decode()
-                raise SourceError(f"{location}: tile '{key}' has no label tile; pack it again with --labels")
-            yield values, codes.astype(np.int64)
-
-    split = {name: open_dataset(location, split=name) for name in SPLITS}
-    for name, dataset in split.items():
-        if not len(dataset):
-            raise SourceError(f"{location}: no tiles in the '{name}' split; pack with --labels, perhaps with --splits")
-    return {name: read(dataset) for name, dataset in split.items()}
+def resize(values: np.ndarray, size: int) -> np.ndarray:
+    """float32 (C, h, w) to (C, size, size), bicubic with aligned corners as the published HYPERVIEW reader."""
+    return F.interpolate(torch.from_numpy(values)[None], (size, size), mode="bicubic", align_corners=True)[0].numpy()
 
 
-def cut_windows(values: np.ndarray, labels: np.ndarray, size: int, ignore: int) -> tuple[np.ndarray, np.ndarray]:
-    """(C, H, W) and (H, W) to windows (N, C, size, size) and (N, size, size); the rim is padded and not counted."""
-    bands, height, width = values.shape
-    pad = ((0, -height % size), (0, -width % size))
-    values = np.pad(values, ((0, 0), *pad), constant_values=NODATA)
-    labels = np.pad(labels, pad, constant_values=ignore)
-    rows, columns = values.shape[1] // size, values.shape[2] // size
-    images = values.reshape(bands, rows, size, columns, size).transpose(1, 3, 0, 2, 4)
-    masks = labels.reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
-    return images.reshape(-1, bands, size, size), masks.reshape(-1, size, size)
-
-
-def _mask_of(labels: Path, relative: str, shape: tuple[int, ...]) -> np.ndarray:
-    path = labels / relative
-    if not path.exists():
-        raise SourceError(f"{path}: no label tile for this image")
-    codes = read_mask(path)
-    if codes.shape != shape:
-        raise SourceError(f"{path}: {codes.shape} px where the image has {shape}")
-    return codes
+def view_of(array: np.ndarray, view: int) -> np.ndarray:
+    """One of the eight flips and rotations (0 to 7) of the last two axes; 0 is the array itself."""
+    turned = np.rot90(array, view % 4, axes=(-2, -1))
+    return np.ascontiguousarray(np.flip(turned, -1) if view >= 4 else turned)

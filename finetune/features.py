@@ -1,7 +1,17 @@
-"""Features of a frozen encoder, computed once and kept as Zarr arrays: every head is trained on the cache."""
+"""Features of a frozen encoder: computed once for every view and kept as a Zarr array, or computed again each time.
+
+::
+
+    CACHE/<key>.zarr    float16 (N, V, D, g, g) or (N, V, D); the key is of weights, input, tiles, size and views
+
+All ranks compute a share. A cache is used by any later run with the same key.
+"""
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,51 +19,182 @@ import zarr
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.datasets import LabelledWindows
-from pretrain.models import Normaliser
-from pretrain.models.encoder import Encoder
+from finetune.datasets import LabelledSplit
+from finetune.layouts import items_hash
+from finetune.model_file import TaskModel
+from pretrain import distributed
+from pretrain.telemetry import say
+from shards.errors import ConfigError
 
 BATCH = 16
+COMPLETE = "complete"
+"""Attribute that a cache gets when all of it is there."""
+
+
+class Features(Protocol):
+    """Features of one split.
+
+    Attributes:
+        views: how many views of each window there are.
+    """
+
+    views: int
+
+    def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """Float32 features (n, D, g, g) or (n, D) of windows ``rows``, each in its view, on the device."""
+
+
+class KeptFeatures:
+    """From a cache; held in memory where ``in_memory``."""
+
+    def __init__(self, array: zarr.Array, device: torch.device, in_memory: bool) -> None:
+        self.views, self.device = array.shape[1], device
+        self._array = torch.from_numpy(np.asarray(array[:])) if in_memory else array
+
+    def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        if isinstance(self._array, Tensor):
+            found = self._array[torch.from_numpy(rows), torch.from_numpy(views)]
+        else:
+            found = torch.from_numpy(np.stack([self._array[row, view] for row, view in zip(rows, views, strict=True)]))
+        return found.to(self.device).float()
+
+
+class FreshFeatures:
+    """Computed at every call."""
+
+    def __init__(self, model: TaskModel, split: LabelledSplit, views: int, device: torch.device) -> None:
+        self.model, self.split, self.views, self.device = model, split, views, device
+
+    def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        return encode(self.model, self.split, rows, views, self.device)
 
 
 def frozen_features(
-    encoder: Encoder, normalise: Normaliser, windows: LabelledWindows, path: Path, device: torch.device, quiet: bool
-) -> Tensor:
-    """Patch features (N, D, g, g) float32 on the CPU, from ``path`` where they are these, else computed and kept.
+    model: TaskModel,
+    split: LabelledSplit,
+    views: int,
+    cache: Path,
+    quota_gb: float,
+    memory_gb: float,
+    device: torch.device,
+    name: str,
+    alive: Callable[[], None] = lambda: None,
+) -> Features:
+    """Features of a split, kept below ``cache`` if they fit the quota; every rank calls it.
 
     Args:
-        encoder: in evaluation mode, on ``device``.
-        path: of the Zarr array; its attribute ``fingerprint`` says of which weights, normalisation and images it is.
+        model: encoder and input, on the device; its head is not used.
+        quota_gb: of this cache; larger ones are not written, and features are computed at every use.
+        memory_gb: caches up to this size are held in memory.
+        name: of the split, for the progress bar.
+        alive: called after every batch, see Watchdog.begin.
+
+    Raises:
+        ConfigError: the cache folder can't be written.
     """
-    fingerprint = _fingerprint(encoder, normalise, windows)
-    cached = _open(path, fingerprint)
-    if cached is not None:
-        return torch.from_numpy(cached[:])
-    side = windows.images.shape[-1] // encoder.stride
-    shape = (len(windows), encoder.feature_dim, side, side)
-    array = zarr.create_array(path, shape=shape, chunks=(BATCH, *shape[1:]), dtype="float32", overwrite=True)
-    begins = range(0, len(windows), BATCH)
+    shape = (len(split), views, *_feature_shape(model, split))
+    size_gb = 2 * float(np.prod(shape)) / 1e9
+    if size_gb > quota_gb:
+        say(
+            f"features of {name}: {size_gb:.1f} GB are more than frozen.quota_gb {quota_gb:g}: computed again at every "
+            "use; raise it, or lower frozen.views"
+        )
+        return FreshFeatures(model, split, views, device)
+    path = cache / f"{_key(model, split, views)}.zarr"
+    if not distributed.from_main(_is_complete(path)):
+        say(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, once")
+        distributed.together(lambda: _create(path, shape) if distributed.is_main() else None)
+        distributed.barrier()
+        _fill(path, model, split, views, device, name, alive)
+        distributed.barrier()
+        if distributed.is_main():
+            zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
+        distributed.barrier()
+    return KeptFeatures(zarr.open_array(path, mode="r"), device, in_memory=size_gb <= memory_gb)
+
+
+@torch.no_grad()
+def encode(model: TaskModel, split: LabelledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
+    """Float32 features of windows, each in its view: the map (n, D, g, g) of a segmentation, else pooled (n, D)."""
+    tiles = torch.from_numpy(split.views(rows, views)).to(device)
+    return _encode_tiles(model, tiles)
+
+
+def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
+    assert model.task is not None
+    dense = model.task.kind == "segmentation"
+    return model.encoder(model.images(tiles), "map" if dense else "pooled").float()
+
+
+def _fill(
+    path: Path,
+    model: TaskModel,
+    split: LabelledSplit,
+    views: int,
+    device: torch.device,
+    name: str,
+    alive: Callable[[], None],
+) -> None:
+    """This rank's share of the batches; a batch is a chunk, so no two ranks write one file."""
+    array = zarr.open_array(path, mode="r+")
+    begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
+    orders = [np.arange(begin, min(begin + BATCH, len(split))) for begin in begins]
+    images = split.batches(orders)
+    show = {"desc": f"features {name}", "unit": "batch", "mininterval": 1.0, "disable": not distributed.is_main()}
     with torch.no_grad():
-        for begin in tqdm(begins, desc=f"features {path.stem}", unit="batch", disable=quiet, mininterval=1.0):
-            images = torch.from_numpy(windows.images[begin : begin + BATCH]).to(device)
-            array[begin : begin + len(images)] = encoder.dense_features(normalise(images)).float().cpu().numpy()
-    array.attrs["fingerprint"] = fingerprint  # written last: a cache that was cut short has none
-    return torch.from_numpy(np.asarray(array[:]))
+        for rows, read in tqdm(zip(orders, images, strict=True), total=len(orders), **show):
+            for view in range(views):
+                tiles = torch.from_numpy(read).to(device)
+                found = _encode_tiles(model, _view_on_device(tiles, view))
+                array[rows[0] : rows[-1] + 1, view] = found.half().cpu().numpy()
+            alive()
 
 
-def _open(path: Path, fingerprint: str) -> zarr.Array | None:
+def _view_on_device(tiles: Tensor, view: int) -> Tensor:
+    """As datasets.view_of."""
+    turned = torch.rot90(tiles, view % 4, dims=(-2, -1))
+    return turned.flip(-1) if view >= 4 else turned
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        zarr.create_array(path, shape=shape, chunks=(BATCH, 1, *shape[2:]), dtype="float16", overwrite=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent}: can't keep features there: {error.strerror}") from None
+
+
+def _is_complete(path: Path) -> bool:
     try:
         array = zarr.open_array(path, mode="r")
-    except (FileNotFoundError, ValueError):
-        return None
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
     whole = array.nchunks_initialized == array.nchunks  # a chunk that is missing would be read as zeros
-    return array if whole and array.attrs.get("fingerprint") == fingerprint else None
+    return bool(whole and array.attrs.get(COMPLETE))
 
 
-def _fingerprint(encoder: Encoder, normalise: Normaliser, windows: LabelledWindows) -> str:
-    digest = hashlib.sha256(windows.images.tobytes())
-    for statistics in (normalise.mu, normalise.sigma):
-        digest.update(statistics.cpu().numpy().tobytes())
+def _feature_shape(model: TaskModel, split: LabelledSplit) -> tuple[int, ...]:
+    assert model.task is not None
+    side = split.size // model.encoder.stride
+    dense = model.task.kind == "segmentation"
+    return (model.encoder.feature_dim, side, side) if dense else (model.encoder.feature_dim,)
+
+
+def _key(model: TaskModel, split: LabelledSplit, views: int) -> str:
+    assert model.task is not None
+    images = model.images
+    told = [items_hash(list(split.items)), split.size, views, model.task.kind, list(model.dilate)]
+    digest = hashlib.sha256(json.dumps(told).encode())
+    for tensor in (images.normalise.mu, images.normalise.sigma, images.response):
+        if tensor is not None:
+            digest.update(tensor.cpu().numpy().tobytes())
+    digest.update(str(images.normalise.clip).encode() + encoder_hash(model.encoder).encode())
+    return digest.hexdigest()[:32]
+
+
+def encoder_hash(encoder: torch.nn.Module) -> str:
+    """SHA-256 of all weights and buffers by name."""
+    digest = hashlib.sha256()
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

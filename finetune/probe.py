@@ -1,109 +1,191 @@
-"""Frozen protocol: a head trained on cached features, at several learning rates."""
+"""Frozen protocol: all heads at all rates for all seeds, trained in one pass over the features of an encoder.
 
-from dataclasses import dataclass
+Heads of one seed share order and views, so each batch of features is fetched once for all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.config import FrozenConfig
-from finetune.heads import ConvHead, predict_classes, segmentation_loss
-from finetune.metrics import SegmentationMetrics, SegmentationScores
+from finetune.datasets import LabelledSplit, view_of
+from finetune.features import Features
+from finetune.heads import HeadName, build_head, count_labels, summed_loss
+from finetune.metrics import Scores
+from finetune.scoring import Collector, Evaluation, epoch_order, is_better
 from finetune.tasks import Task
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialise import initialise
 from pretrain.optim import build_adamw
 from pretrain.schedules import warmup_cosine
-from shards import keyed
 
-MAPS = 4
-"""Windows that are drawn."""
+EVALUATION_BATCH = 64
+
+
+@dataclass
+class Member:
+    """One head of the sweep."""
+
+    name: HeadName
+    lr: float
+    seed: int
+    head: nn.Module
+    optimizer: torch.optim.Optimizer
+    best: Scores | None = None
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class FeatureSplit:
-    """Features (N, D, g, g) float32 and labels (N, S, S) int64, both on the training device."""
+class Trained:
+    """The best head of one kind for one seed, tested once."""
 
-    features: Tensor
-    labels: Tensor
-
-
-def map_rows(length: int) -> np.ndarray:
-    """Rows of the windows that are drawn, spread over a split of ``length`` windows."""
-    return np.unique(np.linspace(0, length - 1, MAPS + 2)[1:-1].astype(np.int64))
+    member: Member
+    test: Evaluation
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Test scores at the step of the best validation loss, and what was chosen there.
+class Sweep:
+    """The heads of one encoder on one share of the training tiles.
 
-    ``maps``: the classes predicted for the test windows of ``map_rows``, int64 (n, S, S).
+    Args:
+        features, splits: by split.
+        rows: training windows.
+        stride, width: of the encoder's features.
+        names: of the heads.
+        select: see FinetuneConfig.
+        baseline: regression: the training mean of each target.
+        alive: called at every evaluation with the epoch.
     """
 
-    test: SegmentationScores
-    validation: SegmentationScores
-    lr: float
-    step: int
-    maps: np.ndarray
+    def __init__(
+        self,
+        features: dict[str, Features],
+        splits: dict[str, LabelledSplit],
+        rows: np.ndarray,
+        task: Task,
+        stride: int,
+        width: int,
+        names: tuple[HeadName, ...],
+        config: FrozenConfig,
+        select: str,
+        baseline: np.ndarray | None,
+        alive: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.features, self.splits, self.rows, self.task = features, splits, rows, task
+        self.stride, self.width, self.names, self.config = stride, width, names, config
+        self.select, self.baseline, self.alive = select, baseline, alive
+        labels = splits["train"].labels
+        self.steps_per_epoch = -(-len(labels) // config.batch)  # a smaller share takes as many steps as all tiles
 
+    def run(self, seeds: tuple[int, ...]) -> list[Trained]:
+        """Train for these seeds; of each kind of head and seed, the rate with the best validation score is tested."""
+        members = [self._member(name, lr, seed) for seed in seeds for name in self.names for lr in self.config.lrs]
+        epochs = self.config.epochs
+        for epoch in range(epochs):
+            for seed in seeds:
+                self._train_epoch([one for one in members if one.seed == seed], epoch)
+            if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == epochs:
+                self._validate(members, epoch + 1)
+                self.alive(epoch + 1)
+        chosen = []
+        for seed in seeds:
+            for name in self.names:
+                best: Member | None = None
+                for one in members:
+                    if (one.seed, one.name) == (seed, name):
+                        assert one.best is not None
+                        if is_better(self.task, self.select, one.best, None if best is None else best.best):
+                            best = one
+                assert best is not None
+                chosen.append(best)
+        return self._test(chosen)
 
-def probe(splits: dict[str, FeatureSplit], task: Task, stride: int, config: FrozenConfig, seed: int) -> Outcome:
-    """Train one head per learning rate; the best validation loss over rates and steps is tested."""
-    outcomes = [_train_head(splits, task, stride, config, lr, seed) for lr in config.lrs]
-    return min(outcomes, key=lambda outcome: outcome.validation.loss)
+    def _member(self, name: HeadName, lr: float, seed: int) -> Member:
+        head = build_head(name, self.task.kind, self.width, len(self.task.outputs), self.stride)
+        initialise(head, f"head.{name}", seed)
+        head.to(self._device)
+        return Member(name, lr, seed, head, build_adamw(head, lr, (0.9, 0.999), self.config.weight_decay))
 
+    @property
+    def _device(self) -> torch.device:
+        return self.features["train"].batch(self.rows[:1], np.zeros(1, np.int64)).device
 
-def _train_head(
-    splits: dict[str, FeatureSplit], task: Task, stride: int, config: FrozenConfig, lr: float, seed: int
-) -> Outcome:
-    train = splits["train"]
-    head = ConvHead(train.features.shape[1], len(task.classes), stride, bn_group=None)
-    initialise(head, "head", seed)
-    head.to(train.features.device)
-    optimizer = build_adamw(head, lr, (0.9, 0.999), config.weight_decay)
-    best: Outcome | None = None
-    for step in range(config.steps):
-        head.train()
-        rows = torch.from_numpy(batch_rows(step, config.batch, len(train.labels), seed)).to(train.labels.device)
-        labels = train.labels[rows]
-        counted = (labels != task.ignore_index).sum().clamp(min=1)
-        loss = segmentation_loss(head(train.features[rows]), labels, task.ignore_index) / counted
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, config.steps, 0, lr, 0.0)
-        optimizer.zero_grad()
+    def _train_epoch(self, members: list[Member], epoch: int) -> None:
+        """One epoch of all heads of one seed."""
+        seed, labels = members[0].seed, self.splits["train"].labels
+        torch.manual_seed(seed * 100_003 + epoch)  # of dropout
+        for number, (places, draws) in enumerate(self._batches(seed, epoch)):
+            rows = self.rows[places]
+            views = draws % self.features["train"].views
+            features = self.features["train"].batch(rows, views)
+            wanted = torch.from_numpy(self._seen(labels[rows], views)).to(features.device)
+            lr_share = self._lr_share(epoch * self.steps_per_epoch + number)
+            for member in members:
+                self._step(member, features, wanted, lr_share)
+
+    def _batches(self, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As many as an epoch of all tiles has."""
+        batches: list[tuple[np.ndarray, np.ndarray]] = []
+        turn = 0
+        while len(batches) < self.steps_per_epoch:
+            batches += epoch_order(len(self.rows), self.config.batch, seed, epoch * 100_000 + turn)
+            turn += 1
+        return batches[: self.steps_per_epoch]
+
+    def _seen(self, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Labels as the views show them."""
+        if self.task.kind != "segmentation":
+            return labels
+        return np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
+
+    def _lr_share(self, step: int) -> float:
+        return warmup_cosine(step, self.config.epochs * self.steps_per_epoch, 0, 1.0, 0.0)
+
+    def _step(self, member: Member, features: Tensor, labels: Tensor, lr_share: float) -> None:
+        member.head.train()
+        counted = max(1, count_labels(self.task.kind, labels, self.task.ignore_index))
+        loss = summed_loss(self.task.kind, member.head(features), labels, self.task.ignore_index) / counted
+        for group in member.optimizer.param_groups:
+            group["lr"] = member.lr * lr_share
+        member.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        for norm in grouped_batch_norms(head):
+        member.optimizer.step()
+        for norm in grouped_batch_norms(member.head):
             norm.move(norm.take_pending())
-        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            validation, _ = _evaluate(head, splits["val"], task)
-            if best is None or validation.loss < best.validation.loss:
-                test, maps = _evaluate(head, splits["test"], task)
-                best = Outcome(test, validation, lr, step + 1, maps)
-    assert best is not None  # config.steps is positive
-    return best
+        member.losses.append(loss.detach())
 
+    def _validate(self, members: list[Member], epoch: int) -> None:
+        """Validation scores of all heads; a head's best weights are kept."""
+        for member, found in zip(members, self._evaluate(members, "val"), strict=True):
+            train_loss = float(torch.stack(member.losses).mean())
+            member.losses.clear()
+            values = {
+                f"validation_{name}" if name == "loss" else name: value for name, value in found.scores.values.items()
+            }
+            member.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
+            if is_better(self.task, self.select, found.scores, member.best):
+                member.best, member.best_epoch = found.scores, epoch
+                member.best_weights = {name: one.detach().clone() for name, one in member.head.state_dict().items()}
 
-def batch_rows(step: int, batch: int, length: int, seed: int) -> np.ndarray:
-    """Rows of one step: an order per epoch drawn from the seed, batches running on over its end."""
-    numbers = np.arange(step * batch, (step + 1) * batch)
-    rows = np.empty(batch, dtype=np.int64)
-    for epoch in np.unique(numbers // length):
-        here = numbers // length == epoch
-        rows[here] = keyed.permute(keyed.key(seed, "finetune", int(epoch)), length, numbers[here] % length)
-    return rows
+    def _test(self, members: list[Member]) -> list[Trained]:
+        for member in members:
+            member.head.load_state_dict(member.best_weights)
+        found = self._evaluate(members, "test")
+        return [Trained(member, one) for member, one in zip(members, found, strict=True)]
 
-
-def _evaluate(head: ConvHead, split: FeatureSplit, task: Task) -> tuple[SegmentationScores, np.ndarray]:
-    head.eval()
-    maps = []
-    metrics = SegmentationMetrics(len(task.classes), task.ignore_index, split.labels.device)
-    with torch.no_grad():
-        for features, labels in zip(split.features.split(64), split.labels.split(64), strict=True):
-            scores = head(features)
-            predicted = predict_classes(scores)
-            metrics.update(predicted, labels, segmentation_loss(scores, labels, task.ignore_index))
-            maps.append(predicted.cpu().numpy())
-    return SegmentationMetrics.compute(metrics.sums, len(task.classes)), np.concatenate(maps)[
-        map_rows(len(split.labels))
-    ]
+    @torch.no_grad()
+    def _evaluate(self, members: list[Member], name: str) -> list[Evaluation]:
+        split = self.splits[name]
+        collectors = [Collector(split, self.task, self.baseline) for _ in members]
+        for begin in range(0, len(split), EVALUATION_BATCH):
+            rows = np.arange(begin, min(begin + EVALUATION_BATCH, len(split)))
+            features = self.features[name].batch(rows, np.zeros(len(rows), np.int64))
+            for member, collector in zip(members, collectors, strict=True):
+                member.head.eval()
+                collector.add_scores(rows, member.head(features))
+        return [collector.finish() for collector in collectors]

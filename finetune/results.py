@@ -34,6 +34,7 @@ class Result:
         validation, test: scores by name.
         by_output: lists over classes or targets, of the test.
         curve: one dict an evaluation: epoch, train_loss, validation_loss and the validation scores.
+        seconds: of its training and evaluation.
         units: what is kept of every test tile, in the order of ``RunResults.tiles``.
         maps: predictions for the example tiles: classes (n, S, S), or outputs (n, K).
     """
@@ -49,6 +50,7 @@ class Result:
     test: dict[str, float]
     by_output: dict[str, list[float | None]]
     curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
     units: np.ndarray = field(default_factory=lambda: np.zeros(0))
     maps: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
@@ -85,7 +87,7 @@ ARRAYS = ("units", "maps")
 
 def write_results(folder: Path, run: RunResults) -> None:
     """Write the three files, ``results.json`` last."""
-    entries = [{key: value for key, value in asdict(one).items() if key not in ARRAYS} for one in run.results]
+    entries = [_entry(one) for one in run.results]
     units = {f"result-{number}": one.units for number, one in enumerate(run.results)}
     examples = {"rgb": run.rgb, "labels": run.labels}
     examples |= {f"map-{number}": one.maps for number, one in enumerate(run.results)}
@@ -123,6 +125,31 @@ def read_results(folder: Path) -> RunResults:
     kept = {key: document[key] for key in ("encoders", "data", "cost", "baseline", "tiles", "places", "seen")}
     task = Task.model_validate_json(json.dumps(document["task"]))
     return RunResults(task=task, results=results, rgb=examples["rgb"], labels=examples["labels"], **kept)
+
+
+def write_part(path: Path, results: list[Result]) -> None:
+    """Results of one training, kept until all are done."""
+    arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(one) for one in results]))}
+    for number, one in enumerate(results):
+        arrays |= {f"{name}-{number}": getattr(one, name) for name in ARRAYS}
+    path.parent.mkdir(exist_ok=True)
+    _write_arrays(path, arrays)
+
+
+def read_part(path: Path) -> list[Result] | None:
+    """What `write_part` wrote; None where it did not."""
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        entries = json.loads(str(file["entries"]))
+        return [
+            Result(**entry, **{name: file[f"{name}-{number}"] for name in ARRAYS})
+            for number, entry in enumerate(entries)
+        ]
+
+
+def _entry(result: Result) -> dict[str, Any]:
+    return {key: value for key, value in asdict(result).items() if key not in ARRAYS}
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

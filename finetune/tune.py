@@ -1,132 +1,350 @@
-"""Full protocol: encoder and head trained together by the ZeRO engine, on any number of processes."""
+"""Training through the encoder: all of it, its adapter, or its first blocks, by the ZeRO engine, resumable.
+
+::
+
+    WORK/checkpoints/step-N/    where training goes on from, see pretrain/checkpoint.py
+    WORK/best/step-N/           the weights of the best validation score
+"""
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from finetune.config import FullConfig
-from finetune.datasets import LabelledWindows
-from finetune.heads import ConvHead, SegmentationModel, predict_classes
-from finetune.metrics import SegmentationMetrics, SegmentationScores
-from finetune.probe import Outcome, batch_rows, map_rows
-from finetune.tasks import Task
+from finetune.config import FinetuneConfig, FullConfig
+from finetune.datasets import LabelledSplit, view_of
+from finetune.heads import count_labels, summed_loss
+from finetune.metrics import PRIMARY, Scores
+from finetune.model_file import TaskModel
+from finetune.scoring import Collector, Evaluation, epoch_order, is_better
 from pretrain import distributed
-from pretrain.config import EngineConfig
+from pretrain.augment import crop_box, resample, resampling
+from pretrain.checkpoint import load_checkpoint, newest_verified, prune, save_checkpoint
+from pretrain.config import OptimConfig
 from pretrain.engine import ZeroEngine
-from pretrain.models import Normaliser
-from pretrain.models.encoder import Encoder
-from pretrain.models.initialise import initialise
-from pretrain.optim import build_adamw
+from pretrain.guard import Guard, Verdict
+from pretrain.models.vit import ViTEncoder
+from pretrain.optim import build_optimizer
 from pretrain.schedules import warmup_cosine
 from pretrain.telemetry import say
+from pretrain.watchdog import Watchdog
 from shards import keyed
 from shards.errors import ConfigError
 
 
-class FullTuning:
-    """One full fine-tuning run.
+@dataclass(frozen=True)
+class Tuned:
+    """A trained model at its best validation score, tested once.
+
+    Attributes:
+        checkpoint: its weights, under ``encoder.`` and ``head.``.
+    """
+
+    validation: Scores
+    test: Evaluation
+    epoch: int
+    curve: list[dict[str, float]]
+    checkpoint: Path
+
+
+class TunedModel(nn.Module):
+    """Encoder and head with their loss; what isn't trained stays in evaluation mode.
 
     Args:
-        encoder: trained in place, batch norms of ``config.bn_group``.
-        splits: train, val and test windows.
-        name: of the run, on the console.
+        model: on the CPU.
+        trained: which part of the encoder learns: full, blocks, adapter or (bn: adapt) none.
+        moving: whether batch norms of an encoder that doesn't learn take and move statistics all the same.
+    """
+
+    def __init__(self, model: TaskModel, trained: str, first_blocks: int, moving: bool) -> None:
+        super().__init__()
+        assert model.task is not None and model.head is not None
+        self.encoder, self.head = model.encoder, model.head
+        self.kind, self.ignore_index = model.task.kind, model.task.ignore_index
+        self.whole = trained == "full" or moving
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(_learns(name, trained, first_blocks))
+        self.train()
+
+    def train(self, mode: bool = True) -> "TunedModel":
+        super().train(mode)
+        if mode and not self.whole:
+            for part in self.encoder.modules():
+                own = list(part.parameters())
+                part.training = any(one.requires_grad for one in own)
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, C, S, S) and labels to (summed loss, scores)."""
+        features = self.encoder(images, "map" if self.kind == "segmentation" else "pooled")
+        scores = self.head(features).float()
+        return summed_loss(self.kind, scores, labels, self.ignore_index), scores
+
+
+def _learns(name: str, trained: str, first_blocks: int) -> bool:
+    if trained in ("full", "none"):
+        return trained == "full"
+    if "spectral_adapter" in name:
+        return True
+    if trained == "adapter":
+        return False
+    blocks = [f"blocks.{number}." for number in range(first_blocks)]
+    stages = [f"layer{number + 1}." for number in range(first_blocks)]
+    first = ("patch_embed", "cls_token", "pos_embed", *blocks, *stages)
+    return any(f".{part}" in f".{name}" for part in first)
+
+
+class Tuning:
+    """One training; every rank makes one.
+
+    Args:
+        model: encoder, head and input on the CPU; its weights are where training begins.
+        splits: train, val and test.
+        rows: training windows.
+        work: folder of its checkpoints.
+        trained: see TunedModel.
+        recipe: rates, epochs, batch and augmentation; ``lr`` is the one of this training.
+        name: on the console.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        normalise: Normaliser,
-        splits: dict[str, LabelledWindows],
-        task: Task,
-        config: FullConfig,
-        engine: EngineConfig,
+        model: TaskModel,
+        splits: dict[str, LabelledSplit],
+        rows: np.ndarray,
+        work: Path,
+        trained: str,
+        config: FinetuneConfig,
+        recipe: FullConfig,
+        lr: float,
         seed: int,
+        baseline: np.ndarray | None,
+        watchdog: Watchdog,
         name: str,
     ) -> None:
-        self.normalise, self.splits, self.task = normalise, splits, task
-        self.config, self.seed, self.name = config, seed, name
-        self.device = distributed.device()
-        self.share = share_of_batch(config)
-        head = ConvHead(encoder.feature_dim, len(task.classes), encoder.stride, config.bn_group)
-        initialise(head, "head", seed)
-        model = SegmentationModel(encoder, head)
-        optimizer = build_adamw(model, config.lr, (0.9, 0.999), config.weight_decay)
-        self.engine = ZeroEngine(model, optimizer, engine, self.share, accumulation=1, clip=config.clip)
-
-    def fit(self) -> Outcome:
-        """Train, validate at intervals, and return the test scores at the best validation loss."""
-        config = self.config
-        best: Outcome | None = None
-        for step in range(config.steps):
-            self.engine.set_lr(warmup_cosine(step, config.steps, config.warmup_steps, config.lr, 0.0))
-            self.engine.step(self._losses(step))
-            if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-                validation, _ = self._evaluate("val")
-                say(
-                    f"{self.name}  step {step + 1}/{config.steps}  validation loss {validation.loss:.4f}  "
-                    f"OA {validation.overall_accuracy:.3f}  mIoU {validation.macro_iou:.3f}"
-                )
-                if best is None or validation.loss < best.validation.loss:
-                    test, maps = self._evaluate("test")
-                    best = Outcome(test, validation, config.lr, step + 1, maps)
-        assert best is not None  # config.steps is positive
-        return best
-
-    def _losses(self, step: int) -> Iterator[Tensor]:
-        """This rank's loss, divided by the pixels that count in the whole batch: ranks weigh as they hold labels."""
-        train, world = self.splits["train"], distributed.world_size()
-        rows = batch_rows(step, self.config.batch, len(train), self.seed)
-        counted = max(1, int((train.labels[rows] != self.task.ignore_index).sum()))
-        mine = slice(distributed.rank() * self.share, (distributed.rank() + 1) * self.share)
-        numbers = np.arange(step * self.config.batch, (step + 1) * self.config.batch)[mine]
-        images, labels = _mirrored(train, rows[mine], numbers, self.seed)
-        loss, _ = self.engine(self.normalise(images.to(self.device)), labels.to(self.device), self.task.ignore_index)
-        yield loss * (world / counted)
-
-    def _evaluate(self, split: str) -> tuple[SegmentationScores, np.ndarray]:
-        windows, world, batch = self.splits[split], distributed.world_size(), self.share
-        metrics = SegmentationMetrics(len(self.task.classes), self.task.ignore_index, self.device)
-        drawn = set(map_rows(len(windows)).tolist())
-        maps: dict[int, np.ndarray] = {}
-        for turn in range(-(-len(windows) // (batch * world))):  # as many forwards on every rank
-            numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
-            rows = np.minimum(numbers, len(windows) - 1)
-            labels = torch.from_numpy(windows.labels[rows])
-            labels[torch.from_numpy(numbers >= len(windows))] = self.task.ignore_index
-            images = self.normalise(torch.from_numpy(windows.images[rows]).to(self.device))
-            labels = labels.to(self.device)
-            loss, scores = self.engine.evaluation(images, labels, self.task.ignore_index)
-            predicted = predict_classes(scores)
-            metrics.update(predicted, labels, loss)
-            maps |= {
-                row: one.cpu().numpy() for row, one in zip(numbers.tolist(), predicted, strict=True) if row in drawn
-            }
-        everywhere = {row: one for part in distributed.gather_objects(maps) for row, one in part.items()}
-        sums = distributed.all_reduce_sum(metrics.sums)
-        total = SegmentationMetrics.compute(sums, len(self.task.classes))
-        return total, np.stack([everywhere[row] for row in sorted(drawn)])
-
-
-def share_of_batch(config: FullConfig) -> int:
-    """Samples per process and step; raises ConfigError where they don't come out whole."""
-    world = distributed.world_size()
-    if config.batch % (world * config.bn_group):
-        raise ConfigError(
-            f"key 'full.batch': {config.batch} is no multiple of full.bn_group {config.bn_group} x {world} processes"
+        assert model.task is not None
+        self.task, self.splits, self.rows, self.work = model.task, splits, rows, work
+        self.config, self.recipe, self.lr, self.seed = config, recipe, lr, seed
+        self.baseline, self.watchdog, self.name = baseline, watchdog, name
+        self.micro, accumulation = cut_batch(recipe, distributed.world_size())
+        self.inputs = model.images.to(distributed.device())
+        tuned = TunedModel(model, trained, recipe.first_blocks, trained == "none" and config.frozen.bn == "adapt")
+        self.vit = model.encoder if isinstance(model.encoder, ViTEncoder) else None
+        optim = OptimConfig(lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay)
+        self.engine = ZeroEngine(
+            tuned, build_optimizer(tuned, optim), config.engine, self.micro, accumulation, recipe.clip
         )
-    return config.batch // world
+        self.guard = Guard(config.guard)
+        self.step, self.best, self.best_epoch = 0, Scores(), 0
+        self.curve: list[dict[str, float]] = []
+        self.losses: list[float] = []  # of the steps since the last evaluation
+        self.steps_per_epoch = -(-len(splits["train"]) // recipe.batch)
+        self.steps = recipe.epochs * self.steps_per_epoch
+        torch.manual_seed(seed * 100_003 + distributed.rank())  # of dropout; saved with checkpoints
+
+    def fit(self) -> Tuned | None:
+        """Train from the newest checkpoint on and test; None where the run was asked to stop, and has saved.
+
+        Raises:
+            CheckpointError: the work folder's checkpoints are of another training, or none is whole.
+        """
+        self._resume()
+        distributed.barrier()
+        while True:
+            if self._evaluation_is_due():
+                self._validate()
+            if self.step >= self.steps:
+                return self._test()
+            verdict = self._train_step()
+            if verdict.stop:
+                self._save("checkpoints")
+                say(f"{self.name}: stopped at step {self.step} of {self.steps} and saved")
+                return None
+            if self.step % self.recipe.save_every == 0:
+                self._save("checkpoints")
+
+    # ---- one step ----
+
+    def _train_step(self) -> Verdict:
+        self.watchdog.begin("step", self.step)
+        warmup = self.recipe.warmup_epochs * self.steps_per_epoch
+        self.engine.set_lr(warmup_cosine(self.step, self.steps, warmup, self.lr, 0.0))
+        verdicts: list[Verdict] = []
+
+        def accept(loss: Tensor, grad_norm: Tensor | float) -> bool:
+            verdicts.append(self.guard.judge(loss, grad_norm, self.watchdog.stop_requested()))
+            return verdicts[0].reason is None
+
+        result = self.engine.step(self._losses(), accept)
+        self.step += 1
+        self.losses.append(verdicts[0].loss)
+        if not result.applied:
+            say(f"WARNING: {self.name}: step {self.step} skipped: {verdicts[0].reason}")
+        return verdicts[0]
+
+    def _losses(self) -> Iterator[Tensor]:
+        """This rank's micro batches, divided by what counts in the whole batch: ranks weigh as they hold labels."""
+        world, batch = distributed.world_size(), self.recipe.batch
+        rows, views, numbers = self._batch()
+        labels = self.splits["train"].labels
+        counted = max(1, count_labels(self.task.kind, torch.from_numpy(labels[rows]), self.task.ignore_index))
+        share = batch // world
+        begin = distributed.rank() * share
+        parts = [slice(first, first + self.micro) for first in range(begin, begin + share, self.micro)]
+        for part in parts:
+            images, wanted = self._augmented(rows[part], views[part], numbers[part])
+            self._draw_paths(numbers[part])
+            loss, _ = self.engine(images, wanted)
+            yield loss * (world * len(parts) / counted)
+
+    def _batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Windows of this step, their views, and their numbers in the training."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        turn, batches = 0, list[tuple[np.ndarray, np.ndarray]]()
+        while len(batches) <= place:  # a smaller share of the tiles takes as many steps as all of them
+            batches += epoch_order(len(self.rows), self.recipe.batch, self.seed, epoch * 100_000 + turn)
+            turn += 1
+        places, views = batches[place]
+        numbers = np.arange(self.step * self.recipe.batch, (self.step + 1) * self.recipe.batch)
+        return self.rows[places], views, numbers
+
+    def _augmented(self, rows: np.ndarray, views: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        train, device = self.splits["train"], distributed.device()
+        labels = train.labels[rows]
+        if self.task.kind == "segmentation":
+            labels = np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
+        with self.watchdog.doing("reading tiles"):
+            tiles = torch.from_numpy(train.views(rows, views)).to(device)
+        images, wanted = self.inputs(tiles), torch.from_numpy(labels).to(device)
+        if self.recipe.crop_scale is None:
+            return images, wanted
+        draws = keyed.uniform(keyed.key(self.seed, "crop"), numbers, 4)
+        return crop_pairs(images, wanted, draws, self.recipe.crop_scale)
+
+    def _draw_paths(self, numbers: np.ndarray) -> None:
+        """Which samples leave out which blocks, keyed by sample: the same on any number of processes."""
+        if self.vit is None or not self.recipe.drop_path:
+            return
+        blocks = self.vit.core.blocks
+        draws = keyed.uniform(keyed.key(self.seed, "path"), numbers, len(blocks))
+        for number, block in enumerate(blocks):
+            dropped = self.recipe.drop_path * number / max(len(blocks) - 1, 1)
+            keep = (draws[:, number] >= dropped) / (1 - dropped)
+            block.keep = torch.from_numpy(keep.astype(np.float32)).view(-1, 1, 1).to(distributed.device())
+
+    # ---- evaluating ----
+
+    def _evaluation_is_due(self) -> bool:
+        """At the end of an epoch, unless it was done before a resume."""
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        done = self.curve[-1]["epoch"] if self.curve else 0
+        wanted = epoch % self.recipe.evaluate_every == 0 or self.step == self.steps
+        return within == 0 and epoch > done and wanted
+
+    def _validate(self) -> None:
+        """Scores of the validation tiles; the best weights so far are saved."""
+        epoch = self.step // self.steps_per_epoch
+        found = self._evaluate("val").scores
+        losses, self.losses = self.losses, []
+        values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
+        self.curve.append({"epoch": epoch, "train_loss": float(np.mean(losses)), **values})
+        primary = PRIMARY[self.task.kind]
+        say(
+            f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {np.mean(losses):.4f}  validation loss "
+            f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
+        )
+        if is_better(self.task, self.config.select, found, self.best if self.best_epoch else None):
+            self.best, self.best_epoch = found, epoch
+            self._save("best")
+
+    def _evaluate(self, name: str) -> Evaluation:
+        """A split's scores; as many forwards on every rank."""
+        self.watchdog.begin("evaluation", self.step)
+        split, world, batch = self.splits[name], distributed.world_size(), self.micro
+        collector = Collector(split, self.task, self.baseline)
+        for turn in range(-(-len(split) // (batch * world))):
+            numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
+            rows = np.minimum(numbers, len(split) - 1)
+            tiles = torch.from_numpy(split.images(rows)).to(distributed.device())
+            labels = torch.from_numpy(split.labels[rows]).to(distributed.device())
+            _, scores = self.engine.evaluation(self.inputs(tiles), labels)
+            mine = numbers < len(split)
+            if mine.any():
+                collector.add_scores(rows[mine], scores[torch.from_numpy(mine).to(scores.device)])
+        sums = torch.from_numpy(collector.sums).to(distributed.device())
+        return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
+
+    def _test(self) -> Tuned:
+        path, _ = newest_verified(self.work / "best")
+        assert path is not None
+        load_checkpoint(self.engine, path)
+        return Tuned(self.best, self._evaluate("test"), self.best_epoch, self.curve, path)
+
+    # ---- saving ----
+
+    def _save(self, folder: str) -> None:
+        self.watchdog.begin("saving", self.step)
+        state: dict[str, Any] = {
+            "step": self.step,
+            "guard": self.guard.state(),
+            "best": asdict(self.best),
+            "best_epoch": self.best_epoch,
+            "curve": self.curve,
+            "losses": self.losses,
+            "lr": self.lr,
+        }
+        save_checkpoint(self.engine, self.work / folder, state)
+        if distributed.is_main():
+            prune(self.work / folder, 1 if folder == "best" else 2, 0)
+
+    def _resume(self) -> None:
+        path, damaged = newest_verified(self.work / "checkpoints")
+        for problem in damaged.values():
+            say(f"WARNING: passed over a damaged checkpoint: {problem}")
+        if path is None:
+            return
+        state = load_checkpoint(self.engine, path)
+        self.guard.load(state["guard"])
+        self.step, self.best_epoch, self.curve = state["step"], state["best_epoch"], state["curve"]
+        self.best, self.losses = Scores(**state["best"]), state["losses"]
+        say(f"{self.name}: resumed at step {self.step} of {self.steps}")
 
 
-def _mirrored(
-    windows: LabelledWindows, rows: np.ndarray, numbers: np.ndarray, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, C, S, S) and labels (B, S, S), each axis mirrored by a coin keyed by the sample number."""
-    coins = keyed.uniform(keyed.key(seed, "mirror"), numbers, 2) < 0.5
-    images, labels = windows.images[rows], windows.labels[rows]
-    for axis in (0, 1):
-        chosen = coins[:, axis]
-        images[chosen] = np.flip(images[chosen], axis=axis + 2)
-        labels[chosen] = np.flip(labels[chosen], axis=axis + 1)
-    return torch.from_numpy(images), torch.from_numpy(labels)
+def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """A random part of each image, resized to its size bilinearly, and the same of a label map by nearest neighbour.
+
+    Args:
+        images: float32 (B, C, S, S), normalised.
+        labels: (B, S, S), or of another shape, which stay as they are.
+        draws: (B, 4) in [0, 1): area, aspect, top, left.
+        scale: range of the part's share of the area.
+    """
+    size = images.shape[-1]
+    boxes = np.array([crop_box(draw, size, size, size, scale) for draw in draws])
+    still, sharp = np.zeros(len(boxes), bool), np.zeros(len(boxes))
+    rows = resampling(boxes[:, 0], boxes[:, 2], size, size, still, sharp)
+    columns = resampling(boxes[:, 1], boxes[:, 3], size, size, still, sharp)
+    cropped = resample(images, rows, columns)
+    if labels.shape[1:] != images.shape[2:]:
+        return cropped, labels
+    down, across = (torch.from_numpy(one.argmax(-1)).to(labels.device) for one in (rows, columns))
+    batch = torch.arange(len(labels), device=labels.device)[:, None, None]
+    return cropped, labels[batch, down[:, :, None], across[:, None, :]]
+
+
+def cut_batch(recipe: FullConfig, world: int) -> tuple[int, int]:
+    """Micro batch and accumulation; raises ConfigError where they don't come out whole."""
+    if recipe.batch % world:
+        raise ConfigError(f"key 'full.batch': {recipe.batch} is no multiple of {world} processes")
+    share = recipe.batch // world
+    micro = min(recipe.micro_batch or share, share)
+    if share % micro or micro % recipe.bn_group:
+        raise ConfigError(
+            f"key 'full.batch': {recipe.batch} on {world} processes are {share} samples each, no multiple of "
+            f"full.micro_batch {micro} in groups of full.bn_group {recipe.bn_group}"
+        )
+    return micro, share // micro

@@ -1,6 +1,7 @@
-"""Evaluate an encoder: `python launch/finetune.py --config configs/finetune/demo.yaml [key.sub=value ...]`.
+"""Evaluate an encoder: `deepspeed launch/finetune.py --config configs/finetune/cdl.yaml checkpoint=FILE [...]`.
 
-Runs under `deepspeed`, `torchrun` and plain `python`. Exit codes: 0 done, 2 misuse.
+The same file runs under `deepspeed`, `torchrun`, `srun` and plain `python`. It goes on after what its run folder
+holds. Exit codes: 0 complete, 1 failed, 2 misuse, 75 stopped by a signal and saved, 76 diverged, 77 hung.
 """
 
 import sys
@@ -10,23 +11,33 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pretrain.stop import STOPPED, StopRequest
+
+if __name__ == "__main__":
+    STOP = StopRequest()  # before anything takes time: schedulers may send signals at any moment
+
 from finetune.config import FinetuneConfig
 from launch import runtime
 from launch.command import read_command
+from pretrain.watchdog import Watchdog
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate and end the process."""
+    """Evaluate until complete or stopped; ends the process."""
+    stop = globals().get("STOP") or StopRequest()
     config = read_command(argv, FinetuneConfig, str(__doc__).splitlines()[0])
     runtime.prepare_environment(config.run.threads)
-    runtime.prepare_torch(config.run.threads)
-    with runtime.one_line_errors():
-        from finetune.evaluate import evaluate, prepare
+    watchdog = Watchdog(config.watchdog, Path(config.run.dir), stop)
+    watchdog.start()
+    with runtime.one_line_errors(watchdog):
+        runtime.prepare_torch(config.run.threads)
+        from finetune.evaluate import Evaluator
         from pretrain.engine import init_distributed
 
         init_distributed()
-        evaluate(config, prepare(config))
-    runtime.end_process(0)
+        watchdog.connect()
+        complete = Evaluator(config, watchdog).evaluate()
+    runtime.end_process(0 if complete else STOPPED)
 
 
 if __name__ == "__main__":

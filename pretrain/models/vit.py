@@ -74,7 +74,14 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    Attributes:
+        keep: (B, 1, 1), what each sample's two residuals are multiplied by in training, for stochastic depth
+            (arXiv 1603.09382): 0, or 1 over the probability of being kept. None keeps all.
+    """
+
+    keep: Tensor | None = None
 
     def __init__(self, width: int, heads: int, hidden: int, backend: Backend) -> None:
         super().__init__()
@@ -85,8 +92,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, runs: Runs | None = None) -> Tensor:
         """(B, tokens, D); ``runs`` where sequences of several lengths are packed into one (see attention)."""
-        x = x + self.attn(self.norm1(x), runs)
-        return x + self.mlp(self.norm2(x))
+        if self.keep is None or not self.training:
+            x = x + self.attn(self.norm1(x), runs)
+            return x + self.mlp(self.norm2(x))
+        keep = self.keep.to(x.dtype)
+        x = x + keep * self.attn(self.norm1(x), runs)
+        return x + keep * self.mlp(self.norm2(x))
 
 
 class VisionTransformer(nn.Module):

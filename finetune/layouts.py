@@ -1,0 +1,244 @@
+"""The tiles of a task, by split: from a download as published, two folders of one's own, or labelled shards."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from finetune.config import LabelledDataConfig
+from finetune.tasks import Task
+from shards.errors import ConfigError, SourceError, TileError
+from shards.geotiff import read_mask, read_tile
+from shards.reader import TileDataset, open_dataset
+from shards.sensors import Sensor, get_sensor
+from shards.sources import SPLITS, find_tiles, published_split, split_by_location
+
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+HELD_OUT_FIELDS = 0.2
+"""Share of HYPERVIEW's fields that are taken out of its training table to choose by: it has no test table, so the
+published validation table is the test."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tile of a split.
+
+    Attributes:
+        name: unique in the task.
+        place: what must not be in two groups of a bootstrap: the location, or the field.
+        scene: the acquisition that it was cut from.
+        identity: changes when the image does.
+        image: reads (bands, height, width), int16 or float32.
+        mask: reads the label codes (height, width) int64; None for regression.
+        values: targets of a regression.
+    """
+
+    name: str
+    place: str
+    scene: str
+    identity: str
+    image: Callable[[], np.ndarray]
+    mask: Callable[[], np.ndarray] | None = None
+    values: tuple[float, ...] = ()
+
+
+Split = dict[str, list[Item]]
+
+
+def find_items(data: LabelledDataConfig, task: Task, seed: int) -> Split:
+    """The tiles of train, val and test.
+
+    Raises:
+        SourceError: a folder, list, tile or label is missing, or a split is empty.
+        ConfigError: the task has no layout for ``data.root``.
+    """
+    if data.shards is not None:
+        items = _of_shards(data.shards)
+    elif task.kind == "regression":
+        items = _of_tables(data, task, seed)
+    else:
+        items = _of_folders(data, task, seed)
+    if data.group is not None:
+        items = regroup(items, data.group, seed)
+    where, seen = data.splits or data.shards or data.root or data.images, dict[str, str]()
+    for name in SPLITS:
+        if not items[name]:
+            raise SourceError(f"{where}: no tiles in the '{name}' split")
+        for item in items[name]:
+            if item.name in seen:
+                raise SourceError(f"{where}: tile {item.name} is listed in '{seen[item.name]}' and in '{name}'")
+            seen[item.name] = name
+    return items
+
+
+def folders_of(data: LabelledDataConfig, task: Task) -> tuple[Path, Path | None]:
+    """Folders of images and of labels.
+
+    Raises:
+        ConfigError, SourceError: the task has no layout, or a folder is missing.
+    """
+    labels: Path | None
+    if data.root is None:
+        images, labels = Path(data.images or ""), Path(data.labels or "")
+    elif task.layout is None:
+        raise ConfigError(f"key 'data.root': task {task.name} has no layout: give 'data.images' and 'data.labels'")
+    else:
+        root = Path(data.root)
+        below = root / task.layout.folder
+        root = below if below.is_dir() else root
+        images = root / task.layout.images
+        labels = root / task.layout.labels if task.layout.labels else None
+    for what, folder in (("images", images), ("labels", labels)):
+        if folder is not None and not folder.is_dir():
+            raise SourceError(f"{folder}: no such folder of {what}")
+    return images, labels
+
+
+def _of_folders(data: LabelledDataConfig, task: Task, seed: int) -> Split:
+    images, labels = folders_of(data, task)
+    assert labels is not None
+    sensor = get_sensor(task.sensor)
+    found = find_tiles(images, sensor.name)
+    split = published_split(Path(data.splits), found) if data.splits else split_by_location(found, seed)
+    return {
+        name: [
+            Item(
+                name=tile.path,
+                place=tile.location,
+                scene=tile.scene or tile.timestamp,
+                identity=_file_identity(images / tile.path),
+                image=partial(_read_image, images / tile.path, sensor),
+                mask=partial(_read_labels, labels / tile.path),
+            )
+            for tile in split[name]
+        ]
+        for name in SPLITS
+    }
+
+
+def _read_image(path: Path, sensor: Sensor) -> np.ndarray:
+    return read_tile(path, sensor).values
+
+
+def _read_labels(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise SourceError(f"{path}: no label tile for this image")
+    return read_mask(path)
+
+
+def _file_identity(path: Path) -> str:
+    told = path.stat()
+    return f"{told.st_size}-{told.st_mtime_ns}"
+
+
+def _of_shards(location: str) -> Split:
+    return {name: _items_of_dataset(open_dataset(location, split=name), location) for name in SPLITS}
+
+
+def _items_of_dataset(dataset: TileDataset, location: str) -> list[Item]:
+    names = {field: [value.decode() for value in dataset.table[field]] for field in ("key", "location", "timestamp")}
+    scenes = [value.decode() for value in dataset.table["scene"]]
+    return [
+        Item(
+            name=key,
+            place=names["location"][row],
+            scene=scenes[row] or names["timestamp"][row],
+            identity=dataset.manifest.content_hash,
+            image=partial(dataset.__getitem__, row),
+            mask=partial(_mask_of_dataset, dataset, row, f"{location}: tile '{key}'"),
+        )
+        for row, key in enumerate(names["key"])
+    ]
+
+
+def _mask_of_dataset(dataset: TileDataset, row: int, where: str) -> np.ndarray:
+    codes = dataset.mask(row)
+    if codes is None:
+        raise SourceError(f"{where} has no label tile; pack it again with --labels")
+    return codes.astype(np.int64)
+
+
+# ---- regression tables ----
+
+
+def _of_tables(data: LabelledDataConfig, task: Task, seed: int) -> Split:
+    if data.splits is None:
+        raise ConfigError(f"key 'data.splits': task {task.name} needs the folder of train.csv and val.csv")
+    images = folders_of(data, task)[0] if data.root else Path(data.images or "")
+    tables = {name: Path(data.splits) / f"{name}.csv" for name in SPLITS}
+    bands = get_sensor(task.sensor).num_bands
+    read = {name: _read_table(path, task, images, bands) for name, path in tables.items() if path.exists()}
+    if "train" not in read or not ("val" in read or "test" in read):
+        raise SourceError(f"{data.splits}: needs the tables train.csv and val.csv")
+    if "test" not in read:  # as published: see HELD_OUT_FIELDS
+        test = read.pop("val")
+        fields = sorted({item.place for item in read["train"]}, key=lambda one: _draw(one, seed))
+        held_out = set(fields[: max(1, round(HELD_OUT_FIELDS * len(fields)))])
+        read["val"] = [item for item in read["train"] if item.place in held_out]
+        read["train"] = [item for item in read["train"] if item.place not in held_out]
+        read["test"] = test
+    return read
+
+
+def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
+    items = []
+    with open(path, newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                values = tuple(float(row[name]) for name in task.outputs)
+                number = row["sample_index"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise SourceError(
+                    f"{path}, line {line}: no number in a column of {', '.join(task.outputs)} ({error})"
+                ) from None
+            image = images / f"{number}.npz"
+            if not image.exists():
+                raise SourceError(f"{path}, line {line}: {image} is missing")
+            place = row.get("field") or number
+            reader = partial(_read_npz, image, bands)
+            items.append(Item(number, place, place, _file_identity(image), reader, None, values))
+    return items
+
+
+def _read_npz(path: Path, bands: int) -> np.ndarray:
+    try:
+        with np.load(path) as file:
+            values = file["data"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise TileError(f"{path}: not a readable npz with an array 'data' ({error})") from None
+    if values.ndim != 3 or values.shape[0] != bands:
+        raise TileError(f"{path}: shape {values.shape}, expected ({bands}, height, width)")
+    return np.nan_to_num(values.astype(np.float32))
+
+
+# ---- other splits ----
+
+
+def regroup(items: Split, by: str, seed: int) -> Split:
+    """The same tiles split anew, near the same sizes, so that no location (or scene) is in two splits."""
+    everything = [item for name in SPLITS for item in items[name]]
+    groups: dict[str, list[Item]] = {}
+    for item in everything:
+        groups.setdefault(item.scene if by == "scene" else item.place, []).append(item)
+    wanted = {name: len(items[name]) for name in SPLITS}
+    split: Split = {name: [] for name in SPLITS}
+    # large groups first; each goes to the split that lacks most of its share
+    for group in sorted(groups, key=lambda one: (-len(groups[one]), _draw(one, seed))):
+        emptiest = max(SPLITS, key=lambda name: (wanted[name] - len(split[name])) / max(wanted[name], 1))
+        split[emptiest] += groups[group]
+    return split
+
+
+def _draw(text: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {text}".encode()).digest()
+
+
+def items_hash(items: list[Item]) -> str:
+    """Of the images of these tiles, by name, size and time of their files."""
+    told = json.dumps([(item.name, item.identity) for item in items])
+    return hashlib.sha256(told.encode()).hexdigest()
