@@ -149,7 +149,7 @@ class Evaluator:
         """The first seed alone: nothing is drawn but the bank, where it is too large."""
         seed, device = self.config.seeds[0], distributed.device()
         model = self._model(name).to(device)
-        features = self._features(model, 1)
+        features = self._features(model, self.recipe.frozen.views if "frozen" in self.config.protocol else 1)
         rows = subset_rows(self.splits["train"], fraction, self.config.run.seed)
         results = []
         if distributed.is_main():

@@ -34,12 +34,12 @@ class NearestNeighbours:
     ) -> None:
         self.task, self.config = task, config
         keys, votes = [], []
-        per_batch = max(1, config.bank * BATCH // max(len(rows), 1))
         for number, part in enumerate(_parts(rows)):
+            room = max(1, config.bank * len(part) // len(rows))
             found = features.batch(part, np.zeros(len(part), np.int64))
             vectors, choices = self._flat(found, torch.from_numpy(split.labels[part]).to(found.device))
-            if len(vectors) > per_batch:
-                kept = keyed.permute(keyed.key(seed, "bank", number), len(vectors), np.arange(per_batch))
+            if len(vectors) > room:
+                kept = keyed.permute(keyed.key(seed, "bank", number), len(vectors), np.arange(room))
                 vectors, choices = vectors[torch.from_numpy(kept)], choices[torch.from_numpy(kept)]
             keys.append(vectors)
             votes.append(choices)

@@ -322,6 +322,18 @@ def _write_splits(folder: Path, scenes: dict[str, list[str]], seed: int) -> None
         (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 
+def _make_tasks(arguments: argparse.Namespace) -> None:
+    from finetune.tasks import get_task, task_names
+    from tools.sample_tasks import make_task_sample
+
+    names = [arguments.task]
+    if arguments.task == "all":
+        names = [name for name in task_names() if get_task(name).layout]
+    size = 32 if arguments.size == SampleOptions.size else arguments.size
+    for name in names:
+        print(make_task_sample(arguments.dest, get_task(name), arguments.tiles, size, arguments.seed))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.sample_data", description=str(__doc__).splitlines()[0])
@@ -329,8 +341,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--locations", type=int, default=SampleOptions.locations, help="default: %(default)s")
     parser.add_argument("--size", type=int, default=SampleOptions.size, help="tile side in pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=SampleOptions.seed, help="default: %(default)s")
+    parser.add_argument("--task", help="a tiny copy of a downstream task's download instead, or 'all' of them")
+    parser.add_argument("--tiles", type=int, default=15, help="of a task's copy (%(default)s)")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.task is not None:
+            _make_tasks(arguments)
+            return 0
         print(make_sample(arguments.dest, SampleOptions(arguments.locations, arguments.size, arguments.seed)))
     except ForgeError as error:
         print(f"error: {error}", file=sys.stderr)

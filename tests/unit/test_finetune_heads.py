@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from support.small_encoder import BANDS, SIZE, small_encoder
+from support.small_encoder import BANDS
 from torch import nn
 
-from finetune.heads import ConvHead, SegmentationModel, predict_classes, segmentation_loss
+from finetune.heads import HEADS, PUBLISHED, ConvHead, FcnHead, MlpHead, build_head, count_labels, predict, summed_loss
 from pretrain.models import build_encoder
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialise import initialise
@@ -75,47 +75,86 @@ def test_groups_of_samples_are_normalised_apart():
 
 def test_loss_is_summed_over_the_pixels_that_count():
     scores = torch.randn(2, 5, 3, 3, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 6, (2, 3, 3), generator=torch.Generator().manual_seed(1))
+    labels = torch.randint(0, 6, (2, 3, 3), generator=torch.Generator().manual_seed(1)).short()
     expected = 0.0
     for sample, row, column in (labels != 5).nonzero().tolist():
         expected -= float(scores[sample, :, row, column].log_softmax(0)[labels[sample, row, column]])
-    assert float(segmentation_loss(scores, labels, 5)) == pytest.approx(expected, rel=1e-5)
+    assert float(summed_loss("segmentation", scores, labels, 5)) == pytest.approx(expected, rel=1e-5)
+    assert count_labels("segmentation", labels, 5) == int((labels != 5).sum())
+
+
+def test_losses_of_other_tasks_are_torchs():
+    scores = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    hot = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.uint8)
+    expected = nn.functional.binary_cross_entropy_with_logits(scores, hot.float()) * 12
+    torch.testing.assert_close(summed_loss("multilabel", scores, hot, 4), expected)
+    torch.testing.assert_close(summed_loss("regression", scores, scores + 2, 0), torch.tensor(48.0))
+    assert count_labels("multilabel", hot, 4) == 12
 
 
 def test_loss_of_half_precision_scores_is_fp32():
     scores = torch.zeros(1, 5, 64, 64, dtype=torch.bfloat16)
-    loss = segmentation_loss(scores, torch.zeros(1, 64, 64, dtype=torch.long), 5)
+    loss = summed_loss("segmentation", scores, torch.zeros(1, 64, 64, dtype=torch.long), 5)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(4096 * 1.609438, rel=1e-5)
 
 
 def test_nothing_to_count_is_a_loss_of_zero():
     labels = torch.full((1, 3, 3), 5)
-    assert float(segmentation_loss(torch.randn(1, 5, 3, 3), labels, 5)) == 0.0
+    assert float(summed_loss("segmentation", torch.randn(1, 5, 3, 3), labels, 5)) == 0.0
 
 
-def test_the_likeliest_class_is_predicted():
-    scores = torch.tensor([[[[0.1, 3.0]], [[0.2, -1.0]]]])
-    assert predict_classes(scores).tolist() == [[[1, 0]]]
+def test_predictions():
+    assert predict("segmentation", torch.tensor([[[[0.1, 3.0]], [[0.2, -1.0]]]])).tolist() == [[[1, 0]]]
+    assert predict("multilabel", torch.tensor([[0.0, 100.0]])).tolist() == [[0.5, 1.0]]
+    assert predict("regression", torch.tensor([[0.25]])).tolist() == [[0.25]]
 
 
-def test_encoder_and_head_give_scores_per_pixel_and_gradients_for_both():
-    encoder = small_encoder()
-    model = SegmentationModel(encoder, ConvHead(192, 5, 4, None))
-    images = torch.randn(2, BANDS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 5, (2, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
-    loss, scores = model(images, labels, 5)
-    assert scores.shape == (2, 5, SIZE, SIZE)
-    torch.testing.assert_close(loss, segmentation_loss(scores, labels, 5))
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+def test_the_fcn_head_is_the_published_one():
+    head = build_head("fcn", "segmentation", 24, 5, 1)
+    assert isinstance(head, FcnHead)
+    initialise(head, "head", 1)
+    published = nn.Sequential(
+        nn.Conv2d(24, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 5, 1)
+    )
+    published.load_state_dict({key.removeprefix("classifier."): value for key, value in head.state_dict().items()})
+    for training in (False, True):  # training moves torch's running statistics at once
+        found, expected = head.train(training)(_features()), published.train(training)(_features())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mlp_head_is_the_published_one():
+    head = build_head("mlp", "regression", 24, 4, 4)
+    assert isinstance(head, MlpHead)
+    initialise(head, "head", 1)
+    drop = nn.Dropout(0.2)
+    layers = [nn.BatchNorm1d(24), nn.Linear(24, 2048), nn.ReLU(), drop, nn.Linear(2048, 1024), nn.ReLU(), drop]
+    published = nn.Sequential(*layers, nn.Linear(1024, 4))
+    published.load_state_dict(head.state_dict())
+    vectors = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(head.eval()(vectors), published.eval()(vectors), rtol=1e-4, atol=1e-5)
+    head.train()
+    assert not torch.equal(head(vectors), head(vectors))  # dropout
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "multilabel", "regression"])
+def test_every_head_of_a_kind_gives_its_outputs(kind):
+    for name in {*HEADS[kind], *PUBLISHED[kind]}:
+        head = build_head(name, kind, 24, 5, 4)
+        features = _features() if kind == "segmentation" else torch.randn(4, 24)
+        assert head(features).shape == ((4, 5, 12, 12) if kind == "segmentation" else (4, 5))
+
+
+def test_a_head_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="head 'mlp' is none for segmentation: choose from conv, fcn, linear"):
+        build_head("mlp", "segmentation", 24, 5, 4)
 
 
 def test_a_head_brings_a_resnets_map_back_to_pixels():
     encoder = build_encoder("spec_resnet50")
     initialise(encoder, "test", 0)
-    model = SegmentationModel(encoder, ConvHead(encoder.feature_dim, 5, encoder.stride, None))
-    loss, scores = model(torch.randn(2, BANDS, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long), 5)
+    head = ConvHead(encoder.feature_dim, 5, encoder.stride, None)
+    scores = head(encoder.dense_features(torch.randn(2, BANDS, 32, 32)))
     assert scores.shape == (2, 5, 32, 32)
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    scores.sum().backward()
+    assert all(parameter.grad is not None for parameter in [*encoder.parameters(), *head.parameters()])

@@ -1,97 +1,111 @@
-"""Segmentation scores against confusion matrices counted by hand."""
+"""Scores against torchmetrics and against numbers counted by hand."""
 
 import numpy as np
 import pytest
 import torch
+from torchmetrics import functional as reference
 
-from finetune.metrics import SegmentationMetrics, SegmentationScores
-
-CPU = torch.device("cpu")
-NO_LOSS = torch.tensor(0.0)
-
-
-def _scores(predicted, labels, classes: int, loss: float = 0.0) -> SegmentationScores:
-    metrics = SegmentationMetrics(classes, classes, CPU)
-    metrics.update(torch.tensor(predicted)[None], torch.tensor(labels)[None], torch.tensor(loss))
-    return SegmentationMetrics.compute(metrics.sums, classes)
-
-
-def _random(seed: int, count: int = 4, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    predicted = torch.randint(0, classes, (count, 9, 9), generator=generator)
-    return predicted, torch.randint(0, classes + 1, (count, 9, 9), generator=generator)  # the last is ignored
+from finetune.metrics import (
+    average_precision,
+    compute_scores,
+    multilabel_scores,
+    regression_scores,
+    segmentation_scores,
+    tile_confusion,
+)
 
 
-def test_three_classes_by_hand():
-    """Class 0: 2 hits of 3 labels, 1 false. Class 1: 1 of 2, 2 false. Class 2: 0 of 1, none false."""
-    scores = _scores([[0, 0, 1], [1, 0, 1]], [[0, 0, 0], [1, 1, 2]], 3)
-    assert scores.overall_accuracy == pytest.approx(3 / 6)
-    assert scores.class_iou == pytest.approx([2 / 4, 1 / 4, 0.0])
-    assert scores.macro_iou == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
-    assert scores.micro_iou == pytest.approx(3 / 9)
+def _maps(seed: int, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, classes, (4, 9, 9)), rng.integers(0, classes + 1, (4, 9, 9))  # the last is ignored
 
 
-def test_ignored_pixels_count_neither_as_labels_nor_as_predictions():
-    counted = _scores([[0, 0, 1, 1]], [[0, 1, 1, 0]], 2)
-    padded = _scores([[0, 0, 1, 1, 0, 1]], [[0, 1, 1, 0, 2, 2]], 2)
-    assert counted == padded
-
-
-def test_a_class_in_neither_labels_nor_predictions_has_no_iou_and_no_say_in_the_mean():
-    scores = _scores([[0, 0, 2]], [[0, 2, 2]], 4)
-    assert scores.class_iou == [pytest.approx(1 / 2), None, pytest.approx(1 / 2), None]
-    assert scores.macro_iou == pytest.approx(1 / 2)
-
-
-def test_a_class_that_is_only_predicted_has_an_iou_of_zero():
-    scores = _scores([[0, 1]], [[0, 0]], 3)
-    assert scores.class_iou == [pytest.approx(1 / 2), 0.0, None]
-    assert scores.macro_iou == pytest.approx(1 / 4)
-
-
-def test_all_right_is_one():
-    scores = _scores([[0, 1, 1]], [[0, 1, 1]], 2)
-    assert (scores.overall_accuracy, scores.micro_iou, scores.macro_iou) == (1.0, 1.0, 1.0)
-
-
-def test_nothing_counted_is_zero_and_no_error():
-    scores = _scores([[0, 1]], [[2, 2]], 2)
-    assert scores == SegmentationScores(0.0, 0.0, 0.0, [None, None], 0.0)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_micro_iou_is_a_function_of_the_accuracy(seed):
-    metrics = SegmentationMetrics(5, 5, CPU)
-    metrics.update(*_random(seed), NO_LOSS)
-    scores = SegmentationMetrics.compute(metrics.sums, 5)
-    assert scores.micro_iou == pytest.approx(scores.overall_accuracy / (2 - scores.overall_accuracy))
+def _units(predicted: np.ndarray, labels: np.ndarray, classes: int = 5) -> np.ndarray:
+    return np.stack([tile_confusion(one, label, classes) for one, label in zip(predicted, labels, strict=True)])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_are_those_of_sets_of_pixels(seed):
-    predicted, labels = _random(seed)
-    metrics = SegmentationMetrics(5, 5, CPU)
-    metrics.update(predicted, labels, NO_LOSS)
-    scores = SegmentationMetrics.compute(metrics.sums, 5)
-    p, t = predicted.numpy()[labels.numpy() != 5], labels.numpy()[labels.numpy() != 5]
-    assert scores.overall_accuracy == pytest.approx(np.mean(p == t))
-    for one in range(5):
-        assert scores.class_iou[one] == pytest.approx(np.sum((p == one) & (t == one)) / np.sum((p == one) | (t == one)))
+def test_segmentation_scores_are_torchmetrics(seed):
+    predicted, labels = _maps(seed)
+    found = compute_scores("segmentation", _units(predicted, labels))
+    told = {"num_classes": 5, "ignore_index": 5}
+    p, t = torch.from_numpy(predicted), torch.from_numpy(labels)
+    assert found.values["OA"] == pytest.approx(
+        float(reference.classification.multiclass_accuracy(p, t, average="micro", **told))
+    )
+    for name, average in (("mIoU", "macro"), ("micro_iou", "micro")):
+        expected = reference.classification.multiclass_jaccard_index(p, t, average=average, **told)
+        assert found.values[name] == pytest.approx(float(expected), rel=1e-6)
+    expected = reference.classification.multiclass_f1_score(p, t, average="macro", **told)
+    assert found.values["macro_f1"] == pytest.approx(float(expected), rel=1e-6)
+    each = reference.classification.multiclass_jaccard_index(p, t, average="none", **told)
+    assert found.by_output["iou"] == pytest.approx(each.tolist(), rel=1e-6)
 
 
-def test_sums_of_two_halves_add_up_to_the_whole():
-    predicted, labels = _random(0)
-    whole, halves = SegmentationMetrics(5, 5, CPU), [SegmentationMetrics(5, 5, CPU) for _ in range(2)]
-    whole.update(predicted, labels, torch.tensor(6.0))
-    for half, part in zip(halves, (slice(0, 1), slice(1, 4)), strict=True):
-        half.update(predicted[part], labels[part], torch.tensor(3.0))
-    added = halves[0].sums + halves[1].sums
-    assert torch.equal(added, whole.sums)
-    assert SegmentationMetrics.compute(added, 5) == SegmentationMetrics.compute(whole.sums, 5)
+def test_micro_iou_is_a_function_of_the_accuracy():
+    found = compute_scores("segmentation", _units(*_maps(7))).values
+    assert found["micro_iou"] == pytest.approx(found["OA"] / (2 - found["OA"]))
 
 
-def test_loss_is_the_mean_over_counted_pixels():
-    metrics = SegmentationMetrics(2, 2, CPU)
-    metrics.update(torch.zeros(1, 1, 3, dtype=torch.long), torch.tensor([[[0, 1, 2]]]), torch.tensor(3.0))
-    metrics.update(torch.zeros(1, 1, 3, dtype=torch.long), torch.tensor([[[2, 2, 0]]]), torch.tensor(0.0))
-    assert SegmentationMetrics.compute(metrics.sums, 2).loss == pytest.approx(3.0 / 3)
+def test_three_classes_by_hand():
+    """Class 0: 2 hits of 3 labels, 1 false. Class 1: 1 of 2, 2 false. Class 2: 0 of 1, none false. Class 3: nowhere."""
+    confusion = tile_confusion(np.array([[0, 0, 1, 1, 0, 1, 2]]), np.array([[0, 0, 0, 1, 1, 2, 4]]), 4)
+    found = segmentation_scores(confusion)
+    assert found.values["OA"] == pytest.approx(3 / 6)
+    assert found.by_output["iou"] == [pytest.approx(2 / 4), pytest.approx(1 / 4), 0.0, None]
+    assert found.values["mIoU"] == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
+    assert found.by_output["accuracy"] == [pytest.approx(2 / 3), pytest.approx(1 / 2), 0.0, None]
+
+
+def test_nothing_counted_is_zero_and_no_error():
+    found = segmentation_scores(np.zeros((2, 2), np.int64))
+    assert (found.values["OA"], found.values["mIoU"], found.by_output["iou"]) == (0.0, 0.0, [None, None])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_multilabel_scores_are_torchmetrics(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.random((40, 6)) < 0.3
+    labels[0] = True
+    probabilities = np.round(rng.random((40, 6)) * 0.5 + 0.4 * labels, 1)  # with ties
+    found = multilabel_scores(probabilities, labels)
+    p, t = torch.from_numpy(probabilities), torch.from_numpy(labels.astype(int))
+    precision = reference.classification.multilabel_average_precision
+    assert found.values["mAP"] == pytest.approx(float(precision(p, t, 6, average="macro")), rel=1e-6)
+    assert found.values["micro_mAP"] == pytest.approx(float(precision(p, t, 6, average="micro")), rel=1e-6)
+    f1 = reference.classification.multilabel_f1_score
+    above = (p >= 0.5).int()  # torchmetrics counts > 0.5
+    assert found.values["macro_f1"] == pytest.approx(float(f1(above, t, 6, average="macro")), rel=1e-6)
+    assert found.values["micro_f1"] == pytest.approx(float(f1(above, t, 6, average="micro")), rel=1e-6)
+    accuracy = reference.classification.multilabel_accuracy(above, t, 6, average="micro")
+    assert found.values["OA"] == pytest.approx(float(accuracy), rel=1e-6)
+
+
+def test_a_class_without_a_label_has_no_average_precision_and_no_say_in_the_mean():
+    assert average_precision(np.array([0.1, 0.9]), np.array([False, False])) is None
+    labels = np.array([[True, False], [False, False]])
+    found = multilabel_scores(np.array([[0.9, 0.1], [0.2, 0.8]]), labels)
+    assert found.by_output["average_precision"] == [1.0, None]
+    assert found.values["mAP"] == 1.0
+
+
+def test_regression_scores_are_torchmetrics_and_the_baseline_is_fixed():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.normal(size=(30, 4)), rng.normal(size=(30, 4))
+    units = np.stack([predicted, true], axis=1)
+    found = compute_scores("regression", units, baseline=np.zeros(4))
+    p, t = torch.from_numpy(predicted), torch.from_numpy(true)
+    rmse = reference.mean_squared_error(p, t, squared=False, num_outputs=4)
+    assert found.by_output["rmse"] == pytest.approx(rmse.tolist(), rel=1e-6)
+    r2 = reference.r2_score(p, t, multioutput="raw_values")
+    assert found.by_output["r2"] == pytest.approx(r2.tolist(), rel=1e-6)
+    assert found.values["hyperview_score"] == pytest.approx(
+        np.mean(((predicted - true) ** 2).mean(0) / (true**2).mean(0))
+    )
+
+
+def test_to_predict_the_baseline_scores_one():
+    true = np.random.default_rng(1).normal(size=(20, 2))
+    mean = np.array([0.3, -0.2])
+    error = ((true - mean) ** 2).mean(0)
+    assert regression_scores(np.tile(mean, (20, 1)), true, error).values["hyperview_score"] == pytest.approx(1.0)

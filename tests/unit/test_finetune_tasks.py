@@ -6,7 +6,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from finetune.tasks import get_task
+from finetune.tasks import dump_task, get_task, parse_task
 from shards.errors import ConfigError
 
 NAMES = sorted(entry.name.removesuffix(".yaml") for entry in files("finetune.tasks").iterdir() if ".yaml" in entry.name)
@@ -35,9 +35,11 @@ def test_a_task_of_the_registry_loads(name):
     task = get_task(name)
     assert task.name == name
     assert task.description
-    assert task.ignore_index == len(task.classes) > 1
-    for values in ([one.code for one in task.classes], [one.name for one in task.classes]):
+    assert len(task.outputs) > 1
+    assert task.ignore_index == len(task.classes)
+    for values in ([code for one in task.classes for code in one.all_codes], task.outputs):
         assert len(set(values)) == len(values)
+    assert parse_task(dump_task(task), name) == task
     assert all(re.fullmatch(r"#[0-9a-f]{6}", one.colour) for one in task.classes)
 
 
@@ -62,12 +64,22 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "- 1", TASK.replace("ignore: [0]", ""), TASK + "extra: 1\n", TASK.replace("code: 7", "code: seven")],
+    [
+        "",
+        "[",
+        "- 1",
+        TASK + "extra: 1\n",
+        TASK.replace("code: 7", "code: seven"),
+        TASK.replace("code: 7", "code: 0"),
+        TASK.replace("code: 7", "colours: 7"),
+        TASK + "kind: regression\n",
+        TASK.replace("#0000ff", "blue"),
+    ],
 )
 def test_a_file_that_is_no_task_is_one_line(tmp_path, text):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="not a task description") as raised:
+    with pytest.raises(ConfigError, match=r"not a task description|not YAML") as raised:
         get_task(str(path))
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -76,7 +88,7 @@ def test_a_file_that_is_no_task_is_one_line(tmp_path, text):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])
 def test_codes_become_indices_and_the_rest_is_ignored(task, dtype):
     indices = task.to_indices(np.asarray([[7, 0, 8], [7, 1, 2]], dtype))
-    assert indices.dtype == np.int64
+    assert indices.dtype == np.int16
     np.testing.assert_array_equal(indices, [[0, 2, 2], [0, 2, 2]])
 
 
@@ -89,3 +101,37 @@ def test_the_codes_are_left_as_they_were(task):
     codes = np.asarray([7, 0])
     task.to_indices(codes)
     assert codes.tolist() == [7, 0]
+
+
+def test_several_codes_can_be_one_class():
+    corine = get_task("enmap_corine")
+    assert corine.to_indices(np.array([111, 112, 121, 999])).tolist() == [0, 0, 1, 19]
+    hot = corine.to_multihot(np.array([[112, 523], [999, 0]]))
+    assert np.flatnonzero(hot).tolist() == [0, 18]
+
+
+def test_codes_that_are_neither_a_class_nor_ignored_are_told(task):
+    assert task.unknown_codes(np.array([7, 0, 5, 8])) == [5, 8]
+    assert get_task("enmap_cdl").unknown_codes(np.array([61, 999])) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "tiles"),
+    [
+        ("enmap_cdl", 14, 1600),
+        ("enmap_nlcd", 15, 13500),
+        ("enmap_corine", 19, 11000),
+        ("enmap_eurocrops", 15, 1800),
+        ("enmap_bdforet", 12, 2550),
+        ("enmap_treemap", 24, 10000),
+        ("enmap_bnetd", 10, 2100),
+        ("desis_cdl", 14, 1000),
+        ("eo1_cdl", 14, 550),
+        ("hyperview", 4, 1732),
+    ],
+)
+def test_the_ten_tasks_have_the_published_sizes(name, outputs, tiles):
+    task = get_task(name)
+    assert len(task.outputs) == outputs
+    assert sum(task.tiles.values()) == tiles
+    assert task.published is not None

@@ -1,0 +1,46 @@
+"""`python -m finetune tasks|check|report|predict`: tasks and their data, results in one page, maps of whole scenes."""
+
+import argparse
+import sys
+
+from shards.errors import ForgeError
+
+
+def _tasks(arguments: argparse.Namespace) -> int:
+    """List the registry."""
+    from finetune.tasks import get_task, task_names
+
+    rows = [("task", "kind", "sensor", "outputs", "tiles", "description")]
+    for name in task_names():
+        task = get_task(name)
+        tiles = "/".join(str(count) for count in task.tiles.values()) or "-"
+        rows.append((name, task.kind, task.sensor, str(len(task.outputs)), tiles, task.description))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    from finetune import check
+
+    parser = argparse.ArgumentParser(prog="python -m finetune", description=str(__doc__).splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    tasks = commands.add_parser("tasks", help="list the known tasks")
+    tasks.set_defaults(run=_tasks)
+    checked = commands.add_parser("check", help="verify a task's tiles, labels and lists")
+    check.add_arguments(checked)
+    checked.set_defaults(run=check.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ForgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Tiny synthetic copies of the downstream tasks' downloads: same folders, file names, bands, dtypes and lists.
+
+::
+
+    DEST/<folder>/<images>/<location>/<scene>.tif   the sensor's bands, int16, pixel-interleaved
+    DEST/<folder>/<labels>/<location>/<scene>.tif   codes of the task, in a dtype that such maps come in
+    DEST/hyperview/images/<number>.npz              array "data" (150, h, w) of any size
+    DEST/splits/<task>/{train,val,test}.txt         or train.csv and val.csv of hyperview
+
+Scores on them show that the path works, nothing more.
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.transform import Affine
+
+from finetune.images import response_matrix
+from finetune.tasks import Task
+from shards.errors import ConfigError
+from shards.sensors import get_sensor
+from tools.sample_data import PIXEL_M, Visit, make_place, render
+
+MASK_DTYPES = {"enmap_eurocrops": "float64", "enmap_corine": "int16", "enmap_treemap": "uint16"}
+"""Of label tiles; the others are uint8."""
+
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+SCENES = 4
+COLUMNS = ("sample_index", "company", "field", "cover", "sampling", "lab_method", "date", "year")
+
+
+def make_task_sample(dest: Path, task: Task, tiles: int = 15, size: int = 32, seed: int = 0) -> str:
+    """Write a task's copy below ``dest``; returns a line that says what was written.
+
+    Raises:
+        ConfigError: the task has no layout, or its copy is there already.
+    """
+    if task.layout is None:
+        raise ConfigError(f"task {task.name} has no layout of a download to copy")
+    folder, splits = dest / task.layout.folder, dest / "splits" / task.name
+    if folder.exists() or splits.exists():
+        raise ConfigError(
+            f"{folder if folder.exists() else splits}: exists already; remove it or choose another folder"
+        )
+    splits.mkdir(parents=True)
+    if task.kind == "regression":
+        _make_tables(folder / task.layout.images, splits, task, tiles, seed)
+    else:
+        assert task.layout.labels is not None
+        _make_tiles(folder / task.layout.images, folder / task.layout.labels, splits, task, tiles, size, seed)
+    return f"{folder}: {tiles} synthetic tiles of {task.title or task.name}, lists in {splits}"
+
+
+def _make_tiles(images: Path, labels: Path, splits: Path, task: Task, tiles: int, size: int, seed: int) -> None:
+    names = []
+    for number in range(tiles):
+        names.append(f"{1000 + 37 * number:07d}/{4134 + number % SCENES:05d}.tif")
+        rng = np.random.default_rng([seed, number])
+        values, materials = _render(rng, task, size)
+        grid = Affine(PIXEL_M, 0.0, 300000.0 + 5000.0 * number, 0.0, -PIXEL_M, 5800000.0)
+        _write(images / names[-1], values, grid)
+        _write(labels / names[-1], _codes(task, materials, number)[None], grid)
+    cuts = np.cumsum([round(SHARES["train"] * tiles), round(SHARES["val"] * tiles)])
+    for split, part in zip(SHARES, np.split(np.array(names), cuts), strict=True):
+        (splits / f"{split}.txt").write_text("\n".join(part.tolist()))  # without the last newline, as some are
+
+
+def _render(rng: np.random.Generator, task: Task, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tile of the task's sensor int16 (bands, size, size) and materials (size, size), 0 where mixed."""
+    visit = Visit(scene=1, season=float(rng.uniform(0, 0.5)), margin=bool(rng.random() < 0.1))
+    values, materials = render(rng, make_place(rng, size), visit)
+    enmap, sensor = get_sensor("enmap"), get_sensor(task.sensor)
+    if sensor is not enmap:
+        # clamped to EnMAP's range, which all others are almost within
+        centres = np.clip(sensor.wavelength_nm, enmap.wavelength_nm[0], enmap.wavelength_nm[-1]).tolist()
+        matrix = response_matrix(centres, sensor.fwhm_nm, enmap.wavelength_nm, enmap.fwhm_nm)
+        missing = values[0] == np.iinfo(np.int16).min
+        mixed = np.tensordot(matrix, values.astype(np.float64), 1)
+        values = np.where(missing, np.iinfo(np.int16).min, np.rint(mixed)).astype(np.int16)
+    return values, materials
+
+
+def _codes(task: Task, materials: np.ndarray, number: int) -> np.ndarray:
+    """Material m of tile n to the code of class m - 1 + 6 n, so that all classes occur; 0 stays 0."""
+    firsts = [one.all_codes[number % len(one.all_codes)] for one in task.classes]
+    table = [0, *(firsts[(material + 6 * number) % len(firsts)] for material in range(6))]
+    return np.array(table, dtype=MASK_DTYPES.get(task.name, "uint8"))[materials]
+
+
+def _write(path: Path, values: np.ndarray, grid: Affine) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, height, width = values.shape
+    options = {"driver": "GTiff", "interleave": "pixel", "crs": "EPSG:32633", "transform": grid}
+    with rasterio.open(path, "w", count=bands, height=height, width=width, dtype=values.dtype, **options) as file:
+        file.write(values)
+
+
+def _make_tables(images: Path, splits: Path, task: Task, tiles: int, seed: int) -> None:
+    """Fields of any size whose targets follow their mean spectrum."""
+    images.mkdir(parents=True)
+    rows = []
+    for number in range(tiles):
+        rng = np.random.default_rng([seed, number])
+        values, _ = _render(rng, task, 32)
+        height, width = rng.integers(8, 33, 2)
+        field = np.maximum(values[:, :height, :width], 0)
+        np.savez(images / f"{number}.npz", data=field.astype(np.uint16))
+        spectrum = field.mean((1, 2)) / 3000
+        targets = [spectrum[10] - 0.3, spectrum[60] - 0.4, spectrum[110] - 0.9, spectrum[140] - spectrum[60]]
+        told = [number, "A", number // 2, 0.0, 1.0, "Mehlich3", "2020-08-01T00:00:00", 2020]
+        rows.append([*told, *(float(one) for one in targets[: len(task.outputs)])])
+    cut = round((SHARES["train"] + SHARES["val"]) * tiles)
+    for split, part in (("train", rows[:cut]), ("val", rows[cut:])):
+        with open(splits / f"{split}.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*COLUMNS, *task.outputs])
+            writer.writerows(part)
