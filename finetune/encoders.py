@@ -1,6 +1,6 @@
 """The encoder of an evaluation: its file, the window size that suits the tiles, and how their bands reach it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,8 @@ def open_encoder(config: FinetuneConfig, task: Task, items: Split) -> EncoderFil
     dilate = FULL_RESOLUTION if published and description.architecture == "spec_resnet50" else (False,) * 4
     size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
     sensor = get_sensor(task.sensor)
+    if is_vit:  # positions are interpolated to the windows
+        description = replace(description, image_size=size)
     return EncoderFile(config.checkpoint, description, size, dilate, sensor, encoder_hash(encoder), is_vit)
 
 

@@ -1,0 +1,226 @@
+"""Evaluations on real process groups: every task from its own config, equal on one and two processes, resumable."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.processes import REPOSITORY, run_ranks
+
+from finetune.model_file import load_task_model
+from finetune.results import Result, RunResults, read_results
+from finetune.tasks import dump_task, get_task, task_names
+from pretrain.models import EncoderDescription, build_encoder, save_encoder
+from pretrain.models.initialise import initialise
+from shards.geotiff import read_tile
+from shards.sensors import get_sensor
+from tools.sample_tasks import make_task_sample
+
+pytestmark = pytest.mark.distributed
+
+RUNS = REPOSITORY / "tests" / "support" / "finetune_runs.py"
+CONFIGS = REPOSITORY / "configs" / "finetune"
+TASKS = {name: get_task(name) for name in task_names() if get_task(name).layout}
+SMALL = [
+    "run.threads=1",
+    "compare_random=false",
+    "seeds=[0]",
+    "engine.precision=fp32",
+    "frozen.epochs=2",
+    "frozen.views=2",
+    "frozen.lrs=[1e-3]",
+    "frozen.batch=8",
+    "full.batch=8",
+    "full.epochs=1",
+    "full.warmup_epochs=0",
+]
+
+
+class Lab:
+    """Downloads of all tasks, a small encoder, and what runs leave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for task in TASKS.values():
+            make_task_sample(folder / "data", task, tiles=10, size=16)
+        enmap = get_sensor("enmap")
+        told = [list(enmap.wavelength_nm), list(enmap.fwhm_nm), [2000.0] * 202, [1400.0] * 202]
+        encoder = build_encoder("spec_vit_tiny", 32, 4)
+        initialise(encoder, "pretrain.encoder", 3)
+        description = EncoderDescription("spec_vit_tiny", 32, 4, "enmap", *told, "mae", 0, "x", "t")
+        save_encoder(folder / "encoder.safetensors", encoder.state_dict(), description)
+
+    def job(self, config: str, name: str, *overrides: str, **rest: object) -> dict:
+        paths = [f"run.dir={self.folder / name}", f"checkpoint={self.folder / 'encoder.safetensors'}"]
+        return {"config": str(CONFIGS / config), "overrides": [*SMALL, *paths, *overrides], **rest}
+
+    def launch(self, world_size: int, jobs: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SPECTRAL_EARTH", str(self.folder / "data"))
+        monkeypatch.setenv("SPECTRAL_EARTH_SPLITS", str(self.folder / "data" / "splits"))
+        path = self.folder / f"jobs-{world_size}-{len(jobs)}.json"
+        path.write_text(json.dumps(jobs))
+        run_ranks(RUNS, world_size, str(path), timeout=600)
+
+    def results(self, name: str) -> RunResults:
+        return read_results(self.folder / name)
+
+    def outcome(self, name: str) -> str:
+        return (self.folder / name / "outcome.txt").read_text()
+
+
+SEGMENTED = (
+    "cdl.yaml",
+    "protocol=[frozen,full]",
+    "seeds=[0,1]",
+    "full.epochs=3",
+    "full.drop_path=0.2",
+    "full.save_every=2",
+)
+"""What is run in several ways that must give the same."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """All runs: ten tasks and the uninterrupted one on one process; the others on two."""
+    lab = Lab(tmp_path_factory.mktemp("finetune"))
+    config, *options = SEGMENTED
+    short = lab.folder / "short.yaml"  # the task, but for its published number of epochs
+    short.write_text(dump_task(TASKS["enmap_cdl"]).replace("epochs: 100", "epochs: 2"))
+    recipe = [f"task={short}", "recipe=published", "protocol=[frozen]", "full.bn_group=2"]
+    published = lab.job(config, "published", *recipe)
+    tasks = [
+        lab.job(path.name, path.stem, "protocol=[knn,frozen,full]")
+        for path in sorted(CONFIGS.glob("*.yaml"))
+        if path.stem in {name.removeprefix("enmap_") for name in TASKS}
+    ]
+    assert len(tasks) == 10
+    with pytest.MonkeyPatch.context() as patch:
+        lab.launch(
+            1,
+            [
+                *tasks,
+                lab.job(config, "whole", *options),
+                lab.job(config, "stopped", *options, stop_at=0),
+                lab.job(config, "stopped", *options, stop_at=1),
+                published,
+                lab.job(config, "parts", "protocol=[adapter,blocks]", "full.epochs=2", "full.first_blocks=1"),
+                lab.job(config, "fewer", "protocol=[knn,frozen]", "fractions=[0.2,1.0]", "data.group=scene"),
+                lab.job("desis_cdl.yaml", "bad-bands", "data.bands=same"),
+                lab.job("desis_cdl.yaml", "resampled", "data.bands=resample", "protocol=[knn]"),
+            ],
+            patch,
+        )
+        lab.launch(
+            2,
+            [
+                lab.job(config, "two", *options),
+                lab.job(config, "stopped", *options),
+                published,
+                lab.job(config, "bad-batch", "protocol=full", "full.batch=4", "full.bn_group=4"),
+            ],
+            patch,
+        )
+    return lab
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_runs_from_its_own_config(lab: Lab, name: str) -> None:
+    run = lab.results(name.removeprefix("enmap_"))
+    assert run.task == TASKS[name]
+    assert [one.protocol for one in run.results] == ["knn", "frozen", "full"]
+    outputs, tiles = len(run.task.outputs), len(run.tiles)
+    for one in run.results:
+        assert one.units.shape == (
+            (tiles, outputs, outputs) if run.task.kind == "segmentation" else (tiles, 2, outputs)
+        )
+        assert all(np.isfinite(value) for value in one.test.values())
+        assert all(len(values) == outputs for values in one.by_output.values())
+    assert run.rgb.dtype == np.uint8
+    assert run.rgb.any()
+
+
+def _same(one: Result, two: Result, tolerance: float) -> None:
+    assert (one.encoder, one.protocol, one.head, one.seed, one.lr, one.epoch) == (
+        two.encoder,
+        two.protocol,
+        two.head,
+        two.seed,
+        two.lr,
+        two.epoch,
+    )
+    for before, after in zip(one.curve, two.curve, strict=True):
+        assert after == pytest.approx(before, rel=tolerance, abs=tolerance)
+    assert two.test["loss"] == pytest.approx(one.test["loss"], rel=tolerance)
+
+
+def test_two_processes_give_what_one_gives(lab: Lab) -> None:
+    for one, two in zip(lab.results("whole").results, lab.results("two").results, strict=True):
+        _same(one, two, 1e-5)
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(lab: Lab) -> None:
+    """Stopped twice in one training, then gone on with by two processes."""
+    assert lab.outcome("stopped") == "complete"
+    for one, two in zip(lab.results("whole").results, lab.results("stopped").results, strict=True):
+        _same(one, two, 1e-5)
+    assert not (lab.folder / "stopped" / "work").exists()
+
+
+def test_what_is_complete_is_not_done_again(lab: Lab) -> None:
+    """The second launch found the results of the first."""
+    assert lab.outcome("published") == "complete"
+    assert len(list((lab.folder / "published" / "parts").glob("pretrained-frozen-*"))) == 1
+
+
+def test_the_published_recipe_lets_batch_norms_adapt_and_nothing_else(lab: Lab) -> None:
+    (one,) = lab.results("published").results
+    assert (one.head, one.lr) == ("conv", 1e-3)
+    assert len(one.curve) == 2
+    tuned = load_task_model(lab.folder / "published" / "model.safetensors").encoder.state_dict()
+    before = load_task_model(lab.folder / "encoder.safetensors").encoder.state_dict()
+    changed = {name for name in before if not np.array_equal(before[name], tuned[name])}
+    assert changed
+    moved = ("running_mean", "running_var", "num_batches_tracked", "pos_embed")  # positions are interpolated to 16 px
+    assert all(name.rsplit(".", 1)[-1] in moved for name in changed)
+
+
+def test_only_what_a_protocol_names_learns(lab: Lab) -> None:
+    for protocol in ("adapter", "blocks"):
+        assert [one.protocol for one in lab.results("parts").results].count(protocol) == 1
+    tuned = load_task_model(lab.folder / "parts" / "model.safetensors").encoder.state_dict()
+    before = load_task_model(lab.folder / "encoder.safetensors").encoder.state_dict()
+    changed = {name for name in before if not np.array_equal(before[name], tuned[name])}
+    assert any(name.startswith("spectral_adapter.0") for name in changed)
+    assert not any("blocks.1." in name or name.startswith("vit_core.norm") for name in changed)
+
+
+def test_the_model_file_predicts_what_the_run_reports(lab: Lab) -> None:
+    run = lab.results("cdl")
+    best = max(run.results[1:], key=lambda one: one.validation["mIoU"])
+    model = load_task_model(lab.folder / "cdl" / "model.safetensors")
+    images = [
+        read_tile(lab.folder / "data" / "enmap_cdl" / "enmap" / name, get_sensor("enmap")).values for name in run.tiles
+    ]
+    with torch.no_grad():
+        predicted = model(torch.from_numpy(np.stack(images))).numpy()
+    shown = np.unique(np.linspace(0, len(images) - 1, 8)[1:-1].round().astype(int))
+    assert (predicted[shown] == best.maps).mean() > 0.999
+
+
+def test_shares_of_the_tiles_and_scene_splits(lab: Lab) -> None:
+    run = lab.results("fewer")
+    assert sorted((one.protocol, one.fraction) for one in run.results) == [
+        ("frozen", 0.2),
+        ("frozen", 1.0),
+        ("knn", 0.2),
+        ("knn", 1.0),
+    ]
+    assert run.data["split"] == "scene"
+
+
+def test_what_does_not_go_together_is_one_line(lab: Lab) -> None:
+    assert lab.outcome("bad-bands").startswith("2 the encoder is for 202 bands of enmap, the tiles have 235 of desis")
+    assert lab.outcome("bad-batch").startswith("2 ")
+    assert "full.bn_group" in lab.outcome("bad-batch")
+    assert lab.outcome("resampled") == "complete"

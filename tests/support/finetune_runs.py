@@ -1,0 +1,53 @@
+"""Runs a list of evaluations as one rank of a process group: finetune_runs.py JOBS.json."""
+
+import json
+import sys
+from pathlib import Path
+
+from finetune.config import FinetuneConfig
+from finetune.evaluate import Evaluator
+from pretrain.engine import init_distributed
+from pretrain.stop import StopRequest
+from pretrain.watchdog import Phase, Watchdog
+from shards.config import load_config
+from shards.errors import ForgeError
+
+
+class StoppingWatchdog(Watchdog):
+    """Is asked to stop when a training begins a given step, as by a signal at that moment."""
+
+    stop_at: int | None = None
+
+    def begin(self, phase: Phase, step: int) -> None:
+        super().begin(phase, step)
+        if phase == "step" and step == self.stop_at:
+            self.stop.set("the test")
+
+
+def run(job: dict) -> None:
+    """One job: its config with overrides; what it ended with goes to ``outcome.txt`` of its folder."""
+    config = load_config(job["config"], job["overrides"], FinetuneConfig)
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = StopRequest()
+    watchdog = StoppingWatchdog(config.watchdog, folder, stop)
+    watchdog.stop_at = job.get("stop_at")
+    try:
+        outcome = "complete" if Evaluator(config, watchdog).evaluate() else "stopped"
+    except ForgeError as error:
+        outcome = f"{error.exit_code} {error}"
+    (folder / "outcome.txt").write_text(outcome)
+
+
+if __name__ == "__main__":
+    init_distributed()
+    for one in json.loads(Path(sys.argv[1]).read_text()):
+        run(one)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    import os
+
+    import torch.distributed as dist
+
+    dist.barrier()
+    os._exit(0)  # gloo's threads now and then abort an ordinary end
