@@ -304,7 +304,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Options and overrides in any order, which subcommands of argparse don't take by themselves."""
-    words, overrides = [], []
+    words: list[str] = []
+    overrides: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
         is_value = before.startswith("--") and "=" not in before and before not in FLAGS
         is_override = re.fullmatch(r"[a-z_]+(\.[a-z_]+)*=.*", word, re.DOTALL) and not is_value
