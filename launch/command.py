@@ -56,14 +56,15 @@ def fail(error: ForgeError) -> NoReturn:
     """End the process with the error's exit code; rank 0 says why."""
     if is_main_process():
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            sys.exit(error.exit_code)
     _leave(error.exit_code)
 
 
 def _leave(code: int) -> NoReturn:
-    """End a silent rank after rank 0 had time to speak: torchrun ends all ranks as soon as one has failed.
+    """End after rank 0 had time to speak, and all ranks to come this far: launchers end all as soon as one has failed.
 
-    Launchers end the waiting ranks by SIGTERM. That is no wish to stop, whose code would have the run started again.
+    They do so by SIGTERM. That is no wish to stop, whose code would have the run started again.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
     time.sleep(3)

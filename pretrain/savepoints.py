@@ -119,6 +119,7 @@ class Savepoints:
             )
         say(f"WARNING: {patience} steps in a row were skipped: back to the weights of {path}; the order goes on")
         state = load_checkpoint(self.engine, path, self.objective.momentum)
+        self._check_fixed_loss(path, state)
         self.guard.go_back(state["guard"])
         self._went_back_to = step_of(path)
 

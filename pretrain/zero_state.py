@@ -188,6 +188,7 @@ def _refresh_model_copies(engine: ZeroEngine) -> None:
     """Setting the fp32 master leaves the copies that the forward uses as they were; bring them after it."""
     optimizer = engine.deepspeed.optimizer
     if engine.config.zero_stage == 3:
+        optimizer._partition_all_parameters()  # weights that an evaluation or a skipped step has left gathered
         for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
             optimizer.fp16_partitioned_groups_flat[group].data.copy_(flat.data)
             optimizer._unflatten_partitioned_parameters(group)
