@@ -132,7 +132,7 @@ class Tuning:
         self.baseline, self.watchdog, self.name = baseline, watchdog, name
         self.micro, accumulation = cut_batch(recipe, distributed.world_size())
         self.inputs = model.images.to(distributed.device())
-        tuned = TunedModel(model, trained, recipe.first_blocks, trained == "none" and config.frozen.bn == "adapt")
+        tuned = TunedModel(model, trained, recipe.first_blocks, moving=trained == "none")  # only bn: adapt trains none
         self.vit = model.encoder if isinstance(model.encoder, ViTEncoder) else None
         optim = OptimConfig(lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay)
         self.engine = ZeroEngine(

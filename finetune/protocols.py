@@ -1,0 +1,287 @@
+"""The protocols of an evaluation, each from a fresh encoder to results; what is done is kept and not done again."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.best_model import BestModel
+from finetune.config import FinetuneConfig, FullConfig
+from finetune.datasets import LabelledSplit
+from finetune.encoders import EncoderFile, untrained_twin
+from finetune.features import Features, frozen_features
+from finetune.heads import HeadName, build_head
+from finetune.knn import NearestNeighbours
+from finetune.layouts import Split, items_hash
+from finetune.metrics import Scores
+from finetune.model_file import InputDescription, TaskModel
+from finetune.probe import Sweep, Trained
+from finetune.recipe import Recipe, adapting
+from finetune.results import Result, read_part, write_part
+from finetune.scoring import Collector, Evaluation, is_better, subset_rows
+from finetune.tasks import Task
+from finetune.tune import Tuned, Tuning
+from pretrain import distributed
+from pretrain.checkpoint import read_weights
+from pretrain.models.initialise import initialise
+from pretrain.telemetry import say
+from pretrain.watchdog import Watchdog
+from shards.sources import SPLITS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an evaluation works on, read and checked.
+
+    Attributes:
+        inputs: how tiles become the encoder's input.
+        baseline: regression: the training mean of each target.
+    """
+
+    task: Task
+    items: Split
+    splits: dict[str, LabelledSplit]
+    encoder: EncoderFile
+    inputs: InputDescription
+    recipe: Recipe
+    baseline: np.ndarray | None
+
+
+class Protocols:
+    """Runs protocols; every rank makes one and calls `run` with the same arguments.
+
+    Args:
+        folder: of the run.
+
+    Attributes:
+        feature_seconds: spent on features of frozen encoders.
+    """
+
+    def __init__(self, config: FinetuneConfig, setting: Setting, folder: Path, watchdog: Watchdog) -> None:
+        self.config, self.setting, self.folder, self.watchdog = config, setting, folder, watchdog
+        self.task, self.splits, self.recipe = setting.task, setting.splits, setting.recipe
+        self.best_model = BestModel(folder, setting.recipe.select)
+        self.feature_seconds = 0.0
+
+    def run(self, name: str, protocol: str, fraction: float) -> list[Result] | None:
+        """Results of all seeds; None where the run was asked to stop, and has saved.
+
+        Args:
+            name: ``pretrained`` or ``random``.
+            fraction: of the training tiles.
+        """
+        rows = subset_rows(self.splits["train"], fraction, self.config.run.seed)
+        if protocol == "knn":
+            return self._once(self._part(name, protocol, fraction), lambda: self._knn(name, fraction, rows))
+        if protocol == "frozen" and self.recipe.frozen.bn == "frozen":
+            return self._once(self._part(name, protocol, fraction), lambda: self._frozen(name, fraction, rows))
+        results = []
+        for seed in self.config.seeds:
+            found = self._best_rate(name, protocol, fraction, rows, seed)
+            if found is None:
+                return None
+            results.append(found)
+        return results
+
+    # ---- what is done ----
+
+    def _part(self, name: str, protocol: str, fraction: float, rest: str = "") -> Path:
+        """File of a part's results; its name changes with everything that they depend on."""
+        config = self.config.model_dump(mode="json")
+        others = ["run", "watchdog", "guard", "protocol", "fractions", "compare_random"]
+        for key in [*others, "seeds"] if rest else others:
+            del config[key]
+        tiles = [items_hash(self.setting.items[split]) for split in SPLITS]
+        told = [config, self.config.run.seed, self.setting.encoder.sha256, tiles]
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+        return self.folder / "parts" / f"{name}-{protocol}-{fraction:g}{rest}-{digest}.npz"
+
+    def _once(self, path: Path, run: Callable[[], list[Result]]) -> list[Result]:
+        """A part's results: from the file that an earlier start left, or now."""
+        found: list[Result] | None = distributed.from_main(read_part(path))
+        if found is None:
+            say(path.stem)
+            begin = time.monotonic()
+            found = run()
+            seconds = (time.monotonic() - begin) / max(len(found), 1)
+            found = [replace(one, seconds=seconds) for one in found]
+            if distributed.is_main():
+                write_part(path, found)
+        return found
+
+    # ---- on features of a frozen encoder ----
+
+    def _knn(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
+        """For the first seed alone: nothing is drawn but the bank, where it is too large."""
+        seed, train = self.config.seeds[0], self.splits["train"]
+        features = self._features(self._model(name), self.recipe.frozen.views)
+        results = []
+        if distributed.is_main():
+            bank = NearestNeighbours(features["train"], train, rows, self.task, self.config.knn, seed)
+            val, test = (self._vote(bank, features[split], self.splits[split]) for split in ("val", "test"))
+            results = [_result((name, "knn", "knn", seed, fraction), None, None, val.scores, test, [])]
+        return distributed.from_main(results)
+
+    def _vote(self, bank: NearestNeighbours, features: Features, split: LabelledSplit) -> Evaluation:
+        collector = Collector(split, self.task, self.setting.baseline)
+        for begin in range(0, len(split), 32):
+            rows = np.arange(begin, min(begin + 32, len(split)))
+            found = features.batch(rows, np.zeros(len(rows), np.int64))
+            collector.add(rows, bank.predict(found, split.size).cpu().numpy())
+        return collector.finish()
+
+    def _frozen(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
+        """All heads, rates and seeds; seeds are shared out over the ranks."""
+        model = self._model(name)
+        features = self._features(model, self.recipe.frozen.views)
+        seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
+        trained = self._sweep(model, features, rows).run(seeds) if seeds else []
+        everyone = [one for part in distributed.gather_objects([_told(one) for one in trained]) for one in part]
+        results = [
+            _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve)
+            for head, seed, lr, epoch, validation, test, curve, _ in everyone
+        ]
+        if name == "pretrained" and fraction == 1.0 and distributed.is_main():
+            encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
+            for result, (head, *_, weights) in zip(results, everyone, strict=True):
+                heads = {f"head.{key}": value for key, value in weights.items()}
+                self.best_model.offer(model, head, encoder | heads, result)
+        return results
+
+    def _sweep(self, model: TaskModel, features: dict[str, Features], rows: np.ndarray) -> Sweep:
+        return Sweep(
+            features,
+            self.splits,
+            rows,
+            self.task,
+            model.encoder.stride,
+            model.encoder.feature_dim,
+            self.recipe.heads,
+            self.recipe.frozen,
+            self.recipe.select,
+            self.setting.baseline,
+            lambda epoch: self.watchdog.begin("evaluation", epoch),
+        )
+
+    def _features(self, model: TaskModel, views: int) -> dict[str, Features]:
+        """Of all splits; views other than the first are for training alone."""
+        begin, device = time.monotonic(), distributed.device()
+        model.to(device)
+        found = {
+            split: frozen_features(
+                model,
+                self.splits[split],
+                views if split == "train" else 1,
+                self.folder / "features",
+                self.config.frozen.quota_gb,
+                self.config.data.memory_gb,
+                device,
+                split,
+                lambda: self.watchdog.begin("evaluation", 0),
+            )
+            for split in SPLITS
+        }
+        self.feature_seconds += time.monotonic() - begin
+        return found
+
+    # ---- through the encoder ----
+
+    def _best_rate(self, name: str, protocol: str, fraction: float, rows: np.ndarray, seed: int) -> Result | None:
+        """Of one seed, the rate with the best validation score."""
+        recipe, head = self.recipe.full, self.recipe.full_head
+        if protocol == "frozen":
+            recipe, head = adapting(self.recipe.frozen, recipe), self.recipe.heads[0]
+        best: Result | None = None
+        for lr in recipe.lrs:
+            path = self._part(name, protocol, fraction, f"-seed{seed}-lr{lr:g}")
+            found: list[Result] | None = distributed.from_main(read_part(path))
+            if found is None:
+                begin = time.monotonic()
+                tuned = self._tuning(path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
+                if tuned is None:
+                    return None
+                what = (name, protocol, head, seed, fraction)
+                result = _result(what, lr, tuned.epoch, tuned.validation, tuned.test, tuned.curve)
+                found = [replace(result, seconds=time.monotonic() - begin)]
+                if distributed.is_main():
+                    self._finish(path, tuned, found[0])
+                distributed.barrier()
+            before = None if best is None else Scores(best.validation)
+            if is_better(self.task, self.recipe.select, Scores(found[0].validation), before):
+                best = found[0]
+        return best
+
+    def _tuning(
+        self,
+        part: str,
+        name: str,
+        protocol: str,
+        recipe: FullConfig,
+        head: HeadName,
+        rows: np.ndarray,
+        lr: float,
+        seed: int,
+    ) -> Tuning:
+        model = self._model(name, recipe.bn_group)
+        encoder, outputs = model.encoder, len(self.task.outputs)
+        model.head = build_head(head, self.task.kind, encoder.feature_dim, outputs, encoder.stride, recipe.bn_group)
+        initialise(model.head, f"head.{head}", seed)
+        return Tuning(
+            model,
+            self.splits,
+            rows,
+            self.folder / "work" / part,
+            "none" if protocol == "frozen" else protocol,
+            self.config.model_copy(update={"select": self.recipe.select}),
+            recipe,
+            lr,
+            seed,
+            self.setting.baseline,
+            self.watchdog,
+            part,
+        )
+
+    def _finish(self, path: Path, tuned: Tuned, result: Result) -> None:
+        """Keep a training's results, and its weights where they are the best, and drop its checkpoints."""
+        if result.encoder == "pretrained" and result.fraction == 1.0:
+            weights: dict[str, Any] = {}
+            for part in ("encoder", "head"):
+                weights |= {f"{part}.{key}": value for key, value in read_weights(tuned.checkpoint, part).items()}
+            self.best_model.offer(self._model("pretrained"), result.head, weights, result)
+        write_part(path, [result])
+        shutil.rmtree(self.folder / "work" / path.stem, ignore_errors=True)
+
+    def _model(self, name: str, bn_group: int | None = None) -> TaskModel:
+        """Encoder and input, without a head, on the CPU."""
+        file = self.setting.encoder
+        encoder = file.build(bn_group)
+        if name == "random":
+            untrained_twin(encoder, file.description, self.config.run.seed)
+        return TaskModel(encoder, file.description, self.setting.inputs, task=self.task, dilate=file.dilate).eval()
+
+
+def _told(one: Trained) -> tuple:
+    """Of a trained head, what other ranks need to know."""
+    member = one.member
+    scores = member.best or Scores()
+    return member.name, member.seed, member.lr, member.best_epoch, scores, one.test, member.curve, member.best_weights
+
+
+def _result(
+    what: tuple[str, str, str, int, float],
+    lr: float | None,
+    epoch: int | None,
+    validation: Scores,
+    test: Evaluation,
+    curve: list[dict[str, float]],
+) -> Result:
+    scores = test.scores
+    return Result(
+        *what, lr, epoch, validation.values, scores.values, scores.by_output, curve, units=test.units, maps=test.maps
+    )
