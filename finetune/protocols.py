@@ -120,7 +120,7 @@ class Protocols:
     def _knn(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
         """For the first seed alone: nothing is drawn but the bank, where it is too large."""
         seed, train = self.config.seeds[0], self.splits["train"]
-        features = self._features(self._model(name), self.recipe.frozen.views)
+        features = self._features(self.model(name), self.recipe.frozen.views)
         results = []
         if distributed.is_main():
             bank = NearestNeighbours(features["train"], train, rows, self.task, self.config.knn, seed)
@@ -138,7 +138,7 @@ class Protocols:
 
     def _frozen(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
         """All heads, rates and seeds; seeds are shared out over the ranks."""
-        model = self._model(name)
+        model = self.model(name)
         features = self._features(model, self.recipe.frozen.views)
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
         trained = self._sweep(model, features, rows).run(seeds) if seeds else []
@@ -228,7 +228,7 @@ class Protocols:
         lr: float,
         seed: int,
     ) -> Tuning:
-        model = self._model(name, recipe.bn_group)
+        model = self.model(name, recipe.bn_group)
         encoder, outputs = model.encoder, len(self.task.outputs)
         model.head = build_head(head, self.task.kind, encoder.feature_dim, outputs, encoder.stride, recipe.bn_group)
         initialise(model.head, f"head.{head}", seed)
@@ -253,11 +253,11 @@ class Protocols:
             weights: dict[str, Any] = {}
             for part in ("encoder", "head"):
                 weights |= {f"{part}.{key}": value for key, value in read_weights(tuned.checkpoint, part).items()}
-            self.best_model.offer(self._model("pretrained"), result.head, weights, result)
+            self.best_model.offer(self.model("pretrained"), result.head, weights, result)
         write_part(path, [result])
         shutil.rmtree(self.folder / "work" / path.stem, ignore_errors=True)
 
-    def _model(self, name: str, bn_group: int | None = None) -> TaskModel:
+    def model(self, name: str, bn_group: int | None = None) -> TaskModel:
         """Encoder and input, without a head, on the CPU."""
         file = self.setting.encoder
         encoder = file.build(bn_group)

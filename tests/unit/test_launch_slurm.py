@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.jobs import limit_seconds
 from launch.ranks import first_node, slurm_ranks, step_port
-from launch.slurm import limit_seconds, main
+from launch.slurm import main
 from shards.errors import ConfigError
 
 STEP = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
@@ -75,7 +76,8 @@ def test_a_run_is_one_task_for_each_device(config: Path, capsys: pytest.CaptureF
     for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--signal=USR1@600", "--requeue"):
         assert f"#SBATCH {line}" in lines
     assert "srun --kill-on-bad-exit=1" in text
-    assert f"--config '{config}'" in text
+    assert f"config='{config}'" in lines
+    assert '--config "$config"' in text
     assert "optim.lr=1e-3" in text
     assert f"run='{config.parent / 'my run'}'" in lines
     assert f"#SBATCH --output='{config.parent / 'my run'}/slurm/%j.out'" in lines
@@ -95,12 +97,15 @@ def test_a_sweep_gives_every_pair_a_folder(config: Path, capsys: pytest.CaptureF
     sweeps = ["--sweep", "optim.lr=1e-3,3e-4", "--sweep", "run.seed=1,2"]
     text = script(capsys, "pretrain", "--config", str(config), *sweeps, "run.dir=s")
     assert "#SBATCH --array=0-3" in text
-    assert f"3) sweep=(optim.lr=3e-4 run.seed=2) run={config.parent}/s/optim.lr=3e-4_run.seed=2 ;;" in text
+    assert (
+        f"3) config='{config}' sweep=(optim.lr=3e-4 run.seed=2) run={config.parent}/s/optim.lr=3e-4_run.seed=2 ;;"
+        in text
+    )
 
 
 def test_lists_can_be_swept(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = script(capsys, "pretrain", "--config", str(config), "--sweep", "optim.betas=[0.9,0.95],[0.9,0.99]")
-    assert "1) sweep=('optim.betas=[0.9,0.99]') " in text
+    assert f"1) config='{config}' sweep=('optim.betas=[0.9,0.99]') " in text
 
 
 def test_options_keep_values_that_look_like_overrides(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,3 +162,43 @@ def test_without_slurm_one_line_says_so(
         main(["pretrain", "--config", str(config), "--time", "2:00:00", "run.dir=r"])
     assert ended.value.code == 1
     assert "sbatch is missing" in capsys.readouterr().err
+
+
+EVALUATION = """
+run: {dir: unused}
+task: enmap_cdl
+data: {images: i, labels: l}
+checkpoint: ${NO_SUCH_VARIABLE}
+"""
+
+
+def test_evaluations_are_an_array_of_configs_and_seeds_with_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "cdl.yaml", tmp_path / "my task.yaml"]
+    for path in paths:
+        path.write_text(EVALUATION)
+    output = tmp_path / "scores"
+    words = ["--config", *map(str, paths), "--seeds", "2", "--output", str(output), "checkpoint=e.safetensors"]
+    text = script(capsys, "finetune", *words, "protocol=frozen")
+    assert "#SBATCH --array=0-3" in text
+    assert f"0) config={paths[0]} sweep=('seeds=[0]') run={output}/cdl/seed-0 ;;" in text
+    assert f"3) config='{paths[1]}' sweep=('seeds=[1]') run='{output}/my task/seed-1' ;;" in text
+    assert 'launch/finetune.py --config "$config"' in text
+    assert "    protocol=frozen \\" in text.splitlines()
+    assert f"-m finetune report {output} --output {output}/report" in text
+
+
+def test_a_pipeline_ends_with_evaluations_of_its_encoder(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cdl.yaml"
+    path.write_text(EVALUATION)
+    words = ["--config", str(config), "--tiles", str(tmp_path), "--finetune", str(path), "--seeds", "1"]
+    text = script(capsys, "pipeline", *words, "run.dir=r", "optim.lr=2e-3")
+    folder = config.parent / "r"
+    wanted = f"checkpoint={folder}/export/encoder.safetensors"
+    assert f"0) config={path} sweep=({wanted} 'seeds=[0]') run={folder}/finetune/cdl/seed-0 ;;" in text
+    stages = [line.rsplit("/", 1)[-1] for line in text.splitlines() if line.startswith("# /") and "sbatch" in line]
+    assert stages == [f"{stage}.sbatch" for stage in ("shard", "merge", "pretrain", "export", "finetune", "report")]
+    assert text.split("finetune.sbatch")[1].count("optim.lr=2e-3") == 0

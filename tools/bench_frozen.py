@@ -1,0 +1,174 @@
+"""Frozen protocol, ours against the published way, on one task in one run: time and scores side by side.
+
+    python -m tools.bench_frozen --config configs/finetune/demo.yaml [key.sub=value ...] [--rounds 3]
+
+Ours: features of every view once, then all heads x rates x seeds on what is kept. The published way runs the encoder
+over a crop of every tile in every epoch of every training, batch norms adapting; one training (first rate, first seed)
+is timed and multiplied by the number of trainings in the sweep. Rounds alternate; ratios are of the same round.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.config import FinetuneConfig
+from finetune.evaluate import prepare
+from finetune.features import BATCH, encode
+from finetune.metrics import PRIMARY
+from finetune.protocols import Protocols, Setting
+from launch import runtime
+from launch.command import command_parser, fail, parse_command
+from pretrain import distributed
+from pretrain.stop import StopRequest
+from pretrain.watchdog import Watchdog
+from shards.errors import ForgeError
+
+PUBLISHED_CROP = (0.4, 1.0)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds of one round.
+
+    Attributes:
+        one_pass: the encoder over the same views, keeping nothing.
+        features, heads: of ours.
+        published: of one training the published way.
+        trainings: in the sweep.
+    """
+
+    one_pass: float
+    features: float
+    heads: float
+    published: float
+    trainings: int
+
+    @property
+    def faster(self) -> float:
+        """How many times faster the sweep is."""
+        return self.published * self.trainings / (self.features + self.heads)
+
+    @property
+    def overhead(self) -> float:
+        """Ours over one pass of the encoder and the heads' time."""
+        return (self.features + self.heads) / (self.one_pass + self.heads)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A recipe and what it works on."""
+
+    config: FinetuneConfig
+    setting: Setting
+
+    def protocols(self, folder: Path) -> Protocols:
+        return Protocols(self.config, self.setting, folder, Watchdog(self.config.watchdog, folder, StopRequest()))
+
+    def test_scores(self, protocols: Protocols) -> list[float]:
+        """The task's primary score of each seed."""
+        results = protocols.run("pretrained", "frozen", 1.0)
+        assert results is not None  # nobody asked to stop
+        return [one.test[PRIMARY[self.setting.task.kind]] for one in results]
+
+
+def both_ways(config: FinetuneConfig) -> tuple[Way, Way]:
+    """Ours as configured, and one training as published: adapting batch norms, crops, selection by loss."""
+    heads = config.frozen.model_copy(update={"bn": "frozen"})
+    ours = config.model_copy(update={"protocol": ("frozen",), "fractions": (1.0,), "frozen": heads})
+    adapting = heads.model_copy(update={"bn": "adapt", "lrs": heads.lrs[:1], "evaluate_every": 1})
+    crops = config.full.model_copy(update={"crop_scale": PUBLISHED_CROP})
+    published = {"frozen": adapting, "full": crops, "seeds": config.seeds[:1], "select": "loss"}
+    theirs = ours.model_copy(update=published)
+    return Way(ours, prepare(ours)), Way(theirs, prepare(theirs))
+
+
+def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
+    """One round, and the test scores of both ways."""
+    with tempfile.TemporaryDirectory() as folder:
+        sweep, published = ours.protocols(Path(folder) / "ours"), theirs.protocols(Path(folder) / "theirs")
+        one_pass = _seconds(lambda: _encode_everything(sweep))
+        scores: list[list[float]] = []
+        total = _seconds(lambda: scores.append(ours.test_scores(sweep)))
+        one_training = _seconds(lambda: scores.append(theirs.test_scores(published)))
+    trainings = len(ours.config.seeds) * len(ours.config.frozen.lrs) * len(ours.setting.recipe.heads)
+    features = sweep.feature_seconds
+    return Round(one_pass, features, total - features, one_training, trainings), scores[0], scores[1]
+
+
+def _encode_everything(protocols: Protocols) -> None:
+    """All views of the training tiles and one of the others, keeping nothing."""
+    model = protocols.model("pretrained").to(distributed.device())
+    for name, split in protocols.splits.items():
+        for view in range(protocols.recipe.frozen.views if name == "train" else 1):
+            for first in range(0, len(split), BATCH):
+                rows = np.arange(first, min(first + BATCH, len(split)))
+                encode(model, split, rows, np.full(len(rows), view), distributed.device())
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+
+
+def _told(rounds: list[Round], ours: Way, theirs: Way, scores: tuple[list[float], list[float]]) -> str:
+    name, frozen = PRIMARY[ours.setting.task.kind], ours.config.frozen
+    trainings = rounds[0].trainings
+    windows = {split: len(part) for split, part in ours.setting.splits.items()}
+    deviation = f" ± {statistics.stdev(scores[0]):.3f}" if len(scores[0]) > 1 else ""
+    return "\n".join(
+        [
+            f"{ours.setting.task.name}: {windows} windows, {frozen.epochs} epochs, medians and range of {len(rounds)} rounds",
+            f"ours: {trainings} trainings on {frozen.views} kept views, batch norms frozen, rate by validation score: "
+            f"features {_spread([one.features for one in rounds], '.1f')} s, "
+            f"heads {_spread([one.heads for one in rounds], '.1f')} s, "
+            f"test {name} {statistics.mean(scores[0]):.3f}{deviation}",
+            f"published way: one training at {theirs.config.frozen.lrs[0]:g}, batch norms adapt, "
+            f"{_spread([one.published for one in rounds], '.1f')} s; {trainings} of them "
+            f"{statistics.median([one.published for one in rounds]) * trainings:.0f} s; test {name} {scores[1][0]:.3f}",
+            f"ours is faster by {_spread([one.faster for one in rounds], '.1f')}",
+            f"ours over one pass of the encoder and the heads: {_spread([one.overhead for one in rounds], '.2f')}",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, and end the process."""
+    parser = command_parser(str(__doc__).splitlines()[0], prog="python -m tools.bench_frozen")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    config, arguments = parse_command(parser, argv, FinetuneConfig)
+    runtime.prepare_environment(config.run.threads)
+    runtime.prepare_torch(config.run.threads)
+    from pretrain.engine import init_distributed
+
+    try:
+        init_distributed()
+        ways = both_ways(config)
+        rounds = []
+        for number in range(arguments.rounds):
+            one, *scores = measure(*ways)
+            rounds.append(one)
+            print(f"round {number + 1}: {one.faster:.1f}x", file=sys.stderr, flush=True)
+    except ForgeError as error:
+        fail(error)
+    print(_told(rounds, *ways, (scores[0], scores[1])))
+    if arguments.json:
+        told = [asdict(one) | {"faster": one.faster, "overhead": one.overhead} for one in rounds]
+        arguments.json.write_text(json.dumps({"rounds": told, "scores": scores}, indent=1) + "\n")
+    runtime.end_process(0)
+
+
+if __name__ == "__main__":
+    main()
