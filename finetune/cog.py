@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError  # what rasterio.shutil lets through from GDAL; it has no public name
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
@@ -78,7 +79,7 @@ def write_cog(path: Path, raster: Raster, grid: Grid, rows: Iterable[np.ndarray]
             _write_rows(plain, raster, grid, rows)
             _optimize(plain, optimized, raster)
             _compare(plain, optimized)
-        except RasterioError as error:
+        except (RasterioError, CPLE_BaseError) as error:
             raise RasterError(f"{path}: can't be written ({_cause(error)}): is there room on the disk?") from None
         finally:
             plain.unlink(missing_ok=True)

@@ -381,6 +381,19 @@ def _damage(name):
     return change
 
 
+def _header(old: bytes, new: bytes):
+    """Bytes of the model's header changed, as many as before."""
+
+    def change(folder: Path) -> dict[str, str]:
+        data = (folder / "model.safetensors").read_bytes()
+        assert old in data
+        assert len(old) == len(new)
+        (folder / "model.safetensors").write_bytes(data.replace(old, new, 1))
+        return {}
+
+    return change
+
+
 def _other_scene(values, **options):
     def change(folder: Path) -> dict[str, str]:
         write_tile(folder / "scene.tif", values, **options)
@@ -403,6 +416,8 @@ def _text(folder: Path) -> dict[str, str]:
         (_text, "scene.tif: not a readable GeoTIFF"),
         (_damage("scene.tif"), "scene.tif: "),
         (_damage("model.safetensors"), "model.safetensors: "),
+        (_header(b"dilate", b"dilute"), "model.safetensors: its description is damaged"),
+        (_header(b"head.segm", b"head.sgem"), "model.safetensors: its description is damaged or doesn't fit"),
         (_other_scene(spectra(1, 9, 60)), "scene.tif: 60 bands and no wavelengths"),
         (_other_scene(spectra(1, 9, 80), wavelengths=[500.0 + 5 * band for band in range(80)]), "wavelengths are not"),
         (_other_scene(spectra(1, 9, 80).astype(np.uint16)), "scene.tif: dtype uint16"),
