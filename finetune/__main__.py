@@ -3,11 +3,11 @@
 import argparse
 import sys
 
+from finetune import check, predict, report
 from shards.errors import ForgeError
 
 
-def _tasks(arguments: argparse.Namespace) -> int:
-    """List the registry."""
+def _list_tasks(arguments: argparse.Namespace) -> int:
     from finetune.tasks import get_task, task_names
 
     rows = [("task", "kind", "sensor", "outputs", "tiles", "description")]
@@ -23,15 +23,17 @@ def _tasks(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    from finetune import check
-
     parser = argparse.ArgumentParser(prog="python -m finetune", description=str(__doc__).splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    tasks = commands.add_parser("tasks", help="list the known tasks")
-    tasks.set_defaults(run=_tasks)
-    checked = commands.add_parser("check", help="verify a task's tiles, labels and lists")
-    check.add_arguments(checked)
-    checked.set_defaults(run=check.run)
+    commands.add_parser("tasks", help="list the known tasks").set_defaults(run=_list_tasks)
+    for name, module, told in (
+        ("check", check, "verify a task's tiles, labels and lists"),
+        ("report", report, "one page on any number of evaluations"),
+        ("predict", predict, "a map of a whole scene"),
+    ):
+        command = commands.add_parser(name, help=told)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))

@@ -112,7 +112,17 @@ def load_task_model(path: str | Path) -> TaskModel:
             weights = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: damaged model file ({error})") from None
-    assert description is not None
+    if description is None:
+        raise WeightsError(f"{path}: its description is damaged (nothing about the encoder); train it again")
+    try:
+        return _rebuild(told, description, weights).eval()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = str(error).splitlines()[0]
+        raise WeightsError(f"{path}: its description is damaged or doesn't fit its weights ({what})") from None
+
+
+def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
+    """The model that a header describes, with these weights; errors are those of whatever doesn't fit."""
     task = Task.model_validate_json(json.dumps(told["task"]))
     inputs = InputDescription(**told["inputs"])
     encoder = build_encoder(
@@ -124,10 +134,8 @@ def load_task_model(path: str | Path) -> TaskModel:
     )
     head = build_head(told["head"], task.kind, encoder.feature_dim, len(task.outputs), encoder.stride)
     model = TaskModel(encoder, description, inputs, told["head"], head, task, tuple(told["dilate"]))
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise WeightsError(f"{path}: not the weights of its own description: {(missing + unexpected)[0]}")
-    return model.eval()
+    model.load_state_dict(weights)
+    return model
 
 
 def _header(path: Path) -> dict[str, Any] | None:
@@ -139,7 +147,10 @@ def _header(path: Path) -> dict[str, Any] | None:
             text = (file.metadata() or {}).get(HEADER_KEY)
     except SafetensorError:
         return None
-    return None if text is None else json.loads(text)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{path}: its description is damaged ({error}); copy or train it again") from None
 
 
 def _bare_encoder(path: Path) -> TaskModel:

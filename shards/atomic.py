@@ -13,21 +13,33 @@ TEMPORARY = ".tmp"
 """Suffix of everything unfinished; a name that ends so is never read and may be removed."""
 
 
-@contextmanager
-def atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file for writing that takes its name only when the block ends without an error."""
+def temporary_path(path: Path) -> Path:
+    """A name for the unfinished file, in the same folder."""
     # host, process and thread: on a shared file system several nodes may write the same name at once
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{get_ident()}{TEMPORARY}")
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{get_ident()}{TEMPORARY}")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path, for libraries that write by name; its file takes ``path`` when the block ends without an
+    error."""
+    temporary = temporary_path(path)
     try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file for writing that takes its name only when the block ends without an error."""
+    with atomic_path(path) as temporary, open(temporary, "w+b") as file:
+        yield file
 
 
 def sweep(folder: Path, pattern: str) -> None:

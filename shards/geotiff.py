@@ -77,7 +77,7 @@ def read_tile(path: Path, sensor: Sensor, size: int | None = None) -> Tile:
         TileError: the file is missing, truncated, no GeoTIFF, or has another band count, size or dtype.
     """
     try:
-        with rasterio.Env(**GDAL_OPTIONS), _open(path) as file:
+        with rasterio.Env(**GDAL_OPTIONS), open_geotiff(path) as file:
             return _read(file, sensor, size)
     except TileError as error:
         raise TileError(f"{path}: {error}") from None
@@ -88,7 +88,7 @@ def read_tile(path: Path, sensor: Sensor, size: int | None = None) -> Tile:
 def read_tile_bytes(data: bytes, name: str, sensor: Sensor, size: int | None = None) -> Tile:
     """The same from the bytes of a GeoTIFF; errors begin with ``name``."""
     try:
-        with rasterio.Env(**GDAL_OPTIONS), MemoryFile(data) as memory, _open(memory.name) as file:
+        with rasterio.Env(**GDAL_OPTIONS), MemoryFile(data) as memory, open_geotiff(memory.name) as file:
             return _read(file, sensor, size)
     except TileError as error:
         raise TileError(f"{name}: {error}") from None
@@ -99,7 +99,7 @@ def read_tile_bytes(data: bytes, name: str, sensor: Sensor, size: int | None = N
 def _read(file: Any, sensor: Sensor, size: int | None) -> Tile:
     if size is not None and (file.height, file.width) != (size, size):
         raise TileError(f"{file.height}x{file.width} px where {size}x{size} were expected")
-    positions = sensor.select_bands(file.count, _wavelengths(file))
+    positions = sensor.select_bands(file.count, band_wavelengths(file))
     values = file.read([int(position) + 1 for position in positions])
     crs = file.crs.to_string() if file.crs else None
     return Tile(as_int16(values, file.nodata), crs, tuple(file.transform)[:6], _date(file))
@@ -120,7 +120,7 @@ def read_mask(path: Path) -> np.ndarray:
         TileError: unreadable, or values that are no whole numbers.
     """
     try:
-        with rasterio.Env(**GDAL_OPTIONS), _open(path) as file:
+        with rasterio.Env(**GDAL_OPTIONS), open_geotiff(path) as file:
             stored = file.read(1)
     except (RasterioError, OSError, ValueError) as error:
         raise TileError(f"{path}: not a readable label GeoTIFF ({_first_line(error)})") from None
@@ -134,19 +134,20 @@ def read_mask(path: Path) -> np.ndarray:
 def tile_size(path: Path) -> int | None:
     """Height of a square tile from the header alone, in pixels; None where it can't be read or isn't square."""
     try:
-        with rasterio.Env(**GDAL_OPTIONS), _open(path) as file:
+        with rasterio.Env(**GDAL_OPTIONS), open_geotiff(path) as file:
             return file.height if file.height == file.width else None
     except (RasterioError, OSError):
         return None
 
 
-def _open(path: Path | str) -> Any:
+def open_geotiff(path: Path | str) -> Any:
+    """Open a file for reading, without a warning where it has no georeference; raises RasterioError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a tile without a georeference is still a tile
         return rasterio.open(path)
 
 
-def _wavelengths(file: Any) -> list[float] | None:
+def band_wavelengths(file: Any) -> list[float] | None:
     """Band centres in nm from the per-band tags, in file order; None where no band has one."""
     found, without = [], []
     for band in file.indexes:

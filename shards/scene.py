@@ -163,22 +163,12 @@ class Scene:
         return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
     def tiles(self, skip: Container[str]) -> Iterator[tuple[TileSource, Tile | TileError]]:
-        metadata_name = _metadata_name(self.path)
-        if metadata_name is None:
-            raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is gone")
-        metadata = Metadata.parse(self._read(metadata_name), f"{self.path}/{metadata_name}")
-        scene = Path(metadata_name).name[: -len(METADATA)]
         with ExitStack() as stack:
             stack.enter_context(rasterio.Env(**GDAL_OPTIONS, GDAL_CACHEMAX=CACHE_BYTES))
-            image = stack.enter_context(self._open(f"{scene}-SPECTRAL_IMAGE", metadata_name))
-            if len(metadata.wavelength_nm) != image.count:
-                raise SourceError(
-                    f"{image.name}: {image.count} bands where METADATA.XML names {len(metadata.wavelength_nm)}"
-                )
-            try:
-                bands = [int(band) + 1 for band in self.sensor.select_bands(image.count, metadata.wavelength_nm)]
-            except TileError as error:
-                raise SourceError(f"{image.name}: {error}") from None
+            image, bands, metadata = self.open_image()
+            stack.enter_context(image)
+            metadata_name = self._metadata_name()
+            scene = Path(metadata_name).name[: -len(METADATA)]
             layers = self._quality(scene, metadata_name, image)
             self.filtered.clear()
             for location, window in _cells(image, self.size):
@@ -189,6 +179,31 @@ class Scene:
                 tile = self._tile(image, window, bands, layers, metadata, date, source)
                 if tile is not None:
                     yield source, tile
+
+    def open_image(self) -> tuple[Any, list[int], Metadata]:
+        """The spectral image, opened, the numbers of the sensor's bands in it, from 1, and what METADATA.XML says.
+
+        Raises:
+            SourceError: something is missing or unreadable, or the bands are not the sensor's.
+        """
+        metadata_name = self._metadata_name()
+        metadata = Metadata.parse(self._read(metadata_name), f"{self.path}/{metadata_name}")
+        image = self._open(f"{Path(metadata_name).name[: -len(METADATA)]}-SPECTRAL_IMAGE", metadata_name)
+        if len(metadata.wavelength_nm) != image.count:
+            raise SourceError(
+                f"{image.name}: {image.count} bands where METADATA.XML names {len(metadata.wavelength_nm)}"
+            )
+        try:
+            bands = [int(band) + 1 for band in self.sensor.select_bands(image.count, metadata.wavelength_nm)]
+        except TileError as error:
+            raise SourceError(f"{image.name}: {error}") from None
+        return image, bands, metadata
+
+    def _metadata_name(self) -> str:
+        name = _metadata_name(self.path)
+        if name is None:
+            raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is gone")
+        return name
 
     def _tile(
         self,

@@ -129,7 +129,7 @@ def _told(rounds: list[Round], ours: Way, theirs: Way, scores: tuple[list[float]
     deviation = f" ± {statistics.stdev(scores[0]):.3f}" if len(scores[0]) > 1 else ""
     return "\n".join(
         [
-            f"{ours.setting.task.name}: {windows} windows, {frozen.epochs} epochs; medians [range] of {len(rounds)} rounds",
+            f"{ours.setting.task.name}: {windows} windows, {frozen.epochs} epochs, median [range] of {len(rounds)}",
             f"ours: {trainings} trainings on {frozen.views} kept views, batch norms frozen, rate by validation score: "
             f"features {_spread([one.features for one in rounds], '.1f')} s, "
             f"heads {_spread([one.heads for one in rounds], '.1f')} s, "

@@ -168,9 +168,9 @@ def _judge(reports: list[TaskReport]) -> None:
             if row.identity == "random" or twin is None:
                 continue
             common = {one.seed for one in row.results} & {one.seed for one in twin.results}
-            pairs = [[one.units for one in some.results if one.seed in common] for some in (row, twin)]
+            mine, others = ([one.units for one in some.results if one.seed in common] for some in (row, twin))
             if common:
-                row.p = paired_test(kind, *pairs, places, baseline)
+                row.p = paired_test(kind, mine, others, places, baseline)
                 sign = -1 if report.primary in LOWER_IS_BETTER else 1
                 row.is_better = sign * (row.mean(report.primary) - twin.mean(report.primary)) > 0
                 tested.append((report, row))

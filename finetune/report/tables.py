@@ -26,8 +26,8 @@ TITLES = {
 LEGEND = (
     "Mean ± standard deviation over seeds, and in brackets the 95 % bootstrap interval over test places. Percent, but "
     "RMSE, R2 and the Hyperview score, of which lower is better (R2: higher). mIoU, macro F1 and mAP are means over "
-    "the classes that occur; micro IoU is what SpectralEarth reports as IoU and equals OA / (2 - OA). ▲: better than the "
-    "same network with the weights that pretraining begins from, by a paired permutation test over places "
+    "the classes that occur; micro IoU is what SpectralEarth reports as IoU and equals OA / (2 - OA). ▲: better than "
+    "the same network with the weights that pretraining begins from, by a paired permutation test over places "
     "(p < 0.05 after Holm's correction for all comparisons on this page)."
 )
 
@@ -68,9 +68,10 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
     for (label, _, name), by_task in keys.items():
         cells = []
         for report in reports:
-            row = by_task.get(report.task.name)
-            text = "-" if row is None else cell(row, report.primary)
-            cells.append(f"**{text}**" if row is not None and row is report.best() and len(report.whole) > 1 else text)
+            found = by_task.get(report.task.name)
+            text = "-" if found is None else cell(found, report.primary)
+            is_best = found is not None and found is report.best() and len(report.whole) > 1
+            cells.append(f"**{text}**" if is_best else text)
         lines.append([label, name, *cells])
     return lines
 
