@@ -136,7 +136,7 @@ def _grid(low: float, high: float) -> str:
         value = low + (high - low) * step / 4
         y = 210 - 190 * step / 4
         drawn.append(f'<line x1="46" x2="546" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        drawn.append(f'<text x="40" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+        drawn.append(f'<text x="40" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     return "".join(drawn)
 
 

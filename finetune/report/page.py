@@ -101,7 +101,8 @@ def _drawn(report: TaskReport) -> list[Row]:
 
 
 def _label(row: Row) -> str:
-    return f"{row.label}: {row.name}"
+    """The way first: encoders' names are long, and begin alike."""
+    return f"{row.name} · {row.label}"
 
 
 def _by_output(report: TaskReport) -> str:
@@ -113,7 +114,7 @@ def _by_output(report: TaskReport) -> str:
         "regression": ("rmse", "RMSE by target (lower is better)"),
     }[kind]
     colours = [one.colour for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
-    rows = [(_label(row), row.by_output(metric)) for row in _drawn(report)[:4]]
+    rows = [(_label(row), row.by_output(metric)) for row in _drawn(report)[:6]]
     return f"<h3>{told}</h3>{charts.bars(task.outputs, colours, rows)}" if rows else ""
 
 
@@ -153,7 +154,8 @@ def _fractions(report: TaskReport) -> str:
 def _confusion(report: TaskReport) -> str:
     best = report.best()
     matrix = np.sum([one.units.sum(0) for one in best.results], axis=0)
-    return f"<h3>Confusion: {escape(_label(best))}</h3>{charts.confusion(report.task.outputs, matrix)}"
+    told = f"{_label(best)}, all seeds added up"
+    return f"<h3>Confusion</h3><p>{escape(told)}</p>{charts.confusion(report.task.outputs, matrix)}"
 
 
 def _panels(report: TaskReport) -> str:

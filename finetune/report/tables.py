@@ -58,8 +58,10 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
     """Head and rows: a way of training an encoder in each, a task in each column."""
     keys: dict[tuple[str, str, str], dict[str, Row]] = {}
     for report in reports:
-        for row in report.whole:
-            keys.setdefault((row.label, row.identity, row.name), {})[report.task.name] = row
+        ways = [(row.identity, row.architecture, row.protocol) for row in report.whole]
+        for row, way in zip(report.whole, ways, strict=True):
+            name = row.protocol if ways.count(way) == 1 else row.name  # heads differ from task to task
+            keys.setdefault((row.label, row.identity, name), {})[report.task.name] = row
     head = ["checkpoint", "protocol"]
     for report in reports:
         arrow = " ↓" if report.primary in LOWER_IS_BETTER else ""
