@@ -244,6 +244,8 @@ class _StageZeroGate:
         self.module = engine.module
         self.applied = True
         self.accept: Callable[[Tensor | float], bool] | None = None
+        clip = engine.deepspeed.clip_fp32_gradients
+        engine.deepspeed.clip_fp32_gradients = lambda: clip() if self.applied else None  # it fails without gradients
 
     def before_step(self) -> None:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]

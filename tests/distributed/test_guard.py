@@ -41,6 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [
         job("clean"),
         job("once", poison={"rank": 1, "steps": [4]}),
+        *(job(f"stage-{stage}", f"engine.zero_stage={stage}", poison={"rank": 1, "steps": [4]}) for stage in (0, 2)),
         job("moco", moco, "train.micro_batch=4", poison={"rank": 0, "steps": [1]}),
         job("twice", poison={"rank": 0, "steps": [5, 6]}),
         job("always", "train.steps=12", poison={"rank": 1, "steps": list(range(5, 12))}),
@@ -82,6 +83,14 @@ def test_a_skipped_step_takes_its_place_in_order_and_schedule(runs: Path) -> Non
     lines = [json.loads(line) for line in (runs / "once" / "samples-00000.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert sorted(records(runs / "once", "lr")) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_step_is_skipped_alike_at_every_stage(runs: Path, stage: int) -> None:
+    assert [skip["step"] for skip in skips(runs / f"stage-{stage}")] == [5]
+    expected = records(runs / "once", "loss")
+    found = records(runs / f"stage-{stage}", "loss")
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_momentum_networks_and_queues_pass_over_a_skipped_step(runs: Path) -> None:
