@@ -109,13 +109,14 @@ class EncoderFile:
         return self.description.mu, self.description.sigma
 
 
-def open_encoder(config: FinetuneConfig, task: Task, items: Split) -> EncoderFile:
-    """Read the checkpoint of a config and fit it to the tiles.
+def fit_encoder(
+    encoder: Encoder, description: EncoderDescription, config: FinetuneConfig, task: Task, items: Split
+) -> EncoderFile:
+    """The checkpoint of a config, for these tiles.
 
     Raises:
-        WeightsError, ConfigError: no encoder there, or not one for such tiles.
+        ConfigError: it is not for such tiles.
     """
-    encoder, description = load_encoder(config.checkpoint)
     is_vit = isinstance(encoder, ViTEncoder)
     published = config.recipe == "published" and task.kind == "segmentation" and description.architecture.endswith("50")
     dilate = FULL_RESOLUTION if published and description.architecture == "spec_resnet50" else (False,) * 4

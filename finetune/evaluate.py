@@ -19,7 +19,7 @@ import numpy as np
 from finetune.audit import seen_in_pretraining
 from finetune.config import FinetuneConfig
 from finetune.datasets import LabelledSplit
-from finetune.encoders import open_encoder
+from finetune.encoders import fit_encoder
 from finetune.layouts import find_items, items_hash
 from finetune.protocols import Protocols, Setting
 from finetune.recipe import resolve_recipe
@@ -28,6 +28,7 @@ from finetune.scoring import example_rows
 from finetune.tasks import get_task
 from finetune.tune import cut_batch
 from pretrain import distributed
+from pretrain.models import load_encoder
 from pretrain.run_folder import RunFolder, Status
 from pretrain.telemetry import say
 from pretrain.watchdog import Watchdog
@@ -130,8 +131,9 @@ def prepare(config: FinetuneConfig) -> Setting:
         ConfigError, WeightsError, SourceError, TileError: in one line.
     """
     task = get_task(config.task)
+    loaded = load_encoder(config.checkpoint)
     items = find_items(config.data, task, config.run.seed)
-    encoder = open_encoder(config, task, items)
+    encoder = fit_encoder(*loaded, config, task, items)
     recipe = resolve_recipe(config, task, encoder.is_vit)
     if TRAINED & set(config.protocol) or recipe.frozen.bn == "adapt":
         cut_batch(recipe.full, distributed.world_size())

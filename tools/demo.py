@@ -25,7 +25,7 @@ from tools.sample_data import SampleOptions, holds_sample
 BEGIN = time.monotonic()
 SHORT = {
     "pretrain": ["train.steps=12", "log.every=2", "optim.warmup_steps=2", "log.validate_every=6"],
-    "finetune": ["frozen.steps=10", "frozen.validate_every=5", "full.steps=2", "full.validate_every=2"],
+    "finetune": ["frozen.epochs=2", "frozen.evaluate_every=1", "protocol=[knn,frozen,full]", "fractions=[0.2]"],
 }
 
 
@@ -91,10 +91,11 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     chosen = _evaluation_options(tiles or sample, labelled or sample / "labels", task, labelled is None)
     _python(
         *("launch/finetune.py", "--config", "configs/finetune/demo.yaml"),
-        *(f"run.dir={evaluation}", f"encoder={run / 'encoder.safetensors'}", *chosen),
+        *(f"run.dir={evaluation}", f"checkpoint={run / 'encoder.safetensors'}", *chosen),
         *(SHORT["finetune"] if short else []),
     )
     _stage("6/6", "results")
+    _python("-m", "finetune", "report", str(evaluation))
     _summary(tiles, run, evaluation, short)
 
 
@@ -130,18 +131,18 @@ def _pack(tiles: Path, shards: Path, labels: Path | None) -> None:
 
 
 def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> None:
-    results = json.loads((evaluation / "results.json").read_bytes())
-    print((evaluation / "report.md").read_text(encoding="utf-8"))
+    task = json.loads((evaluation / "results.json").read_bytes())["task"]
     if short:
         print("A short demo: a few steps show that the path works, the scores mean nothing.")
     if tiles is None:
         print("The tiles are synthetic; the numbers above are what came out on this machine.")
-    elif results["synthetic"]:
+    elif task.get("synthetic"):
         print(f"Pretrained on {tiles}; the labelled tiles are synthetic.")
     print(f"reconstruction picture: {run / 'reconstruction.png'}")
-    print(f"class maps:             {evaluation / 'maps.png'}")
+    print(f"scores and class maps:  {evaluation / 'report.html'}")
     print(f"TensorBoard:            .venv/bin/tensorboard --logdir {run / 'tensorboard'}")
     print(f"encoder:                {run / 'encoder.safetensors'}")
+    print(f"map of a scene:         python -m finetune predict {evaluation / 'model.safetensors'} SCENE OUT.tif")
 
 
 def _pretrain_and_stop(run: Path, options: list[str]) -> None:

@@ -81,21 +81,13 @@ def test_batches_that_do_not_come_out_whole_are_refused(tmp_path: Path, shards: 
     assert "train.global_batch 48 must be a multiple of train.micro_batch 16 x 2 processes" in error_lines(done)[0]
 
 
-def test_a_batch_that_two_processes_cannot_share_is_refused_before_any_work(tmp_path: Path) -> None:
-    config = REPOSITORY / "configs" / "finetune" / "demo.yaml"
-    options = [f"run.dir={tmp_path / 'run'}", "full.bn_group=8"]
-    done = run(BIN / "torchrun", "--nproc_per_node", 2, FINETUNE, "--config", config, *options)
-    (line,) = error_lines(done)
-    assert line == "error: key 'full.batch': 8 is no multiple of full.bn_group 8 x 2 processes"
-
-
 def test_a_missing_encoder_is_one_line_and_code_2(tmp_path: Path) -> None:
     done = run(
         sys.executable,
         FINETUNE,
         "--config",
         REPOSITORY / "configs" / "finetune" / "demo.yaml",
-        f"encoder={tmp_path / 'none.safetensors'}",
+        f"checkpoint={tmp_path / 'none.safetensors'}",
         f"run.dir={tmp_path}",
     )
     assert f"{tmp_path / 'none.safetensors'}: no such encoder file" in error_lines(done)[0]
@@ -168,18 +160,23 @@ def test_real_tiles_are_sharded_pretrained_on_and_segmented(tmp_path: Path, enma
     tuned = run(
         BIN / "torchrun",
         *("--nproc_per_node", 2, FINETUNE),
-        *("--config", REPOSITORY / "configs" / "finetune" / "enmap_potsdam.yaml"),
-        *(f"run.dir={tmp_path / 'scores'}", f"encoder={tmp_path / 'run' / 'encoder.safetensors'}"),
-        *("frozen.steps=30", "full.steps=2", "compare_random=false", "run.threads=1"),
+        *("--config", REPOSITORY / "configs" / "finetune" / "custom.yaml"),
+        *(f"run.dir={tmp_path / 'scores'}", f"checkpoint={tmp_path / 'run' / 'encoder.safetensors'}"),
+        *("frozen.epochs=10", "frozen.views=2", "full.epochs=2", "full.evaluate_every=1", "seeds=[0]"),
+        *("compare_random=false", "run.threads=1"),
     )
     assert tuned.returncode == 0, tuned.stderr
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
-    assert results["classes"] == ["roof", "pavement", "low vegetation", "tree", "soil", "water"]
-    assert [row["protocol"] for row in results["results"]] == ["frozen", "full"]
+    names = [one["name"] for one in results["task"]["classes"]]
+    assert names == ["roof", "pavement", "low vegetation", "tree", "soil", "water"]
+    assert [row["protocol"] for row in results["results"]] == ["knn", "frozen", "full"]
     for row in results["results"]:
-        accuracy = row["test"]["overall_accuracy"]
+        accuracy = row["test"]["OA"]
         assert 0 < accuracy < 1
         assert row["test"]["micro_iou"] == pytest.approx(accuracy / (2 - accuracy))
+    page = run(sys.executable, "-m", "finetune", "report", tmp_path / "scores")
+    assert "5 test places" in page.stdout
+    assert "<title>Evaluation</title>" in (tmp_path / "scores" / "report.html").read_text()
 
 
 @pytest.mark.nightly  # `make demo` in CI goes through the same tiles

@@ -14,7 +14,7 @@ README = (REPOSITORY / "README.md").read_text()
 SHORTER = {
     "tools.sample_data": ["--locations", "5", "--size", "32"],
     "launch/pretrain.py": ["train.steps=2", "train.global_batch=16", "train.micro_batch=8", "log.every=1"],
-    "launch/finetune.py": ["frozen.steps=2", "full.steps=1", "data.splits=null"],
+    "launch/finetune.py": ["frozen.epochs=2", "protocol=[knn,frozen]", "data.splits=null"],
 }
 
 pytestmark = pytest.mark.distributed
@@ -46,7 +46,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_commands_run_in_order(workplace: Path) -> None:
-    assert len(commands()) == 7
+    assert len(commands()) == 8
     for command in commands():
         done = subprocess.run(
             shortened(command), cwd=workplace, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
@@ -59,12 +59,9 @@ def test_all_commands_run_in_order(workplace: Path) -> None:
     assert torchrun == deepspeed
     assert plain == pytest.approx(deepspeed, rel=1e-5)  # one process instead of two
     results = json.loads((workplace / "runs" / "a-scores" / "results.json").read_text())["results"]
-    assert [(row["encoder"], row["protocol"]) for row in results] == [
-        ("pretrained", "frozen"),
-        ("pretrained", "full"),
-        ("random", "frozen"),
-        ("random", "full"),
-    ]
+    ways = [(encoder, protocol) for encoder in ("pretrained", "random") for protocol in ("knn", "frozen")]
+    assert [(row["encoder"], row["protocol"]) for row in results] == ways
+    assert (workplace / "runs" / "a-scores" / "report.html").exists()
 
 
 def test_python_blocks_run(workplace: Path) -> None:
