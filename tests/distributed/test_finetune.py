@@ -1,6 +1,10 @@
 """Evaluations on real process groups: every task from its own config, equal on one and two processes, resumable."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +228,44 @@ def test_what_does_not_go_together_is_one_line(lab: Lab) -> None:
     assert lab.outcome("bad-batch").startswith("2 ")
     assert "full.bn_group" in lab.outcome("bad-batch")
     assert lab.outcome("resampled") == "complete"
+
+
+@pytest.mark.nightly
+def test_a_signal_to_one_process_saves_and_the_same_command_goes_on(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECTRAL_EARTH", str(lab.folder / "data"))
+    monkeypatch.setenv("SPECTRAL_EARTH_SPLITS", str(lab.folder / "data" / "splits"))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    torchrun = Path(sys.executable).with_name("torchrun")
+    options = [
+        "protocol=full",
+        "full.epochs=30",
+        "full.evaluate_every=5",
+        f"checkpoint={lab.folder / 'encoder.safetensors'}",
+    ]
+    program = [
+        torchrun,
+        "--nproc_per_node",
+        "2",
+        REPOSITORY / "launch" / "finetune.py",
+        "--config",
+        CONFIGS / "cdl.yaml",
+    ]
+    command = [*map(str, program), *SMALL, *options]
+    whole = subprocess.run([*command, f"run.dir={tmp_path / 'whole'}"], capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stderr
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen([*command, f"run.dir={stopped}"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 10/30" in line:
+            os.kill(int((stopped / "rank0.pid").read_text()), signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert json.loads((stopped / "status.json").read_text())["status"] == "stopped"
+    assert not (stopped / "results.json").exists()
+    again = subprocess.run([*command, f"run.dir={stopped}"], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step" in again.stdout
+    (one,), (two,) = read_results(tmp_path / "whole").results, read_results(stopped).results
+    assert (two.curve, two.test) == (one.curve, one.test)

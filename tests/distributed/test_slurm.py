@@ -1,5 +1,6 @@
 """Jobs on a real Slurm of two nodes: pipelines, requeues after signals and preemption, killed tasks, arrays."""
 
+import csv
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from support.slurm_cluster import SlurmCluster
 from support.tiles import write_archive
 
 import launch.slurm
+from finetune.tasks import get_task
 from pretrain.checkpoint import find_damage, list_checkpoints
+from tools.sample_tasks import make_task_sample
 
 SLURM = REPOSITORY / "launch" / "slurm.py"
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
@@ -60,6 +63,16 @@ class Lab:
         }
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))
+        make_task_sample(folder / "labelled", get_task("enmap_cdl"), tiles=10, size=8)
+        evaluation = {
+            "run": {"dir": "set by the job"},
+            "task": "enmap_cdl",
+            "data": {"root": str(folder / "labelled"), "splits": str(folder / "labelled" / "splits" / "enmap_cdl")},
+            "checkpoint": "set by the job",
+            "protocol": ["knn"],
+        }
+        self.evaluation = folder / "crops.yaml"
+        self.evaluation.write_text(yaml.safe_dump(evaluation))
 
     def slurm(self, command: str, *words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -114,21 +127,25 @@ def lab(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="module")
 def whole(lab: Lab) -> list[float]:
-    """Losses of an uninterrupted run on two nodes, which a pipeline made from tiles to the exported encoder."""
-    options = ["--tiles", "tiles", "--parts", 2, "--workers", 1, "run.dir=whole"]
-    jobs = lab.submit("pipeline", *TWO_NODES, *options)
-    assert list(jobs) == ["shard", "merge", "pretrain", "export"]
-    lab.finish(jobs["export"], "whole", "COMPLETED", "FAILED", "CANCELLED")
-    assert lab.cluster.state(jobs["export"]) == "COMPLETED", lab.output("whole")
+    """Losses of an uninterrupted run on two nodes, which a pipeline made from tiles to the report on its encoder."""
+    options = ["--tiles", "tiles", "--parts", 2, "--workers", 1, "--finetune", lab.evaluation, "--seeds", 2]
+    jobs = lab.submit("pipeline", *TWO_NODES, *options, "run.dir=whole")
+    assert list(jobs) == ["shard", "merge", "pretrain", "export", "finetune", "report"]
+    lab.finish(jobs["report"], "whole", "COMPLETED", "FAILED", "CANCELLED")
+    assert lab.cluster.state(jobs["report"]) == "COMPLETED", f"{lab.output('whole')}\n{lab.output('whole/finetune')}"
     return lab.losses("whole")
 
 
-def test_a_pipeline_goes_from_tiles_to_an_exported_encoder(lab: Lab, whole: list[float]) -> None:
+def test_a_pipeline_goes_from_tiles_to_a_report(lab: Lab, whole: list[float]) -> None:
     assert len(whole) == STEPS
     assert "WORLD SIZE 2" in lab.output("whole")
     assert (lab.folder / "shards" / "mu.npy").exists()
     exported = sorted(path.name for path in (lab.folder / "whole" / "export").iterdir())
     assert {"encoder.safetensors", "encoder.pth"} <= set(exported)
+    (line,) = csv.DictReader(
+        (lab.folder / "whole" / "finetune" / "report" / "report.csv").open().read().splitlines()[:2]
+    )
+    assert (line["task"], line["protocol"], line["seeds"], line["metric"]) == ("enmap_cdl", "knn", "2", "mIoU")
 
 
 def test_a_signal_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
