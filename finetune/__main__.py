@@ -40,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     except ForgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
         return 130
 
 
