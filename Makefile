@@ -19,7 +19,8 @@ sample: $(VENV)/.ready
 	@$(BIN)/python -m tools.demo --shards-only
 
 test: $(VENV)/.ready lint
-	@$(BIN)/python -m pytest -m "not nightly" --durations=15
+	@$(BIN)/python -m pytest -m "not nightly" --durations=15 tests/distributed tests/integration
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" --durations=5 -n 2 --dist loadfile tests/unit tests/parity
 
 nightly: $(VENV)/.ready
 	@$(BIN)/python -m pytest -m nightly
