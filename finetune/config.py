@@ -64,7 +64,7 @@ class FrozenConfig(ConfigModel):
     batch: Positive = 32
     views: Annotated[int, Field(ge=1, le=8)] = 8
     bn: Literal["frozen", "adapt"] = "frozen"
-    quota_gb: Rate = 50.0
+    quota_gb: Rate = 100.0
     evaluate_every: Positive = 5  # epochs
 
 

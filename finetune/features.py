@@ -53,10 +53,11 @@ class KeptFeatures:
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         if isinstance(self._array, Tensor):
-            found = self._array[torch.from_numpy(rows), torch.from_numpy(views)]
-        else:
-            found = torch.from_numpy(np.stack([self._array[row, view] for row, view in zip(rows, views, strict=True)]))
-        return found.to(self.device).float()
+            return self._array[torch.from_numpy(rows), torch.from_numpy(views)].to(self.device).float()
+        found = np.empty((len(rows), *self._array.shape[2:]), np.float16)
+        for view in np.unique(views):
+            found[views == view] = self._array.oindex[rows[views == view], int(view)]
+        return torch.from_numpy(found).to(self.device).float()
 
 
 class FreshFeatures:
@@ -159,7 +160,9 @@ def _view_on_device(tiles: Tensor, view: int) -> Tensor:
 def _create(path: Path, shape: tuple[int, ...]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        zarr.create_array(path, shape=shape, chunks=(BATCH, 1, *shape[2:]), dtype="float16", overwrite=True)
+        # a file for each batch and view, in which every window can be read alone
+        chunk, shard = (1, 1, *shape[2:]), (BATCH, 1, *shape[2:])
+        zarr.create_array(path, shape=shape, chunks=chunk, shards=shard, dtype="float16", overwrite=True)
     except OSError as error:
         raise ConfigError(f"{path.parent}: can't keep features there: {error.strerror}") from None
 
@@ -169,7 +172,8 @@ def _is_complete(path: Path) -> bool:
         array = zarr.open_array(path, mode="r")
     except (FileNotFoundError, ValueError, KeyError):
         return False
-    whole = array.nchunks_initialized == array.nchunks  # a chunk that is missing would be read as zeros
+    files = array.shape[1] * -(-array.shape[0] // BATCH)
+    whole = array.nchunks_initialized == files * BATCH  # one that is missing would be read as zeros
     return bool(whole and array.attrs.get(COMPLETE))
 
 
