@@ -21,7 +21,7 @@ from finetune.config import FinetuneConfig
 from finetune.datasets import LabelledSplit
 from finetune.encoders import fit_encoder
 from finetune.layouts import find_items, items_hash
-from finetune.protocols import Protocols, Setting
+from finetune.protocols import Protocols, Setting, Stopped
 from finetune.recipe import resolve_recipe
 from finetune.results import Result, RunResults, write_results
 from finetune.scoring import example_rows
@@ -72,7 +72,11 @@ class Evaluator:
         distributed.barrier()
         results: list[Result] = []
         for number, (name, protocol, fraction) in enumerate(wanted):
-            found = self.protocols.run(name, protocol, fraction)
+            try:
+                found = self.protocols.run(name, protocol, fraction)
+            except Stopped:
+                say("asked to stop; the same command goes on after what is done")
+                found = None
             if found is None:
                 self._tell("stopped", number, len(wanted))
                 return False

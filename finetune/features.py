@@ -107,7 +107,7 @@ def frozen_features(
         distributed.together(lambda: _create(path, shape) if distributed.is_main() else None)
         distributed.barrier()
         _fill(path, model, split, views, device, name, alive)
-        distributed.barrier()
+        distributed.patient_barrier(alive)
         if distributed.is_main():
             zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
         distributed.barrier()

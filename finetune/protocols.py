@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from finetune.best_model import BestModel
 from finetune.config import FinetuneConfig, FullConfig
@@ -34,6 +35,9 @@ from pretrain.telemetry import say
 from pretrain.watchdog import Watchdog
 from shards.sources import SPLITS
 
+VOTERS = 32
+"""Windows that are asked for their neighbours at once."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -51,6 +55,10 @@ class Setting:
     inputs: InputDescription
     recipe: Recipe
     baseline: np.ndarray | None
+
+
+class Stopped(Exception):
+    """A rank was asked to stop while there was nothing to save that isn't saved."""
 
 
 class Protocols:
@@ -75,6 +83,9 @@ class Protocols:
         Args:
             name: ``pretrained`` or ``random``.
             fraction: of the training tiles.
+
+        Raises:
+            Stopped: it was asked to stop on the way to features or heads.
         """
         rows = subset_rows(self.splits["train"], fraction, self.config.run.seed)
         if protocol == "knn":
@@ -115,26 +126,33 @@ class Protocols:
                 write_part(path, found)
         return found
 
+    def _alive(self, number: int = 0) -> None:
+        """Tell the watchdog that work goes on, and hear from it whether it shall."""
+        self.watchdog.begin("evaluation", number)
+        if self.watchdog.stop_requested():
+            raise Stopped
+
     # ---- on features of a frozen encoder ----
 
     def _knn(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
         """For the first seed alone: nothing is drawn but the bank, where it is too large."""
         seed, train = self.config.seeds[0], self.splits["train"]
         features = self._features(self.model(name), self.recipe.frozen.views)
-        results = []
-        if distributed.is_main():
-            bank = NearestNeighbours(features["train"], train, rows, self.task, self.config.knn, seed)
-            val, test = (self._vote(bank, features[split], self.splits[split]) for split in ("val", "test"))
-            results = [_result((name, "knn", "knn", seed, fraction), None, None, val.scores, test, [])]
-        return distributed.from_main(results)
+        bank = NearestNeighbours(features["train"], train, rows, self.task, self.config.knn, seed)
+        val, test = (self._vote(bank, features[split], self.splits[split]) for split in ("val", "test"))
+        return [_result((name, "knn", "knn", seed, fraction), None, None, val.scores, test, [])]
 
     def _vote(self, bank: NearestNeighbours, features: Features, split: LabelledSplit) -> Evaluation:
+        """Ranks share the windows."""
         collector = Collector(split, self.task, self.setting.baseline)
-        for begin in range(0, len(split), 32):
-            rows = np.arange(begin, min(begin + 32, len(split)))
+        for begin in range(distributed.rank() * VOTERS, len(split), distributed.world_size() * VOTERS):
+            rows = np.arange(begin, min(begin + VOTERS, len(split)))
             found = features.batch(rows, np.zeros(len(rows), np.int64))
             collector.add(rows, bank.predict(found, split.size).cpu().numpy())
-        return collector.finish()
+            self._alive()
+        distributed.patient_barrier(self._alive)
+        sums = torch.from_numpy(collector.sums).to(distributed.device())
+        return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _frozen(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
         """All heads, rates and seeds; seeds are shared out over the ranks."""
@@ -142,6 +160,7 @@ class Protocols:
         features = self._features(model, self.recipe.frozen.views)
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
         trained = self._sweep(model, features, rows).run(seeds) if seeds else []
+        distributed.patient_barrier(self._alive)  # some ranks have a seed more
         everyone = [one for part in distributed.gather_objects([_told(one) for one in trained]) for one in part]
         results = [
             _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve)
@@ -166,7 +185,7 @@ class Protocols:
             self.recipe.frozen,
             self.recipe.select,
             self.setting.baseline,
-            lambda epoch: self.watchdog.begin("evaluation", epoch),
+            self._alive,
         )
 
     def _features(self, model: TaskModel, views: int) -> dict[str, Features]:
@@ -183,7 +202,7 @@ class Protocols:
                 self.config.data.memory_gb,
                 device,
                 split,
-                lambda: self.watchdog.begin("evaluation", 0),
+                self._alive,
             )
             for split in SPLITS
         }

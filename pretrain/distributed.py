@@ -1,6 +1,8 @@
 """The few collectives the project uses, on the default process group; alone they are no-ops."""
 
+import itertools
 import os
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from shards.errors import ForgeError
 
 Result = TypeVar("Result")
+_TURNS = itertools.count()
 
 
 def rank() -> int:
@@ -90,6 +93,21 @@ def together(work: Callable[[], Result]) -> Result:
         first.everywhere = True
         raise first
     return result
+
+
+def patient_barrier(meanwhile: Callable[[], None]) -> None:
+    """Wait for all ranks however long they take, where a collective would give up after minutes.
+
+    Args:
+        meanwhile: called now and then; what it raises ends the wait.
+    """
+    if world_size() == 1:
+        return
+    store, turn = dist.distributed_c10d._get_default_store(), next(_TURNS)
+    store.set(f"patient/{turn}/{rank()}", "here")
+    while not store.check([f"patient/{turn}/{one}" for one in range(world_size())]):
+        meanwhile()
+        time.sleep(0.2)
 
 
 def barrier() -> None:

@@ -105,6 +105,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
             [
                 *tasks,
                 lab.job(config, "whole", *options),
+                lab.job(config, "stopped", *options, stop_at_epoch=2),
                 lab.job(config, "stopped", *options, stop_at=0),
                 lab.job(config, "stopped", *options, stop_at=1),
                 published,
@@ -164,7 +165,7 @@ def test_two_processes_give_what_one_gives(lab: Lab) -> None:
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(lab: Lab) -> None:
-    """Stopped twice in one training, then gone on with by two processes."""
+    """Stopped among the heads and twice in one training, then gone on with by two processes."""
     assert lab.outcome("stopped") == "complete"
     for one, two in zip(lab.results("whole").results, lab.results("stopped").results, strict=True):
         _same(one, two, 1e-5)

@@ -14,13 +14,14 @@ from shards.errors import ForgeError
 
 
 class StoppingWatchdog(Watchdog):
-    """Is asked to stop when a training begins a given step, as by a signal at that moment."""
+    """Is asked to stop when a training begins a given step, or heads come to a given epoch, as by a signal then."""
 
     stop_at: int | None = None
+    stop_at_epoch: int | None = None
 
     def begin(self, phase: Phase, step: int) -> None:
         super().begin(phase, step)
-        if phase == "step" and step == self.stop_at:
+        if (phase, step) in (("step", self.stop_at), ("evaluation", self.stop_at_epoch)):
             self.stop.set("the test")
 
 
@@ -31,7 +32,7 @@ def run(job: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stop = StopRequest()
     watchdog = StoppingWatchdog(config.watchdog, folder, stop)
-    watchdog.stop_at = job.get("stop_at")
+    watchdog.stop_at, watchdog.stop_at_epoch = job.get("stop_at"), job.get("stop_at_epoch")
     try:
         outcome = "complete" if Evaluator(config, watchdog).evaluate() else "stopped"
     except ForgeError as error:
