@@ -39,6 +39,10 @@ VOTERS = 32
 """Windows that are asked for their neighbours at once."""
 
 
+NO_MATTER = {"data": ("pretraining", "read_threads", "memory_gb"), "frozen": ("quota_gb",), "full": ("save_every",)}
+"""Keys by which no result changes."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What an evaluation works on, read and checked.
@@ -108,6 +112,9 @@ class Protocols:
         others = ["run", "watchdog", "guard", "protocol", "fractions", "compare_random"]
         for key in [*others, "seeds"] if rest else others:
             del config[key]
+        for section, keys in NO_MATTER.items():
+            for key in keys:
+                del config[section][key]
         tiles = [items_hash(self.setting.items[split]) for split in SPLITS]
         told = [config, self.config.run.seed, self.setting.encoder.sha256, tiles]
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]

@@ -26,7 +26,7 @@ from pretrain.augment import crop_box, resample, resampling
 from pretrain.checkpoint import load_checkpoint, newest_verified, prune, save_checkpoint
 from pretrain.config import OptimConfig
 from pretrain.engine import ZeroEngine
-from pretrain.guard import Guard, Verdict
+from pretrain.guard import Diverged, Guard, Verdict
 from pretrain.models.vit import ViTEncoder
 from pretrain.optim import build_optimizer
 from pretrain.schedules import warmup_cosine
@@ -151,6 +151,7 @@ class Tuning:
 
         Raises:
             CheckpointError: the work folder's checkpoints are of another training, or none is whole.
+            Diverged: steps were skipped again and again.
         """
         self._resume()
         distributed.barrier()
@@ -181,9 +182,15 @@ class Tuning:
 
         result = self.engine.step(self._losses(), accept)
         self.step += 1
-        self.losses.append(verdicts[0].loss)
-        if not result.applied:
+        if result.applied:
+            self.losses.append(verdicts[0].loss)
+        else:
             say(f"WARNING: {self.name}: step {self.step} skipped: {verdicts[0].reason}")
+        if self.guard.is_out_of_patience:
+            raise Diverged(
+                f"{self.name}: diverged at step {self.step}: {self.guard.in_a_row} steps in a row were skipped "
+                f"({verdicts[0].reason}): lower full.lrs"
+            )
         return verdicts[0]
 
     def _losses(self) -> Iterator[Tensor]:
@@ -249,12 +256,13 @@ class Tuning:
         """Scores of the validation tiles; the best weights so far are saved."""
         epoch = self.step // self.steps_per_epoch
         found = self._evaluate("val").scores
-        losses, self.losses = self.losses, []
+        train_loss = float(np.mean(self.losses)) if self.losses else float("nan")  # all skipped
+        self.losses = []
         values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
-        self.curve.append({"epoch": epoch, "train_loss": float(np.mean(losses)), **values})
+        self.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
         primary = PRIMARY[self.task.kind]
         say(
-            f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {np.mean(losses):.4f}  validation loss "
+            f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
             f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
         )
         if is_better(self.task, self.config.select, found, self.best if self.best_epoch else None):

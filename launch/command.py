@@ -64,8 +64,10 @@ def fail(error: ForgeError) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """End after rank 0 had time to speak, and all ranks to come this far: launchers end all as soon as one has failed.
 
-    They do so by SIGTERM. That is no wish to stop, whose code would have the run started again.
+    They do so by SIGTERM. That is no wish to stop, whose code would have the run started again. Slurm starts the tasks
+    of busy nodes seconds apart.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
-    time.sleep(3)
-    sys.exit(code)
+    time.sleep(10 if "SLURM_STEP_NUM_TASKS" in os.environ else 3)
+    sys.stdout.flush()
+    os._exit(code)  # an interpreter that winds down has given up its handlers

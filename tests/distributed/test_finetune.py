@@ -111,6 +111,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
                 published,
                 lab.job(config, "parts", "protocol=[adapter,blocks]", "full.epochs=2", "full.first_blocks=1"),
                 lab.job(config, "fewer", "protocol=[knn,frozen]", "fractions=[0.2,1.0]", "data.group=scene"),
+                lab.job(
+                    config, "diverged", "protocol=full", "full.lrs=[1e30]", "full.epochs=8", "full.evaluate_every=8"
+                ),
                 lab.job("desis_cdl.yaml", "bad-bands", "data.bands=same"),
                 lab.job("desis_cdl.yaml", "resampled", "data.bands=resample", "protocol=[knn]"),
             ],
@@ -229,6 +232,8 @@ def test_what_does_not_go_together_is_one_line(lab: Lab) -> None:
     assert lab.outcome("bad-batch").startswith("2 ")
     assert "full.bn_group" in lab.outcome("bad-batch")
     assert lab.outcome("resampled") == "complete"
+    assert lab.outcome("diverged").startswith("76 pretrained-full-1-seed0-lr1e+30")
+    assert "5 steps in a row were skipped (loss is no number): lower full.lrs" in lab.outcome("diverged")
 
 
 @pytest.mark.nightly

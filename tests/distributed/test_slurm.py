@@ -29,6 +29,7 @@ STAND_IN = f"""\
 #!/bin/bash
 # Ends as a stopped run does, without the minutes in between: rank 0 first, rank 1 half a second later.
 [ "$1" = -c ] && exec {sys.executable} "$@"
+case "$*" in *--print-config*) exit 0 ;; esac
 cd "$(printf '%s\\n' "$@" | sed -n 's/^run.dir=//p' | tail -n 1)" || exit 9
 [ "$SLURM_PROCID" = 0 ] && [ -e saves ] && echo '{{"status": "stopped"}}' > status.json
 [ "$SLURM_PROCID" = 0 ] || sleep 0.5
@@ -190,6 +191,22 @@ def test_misuse_under_srun_is_one_line_and_code_2(lab: Lab) -> None:
     )
     assert done.stderr.count("did you mean 'optim.lr'?") == 1
     assert done.returncode == 2
+
+
+def test_misuse_in_a_job_fails_it_before_any_task_starts(lab: Lab) -> None:
+    """The script is submitted by hand, after its config has been changed."""
+    (lab.folder / "later.yaml").write_text(lab.config.read_text())
+    done = lab.slurm("pretrain", *TWO_NODES, "run.dir=later", "--dry-run")
+    script = lab.folder / "later.sbatch"
+    text = done.stdout[done.stdout.index("#!/bin/bash") :]
+    script.write_text(text.replace(str(lab.config), str(lab.folder / "later.yaml")))
+    (lab.folder / "later" / "slurm").mkdir(parents=True)
+    (lab.folder / "later.yaml").write_text(lab.config.read_text().replace("lr:", "lrr:"))
+    job = lab.cluster.run("sbatch", "--parsable", str(script)).strip()
+    lab.finish(job, "later", "FAILED", "COMPLETED")
+    assert lab.cluster.state(job) == "FAILED"
+    assert lab.output("later").count("error: ") == 1
+    assert "did you mean 'optim.lr'?" in lab.output("later")
 
 
 def stand_in(lab: Lab, run: str, monkeypatch: pytest.MonkeyPatch) -> str:
