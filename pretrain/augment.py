@@ -40,22 +40,29 @@ class Crop:
     flip: bool = True
     blur: float = 0.0
 
+    @property
+    def resamples(self) -> bool:
+        """Whether a view's pixels are others than the tile's."""
+        return self.crop_scale is not None or self.blur > 0
+
 
 def random_crops(images: Tensor, samples: np.ndarray, key: int, crop: Crop) -> Tensor:
     """One view of each image.
 
     Args:
-        images: float32 (B, C, H, W), normalised, missing values at 0.
+        images: (B, C, H, W), float32, normalised, missing values at 0; of any dtype where the crop doesn't resample.
         samples: sample numbers (B,), which key the draws.
         key: of the seed and the kind of crop.
 
     Returns:
-        float32 (B, C, size, size).
+        (B, C, size, size), of the images' dtype.
     """
     height, width = images.shape[-2:]
     draws = keyed.uniform(key, samples, 8)
     boxes = np.array([crop_box(draw, height, width, crop.size, crop.crop_scale) for draw in draws])
     mirrored = (draws[:, 4:6] < 0.5) & crop.flip
+    if not crop.resamples:
+        return cut(images, boxes[:, :2], crop.size, mirrored)
     low, high = BLUR_SIGMA
     sigma = np.where(draws[:, 6] < crop.blur, low + draws[:, 7] * (high - low), 0.0)
     rows = resampling(boxes[:, 0], boxes[:, 2], height, crop.size, mirrored[:, 0], sigma)
@@ -91,6 +98,15 @@ def crop_box(
     top = int(draw[2] * (height - rows + 1))
     left = int(draw[3] * (width - columns + 1))
     return top, left, rows, columns
+
+
+def cut(images: Tensor, corners: np.ndarray, size: int, mirrored: np.ndarray) -> Tensor:
+    """Squares of images (B, C, H, W) from their (top, left) (B, 2), each axis mirrored or not (B, 2)."""
+    steps = np.arange(size)
+    places = corners[:, :, None] + np.where(mirrored[:, :, None], steps[::-1], steps)  # (B, 2, size)
+    rows, columns = torch.from_numpy(places).to(images.device, non_blocking=True).unbind(1)
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def resampling(

@@ -107,14 +107,16 @@ def transformer_flops(size: ViTSize, tokens: int) -> Parts:
 
 
 def mae_decoder_flops(model: ModelConfig, mae: MaeConfig, bands: int) -> Parts:
-    """Embedding of visible tokens, blocks on all of them, prediction of the masked ones."""
-    width = mae.decoder.width
+    """Embedding of visible tokens, blocks on all; the last one's outputs, and the prediction, for masked ones alone."""
+    width, depth = mae.decoder.width, mae.decoder.depth
     patches = (model.image_size // model.patch_size) ** 2
     visible = int(patches * (1 - mae.mask_ratio))
+    masked, tokens = patches - visible, 1 + patches
     embed = 2 * (1 + visible) * feature_dim(model.name) * width
-    predict = 2 * (patches - visible) * width * model.patch_size**2 * bands
-    blocks = transformer_flops(ViTSize(width, mae.decoder.depth, mae.decoder.heads, 4 * width), 1 + patches)
-    return {"decoder": embed + predict + sum(blocks.values())}
+    predict = 2 * masked * width * model.patch_size**2 * bands
+    blocks = transformer_flops(ViTSize(width, depth - 1, mae.decoder.heads, 4 * width), tokens)
+    last = 2 * width**2 * (3 * tokens + 9 * masked) + 4 * masked * tokens * width
+    return {"decoder": embed + predict + sum(blocks.values()) + last}
 
 
 def dino_head_flops(width: int, dino: DinoConfig) -> int:

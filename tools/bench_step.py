@@ -33,8 +33,9 @@ from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.registry import SPEC_VITS
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder, masked_targets
+from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.objectives.mae_decoder import choose_masks
+from pretrain.objectives.masked_loss import masked_targets
 from pretrain.optim import build_optimizer
 from shards.errors import ConfigError, ForgeError
 

@@ -2,17 +2,18 @@
 
 SpectralEarth writes it as Conv3d with kernels (k, 1, 1). Pixels never mix, so it runs here on a plain
 list of pixels: any subset of an image, for example the visible patches of MAE, gives exactly what the
-full image would give there. Parameter names and shapes are the published ones.
+full image would give there. Parameter names and shapes are the published ones; the arithmetic is in stem.py.
 """
 
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.recompute import recomputed
+from pretrain.models.stem import Layer, spectral_features
 
 CHANNELS = 128
 """Features per pixel that the adapter hands to the trunk."""
@@ -21,23 +22,25 @@ LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, CHANNELS, 5, 3))  # in, out, kerne
 
 
 class SpectralConv(nn.Module):
-    """Convolution along the spectrum with the weight shape of the published Conv3d, (out, in, kernel, 1, 1)."""
+    """Weights of a convolution along the spectrum, in the published Conv3d's shape, (out, in, kernel, 1, 1)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.kernel, self.stride = kernel, stride
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, 1, 1))
         self.bias = nn.Parameter(torch.empty(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(pixels, in, length) to (pixels, out, shorter length)."""
-        # Three dimensions, not five: conv1d is twice as fast on CPU, and cuDNN's conv3d has slow and
-        # memory-hungry bf16 paths in several releases.
-        weight = self.weight.flatten(2)
-        # In training a batch norm follows, which takes any bias out again: the bias's gradient is zero but
-        # for rounding, and Adam would blow that noise up to full steps. Here it is zero exactly.
-        bias = self.bias.detach() + 0 * self.bias if self.training else self.bias
-        return F.conv1d(x.to(weight.dtype), weight, bias, stride=self.stride, padding=1)
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The weights as a matrix (kernel * in, out), and the bias: copies, for under ZeRO-3 they exist here alone."""
+        return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous(), self.bias.clone()
+
+
+class SpectralNorm(GroupedBatchNorm):
+    """Batch norm whose arithmetic is the adapter's."""
+
+    def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Copies of scale and shift."""
+        return self.weight.clone(), self.bias.clone()
 
 
 class SpectralAdapter(nn.Module):
@@ -56,21 +59,34 @@ class SpectralAdapter(nn.Module):
         for number, (inputs, outputs, kernel, stride) in enumerate(LAYERS):
             # The published module is a Sequential, so its parameters are called 0, 1, 3, 4, 6, 7.
             self.add_module(str(3 * number), SpectralConv(inputs, outputs, kernel, stride))
-            self.add_module(str(3 * number + 1), GroupedBatchNorm(outputs))
+            self.add_module(str(3 * number + 1), SpectralNorm(outputs))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(samples, pixels, bands) normalised reflectance to (samples, pixels, CHANNELS).
 
         Raises:
-            ValueError: in training, where the samples are no multiple of ``bn_group``.
+            ValueError: fewer than 75 bands; in training, where the samples are no multiple of ``bn_group``.
         """
         layers = partial(recomputed, self._features, self.recompute and self.training)
         return by_groups(layers, pixels, self.bn_group if self.training else None)
 
     def _features(self, pixels: Tensor) -> Tensor:
-        samples, count, bands = pixels.shape
-        x = pixels.reshape(samples * count, 1, bands)
-        for number in range(len(LAYERS)):
-            x = self.get_submodule(str(3 * number))(x)
-            x = F.relu(self.get_submodule(str(3 * number + 1))(x))
-        return x.mean(-1).view(samples, count, CHANNELS)
+        device, spectra = pixels.device.type, pixels.flatten(0, 1)
+        layers = [self._layer(number) for number in range(len(LAYERS))]
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layers[0].weight.dtype
+        with torch.autocast(device, enabled=False):
+            features, moments = spectral_features(spectra, layers, dtype)
+        positions = spectra.shape[1]
+        for number, layer in enumerate(layers):
+            positions = layer.positions(positions)
+            self._norm(number).note(moments[number], len(spectra) * positions)
+        return features.view(*pixels.shape[:2], CHANNELS)
+
+    def _norm(self, number: int) -> SpectralNorm:
+        return cast(SpectralNorm, self.get_submodule(str(3 * number + 1)))
+
+    def _layer(self, number: int) -> Layer:
+        convolution, norm = cast(SpectralConv, self.get_submodule(str(3 * number))), self._norm(number)
+        moments = None if norm.training else torch.stack([norm.running_mean, norm.running_var])
+        (weight, bias), (scale, shift) = convolution(), norm()
+        return Layer(convolution.kernel, convolution.stride, weight, bias, scale, shift, moments, norm.eps)

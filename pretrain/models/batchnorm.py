@@ -75,11 +75,14 @@ class GroupedBatchNorm(nn.Module):
 
     def _normalise(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out, mean, invstd = torch.native_batch_norm(values, weight, bias, None, None, True, 0.0, self.eps)
-        if (torch.is_grad_enabled() or self.count_without_grad) and not is_recomputing():
-            count = values.numel() // values.shape[1]
-            variance = (invstd.detach().pow(-2) - self.eps) * (count / max(count - 1, 1))
-            self._pending.append(torch.stack([mean.detach(), variance]))
+        self.note(torch.stack([mean, invstd.pow(-2) - self.eps]).detach(), values.numel() // values.shape[1])
         return out
+
+    def note(self, moments: Tensor, count: int) -> None:
+        """Keep a group's mean and biased variance (2, channels) over ``count`` values for the running statistics."""
+        if self.training and (torch.is_grad_enabled() or self.count_without_grad) and not is_recomputing():
+            mean, variance = moments
+            self._pending.append(torch.stack([mean, variance * (count / max(count - 1, 1))]))
 
     def take_pending(self) -> Tensor:
         """Sum of group (mean, unbiased variance) since the last call and the number of groups, (2 * channels + 1,)."""

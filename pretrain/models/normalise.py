@@ -29,5 +29,12 @@ class Normaliser(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """int16 (..., bands, height, width) to float32 of the same shape."""
-        values = ((tiles.float() - self.mu) / self.sigma).masked_fill_(tiles == NODATA, 0.0)
-        return values if self.clip is None else values.clamp_(-self.clip, self.clip)
+        return self._normalise(tiles, self.mu, self.sigma)
+
+    def spectra(self, pixels: Tensor) -> Tensor:
+        """int16 (..., bands) to float32 of the same shape."""
+        return self._normalise(pixels, self.mu.flatten(), self.sigma.flatten())
+
+    def _normalise(self, values: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+        scores = (values - mu).div_(sigma).masked_fill_(values == NODATA, 0.0)
+        return scores if self.clip is None else scores.clamp_(-self.clip, self.clip)

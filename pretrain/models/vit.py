@@ -55,10 +55,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, runs: Runs | None = None) -> Tensor:
+    def forward(self, x: Tensor, runs: Runs | None = None, ids: Tensor | None = None) -> Tensor:
         batch, tokens, width = x.shape
         query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
-        return self.proj(attention(query, key, value, self.backend, runs).reshape(batch, tokens, width))
+        if ids is not None:
+            query = gather_tokens(query, ids)
+        return self.proj(attention(query, key, value, self.backend, runs).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -90,14 +92,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden)
 
-    def forward(self, x: Tensor, runs: Runs | None = None) -> Tensor:
-        """(B, tokens, D); ``runs`` where sequences of several lengths are packed into one (see attention)."""
-        if self.keep is None or not self.training:
-            x = x + self.attn(self.norm1(x), runs)
-            return x + self.mlp(self.norm2(x))
-        keep = self.keep.to(x.dtype)
-        x = x + keep * self.attn(self.norm1(x), runs)
-        return x + keep * self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, runs: Runs | None = None, ids: Tensor | None = None) -> Tensor:
+        """Tokens (B, tokens, D) to the next block's.
+
+        Args:
+            runs: where sequences of several lengths are packed into one (see attention).
+            ids: of the tokens (B, V) whose outputs are wanted, attending to all; all by default.
+        """
+        keep = None if self.keep is None or not self.training else self.keep.to(x.dtype)
+        attended = self.attn(self.norm1(x), runs, ids)
+        x = (x if ids is None else gather_tokens(x, ids)) + _kept(attended, keep)
+        return x + _kept(self.mlp(self.norm2(x)), keep)
+
+
+def _kept(residual: Tensor, keep: Tensor | None) -> Tensor:
+    return residual if keep is None else keep * residual
 
 
 class VisionTransformer(nn.Module):

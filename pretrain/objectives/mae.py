@@ -24,6 +24,7 @@ from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
+from pretrain.objectives.masked_loss import masked_targets, squared_errors
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from shards import keyed
 from shards.manifest import Manifest
@@ -31,25 +32,6 @@ from shards.sensors import NODATA, get_sensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = None) -> Tensor:
-    """Patches (B, M, p*p, C) to what the decoder has to predict, (B, M, p*p*C).
-
-    Args:
-        counted: (B, M, p*p), 1 where a pixel counts: mean and variance of a patch are theirs; None for all.
-    """
-    target = patches.flatten(2)
-    if not norm_pix:
-        return target
-    if counted is None:
-        variance, mean = torch.var_mean(target, -1, keepdim=True)
-    else:
-        weight = counted[..., None].expand_as(patches).flatten(2)
-        number = weight.sum(-1, keepdim=True)
-        mean = (target * weight).sum(-1, keepdim=True) / number.clamp(min=1)
-        variance = ((target - mean).square() * weight).sum(-1, keepdim=True) / (number - 1).clamp(min=1)
-    return (target - mean) / (variance + 1e-6).sqrt()
 
 
 class MaskedAutoencoder(nn.Module):
@@ -62,11 +44,8 @@ class MaskedAutoencoder(nn.Module):
         norm_pix: normalise the target per patch.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         spectral_angle: weight of the mean angle between predicted and true spectra, 0 for none.
-        normalise: what made the images; spectral angles are taken between what was there before.
+        normalise: what makes int16 images float; spectral angles are taken between what was there before.
     """
-
-    mu: Tensor
-    sigma: Tensor
 
     def __init__(
         self,
@@ -88,9 +67,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = MaeDecoder(
             encoder.feature_dim, encoder.grid, outputs, decoder_width, decoder_depth, decoder_heads, backend
         )
-        if normalise is not None:
-            self.register_buffer("mu", normalise.mu.detach().flatten(), persistent=False)
-            self.register_buffer("sigma", normalise.sigma.detach().flatten(), persistent=False)
+        self.normalise = normalise
 
     @property
     def num_patches(self) -> int:
@@ -100,9 +77,10 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, images: Tensor, noise: Tensor | None = None, valid: Tensor | None = None, terms: Tensor | None = None
     ) -> Any:
-        """Reconstruct the masked patches of normalised images (B, C, H, W) by mask noise (B, T).
+        """Reconstruct the masked patches of images (B, C, H, W) by mask noise (B, T).
 
         Args:
+            images: normalised, or int16 as tiles hold them: then only what is looked at becomes float.
             valid: bool (B, 1, H, W), pixels that count in the loss; None for all.
             terms: with ``valid``: pixels that a sample's loss is divided by; its own number by default.
 
@@ -114,27 +92,47 @@ class MaskedAutoencoder(nn.Module):
             return self.encoder(images, "map")
         masks = choose_masks(noise, self.mask_ratio)
         patches = patchify(images, self.encoder.patch_size)
-        latent = self.encoder.tokens(gather_tokens(patches, masks.visible), masks.visible)
-        prediction = self.decoder(latent, masks)
+        latent = self.encoder.tokens(self._floats(gather_tokens(patches, masks.visible)), masks.visible)
         truth = gather_tokens(patches, masks.masked)
+        del patches
+        prediction = self.decoder(latent, masks)
         counted = None if valid is None else _masked_pixels(valid, masks, self.encoder.patch_size)
-        target = masked_targets(truth, self.norm_pix, counted)
-        errors = (prediction.float() - target).square().view_as(truth).mean(-1)
-        if self.spectral_angle:
-            errors = errors + self.spectral_angle * self._angles(prediction.view_as(truth), truth)
-        if counted is None:
-            losses = errors.flatten(1).mean(1)
-        else:
-            own = counted.sum((1, 2)).clamp(min=1)
-            losses = (errors * counted).flatten(1).sum(1) / (own if terms is None else terms)
+        losses = self._losses(prediction, truth, counted, terms)
         return losses, prediction, masks.masked, latent[:, 1:].mean(1)
+
+    def _losses(self, prediction: Tensor, truth: Tensor, counted: Tensor | None, terms: Tensor | None) -> Tensor:
+        _, patches, pixels, _ = truth.shape
+        if counted is None:
+            weight = truth.new_ones(1, 1, pixels, dtype=torch.float32) / (patches * pixels)
+        else:
+            own = counted.sum((1, 2)).clamp(min=1) if terms is None else terms
+            weight = counted / own.view(-1, 1, 1)
+
+        def targets(part: slice) -> Tensor:
+            mine = None if counted is None else counted[part]
+            return masked_targets(self._floats(truth[part]), self.norm_pix, mine)
+
+        losses = squared_errors(prediction, targets, weight)
+        if self.spectral_angle:
+            angles = self._angles(prediction.view_as(truth), self._floats(truth))
+            losses = losses + self.spectral_angle * (angles * weight).flatten(1).sum(1)
+        return losses
+
+    def _floats(self, patches: Tensor) -> Tensor:
+        """Normalised pixels of patches (..., C)."""
+        if patches.is_floating_point():
+            return patches
+        assert self.normalise is not None, "int16 images need a normaliser"
+        return self.normalise.spectra(patches)
 
     def _angles(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """Angles in radians between spectra of digital numbers, (B, M, p*p) (spectral angle mapper, Kruse et al. 1993).
 
         As 2 atan2(|a - b|, |a + b|) of unit spectra a, b, which keeps its precision and gradient at small angles.
         """
-        a, b = (F.normalize(x.float() * self.sigma + self.mu, dim=-1) for x in (prediction, truth))
+        assert self.normalise is not None, "spectral angles need a normaliser"
+        mu, sigma = self.normalise.mu.flatten(), self.normalise.sigma.flatten()
+        a, b = (F.normalize(x.float() * sigma + mu, dim=-1) for x in (prediction, truth))
         return 2 * torch.atan2(_length(a - b), _length(a + b))
 
     def reconstruct(self, image: Tensor, prediction: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +194,7 @@ class MaskedAutoencoding(Objective):
             mae.decoder.heads,
             model.attention,
             mae.spectral_angle,
-            normalise if mae.spectral_angle else None,
+            normalise,
         )
         initialise(self.module, "pretrain", config.run.seed)
 
@@ -223,7 +221,8 @@ class MaskedAutoencoding(Objective):
     def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
         key = keyed.key(self.seed, "crop")
-        images = random_crops(self.normalise(batch.tiles), batch.samples, key, self.crop)
+        tiles = self.normalise(batch.tiles) if self.crop.resamples else batch.tiles
+        images = random_crops(tiles, batch.samples, key, self.crop)
         noise = mask_noise(batch.samples, self.seed, self.module.num_patches, images.device)
         valid = torch.ones((), device=images.device)
         if self.ignore_nodata:

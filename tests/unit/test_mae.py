@@ -15,8 +15,9 @@ from pretrain.models import Normaliser
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder, MaskedAutoencoding, masked_targets
+from pretrain.objectives.mae import MaskedAutoencoder, MaskedAutoencoding
 from pretrain.objectives.mae_decoder import choose_masks
+from pretrain.objectives.masked_loss import masked_targets
 from shards.build import PackConfig, pack
 from shards.manifest import read_manifest
 from shards.sensors import NODATA

@@ -226,13 +226,17 @@ def test_the_convolutions_bias_has_no_gradient_in_training_and_one_in_evaluation
     assert all(bias.grad.any() for bias in biases)
 
 
-def test_the_convolutions_bias_is_used_in_both_modes():
-    adapter = _adapter(2)
-    convolution = adapter.get_submodule("0")
-    x = _pixels(1).view(6, 1, 80)
-    for mode in (True, False):
-        convolution.train(mode)
-        before = convolution(x)
+def test_the_convolutions_bias_moves_the_running_mean_and_the_evaluation():
+    means, outputs = [], []
+    for bias in (0.0, 1.0):
+        adapter = _adapter(2)
         with torch.no_grad():
-            convolution.bias += 1
-        torch.testing.assert_close(convolution(x), before + 1)
+            adapter.get_submodule("0").bias.add_(bias)
+        outputs.append([adapter(_pixels(2)), adapter.eval()(_pixels(2))])
+        norm = grouped_batch_norms(adapter)[0]
+        norm.move(norm.take_pending())
+        means.append(norm.running_mean.clone())
+    (trained, evaluated), (trained_more, evaluated_more) = outputs
+    torch.testing.assert_close(means[1], means[0] + 0.1)  # the momentum
+    torch.testing.assert_close(trained_more, trained)
+    assert not torch.allclose(evaluated_more, evaluated)

@@ -1,0 +1,71 @@
+"""The loss of masked autoencoding (arXiv 2111.06377): squared errors of masked patches, a few samples at a time.
+
+Predictions and targets are as large as the tiles themselves in fp32, and torch's autograd keeps several of them. Here
+targets are made for a part of the batch at a time, and all that is kept is the gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+VALUES = {"cpu": 4_000_000, "cuda": 250_000_000}
+"""Predicted values at a time, at least those of one sample."""
+
+
+def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = None) -> Tensor:
+    """Patches (B, M, p*p, C) to what the decoder has to predict, (B, M, p*p*C).
+
+    Args:
+        counted: (B, M, p*p), 1 where a pixel counts: mean and variance of a patch are theirs; None for all.
+    """
+    target = patches.flatten(2)
+    if not norm_pix:
+        return target
+    if counted is None:
+        variance, mean = torch.var_mean(target, -1, keepdim=True)
+    else:
+        weight = counted[..., None].expand_as(patches).flatten(2)
+        number = weight.sum(-1, keepdim=True)
+        mean = (target * weight).sum(-1, keepdim=True) / number.clamp(min=1)
+        variance = ((target - mean).square() * weight).sum(-1, keepdim=True) / (number - 1).clamp(min=1)
+    return (target - mean) / (variance + 1e-6).sqrt()
+
+
+def squared_errors(prediction: Tensor, targets: Callable[[slice], Tensor], weight: Tensor) -> Tensor:
+    """Mean over bands and weighted sum over pixels of squared errors, for each sample, float32 (B,).
+
+    Args:
+        prediction: (B, M, p*p*C).
+        targets: of some of the samples, (b, M, p*p*C).
+        weight: of pixels, (B, M, p*p) or a shape that broadcasts to it.
+    """
+    return _SquaredErrors.apply(prediction, targets, weight)
+
+
+class _SquaredErrors(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, targets: Callable[[slice], Tensor], weight: Tensor) -> Tensor:
+        batch, patches, values = prediction.shape
+        pixels = weight.shape[-1]
+        weight = weight.expand(batch, patches, pixels)[..., None]
+        losses = prediction.new_empty(batch, dtype=torch.float32)
+        gradient = torch.empty_like(prediction) if ctx.needs_input_grad[0] else None
+        step = max(1, VALUES[prediction.device.type] // (patches * values))
+        for begin in range(0, batch, step):
+            part = slice(begin, begin + step)
+            error = (prediction[part].float() - targets(part)).view(-1, patches, pixels, values // pixels)
+            share = weight[part] / error.shape[-1]
+            losses[part] = (error.square().sum(-1, keepdim=True) * share).flatten(1).sum(1)
+            if gradient is not None:
+                gradient[part] = error.mul_(2 * share).flatten(2)
+        ctx.gradient = gradient
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_losses: Tensor) -> Any:
+        gradient, ctx.gradient = ctx.gradient, None  # in place: there is no room for another, and no second time
+        return gradient.mul_(d_losses[:, None, None]), None, None
