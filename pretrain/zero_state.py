@@ -173,7 +173,7 @@ def _create_moments(engine: ZeroEngine, adam_step: float) -> None:
     for flat in _flat_partitions(engine):
         base.state[flat] = {moment: torch.zeros_like(flat) for moment in _moment_names(engine)}
         if isinstance(base, torch.optim.AdamW):
-            base.state[flat]["step"] = torch.tensor(adam_step)
+            base.state[flat]["step"] = torch.tensor(adam_step, dtype=torch.float32, device=flat.device)
     _link_moments(engine)
 
 

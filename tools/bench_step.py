@@ -1,22 +1,29 @@
-"""MAE steps with the visible patches gathered before the spectral stem, against the stem on the whole image.
+"""A MAE step as this project takes it, against the plain order of work and against itself under DeepSpeed.
 
-The second way is what the published code does: features of all pixels, of which the transformer then takes the
-visible patches. Here both are made of the same modules and weights; that they give the same losses in evaluation
-mode is checked first. (In training mode batch norm takes its statistics over visible pixels in the one and over all
-in the other.) A step is normalisation, forward, backward and AdamW on random int16 tiles, in plain torch. Every
-measurement has a process of its own, so that a peak of memory is its own; rounds are interleaved.
+- ``plain``: what the published code does (tools/plain_mae.py), in a loop of plain torch with torch's AdamW.
+- ``ours``: int16 to the device, visible patches gathered before the stem, and what docs/performance.md lists, in the
+  same plain loop.
+- ``zero3``: ours by the training loop's engine, DeepSpeed ZeRO-3 on one process.
+
+All have the same weights; that plain and ours give the same losses in evaluation mode is checked first. (In training,
+batch norm takes its statistics over all pixels in the one and over visible ones in the other.) A step is all that
+follows reading: normalisation, forward, backward, AdamW, on random int16 tiles. Every measurement has a process of its
+own, so that a peak of memory is its own; rounds are interleaved, and ratios are of the same round.
 """
 
 import argparse
 import json
 import math
 import multiprocessing
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,27 +33,27 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pretrain.config import MaeConfig, PretrainConfig
-from pretrain.flops import device_peak, encoder_training_flops, sample_flops
+from pretrain.flops import device_peak, sample_flops
 from pretrain.models import Normaliser, build_encoder
-from pretrain.models.adapter import CHANNELS
 from pretrain.models.initialise import initialise
-from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.registry import SPEC_VITS
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.objectives.mae_decoder import choose_masks
-from pretrain.objectives.masked_loss import masked_targets
 from pretrain.optim import build_optimizer
 from shards.errors import ConfigError, ForgeError
+from tools.plain_mae import PlainMaskedAutoencoder
 
 BANDS = 202
 TOLERANCE = 1e-5  # relative, between the losses of both ways
 STEPS, SECONDS = 2, 1.0  # a measurement takes at least so many steps and so long, after one that is not counted
 
 
+WAYS = ("plain", "ours", "zero3")
+
+
 @dataclass(frozen=True)
 class Row:
-    """One way: tiles per second, median with quartiles; peak of memory; operations done; MFU where a peak is known."""
+    """One way: tiles per second, median with quartiles; peak of memory; MFU where the device's peak is known."""
 
     model: str
     way: str
@@ -54,43 +61,20 @@ class Row:
     low: float
     high: float
     peak_mb: float
-    gflop_per_tile: float
     mfu: float | None
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Gathered to full: speed in the same round, median with quartiles, and memory; how far their losses differ."""
+    """One way to another: speed in the same round, median with quartiles; memory."""
 
     model: str
+    way: str
+    to: str
     speed: float
     low: float
     high: float
     memory: float
-    loss_difference: float
-
-
-def gathered_losses(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> Tensor:
-    """Losses (B,) of normalised images (B, C, H, W) as we train: only visible patches go through the stem."""
-    return model(images, noise)[0]
-
-
-def full_losses(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> Tensor:
-    """The same losses by the stem on all patches, of whose features the visible ones are then picked."""
-    encoder = cast(SpecViT, model.encoder)
-    masks = choose_masks(noise, model.mask_ratio)
-    patches = patchify(images, encoder.patch_size)
-    features = encoder.spectral_adapter(patches.flatten(1, 2)).view(*patches.shape[:3], CHANNELS)
-    grid = (encoder.grid, encoder.grid)
-    (latent,) = encoder.vit_core([gather_tokens(features, masks.visible)], [grid], masks.visible)
-    truth = masked_targets(gather_tokens(patches, masks.masked), model.norm_pix)
-    return (model.decoder(latent, masks).float() - truth).square().flatten(1).mean(1)
-
-
-WAYS: dict[str, Callable[[MaskedAutoencoder, Tensor, Tensor], Tensor]] = {
-    "gathered": gathered_losses,
-    "full": full_losses,
-}
 
 
 def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
@@ -101,7 +85,8 @@ def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
     encoder.core.fix_positions()
     decoder = mae.decoder
     sizes = (mae.norm_pix, decoder.width, decoder.depth, decoder.heads)
-    module = MaskedAutoencoder(encoder, BANDS, mae.mask_ratio, *sizes, model.attention)
+    normalise = Normaliser([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
+    module = MaskedAutoencoder(encoder, BANDS, mae.mask_ratio, *sizes, model.attention, normalise=normalise)
     initialise(module, "pretrain", config.run.seed)
     return module.to(device)
 
@@ -115,15 +100,15 @@ def batch(config: PretrainConfig, model: MaskedAutoencoder, device: torch.device
 
 
 def loss_difference(config: PretrainConfig) -> float:
-    """The largest relative difference between both ways' losses, in evaluation mode and fp32."""
+    """The largest relative difference between the losses of plain and ours, in evaluation mode and fp32."""
     torch.backends.cudnn.allow_tf32 = False  # its 10 bits would hide what is compared here
     device = _device()
     model = build(config, device).eval()
     tiles, noise = batch(config, model, device)
-    images = _normaliser(device)(tiles)
     with torch.no_grad():
-        gathered, full = (losses(model, images, noise) for losses in WAYS.values())
-    return ((gathered - full).abs() / full).max().item()
+        ours = model(tiles, noise)[0]
+        plain = PlainMaskedAutoencoder(model).eval()(_floats(model, tiles), noise)
+    return ((ours - plain).abs() / plain).max().item()
 
 
 def measure(config: PretrainConfig, way: str) -> tuple[float, int]:
@@ -131,34 +116,68 @@ def measure(config: PretrainConfig, way: str) -> tuple[float, int]:
     torch.set_num_threads(config.run.threads)
     device = _device()
     model = build(config, device)
-    normalise, losses = _normaliser(device), WAYS[way]
-    optimizer = build_optimizer(model, config.optim)
     tiles, noise = batch(config, model, device)
-
-    def step() -> float:
+    step = (
+        _engine_step(config, model, tiles, noise) if way == "zero3" else _plain_step(config, model, way, tiles, noise)
+    )
+    times: list[float] = []
+    step()
+    while len(times) < STEPS or sum(times) < SECONDS:
         began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.engine.precision == "autocast"):
-            loss = losses(model, normalise(tiles), noise).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    step()
-    times: list[float] = []
-    while len(times) < STEPS or sum(times) < SECONDS:
-        times.append(step())
+        times.append(time.perf_counter() - began)
     return float(np.median(times)), _peak_bytes(device)
+
+
+def _plain_step(
+    config: PretrainConfig, model: MaskedAutoencoder, way: str, tiles: Tensor, noise: Tensor
+) -> Callable[[], None]:
+    """A step in a loop of plain torch."""
+    plain = PlainMaskedAutoencoder(model) if way == "plain" else None
+    if plain is not None:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(plain.parameters(), lr=config.optim.lr)
+    else:
+        optimizer = build_optimizer(model, config.optim)
+
+    def step() -> None:
+        with torch.autocast(tiles.device.type, torch.bfloat16, enabled=config.engine.precision == "autocast"):
+            losses = model(tiles, noise)[0] if plain is None else plain(_floats(model, tiles), noise)
+        losses.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _engine_step(config: PretrainConfig, model: MaskedAutoencoder, tiles: Tensor, noise: Tensor) -> Callable[[], None]:
+    """A step of the training loop's engine, on one process."""
+    from pretrain.engine import ZeroEngine, init_distributed
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in alone.items()})
+    init_distributed()
+    torch.set_num_threads(config.run.threads)
+    optimizer = build_optimizer(model, config.optim)
+    engine = ZeroEngine(model, optimizer, config.engine, config.train.micro_batch, 1, config.optim.clip)
+
+    def step() -> None:
+        engine.step(iter([engine(tiles, noise)[0].mean()]))
+
+    return step
+
+
+def _floats(model: MaskedAutoencoder, tiles: Tensor) -> Tensor:
+    assert model.normalise is not None
+    return model.normalise(tiles)
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _normaliser(device: torch.device) -> Normaliser:
-    return Normaliser([3000.0] * BANDS, [1732.0] * BANDS).to(device)  # to mean 0 and deviation 1
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -170,26 +189,29 @@ def _peak_bytes(device: torch.device) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def compare(config: PretrainConfig, rounds: int) -> tuple[list[Row], Ratio]:
-    """Both ways of one model.
+def compare(config: PretrainConfig, rounds: int, ways: Sequence[str]) -> tuple[list[Row], list[Ratio]]:
+    """Measure some ways of one model; ratios are of each to the one before.
 
     Raises:
-        AssertionError: their losses differ.
+        AssertionError: the losses of plain and ours differ.
         ConfigError: a process ran out of memory.
     """
     name = config.model.name
     difference = _in_own_process(loss_difference, config)
     if not difference <= TOLERANCE:
-        raise AssertionError(f"{name}: losses of both ways differ by {difference:.1e}, more than {TOLERANCE:g}")
-    found: dict[str, list[tuple[float, int]]] = {way: [] for way in WAYS}
+        raise AssertionError(f"{name}: losses of plain and ours differ by {difference:.1e}, more than {TOLERANCE:g}")
+    found: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
     for number in range(rounds):
-        for way in list(WAYS)[:: -1 if number % 2 else 1]:  # neither is always the first
+        for way in list(ways)[:: -1 if number % 2 else 1]:  # none is always the first
             found[way].append(_in_own_process(measure, config, way))
-    rates = {way: config.train.micro_batch / np.array([seconds for seconds, _ in found[way]]) for way in WAYS}
-    peaks = {way: max(peak for _, peak in found[way]) for way in WAYS}
-    rows = [_row(config, way, rates[way], peaks[way]) for way in WAYS]
-    low, median, high = np.percentile(rates["gathered"] / rates["full"], [25, 50, 75])
-    return rows, Ratio(name, median, low, high, peaks["gathered"] / peaks["full"], difference)
+    rates = {way: config.train.micro_batch / np.array([seconds for seconds, _ in found[way]]) for way in ways}
+    peaks = {way: max(peak for _, peak in found[way]) for way in ways}
+    rows = [_row(config, way, rates[way], peaks[way]) for way in ways]
+    ratios = []
+    for to, way in pairwise(ways):
+        low, median, high = np.percentile(rates[way] / rates[to], [25, 50, 75])
+        ratios.append(Ratio(name, way, to, median, low, high, peaks[way] / peaks[to]))
+    return rows, ratios
 
 
 def _in_own_process(function: Callable[..., Any], config: PretrainConfig, *arguments: str) -> Any:
@@ -205,11 +227,9 @@ def _in_own_process(function: Callable[..., Any], config: PretrainConfig, *argum
 
 def _row(config: PretrainConfig, way: str, rates: np.ndarray, peak_bytes: int) -> Row:
     low, median, high = (float(rate) for rate in np.percentile(rates, [25, 50, 75]))
-    needed = sample_flops(config, BANDS)
-    done = needed if way == "gathered" else needed | {"stem": encoder_training_flops(config.model, BANDS)["stem"]}
     peak = device_peak(config.engine.precision)
-    mfu = median * sum(needed.values()) / peak if peak else None
-    return Row(config.model.name, way, median, low, high, peak_bytes / 1e6, sum(done.values()) / 1e9, mfu)
+    mfu = median * sum(sample_flops(config, BANDS).values()) / peak if peak else None
+    return Row(config.model.name, way, median, low, high, peak_bytes / 1e6, mfu)
 
 
 def run_config(name: str, micro_batch: int, image_size: int, mask_ratio: float, precision: str) -> PretrainConfig:
@@ -243,60 +263,67 @@ def _positive(text: str) -> int:
     return number
 
 
-def _print_table(rows: Sequence[Row], ratio: Ratio) -> None:
+def _print_table(config: PretrainConfig, rows: Sequence[Row], ratios: Sequence[Ratio]) -> None:
+    gflop, mask = sum(sample_flops(config, BANDS).values()) / 1e9, cast(MaeConfig, config.objective).mask_ratio
+    print(f"{config.model.name}, mask ratio {mask:g}: {gflop:.1f} GFLOP a tile")
     for row in rows:
-        spread, tflops = f"[{row.low:.2f}, {row.high:.2f}]", row.tiles_per_s * row.gflop_per_tile / 1e3
-        mfu = "-" if row.mfu is None else f"{row.mfu:.1%}"
-        print(
-            f"{row.model:<18} {row.way:<13} {row.tiles_per_s:8.2f} {spread:<17} {row.peak_mb:8.0f} "
-            f"{row.gflop_per_tile:11.1f} {tflops:8.3f} {mfu:>6}"
-        )
-    print(
-        f"{ratio.model:<18} {'gathered/full':<13} {ratio.speed:8.2f} {f'[{ratio.low:.2f}, {ratio.high:.2f}]':<17} "
-        f"{ratio.memory:8.2f}   losses differ by {ratio.loss_difference:.1e}",
-        flush=True,
-    )
+        mfu = "" if row.mfu is None else f"  MFU {row.mfu:.1%}"
+        spread = f"[{row.low:.2f}, {row.high:.2f}]"
+        speed = f"{row.tiles_per_s * gflop / 1e3:7.3f} TFLOP/s"
+        print(f"  {row.way:<12} {row.tiles_per_s:8.2f} tiles/s {spread:<17} {row.peak_mb:8.0f} MB {speed}{mfu}")
+    for ratio in ratios:
+        spread = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+        print(f"  {f'{ratio.way}/{ratio.to}':<12} {ratio.speed:8.2f} x       {spread:<17} {ratio.memory:8.2f} x")
+    sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench_step", description=__doc__)
-    parser.add_argument(
-        "--models", default="spec_vit_tiny,spec_vit_small,spec_vit_base", help="with commas (default: %(default)s)"
-    )
+    parser.add_argument("--models", default="spec_vit_tiny,spec_vit_small", help="with commas (default: %(default)s)")
     parser.add_argument("--micro-batch", type=_positive, default=8, help="tiles of a step (default: %(default)s)")
     parser.add_argument("--rounds", type=_positive, default=5, help="default: %(default)s")
     parser.add_argument("--image-size", type=_positive, default=128, help="in pixels (default: %(default)s)")
-    parser.add_argument("--mask-ratio", type=float, default=0.9, help="default: %(default)s")
+    parser.add_argument("--mask-ratios", default="0.75,0.9", help="with commas (default: %(default)s)")
+    parser.add_argument("--ways", default=",".join(WAYS), help="with commas (default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "autocast"), default="fp32", help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     arguments = parser.parse_args(argv)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, 1 thread"
     setting = (
         f"{device}, torch {torch.__version__}, {arguments.precision}, micro batch {arguments.micro_batch}, "
-        f"{arguments.image_size} px, mask ratio {arguments.mask_ratio:g}, {arguments.rounds} rounds"
+        f"{arguments.image_size} px, {arguments.rounds} rounds"
     )
-    all_rows, ratios = [], []
+    all_rows, all_ratios = [], []
     try:
-        sizes = (arguments.micro_batch, arguments.image_size, arguments.mask_ratio, arguments.precision)
-        configs = [run_config(name, *sizes) for name in arguments.models.split(",")]
-        print(f"{setting}\nMFU counts the operations that are needed, GFLOP/tile and TFLOP/s those that are done")
-        head = ("tiles/s", "[quartiles]", "peak MB", "GFLOP/tile", "TFLOP/s", "MFU")
-        print("{:<18} {:<13} {:>8} {:<17} {:>8} {:>11} {:>8} {:>6}".format("model", "way", *head), flush=True)
+        ways = _ways(arguments.ways)
+        configs = [
+            run_config(name, arguments.micro_batch, arguments.image_size, float(ratio), arguments.precision)
+            for name in arguments.models.split(",")
+            for ratio in arguments.mask_ratios.split(",")
+        ]
+        print(f"{setting}; median [quartiles], peak memory", flush=True)
         for config in configs:
-            rows, ratio = compare(config, arguments.rounds)
-            _print_table(rows, ratio)
-            all_rows += rows
-            ratios.append(ratio)
+            rows, ratios = compare(config, arguments.rounds, ways)
+            _print_table(config, rows, ratios)
+            mask = {"mask_ratio": cast(MaeConfig, config.objective).mask_ratio}
+            all_rows += [mask | asdict(row) for row in rows]
+            all_ratios += [mask | asdict(ratio) for ratio in ratios]
     except ForgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if arguments.json:
-        figures = {"setting": setting, "rows": [asdict(row) for row in all_rows]}
-        arguments.json.write_text(
-            json.dumps({**figures, "ratios": [asdict(ratio) for ratio in ratios]}, indent=1) + "\n"
-        )
+        figures = {"setting": setting, "rows": all_rows, "ratios": all_ratios}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
+
+
+def _ways(text: str) -> list[str]:
+    ways = text.split(",")
+    for way in ways:
+        if way not in WAYS:
+            raise ConfigError(f"--ways {way}: it is one of {', '.join(WAYS)}")
+    return ways
 
 
 if __name__ == "__main__":
