@@ -53,7 +53,7 @@ def sample_flops(config: PretrainConfig, bands: int) -> Parts:
     if isinstance(objective, MaeConfig):
         grid = model.image_size // model.patch_size
         visible = int(grid**2 * (1 - objective.mask_ratio))
-        decoder = _times(3, mae_decoder_flops(model, objective, bands))
+        decoder = _times(3, mae_decoder_flops(model, objective, bands, config.train.micro_batch))
         return encoder_training_flops(model, bands, visible=visible) | decoder
     width = feature_dim(model.name)
     view, trained = encoder_flops(model, bands), encoder_training_flops(model, bands)
@@ -106,17 +106,20 @@ def transformer_flops(size: ViTSize, tokens: int) -> Parts:
     return {"blocks": size.depth * linear, "attention": size.depth * 4 * tokens**2 * size.width}
 
 
-def mae_decoder_flops(model: ModelConfig, mae: MaeConfig, bands: int) -> Parts:
-    """Embedding of visible tokens, blocks on all; the last one's outputs, and the prediction, for masked ones alone."""
+def mae_decoder_flops(model: ModelConfig, mae: MaeConfig, bands: int, micro_batch: int) -> Parts:
+    """Embedding of visible tokens, blocks on all of them, prediction of the masked ones.
+
+    The first block projects mask tokens once for the whole micro batch, the last makes outputs of masked tokens alone.
+    """
     width, depth = mae.decoder.width, mae.decoder.depth
     patches = (model.image_size // model.patch_size) ** 2
     visible = int(patches * (1 - mae.mask_ratio))
-    masked, tokens = patches - visible, 1 + patches
+    masked, tokens, distinct = patches - visible, 1 + patches, 1 + visible + patches / micro_batch
     embed = 2 * (1 + visible) * feature_dim(model.name) * width
     predict = 2 * masked * width * model.patch_size**2 * bands
-    blocks = transformer_flops(ViTSize(width, depth - 1, mae.decoder.heads, 4 * width), tokens)
-    last = 2 * width**2 * (3 * tokens + 9 * masked) + 4 * masked * tokens * width
-    return {"decoder": embed + predict + sum(blocks.values()) + last}
+    projected = 6 * width**2 * (distinct + (depth - 1) * tokens)
+    finished = (2 * width**2 * 9 + 4 * tokens * width) * (masked + (depth - 1) * tokens)
+    return {"decoder": embed + predict + round(projected) + finished}
 
 
 def dino_head_flops(width: int, dino: DinoConfig) -> int:

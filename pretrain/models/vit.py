@@ -5,7 +5,7 @@ Every weight is used inside the forward of the module that owns it: under ZeRO-3
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from pretrain.models.recompute import recomputed
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
+
+Spread = Callable[[Tensor], Tensor]
+"""From a list of distinct tokens (1, N, ...) to the sequences that are made of them (B, tokens, ...)."""
 
 
 class PatchProjection(nn.Module):
@@ -55,9 +58,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, runs: Runs | None = None, ids: Tensor | None = None) -> Tensor:
-        batch, tokens, width = x.shape
-        query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
+    def forward(
+        self, x: Tensor, runs: Runs | None = None, ids: Tensor | None = None, spread: Spread | None = None
+    ) -> Tensor:
+        projected = self.qkv(x) if spread is None else spread(self.qkv(x))
+        query, key, value = projected.unflatten(2, (3, self.heads, -1)).unbind(2)
         if ids is not None:
             query = gather_tokens(query, ids)
         return self.proj(attention(query, key, value, self.backend, runs).flatten(2))
@@ -92,15 +97,19 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden)
 
-    def forward(self, x: Tensor, runs: Runs | None = None, ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, runs: Runs | None = None, ids: Tensor | None = None, spread: Spread | None = None
+    ) -> Tensor:
         """Tokens (B, tokens, D) to the next block's.
 
         Args:
             runs: where sequences of several lengths are packed into one (see attention).
             ids: of the tokens (B, V) whose outputs are wanted, attending to all; all by default.
+            spread: where many tokens are the same: ``x`` lists the distinct ones, and they are projected once.
         """
         keep = None if self.keep is None or not self.training else self.keep.to(x.dtype)
-        attended = self.attn(self.norm1(x), runs, ids)
+        attended = self.attn(self.norm1(x), runs, ids, spread)
+        x = x if spread is None else spread(x)
         x = (x if ids is None else gather_tokens(x, ids)) + _kept(attended, keep)
         return x + _kept(self.mlp(self.norm2(x)), keep)
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
-from pretrain.models.patches import sincos_positions
+from pretrain.models.patches import gather_tokens, sincos_positions
 from pretrain.models.recompute import recomputed
-from pretrain.models.vit import Block
+from pretrain.models.vit import Block, Spread
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,33 @@ class MaeDecoder(nn.Module):
 
     def forward(self, latent: Tensor, masks: MaskedPatches) -> Tensor:
         """Encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, T - V, p*p*C)."""
-        tokens = self.decoder_embed(latent).to(self.mask_token.dtype)
-        batch, width = tokens.shape[0], tokens.shape[2]
-        grid = self.mask_token.expand(batch, self.decoder_pos_embed.shape[1] - 1, -1)
-        index = masks.visible[:, :, None].expand(-1, -1, width)
-        x = torch.cat([tokens[:, :1], grid.scatter(1, index, tokens[:, 1:])], 1)
-        x = x + self.decoder_pos_embed.to(x.dtype)
         recompute = self.recompute and self.training
-        *blocks, last = self.decoder_blocks
-        for block in blocks:
-            x = recomputed(block, recompute, x)
-        x = recomputed(last, recompute, x, None, 1 + masks.masked)  # nobody looks at the others' outputs
+        x, spread = self._tokens(latent, masks)
+        last = len(self.decoder_blocks) - 1
+        for number, block in enumerate(self.decoder_blocks):
+            ids = 1 + masks.masked if number == last else None  # nobody looks at the others' outputs
+            x = recomputed(block, recompute, x, None, ids, spread if number == 0 else None)
         return self.decoder_pred(self.decoder_norm(x))
+
+    def _tokens(self, latent: Tensor, masks: MaskedPatches) -> tuple[Tensor, Spread]:
+        """Distinct tokens (1, B * (1 + V) + T, D) in front of the first block, and how sequences are made of them.
+
+        A mask token is the same in all samples, but for its position: the first block projects it once, not B times.
+        """
+        own = self.decoder_embed(latent).to(self.mask_token.dtype)
+        batch, count, width = own.shape
+        positions = self.decoder_pos_embed.to(own.dtype)
+        index = masks.visible[:, :, None]
+        places = torch.cat(
+            [positions[:, :1].expand(batch, -1, -1), gather_tokens(positions.expand(batch, -1, -1), 1 + masks.visible)],
+            1,
+        )
+        hidden = self.mask_token + positions[:, 1:]
+
+        def spread(tokens: Tensor) -> Tensor:
+            mine, table = tokens[0].split([batch * count, hidden.shape[1]])
+            mine = mine.view(batch, count, -1)
+            grid = table.expand(batch, -1, -1).scatter(1, index.expand(-1, -1, table.shape[1]), mine[:, 1:])
+            return torch.cat([mine[:, :1], grid], 1)
+
+        return torch.cat([(own + places).view(1, -1, width), hidden], 1), spread

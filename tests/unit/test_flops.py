@@ -53,23 +53,25 @@ def test_encoders_forward_and_backward(name, size, patch, bands):
 def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
     decoder = {"depth": depth, "width": width, "heads": heads}
     config = _config(
-        model={"name": "spec_vit_tiny", "image_size": 64}, objective={"mask_ratio": ratio, "decoder": decoder}
+        model={"name": "spec_vit_tiny", "image_size": 64, "bn_group": 2},
+        objective={"mask_ratio": ratio, "decoder": decoder},
+        train={"steps": 1, "global_batch": 2, "micro_batch": 2},
     )
     encoder = build_encoder("spec_vit_tiny", 64, attention="math")
     model = MaskedAutoencoder(encoder, 202, ratio, True, width, depth, heads, "math")
-    images, noise = torch.randn(1, 202, 64, 64), torch.rand(1, 256)
+    images, noise = torch.randn(2, 202, 64, 64), torch.rand(2, 256)
     with FlopCounterMode(display=False, depth=4) as counter:
         model(images, noise)
-    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    by_module = {name: sum(counts.values()) / 2 for name, counts in counter.get_flop_counts().items()}
     visible = choose_masks(noise, ratio).visible.shape[1]
     parts = encoder_flops(config.model, 202, visible=visible)
     assert by_module["MaskedAutoencoder.encoder.spectral_adapter"] == pytest.approx(parts["stem"], rel=0.02)
     core = parts["patch_embed"] + parts["blocks"] + parts["attention"]
     assert by_module["MaskedAutoencoder.encoder.vit_core"] == pytest.approx(core, rel=0.02)
-    decoding = mae_decoder_flops(config.model, config.objective, 202)["decoder"]
+    decoding = mae_decoder_flops(config.model, config.objective, 202, 2)["decoder"]
     assert by_module["MaskedAutoencoder.decoder"] == pytest.approx(decoding, rel=0.02)
     training = _count(lambda: model(images, noise)[0].mean().backward())
-    assert sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)
+    assert 2 * sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)
 
 
 def test_mocos_step_is_three_queries_and_a_key():
