@@ -241,11 +241,13 @@ class WatchdogConfig(ConfigModel):
 
 class LogConfig(ConfigModel):
     """Every how many steps: training scalars, and validation with its pictures (0: only at the end). ``samples``:
-    keep a ledger of every sample that every step trained on."""
+    keep a ledger of every sample that every step trained on. ``peak_tflops``: of one device at the run's precision,
+    for MFU; null takes what its vendor says, where its name is known."""
 
     every: Positive = 10
     validate_every: Annotated[int, Field(ge=0)] = 1000
     samples: bool = False
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
 
 
 class ProbeConfig(ConfigModel):

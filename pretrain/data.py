@@ -57,6 +57,7 @@ class TileStream:
 
     Attributes:
         wait_seconds: time that ``batches`` has kept its caller waiting, since the start.
+        decoded_bytes: of the tiles that it has handed out, since the start.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class TileStream:
     ) -> None:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
         self.quarantine, self.timestamps = quarantine, timestamps
-        self.wait_seconds = 0.0
+        self.wait_seconds, self.decoded_bytes = 0.0, 0
         self._epoch = -1
 
     def batches(self, numbers: Iterable[np.ndarray]) -> Generator[TileBatch, None, None]:
@@ -95,6 +96,7 @@ class TileStream:
                     return
                 if isinstance(item, BaseException):
                     raise item
+                self.decoded_bytes += item.buffer[: item.count].nbytes
                 tiles = item.buffer[: item.count].to(self.device, non_blocking=True)
                 copied = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
                 rows, places = (torch.from_numpy(one).to(self.device) for one in (item.rows, item.places))

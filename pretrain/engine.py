@@ -96,7 +96,10 @@ class ZeroEngine:
     Attributes:
         deepspeed: the wrapped engine, for checkpoints.
         module: the model itself.
+        mark: told what the engine is at when a backward pass is over.
     """
+
+    mark: Callable[[str], None] = staticmethod(lambda part: None)
 
     def __init__(
         self,
@@ -147,7 +150,9 @@ class ZeroEngine:
         for loss in losses:
             self.deepspeed.backward(loss)
             done.append(loss.detach())
-            if len(done) == self.accumulation:
+            last = len(done) == self.accumulation
+            self.mark("optimizer" if last else "other")
+            if last:
                 self._gate.before_step()
             self.deepspeed.step()
         applied = self._gate.applied and self.deepspeed.was_step_applied()

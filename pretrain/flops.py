@@ -67,6 +67,53 @@ def sample_flops(config: PretrainConfig, bands: int) -> Parts:
     return _add(_add(_times(2, trained), _times(count, small)), _times(2, view)) | {"head": head}
 
 
+def recomputed_flops(config: PretrainConfig, bands: int) -> int:
+    """Operations of a sample that the backward pass does a second time: what HFU counts and MFU doesn't.
+
+    The first layer of the stem always (pretrain/models/stem.py); with activation checkpointing blocks, less the last
+    product of each, which nothing needs again, and the whole stem.
+    """
+    model, objective = config.model, config.objective
+    if isinstance(objective, MaeConfig):
+        visible = int((model.image_size // model.patch_size) ** 2 * (1 - objective.mask_ratio))
+        views = [_recomputed(config, bands, model.image_size, visible)]
+        if config.engine.activation_checkpointing:
+            decoder = mae_decoder_flops(model, objective, bands, config.train.micro_batch)
+            views.append(_recomputed_decoder(model, objective, decoder["decoder"], bands))
+        return sum(views)
+    view = _recomputed(config, bands, model.image_size, None)
+    if isinstance(objective, MocoConfig):
+        return view
+    local = objective.local_crops
+    return 2 * view + (local.count * _recomputed(config, bands, local.size, None) if local.count else 0)
+
+
+def _recomputed(config: PretrainConfig, bands: int, size: int, visible: int | None) -> int:
+    """By an encoder's backward pass, on one image."""
+    model = config.model
+    forward = encoder_flops(model, bands, size, visible)
+    pixels = size**2 if visible is None else visible * model.patch_size**2
+    first = pixels * adapter_layers_flops(bands)[0] if model.name.startswith("spec_") else 0
+    if not config.engine.activation_checkpointing:
+        return first
+    stem = forward["stem"] + first if first else 0
+    sizes = SPEC_VITS.get(model.name) or PLAIN_VITS.get(model.name)
+    if sizes is None:
+        return stem + forward["layers"]
+    tokens = 1 + pixels // model.patch_size**2
+    last_products = sizes.depth * 2 * tokens * sizes.width * sizes.mlp_hidden
+    return stem + forward["blocks"] + forward["attention"] - last_products
+
+
+def _recomputed_decoder(model: ModelConfig, mae: MaeConfig, forward: int, bands: int) -> int:
+    width, depth = mae.decoder.width, mae.decoder.depth
+    patches = (model.image_size // model.patch_size) ** 2
+    visible = int(patches * (1 - mae.mask_ratio))
+    masked = patches - visible
+    outside = 2 * (1 + visible) * feature_dim(model.name) * width + 2 * masked * width * model.patch_size**2 * bands
+    return forward - outside - 8 * width**2 * (masked + (depth - 1) * (1 + patches))
+
+
 def encoder_flops(model: ModelConfig, bands: int, image_size: int | None = None, visible: int | None = None) -> Parts:
     """One forward of an encoder on one image.
 

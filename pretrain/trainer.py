@@ -32,10 +32,11 @@ from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import StepResult, ZeroEngine
 from pretrain.export import export_encoder
-from pretrain.flops import device_peak, sample_flops
+from pretrain.garbage import collected_by_step
 from pretrain.guard import Guard, Verdict
 from pretrain.inputs import open_inputs
 from pretrain.ledger import SampleLedger
+from pretrain.meter import Meter
 from pretrain.models import Normaliser
 from pretrain.objectives import build_objective
 from pretrain.optim import build_optimizer
@@ -43,8 +44,7 @@ from pretrain.probe import EncoderProbe
 from pretrain.run_folder import RunFolder, Status
 from pretrain.savepoints import Savepoints
 from pretrain.schedules import learning_rate
-from pretrain.stragglers import CommunicationClock, gather_shares
-from pretrain.telemetry import Clock, Telemetry, duration, say
+from pretrain.telemetry import Telemetry, duration, say
 from pretrain.validate import Stopped, validate
 from pretrain.watchdog import Watchdog
 from shards.atomic import write_atomic
@@ -86,15 +86,14 @@ class Trainer:
         )
         self.engine = self._build_engine()
         self.probe = distributed.together(self._probe)
-        self.flops = sum(sample_flops(config, manifest.tile_shape[0]).values())
-        self.peak = device_peak(config.engine.precision)
         self.guard = Guard(config.guard)
         self.savepoints = Savepoints(config, self.engine, self.objective, self.inputs, self.guard)
         self.step, self.samples_seen = self.savepoints.resume()
         self._check_room()
         self.telemetry = Telemetry(self.folder, self.step)
         self.ledger = SampleLedger(self.folder, self.step) if config.log.samples else None
-        self.communication = CommunicationClock(watchdog)
+        self.meter = Meter(config, self.objective, self.stream, watchdog, manifest.tile_shape[0], self.step)
+        self.engine.mark = self.meter.parts.mark
 
     def fit(self) -> bool:
         """Train up to ``train.steps``. Returns whether the run is complete (False: it saved and was stopped).
@@ -126,20 +125,22 @@ class Trainer:
     def _train(self) -> bool:
         config, steps = self.config, self.config.train.steps
         batches = self._batches()
-        clock, stop = Clock(self.step), False
+        stop = False
         distributed.barrier()  # all ranks leave the set-up together: until here, a signal ends them at once
-        while self.step < steps and not stop:
-            verdict = self._train_step(batches)
-            last = self.step == steps
-            if self.step % config.log.every == 0 or last or verdict.stop:
-                self._log(verdict, clock)
-            with clock.pause():
-                stop = verdict.stop or not self._evaluate(last)
-                due = (
-                    self.step % config.checkpoint.every == 0 and not self.guard.in_a_row
-                )  # the weights may be at fault
-                if last or stop or due:
-                    self._save()
+        self.meter.clock.restart(self.step)
+        with collected_by_step() as collect:
+            while self.step < steps and not stop:
+                with self.meter.parts.step():
+                    verdict = self._train_step(batches)
+                collect(self.step)
+                last = self.step == steps
+                if self.step % config.log.every == 0 or last or verdict.stop:
+                    self._log(verdict)
+                with self.meter.clock.pause():
+                    stop = verdict.stop or not self._evaluate(last)
+                    due = self.step % config.checkpoint.every == 0
+                    if last or stop or (due and not self.guard.in_a_row):  # else the weights may be at fault
+                        self._save()
         self.telemetry.close()
         batches.close()
         return self.step >= steps
@@ -181,8 +182,10 @@ class Trainer:
     def _noted(self, batches: Iterator[TileBatch], seen: list[np.ndarray]) -> Iterator[TileBatch]:
         """The batches, with their sample numbers noted, and the watchdog told when the run waits for one."""
         while True:
+            self.meter.parts.mark("data")
             with self.watchdog.doing("reading tiles"):
                 batch = next(batches)
+            self.meter.parts.mark("other")
             seen.append(batch.samples)
             self.watchdog.activity = "forward and backward"
             yield batch
@@ -216,18 +219,12 @@ class Trainer:
 
     # ---- telling ----
 
-    def _log(self, verdict: Verdict, clock: Clock) -> None:
-        train = self.config.train
-        lap = clock.lap(self.step, data=self.stream.wait_seconds, communication=self.communication.seconds())
-        shares = gather_shares(lap.seconds, **lap.waited)
-        lr, rate = self._lr(self.step - 1), lap.steps * train.global_batch / lap.seconds
+    def _log(self, verdict: Verdict) -> None:
+        train, reading = self.config.train, self.meter.read(self.step)
+        lr = self._lr(self.step - 1)
         scalars = {
             "lr": lr,
-            "tiles_per_second": rate,
-            "data_wait_share": float(shares.values[:, 0].mean()),
-            "communication_share": shares.communication,
-            "slowest_rank": shares.slowest,
-            **self._utilisation(rate),
+            **reading.scalars,
             "bad_tiles": self._bad_tiles(),
             "skipped_steps": self.guard.skipped,
             **self.objective.scalars.take(),
@@ -236,20 +233,13 @@ class Trainer:
         if verdict.reason is None:
             scalars |= {"loss": verdict.loss, "grad_norm": verdict.grad_norm}
         self.telemetry.record(self.step, scalars)
-        mfu = f"  MFU {scalars['mfu']:.0%}" if "mfu" in scalars else ""
-        left = (train.steps - self.step) * train.global_batch / rate
+        left = (train.steps - self.step) * train.global_batch / scalars["tiles_per_second"]
         say(
             f"step {self.step}/{train.steps}  loss {verdict.loss:.4f}  lr {lr:.2e}  grad norm {verdict.grad_norm:.2f}  "
-            f"{rate:.1f} tiles/s  data wait {scalars['data_wait_share']:.0%}{mfu}  ETA {duration(left)}"
+            f"{reading}  ETA {duration(left)}"
         )
         if distributed.world_size() > 1:
-            say(f"  {shares}")
-
-    def _utilisation(self, rate: float) -> dict[str, float]:
-        """Operations that training needs, per second and device, and their share of its peak where that is known."""
-        per_device = rate * self.flops / distributed.world_size()
-        known = {"mfu": per_device / self.peak} if self.peak else {}
-        return {"tflops_per_device": per_device / 1e12, **known}
+            say(f"  {reading.shares}")
 
     def _bad_tiles(self) -> int:
         """Damaged tiles replaced so far, on all ranks; every rank stops together above the budget."""

@@ -137,7 +137,7 @@ class _Stem(torch.autograd.Function):
         last = later[-1]
         for part in range(first.parts):
             mine = _part(gradient, part)[:, None] / last.length
-            last.receive(part, mine.expand(-1, last.length, -1))
+            last.receive(part, last.output(part), mine.expand(-1, last.length, -1))
         gradients: list[Tensor] = []
         for stage in reversed(later):
             gradients = [*stage.backward(), *gradients]
@@ -189,17 +189,14 @@ class _First:
 
     def output(self, part: int) -> Tensor:
         """(R, L, N)."""
-        return self._activate(self._windows(part))
-
-    def _activate(self, cut: Tensor) -> Tensor:
+        cut = self._windows(part)
         flat = torch.addmm(self.offset, cut.flatten(0, 1), self.folded)
         return flat.relu_().view(*cut.shape[:2], -1)
 
-    def receive(self, part: int, dz: Tensor) -> None:
-        """Take in the gradient of a part of the output."""
-        cut = self._windows(part)
-        d = _through_relu(dz, self._activate(cut)).flatten(0, 1)
-        self.product += cut.flatten(0, 1).T @ d
+    def receive(self, part: int, z: Tensor, dz: Tensor) -> None:
+        """Take in a part of the output and its gradient."""
+        d = _through_relu(dz, z).flatten(0, 1)
+        self.product += self._windows(part).flatten(0, 1).T @ d
         self.d_shift += _wide(d).sum(0)
 
     def moments(self) -> Tensor:
@@ -254,14 +251,13 @@ class _Later:
         y = _part(self.y, part)
         return torch.addcmul(self.offset, _wide(y), self.factor).relu_().to(y.dtype)
 
-    def receive(self, part: int, dz: Tensor) -> None:
-        """Take in the gradient of a part of the output."""
+    def receive(self, part: int, z: Tensor, dz: Tensor) -> None:
+        """Take in a part of the output and its gradient."""
         if self.d is None:
             assert self.y is not None
             self.d = torch.empty_like(self.y)
-        y = _wide(_part(self.y, part))
-        d = _through_relu(_wide(dz), torch.addcmul(self.offset, y, self.factor))
-        normal = (y - self.centre) * self.inverse
+        d = _wide(_through_relu(dz, z))
+        normal = (_wide(_part(self.y, part)) - self.centre) * self.inverse
         self.sums += torch.stack([d.sum((0, 1)), (d * normal).sum((0, 1))])
         _part(self.d, part).copy_(d)
 
@@ -277,9 +273,9 @@ class _Later:
             dy = self._through_norm(part)
             if self.layer.moments is not None:
                 d_bias += _wide(dy).sum((0, 1))  # zero otherwise: the norm takes any bias out again
-            cut = windows(self.below.output(part), self.layer)
-            d_weight += cut.flatten(0, 1).T @ dy.flatten(0, 1)
-            self.below.receive(part, fold(dy @ transposed, self.layer, self.below.length))
+            z = self.below.output(part)
+            d_weight += windows(z, self.layer).flatten(0, 1).T @ dy.flatten(0, 1)
+            self.below.receive(part, z, fold(dy @ transposed, self.layer, self.below.length))
         d_shift, d_scale = self.sums
         return d_weight, d_bias, d_scale, d_shift
 
