@@ -6,7 +6,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import PretrainConfig
-from pretrain.flops import encoder_flops, encoder_training_flops, mae_decoder_flops, peak_flops, sample_flops
+from pretrain.flops import (
+    encoder_flops,
+    encoder_training_flops,
+    mae_decoder_flops,
+    peak_flops,
+    recomputed_flops,
+    sample_flops,
+)
 from pretrain.models import build_encoder
 from pretrain.objectives.dino import DinoHead
 from pretrain.objectives.mae import MaskedAutoencoder
@@ -72,6 +79,28 @@ def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
     assert by_module["MaskedAutoencoder.decoder"] == pytest.approx(decoding, rel=0.02)
     training = _count(lambda: model(images, noise)[0].mean().backward())
     assert 2 * sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_the_backward_pass_does_twice(checkpointing, depth):
+    decoder = {"depth": depth, "width": 128, "heads": 4}
+    config = _config(
+        model={"name": "spec_vit_tiny", "image_size": 32, "bn_group": 4},
+        objective={"decoder": decoder, "mask_ratio": 0.75},
+        train={"steps": 1, "global_batch": 4, "micro_batch": 4},
+        engine={"activation_checkpointing": checkpointing},
+    )
+    model = MaskedAutoencoder(
+        build_encoder("spec_vit_tiny", 32, attention="math"), 202, 0.75, True, 128, depth, 4, "math"
+    )
+    for part in model.modules():
+        if hasattr(part, "recompute"):
+            part.recompute = checkpointing
+    done = _count(lambda: model(torch.randn(4, 202, 32, 32), torch.rand(4, 64))[0].mean().backward())
+    needed = sum(sample_flops(config, 202).values())
+    assert 4 * (needed + recomputed_flops(config, 202)) == pytest.approx(done, rel=0.01)
+    assert 4 * needed < done
 
 
 def test_mocos_step_is_three_queries_and_a_key():
