@@ -71,7 +71,7 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
         _abort(str(error), error.exit_code, watchdog)
     except torch.OutOfMemoryError as error:
         told = str(error).splitlines()[0]
-        _abort(f"{told} Lower train.micro_batch, or set engine.activation_checkpointing=true", 1, watchdog)
+        _abort(f"{told} Lower train.micro_batch, or set engine.activation_checkpointing=blocks", 1, watchdog)
     except OSError as error:
         if error.errno not in FULL_OR_GONE:
             _tell(watchdog)

@@ -184,16 +184,29 @@ class TrainConfig(ConfigModel):
 class EngineConfig(ConfigModel):
     """DeepSpeed. ``precision``: fp32; autocast (bf16 compute, fp32 parameters); bf16 (bf16 parameters, fp32 master).
 
-    ``activation_checkpointing``: compute the activations of blocks again in the backward pass: less memory, a
-    third more work, the same numbers.
+    ``activation_checkpointing``: what the backward pass computes again instead of keeping it, with the same numbers:
+    ``none``; ``selective``, all of a block but matrix products and attention; ``blocks``, blocks and stem: least
+    memory, a third more work. ``compile``: transformer blocks through torch.compile; stages 0 to 2.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 3
     precision: Literal["fp32", "autocast", "bf16"] = "autocast"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "selective", "blocks"] = "none"
+    compile: bool = False
     reduce_bucket_size: Positive = 50_000_000
     prefetch_bucket_size: Annotated[int, Field(ge=0)] = 50_000_000
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _yes_is_blocks(cls, value: Any) -> Any:
+        return {True: "blocks", False: "none"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _compilation_needs_whole_weights(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile needs zero_stage 0, 1 or 2: stage 3 gathers weights inside of the blocks")
+        return self
 
     @model_validator(mode="after")
     def _bf16_needs_a_stage(self) -> Self:

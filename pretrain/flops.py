@@ -77,7 +77,7 @@ def recomputed_flops(config: PretrainConfig, bands: int) -> int:
     if isinstance(objective, MaeConfig):
         visible = int((model.image_size // model.patch_size) ** 2 * (1 - objective.mask_ratio))
         views = [_recomputed(config, bands, model.image_size, visible)]
-        if config.engine.activation_checkpointing:
+        if config.engine.activation_checkpointing == "blocks":
             decoder = mae_decoder_flops(model, objective, bands, config.train.micro_batch)
             views.append(_recomputed_decoder(model, objective, decoder["decoder"], bands))
         return sum(views)
@@ -94,7 +94,7 @@ def _recomputed(config: PretrainConfig, bands: int, size: int, visible: int | No
     forward = encoder_flops(model, bands, size, visible)
     pixels = size**2 if visible is None else visible * model.patch_size**2
     first = pixels * adapter_layers_flops(bands)[0] if model.name.startswith("spec_") else 0
-    if not config.engine.activation_checkpointing:
+    if config.engine.activation_checkpointing != "blocks":
         return first
     stem = forward["stem"] + first if first else 0
     sizes = SPEC_VITS.get(model.name) or PLAIN_VITS.get(model.name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
-from pretrain.models.recompute import recomputed
+from pretrain.models.recompute import Recompute, recomputed
 from pretrain.models.stem import Layer, spectral_features
 
 CHANNELS = 128
@@ -50,12 +50,13 @@ class SpectralAdapter(nn.Module):
         bn_group: samples that share batch-norm statistics (see GroupedBatchNorm).
 
     Attributes:
-        recompute: drop the activations in training and compute them again in the backward pass.
+        recompute: True drops the activations in training, and computes them again in the backward pass.
     """
 
     def __init__(self, bn_group: int | None = None) -> None:
         super().__init__()
-        self.bn_group, self.recompute = bn_group, False
+        self.bn_group = bn_group
+        self.recompute: Recompute = False
         for number, (inputs, outputs, kernel, stride) in enumerate(LAYERS):
             # The published module is a Sequential, so its parameters are called 0, 1, 3, 4, 6, 7.
             self.add_module(str(3 * number), SpectralConv(inputs, outputs, kernel, stride))
@@ -67,7 +68,7 @@ class SpectralAdapter(nn.Module):
         Raises:
             ValueError: fewer than 75 bands; in training, where the samples are no multiple of ``bn_group``.
         """
-        layers = partial(recomputed, self._features, self.recompute and self.training)
+        layers = partial(recomputed, self._features, self.training and self.recompute is True)
         return by_groups(layers, pixels, self.bn_group if self.training else None)
 
     def _features(self, pixels: Tensor) -> Tensor:

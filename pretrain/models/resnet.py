@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pretrain.models.adapter import CHANNELS, SpectralAdapter
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder, Output, layer_numbers
-from pretrain.models.recompute import recomputed
+from pretrain.models.recompute import Recompute, recomputed
 
 FEATURES = 2048
 NO_DILATION = (False, False, False, False)
@@ -61,12 +61,13 @@ class ResNetLayers(nn.Module):
         bn_group: samples that share batch-norm statistics.
 
     Attributes:
-        recompute: drop the blocks' activations in training and compute them again in the backward pass.
+        recompute: which of the blocks' activations are dropped in training, and computed again in the backward pass.
     """
 
     def __init__(self, bands: int | None, dilate: Sequence[bool], bn_group: int | None) -> None:
         super().__init__()
-        self.bn_group, self.recompute = bn_group, False
+        self.bn_group = bn_group
+        self.recompute: Recompute = False
         if bands is not None:
             self.conv1 = nn.Conv2d(bands, 64, 7, 2, padding=3, bias=False)
             self.bn1 = GroupedBatchNorm(64)
@@ -85,7 +86,7 @@ class ResNetLayers(nn.Module):
         outputs = []
         for number in range(len(LAYERS)):
             for block in cast(nn.Sequential, self.get_submodule(f"layer{number + 1}")):
-                x = recomputed(block, self.recompute and self.training, x)
+                x = recomputed(block, self.training and self.recompute, x)
             outputs.append(x)
         return outputs
 

@@ -15,7 +15,7 @@ from pretrain.models.adapter import CHANNELS, SpectralAdapter
 from pretrain.models.attention import Backend, Runs, attention
 from pretrain.models.encoder import Encoder, Output, layer_numbers
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
-from pretrain.models.recompute import recomputed
+from pretrain.models.recompute import Recompute, recomputed
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -122,7 +122,7 @@ class VisionTransformer(nn.Module):
     """Patch projection, positions, blocks, final norm: ``vit_core`` of a published Spec. ViT, all of a plain ViT.
 
     Attributes:
-        recompute: drop the blocks' activations in training and compute them again in the backward pass.
+        recompute: which of the blocks' activations are dropped in training, and computed again in the backward pass.
     """
 
     pos_embed: Tensor
@@ -142,7 +142,7 @@ class VisionTransformer(nn.Module):
         if image_size % patch_size:
             raise ValueError(f"patch size {patch_size} does not divide image size {image_size}")
         self.grid = image_size // patch_size
-        self.recompute = False
+        self.recompute: Recompute = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
         self.patch_embed = PatchEmbed(features, width, patch_size)
@@ -177,7 +177,7 @@ class VisionTransformer(nn.Module):
             runs = [(one.shape[0], one.shape[1]) for one in embedded]
         taken = []
         for number, block in enumerate(self.blocks):
-            x = recomputed(block, self.recompute and self.training, x, runs)
+            x = recomputed(block, self.training and self.recompute, x, runs)
             if take is not None and number in take:
                 taken.append(x)
         if take is not None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
 from pretrain.models.patches import gather_tokens, sincos_positions
-from pretrain.models.recompute import recomputed
+from pretrain.models.recompute import Recompute, recomputed
 from pretrain.models.vit import Block, Spread
 
 
@@ -35,7 +35,7 @@ class MaeDecoder(nn.Module):
     """Narrow transformer that predicts the pixels of masked patches from the visible tokens.
 
     Attributes:
-        recompute: drop the blocks' activations in training and compute them again in the backward pass.
+        recompute: which of the blocks' activations are dropped in training, and computed again in the backward pass.
     """
 
     decoder_pos_embed: Tensor
@@ -44,7 +44,7 @@ class MaeDecoder(nn.Module):
         self, encoder_dim: int, grid: int, outputs: int, width: int, depth: int, heads: int, backend: Backend
     ) -> None:
         super().__init__()
-        self.recompute = False
+        self.recompute: Recompute = False
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("decoder_pos_embed", sincos_positions(width, grid))
         self.decoder_embed = nn.Linear(encoder_dim, width)
@@ -54,7 +54,7 @@ class MaeDecoder(nn.Module):
 
     def forward(self, latent: Tensor, masks: MaskedPatches) -> Tensor:
         """Encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, T - V, p*p*C)."""
-        recompute = self.recompute and self.training
+        recompute = self.training and self.recompute
         x, spread = self._tokens(latent, masks)
         last = len(self.decoder_blocks) - 1
         for number, block in enumerate(self.decoder_blocks):

@@ -1,18 +1,25 @@
 """The ViT's pieces: positions, patches, sizes, and weights drawn from names."""
 
+import gc
 import math
 import re
+import shutil
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.engine import compile_blocks
 from pretrain.models import ENCODERS, build_encoder
 from pretrain.models.adapter import SpectralConv
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
+from pretrain.models.recompute import recomputed
 from pretrain.models.resnet import Bottleneck
 from pretrain.models.vit import Block, SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
@@ -318,7 +325,7 @@ def test_every_encoder_gives_vectors_and_maps_and_trains(name, stride):
 @pytest.mark.parametrize("name", ["spec_vit_tiny", "spec_resnet50"])
 def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
     results = []
-    for recompute in (False, True):
+    for recompute in (False, True, "selective"):
         encoder = build_encoder(name, 8, 4, bn_group=2)
         initialise(encoder, "test", 0)
         calls: list[str] = []
@@ -330,11 +337,70 @@ def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
         features = encoder.train()(_normal(4, 80, 8, 8))
         forward = len(calls)
         features.square().sum().backward()
-        assert len(calls) == forward * (1 + recompute)
+        again = {False: [], True: calls[:forward], "selective": [c for c in calls[:forward] if c != "SpectralConv"]}
+        assert sorted(calls[forward:]) == sorted(again[recompute])
         gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
         results.append((gradients, [norm.take_pending() for norm in grouped_batch_norms(encoder)]))
-    for name, gradient in results[0][0].items():
-        torch.testing.assert_close(results[1][0][name], gradient, rtol=1e-4, atol=1e-6)
-    for one, other in zip(results[0][1], results[1][1], strict=True):
-        assert other[-1] == one[-1] == 2
-        torch.testing.assert_close(other, one)
+    for gradients, pending in results[1:]:
+        for name, gradient in results[0][0].items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
+        for one, other in zip(results[0][1], pending, strict=True):
+            assert other[-1] == one[-1] == 2
+            torch.testing.assert_close(other, one)
+
+
+def test_selective_recomputation_keeps_less_and_multiplies_nothing_twice():
+    """Products are counted in the backward pass; bytes are those that are still there after the forward."""
+    counted, kept = {}, {}
+    for recompute in (False, "selective", True):
+        block = Block(32, 2, 128, "sdpa")
+        initialise(block, "test", 0)
+        x = _normal(2, 64, 32).requires_grad_()
+        with _LiveBytes() as live:
+            out = recomputed(block, recompute, x, None)
+        kept[recompute] = live.held()
+        with FlopCounterMode(display=False) as counter:
+            recomputed(block, recompute, x, None).square().sum().backward()
+        counted[recompute] = counter.get_total_flops()
+        del out
+    assert counted["selective"] == counted[False] < counted[True]
+    assert kept[True] < kept["selective"] < 0.8 * kept[False]
+
+
+def test_compiled_blocks_give_the_same_gradients():
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    gradients = []
+    for compiled in (False, True):
+        encoder = build_encoder("spec_vit_tiny", 8, 4, bn_group=2)
+        initialise(encoder, "test", 0)
+        names = list(encoder.state_dict())
+        if compiled:
+            compile_blocks(encoder)
+        assert list(encoder.state_dict()) == names
+        features = encoder.train()(_normal(4, 80, 8, 8))
+        (features * torch.linspace(-1, 2, features.numel()).view_as(features)).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
+    for name, gradient in gradients[0].items():
+        worst = float((gradients[1][name] - gradient).abs().max())
+        assert worst <= 1e-4 * float(gradient.abs().max()), name
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of tensors that operations inside have made and that are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for one in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(one, torch.Tensor):
+                storage = one.untyped_storage()
+                self._made[storage._cdata] = weakref.ref(storage)
+        return result
+
+    def held(self) -> int:
+        gc.collect()
+        return sum(storage().nbytes() for storage in self._made.values() if storage() is not None)
