@@ -186,7 +186,8 @@ class EngineConfig(ConfigModel):
 
     ``activation_checkpointing``: what the backward pass computes again instead of keeping it, with the same numbers:
     ``none``; ``selective``, all of a block but matrix products and attention; ``blocks``, blocks and stem: least
-    memory, a third more work. ``compile``: transformer blocks through torch.compile; stages 0 to 2.
+    memory, a third more work. ``compile``: torch.compile for the stem's and the loss's arithmetic, and at stages 0 to 2
+    for the transformer blocks.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 3
@@ -201,12 +202,6 @@ class EngineConfig(ConfigModel):
     @classmethod
     def _yes_is_blocks(cls, value: Any) -> Any:
         return {True: "blocks", False: "none"}[value] if isinstance(value, bool) else value
-
-    @model_validator(mode="after")
-    def _compilation_needs_whole_weights(self) -> Self:
-        if self.compile and self.zero_stage == 3:
-            raise ValueError("compile needs zero_stage 0, 1 or 2: stage 3 gathers weights inside of the blocks")
-        return self
 
     @model_validator(mode="after")
     def _bf16_needs_a_stage(self) -> Self:

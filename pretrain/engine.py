@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config import EngineConfig
 from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.compilation import Body
 from pretrain.models.recompute import Recompute
 from pretrain.models.vit import Block
 
@@ -121,7 +122,8 @@ class ZeroEngine:
         for part in model.modules():
             if hasattr(part, "recompute"):
                 part.recompute = _RECOMPUTE[config.activation_checkpointing]  # type: ignore[assignment]
-        if config.compile:
+        Body.compiles = config.compile
+        if config.compile and config.zero_stage < 3:  # stage 3 gathers weights inside of the blocks
             compile_blocks(model)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         exact = _contents(model) if config.precision == "bf16" else {}

@@ -77,16 +77,20 @@ class Ratio:
     memory: float
 
 
-def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
-    """The model of a run with this config, with its first weights."""
+def undrawn(config: PretrainConfig) -> MaskedAutoencoder:
+    """The model of a run with this config, its weights without contents."""
     model, mae = config.model, cast(MaeConfig, config.objective)
     encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention)
     assert isinstance(encoder, SpecViT)
     encoder.core.fix_positions()
-    decoder = mae.decoder
-    sizes = (mae.norm_pix, decoder.width, decoder.depth, decoder.heads)
+    sizes = (mae.norm_pix, mae.decoder.width, mae.decoder.depth, mae.decoder.heads)
     normalise = Normaliser([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
-    module = MaskedAutoencoder(encoder, BANDS, mae.mask_ratio, *sizes, model.attention, normalise=normalise)
+    return MaskedAutoencoder(encoder, BANDS, mae.mask_ratio, *sizes, model.attention, normalise=normalise)
+
+
+def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
+    """The model of a run with this config, with its first weights."""
+    module = undrawn(config)
     initialise(module, "pretrain", config.run.seed)
     return module.to(device)
 

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pretrain.models.compilation import Body
+
 PIXELS = {"cpu": 256, "cuda": 65_536}
 """Pixels at a time: what they become fits a core's cache, or fills a GPU."""
 
@@ -195,7 +197,7 @@ class _First:
 
     def receive(self, part: int, z: Tensor, dz: Tensor) -> None:
         """Take in a part of the output and its gradient."""
-        d = _through_relu(dz, z).flatten(0, 1)
+        d = torch.ops.aten.threshold_backward(dz, z, 0).flatten(0, 1)
         self.product += self._windows(part).flatten(0, 1).T @ d
         self.d_shift += _wide(d).sum(0)
 
@@ -248,17 +250,15 @@ class _Later:
 
     def output(self, part: int) -> Tensor:
         """(R, L, N)."""
-        y = _part(self.y, part)
-        return torch.addcmul(self.offset, _wide(y), self.factor).relu_().to(y.dtype)
+        return _activated(_part(self.y, part), self.factor, self.offset)
 
     def receive(self, part: int, z: Tensor, dz: Tensor) -> None:
         """Take in a part of the output and its gradient."""
         if self.d is None:
             assert self.y is not None
             self.d = torch.empty_like(self.y)
-        d = _wide(_through_relu(dz, z))
-        normal = (_wide(_part(self.y, part)) - self.centre) * self.inverse
-        self.sums += torch.stack([d.sum((0, 1)), (d * normal).sum((0, 1))])
+        d, sums = _before_relu(dz, z, _part(self.y, part), self.centre, self.inverse)
+        self.sums += sums
         _part(self.d, part).copy_(d)
 
     def moments(self) -> Tensor:
@@ -281,12 +281,31 @@ class _Later:
 
     def _through_norm(self, part: int) -> Tensor:
         """The gradient of a part of y."""
-        assert self.d is not None
-        y, d = _part(self.y, part), _wide(_part(self.d, part))
-        if self.layer.moments is None:
-            d_shift, d_scale = (self.sums / self.count).to(d.dtype)
-            d = d - d_shift - (_wide(y) - self.centre) * (self.inverse * d_scale)
-        return (d * self.factor).to(y.dtype)
+        y, d = _part(self.y, part), _part(self.d, part)
+        if self.layer.moments is not None:
+            return (_wide(d) * self.factor).to(y.dtype)
+        shift, scale = (self.sums / self.count).to(self.factor.dtype)
+        return _before_norm(d, y, self.centre, self.factor, shift, self.inverse * scale)
+
+
+@Body
+def _activated(y: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Batch norm and ReLU."""
+    return torch.addcmul(offset, _wide(y), factor).relu_().to(y.dtype)
+
+
+@Body
+def _before_relu(dz: Tensor, z: Tensor, y: Tensor, centre: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient in front of the ReLU, and those of shift and scale, (2, N)."""
+    d = _wide(torch.ops.aten.threshold_backward(dz, z, 0))
+    normal = (_wide(y) - centre) * inverse
+    return d, torch.stack([d.sum((0, 1)), (d * normal).sum((0, 1))])
+
+
+@Body
+def _before_norm(d: Tensor, y: Tensor, centre: Tensor, factor: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The gradient in front of a norm with this call's statistics; shift and scale are means over it."""
+    return ((_wide(d) - shift - (_wide(y) - centre) * scale) * factor).to(y.dtype)
 
 
 class _Moments:
@@ -320,10 +339,6 @@ def _part(x: Tensor | None, part: int) -> Tensor:
     assert x is not None
     size = PIXELS[x.device.type]
     return x[part * size : (part + 1) * size]
-
-
-def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradient, output, 0)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.models.compilation import Body
+
 VALUES = {"cpu": 4_000_000, "cuda": 250_000_000}
 """Predicted values at a time, at least those of one sample."""
 
@@ -45,6 +47,14 @@ def squared_errors(prediction: Tensor, targets: Callable[[slice], Tensor], weigh
     return _SquaredErrors.apply(prediction, targets, weight)
 
 
+@Body
+def _weighed(prediction: Tensor, target: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (b,) and their gradient (b, M, p*p*C); share of each band's error, (b, M, p*p, 1)."""
+    error = (prediction.float() - target).unflatten(2, (share.shape[2], -1))
+    losses = (error.square().sum(-1, keepdim=True) * share).flatten(1).sum(1)
+    return losses, error.mul_(2 * share).flatten(2)
+
+
 class _SquaredErrors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, targets: Callable[[slice], Tensor], weight: Tensor) -> Tensor:
@@ -56,11 +66,9 @@ class _SquaredErrors(torch.autograd.Function):
         step = max(1, VALUES[prediction.device.type] // (patches * values))
         for begin in range(0, batch, step):
             part = slice(begin, begin + step)
-            error = (prediction[part].float() - targets(part)).view(-1, patches, pixels, values // pixels)
-            share = weight[part] / error.shape[-1]
-            losses[part] = (error.square().sum(-1, keepdim=True) * share).flatten(1).sum(1)
+            losses[part], slope = _weighed(prediction[part], targets(part), weight[part] / (values // pixels))
             if gradient is not None:
-                gradient[part] = error.mul_(2 * share).flatten(2)
+                gradient[part] = slope
         ctx.gradient = gradient
         return losses
 

@@ -16,6 +16,7 @@ from pretrain.engine import compile_blocks
 from pretrain.models import ENCODERS, build_encoder
 from pretrain.models.adapter import SpectralConv
 from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.compilation import Body
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
@@ -367,23 +368,26 @@ def test_selective_recomputation_keeps_less_and_multiplies_nothing_twice():
     assert kept[True] < kept["selective"] < 0.8 * kept[False]
 
 
-def test_compiled_blocks_give_the_same_gradients():
+def test_compiled_bodies_give_the_same_losses_and_gradients(monkeypatch):
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    gradients = []
+    found = []
     for compiled in (False, True):
-        encoder = build_encoder("spec_vit_tiny", 8, 4, bn_group=2)
-        initialise(encoder, "test", 0)
-        names = list(encoder.state_dict())
+        monkeypatch.setattr(Body, "compiles", compiled)
+        model = _model()
+        initialise(model, "test", 0)
+        names = list(model.state_dict())
         if compiled:
-            compile_blocks(encoder)
-        assert list(encoder.state_dict()) == names
-        features = encoder.train()(_normal(4, 80, 8, 8))
-        (features * torch.linspace(-1, 2, features.numel()).view_as(features)).sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
-    for name, gradient in gradients[0].items():
-        worst = float((gradients[1][name] - gradient).abs().max())
-        assert worst <= 1e-4 * float(gradient.abs().max()), name
+            compile_blocks(model)
+        assert list(model.state_dict()) == names
+        noise = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
+        losses = model.train()(_normal(4, 80, 8, 8), noise)[0]
+        losses.mean().backward()
+        found.append((losses.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)
+    for name, gradient in found[0][1].items():
+        worst = float((found[1][1][name] - gradient).abs().max())
+        assert worst <= 1e-5 * max(float(gradient.abs().max()), 1e-2), name
 
 
 class _LiveBytes(TorchDispatchMode):

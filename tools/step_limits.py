@@ -1,0 +1,139 @@
+"""The two limits of a MAE step: its operations over a device's peak, and its bytes over the memory's bandwidth.
+
+Operations are those of pretrain/flops.py. Bytes are counted: the step (forward, backward; bf16 autocast) runs on
+tensors without contents, and what each operation reads and writes is added up, by part. That is eager execution, one
+kernel an operation; what caches and fused kernels save comes off. AdamW adds 28 bytes for each parameter.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.flops import PEAKS, sample_flops
+from pretrain.models import stem
+from pretrain.objectives import masked_loss
+from pretrain.step_parts import PARTS
+from shards.errors import ForgeError
+from tools import bench_step
+
+BANDWIDTH = {"A100": 2.0e12, "H100": 3.35e12, "H200": 4.8e12}
+"""Bytes per second of device memory, by the vendors' sheets."""
+
+ADAMW_BYTES = 28  # fp32 weight, two moments: read and written; gradient: read
+FREE = (
+    *("view", "expand", "permute", "transpose", "split", "slice", "select", "unsqueeze", "squeeze", "t.", "as_strided"),
+    *("detach", "_unsafe_view", "unfold.", "alias", "unbind", "empty", "new_empty", "device"),
+)
+"""Operations that move nothing."""
+
+
+class Counter(TorchDispatchMode):
+    """Adds up the bytes of operations by the part of the network that they belong to."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.parts: dict[str, int] = {}
+        self._now, self._outer = "loss", list[str]()
+        for name, part in module.named_modules():
+            named = PARTS.get(name.rsplit(".", 1)[-1])
+            if named is not None:
+                self._watch(part, named)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not str(function).split(".", 1)[1].startswith(FREE):
+            moved = sum(one.numel() * one.element_size() for one in _tensors([args, result]))
+            self.parts[self._now] = self.parts.get(self._now, 0) + moved
+        return result
+
+    def _watch(self, module: nn.Module, part: str) -> None:
+        def begin(*_: Any) -> None:
+            self._outer.append(self._now)
+            self._now = part
+
+        def end(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._now = self._outer.pop()
+            for tensor in _tensors([output]):
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda _: setattr(self, "_now", part))
+
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(end)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+@contextmanager
+def _whole_batches() -> Iterator[None]:
+    """No parts of pixels or samples: they change nothing but the number of operations to count."""
+    before = stem.PIXELS["cpu"], masked_loss.VALUES["cpu"]
+    stem.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
+    try:
+        yield
+    finally:
+        stem.PIXELS["cpu"], masked_loss.VALUES["cpu"] = before
+
+
+def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[str, float]]:
+    """Operations of a tile's share of a step, and its bytes by part.
+
+    Raises:
+        ConfigError: an unknown model, or sizes that don't fit.
+    """
+    config = bench_step.run_config(name, micro_batch, 128, mask_ratio, "autocast")
+    with _whole_batches(), FakeTensorMode():
+        model = bench_step.undrawn(config)
+        tiles = torch.empty(micro_batch, bench_step.BANDS, 128, 128, dtype=torch.int16)
+        noise = torch.empty(micro_batch, model.num_patches)
+        with Counter(model) as counter:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(tiles, noise)[0].mean()
+            loss.backward()
+        parts = counter.parts | {"optimizer": ADAMW_BYTES * sum(one.numel() for one in model.parameters())}
+        flops = sum(sample_flops(config, bench_step.BANDS).values())
+        return flops, {part: moved / micro_batch for part, moved in parts.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.step_limits", description=__doc__)
+    parser.add_argument("--models", default="spec_vit_small,spec_vit_base,spec_vit_large,spec_vit_huge,spec_vit_giant")
+    parser.add_argument("--mask-ratios", default="0.75,0.9", help="with commas (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=64, help="tiles of a step (default: %(default)s)")
+    parser.add_argument("--gpu", choices=sorted(BANDWIDTH), default="H100", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    peak, bandwidth = PEAKS[arguments.gpu][0], BANDWIDTH[arguments.gpu]
+    print(f"{arguments.gpu}: {peak / 1e12:.0f} TFLOP/s in bf16, {bandwidth / 1e12:g} TB/s; ms for each tile")
+    print("model            mask  GFLOP   GB  flops  bytes   bytes by part, ms")
+    try:
+        for name in arguments.models.split(","):
+            for ratio in map(float, arguments.mask_ratios.split(",")):
+                flops, parts = count(name, ratio, arguments.micro_batch)
+                moved = sum(parts.values())
+                told = "  ".join(f"{part} {one / bandwidth * 1e3:.3f}" for part, one in parts.items())
+                print(
+                    f"{name:<16} {ratio:4.2f} {flops / 1e9:6.0f} {moved / 1e9:4.1f} {flops / peak * 1e3:6.3f} "
+                    f"{moved / bandwidth * 1e3:6.3f}   {told}",
+                    flush=True,
+                )
+    except ForgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
