@@ -35,13 +35,13 @@ class TileBatch:
 
 @dataclass(frozen=True)
 class _Filled:
-    """A buffer whose first ``count`` tiles are read."""
+    """Tiles on the device, and the buffer that they are in or came from."""
 
+    tiles: Tensor
     samples: np.ndarray
     rows: np.ndarray
     places: np.ndarray
     buffer: Tensor
-    count: int
 
 
 class TileStream:
@@ -73,6 +73,7 @@ class TileStream:
         self.quarantine, self.timestamps = quarantine, timestamps
         self.wait_seconds, self.decoded_bytes = 0.0, 0
         self._epoch = -1
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def batches(self, numbers: Iterable[np.ndarray]) -> Generator[TileBatch, None, None]:
         """Yield a batch for each array of sample numbers, all of one length.
@@ -96,14 +97,14 @@ class TileStream:
                     return
                 if isinstance(item, BaseException):
                     raise item
-                self.decoded_bytes += item.buffer[: item.count].nbytes
-                tiles = item.buffer[: item.count].to(self.device, non_blocking=True)
-                copied = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
+                self.decoded_bytes += item.tiles.nbytes
+                if self._copies is not None:
+                    item.tiles.record_stream(torch.cuda.current_stream())
+                    free.put(item.buffer)
                 rows, places = (torch.from_numpy(one).to(self.device) for one in (item.rows, item.places))
-                yield TileBatch(tiles, item.samples, rows, places)
-                if copied is not None:
-                    copied.synchronize()  # the copy, not the step that uses it
-                free.put(item.buffer)
+                yield TileBatch(item.tiles, item.samples, rows, places)
+                if self._copies is None:
+                    free.put(item.buffer)
         finally:
             free.put(closed)  # type: ignore[arg-type]  # wakes a thread that waits for a buffer
             thread.join()
@@ -121,10 +122,19 @@ class TileStream:
                 tiles, rows = self._tiles(samples)
                 self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
                 places = self.reader.table["place"][tiles[rows[:, 0]]].astype(np.int64)
-                ready.put(_Filled(samples, rows, places, buffer, len(tiles)))
+                ready.put(_Filled(self._to_device(buffer[: len(tiles)]), samples, rows, places, buffer))
             ready.put(None)
         except BaseException as error:
             ready.put(error)
+
+    def _to_device(self, tiles: Tensor) -> Tensor:
+        """On a GPU a copy on a stream of its own, under the step that is at work; the reading thread waits for it."""
+        if self._copies is None:
+            return tiles
+        with torch.cuda.stream(self._copies):
+            moved = tiles.to(self.device, non_blocking=True)
+            self._copies.synchronize()
+        return moved
 
     def _tiles(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tile rows to read, and which of them belong to each sample (B, K)."""
