@@ -187,16 +187,34 @@ class EngineConfig(ConfigModel):
     ``activation_checkpointing``: what the backward pass computes again instead of keeping it, with the same numbers:
     ``none``; ``selective``, all of a block but matrix products and attention; ``blocks``, blocks and stem: least
     memory, a third more work. ``compile``: torch.compile for the stem's and the loss's arithmetic, and at stages 0 to 2
-    for the transformer blocks.
+    for the transformer blocks. ``reduce_bucket_size``, ``prefetch_bucket_size``: weights of one collective; null: an
+    eighth and a sixteenth of the model, within 1 to 50 million.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 3
     precision: Literal["fp32", "autocast", "bf16"] = "autocast"
     activation_checkpointing: Literal["none", "selective", "blocks"] = "none"
     compile: bool = False
-    reduce_bucket_size: Positive = 50_000_000
-    prefetch_bucket_size: Annotated[int, Field(ge=0)] = 50_000_000
+    reduce_bucket_size: Positive | None = None
+    prefetch_bucket_size: Annotated[int, Field(ge=0)] | None = None
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
+
+    def sized(self, parameters: int) -> "EngineConfig":
+        """With buckets for a model of so many parameters.
+
+        Several collectives a pass, so that all but the last can hide under the work; none so small that it is all
+        latency; and no buffers as large as a small model.
+        """
+
+        def share(part: int) -> int:
+            return min(max(parameters // part, 1_000_000), 50_000_000)
+
+        reduce, prefetch = self.reduce_bucket_size, self.prefetch_bucket_size
+        sizes = {
+            "reduce_bucket_size": share(8) if reduce is None else reduce,
+            "prefetch_bucket_size": share(16) if prefetch is None else prefetch,
+        }
+        return self.model_copy(update=sizes)
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod

@@ -38,7 +38,7 @@ to whether the step is applied; called on every rank, with the same answer on al
 
 
 def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, clip: float) -> dict[str, Any]:
-    """The DeepSpeed dict. Defaults that changed between its versions are all set."""
+    """The DeepSpeed dict, from buckets that are `sized`. Defaults that changed between its versions are all set."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -130,7 +130,7 @@ class ZeroEngine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model.to(distributed.device()),
             optimizer=optimizer,
-            config=deepspeed_config(config, micro_batch, accumulation, clip),
+            config=deepspeed_config(config.sized(_count(model)), micro_batch, accumulation, clip),
         )
         self.module: nn.Module = self.deepspeed.module
         self.module.train()
@@ -279,6 +279,10 @@ def _combine(group_norms: list) -> Tensor:
     from deepspeed.runtime.utils import combine_grad_norm_groups
 
     return combine_grad_norm_groups(group_norms)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _contents(model: nn.Module) -> dict[str, Tensor]:

@@ -256,7 +256,7 @@ def overlapped_communication_changes_no_loss(folder: Path) -> None:
         for stage in (2, 3):
             module = network()
             zero = engine(module, stage)
-            settings = deepspeed_config(zero.config, BATCH // distributed.world_size(), 1, 0.0)
+            settings = deepspeed_config(zero.config.sized(0), BATCH // distributed.world_size(), 1, 0.0)
             settings["zero_optimization"]["overlap_comm"] = overlap
             module = network()
             zero.deepspeed, *_ = deepspeed.initialize(

@@ -125,7 +125,7 @@ def test_a_key_that_is_left_to_deepspeed_is_named(key: str, monkeypatch: pytest.
 
 
 def test_what_deepspeed_reads_otherwise_is_red() -> None:
-    given = deepspeed_config(config().engine, 16, 2, 1.0)
+    given = deepspeed_config(config().engine.sized(0), 16, 2, 1.0)
     parsed = resolved._parse(given)
     assert resolved.misread(given, parsed) == []
     assert resolved.misread(given, parsed | {"gradient_clipping": 0.0}) == [

@@ -4,8 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from pretrain.config import PretrainConfig
 from pretrain.engine import deepspeed_config
+from pretrain.models import build_encoder
 from shards.errors import ConfigError
 from tools.doctor.cluster import Cluster
 from tools.doctor.table import Row
@@ -47,11 +50,12 @@ _MEND = "set it in pretrain/engine.py, deepspeed_config"
 
 def check(cluster: Cluster) -> Row:
     """The dict that the run would start with, and DeepSpeed's reading of it."""
-    config, engine = cluster.config, cluster.config.engine
+    config = cluster.config
     try:
         accumulation = config.accumulation(cluster.size)
     except ValueError as error:
         return Row("red", str(error), "another train.global_batch, train.micro_batch or number of processes")
+    engine = config.engine.sized(_parameters(config))
     given = deepspeed_config(engine, config.train.micro_batch, accumulation, config.optim.clip)
     unset = left_to_defaults(given)
     if unset:
@@ -66,6 +70,14 @@ def check(cluster: Cluster) -> Row:
         return Row("red", "; ".join(changed), _MEND, details)
     batch = f"global batch {config.train.global_batch} = {config.train.micro_batch} x {cluster.size} x {accumulation}"
     return Row("green", f"{batch}, {describe(config, given)}; all {len(required_keys(given))} set", "", details)
+
+
+def _parameters(config: PretrainConfig) -> int:
+    """Of the encoder, which is most of what is trained."""
+    model = config.model
+    with torch.device("meta"):
+        encoder = build_encoder(model.name, model.image_size, model.patch_size)
+    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def required_keys(given: Mapping[str, Any]) -> list[str]:
