@@ -137,13 +137,14 @@ class _Stem(torch.autograd.Function):
         for stage, y in zip(later, kept, strict=True):
             stage.y = y
         last = later[-1]
+        first.begin_backward()
+        last.begin_backward()
         for part in range(first.parts):
             mine = _part(gradient, part)[:, None] / last.length
             last.receive(part, last.output(part), mine.expand(-1, last.length, -1))
         gradients: list[Tensor] = []
         for stage in reversed(later):
             gradients = [*stage.backward(), *gradients]
-            stage.y = stage.d = None
         gradients = [*first.backward(), *gradients]
         first.pixels = None
         tensors = [tensor for stage in [first, *later] for tensor in stage.layer.tensors]
@@ -161,7 +162,7 @@ class _First:
         self.layer, self.dtype = layer, dtype
         self.pixels: Tensor | None = pixels
         self.pixel_count, self.length = len(pixels), layer.positions(pixels.shape[1])
-        self.parts = -(-len(pixels) // PIXELS[pixels.device.type])
+        self.parts = -(-len(pixels) // _size(pixels))
         weight, bias = layer.weight.to(dtype).double(), layer.bias.to(dtype).double()
         self.weight, self.bias = weight, bias
         self.mean, self.variance = _given(layer)
@@ -174,13 +175,12 @@ class _First:
         factor = layer.scale.double() * self.inverse
         self.folded = (weight * factor).to(dtype)
         self.offset = ((bias - self.mean) * factor + layer.shift.double()).to(dtype)
-        self.product = torch.zeros_like(weight)  # windows^T d and the sum of d, d the gradient in front of the ReLU
-        self.d_shift = torch.zeros_like(bias)
 
     def _sum_up(self) -> None:
         """Sums of the windows and of their products."""
         self.count = self.pixel_count * self.length
-        self.sums, self.products = torch.zeros_like(self.weight[:, 0]), self.weight @ self.weight.T * 0
+        size = len(self.weight)
+        self.sums, self.products = self.weight.new_zeros(size), self.weight.new_zeros(size, size)
         for part in range(self.parts):
             cut = self._windows(part).flatten(0, 1).double()
             self.sums += cut.sum(0)
@@ -194,6 +194,10 @@ class _First:
         cut = self._windows(part)
         flat = torch.addmm(self.offset, cut.flatten(0, 1), self.folded)
         return flat.relu_().view(*cut.shape[:2], -1)
+
+    def begin_backward(self) -> None:
+        """Sums of nothing yet: windows^T d, and d, the gradient in front of the ReLU."""
+        self.product, self.d_shift = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
     def receive(self, part: int, z: Tensor, dz: Tensor) -> None:
         """Take in a part of the output and its gradient."""
@@ -233,7 +237,6 @@ class _Later:
         self.length: int = layer.positions(below.length)
         self.weight, bias = layer.weight.to(self.dtype), layer.bias.to(self.dtype)
         self.y: Tensor | None = bias.new_empty(below.pixel_count, self.length, len(bias))
-        self.d: Tensor | None = None
         moments = _Moments(bias.double())
         for part in range(self.parts):
             rows = _part(self.y, part).flatten(0, 1)
@@ -246,17 +249,19 @@ class _Later:
         self.centre, self.inverse = self.mean.to(wide), (self.variance + layer.eps).rsqrt().to(wide)
         self.factor = layer.scale.to(wide) * self.inverse
         self.offset = layer.shift.to(wide) - self.centre * self.factor
-        self.sums = torch.zeros(2, len(bias), dtype=torch.float64, device=bias.device)  # gradients of shift and scale
 
     def output(self, part: int) -> Tensor:
         """(R, L, N)."""
         return _activated(_part(self.y, part), self.factor, self.offset)
 
+    def begin_backward(self) -> None:
+        """Room for the gradient in front of the ReLU, and sums of nothing yet: the gradients of shift and scale."""
+        assert self.y is not None
+        self.d: Tensor | None = torch.empty_like(self.y)
+        self.sums = torch.zeros_like(self.mean).repeat(2, 1)
+
     def receive(self, part: int, z: Tensor, dz: Tensor) -> None:
         """Take in a part of the output and its gradient."""
-        if self.d is None:
-            assert self.y is not None
-            self.d = torch.empty_like(self.y)
         d, sums = _before_relu(dz, z, _part(self.y, part), self.centre, self.inverse)
         self.sums += sums
         _part(self.d, part).copy_(d)
@@ -269,6 +274,8 @@ class _Later:
         """Gradients of weight, bias, scale and shift; the layer below receives that of its output."""
         d_weight, d_bias = torch.zeros_like(_wide(self.weight)), torch.zeros_like(self.offset)
         transposed = self.weight.T.contiguous()
+        if isinstance(self.below, _Later):
+            self.below.begin_backward()
         for part in range(self.parts):
             dy = self._through_norm(part)
             if self.layer.moments is not None:
@@ -277,6 +284,7 @@ class _Later:
             d_weight += windows(z, self.layer).flatten(0, 1).T @ dy.flatten(0, 1)
             self.below.receive(part, z, fold(dy @ transposed, self.layer, self.below.length))
         d_shift, d_scale = self.sums
+        self.y = self.d = None
         return d_weight, d_bias, d_scale, d_shift
 
     def _through_norm(self, part: int) -> Tensor:
@@ -337,8 +345,13 @@ def _given(layer: Layer) -> tuple[Tensor, Tensor]:
 
 def _part(x: Tensor | None, part: int) -> Tensor:
     assert x is not None
-    size = PIXELS[x.device.type]
+    size = _size(x)
     return x[part * size : (part + 1) * size]
+
+
+def _size(x: Tensor) -> int:
+    """Pixels of a part."""
+    return PIXELS.get(x.device.type, PIXELS["cuda"])
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class _SquaredErrors(torch.autograd.Function):
         weight = weight.expand(batch, patches, pixels)[..., None]
         losses = prediction.new_empty(batch, dtype=torch.float32)
         gradient = torch.empty_like(prediction) if ctx.needs_input_grad[0] else None
-        step = max(1, VALUES[prediction.device.type] // (patches * values))
+        step = max(1, VALUES.get(prediction.device.type, VALUES["cuda"]) // (patches * values))
         for begin in range(0, batch, step):
             part = slice(begin, begin + step)
             losses[part], slope = _weighed(prediction[part], targets(part), weight[part] / (values // pixels))

@@ -95,6 +95,15 @@ def test_pixels_get_a_gradient_where_they_ask_for_one():
     assert pixels.grad.abs().max() > 0
 
 
+def test_a_second_backward_pass_gives_the_same():
+    weights = _weights()
+    features, _ = spectral_features(_spectra(), _layers(weights, (0, 0, 0)), torch.float64)
+    loss = features.square().sum()
+    once = torch.autograd.grad(loss, weights, retain_graph=True)
+    for mine, theirs in zip(torch.autograd.grad(loss, weights), once, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_windows_are_a_convolutions_and_fold_is_their_adjoint():
     layer = _layers(_weights(), (0, 0, 0))[1]
     x, weight = torch.randn(4, 23, 3, dtype=torch.float64), layer.weight
