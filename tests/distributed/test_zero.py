@@ -139,6 +139,22 @@ def test_losses_agree_for_processes_and_stages(runs: Runs, world: int, stage: in
     assert runs.losses(f"whole-{world}-{stage}") == pytest.approx(reference, rel=1e-5, abs=0)
 
 
+@pytest.mark.parametrize("name", ["whole-1-0", "whole-1-3", "whole-2-2", "whole-2-3", "micro-4-of-1"])
+def test_parts_of_the_step_add_up(runs: Runs, name: str) -> None:
+    """Under every way of sharing weights, and with accumulation."""
+    parts = {
+        part: runs.records(name, f"time_{part}")
+        for part in ("stem", "encoder", "decoder", "optimizer", "data", "other")
+    }
+    assert all(min(shares) > 0 for shares in parts.values())
+    assert [sum(shares) for shares in zip(*parts.values(), strict=True)] == pytest.approx([1.0] * STEPS)
+    assert min(runs.records(name, "gb_per_second")) > 0
+    assert all(
+        now <= peak
+        for now, peak in zip(*(runs.records(name, key) for key in ("memory_gb", "peak_memory_gb")), strict=True)
+    )
+
+
 @pytest.mark.parametrize("name", ["micro-16-of-1", "micro-4-of-1", "micro-4-of-2"])
 def test_losses_agree_for_micro_batches_and_accumulation(runs: Runs, name: str) -> None:
     assert runs.losses(name) == pytest.approx(runs.losses("whole-2-3"), rel=1e-5, abs=0)
