@@ -1,0 +1,194 @@
+"""The planner against the real engine: memory and time of six runs, predicted and measured.
+
+Each case is a process of its own that trains a real module with DeepSpeed on one CPU thread. Memory is counted tensor by
+tensor as operations make them (tools/planner/live_bytes.py), since torch keeps no count on a CPU; time is the median of
+steps without that count. Predicted times take the rates that a calibration measures first, on the same machine.
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import PretrainConfig
+from shards.errors import ForgeError
+
+TOLERANCE = 0.10  # of memory
+STEPS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to predict: ``size`` in pixels."""
+
+    model: str
+    size: int
+    micro_batch: int
+    checkpointing: bool
+    stage: int
+
+
+CASES = (
+    Case("spec_vit_tiny", 32, 8, False, 3),
+    Case("spec_vit_tiny", 64, 16, False, 3),
+    Case("spec_vit_tiny", 64, 16, True, 3),
+    Case("spec_vit_small", 64, 8, False, 3),
+    Case("spec_vit_small", 64, 16, True, 1),
+    Case("spec_vit_small", 64, 16, False, 2),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case: bytes and seconds of a step, predicted and measured."""
+
+    case: Case
+    predicted_bytes: int
+    measured_bytes: int
+    predicted_seconds: float
+    measured_seconds: float
+
+    @property
+    def error(self) -> float:
+        """Of the predicted memory, relative to the measured."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+
+def case_config(case: Case) -> PretrainConfig:
+    """The run of a case: fp32, crops of the image size."""
+    return PretrainConfig.model_validate(
+        {
+            "run": {"dir": ""},
+            "data": {"shards": ""},
+            "augment": {"crop_scale": None},
+            "model": {"name": case.model, "image_size": case.size},
+            "objective": {"mask_ratio": 0.75, "decoder": {"depth": 2, "heads": 8}},
+            "train": {"steps": 1, "global_batch": case.micro_batch, "micro_batch": case.micro_batch},
+            "engine": {
+                "precision": "fp32",
+                "zero_stage": case.stage,
+                "activation_checkpointing": case.checkpointing,
+            },
+        }
+    )
+
+
+def measure(case: Case) -> tuple[int, float]:
+    """(peak bytes, seconds) of a step after the first two, which make the optimizer's states."""
+    import torch
+
+    from tools.planner.calibrate import build_engine, step_of
+    from tools.planner.live_bytes import LiveBytes
+
+    torch.set_num_threads(1)
+    config = case_config(case)
+    with LiveBytes() as live:
+        engine = build_engine(config)
+        step = step_of(engine, config)
+        for _ in range(3):
+            gc.collect()
+            live.restart()
+            step()
+    times = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    return live.peak, statistics.median(times)
+
+
+def predict(case: Case, profile: Any) -> tuple[int, float]:
+    """What the planner says of a case on one process of this CPU."""
+    import torch
+
+    from tools.planner.activations import trace_activations
+    from tools.planner.machines import MACHINES
+    from tools.planner.memory import Layout, peak_memory
+    from tools.planner.network import Cluster
+    from tools.planner.step_time import step_time
+
+    torch.set_num_threads(1)
+    config = case_config(case)
+    layout = Layout(case.stage, "fp32", 1, "cpu")
+    trace = trace_activations(config, 202, case.checkpointing, "cpu")
+    moment = peak_memory(config, trace, layout, case.micro_batch, 202)
+    alone = Cluster(MACHINES["h100"], 1, 1)  # on one process no collective takes time, whatever the network
+    rates = profile.rates("this run")
+    time_of_step = step_time(config, 202, trace.weights.total, trace.made, layout, alone, rates)
+    return moment.total, time_of_step.seconds
+
+
+def calibration() -> Any:
+    """A profile of this CPU, of the smallest model."""
+    import torch
+
+    from tools.planner.calibrate import calibrate
+
+    torch.set_num_threads(1)
+    return calibrate(case_config(Case("spec_vit_tiny", 64, 8, False, 3)))
+
+
+def compare(cases: Sequence[Case]) -> list[Row]:
+    """Predict and measure each case."""
+    profile = _in_own_process(calibration)
+    rows = []
+    for case in cases:
+        predicted, seconds = _in_own_process(predict, case, profile)
+        measured, took = _in_own_process(measure, case)
+        rows.append(Row(case, predicted, measured, seconds, took))
+    return rows
+
+
+def ranking_errors(rows: Sequence[Row]) -> int:
+    """Pairs of cases whose step times are predicted in the wrong order."""
+    pairs = [(one, other) for number, one in enumerate(rows) for other in rows[:number]]
+    return sum(
+        (one.predicted_seconds < other.predicted_seconds) != (one.measured_seconds < other.measured_seconds)
+        for one, other in pairs
+    )
+
+
+def _in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare and print; 1 where a memory is off by more than 10 % or times are out of order."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench_plan", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = compare(CASES)
+    except ForgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print("| model | px | micro batch | checkpointing | ZeRO | predicted | measured | error | step s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        case = row.case
+        print(
+            f"| {case.model} | {case.size} | {case.micro_batch} | {'on' if case.checkpointing else 'off'} | {case.stage} "
+            f"| {row.predicted_bytes / 1e6:.0f} MB | {row.measured_bytes / 1e6:.0f} MB | {row.error:+.1%} "
+            f"| {row.predicted_seconds:.2f} / {row.measured_seconds:.2f} |"
+        )
+    wrong = ranking_errors(rows)
+    worst = max(abs(row.error) for row in rows)
+    print(
+        f"worst memory error {worst:.1%}; {wrong} of {len(rows) * (len(rows) - 1) // 2} pairs of step times out of order"
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return int(worst > TOLERANCE or wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Whether tiles come as fast as they are trained on: bytes from the file system, and cores to decode them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import ConfigError
+
+RATES = {"compact": 225.0, "fast": 528.0, "raw": 874.0}
+"""Tiles/s that one core decodes, by preset: tools/bench_stream.py on one EPYC core (docs/shards.md)."""
+
+SIZES = {"compact": 2.55e6, "fast": 3.31e6, "raw": 6.62e6}
+"""Bytes of an encoded SpectralEarth tile of 202 bands and 128 x 128 pixels."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How tiles are stored.
+
+    Attributes:
+        preset: of the codec.
+        size: bytes of an encoded tile.
+        per_core: tiles/s that a core decodes.
+        source: where these are from, in words.
+    """
+
+    preset: str
+    size: float
+    per_core: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run reads.
+
+    Attributes:
+        gpu, node: bytes/s.
+        cores: of a node, busy with decoding.
+        fed: GPUs that a node's cores can feed.
+        nodes: at and above which the file system is too slow; None where it never is.
+    """
+
+    gpu: float
+    node: float
+    cores: float
+    fed: float
+    nodes: int | None
+
+
+def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, int]:
+    """Size and speed of tiles, and their bands: from the run's manifest where it can be read, else SpectralEarth's.
+
+    Args:
+        shards: data.shards.
+        preset: what to assume where there is no manifest.
+        stream: JSON of tools/bench_stream.py on the machine that will decode.
+
+    Raises:
+        ConfigError: a stream file that holds no such result.
+    """
+    size, bands, source = SIZES[preset], 202, f"assumed: {preset} tiles of SpectralEarth"
+    manifest = Path(shards) / "manifest.json"
+    if manifest.is_file():
+        from shards.codec import PRESETS
+        from shards.manifest import read_manifest
+
+        found = read_manifest(manifest.parent)
+        bands, source = found.tile_shape[0], f"{shards}/manifest.json"
+        size = sum(shard.size for shard in found.shards) / max(1, found.tiles)
+        preset = next((name for name, codec in PRESETS.items() if codec.get_config() == found.codec), preset)
+    rate = RATES[preset] if stream is None else _measured(stream, preset)
+    return Tiles(preset, size, rate, source), bands
+
+
+def reading(tiles: Tiles, tiles_per_s: float, gpus: int, cores: int, storage: float) -> Need:
+    """What one GPU's ``tiles_per_s`` ask of a node of ``gpus`` and of a file system of ``storage`` bytes/s."""
+    gpu, node = tiles_per_s * tiles.size, tiles_per_s * tiles.size * gpus
+    fed = cores * tiles.per_core / tiles_per_s
+    return Need(gpu, node, tiles_per_s * gpus / tiles.per_core, fed, int(storage // node) + 1)
+
+
+def _measured(path: Path, preset: str) -> float:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = rows["rows"] if isinstance(rows, dict) else rows
+        return next(float(row["tiles_per_s"]) for row in rows if row["name"] == f"ours {preset}, 1 thread")
+    except OSError as error:
+        raise ConfigError(f"--stream {path}: can't read it: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, StopIteration):
+        raise ConfigError(
+            f"--stream {path}: no row 'ours {preset}, 1 thread'; write it by `python -m tools.bench_stream --json`"
+        ) from None
