@@ -199,8 +199,8 @@ class EngineConfig(ConfigModel):
     prefetch_bucket_size: Annotated[int, Field(ge=0)] | None = None
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
 
-    def sized(self, parameters: int) -> "EngineConfig":
-        """With buckets for a model of so many parameters.
+    def buckets(self, parameters: int) -> tuple[int, int]:
+        """Weights of one reduction and of one gathering, for a model of so many parameters.
 
         Several collectives a pass, so that all but the last can hide under the work; none so small that it is all
         latency; and no buffers as large as a small model.
@@ -210,11 +210,12 @@ class EngineConfig(ConfigModel):
             return min(max(parameters // part, 1_000_000), 50_000_000)
 
         reduce, prefetch = self.reduce_bucket_size, self.prefetch_bucket_size
-        sizes = {
-            "reduce_bucket_size": share(8) if reduce is None else reduce,
-            "prefetch_bucket_size": share(16) if prefetch is None else prefetch,
-        }
-        return self.model_copy(update=sizes)
+        return share(8) if reduce is None else reduce, share(16) if prefetch is None else prefetch
+
+    def sized(self, parameters: int) -> "EngineConfig":
+        """With its `buckets` filled in."""
+        reduce, prefetch = self.buckets(parameters)
+        return self.model_copy(update={"reduce_bucket_size": reduce, "prefetch_bucket_size": prefetch})
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod

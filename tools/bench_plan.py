@@ -1,8 +1,8 @@
 """The planner against the real engine: memory and time of six runs, predicted and measured.
 
-Each case is a process of its own that trains a real module with DeepSpeed on one CPU thread. Memory is counted tensor by
-tensor as operations make them (tools/planner/live_bytes.py), since torch keeps no count on a CPU; time is the median of
-steps without that count. Predicted times take the rates that a calibration measures first, on the same machine.
+Each case is a process of its own that trains a real module with DeepSpeed on one CPU thread. Memory is counted tensor
+by tensor as operations make them (tools/planner/live_bytes.py), since torch keeps no count on a CPU; time is the median
+of steps without that count. Predicted times take the rates that a calibration measures first, on the same machine.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def case_config(case: Case) -> PretrainConfig:
             "engine": {
                 "precision": "fp32",
                 "zero_stage": case.stage,
-                "activation_checkpointing": case.checkpointing,
+                "activation_checkpointing": "blocks" if case.checkpointing else "none",
             },
         }
     )
@@ -175,16 +175,16 @@ def main(argv: list[str] | None = None) -> int:
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         case = row.case
+        checkpointing = "on" if case.checkpointing else "off"
         print(
-            f"| {case.model} | {case.size} | {case.micro_batch} | {'on' if case.checkpointing else 'off'} | {case.stage} "
+            f"| {case.model} | {case.size} | {case.micro_batch} | {checkpointing} | {case.stage} "
             f"| {row.predicted_bytes / 1e6:.0f} MB | {row.measured_bytes / 1e6:.0f} MB | {row.error:+.1%} "
             f"| {row.predicted_seconds:.2f} / {row.measured_seconds:.2f} |"
         )
     wrong = ranking_errors(rows)
     worst = max(abs(row.error) for row in rows)
-    print(
-        f"worst memory error {worst:.1%}; {wrong} of {len(rows) * (len(rows) - 1) // 2} pairs of step times out of order"
-    )
+    pairs = len(rows) * (len(rows) - 1) // 2
+    print(f"worst memory error {worst:.1%}; {wrong} of {pairs} pairs of step times out of order")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return int(worst > TOLERANCE or wrong > 0)

@@ -5,6 +5,7 @@ Two micro batches are timed. What grows with the tiles is a part's rate; what do
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.engine import ZeroEngine
 from pretrain.models.initialise import initialise
+from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.optim import build_optimizer
 from pretrain.step_parts import StepParts
 from tools.planner.activations import build_module, inputs
@@ -29,7 +31,7 @@ def calibrate(config: PretrainConfig) -> Profile:
     engine = build_engine(with_micro_batch(config, group))
     weights = sum(parameter.numel() for parameter in _whole(config).parameters())
     parts = StepParts(engine.module, None, _device())
-    engine.mark = parts.mark  # type: ignore[method-assign]
+    engine.mark = parts.mark
     times = [_seconds(engine, parts, with_micro_batch(config, size)) for size in (group, 2 * group)]
     flops = grouped_flops(config, BANDS)
     slopes = {part: max((times[1][part] - times[0][part]) / group, times[1][part] / 20 / group) for part in PARTS}
@@ -48,7 +50,7 @@ def calibrate(config: PretrainConfig) -> Profile:
 def with_micro_batch(config: PretrainConfig, micro_batch: int) -> PretrainConfig:
     """The config with one micro batch a step, and neither checkpointing nor resampled crops."""
     train = config.train.model_copy(update={"micro_batch": micro_batch, "global_batch": micro_batch})
-    engine = config.engine.model_copy(update={"activation_checkpointing": False})
+    engine = config.engine.model_copy(update={"activation_checkpointing": "none"})
     return config.model_copy(update={"train": train, "engine": engine})
 
 
@@ -74,7 +76,10 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
 
 def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
     """A training step on one micro batch of tiles without content."""
-    arguments = [one.to(_device()) for one in inputs(config, engine.module, BANDS, config.train.micro_batch)]
+    arguments = [
+        one.to(_device())
+        for one in inputs(config, cast(MaskedAutoencoder, engine.module), BANDS, config.train.micro_batch)
+    ]
     return lambda: void(engine.step(iter([engine(*arguments)[0].mean()])))
 
 

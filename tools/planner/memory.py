@@ -119,7 +119,7 @@ def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: L
         return parts | {"weights": width * total + left}
     small = sum(one for one in weights.elements if one <= engine.param_persistence_threshold)
     gathered = {} if layout.world == 1 else {"gathered": _gather_bytes(layout) * small}
-    buckets = sum(layout.wires) * engine.reduce_bucket_size
+    buckets = sum(layout.wires) * engine.buckets(total)[0]
     return parts | {"weights": width * own, "gradients": 4 * own, "buckets": buckets} | gathered
 
 
@@ -142,24 +142,24 @@ def _backward(
     phases: list[Phase], weights: Weights, engine: EngineConfig, layout: Layout
 ) -> Iterator[tuple[Phase, Bytes]]:
     """What each phase adds: activations, gradients on their way, gathered weights."""
-    done, waiting = 0, 0
+    done, waiting, bucket = 0, 0, engine.buckets(weights.total)[0]
     for phase in phases:
         reduced = 0
-        if phase.gradient and waiting + phase.gradient > engine.reduce_bucket_size:
+        if phase.gradient and waiting + phase.gradient > bucket:
             reduced, waiting = waiting, 0
-        parts = {"activations": phase.peak} | _gradients(done, reduced, phase.gradient > 0, engine, layout)
+        parts = {"activations": phase.peak} | _gradients(done, reduced, phase.gradient > 0, bucket, layout)
         yield phase, parts | _gathered(done, weights, engine, layout)
         done, waiting = done + phase.gradient, waiting + phase.gradient
     if layout.stage == 1:  # what the bucket doesn't hold lives twice: as it was and averaged
         waiting = 0
-        rest = 4 * max(0, done - engine.reduce_bucket_size)
-        last = _gradients(0, 0, True, engine, layout) | {"gradients": rest + 4 * layout.share(done)}
+        rest = 4 * max(0, done - bucket)
+        last = _gradients(0, 0, True, bucket, layout) | {"gradients": rest + 4 * layout.share(done)}
     else:
-        last = _gradients(done, waiting, True, engine, layout)
+        last = _gradients(done, waiting, True, bucket, layout)
     yield Phase(0, "last reduction", 0, 0), last
 
 
-def _gradients(done: int, reduced: int, begun: bool, engine: EngineConfig, layout: Layout) -> Bytes:
+def _gradients(done: int, reduced: int, begun: bool, bucket: int, layout: Layout) -> Bytes:
     """Finished gradients, the buckets that come and go with them, and what a reduction of ``reduced`` makes."""
     wire = min(layout.wires)
     if layout.stage == 3:
@@ -169,7 +169,7 @@ def _gradients(done: int, reduced: int, begun: bool, engine: EngineConfig, layou
     if layout.stage == 0:
         return {"gradients": 4 * done, "reduction": 4 * min(reduced, FALLBACK)}
     doubled = 2 if layout.device == "cuda" else 1
-    buckets = doubled * len(layout.wires) * layout.weight_bytes * engine.reduce_bucket_size if begun else 0
+    buckets = doubled * len(layout.wires) * layout.weight_bytes * bucket if begun else 0
     if layout.stage == 1:
         return {"buckets": buckets, "gradients": layout.weight_bytes * done}
     flat = wire * reduced if wire < 4 else 0
@@ -180,7 +180,7 @@ def _gathered(done: int, weights: Weights, engine: EngineConfig, layout: Layout)
     """ZeRO-3's whole weights: those whose next use is near stay, others are fetched a bucket ahead."""
     if layout.stage < 3 or layout.world == 1:
         return {}
-    ahead = engine.prefetch_bucket_size + weights.largest
+    ahead = engine.buckets(weights.total)[1] + weights.largest
     live = min(weights.total - done, max(REUSE // 2 + ahead - done, ahead))
     return {"gathered": _gather_bytes(layout) * live}
 

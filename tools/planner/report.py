@@ -26,10 +26,11 @@ def print_ranking(say: Say, plans: Sequence[Plan], shown: int) -> None:
 
 
 def _row(plan: Plan) -> str:
-    time = plan.time
+    time, checkpointing = plan.time, "on" if plan.checkpointing else "off"
     return (
-        f"  {plan.stage:>4}  {'on' if plan.checkpointing else 'off':>13}  {plan.micro_batch:>11}  "
-        f"{plan.moment.total / 1e9:>7.1f}  {time.seconds:>7.3f}  {time.tiles_per_s:>8.0f}  {time.exposed * 1e3:>9.1f} ms"
+        f"  {plan.stage:>4}  {checkpointing:>13}  {plan.micro_batch:>11}  "
+        f"{plan.moment.total / 1e9:>7.1f}  {time.seconds:>7.3f}  {time.tiles_per_s:>8.0f}  "
+        f"{time.exposed * 1e3:>9.1f} ms"
     )
 
 
@@ -112,8 +113,8 @@ def _fed(best: Plan, problem: Problem, tiles: Tiles) -> str:
     enough = "enough" if need.fed >= cluster.gpus else "NOT enough: the run is bound by reading"
     return (
         f"How many GPUs can a node's cores feed? {machine.cores} cores decode {machine.cores * tiles.per_core:,.0f} "
-        f"{tiles.preset} tiles/s, a GPU trains on {each:.0f}: {need.fed:.1f} GPUs, for {cluster.gpus} that is {enough}. "
-        f"A GPU reads {need.gpu / 1e9:.2f} GB/s, a node {need.node / 1e9:.2f} GB/s; {need.cores:.1f} cores decode it "
+        f"{tiles.preset} tiles/s, a GPU trains on {each:.0f}: {need.fed:.1f} GPUs, for {cluster.gpus} that is {enough}"
+        f". A GPU reads {need.gpu / 1e9:.2f} GB/s, a node {need.node / 1e9:.2f} GB/s; {need.cores:.1f} cores decode it "
         f"({tiles.source})."
     )
 
@@ -143,7 +144,7 @@ def _scaling(fitting: Sequence[Plan], problem: Problem) -> list[str]:
     end = next((world for world in WORLDS if efficiency[3, world] < ENOUGH), None)
     where = f"below {ENOUGH:.0%} from {end} GPUs on" if end else f"not up to {WORLDS[-1]} GPUs"
     lines = [
-        f"Where does ZeRO-3 stop scaling? By the model (micro batch {third.micro_batch} a GPU, no accumulation) {where}:",
+        f"Where does ZeRO-3 stop scaling? By the model (micro batch {third.micro_batch}, not accumulated) {where}:",
         "  GPUs      " + "".join(f"{world:>7}" for world in WORLDS),
     ]
     for stage in (3, 2):
@@ -155,6 +156,6 @@ def config_lines(plan: Plan) -> list[str]:
     """Overrides that make a run take the plan."""
     return [
         f"engine.zero_stage={plan.stage}",
-        f"engine.activation_checkpointing={str(plan.checkpointing).lower()}",
+        f"engine.activation_checkpointing={plan.config.engine.activation_checkpointing}",
         f"train.micro_batch={plan.micro_batch}",
     ]

@@ -35,7 +35,7 @@ class Plan:
 
     @property
     def checkpointing(self) -> bool:
-        return self.config.engine.activation_checkpointing
+        return self.config.engine.activation_checkpointing == "blocks"
 
     @property
     def micro_batch(self) -> int:
@@ -77,7 +77,8 @@ class Problem:
 
 def with_layout(config: PretrainConfig, stage: int, checkpointing: bool, micro_batch: int) -> PretrainConfig:
     """A run's config with another layout, its losses the same."""
-    engine = config.engine.model_copy(update={"zero_stage": stage, "activation_checkpointing": checkpointing})
+    policy = "blocks" if checkpointing else "none"
+    engine = config.engine.model_copy(update={"zero_stage": stage, "activation_checkpointing": policy})
     train = config.train.model_copy(update={"micro_batch": micro_batch})
     return config.model_copy(update={"engine": engine, "train": train})
 

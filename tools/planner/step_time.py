@@ -109,8 +109,8 @@ def step_time(
     parts["optimizer"] = OPTIMIZER_BYTES * own / rates.memory
     engine = config.engine
     width, wire = 4 if layout.precision == "fp32" else 2, min(layout.wires)
-    sizes = (accumulation, engine.reduce_bucket_size, engine.prefetch_bucket_size)
-    talk = rounds_seconds(step_rounds(layout.stage, weights, width, wire, *sizes), cluster)
+    rounds = step_rounds(layout.stage, weights, width, wire, accumulation, *engine.buckets(weights))
+    talk = rounds_seconds(rounds, cluster)
     exposed = max(talk - OVERLAP * compute, EXPOSED * talk)
     return StepTime(parts, talk, exposed, tiles * layout.world, tiles * sum(flops.values()))
 
