@@ -100,8 +100,9 @@ def _worth(fitting: Sequence[Plan]) -> str:
     saved = (lower.moment.total - third.moment.total) / 1e9
     if gain > 0.01:
         return f"{question} Yes: {gain:.1%} faster than ZeRO-{lower.stage}, whose memory forces a slower layout."
+    speed = f"{-gain:.1%} faster" if gain < -0.01 else "as fast to 1 %"
     return (
-        f"{question} No: ZeRO-{lower.stage} fits at micro batch {lower.micro_batch} and is {-gain:.1%} faster; "
+        f"{question} No: ZeRO-{lower.stage} fits at micro batch {lower.micro_batch} and is {speed}; "
         f"ZeRO-3's best layout takes {abs(saved):.1f} GB {'less' if saved > 0 else 'more'} per GPU."
     )
 
