@@ -76,15 +76,13 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
 
 def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
     """A training step on one micro batch of tiles without content."""
-    arguments = [
-        one.to(_device())
-        for one in inputs(config, cast(MaskedAutoencoder, engine.module), BANDS, config.train.micro_batch)
-    ]
-    return lambda: void(engine.step(iter([engine(*arguments)[0].mean()])))
+    module = cast(MaskedAutoencoder, engine.module)
+    arguments = [one.to(_device()) for one in inputs(config, module, BANDS, config.train.micro_batch)]
 
+    def step() -> None:
+        engine.step(iter([engine(*arguments)[0].mean()]))
 
-def void(_: object) -> None:
-    """Nothing of a result."""
+    return step
 
 
 def _seconds(engine: ZeroEngine, parts: StepParts, config: PretrainConfig) -> dict[str, float]:
