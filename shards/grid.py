@@ -1,0 +1,42 @@
+"""Where the pixels of a raster lie on the ground."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pixel grid of a raster.
+
+    Attributes:
+        height, width: in pixels.
+        crs: coordinate reference system as text (``"EPSG:32633"``), or None.
+        transform: the six affine coefficients from (column, row) to CRS units, as rasterio has them, or None where
+            the raster has no georeference.
+    """
+
+    height: int
+    width: int
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def pixel_size(self) -> tuple[float, float] | None:
+        """Length of a step along a row and along a column, in CRS units."""
+        if self.transform is None:
+            return None
+        a, b, _, d, e, _ = self.transform
+        return float(np.hypot(a, d)), float(np.hypot(b, e))
+
+    def center(self) -> tuple[float, float] | None:
+        """(x, y) of the center in CRS units."""
+        if self.transform is None:
+            return None
+        a, b, c, d, e, f = self.transform
+        column, row = self.width / 2, self.height / 2
+        return a * column + b * row + c, d * column + e * row + f
