@@ -19,7 +19,17 @@ import numpy as np
 from shards import table
 from shards.atomic import TEMPORARY
 from shards.codec import build_codec, is_foreign
-from shards.compare import Findings, Plan, Sources, bundle_jobs, check_rejected, compare, compare_bundle, label_path
+from shards.compare import (
+    Findings,
+    Plan,
+    Sources,
+    bundle_jobs,
+    check_rejected,
+    compare,
+    compare_bundle,
+    label_path,
+    source_sensor,
+)
 from shards.errors import ShardError, SourceError
 from shards.geotiff import read_mask
 from shards.listing import RECORD, PackRecord, read_list, read_record
@@ -33,6 +43,7 @@ from shards.manifest import (
     content_hash,
     read_json,
     read_manifest,
+    sensor_of,
     to_json,
 )
 from shards.merge import shard_name
@@ -63,7 +74,7 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
         print(f"problem: {error}", file=sys.stderr)
         print(f"{folder}: 1 problem: nothing else can be told without the manifest")
         return 1
-    plan, found = Plan(folder, manifest, sources, sample), Findings()
+    plan, found = Plan(folder, manifest, source_sensor(folder, manifest), sources, sample), Findings()
     indexes = _read_indexes(plan, found)
     found.problems += _check_dataset(plan, indexes)
     bundles = _check_history(plan, indexes, found)
@@ -126,7 +137,9 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
         yield f"{path}: does not repeat the shards' indexes; run `python -m shards merge {folder}`"
     if (folder / MANIFEST).read_bytes() != to_json(manifest).encode():
         yield f"{folder / MANIFEST}: not the bytes that were written"
-    if manifest.content_hash != content_hash(manifest.shards, manifest.codec, manifest.sensor):
+    sensor = sensor_of(manifest)
+    names = (sensor.name, sensor.identity_by_bands)  # older ones name own band tables by their file alone
+    if manifest.content_hash not in [content_hash(manifest.shards, manifest.codec, name) for name in names]:
         yield f"{folder / MANIFEST}: its content hash is not that of its shards"
     sums = BandSums.empty(plan.shape[0])
     for index in indexes:

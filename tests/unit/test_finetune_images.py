@@ -5,9 +5,10 @@ import pytest
 import torch
 from support.small_encoder import small_description
 
-from finetune.images import ImageInput, check_same_bands, response_matrix
+from finetune.images import ImageInput, check_same_bands
 from pretrain.models import Normaliser
 from shards.errors import ConfigError
+from shards.resampling import response_matrix
 from shards.sensors import NODATA, get_sensor, sensor_names
 
 ENMAP, DESIS = get_sensor("enmap"), get_sensor("desis")
