@@ -4,6 +4,7 @@
 >>> encoder = spectralforge.load_encoder("runs/demo")  # a file, a folder, a run or a URL
 >>> tiles = spectralforge.open_dataset("demo/shards-demo")  # a torch Dataset of int16 tiles
 >>> features = encoder.encode(tiles[0], tiles.wavelength_nm)  # float32 (1, D)
+>>> theirs = spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder)  # of another sensor, for encode
 
 Loading and encoding need torch, numpy and safetensors; shards need the whole installation.
 """
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.models.pretrained import PretrainedEncoder
 from pretrain.models.pretrained import load_pretrained as load_encoder
+from pretrain.models.resample import resample
 
 if TYPE_CHECKING:
     from pretrain.tile_tensors import open_dataset as open_dataset
 
 from_pretrained = load_encoder
 
-__all__ = ["PretrainedEncoder", "from_pretrained", "load_encoder", "open_dataset"]
+__all__ = ["PretrainedEncoder", "from_pretrained", "load_encoder", "open_dataset", "resample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models import EncoderDescription, Normaliser
+from pretrain.models.resample import apply_responses
 from shards.errors import ConfigError
 from shards.sensors import MATCH_TOLERANCE_NM, NODATA, Sensor
 
@@ -24,7 +25,6 @@ class ImageInput(nn.Module):
     """
 
     response: Tensor | None
-    covered: Tensor | None
 
     def __init__(
         self, mu: Sequence[float], sigma: Sequence[float], clip: float | None, response: np.ndarray | None = None
@@ -34,16 +34,13 @@ class ImageInput(nn.Module):
         matrix = None if response is None else torch.from_numpy(response.astype(np.float32))
         self.bands = len(mu) if response is None else response.shape[1]
         self.register_buffer("response", matrix, persistent=False)
-        self.register_buffer("covered", None if matrix is None else matrix.sum(1) > 0, persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Digital numbers (B, bands, H, W), int16 or float32, to normalised float32; what is missing becomes 0."""
-        if self.response is None or self.covered is None:
+        if self.response is None:
             return self.normalise(tiles)
-        missing = (tiles == NODATA).any(1, keepdim=True)
-        values = torch.einsum("ob,nbhw->nohw", self.response, tiles.float())
-        absent = missing | ~self.covered.view(1, -1, 1, 1)
-        return self.normalise(values.masked_fill(absent, float(NODATA)))
+        mixed, missing = apply_responses(tiles, self.response)
+        return self.normalise(mixed.masked_fill(missing, float(NODATA)))
 
 
 def check_same_bands(description: EncoderDescription, sensor: Sensor) -> None:

@@ -6,12 +6,11 @@ import numpy as np
 
 from shards.spectrum import gaps
 
+Values = Sequence[float] | np.ndarray
 SIGMA_OF_FWHM = 1 / (2 * np.sqrt(2 * np.log(2)))
 
 
-def response_matrix(
-    wanted_nm: Sequence[float], wanted_fwhm: Sequence[float], bands_nm: Sequence[float], bands_fwhm: Sequence[float]
-) -> np.ndarray:
+def response_matrix(wanted_nm: Values, wanted_fwhm: Values, bands_nm: Values, bands_fwhm: Values) -> np.ndarray:
     """Weights (wanted, bands) that resample spectra by Gaussian spectral responses; each row adds up to 1.
 
     A wanted band is the mean of the given ones under its own Gaussian, less what their widths blur already

@@ -48,8 +48,8 @@ def too_few_bands(name: str, bands: int) -> str:
     """Why an encoder doesn't take so few bands, and which one does."""
     plain = "resnet50" if name == "spec_resnet50" else " or ".join(PLAIN_VITS)
     return (
-        f"{name} takes {fewest_bands(name)} bands or more, not {bands}: its published spectral adapter leaves nothing of "
-        f"a shorter spectrum; take {plain}, which have none and take any number"
+        f"{name} takes {fewest_bands(name)} bands or more, not {bands}: its published spectral adapter leaves nothing "
+        f"of a shorter spectrum; take {plain}, without an adapter and for any number of bands"
     )
 
 
