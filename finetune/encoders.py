@@ -85,8 +85,8 @@ class EncoderFile:
             fewest = fewest_bands(known.architecture)
             if sensor.num_bands < fewest:
                 raise ConfigError(
-                    f"key 'data.bands': native, but {known.architecture} takes {fewest} bands or more, and {sensor.name} "
-                    f"has {sensor.num_bands}: use resample"
+                    f"key 'data.bands': native, but {known.architecture} takes {fewest} bands or more, and "
+                    f"{sensor.name} has {sensor.num_bands}: use resample"
                 )
         else:
             matrix = response_matrix(known.wavelength_nm, known.fwhm_nm, sensor.wavelength_nm, sensor.fwhm_nm)

@@ -111,14 +111,14 @@ def _nanometers(cells: dict[str, str], quantity: str, delimiter: str, row: str) 
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{row}: {column} is {text!r}: give a number above 0")
+        raise ConfigError(f"{row}: {column} is {text[:40]!r}: give a number above 0")
     return round(value * NM_OF_UNIT[column[-2:]], 9)  # 0.4182 um is 418.2 nm, not 418.19999999999999
 
 
 def _flag(text: str, row: str) -> bool:
     flag = text.lower().removesuffix(".0").removesuffix(",0")
     if flag not in YES | NO:
-        raise ConfigError(f"{row}: kept is {text!r}: give 1 for bands that tiles have, 0 for those left out")
+        raise ConfigError(f"{row}: kept is {text[:40]!r}: give 1 for bands that tiles have, 0 for those left out")
     return flag in YES
 
 

@@ -99,7 +99,7 @@ def band_centers(wavelengths_nm: Any, what: str = "wavelengths_nm") -> np.ndarra
         WeightsError: not a finite number above 0 for each band, or one center twice.
     """
     centers = to_nanometers(band_numbers(wavelengths_nm, what))
-    values, first, counts = np.unique(centers, return_index=True, return_counts=True)
+    values, counts = np.unique(centers, return_counts=True)
     if counts.max(initial=1) > 1:
         center = values[counts.argmax()]
         one, other = np.flatnonzero(centers == center)[:2]
@@ -211,7 +211,7 @@ def scale_of(ranges: Iterable[ValueRange | None]) -> float:
         return SCALE
     if max(-low, high) <= SMALLEST_PEAK:
         raise WeightsError(
-            f"images with values from {low:.3g} to {high:.3g}: neither reflectance x 10000 nor reflectance from 0 to 1; "
-            "divide percent by 100, undo a normalization"
+            f"images with values from {low:.3g} to {high:.3g}: neither reflectance x 10000 nor reflectance from 0 to "
+            "1: multiply percent by 100, undo a normalization"
         )
     return 1.0
