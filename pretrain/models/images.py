@@ -43,6 +43,7 @@ WIDER_TENSORS = {
     torch.int8: torch.int16,
     torch.uint16: torch.int32,
     torch.uint32: torch.int64,
+    torch.uint64: torch.int64,
 }
 
 
@@ -155,8 +156,11 @@ class ValueRange:
     whole: bool
 
 
-def value_range(values: Tensor) -> ValueRange | None:
+def value_range(values: Tensor, scale: float = 1.0) -> ValueRange | None:
     """The range of a tensor of `to_tensor`, None where all is missing.
+
+    Args:
+        scale: that makes digital numbers of the values.
 
     Raises:
         WeightsError: values that can only mark missing pixels, or that are no reflectance in any scale.
@@ -171,29 +175,29 @@ def value_range(values: Tensor) -> ValueRange | None:
     low, high = float(lowest.min()), float(highest.max())
     if low > high:
         return None
-    _check_marks(values, lowest, highest)
+    _check_marks(values, lowest, highest, scale)
     if max(-low, high) > LARGEST:
-        worst = low if -low > high else high
-        raise WeightsError(f"images with the value {worst:g}: no reflectance x 10000; {_ADVICE.format('that value')}")
+        raise WeightsError(_no_reflectance(low if -low > high else high, ""))
     whole = not values.is_floating_point() or bool(((values == values.round()) | missing).all())
     return ValueRange(low, high, whole)
 
 
-_ADVICE = "where it marks missing pixels, give NaN, -32768 or a masked array there ({})"
-
-
-def _check_marks(values: Tensor, lowest: Tensor, highest: Tensor) -> None:
+def _check_marks(values: Tensor, lowest: Tensor, highest: Tensor, scale: float) -> None:
     """Refuse unnamed marks of missing pixels. ``lowest``, ``highest``: over the bands of each pixel."""
-    marks = (lowest == highest) & ((lowest < LIKELY[0]) | (lowest > LIKELY[1])) & (values.shape[1] > 2)
+    unlikely = (lowest * scale < LIKELY[0]) | (highest * scale > LIKELY[1])
+    marks = (lowest == highest) & unlikely & (values.shape[1] > 2)
     if bool(marks.any()):
-        mark, what = float(lowest[marks][0]), "in all bands of a pixel"
-    elif bool((values == USUAL_MARK).any()):
-        mark, what = float(USUAL_MARK), "in some bands"
-    else:
-        return
-    raise WeightsError(
-        f"images with the value {mark:g} {what}: no reflectance; "
-        + _ADVICE.format(f"numpy.ma.masked_equal(images, {mark:g})")
+        raise WeightsError(_no_reflectance(float(lowest[marks][0]), " in all bands of a pixel"))
+    if bool((values == USUAL_MARK / scale).any()):
+        raise WeightsError(_no_reflectance(USUAL_MARK / scale, " in some bands"))
+
+
+def _no_reflectance(value: float, where: str) -> str:
+    exact = value.is_integer() and abs(value) < LARGEST
+    how = f"numpy.ma.masked_{'equal' if exact else 'values'}(images, {value:.7g})"
+    return (
+        f"images with the value {value:.7g}{where}: no reflectance; where it marks missing pixels, give NaN, -32768 or "
+        f"a masked array there ({how})"
     )
 
 
@@ -209,6 +213,8 @@ def scale_of(ranges: Iterable[ValueRange | None]) -> float:
     low, high = min(one.low for one in known), max(one.high for one in known)
     if REFLECTANCE[0] <= low and high <= REFLECTANCE[1]:
         return SCALE
+    if low == NODATA / SCALE or low == float(np.float32(NODATA / SCALE)):
+        raise WeightsError(_no_reflectance(NODATA / SCALE, f" ({NODATA} / {SCALE:g})"))
     if max(-low, high) <= SMALLEST_PEAK:
         raise WeightsError(
             f"images with values from {low:.3g} to {high:.3g}: neither reflectance x 10000 nor reflectance from 0 to "

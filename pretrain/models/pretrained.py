@@ -131,6 +131,7 @@ class PretrainedEncoder(nn.Module):
         if scale is None:
             scale = scale_of([self._range(batch, values)])
         if scale != 1:
+            value_range(values, scale)
             values = torch.where(values == NODATA, values, values * scale)
         return self.normalise(values.float() if values.is_floating_point() else values)
 

@@ -54,7 +54,8 @@ def resample(cube: Any, wavelengths_nm: Any, fwhm_nm: Any = None, *, to: Any) ->
     matrix = _responses(target, *_bands(wavelengths_nm, fwhm_nm))
     check_bands(batch, matrix.shape[1], f"{matrix.shape[1]} wavelengths were given; give one for each band")
     values = to_tensor(batch)
-    scale = scale_of([value_range(values)]) if values.numel() else 1.0
+    scale = scale_of([value_range(values)])
+    value_range(values, scale)
     mixed, missing = apply_responses(values, torch.from_numpy(matrix).to(values.device), scale)
     result = mixed.masked_fill(missing, torch.nan)
     if np.ndim(cube) == 3:
