@@ -106,7 +106,7 @@ class Sensor:
             if not kept or len(kept) != len(widths) or not all(0 <= band < len(product) for band in kept):
                 raise ValueError(f"{len(kept)} bands kept of {len(product)}, {len(widths)} widths")
             centers = tuple(product[band] for band in kept)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"a stored band table is damaged ({error!r}); pack or index the tiles again") from None
         return cls(name, centers, widths, product, kept, scale, rgb_positions(centers))
 

@@ -26,6 +26,8 @@ from pretrain.models.vit import ViTEncoder
 from shards.band_match import match_bands
 from shards.sensors import MATCH_TOLERANCE_NM, NODATA
 
+RESAMPLE = "resample the spectra to its bands, spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder)"
+
 
 class PretrainedEncoder(nn.Module):
     """An encoder with its description and normalisation.
@@ -103,11 +105,18 @@ class PretrainedEncoder(nn.Module):
     def _read(self, images: Any, wavelengths_nm: Any) -> tuple[Images, list[int] | None]:
         """Images as they come, checked but for their values, and the positions of the encoder's bands (None: all)."""
         batch, bands = to_batch(images), None
+        count = self.description.bands
         if wavelengths_nm is not None:
+            if len(self.wavelength_nm) != count:
+                raise WeightsError(
+                    f"the encoder's file doesn't say which {count} bands it takes: give images of just them without "
+                    "wavelengths_nm, or name its sensor, python -m tools.convert FILE encoder.safetensors --sensor NAME"
+                )
             centers = band_centers(wavelengths_nm)
             check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one for each band")
             bands = self._bands_of(centers, len(centers))
-        count = self.description.bands
+            if len(centers) < count:  # one is near to two of the encoder's
+                raise WeightsError(f"images of {len(centers)} bands: this encoder takes {count}; {RESAMPLE}")
         if bands is None:
             check_bands(batch, count, f"this encoder takes {count}; name theirs with wavelengths_nm")
         self._check_size(batch)
@@ -159,8 +168,7 @@ class PretrainedEncoder(nn.Module):
         if len(missing):
             raise WeightsError(
                 f"no band within {MATCH_TOLERANCE_NM:g} nm of {wanted[missing[0]]:g} nm "
-                f"({len(missing)} of {len(wanted)} missing): resample the spectra to the encoder's bands, "
-                "spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder)"
+                f"({len(missing)} of {len(wanted)} missing): {RESAMPLE}"
             )
         return positions.tolist()
 

@@ -236,6 +236,21 @@ def test_bands_closer_than_the_tolerance_are_told_apart():
     assert torch.equal(encoder.encode(tiles, np.array(centers) + 0.2), encoder.encode(tiles))
 
 
+def test_wavelengths_need_an_encoder_that_knows_its_own(encoder):
+    unknown = PretrainedEncoder(small_encoder(), small_description(wavelength_nm=[], fwhm_nm=[], bands=BANDS))
+    assert torch.equal(unknown.encode(_tiles()), encoder.encode(_tiles()))
+    with pytest.raises(WeightsError, match=f"doesn't say which {BANDS} bands it takes"):
+        unknown.encode(_tiles(), encoder.wavelength_nm)
+
+
+def test_one_band_does_not_stand_for_two():
+    centers = [400.0 + 6.5 * band for band in range(BANDS)]
+    centers[41] = centers[40] + 0.16
+    encoder = PretrainedEncoder(small_encoder(), small_description(wavelength_nm=centers))
+    with pytest.raises(WeightsError, match="images of 79 bands: this encoder takes 80; resample"):
+        encoder.encode(np.delete(_tiles(), 41, axis=1), np.delete(centers, 41))
+
+
 def test_gradients_pass_through_missing_pixels_and_reflectance(encoder):
     values = torch.from_numpy(_tiles() / 1e4)
     values[0, 0, 0, 0] = torch.nan

@@ -1,6 +1,8 @@
 """Band tables as spreadsheets write them: read right, or refused in a line that says what to change."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.band_table import BandTable, parse_band_table, read_band_table
 from shards.errors import ConfigError
@@ -84,3 +86,23 @@ def test_a_table_that_changed_is_read_again(tmp_path):
     before = get_sensor(str(path))
     path.write_text("wavelength_nm,fwhm_nm\n500,10\n")
     assert (before.wavelength_nm, get_sensor(str(path)).wavelength_nm) == ((400.0,), (500.0,))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(TEXTS.values())), st.data())
+def test_a_damaged_table_is_read_or_refused_in_one_line(text, data):
+    for _ in range(data.draw(st.integers(1, 4))):
+        begin = data.draw(st.integers(0, len(text)))
+        end = min(len(text), begin + data.draw(st.integers(0, 12)))
+        text = (
+            text[:begin]
+            + data.draw(st.text(alphabet='0123456789.,;\t\n\r"#-einfa\0\x1c\u00b5', max_size=8))
+            + text[end:]
+        )
+    try:
+        table = parse_band_table(text, "mine.csv")
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert len(table.wavelength_nm) == len(table.fwhm_nm) >= len(table.kept) > 0
+        assert 100 <= min(table.wavelength_nm) <= max(table.wavelength_nm) < 1e5
