@@ -113,24 +113,6 @@ def _date(file: Any) -> str:
     return ""
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Read a label tile: band 1, integer codes of any stored type, as int64 (height, width).
-
-    Raises:
-        TileError: unreadable, or values that are no whole numbers.
-    """
-    try:
-        with rasterio.Env(**GDAL_OPTIONS), open_geotiff(path) as file:
-            stored = file.read(1)
-    except (RasterioError, OSError, ValueError) as error:
-        raise TileError(f"{path}: not a readable label GeoTIFF ({_first_line(error)})") from None
-    if stored.dtype.kind == "f":
-        stored = np.where(np.isnan(stored), -1, stored)
-        if not np.all(np.isfinite(stored) & (stored == np.rint(stored))):
-            raise TileError(f"{path}: label codes must be whole numbers")
-    return stored.astype(np.int64)
-
-
 def tile_size(path: Path) -> int | None:
     """Height of a square tile from the header alone, in pixels; None where it can't be read or isn't square."""
     try:

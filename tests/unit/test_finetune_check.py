@@ -45,7 +45,7 @@ def test_what_is_wrong_is_named_and_ends_with_1(download, capsys):
     code, out = _check(download, capsys)
     assert code == 1
     assert f"error: {first}: no label tile for this image" in out
-    assert "labels of (8, 8) px, image of (16, 16)" in out
+    assert f"error: {second}: labels of another place: their center is" in out
     assert "NOT GOOD" in out
 
 
