@@ -21,14 +21,15 @@ class LabelledDataConfig(ConfigModel):
     """Where labelled tiles are: a download's folder, two folders, or shards packed with ``--labels``.
 
     ``root``: of a download; the task's layout says where its files are. ``images`` and ``labels``: folders with tiles
-    of the same relative names; ``labels`` can be one file for all, too: polygons, whose class is in ``label_field`` (and
-    ``label_layer`` where there are several), or a raster. ``align``: ``nearest`` brings labels of another grid to the
-    images', null refuses them. ``splits``: folder of train.txt, val.txt and test.txt in the published format (or the
-    tables of a regression); null splits 60/20/20 by location. ``group``: draw the splits anew, in the same sizes, so
-    that no location, or no scene, is in two of them; tiles that name no scene stay together by location. ``bands``: ``same`` as the encoder's or an error; ``native``, as
-    the tiles have them; ``resample`` to the encoder's. ``statistics``: folder with mu.npy and sigma.npy of the tiles;
-    null takes the encoder's for the encoder's bands, else the training tiles' own. ``pretraining``: shards whose
-    scenes are looked for among the test tiles. ``memory_gb``: images are kept in memory up to this size.
+    of the same relative names; ``labels`` can also be one file for all: a raster, or polygons, whose class is in
+    ``label_field`` (of ``label_layer`` where there are several). ``align``: ``nearest`` brings labels of another grid
+    to the images', null refuses them. ``splits``: folder of train.txt, val.txt and test.txt in the published format
+    (or the tables of a regression); null splits 60/20/20 by location. ``group``: draw the splits anew, in the same
+    sizes, so that no location, or no scene, is in two of them; a tile that names no scene goes with its location.
+    ``bands``: ``same`` as the encoder's or an error; ``native``, as the tiles have them; ``resample`` to the
+    encoder's. ``statistics``: folder with mu.npy and sigma.npy of the tiles; null takes the encoder's for the
+    encoder's bands, else the training tiles' own. ``pretraining``: shards whose scenes are looked for among the test
+    tiles. ``memory_gb``: images are kept in memory up to this size.
     """
 
     root: str | None = None

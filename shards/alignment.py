@@ -173,7 +173,7 @@ def _apply(transform: tuple[float, ...], points: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _same_crs(one: str | None, two: str | None) -> bool:
-    """Whether coordinates mean the same, by the objects and not their texts; an unknown CRS is taken to be the other's."""
+    """Whether coordinates mean the same, by the objects and not their texts; an unknown CRS is taken as the other."""
     if one is None or two is None or one == two:
         return True
     return CRS.from_user_input(one) == CRS.from_user_input(two)

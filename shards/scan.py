@@ -15,6 +15,7 @@ from shards.codec import PRESETS
 from shards.config import ConfigModel
 from shards.errors import ShardError, SourceError, TileError
 from shards.geotiff import read_tile, tile_size
+from shards.labels import Labels
 from shards.listing import (
     RECORD,
     Generation,
@@ -26,7 +27,6 @@ from shards.listing import (
     write_list,
     write_record,
 )
-from shards.labels import Labels
 from shards.lock import held
 from shards.manifest import FORMAT, MANIFEST, read_manifest
 from shards.pairs import find_labelled

@@ -88,11 +88,11 @@ def open_layer(path: Path, field: str | None, layer: str | None = None) -> Layer
     _check_field(path, field, [str(one) for one in info["fields"]])
     if info["crs"] is None:
         raise SourceError(f"{path}: no coordinate reference system: a shapefile has it in the .prj file beside it")
-    bounds = info["total_bounds"]
-    if bounds is None or not np.isfinite(bounds).all():
+    left, bottom, right, top = info["total_bounds"] or (np.nan,) * 4
+    if not np.isfinite([left, bottom, right, top]).all():
         raise SourceError(f"{path}: no polygons in it")
     whole = info["driver"] in ("GeoJSON", "GeoJSONSeq", "KML", "GML", "TopoJSON")
-    return Layer(path, layer or layers[0], str(field), info["crs"], tuple(map(float, bounds)), whole)
+    return Layer(path, layer or layers[0], str(field), info["crs"], (left, bottom, right, top), whole)
 
 
 def _check_field(path: Path, field: str | None, fields: list[str]) -> None:
