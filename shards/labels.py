@@ -7,17 +7,17 @@ of them accepts is what the others see.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from shards.alignment import Mismatch, covering_window, find_turn, resample
 from shards.errors import TileError
-from shards.geotiff import GDAL_OPTIONS, open_geotiff
 from shards.grid import Grid
+from shards.raster import Raster, open_raster
 from shards.sensors import NODATA
 
 Align = Literal["nearest"]
@@ -93,80 +93,68 @@ def read_label(path: Path, grid: Grid | None = None, align: Align | None = None)
     Raises:
         TileError: unreadable, several bands, no whole numbers, or not the image's pixels; one line.
     """
-    try:
-        with rasterio.Env(**GDAL_OPTIONS), open_geotiff(path) as file:
-            return _read(file, grid, align)
-    except TileError as error:
-        raise TileError(f"{path}: {error}") from None
-    except (RasterioError, OSError, ValueError) as error:
-        raise TileError(f"{path}: not a readable label raster ({str(error).splitlines()[0]})") from None
+    with open_raster(path) as raster:
+        try:
+            return _read(raster, grid, align)
+        except TileError as error:
+            told = str(error)
+            raise TileError(told if told.startswith(raster.name) else f"{raster.name}: {told}") from None
+        except (RasterioError, OSError) as error:
+            raise TileError(f"{raster.name}: not a readable raster ({str(error).splitlines()[0]})") from None
 
 
 def read_grid(path: Path) -> Grid:
     """The pixel grid of an image, from its header; raises TileError where it can't be read."""
-    try:
-        with rasterio.Env(**GDAL_OPTIONS), open_geotiff(path) as file:
-            return _grid(file)
-    except (RasterioError, OSError) as error:
-        raise TileError(f"{path}: not a readable raster ({str(error).splitlines()[0]})") from None
+    with open_raster(path) as raster:
+        return raster.grid
 
 
 def declared_nodata(path: Path) -> int | None:
     """The nodata value of a label raster where it is a whole number, which could be a class as well."""
-    try:
-        with rasterio.Env(**GDAL_OPTIONS), open_geotiff(path) as file:
-            value = file.nodata
-    except (RasterioError, OSError):
-        return None
+    with open_raster(path) as raster:
+        value = raster.file.nodata
     return int(value) if value is not None and np.isfinite(value) and value == int(value) else None
-
-
-def _grid(file: Any) -> Grid:
-    return make_grid(file.shape, file.crs.to_string() if file.crs else None, tuple(file.transform)[:6])
 
 
 def make_grid(shape: tuple[int, ...], crs: str | None, transform: tuple[float, ...]) -> Grid:
     """The grid of a tile (..., height, width) with what is stored of its place: the identity is none."""
-    placed = crs is not None or tuple(transform) != PIXELS
-    return Grid(shape[-2], shape[-1], crs, tuple(transform) if placed else None)
+    return Grid(shape[-2], shape[-1], crs, None if tuple(transform) == PIXELS else tuple(transform))
 
 
-def _read(file: Any, grid: Grid | None, align: Align | None) -> np.ndarray:
-    _check_bands(file)
+def _read(raster: Raster, grid: Grid | None, align: Align | None) -> np.ndarray:
+    _check_bands(raster)
     if grid is None:
-        return _codes(file, None)
-    own = _grid(file)
+        return _codes(raster)
+    own = raster.grid
     try:
-        return np.ascontiguousarray(find_turn(own, grid).apply(_codes(file, None)))
+        return np.ascontiguousarray(find_turn(own, grid).apply(_codes(raster)))
     except Mismatch as mismatch:
         if align is None or not mismatch.covers:
             raise
-    window = covering_window(own, grid)
-    return resample(_codes(file, window), own, grid, (window[0][0], window[1][0]))
+    window = Window.from_slices(*covering_window(own, grid))
+    return resample(_codes(raster, window), own, grid, (window.row_off, window.col_off))
 
 
-def _check_bands(file: Any) -> None:
-    colors = list(file.colorinterp)
-    count = len(colors) - (len(colors) > 1 and colors[-1] == ColorInterp.alpha)
-    if count == 1:
-        return
-    if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= set(colors):
+def _check_bands(raster: Raster) -> None:
+    count = len(raster.bands)
+    if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= set(raster.file.colorinterp):
         raise TileError(f"{count} bands of color, a picture of classes: give one band of class codes")
-    raise TileError(f"{count} bands, one a class (one-hot)?: give one band of class codes")
+    if count != 1:
+        raise TileError(f"{count} bands, one for each class (one-hot)?: give one band of class codes")
 
 
-def _codes(file: Any, window: Any) -> np.ndarray:
-    stored = file.read(1, window=window)
-    missing = np.zeros(stored.shape, bool)
-    if MaskFlags.all_valid not in file.mask_flag_enums[0]:
-        missing = file.read_masks(1, window=window) == 0
+def _codes(raster: Raster, window: Window | None = None) -> np.ndarray:
+    """Codes as stored, int64, with `NODATA` where there is no label."""
+    stored = raster.file.read(1, window=window)
+    valid = raster.valid(window)
+    missing = np.zeros(stored.shape, bool) if valid is None else ~valid
     if stored.dtype.kind == "f":
-        missing |= np.isnan(stored) | (np.isfinite(stored) & (np.abs(stored) >= LARGEST_FLOAT))
-        wrong = ~missing & ((np.abs(stored) >= 2**63) | (stored != np.rint(stored)))
+        missing |= np.isfinite(stored) & (np.abs(stored) >= LARGEST_FLOAT)
+        wrong = ~missing & ((np.abs(stored) >= 2.0**63) | (stored != np.rint(stored)))
     elif stored.dtype == np.uint64:
         wrong = ~missing & (stored >= np.uint64(2**63))
     elif stored.dtype.kind in "iu":
-        wrong = np.zeros(0, bool)
+        wrong = np.zeros((), bool)
     else:
         raise TileError(f"dtype {stored.dtype}: class codes are whole numbers")
     if wrong.any():
