@@ -23,7 +23,7 @@ from shards.sensors import NODATA
 TOLERANCE_PX = 0.05
 """Grids whose pixels are closer than this are the same: rounded coordinates, WGS 84 instead of ETRS89."""
 
-EARTH_RADIUS_KM = 6371.0
+EARTH_RADIUS_M = 6_371_000.0
 
 
 class Mismatch(TileError):
@@ -189,7 +189,8 @@ def _distance(label: Grid, image: Grid) -> str:
     places = [transform_points(name, "EPSG:4326", [x], [y]) for name, (x, y) in zip(crs, (one, two), strict=True)]
     (lon, lat), (lon2, lat2) = (np.radians([place[0][0], place[1][0]]) for place in places)
     half = math.sin((lat2 - lat) / 2) ** 2 + math.cos(lat) * math.cos(lat2) * math.sin((lon2 - lon) / 2) ** 2
-    return f"{2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(half, 1.0))):.4g} km"
+    meters = 2 * EARTH_RADIUS_M * math.asin(math.sqrt(min(half, 1.0)))
+    return f"{meters / 1000:.4g} km" if meters >= 1000 else f"{meters:.0f} m"
 
 
 def _size(grid: Grid) -> str:
