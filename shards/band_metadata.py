@@ -1,15 +1,16 @@
 """What a raster says of its bands in text: center wavelengths, widths, and which bands are bad.
 
 The same facts stand in different places, by the program that wrote the file: tags of each band (EnMAP-Box, GDAL's
-ENVI driver, GDAL's IMAGERY domain), lists among the tags of the file (ENVI headers), band descriptions. All of them
-are read, in any domain. Places that contradict each other are an error: the order of bands is never assumed where any
-text tells another.
+ENVI driver, GDAL's IMAGERY domain), lists or numbered tags of the file (ENVI headers, of which one may also lie beside
+a GeoTIFF), band descriptions. All of them are read, in any domain. Places that contradict each other are an error: the
+order of bands is never assumed where any text tells another.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shards.errors import TileError
@@ -38,6 +39,9 @@ TOLERANCE_NM = 1.0
 
 STRUCTURAL = {"IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "COLOR_PROFILE", "RPC", "GEOLOCATION"}
 """GDAL's domains that say nothing of wavelengths."""
+
+MOST_HEADER = 4 << 20
+"""Characters of an ENVI header that are read: a few thousand bands take a tenth of it."""
 
 _CENTER = re.compile(
     r"(band_|spectral_)?(cent(ral|er|re)_)?wavelengths?(_?(?P<unit>nm|um))?|(band_)?cent(er|re)s?_(nm|um)"
@@ -80,19 +84,22 @@ class _Place:
     unit: str = ""
 
 
-def read_band_metadata(file: Any, bands: Sequence[int]) -> BandMetadata:
+def read_band_metadata(file: Any, bands: Sequence[int], header: Path | None = None) -> BandMetadata:
     """Read what an open rasterio dataset says of these bands (numbers from 1).
+
+    Args:
+        header: an ENVI header that lies beside a file of another format.
 
     Raises:
         TileError: a wavelength or bad-band list that can't be understood, or two places that contradict each other.
     """
-    places = list(_places(file, bands))
+    places = list(_places(file, bands, {} if header is None else _read_header(header)))
     told = [(place.name, _lengths(place.centers, place)) for place in places if any(place.centers)]
     centers = _agreed(told, bands)
     widths = next((_lengths(place.widths, place) for place in places if all(place.widths)), None)
     fwhm = None if widths is None else tuple(one[0] for one in widths if one)
     good = [True] * len(bands)
-    for place in places:
+    for place in (place for place in places if any(place.bad)):
         good = [was and _is_good(text, place.name) for was, text in zip(good, place.bad, strict=True)]
     return BandMetadata(centers, fwhm, tuple(good))
 
@@ -100,23 +107,31 @@ def read_band_metadata(file: Any, bands: Sequence[int]) -> BandMetadata:
 # ---- where texts stand ----
 
 
-def _places(file: Any, bands: Sequence[int]) -> Iterator[_Place]:
+def _places(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Iterator[_Place]:
     """All places that can tell something, the most exact ones first."""
     names = {name for name in file.tag_namespaces() if name not in STRUCTURAL and not name.startswith("xml:")}
     domains = {name: _lower(file.tags(ns=name) if name else file.tags()) for name in ("", *sorted(names))}
+    if header:
+        domains["of the header beside it"] = _lower(header)
     unit = next((text for tags in domains.values() if (text := _find(tags, _UNIT))), "")
     inner = sorted({name for band in bands for name in file.tag_namespaces(band)} - STRUCTURAL)
     for name in ("", *inner):  # IMAGERY rounds to whole nanometers: after the band's own tags
-        tags = [_lower(file.tags(band, ns=name) if name else file.tags(band)) for band in bands]
-        if any(tags):
+        stored = [file.tags(band, ns=name) if name else file.tags(band) for band in bands]
+        if any(stored):  # most tiles have none, and there are millions of them
+            tags = [_lower(one) for one in stored]
             own = next((text for one in tags if (text := _find(one, _UNIT))), unit)
             centers, widths, bad = ([_find(one, pattern) for one in tags] for pattern in (_CENTER, _WIDTH, _BAD))
             yield _Place(f"the band tags{name and f' of domain {name}'}", centers, widths, bad, own)
+    nothing: Texts = [None] * len(bands)
     for name, one in domains.items():
         centers, widths, bad = (_listed(one, pattern, file.count, bands) for pattern in (_CENTER, _WIDTH, _BAD))
         yield _Place(f"the lists among the file's tags{name and f' of domain {name}'}", centers, widths, bad, unit)
-    nothing: Texts = [None] * len(bands)
-    yield _Place("the band descriptions", _described([file.descriptions[band - 1] for band in bands]), nothing, nothing)
+        if any(key[-1:].isdigit() for key in one):
+            numbered = _described([_find_numbered(one, band) for band in bands])
+            yield _Place(f"the numbered tags{name and f' of domain {name}'}", numbered, nothing, nothing, unit)
+    if any(file.descriptions):
+        described = _described([file.descriptions[band - 1] for band in bands])
+        yield _Place("the band descriptions", described, nothing, nothing)
 
 
 def _lower(tags: Mapping[str, str]) -> dict[str, str]:
@@ -138,6 +153,23 @@ def _listed(tags: Mapping[str, str], pattern: re.Pattern[str], count: int, bands
     found = _find(tags, pattern)
     entries = re.split(r"[,;\s]+", found.strip("{}[]() \n")) if found else []
     return [entries[band - 1] for band in bands] if len(entries) == count and count > 1 else [None] * len(bands)
+
+
+def _find_numbered(tags: Mapping[str, str], band: int) -> str | None:
+    """The text of ``wavelength_7`` or ``Band_7``."""
+    names = (f"wavelength_{band}", f"band_{band}")
+    return next((tags[name] for name in names if name in tags), None)
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    """The entries of an ENVI header; empty where the file is none."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        text = file.read(MOST_HEADER)
+    if not text.lstrip().startswith("ENVI"):
+        return {}
+    return {
+        match[1].strip(): match[2] for match in re.finditer(r"^([^=\n]+)=\s*(\{[^}]*\}|[^\n]*)", text, re.MULTILINE)
+    }
 
 
 def _described(descriptions: Sequence[str | None]) -> Texts:

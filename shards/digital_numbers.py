@@ -25,7 +25,7 @@ ADVICE = "store reflectance x 10000 as int16, with -32768 where nothing was meas
 
 def missing_pixels(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray | None:
     """bool (bands, height, width): where values are a band's nodata value or NaN; None where none are."""
-    known = {value for value in nodata if value is not None and not np.isnan(value)}
+    known = {value for value in set(nodata) if value is not None and not np.isnan(value)}
     missing = None
     if len(known) == 1 and None not in nodata:
         missing = stored == _as_stored(known.pop(), stored.dtype)
@@ -51,8 +51,8 @@ def _as_stored(value: float, dtype: np.dtype) -> float:
 def digital_numbers(
     stored: np.ndarray,
     missing: np.ndarray | None,
-    scales: Sequence[float],
-    offsets: Sequence[float],
+    scales: np.ndarray,
+    offsets: np.ndarray,
     bands: Sequence[int],
 ) -> np.ndarray:
     """Convert stored values, of which reflectance is ``stored * scale + offset``.
@@ -60,7 +60,7 @@ def digital_numbers(
     Args:
         stored: (bands, height, width), integers or floats.
         missing: bool, broadcast to the same; None for nothing.
-        scales, offsets: of each band.
+        scales, offsets: of each band, float64.
         bands: their numbers, for messages.
 
     Returns:
@@ -69,14 +69,14 @@ def digital_numbers(
     Raises:
         TileError: another type, or a value that doesn't come out as a whole number within int16.
     """
-    if not np.all(scales) or not np.isfinite([*scales, *offsets]).all():
+    if not scales.all() or not np.isfinite(scales + offsets).all():
         raise TileError("a scale of 0, or a scale or offset that is no number, among its tags: correct it or remove it")
-    plain = all(scale == UNSCALED for scale in scales) and not any(offsets)
+    plain = bool((scales == UNSCALED).all()) and not offsets.any()
     _check_type(stored.dtype, plain)
     if plain and stored.dtype == np.int16:
         values = stored
     else:
-        values = _converted(stored, missing, np.asarray(scales), np.asarray(offsets), plain, bands)
+        values = _converted(stored, missing, scales, offsets, plain, bands)
     if missing is not None:
         values = np.where(missing, np.int16(NODATA), values)
     return np.ascontiguousarray(values)

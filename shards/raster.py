@@ -69,7 +69,8 @@ def open_raster(
         TileError: missing, or no raster; the line names it.
     """
     name = str(location)
-    with rasterio.Env(**_options(name)):
+    options = _options(name)
+    with rasterio.Env(**options):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a tile without a georeference is a tile
@@ -77,7 +78,8 @@ def open_raster(
         except (RasterioError, OSError, ValueError) as error:
             raise TileError(f"{name}: not a readable raster ({_first_line(error)})") from None
         with file:
-            yield Raster(file, name, wavelength_nm, background)
+            header = _header_beside(name) if options is ACCOMPANIED and file.driver != "ENVI" else None
+            yield Raster(file, name, wavelength_nm, background, header)
 
 
 class Raster:
@@ -88,15 +90,21 @@ class Raster:
         name: for messages.
         wavelength_nm: band centers in file order, where something beside the file tells them; else the file does.
         background: value of "no measurement" where the file names none.
+        header: an ENVI header beside a file of another format.
 
     Attributes:
         bands: numbers of the bands that hold measurements, from 1: all but an alpha band.
     """
 
     def __init__(
-        self, file: Any, name: str, wavelength_nm: Sequence[float] | None = None, background: float | None = None
+        self,
+        file: Any,
+        name: str,
+        wavelength_nm: Sequence[float] | None = None,
+        background: float | None = None,
+        header: Path | None = None,
     ) -> None:
-        self.file, self.name, self.background = file, name, background
+        self.file, self.name, self.background, self._header = file, name, background, header
         self._told = None if wavelength_nm is None else tuple(float(center) for center in wavelength_nm)
         has_alpha = file.count > 1 and file.colorinterp[-1] == ColorInterp.alpha
         self.bands = list(range(1, file.count + (not has_alpha)))
@@ -105,7 +113,7 @@ class Raster:
     def metadata(self) -> BandMetadata:
         """What the file says of ``bands``; raises TileError where that can't be understood."""
         with self._errors():
-            return read_band_metadata(self.file, self.bands)
+            return read_band_metadata(self.file, self.bands, self._header)
 
     @property
     def wavelength_nm(self) -> tuple[float, ...] | None:
@@ -157,8 +165,8 @@ class Raster:
         with self._errors():
             return [self.bands[position] for position in sensor.select_bands(len(self.bands), wavelength_nm)]
 
-    def read(self, bands: Sequence[int], window: Window | None = None) -> np.ndarray:
-        """Read bands as digital numbers (reflectance x 10000).
+    def read(self, bands: Sequence[int] | None = None, window: Window | None = None) -> np.ndarray:
+        """Read bands, by default all of ``self.bands``, as digital numbers (reflectance x 10000).
 
         Returns:
             int16 (len(bands), height, width): `NODATA` where nothing was measured, by the file's nodata values, masks
@@ -167,14 +175,14 @@ class Raster:
         Raises:
             TileError: unreadable, or values that are no such numbers in int16.
         """
+        bands = self.bands if bands is None else bands
         with self._errors():
-            stored = self.file.read(None if list(bands) == list(self.file.indexes) else list(bands), window=window)
+            stored = self.file.read(list(bands), window=window)
             missing = self._missing(stored, bands, window)
             values = digital_numbers(stored, missing, *self._scaling(bands), bands)
-            good = dict(zip(self.bands, self.metadata.good, strict=True))
-            bad = [place for place, band in enumerate(bands) if not good[band]]
-            if bad:
-                values[bad] = NODATA
+            if not all(self.metadata.good):
+                good = dict(zip(self.bands, self.metadata.good, strict=True))
+                values[[place for place, band in enumerate(bands) if not good[band]]] = NODATA
             return values
 
     def valid(self, window: Window | None = None) -> np.ndarray | None:
@@ -184,15 +192,15 @@ class Raster:
         return None if missing is None else ~missing[0]
 
     def _missing(self, stored: np.ndarray, bands: Sequence[int], window: Window | None) -> np.ndarray | None:
-        missing = missing_pixels(stored, [self._nodata(band) for band in bands])
+        missing = missing_pixels(stored, self._nodata(bands))
         hidden = self._hidden(window)
         if hidden is None:
             return missing
         return np.broadcast_to(hidden, stored.shape) if missing is None else missing | hidden
 
-    def _nodata(self, band: int) -> float | None:
-        told = self.file.nodatavals[band - 1]
-        return self.background if told is None else told
+    def _nodata(self, bands: Sequence[int]) -> list[float | None]:
+        values = self.file.nodatavals
+        return [self.background if values[band - 1] is None else values[band - 1] for band in bands]
 
     def _hidden(self, window: Window | None) -> np.ndarray | None:
         """bool (height, width): pixels that a mask or an alpha band hides in all bands; None for none."""
@@ -212,18 +220,15 @@ class Raster:
         flags = self.file.mask_flag_enums[0]
         return MaskFlags.per_dataset in flags or MaskFlags.alpha in flags
 
-    def _scaling(self, bands: Sequence[int]) -> tuple[list[float], list[float]]:
-        """Scale and offset of each band: reflectance = stored * scale + offset."""
-        scales = [self.file.scales[band - 1] for band in bands]
-        offsets = [self.file.offsets[band - 1] for band in bands]
-        if all(scale == 1 for scale in scales) and not any(offsets):  # GDAL's way to say that there are none
+    def _scaling(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """float64 scale and offset of each band: reflectance = stored * scale + offset."""
+        scales, offsets = np.asarray(self.file.scales), np.asarray(self.file.offsets)
+        if (scales == 1).all() and not offsets.any():  # GDAL's way to say that there are none
             scale, offset = self._scale_in_tags
-            scales, offsets = [scale] * len(bands), [offset] * len(bands)
-        whole = [scale == 1 for scale in scales]  # an offset alone is one of digital numbers
-        return (
-            [UNSCALED if one else scale for one, scale in zip(whole, scales, strict=True)],
-            [offset * UNSCALED if one else offset for one, offset in zip(whole, offsets, strict=True)],
-        )
+            scales, offsets = np.full(len(scales), scale), np.full(len(scales), offset)
+        numbers = scales == 1  # then an offset is one of digital numbers
+        chosen = np.asarray(bands) - 1
+        return np.where(numbers, UNSCALED, scales)[chosen], np.where(numbers, offsets * UNSCALED, offsets)[chosen]
 
     @cached_property
     def _scale_in_tags(self) -> tuple[float, float]:
@@ -269,6 +274,12 @@ def _options(name: str) -> dict[str, str]:
         return ACCOMPANIED
     folder, base = os.path.split(name)
     return ACCOMPANIED if _has_sidecar(folder or ".", base.lower()) else LONE
+
+
+def _header_beside(name: str) -> Path | None:
+    """An ENVI header that belongs to a file of another format: some programs write one beside a GeoTIFF."""
+    paths = (Path(f"{name}.hdr"), Path(name).with_suffix(".hdr")) if "://" not in name else ()
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _has_sidecar(folder: str, name: str) -> bool:

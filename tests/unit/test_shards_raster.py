@@ -114,7 +114,7 @@ def test_whole_numbers_of_any_type_come_out_exactly_or_are_refused(dtype, number
     numbers = [number for number in numbers if np.can_cast(np.min_scalar_type(number), dtype, "safe")] or [7]
     stored = np.resize(np.asarray(numbers, dtype), (1, 2, 2))
     try:
-        found = digital_numbers(stored, None, [1e-4], [0.0], [1])
+        found = digital_numbers(stored, None, np.array([1e-4]), np.array([0.0]), [1])
     except TileError as error:
         assert max(numbers) > 32767 or min(numbers) < -32768
         assert str(next(n for n in stored.ravel().tolist() if not -32768 <= n <= 32767))[:5] in str(error)
@@ -221,7 +221,22 @@ def listed(path, nm, name, scale, **more):
         file.update_tags(ns="ENVI", **{name: f"{{{text}}}"}, **more)
 
 
+def numbered(path, nm, key, text):
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(**{key.format(band): text(center) for band, center in enumerate(nm, start=1)})
+
+
+def header_beside(path, nm):
+    centers = ",\n".join(f"{center}" for center in nm)
+    path.with_suffix(".hdr").write_text(
+        f"ENVI\nbands = {len(nm)}\nwavelength units = Nanometers\nwavelength = {{\n{centers}}}\n"
+    )
+
+
 WAYS = {
+    "numbered tags": lambda path, nm: numbered(path, nm, "Band_{}", lambda c: f"Band ({c} Nanometers)"),
+    "numbered wavelengths": lambda path, nm: numbered(path, nm, "wavelength_{}", lambda c: f"{c}"),
+    "a header beside": header_beside,
     "tags in nanometers": lambda path, nm: tagged(path, nm, lambda c: {"wavelength": str(c), "wavelength_units": "nm"}),
     "tags in micrometers": lambda path, nm: tagged(
         path, nm, lambda c: {"wavelength": str(c / 1000), "wavelength_unit": "Micrometers"}
