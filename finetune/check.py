@@ -145,6 +145,9 @@ def _between(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
         shared = {item.place for item in items[one]} & {item.place for item in items[two]}
         if shared:
             problems.append(f"{len(shared)} locations are in {one} and in {two}, e.g. {min(shared)}")
+    if task.kind != "regression":
+        none = [name for name in SPLITS if not found[name].counts[:-1].any() and not found[name].problems]
+        problems += [f"{name}: no label is one of the classes" for name in none]
     shapes = Counter(shape[0] for name in SPLITS for shape in found[name].shapes)
     if len(shapes) > 1:
         problems.append(f"tiles of different bands: {', '.join(map(str, sorted(shapes)))}")

@@ -95,9 +95,7 @@ class Task(ConfigModel):
         if any(NODATA in one.all_codes for one in self.classes):
             raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
         if self.kind != "regression" and len(self.classes) < 2:
-            raise ValueError(
-                f"kind {self.kind} needs two classes or more, and '{self.classes[0].name}' is the only one"
-            )
+            raise ValueError(f"one class, '{self.classes[0].name}', can't be told from others: give the rest one, too")
         return self
 
     @property
@@ -176,7 +174,8 @@ def parse_task(text: str, where: str) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        told = f"key '{key}': {first['msg']}" if key else first["msg"]
+        message = first["msg"].removeprefix("Value error, ")
+        told = f"key '{key}': {message}" if key else message
         raise ConfigError(f"task '{where}': not a task description: {told}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"task '{where}': not YAML: {str(error).splitlines()[0]}") from None
