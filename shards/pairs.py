@@ -5,16 +5,20 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from shards.errors import SourceError
+from shards.errors import SourceError, TileError
 from shards.keyed import key
 from shards.labels import Labels, read_grid
 from shards.sources import LOCATION, SPLITS, TileSource, find_tiles, tile_root
 
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 """As Windows' editors and shells write them."""
+
+TRIED = 8
+"""Labels that are read before anything is written."""
 
 SIDECARS = (".hdr", ".xml", ".ovr", ".msk", ".tfw", ".wld", ".prj", ".txt", ".json", ".csv", ".md")
 """Files beside a raster that are no label of its name."""
@@ -48,7 +52,23 @@ def find_labelled(images: Path, labels: Labels, sensor: str, seed: int) -> list[
         if before.key == after.key:
             raise SourceError(f"{images}: the split files name {after.path} twice ({before.split}, {after.split})")
     check_labels(labels, [images / tile.path for tile in chosen])
+    _try_labels(labels, images, chosen)
     return chosen
+
+
+def _try_labels(labels: Labels, images: Path, tiles: Sequence[TileSource]) -> None:
+    """Raise SourceError where none of a few labels fits its image: before a folder of shards is begun."""
+    refused, tried = [], 0
+    for tile in tiles[:: max(1, len(tiles) // TRIED)][:TRIED]:
+        with suppress(TileError):  # an image that can't be read tells nothing of labels
+            grid = read_grid(images / tile.path)
+            tried += 1
+            try:
+                labels.read("" if labels.one_file else tile.mask, grid)
+            except TileError as error:
+                refused.append(str(error))
+    if refused and len(refused) == tried:
+        raise SourceError(refused[0])
 
 
 def label_prefix(images: Path, sensor: str) -> str:
@@ -94,11 +114,13 @@ def check_labels(labels: Labels, images: Sequence[Path]) -> None:
         if labels.field or labels.layer:
             raise SourceError(f"{labels.path}: label_field and label_layer are for polygons, and this is none")
         return
-    from shards.vectors import check_overlap, open_layer  # pyogrio and shapely are an extra
+    from shards.vectors import check_overlap, check_values, open_layer  # pyogrio and shapely are an extra
 
     if labels.align:
         raise SourceError(f"{labels.path}: align is for label tiles; polygons are burned onto any grid")
-    check_overlap(open_layer(labels.path, labels.field, labels.layer), map(read_grid, images))
+    layer = open_layer(labels.path, labels.field, labels.layer)
+    check_values(layer, labels.names or {}, labels.unnamed)
+    check_overlap(layer, map(read_grid, images))
 
 
 def split_by_location(tiles: Sequence[TileSource], seed: int) -> dict[str, list[TileSource]]:

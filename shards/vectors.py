@@ -32,6 +32,9 @@ try:
 except ImportError as error:
     raise ConfigError(f"labels of polygons need {error.name}: pip install 'spectralforge[vector]'") from None
 
+FIRST = 1000
+"""Features whose values are looked at before anything is burned."""
+
 LONGEST_EDGE = {True: 0.02, False: 2000.0}
 """By whether a CRS is in degrees, else in meters: longer edges get more points, since they bend in another CRS."""
 
@@ -124,9 +127,7 @@ def burn(layer: Layer, grid: Grid, names: Mapping[str, int], unnamed: int | None
         raise TileError("the image has no georeference, so that no polygon can be found on it: give label tiles")
     assert grid.transform is not None
     features = _features_on(layer, _bounds_of(layer, grid))
-    known = features.values != None  # noqa: E711
-    if features.values.dtype.kind == "f":
-        known &= ~np.isnan(features.values)
+    known = np.array([_is_value(value) for value in features.values], dtype=bool)
     codes = [_code(layer, value, names, unnamed) for value in features.values[known].tolist()]
     shapes = [
         (shape, number)
@@ -138,6 +139,20 @@ def burn(layer: Layer, grid: Grid, names: Mapping[str, int], unnamed: int | None
     transform = Affine(*grid.transform)
     burned = rasterize(shapes, grid.shape, fill=-1, transform=transform, all_touched=False, dtype=np.int32)
     return np.array([*codes, NODATA], np.int64)[burned]  # -1, under no polygon, is the last
+
+
+def check_values(layer: Layer, names: Mapping[str, int], unnamed: int | None) -> None:
+    """Raise SourceError where none of the first features has a value that is a class."""
+    refused = None
+    for value in _read(layer, None, most=FIRST).values:
+        if _is_value(value):
+            try:
+                _code(layer, value, names, unnamed)
+                return
+            except SourceError as error:
+                refused = refused or error
+    if refused:
+        raise refused
 
 
 def check_overlap(layer: Layer, grids: Iterable[Grid]) -> None:
@@ -188,10 +203,16 @@ def _read_whole(layer: Layer) -> tuple[Features, Any]:
     return features, shapely.STRtree(features.geometry)
 
 
-def _read(layer: Layer, bounds: tuple[float, float, float, float] | None) -> Features:
+def _read(layer: Layer, bounds: tuple[float, float, float, float] | None, most: int | None = None) -> Features:
     try:
         _, ids, geometry, (values,) = pyogrio.raw.read(
-            layer.path, layer=layer.name, columns=[layer.field], bbox=bounds, force_2d=True, return_fids=True
+            layer.path,
+            layer=layer.name,
+            columns=[layer.field],
+            bbox=bounds,
+            max_features=most,
+            force_2d=True,
+            return_fids=True,
         )
     except (DataSourceError, DataLayerError) as error:
         raise SourceError(f"{layer}: can't be read ({str(error).splitlines()[0]})") from None
@@ -211,6 +232,11 @@ def _moved(geometry: np.ndarray, source: str, target: str) -> np.ndarray:
         return np.stack(transform_points(one, two, points[:, 0], points[:, 1]), -1)
 
     return shapely.transform(shapely.segmentize(geometry, LONGEST_EDGE[one.is_geographic]), move)
+
+
+def _is_value(value: Any) -> bool:
+    """Whether a field holds something: no null, which is NaN among numbers."""
+    return value is not None and value == value
 
 
 def _code(layer: Layer, value: Any, names: Mapping[str, int], unnamed: int | None) -> int:

@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
-from support.tiles import write_tile
+from support.tiles import GRID, write_tile
 
+from shards.__main__ import main
 from shards.alignment import Turn, find_turn
 from shards.errors import TileError
 from shards.grid import Grid
 from shards.labels import Labels, declared_nodata, read_grid, read_label
+from shards.reader import open_dataset
 from shards.sensors import NODATA
 
 PLACE = Affine(30, 0, 300015, 0, -30, 5800005)
@@ -192,6 +194,7 @@ def test_other_names_of_the_same_ground_are_the_same(tmp_path, crs):
     np.testing.assert_array_equal(read_label(path, IMAGE), CODES)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 @pytest.mark.parametrize("placed", [False, True])
 def test_without_a_georeference_on_one_side_only_sizes_count(tmp_path, placed):
     georeference = {"crs": "EPSG:32633", "transform": PLACE} if placed else {"crs": None, "transform": None}
@@ -280,3 +283,30 @@ def test_one_raster_can_hold_the_labels_of_all_images(tmp_path):
     assert labels.one_file and not labels.is_vector
     second = Grid(4, 6, "EPSG:32633", tuple(PLACE @ Affine.translation(6, 4))[:6])
     np.testing.assert_array_equal(labels.read("", second), np.kron(CODES, np.ones((2, 2), int))[4:8, 6:12])
+
+
+def test_pack_begins_nothing_where_labels_do_not_fit_and_its_advice_works(tmp_path, capsys):
+    for number in range(5):
+        write_tile(tmp_path / "images" / f"t{number}.tif", np.full((202, 8, 8), number, np.int16))
+        finer = np.kron(np.arange(64).reshape(8, 8), np.ones((3, 3), int)).astype(np.uint8)
+        _write(tmp_path / "labels" / f"t{number}.tif", finer, GRID @ Affine.scale(1 / 3))
+    words = ["pack", str(tmp_path / "images"), str(tmp_path / "shards"), "--workers", "1"]
+    words += ["--labels", str(tmp_path / "labels")]
+    assert main(words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.endswith(
+        "t0.tif: label pixels of 0.3333 x 0.3333 image pixels: --align nearest (data.align=nearest) resamples them"
+    )
+    assert not (tmp_path / "shards").exists()
+    assert main([*words, "--align", "nearest"]) == 0
+    assert open_dataset(tmp_path / "shards").mask(0).tolist() == np.arange(64).reshape(8, 8).tolist()
+    assert main(["verify", str(tmp_path / "shards"), "--labels", str(tmp_path / "labels"), "--workers", "1"]) == 0
+    assert main(words) == 2
+    assert "was packed from other options (align: nearest then, None now)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--align", "nearest"], ["--label-field", "crop"]])
+def test_options_of_labels_without_labels_are_misuse(tmp_path, capsys, option):
+    write_tile(tmp_path / "images" / "a.tif", np.ones((202, 8, 8), np.int16))
+    assert main(["pack", str(tmp_path / "images"), str(tmp_path / "shards"), *option]) == 2
+    assert "say how labels are read: give --labels, too" in capsys.readouterr().err
