@@ -161,7 +161,7 @@ def _remarks(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
         if published is not None and published != here and task.kind != "regression":
             remarks.append(f"{name}: {here} tiles, {published} are published")
         empty = [one for one, count in zip(task.outputs, found[name].counts[:-1], strict=True) if not count]
-        if empty and task.kind != "regression":
+        if empty and task.kind != "regression" and not found[name].problems:
             remarks.append(f"{name}: no label of {', '.join(empty)}")
         if found[name].declared:
             remarks.append(f"{name}: {declared_line(found[name].declared)}")

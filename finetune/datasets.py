@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
+import xxhash
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -60,6 +62,11 @@ class LabelledSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def labels_hash(self) -> str:
+        """Of all labels: files that were corrected in place are other labels."""
+        return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.labels).data)
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Windows (n, bands, S, S), int16, or float32 of a resized task.

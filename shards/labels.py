@@ -121,6 +121,16 @@ def make_grid(shape: tuple[int, ...], crs: str | None, transform: tuple[float, .
     return Grid(shape[-2], shape[-1], crs, None if tuple(transform) == PIXELS else tuple(transform))
 
 
+def as_stored(codes: np.ndarray, name: str) -> np.ndarray:
+    """Codes as shards have them, int16; raises TileError where one doesn't fit."""
+    beyond = codes[(codes < NODATA) | (codes > np.iinfo(np.int16).max)]
+    if len(beyond):
+        raise TileError(
+            f"{name}: label code {beyond[0]} doesn't fit int16: renumber it, or fine-tune without shards (data.labels)"
+        )
+    return codes.astype(np.int16)
+
+
 def _read(raster: Raster, grid: Grid | None, align: Align | None) -> np.ndarray:
     _check_bands(raster)
     if grid is None:

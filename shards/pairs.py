@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shards.errors import SourceError, TileError
 from shards.keyed import key
-from shards.labels import Labels, read_grid
+from shards.labels import Labels, as_stored, read_grid
 from shards.sources import LOCATION, SPLITS, TileSource, find_tiles, tile_root
 
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -64,7 +64,7 @@ def _try_labels(labels: Labels, images: Path, tiles: Sequence[TileSource]) -> No
             grid = read_grid(images / tile.path)
             tried += 1
             try:
-                labels.read("" if labels.one_file else tile.mask, grid)
+                as_stored(labels.read("" if labels.one_file else tile.mask, grid), str(labels.path / tile.mask))
             except TileError as error:
                 refused.append(str(error))
     if refused and len(refused) == tried:

@@ -104,7 +104,8 @@ def _check_field(path: Path, field: str | None, fields: list[str]) -> None:
     if field not in fields:
         nearest = difflib.get_close_matches(field.casefold(), [one.casefold() for one in fields], 3)
         named = [one for name in nearest for one in fields if one.casefold() == name]
-        raise SourceError(f"{path}: no field '{field}': there are {_few(named or fields)}")
+        mend = f"did you mean {_few(named)}?" if named else f"there are {_few(fields)}"
+        raise SourceError(f"{path}: no field '{field}': {mend}")
 
 
 def _few(names: list[str]) -> str:

@@ -149,3 +149,12 @@ def test_a_class_code_that_a_file_declares_as_nodata_is_kept_for_a_warning(nodat
     codes = np.full((6, 6), 2)
     codes[0] = NODATA
     assert _split([_item(0, mask=lambda: codes, nodata=lambda: nodata)], 6).declared == declared
+
+
+def test_labels_that_were_corrected_in_place_are_others():
+    def hash_of(code: int) -> str:
+        codes = np.ones((6, 6), int)
+        codes[2, 3] = code
+        return _split([_item(0, mask=lambda: codes)], 6).labels_hash
+
+    assert hash_of(1) == hash_of(1) != hash_of(2)

@@ -305,6 +305,17 @@ def test_pack_begins_nothing_where_labels_do_not_fit_and_its_advice_works(tmp_pa
     assert "was packed from other options (align: nearest then, None now)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("codes", [[1, 40000, 3], [NODATA - 1, 40000, 3]])
+def test_codes_beyond_what_shards_hold_are_named(tmp_path, codes, capsys):
+    for number in range(3):
+        write_tile(tmp_path / "images" / f"t{number}.tif", np.full((202, 3, 3), number, np.int16))
+        write_tile(tmp_path / "labels" / f"t{number}.tif", np.repeat([codes], 3, 0).astype(np.int32), nodata=3)
+    words = ["pack", str(tmp_path / "images"), str(tmp_path / "shards"), "--labels", str(tmp_path / "labels")]
+    assert main([*words, "--workers", "1"]) == 2
+    wrong = codes[0] if codes[0] < 0 else codes[1]
+    assert f"t0.tif: label code {wrong} doesn't fit int16: renumber it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--align", "nearest"], ["--label-field", "crop"]])
 def test_options_of_labels_without_labels_are_misuse(tmp_path, capsys, option):
     write_tile(tmp_path / "images" / "a.tif", np.ones((202, 8, 8), np.int16))

@@ -135,7 +135,7 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path):
         return str(raised.value).removeprefix(f"{path}: ")
 
     path = _write(tmp_path / "a.gpkg", [_box(0, 0, 8, 8)], [1], field="Crop_Code")
-    assert told(path, "crop_cod") == "no field 'crop_cod': there are Crop_Code"
+    assert told(path, "crop_cod") == "no field 'crop_cod': did you mean Crop_Code?"
     assert told(path, "xyz") == "no field 'xyz': there are Crop_Code"
     assert told(path, None) == "which field holds the class? --label-field (data.label_field) of Crop_Code"
     assert told(path, "Crop_Code", "b") == "no layer b: a"
