@@ -52,8 +52,8 @@ _BAD = re.compile(r"bbl|bad_?bands?(_list|_multiplier)?")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _UNITS = "|".join(sorted(map(re.escape, NM_OF_UNIT), key=len, reverse=True))
 _VALUE = re.compile(rf"\s*({_NUMBER})\s*({_UNITS})?\.?\s*", re.IGNORECASE)
-_WITHIN = re.compile(rf"(?<![\d.a-zA-Z])({_NUMBER})[\s_]*({_UNITS})(?![a-zA-Z])", re.IGNORECASE)
-_CLOSING = re.compile(rf"(?:.*\()?\s*({_NUMBER})\s*\)?\s*")
+_WITHIN = re.compile(rf"(?<![\d.a-zA-Z])({_NUMBER})[\s_()\[\]]*({_UNITS})(?![a-zA-Z])", re.IGNORECASE)
+_CLOSING = re.compile(rf"(?:.*[^\d.])?({_NUMBER})\s*[)\]]?\s*")
 
 Texts = list[str | None]
 
@@ -63,7 +63,8 @@ class BandMetadata:
     """What a raster says of its bands, in file order.
 
     Attributes:
-        wavelength_nm: center of each band in nm, or None where the file names none.
+        wavelength_nm: center of each band in nm, NaN for bands without one (a mask beside the spectrum), or None
+            where the file names none at all.
         fwhm_nm: full width at half maximum of each band in nm, or None where the file doesn't name all of them.
         good: False for the bands that a bad-band list (``bbl``) marks by 0.
     """
@@ -151,7 +152,7 @@ def _find(tags: Mapping[str, str], pattern: re.Pattern[str]) -> str | None:
 def _listed(tags: Mapping[str, str], pattern: re.Pattern[str], count: int, bands: Sequence[int]) -> Texts:
     """A list like ``{0.4, 0.5}`` with an entry for every band of the file."""
     found = _find(tags, pattern)
-    entries = re.split(r"[,;\s]+", found.strip("{}[]() \n")) if found else []
+    entries = re.split(r"[,;\s'\"]+", found.strip("{}[]()'\" \n")) if found else []
     return [entries[band - 1] for band in bands] if len(entries) == count and count > 1 else [None] * len(bands)
 
 
@@ -195,7 +196,7 @@ def _lengths(texts: Texts, place: _Place) -> list[tuple[float, float] | None]:
     Raises:
         TileError: a text that is no length.
     """
-    unit = place.unit.lower().strip(" .")
+    unit = place.unit.lower().strip(" .").partition(" ")[0]  # "micrometers (um)"
     if unit not in NM_OF_UNIT and unit not in NO_UNIT:
         raise TileError(f"wavelength unit '{place.unit}' in {place.name}: give nanometers or micrometers")
     read = [None if text is None else _parse(text, place.name) for text in texts]
@@ -220,24 +221,17 @@ def _parse(text: str, where: str) -> tuple[float, float, str]:
 
 
 def _agreed(told: list[tuple[str, list[tuple[float, float] | None]]], bands: Sequence[int]) -> tuple[float, ...] | None:
-    """Centers from the first place that names all of them, once no other place contradicts it."""
+    """Centers from the place that names the most of them, once no other place contradicts it; NaN where none does."""
     if not told:
         return None
-    complete = next(((name, found) for name, found in told if all(one is not None for one in found)), None)
-    if complete is None:
-        name, found = told[0]
-        without = bands[found.index(None)]
-        raise TileError(f"band {without} has no wavelength in {name} while others have one: give all of them or none")
-    chosen, centers = complete
+    chosen, centers = max(told, key=lambda one: sum(center is not None for center in one[1]))  # the first of equals
     for name, found in told:
         for band, one, other in zip(bands, centers, found, strict=True):
-            if one and other and not abs(one[0] - other[0]) <= TOLERANCE_NM + one[1] + other[1]:
-                if math.isnan(one[0]) and math.isnan(other[0]):
-                    continue
+            if one and other and abs(one[0] - other[0]) > TOLERANCE_NM + one[1] + other[1]:
                 raise TileError(
                     f"band {band} lies at {one[0]:g} nm by {chosen}, and at {other[0]:g} nm by {name}: correct one"
                 )
-    return tuple(one[0] for one in centers if one)
+    return tuple(math.nan if one is None else one[0] for one in centers)
 
 
 def _is_good(text: str | None, where: str) -> bool:

@@ -458,7 +458,7 @@ def test_a_model_without_wavelengths_is_refused(tmp_path):
 
 def test_a_scene_of_fractions_is_refused(tmp_path):
     scene = write_tile(tmp_path / "scene.tif", spectra(1, 9, BANDS).astype(np.float32) / 10000)
-    with pytest.raises(SourceError, match="fractions"):
+    with pytest.raises(SourceError, match="is no whole number: store reflectance x 10000"):
         predict_scene(small_model(), scene, tmp_path / "map.tif", 0.5, 1, CPU)
 
 

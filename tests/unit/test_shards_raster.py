@@ -250,10 +250,13 @@ WAYS = {
     "any other domain": lambda path, nm: tagged(path, nm, lambda c: {"wavelength": str(c)}, ns="LAB"),
     "descriptions": lambda path, nm: described(path, nm, lambda b, c: f"band {b} ({c} Nanometers)"),
     "short descriptions": lambda path, nm: described(path, nm, lambda b, c: f"B{b:03d}_{c}nm"),
+    "descriptions with brackets": lambda path, nm: described(path, nm, lambda b, c: f"{c} (nm), band {b}"),
+    "descriptions that end with it": lambda path, nm: described(path, nm, lambda b, c: f"Band {b}: {c}"),
     "bare descriptions": lambda path, nm: described(path, nm, lambda b, c: f"{c}"),
     "bare micrometers": lambda path, nm: described(path, nm, lambda b, c: f"Band {b} ({c / 1000:.6f})"),
     "a list": lambda path, nm: listed(path, nm, "wavelength", 1),
-    "a list in micrometers": lambda path, nm: listed(path, nm, "wavelength", 1e-3, wavelength_units="Micrometers"),
+    "a list as JSON": lambda path, nm: numbered(path, nm[:1], "wavelengths", lambda _: str([str(c) for c in nm])),
+    "a list in micrometers": lambda path, nm: listed(path, nm, "wavelength", 1e-3, wavelength_units="Micrometers (um)"),
     "a list without a unit": lambda path, nm: listed(path, nm, "wavelengths", 1e-3),
 }
 
@@ -310,8 +313,16 @@ def test_a_rounded_place_contradicts_no_exact_one(tmp_path):
 def test_wavelengths_of_some_bands_alone_are_refused(tmp_path):
     path = write(tmp_path / "a.tif", cube())
     tagged(path, ENMAP.wavelength_nm[:5], lambda center: {"wavelength": str(center)})
-    with pytest.raises(TileError, match="band 6 has no wavelength in the band tags while others have one"):
+    with pytest.raises(TileError, match="5 bands with a wavelength where 202 are wanted"):
         values_of(path)
+
+
+def test_a_band_without_a_wavelength_beside_all_others_is_left_out(tmp_path):
+    path = write(tmp_path / "a.tif", np.concatenate([cube()[:1] * 0, cube()]))  # a mask, then the spectrum
+    with rasterio.open(path, "r+") as file:
+        for band, center in enumerate(ENMAP.wavelength_nm, start=2):
+            file.update_tags(band, wavelength=str(center))
+    np.testing.assert_array_equal(values_of(path), cube())
 
 
 def test_descriptions_that_count_bands_are_no_wavelengths(tmp_path):
