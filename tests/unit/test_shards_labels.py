@@ -265,6 +265,24 @@ def test_pixels_that_an_aligned_label_does_not_cover_do_not_count(tmp_path):
     np.testing.assert_array_equal(read_label(path, IMAGE, "nearest"), expected)
 
 
+LOCAL = 'LOCAL_CS["site",UNIT["metre",1]]'
+
+
+@pytest.mark.parametrize("crs", [None, LOCAL])
+def test_grids_without_a_place_on_earth_are_compared_and_aligned(tmp_path, crs):
+    image = Grid(4, 6, crs, tuple(PLACE)[:6])
+    path = _write(tmp_path / "a.tif", CODES.astype(np.uint8), PLACE @ Affine.translation(1, 0), crs)
+    assert _refused(path, image).startswith("labels shifted by +1.00 columns and +0.00 rows")
+    assert read_label(path, image, "nearest")[:, 1:].tolist() == CODES[:, :-1].tolist()
+    path = _write(tmp_path / "b.tif", CODES.astype(np.uint8), PLACE @ Affine.translation(10, 0), crs)
+    assert _refused(path, image).startswith("labels of another place: their center is 300 units away; give the label")
+
+
+def test_a_label_in_the_wrong_zone_is_told(tmp_path):
+    told = _refused(_write(tmp_path / "a.tif", CODES.astype(np.uint8), crs="EPSG:32632"))
+    assert " km away (labels in EPSG:32632, image in EPSG:32633); give the label of this image" in told
+
+
 def test_a_label_in_another_crs_is_warped(tmp_path):
     """Halves of the tile, told in degrees: the boundary stays within a pixel."""
     image = Grid(32, 32, "EPSG:32633", tuple(PLACE)[:6])
