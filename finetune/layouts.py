@@ -287,9 +287,9 @@ def regroup(items: Split, by: Group | None, seed: int) -> Split:
     for item in everything:
         groups.setdefault(item.scene if by == "scene" and item.scene else item.place, []).append(item)
     if len(groups) < len(SPLITS):
-        other = "data.group=location" if by == "scene" else "more locations"
+        other, what = "data.group=location" if by == "scene" else "more locations", f"{by}{'s' * (len(groups) > 1)}"
         raise SourceError(
-            f"data.group={by}: {len(everything)} tiles of {len(groups)} {by}s can't fill three splits: use {other}, or "
+            f"data.group={by}: {len(everything)} tiles of {len(groups)} {what} can't fill three splits: use {other}, or "
             "name the tiles of each split (data.splits)"
         )
     wanted = {name: len(items[name]) for name in SPLITS}

@@ -149,9 +149,9 @@ def _read(raster: Raster, grid: Grid | None, align: Align | None) -> np.ndarray:
 def _check_bands(raster: Raster) -> None:
     count = len(raster.bands)
     if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= set(raster.file.colorinterp):
-        raise TileError(f"{count} bands of color, a picture of classes: give one band of class codes")
+        raise TileError(f"{count} bands, an RGB picture of classes (or one-hot): give one band of class codes")
     if count != 1:
-        raise TileError(f"{count} bands, one for each class (one-hot)?: give one band of class codes")
+        raise TileError(f"{count} bands, one for each class (one-hot): give one band of class codes")
 
 
 def _codes(raster: Raster, window: Window | None = None) -> np.ndarray:

@@ -113,10 +113,10 @@ def test_one_band_of_a_palette_is_read_as_codes(tmp_path):
 @pytest.mark.parametrize(
     ("count", "options", "told"),
     [
-        (2, {}, "2 bands, one for each class (one-hot)?"),
-        (3, {"photometric": "RGB"}, "3 bands of color"),
-        (4, {"photometric": "RGB", "alpha": "YES"}, "3 bands of color"),
-        (7, {}, "7 bands, one for each class (one-hot)?"),
+        (2, {}, "2 bands, one for each class (one-hot): "),
+        (3, {"photometric": "RGB"}, "3 bands, an RGB picture of classes"),
+        (4, {"photometric": "RGB", "alpha": "YES"}, "3 bands, an RGB picture of classes"),
+        (7, {}, "7 bands, one for each class (one-hot): "),
     ],
 )
 def test_one_hot_and_colored_labels_are_refused_by_name(tmp_path, count, options, told):
