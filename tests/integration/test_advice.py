@@ -1,6 +1,7 @@
 """Error lines are advice that works: each case meets a line, does what it says, and then the product works."""
 
 import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,12 @@ def pack(folder: Path, *options: str) -> list[str]:
     return ["shards", "pack", str(folder / "tiles"), str(folder / "out"), "--workers", "1", *options]
 
 
+def remove_output(case: Case) -> None:
+    """As the line about too many unusable tiles says."""
+    assert f"mend them, remove {case.folder / 'out'} and pack again" in case.line
+    shutil.rmtree(case.folder / "out")
+
+
 def run(command: list[str]) -> int:
     program, *arguments = command
     try:
@@ -82,6 +89,7 @@ def reflectance(case: Case) -> None:
     with rasterio.open(path) as file:
         values = file.read()
     write_tile(path, np.nan_to_num(np.rint(values * 10000), nan=NODATA).astype(np.int16))
+    remove_output(case)
 
 
 def contradiction(case: Case) -> None:
@@ -94,10 +102,11 @@ def contradiction(case: Case) -> None:
                 file.set_band_description(band, f"{ENMAP.wavelength_nm[band - 1] + 7:.1f} nm")
         case.command = pack(case.folder)
         return
-    assert case.line.endswith("correct one")
+    assert "correct one" in case.line
     with rasterio.open(path, "r+") as file:
         for band in file.indexes:
             file.set_band_description(band, f"{ENMAP.wavelength_nm[band - 1]:.1f} nm")
+    remove_output(case)
 
 
 def other_sensor(case: Case) -> None:
@@ -111,6 +120,7 @@ def other_sensor(case: Case) -> None:
     rows = "".join(f"{center},10\n" for center in centers)
     (case.folder / "mine.csv").write_text(f"wavelength_nm,fwhm_nm\n{rows}")
     case.command += ["--sensor", str(case.folder / "mine.csv")]
+    remove_output(case)
 
 
 def unknown_sensor(case: Case) -> None:
