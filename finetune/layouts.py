@@ -287,7 +287,8 @@ def regroup(items: Split, by: Group | None, seed: int) -> Split:
     for item in everything:
         groups.setdefault(item.scene if by == "scene" and item.scene else item.place, []).append(item)
     if len(groups) < len(SPLITS):
-        other, what = "data.group=location" if by == "scene" else "more locations", f"{by}{'s' * (len(groups) > 1)}"
+        other = "data.group=location" if by == "scene" else "more locations"
+        what = by if len(groups) == 1 else f"{by}s"
         raise SourceError(
             f"data.group={by}: {len(everything)} tiles of {len(groups)} {what} can't fill three splits: use {other}, or "
             "name the tiles of each split (data.splits)"

@@ -168,7 +168,11 @@ def get_task(name: str) -> Task:
 
 
 def parse_task(text: str | bytes, where: str) -> Task:
-    """A task from YAML (bytes: UTF-8, or what their byte order mark says); raises ConfigError that names ``where``."""
+    """A task from YAML, text or bytes in UTF-8 or in what their byte order mark says.
+
+    Raises:
+        ConfigError: no such task; the line names ``where``.
+    """
     try:
         return Task.model_validate(yaml.safe_load(text))
     except ValidationError as error:
