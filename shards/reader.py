@@ -274,9 +274,4 @@ def open_dataset(location: str | Path, threads: int = 1, **view: object) -> Tile
     given = {key: str(value) if isinstance(value, Path) else value for key, value in view.items()}
     chosen = check_config(given, ViewConfig, "open_dataset")
     reader = ShardReader(location, threads)
-    rows = view_rows(chosen, reader.table)
-    if chosen.split and not (reader.table["split"] == chosen.split.encode()).any():
-        known = [name.decode() for name in np.unique(reader.table["split"]) if name]
-        has = f"it has {', '.join(known)}" if known else "pack it with --labels and --splits"
-        raise ConfigError(f"{reader.location}: the dataset has no tiles in the '{chosen.split}' split: {has}")
-    return TileDataset(reader, rows)
+    return TileDataset(reader, view_rows(chosen, reader.table))
