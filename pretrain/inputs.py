@@ -9,7 +9,7 @@ from pretrain import distributed
 from pretrain.config import PretrainConfig
 from shards.errors import ConfigError
 from shards.manifest import Manifest
-from shards.plan import SamplePlan, hold_out
+from shards.plan import SamplePlan, held_out_hash, hold_out
 from shards.quarantine import Quarantine
 from shards.reader import ShardReader
 from shards.view import view_hash, view_rows
@@ -34,6 +34,11 @@ class Inputs:
     @property
     def manifest(self) -> Manifest:
         return self.reader.manifest
+
+    @property
+    def held_out_hash(self) -> str:
+        """Of the places that are held out, kept in checkpoints: a run never trains on them later."""
+        return held_out_hash(self.reader.table, self.held_out)
 
     def always(self, count: int) -> np.ndarray:
         """``count`` tile rows that are the same in the whole run, held out where there are such."""

@@ -71,6 +71,7 @@ class Savepoints:
             "version": code_version(),
             "data": {
                 "content_hash": self.inputs.plan.dataset,
+                "held_out": self.inputs.held_out_hash,
                 "sensor": manifest.sensor,
                 "wavelength_nm": manifest.wavelength_nm,
                 "fwhm_nm": manifest.fwhm_nm,
@@ -92,7 +93,7 @@ class Savepoints:
         Raises:
             CheckpointError: there is progress that can't be continued.
         """
-        path = find_resume_point(self.config, self.inputs.plan.dataset)
+        path = find_resume_point(self.config, self.inputs.plan.dataset, self.inputs.held_out_hash)
         if path is None:
             return 0, 0
         state = load_checkpoint(self.engine, path, self.objective.momentum)
