@@ -214,11 +214,8 @@ class StagedStorage:
                     busy.append(name)
             except _GivenUp:
                 pass
-            except FileNotFoundError:  # another process took this one for dead and swept its temporary file away
-                busy.append(name)
-            except UnreachableError:  # told by the source; its copy is made when it answers again
-                if not self._stop.wait(POLL_S):
-                    busy.append(name)
+            except (FileNotFoundError, UnreachableError):
+                busy.append(name)  # another process took this one for dead and swept its file; or the source is away
             except ShardError as error:  # of the source: the file is read through
                 if not self._stop.is_set():
                     print(f"warning: not staged: {error}", file=sys.stderr, flush=True)
