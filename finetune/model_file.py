@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from finetune.tasks import Task
 from pretrain.models import EncoderDescription, WeightsError, build_encoder, load_encoder
 from pretrain.models.description import read_header
 from pretrain.models.encoder import Encoder
+from shards.arrays import read_json_value
 from shards.atomic import write_atomic
+from shards.errors import ForgeError
 
 HEADER_KEY = "spectralforge-task"
 
@@ -116,15 +119,15 @@ def load_task_model(path: str | Path) -> TaskModel:
         raise WeightsError(f"{path}: its description is damaged (nothing about the encoder); train it again")
     try:
         return _rebuild(told, description, weights).eval()
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        what = str(error).splitlines()[0]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, ForgeError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path}: its description is damaged or doesn't fit its weights ({what})") from None
 
 
 def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
     """The model that a header describes, with these weights; errors are those of whatever doesn't fit."""
     task = Task.model_validate_json(json.dumps(told["task"]))
-    inputs = InputDescription(**told["inputs"])
+    inputs = TypeAdapter(InputDescription).validate_json(json.dumps(told["inputs"]), strict=True)
     encoder = build_encoder(
         description.architecture,
         description.image_size,
@@ -148,8 +151,8 @@ def _header(path: Path) -> dict[str, Any] | None:
     except SafetensorError:
         return None
     try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
+        return None if text is None else dict(read_json_value(text))
+    except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: its description is damaged ({error}); copy or train it again") from None
 
 

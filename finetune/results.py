@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from finetune.tasks import Task
+from shards.arrays import read_json_value, read_npz
 from shards.atomic import write_atomic
 from shards.errors import ConfigError
+from shards.manifest import first_problem
 
 FORMAT = 1
+_ARRAYS = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Result:
         units: what is kept of every test tile, in the order of ``RunResults.tiles``.
         maps: predictions for the example tiles: classes (n, S, S), or outputs (n, K).
     """
+
+    __pydantic_config__ = _ARRAYS
 
     encoder: str
     protocol: str
@@ -68,6 +74,8 @@ class RunResults:
         cost: seconds by part.
         rgb, labels: of the example tiles, uint8 (n, S, S, 3) and class indices (n, S, S) or values (n, K).
     """
+
+    __pydantic_config__ = _ARRAYS
 
     task: Task
     encoders: dict[str, dict[str, Any]]
@@ -110,21 +118,30 @@ def read_results(folder: Path) -> RunResults:
     """
     path = folder / "results.json"
     try:
-        document = json.loads(path.read_text())
-        units, examples = np.load(folder / "units.npz"), np.load(folder / "examples.npz")
+        document = read_json_value(path.read_bytes())
+        units, examples = read_npz(folder / "units.npz"), read_npz(folder / "examples.npz")
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder}: damaged results ({error}): run the evaluation again") from None
-    if document.get("format") != FORMAT:
-        raise ConfigError(f"{path}: format {document.get('format')}, this version reads {FORMAT}: evaluate again")
+    found = document.get("format") if isinstance(document, dict) else type(document).__name__
+    if found != FORMAT:
+        raise ConfigError(f"{path}: format {found!s:.40}, this version reads {FORMAT}: evaluate again")
+    try:
+        return TypeAdapter(RunResults).validate_python(_fields(document, units, examples))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else f"no {error}"
+        raise ConfigError(f"{path}: damaged ({reason}): run the evaluation again") from None
+
+
+def _fields(document: dict[str, Any], units: dict[str, np.ndarray], examples: dict[str, np.ndarray]) -> dict[str, Any]:
+    kept = {key: document[key] for key in ("encoders", "data", "cost", "baseline", "tiles", "places", "seen")}
     results = [
-        Result(**entry, units=units[f"result-{number}"], maps=examples[f"map-{number}"])
+        {**entry, "units": units[f"result-{number}"], "maps": examples[f"map-{number}"]}
         for number, entry in enumerate(document["results"])
     ]
-    kept = {key: document[key] for key in ("encoders", "data", "cost", "baseline", "tiles", "places", "seen")}
     task = Task.model_validate_json(json.dumps(document["task"]))
-    return RunResults(task=task, results=results, rgb=examples["rgb"], labels=examples["labels"], **kept)
+    return {"task": task, "results": results, "rgb": examples["rgb"], "labels": examples["labels"], **kept}
 
 
 def write_part(path: Path, results: list[Result]) -> None:
@@ -140,12 +157,15 @@ def read_part(path: Path) -> list[Result] | None:
     """What `write_part` wrote; None where it did not."""
     if not path.exists():
         return None
-    with np.load(path) as file:
-        entries = json.loads(str(file["entries"]))
+    try:
+        file = read_npz(path)
+        entries = read_json_value(str(file["entries"]))
         return [
-            Result(**entry, **{name: file[f"{name}-{number}"] for name in ARRAYS})
+            Result(**{**entry, **{name: file[f"{name}-{number}"] for name in ARRAYS}})
             for number, entry in enumerate(entries)
         ]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"{path}: damaged ({error}): remove it, and run the evaluation again") from None
 
 
 def _entry(result: Result) -> dict[str, Any]:

@@ -31,14 +31,16 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.engine import ZeroEngine
+from pretrain.models.seals import SEAL, STATE, read_seals
 from pretrain.momentum import MomentumNetwork
 from pretrain.random_state import random_state, set_random_state
 from pretrain.zero_state import gather_state, hash_weights, parameter_shapes, set_state
+from shards.arrays import read_json_value
 from shards.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.errors import ForgeError
 
 FORMAT = 2
-SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
+LATEST = "latest"
 DAMAGED = ".damaged"
 
 
@@ -163,9 +165,7 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
         part, parts: look at every ``parts``-th file alone, beginning with number ``part``.
     """
     try:
-        files = json.loads((path / SEAL).read_bytes())["files"]
-        seals = {name: {"size": seal["size"], "sha256": seal["sha256"]} for name, seal in files.items()}
-        seals[STATE]  # without it, nothing is sealed
+        seals = read_seals(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path / SEAL}: missing or unreadable"
     for name, expected in list(seals.items())[part::parts]:
@@ -203,10 +203,14 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is of another format.
     """
-    state = json.loads((path / STATE).read_bytes())
-    if state.get("format") != FORMAT:
+    try:
+        state = read_json_value((path / STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / STATE}: can't be read ({error}); move this checkpoint away") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(
-            f"{path}: checkpoint of format {state.get('format')}, this version continues format {FORMAT}: finish the "
+            f"{path}: checkpoint of format {found}, this version continues format {FORMAT}: finish the "
             "run with the version that began it"
         )
     return state

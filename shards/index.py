@@ -6,7 +6,7 @@ writes an index beside the tar; table and manifest follow as for our own shards.
 """
 
 import hashlib
-import json
+import os
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from shards.arrays import read_json_value
 from shards.atomic import write_atomic
 from shards.codec import PRESETS, build_codec
 from shards.errors import ShardError
 from shards.foreign import GeoTiffTile, NpyTile
 from shards.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, read_json, to_json
 from shards.merge import join_shards
+from shards.names import tar_name
 from shards.sensors import NODATA, Sensor, get_sensor
 from shards.statistics import BandSums
 from shards.table import QUALITY
@@ -44,6 +46,11 @@ def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ShardError(f"{folder}: no .tar files")
+    for tar in tars:
+        try:
+            tar_name(tar.name)
+        except ValueError as error:
+            raise ShardError(f"{folder}: {error}: rename it") from None
     sensor = get_sensor(sensor_name)
     config, shape = _first_tile(tars[0], sensor)
     missing = [tar for tar in tars if not _is_indexed(tar)]
@@ -119,7 +126,7 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
                 raise EOFError("no end-of-archive mark")
             if members:
                 yield key, members, archive
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, OverflowError, RecursionError) as error:
         raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
 
 
@@ -172,7 +179,7 @@ def _row(key: str, members: Members, archive: tarfile.TarFile, values: np.ndarra
     told: dict[str, Any] = {}
     if "json" in members:
         try:
-            told = dict(json.loads(_read(archive, members["json"][0])))
+            told = dict(read_json_value(_read(archive, members["json"][0])))
         except (ValueError, TypeError):
             told = {}
     row: dict[str, Any] = {name: told.get(name) for name in ("date", "lon", "lat", *QUALITY)}
@@ -187,6 +194,8 @@ def _row(key: str, members: Members, archive: tarfile.TarFile, values: np.ndarra
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
+    if not 0 <= member.size <= os.path.getsize(str(archive.name)):
+        raise EOFError(f"{member.name} claims {member.size} bytes, more than the tar has")
     data = file.read() if file else b""
     if len(data) != member.size:
         raise EOFError(f"{member.name} is cut short")

@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shards.atomic import write_atomic
 from shards.config import ConfigModel
 from shards.errors import ShardError, SourceError
-from shards.manifest import FORMAT, SealedModel, read_json, to_json
+from shards.manifest import FORMAT, Count, SealedModel, read_json, to_json
+from shards.names import PlainName, inner_path, plain_name
 from shards.sources import TileSource
 
 RECORD = "pack.json"
+ShardNumber = Annotated[int, Field(ge=0, lt=10**6)]
+"""Names of shards have six digits."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,17 @@ class Generation(ConfigModel):
 
     bundles: list[list[str]] = Field(default_factory=list)  # (name, fingerprint)
     probes: str = ""
-    tiles: int = 0
-    first_shard: int = 0
-    shards: int = 0
-    list_name: str = ""
+    tiles: Count = 0
+    first_shard: ShardNumber = 0
+    shards: ShardNumber = 0
+    list_name: PlainName | Literal[""] = ""
     list_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if any(len(bundle) != 2 for bundle in self.bundles):
+            raise ValueError("a bundle is a name and a fingerprint")
+        return self
 
 
 class PackRecord(SealedModel):
@@ -100,7 +110,22 @@ def read_list(folder: Path, generation: Generation) -> list[ListedTile]:
     if hashlib.sha256(data).hexdigest() != generation.list_sha256:
         raise ShardError(f"{path}: was changed after the scan; remove {folder} and pack again")
     rows = (line.split("\t") for line in data.decode(errors="surrogateescape").split("\n")[1:-1])
-    return [ListedTile(TileSource(*row[:-2]), row[-2], row[-1]) for row in rows]
+    try:
+        return [_listed(row) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise ShardError(f"{path}: not a list of tiles ({error}); remove {folder} and pack again") from None
+
+
+def _listed(row: list[str]) -> ListedTile:
+    """A line of the list; raises ValueError where a name in it leads out of the source or the spool."""
+    tile = ListedTile(TileSource(*row[:-2]), row[-2], row[-1])
+    inner_path(tile.source.path)
+    if tile.spooled:
+        piece, _, number = tile.spooled.rpartition(":")
+        if not number.isdecimal():
+            raise ValueError(f"{tile.spooled[:80]!r} is no place in the spool")
+        plain_name(piece)
+    return tile
 
 
 _SOURCE_FIELDS = [field.name for field in fields(TileSource)]

@@ -31,6 +31,8 @@ from shards.sources import TileSource
 
 Share = Annotated[float, Field(ge=0, le=1)]
 METADATA = "-METADATA.XML"
+MOST_METADATA = 64 << 20
+"""Bytes of a METADATA.XML; real ones have about one MiB."""
 LAYERS = {
     "cloud": "QL_QUALITY_CLOUD",
     "cloud_shadow": "QL_QUALITY_CLOUDSHADOW",
@@ -115,13 +117,15 @@ class Metadata:
     def parse(cls, text: bytes, name: str) -> "Metadata":
         """Read the XML; raises SourceError where something is missing or reflectance is scaled otherwise."""
         try:
+            if len(text) > MOST_METADATA or b"<!ENTITY" in text:
+                raise ValueError("entities in it, or more bytes than such a file has")
             root = ElementTree.fromstring(text)
             start = datetime.fromisoformat(_text(root, ".//temporalCoverage/startTime"))
             bands = root.findall(".//bandCharacterisation/bandID")
             centres = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
             scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
             background = float(_text(root, ".//backgroundValue"))
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, ValueError, LookupError, OverflowError) as error:
             raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
         if scales != {(GAIN, 0.0)}:
             odd = sorted(scales - {(GAIN, 0.0)})
@@ -278,6 +282,8 @@ class Scene:
         if self.path.is_dir():
             return (self.path / name).read_bytes()
         with zipfile.ZipFile(self.path) as file:
+            if file.getinfo(name).file_size > MOST_METADATA:
+                raise SourceError(f"{self.path}/{name}: far larger than such a file is; download it again")
             return file.read(name)
 
 

@@ -100,6 +100,8 @@ class Sensor:
 
 
 TABLES = files("shards").joinpath("sensor_tables")
+MOST_TABLE = 16 << 20
+"""Bytes of a band table; real ones have a few kilobytes."""
 RGB_NM = (641.0, 556.0, 468.0)
 """Where a picture's red, green and blue are taken."""
 
@@ -121,7 +123,15 @@ def get_sensor(name: str) -> Sensor:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"sensor {path}: no such band table")
-        return _read_table(path.stem, path.read_text(encoding="utf-8-sig"), name)
+        try:
+            if path.stat().st_size > MOST_TABLE:
+                raise ValueError(f"more than {MOST_TABLE >> 20} MiB")
+            return _read_table(path.stem, path.read_text(encoding="utf-8-sig"), name)
+        except (OSError, ValueError, csv.Error) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"sensor {path}: not a readable table of bands ({reason}); save it as CSV, UTF-8"
+            ) from None
     if name not in sensor_names():
         raise ConfigError(
             f"unknown sensor '{name}': known are {', '.join(sensor_names())}; a CSV file with the columns "
@@ -138,7 +148,7 @@ def _read_table(name: str, text: str, where: str) -> Sensor:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"sensor {where}: needs numbers in the columns wavelength_nm and fwhm_nm ({error})") from None
     kept = tuple(i for i, row in enumerate(rows) if row.get("kept", "1") == "1")
-    if not kept or min(centres) < 100 or min(widths) <= 0:
+    if not kept or not all(100 <= centre < 1e6 for centre in centres) or not all(0 < width < 1e6 for width in widths):
         raise ConfigError(f"sensor {where}: needs bands, their wavelengths and widths in nm")
     wavelength_nm = tuple(centres[i] for i in kept)
     red, green, blue = (int(np.abs(np.asarray(wavelength_nm) - colour).argmin()) for colour in RGB_NM)

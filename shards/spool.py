@@ -16,12 +16,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
+from shards.arrays import read_json_value, read_npy
 from shards.atomic import atomic_open, sweep, write_atomic
 from shards.codec import PRESETS
+from shards.config import ConfigModel
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
-from shards.manifest import Rejected, ShardIndex, read_json
+from shards.manifest import Count, Rejected, ShardIndex, first_problem, read_json
+from shards.names import InnerPath
 from shards.sensors import get_sensor
 from shards.sources import Bundle, TileSource
 from shards.statistics import BandSums
@@ -92,6 +96,17 @@ def _sums_path(tar: Path) -> Path:
     return tar.with_suffix(".sums.npy")
 
 
+def _read_sums(path: Path, tiles: int) -> np.ndarray:
+    """int64 (tiles, 5, bands)."""
+    try:
+        sums = read_npy(path.read_bytes())
+        if sums.ndim != 3 or sums.shape[:2] != (tiles, len(_SUMS)) or sums.dtype != np.int64:
+            raise ValueError(f"an array {sums.dtype} {sums.shape}")
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: damaged ({error}); remove {path.parent} and pack again") from None
+    return sums
+
+
 def _stem(name: str) -> str:
     """File name for a bundle's pieces: short, and another one for every bundle."""
     return "bundle-" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -129,8 +144,24 @@ def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterator[ListedTile]:
         for row, (location, timestamp, scene, date) in enumerate(rows):
             source = TileSource(location, timestamp, name, scene, date or "")
             yield ListedTile(source, spooled=f"{tar}:{row}")
-    for location, timestamp, path, reason in json.loads(mark.read_bytes())["rejected"]:
+    for location, timestamp, path, reason in _read_mark(mark).rejected:
         yield ListedTile(TileSource(location, timestamp, path), rejected=reason)
+
+
+class DoneMark(ConfigModel):
+    """What is known of a bundle that was read to its end: its name, tiles set aside, tiles left out by limit."""
+
+    bundle: str
+    rejected: list[tuple[str, str, InnerPath, str]]
+    filtered: dict[str, Count]
+
+
+def _read_mark(path: Path) -> DoneMark:
+    try:
+        return DoneMark.model_validate(read_json_value(path.read_bytes()), strict=False)
+    except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        raise ShardError(f"{path}: damaged ({reason}); remove it and pack again") from None
 
 
 def remove_spool(dest: Path, generations: int) -> dict[str, int]:
@@ -139,7 +170,7 @@ def remove_spool(dest: Path, generations: int) -> dict[str, int]:
     for number in range(generations):
         folder = spool_folder(dest, number)
         for mark in sorted(folder.glob("*.done.json")):
-            filtered.update(json.loads(mark.read_bytes())["filtered"])
+            filtered.update(_read_mark(mark).filtered)
         shutil.rmtree(folder, ignore_errors=True)
     return dict(filtered)
 
@@ -165,15 +196,17 @@ class SpoolReader:
     def _sample(self, piece: str, row: int) -> Sample:
         tar = self._folder / f"{piece}.tar"
         if piece not in self._indexes:
-            sums = np.load(_sums_path(tar), allow_pickle=False)
-            self._indexes[piece] = read_json(index_path(tar), ShardIndex), sums
+            index = read_json(index_path(tar), ShardIndex)
+            self._indexes[piece] = index, _read_sums(_sums_path(tar), len(index.tiles.key))
         index, sums = self._indexes[piece]
         columns = index.tiles
+        if row >= len(columns.key):
+            raise ShardError(f"{tar}: holds no tile {row}; remove {tar.parent} and pack again")
         encoded = _read(tar, columns.offset[row], columns.length[row])
         if checksum(encoded) != columns.checksum[row]:
             raise ShardError(f"{tar}: tile '{columns.key[row]}' fails its checksum; remove {tar.parent} and pack again")
         header = -(-columns.length[row] // 512) * 512 + columns.offset[row]  # the description follows the tile
-        size = int(_read(tar, header + 124, 11), 8)
+        size = _size_in_header(tar, header)
         names = ("key", "location", "timestamp", "scene", "split", "date", "lon", "lat", *QUALITY)
         return Sample(
             key=columns.key[row],
@@ -183,6 +216,17 @@ class SpoolReader:
             sums=BandSums(*(column.tolist() for column in sums[row])),
             row={name: getattr(columns, name)[row] for name in names},
         )
+
+
+def _size_in_header(tar: Path, header: int) -> int:
+    """Bytes of the member whose tar header begins there."""
+    try:
+        size = int(_read(tar, header + 124, 11), 8)
+    except ValueError:
+        size = -1
+    if not 0 <= size <= tar.stat().st_size:
+        raise ShardError(f"{tar}: damaged at byte {header}; remove {tar.parent} and pack again")
+    return size
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:

@@ -36,6 +36,7 @@ from shards.manifest import (
     to_json,
 )
 from shards.merge import shard_name
+from shards.names import inner_path
 from shards.statistics import BandSums
 from shards.workers import counters, run_jobs
 from shards.writer import checksum, index_path
@@ -58,7 +59,7 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
     try:
         manifest = read_manifest(folder)
     except ShardError as error:
-        if not (folder / MANIFEST).exists():
+        if not (folder / MANIFEST).is_file():
             raise
         print(f"problem: {error}", file=sys.stderr)
         print(f"{folder}: 1 problem: nothing else can be told without the manifest")
@@ -298,7 +299,7 @@ def _check_tiles(
     for row, key in enumerate(columns.key):
         if not plan.chooses(key):
             continue
-        source = str(described.get(row, {}).get("source", ""))
+        source = _source_of(described.get(row, {}))
         found.tiles += 1
         found.size += columns.length[row] + columns.mask_length[row]
         counters().add(1, values.nbytes, columns.length[row])
@@ -320,6 +321,14 @@ def _check_tiles(
                     found.problems += compare(where, label_path(plan.sources.labels, source), mask, read_mask)
     if plan.sample == 1 and len(found.problems) == before and Sums(**vars(sums)) != index.sums:
         found.problems.append(f"{index_path(tar)}: its sums are not those of the tiles in {tar}")
+
+
+def _source_of(described: dict[str, Any]) -> str:
+    """The tile's file as its description tells it; "" where it tells none, or one outside the sources."""
+    try:
+        return inner_path(str(described["source"]))
+    except (KeyError, ValueError):
+        return ""
 
 
 def _read(file: IO[bytes], offset: int, length: int, wanted: int) -> bytes:

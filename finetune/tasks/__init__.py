@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from shards.config import ConfigModel
+from shards.config import ConfigModel, parse_yaml
 from shards.errors import ConfigError
 
 Kind = Literal["segmentation", "multilabel", "regression"]
@@ -145,7 +145,10 @@ def get_task(name: str) -> Task:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{path}: no such task file")
-        return parse_task(path.read_text(encoding="utf-8"), name)
+        try:
+            return parse_task(path.read_text(encoding="utf-8-sig"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a readable text in UTF-8 ({' '.join(str(error).split())})") from None
     if name not in task_names():
         raise ConfigError(f"key 'task': unknown task '{name}': known are {', '.join(task_names())}")
     return parse_task(files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
@@ -154,14 +157,12 @@ def get_task(name: str) -> Task:
 def parse_task(text: str, where: str) -> Task:
     """A task from YAML; raises ConfigError that names ``where``."""
     try:
-        return Task.model_validate(yaml.safe_load(text))
+        return Task.model_validate(parse_yaml(text, f"task '{where}'"))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         told = f"key '{key}': {first['msg']}" if key else first["msg"]
-        raise ConfigError(f"task '{where}': not a task description: {told}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"task '{where}': not YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"task '{where}': not a task description: {' '.join(told.split())}") from None
 
 
 def dump_task(task: Task) -> str:

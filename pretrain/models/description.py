@@ -5,7 +5,11 @@ import json
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from shards.arrays import read_json_value
 from shards.errors import ForgeError
+from shards.manifest import first_problem
 from shards.sensors import get_sensor
 
 HEADER_KEY = "spectralforge"
@@ -68,12 +72,29 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
     if HEADER_KEY not in metadata:
         return None
     try:
-        values = json.loads(metadata[HEADER_KEY])
+        values = read_json_value(metadata[HEADER_KEY])
         known = fields(EncoderDescription)
         wanted = [one for one in known if one.name in values or _is_required(one)]
-        return EncoderDescription(**{one.name: values[one.name] for one in wanted})
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
+        return _checked({one.name: values[one.name] for one in wanted})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        raise WeightsError(f"{where}: its description is damaged ({reason}); export or download it again") from None
+
+
+MOST_PIXELS, MOST_BANDS = 1 << 14, 1 << 14
+"""Of an encoder's image side and spectrum: more would be memory taken for a number in a file."""
+
+
+def _checked(values: dict[str, Any]) -> EncoderDescription:
+    """The description, every field of its type and within what an encoder can be; raises ValueError else."""
+    described = TypeAdapter(EncoderDescription).validate_json(json.dumps(values), strict=True)
+    sides = described.image_size, described.patch_size
+    if not all(0 < side <= MOST_PIXELS for side in sides) or not 0 <= described.bands <= MOST_BANDS:
+        raise ValueError(f"images of {sides[0]} px, patches of {sides[1]} px, {described.bands} bands")
+    widths = {len(described.wavelength_nm), len(described.fwhm_nm), len(described.mu), len(described.sigma)} - {0}
+    if len(widths) > 1:
+        raise ValueError(f"lists of {sorted(widths)} bands")
+    return described
 
 
 def _is_required(one: Any) -> bool:
