@@ -28,6 +28,12 @@ class ShardError(ForgeError):
     """A shard, index or manifest that is missing, damaged or of another format."""
 
 
+class UnreachableError(ShardError):
+    """A place that does not answer, or lets nobody in: it says nothing of the files there, which may be whole."""
+
+    exit_code = 1
+
+
 class PackStopped(ForgeError):
     """Sharding was cut off; what is finished stays."""
 

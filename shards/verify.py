@@ -6,7 +6,6 @@ tile lost on the way. Anything that a damaged file provokes becomes a line that 
 """
 
 import hashlib
-import json
 import sys
 import tarfile
 import time
@@ -17,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from shards import table
+from shards.arrays import read_json_value, read_npy
 from shards.atomic import TEMPORARY
 from shards.codec import build_codec, is_foreign
 from shards.compare import (
@@ -147,7 +147,7 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
         yield f"{folder / MANIFEST}: mean and standard deviation do not follow from its sums"
     for name, values in (("mu.npy", manifest.mu), ("sigma.npy", manifest.sigma)):
         try:
-            array = table.read_npy((folder / name).read_bytes())
+            array = read_npy((folder / name).read_bytes())
         except (OSError, ValueError) as error:
             yield f"{folder / name}: can't be read: {error}"
             continue
@@ -277,8 +277,8 @@ def _check_description(
     plan: Plan, where: str, file: IO[bytes] | None, columns: TileColumns, row: int, described: dict[int, dict[str, Any]]
 ) -> Iterator[str]:
     try:
-        told = dict(json.loads(file.read() if file else b""))
-    except (ValueError, TypeError, RecursionError) as error:
+        told = dict(read_json_value(file.read() if file else b""))
+    except (ValueError, TypeError) as error:
         yield f"{where}: not a description: {error}"
         return
     wanted = {name: getattr(columns, name)[row] for name in _DESCRIBED}
@@ -322,7 +322,7 @@ def _check_tiles(
             where = f"{tar}: label tile '{key}' at byte {columns.mask_offset[row]}"
             with found.guard(where):
                 place = columns.mask_offset[row], columns.mask_length[row], columns.mask_checksum[row]
-                mask = table.read_npy(_read(file, *place))
+                mask = read_npy(_read(file, *place))
                 if mask.shape != plan.shape[1:]:
                     found.problems.append(f"{where}: {mask.shape} where {plan.shape[1:]} was expected")
                 if plan.labels and source:
