@@ -26,7 +26,9 @@ def read_npy(data: bytes) -> np.ndarray:
     try:
         file = io.BytesIO(data)
         version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
         shape, _, dtype = read_header(file)
         claimed, held = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
         if any(length < 0 for length in shape) or claimed > held:

@@ -14,8 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards.errors import ConfigError
+from shards.safe_yaml import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST_VALUE = 300  # characters of a value in a message
 
 
 class ConfigModel(BaseModel):
@@ -84,7 +86,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return load_yaml(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -165,7 +167,12 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return f"{message}{more}"
-    return f"key '{key}': {message[0].lower()}{message[1:]}, got {first['input']!r}{more}"
+    return f"key '{key}': {message[0].lower()}{message[1:]}, got {_short(first['input'])}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, dict[str, type[BaseModel]]]:

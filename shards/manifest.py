@@ -116,7 +116,10 @@ class ShardIndex(SealedModel):
     def _inside(self) -> Self:
         """Every tile lies within its shard."""
         tiles = self.tiles
-        places = (*zip(tiles.offset, tiles.length, strict=True), *zip(tiles.mask_offset, tiles.mask_length, strict=True))
+        places = (
+            *zip(tiles.offset, tiles.length, strict=True),
+            *zip(tiles.mask_offset, tiles.mask_length, strict=True),
+        )
         if any(offset + length > self.size for offset, length in places):
             raise ValueError("a tile lies beyond the end of its shard")
         return self

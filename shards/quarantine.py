@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from shards import keyed
+from shards.arrays import read_json_value
 from shards.errors import ShardError
 
 
@@ -41,7 +42,7 @@ class Quarantine:
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
         for path in sorted(folder.glob("quarantine-*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 self._load(line, dataset)
         self._dataset = dataset
         self.loaded = len(self._bad)
@@ -85,8 +86,8 @@ class Quarantine:
 
     def _load(self, line: str, dataset: str) -> None:
         try:
-            entry = json.loads(line)
+            entry = read_json_value(line)
             if entry["dataset"] == dataset:
                 self._bad[int(entry["row"])] = str(entry["reason"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             pass  # the last line of a killed process: its tile is found bad again

@@ -2,10 +2,14 @@
 
 import copy
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from shards.arrays import read_json_value
 from shards.errors import ForgeError
+from shards.manifest import first_problem
 from shards.sensors import get_sensor
 
 HEADER_KEY = "spectralforge"
@@ -68,16 +72,16 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
     if HEADER_KEY not in metadata:
         return None
     try:
-        values = json.loads(metadata[HEADER_KEY])
-        known = fields(EncoderDescription)
-        wanted = [one for one in known if one.name in values or _is_required(one)]
-        return EncoderDescription(**{one.name: values[one.name] for one in wanted})
-    except (ValueError, KeyError, TypeError) as error:
+        return _CHECKED.validate_python(read_json_value(metadata[HEADER_KEY]))
+    except ValidationError as error:
+        raise WeightsError(
+            f"{where}: its description is damaged ({first_problem(error)}); export or download it again"
+        ) from None
+    except ValueError as error:
         raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
 
 
-def _is_required(one: Any) -> bool:
-    return one.default is MISSING and one.default_factory is MISSING
+_CHECKED = TypeAdapter(EncoderDescription)
 
 
 def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDescription:
@@ -106,7 +110,7 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             network=network,
             config=_without_places(config),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
 
 
