@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from shards.errors import ConfigError
+from shards.names import npy_name, plain_name, tar_name
 from shards.safe_yaml import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -25,6 +26,11 @@ class ConfigModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+
+PlainName = Annotated[str, AfterValidator(plain_name)]
+TarName = Annotated[str, AfterValidator(tar_name)]
+NpyName = Annotated[str, AfterValidator(npy_name)]
+"""Names out of files: see shards/names.py."""
 
 Schema = TypeVar("Schema", bound=ConfigModel)
 

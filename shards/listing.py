@@ -16,10 +16,10 @@ from typing import Literal
 from pydantic import Field
 
 from shards.atomic import write_atomic
-from shards.config import ConfigModel
+from shards.config import ConfigModel, PlainName
 from shards.errors import ShardError, SourceError
 from shards.manifest import FORMAT, SealedModel, read_json, to_json
-from shards.names import PlainName, inner_path, plain_name
+from shards.names import inner_path, plain_name
 from shards.sources import TileSource
 
 RECORD = "pack.json"

@@ -37,7 +37,7 @@ PIECE_TILES = 256
 
 
 class _DoneMark(ConfigModel):
-    """A bundle that was read to its end: what could not be used (location, timestamp, path, reason), or was left out."""
+    """A bundle that was read to its end, with unusable tiles (location, timestamp, path, reason) and those left out."""
 
     bundle: str
     rejected: list[Annotated[list[str], Field(min_length=4, max_length=4)]]

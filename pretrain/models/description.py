@@ -2,14 +2,11 @@
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from shards.arrays import read_json_value
 from shards.errors import ForgeError
-from shards.manifest import first_problem
 from shards.sensors import get_sensor
 
 HEADER_KEY = "spectralforge"
@@ -72,16 +69,40 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
     if HEADER_KEY not in metadata:
         return None
     try:
-        return _CHECKED.validate_python(read_json_value(metadata[HEADER_KEY]))
-    except ValidationError as error:
-        raise WeightsError(
-            f"{where}: its description is damaged ({first_problem(error)}); export or download it again"
-        ) from None
-    except ValueError as error:
+        values = read_json_value(metadata[HEADER_KEY])
+        known = fields(EncoderDescription)
+        wanted = [one for one in known if one.name in values or _is_required(one)]
+        found = {one.name: values[one.name] for one in wanted}
+        _check_types(found)
+        return EncoderDescription(**found)
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
 
 
-_CHECKED = TypeAdapter(EncoderDescription)
+def _is_required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+_TEXTS = ("architecture", "sensor", "objective", "dataset", "version", "network")
+_COUNTS = ("image_size", "patch_size", "samples_seen", "bands")
+_NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    """Raise ValueError where a field of a description is not of its type."""
+    for name, value in values.items():
+        if name in _TEXTS:
+            fits = isinstance(value, str)
+        elif name in _COUNTS:
+            fits = isinstance(value, int) and 0 <= value < 1 << 63
+        elif name in _NUMBERS:
+            fits = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+        elif name == "clip":
+            fits = value is None or isinstance(value, int | float)
+        else:
+            fits = isinstance(value, dict)
+        if not fits:
+            raise ValueError(f"'{name}' is {str(value)[:40]!r}")
 
 
 def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDescription:
