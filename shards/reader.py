@@ -82,24 +82,27 @@ class ShardReader:
         """Sample key of a tile row."""
         return self.table["key"][row].decode(errors="replace")
 
-    def read(self, rows: Sequence[int] | np.ndarray, out: np.ndarray, quarantine: Quarantine | None = None) -> None:
+    def read(
+        self, rows: Sequence[int] | np.ndarray, out: np.ndarray, quarantine: Quarantine | None = None
+    ) -> list[int]:
         """Decode tiles into ``out``, int16 (len(rows), bands, height, width), C-contiguous.
 
         Args:
             quarantine: takes bad tiles and names a substitute for each; without it a bad tile is an error.
 
+        Returns:
+            The rows that were read: those asked for, but for substitutes.
+
         Raises:
+            UnreachableError: the place of the shards did not answer for minutes.
             ShardError: a tile's bytes are not what was written; the line names shard, key and offset.
         """
         if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
             raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not go into {out.dtype} {out.shape}")
         work = [(int(row), target, quarantine) for row, target in zip(rows, out, strict=True)]
         if self._pool is None or len(work) == 1:
-            for item in work:
-                self._read_or_replace(*item)
-        else:
-            for _ in self._pool.map(lambda item: self._read_or_replace(*item), work):
-                pass
+            return [self._read_or_replace(*item) for item in work]
+        return list(self._pool.map(lambda item: self._read_or_replace(*item), work))
 
     def read_mask(self, row: int) -> np.ndarray | None:
         """int16 (height, width): the label tile of a row, or None where it has none; raises ShardError like `read`."""
@@ -139,16 +142,16 @@ class ShardReader:
             self._pool.shutdown()
         self._storage.close()
 
-    def _read_or_replace(self, row: int, out: np.ndarray, quarantine: Quarantine | None) -> None:
+    def _read_or_replace(self, row: int, out: np.ndarray, quarantine: Quarantine | None) -> int:
         if quarantine is None:
             self._read_one(row, out)
-            return
+            return row
         attempt, wanted = 0, row
         while True:
             if row not in quarantine:
                 try:
                     self._read_one(row, out)
-                    return
+                    return row
                 except UnreachableError:
                     raise  # says nothing of the tile
                 except ShardError as error:
