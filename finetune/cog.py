@@ -6,20 +6,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError  # what rasterio.shutil lets through from GDAL; it has no public name
-from rasterio.crs import CRS
+from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from shards.atomic import atomic_path, sweep, temporary_path, write_atomic
 from shards.errors import ForgeError
-from shards.geotiff import GDAL_OPTIONS
+from shards.grid import Grid
+from shards.raster import LONE
 
 Colour = tuple[int, int, int, int]
 
@@ -31,18 +33,8 @@ class RasterError(ForgeError):
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Where a raster's pixels are: its height and width, and its georeference, if it has one."""
-
-    height: int
-    width: int
-    crs: CRS | None
-    transform: Affine
-
-
-@dataclass(frozen=True)
-class Raster:
-    """What a raster is, but for its pixels and where they are.
+class MapFormat:
+    """What a map is, but for its pixels and their grid.
 
     Attributes:
         count: bands.
@@ -51,6 +43,7 @@ class Raster:
         tags: of the file, by name.
         classes: of a class map, the name of each value.
         colours: of a class map, red, green, blue and opacity of each value.
+        control_points: where its pixels are, for a grid without a transform.
     """
 
     count: int
@@ -60,9 +53,10 @@ class Raster:
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, str] = field(default_factory=dict)
     colours: dict[int, Colour] = field(default_factory=dict)
+    control_points: list[GroundControlPoint] = field(default_factory=list)
 
 
-def write_cog(path: Path, raster: Raster, grid: Grid, rows: Iterable[np.ndarray]) -> None:
+def write_cog(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarray]) -> None:
     """Write a raster; class names go into the file as tags, and for QGIS's legend to ``<path>.aux.xml``.
 
     Args:
@@ -74,7 +68,7 @@ def write_cog(path: Path, raster: Raster, grid: Grid, rows: Iterable[np.ndarray]
     names = Path(f"{path}.aux.xml")
     sweep(path.parent, f"{path.name}.*")
     plain = temporary_path(path.with_name(f"{path.name}.rows"))
-    with atomic_path(path) as optimized, rasterio.Env(**GDAL_OPTIONS), _quiet():
+    with atomic_path(path) as optimized, rasterio.Env(**LONE, GDAL_PAM_ENABLED="NO"), _quiet():
         try:
             _write_rows(plain, raster, grid, rows)
             _optimize(plain, optimized, raster)
@@ -89,11 +83,16 @@ def write_cog(path: Path, raster: Raster, grid: Grid, rows: Iterable[np.ndarray]
         write_atomic(names, _category_names(raster.classes))
 
 
-def _write_rows(path: Path, raster: Raster, grid: Grid, rows: Iterable[np.ndarray]) -> None:
+def _write_rows(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarray]) -> None:
     """Uncompressed, a strip a row: what is finished is on the disk, and nothing is written twice."""
     profile = {"driver": "GTiff", "dtype": raster.dtype, "count": raster.count, "nodata": raster.nodata}
     layout = {"interleave": "pixel", "blockysize": 1, "bigtiff": "if_safer"}
-    with rasterio.open(path, "w", **profile, **layout, **vars(grid)) as file:
+    place: dict[str, Any] = {"height": grid.height, "width": grid.width, "crs": grid.crs}
+    if grid.transform is not None:
+        place["transform"] = Affine(*grid.transform)
+    elif raster.control_points:
+        place["gcps"] = raster.control_points
+    with rasterio.open(path, "w", **profile, **layout, **place) as file:
         file.update_tags(**raster.tags)
         for band, name in enumerate(raster.names, start=1):
             file.set_band_description(band, name)
@@ -107,7 +106,7 @@ def _write_rows(path: Path, raster: Raster, grid: Grid, rows: Iterable[np.ndarra
             begin += part.shape[1]
 
 
-def _optimize(plain: Path, path: Path, raster: Raster) -> None:
+def _optimize(plain: Path, path: Path, raster: MapFormat) -> None:
     is_map = bool(raster.classes)
     rasterio.shutil.copy(
         plain,

@@ -17,7 +17,9 @@ BATCH = {"cpu": 1, "cuda": 16}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     parser.add_argument("checkpoint", type=Path, help="fine-tuned model, or an encoder of any format (its features)")
-    parser.add_argument("scene", type=Path, help="EnMAP L2A product, or a GeoTIFF with the bands of the model's sensor")
+    parser.add_argument(
+        "scene", help="EnMAP L2A product, or a raster with the bands of the model's sensor: path, URL or /vsizip/ name"
+    )
     parser.add_argument("output", type=Path, metavar="OUT.tif", help="Cloud-Optimized GeoTIFF to write")
     parser.add_argument(
         "--overlap", type=_share, default=0.5, metavar="SHARE", help="of neighbouring windows (default: %(default)s)"
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(output: Path, scene: Path, overwrite: bool) -> None:
+def _check_output(output: Path, scene: str, overwrite: bool) -> None:
     if not output.parent.is_dir():
         raise ConfigError(f"{output.parent}: no such folder to write {output.name} to")
     if output.is_dir():
@@ -55,7 +57,8 @@ def _check_output(output: Path, scene: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(f"{output}: exists: --overwrite replaces it")
-    if scene.exists() and (output.samefile(scene) or output.resolve().is_relative_to(scene.resolve())):
+    here = Path(scene)
+    if here.exists() and (output.samefile(here) or output.resolve().is_relative_to(here.resolve())):
         raise ConfigError(f"{output}: belongs to the scene: name another file")
 
 

@@ -9,21 +9,22 @@
 
 import io
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from finetune.tasks import Task
 from shards.arrays import read_json_value, read_npz
 from shards.atomic import write_atomic
+from shards.config import ConfigModel
 from shards.errors import ConfigError
 from shards.manifest import first_problem
 
 FORMAT = 1
-_ARRAYS = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,6 @@ class Result:
         units: what is kept of every test tile, in the order of ``RunResults.tiles``.
         maps: predictions for the example tiles: classes (n, S, S), or outputs (n, K).
     """
-
-    __pydantic_config__ = _ARRAYS
 
     encoder: str
     protocol: str
@@ -75,8 +74,6 @@ class RunResults:
         rgb, labels: of the example tiles, uint8 (n, S, S, 3) and class indices (n, S, S) or values (n, K).
     """
 
-    __pydantic_config__ = _ARRAYS
-
     task: Task
     encoders: dict[str, dict[str, Any]]
     data: dict[str, Any]
@@ -91,6 +88,41 @@ class RunResults:
 
 
 ARRAYS = ("units", "maps")
+
+
+class _Entry(ConfigModel):
+    """JSON form of a Result."""
+
+    encoder: str
+    protocol: str
+    head: str
+    seed: int
+    fraction: float
+    lr: float | None
+    epoch: int | None
+    validation: dict[str, float]
+    test: dict[str, float]
+    by_output: dict[str, list[float | None]]
+    curve: list[dict[str, float]] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Document(ConfigModel):
+    """``results.json``."""
+
+    format: int
+    task: Task
+    encoders: dict[str, dict[str, Any]]
+    data: dict[str, Any]
+    cost: dict[str, float]
+    baseline: list[float] | None
+    tiles: list[str]
+    places: list[str]
+    seen: list[bool] | None
+    results: list[_Entry]
+
+
+_ENTRIES = TypeAdapter(list[_Entry])
 
 
 def write_results(folder: Path, run: RunResults) -> None:
@@ -118,30 +150,26 @@ def read_results(folder: Path) -> RunResults:
     """
     path = folder / "results.json"
     try:
-        document = read_json_value(path.read_bytes())
+        content = read_json_value(path.read_bytes())
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise ConfigError(f"{path}: format {found!s:.40}, this version reads {FORMAT}: evaluate again")
+        document = _Document.model_validate_json(json.dumps(content))
         units, examples = read_npz(folder / "units.npz"), read_npz(folder / "examples.npz")
+        results = [
+            Result(**vars(entry), units=units[f"result-{number}"], maps=examples[f"map-{number}"])
+            for number, entry in enumerate(document.results)
+        ]
+        kept = {name: value for name, value in document if name not in ("format", "results")}
+        return RunResults(results=results, rgb=examples["rgb"], labels=examples["labels"], **kept)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: damaged results ({first_problem(error)}): run the evaluation again") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder}: damaged results ({error}): run the evaluation again") from None
-    found = document.get("format") if isinstance(document, dict) else type(document).__name__
-    if found != FORMAT:
-        raise ConfigError(f"{path}: format {found!s:.40}, this version reads {FORMAT}: evaluate again")
-    try:
-        return TypeAdapter(RunResults).validate_python(_fields(document, units, examples))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else f"no {error}"
-        raise ConfigError(f"{path}: damaged ({reason}): run the evaluation again") from None
-
-
-def _fields(document: dict[str, Any], units: dict[str, np.ndarray], examples: dict[str, np.ndarray]) -> dict[str, Any]:
-    kept = {key: document[key] for key in ("encoders", "data", "cost", "baseline", "tiles", "places", "seen")}
-    results = [
-        {**entry, "units": units[f"result-{number}"], "maps": examples[f"map-{number}"]}
-        for number, entry in enumerate(document["results"])
-    ]
-    task = Task.model_validate_json(json.dumps(document["task"]))
-    return {"task": task, "results": results, "rgb": examples["rgb"], "labels": examples["labels"], **kept}
+    except KeyError as error:
+        raise ConfigError(f"{folder}: damaged results (no array {error}): run the evaluation again") from None
 
 
 def write_part(path: Path, results: list[Result]) -> None:
@@ -154,18 +182,19 @@ def write_part(path: Path, results: list[Result]) -> None:
 
 
 def read_part(path: Path) -> list[Result] | None:
-    """What `write_part` wrote; None where it did not."""
-    if not path.exists():
-        return None
+    """What `write_part` wrote; None where it did not, or where it is damaged: the training is done again."""
     try:
-        file = read_npz(path)
-        entries = read_json_value(str(file["entries"]))
+        arrays = read_npz(path)
+        entries = _ENTRIES.validate_json(str(arrays["entries"]))
         return [
-            Result(**{**entry, **{name: file[f"{name}-{number}"] for name in ARRAYS}})
+            Result(**vars(entry), units=arrays[f"units-{number}"], maps=arrays[f"maps-{number}"])
             for number, entry in enumerate(entries)
         ]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ConfigError(f"{path}: damaged ({error}): remove it, and run the evaluation again") from None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:  # ValidationError too
+        print(f"warning: {path}: damaged ({type(error).__name__}): this training is done again", file=sys.stderr)
+        return None
 
 
 def _entry(result: Result) -> dict[str, Any]:

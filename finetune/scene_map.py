@@ -4,19 +4,19 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from rasterio.transform import Affine
 from tqdm import tqdm
 
-from finetune.cog import Grid, Raster, write_cog
+from finetune.cog import MapFormat, write_cog
 from finetune.model_file import TaskModel
 from finetune.scene_image import open_scene, scene_sensor
 from finetune.tasks import Task
 from finetune.windows import Predict, WindowPlan, blend
+from shards.raster import Raster
 
 NODATA_NAME = "no data"
 
@@ -39,7 +39,7 @@ class Summary:
 
 
 def predict_scene(
-    model: TaskModel, scene: Path, output: Path, overlap: float, batch: int, device: torch.device
+    model: TaskModel, scene: str | Path, output: Path, overlap: float, batch: int, device: torch.device
 ) -> Summary:
     """Map a scene; ``output`` appears when all of it is written.
 
@@ -56,9 +56,11 @@ def predict_scene(
         ConfigError, SourceError: a scene of other bands, or unreadable.
         RasterError: the map can't be written.
     """
-    began, raster = time.monotonic(), describe_map(model, scene.name)
+    began, raster = time.monotonic(), describe_map(model, Path(scene).name)
     with open_scene(scene, scene_sensor(model)) as image:
-        plan = plan_windows(model, *image.shape, overlap)
+        plan = plan_windows(model, *image.grid.shape, overlap)
+        raster = replace(raster, control_points=image.raster.control_points(plan.cell))
+        _warn_of_place(image.raster)
         summary, total = Summary(plan.grid), len(plan.rows) * len(plan.columns)
         interval = 0.5 if sys.stderr.isatty() else 15.0  # a line each in a log file
         with tqdm(total=total, desc="predict", unit="window", mininterval=interval, maxinterval=interval) as bar:
@@ -71,10 +73,22 @@ def predict_scene(
             predict = predictor(model.to(device), device, plan)
             parts = blend(plan, image.rows, predict, _channels(model), batch, done)
             rows = _classes(parts, model.task, summary) if model.task and _is_dense(model) else parts
-            grid = Grid(*plan.grid, image.file.crs, image.file.transform @ Affine.scale(plan.cell))
-            write_cog(output, raster, grid, rows)
+            write_cog(output, raster, image.grid.coarsened(plan.cell), rows)
     summary.seconds = time.monotonic() - began
     return summary
+
+
+def _warn_of_place(scene: Raster) -> None:
+    """Say what a map can't have of where its scene lies."""
+    if scene.grid.transform is not None:
+        return
+    if scene.control_points():
+        print(
+            f"note: {scene.name}: the map keeps its ground control points: warp it to a grid by them", file=sys.stderr
+        )
+        return
+    rational = ": the coefficients (RPC) that it has are for its own pixels" if scene.file.rpcs else ""
+    print(f"warning: {scene.name} has no georeference, so the map has none either{rational}", file=sys.stderr)
 
 
 def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:
@@ -106,15 +120,15 @@ def predictor(model: TaskModel, device: torch.device, plan: WindowPlan) -> Predi
     return predict
 
 
-def describe_map(model: TaskModel, scene: str) -> Raster:
+def describe_map(model: TaskModel, scene: str) -> MapFormat:
     """What the map of a scene, by its name, will be."""
     task, told = model.task, model.description
     tags = {"scene": scene, "encoder": f"{told.architecture}, {told.objective or 'objective unknown'}"}
     if task is None:
-        return Raster(_channels(model), "float32", math.nan, tags=tags)
+        return MapFormat(_channels(model), "float32", math.nan, tags=tags)
     tags |= {"task": task.name, "kind": task.kind}
     if not _is_dense(model):
-        return Raster(_channels(model), "float32", math.nan, tuple(task.outputs), tags)
+        return MapFormat(_channels(model), "float32", math.nan, tuple(task.outputs), tags)
     values, nodata = class_values(task)
     dtype = "uint8" if max(*values, nodata) <= 255 else "uint16"
     classes = {nodata: NODATA_NAME} | dict(zip(values, task.outputs, strict=True))
@@ -122,7 +136,7 @@ def describe_map(model: TaskModel, scene: str) -> Raster:
         value: (*bytes.fromhex(one.colour[1:]), 255) for value, one in zip(values, task.classes, strict=True)
     }
     # A 16 bit colour table has 65,536 entries, in the file and in each overview.
-    return Raster(1, dtype, nodata, (task.title or task.name,), tags, classes, colours if dtype == "uint8" else {})
+    return MapFormat(1, dtype, nodata, (task.title or task.name,), tags, classes, colours if dtype == "uint8" else {})
 
 
 def class_values(task: Task) -> tuple[list[int], int]:

@@ -31,16 +31,16 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.engine import ZeroEngine
-from pretrain.models.seals import SEAL, STATE, read_seals
 from pretrain.momentum import MomentumNetwork
 from pretrain.random_state import random_state, set_random_state
 from pretrain.zero_state import gather_state, hash_weights, parameter_shapes, set_state
 from shards.arrays import read_json_value
 from shards.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.errors import ForgeError
+from shards.names import plain_name
 
 FORMAT = 2
-LATEST = "latest"
+SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
 DAMAGED = ".damaged"
 
 
@@ -165,7 +165,9 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
         part, parts: look at every ``parts``-th file alone, beginning with number ``part``.
     """
     try:
-        seals = read_seals(path)
+        files = read_json_value((path / SEAL).read_bytes())["files"]
+        seals = {plain_name(name): {"size": seal["size"], "sha256": seal["sha256"]} for name, seal in files.items()}
+        seals[STATE]  # without it, nothing is sealed
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path / SEAL}: missing or unreadable"
     for name, expected in list(seals.items())[part::parts]:
@@ -201,16 +203,16 @@ def read_state(path: Path) -> dict[str, Any]:
     """The JSON state of a checkpoint.
 
     Raises:
-        CheckpointError: it is of another format.
+        CheckpointError: it is damaged, or of another format.
     """
     try:
         state = read_json_value((path / STATE).read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / STATE}: can't be read ({error}); move this checkpoint away") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"{path / STATE}: can't be read ({error}): take another checkpoint") from None
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint of format {found}, this version continues format {FORMAT}: finish the "
+            f"{path}: checkpoint of format {found!s:.40}, this version continues format {FORMAT}: finish the "
             "run with the version that began it"
         )
     return state

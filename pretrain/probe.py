@@ -24,6 +24,7 @@ from shards.errors import ConfigError, ShardError, UnreachableError
 from shards.quarantine import Quarantine
 from shards.reader import ShardReader
 from shards.selection import ViewConfig
+from shards.sensors import NODATA
 from shards.view import view_rows
 
 CELLS = 32
@@ -159,7 +160,8 @@ class EncoderProbe:
         stride = labels.shape[0] // features.shape[-1]
         pixels = labels.unfold(0, stride, stride).unfold(1, stride, stride).flatten(2)
         classes = pixels.mode(-1).values.flatten()
-        counted = torch.from_numpy(np.flatnonzero(~np.isin(classes.numpy(), self.probe.ignore)))
+        ignored = [*self.probe.ignore, NODATA]
+        counted = torch.from_numpy(np.flatnonzero(~np.isin(classes.numpy(), ignored)))
         order = keyed.permute(keyed.key(self.seed, "cells", number), max(len(counted), 1), np.arange(len(counted)))
         taken = counted[torch.from_numpy(order[:CELLS])]
         return features.flatten(1).T[taken], classes[taken]

@@ -13,6 +13,9 @@ UNPACKED, TIMES = 256 << 20, 100
 """An ``.npz`` file may unpack to 256 MiB and a hundred times its size: tables of counts pack well, bombs better."""
 
 
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
 def read_json_value(data: bytes | str) -> Any:
     """What JSON text says; ValueError for anything else, nesting that is too deep included."""
     try:
@@ -26,10 +29,7 @@ def read_npy(data: bytes) -> np.ndarray:
     try:
         file = io.BytesIO(data)
         version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-            version
-        ]
-        shape, _, dtype = read_header(file)
+        shape, _, dtype = _HEADERS[version](file)
         claimed, held = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
         if any(length < 0 for length in shape) or claimed > held:
             raise ValueError(f"its header tells of {claimed} bytes where {held} follow")

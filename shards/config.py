@@ -8,14 +8,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from shards.errors import ConfigError
+from shards.names import npy_name, plain_name, tar_name
+from shards.safe_yaml import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST_VALUE = 300  # characters of a value in a message
 
 
 class ConfigModel(BaseModel):
@@ -23,6 +26,11 @@ class ConfigModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+
+PlainName = Annotated[str, AfterValidator(plain_name)]
+TarName = Annotated[str, AfterValidator(tar_name)]
+NpyName = Annotated[str, AfterValidator(npy_name)]
+"""Names out of files: see shards/names.py."""
 
 Schema = TypeVar("Schema", bound=ConfigModel)
 
@@ -82,57 +90,21 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
-MOST_NODES, MOST_TEXT = 100_000, 16 << 20
-"""Values that a YAML text may stand for, each alias counted as what it repeats, and its bytes."""
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """What YAML text says, numbers like 1e-3 read as such; raises ConfigError that names ``where`` and the line.
-
-    Aliases may repeat parts, but not until a short text stands for more than ``MOST_NODES`` values.
-    """
+def _parse_yaml(text: str, where: str) -> Any:
     try:
-        if len(text) > MOST_TEXT:
-            raise ValueError(f"more than {MOST_TEXT >> 20} MiB")
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            if _count(node, {}) > MOST_NODES:
-                raise ValueError(f"its aliases stand for more than {MOST_NODES} values")
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
+        return load_yaml(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        reason = str(getattr(error, "problem", error)).splitlines()[0]
         raise ConfigError(f"{where}{line}: not valid YAML: {reason}") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from None
-    except (ValueError, OverflowError, TypeError) as error:  # a date or number that is none
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
-
-
-def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Values below a node with all aliases followed; raises ValueError where one leads back to itself."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in counts:
-        counts[id(node)] = -1
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        counts[id(node)] = 1 + sum(_count(part, counts) for part in parts)
-    if counts[id(node)] < 0:
-        raise ValueError("an alias leads back to itself")
-    return counts[id(node)]
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: 'base' leads back to itself")
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        data = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: can't read the config: {reason}") from None
@@ -163,7 +135,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         data = data[parent]
         if not isinstance(data, dict):
             raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
-    data[last] = parse_yaml(text, f"override '{override}'")
+    data[last] = _parse_yaml(text, f"override '{override}'")
 
 
 def _substitute(value: Any, where: str) -> Any:
@@ -201,13 +173,12 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return f"{message}{more}"
-    return f"key '{key}': {message[0].lower()}{message[1:]}, got {_shown(first['input'])}{more}"
+    return f"key '{key}': {message[0].lower()}{message[1:]}, got {_short(first['input'])}{more}"
 
 
-def _shown(value: Any) -> str:
-    """A value as part of a line."""
+def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, dict[str, type[BaseModel]]]:

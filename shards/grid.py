@@ -40,3 +40,11 @@ class Grid:
         a, b, c, d, e, f = self.transform
         column, row = self.width / 2, self.height / 2
         return a * column + b * row + c, d * column + e * row + f
+
+    def coarsened(self, cell: int) -> "Grid":
+        """The grid of the squares of ``cell`` pixels from the upper left corner; the last ones may reach beyond."""
+        coarse = None
+        if self.transform is not None:
+            a, b, c, d, e, f = self.transform
+            coarse = (a * cell, b * cell, c, d * cell, e * cell, f)
+        return Grid(-(-self.height // cell), -(-self.width // cell), self.crs, coarse)

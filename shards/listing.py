@@ -11,20 +11,18 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from shards.atomic import write_atomic
-from shards.config import ConfigModel
+from shards.config import ConfigModel, PlainName
 from shards.errors import ShardError, SourceError
-from shards.manifest import FORMAT, Count, SealedModel, read_json, to_json
-from shards.names import PlainName, inner_path, plain_name
+from shards.manifest import FORMAT, SealedModel, read_json, to_json
+from shards.names import inner_path, plain_name
 from shards.sources import TileSource
 
 RECORD = "pack.json"
-ShardNumber = Annotated[int, Field(ge=0, lt=10**6)]
-"""Names of shards have six digits."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +48,11 @@ class Generation(ConfigModel):
 
     bundles: list[list[str]] = Field(default_factory=list)  # (name, fingerprint)
     probes: str = ""
-    tiles: Count = 0
-    first_shard: ShardNumber = 0
-    shards: ShardNumber = 0
+    tiles: int = 0
+    first_shard: int = 0
+    shards: int = 0
     list_name: PlainName | Literal[""] = ""
     list_sha256: str = ""
-
-    @model_validator(mode="after")
-    def _pairs(self) -> Self:
-        if any(len(bundle) != 2 for bundle in self.bundles):
-            raise ValueError("a bundle is a name and a fingerprint")
-        return self
 
 
 class PackRecord(SealedModel):
@@ -109,23 +101,27 @@ def read_list(folder: Path, generation: Generation) -> list[ListedTile]:
         raise ShardError(f"{path}: can't be read: {error.strerror}; remove {folder} and pack again") from None
     if hashlib.sha256(data).hexdigest() != generation.list_sha256:
         raise ShardError(f"{path}: was changed after the scan; remove {folder} and pack again")
-    rows = (line.split("\t") for line in data.decode(errors="surrogateescape").split("\n")[1:-1])
+    lines = data.decode(errors="surrogateescape").split("\n")[1:-1]
     try:
-        return [_listed(row) for row in rows]
-    except (ValueError, TypeError) as error:
-        raise ShardError(f"{path}: not a list of tiles ({error}); remove {folder} and pack again") from None
+        return [_parse_line(line) for line in lines]
+    except ValueError as error:
+        raise ShardError(f"{path}: damaged ({error}); remove {folder} and pack again") from None
 
 
-def _listed(row: list[str]) -> ListedTile:
-    """A line of the list; raises ValueError where a name in it leads out of the source or the spool."""
-    tile = ListedTile(TileSource(*row[:-2]), row[-2], row[-1])
-    inner_path(tile.source.path)
-    if tile.spooled:
-        piece, _, number = tile.spooled.rpartition(":")
-        if not number.isdecimal():
-            raise ValueError(f"{tile.spooled[:80]!r} is no place in the spool")
+def _parse_line(line: str) -> ListedTile:
+    """A tile of the list; raises ValueError where it is none."""
+    row = line.split("\t")
+    if len(row) != len(_SOURCE_FIELDS) + 2:
+        raise ValueError(f"{len(row)} columns where {len(_SOURCE_FIELDS) + 2} were written")
+    source, spooled = TileSource(*row[:-2]), row[-2]
+    inner_path(source.path)
+    if source.mask:
+        inner_path(source.mask)
+    if spooled:
+        piece, _, number = spooled.rpartition(":")
         plain_name(piece)
-    return tile
+        int(number)
+    return ListedTile(source, spooled, row[-1])
 
 
 _SOURCE_FIELDS = [field.name for field in fields(TileSource)]

@@ -15,6 +15,7 @@
 import hashlib
 import json
 import math
+from operator import add
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -22,9 +23,8 @@ import numpy as np
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from shards.arrays import read_json_value
-from shards.config import ConfigModel
+from shards.config import ConfigModel, NpyName, TarName
 from shards.errors import ShardError
-from shards.names import NpyName, TarName
 from shards.statistics import BandSums
 
 FORMAT = 2
@@ -116,11 +116,8 @@ class ShardIndex(SealedModel):
     def _inside(self) -> Self:
         """Every tile lies within its shard."""
         tiles = self.tiles
-        places = (
-            *zip(tiles.offset, tiles.length, strict=True),
-            *zip(tiles.mask_offset, tiles.mask_length, strict=True),
-        )
-        if any(offset + length > self.size for offset, length in places):
+        ends = (*map(add, tiles.offset, tiles.length), *map(add, tiles.mask_offset, tiles.mask_length))
+        if max(ends, default=0) > self.size:
             raise ValueError("a tile lies beyond the end of its shard")
         return self
 

@@ -4,10 +4,6 @@ Manifests, indexes, lists, checkpoints and results name other files. Each such n
 the file that holds it is parsed; what passed may be joined to a folder without another thought.
 """
 
-from typing import Annotated
-
-from pydantic import AfterValidator
-
 LONGEST = 255
 """Bytes of a name that common file systems take."""
 
@@ -51,9 +47,3 @@ def npy_name(name: str) -> str:
     if not plain_name(name).endswith(".npy"):
         raise ValueError(f"{name!r} is not the name of a .npy")
     return name
-
-
-PlainName = Annotated[str, AfterValidator(plain_name)]
-InnerPath = Annotated[str, AfterValidator(inner_path)]
-TarName = Annotated[str, AfterValidator(tar_name)]
-NpyName = Annotated[str, AfterValidator(npy_name)]

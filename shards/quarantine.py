@@ -57,7 +57,7 @@ class Quarantine:
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
         for path in sorted(folder.glob("quarantine-*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 self._load(line, dataset)
         self._dataset = dataset
         self.loaded = len(self._bad)

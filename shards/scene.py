@@ -9,13 +9,15 @@ import math
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Container, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 from xml.etree import ElementTree
+from xml.parsers.expat import ExpatError, ParserCreate
 
 import numpy as np
 import rasterio
@@ -25,14 +27,13 @@ from rasterio.windows import Window
 
 from shards.config import ConfigModel
 from shards.errors import SourceError, TileError
-from shards.geotiff import GDAL_OPTIONS, Tile, as_int16
+from shards.geotiff import Tile
+from shards.raster import Raster, open_raster
 from shards.sensors import NODATA, Sensor
 from shards.sources import TileSource
 
 Share = Annotated[float, Field(ge=0, le=1)]
 METADATA = "-METADATA.XML"
-MOST_METADATA = 64 << 20
-"""Bytes of a METADATA.XML; real ones have about one MiB."""
 LAYERS = {
     "cloud": "QL_QUALITY_CLOUD",
     "cloud_shadow": "QL_QUALITY_CLOUDSHADOW",
@@ -48,6 +49,7 @@ does not, cells take its nearest pixels and the tile keeps its true place.
 """
 
 GAIN = 0.0001
+MOST_METADATA_BYTES = 64 << 20  # a METADATA.XML has 300 kB
 CACHE_BYTES = 512 << 20
 """GDAL's block cache: a row of 512x512x224 blocks, the largest in use, is 350 MB. The default is a twentieth of
 the memory: too little on small machines (8 times slower), and on large ones as much for every worker.
@@ -95,7 +97,7 @@ def _zip_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise SourceError(f"{path}: not a readable zip file ({error}); download it again or move it away") from None
 
 
@@ -117,15 +119,14 @@ class Metadata:
     def parse(cls, text: bytes, name: str) -> "Metadata":
         """Read the XML; raises SourceError where something is missing or reflectance is scaled otherwise."""
         try:
-            if len(text) > MOST_METADATA or b"<!ENTITY" in text:
-                raise ValueError("entities in it, or more bytes than such a file has")
+            _refuse_doctype(text)
             root = ElementTree.fromstring(text)
             start = datetime.fromisoformat(_text(root, ".//temporalCoverage/startTime"))
             bands = root.findall(".//bandCharacterisation/bandID")
             centres = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
             scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
             background = float(_text(root, ".//backgroundValue"))
-        except (ElementTree.ParseError, ValueError, LookupError, OverflowError) as error:
+        except (ElementTree.ParseError, ExpatError, ValueError, LookupError, RecursionError) as error:
             raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
         if scales != {(GAIN, 0.0)}:
             odd = sorted(scales - {(GAIN, 0.0)})
@@ -135,6 +136,17 @@ class Metadata:
         if start.utcoffset() != timedelta(0):
             raise SourceError(f"{name}: start time {start.isoformat()} is not a UTC time")
         return cls(start.strftime("%Y%m%dT%H%M%SZ"), centres, background)
+
+
+def _refuse_doctype(text: bytes) -> None:
+    """Raise ValueError for XML that declares entities, which can stand for gigabytes; products have none."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it has a document type, which products have not")
+
+    parser = ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(text, True)
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
@@ -167,24 +179,22 @@ class Scene:
         return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
     def tiles(self, skip: Container[str]) -> Iterator[tuple[TileSource, Tile | TileError]]:
-        with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**GDAL_OPTIONS, GDAL_CACHEMAX=CACHE_BYTES))
-            image, bands, metadata = self.open_image()
-            stack.enter_context(image)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), self.open_image() as (image, bands, metadata):
             metadata_name = self._metadata_name()
             scene = Path(metadata_name).name[: -len(METADATA)]
-            layers = self._quality(scene, metadata_name, image)
+            layers = self._quality(scene, metadata_name, image.file)
             self.filtered.clear()
-            for location, window in _cells(image, self.size):
+            for location, window in _cells(image.file, self.size):
                 date = f"{metadata.time[:4]}-{metadata.time[4:6]}-{metadata.time[6:8]}"
                 source = TileSource(location, metadata.time, f"{self.name}!{location}", scene, date)
                 if source.key in skip:
                     continue
-                tile = self._tile(image, window, bands, layers, metadata, date, source)
+                tile = self._tile(image, window, bands, layers, date, source)
                 if tile is not None:
                     yield source, tile
 
-    def open_image(self) -> tuple[Any, list[int], Metadata]:
+    @contextmanager
+    def open_image(self) -> Iterator[tuple[Raster, list[int], Metadata]]:
         """The spectral image, opened, the numbers of the sensor's bands in it, from 1, and what METADATA.XML says.
 
         Raises:
@@ -192,16 +202,17 @@ class Scene:
         """
         metadata_name = self._metadata_name()
         metadata = Metadata.parse(self._read(metadata_name), f"{self.path}/{metadata_name}")
-        image = self._open(f"{Path(metadata_name).name[: -len(METADATA)]}-SPECTRAL_IMAGE", metadata_name)
-        if len(metadata.wavelength_nm) != image.count:
-            raise SourceError(
-                f"{image.name}: {image.count} bands where METADATA.XML names {len(metadata.wavelength_nm)}"
-            )
-        try:
-            bands = [int(band) + 1 for band in self.sensor.select_bands(image.count, metadata.wavelength_nm)]
-        except TileError as error:
-            raise SourceError(f"{image.name}: {error}") from None
-        return image, bands, metadata
+        stem = f"{Path(metadata_name).name[: -len(METADATA)]}-SPECTRAL_IMAGE"
+        with self._open(stem, metadata_name, metadata.wavelength_nm, metadata.background) as image:
+            if len(metadata.wavelength_nm) != len(image.bands):
+                raise SourceError(
+                    f"{image.name}: {len(image.bands)} bands where METADATA.XML names {len(metadata.wavelength_nm)}"
+                )
+            try:
+                bands = image.select(self.sensor)
+            except TileError as error:
+                raise SourceError(str(error)) from None
+            yield image, bands, metadata
 
     def _metadata_name(self) -> str:
         name = _metadata_name(self.path)
@@ -211,11 +222,10 @@ class Scene:
 
     def _tile(
         self,
-        image: Any,
+        image: Raster,
         window: Window,
         bands: list[int],
         layers: dict[str, np.ndarray],
-        metadata: Metadata,
         date: str,
         source: TileSource,
     ) -> Tile | TileError | None:
@@ -225,16 +235,15 @@ class Scene:
         if self._is_over(quality):
             return None
         try:
-            stored = image.read(bands, window=window)
-            values = as_int16(stored, metadata.background if image.nodata is None else image.nodata)
-        except (RasterioError, TileError) as error:
-            return TileError(f"{source.path}: {str(error).splitlines()[0]}")
+            values = image.read(bands, window)
+        except TileError as error:
+            return TileError(f"{source.path}: {str(error).removeprefix(f'{image.name}: ')}")
         if self._is_over({"nodata": float(np.mean((values == NODATA).any(0)))}):
             return None
-        place = image.transform
+        place = image.file.transform
         x, y = place.c + GRID_M * window.col_off, place.f - GRID_M * window.row_off
         transform = (GRID_M, 0.0, x, 0.0, -GRID_M, y)
-        return Tile(values, image.crs.to_string(), transform, date, quality)
+        return Tile(values, image.grid.crs, transform, date, quality)
 
     def _is_over(self, shares: dict[str, float]) -> bool:
         for name, share in shares.items():
@@ -249,7 +258,8 @@ class Scene:
         layers = {}
         for name, part in LAYERS.items():
             try:
-                with self._open(f"{scene}-{part}", metadata_name) as file:
+                with self._open(f"{scene}-{part}", metadata_name) as layer:
+                    file = layer.file
                     if (file.height, file.width) != (image.height, image.width):
                         raise SourceError(f"{file.name}: {file.height}x{file.width} px, the image is of another size")
                     layers[name] = file.read(1, masked=True).filled(0)
@@ -260,8 +270,9 @@ class Scene:
                     raise SourceError(f"{what}; `{option}` goes on without this layer") from None
         return layers
 
-    def _open(self, stem: str, metadata_name: str) -> Any:
-        """Open a raster of the product by its name without the ending (.TIF, _COG.tiff)."""
+    @contextmanager
+    def _open(self, stem: str, metadata_name: str, *told: Any) -> Iterator[Raster]:
+        """Open a raster of the product by its name without the ending (.TIF, _COG.tiff); ``told``: see `Raster`."""
         prefix = metadata_name[: -len(Path(metadata_name).name)]
         if self.path.is_dir():
             names, base = [entry.name for entry in self.path.iterdir()], str(self.path)
@@ -271,20 +282,31 @@ class Scene:
         found = [name for name in names if wanted.fullmatch(name)]
         if not found:
             raise SourceError(f"{self.path}: has no {stem.rsplit('-', 1)[-1]}.TIF")
-        try:
-            return rasterio.open(f"{base}/{found[0]}")
-        except RasterioError as error:
-            raise SourceError(
-                f"{self.path}/{found[0]}: not a readable GeoTIFF ({str(error).splitlines()[0]})"
-            ) from None
+        with ExitStack() as stack:
+            try:
+                raster = stack.enter_context(open_raster(f"{base}/{found[0]}", *told))
+            except TileError as error:
+                raise SourceError(str(error).removeprefix("/vsizip/")) from None
+            yield raster
 
     def _read(self, name: str) -> bytes:
         if self.path.is_dir():
-            return (self.path / name).read_bytes()
-        with zipfile.ZipFile(self.path) as file:
-            if file.getinfo(name).file_size > MOST_METADATA:
-                raise SourceError(f"{self.path}/{name}: far larger than such a file is; download it again")
-            return file.read(name)
+            path = self.path / name
+            _refuse_large(path.stat().st_size, str(path))
+            return path.read_bytes()
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                _refuse_large(file.getinfo(name).file_size, f"{self.path}/{name}")
+                return file.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+            raise SourceError(
+                f"{self.path}: {name} can't be read ({error}); download it again or move it away"
+            ) from None
+
+
+def _refuse_large(size: int, where: str) -> None:
+    if size > MOST_METADATA_BYTES:
+        raise SourceError(f"{where}: {size} bytes, more than any METADATA.XML; download the product again")
 
 
 def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.band_match import match_bands
 from shards.errors import ConfigError, TileError
 
 NODATA = -32768
@@ -56,11 +57,11 @@ class Sensor:
         return len(self.wavelength_nm)
 
     def select_bands(self, count: int, wavelength_nm: Sequence[float] | None) -> np.ndarray:
-        """Find this sensor's bands in a file, by what the file says of itself.
+        """Find this sensor's bands in a file, by what the file says of itself; it may have others besides.
 
         Args:
             count: number of bands in the file.
-            wavelength_nm: the file's own band centres in nm in file order, or None if it names none.
+            wavelength_nm: the file's own band centers in nm in file order, or None if it names none.
 
         Returns:
             int array (num_bands,): the file's 0-based band position for each kept band.
@@ -77,26 +78,55 @@ class Sensor:
                     f"the {len(self.product_wavelength_nm)} of its product, or per-band 'wavelength' tags"
                 )
             return np.arange(count)
-        if count == self.num_bands:
-            expected, kept = np.asarray(self.wavelength_nm), np.arange(count)
-        elif count == len(self.product_wavelength_nm):
-            expected, kept = np.asarray(self.product_wavelength_nm), np.asarray(self.kept)
+        found = tuple(float(center) for center in wavelength_nm)
+        # the whole product first: next to a kept band may lie one that is left out
+        whole = match_bands(self.product_wavelength_nm, found)
+        if whole is not None and self._distance(self.product_wavelength_nm, found, whole).max() <= MATCH_TOLERANCE_NM:
+            positions = whole[list(self.kept)]
         else:
+            positions = self._match_kept(found)
+        _refuse_ties(found, positions)
+        return positions
+
+    def _match_kept(self, found: tuple[float, ...]) -> np.ndarray:
+        positions = match_bands(self.wavelength_nm, found)
+        centers = np.asarray(found)[np.isfinite(found)]
+        if positions is None:
             raise TileError(
-                f"{count} bands: {self.name} has {self.num_bands} (SpectralEarth) "
-                f"or {len(self.product_wavelength_nm)} (full product)"
+                f"wavelengths are not {self.name}'s: {len(centers)} bands with a wavelength where {self.num_bands} are "
+                f"wanted: name the sensor of these tiles by --sensor, or resample them"
             )
-        found = np.asarray(wavelength_nm, dtype=np.float64)
-        positions = np.empty(count, dtype=np.int64)  # of each of the sensor's bands in the file
-        positions[np.argsort(expected, kind="stable")] = np.argsort(found, kind="stable")
-        centres = found[positions]
-        off = np.abs(centres - expected)
-        if not off.max() <= MATCH_TOLERANCE_NM:  # NaN too
-            worst = int(off.argmax())
+        off = np.flatnonzero(~(self._distance(self.wavelength_nm, found, positions) <= MATCH_TOLERANCE_NM))
+        if len(off):
+            nearest_nm = np.abs(np.asarray(self.wavelength_nm)[:, None] - centers).min(1)
+            alone = np.flatnonzero(nearest_nm > MATCH_TOLERANCE_NM)  # else two bands want the same one
+            off = alone if len(alone) else off
+            wanted = self.wavelength_nm[off[0]]
+            nearest = centers[np.abs(centers - wanted).argmin()]
             raise TileError(
-                f"wavelengths are not {self.name}'s: {centres[worst]:.1f} nm instead of {expected[worst]:.1f} nm"
+                f"wavelengths are not {self.name}'s: {nearest:.1f} nm instead of {wanted:.1f} nm ({len(off)} of "
+                f"{self.num_bands} bands are not there): name the sensor of these tiles by --sensor, or resample them"
             )
-        return positions[kept]
+        return positions
+
+    @staticmethod
+    def _distance(wanted: tuple[float, ...], found: tuple[float, ...], positions: np.ndarray) -> np.ndarray:
+        return np.abs(np.asarray(wanted) - np.asarray(found)[positions])
+
+
+def _refuse_ties(found: tuple[float, ...], positions: np.ndarray) -> None:
+    """Two bands of one center, rounded perhaps, can only be told apart where the file is in order of wavelength."""
+    centers = np.asarray(found)
+    if np.all(np.diff(centers) >= 0):
+        return
+    values, counts = np.unique(centers[np.isfinite(centers)], return_counts=True)
+    tied = np.isin(centers[positions], values[counts > 1])
+    if tied.any():
+        twins = np.flatnonzero(centers == centers[positions[int(tied.argmax())]]) + 1
+        raise TileError(
+            f"bands {twins[0]} and {twins[1]} both lie at {centers[twins[0] - 1]:g} nm, and the file is not in order "
+            "of wavelength: give their wavelengths with more decimals"
+        )
 
 
 TABLES = files("shards").joinpath("sensor_tables")

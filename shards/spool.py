@@ -14,9 +14,10 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from shards.arrays import read_json_value, read_npy
 from shards.atomic import atomic_open, sweep, write_atomic
@@ -24,8 +25,7 @@ from shards.codec import PRESETS
 from shards.config import ConfigModel
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
-from shards.manifest import Count, Rejected, ShardIndex, first_problem, read_json
-from shards.names import InnerPath
+from shards.manifest import Rejected, ShardIndex, first_problem, read_json
 from shards.sensors import get_sensor
 from shards.sources import Bundle, TileSource
 from shards.statistics import BandSums
@@ -34,6 +34,14 @@ from shards.workers import counters, run_jobs
 from shards.writer import Sample, checksum, encode_sample, index_path, write_shard
 
 PIECE_TILES = 256
+
+
+class _DoneMark(ConfigModel):
+    """A bundle that was read to its end, with unusable tiles (location, timestamp, path, reason) and those left out."""
+
+    bundle: str
+    rejected: list[Annotated[list[str], Field(min_length=4, max_length=4)]]
+    filtered: dict[str, int]
 
 
 def spool_folder(dest: Path, generation: int) -> Path:
@@ -96,17 +104,6 @@ def _sums_path(tar: Path) -> Path:
     return tar.with_suffix(".sums.npy")
 
 
-def _read_sums(path: Path, tiles: int) -> np.ndarray:
-    """int64 (tiles, 5, bands)."""
-    try:
-        sums = read_npy(path.read_bytes())
-        if sums.ndim != 3 or sums.shape[:2] != (tiles, len(_SUMS)) or sums.dtype != np.int64:
-            raise ValueError(f"an array {sums.dtype} {sums.shape}")
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path}: damaged ({error}); remove {path.parent} and pack again") from None
-    return sums
-
-
 def _stem(name: str) -> str:
     """File name for a bundle's pieces: short, and another one for every bundle."""
     return "bundle-" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -148,20 +145,12 @@ def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterator[ListedTile]:
         yield ListedTile(TileSource(location, timestamp, path), rejected=reason)
 
 
-class DoneMark(ConfigModel):
-    """What is known of a bundle that was read to its end: its name, tiles set aside, tiles left out by limit."""
-
-    bundle: str
-    rejected: list[tuple[str, str, InnerPath, str]]
-    filtered: dict[str, Count]
-
-
-def _read_mark(path: Path) -> DoneMark:
+def _read_mark(path: Path) -> _DoneMark:
     try:
-        return DoneMark.model_validate(read_json_value(path.read_bytes()), strict=False)
-    except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
-        reason = first_problem(error) if isinstance(error, ValidationError) else error
-        raise ShardError(f"{path}: damaged ({reason}); remove it and pack again") from None
+        return _DoneMark.model_validate(read_json_value(path.read_bytes()))
+    except ValueError as error:  # ValidationError too
+        what = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise ShardError(f"{path}: damaged ({what}); remove {path.parent} and pack again") from None
 
 
 def remove_spool(dest: Path, generations: int) -> dict[str, int]:
@@ -188,7 +177,7 @@ class SpoolReader:
             if tile.rejected:
                 yield Rejected(path=tile.source.path, reason=tile.rejected)
                 continue
-            piece, row = tile.spooled.rsplit(":", 1)
+            piece, _, row = tile.spooled.rpartition(":")
             sample = self._sample(piece, int(row))
             counters().add(1, 0, len(sample.tile))
             yield sample
@@ -196,17 +185,14 @@ class SpoolReader:
     def _sample(self, piece: str, row: int) -> Sample:
         tar = self._folder / f"{piece}.tar"
         if piece not in self._indexes:
-            index = read_json(index_path(tar), ShardIndex)
-            self._indexes[piece] = index, _read_sums(_sums_path(tar), len(index.tiles.key))
+            self._indexes[piece] = read_json(index_path(tar), ShardIndex), _read_sums(_sums_path(tar))
         index, sums = self._indexes[piece]
         columns = index.tiles
-        if row >= len(columns.key):
-            raise ShardError(f"{tar}: holds no tile {row}; remove {tar.parent} and pack again")
         encoded = _read(tar, columns.offset[row], columns.length[row])
         if checksum(encoded) != columns.checksum[row]:
             raise ShardError(f"{tar}: tile '{columns.key[row]}' fails its checksum; remove {tar.parent} and pack again")
         header = -(-columns.length[row] // 512) * 512 + columns.offset[row]  # the description follows the tile
-        size = _size_in_header(tar, header)
+        size = int(_read(tar, header + 124, 11), 8)
         names = ("key", "location", "timestamp", "scene", "split", "date", "lon", "lat", *QUALITY)
         return Sample(
             key=columns.key[row],
@@ -218,15 +204,11 @@ class SpoolReader:
         )
 
 
-def _size_in_header(tar: Path, header: int) -> int:
-    """Bytes of the member whose tar header begins there."""
+def _read_sums(path: Path) -> np.ndarray:
     try:
-        size = int(_read(tar, header + 124, 11), 8)
-    except ValueError:
-        size = -1
-    if not 0 <= size <= tar.stat().st_size:
-        raise ShardError(f"{tar}: damaged at byte {header}; remove {tar.parent} and pack again")
-    return size
+        return read_npy(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: can't be read ({error}); remove {path.parent} and pack again") from None
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:

@@ -171,10 +171,11 @@ def _join_parts(folder: Path, manifest: Manifest) -> np.ndarray | None:
             part = read_npz(path)
             if str(part["content"]) != manifest.content_hash:
                 raise ShardError(f"{path}: of other shards; remove it")
-            if part["histogram"].shape != total.shape:
-                raise ValueError(f"a histogram of {part['histogram'].shape}")
-            total += part["histogram"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            histogram = part["histogram"]
+            if histogram.shape != total.shape or histogram.dtype != total.dtype:
+                raise ValueError(f"counts {histogram.dtype} {histogram.shape}")
+            total += histogram
+        except (OSError, ValueError, KeyError) as error:
             raise ShardError(f"{path}: can't be read ({error}); remove it and run this part again") from None
     return total
 

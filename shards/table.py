@@ -50,9 +50,7 @@ def join(shards: Sequence[dict[str, list[Any]]], numbers: Sequence[int]) -> np.n
         try:
             columns[name] = _column(name, [value for shard in shards for value in shard[name]])
         except (ValueError, OverflowError, TypeError) as error:
-            raise ShardError(
-                f"column '{name}' of the shards' indexes: {error}; index or pack the shards again"
-            ) from None
+            raise ShardError(f"column '{name}' of the indexes: {error}; index or pack the shards again") from None
     columns["shard"] = np.repeat(np.asarray(numbers, dtype="u4"), [len(shard["key"]) for shard in shards])
     columns["place"] = _places(columns["location"])
     table = np.empty(len(columns["key"]), dtype=[(name, column.dtype) for name, column in columns.items()])

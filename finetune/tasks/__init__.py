@@ -9,8 +9,10 @@ import numpy as np
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from shards.config import ConfigModel, parse_yaml
+from shards.config import ConfigModel
 from shards.errors import ConfigError
+from shards.safe_yaml import load_yaml
+from shards.sensors import NODATA
 
 Kind = Literal["segmentation", "multilabel", "regression"]
 
@@ -64,7 +66,8 @@ class Task(ConfigModel):
     """A task, as its YAML has it: output i of a model is ``classes[i]`` or ``targets[i]``; index C means "don't count".
 
     ``classes`` of segmentation (one a pixel) and multilabel (any number a tile), or ``targets`` of regression.
-    ``ignore``: codes that don't count; ``others`` for all that no class has. ``tiles``: how many each split has.
+    ``ignore``: codes that don't count; ``others`` for all that no class has. ``NODATA``, which marks what a label file
+    itself declares to be none, never counts. ``tiles``: how many each split has.
     """
 
     name: str
@@ -90,6 +93,10 @@ class Task(ConfigModel):
         twice = sorted({code for code in codes if codes.count(code) > 1})
         if twice:
             raise ValueError(f"code {twice[0]} is listed twice")
+        if any(NODATA in one.all_codes for one in self.classes):
+            raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
+        if self.kind != "regression" and len(self.classes) < 2:
+            raise ValueError(f"one class, '{self.classes[0].name}', can't be told from others: give the rest one, too")
         return self
 
     @property
@@ -121,7 +128,17 @@ class Task(ConfigModel):
         """Codes that are neither a class nor to be ignored; none where all others are."""
         if self.ignore == "others":
             return []
-        return sorted(set(np.unique(codes).tolist()) - set(self._table[0].tolist()))
+        return sorted(set(np.unique(codes).tolist()) - set(self._table[0].tolist()) - {NODATA})
+
+    @property
+    def class_codes(self) -> set[int]:
+        """Codes of all classes."""
+        return {code for one in self.classes for code in one.all_codes}
+
+    @property
+    def codes_by_name(self) -> dict[str, int]:
+        """The code of each class by its name in lower case, for polygons that name classes."""
+        return {one.name.strip().casefold(): one.all_codes[0] for one in self.classes}
 
     def to_multihot(self, codes: np.ndarray) -> np.ndarray:
         """Which classes occur anywhere in a tile of label codes, uint8 (C,)."""
@@ -145,24 +162,28 @@ def get_task(name: str) -> Task:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{path}: no such task file")
-        try:
-            return parse_task(path.read_text(encoding="utf-8-sig"), name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a readable text in UTF-8 ({' '.join(str(error).split())})") from None
+        return parse_task(path.read_bytes(), name)
     if name not in task_names():
         raise ConfigError(f"key 'task': unknown task '{name}': known are {', '.join(task_names())}")
     return parse_task(files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
 
 
-def parse_task(text: str, where: str) -> Task:
-    """A task from YAML; raises ConfigError that names ``where``."""
+def parse_task(text: str | bytes, where: str) -> Task:
+    """A task from YAML, text or bytes in UTF-8 or in what their byte order mark says.
+
+    Raises:
+        ConfigError: no such task; the line names ``where``.
+    """
     try:
-        return Task.model_validate(parse_yaml(text, f"task '{where}'"))
+        return Task.model_validate(load_yaml(text))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        told = f"key '{key}': {first['msg']}" if key else first["msg"]
-        raise ConfigError(f"task '{where}': not a task description: {' '.join(told.split())}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        told = f"key '{key}': {message}" if key else message
+        raise ConfigError(f"task '{where}': not a task description: {told}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"task '{where}': not YAML: {str(error).splitlines()[0]}") from None
 
 
 def dump_task(task: Task) -> str:

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.models.description import EncoderDescription, WeightsError, describe_run, read_header
-from pretrain.models.seals import SEAL, read_seals
 from shards.arrays import read_json_value
+from shards.names import plain_name
 
 Network = Literal["auto", "student", "teacher"]
 """Which of a training's networks to take: the trained one, its average, or (``auto``) the better one that is there."""
@@ -167,7 +167,7 @@ def _newest_step(folder: Path) -> Path | None:
 
 
 def _read_step(step: Path, network: Network) -> Contents:
-    seals = _seals(step)
+    seals = _read_seals(step / "checkpoint.json")
     _check(step / "state.json", seals)
     state = _read_json(step / "state.json")
     teachers = sorted(name for name in seals if name.startswith("teacher-"))
@@ -186,17 +186,21 @@ def _read_step(step: Path, network: Network) -> Contents:
                         tensors[full.removeprefix("encoder.")] = file.get_tensor(full)
                     else:
                         others.append(full)
-        except SafetensorError as error:
-            raise WeightsError(f"{step / name}: not a whole safetensors file ({_line(error)})") from None
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{step / name}: not a safetensors file ({_line(error)}); take another checkpoint of the run"
+            ) from None
     which = "teacher" if take_teacher else "student"
     return Contents(str(step), tensors, others, describe_run(state, which, str(step / "state.json")), which)
 
 
-def _seals(step: Path) -> dict[str, Any]:
+def _read_seals(path: Path) -> dict[str, Any]:
+    """What a checkpoint's files are, by their names in its folder."""
+    seals = _read_json(path).get("files")
     try:
-        return read_seals(step)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(f"{step / SEAL}: missing or unreadable; take another checkpoint of the run") from None
+        return {plain_name(name): seal for name, seal in dict(seals or {}).items()}
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: damaged ({error}); take another checkpoint of the run") from None
 
 
 def _check(path: Path, seals: dict[str, Any]) -> None:

@@ -5,11 +5,8 @@ import json
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from shards.arrays import read_json_value
 from shards.errors import ForgeError
-from shards.manifest import first_problem
 from shards.sensors import get_sensor
 
 HEADER_KEY = "spectralforge"
@@ -75,30 +72,37 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
         values = read_json_value(metadata[HEADER_KEY])
         known = fields(EncoderDescription)
         wanted = [one for one in known if one.name in values or _is_required(one)]
-        return _checked({one.name: values[one.name] for one in wanted})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else error
-        raise WeightsError(f"{where}: its description is damaged ({reason}); export or download it again") from None
-
-
-MOST_PIXELS, MOST_BANDS = 1 << 14, 1 << 14
-"""Of an encoder's image side and spectrum: more would be memory taken for a number in a file."""
-
-
-def _checked(values: dict[str, Any]) -> EncoderDescription:
-    """The description, every field of its type and within what an encoder can be; raises ValueError else."""
-    described = TypeAdapter(EncoderDescription).validate_json(json.dumps(values), strict=True)
-    sides = described.image_size, described.patch_size
-    if not all(0 < side <= MOST_PIXELS for side in sides) or not 0 <= described.bands <= MOST_BANDS:
-        raise ValueError(f"images of {sides[0]} px, patches of {sides[1]} px, {described.bands} bands")
-    widths = {len(described.wavelength_nm), len(described.fwhm_nm), len(described.mu), len(described.sigma)} - {0}
-    if len(widths) > 1:
-        raise ValueError(f"lists of {sorted(widths)} bands")
-    return described
+        found = {one.name: values[one.name] for one in wanted}
+        _check_types(found)
+        return EncoderDescription(**found)
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
 
 
 def _is_required(one: Any) -> bool:
     return one.default is MISSING and one.default_factory is MISSING
+
+
+_TEXTS = ("architecture", "sensor", "objective", "dataset", "version", "network")
+_COUNTS = ("image_size", "patch_size", "samples_seen", "bands")
+_NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    """Raise ValueError where a field of a description is not of its type."""
+    for name, value in values.items():
+        if name in _TEXTS:
+            fits = isinstance(value, str)
+        elif name in _COUNTS:
+            fits = isinstance(value, int) and 0 <= value < 1 << 63
+        elif name in _NUMBERS:
+            fits = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+        elif name == "clip":
+            fits = value is None or isinstance(value, int | float)
+        else:
+            fits = isinstance(value, dict)
+        if not fits:
+            raise ValueError(f"'{name}' is {str(value)[:40]!r}")
 
 
 def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDescription:
@@ -127,7 +131,7 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             network=network,
             config=_without_places(config),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
 
 

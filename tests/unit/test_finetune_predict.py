@@ -14,7 +14,7 @@ from support.tiles import GRID, NODATA, spectra, write_tile
 
 from finetune import scene_map
 from finetune.__main__ import main
-from finetune.cog import Grid, Raster, write_cog
+from finetune.cog import MapFormat, write_cog
 from finetune.heads import PUBLISHED, build_head
 from finetune.model_file import InputDescription, TaskModel, load_task_model, save_task_model
 from finetune.scene_map import class_values, predict_scene
@@ -23,6 +23,7 @@ from finetune.windows import WindowPlan, blend, window_weight
 from pretrain.models import save_encoder
 from pretrain.models.initialise import initialise
 from shards.errors import ConfigError, SourceError
+from shards.grid import Grid
 from shards.sensors import get_sensor
 from tools.sample_scene import SceneOptions, make_scene
 
@@ -280,15 +281,15 @@ def _rows(values, upto=None):
         raise KeyboardInterrupt
 
 
-MAP = Raster(1, "uint8", 0, ("a",), {}, {0: "no data", 1: "b", 2: "c"}, {1: (1, 2, 3, 255)})
-FLOATS = Raster(3, "float32", float("nan"), ("a", "b", "c"))
+MAP = MapFormat(1, "uint8", 0, ("a",), {}, {0: "no data", 1: "b", 2: "c"}, {1: (1, 2, 3, 255)})
+FLOATS = MapFormat(3, "float32", float("nan"), ("a", "b", "c"))
 
 
 @pytest.mark.parametrize(("raster", "block"), [(MAP, 256), (FLOATS, 128)])
 def test_a_cog_is_tiled_with_overviews(tmp_path, raster, block):
     values = np.random.default_rng(0).integers(0, 3, (raster.count, 600, 290)).astype(raster.dtype)
     path = tmp_path / "a.tif"
-    write_cog(path, raster, Grid(600, 290, rasterio.CRS.from_epsg(32633), GRID), _rows(values))
+    write_cog(path, raster, Grid(600, 290, "EPSG:32633", tuple(GRID)[:6]), _rows(values))
     with rasterio.open(path) as file:
         assert np.array_equal(file.read(), values)
         assert file.profile["tiled"]
@@ -317,7 +318,7 @@ def test_nothing_that_looks_whole_is_there_before_the_end(tmp_path):
             yield part
 
     values = np.ones((1, 600, 290), np.uint8)
-    grid = Grid(600, 290, rasterio.CRS.from_epsg(32633), GRID)
+    grid = Grid(600, 290, "EPSG:32633", tuple(GRID)[:6])
     with pytest.raises(KeyboardInterrupt):
         write_cog(tmp_path / "a.tif", MAP, grid, watched(_rows(values, upto=400)))
     assert len(seen) == 8
@@ -413,14 +414,14 @@ def _text(folder: Path) -> dict[str, str]:
         (lambda _: {"scene": "none.tif"}, "none.tif: no such scene"),
         (lambda _: {"scene": "."}, "no EnMAP L2A product"),
         (lambda _: {"model": "none.safetensors"}, "none.safetensors"),
-        (_text, "scene.tif: not a readable GeoTIFF"),
+        (_text, "scene.tif: not a readable raster"),
         (_damage("scene.tif"), "scene.tif: "),
         (_damage("model.safetensors"), "model.safetensors: "),
         (_header(b"dilate", b"dilute"), "model.safetensors: its description is damaged"),
         (_header(b"head.segm", b"head.sgem"), "model.safetensors: its description is damaged or doesn't fit"),
         (_other_scene(spectra(1, 9, 60)), "scene.tif: 60 bands and no wavelengths"),
         (_other_scene(spectra(1, 9, 80), wavelengths=[500.0 + 5 * band for band in range(80)]), "wavelengths are not"),
-        (_other_scene(spectra(1, 9, 80).astype(np.uint16)), "scene.tif: dtype uint16"),
+        (_other_scene(spectra(1, 9, 80).astype(np.uint16)), "scene.tif: value 32768 in band 1 is beyond int16"),
     ],
 )
 def test_what_a_user_did_wrong_is_one_line(command, tmp_path, capsys, change, told):
@@ -457,7 +458,7 @@ def test_a_model_without_wavelengths_is_refused(tmp_path):
 
 def test_a_scene_of_fractions_is_refused(tmp_path):
     scene = write_tile(tmp_path / "scene.tif", spectra(1, 9, BANDS).astype(np.float32) / 10000)
-    with pytest.raises(SourceError, match="fractions"):
+    with pytest.raises(SourceError, match="is no whole number: store reflectance x 10000"):
         predict_scene(small_model(), scene, tmp_path / "map.tif", 0.5, 1, CPU)
 
 

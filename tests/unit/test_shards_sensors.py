@@ -4,6 +4,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shards.errors import ConfigError, TileError
 from shards.sensors import MATCH_TOLERANCE_NM, get_sensor
@@ -98,10 +100,30 @@ def test_other_counts_without_wavelengths_are_refused(enmap, count):
         enmap.select_bands(count, None)
 
 
-@pytest.mark.parametrize("count", [201, 223])
-def test_other_counts_with_wavelengths_are_refused(enmap, count):
-    with pytest.raises(TileError, match=f"{count} bands"):
-        enmap.select_bands(count, enmap.product_wavelength_nm[:count])
+def test_too_few_bands_with_wavelengths_are_refused(enmap):
+    with pytest.raises(TileError, match="201 bands with a wavelength where 202 are wanted"):
+        enmap.select_bands(201, enmap.product_wavelength_nm[:201])
+    with pytest.raises(TileError, match=r"\(1 of 202 bands are not there\)"):
+        enmap.select_bands(223, enmap.product_wavelength_nm[:223])
+
+
+@given(st.data())
+def test_bands_are_found_among_any_others_in_any_order(data):
+    sensor = get_sensor("enmap")
+    rest = sorted(set(range(224)) - set(sensor.kept))
+    others = data.draw(st.lists(st.sampled_from(rest), unique=True, max_size=22))
+    file = data.draw(st.permutations([*sensor.kept, *others]))
+    shift = data.draw(st.floats(-0.9, 0.9))
+    centers = np.asarray(sensor.product_wavelength_nm)[file] + shift
+    assert [file[position] for position in sensor.select_bands(len(file), centers)] == list(sensor.kept)
+
+
+def test_bands_that_rounding_made_equal_are_told_apart_only_by_an_ordered_file(enmap):
+    rounded = np.round(enmap.wavelength_nm)
+    assert len(set(rounded)) < 202
+    np.testing.assert_array_equal(enmap.select_bands(202, rounded), np.arange(202))
+    with pytest.raises(TileError, match=r"both lie at .* nm, and the file is not in order of wavelength"):
+        enmap.select_bands(202, rounded[::-1])
 
 
 def _one_band_off(centres):
