@@ -15,6 +15,7 @@
 import hashlib
 import json
 import math
+import re
 from operator import add
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -244,8 +245,14 @@ def read_json(path: Path, model: type[Model]) -> Model:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder; raises ShardError where there is none."""
-    if folder.exists() and not folder.is_dir():
+    if re.match(r"\w+:/", str(folder)):
+        raise ShardError(f"{folder}: a URL, and this reads folders alone; copy the shards to a disk first")
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:  # a folder above that lets nobody in
+        raise ShardError(f"{folder}: can't be read: {error.strerror}; ask its owner for access") from None
+    if is_there and not is_folder:
         raise ShardError(f"{folder}: a file where a folder of shards was expected; name the folder that `pack` wrote")
-    if not folder.is_dir():
+    if not is_folder:
         raise ShardError(f"{folder}: no such folder of shards; make one with `python -m shards pack SOURCE {folder}`")
     return read_json(folder / MANIFEST, Manifest)

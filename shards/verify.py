@@ -6,6 +6,7 @@ tile lost on the way. Anything that a damaged file provokes becomes a line that 
 """
 
 import hashlib
+import os
 import sys
 import tarfile
 import time
@@ -63,8 +64,8 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
     """
     begin = time.monotonic()
     for path in (sources.tiles, sources.labels):
-        if path is not None and not path.exists():
-            raise SourceError(f"{path}: no such directory of tiles")
+        if path is not None and not os.path.exists(path):
+            raise SourceError(f"{path}: no such directory of tiles, or one that can't be read")
     try:
         manifest = read_manifest(folder)
     except ShardError as error:
@@ -129,7 +130,10 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
     """Manifest, table, indexes and statistics against each other."""
     folder, manifest = plan.folder, plan.manifest
     path, whole = folder / manifest.table, len(indexes) == len(manifest.shards)
-    stored = path.read_bytes() if path.exists() else b""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        stored = b""
     if hashlib.sha256(stored).hexdigest() != manifest.table_sha256:
         yield f"{path}: not the table that the manifest names; run `python -m shards merge {folder}`"
     elif whole and stored != table.to_bytes(table.join([vars(index.tiles) for index in indexes], range(len(indexes)))):

@@ -27,7 +27,7 @@ def test_other_places_are_refused_until_they_are_accepted(config, tmp_path, caps
     with pytest.raises(CheckpointError, match=r"data\.holdout differs .*add checkpoint\.accept=\[data\.holdout\]"):
         _check_same_run(_state(config, **told), config, "d", "h", tmp_path)
     accepting = config.model_copy(
-        update={"checkpoint": config.checkpoint.model_copy(update={"accept": ["data.holdout"]})}
+        update={"checkpoint": config.checkpoint.model_copy(update={"accept": ("data.holdout",)})}
     )
     _check_same_run(_state(config, **told), accepting, "d", "h", tmp_path)
     assert "WARNING: data.holdout differs" in capsys.readouterr().out
