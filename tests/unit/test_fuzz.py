@@ -233,7 +233,7 @@ def _envi(folder: Path) -> None:
 
 def _read_envi(folder: Path) -> None:
     with open_raster(folder / "tile.bsq") as raster:
-        raster.grid, raster.date
+        _ = raster.grid, raster.date
         raster.read(raster.select(ENMAP)[:1], rasterio.windows.Window(0, 0, 4, 4))
 
 
