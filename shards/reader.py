@@ -58,6 +58,7 @@ class ShardReader:
         self.location = str(location)
         self.verify = verify
         self._storage: Storage = open_storage(location)
+        self._url = self._storage.url.rstrip("/")  # for messages: without a password
         self.manifest = self._read_manifest()
         self._codec = build_codec(self.manifest.codec)
         self._names = [entry.name for entry in self.manifest.shards]
@@ -213,18 +214,16 @@ class ShardReader:
 
     def _where(self, row: int, prefix: str = "") -> str:
         name, offset = self._names[self.table["shard"][row]], self.table[prefix + "offset"][row]
-        return (
-            f"{self.location.rstrip('/')}/{name}: {'label ' if prefix else ''}tile '{self.key(row)}' at byte {offset}"
-        )
+        return f"{self._url}/{name}: {'label ' if prefix else ''}tile '{self.key(row)}' at byte {offset}"
 
     def _read_manifest(self) -> Manifest:
         if "://" not in self.location:
             return read_manifest(Path(self.location))
-        return parse_json(self._storage.read(MANIFEST), Manifest, f"{self.location.rstrip('/')}/{MANIFEST}")
+        return parse_json(self._storage.read(MANIFEST), Manifest, f"{self._url}/{MANIFEST}")
 
     def _read_table(self) -> np.ndarray:
         """The tile table, checked against the manifest, and the size of every shard."""
-        path = f"{self.location.rstrip('/')}/{self.manifest.table}"
+        path = f"{self._url}/{self.manifest.table}"
         data = self._storage.read(self.manifest.table)
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
             raise ShardError(f"{path}: not the table that the manifest names: damaged; run `python -m shards merge`")
@@ -255,7 +254,7 @@ class ShardReader:
                 pass  # a damaged tile is met, and named, when it is read
         if not fits:
             raise ShardError(
-                f"{self.location.rstrip('/')}/{MANIFEST}: damaged: tiles of {shape} don't come out of {longest} bytes, "
+                f"{self._url}/{MANIFEST}: damaged: tiles of {shape} don't come out of {longest} bytes, "
                 "the most that is stored of one; restore it, or pack again"
             )
         if max(longest, int(rows["mask_length"].max())) > _PACKED * wanted + (1 << 20):
