@@ -6,7 +6,6 @@ writes an index beside the tar; table and manifest follow as for our own shards.
 """
 
 import hashlib
-import json
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.arrays import read_json_value
 from shards.atomic import write_atomic
 from shards.codec import PRESETS, build_codec
 from shards.errors import ShardError
@@ -34,6 +34,7 @@ from shards.merge import join_shards
 from shards.sensors import NODATA, Sensor, get_sensor
 from shards.statistics import BandSums
 from shards.table import QUALITY
+from shards.tar_members import Member, check_member
 from shards.workers import counters, run_jobs
 from shards.writer import checksum, index_path
 
@@ -122,12 +123,15 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
     Raises:
         ShardError: the tar is damaged or ends early; the line names the last whole member.
     """
-    key, members, last = "", Members(), "none"
+    key, members, last, size = "", Members(), "none", tar.stat().st_size
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tarfile.open(tar, "r:", tarinfo=Member) as archive:
             for member in archive:
                 if not member.isfile():
                     continue
+                check_member(member)
+                if member.offset_data + member.size > size:
+                    raise EOFError(f"{member.name} goes beyond the end")
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 whole = f"{folder}/{stem}" if folder else stem
@@ -137,11 +141,11 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
                 key = whole
                 members[extension.lower()] = member, extension
                 last = member.name
-            if archive.offset + tarfile.BLOCKSIZE > tar.stat().st_size:
+            if archive.offset + tarfile.BLOCKSIZE > size:
                 raise EOFError("no end-of-archive mark")
             if members:
                 yield key, members, archive
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
 
 
@@ -194,7 +198,7 @@ def _row(key: str, members: Members, archive: tarfile.TarFile, values: np.ndarra
     told: dict[str, Any] = {}
     if "json" in members:
         try:
-            told = dict(json.loads(_read(archive, members["json"][0])))
+            told = dict(read_json_value(_read(archive, members["json"][0])))
         except (ValueError, TypeError):
             told = {}
     row: dict[str, Any] = {name: told.get(name) for name in ("date", "lon", "lat", *QUALITY)}
