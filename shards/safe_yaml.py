@@ -1,8 +1,8 @@
 """YAML that may be anybody's: plain values only, and no larger in memory than its text promises."""
 
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import yaml
 
 MOST_DEPTH = 100
@@ -31,21 +31,15 @@ def load_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader
             parser.dispose()
     except RecursionError:
         raise yaml.YAMLError("nested too deeply, or an alias of what it is in") from None
-    except (
-        ValueError,
-        OverflowError,
-        AttributeError,
-        LookupError,
-    ) as error:
+    except (ValueError, OverflowError, AttributeError, LookupError) as error:
         raise yaml.YAMLError(f"a value that can't be read ({error})") from None
 
 
 def _depth(text: str | bytes) -> int:
     """Brackets that are open at once, those in quotes and comments counted too."""
     data = text.encode(errors="replace") if isinstance(text, str) else text
-    steps = np.zeros(256, dtype=np.int64)
-    steps[list(b"[{")], steps[list(b"]}")] = 1, -1
-    return int(np.cumsum(steps[np.frombuffer(data, dtype=np.uint8)]).max(initial=0))
+    steps = (1 if byte in b"[{" else -1 for byte in data if byte in b"[]{}")
+    return max(accumulate(steps), default=0)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
