@@ -64,6 +64,12 @@ class Sums(ConfigModel):
     low: list[Whole]
     high: list[Whole]
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if len({len(column) for column in vars(self).values()}) > 1:
+            raise ValueError("sums of different numbers of bands")
+        return self
+
 
 class Rejected(ConfigModel):
     """A source tile that was set aside, and why."""

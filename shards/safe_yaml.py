@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import yaml
 
+MOST_DEPTH = 100
 MOST_NODES = 100_000
 """Values in a document, with aliases written out: a task with thousands of codes has a tenth."""
 
@@ -14,6 +16,8 @@ def load_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader
     Raises:
         yaml.YAMLError: not YAML, nested too deeply, or more than `MOST_NODES` values.
     """
+    if _depth(text) > MOST_DEPTH:  # the scanner's time is cubic in it
+        raise yaml.YAMLError("brackets nested too deeply")
     try:
         parser = loader(text)
         try:
@@ -34,6 +38,14 @@ def load_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader
         LookupError,
     ) as error:
         raise yaml.YAMLError(f"a value that can't be read ({error})") from None
+
+
+def _depth(text: str | bytes) -> int:
+    """Brackets that are open at once, those in quotes and comments counted too."""
+    data = text.encode(errors="replace") if isinstance(text, str) else text
+    steps = np.zeros(256, dtype=np.int64)
+    steps[list(b"[{")], steps[list(b"]}")] = 1, -1
+    return int(np.cumsum(steps[np.frombuffer(data, dtype=np.uint8)]).max(initial=0))
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -112,7 +112,10 @@ def _read_indexes(plan: Plan, found: Findings) -> list[ShardIndex]:
     indexes = []
     for entry in plan.manifest.shards:
         try:
-            indexes.append(_read_index(plan.folder, entry))
+            index = _read_index(plan.folder, entry)
+            if len(index.sums.count) != plan.shape[0]:
+                raise ShardError(f"{index_path(plan.folder / entry.name)}: sums of other bands than the manifest's")
+            indexes.append(index)
         except ShardError as error:
             found.problems.append(str(error))
     return indexes

@@ -30,7 +30,7 @@ from shards.config import REPOSITORY, load_config
 from shards.errors import ForgeError
 from shards.foreign import GeoTiffTile, NpyTile
 from shards.index import index_tars
-from shards.listing import PackRecord
+from shards.listing import PackRecord, read_list, read_record
 from shards.manifest import Manifest, SealedModel, ShardIndex
 from shards.quarantine import Quarantine
 from shards.raster import open_raster
@@ -41,6 +41,7 @@ from shards.sensors import get_sensor
 from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP, SIZE = get_sensor("enmap"), 8
+TILE = spectra(1, SIZE)
 SLACK = 96 << 20
 """Bytes that reading may take beside twice the files: buffers of fixed size, a tile or two."""
 
@@ -125,7 +126,8 @@ def _read_forged_list(folder: Path) -> None:
 
 
 def _merge_again(folder: Path) -> None:
-    next(folder.glob("shard-*.index.json")).unlink()  # so that the list is read, too
+    for generation in read_record(folder).generations:
+        read_list(folder, generation)
     merge(folder)
 
 
@@ -162,11 +164,11 @@ def _npy(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _tar(mode: str, ending: str) -> bytes:
+def _tar_bytes(mode: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
         for number in range(3):
-            for name, data in ((ending, _tiff()), ("json", b'{"location": "a", "date": "2022-01-01", "lon": 1.5}')):
+            for name, data in (("tif", _tiff()), ("json", b'{"location": "a", "date": "2022-01-01", "lon": 1.5}')):
                 member = tarfile.TarInfo(f"{'folder' * 20}/tile-{number}.{name}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
@@ -192,6 +194,23 @@ def _read_npz(folder: Path) -> None:
         raise ForgeError(str(error)) from None
 
 
+def _tile(preset: str) -> Callable[[Path], None]:
+    return _write("tile", lambda: PRESETS[preset].encode(TILE))
+
+
+def _tar(mode: str) -> Callable[[Path], None]:
+    return _write("a.tar", lambda: _tar_bytes(mode))
+
+
+def _read_archive(folder: Path) -> None:
+    for _ in Archive(folder / "a.tar", "a.tar", ENMAP, SIZE).tiles(()):
+        pass
+
+
+def _text(name: str) -> Callable[[Path], None]:
+    return _write(f"file{Path(name).suffix}", (REPOSITORY / name).read_bytes)
+
+
 def _npz() -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, histogram=np.zeros((4, 65536), np.int64), content=np.array("a" * 64))
@@ -201,13 +220,15 @@ def _npz() -> bytes:
 # ---- products and rasters ----
 
 
-def _product(folder: Path) -> None:
-    make_scene(folder, SceneOptions(size=40))
+def _product(base: Path) -> Path:
+    """A product, made once."""
+    made = list(base.glob("ENMAP*"))
+    return made[0] if made else make_scene(base, SceneOptions(size=40))
 
 
 def _zip_product(folder: Path) -> None:
+    product = _product(folder.parent)
     folder.mkdir()
-    product = make_scene(folder.parent / f"{folder.name}-product", SceneOptions(size=40))
     with zipfile.ZipFile(folder / "product.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for path in product.iterdir():
             file.write(path, f"product/{path.name}")
@@ -233,16 +254,18 @@ def _envi(folder: Path) -> None:
 
 def _read_envi(folder: Path) -> None:
     with open_raster(folder / "tile.bsq") as raster:
-        _ = raster.grid, raster.date
+        assert raster.grid.height > 0 and isinstance(raster.date, str)
         raster.read(raster.select(ENMAP)[:1], rasterio.windows.Window(0, 0, 4, 4))
 
 
-def _metadata() -> bytes:
-    folder = Path(f"/tmp/fuzz-{os.getpid()}-scene")
-    try:
-        return next(make_scene(folder, SceneOptions(size=40)).glob("*METADATA.XML")).read_bytes()
-    finally:
-        shutil.rmtree(folder)
+def _metadata(folder: Path) -> None:
+    product = _product(folder.parent)
+    folder.mkdir()
+    shutil.copy(next(product.glob("*METADATA.XML")), folder / "file")
+
+
+def _read_metadata(folder: Path) -> None:
+    Metadata.parse((folder / "file").read_bytes(), "file")
 
 
 def _entities(data: bytes, rng: random.Random) -> bytes:
@@ -276,17 +299,17 @@ def _aliases(data: bytes, rng: random.Random) -> bytes:
 def _read_task(folder: Path) -> None:
     from finetune.tasks import get_task
 
-    get_task(str(folder / "task.yaml"))
+    get_task(str(folder / "file.yaml"))
 
 
 def _read_config(folder: Path) -> None:
     from pretrain.config import PretrainConfig
 
-    load_config(folder / "config.yaml", [], PretrainConfig)
+    load_config(folder / "file.yaml", [], PretrainConfig)
 
 
 def _read_bands(folder: Path) -> None:
-    get_sensor(str(folder / "bands.csv"))
+    get_sensor(str(folder / "file.csv"))
 
 
 # ---- models, checkpoints, results ----
@@ -426,77 +449,36 @@ def _read_quarantine(folder: Path) -> None:
     quarantine.substitute(7, 1) if 7 in quarantine else None
 
 
-TILE = spectra(1, SIZE)
 TARGETS = {
     "manifest": Target(_pack, "manifest.json", lambda f: _read_shards(f, True), (_sealed(Manifest), flip), 300),
-    "index": Target(_pack, "shard-000001.index.json", lambda f: merge(f), (_sealed(ShardIndex), flip), 200),
+    "index": Target(_pack, "shard-000001.index.json", merge, (_sealed(ShardIndex), flip), 160),
     "table": Target(_pack, "tiles-000.npy", _read_forged_table, (flip, flip_start), 300),
-    "record": Target(_pack, "pack.json", _merge_again, (_sealed(PackRecord), flip), 150),
-    "list": Target(_pack, "sources-000.tsv", _read_forged_list, count=150),
+    "record": Target(_pack, "pack.json", _merge_again, (_sealed(PackRecord), flip), 100),
+    "list": Target(_pack, "sources-000.tsv", _read_forged_list, count=120),
     "shard": Target(_pack, "shard-000000.tar", _read_shards, count=60),
-    "compact tile": Target(
-        _write("tile", lambda: PRESETS["compact"].encode(TILE)), "tile", _decode(PRESETS["compact"]), (flip, flip_start)
-    ),
-    "fast tile": Target(
-        _write("tile", lambda: PRESETS["fast"].encode(TILE)), "tile", _decode(PRESETS["fast"]), (flip, flip_start)
-    ),
-    "npy tile": Target(_write("tile", lambda: _npy(TILE)), "tile", _decode(NpyTile()), (flip_start,)),
-    "tiff tile": Target(_write("tile", _tiff), "tile", _decode(GeoTiffTile("enmap")), (flip, flip_start)),
+    "compact tile": Target(_tile("compact"), "tile", _decode(PRESETS["compact"]), (flip, flip_start), 200),
+    "fast tile": Target(_tile("fast"), "tile", _decode(PRESETS["fast"]), (flip, flip_start), 200),
+    "npy tile": Target(_write("tile", lambda: _npy(TILE)), "tile", _decode(NpyTile()), (flip_start,), 200),
+    "tiff tile": Target(_write("tile", _tiff), "tile", _decode(GeoTiffTile("enmap")), (flip, flip_start), 120),
     "npy": Target(_write("file", lambda: _npy(TILE[0])), "file", _value_error(read_npy), (flip, flip_start), 300),
-    "npz": Target(_write("file", _npz), "file", _read_npz, (flip, flip_start)),
-    "foreign tar": Target(
-        _write("a.tar", lambda: _tar("w:", "tif")), "a.tar", lambda f: index_tars(f, "enmap", 1), (flip, flip_start), 80
-    ),
-    "archive": Target(
-        _write("a.tar", lambda: _tar("w:", "tif")),
-        "a.tar",
-        lambda f: list(_archive(f).tiles(())),
-        (flip, flip_start),
-        80,
-    ),
-    "packed archive": Target(
-        _write("a.tar", lambda: _tar("w:gz", "tif")), "a.tar", lambda f: list(_archive(f).tiles(())), count=60
-    ),
-    "metadata": Target(
-        _write("file", _metadata),
-        "file",
-        lambda f: Metadata.parse((f / "file").read_bytes(), "file"),
-        (flip, _entities),
-    ),
-    "zipped product": Target(_zip_product, "product.zip", _read_zip, count=40),
-    "ENVI header": Target(_envi, "tile.hdr", _read_envi, count=150),
-    "task": Target(
-        _write("task.yaml", lambda: (REPOSITORY / "finetune/tasks/sample_materials.yaml").read_bytes()),
-        "task.yaml",
-        _read_task,
-        (flip, _aliases),
-        150,
-    ),
-    "config": Target(
-        _write("config.yaml", lambda: next((REPOSITORY / "configs").rglob("*.yaml")).read_bytes()),
-        "config.yaml",
-        _read_config,
-        (flip, _aliases),
-        150,
-    ),
-    "band table": Target(
-        _write("bands.csv", lambda: (REPOSITORY / "shards/sensor_tables/enmap.csv").read_bytes()),
-        "bands.csv",
-        _read_bands,
-        (flip, flip_start),
-    ),
-    "encoder": Target(_encoder, "encoder.safetensors", _read_encoder, (_forge_safetensors, flip_start), 80),
-    "task model": Target(_task_model, "model.safetensors", _read_task_model, (_forge_safetensors, flip_start), 80),
-    "seal": Target(_checkpoint, "step-00000010/checkpoint.json", _read_checkpoint, (forge_json, flip), 100),
-    "state": Target(_checkpoint, "step-00000010/state.json", _read_resealed, (forge_json, flip), 60),
+    "npz": Target(_write("file", _npz), "file", _read_npz, (flip, flip_start), 80),
+    "foreign tar": Target(_tar("w:"), "a.tar", lambda f: index_tars(f, "enmap", 1), (flip, flip_start), 25),
+    "archive": Target(_tar("w:"), "a.tar", _read_archive, (flip, flip_start), 60),
+    "packed archive": Target(_tar("w:gz"), "a.tar", _read_archive, count=40),
+    "metadata": Target(_metadata, "file", _read_metadata, (flip, _entities), 200),
+    "zipped product": Target(_zip_product, "product.zip", _read_zip, count=12),
+    "ENVI header": Target(_envi, "tile.hdr", _read_envi, count=100),
+    "task": Target(_text("finetune/tasks/sample_materials.yaml"), "file.yaml", _read_task, (flip, _aliases), 200),
+    "config": Target(_text("configs/pretrain/mae/base.yaml"), "file.yaml", _read_config, (flip, _aliases), 100),
+    "band table": Target(_text("shards/sensor_tables/enmap.csv"), "file.csv", _read_bands, (flip, flip_start), 200),
+    "encoder": Target(_encoder, "encoder.safetensors", _read_encoder, (_forge_safetensors, flip_start), 15),
+    "task model": Target(_task_model, "model.safetensors", _read_task_model, (_forge_safetensors, flip_start), 15),
+    "seal": Target(_checkpoint, "step-00000010/checkpoint.json", _read_checkpoint, (forge_json, flip), 20),
+    "state": Target(_checkpoint, "step-00000010/state.json", _read_resealed, (forge_json, flip), 10),
     "results": Target(_results, "results.json", _read_results, (forge_json, flip), 200),
     "results' arrays": Target(_results, "examples.npz", _read_results, count=80),
-    "quarantine": Target(_quarantine, "quarantine-00000.jsonl", _read_quarantine),
+    "quarantine": Target(_quarantine, "quarantine-00000.jsonl", _read_quarantine, count=200),
 }
-
-
-def _archive(folder: Path) -> Archive:
-    return Archive(folder / "a.tar", "a.tar", ENMAP, SIZE)
 
 
 def _outside(folder: Path, inside: Path) -> dict[str, bytes]:
@@ -520,9 +502,10 @@ def _try(target: Target, real: Path, tmp_path: Path, seeds: range) -> None:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(real, work)
         if seed is not None:
-            rng = random.Random(seed)
-            (work / target.file).write_bytes(target.mutations[seed % len(target.mutations)](original, rng))
-            tracemalloc.start()
+            mutate = target.mutations[seed % len(target.mutations)]
+            (work / target.file).write_bytes(mutate(original, random.Random(seed)))
+            if seed % 5 == 0:  # it makes everything slower
+                tracemalloc.start()
         try:
             target.read(work)
         except ForgeError as error:
@@ -531,7 +514,7 @@ def _try(target: Target, real: Path, tmp_path: Path, seeds: range) -> None:
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
         finally:
-            peak = tracemalloc.get_traced_memory()[1] if seed is not None else 0
+            peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < 2 * size + SLACK, f"seed {seed}: {peak >> 20} MiB for {size >> 10} KiB"
         assert len(_outside(sandbox, work)) == 2, f"seed {seed}: files outside were written or removed"
