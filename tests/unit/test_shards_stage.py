@@ -18,6 +18,7 @@ from support.processes import REPOSITORY
 from support.range_server import RangeServer
 
 from shards import stage
+from shards import storage as storage_module
 from shards.errors import ShardError
 from shards.stage import LOCK, StagedFile, StagedStorage
 from shards.storage import LocalStorage, RemoteStorage
@@ -290,6 +291,18 @@ def test_a_source_that_fails_is_a_warning(make, server, folder, files, capfd):
     assert capfd.readouterr().err == (
         f"warning: not staged: {server.url}/gone: missing; check the URL, or copy or pack it again\n"
     )
+
+
+def test_a_source_that_was_away_is_copied_when_it_answers_again(make, server, folder, monkeypatch, capfd):
+    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.05)
+    server.fail = 10**6
+    storage = make()
+    storage.prefetch(NAMES)
+    _until(lambda: server.requests.total() > 20)
+    assert not _whole(folder)
+    server.fail = 0
+    _until(_staged(folder, NAMES))
+    assert "not staged" not in capfd.readouterr().err
 
 
 def test_the_least_recently_read_make_room(make, folder, origin):
