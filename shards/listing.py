@@ -11,18 +11,24 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shards.atomic import write_atomic
+from shards.codec import PRESETS
 from shards.config import ConfigModel, PlainName
 from shards.errors import ShardError, SourceError
 from shards.manifest import FORMAT, SealedModel, read_json, to_json
 from shards.names import inner_path, plain_name
 from shards.sources import TileSource
+from shards.table import QUALITY
 
 RECORD = "pack.json"
+
+NumTiles = Annotated[int, Field(ge=0, lt=1 << 63)]
+NumShards = Annotated[int, Field(ge=0, lt=1_000_000)]
+"""Their names have six digits."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ class Generation(ConfigModel):
 
     bundles: list[list[str]] = Field(default_factory=list)  # (name, fingerprint)
     probes: str = ""
-    tiles: int = 0
-    first_shard: int = 0
-    shards: int = 0
+    tiles: NumTiles = 0
+    first_shard: NumShards = 0
+    shards: NumShards = 0
     list_name: PlainName | Literal[""] = ""
     list_sha256: str = ""
 
@@ -60,6 +66,23 @@ class PackRecord(SealedModel):
 
     options: dict
     generations: list[Generation]
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Self:
+        for name, kind in _OPTIONS.items():
+            if not isinstance(self.options.get(name), kind):
+                raise ValueError(f"option '{name}' is missing, or no {kind.__name__}")
+        size, limits = self.options.get("size"), self.options["limits"]
+        if self.options["codec"] not in PRESETS:
+            raise ValueError(f"{self.options['codec']!r:.40} is no codec of this version")
+        if self.options["tiles_per_shard"] < 1 or not (size is None or (isinstance(size, int) and size > 0)):
+            raise ValueError("sizes that are no whole numbers above 0")
+        if any(name not in QUALITY or not isinstance(value, float | int | None) for name, value in limits.items()):
+            raise ValueError("option 'limits' names no shares of pixels")
+        return self
+
+
+_OPTIONS = {"sensor": str, "codec": str, "tiles_per_shard": int, "seed": int, "limits": dict, "labels": bool}
 
 
 def cut_shards(tiles: Sequence[ListedTile], tiles_per_shard: int, seed: int) -> list[list[ListedTile]]:
@@ -129,7 +152,10 @@ _SOURCE_FIELDS = [field.name for field in fields(TileSource)]
 
 def read_record(folder: Path) -> PackRecord:
     """What was begun in a folder; raises ShardError where nothing was."""
-    return read_json(folder / RECORD, PackRecord)
+    record = read_json(folder / RECORD, PackRecord)
+    if not record.generations:
+        raise ShardError(f"{folder / RECORD}: damaged: nothing was begun; remove {folder} and pack again")
+    return record
 
 
 def write_record(folder: Path, record: PackRecord) -> None:

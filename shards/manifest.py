@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from shards.arrays import read_json_value
-from shards.config import ConfigModel, NpyName, TarName
+from shards.config import LONGEST_VALUE, ConfigModel, NpyName, TarName
 from shards.errors import ShardError
 from shards.statistics import BandSums
 
@@ -210,7 +210,7 @@ def first_problem(error: ValidationError) -> str:
     """The first of a model's problems as part of a line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:80]
-    what = " ".join(first["msg"].removeprefix("Value error, ").split())
+    what = " ".join(first["msg"].removeprefix("Value error, ").split())[:LONGEST_VALUE]
     return f"key '{where}': {what}" if where else what
 
 
