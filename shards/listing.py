@@ -21,10 +21,12 @@ from shards.config import ConfigModel, PlainName
 from shards.errors import ShardError, SourceError
 from shards.manifest import FORMAT, SealedModel, read_json, to_json
 from shards.names import inner_path, plain_name
+from shards.sensors import Sensor, get_sensor
 from shards.sources import TileSource
 from shards.table import QUALITY
 
 RECORD = "pack.json"
+BAND_TABLE = "band_table"
 
 NumTiles = Annotated[int, Field(ge=0, lt=1 << 63)]
 NumShards = Annotated[int, Field(ge=0, lt=1_000_000)]
@@ -67,6 +69,12 @@ class PackRecord(SealedModel):
     options: dict
     generations: list[Generation]
 
+    @property
+    def sensor(self) -> Sensor:
+        """Whose bands the tiles have: of a band table of one's own the copy that was made when `pack` began."""
+        stored = self.options.get(BAND_TABLE)
+        return get_sensor(self.options["sensor"]) if stored is None else Sensor.from_dict(stored)
+
     @model_validator(mode="after")
     def _known_options(self) -> Self:
         for name, kind in _OPTIONS.items():
@@ -83,6 +91,11 @@ class PackRecord(SealedModel):
 
 
 _OPTIONS = {"sensor": str, "codec": str, "tiles_per_shard": int, "seed": int, "limits": dict, "labels": bool}
+
+
+def sensor_options(sensor: Sensor) -> dict:
+    """What a record keeps of a sensor: its name, and the bands that the registry doesn't have."""
+    return {"sensor": sensor.name} | ({} if sensor.is_registered else {BAND_TABLE: sensor.to_dict()})
 
 
 def cut_shards(tiles: Sequence[ListedTile], tiles_per_shard: int, seed: int) -> list[list[ListedTile]]:

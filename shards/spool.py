@@ -26,7 +26,6 @@ from shards.config import ConfigModel
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
 from shards.manifest import Rejected, ShardIndex, first_problem, read_json
-from shards.sensors import get_sensor
 from shards.sources import Bundle, TileSource
 from shards.statistics import BandSums
 from shards.table import QUALITY
@@ -63,7 +62,7 @@ def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     sweep(folder, f"{stem}*")
     pieces = sorted(folder.glob(f"{stem}-*.index.json"))
     known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
-    sensor, codec = get_sensor(record.options["sensor"]), PRESETS[record.options["codec"]]
+    sensor, codec = record.sensor, PRESETS[record.options["codec"]]
     rejected: list[list[str]] = []
 
     def encoded() -> Iterator[Sample]:
