@@ -28,6 +28,9 @@ from shards.table import QUALITY
 RECORD = "pack.json"
 BAND_TABLE = "band_table"
 
+MOST_PX = 1 << 15
+"""Of a tile's side."""
+
 NumTiles = Annotated[int, Field(ge=0, lt=1 << 63)]
 NumShards = Annotated[int, Field(ge=0, lt=1_000_000)]
 """Their names have six digits."""
@@ -83,8 +86,8 @@ class PackRecord(SealedModel):
         size, limits = self.options.get("size"), self.options["limits"]
         if self.options["codec"] not in PRESETS:
             raise ValueError(f"{self.options['codec']!r:.40} is no codec of this version")
-        if self.options["tiles_per_shard"] < 1 or not (size is None or (isinstance(size, int) and size > 0)):
-            raise ValueError("sizes that are no whole numbers above 0")
+        if self.options["tiles_per_shard"] < 1 or not (size is None or (isinstance(size, int) and 0 < size <= MOST_PX)):
+            raise ValueError("sizes that no shards and tiles have")
         if any(name not in QUALITY or not isinstance(value, float | int | None) for name, value in limits.items()):
             raise ValueError("option 'limits' names no shares of pixels")
         return self

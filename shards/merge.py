@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from shards import table
 from shards.atomic import TEMPORARY, atomic_open, write_atomic
@@ -23,6 +24,7 @@ from shards.manifest import (
     Sums,
     band_sums,
     content_hash,
+    first_problem,
     read_json,
     read_manifest,
     to_json,
@@ -125,7 +127,7 @@ def join_shards(
     tiles = table.join(columns, range(len(columns)))
     _no_key_twice(dest, tiles, entries)
     data = table.to_bytes(tiles)
-    manifest = Manifest(
+    told: dict[str, Any] = dict(
         format=FORMAT,
         content_hash=content_hash(entries, codec, sensor.identity),
         generations=generations,
@@ -146,7 +148,11 @@ def join_shards(
         table=f"tiles-{generations - 1:03d}.npy",
         table_sha256=hashlib.sha256(data).hexdigest(),
         shards=entries,
-    ).sealed()
+    )
+    try:
+        manifest = Manifest(**told).sealed()
+    except ValidationError as error:
+        raise ShardError(f"{dest}: its parts make no dataset: {first_problem(error)}; pack or index it again") from None
     publish(dest, manifest, data)
     return manifest
 
