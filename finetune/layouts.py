@@ -18,6 +18,7 @@ from shards.arrays import read_npz
 from shards.errors import ConfigError, SourceError, TileError
 from shards.geotiff import read_tile
 from shards.labels import Labels, declared_nodata, read_grid
+from shards.names import plain_name
 from shards.pairs import check_labels, find_label, label_prefix, published_split, read_text, scene_of, split_by_location
 from shards.reader import TileDataset, open_dataset
 from shards.sensors import NODATA, Sensor, get_sensor
@@ -241,10 +242,10 @@ def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
     for line, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), start=2):
         try:
             values = tuple(float(row[name]) for name in task.outputs)
-            number = row["sample_index"].strip()
+            number = plain_name(row["sample_index"].strip())
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SourceError(
-                f"{path}, line {line}: no number in a column of {', '.join(task.outputs)} ({error})"
+                f"{path}, line {line}: no number in a column of {', '.join(task.outputs)}, or no sample_index ({error})"
             ) from None
         image = images / f"{number}.npz"
         if not image.exists():

@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from shards.errors import ConfigError
-from shards.names import npy_name, plain_name, tar_name
+from shards.names import inner_path, npy_name, plain_name, tar_name
 from shards.safe_yaml import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,6 +30,7 @@ class ConfigModel(BaseModel):
 PlainName = Annotated[str, AfterValidator(plain_name)]
 TarName = Annotated[str, AfterValidator(tar_name)]
 NpyName = Annotated[str, AfterValidator(npy_name)]
+InnerPath = Annotated[str, AfterValidator(inner_path)]
 """Names out of files: see shards/names.py."""
 
 Schema = TypeVar("Schema", bound=ConfigModel)

@@ -22,6 +22,7 @@ from shards.errors import ShardError, UnreachableError
 from shards.patience import OPENING_S, PATIENCE_S, Patience, Trouble
 
 TIMEOUT_S = 60.0  # of one attempt
+MOST_WHOLE = 4 << 30  # bytes of a manifest or tile table; ten million tiles have one
 PIECE = 16 << 20  # bytes that one remote request asks for at most
 MOST_FILES = 1 << 16  # that a process asks to have open
 NO_RANGES = "the server sends the whole file where a range was asked for; use one that honours ranges"
@@ -157,6 +158,8 @@ class RemoteStorage:
 
     def read(self, name: str) -> bytes:
         size, parts = self.size(name), []
+        if size > MOST_WHOLE:
+            raise ShardError(f"{self.url}/{name}: {size} bytes, far more than such a file has; check the URL")
         for begin in range(0, size, PIECE):  # piece by piece: no memory for a size that is only claimed
             piece = bytearray(min(PIECE, size - begin))
             self._read_pieces(name, begin, memoryview(piece), OPENING_S)

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from shards.config import ConfigModel
+from shards.config import ConfigModel, InnerPath
 from shards.errors import ConfigError
 from shards.safe_yaml import load_yaml
 from shards.sensors import NODATA
@@ -46,9 +46,9 @@ class Target(ConfigModel):
 class Layout(ConfigModel):
     """Where a download has its files: ``<root>/<folder>/<images>/<tile>`` and the same below ``labels``."""
 
-    folder: str
-    images: str
-    labels: str | None = None
+    folder: InnerPath
+    images: InnerPath
+    labels: InnerPath | None = None
 
 
 class PublishedRecipe(ConfigModel):

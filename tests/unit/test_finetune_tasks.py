@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+import yaml
 
 from finetune.tasks import dump_task, get_task, parse_task
 from shards.errors import ConfigError
@@ -169,3 +170,12 @@ def test_pixels_without_a_label_never_count_and_are_no_code(task):
 def test_classes_are_found_by_their_names():
     assert get_task("enmap_cdl").codes_by_name["corn"] == 1
     assert get_task("enmap_corine").codes_by_name["inland wetlands"] == 411
+
+
+@pytest.mark.parametrize("part", ["folder", "images", "labels"])
+def test_a_task_names_no_folder_outside_its_own(part):
+    text = files("finetune.tasks").joinpath("enmap_cdl.yaml").read_text()
+    task = yaml.safe_load(text)
+    task["layout"][part] = "../../elsewhere"
+    with pytest.raises(ConfigError, match=rf"'layout\.{part}'.*no path below its folder"):
+        parse_task(yaml.safe_dump(task), "t")

@@ -264,3 +264,18 @@ def test_temporary_files_of_dead_writers_are_swept_and_those_of_live_ones_kept(t
     os.utime(tmp_path / "a.tar.old-node.17.1.tmp", (old, old))
     sweep(tmp_path, "a.*")
     assert {path.name for path in tmp_path.iterdir()} == {name for name, kept in names.items() if kept}
+
+
+# ---- the tiles of the fixed loss ----
+
+
+def test_where_all_held_out_tiles_are_damaged_the_fixed_loss_takes_training_tiles(damaged, tmp_path):
+    from pretrain.inputs import Inputs
+    from shards.plan import SamplePlan
+
+    reader, rows, held_out = ShardReader(damaged), np.array([0, 1, 2, 3]), np.array([5])
+    plan = SamplePlan(reader.table, rows, "d", 0)
+    tiles, used = Inputs(reader, plan, held_out, Quarantine(rows, "d", 5, tmp_path, 0, held_out)).always(3)
+    assert tiles.shape[0] == 3 and set(used) <= {0, 1, 3}
+    again = Inputs(reader, plan, held_out, Quarantine(rows, "d", 5, tmp_path, 1, held_out)).always(3)
+    assert again[1] == used and np.array_equal(again[0], tiles)
