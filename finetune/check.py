@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from finetune.config import LabelledDataConfig
-from finetune.layouts import Item, Split, find_items
+from finetune.layouts import Item, Split, declared_line, find_items
 from finetune.tasks import Task, get_task
 from shards.errors import ConfigError, ForgeError
 from shards.sensors import NODATA
@@ -31,11 +32,13 @@ class Finding:
     Attributes:
         counts: pixels (segmentation) or tiles (multilabel) by class, and where no class counts the last.
         missing: pixels without a measurement, of ``pixels``.
+        declared: pixels by class code that their label file declares to be its nodata value.
     """
 
     counts: np.ndarray
     missing: int = 0
     pixels: int = 0
+    declared: Counter = field(default_factory=Counter)
     shapes: Counter = field(default_factory=Counter)
     values: list[tuple[float, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -44,6 +47,7 @@ class Finding:
         self.counts = self.counts + other.counts
         self.missing, self.pixels = self.missing + other.missing, self.pixels + other.pixels
         self.shapes += other.shapes
+        self.declared += other.declared
         self.values += other.values
         self.problems += other.problems
 
@@ -54,7 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", nargs="?", help="folder that the download was unpacked into")
     parser.add_argument("--splits", help="folder of train.txt, val.txt and test.txt (of train.csv and val.csv)")
     parser.add_argument("--images", help="instead of ROOT: folder of image tiles")
-    parser.add_argument("--labels", help="and folder of label tiles of the same names")
+    parser.add_argument(
+        "--labels", help="and folder of label tiles of the same names, or one file: polygons or a raster"
+    )
+    parser.add_argument(
+        "--align", choices=("nearest",), help="bring labels of another grid to the images' (data.align)"
+    )
+    parser.add_argument("--label-field", help="field of the polygons that holds the class (data.label_field)")
+    parser.add_argument("--label-layer", help="layer of a file of polygons with several (data.label_layer)")
     parser.add_argument("--shards", help="instead of both: shards packed with --labels")
     parser.add_argument("--workers", type=int, default=8, help="threads that read (default: %(default)s)")
 
@@ -62,11 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check, print, and return the exit code."""
     task = get_task(arguments.task)
-    named = ("root", "splits", "images", "labels", "shards")
+    named = ("root", "splits", "images", "labels", "align", "label_field", "label_layer", "shards")
     try:
         data = LabelledDataConfig(**{name: getattr(arguments, name) for name in named})
-    except ValueError:
-        raise ConfigError("give ROOT, or --images with --labels, or --shards") from None
+    except ValidationError as error:
+        told = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ConfigError(
+            told if told.startswith("shards") else "give ROOT, or --images with --labels, or --shards"
+        ) from None
     items = find_items(data, task, seed=0)
     found = {name: _check_split(items[name], task, name, arguments.workers) for name in SPLITS}
     problems = [one for name in SPLITS for one in found[name].problems] + _between(task, items, found)
@@ -109,6 +123,10 @@ def _check_item(item: Item, task: Task) -> Finding:
         finding.problems.append(
             f"{item.name}: label code {unknown[0]} is no class of {task.name} and not to be ignored"
         )
+    none = codes == NODATA
+    code = item.nodata() if none.any() else None
+    if code in task.class_codes:
+        finding.declared[code] += int(none.sum())
     if task.kind == "multilabel":
         present = task.to_multihot(codes)
         finding.counts = np.append(present, not present.any()).astype(np.int64)
@@ -127,6 +145,9 @@ def _between(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
         shared = {item.place for item in items[one]} & {item.place for item in items[two]}
         if shared:
             problems.append(f"{len(shared)} locations are in {one} and in {two}, e.g. {min(shared)}")
+    if task.kind != "regression":
+        none = [name for name in SPLITS if not found[name].counts[:-1].any() and not found[name].problems]
+        problems += [f"{name}: no label is one of the classes" for name in none]
     shapes = Counter(shape[0] for name in SPLITS for shape in found[name].shapes)
     if len(shapes) > 1:
         problems.append(f"tiles of different bands: {', '.join(map(str, sorted(shapes)))}")
@@ -140,14 +161,21 @@ def _remarks(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
         if published is not None and published != here and task.kind != "regression":
             remarks.append(f"{name}: {here} tiles, {published} are published")
         empty = [one for one, count in zip(task.outputs, found[name].counts[:-1], strict=True) if not count]
-        if empty and task.kind != "regression":
+        if empty and task.kind != "regression" and not found[name].problems:
             remarks.append(f"{name}: no label of {', '.join(empty)}")
-    train = {item.scene for item in items["train"]}
+        if found[name].declared:
+            remarks.append(f"{name}: {declared_line(found[name].declared)}")
+    train = {item.scene for item in items["train"]} - {""}
     shared = sum(item.scene in train for item in items["test"])
     if shared:
-        remarks.append(
-            f"{shared} of {len(items['test'])} test tiles are of scenes that training tiles are of, too: "
+        scenes = {item.scene or item.place for name in SPLITS for item in items[name]}
+        mend = (
             "data.group=scene draws splits without that"
+            if len(scenes) >= len(SPLITS)
+            else f"they are of {len(scenes)} scenes in all, so nothing else can be drawn"
+        )
+        remarks.append(
+            f"{shared} of {len(items['test'])} test tiles are of scenes that training tiles are of, too: {mend}"
         )
     return remarks
 

@@ -12,6 +12,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Scale = Annotated[tuple[Rate, Rate] | None, Field(strict=False)]
 Protocol = Literal["knn", "frozen", "adapter", "blocks", "full"]
+Align = Literal["nearest"]
+Group = Literal["location", "scene"]
 Head = Literal["conv", "fcn", "linear", "mlp"]
 
 
@@ -19,20 +21,26 @@ class LabelledDataConfig(ConfigModel):
     """Where labelled tiles are: a download's folder, two folders, or shards packed with ``--labels``.
 
     ``root``: of a download; the task's layout says where its files are. ``images`` and ``labels``: folders with tiles
-    of the same relative names. ``splits``: folder of train.txt, val.txt and test.txt in the published format (or the
-    tables of a regression); null splits 60/20/20 by location. ``group``: draw the splits anew, in the same sizes, so
-    that no location, or no scene, is in two of them. ``bands``: ``same`` as the encoder's or an error; ``native``, as
-    the tiles have them; ``resample`` to the encoder's. ``statistics``: folder with mu.npy and sigma.npy of the tiles;
-    null takes the encoder's for the encoder's bands, else the training tiles' own. ``pretraining``: shards whose
-    scenes are looked for among the test tiles. ``memory_gb``: images are kept in memory up to this size.
+    of the same relative names; ``labels`` can also be one file for all: a raster, or polygons, whose class is in
+    ``label_field`` (of ``label_layer`` where there are several). ``align``: ``nearest`` brings labels of another grid
+    to the images', null refuses them. ``splits``: folder of train.txt, val.txt and test.txt in the published format
+    (or the tables of a regression); null splits 60/20/20 by location. ``group``: draw the splits anew, in the same
+    sizes, so that no location, or no scene, is in two of them; a tile that names no scene goes with its location.
+    ``bands``: ``same`` as the encoder's or an error; ``native``, as the tiles have them; ``resample`` to the
+    encoder's. ``statistics``: folder with mu.npy and sigma.npy of the tiles; null takes the encoder's for the
+    encoder's bands, else the training tiles' own. ``pretraining``: shards whose scenes are looked for among the test
+    tiles. ``memory_gb``: images are kept in memory up to this size.
     """
 
     root: str | None = None
     images: str | None = None
     labels: str | None = None
     shards: str | None = None
+    align: Align | None = None
+    label_field: str | None = None
+    label_layer: str | None = None
     splits: str | None = None
-    group: Literal["location", "scene"] | None = None
+    group: Group | None = None
     bands: Literal["same", "native", "resample"] = "same"
     statistics: str | None = None
     pretraining: str | None = None
@@ -46,6 +54,8 @@ class LabelledDataConfig(ConfigModel):
             raise ValueError("give one of 'root', 'shards', or 'images' with 'labels'")
         if self.shards is not None and self.splits:
             raise ValueError("shards carry their splits: leave 'splits' out")
+        if self.shards is not None and (self.align or self.label_field or self.label_layer):
+            raise ValueError("shards carry their labels as packed: leave 'align', 'label_field' and 'label_layer' out")
         return self
 
 

@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
+import xxhash
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -33,7 +35,8 @@ class LabelledSplit:
 
     Attributes:
         labels: int16 (N, S, S) class indices, uint8 (N, C) classes that occur, or float32 (N, T) targets.
-        tile_of: (N,) which of ``items`` a window is from.
+        tile_of: (N,) which of ``items`` a window is from; multilabel tiles without any label are left out.
+        declared: class codes that a label file declares to be its nodata value, so that they don't count.
 
     Raises:
         SourceError, TileError: a label is missing, unreadable, of another size than expected, or has a code that is
@@ -46,14 +49,24 @@ class LabelledSplit:
         self._keep, self._kept = keep, dict[int, np.ndarray]()
         self._lock = threading.Lock()
         show = {"desc": "read labels", "unit": "tile", "disable": quiet, "mininterval": 1.0, "total": len(items)}
+        self.declared: set[int] = set()
         read = list(tqdm(self._pool.map(self._labels_of, items), **show))
+        self.items = [item for item, (labels, _) in zip(items, read, strict=True) if len(labels)]
+        read = [one for one in read if len(one[0])]
+        if not read:
+            raise SourceError(f"{items[0].name} and {len(items) - 1} more: no tile of this split has a label")
         self.labels = np.concatenate([labels for labels, _ in read])
-        self.tile_of = np.repeat(np.arange(len(items)), [len(labels) for labels, _ in read])
+        self.tile_of = np.repeat(np.arange(len(read)), [len(labels) for labels, _ in read])
         self._columns = [columns for _, columns in read]
         self._first = np.cumsum([0, *(len(labels) for labels, _ in read)])
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def labels_hash(self) -> str:
+        """Of all labels: files that were corrected in place are other labels."""
+        return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.labels).data)
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Windows (n, bands, S, S), int16, or float32 of a resized task.
@@ -94,8 +107,11 @@ class LabelledSplit:
                 f"{item.name}: label code {unknown[0]} is no class of task {self.task.name}: add it to its classes, "
                 "or to 'ignore'"
             )
+        missing = codes == NODATA
+        if missing.any() and not self.declared:
+            self.declared |= self.task.class_codes & {item.nodata()}
         if self.task.kind == "multilabel":
-            return self.task.to_multihot(codes)[None], 1
+            return self.task.to_multihot(codes)[None][: not missing.all()], 1
         indices = self.task.to_indices(codes)
         return cut(indices, self.size, self.task.ignore_index), -(-indices.shape[1] // self.size)
 

@@ -20,7 +20,7 @@ from finetune.audit import seen_in_pretraining
 from finetune.config import FinetuneConfig
 from finetune.datasets import LabelledSplit
 from finetune.encoders import fit_encoder
-from finetune.layouts import find_items, items_hash
+from finetune.layouts import declared_line, find_items, grouping, items_hash
 from finetune.protocols import Protocols, Setting, Stopped
 from finetune.recipe import resolve_recipe
 from finetune.results import Result, RunResults, write_results
@@ -100,7 +100,7 @@ class Evaluator:
             "hash": {name: items_hash(items[name]) for name in SPLITS},
             "sensor": task.sensor,
             "bands": config.data.bands,
-            "split": config.data.group or ("published" if config.data.splits else "location"),
+            "split": grouping(config.data, items) or ("published" if config.data.splits else "location"),
             "window": setting.encoder.size,
         }
         cost = {"features": self.protocols.feature_seconds}
@@ -136,7 +136,7 @@ def prepare(config: FinetuneConfig) -> Setting:
     """
     task = get_task(config.task)
     loaded = load_encoder(config.checkpoint)
-    items = find_items(config.data, task, config.run.seed)
+    items = find_items(config.data, task, config.run.seed, tell=lambda line: say(f"WARNING: {line}"))
     encoder = fit_encoder(*loaded, config, task, items)
     recipe = resolve_recipe(config, task, encoder.is_vit)
     if TRAINED & set(config.protocol) or recipe.frozen.bn == "adapt":
@@ -147,6 +147,7 @@ def prepare(config: FinetuneConfig) -> Setting:
     splits = {
         name: LabelledSplit(items[name], task, encoder.size, config.data.read_threads, keep, quiet) for name in SPLITS
     }
+    items = {name: list(split.items) for name, split in splits.items()}
     if task.kind != "regression":
         _look_for_empty_classes(splits)
     baseline = splits["train"].labels.mean(0).astype(np.float64) if task.kind == "regression" else None
@@ -157,6 +158,8 @@ def _look_for_empty_classes(splits: dict[str, LabelledSplit]) -> None:
     """Warn of classes without a label; raise ConfigError where a split has none at all."""
     for name, split in splits.items():
         task, labels = split.task, split.labels
+        if split.declared:
+            say(f"WARNING: {name}: {declared_line(split.declared)}")
         if task.kind == "segmentation":
             counts = np.bincount(labels.ravel(), minlength=len(task.classes) + 1)[:-1]
         else:

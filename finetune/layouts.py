@@ -2,21 +2,25 @@
 
 import csv
 import hashlib
+import io
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from finetune.config import LabelledDataConfig
+from finetune.config import Group, LabelledDataConfig
 from finetune.tasks import Task
 from shards.errors import ConfigError, SourceError, TileError
-from shards.geotiff import read_mask, read_tile
+from shards.geotiff import read_tile
+from shards.labels import Labels, declared_nodata, read_grid
+from shards.pairs import check_labels, find_label, label_prefix, published_split, read_text, scene_of, split_by_location
 from shards.reader import TileDataset, open_dataset
-from shards.sensors import Sensor, get_sensor
-from shards.sources import SPLITS, find_tiles, published_split, split_by_location
+from shards.sensors import NODATA, Sensor, get_sensor
+from shards.sources import SPLITS, TileSource, find_tiles
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 HELD_OUT_FIELDS = 0.2
@@ -31,11 +35,13 @@ class Item:
     Attributes:
         name: unique in the task.
         place: what must not be in two groups of a bootstrap: the location, or the field.
-        scene: the acquisition that it was cut from.
+        scene: the acquisition that it was cut from; empty where nothing tells.
         identity: changes when the image does.
         image: reads (bands, height, width), int16 or float32.
-        mask: reads the label codes (height, width) int64; None for regression.
+        mask: reads the label codes (height, width) int64 on the image's grid, ``NODATA`` where there is no label; None
+            for regression.
         values: targets of a regression.
+        nodata: reads the code that the label file declares to be none, where it declares one.
     """
 
     name: str
@@ -45,13 +51,19 @@ class Item:
     image: Callable[[], np.ndarray]
     mask: Callable[[], np.ndarray] | None = None
     values: tuple[float, ...] = ()
+    nodata: Callable[[], int | None] = lambda: None
 
 
 Split = dict[str, list[Item]]
 
 
-def find_items(data: LabelledDataConfig, task: Task, seed: int) -> Split:
+def find_items(
+    data: LabelledDataConfig, task: Task, seed: int, tell: Callable[[str], None] = lambda line: None
+) -> Split:
     """The tiles of train, val and test.
+
+    Args:
+        tell: takes a line on what is done in another way than ``data`` says.
 
     Raises:
         SourceError: a folder, list, tile or label is missing, or a split is empty.
@@ -64,11 +76,17 @@ def find_items(data: LabelledDataConfig, task: Task, seed: int) -> Split:
     else:
         items = _of_folders(data, task, seed)
     if data.group is not None:
-        items = regroup(items, data.group, seed)
+        by = grouping(data, items)
+        if by != data.group:
+            tell("data.group=scene: these tiles name no scene, so splits are drawn by location instead")
+        items = regroup(items, by, seed)
     where, seen = data.splits or data.shards or data.root or data.images, dict[str, str]()
     for name in SPLITS:
         if not items[name]:
-            raise SourceError(f"{where}: no tiles in the '{name}' split")
+            mend = (
+                "" if data.splits or data.shards else ": too few locations; name the tiles of each split (data.splits)"
+            )
+            raise SourceError(f"{where}: no tiles in the '{name}' split{mend}")
         for item in items[name]:
             if item.name in seen:
                 raise SourceError(f"{where}: tile {item.name} is listed in '{seen[item.name]}' and in '{name}'")
@@ -94,7 +112,7 @@ def folders_of(data: LabelledDataConfig, task: Task) -> tuple[Path, Path | None]
         images = root / task.layout.images
         labels = root / task.layout.labels if task.layout.labels else None
     for what, folder in (("images", images), ("labels", labels)):
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not (folder.exists() if what == "labels" and data.root is None else folder.is_dir()):
             raise SourceError(f"{folder}: no such folder of {what}")
     return images, labels
 
@@ -102,33 +120,65 @@ def folders_of(data: LabelledDataConfig, task: Task) -> tuple[Path, Path | None]
 def _of_folders(data: LabelledDataConfig, task: Task, seed: int) -> Split:
     images, labels = folders_of(data, task)
     assert labels is not None
+    source = labels_of(data, labels, task)
     sensor = get_sensor(task.sensor)
     found = find_tiles(images, sensor.name)
-    split = published_split(Path(data.splits), found) if data.splits else split_by_location(found, seed)
-    return {
-        name: [
-            Item(
-                name=tile.path,
-                place=tile.location,
-                scene=tile.scene or tile.timestamp,
-                identity=_file_identity(images / tile.path),
-                image=partial(_read_image, images / tile.path, sensor),
-                mask=partial(_read_labels, labels / tile.path),
-            )
-            for tile in split[name]
-        ]
-        for name in SPLITS
-    }
+    split = published_split(Path(data.splits), found, images) if data.splits else split_by_location(found, seed)
+    check_labels(source, [images / tile.path for name in SPLITS for tile in split[name]])
+    prefix = label_prefix(images, sensor.name)
+    return {name: [_item_of_file(tile, images, source, prefix, sensor) for tile in split[name]] for name in SPLITS}
+
+
+def labels_of(data: LabelledDataConfig, path: Path, task: Task) -> Labels:
+    """How the labels of a task are read from a folder or file."""
+    return Labels(
+        path=path,
+        align=data.align,
+        field=data.label_field,
+        layer=data.label_layer,
+        names=task.codes_by_name,
+        unnamed=NODATA if task.ignore == "others" else None,
+    )
+
+
+def _item_of_file(tile: TileSource, images: Path, labels: Labels, prefix: str, sensor: Sensor) -> Item:
+    image = images / tile.path
+    label = partial(_label_of, labels, tile.path, prefix)
+    return Item(
+        name=tile.path,
+        place=tile.location,
+        scene=scene_of(tile),
+        identity=_file_identity(image),
+        image=partial(_read_image, image, sensor),
+        mask=partial(_read_labels, labels, label, image),
+        nodata=partial(_declared_nodata, labels, label),
+    )
 
 
 def _read_image(path: Path, sensor: Sensor) -> np.ndarray:
     return read_tile(path, sensor).values
 
 
-def _read_labels(path: Path) -> np.ndarray:
-    if not path.exists():
-        raise SourceError(f"{path}: no label tile for this image")
-    return read_mask(path)
+def _label_of(labels: Labels, image: str, prefix: str) -> str:
+    """The label tile of an image, relative to the folder of labels."""
+    return "" if labels.one_file else find_label(labels.path, image, prefix)
+
+
+def _read_labels(labels: Labels, label: Callable[[], str], image: Path) -> np.ndarray:
+    return labels.read(label(), read_grid(image))
+
+
+def _declared_nodata(labels: Labels, label: Callable[[], str]) -> int | None:
+    return None if labels.is_vector else declared_nodata(labels.path / label())
+
+
+def declared_line(codes: Iterable[int]) -> str:
+    """What is said where label files declare a class code to be their nodata value."""
+    told = ", ".join(f"{codes[code]:,} px of {code}" if isinstance(codes, Counter) else str(code) for code in codes)
+    return (
+        f"label files declare a class code as nodata, so it doesn't count ({told}); where it is a class, remove the "
+        "declaration: gdal_edit.py -unsetnodata LABEL"
+    )
 
 
 def _file_identity(path: Path) -> str:
@@ -147,7 +197,7 @@ def _items_of_dataset(dataset: TileDataset, location: str) -> list[Item]:
         Item(
             name=key,
             place=names["location"][row],
-            scene=scenes[row] or names["timestamp"][row],
+            scene=scene_of(TileSource(names["location"][row], names["timestamp"][row], "", scenes[row])),
             identity=dataset.manifest.content_hash,
             image=partial(dataset.__getitem__, row),
             mask=partial(_mask_of_dataset, dataset, row, f"{location}: tile '{key}'"),
@@ -187,21 +237,20 @@ def _of_tables(data: LabelledDataConfig, task: Task, seed: int) -> Split:
 
 def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
     items = []
-    with open(path, newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                values = tuple(float(row[name]) for name in task.outputs)
-                number = row["sample_index"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise SourceError(
-                    f"{path}, line {line}: no number in a column of {', '.join(task.outputs)} ({error})"
-                ) from None
-            image = images / f"{number}.npz"
-            if not image.exists():
-                raise SourceError(f"{path}, line {line}: {image} is missing")
-            place = row.get("field") or number
-            reader = partial(_read_npz, image, bands)
-            items.append(Item(number, place, place, _file_identity(image), reader, None, values))
+    for line, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), start=2):
+        try:
+            values = tuple(float(row[name]) for name in task.outputs)
+            number = row["sample_index"].strip()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SourceError(
+                f"{path}, line {line}: no number in a column of {', '.join(task.outputs)} ({error})"
+            ) from None
+        image = images / f"{number}.npz"
+        if not image.exists():
+            raise SourceError(f"{path}, line {line}: {image} is missing")
+        place = row.get("field") or number
+        reader = partial(_read_npz, image, bands)
+        items.append(Item(number, place, place, _file_identity(image), reader, None, values))
     return items
 
 
@@ -219,17 +268,39 @@ def _read_npz(path: Path, bands: int) -> np.ndarray:
 # ---- other splits ----
 
 
-def regroup(items: Split, by: str, seed: int) -> Split:
-    """The same tiles split anew, near the same sizes, so that no location (or scene) is in two splits."""
+def grouping(data: LabelledDataConfig, items: Split) -> Group | None:
+    """What splits are drawn by: locations where scenes are asked for and no tile names one."""
+    if data.group == "scene" and not any(item.scene for name in SPLITS for item in items[name]):
+        return "location"
+    return data.group
+
+
+def regroup(items: Split, by: Group | None, seed: int) -> Split:
+    """The same tiles split anew, near the same sizes, so that no location (or scene) is in two splits; a tile without a
+    scene goes with its location. No split is empty.
+
+    Raises:
+        SourceError: all tiles are of one or two groups.
+    """
     everything = [item for name in SPLITS for item in items[name]]
     groups: dict[str, list[Item]] = {}
     for item in everything:
-        groups.setdefault(item.scene if by == "scene" else item.place, []).append(item)
+        groups.setdefault(item.scene if by == "scene" and item.scene else item.place, []).append(item)
+    if len(groups) < len(SPLITS):
+        other = "data.group=location" if by == "scene" else "more locations"
+        raise SourceError(
+            f"data.group={by}: {len(everything)} tiles of {len(groups)} {by}s can't fill three splits: use {other}, or "
+            "name the tiles of each split (data.splits)"
+        )
     wanted = {name: len(items[name]) for name in SPLITS}
+    if not all(wanted.values()):
+        wanted = {name: round(SHARES[name] * len(everything)) for name in SPLITS}
     split: Split = {name: [] for name in SPLITS}
-    # large groups first; each goes to the split that lacks most of its share
-    for group in sorted(groups, key=lambda one: (-len(groups[one]), _draw(one, seed))):
-        emptiest = max(SPLITS, key=lambda name: (wanted[name] - len(split[name])) / max(wanted[name], 1))
+    # large groups first; each goes to the split that lacks most of its share, the last ones to splits that have none
+    for number, group in enumerate(sorted(groups, key=lambda one: (-len(groups[one]), _draw(one, seed)))):
+        empty = [name for name in SPLITS if not split[name]]
+        choice = empty if len(empty) == len(groups) - number else SPLITS
+        emptiest = max(choice, key=lambda name: (wanted[name] - len(split[name])) / max(wanted[name], 1))
         split[emptiest] += groups[group]
     return split
 

@@ -115,7 +115,7 @@ class Protocols:
         for section, keys in NO_MATTER.items():
             for key in keys:
                 del config[section][key]
-        tiles = [items_hash(self.setting.items[split]) for split in SPLITS]
+        tiles = [(items_hash(self.setting.items[split]), self.splits[split].labels_hash) for split in SPLITS]
         told = [config, self.config.run.seed, self.setting.encoder.sha256, tiles]
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
         return self.folder / "parts" / f"{name}-{protocol}-{fraction:g}{rest}-{digest}.npz"

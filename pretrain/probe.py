@@ -20,6 +20,7 @@ from pretrain.validate import check_stop
 from shards import keyed
 from shards.errors import ConfigError
 from shards.reader import TileDataset, open_dataset
+from shards.sensors import NODATA
 
 CELLS = 32
 """Cells taken of each tile at most."""
@@ -122,7 +123,8 @@ class EncoderProbe:
         stride = labels.shape[0] // features.shape[-1]
         pixels = labels.unfold(0, stride, stride).unfold(1, stride, stride).flatten(2)
         classes = pixels.mode(-1).values.flatten()
-        counted = torch.from_numpy(np.flatnonzero(~np.isin(classes.numpy(), self.probe.ignore)))
+        ignored = [*self.probe.ignore, NODATA]
+        counted = torch.from_numpy(np.flatnonzero(~np.isin(classes.numpy(), ignored)))
         order = keyed.permute(keyed.key(self.seed, "cells", number), max(len(counted), 1), np.arange(len(counted)))
         taken = counted[torch.from_numpy(order[:CELLS])]
         return features.flatten(1).T[taken], classes[taken]

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from shards.errors import ForgeError
+from shards.errors import ConfigError, ForgeError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +51,12 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     _workers(pack)
     pack.add_argument("--part", type=_part, metavar="K/N", help="every N-th shard only, K from 1; then `merge`")
     pack.add_argument("--append", action="store_true", help="add tiles that DEST has not yet; old shards stay")
-    pack.add_argument("--labels", type=Path, help="folder of label tiles with the names of the tiles")
+    pack.add_argument("--labels", type=Path, help="folder of label tiles with the names of the tiles, or polygons")
+    pack.add_argument(
+        "--align", choices=("nearest",), help="bring labels of another grid to the tiles' (default: refuse)"
+    )
+    pack.add_argument("--label-field", metavar="NAME", help="field of the polygons that holds the class code")
+    pack.add_argument("--label-layer", metavar="NAME", help="layer of a file of polygons with several")
     pack.add_argument("--splits", type=Path, help="folder of train.txt, val.txt and test.txt (default: by location)")
     pack.add_argument("--max-bad", type=float, default=0.01, help="allowed share of bad tiles (default: %(default)s)")
     pack.add_argument("--dry-run", action="store_true", help="say what would be written, from the list and a few tiles")
@@ -73,7 +78,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
     verify = commands.add_parser("verify", help="read every byte again, and compare with the sources if they are given")
     verify.add_argument("folder", type=Path)
     verify.add_argument("--source", type=Path, help="directory that was packed: tiles are compared with it")
-    verify.add_argument("--labels", type=Path, help="folder of label tiles, compared likewise")
+    verify.add_argument("--labels", type=Path, help="folder of label tiles (or polygons), compared likewise")
     verify.add_argument("--sample", type=_share, default=1.0, metavar="SHARE", help="share of the tiles to look at")
     _workers(verify)
     verify.set_defaults(run=_verify)
@@ -150,7 +155,10 @@ def _pack(arguments: argparse.Namespace) -> int:
         pattern=arguments.pattern,
         limits=SceneLimits(**limits),
     )
-    labels = scan.Labels(arguments.labels, arguments.splits) if arguments.labels else None
+    told = arguments.align, arguments.label_field, arguments.label_layer
+    if any(told) and not arguments.labels:
+        raise ConfigError("--align, --label-field and --label-layer say how labels are read: give --labels, too")
+    labels = scan.Labels(arguments.labels, arguments.splits, *told) if arguments.labels else None
     if arguments.dry_run:
         print(scan.describe(arguments.source, arguments.dest, config, labels, arguments.append, arguments.workers))
         return 0

@@ -13,11 +13,12 @@ from pathlib import Path
 from shards.atomic import sweep
 from shards.codec import PRESETS
 from shards.errors import ShardError, TileError
-from shards.geotiff import read_mask, read_tile
+from shards.geotiff import read_tile
+from shards.labels import Labels, make_grid
 from shards.listing import ListedTile, PackRecord, read_list
 from shards.manifest import Rejected, ShardIndex, read_json
 from shards.merge import PackResult, merge_shards, missing_shards, shard_name
-from shards.scan import Labels, PackConfig, begin, cut_generation, list_spooled
+from shards.scan import PackConfig, begin, cut_generation, list_spooled
 from shards.sensors import Sensor, get_sensor
 from shards.sources import Bundle, find_bundles
 from shards.spool import SpoolReader, remove_spool, spool_bundles
@@ -81,7 +82,7 @@ def pack_part(
         record = list_spooled(dest, must=part.of == 1)
     if not record.generations[-1].list_name:
         return 0  # other parts still read their bundles; `merge` goes on from here
-    return _write_missing(dest, record, part, workers, source, labels.folder if labels else None)
+    return _write_missing(dest, record, part, workers, source, labels)
 
 
 def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | None = None) -> PackResult:
@@ -101,7 +102,7 @@ def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | No
 
 
 def _write_missing(
-    dest: Path, record: PackRecord, part: Part, workers: int, source: Path | None, labels: Path | None
+    dest: Path, record: PackRecord, part: Part, workers: int, source: Path | None, labels: Labels | None
 ) -> int:
     """Write those shards of a part that are not there yet; returns how many."""
     jobs, total, done = [], 0, 0
@@ -129,7 +130,7 @@ def is_whole(tar: Path) -> bool:
 
 
 def _write_one(
-    tar: Path, generation: int, tiles: list[ListedTile], record: PackRecord, source: Path | None, labels: Path | None
+    tar: Path, generation: int, tiles: list[ListedTile], record: PackRecord, source: Path | None, labels: Labels | None
 ) -> None:
     """One job: the shard ``tar`` from its tiles, wherever they lie."""
     sensor = get_sensor(record.options["sensor"])
@@ -142,7 +143,7 @@ def _write_one(
 
 
 def _read_samples(
-    source: Path, labels: Path | None, tiles: list[ListedTile], sensor: Sensor, record: PackRecord
+    source: Path, labels: Labels | None, tiles: list[ListedTile], sensor: Sensor, record: PackRecord
 ) -> Iterator[Sample | Rejected]:
     """Read and encode the tiles of a shard, one at a time; unusable ones come as `Rejected`."""
     codec = PRESETS[record.options["codec"]]
@@ -150,7 +151,10 @@ def _read_samples(
         path = source / tile_source.path
         try:
             tile = read_tile(path, sensor, record.options["size"])
-            mask = read_mask(labels / tile_source.mask) if labels and tile_source.mask else None
+            grid = make_grid(tile.values.shape, tile.crs, tile.transform)
+            mask = (
+                labels.read("" if labels.one_file else tile_source.mask, grid) if labels and tile_source.mask else None
+            )
             sample = encode_sample(tile_source, tile, mask, sensor, codec)
         except TileError as error:
             counters().add(1, 0, 0)

@@ -11,10 +11,12 @@ import numpy as np
 from shards import keyed
 from shards.errors import ForgeError, ShardError, SourceError, TileError
 from shards.geotiff import Tile, read_tile
-from shards.listing import PackRecord
+from shards.labels import PIXELS, Labels, make_grid
+from shards.listing import RECORD, PackRecord, read_record
 from shards.manifest import (
     Manifest,
 )
+from shards.pairs import find_label
 from shards.reader import ShardReader
 from shards.scene import SceneLimits
 from shards.sensors import get_sensor
@@ -38,6 +40,7 @@ class Plan:
     manifest: Manifest
     sources: Sources
     sample: float
+    labels: Labels | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,10 +89,34 @@ def compare(where: str, path: Path, stored: np.ndarray, read: Any) -> Iterator[s
         yield f"{where}: differs from its source {path}"
 
 
-def label_path(labels: Path, source: str) -> Path:
-    """The label tile of a tile: under its name without the sensor's folder, or with it."""
-    short = labels / source.partition("/")[2]
-    return short if short.is_file() else labels / source
+def open_labels(folder: Path, path: Path | None) -> Labels | None:
+    """The labels at ``path``, to be read as `pack` read those in ``folder``."""
+    if path is None:
+        return None
+    told = read_record(folder).options if (folder / RECORD).exists() else {}
+    return Labels(path, None, *(told.get(option) for option in ("align", "label_field", "label_layer")))
+
+
+def compare_label(plan: Plan, where: str, stored: np.ndarray, described: dict[str, Any]) -> Iterator[str]:
+    """A problem line where the label of a tile is not what was stored, or can't be read.
+
+    Args:
+        described: the tile's description, which names its source and its place.
+    """
+    labels, source = plan.labels, str(described["source"])
+    if labels is None:
+        return
+    folder = source.partition("/")[0]
+    prefix = f"{folder}/" if folder in (plan.manifest.sensor, "images") else ""
+    grid = make_grid(stored.shape, described.get("crs"), tuple(described.get("transform") or PIXELS))
+    try:
+        name = "" if labels.one_file else find_label(labels.path, source, prefix)
+        codes = labels.read(name, grid)
+    except (TileError, SourceError) as error:
+        yield f"{where}: its label can't be read: {error}"
+        return
+    if not np.array_equal(codes, stored):
+        yield f"{where}: differs from its source {labels.path / name}"
 
 
 def check_rejected(plan: Plan, source: Path, aside: dict[str, str]) -> Iterator[str]:

@@ -95,21 +95,6 @@ def tile_of(raster: Raster, sensor: Sensor, size: int | None = None) -> Tile:
     return Tile(raster.read(raster.select(sensor)), grid.crs, grid.transform or IDENTITY, raster.date)
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Read a label tile: band 1, integer codes of any stored type, as int64 (height, width).
-
-    Raises:
-        TileError: unreadable, or values that are no whole numbers.
-    """
-    with open_raster(path) as raster:
-        stored = raster.file.read(1)
-    if stored.dtype.kind == "f":
-        stored = np.where(np.isnan(stored), -1, stored)
-        if not np.all(np.isfinite(stored) & (stored == np.rint(stored))):
-            raise TileError(f"{path}: label codes must be whole numbers")
-    return stored.astype(np.int64)
-
-
 def tile_size(path: Path) -> int | None:
     """Height of a square tile from the header alone, in pixels; None where it can't be read or isn't square."""
     try:

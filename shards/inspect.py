@@ -133,7 +133,7 @@ def _draw(reader: ShardReader, row: int, path: Path) -> None:
     axes[0].set_title(f"{reader.key(row)}", fontsize=9)
     axes[0].axis("off")
     if mask is not None:
-        axes[1].imshow(mask, cmap="tab20", interpolation="nearest")
+        axes[1].imshow(np.ma.masked_equal(mask, NODATA), cmap="tab20", interpolation="nearest")
         axes[1].axis("off")
     draw_spectra(axes[-1], tile, np.asarray(reader.manifest.wavelength_nm), reader.manifest.scale)
     try:

@@ -253,7 +253,7 @@ class TileDataset:
         return (self[position] for position in range(len(self)))
 
     def mask(self, position: int) -> np.ndarray | None:
-        """int16 (height, width): label codes of a tile, or None."""
+        """int16 (height, width): label codes of a tile, ``NODATA`` where there is no label; or None."""
         return self.reader.read_mask(int(self.rows[position]))
 
 

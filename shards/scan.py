@@ -4,8 +4,7 @@ import hashlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +15,7 @@ from shards.codec import PRESETS
 from shards.config import ConfigModel
 from shards.errors import ShardError, SourceError, TileError
 from shards.geotiff import read_tile, tile_size
+from shards.labels import Labels
 from shards.listing import (
     RECORD,
     Generation,
@@ -29,12 +29,16 @@ from shards.listing import (
 )
 from shards.lock import held
 from shards.manifest import FORMAT, MANIFEST, read_manifest
+from shards.pairs import find_labelled
 from shards.scene import SceneLimits
 from shards.sensors import Sensor, get_sensor
-from shards.sources import TileSource, find_bundles, find_labelled, find_tiles
+from shards.sources import TileSource, find_bundles, find_tiles
 from shards.spool import remove_spool, spooled_tiles
 
 LOCK = "pack.lock"
+LABEL_OPTIONS = {"align": "align", "label_field": "field", "label_layer": "layer"}
+"""Options of pack that say how labels are read, by what `Labels` calls them."""
+
 DEFAULT_SIZE = 128
 """Of tiles cut from a product, as published; archives are taken to hold such tiles unless --size says else."""
 
@@ -49,14 +53,6 @@ class PackConfig(ConfigModel):
     codec: Literal["raw", "fast", "compact"] = "compact"
     pattern: str | None = None
     limits: SceneLimits = SceneLimits()
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Label tiles of the same names as the tiles, and the split files that say which tile is for what."""
-
-    folder: Path
-    splits: Path | Mapping[str, Path] | None = None
 
 
 def begin(
@@ -85,7 +81,7 @@ def _open_record(
         sweep(dest, f"{RECORD}.*")
         sweep(dest, "sources-*")
         if not (dest / RECORD).exists():
-            options = config.model_dump() | {"size": config.size, "labels": labels is not None}
+            options = config.model_dump() | {"size": config.size, "labels": labels is not None} | label_options(labels)
             record = PackRecord(format=FORMAT, options=options, generations=[])
             record = _scan(source, dest, record, sensor, labels)
         else:
@@ -98,8 +94,14 @@ def _open_record(
         return record
 
 
+def label_options(labels: Labels | None) -> dict[str, str]:
+    """The options of labels that a record holds: those that were given."""
+    given = {} if labels is None else {option: getattr(labels, name) for option, name in LABEL_OPTIONS.items()}
+    return {option: value for option, value in given.items() if value is not None}
+
+
 def _same_options(dest: Path, record: PackRecord, config: PackConfig, labels: Labels | None) -> None:
-    wanted = config.model_dump() | {"labels": labels is not None}
+    wanted = config.model_dump() | {"labels": labels is not None} | dict.fromkeys(LABEL_OPTIONS) | label_options(labels)
     for name, value in wanted.items():
         begun = record.options.get(name)
         if begun != value and not (name == "size" and value is None):
@@ -149,7 +151,7 @@ def _scan(source: Path, dest: Path, record: PackRecord, sensor: Sensor, labels: 
         return record
     pattern, seed = record.options["pattern"], record.options["seed"]
     if labels:
-        tiles = find_labelled(source, labels.folder, labels.splits, sensor.name, seed)
+        tiles = find_labelled(source, labels, sensor.name, seed)
     else:
         tiles = find_tiles(source, sensor.name, pattern)
     record.options["size"] = size or _common_size(source, tiles)

@@ -10,13 +10,12 @@ import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from shards.errors import SourceError, TileError
-from shards.keyed import key
 
 if TYPE_CHECKING:  # these import GDAL
     from shards.geotiff import Tile
@@ -45,7 +44,7 @@ class TileSource:
         path: file path relative to the source directory, with ``/``; ``<archive>!<member>`` in an archive.
         scene: acquisition or product that it was cut from, where known.
         date: day of acquisition, ISO, where known.
-        mask: its label tile relative to the labels folder, for labelled datasets.
+        mask: its label tile relative to the labels folder, or the one file that holds all; for labelled datasets.
         split: ``"train"``, ``"val"`` or ``"test"``, for labelled datasets.
     """
 
@@ -156,68 +155,6 @@ def tile_root(source: Path, sensor: str) -> Path:
         if (source / name).is_dir():
             return source / name
     return source
-
-
-def find_labelled(
-    images: Path, labels: Path, splits: Path | Mapping[str, Path] | None, sensor: str, seed: int
-) -> list[TileSource]:
-    """Tiles with their label tiles and splits.
-
-    Args:
-        images, labels: folders with files of the same relative names; the sensor's folder within ``images``
-            does not count, so that ``enmap_corine`` goes with ``enmap_corine/corine``.
-        splits: folder of ``train.txt``, ``val.txt`` and ``test.txt`` (or these files by name) with
-            ``<location>/<scene>.tif`` a line, as published; None splits 60/20/20 by location.
-        seed: of the split by location.
-
-    Raises:
-        SourceError: a tile has no label, or a split names a tile that is not there or named already.
-    """
-    if not labels.is_dir():
-        raise SourceError(f"{labels}: no such directory of label tiles")
-    tiles = find_tiles(images, sensor)
-    split = published_split(splits, tiles) if splits else split_by_location(tiles, seed)
-    prefix = f"{tile_root(images, sensor).relative_to(images).as_posix()}/"
-    chosen = []
-    for name in SPLITS:
-        for tile in split[name]:
-            names = (tile.path.removeprefix(prefix), tile.path)
-            mask = next((path for path in names if (labels / path).exists()), None)
-            if mask is None:
-                raise SourceError(f"{labels / names[0]}: no label tile for this image")
-            chosen.append(replace(tile, mask=mask, split=name))
-    chosen.sort()
-    for before, after in itertools.pairwise(chosen):
-        if before.key == after.key:
-            raise SourceError(f"{images}: the split files name {after.path} twice ({before.split}, {after.split})")
-    return chosen
-
-
-def split_by_location(tiles: list[TileSource], seed: int) -> dict[str, list[TileSource]]:
-    """60/20/20 by location, in an order drawn from the seed; no place is in two splits."""
-    names = sorted({tile.location for tile in tiles}, key=lambda name: key(seed, "split", name))
-    held = max(1, round(0.2 * len(names)))
-    test, val = set(names[:held]), set(names[held : 2 * held])
-    split: dict[str, list[TileSource]] = {name: [] for name in SPLITS}
-    for tile in tiles:
-        split["test" if tile.location in test else "val" if tile.location in val else "train"].append(tile)
-    return split
-
-
-def published_split(splits: Path | Mapping[str, Path], tiles: list[TileSource]) -> dict[str, list[TileSource]]:
-    """Tiles by the split files that name them; raises SourceError where a file or a tile is missing."""
-    by_name = {"/".join(tile.path.rsplit("/", 2)[-2:]): tile for tile in tiles}
-    split = {}
-    for name in SPLITS:
-        path = splits / f"{name}.txt" if isinstance(splits, Path) else splits[name]
-        if not path.is_file():
-            raise SourceError(f"{path}: missing split file")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        absent = [line for line in lines if line not in by_name]
-        if absent:
-            raise SourceError(f"{path}: {len(absent)} of {len(lines)} tiles are not there, e.g. {absent[0]}")
-        split[name] = [by_name[line] for line in lines]
-    return split
 
 
 def find_bundles(source: Path, sensor: "Sensor", size: int, limits: "SceneLimits") -> list[Bundle]:

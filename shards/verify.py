@@ -19,9 +19,18 @@ import numpy as np
 from shards import table
 from shards.atomic import TEMPORARY
 from shards.codec import build_codec, is_foreign
-from shards.compare import Findings, Plan, Sources, bundle_jobs, check_rejected, compare, compare_bundle, label_path
+from shards.compare import (
+    Findings,
+    Plan,
+    Sources,
+    bundle_jobs,
+    check_rejected,
+    compare,
+    compare_bundle,
+    compare_label,
+    open_labels,
+)
 from shards.errors import ShardError, SourceError
-from shards.geotiff import read_mask
 from shards.listing import RECORD, PackRecord, read_list, read_record
 from shards.manifest import (
     MANIFEST,
@@ -63,7 +72,7 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
         print(f"problem: {error}", file=sys.stderr)
         print(f"{folder}: 1 problem: nothing else can be told without the manifest")
         return 1
-    plan, found = Plan(folder, manifest, sources, sample), Findings()
+    plan, found = Plan(folder, manifest, sources, sample, open_labels(folder, sources.labels)), Findings()
     indexes = _read_indexes(plan, found)
     found.problems += _check_dataset(plan, indexes)
     bundles = _check_history(plan, indexes, found)
@@ -316,8 +325,8 @@ def _check_tiles(
                 mask = table.read_npy(_read(file, *place))
                 if mask.shape != plan.shape[1:]:
                     found.problems.append(f"{where}: {mask.shape} where {plan.shape[1:]} was expected")
-                if plan.sources.labels and source:
-                    found.problems += compare(where, label_path(plan.sources.labels, source), mask, read_mask)
+                if plan.labels and source:
+                    found.problems += compare_label(plan, where, mask, described[row])
     if plan.sample == 1 and len(found.problems) == before and Sums(**vars(sums)) != index.sums:
         found.problems.append(f"{index_path(tar)}: its sums are not those of the tiles in {tar}")
 

@@ -15,8 +15,8 @@ import xxhash
 from numcodecs.abc import Codec
 
 from shards.atomic import atomic_open, write_atomic
-from shards.errors import TileError
 from shards.geotiff import Tile
+from shards.labels import as_stored
 from shards.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, to_json
 from shards.sensors import NODATA, Sensor
 from shards.sources import TileSource
@@ -91,16 +91,10 @@ def encode_sample(source: TileSource, tile: Tile, mask: np.ndarray | None, senso
         key=source.key,
         tile=bytes(codec.encode(tile.values)),
         description=json.dumps(description, sort_keys=True).encode(),
-        mask=b"" if mask is None else _npy(_label_codes(mask, source.mask)),
+        mask=b"" if mask is None else _npy(as_stored(mask, source.mask)),
         sums=BandSums.of(tile.values),
         row=row,
     )
-
-
-def _label_codes(mask: np.ndarray, name: str) -> np.ndarray:
-    if mask.min() < -32768 or mask.max() > 32767:
-        raise TileError(f"{name}: label codes {mask.min()} to {mask.max()} do not fit int16")
-    return mask.astype(np.int16)
 
 
 def write_shard(tar: Path, samples: Iterable[Sample | Rejected], bands: int) -> ShardIndex:

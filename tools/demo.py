@@ -212,10 +212,11 @@ def _task_from_codes(labels: Path) -> str:
     """A task file with a class per code that occurs; 0 and 255 are taken as "unlabelled"."""
     import numpy as np
 
-    from shards.geotiff import read_mask
+    from shards.labels import read_label
+    from shards.sensors import NODATA
 
     paths = sorted(path for path in labels.rglob("*") if path.suffix.lower() in (".tif", ".tiff"))
-    codes = sorted({int(code) for path in paths for code in np.unique(read_mask(path))} - {0, 255})
+    codes = sorted({int(code) for path in paths for code in np.unique(read_label(path))} - {0, 255, NODATA})
     if len(codes) < 2:
         raise SourceError(f"{labels}: fewer than two classes in {len(paths)} label tiles")
     classes = [{"code": code, "name": f"class {code}", "colour": "#808080"} for code in codes]

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shards.config import ConfigModel
 from shards.errors import ConfigError
+from shards.sensors import NODATA
 
 Kind = Literal["segmentation", "multilabel", "regression"]
 
@@ -64,7 +65,8 @@ class Task(ConfigModel):
     """A task, as its YAML has it: output i of a model is ``classes[i]`` or ``targets[i]``; index C means "don't count".
 
     ``classes`` of segmentation (one a pixel) and multilabel (any number a tile), or ``targets`` of regression.
-    ``ignore``: codes that don't count; ``others`` for all that no class has. ``tiles``: how many each split has.
+    ``ignore``: codes that don't count; ``others`` for all that no class has. ``NODATA``, which marks what a label file
+    itself declares to be none, never counts. ``tiles``: how many each split has.
     """
 
     name: str
@@ -90,6 +92,10 @@ class Task(ConfigModel):
         twice = sorted({code for code in codes if codes.count(code) > 1})
         if twice:
             raise ValueError(f"code {twice[0]} is listed twice")
+        if any(NODATA in one.all_codes for one in self.classes):
+            raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
+        if self.kind != "regression" and len(self.classes) < 2:
+            raise ValueError(f"one class, '{self.classes[0].name}', can't be told from others: give the rest one, too")
         return self
 
     @property
@@ -121,7 +127,17 @@ class Task(ConfigModel):
         """Codes that are neither a class nor to be ignored; none where all others are."""
         if self.ignore == "others":
             return []
-        return sorted(set(np.unique(codes).tolist()) - set(self._table[0].tolist()))
+        return sorted(set(np.unique(codes).tolist()) - set(self._table[0].tolist()) - {NODATA})
+
+    @property
+    def class_codes(self) -> set[int]:
+        """Codes of all classes."""
+        return {code for one in self.classes for code in one.all_codes}
+
+    @property
+    def codes_by_name(self) -> dict[str, int]:
+        """The code of each class by its name in lower case, for polygons that name classes."""
+        return {one.name.strip().casefold(): one.all_codes[0] for one in self.classes}
 
     def to_multihot(self, codes: np.ndarray) -> np.ndarray:
         """Which classes occur anywhere in a tile of label codes, uint8 (C,)."""
@@ -158,7 +174,8 @@ def parse_task(text: str, where: str) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        told = f"key '{key}': {first['msg']}" if key else first["msg"]
+        message = first["msg"].removeprefix("Value error, ")
+        told = f"key '{key}': {message}" if key else message
         raise ConfigError(f"task '{where}': not a task description: {told}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"task '{where}': not YAML: {str(error).splitlines()[0]}") from None

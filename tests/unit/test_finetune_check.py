@@ -1,8 +1,12 @@
 """`python -m finetune tasks|check`: what a download holds, and what is wrong with it."""
 
 import numpy as np
+import pyogrio
 import pytest
-from support.tiles import write_tile
+import rasterio
+import shapely
+from rasterio.transform import Affine
+from support.tiles import GRID, write_tile
 
 from finetune.__main__ import main
 from finetune.tasks import get_task, task_names
@@ -45,7 +49,7 @@ def test_what_is_wrong_is_named_and_ends_with_1(download, capsys):
     code, out = _check(download, capsys)
     assert code == 1
     assert f"error: {first}: no label tile for this image" in out
-    assert "labels of (8, 8) px, image of (16, 16)" in out
+    assert f"error: {second}: labels of another place: their center is" in out
     assert "NOT GOOD" in out
 
 
@@ -64,3 +68,95 @@ def test_misuse_is_code_2(download, capsys):
     assert "give ROOT, or --images with --labels, or --shards" in capsys.readouterr().err
     assert main(["check", "no_such_task", str(download)]) == 2
     assert "unknown task 'no_such_task'" in capsys.readouterr().err
+
+
+# ---- labels of one's own ----
+
+TASK = """name: mine
+description: two classes
+classes:
+  - {code: 1, name: Wheat, colour: "#d7301f"}
+  - {code: 2, name: Barley, colour: "#969696"}
+ignore: [0]
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK)
+    codes = np.repeat([[1] * 8, [2] * 8], 4, 0).astype(np.uint8)
+    for number in range(5):
+        write_tile(tmp_path / "images" / f"t{number}.tif", np.full((202, 8, 8), number, np.int16))
+        write_tile(tmp_path / "labels" / f"t{number}.tif", codes)
+    return tmp_path
+
+
+def _check_own(own, capsys, *options: str, labels: str = "labels") -> tuple[int, str]:
+    words = ["check", str(own / "task.yaml"), "--images", str(own / "images"), "--labels", str(own / labels)]
+    code = main([*words, "--workers", "1", *options])
+    told = capsys.readouterr()
+    return code, told.out + "\n".join(line for line in told.err.splitlines() if line.startswith("error"))
+
+
+def test_tiles_without_scenes_are_not_sent_to_scenes(own, capsys):
+    code, out = _check_own(own, capsys)
+    assert code == 0
+    assert "data.group" not in out
+
+
+@pytest.mark.parametrize(("value", "noted"), [(255, False), (2, True)])
+def test_a_declared_value_is_not_counted_and_named_where_it_is_a_class(own, capsys, value, noted):
+    for number in range(5):
+        codes = np.repeat([[1] * 8, [2] * 8], 4, 0).astype(np.uint8)
+        codes[0] = value
+        write_tile(own / "labels" / f"t{number}.tif", codes, nodata=value)
+    code, out = _check_own(own, capsys)
+    assert (
+        "note: train: label files declare a class code as nodata, so it doesn't count (120 px of 2)" in out
+    ) == noted
+    (counted,) = [line.split() for line in out.splitlines() if line.startswith("not counted")]
+    assert counted[-3:] == (["120", "40", "40"] if noted else ["24", "8", "8"])
+    assert code == 0
+    assert "-32768" not in out
+
+
+def test_a_split_without_any_label_is_a_problem(own, capsys):
+    for number in range(5):
+        write_tile(own / "labels" / f"t{number}.tif", np.zeros((8, 8), np.uint8), nodata=0)
+    code, out = _check_own(own, capsys)
+    assert code == 1
+    assert "error: test: no label is one of the classes" in out
+
+
+def test_finer_labels_are_refused_or_aligned(own, capsys):
+    for number in range(5):
+        codes = np.repeat([[1] * 24, [2] * 24], 12, 0).astype(np.uint8)
+        path = write_tile(own / "labels" / f"t{number}.tif", codes)
+        with rasterio.open(path, "r+") as file:
+            file.transform = GRID @ Affine.scale(1 / 3)
+    code, out = _check_own(own, capsys)
+    assert code == 1
+    assert "label pixels of 0.3333 x 0.3333 image pixels: --align nearest (data.align=nearest) resamples them" in out
+    code, out = _check_own(own, capsys, "--align", "nearest")
+    assert code == 0
+    assert "mine: good, 5 tiles read" in out
+
+
+def test_polygons_that_name_classes_are_labels(own, capsys):
+    top = [GRID @ corner for corner in ((0, 0), (8, 0), (8, 4), (0, 4))]
+    low = [GRID @ corner for corner in ((0, 4), (8, 4), (8, 8), (0, 8))]
+    pyogrio.raw.write(
+        own / "fields.gpkg",
+        shapely.to_wkb(np.array([shapely.Polygon(top), shapely.Polygon(low)])),
+        [np.array(["wheat", "BARLEY"], dtype=object)],
+        ["crop"],
+        geometry_type="Polygon",
+        crs="EPSG:32633",
+    )
+    code, out = _check_own(own, capsys, labels="fields.gpkg")
+    assert code == 2
+    assert "which field holds the class? --label-field (data.label_field) of crop" in out
+    code, out = _check_own(own, capsys, "--label-field", "crop", labels="fields.gpkg")
+    assert code == 0
+    (wheat,) = [line.split() for line in out.splitlines() if line.startswith("Wheat (px)")]
+    assert wheat[-3:] == ["96", "32", "32"]

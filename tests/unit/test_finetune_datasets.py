@@ -122,3 +122,39 @@ def test_tiles_of_another_size_are_named_where_a_tile_is_one_window():
     split = _split([_item(0, mask=lambda: np.full((6, 6), 111))], 8, CORINE)
     with pytest.raises(SourceError, match=r"tile-0: \(6, 6\) px where the other tiles have 8"):
         split.images(np.array([0]))
+
+
+def test_pixels_without_a_label_do_not_count_in_any_kind():
+    codes = np.full((6, 6), 1)
+    codes[0] = NODATA
+    assert (_split([_item(0, mask=lambda: codes)], 6).labels[0, 0] == TASK.ignore_index).all()
+    corine = np.where(codes == 1, 111, NODATA)
+    assert np.flatnonzero(_split([_item(0, mask=lambda: corine)], 6, CORINE).labels[0]).tolist() == [0]
+
+
+def test_a_multilabel_tile_without_any_label_is_left_out():
+    """All zeros would say that no class occurs in it."""
+    none, urban = np.full((6, 6), NODATA), np.full((6, 6), 111)
+    items = [_item(0, mask=lambda: none), _item(1, mask=lambda: urban)]
+    split = _split(items, 6, CORINE)
+    assert [item.name for item in split.items] == ["tile-1"]
+    assert (split.tile_of.tolist(), split.labels.shape) == ([0], (1, 19))
+    np.testing.assert_array_equal(split.images(np.array([0]))[0], items[1].image())
+    with pytest.raises(SourceError, match="tile-0 and 0 more: no tile of this split has a label"):
+        _split(items[:1], 6, CORINE)
+
+
+@pytest.mark.parametrize(("nodata", "declared"), [(1, {1}), (77, set()), (None, set())])
+def test_a_class_code_that_a_file_declares_as_nodata_is_kept_for_a_warning(nodata, declared):
+    codes = np.full((6, 6), 2)
+    codes[0] = NODATA
+    assert _split([_item(0, mask=lambda: codes, nodata=lambda: nodata)], 6).declared == declared
+
+
+def test_labels_that_were_corrected_in_place_are_others():
+    def hash_of(code: int) -> str:
+        codes = np.ones((6, 6), int)
+        codes[2, 3] = code
+        return _split([_item(0, mask=lambda: codes)], 6).labels_hash
+
+    assert hash_of(1) == hash_of(1) != hash_of(2)

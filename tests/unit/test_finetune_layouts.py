@@ -5,13 +5,18 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from support.tiles import write_tile
 
 from finetune.config import LabelledDataConfig
-from finetune.layouts import find_items, items_hash, regroup
+from finetune.layouts import Item, find_items, grouping, items_hash, regroup
 from finetune.tasks import get_task, task_names
 from shards.__main__ import main as shards
 from shards.errors import ConfigError, ForgeError, SourceError, TileError
-from shards.sensors import get_sensor
+from shards.sensors import NODATA, get_sensor
+from shards.sources import SPLITS
 from tools.sample_tasks import make_task_sample
 
 DOWNLOADS = [name for name in task_names() if get_task(name).layout]
@@ -150,3 +155,89 @@ def test_damaged_arrays_and_tables_are_named(downloads, tmp_path):
     table.write_text(table.read_text().replace("Mg", "Magnesium"))
     with pytest.raises(SourceError, match=r"line 2"):
         find_items(data, task, 0)
+
+
+def test_tables_with_a_byte_order_mark_are_read(tmp_path):
+    task = get_task("hyperview")
+    make_task_sample(tmp_path, task, tiles=8)
+    data = _data(tmp_path, "hyperview")
+    before = find_items(data, task, 0)
+    for table in (tmp_path / "splits" / "hyperview").iterdir():
+        table.write_bytes(table.read_text().replace("\n", "\r\n").encode("utf-8-sig"))
+    after = find_items(data, task, 0)
+    assert [[item.values for item in after[name]] for name in SPLITS] == [
+        [item.values for item in before[name]] for name in SPLITS
+    ]
+
+
+# ---- tiles of one's own ----
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Ten tiles of any names, with labels of two classes, and the same in shards."""
+    folder = tmp_path_factory.mktemp("own")
+    for number in range(10):
+        write_tile(folder / "images" / f"field {number}.tif", np.full((202, 8, 8), number, np.int16), nodata=NODATA)
+        codes = np.ones((8, 8), np.uint8)
+        codes[4:], codes[0] = 2, 255
+        write_tile(folder / "labels" / f"field {number}.tif", codes, nodata=255)
+    assert shards(["pack", str(folder / "images"), str(folder / "shards"), "--labels", str(folder / "labels")]) == 0
+    return folder
+
+
+def _own(folder, packed: bool = False, **changes) -> LabelledDataConfig:
+    folders = {"shards": str(folder / "shards")}
+    if not packed:
+        folders = {"images": str(folder / "images"), "labels": str(folder / "labels")}
+    return LabelledDataConfig(**(folders | changes))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiles_that_name_no_scene_are_drawn_by_location_and_that_is_told(own, packed):
+    task, lines = get_task("sample_materials"), []
+    data = _own(own, packed, group="scene")
+    items = find_items(data, task, 0, tell=lines.append)
+    assert lines == ["data.group=scene: these tiles name no scene, so splits are drawn by location instead"]
+    assert grouping(data, items) == "location"
+    assert [len(items[name]) for name in SPLITS] == [6, 2, 2]
+    assert {item.scene for name in SPLITS for item in items[name]} == {""}
+    find_items(_own(own, packed, group="location"), task, 0, tell=lines.append)
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_label_files_declare_as_nodata_never_counts(own, packed):
+    item = find_items(_own(own, packed), get_task("sample_materials"), 0)["train"][0]
+    codes = item.mask()
+    assert (codes[0] == NODATA).all()
+    assert set(np.unique(codes[1:])) == {1, 2}
+    assert item.nodata() == (None if packed else 255)
+
+
+def _grouped(sizes: list[int]) -> dict[str, list[Item]]:
+    items = [
+        Item(f"{group}-{number}", f"place-{group}", "", "1", lambda: np.zeros(0))
+        for group, size in enumerate(sizes)
+        for number in range(size)
+    ]
+    return {"train": items[: len(items) // 2], "val": items[len(items) // 2 : -1], "test": items[-1:]}
+
+
+@given(st.lists(st.integers(1, 40), min_size=3, max_size=12), st.integers(0, 3))
+def test_three_groups_or_more_leave_no_split_empty(sizes, seed):
+    split = regroup(_grouped(sizes), "location", seed)
+    assert all(split[name] for name in SPLITS)
+    assert sum(len(split[name]) for name in SPLITS) == sum(sizes)
+    places = [{item.place for item in split[name]} for name in SPLITS]
+    assert sum(map(len, places)) == len(set.union(*places)) == len(sizes)
+
+
+def test_fewer_groups_than_splits_are_an_error_that_says_what_to_do():
+    with pytest.raises(SourceError, match=r"9 tiles of 2 locations can't fill three splits: .*\(data\.splits\)"):
+        regroup(_grouped([5, 4]), "location", 0)
+
+
+def test_options_of_labels_do_not_go_with_shards():
+    with pytest.raises(ValidationError, match="shards carry their labels as packed"):
+        LabelledDataConfig(shards="somewhere", label_field="crop")

@@ -8,6 +8,7 @@ import pytest
 
 from finetune.tasks import dump_task, get_task, parse_task
 from shards.errors import ConfigError
+from shards.sensors import NODATA
 
 NAMES = sorted(entry.name.removesuffix(".yaml") for entry in files("finetune.tasks").iterdir() if ".yaml" in entry.name)
 TASK = """name: mine
@@ -135,3 +136,25 @@ def test_the_ten_tasks_have_the_published_sizes(name, outputs, tiles):
     assert len(task.outputs) == outputs
     assert sum(task.tiles.values()) == tiles
     assert task.published is not None
+
+
+def test_a_task_of_one_class_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(line for line in TASK.splitlines() if "land" not in line))
+    with pytest.raises(ConfigError, match=r"one class, 'water', can't be told from others: give the rest one, too"):
+        get_task(str(path))
+
+
+def test_pixels_without_a_label_never_count_and_are_no_code(task):
+    codes = np.array([[7, NODATA], [NODATA, 9_000_000_000]])
+    assert task.unknown_codes(codes) == []
+    assert task.to_indices(codes).tolist() == [[0, 2], [2, 1]]
+    assert task.to_multihot(codes).tolist() == [1, 1]
+    assert task.to_multihot(np.full((2, 2), NODATA)).tolist() == [0, 0]
+    with pytest.raises(ConfigError, match="code -32768 marks pixels without a label"):
+        parse_task(TASK.replace("code: 7", f"code: {NODATA}"), "mine")
+
+
+def test_classes_are_found_by_their_names():
+    assert get_task("enmap_cdl").codes_by_name["corn"] == 1
+    assert get_task("enmap_corine").codes_by_name["inland wetlands"] == 411

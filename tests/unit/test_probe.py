@@ -15,6 +15,7 @@ from pretrain.probe import CELLS, Cells, EncoderProbe, nearest_neighbours, ridge
 from shards.build import PackConfig, pack
 from shards.errors import ConfigError
 from shards.scan import Labels
+from shards.sensors import NODATA
 
 
 def _cells(count: int, seed: int, separable: bool = True) -> Cells:
@@ -135,6 +136,12 @@ def test_other_labels_can_be_ignored(labelled, contrast):
     probe = EncoderProbe(_config(labelled / "shards", ignore=[0, 1, 2]), 202)
     with pytest.raises(ConfigError, match=r"key 'probe.ignore': no cell of 'train' has another label"):
         probe.scores(*contrast)
+
+
+def test_cells_without_a_label_do_not_count(tmp_path, contrast):
+    folder = _pack_labelled(tmp_path, first=NODATA)
+    cells = EncoderProbe(_config(folder / "shards"), 202)._cells("val", *contrast, lambda: False)
+    assert set(cells.labels.tolist()) == {2}
 
 
 def test_negative_labels_are_refused_unless_ignored(tmp_path, contrast):

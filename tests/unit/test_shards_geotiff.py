@@ -10,7 +10,7 @@ import rasterio
 from support.tiles import BANDS, GRID, NODATA, spectra, write_tile
 
 from shards.errors import TileError
-from shards.geotiff import Tile, read_mask, read_tile, read_tile_bytes, tile_size
+from shards.geotiff import Tile, read_tile, read_tile_bytes, tile_size
 from shards.sensors import get_sensor
 
 ENMAP = get_sensor("enmap")
@@ -255,53 +255,3 @@ def test_a_real_tile_knows_its_day_and_place(enmap_potsdam):
     assert tile.date == "2022-07-24"
     assert tile.centre_lonlat() == pytest.approx((13.04, 52.42), abs=0.2)
     np.testing.assert_array_equal(tile.values, read_tile(path, ENMAP).values)  # 224 bands in detector order
-
-
-@pytest.mark.parametrize(
-    ("dtype", "codes"),
-    [
-        ("uint8", [0, 6, 254, 255]),
-        ("int16", [-1, 0, 3, 32767]),
-        ("uint32", [0, 1, 2**31, 2**32 - 1]),
-        ("int64", [-(2**40), 0, 5, 2**40]),
-        ("float32", [0, 1, 6, 255]),
-        ("float64", [-1, 0, 6, 2**40]),
-    ],
-)
-def test_label_codes_of_any_stored_type_are_read_as_int64(tmp_path, dtype, codes):
-    codes = np.array(codes).reshape(2, 2)
-    mask = read_mask(write_tile(tmp_path / "a.tif", codes.astype(dtype)))
-    assert mask.dtype == np.int64
-    np.testing.assert_array_equal(mask, codes)
-
-
-def test_a_label_that_is_nan_is_read_as_minus_one(tmp_path):
-    path = write_tile(tmp_path / "a.tif", np.array([[1, np.nan], [2, 3]], dtype=np.float32))
-    assert read_mask(path).tolist() == [[1, -1], [2, 3]]
-
-
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
-@pytest.mark.parametrize("value", [0.5, np.inf])
-def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, value):
-    path = write_tile(tmp_path / "a.tif", np.array([[1, value], [2, 3]], dtype=np.float32))
-    with pytest.raises(TileError, match="whole numbers") as caught:
-        read_mask(path)
-    assert str(caught.value).startswith(f"{path}: ")
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no label\n"])
-def test_an_unreadable_label_tile_is_refused_in_one_line(tmp_path, content):
-    path = tmp_path / "a.tif"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(TileError) as caught:
-        read_mask(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_real_labels_have_the_seven_codes(enmap_potsdam):
-    codes = set()
-    for path in (enmap_potsdam / "labels").glob("*.tif"):
-        codes |= set(np.unique(read_mask(path)).tolist())
-    assert codes == set(range(7))

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import zipfile
 
 import pytest
@@ -12,7 +11,7 @@ from shards import scene, sources
 from shards.errors import SourceError
 from shards.scene import SceneLimits
 from shards.sensors import get_sensor
-from shards.sources import SPLITS, TileSource, find_bundles, find_labelled, find_tiles
+from shards.sources import TileSource, find_bundles, find_tiles
 
 
 def _touch(folder, *names):
@@ -260,61 +259,3 @@ def test_other_sources_are_refused_or_hold_nothing(tmp_path):
     with pytest.raises(SourceError, match="no such directory"):
         _bundles(tmp_path / "absent")
     assert _bundles(tmp_path) == []
-
-
-# ---- labelled tiles ----
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    _touch(tmp_path / "images", *_archive_names("enmap/"))
-    _touch(tmp_path / "labels", *_archive_names("enmap/"))
-    lists = {"train": ["0000017/00003.tif", "0000231/00003.tif"], "val": ["0150003/04411.tif"], "test": []}
-    for name, lines in lists.items():
-        (tmp_path / f"{name}.txt").write_text("\n".join(lines))  # no last line break, as in the published ones
-    return tmp_path
-
-
-def _labelled(folder, splits=None, seed=0):
-    return find_labelled(folder / "images", folder / "labels", splits, "enmap", seed)
-
-
-def test_without_split_files_places_are_split_by_the_seed(labelled):
-    tiles = _labelled(labelled)
-    assert [tile.key for tile in tiles] == [tile.key for tile in find_tiles(labelled / "images", "enmap")]
-    assert all(tile.mask == tile.path for tile in tiles)
-    splits = {}
-    for tile in tiles:
-        splits.setdefault(tile.location, set()).add(tile.split)
-    assert all(len(names) == 1 for names in splits.values())  # no place in two splits
-    assert {tile.split for tile in tiles} == set(SPLITS)
-    assert tiles == _labelled(labelled)
-    assert any(tiles != _labelled(labelled, seed=seed) for seed in range(1, 6))
-
-
-@pytest.mark.parametrize("as_mapping", [False, True])
-def test_split_files_name_the_tiles(labelled, as_mapping):
-    splits = {name: labelled / f"{name}.txt" for name in SPLITS} if as_mapping else labelled
-    assert [(tile.key, tile.split) for tile in _labelled(labelled, splits)] == [
-        ("0000017_00003", "train"),
-        ("0000231_00003", "train"),
-        ("0150003_04411", "val"),
-    ]
-
-
-def test_what_is_wrong_with_labels_or_split_files_is_named(labelled):
-    (labelled / "test.txt").write_text("0000017/00003.tif\n")
-    with pytest.raises(SourceError, match=r"name enmap/0000017/00003\.tif twice \(test, train\)"):
-        _labelled(labelled, labelled)
-    (labelled / "test.txt").write_text("0000017/99999.tif\n0000231/00003.tif\n")
-    with pytest.raises(SourceError, match=r"1 of 2 tiles are not there, e\.g\. 0000017/99999\.tif"):
-        _labelled(labelled, labelled)
-    (labelled / "test.txt").unlink()
-    with pytest.raises(SourceError, match="missing split file"):
-        _labelled(labelled, labelled)
-    (labelled / "labels/enmap/0000017/05120.tif").unlink()
-    with pytest.raises(SourceError, match="no label tile for this image"):
-        _labelled(labelled)
-    shutil.rmtree(labelled / "labels")
-    with pytest.raises(SourceError, match="no such directory of label tiles"):
-        _labelled(labelled)

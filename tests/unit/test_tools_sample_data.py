@@ -10,7 +10,7 @@ import rasterio
 
 from finetune.tasks import get_task
 from shards.errors import ForgeError
-from shards.geotiff import read_mask
+from shards.labels import read_label
 from shards.sensors import NODATA
 from tools.sample_data import (
     RECIPE,
@@ -45,7 +45,7 @@ def tiles_of(dest: Path) -> list[str]:
 
 def read(dest: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     with rasterio.open(dest / "enmap" / name) as file:
-        return file.read(), read_mask(dest / "labels" / name)
+        return file.read(), read_label(dest / "labels" / name)
 
 
 def labelled(dest: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
