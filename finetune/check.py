@@ -121,7 +121,7 @@ def _check_item(item: Item, task: Task) -> Finding:
     unknown = task.unknown_codes(codes)
     if unknown:
         finding.problems.append(
-            f"{item.name}: label code {unknown[0]} is no class of {task.name} and not to be ignored"
+            f"{item.name}: label code {unknown[0]} is no class of {task.name}: add it to its classes, or to 'ignore'"
         )
     none = codes == NODATA
     code = item.nodata() if none.any() else None

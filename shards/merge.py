@@ -63,8 +63,9 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
     if len(rejected) > max_bad * listed:
         examples = "; ".join(f"{bad.path}: {bad.reason}" for bad in rejected[:3])
         raise TooManyBadTiles(
-            f"{len(rejected)} of {listed} tiles ({len(rejected) / listed:.1%}) are unusable, "
-            f"--max-bad allows {max_bad:.1%}: {examples}{'; ...' if len(rejected) > 3 else ''}"
+            f"{len(rejected)} of {listed} tiles ({len(rejected) / listed:.1%}) are unusable: "
+            f"{examples}{'; ...' if len(rejected) > 3 else ''}: mend them, remove {dest} and pack again, or leave them "
+            f"out: --max-bad allows {max_bad:.1%} now"
         )
     if not any(index.tiles.key for index in indexes):
         raise ShardError(f"{dest}: no usable tile among {listed}: check --sensor, --size and the limits")

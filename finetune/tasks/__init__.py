@@ -161,14 +161,18 @@ def get_task(name: str) -> Task:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{path}: no such task file")
-        return parse_task(path.read_text(encoding="utf-8"), name)
+        return parse_task(path.read_bytes(), name)
     if name not in task_names():
         raise ConfigError(f"key 'task': unknown task '{name}': known are {', '.join(task_names())}")
     return parse_task(files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
 
 
-def parse_task(text: str, where: str) -> Task:
-    """A task from YAML; raises ConfigError that names ``where``."""
+def parse_task(text: str | bytes, where: str) -> Task:
+    """A task from YAML, text or bytes in UTF-8 or in what their byte order mark says.
+
+    Raises:
+        ConfigError: no such task; the line names ``where``.
+    """
     try:
         return Task.model_validate(yaml.safe_load(text))
     except ValidationError as error:

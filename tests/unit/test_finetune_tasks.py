@@ -58,6 +58,17 @@ def test_a_task_can_be_a_file_of_ones_own(task):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_task_file_of_any_editor_is_read(tmp_path, encoding):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(TASK.replace("water", "Gewässer").replace("\n", "\r\n").encode(encoding))
+    assert get_task(str(path)).outputs == ["Gewässer", "land"]
+    path.write_bytes(TASK.replace("water", "Gewässer").encode("latin-1"))
+    with pytest.raises(ConfigError, match="not YAML") as raised:
+        get_task(str(path))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'none.yml'}: no such task file")):
         get_task(str(tmp_path / "none.yml"))
