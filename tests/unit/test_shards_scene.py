@@ -30,7 +30,8 @@ from shards.reader import ShardReader
 from shards.scan import PackConfig
 from shards.scene import Metadata, Scene, SceneLimits, is_product
 from shards.sensors import get_sensor
-from shards.sources import find_bundles, find_tiles
+from shards.bundles import find_bundles
+from shards.sources import find_tiles
 from tools import sample_scene
 from tools.sample_scene import SceneOptions, make_scene
 

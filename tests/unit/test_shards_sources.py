@@ -7,11 +7,12 @@ import zipfile
 import pytest
 from support.tiles import ARCHIVE
 
-from shards import scene, sources
+from shards import walk
+from shards.bundles import find_bundles
 from shards.errors import SourceError
 from shards.scene import SceneLimits
 from shards.sensors import get_sensor
-from shards.sources import TileSource, find_bundles, find_tiles
+from shards.sources import TileSource, find_tiles
 
 
 def _touch(folder, *names):
