@@ -99,8 +99,8 @@ class Inputs:
             return DEFAULT_SIZE
         for path, (height, width) in read.items():
             raise SourceError(
-                f"{self.source}: none of {len(shapes)} tiles is a readable square GeoTIFF, e.g. {path} ({height}x{width} "
-                f"px): cut them into tiles with --size, e.g. --size {min(DEFAULT_SIZE, height, width)}"
+                f"{self.source}: none of {len(shapes)} tiles is a readable square GeoTIFF, e.g. {path} is of "
+                f"{height}x{width} px: cut them into tiles, e.g. with --size {min(DEFAULT_SIZE, height, width)}"
             )
         raise SourceError(
             f"{self.source}: none of {len(shapes)} tiles is a readable square GeoTIFF, e.g. {next(iter(shapes))}: "

@@ -134,7 +134,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
             elif told.islnk():
                 yield Member(name, number, hard=member_name(told.linkname))
             elif told.issym():
-                yield Member(name, number, soft=_target(name, told.linkname))
+                yield Member(name, number, soft=link_target(name, told.linkname))
         stream.must_end_after(archive.offset)
 
 
@@ -150,13 +150,13 @@ def _zip_members(path: Path) -> Iterator[Member]:
             if info.flag_bits & 1:
                 raise SourceError(f"{path}: {info.filename} has a password: unpack it and pack its folder")
             if stat.S_ISLNK(info.external_attr >> 16):
-                yield Member(name, number, soft=_target(name, archive.read(info).decode(errors="surrogateescape")))
+                yield Member(name, number, soft=link_target(name, archive.read(info).decode(errors="surrogateescape")))
                 continue
             with archive.open(info) as file:
                 yield Member(name, number, info.file_size, file)
 
 
-def _target(name: str, link: str) -> str:
+def link_target(name: str, link: str) -> str:
     """The member that a symbolic link leads to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
 

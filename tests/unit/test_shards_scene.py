@@ -23,6 +23,7 @@ from support.tiles import NODATA, folder_bytes, spectra, write_archive, write_ti
 from shards.__main__ import main
 from shards.archive import Archive
 from shards.build import Part, merge, pack, pack_part
+from shards.bundles import find_bundles
 from shards.config import REPOSITORY
 from shards.errors import ShardError, SourceError, TileError
 from shards.manifest import read_manifest
@@ -30,7 +31,6 @@ from shards.reader import ShardReader
 from shards.scan import PackConfig
 from shards.scene import Metadata, Scene, SceneLimits, is_product
 from shards.sensors import get_sensor
-from shards.bundles import find_bundles
 from shards.sources import find_tiles
 from tools import sample_scene
 from tools.sample_scene import SceneOptions, make_scene

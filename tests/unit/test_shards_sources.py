@@ -7,7 +7,6 @@ import zipfile
 import pytest
 from support.tiles import ARCHIVE
 
-from shards import walk
 from shards.bundles import find_bundles
 from shards.errors import SourceError
 from shards.scene import SceneLimits
