@@ -9,7 +9,7 @@ import hashlib
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,13 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
     key, members, last = "", Members(), "none"
     try:
         with tarfile.open(tar, "r:") as archive:
-            for named, member in _files(archive):
+            told = []
+            for member in archive:
+                told.append(member)
+                last = member.name
+            for named, member in _files(told):
+                if not named.isprintable():
+                    raise ShardError(f"{tar}: member {named!r}: a name that is no text in UTF-8; write the tar anew")
                 folder, _, name = named.rpartition("/")
                 stem, _, extension = name.partition(".")
                 whole = f"{folder}/{stem}" if folder else stem
@@ -141,7 +147,6 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
                     members = {}
                 key = whole
                 members[extension.lower()] = member, extension
-                last = named
             if archive.offset + tarfile.BLOCKSIZE > tar.stat().st_size:
                 raise EOFError("no end-of-archive mark")
             if members:
@@ -150,12 +155,12 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
         raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
 
 
-def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def _files(told: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The files that a tar leaves, in its order: (name, member with the content).
 
     A later member of a name replaces an earlier one; a link is the content of the member that it leads to.
     """
-    links, told = Links(), archive.getmembers()
+    links = Links()
     for number, one in enumerate(told):
         name = member_name(one.name)
         if one.isfile():

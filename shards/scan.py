@@ -235,8 +235,9 @@ def _why_none(record: PackRecord, filtered: Mapping[str, int]) -> str:
     broken = sorted((count, name) for name, count in filtered.items() if name in SceneLimits.model_fields)[::-1]
     if broken:
         counts = ", ".join(f"{count} by --max-{_dashed(name)} {getattr(limits, name):g}" for count, name in broken)
-        relaxed = " ".join(f"--max-{_dashed(name)} none" for _, name in broken)
-        return f"all {sum(count for count, _ in broken)} tiles are left out: {counts}; {relaxed} takes them"
+        given = [name for name, limit in limits if limit is not None]  # a tile counts for the first that it breaks
+        relaxed = " ".join(f"--max-{_dashed(name)} none" for name in given)
+        return f"all {sum(count for count, _ in broken)} tiles are left out: {counts}; take all of them with {relaxed}"
     if EMPTY in filtered:
         return f"no tile in them: none of {filtered[EMPTY]} tiles holds a measured pixel"
     return (

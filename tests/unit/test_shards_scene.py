@@ -23,7 +23,6 @@ from support.tiles import NODATA, folder_bytes, spectra, write_archive, write_ti
 from shards.__main__ import main
 from shards.archive import Archive
 from shards.build import Part, merge, pack, pack_part
-from shards.bundles import find_bundles
 from shards.config import REPOSITORY
 from shards.errors import ShardError, SourceError, TileError
 from shards.manifest import read_manifest
@@ -422,13 +421,6 @@ def test_the_same_tile_in_two_archives_is_refused(tmp_path):
         _tar(tmp_path / "source", tmp_path / "tars" / name, "w")
     with pytest.raises(ShardError, match="make the same sample key"):
         pack(tmp_path / "tars", tmp_path / "shards", PackConfig(size=8))
-
-
-def test_archives_beside_tiles_are_refused(tmp_path):
-    write_archive(tmp_path / "source")
-    _tar(tmp_path / "source", tmp_path / "source" / "a.tar", "w")
-    with pytest.raises(SourceError, match="pack them one by one"):
-        find_bundles(tmp_path / "source", ENMAP, 8, NO_LIMITS)
 
 
 # ---- other layouts ----
