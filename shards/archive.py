@@ -11,10 +11,14 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rasterio.io import MemoryFile
+
 from shards.atomic import temporary_path
 from shards.errors import SourceError, TileError
-from shards.geotiff import Tile, read_tile, read_tile_bytes
+from shards.geotiff import Tile, tile_of
 from shards.members import DAMAGE, TAR, ZIP, Links, Member, damaged, members, path_is_zip
+from shards.plain import cut_raster, is_scene
+from shards.raster import open_raster
 from shards.scene import METADATA, Scene, SceneLimits, is_metadata, vsizip, zip_names
 from shards.sensors import Sensor
 from shards.sources import HEADER, PRODUCT, TileSource, distinct, envi_files, is_published, tile_of_name
@@ -36,6 +40,7 @@ class Archive:
         name: relative to the source.
         size: height and width that tiles must have, in pixels.
         limits: on the quality of tiles cut from products within.
+        cut: whether rasters larger than a tile are cut.
         left_out: beginnings of member names that belong to something else.
     """
 
@@ -44,6 +49,7 @@ class Archive:
     sensor: Sensor
     size: int
     limits: SceneLimits = field(default_factory=SceneLimits)
+    cut: bool = False
     left_out: tuple[str, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
 
@@ -110,7 +116,7 @@ class _Reading:
             self._headers[member.name.lower()] = member.read()
         source = self._source(member.name)
         if source is not None and (is_repeated or source.key not in self._skip):
-            yield source, self._tile(member, source)
+            yield from self._tiles(member, source)
 
     def wanted(self) -> dict[int, list[str]]:
         """Names of tiles that have to be read in a second way through, by the number of the member that holds them."""
@@ -130,8 +136,7 @@ class _Reading:
         """What a name means that could not be told when its content came by."""
         source = self._source(name)
         if source is not None and (name in self._repeated or source.key not in self._skip):
-            tile = self._envi_tile(member, source) if name in self._envi else self._tile(member, source)
-            yield source, tile
+            yield from self._envi_tiles(member, source) if name in self._envi else self._tiles(member, source)
 
     def lost(self) -> Iterator[tuple[TileSource, Tile | TileError]]:
         """Links that lead to nothing in the archive."""
@@ -159,23 +164,19 @@ class _Reading:
             source = replace(source, location=distinct(source.location, name))
         return replace(source, path=f"{self._archive.name}!{name}")
 
-    def _tile(self, member: Member, source: TileSource) -> Tile | TileError:
+    def _tiles(self, member: Member, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
         try:
             data = member.read()
         except DAMAGE as error:
             if not self._is_zip:
                 raise  # a stream ends here
-            return TileError(f"{source.path}: damaged in the zip file ({error})")
-        try:
-            return read_tile_bytes(data, source.path, self._archive.sensor, self._archive.size)
-        except TileError as error:
-            product = PRODUCT.match(re.split("[!/]", source.path)[-1])
-            if product and product["image"] and not product["patch"]:
-                return TileError(f"{error}; a whole product: unpack it and pack its folder")
-            return error
+            yield source, TileError(f"{source.path}: damaged in the zip file ({error})")
+            return
+        with MemoryFile(data) as memory:
+            yield from self._read(memory.name, source)
 
-    def _envi_tile(self, member: Member, source: TileSource) -> Tile | TileError:
-        """A tile that GDAL finds only beside its header: both are copied to a temporary place."""
+    def _envi_tiles(self, member: Member, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """Tiles that GDAL finds only beside a header: data and header are copied to a temporary place."""
         names = (f"{member.name}{HEADER}".lower(), f"{member.name.rpartition('.')[0]}{HEADER}".lower())
         header = next((self._headers[name] for name in names if name in self._headers), b"")
         path = self._temporary(member.name)
@@ -183,12 +184,27 @@ class _Reading:
         try:
             member.copy_to(path)
             beside.write_bytes(header)
-            return read_tile(path, self._archive.sensor, self._archive.size)
-        except TileError as error:
-            return TileError(str(error).replace(str(path), source.path))
+            yield from self._read(str(path), source)
         finally:
             path.unlink(missing_ok=True)
             beside.unlink(missing_ok=True)
+
+    def _read(self, path: str, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """The tile in a file, or the tiles that it is cut into."""
+        archive = self._archive
+        try:
+            with open_raster(path) as raster:
+                if archive.cut and is_scene(raster.grid.shape, archive.size):
+                    bands, skip = raster.select(archive.sensor), () if self._repeated else self._skip
+                    yield from cut_raster(raster, bands, source, archive.size, skip, archive.filtered)
+                else:
+                    yield source, tile_of(raster, archive.sensor, archive.size)
+        except TileError as error:
+            told = str(error).replace(path, source.path)
+            product = PRODUCT.match(re.split("[!/]", source.path)[-1])
+            if product and product["image"] and not product["patch"]:
+                told += "; a whole product: unpack it and pack its folder"
+            yield source, TileError(told)
 
     def _inner(self, member: Member) -> Iterator[tuple[TileSource, Tile | TileError]]:
         """The tiles of a zipped product or an archive within this one."""
@@ -196,7 +212,7 @@ class _Reading:
         try:
             member.copy_to(path)
             name = f"{archive.name}!{member.name}"
-            for bundle in open_container(path, name, archive.sensor, archive.size, archive.limits):
+            for bundle in open_container(path, name, archive.sensor, archive.size, archive.limits, archive.cut):
                 yield from bundle.tiles(self._skip, self._scratch)
                 for reason, count in bundle.filtered.items():
                     archive.filtered[reason] = archive.filtered.get(reason, 0) + count
@@ -213,7 +229,9 @@ class _Reading:
         return temporary_path(self._scratch.with_name(f"{self._scratch.name}-{digest}"))
 
 
-def open_container(path: Path, name: str, sensor: Sensor, size: int, limits: SceneLimits) -> list[Archive | Scene]:
+def open_container(
+    path: Path, name: str, sensor: Sensor, size: int, limits: SceneLimits, cut: bool
+) -> list[Archive | Scene]:
     """The bundles that an archive or a zipped product makes; none for one without anything of ours.
 
     Args:
@@ -224,11 +242,11 @@ def open_container(path: Path, name: str, sensor: Sensor, size: int, limits: Sce
         SourceError: a zip file that can't be read.
     """
     if not name.lower().endswith(ZIP):
-        return [Archive(path, name, sensor, size, limits)]
+        return [Archive(path, name, sensor, size, limits, cut)]
     names = zip_names(path)
     products = sorted(one for one in names if is_metadata(one))
     left_out = tuple(f"{member_name(one)[: -len(METADATA)]}-SPECTRAL_IMAGE" for one in products)
-    rest = Archive(path, name, sensor, size, limits, left_out)
+    rest = Archive(path, name, sensor, size, limits, cut, left_out)
     ours = [one for one in map(member_name, names) if rest.is_ours(one)]
     envi = envi_files(ours)
     has_more = any(rest.is_inner(one) or tile_of_name(one, sensor.name, None, one in envi) for one in ours)

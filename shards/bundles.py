@@ -124,7 +124,7 @@ class Inputs:
         """
         found: list[Bundle] = []
         for name in self.containers:
-            found += open_container(self.folder / name, name, self.sensor, size, limits)
+            found += open_container(self.folder / name, name, self.sensor, size, limits, cut)
         folders = Counter(_folder_of(name) for name in self.products)
         for name in self.products:
             folder = _folder_of(name)
@@ -227,7 +227,7 @@ def find_bundles(
     Raises:
         SourceError: also where a file is no bundle.
     """
-    bundles = find_inputs(source, sensor, pattern).bundles(size, limits, cut or source.is_file())
+    bundles = find_inputs(source, sensor, pattern).bundles(size, limits, cut)
     if source.is_file() and not bundles:
         raise SourceError(
             f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product: nothing to pack in it"

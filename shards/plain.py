@@ -1,6 +1,7 @@
 """Rasters of a folder as bundles: plain tiles that lie beside archives and products, and scenes that are cut."""
 
 import hashlib
+import itertools
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,41 +80,57 @@ class PlainScene:
             try:
                 with open_raster(self.path) as raster:
                     bands = raster.select(self.sensor)
-                    yield from self._cut(raster, bands, skip)
+                    yield from cut_raster(raster, bands, self.source, self.size, skip, self.filtered)
             except TileError as error:  # as a tile with other bands it is set aside
                 yield self.source, TileError(str(error).removeprefix(f"{self.path}: "))
 
-    def _cut(
-        self, raster: Raster, bands: list[int], skip: Container[str]
-    ) -> Iterator[tuple[TileSource, Tile | TileError]]:
-        grid, size = raster.grid, self.size
-        if min(grid.shape) < size:
-            yield self.source, TileError(f"{grid.height}x{grid.width} px, smaller than a tile of {size}x{size}")
-            return
-        rows, columns = grid.height // size, grid.width // size
-        rim = grid.height * grid.width - rows * columns * size * size
-        if rim:
-            self.filtered[RIM] = rim
-        for row in range(rows):
-            for column in range(columns):
-                source = self._source(row, column)
-                if source.key in skip:
-                    continue
-                window = Window(column * size, row * size, size, size)
-                try:
-                    values = raster.read(bands, window)
-                except TileError as error:
-                    yield source, TileError(str(error).removeprefix(f"{raster.name}: "))
-                    continue
-                if (values == NODATA).all():
-                    self.filtered[EMPTY] = self.filtered.get(EMPTY, 0) + 1
-                    continue
-                yield source, Tile(values, grid.crs, _moved(grid.transform, window), raster.date)
 
-    def _source(self, row: int, column: int) -> TileSource:
-        location = f"{self.source.location}-{row}-{column}"
-        scene = self.source.scene or self.source.location
-        return replace(self.source, location=location, path=f"{self.name}!{row}-{column}", scene=scene)
+def cut_raster(
+    raster: Raster,
+    bands: Sequence[int],
+    source: TileSource,
+    size: int,
+    skip: Container[str],
+    filtered: dict[str, int],
+) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    """Tiles of a raster from its upper left corner.
+
+    Args:
+        bands: numbers of the bands to read, from 1.
+        source: the tile that the raster would be.
+        size: height and width of the tiles in pixels.
+        filtered: takes how much is left out, by reason.
+    """
+    grid = raster.grid
+    if min(grid.shape) < size:
+        yield source, TileError(f"{grid.height}x{grid.width} px, smaller than a tile of {size}x{size}")
+        return
+    rows, columns = grid.height // size, grid.width // size
+    _count(filtered, RIM, grid.height * grid.width - rows * columns * size * size)
+    for row, column in itertools.product(range(rows), range(columns)):
+        one = replace(
+            source,
+            location=f"{source.location}-{row}-{column}",
+            path=f"{source.path}!{row}-{column}",
+            scene=source.scene or source.location,
+        )
+        if one.key in skip:
+            continue
+        window = Window(column * size, row * size, size, size)
+        try:
+            values = raster.read(bands, window)
+        except TileError as error:
+            yield one, TileError(str(error).removeprefix(f"{raster.name}: "))
+            continue
+        if (values == NODATA).all():
+            _count(filtered, EMPTY, 1)
+            continue
+        yield one, Tile(values, grid.crs, _moved(grid.transform, window), raster.date)
+
+
+def _count(filtered: dict[str, int], reason: str, count: int) -> None:
+    if count:
+        filtered[reason] = filtered.get(reason, 0) + count
 
 
 def _moved(transform: tuple[float, ...] | None, window: Window) -> tuple[float, ...]:

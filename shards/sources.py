@@ -104,7 +104,8 @@ def find_tiles(
 def no_tiles(source: Path, pattern: str | None = None) -> SourceError:
     """The line on a folder without tiles."""
     expected = f"files like '{pattern}'" if pattern else "<sensor>/<location>/<scene>.tif, *.tif, or ENVI files"
-    return SourceError(f"{source}: no GeoTIFF tiles (expected {expected})")
+    other = "" if pattern else "; --pattern chooses files of other formats"
+    return SourceError(f"{source}: no GeoTIFF tiles (expected {expected}{other})")
 
 
 def find_listed(
@@ -112,7 +113,7 @@ def find_listed(
 ) -> list[TileSource]:
     """The same from what a walk of the whole source found; there may be none."""
     root = tile_root(source, sensor)
-    if root.is_symlink():
+    if root != source and root.is_symlink():
         listing = list_files(root)  # it may be known to the walk under another name
     elif root != source:
         listing = listing.below(f"{root.relative_to(source).as_posix()}/")

@@ -430,3 +430,22 @@ def test_envi_tiles_are_packed_beside_geotiffs(source, tmp_path):
     found = _read_all(tmp_path / "shards")
     assert found.keys() == {"a_00000", "b_00000", "c_00000", "E_00000"}
     np.testing.assert_array_equal(found["E_00000"], read_tile(path, ENMAP).values)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
+@pytest.mark.parametrize("driver", ["GTiff", "ENVI"])
+def test_a_scene_in_an_archive_is_cut_too(mosaic, tmp_path, name, driver):
+    path = _write_envi(tmp_path / "d" / ("mosaic.tif" if driver == "GTiff" else "mosaic.bsq"), mosaic, driver)
+    if name.endswith("zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for one in path.parent.iterdir():
+                file.write(one, one.name)
+    else:
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            tar.add(path.parent, ".")
+    dest = tmp_path / "shards"
+    pack(tmp_path / name, dest, PackConfig(size=6))
+    found = _read_all(dest)
+    assert len(found) == 6
+    np.testing.assert_array_equal(found["mosaic-2-1_00000"], mosaic[:, 12:18, 6:12])
+    assert main(["verify", str(dest), "--source", str(tmp_path / name), "--workers", "1"]) == 0
