@@ -4,21 +4,26 @@
 >>> encoder = spectralforge.load_encoder("runs/demo")  # a file, a folder, a run or a URL
 >>> tiles = spectralforge.open_dataset("demo/shards-demo")  # a torch Dataset of int16 tiles
 >>> features = encoder.encode(tiles[0], tiles.wavelength_nm)  # float32 (1, D)
+>>> with spectralforge.open_raster("scene.dat") as raster:  # GeoTIFF, ENVI, a URL; digital numbers, bands, place
+...     features = encoder.encode(raster.read()[:, :32, :32], raster.wavelength_nm)
+>>> theirs = spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder)  # of another sensor, for encode
 
-Loading and encoding need torch, numpy and safetensors; shards need the whole installation.
+Loading and encoding need torch, numpy and safetensors; shards and rasters need the whole installation.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from pretrain.models.pretrained import PretrainedEncoder
 from pretrain.models.pretrained import load_pretrained as load_encoder
+from pretrain.models.resample import resample
 
 if TYPE_CHECKING:
     from pretrain.tile_tensors import open_dataset as open_dataset
+    from shards.raster import open_raster as open_raster
 
 from_pretrained = load_encoder
 
-__all__ = ["PretrainedEncoder", "from_pretrained", "load_encoder", "open_dataset"]
+__all__ = ["PretrainedEncoder", "from_pretrained", "load_encoder", "open_dataset", "open_raster", "resample"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from pretrain.tile_tensors import open_dataset
 
         return open_dataset
+    if name == "open_raster":
+        from shards.raster import open_raster
+
+        return open_raster
     raise AttributeError(f"module 'spectralforge' has no attribute '{name}'")

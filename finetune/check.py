@@ -172,7 +172,7 @@ def _remarks(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
         mend = (
             "data.group=scene draws splits without that"
             if len(scenes) >= len(SPLITS)
-            else f"they are of {len(scenes)} scenes in all, so nothing else can be drawn"
+            else "there are too few scenes to draw other splits"
         )
         remarks.append(
             f"{shared} of {len(items['test'])} test tiles are of scenes that training tiles are of, too: {mend}"

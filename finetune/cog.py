@@ -68,7 +68,7 @@ def write_cog(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarr
     names = Path(f"{path}.aux.xml")
     sweep(path.parent, f"{path.name}.*")
     plain = temporary_path(path.with_name(f"{path.name}.rows"))
-    with atomic_path(path) as optimized, rasterio.Env(**LONE, GDAL_PAM_ENABLED="NO"), _quiet():
+    with atomic_path(path) as optimized, rasterio.Env(**LONE), _quiet():
         try:
             _write_rows(plain, raster, grid, rows)
             _optimize(plain, optimized, raster)

@@ -9,7 +9,7 @@ import numpy as np
 from finetune.config import FinetuneConfig, LabelledDataConfig
 from finetune.datasets import LabelledSplit
 from finetune.features import encoder_hash
-from finetune.images import check_same_bands, response_matrix
+from finetune.images import check_same_bands
 from finetune.layouts import Split
 from finetune.model_file import InputDescription
 from finetune.tasks import Task
@@ -18,8 +18,12 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
 from pretrain.models.patches import sincos_positions
+from pretrain.models.registry import fewest_bands
 from pretrain.models.vit import ViTEncoder
 from shards.errors import ConfigError
+from shards.manifest import sensor_of
+from shards.reader import open_dataset
+from shards.resampling import response_matrix
 from shards.sensors import NODATA, Sensor, get_sensor
 
 FULL_RESOLUTION = (True,) * 4
@@ -78,8 +82,19 @@ class EncoderFile:
                 raise ConfigError(
                     f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands alone: use resample"
                 )
+            fewest = fewest_bands(known.architecture)
+            if sensor.num_bands < fewest:
+                raise ConfigError(
+                    f"key 'data.bands': native, but {known.architecture} takes {fewest} bands or more, and "
+                    f"{sensor.name} has {sensor.num_bands}: use resample"
+                )
         else:
             matrix = response_matrix(known.wavelength_nm, known.fwhm_nm, sensor.wavelength_nm, sensor.fwhm_nm)
+            if not matrix.any():
+                raise ConfigError(
+                    f"key 'data.bands': resample, but no band of {sensor.name} lies where {known.sensor}'s do, which "
+                    "the encoder takes: use native, or another encoder"
+                )
             response, wanted = matrix.tolist(), known.bands
         mu, sigma = self._statistics(data, train, wanted)
         bands = list(sensor.wavelength_nm), list(sensor.fwhm_nm)
@@ -121,10 +136,17 @@ def fit_encoder(
     published = config.recipe == "published" and task.kind == "segmentation" and description.architecture.endswith("50")
     dilate = FULL_RESOLUTION if published and description.architecture == "spec_resnet50" else (False,) * 4
     size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
-    sensor = get_sensor(task.sensor)
+    sensor = tile_sensor(config.data, task)
     if is_vit:  # positions are interpolated to the windows
         description = replace(description, image_size=size)
     return EncoderFile(config.checkpoint, description, size, dilate, sensor, encoder_hash(encoder), is_vit)
+
+
+def tile_sensor(data: LabelledDataConfig, task: Task) -> Sensor:
+    """Whose bands the tiles have: those that are stored with shards, else those of the task's sensor."""
+    if data.shards is None:
+        return get_sensor(task.sensor)
+    return sensor_of(open_dataset(data.shards).manifest)
 
 
 def _window_size(task: Task, items: Split, description: EncoderDescription, multiple: int) -> int:

@@ -35,7 +35,8 @@ from pretrain.watchdog import Watchdog
 from shards.atomic import write_atomic
 from shards.config import dump_config
 from shards.errors import ConfigError
-from shards.sensors import get_sensor
+from shards.picture import stretch
+from shards.sensors import NODATA, Sensor
 from shards.sources import SPLITS
 
 TRAINED = {"adapter", "blocks", "full"}
@@ -98,7 +99,7 @@ class Evaluator:
         data = {
             "tiles": {name: len(items[name]) for name in SPLITS},
             "hash": {name: items_hash(items[name]) for name in SPLITS},
-            "sensor": task.sensor,
+            "sensor": setting.encoder.sensor.name,
             "bands": config.data.bands,
             "split": grouping(config.data, items) or ("published" if config.data.splits else "location"),
             "window": setting.encoder.size,
@@ -117,7 +118,7 @@ class Evaluator:
             seen=seen_in_pretraining(config.data.pretraining, items["test"]),
             baseline=None if setting.baseline is None else setting.baseline.tolist(),
             cost=cost,
-            rgb=_pictures(test, shown, task.sensor),
+            rgb=_pictures(test, shown, setting.encoder.sensor),
             labels=test.labels[shown].astype(np.int16 if task.kind == "segmentation" else np.float32),
         )
 
@@ -172,8 +173,7 @@ def _look_for_empty_classes(splits: dict[str, LabelledSplit]) -> None:
             say(f"WARNING: {name}: no label of {', '.join(empty)}{left_out}")
 
 
-def _pictures(split: LabelledSplit, rows: np.ndarray, sensor: str) -> np.ndarray:
+def _pictures(split: LabelledSplit, rows: np.ndarray, sensor: Sensor) -> np.ndarray:
     """Windows as people see them, uint8 (n, S, S, 3)."""
-    images = split.images(rows)[:, list(get_sensor(sensor).rgb)].astype(np.float32).transpose(0, 2, 3, 1)
-    top = max(float(np.percentile(images, 98)), 1.0)
-    return (255 * np.clip(images / top, 0, 1) ** 0.8).astype(np.uint8)
+    images = split.images(rows)[:, list(sensor.rgb)].astype(np.float32).transpose(0, 2, 3, 1)
+    return (255 * stretch(np.where(images == NODATA, np.nan, images))).astype(np.uint8)

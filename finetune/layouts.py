@@ -288,8 +288,9 @@ def regroup(items: Split, by: Group | None, seed: int) -> Split:
         groups.setdefault(item.scene if by == "scene" and item.scene else item.place, []).append(item)
     if len(groups) < len(SPLITS):
         other = "data.group=location" if by == "scene" else "more locations"
+        count = f"{len(groups)} {by}{'' if len(groups) == 1 else 's'}"
         raise SourceError(
-            f"data.group={by}: {len(everything)} tiles of {len(groups)} {by}s can't fill three splits: use {other}, or "
+            f"data.group={by}: {len(everything)} tiles of {count} can't fill three splits: use {other}, or "
             "name the tiles of each split (data.splits)"
         )
     wanted = {name: len(items[name]) for name in SPLITS}

@@ -10,6 +10,7 @@ import rasterio
 from rasterio.windows import Window
 
 from finetune.model_file import TaskModel
+from shards.band_table import BandTable
 from shards.errors import ConfigError, SourceError, TileError
 from shards.grid import Grid
 from shards.raster import Raster, open_raster
@@ -110,5 +111,5 @@ def scene_sensor(model: TaskModel) -> Sensor:
     if known is not None and known.num_bands == count:
         if np.abs(own - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:
             return known
-    centres = tuple(told.wavelength_nm)
-    return Sensor(told.sensor, centres, tuple(told.fwhm_nm), centres, tuple(range(count)), 10000.0, (0, 0, 0))
+    table = BandTable(tuple(told.wavelength_nm), tuple(told.fwhm_nm), tuple(range(count)))
+    return Sensor.of_table(told.sensor, table)

@@ -7,6 +7,7 @@ import numpy as np
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.models.registry import fewest_bands, too_few_bands
 from shards.errors import ConfigError
 from shards.manifest import Manifest
 from shards.plan import SamplePlan, hold_out
@@ -51,6 +52,7 @@ def open_inputs(config: PretrainConfig) -> Inputs:
     quota = data.stage_quota_gb and data.stage_quota_gb * 10**9
     reader = ShardReader(data.shards, data.read_threads, Path(data.stage) if data.stage else None, quota)
     _check_image_fits(config, reader.tile_shape)
+    _check_bands_suffice(config, reader.manifest)
     rows = view_rows(data.view, reader.table)
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
     train, held_out = hold_out(reader.table, data.holdout, seed, rows)
@@ -66,3 +68,9 @@ def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) 
             f"key 'model.image_size': {config.model.image_size} px can't be cut from tiles of {smallest} px: "
             "lower it, or set augment.crop_scale"
         )
+
+
+def _check_bands_suffice(config: PretrainConfig, manifest: Manifest) -> None:
+    bands = manifest.tile_shape[0]
+    if bands < fewest_bands(config.model.name):
+        raise ConfigError(f"key 'model.name': {too_few_bands(config.model.name, bands)} (sensor {manifest.sensor})")

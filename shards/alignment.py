@@ -4,6 +4,7 @@ Everything follows from one mapping: where the corners of the label's grid fall 
 whatever the two coordinate reference systems are called.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,6 +48,15 @@ class Turn:
         values = values.T if self.transpose else values
         return values[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
+    def move(self, points: np.ndarray, target: Grid) -> np.ndarray:
+        """Where pixel coordinates (column, row) (N, 2) come to lie in the target's."""
+        points = points[:, ::-1] if self.transpose else points
+        size, flips = np.array([target.width, target.height]), np.array([self.flip_columns, self.flip_rows])
+        return np.where(flips, size - points, points)
+
+
+TURNS = [Turn(*flags) for flags in itertools.product((False, True), repeat=3)]
+
 
 def is_placed(grid: Grid) -> bool:
     """Whether a raster has a georeference; pixel coordinates without a CRS are none."""
@@ -54,7 +64,8 @@ def is_placed(grid: Grid) -> bool:
         return False
     a, b, c, d, e, f = grid.transform
     pixels = (abs(a), b, c, d, abs(e)) == (1, 0, 0, 0, 1) and f in (0, grid.height)
-    return grid.crs is not None or not pixels
+    flat = a * e == b * d  # no area on the ground
+    return not flat and (grid.crs is not None or not pixels)
 
 
 def find_turn(label: Grid, image: Grid) -> Turn:
@@ -70,32 +81,25 @@ def find_turn(label: Grid, image: Grid) -> Turn:
             raise Mismatch(f"labels of {_size(label)} px, image of {_size(image)} px", covers=False)
         return Turn()
     corners = _to_pixels(label, image, _corners(label))
-    along_row = (corners[1] - corners[0]) / label.width
-    along_column = (corners[2] - corners[0]) / label.height
-    steps = np.rint([along_row, along_column])
-    transpose = bool(steps[0, 0] == 0)
-    columns_step, rows_step = (steps[1, 0], steps[0, 1]) if transpose else (steps[0, 0], steps[1, 1])
-    turn = Turn(transpose, flip_rows=bool(rows_step < 0), flip_columns=bool(columns_step < 0))
-    expected = corners[0] + _corners(label) @ steps
-    whole = sorted(map(tuple, np.abs(steps).tolist())) == [(0.0, 1.0), (1.0, 0.0)]
-    if whole and np.abs(corners - expected).max() <= TOLERANCE_PX:
-        low, high = corners.min(0), corners.max(0)
-        if np.abs([*low, *(high - (image.width, image.height))]).max() <= TOLERANCE_PX:
+    for turn in TURNS:
+        if np.abs(turn.move(_corners(label), image) - corners).max() <= TOLERANCE_PX:
             return turn
-    raise _mismatch(label, image, corners, along_row, along_column)
+    raise _mismatch(label, image, corners)
 
 
-def _mismatch(
-    label: Grid, image: Grid, corners: np.ndarray, along_row: np.ndarray, along_column: np.ndarray
-) -> Mismatch:
+def _mismatch(label: Grid, image: Grid, corners: np.ndarray) -> Mismatch:
     """What differs, the gravest first."""
     low, high = corners.min(0), corners.max(0)
+    same = _same_crs(label.crs, image.crs)
     if (high <= 0).any() or (low >= (image.width, image.height)).any():
-        return Mismatch(f"labels of another place: their center is {_distance(label, image)} away", covers=False)
+        systems = "" if same else f" (labels in {_name(label.crs)}, image in {_name(image.crs)})"
+        told = f"labels of another place: their center is {_distance(label, image)} away{systems}"
+        return Mismatch(f"{told}; give the label of this image", covers=False)
+    along_row, along_column = (corners[1] - corners[0]) / label.width, (corners[2] - corners[0]) / label.height
     scale = np.hypot(*along_row), np.hypot(*along_column)
     angle = math.degrees(math.atan2(along_row[1], along_row[0]))
     off_axis = abs(angle - 90 * round(angle / 90))
-    if not _same_crs(label.crs, image.crs):
+    if not same:
         what = f"labels in {_name(label.crs)}, image in {_name(image.crs)}"
     elif max(abs(scale[0] - 1) * label.width, abs(scale[1] - 1) * label.height) > TOLERANCE_PX:
         what = f"label pixels of {scale[0]:.4g} x {scale[1]:.4g} image pixels"
@@ -184,9 +188,10 @@ def _distance(label: Grid, image: Grid) -> str:
     one, two = label.center(), image.center()
     assert one is not None and two is not None
     crs = (label.crs or image.crs, image.crs or label.crs)
-    if crs[0] is None or crs[1] is None:
+    try:
+        places = [transform_points(name, "EPSG:4326", [x], [y]) for name, (x, y) in zip(crs, (one, two), strict=True)]
+    except (CPLE_BaseError, CRSError):  # no CRS, or a local one
         return f"{math.dist(one, two):.4g} units"
-    places = [transform_points(name, "EPSG:4326", [x], [y]) for name, (x, y) in zip(crs, (one, two), strict=True)]
     (lon, lat), (lon2, lat2) = (np.radians([place[0][0], place[1][0]]) for place in places)
     half = math.sin((lat2 - lat) / 2) ** 2 + math.cos(lat) * math.cos(lat2) * math.sin((lon2 - lon) / 2) ** 2
     meters = 2 * EARTH_RADIUS_M * math.asin(math.sqrt(min(half, 1.0)))

@@ -136,7 +136,7 @@ def _write_one(
     tar: Path, generation: int, tiles: list[ListedTile], record: PackRecord, source: Path | None, labels: Labels | None
 ) -> None:
     """One job: the shard ``tar`` from its tiles, wherever they lie."""
-    sensor = get_sensor(record.options["sensor"])
+    sensor = record.sensor
     if record.generations[generation].bundles:
         samples: Iterator[Sample | Rejected] = SpoolReader(tar.parent, generation).samples(tiles)
     else:

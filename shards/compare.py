@@ -14,14 +14,12 @@ from shards.errors import ForgeError, ShardError, SourceError, TileError
 from shards.geotiff import Tile, read_tile
 from shards.labels import PIXELS, Labels, make_grid
 from shards.listing import RECORD, PackRecord, read_record
-from shards.manifest import (
-    Manifest,
-)
+from shards.manifest import Manifest, sensor_of
 from shards.pairs import find_label
 from shards.plain import PlainTiles
 from shards.reader import ShardReader
 from shards.scene import SceneLimits
-from shards.sensors import get_sensor
+from shards.sensors import Sensor
 from shards.workers import counters
 
 
@@ -35,10 +33,16 @@ class Sources:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a dataset is checked against. ``sample``: share of the tiles to look at, chosen by their keys."""
+    """What a dataset is checked against.
+
+    Attributes:
+        sensor: by which source files are read: as `pack` recorded it, with the full product's bands.
+        sample: share of the tiles to look at, chosen by their keys.
+    """
 
     folder: Path
     manifest: Manifest
+    sensor: Sensor
     sources: Sources
     sample: float
     labels: Labels | None = None
@@ -51,7 +55,7 @@ class Plan:
         return self.sample == 1 or keyed.key("verify", key) < self.sample * 2**64
 
     def read_source(self, path: Path) -> np.ndarray:
-        return read_tile(path, get_sensor(self.manifest.sensor), self.shape[1]).values
+        return read_tile(path, self.sensor, self.shape[1]).values
 
 
 @dataclass
@@ -77,6 +81,16 @@ class Findings:
             self.problems.append(str(error) if str(where) in str(error) else f"{where}: {error}")
         except Exception as error:
             self.problems.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def source_sensor(folder: Path, manifest: Manifest) -> Sensor:
+    """The sensor of a dataset, with the full product's bands where the record of `pack` has them."""
+    stored = sensor_of(manifest)
+    try:
+        recorded = read_record(folder).sensor
+    except ForgeError:  # none, damaged (told elsewhere), or of a band table that is gone
+        return stored
+    return recorded if recorded.wavelength_nm == stored.wavelength_nm else stored
 
 
 def compare(where: str, path: Path, stored: np.ndarray, read: Any) -> Iterator[str]:
@@ -138,10 +152,10 @@ def bundle_jobs(
     """Jobs for `compare_bundle`: the archives and products among the sources that tiles came out of."""
     if plan.sources.tiles is None:
         return []
-    sensor, limits = get_sensor(plan.manifest.sensor), SceneLimits(**record.options["limits"])
+    limits = SceneLimits(**record.options["limits"])
     cut, pattern = record.options.get("cut", False), record.options["pattern"]
     try:
-        found_now = find_bundles(plan.sources.tiles, sensor, plan.shape[1], limits, cut, pattern)
+        found_now = find_bundles(plan.sources.tiles, plan.sensor, plan.shape[1], limits, cut, pattern)
     except SourceError as error:
         found.problems.append(str(error))
         return []

@@ -41,11 +41,15 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[Schema]
     data = _read_with_bases(Path(path), ())
     for override in overrides:
         _apply_override(data, override)
-    data = _substitute(data, str(path))
+    return check_config(_substitute(data, str(path)), schema, str(path))
+
+
+def check_config(data: dict[str, Any], schema: type[Schema], where: str) -> Schema:
+    """The typed config of values that were given; raises ConfigError as `load_config`, a line that begins ``where``."""
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_describe(error, schema)}") from None
+        raise ConfigError(f"{where}: {_describe(error, schema)}") from None
 
 
 def dump_config(config: ConfigModel) -> str:
@@ -163,9 +167,16 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
         context = first["ctx"]
         return f"key '{key}.name': '{context['tag']}' is none of {context['expected_tags']}{more}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        message += _nearest(str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     if not key:
         return f"{message}{more}"
     return f"key '{key}': {message[0].lower()}{message[1:]}, got {first['input']!r}{more}"
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, dict[str, type[BaseModel]]]:

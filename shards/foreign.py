@@ -8,6 +8,7 @@ from numcodecs import register_codec
 from numcodecs.abc import Codec
 
 from shards.errors import ShardError, TileError
+from shards.sensors import Sensor, get_sensor
 
 
 class NpyTile(Codec):
@@ -50,12 +51,22 @@ class GeoTiffTile(Codec):
 
     Args:
         sensor: name of the sensor.
+        bands: ``Sensor.to_dict`` of one that the registry doesn't have: its table need not be there any more.
     """
 
     codec_id = "geotiff_tile"
 
-    def __init__(self, sensor: str) -> None:
-        self.sensor = sensor
+    def __init__(self, sensor: str, bands: dict[str, Any] | None = None) -> None:
+        self.sensor, self.bands = sensor, bands
+        self._sensor = get_sensor(sensor) if bands is None else Sensor.from_dict(bands)
+
+    @classmethod
+    def of(cls, sensor: Sensor) -> "GeoTiffTile":
+        """For tiles of this sensor."""
+        return cls(sensor.name, None if sensor.is_registered else sensor.to_dict())
+
+    def get_config(self) -> dict[str, Any]:
+        return {"id": self.codec_id, "sensor": self.sensor} | ({"bands": self.bands} if self.bands else {})
 
     def encode(self, tile: np.ndarray) -> bytes:
         raise ValueError("GeoTIFF members are read only; pack tiles with one of our codecs")
@@ -63,10 +74,9 @@ class GeoTiffTile(Codec):
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
         """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
         from shards.geotiff import read_tile_bytes
-        from shards.sensors import get_sensor
 
         try:
-            tile = read_tile_bytes(bytes(data), "member", get_sensor(self.sensor)).values
+            tile = read_tile_bytes(bytes(data), "member", self._sensor).values
         except TileError as error:
             raise ShardError(f"does not decode: {error}") from None
         return _fill(tile, out)

@@ -21,7 +21,17 @@ from shards.codec import PRESETS, build_codec
 from shards.descriptions import read_description
 from shards.errors import ShardError
 from shards.foreign import GeoTiffTile, NpyTile
-from shards.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, read_json, to_json
+from shards.manifest import (
+    FORMAT,
+    MANIFEST,
+    Rejected,
+    ShardIndex,
+    Sums,
+    TileColumns,
+    read_json,
+    read_manifest,
+    to_json,
+)
 from shards.members import Links, Member, link_target
 from shards.merge import join_shards
 from shards.sensors import NODATA, Sensor, get_sensor
@@ -50,7 +60,8 @@ def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
         raise ShardError(f"{folder}: no .tar files")
     sensor = get_sensor(sensor_name)
     config, shape = _first_tile(tars[0], sensor)
-    missing = [tar for tar in tars if not _is_indexed(tar)]
+    anew = _was_otherwise(folder, config, sensor)
+    missing = [tar for tar in tars if anew or not _is_indexed(tar)]
     doubts = Doubts()
     for found in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
         doubts.add(found)
@@ -74,6 +85,17 @@ def _is_indexed(tar: Path) -> bool:
         return False
 
 
+def _was_otherwise(folder: Path, config: dict[str, Any], sensor: Sensor) -> bool:
+    """Whether an earlier run read these tars as tiles of other bands."""
+    if not (folder / MANIFEST).exists():
+        return False
+    try:
+        before = read_manifest(folder)
+    except ShardError:  # damaged: written anew
+        return False
+    return (before.codec, tuple(before.wavelength_nm)) != (config, sensor.wavelength_nm)
+
+
 def _first_tile(tar: Path, sensor: Sensor) -> tuple[dict[str, Any], list[int]]:
     """Codec and shape of the first tile, which all others must share."""
     for key, members, archive in samples(tar):
@@ -95,7 +117,7 @@ def _first_tile(tar: Path, sensor: Sensor) -> tuple[dict[str, Any], list[int]]:
 def _candidates(kind: str, sensor: Sensor) -> list[Any]:
     if kind == "tile":
         return [PRESETS["compact"], PRESETS["fast"]]
-    return [NpyTile(), NpyTile(bands_last=True)] if kind == "npy" else [GeoTiffTile(sensor.name)]
+    return [NpyTile(), NpyTile(bands_last=True)] if kind == "npy" else [GeoTiffTile.of(sensor)]
 
 
 Members = dict[str, tuple[tarfile.TarInfo, str]]

@@ -7,14 +7,13 @@ import numpy as np
 
 from shards.errors import ConfigError, ShardError
 from shards.listing import RECORD, PackRecord
-from shards.manifest import parse_json
+from shards.manifest import parse_json, sensor_of
+from shards.picture import stretch
 from shards.reader import ShardReader
-from shards.sensors import NODATA, get_sensor
+from shards.sensors import NODATA, Sensor
+from shards.spectrum import gaps
 from shards.storage import open_storage
 from shards.table import QUALITY
-
-GAP_NM = 30.0
-"""Bands farther apart than this have others between them that were left out, as those of water vapour."""
 
 
 def inspect(location: str, tile: str | None, picture: Path) -> int:
@@ -129,13 +128,14 @@ def _draw(reader: ShardReader, row: int, path: Path) -> None:
     figure = Figure(figsize=(12, 4) if mask is None else (15, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(1, 2 if mask is None else 3, width_ratios=[1, 2] if mask is None else [1, 1, 2])
-    axes[0].imshow(rgb(tile, get_sensor(reader.manifest.sensor).rgb))
+    sensor = sensor_of(reader.manifest)
+    axes[0].imshow(rgb(tile, sensor.rgb))
     axes[0].set_title(f"{reader.key(row)}", fontsize=9)
     axes[0].axis("off")
     if mask is not None:
         axes[1].imshow(np.ma.masked_equal(mask, NODATA), cmap="tab20", interpolation="nearest")
         axes[1].axis("off")
-    draw_spectra(axes[-1], tile, np.asarray(reader.manifest.wavelength_nm), reader.manifest.scale)
+    draw_spectra(axes[-1], tile, sensor)
     try:
         figure.savefig(path, dpi=120)
     except ValueError as error:
@@ -144,37 +144,32 @@ def _draw(reader: ShardReader, row: int, path: Path) -> None:
 
 def rgb(tile: np.ndarray, bands: tuple[int, int, int]) -> np.ndarray:
     """float (height, width, 3) in [0, 1] of an int16 tile, stretched from 2 to 98 %; missing pixels are white."""
-    layers = tile[list(bands)].astype(np.float64)
-    missing = tile[list(bands)] == NODATA
-    layers[missing] = np.nan
-    if missing.all():
-        return np.ones((*tile.shape[1:], 3))
-    low, high = np.nanpercentile(layers, [2, 98])
-    stretched = np.clip((layers - low) / max(high - low, 1), 0, 1)
-    return np.nan_to_num(stretched, nan=1.0).transpose(1, 2, 0)
+    layers = tile[list(bands)].transpose(1, 2, 0)
+    return stretch(np.where(layers == NODATA, np.nan, layers))
 
 
-def draw_spectra(axes: Any, tile: np.ndarray, wavelength_nm: np.ndarray, scale: float) -> None:
+def draw_spectra(axes: Any, tile: np.ndarray, sensor: Sensor) -> None:
     """Five pixels and the median in reflectance; no line crosses a gap of bands or a missing value.
 
     Args:
         tile: int16 (bands, height, width).
-        scale: digital numbers for a reflectance of 1.
+        sensor: whose bands they are.
     """
     pixels = tile.reshape(len(tile), -1).astype(np.float64)
     pixels[pixels == NODATA] = np.nan
-    pixels /= scale
-    order = np.argsort(wavelength_nm)
-    gaps = np.flatnonzero(np.diff(wavelength_nm[order]) > GAP_NM) + 1
-    nm = np.insert(wavelength_nm[order], gaps, np.nan)
+    pixels /= sensor.scale
+    centers, widths = np.asarray(sensor.wavelength_nm), np.asarray(sensor.fwhm_nm)
+    order = np.argsort(centers)
+    breaks = gaps(centers[order], widths[order])
+    nm = np.insert(centers[order], breaks, np.nan)
     valid = np.flatnonzero(~np.isnan(pixels).all(0))
     if len(valid):
         median = np.full(len(pixels), np.nan)
         present = ~np.isnan(pixels).all(1)
         median[present] = np.nanmedian(pixels[present], axis=1)
         for pixel in valid[np.linspace(0, len(valid) - 1, 5).astype(int)]:
-            axes.plot(nm, np.insert(pixels[order, pixel], gaps, np.nan), lw=0.7)
-        axes.plot(nm, np.insert(median[order], gaps, np.nan), color="black", label="median")
+            axes.plot(nm, np.insert(pixels[order, pixel], breaks, np.nan), lw=0.7)
+        axes.plot(nm, np.insert(median[order], breaks, np.nan), color="black", label="median")
         axes.legend()
     axes.set_xlabel("wavelength (nm)")
     axes.set_ylabel("reflectance")

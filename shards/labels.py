@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from rasterio._err import CPLE_BaseError  # what rasterio.warp passes on from PROJ; it has no public name
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -99,7 +100,7 @@ def read_label(path: Path, grid: Grid | None = None, align: Align | None = None)
         except TileError as error:
             told = str(error)
             raise TileError(told if told.startswith(raster.name) else f"{raster.name}: {told}") from None
-        except (RasterioError, OSError) as error:
+        except (RasterioError, CPLE_BaseError, OSError) as error:
             raise TileError(f"{raster.name}: not a readable raster ({str(error).splitlines()[0]})") from None
 
 
@@ -148,9 +149,9 @@ def _read(raster: Raster, grid: Grid | None, align: Align | None) -> np.ndarray:
 def _check_bands(raster: Raster) -> None:
     count = len(raster.bands)
     if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= set(raster.file.colorinterp):
-        raise TileError(f"{count} bands of color, a picture of classes: give one band of class codes")
+        raise TileError(f"{count} bands, an RGB picture of classes (or one-hot): give one band of class codes")
     if count != 1:
-        raise TileError(f"{count} bands, one for each class (one-hot)?: give one band of class codes")
+        raise TileError(f"{count} bands, one for each class (one-hot): give one band of class codes")
 
 
 def _codes(raster: Raster, window: Window | None = None) -> np.ndarray:

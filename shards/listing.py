@@ -18,9 +18,11 @@ from shards.atomic import write_atomic
 from shards.config import ConfigModel
 from shards.errors import ShardError, SourceError
 from shards.manifest import FORMAT, SealedModel, read_json, to_json
+from shards.sensors import Sensor, get_sensor
 from shards.sources import TileSource
 
 RECORD = "pack.json"
+BAND_TABLE = "band_table"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,17 @@ class PackRecord(SealedModel):
 
     options: dict
     generations: list[Generation]
+
+    @property
+    def sensor(self) -> Sensor:
+        """Whose bands the tiles have: of a band table of one's own the copy that was made when `pack` began."""
+        stored = self.options.get(BAND_TABLE)
+        return get_sensor(self.options["sensor"]) if stored is None else Sensor.from_dict(stored)
+
+
+def sensor_options(sensor: Sensor) -> dict:
+    """What a record keeps of a sensor: its name, and the bands that the registry doesn't have."""
+    return {"sensor": sensor.name} | ({} if sensor.is_registered else {BAND_TABLE: sensor.to_dict()})
 
 
 def cut_shards(tiles: Sequence[ListedTile], tiles_per_shard: int, seed: int) -> list[list[ListedTile]]:

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from shards.config import ConfigModel
 from shards.errors import ShardError
+from shards.sensors import Sensor, sensor_of_bands
 from shards.statistics import BandSums
 
 FORMAT = 2
@@ -143,8 +144,13 @@ def band_sums(sums: Sums) -> BandSums:
     return BandSums(**sums.model_dump())
 
 
+def sensor_of(manifest: Manifest) -> Sensor:
+    """The sensor of a dataset, by the bands that its manifest lists."""
+    return sensor_of_bands(manifest.sensor, manifest.wavelength_nm, manifest.fwhm_nm, manifest.scale)
+
+
 def content_hash(entries: list[ShardEntry], codec: dict[str, Any], sensor: str) -> str:
-    """SHA-256 over everything that decides what a reader gets: the shards' hashes, codec and sensor."""
+    """SHA-256 over everything that decides what a reader gets: the shards' hashes, codec and `Sensor.identity`."""
     text = json.dumps([FORMAT, sensor, codec, [entry.sha256 for entry in entries]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

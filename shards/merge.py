@@ -27,7 +27,7 @@ from shards.manifest import (
     read_manifest,
     to_json,
 )
-from shards.sensors import NODATA, Sensor, get_sensor
+from shards.sensors import NODATA, Sensor
 from shards.statistics import BandSums
 from shards.writer import index_path
 
@@ -69,7 +69,7 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
         )
     if not any(index.tiles.key for index in indexes):
         raise ShardError(f"{dest}: no usable tile among {listed}: check --sensor, --size and the limits")
-    sensor, size = get_sensor(record.options["sensor"]), record.options["size"]
+    sensor, size = record.sensor, record.options["size"]
     codec, shape = PRESETS[record.options["codec"]].get_config(), [sensor.num_bands, size, size]
     manifest = join_shards(dest, names, codec, shape, sensor, len(record.generations))
     return PackResult(manifest, rejected, written)
@@ -122,7 +122,7 @@ def join_shards(
     data = table.to_bytes(tiles)
     manifest = Manifest(
         format=FORMAT,
-        content_hash=content_hash(entries, codec, sensor.name),
+        content_hash=content_hash(entries, codec, sensor.identity),
         generations=generations,
         sensor=sensor.name,
         wavelength_nm=list(sensor.wavelength_nm),

@@ -29,7 +29,7 @@ from shards.errors import TileError
 from shards.grid import Grid
 from shards.sensors import NODATA, Sensor
 
-LONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+LONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 """For a file without sidecars: GDAL neither lists the folder nor looks for names."""
 
 ACCOMPANIED = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}

@@ -12,7 +12,8 @@ import xxhash
 
 from shards import table
 from shards.codec import RawTile, build_codec
-from shards.errors import ShardError
+from shards.config import check_config
+from shards.errors import ConfigError, ShardError
 from shards.manifest import MANIFEST, Manifest, parse_json, read_manifest
 from shards.quarantine import Quarantine
 from shards.selection import ViewConfig
@@ -261,10 +262,21 @@ def open_dataset(location: str | Path, threads: int = 1, **view: object) -> Tile
     """Open what `pack` made, for notebooks, e.g. ``open_dataset(folder, max_cloud=0.05, split="train")``.
 
     Args:
-        view: conditions that tiles must meet (shards/view.py).
+        threads: that read and decode.
+        view: conditions that tiles must meet, as text and numbers (shards/view.py).
 
     Raises:
         ShardError: something is missing or damaged.
+        ConfigError: an unknown condition, a value that it can't have, or a list that can't be read.
     """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"open_dataset: threads is {threads!r}: give a whole number above 0")
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in view.items()}
+    chosen = check_config(given, ViewConfig, "open_dataset")
     reader = ShardReader(location, threads)
-    return TileDataset(reader, view_rows(ViewConfig.model_validate(view), reader.table))
+    rows = view_rows(chosen, reader.table)
+    if chosen.split and not (reader.table["split"] == chosen.split.encode()).any():
+        known = [name.decode() for name in np.unique(reader.table["split"]) if name]
+        has = f"it has {', '.join(known)}" if known else "pack it with --labels and --splits"
+        raise ConfigError(f"{reader.location}: the dataset has no tiles in the '{chosen.split}' split: {has}")
+    return TileDataset(reader, rows)

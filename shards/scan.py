@@ -19,6 +19,7 @@ from shards.errors import ConfigError, ShardError, SourceError, TileError
 from shards.geotiff import read_tile
 from shards.labels import Labels
 from shards.listing import (
+    BAND_TABLE,
     RECORD,
     Generation,
     ListedTile,
@@ -26,6 +27,7 @@ from shards.listing import (
     cut_shards,
     read_list,
     read_record,
+    sensor_options,
     write_list,
     write_record,
 )
@@ -87,12 +89,14 @@ def _open_record(
         sweep(dest, f"{RECORD}.*")
         sweep(dest, "sources-*")
         if not (dest / RECORD).exists():
-            options = config.model_dump() | {"size": config.size, "labels": labels is not None} | label_options(labels)
+            options = (
+                config.model_dump() | sensor_options(sensor) | {"labels": labels is not None} | label_options(labels)
+            )
             record = PackRecord(format=FORMAT, options=options, generations=[])
             record = _scan(source, dest, record, config, sensor, labels)
         else:
             record = read_record(dest)
-            _same_options(dest, record, config, labels)
+            _same_options(dest, record, config, sensor, labels)
             if append and _is_merged(dest, record):
                 record = _scan(source, dest, record, config, sensor, labels)
             else:
@@ -106,8 +110,10 @@ def label_options(labels: Labels | None) -> dict[str, str]:
     return {option: value for option, value in given.items() if value is not None}
 
 
-def _same_options(dest: Path, record: PackRecord, config: PackConfig, labels: Labels | None) -> None:
+def _same_options(dest: Path, record: PackRecord, config: PackConfig, sensor: Sensor, labels: Labels | None) -> None:
     wanted = config.model_dump() | {"labels": labels is not None} | dict.fromkeys(LABEL_OPTIONS) | label_options(labels)
+    _same_bands(dest, record, config.sensor, sensor)
+    del wanted["sensor"]
     for name, value in wanted.items():
         begun = record.options.get(name)
         if begun != value and not (name == "size" and value is None):
@@ -115,6 +121,16 @@ def _same_options(dest: Path, record: PackRecord, config: PackConfig, labels: La
                 f"{dest}: was packed from other options ({name}: {begun} then, {value} now); "
                 "choose another folder or remove this one"
             )
+
+
+def _same_bands(dest: Path, record: PackRecord, name: str, sensor: Sensor) -> None:
+    """A band table may lie elsewhere now, but it has to have the same bands."""
+    begun = record.options["sensor"]
+    if BAND_TABLE not in record.options and begun in (name, sensor.name):
+        return  # of the registry, or packed before bands were recorded
+    if begun != sensor.name or record.sensor != sensor:
+        what = f"sensor: {begun} then, {sensor.name} now" if begun != sensor.name else f"the bands of {name} differ"
+        raise ShardError(f"{dest}: was packed from other options ({what}); choose another folder or remove this one")
 
 
 def _same_tiles(source: Path, dest: Path, record: PackRecord) -> None:

@@ -11,17 +11,21 @@ Hyperion's 198 calibrated bands in the order of their numbers (8 to 57, 77 to 22
 HYPERVIEW's 150 airborne bands.
 """
 
-import csv
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from shards.band_match import match_bands
+from shards.band_table import BandTable, parse_band_table, read_band_table
 from shards.errors import ConfigError, TileError
+from shards.spectrum import rgb_positions
 
 NODATA = -32768
 """The int16 value that marks "no measurement" in shards, whatever the source file used. Zero is a value."""
@@ -30,12 +34,16 @@ MATCH_TOLERANCE_NM = 1.0
 """Band centres differ by about 0.2 nm between product versions; neighbours on one detector by 5 nm and more."""
 
 
+SCALE = 10000.0
+"""Digital number of reflectance 1."""
+
+
 @dataclass(frozen=True)
 class Sensor:
     """An imaging spectrometer as it appears in tiles.
 
     Attributes:
-        name: registry name, e.g. ``"enmap"``.
+        name: registry name, e.g. ``"enmap"``, or the file name of a band table without its ending.
         wavelength_nm: centre of each kept band in nm, in the order of a tile.
         fwhm_nm: full width at half maximum of each kept band in nm.
         product_wavelength_nm: centres of all bands of the full product, in that order.
@@ -52,9 +60,55 @@ class Sensor:
     scale: float
     rgb: tuple[int, int, int]
 
+    @classmethod
+    def of_table(cls, name: str, table: BandTable, scale: float = SCALE) -> Self:
+        """The sensor with these bands."""
+        centers, widths = ([column[band] for band in table.kept] for column in (table.wavelength_nm, table.fwhm_nm))
+        rgb = rgb_positions(centers)
+        return cls(name, tuple(centers), tuple(widths), table.wavelength_nm, table.kept, scale, rgb)
+
     @property
     def num_bands(self) -> int:
         return len(self.wavelength_nm)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the registry has just these bands under this name."""
+        return self.name in sensor_names() and self == get_sensor(self.name)
+
+    @property
+    def identity(self) -> str:
+        """What a dataset's content hash has of it: the name, and of bands that the registry doesn't have their hash."""
+        return self.name if self.is_registered else self.identity_by_bands
+
+    @property
+    def identity_by_bands(self) -> str:
+        bands = json.dumps([self.wavelength_nm, self.fwhm_nm, self.scale])
+        return f"{self.name}:{hashlib.sha256(bands.encode()).hexdigest()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in JSON's types; see `from_dict`."""
+        return {
+            "name": self.name,
+            "product_wavelength_nm": list(self.product_wavelength_nm),
+            "kept": list(self.kept),
+            "fwhm_nm": list(self.fwhm_nm),
+            "scale": self.scale,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The sensor that `to_dict` wrote; raises ConfigError for anything else."""
+        try:
+            product = tuple(float(center) for center in values["product_wavelength_nm"])
+            kept, widths = tuple(values["kept"]), tuple(float(width) for width in values["fwhm_nm"])
+            name, scale = str(values["name"]), float(values["scale"])
+            if not kept or len(kept) != len(widths) or not all(0 <= band < len(product) for band in kept):
+                raise ValueError(f"{len(kept)} bands kept of {len(product)}, {len(widths)} widths")
+            centers = tuple(product[band] for band in kept)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"a stored band table is damaged ({error!r}); pack or index the tiles again") from None
+        return cls(name, centers, widths, product, kept, scale, rgb_positions(centers))
 
     def select_bands(self, count: int, wavelength_nm: Sequence[float] | None) -> np.ndarray:
         """Find this sensor's bands in a file, by what the file says of itself; it may have others besides.
@@ -130,54 +184,50 @@ def _refuse_ties(found: tuple[float, ...], positions: np.ndarray) -> None:
 
 
 TABLES = files("shards").joinpath("sensor_tables")
-RGB_NM = (641.0, 556.0, 468.0)
-"""Where a picture's red, green and blue are taken."""
-
-
-def sensor_names() -> list[str]:
-    """Names of the registry, sorted."""
-    return sorted(entry.name.removesuffix(".csv") for entry in TABLES.iterdir() if entry.name.endswith(".csv"))
 
 
 @cache
+def sensor_names() -> tuple[str, ...]:
+    """Names of the registry, sorted."""
+    return tuple(sorted(one.name.removesuffix(".csv") for one in TABLES.iterdir() if one.name.endswith(".csv")))
+
+
 def get_sensor(name: str) -> Sensor:
-    """The sensor of this name, or of a table of one's own: a CSV file with the columns ``wavelength_nm`` and
-    ``fwhm_nm``, one row a band in the order of the tiles, and optionally ``kept`` (1, or 0 for bands to leave out).
+    """The sensor of this name, or of a table of one's own: the path of a CSV file (shards/band_table.py).
+
+    To be asked where a dataset begins; afterwards the bands that are stored with it count (`sensor_of_bands`).
 
     Raises:
         ConfigError: unknown name (the known ones are listed), or a file that is no such table.
     """
-    if name.endswith(".csv"):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"sensor {path}: no such band table")
-        return _read_table(path.stem, path.read_text(encoding="utf-8-sig"), name)
-    if name not in sensor_names():
-        raise ConfigError(
-            f"unknown sensor '{name}': known are {', '.join(sensor_names())}; a CSV file with the columns "
-            "wavelength_nm and fwhm_nm makes another"
-        )
-    return _read_table(name, TABLES.joinpath(f"{name}.csv").read_text(), name)
-
-
-def _read_table(name: str, text: str, where: str) -> Sensor:
-    rows = list(csv.DictReader(text.splitlines()))
-    try:
-        centres = tuple(float(row["wavelength_nm"]) for row in rows)
-        widths = tuple(float(row["fwhm_nm"]) for row in rows)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"sensor {where}: needs numbers in the columns wavelength_nm and fwhm_nm ({error})") from None
-    kept = tuple(i for i, row in enumerate(rows) if row.get("kept", "1") == "1")
-    if not kept or min(centres) < 100 or min(widths) <= 0:
-        raise ConfigError(f"sensor {where}: needs bands, their wavelengths and widths in nm")
-    wavelength_nm = tuple(centres[i] for i in kept)
-    red, green, blue = (int(np.abs(np.asarray(wavelength_nm) - colour).argmin()) for colour in RGB_NM)
-    return Sensor(
-        name=name,
-        wavelength_nm=wavelength_nm,
-        fwhm_nm=tuple(widths[i] for i in kept),
-        product_wavelength_nm=centres,
-        kept=kept,
-        scale=10000.0,
-        rgb=(red, green, blue),
+    if name in sensor_names():
+        return _registered(name)
+    path = Path(name)
+    if path.suffix.lower() == ".csv" or path.is_file():
+        return Sensor.of_table(path.stem, read_band_table(path))
+    raise ConfigError(
+        f"unknown sensor '{name}': known are {', '.join(sensor_names())}; a CSV file with the columns "
+        "wavelength_nm and fwhm_nm makes another"
     )
+
+
+@cache
+def _registered(name: str) -> Sensor:
+    text = TABLES.joinpath(f"{name}.csv").read_text(encoding="utf-8")
+    return Sensor.of_table(name, parse_band_table(text, f"sensor {name}"))
+
+
+def sensor_of_bands(
+    name: str, wavelength_nm: Sequence[float], fwhm_nm: Sequence[float], scale: float = SCALE
+) -> Sensor:
+    """The sensor whose bands are stored with a dataset or model, whatever the registry has under its name.
+
+    Where the registry knows the same bands, it adds the full product's, by which files are read too.
+    """
+    centers, widths = tuple(map(float, wavelength_nm)), tuple(map(float, fwhm_nm))
+    if name in sensor_names():
+        known = _registered(name)
+        if len(centers) == known.num_bands:
+            if np.abs(np.asarray(centers) - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:
+                return replace(known, wavelength_nm=centers, fwhm_nm=widths, scale=scale)
+    return Sensor.of_table(name, BandTable(centers, widths, tuple(range(len(centers)))), scale)

@@ -23,7 +23,6 @@ from shards.codec import PRESETS
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
 from shards.manifest import Rejected, ShardIndex, read_json
-from shards.sensors import get_sensor
 from shards.sources import TileSource
 from shards.statistics import BandSums
 from shards.table import QUALITY
@@ -52,7 +51,7 @@ def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     sweep(folder, f"{stem}*")
     pieces = sorted(folder.glob(f"{stem}-*.index.json"))
     known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
-    sensor, codec = get_sensor(record.options["sensor"]), PRESETS[record.options["codec"]]
+    sensor, codec = record.sensor, PRESETS[record.options["codec"]]
     rejected: dict[str, list[str]] = {}
 
     def encoded() -> Iterator[Sample]:

@@ -236,8 +236,8 @@ def _moved(geometry: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def _is_value(value: Any) -> bool:
-    """Whether a field holds something: no null, which is NaN among numbers."""
-    return value is not None and value == value
+    """Whether a field holds something: no null, which is NaN among numbers, and no blank text."""
+    return value is not None and value == value and str(value).strip() != ""
 
 
 def _code(layer: Layer, value: Any, names: Mapping[str, int], unnamed: int | None) -> int:

@@ -29,6 +29,7 @@ from shards.compare import (
     compare_bundle,
     compare_label,
     open_labels,
+    source_sensor,
 )
 from shards.errors import ShardError, SourceError
 from shards.listing import RECORD, PackRecord, read_list, read_record
@@ -42,6 +43,7 @@ from shards.manifest import (
     content_hash,
     read_json,
     read_manifest,
+    sensor_of,
     to_json,
 )
 from shards.merge import shard_name
@@ -72,7 +74,8 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
         print(f"problem: {error}", file=sys.stderr)
         print(f"{folder}: 1 problem: nothing else can be told without the manifest")
         return 1
-    plan, found = Plan(folder, manifest, sources, sample, open_labels(folder, sources.labels)), Findings()
+    labels = open_labels(folder, sources.labels)
+    plan, found = Plan(folder, manifest, source_sensor(folder, manifest), sources, sample, labels), Findings()
     indexes = _read_indexes(plan, found)
     found.problems += _check_dataset(plan, indexes)
     bundles = _check_history(plan, indexes, found)
@@ -135,7 +138,9 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
         yield f"{path}: does not repeat the shards' indexes; run `python -m shards merge {folder}`"
     if (folder / MANIFEST).read_bytes() != to_json(manifest).encode():
         yield f"{folder / MANIFEST}: not the bytes that were written"
-    if manifest.content_hash != content_hash(manifest.shards, manifest.codec, manifest.sensor):
+    sensor = sensor_of(manifest)
+    names = (sensor.name, sensor.identity_by_bands)  # older ones name own band tables by their file alone
+    if manifest.content_hash not in [content_hash(manifest.shards, manifest.codec, name) for name in names]:
         yield f"{folder / MANIFEST}: its content hash is not that of its shards"
     sums = BandSums.empty(plan.shape[0])
     for index in indexes:

@@ -17,9 +17,9 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
-from finetune.images import response_matrix
 from finetune.tasks import Task
 from shards.errors import ConfigError
+from shards.resampling import response_matrix
 from shards.sensors import get_sensor
 from tools.sample_data import PIXEL_M, Visit, make_place, render
 
@@ -73,9 +73,10 @@ def _render(rng: np.random.Generator, task: Task, size: int) -> tuple[np.ndarray
     values, materials = render(rng, make_place(rng, size), visit)
     enmap, sensor = get_sensor("enmap"), get_sensor(task.sensor)
     if sensor is not enmap:
-        # clamped to EnMAP's range, which all others are almost within
-        centres = np.clip(sensor.wavelength_nm, enmap.wavelength_nm[0], enmap.wavelength_nm[-1]).tolist()
-        matrix = response_matrix(centres, sensor.fwhm_nm, enmap.wavelength_nm, enmap.fwhm_nm)
+        matrix = response_matrix(sensor.wavelength_nm, sensor.fwhm_nm, enmap.wavelength_nm, enmap.fwhm_nm)
+        beyond = np.flatnonzero(~matrix.any(1))  # a few that EnMAP's tiles don't cover: like the nearest that they have
+        distance = np.abs(np.asarray(sensor.wavelength_nm)[beyond, None] - enmap.wavelength_nm)
+        matrix[beyond, distance.argmin(1)] = 1
         missing = values[0] == np.iinfo(np.int16).min
         mixed = np.tensordot(matrix, values.astype(np.float64), 1)
         values = np.where(missing, np.iinfo(np.int16).min, np.rint(mixed)).astype(np.int16)

@@ -161,10 +161,17 @@ def get_task(name: str) -> Task:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{path}: no such task file")
-        return parse_task(path.read_bytes(), name)
+        return _with_table_beside(path, parse_task(path.read_bytes(), name))
     if name not in task_names():
         raise ConfigError(f"key 'task': unknown task '{name}': known are {', '.join(task_names())}")
     return parse_task(files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
+
+
+def _with_table_beside(path: Path, task: Task) -> Task:
+    """The task with the band table that its file names, found from here or beside the file."""
+    beside = path.parent / task.sensor
+    found = task.sensor.lower().endswith(".csv") and not Path(task.sensor).exists() and beside.is_file()
+    return task.model_copy(update={"sensor": str(beside)}) if found else task
 
 
 def parse_task(text: str | bytes, where: str) -> Task:

@@ -21,6 +21,14 @@ CHANNELS = 128
 LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, CHANNELS, 5, 3))  # in, out, kernel, stride; padding 1
 
 
+def fewest_bands() -> int:
+    """Length of the shortest spectrum that has a position left after all layers."""
+    length = 1
+    for _, _, kernel, stride in reversed(LAYERS):
+        length = (length - 1) * stride + kernel - 2
+    return length
+
+
 class SpectralConv(nn.Module):
     """Weights of a convolution along the spectrum, in the published Conv3d's shape, (out, in, kernel, 1, 1)."""
 

@@ -5,6 +5,7 @@ import json
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pretrain.models.registry import fewest_bands, too_few_bands
 from shards.errors import ForgeError
 from shards.sensors import get_sensor
 
@@ -136,20 +137,22 @@ def describe_foreign(
 
 
 def with_sensor(described: EncoderDescription, sensor: str, network: str | None = None) -> EncoderDescription:
-    """The description with the bands of a sensor of the registry.
+    """The description with the bands of a sensor of the registry, or of a band table (``get_sensor``).
 
     Raises:
         ConfigError: no such sensor.
         WeightsError: the encoder takes another number of bands.
     """
     known = get_sensor(sensor)
+    if known.num_bands < fewest_bands(described.architecture):
+        raise WeightsError(f"sensor '{sensor}': {too_few_bands(described.architecture, known.num_bands)}")
     if described.bands not in (0, known.num_bands):
         raise WeightsError(
             f"sensor '{sensor}' has {known.num_bands} bands, and this encoder is for {described.bands}: name another"
         )
     return replace(
         described,
-        sensor=sensor,
+        sensor=known.name,
         wavelength_nm=list(known.wavelength_nm),
         fwhm_nm=list(known.fwhm_nm),
         bands=known.num_bands,

@@ -30,6 +30,8 @@ def from_pretrained(location: str | Path, **options: Any) -> tuple[Encoder, Enco
     Raises:
         WeightsError: see ``load_encoder``; or nothing is at the URL, or the download broke off.
     """
+    if not isinstance(location, str | Path):
+        raise WeightsError(f"load_encoder: {location!r}: give the path or URL of an encoder")
     text = str(location)
     if text.startswith("file://"):
         location = unquote(urlsplit(text).path)

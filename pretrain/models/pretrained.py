@@ -11,17 +11,31 @@ from torch import Tensor, nn
 from pretrain.models.description import EncoderDescription, WeightsError
 from pretrain.models.encoder import Encoder, Output
 from pretrain.models.hub import from_pretrained
+from pretrain.models.images import (
+    Images,
+    ValueRange,
+    band_centers,
+    check_bands,
+    scale_of,
+    to_batch,
+    to_tensor,
+    value_range,
+)
 from pretrain.models.normalise import Normaliser
 from pretrain.models.vit import ViTEncoder
+from shards.band_match import match_bands
 from shards.sensors import MATCH_TOLERANCE_NM, NODATA
+
+RESAMPLE = "resample the spectra to its bands, spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder)"
 
 
 class PretrainedEncoder(nn.Module):
     """An encoder with its description and normalisation.
 
-    Images are digital numbers (B, C, H, W), or one (C, H, W), as numpy array or tensor of any number type; -32768
-    and NaN are missing. Where ``wavelengths_nm`` names the bands of an array, the encoder's are picked from it, in
-    whatever order it has them; without it, the array has exactly the encoder's bands.
+    Images are digital numbers (reflectance x 10000) or reflectance, (B, C, H, W) or one (C, H, W): arrays or tensors
+    of any number type (pretrain/models/images.py). -32768, NaN, infinities and masked pixels are missing. Where
+    ``wavelengths_nm`` (or micrometers) names the bands of an array, the encoder's are picked from it, in whatever order
+    it has them; without it, the array has exactly the encoder's bands. Bands of another sensor: ``resample``.
 
     Attributes:
         encoder: the network, in evaluation mode.
@@ -44,9 +58,10 @@ class PretrainedEncoder(nn.Module):
         """Features with gradients, for those who train on: pooled (B, D), or with ``output`` ``map`` (B, D, h, w).
 
         Raises:
-            WeightsError: bands or size are not the encoder's, or how to normalise is unknown.
+            WeightsError: bands, size or values are not what the encoder takes, or how to normalise is unknown.
         """
-        return self.encoder(self._input(images, wavelengths_nm), output).float()
+        batch, bands = self._read(images, wavelengths_nm)
+        return self._features(batch, bands, None, output)
 
     @torch.no_grad()
     def encode(self, images: Any, wavelengths_nm: Sequence[float] | None = None, batch_size: int = 32) -> Tensor:
@@ -69,58 +84,97 @@ class PretrainedEncoder(nn.Module):
         wavelengths_nm: Sequence[float] | None = None,
     ) -> tuple:
         """Features of several layers; see ``Encoder.get_intermediate_layers``."""
-        values = self._input(images, wavelengths_nm)
+        batch, bands = self._read(images, wavelengths_nm)
+        if not len(batch):
+            raise WeightsError("images: none are given; give one at least")
+        values = self._normalised(batch, bands, None)
         return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
 
     def extra_repr(self) -> str:
         told = self.description
         return f"{told.architecture}, {told.sensor}, {told.bands} bands, {told.objective or 'unknown objective'}"
 
-    def _in_batches(
-        self, images: Any, wavelengths_nm: Sequence[float] | None, batch_size: int, output: Output
-    ) -> Tensor:
-        values = _as_batch(images)
-        parts = [self(part, wavelengths_nm, output) for part in values.split(batch_size)]
-        return torch.cat(parts)
+    def _in_batches(self, images: Any, wavelengths_nm: Any, batch_size: int, output: Output) -> Tensor:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise WeightsError(f"batch_size {batch_size!r}: give a whole number above 0")
+        batch, bands = self._read(images, wavelengths_nm)
+        parts = [batch[begin : begin + batch_size] for begin in range(0, max(len(batch), 1), int(batch_size))]
+        scale = None if len(parts) == 1 else scale_of(self._range(part, self._numbers(part, bands)) for part in parts)
+        return torch.cat([self._features(part, bands, scale, output) for part in parts])
 
-    def _input(self, images: Any, wavelengths_nm: Sequence[float] | None) -> Tensor:
-        """Normalised float32 images of the encoder's bands, on its device."""
-        values = _as_batch(images)
+    def _read(self, images: Any, wavelengths_nm: Any) -> tuple[Images, list[int] | None]:
+        """Images as they come, checked but for their values, and the positions of the encoder's bands (None: all)."""
+        batch, bands = to_batch(images), None
+        count = self.description.bands
         if wavelengths_nm is not None:
-            values = values[:, self._bands_of(wavelengths_nm, values.shape[1])]
-        if values.shape[1] != self.description.bands:
-            raise WeightsError(
-                f"images of {values.shape[1]} bands: this encoder takes {self.description.bands}; "
-                "name theirs with wavelengths_nm"
-            )
-        self._check_size(values)
+            if len(self.wavelength_nm) != count:
+                raise WeightsError(
+                    f"the encoder's file doesn't say which {count} bands it takes: give images of just them without "
+                    "wavelengths_nm, or name its sensor, python -m tools.convert FILE encoder.safetensors --sensor NAME"
+                )
+            centers = band_centers(wavelengths_nm)
+            check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one for each band")
+            bands = self._bands_of(centers, len(centers))
+            if len(centers) < count:  # one is near to two of the encoder's
+                raise WeightsError(f"images of {len(centers)} bands: this encoder takes {count}; {RESAMPLE}")
+        if bands is None:
+            check_bands(batch, count, f"this encoder takes {count}; name theirs with wavelengths_nm")
+        self._check_size(batch)
         if self.normalise is None:
             raise WeightsError(
                 "the encoder's file doesn't say how its images were normalised: give it the statistics, "
                 "python -m tools.convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
             )
-        values = values.to(self.normalise.mu.device)
-        if values.is_floating_point():
-            values = values.float().nan_to_num(nan=float(NODATA))
-        return self.normalise(values)
+        return batch, bands
 
-    def _bands_of(self, wavelengths_nm: Sequence[float], count: int) -> list[int]:
-        """Where each of the encoder's bands is in an array whose bands have these centres."""
-        centres = np.asarray(wavelengths_nm, dtype=np.float64)
-        if centres.shape != (count,):
-            raise WeightsError(f"{centres.size} wavelengths for images of {count} bands: give one for each band")
-        distance = np.abs(np.asarray(self.wavelength_nm)[:, None] - centres)
-        missing = np.flatnonzero(distance.min(1) > MATCH_TOLERANCE_NM)
+    def _features(self, batch: Images, bands: list[int] | None, scale: float | None, output: Output) -> Tensor:
+        if not len(batch):
+            size = [] if output == "pooled" else [side // self.encoder.stride for side in batch.shape[2:]]
+            return torch.empty(0, self.encoder.feature_dim, *size, device=self._device)
+        return self.encoder(self._normalised(batch, bands, scale), output).float()
+
+    def _normalised(self, batch: Images, bands: list[int] | None, scale: float | None) -> Tensor:
+        """float32 images of the encoder's bands, on its device; ``scale`` None: as their values tell."""
+        assert self.normalise is not None
+        values = self._numbers(batch, bands)
+        if scale is None:
+            scale = scale_of([self._range(batch, values)])
+        if scale != 1:
+            value_range(values, scale)
+            values = torch.where(values == NODATA, values, values * scale)
+        return self.normalise(values.float() if values.is_floating_point() else values)
+
+    def _numbers(self, batch: Images, bands: list[int] | None) -> Tensor:
+        return to_tensor(batch if bands is None else batch[:, bands]).to(self._device)
+
+    def _range(self, batch: Images, values: Tensor) -> ValueRange | None:
+        """Of the values, but of integers that were on a GPU already: looking at them would wait for it."""
+        unseen = isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
+        return None if unseen else value_range(values)
+
+    @property
+    def _device(self) -> torch.device:
+        assert self.normalise is not None
+        return self.normalise.mu.device
+
+    def _bands_of(self, centers: np.ndarray, count: int) -> list[int]:
+        """Where each of the encoder's bands is among ``count`` bands with these centers."""
+        wanted = np.asarray(self.wavelength_nm)
+        distance = np.abs(wanted[:, None] - centers)
+        nearest = distance.argmin(1)
+        paired = match_bands(tuple(self.wavelength_nm), tuple(np.asarray(centers).tolist()))
+        positions = nearest if paired is None else paired
+        missing = np.flatnonzero(distance[np.arange(len(wanted)), positions] > MATCH_TOLERANCE_NM)
         if len(missing):
             raise WeightsError(
-                f"no band within {MATCH_TOLERANCE_NM:g} nm of {self.wavelength_nm[missing[0]]:g} nm "
-                f"({len(missing)} of {len(self.wavelength_nm)} missing): resample the spectra to encoder.wavelength_nm"
+                f"no band within {MATCH_TOLERANCE_NM:g} nm of {wanted[missing[0]]:g} nm "
+                f"({len(missing)} of {len(wanted)} missing): {RESAMPLE}"
             )
-        return distance.argmin(1).tolist()
+        return positions.tolist()
 
-    def _check_size(self, values: Tensor) -> None:
+    def _check_size(self, batch: Images) -> None:
         step = self.encoder.patch_size if isinstance(self.encoder, ViTEncoder) else 1
-        height, width = values.shape[2:]
+        height, width = batch.shape[2:]
         if height % step or width % step or not height or not width:
             raise WeightsError(f"images of {height} x {width} px: this encoder takes multiples of {step} px")
 
@@ -135,12 +189,3 @@ def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:
         WeightsError: nothing there, damaged, or not an encoder in full.
     """
     return PretrainedEncoder(*from_pretrained(location, **options))
-
-
-def _as_batch(images: Any) -> Tensor:
-    values = torch.as_tensor(images)
-    if values.dim() == 3:
-        values = values[None]
-    if values.dim() != 4:
-        raise WeightsError(f"images of shape {tuple(values.shape)}: give (B, bands, height, width)")
-    return values

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pretrain.models import adapter
 from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder
 from pretrain.models.resnet import NO_DILATION, PlainResNet, SpecResNet
@@ -38,6 +39,20 @@ ENCODERS = (*SPEC_VITS, "spec_resnet50", *PLAIN_VITS, "resnet50")
 """All names."""
 
 
+def fewest_bands(name: str) -> int:
+    """The fewest bands that an encoder takes: the spectral adapter's convolutions need a spectrum of some length."""
+    return adapter.fewest_bands() if name.startswith("spec_") else 1
+
+
+def too_few_bands(name: str, bands: int) -> str:
+    """Why an encoder doesn't take so few bands, and which one does."""
+    plain = "resnet50" if name == "spec_resnet50" else " or ".join(PLAIN_VITS)
+    return (
+        f"{name} takes {fewest_bands(name)} bands or more, not {bands}: its published spectral adapter leaves nothing "
+        f"of a shorter spectrum; take {plain}, without an adapter and for any number of bands"
+    )
+
+
 def build_encoder(
     name: str,
     image_size: int = 128,
@@ -57,8 +72,10 @@ def build_encoder(
         dilate: for each layer of Spec. ResNet-50, whether a dilation takes the place of its stride.
 
     Raises:
-        ValueError: unknown name, or a patch size that does not divide the image.
+        ValueError: unknown name, a patch size that does not divide the image, or fewer bands than it takes.
     """
+    if bands and bands < fewest_bands(name):
+        raise ValueError(too_few_bands(name, bands))
     if name in SPEC_VITS:
         size = SPEC_VITS[name]
         return SpecViT(image_size, patch_size, size.width, size.depth, size.heads, size.mlp_hidden, bn_group, attention)

@@ -27,8 +27,8 @@ from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_ma
 from pretrain.objectives.masked_loss import masked_targets, squared_errors
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from shards import keyed
-from shards.manifest import Manifest
-from shards.sensors import NODATA, get_sensor
+from shards.manifest import Manifest, sensor_of
+from shards.sensors import NODATA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -251,7 +251,6 @@ class MaskedAutoencoding(Objective):
             predicted,
             masked.cpu().numpy(),
             self.config.model.patch_size,
-            np.asarray(self.manifest.wavelength_nm),
-            get_sensor(self.manifest.sensor).rgb,
+            sensor_of(self.manifest),
             "mean and spread of a predicted patch are the true patch's (norm_pix)" if self.module.norm_pix else "",
         )

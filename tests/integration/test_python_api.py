@@ -27,6 +27,8 @@ import spectralforge
 encoder = spectralforge.load_encoder(sys.argv[1])
 tiles = (torch.arange({BANDS * SIZE * SIZE}) % 3000).view(1, {BANDS}, {SIZE}, {SIZE}).to(torch.int16)
 torch.save(encoder.encode(tiles, encoder.wavelength_nm), sys.argv[2])
+cube = spectralforge.resample(tiles, encoder.wavelength_nm, encoder.description.fwhm_nm, to=encoder)
+assert torch.equal(encoder.encode(cube), encoder.encode(tiles))
 """
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from support.small_encoder import small_description
 
-from finetune.images import ImageInput, check_same_bands, response_matrix
+from finetune.images import ImageInput, check_same_bands
 from pretrain.models import Normaliser
 from shards.errors import ConfigError
+from shards.resampling import response_matrix
 from shards.sensors import NODATA, get_sensor, sensor_names
 
 ENMAP, DESIS = get_sensor("enmap"), get_sensor("desis")
@@ -59,7 +60,7 @@ def test_tiles_are_resampled_then_normalised_and_missing_stays_missing():
     tiles = torch.tensor([[[[10, 30]], [[20, NODATA]], [[40, 50]]]], dtype=torch.int16)
     found = inputs(tiles)
     assert found[0, :, 0, 0].tolist() == [(15 - 10) / 2, (40 - 20) / 4, 0.0]  # the last band is not covered
-    assert found[0, :, 0, 1].tolist() == [0.0, 0.0, 0.0]
+    assert found[0, :, 0, 1].tolist() == [0.0, (50 - 20) / 4, 0.0]  # of the first, half of what makes it is missing
     assert inputs.bands == 3
 
 

@@ -85,7 +85,7 @@ def test_lines_break_at_missing_values_and_where_bands_were_left_out():
     tile = spectra(1, 8)
     tile[30] = NODATA
     axes = Figure().subplots()
-    draw_spectra(axes, tile, np.asarray(ENMAP.wavelength_nm), ENMAP.scale)
+    draw_spectra(axes, tile, ENMAP)
     assert len(axes.lines) == 6
     nm, median = axes.lines[-1].get_data()
     order = np.argsort(ENMAP.wavelength_nm)
@@ -100,7 +100,7 @@ def test_lines_break_at_missing_values_and_where_bands_were_left_out():
 def test_a_tile_without_a_valid_pixel_is_an_empty_picture():
     tile = np.full((202, 4, 4), NODATA, np.int16)
     axes = Figure().subplots()
-    draw_spectra(axes, tile, np.asarray(ENMAP.wavelength_nm), ENMAP.scale)
+    draw_spectra(axes, tile, ENMAP)
     assert len(axes.lines) == 0
     assert (rgb(tile, ENMAP.rgb) == 1).all()
     tile[:, 0, 0] = 100

@@ -113,10 +113,10 @@ def test_one_band_of_a_palette_is_read_as_codes(tmp_path):
 @pytest.mark.parametrize(
     ("count", "options", "told"),
     [
-        (2, {}, "2 bands, one for each class (one-hot)?"),
-        (3, {"photometric": "RGB"}, "3 bands of color"),
-        (4, {"photometric": "RGB", "alpha": "YES"}, "3 bands of color"),
-        (7, {}, "7 bands, one for each class (one-hot)?"),
+        (2, {}, "2 bands, one for each class (one-hot): "),
+        (3, {"photometric": "RGB"}, "3 bands, an RGB picture of classes"),
+        (4, {"photometric": "RGB", "alpha": "YES"}, "3 bands, an RGB picture of classes"),
+        (7, {}, "7 bands, one for each class (one-hot): "),
     ],
 )
 def test_one_hot_and_colored_labels_are_refused_by_name(tmp_path, count, options, told):
@@ -263,6 +263,24 @@ def test_pixels_that_an_aligned_label_does_not_cover_do_not_count(tmp_path):
     expected[1:, 2:] = codes[:3, :4]
     expected[2, 3] = NODATA
     np.testing.assert_array_equal(read_label(path, IMAGE, "nearest"), expected)
+
+
+LOCAL = 'LOCAL_CS["site",UNIT["metre",1]]'
+
+
+@pytest.mark.parametrize("crs", [None, LOCAL])
+def test_grids_without_a_place_on_earth_are_compared_and_aligned(tmp_path, crs):
+    image = Grid(4, 6, crs, tuple(PLACE)[:6])
+    path = _write(tmp_path / "a.tif", CODES.astype(np.uint8), PLACE @ Affine.translation(1, 0), crs)
+    assert _refused(path, image).startswith("labels shifted by +1.00 columns and +0.00 rows")
+    assert read_label(path, image, "nearest")[:, 1:].tolist() == CODES[:, :-1].tolist()
+    path = _write(tmp_path / "b.tif", CODES.astype(np.uint8), PLACE @ Affine.translation(10, 0), crs)
+    assert _refused(path, image).startswith("labels of another place: their center is 300 units away; give the label")
+
+
+def test_a_label_in_the_wrong_zone_is_told(tmp_path):
+    told = _refused(_write(tmp_path / "a.tif", CODES.astype(np.uint8), crs="EPSG:32632"))
+    assert " km away (labels in EPSG:32632, image in EPSG:32633); give the label of this image" in told
 
 
 def test_a_label_in_another_crs_is_warped(tmp_path):

@@ -15,7 +15,7 @@ from support.range_server import RangeServer
 from support.tiles import write_archive
 
 from shards.build import pack
-from shards.errors import ShardError
+from shards.errors import ConfigError, ShardError
 from shards.manifest import MANIFEST
 from shards.reader import ShardReader, open_dataset
 from shards.scan import PackConfig
@@ -407,3 +407,24 @@ def test_a_damaged_copy_on_the_node_is_dropped_and_the_tile_read_from_the_source
     copy.write_bytes(data)
     _assert_all(reader, values)
     reader.close()
+
+
+@pytest.mark.parametrize(
+    ("view", "says"),
+    [
+        ({"split": "trian"}, "did you mean 'train'?"),
+        ({"split": "val"}, "no tiles in the 'val' split: pack it with --labels and --splits"),
+        ({"max_clouds": 0.1}, "unknown key 'max_clouds'; did you mean 'max_cloud'?"),
+        ({"max_cloud": "little"}, "key 'max_cloud': input should be a valid number, got 'little'"),
+        ({"max_cloud": 5}, "key 'max_cloud': input should be less than or equal to 1"),
+        ({"bbox": [1, 2]}, "key 'bbox.2' is required"),
+        ({"begin": "2022-13-01"}, "key 'begin': month must be in 1..12"),
+        ({"keep": Path("nowhere.txt")}, "key 'view.keep': nowhere.txt: can't be read"),
+        ({"threads": "4"}, "threads is '4'"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_conditions_that_can_not_be_met_are_one_line(packed, view, says):
+    with pytest.raises(ConfigError) as raised:
+        open_dataset(packed[0], **view)
+    assert says in str(raised.value) and "\n" not in str(raised.value)

@@ -107,7 +107,11 @@ def test_crossing_missing_and_unlabelled_features_do_no_harm(tmp_path):
 
 
 def test_names_of_classes_are_codes_by_the_task(tmp_path):
-    path = _write(tmp_path / "a.gpkg", [_box(0, 0, 3, 8), _box(5, 2, 3, 3)], ["Winter Wheat ", "9"])
+    boxes, texts = (
+        [_box(0, 0, 3, 8), _box(5, 2, 3, 3), _box(3, 0, 2, 8), _box(3, 0, 2, 8)],
+        ["Winter Wheat ", "9", " ", None],
+    )
+    path = _write(tmp_path / "a.gpkg", boxes, np.array(texts, dtype=object))
     np.testing.assert_array_equal(_burned(path, {"winter wheat": 7}), HALVES)
     with pytest.raises(SourceError, match=r"'Winter Wheat ' in field 'crop' is none of barley"):
         _burned(path, {"barley": 1})
