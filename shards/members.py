@@ -23,6 +23,9 @@ ZIP = ".zip"
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 """By the first two bytes of a file."""
 
+LARGEST_SPARSE = 4 << 30
+"""Bytes of a member with holes, which cost memory without being in the archive."""
+
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, NotImplementedError)
 """What reading a damaged archive may raise."""
 
@@ -130,6 +133,8 @@ def _tar_members(path: Path) -> Iterator[Member]:
         for number, told in enumerate(archive):
             name = member_name(told.name)
             if told.isfile():
+                if told.sparse and told.size > LARGEST_SPARSE:
+                    raise tarfile.ReadError(f"{name} claims {told.size} bytes, most of them holes")
                 yield Member(name, number, told.size, archive.extractfile(told))
             elif told.islnk():
                 yield Member(name, number, hard=member_name(told.linkname))

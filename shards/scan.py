@@ -39,6 +39,7 @@ from shards.scene import METADATA, Scene, SceneLimits
 from shards.sensors import Sensor, get_sensor
 from shards.sources import SPLITS, TileSource
 from shards.spool import filtered_tiles, remove_spool, spooled_tiles
+from shards.walk import is_data
 
 LOCK = "pack.lock"
 LABEL_OPTIONS = {"align": "align", "label_field": "field", "label_layer": "layer"}
@@ -68,7 +69,8 @@ def begin(
 ) -> PackRecord:
     """The record of the work in ``dest``: made by the first process that comes, read by all others."""
     if dest.exists() and not (dest / RECORD).exists():
-        if any(not (name.name.endswith(TEMPORARY) or name.name == LOCK) for name in dest.iterdir()):
+        names = [path.name for path in dest.iterdir() if is_data(path.name)]
+        if any(not (name.endswith(TEMPORARY) or name == LOCK) for name in names):
             raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
     if append and not (dest / RECORD).exists():
         raise ShardError(f"{dest}: nothing to append to; run pack without --append")
