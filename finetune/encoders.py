@@ -20,6 +20,7 @@ from pretrain.models.initialise import initialise
 from pretrain.models.patches import sincos_positions
 from pretrain.models.registry import fewest_bands
 from pretrain.models.vit import ViTEncoder
+from shards.arrays import read_npy
 from shards.errors import ConfigError
 from shards.manifest import sensor_of
 from shards.reader import open_dataset
@@ -106,7 +107,7 @@ class EncoderFile:
         if data.statistics is not None:
             folder = Path(data.statistics)
             try:
-                mu, sigma = (np.load(folder / f"{name}.npy").astype(float) for name in ("mu", "sigma"))
+                mu, sigma = (read_npy((folder / f"{name}.npy").read_bytes()).astype(float) for name in ("mu", "sigma"))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"key 'data.statistics': {folder}: needs mu.npy and sigma.npy ({error})") from None
             if mu.shape != (bands,) or sigma.shape != (bands,) or not (sigma > 0).all():

@@ -14,6 +14,7 @@ import numpy as np
 
 from finetune.config import Group, LabelledDataConfig
 from finetune.tasks import Task
+from shards.arrays import read_npz
 from shards.errors import ConfigError, SourceError, TileError
 from shards.geotiff import read_tile
 from shards.labels import Labels, declared_nodata, read_grid
@@ -256,9 +257,8 @@ def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
 
 def _read_npz(path: Path, bands: int) -> np.ndarray:
     try:
-        with np.load(path) as file:
-            values = file["data"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        values = read_npz(path)["data"]
+    except (OSError, ValueError, KeyError) as error:
         raise TileError(f"{path}: not a readable npz with an array 'data' ({error})") from None
     if values.ndim != 3 or values.shape[0] != bands:
         raise TileError(f"{path}: shape {values.shape}, expected ({bands}, height, width)")

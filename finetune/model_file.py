@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from finetune.heads import build_head, predict
+from finetune.heads import HeadName, build_head, predict
 from finetune.images import ImageInput
 from finetune.tasks import Task
 from pretrain.models import EncoderDescription, WeightsError, build_encoder, load_encoder
 from pretrain.models.description import read_header
 from pretrain.models.encoder import Encoder
+from shards.arrays import read_json_value
 from shards.atomic import write_atomic
 
 HEADER_KEY = "spectralforge-task"
@@ -36,6 +39,19 @@ class InputDescription:
     def build(self) -> ImageInput:
         response = None if self.response is None else np.asarray(self.response)
         return ImageInput(self.mu, self.sigma, self.clip, response)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The task's part of a model's header."""
+
+    task: Task
+    head: HeadName
+    inputs: InputDescription
+    dilate: tuple[bool, bool, bool, bool]
+
+
+_CHECKED = TypeAdapter(_Saved)
 
 
 class TaskModel(nn.Module):
@@ -123,17 +139,26 @@ def load_task_model(path: str | Path) -> TaskModel:
 
 def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
     """The model that a header describes, with these weights; errors are those of whatever doesn't fit."""
-    task = Task.model_validate_json(json.dumps(told["task"]))
-    inputs = InputDescription(**told["inputs"])
-    encoder = build_encoder(
-        description.architecture,
-        description.image_size,
-        description.patch_size,
-        bands=description.bands,
-        dilate=told["dilate"],
-    )
-    head = build_head(told["head"], task.kind, encoder.feature_dim, len(task.outputs), encoder.stride)
-    model = TaskModel(encoder, description, inputs, told["head"], head, task, tuple(told["dilate"]))
+    saved = _CHECKED.validate_json(json.dumps(told))
+    inputs, bands = saved.inputs, len(saved.inputs.wavelength_nm)
+    if not len(inputs.mu) == len(inputs.sigma) == (bands if inputs.response is None else len(inputs.response)):
+        raise ValueError("mu and sigma for other bands than it has")
+    with torch.device("meta"):  # its header may claim any size: no memory before its weights have the same
+        encoder = build_encoder(
+            description.architecture,
+            description.image_size,
+            description.patch_size,
+            bands=description.bands,
+            dilate=saved.dilate,
+        )
+        outputs = len(saved.task.outputs)
+        head = build_head(saved.head, saved.task.kind, encoder.feature_dim, outputs, encoder.stride)
+    for name, module in (("encoder", encoder), ("head", head)):
+        for key, tensor in module.state_dict().items():
+            if weights[f"{name}.{key}"].shape != tensor.shape:
+                raise ValueError(f"{name}.{key} has another shape")
+        module.to_empty(device="cpu")
+    model = TaskModel(encoder, description, inputs, saved.head, head, saved.task, saved.dilate)
     model.load_state_dict(weights)
     return model
 
@@ -148,7 +173,7 @@ def _header(path: Path) -> dict[str, Any] | None:
     except SafetensorError:
         return None
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else read_json_value(text)
     except ValueError as error:
         raise WeightsError(f"{path}: its description is damaged ({error}); copy or train it again") from None
 

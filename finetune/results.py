@@ -9,15 +9,20 @@
 
 import io
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from finetune.tasks import Task
+from shards.arrays import read_json_value, read_npz
 from shards.atomic import write_atomic
+from shards.config import ConfigModel
 from shards.errors import ConfigError
+from shards.manifest import first_problem
 
 FORMAT = 1
 
@@ -85,6 +90,41 @@ class RunResults:
 ARRAYS = ("units", "maps")
 
 
+class _Entry(ConfigModel):
+    """JSON form of a Result."""
+
+    encoder: str
+    protocol: str
+    head: str
+    seed: int
+    fraction: float
+    lr: float | None
+    epoch: int | None
+    validation: dict[str, float]
+    test: dict[str, float]
+    by_output: dict[str, list[float | None]]
+    curve: list[dict[str, float]] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Document(ConfigModel):
+    """``results.json``."""
+
+    format: int
+    task: Task
+    encoders: dict[str, dict[str, Any]]
+    data: dict[str, Any]
+    cost: dict[str, float]
+    baseline: list[float] | None
+    tiles: list[str]
+    places: list[str]
+    seen: list[bool] | None
+    results: list[_Entry]
+
+
+_ENTRIES = TypeAdapter(list[_Entry])
+
+
 def write_results(folder: Path, run: RunResults) -> None:
     """Write the three files, ``results.json`` last."""
     entries = [_entry(one) for one in run.results]
@@ -110,21 +150,26 @@ def read_results(folder: Path) -> RunResults:
     """
     path = folder / "results.json"
     try:
-        document = json.loads(path.read_text())
-        units, examples = np.load(folder / "units.npz"), np.load(folder / "examples.npz")
+        content = read_json_value(path.read_bytes())
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise ConfigError(f"{path}: format {found!s:.40}, this version reads {FORMAT}: evaluate again")
+        document = _Document.model_validate_json(json.dumps(content))
+        units, examples = read_npz(folder / "units.npz"), read_npz(folder / "examples.npz")
+        results = [
+            Result(**vars(entry), units=units[f"result-{number}"], maps=examples[f"map-{number}"])
+            for number, entry in enumerate(document.results)
+        ]
+        kept = {name: value for name, value in document if name not in ("format", "results")}
+        return RunResults(results=results, rgb=examples["rgb"], labels=examples["labels"], **kept)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: damaged results ({first_problem(error)}): run the evaluation again") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder}: damaged results ({error}): run the evaluation again") from None
-    if document.get("format") != FORMAT:
-        raise ConfigError(f"{path}: format {document.get('format')}, this version reads {FORMAT}: evaluate again")
-    results = [
-        Result(**entry, units=units[f"result-{number}"], maps=examples[f"map-{number}"])
-        for number, entry in enumerate(document["results"])
-    ]
-    kept = {key: document[key] for key in ("encoders", "data", "cost", "baseline", "tiles", "places", "seen")}
-    task = Task.model_validate_json(json.dumps(document["task"]))
-    return RunResults(task=task, results=results, rgb=examples["rgb"], labels=examples["labels"], **kept)
+    except KeyError as error:
+        raise ConfigError(f"{folder}: damaged results (no array {error}): run the evaluation again") from None
 
 
 def write_part(path: Path, results: list[Result]) -> None:
@@ -137,15 +182,19 @@ def write_part(path: Path, results: list[Result]) -> None:
 
 
 def read_part(path: Path) -> list[Result] | None:
-    """What `write_part` wrote; None where it did not."""
-    if not path.exists():
-        return None
-    with np.load(path) as file:
-        entries = json.loads(str(file["entries"]))
+    """What `write_part` wrote; None where it did not, or where it is damaged: the training is done again."""
+    try:
+        arrays = read_npz(path)
+        entries = _ENTRIES.validate_json(str(arrays["entries"]))
         return [
-            Result(**entry, **{name: file[f"{name}-{number}"] for name in ARRAYS})
+            Result(**vars(entry), units=arrays[f"units-{number}"], maps=arrays[f"maps-{number}"])
             for number, entry in enumerate(entries)
         ]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:  # ValidationError too
+        print(f"warning: {path}: damaged ({type(error).__name__}): this training is done again", file=sys.stderr)
+        return None
 
 
 def _entry(result: Result) -> dict[str, Any]:

@@ -34,8 +34,10 @@ from pretrain.engine import ZeroEngine
 from pretrain.momentum import MomentumNetwork
 from pretrain.random_state import random_state, set_random_state
 from pretrain.zero_state import gather_state, hash_weights, parameter_shapes, set_state
+from shards.arrays import read_json_value
 from shards.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.errors import ForgeError
+from shards.names import plain_name
 
 FORMAT = 2
 SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
@@ -163,8 +165,8 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
         part, parts: look at every ``parts``-th file alone, beginning with number ``part``.
     """
     try:
-        files = json.loads((path / SEAL).read_bytes())["files"]
-        seals = {name: {"size": seal["size"], "sha256": seal["sha256"]} for name, seal in files.items()}
+        files = read_json_value((path / SEAL).read_bytes())["files"]
+        seals = {plain_name(name): {"size": seal["size"], "sha256": seal["sha256"]} for name, seal in files.items()}
         seals[STATE]  # without it, nothing is sealed
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path / SEAL}: missing or unreadable"
@@ -201,12 +203,16 @@ def read_state(path: Path) -> dict[str, Any]:
     """The JSON state of a checkpoint.
 
     Raises:
-        CheckpointError: it is of another format.
+        CheckpointError: it is damaged, or of another format.
     """
-    state = json.loads((path / STATE).read_bytes())
-    if state.get("format") != FORMAT:
+    try:
+        state = read_json_value((path / STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / STATE}: can't be read ({error}): take another checkpoint") from None
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint of format {state.get('format')}, this version continues format {FORMAT}: finish the "
+            f"{path}: checkpoint of format {found!s:.40}, this version continues format {FORMAT}: finish the "
             "run with the version that began it"
         )
     return state

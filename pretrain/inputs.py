@@ -1,5 +1,6 @@
 """What a run reads: its shards, the order of the training tiles, and the tiles held out."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import numpy as np
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.models.registry import fewest_bands, too_few_bands
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ShardError
 from shards.manifest import Manifest
-from shards.plan import SamplePlan, hold_out
-from shards.quarantine import Quarantine
+from shards.plan import SamplePlan, held_out_hash, hold_out
+from shards.quarantine import NoneLeft, Quarantine
 from shards.reader import ShardReader
 from shards.view import view_hash, view_rows
 
@@ -24,7 +25,7 @@ class Inputs:
         reader: of the shards.
         plan: which tile each sample number is.
         held_out: tile rows for validation.
-        quarantine: of damaged tiles.
+        quarantine: of damaged tiles, in both sets.
     """
 
     reader: ShardReader
@@ -36,10 +37,23 @@ class Inputs:
     def manifest(self) -> Manifest:
         return self.reader.manifest
 
-    def always(self, count: int) -> np.ndarray:
-        """``count`` tile rows that are the same in the whole run, held out where there are such."""
-        rows = self.held_out if len(self.held_out) else self.plan.rows
-        return np.resize(rows, count)
+    @property
+    def held_out_hash(self) -> str:
+        """Of the places that are held out, kept in checkpoints: a run never trains on them later."""
+        return held_out_hash(self.reader.table, self.held_out)
+
+    def always(self, count: int) -> tuple[np.ndarray, list[int]]:
+        """``count`` tiles that are the same in the whole run, held out where there are such; the same on all ranks.
+
+        Returns:
+            int16 (count, bands, height, width), and the rows that they have.
+        """
+        tiles = np.empty((count, *self.reader.tile_shape), dtype=np.int16)
+        for rows in (self.held_out, self.plan.rows):
+            with suppress(NoneLeft):
+                if len(rows):
+                    return tiles, self.reader.read(np.resize(rows, count), tiles, self.quarantine)
+        raise ShardError(f"{self.reader.location}: no tile can be read: run `python -m shards verify` on it")
 
 
 def open_inputs(config: PretrainConfig) -> Inputs:
@@ -57,7 +71,7 @@ def open_inputs(config: PretrainConfig) -> Inputs:
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
     train, held_out = hold_out(reader.table, data.holdout, seed, rows)
     plan = SamplePlan(reader.table, train, dataset, seed, data.order)
-    quarantine = Quarantine(plan.rows, plan.dataset, data.max_bad_tiles, folder, distributed.rank())
+    quarantine = Quarantine(plan.rows, plan.dataset, data.max_bad_tiles, folder, distributed.rank(), held_out)
     return Inputs(reader, plan, held_out, quarantine)
 
 

@@ -6,6 +6,8 @@ forms, so a curve over training shows the encoder alone (kNN as in DINO, arXiv 2
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +20,12 @@ from pretrain.engine import ZeroEngine
 from pretrain.objectives.objective import Objective
 from pretrain.validate import check_stop
 from shards import keyed
-from shards.errors import ConfigError
-from shards.reader import TileDataset, open_dataset
+from shards.errors import ConfigError, ShardError, UnreachableError
+from shards.quarantine import Quarantine
+from shards.reader import ShardReader
+from shards.selection import ViewConfig
 from shards.sensors import NODATA
+from shards.view import view_rows
 
 CELLS = 32
 """Cells taken of each tile at most."""
@@ -55,19 +60,29 @@ class EncoderProbe:
         assert config.probe is not None
         self.probe, self.size, self.micro = config.probe, config.model.image_size, config.train.micro_batch
         self.seed = config.run.seed
-        self.splits = {name: self._open(name, bands) for name in ("train", "val")}
+        self.reader = ShardReader(self.probe.shards)
+        shape = self.reader.tile_shape
+        if shape[0] != bands or min(shape[1:]) < self.size:
+            raise ConfigError(f"key 'probe.shards': tiles of {shape}; the run takes {bands} bands, {self.size} px")
+        self.splits = {name: self._labelled(name) for name in ("train", "val")}
+        self.quarantine = Quarantine(
+            self.splits["train"],
+            self.reader.manifest.content_hash,
+            config.data.max_bad_tiles,
+            Path(config.run.dir),
+            distributed.rank(),
+            held_out=self.splits["val"],
+        )
 
-    def _open(self, split: str, bands: int) -> TileDataset:
-        dataset = open_dataset(self.probe.shards, split=split)
-        if not len(dataset) or dataset.mask(0) is None:
+    def _labelled(self, split: Literal["train", "val"]) -> np.ndarray:
+        """int64: tile rows of a split that have a label tile."""
+        rows = view_rows(ViewConfig(split=split), self.reader.table)
+        rows = rows[self.reader.table["mask_length"][rows] > 0]
+        if not len(rows):
             raise ConfigError(
                 f"key 'probe.shards': {self.probe.shards} has no labelled tiles in '{split}'; see --labels"
             )
-        if dataset[0].shape[0] != bands or min(dataset[0].shape[1:]) < self.size:
-            raise ConfigError(
-                f"key 'probe.shards': tiles of {dataset[0].shape}; the run takes {bands} bands, {self.size} px"
-            )
-        return dataset
+        return rows
 
     def scores(
         self, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool] = lambda: False
@@ -83,16 +98,22 @@ class EncoderProbe:
             "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),
         }
 
-    def _cells(self, split: str, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool]) -> Cells:
+    def _cells(
+        self,
+        split: Literal["train", "val"],
+        objective: Objective,
+        engine: ZeroEngine,
+        asked_to_stop: Callable[[], bool],
+    ) -> Cells:
         """Cells of tiles drawn by the run's seed; ranks share the tiles."""
-        dataset, world = self.splits[split], distributed.world_size()
-        order = keyed.permute(keyed.key(self.seed, "probe", split), len(dataset), np.arange(len(dataset)))
-        chosen = order[: -(-self.probe.samples // CELLS)]
+        labelled, world = self.splits[split], distributed.world_size()
+        order = keyed.permute(keyed.key(self.seed, "probe", split), len(labelled), np.arange(len(labelled)))
+        chosen = labelled[order][: -(-self.probe.samples // CELLS)]
         mine: dict[int, tuple[Tensor, Tensor]] = {}
         rounds = -(-len(chosen) // (self.micro * world))  # as many forwards on every rank
         numbers = np.arange(rounds * self.micro * world).reshape(rounds, world, self.micro)[:, distributed.rank()]
         rows = chosen[np.minimum(numbers, len(chosen) - 1)]
-        tiles = distributed.together(lambda: [[self._read(dataset, int(row)) for row in turn] for turn in rows])
+        tiles = distributed.together(lambda: [[self._read(int(row)) for row in turn] for turn in rows])
         for turn, batch in zip(numbers.tolist(), tiles, strict=True):
             check_stop(asked_to_stop())
             images = objective.normalise(torch.stack([values for values, _ in batch]).to(distributed.device()))
@@ -110,13 +131,29 @@ class EncoderProbe:
             raise ConfigError(f"key 'probe.ignore': label {labels.min()} of '{split}' is negative: ignore it, too")
         return Cells(features, labels)
 
-    def _read(self, dataset: TileDataset, position: int) -> tuple[Tensor, Tensor]:
-        """The centre of a tile, int16 (C, size, size), and of its label tile (size, size)."""
-        values, codes = dataset[position], dataset.mask(position)
-        assert codes is not None
+    def _read(self, row: int) -> tuple[Tensor, Tensor]:
+        """The centre of a tile, int16 (C, size, size), and of its label tile (size, size).
+
+        Where either is damaged, both are those of another tile of the split.
+        """
+        values = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
+        attempt, wanted = 0, row
+        while True:
+            try:
+                if row not in self.quarantine:
+                    self.reader.read([row], values)
+                    codes = self.reader.read_mask(row)
+                    assert codes is not None
+                    break
+            except UnreachableError:
+                raise
+            except ShardError as error:
+                self.quarantine.add(row, self.reader.key(row), str(error))
+            attempt += 1
+            row = self.quarantine.substitute(wanted, attempt)
         top, left = ((side - self.size) // 2 for side in codes.shape)
         window = np.s_[..., top : top + self.size, left : left + self.size]
-        return torch.from_numpy(values[window].copy()), torch.from_numpy(codes[window].astype(np.int64))
+        return torch.from_numpy(values[0][window].copy()), torch.from_numpy(codes[window].astype(np.int64))
 
     def _draw(self, number: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Some cells of one tile: features (n, D) and labels (n,)."""

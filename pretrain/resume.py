@@ -9,11 +9,12 @@ from pretrain.config import PretrainConfig
 from pretrain.telemetry import last_saved_step, say
 
 
-def find_resume_point(config: PretrainConfig, dataset: str) -> Path | None:
+def find_resume_point(config: PretrainConfig, dataset: str, held_out: str) -> Path | None:
     """The checkpoint to continue from, None for a new run; every rank calls it.
 
     Args:
         dataset: hash of the tiles that the run trains on.
+        held_out: hash of the places that it doesn't train on.
 
     Raises:
         CheckpointError: the run has made progress, or ``checkpoint.resume`` is ``must``, and no checkpoint is whole;
@@ -36,11 +37,11 @@ def find_resume_point(config: PretrainConfig, dataset: str) -> Path | None:
         if (folder / "metrics.jsonl").exists():
             say(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
-    _check_same_run(read_state(path), config, dataset, path)
+    _check_same_run(read_state(path), config, dataset, held_out, path)
     return path
 
 
-def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, path: Path) -> None:
+def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, held_out: str, path: Path) -> None:
     """What fixes the order of samples and the meaning of weights must not change within a run, unless accepted."""
     before, now = state["config"], config.model_dump(mode="json")
     fixed = {
@@ -48,7 +49,7 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
         "objective": (before["objective"], now["objective"]),
         "run.seed": (before["run"]["seed"], now["run"]["seed"]),
         "data.order": (before["data"].get("order"), now["data"]["order"]),
-        "data.holdout": (before["data"]["holdout"], now["data"]["holdout"]),
+        "data.holdout": _holdout(state, before, now, dataset, held_out),
         "train.global_batch": (before["train"]["global_batch"], now["train"]["global_batch"]),
         "dataset": (state["data"]["content_hash"], dataset),
     }
@@ -65,6 +66,20 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
     for key, old, new in _changes(before, now):
         if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
             say(f"changed since the checkpoint: {key}: {old} then, {new} now")
+
+
+def _holdout(
+    state: dict[str, Any], before: dict[str, Any], now: dict[str, Any], dataset: str, held_out: str
+) -> tuple[Any, Any]:
+    """The shares that are held out, then and now; where they agree and the places don't, words that say so.
+
+    Of another dataset, other places are no surprise: that it is another must be accepted anyhow.
+    """
+    old, new = before["data"]["holdout"], now["data"]["holdout"]
+    places = state["data"].get("held_out")  # None of versions that held out an exact number of places
+    if old != new or old == 0 or places == held_out or (places and state["data"]["content_hash"] != dataset):
+        return old, new
+    return f"{old} of the places", "by another rule, which trains on some of those that were held out"
 
 
 def _first_change(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pretrain import distributed
+from shards.arrays import read_json_value
 from shards.atomic import write_atomic
 
 
@@ -63,22 +64,23 @@ class Telemetry:
 def last_saved_step(folder: Path) -> int | None:
     """The last step after which a run saved a checkpoint, as its records tell; None where there is none."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    saved = [int(_step(line)) for line in lines if line.endswith("\n") and "checkpoint_seconds" in json.loads(line)]
-    return max(saved, default=None)
+    records = [record for _, record in _records(path)] if path.exists() else []
+    return max((int(record["step"]) for record in records if "checkpoint_seconds" in record), default=None)
 
 
 def drop_after(path: Path, step: int) -> None:
     """Keep the lines of a JSON-lines file up to a step."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
-        write_atomic(path, "".join(kept))
+        write_atomic(path, "".join(line for line, record in _records(path) if record["step"] <= step))
 
 
-def _step(line: str) -> float:
-    record: dict[str, Any] = json.loads(line)
-    return record["step"]
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whole lines of a JSON-lines file and what they say; what is no record, as crashes leave, is passed over."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(ValueError):
+            record = read_json_value(line)
+            if line.endswith("\n") and isinstance(record, dict) and isinstance(record.get("step"), int | float):
+                yield line, record
 
 
 @dataclass(frozen=True)

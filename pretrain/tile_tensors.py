@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from shards.errors import ConfigError
 from shards.reader import TileDataset
 from shards.reader import open_dataset as open_tiles
 
@@ -38,5 +40,17 @@ class TileTensors(Dataset[Tensor]):
 
 
 def open_dataset(location: str | Path, **view: object) -> TileTensors:
-    """Open what `shards pack` made, e.g. ``open_dataset(folder, split="train")``; see ``shards.open_dataset``."""
-    return TileTensors(open_tiles(location, **view))  # type: ignore[arg-type]
+    """Open what `shards pack` made, e.g. ``open_dataset(folder, split="train")``; see ``shards.open_dataset``.
+
+    Raises:
+        ShardError: something is missing or damaged.
+        ConfigError: an unknown condition, a value that it can't have, or a split that the dataset doesn't have.
+    """
+    tiles = open_tiles(location, **view)  # type: ignore[arg-type]
+    if view.get("split") and not len(tiles):
+        table = tiles.reader.table
+        known = [name.decode() for name in np.unique(table["split"]) if name]
+        if view["split"] not in known:
+            has = f"it has {', '.join(known)}" if known else "pack it with --labels and --splits"
+            raise ConfigError(f"{location}: the dataset has no tiles in the '{view['split']}' split: {has}")
+    return TileTensors(tiles)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed
+from pretrain.bad_tiles import BadTiles
 from pretrain.checkpoint import list_checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
@@ -86,6 +87,8 @@ class Trainer:
         )
         self.engine = self._build_engine()
         self.probe = distributed.together(self._probe)
+        quarantines = [self.inputs.quarantine, *([self.probe.quarantine] if self.probe else [])]
+        self.bad_tiles = BadTiles(quarantines, self.folder)
         self.guard = Guard(config.guard)
         self.savepoints = Savepoints(config, self.engine, self.objective, self.inputs, self.guard)
         self.step, self.samples_seen = self.savepoints.resume()
@@ -225,7 +228,7 @@ class Trainer:
         scalars = {
             "lr": lr,
             **reading.scalars,
-            "bad_tiles": self._bad_tiles(),
+            "bad_tiles": self.bad_tiles.count(),
             "skipped_steps": self.guard.skipped,
             **self.objective.scalars.take(),
             **self.inputs.reader.counters,
@@ -240,14 +243,6 @@ class Trainer:
         )
         if distributed.world_size() > 1:
             say(f"  {reading.shares}")
-
-    def _bad_tiles(self) -> int:
-        """Damaged tiles replaced so far, on all ranks; every rank stops together above the budget."""
-        quarantine = self.inputs.quarantine
-        found = torch.tensor(float(quarantine.found), dtype=torch.float64, device=self.device)
-        count = quarantine.loaded + int(distributed.all_reduce_sum(found))
-        quarantine.check(count)
-        return count
 
     def _announce(self) -> None:
         train, world = self.config.train, distributed.world_size()
@@ -280,6 +275,7 @@ class Trainer:
                 self._validate()
             if probe is not None and (last or self.step % probe.probe.every == 0):
                 self._probe_encoder(probe)
+            self.bad_tiles.count()
         except Stopped:
             say(f"step {self.step}  evaluation given up: asked to stop")
             return False
@@ -288,7 +284,7 @@ class Trainer:
     def _validate(self) -> None:
         """Mean loss over the held-out tiles, and a picture of the first where the objective has one."""
         held_out, micro, asked = self.inputs.held_out, self.config.train.micro_batch, self.watchdog.stop_requested
-        result = validate(self.objective, self.engine, self.inputs.reader, held_out, micro, asked)
+        result = validate(self.objective, self.engine, self.inputs, micro, asked)
         if result is None:
             return
         self.telemetry.record(self.step, {"validation_loss": result.loss})

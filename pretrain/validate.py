@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 
 from pretrain import distributed
 from pretrain.engine import ZeroEngine
+from pretrain.inputs import Inputs
 from pretrain.objectives.objective import Objective
-from shards.reader import ShardReader
+from pretrain.telemetry import say
+from shards.quarantine import NoneLeft
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,29 +37,35 @@ def check_stop(asked: bool) -> None:
         raise Stopped
 
 
-def loss_of(objective: Objective, engine: ZeroEngine, reader: ShardReader, rows: np.ndarray) -> float:
+def loss_of(objective: Objective, engine: ZeroEngine, inputs: Inputs, count: int) -> tuple[float, list[int]]:
     """Mean loss of a few tiles on fixed views, in evaluation mode; the same on all ranks, each takes all tiles.
 
-    Read at every save and after every load: where the two differ, the load was wrong.
+    Read at every save and after every load: where the two differ for the same rows, the load was wrong.
+
+    Returns:
+        The loss, and the rows of the tiles.
     """
-    tiles = torch.empty((len(rows), *reader.tile_shape), dtype=torch.int16)
-    distributed.together(lambda: reader.read(rows, tiles.numpy()))
-    return float(objective.evaluate(engine, tiles.to(distributed.device()), np.arange(len(rows))).losses.mean())
+    tiles, rows = distributed.together(lambda: inputs.always(count))
+    on_device = torch.from_numpy(tiles).to(distributed.device())
+    return float(objective.evaluate(engine, on_device, np.arange(count)).losses.mean()), rows
 
 
 def validate(
     objective: Objective,
     engine: ZeroEngine,
-    reader: ShardReader,
-    held_out: np.ndarray,
+    inputs: Inputs,
     micro_batch: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Validation | None:
-    """Mean loss over the tile rows ``held_out``, None where there are none; every rank calls it.
+    """Mean loss over the held-out tiles, None where there are none to read; every rank calls it.
+
+    A damaged one is replaced by another that is held out.
 
     Raises:
+        TooManyBadSamples: on every rank, where one is above the budget.
         Stopped: a rank was asked to stop.
     """
+    reader, held_out = inputs.reader, inputs.held_out
     if not len(held_out):
         return None
     world, device = distributed.world_size(), distributed.device()
@@ -68,7 +77,12 @@ def validate(
         real = numbers < len(held_out)
         numbers = np.where(real, numbers, 0)
         tiles = torch.empty((micro_batch, *reader.tile_shape), dtype=torch.int16)
-        reader.read(held_out[numbers], tiles.numpy())
+        read = partial(reader.read, held_out[numbers], tiles.numpy(), inputs.quarantine)
+        try:
+            distributed.together(read)  # a rank that failed alone would leave the others in the forward pass
+        except NoneLeft as error:
+            say(f"WARNING: no validation: {error}")
+            return None
         evaluation = objective.evaluate(engine, tiles.to(device), numbers)
         losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]
         sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])

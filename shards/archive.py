@@ -16,7 +16,7 @@ from rasterio.io import MemoryFile
 from shards.atomic import temporary_path
 from shards.errors import SourceError, TileError
 from shards.geotiff import Tile, tile_of
-from shards.members import DAMAGE, TAR, ZIP, Links, Member, damaged, members, path_is_zip
+from shards.members import DAMAGE, MACHINE, TAR, ZIP, Links, Member, damaged, members, path_is_zip
 from shards.plain import cut_raster, is_scene
 from shards.raster import open_raster
 from shards.scene import METADATA, Scene, SceneLimits, is_metadata, vsizip, zip_names
@@ -72,8 +72,8 @@ class Archive:
                         yield from reading.again(member, name)
             yield from reading.lost()
         except DAMAGE as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # not of the archive: a full disk, no permission
+            if isinstance(error, OSError) and error.errno in MACHINE:
+                raise
             raise damaged(self.path, last, error) from None
 
     def is_inner(self, name: str) -> bool:

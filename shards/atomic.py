@@ -38,8 +38,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """A binary file for writing that takes its name only when the block ends without an error."""
-    with atomic_path(path) as temporary, open(temporary, "w+b") as file:
-        yield file
+    with atomic_path(path) as temporary:
+        temporary.unlink(missing_ok=True)  # a link that was planted under this name would be followed
+        with open(temporary, "x+b") as file:
+            yield file
 
 
 def sweep(folder: Path, pattern: str) -> None:

@@ -13,6 +13,8 @@ from shards.spectrum import MICROMETERS_BELOW
 NM_OF_UNIT = {"nm": 1.0, "um": 1000.0}
 NARROWEST = 1e-4
 """Smallest width as a share of the center: narrower ones are in another unit."""
+MOST_BYTES = 16 << 20
+"""Of a band table; real ones have a few kilobytes."""
 YES, NO = {"1", "true", "yes", "y"}, {"0", "false", "no", "n"}
 
 
@@ -28,6 +30,8 @@ class BandTable:
 def read_band_table(path: Path) -> BandTable:
     """The table in a file; raises ConfigError where there is none, in one line."""
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"sensor {path}: more than {MOST_BYTES >> 20} MiB, no band table: a row for each band")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"sensor {path}: no such band table") from None

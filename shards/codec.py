@@ -28,6 +28,9 @@ _UNIT = 1.0 / 2048.0
 _BLOCK = 2048  # pixels taken through all bands at a time
 _FIT_ROWS = 4  # every fourth row is enough to fit four numbers
 
+MOST = 1 << 16
+"""Bytes that one byte of any packed file can stand for: zstd reaches 2**15, deflate 2**10."""
+
 _scratch = threading.local()
 
 
@@ -43,6 +46,7 @@ class SpectralPredictor(Codec):
     def __init__(self, pack_low: bool = False) -> None:
         self.pack_low = bool(pack_low)
         self._flags = int(self.pack_low)
+        self.most = MOST if self.pack_low else 2  # bytes of a tile per stored byte
         self._zstd = Zstd(level=1)
 
     def encode(self, tile: np.ndarray) -> bytes:
@@ -98,7 +102,8 @@ class SpectralPredictor(Codec):
         middle = _HEADER.size + bands * _COLUMNS * 2
         begin = middle + bands
         pixels = bands * height * width
-        if pixels == 0 or begin + low + high != content.size or not (self.pack_low or low == pixels):
+        fits = pixels <= MOST * low if self.pack_low else low == pixels
+        if pixels == 0 or begin + low + high != content.size or not fits:
             raise ShardError("does not decode: its header does not fit its length")
         units = content[_HEADER.size : middle].copy().view("<i2")  # a copy: the bytes may lie at an odd address
         return (bands, height, width), (
@@ -107,6 +112,10 @@ class SpectralPredictor(Codec):
             content[begin : begin + low],
             content[begin + low :],
         )
+
+    def shape_of(self, data: Any) -> tuple[int, int, int]:
+        """(bands, height, width) that the header tells, without decoding; raises ShardError like `decode`."""
+        return self._parts(np.frombuffer(data, dtype=np.uint8))[0]
 
     def _unpack(self, name: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """A plane of bytes in this thread's scratch buffer."""
@@ -126,7 +135,7 @@ class SpectralPredictor(Codec):
 class RawTile(Codec):
     """numcodecs codec that stores the int16 values as they are, little-endian: reads need no copy at all."""
 
-    codec_id = "raw_tile"
+    codec_id, most = "raw_tile", 1
 
     def encode(self, tile: np.ndarray) -> bytes:
         """The bytes of a tile (bands, height, width) int16; raises ValueError for any other dtype or rank."""

@@ -8,14 +8,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from shards.errors import ConfigError
+from shards.names import npy_name, plain_name, tar_name
+from shards.safe_yaml import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST_VALUE = 300  # characters of a value in a message
 
 
 class ConfigModel(BaseModel):
@@ -23,6 +26,11 @@ class ConfigModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+
+PlainName = Annotated[str, AfterValidator(plain_name)]
+TarName = Annotated[str, AfterValidator(tar_name)]
+NpyName = Annotated[str, AfterValidator(npy_name)]
+"""Names out of files: see shards/names.py."""
 
 Schema = TypeVar("Schema", bound=ConfigModel)
 
@@ -88,7 +96,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return load_yaml(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -171,7 +179,12 @@ def _describe(error: ValidationError, schema: type[ConfigModel]) -> str:
         message += _nearest(str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     if not key:
         return f"{message}{more}"
-    return f"key '{key}': {message[0].lower()}{message[1:]}, got {first['input']!r}{more}"
+    return f"key '{key}': {message[0].lower()}{message[1:]}, got {_short(first['input'])}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _nearest(given: str, known: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """The errors that a user can mend: each is one line that names the file, key or rank, and the mend."""
 
+import re
+
 
 class ForgeError(Exception):
     """Base of all errors that are shown to the user as one line, without a traceback.
@@ -10,6 +12,13 @@ class ForgeError(Exception):
 
     exit_code = 2
     everywhere = False
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_CONTROLS.sub(" ", message))
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+"""What breaks a line, or steers a terminal: names out of files may hold it."""
 
 
 class ConfigError(ForgeError):
@@ -26,6 +35,12 @@ class SourceError(ForgeError):
 
 class ShardError(ForgeError):
     """A shard, index or manifest that is missing, damaged or of another format."""
+
+
+class UnreachableError(ShardError):
+    """A place that does not answer, or lets nobody in: it says nothing of the files there, which may be whole."""
+
+    exit_code = 1
 
 
 class PackStopped(ForgeError):

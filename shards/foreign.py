@@ -8,6 +8,7 @@ from numcodecs import register_codec
 from numcodecs.abc import Codec
 
 from shards.errors import ShardError, TileError
+from shards.manifest import MOST_TILE_BYTES
 from shards.sensors import Sensor, get_sensor
 
 
@@ -18,7 +19,7 @@ class NpyTile(Codec):
         bands_last: whether the bands are the last axis.
     """
 
-    codec_id = "npy_tile"
+    codec_id, most = "npy_tile", 1
 
     def __init__(self, bands_last: bool = False) -> None:
         self.bands_last = bool(bands_last)
@@ -32,7 +33,7 @@ class NpyTile(Codec):
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
         """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
-        from shards.table import read_npy
+        from shards.arrays import read_npy
 
         try:
             tile = read_npy(bytes(data))
@@ -75,11 +76,28 @@ class GeoTiffTile(Codec):
         """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
         from shards.geotiff import read_tile_bytes
 
+        content = bytes(data)
+        _check_size(content, None if out is None else out.shape[1:])
         try:
-            tile = read_tile_bytes(bytes(data), "member", self._sensor).values
+            tile = read_tile_bytes(content, "member", self._sensor).values
         except TileError as error:
             raise ShardError(f"does not decode: {error}") from None
         return _fill(tile, out)
+
+
+def _check_size(data: bytes, expected: tuple[int, ...] | None) -> None:
+    """Refuse a GeoTIFF whose header tells of other pixels than expected, or of more than any tile has."""
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        with rasterio.MemoryFile(data) as file, file.open() as image:
+            size = image.width * image.height * image.count * 2
+            shape = (image.height, image.width)
+    except RasterioError as error:
+        raise ShardError(f"does not decode: not a readable image ({' '.join(str(error).split())})") from None
+    if (expected is not None and shape != expected) or size > MOST_TILE_BYTES:
+        raise ShardError(f"does not decode: an image of {shape[0]} x {shape[1]} pixels and {size >> 20} MiB")
 
 
 def _fill(tile: np.ndarray, out: np.ndarray | None) -> np.ndarray:

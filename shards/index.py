@@ -37,6 +37,8 @@ from shards.merge import join_shards
 from shards.sensors import NODATA, Sensor, get_sensor
 from shards.statistics import BandSums
 from shards.table import QUALITY
+from shards.tar_members import Member as TarMember
+from shards.tar_members import check_member
 from shards.walk import is_data, member_name
 from shards.workers import counters, run_jobs
 from shards.writer import checksum, index_path
@@ -151,14 +153,17 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
     Raises:
         ShardError: the tar is damaged or ends early; the line names the last whole member.
     """
-    key, members, last = "", Members(), "none"
+    key, members, last, size = "", Members(), "none", tar.stat().st_size
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tarfile.open(tar, "r:", tarinfo=TarMember) as archive:
             told = []
             for member in archive:
                 told.append(member)
                 last = member.name
             for named, member in _files(told):
+                check_member(member)
+                if member.offset_data + member.size > size:
+                    raise EOFError(f"{named} goes beyond the end")
                 if not named.isprintable():
                     raise ShardError(f"{tar}: member {named!r}: a name that is no text in UTF-8; write the tar anew")
                 folder, _, name = named.rpartition("/")
@@ -169,11 +174,11 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
                     members = {}
                 key = whole
                 members[extension.lower()] = member, extension
-            if archive.offset + tarfile.BLOCKSIZE > tar.stat().st_size:
+            if archive.offset + tarfile.BLOCKSIZE > size:
                 raise EOFError("no end-of-archive mark")
             if members:
                 yield key, members, archive
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
 
 

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from shards.atomic import write_atomic
-from shards.config import ConfigModel
+from shards.config import ConfigModel, PlainName
 from shards.errors import ShardError, SourceError
 from shards.manifest import FORMAT, SealedModel, read_json, to_json
+from shards.names import inner_path, plain_name
 from shards.sensors import Sensor, get_sensor
 from shards.sources import TileSource
 
@@ -51,7 +53,7 @@ class Generation(ConfigModel):
     tiles: int = 0
     first_shard: int = 0
     shards: int = 0
-    list_name: str = ""
+    list_name: PlainName | Literal[""] = ""
     list_sha256: str = ""
 
 
@@ -112,8 +114,27 @@ def read_list(folder: Path, generation: Generation) -> list[ListedTile]:
         raise ShardError(f"{path}: can't be read: {error.strerror}; remove {folder} and pack again") from None
     if hashlib.sha256(data).hexdigest() != generation.list_sha256:
         raise ShardError(f"{path}: was changed after the scan; remove {folder} and pack again")
-    rows = (line.split("\t") for line in data.decode(errors="surrogateescape").split("\n")[1:-1])
-    return [ListedTile(TileSource(*row[:-2]), row[-2], row[-1]) for row in rows]
+    lines = data.decode(errors="surrogateescape").split("\n")[1:-1]
+    try:
+        return [_parse_line(line) for line in lines]
+    except ValueError as error:
+        raise ShardError(f"{path}: damaged ({error}); remove {folder} and pack again") from None
+
+
+def _parse_line(line: str) -> ListedTile:
+    """A tile of the list; raises ValueError where it is none."""
+    row = line.split("\t")
+    if len(row) != len(_SOURCE_FIELDS) + 2:
+        raise ValueError(f"{len(row)} columns where {len(_SOURCE_FIELDS) + 2} were written")
+    source, spooled = TileSource(*row[:-2]), row[-2]
+    inner_path(source.path)
+    if source.mask:
+        inner_path(source.mask)
+    if spooled:
+        piece, _, number = spooled.rpartition(":")
+        plain_name(piece)
+        int(number)
+    return ListedTile(source, spooled, row[-1])
 
 
 _SOURCE_FIELDS = [field.name for field in fields(TileSource)]

@@ -14,20 +14,34 @@
 
 import hashlib
 import json
+import math
+import re
+from operator import add
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from shards.config import ConfigModel
+from shards.arrays import read_json_value
+from shards.config import ConfigModel, NpyName, TarName
 from shards.errors import ShardError
 from shards.sensors import Sensor, sensor_of_bands
 from shards.statistics import BandSums
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+MOST_TILE_BYTES = 1 << 31
+"""A tile of 202 bands has them at 2300 px; nothing that claims more is worth the memory."""
 UNFINISHED = ": not a finished shard folder; run `python -m shards pack SOURCE DEST`"
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Length = Annotated[int, Field(ge=0, lt=1 << 32)]
+Checksum = Annotated[int, Field(ge=0, lt=1 << 64)]
+Whole = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""Also the name of a folder of node-local copies."""
 
 
 class SealedModel(ConfigModel):
@@ -45,11 +59,17 @@ class SealedModel(ConfigModel):
 class Sums(ConfigModel):
     """JSON form of BandSums."""
 
-    count: list[int]
-    total: list[int]
-    squares: list[int]
-    low: list[int]
-    high: list[int]
+    count: list[Count]
+    total: list[Whole]
+    squares: list[Annotated[int, Field(ge=0, lt=1 << 96)]]
+    low: list[Whole]
+    high: list[Whole]
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if len({len(column) for column in vars(self).values()}) > 1:
+            raise ValueError("sums of different numbers of bands")
+        return self
 
 
 class Rejected(ConfigModel):
@@ -67,12 +87,12 @@ class TileColumns(ConfigModel):
     timestamp: list[str]
     scene: list[str]
     split: list[str]
-    offset: list[int]
-    length: list[int]
-    checksum: list[int]
-    mask_offset: list[int]
-    mask_length: list[int]
-    mask_checksum: list[int]
+    offset: list[Count]
+    length: list[Length]
+    checksum: list[Checksum]
+    mask_offset: list[Count]
+    mask_length: list[Length]
+    mask_checksum: list[Checksum]
     lon: list[float | None]
     lat: list[float | None]
     date: list[str | None]
@@ -83,50 +103,79 @@ class TileColumns(ConfigModel):
     snow: list[float | None]
     nodata: list[float | None]
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if len({len(column) for column in vars(self).values()}) > 1:
+            raise ValueError("columns of different lengths")
+        return self
+
 
 class ShardIndex(SealedModel):
     """One shard: its size in bytes and SHA-256, its tiles in file order, and the sums over their pixels."""
 
-    shard: str
-    size: int
-    sha256: str
+    shard: TarName
+    size: Count
+    sha256: Sha256
     tiles: TileColumns
     sums: Sums
     rejected: list[Rejected]
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        """Every tile lies within its shard."""
+        tiles = self.tiles
+        ends = (*map(add, tiles.offset, tiles.length), *map(add, tiles.mask_offset, tiles.mask_length))
+        if max(ends, default=0) > self.size:
+            raise ValueError("a tile lies beyond the end of its shard")
+        return self
 
 
 class ShardEntry(ConfigModel):
     """A shard as the manifest lists it; sizes in bytes, hashes are SHA-256."""
 
-    name: str
-    tiles: int
-    size: int
-    sha256: str
-    index_sha256: str
+    name: TarName
+    tiles: Count
+    size: Count
+    sha256: Sha256
+    index_sha256: Sha256
 
 
 class Manifest(SealedModel):
     """The dataset. ``content_hash`` names its content: it fixes the order of samples and is kept in checkpoints."""
 
-    content_hash: str
-    generations: int  # one, and one more for every --append
+    content_hash: Sha256
+    generations: Count  # one, and one more for every --append
     sensor: str
-    wavelength_nm: list[float]
-    fwhm_nm: list[float]
-    scale: float
+    wavelength_nm: list[FiniteFloat]
+    fwhm_nm: list[FiniteFloat]
+    scale: FiniteFloat
     nodata: int
-    tile_shape: list[int]
+    tile_shape: list[Annotated[int, Field(gt=0)]]
     dtype: str
     codec: dict[str, Any]
-    tiles: int
-    locations: int
-    rejected: int
-    mean: list[float]
-    std: list[float]
+    tiles: Count
+    locations: Count
+    rejected: Count
+    mean: list[FiniteFloat]
+    std: list[FiniteFloat]
     sums: Sums
-    table: str  # name of the tile table's file
-    table_sha256: str
+    table: NpyName  # name of the tile table's file
+    table_sha256: Sha256
     shards: list[ShardEntry]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) < len(names):
+            twice = next(name for number, name in enumerate(names) if name in names[:number])
+            raise ValueError(f"two shards of one name, '{twice}'")
+        if len(self.tile_shape) != 3 or 2 * math.prod(self.tile_shape) > MOST_TILE_BYTES:
+            raise ValueError(f"tiles of {self.tile_shape} are no images (bands, height, width) of up to 2 GiB")
+        bands = self.tile_shape[0]
+        columns = (self.wavelength_nm, self.fwhm_nm, self.mean, self.std, *vars(self.sums).values())
+        if any(len(column) != bands for column in columns):
+            raise ValueError(f"not {bands} wavelengths, widths and statistics for tiles of {bands} bands")
+        return self
 
     @property
     def mu(self) -> np.ndarray:
@@ -163,6 +212,14 @@ def to_json(model: ConfigModel) -> str:
 Model = TypeVar("Model", bound=SealedModel)
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first of a model's problems as part of a line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:80]
+    what = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"key '{where}': {what}" if where else what
+
+
 def parse_json(data: bytes, model: type[Model], name: str) -> Model:
     """A manifest or an index from its bytes.
 
@@ -173,7 +230,7 @@ def parse_json(data: bytes, model: type[Model], name: str) -> Model:
         ShardError: cut short, of another format, damaged, or not what it should be.
     """
     try:
-        content = json.loads(data)
+        content = read_json_value(data)
     except ValueError as error:  # bytes that are no UTF-8 too
         raise ShardError(f"{name}: damaged or cut short ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -182,9 +239,7 @@ def parse_json(data: bytes, model: type[Model], name: str) -> Model:
     try:
         parsed = model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ShardError(f"{name}: damaged: key '{where}': {first['msg']}") from None
+        raise ShardError(f"{name}: damaged: {first_problem(error)}") from None
     if parsed.checksum != parsed.sealed().checksum:
         raise ShardError(f"{name}: damaged: its checksum does not fit; restore it, or remove it and pack again")
     return parsed
@@ -202,6 +257,14 @@ def read_json(path: Path, model: type[Model]) -> Model:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder; raises ShardError where there is none."""
-    if not folder.is_dir():
+    if re.match(r"\w+:/", str(folder)):
+        raise ShardError(f"{folder}: a URL, and this reads folders alone; copy the shards to a disk first")
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:  # a folder above that lets nobody in
+        raise ShardError(f"{folder}: can't be read: {error.strerror}; ask its owner for access") from None
+    if is_there and not is_folder:
+        raise ShardError(f"{folder}: a file where a folder of shards was expected; name the folder that `pack` wrote")
+    if not is_folder:
         raise ShardError(f"{folder}: no such folder of shards; make one with `python -m shards pack SOURCE {folder}`")
     return read_json(folder / MANIFEST, Manifest)

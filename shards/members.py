@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import SourceError
+from shards.tar_members import Member as TarMember
 from shards.walk import member_name
 
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -26,7 +27,16 @@ COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz
 LARGEST_SPARSE = 4 << 30
 """Bytes of a member with holes, which cost memory without being in the archive."""
 
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, NotImplementedError)
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    ValueError,
+)
 """What reading a damaged archive may raise."""
 
 
@@ -129,7 +139,7 @@ def path_is_zip(path: Path) -> bool:
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    with _open(path) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as archive:
+    with _open(path) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16, tarinfo=TarMember) as archive:
         for number, told in enumerate(archive):
             name = member_name(told.name)
             if told.isfile():

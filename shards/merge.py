@@ -108,6 +108,11 @@ def join_shards(
     for name in names:
         path = index_path(dest / name)
         index = read_json(path, ShardIndex)
+        if len(index.sums.count) != sensor.num_bands:
+            raise ShardError(
+                f"{path}: sums of {len(index.sums.count)} bands where the tiles have {sensor.num_bands}; "
+                "remove it and its tar, and pack again"
+            )
         sums.add(band_sums(index.sums))
         rejected += len(index.rejected)
         count = len(index.tiles.key)

@@ -7,6 +7,7 @@ resumes from one integer on any number of processes. Orders are computed for the
 (shards/keyed.py), never stored.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,29 +22,43 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split tile rows into (training, held out) by location, so that no place is in both.
 
+    A location is held out where its draw, a hash of its name and the seed, falls below the share: so it keeps its
+    side when the dataset grows. Of ``n`` locations about ``share * n`` are held out. Where no draw falls below the
+    share, which small datasets meet, the location of the smallest draw is held out alone; it is the only one that
+    can change sides later.
+
     Args:
         table: of the tiles (shards/table.py).
         share: part of the locations to hold out, 0 for none; at least one where it is above 0.
         rows: to split; all by default.
 
     Returns:
-        Two ascending int64 arrays of row numbers. A location's side depends on its name and the seed
-        alone but for the count, so it is kept when the dataset grows.
+        Two ascending int64 arrays of row numbers.
 
     Raises:
-        ConfigError: too few locations to hold any out.
+        ConfigError: too few locations for both sides.
     """
     rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
     if share == 0:
         return rows, rows[:0]
     places, first = np.unique(table["place"][rows], return_index=True)
-    count = max(1, round(share * len(places)))
-    if count >= len(places):
-        raise ConfigError(f"key 'data.holdout': {len(places)} locations are too few to hold out {share:g} of them")
     draws = keyed.hash_names(keyed.key(seed, "hold out"), table["location"][rows][first])
-    chosen = places[np.lexsort((places, draws))[:count]]
-    held = np.isin(table["place"][rows], chosen)
+    chosen = draws < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    if not chosen.any() and len(places):
+        chosen[np.lexsort((places, draws))[0]] = True
+    if chosen.all():
+        raise ConfigError(
+            f"key 'data.holdout': {len(places)} locations are too few to hold out {share:g} of them and to train on "
+            "others: lower it, or set 0 to hold out none"
+        )
+    held = np.isin(table["place"][rows], places[chosen])
     return rows[~held], rows[held]
+
+
+def held_out_hash(table: np.ndarray, held_out: np.ndarray) -> str:
+    """SHA-256 over the names of the locations of held-out rows: tells whether two runs hold out the same ones."""
+    names = sorted(set(table["location"][held_out].tolist()))
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
 
 
 @dataclass(frozen=True)

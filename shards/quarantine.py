@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from shards import keyed
+from shards.arrays import read_json_value
 from shards.errors import ShardError
 
 
@@ -16,32 +17,47 @@ class TooManyBadSamples(ShardError):
     exit_code = 1
 
 
+class NoneLeft(ShardError):
+    """Every tile of a set is bad, so that none can stand in for another."""
+
+
 class Quarantine:
     """The bad tiles of a run.
 
     A substitute depends on the bad row alone, never on history or rank, so a resumed run on other
-    processes trains on the same tiles. Bad rows are kept in JSON lines, one file a process, and read
+    processes trains on the same tiles; it comes out of the set of the bad one, so that none that is held out is
+    trained on, and none that is trained on is evaluated. Bad rows are kept in JSON lines, one file a process, and read
     back at the next start: a tile that failed once stays out even where its storage heals.
 
     Args:
-        rows: that may stand in, int64: the training rows, so that no held-out tile slips in.
+        rows: int64, the training rows.
         dataset: hash that keys the substitutes.
         budget: bad tiles at which the run goes on; one more is an error.
         folder: for the lists.
         rank: of this process, names its own list.
+        held_out: int64, the rows for evaluation.
 
     Attributes:
         loaded: bad tiles that earlier runs in this folder had found.
     """
 
-    def __init__(self, rows: np.ndarray, dataset: str, budget: int, folder: Path, rank: int) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        dataset: str,
+        budget: int,
+        folder: Path,
+        rank: int,
+        held_out: np.ndarray | None = None,
+    ) -> None:
         self._rows, self._budget = rows, budget
+        self._held_out = np.empty(0, dtype=np.int64) if held_out is None else held_out
         self._key = keyed.key(dataset, "substitute")
         self._path = folder / f"quarantine-{rank:05d}.jsonl"
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
         for path in sorted(folder.glob("quarantine-*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 self._load(line, dataset)
         self._dataset = dataset
         self.loaded = len(self._bad)
@@ -65,6 +81,7 @@ class Quarantine:
             if row in self._bad:
                 return
             self._bad[row] = reason
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             line = {"dataset": self._dataset, "row": row, "key": key, "reason": reason}
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -79,14 +96,24 @@ class Quarantine:
             )
 
     def substitute(self, row: int, attempt: int) -> int:
-        """The row that stands in for a bad one; another for each attempt (1, 2, ...)."""
+        """The row that stands in for a bad one; another for each attempt (1, 2, ...).
+
+        Raises:
+            NoneLeft: all rows of its set are bad.
+        """
+        pool = self._held_out if np.isin(row, self._held_out) else self._rows
+        if len(self._bad) >= len(pool) and np.isin(pool, self.rows).all():
+            raise NoneLeft(
+                f"{self._bad[row]}; all {len(pool)} tiles that could stand in for it are damaged, too: "
+                "run `python -m shards verify` on the shards and copy or pack them again"
+            )
         draw = keyed.hashes(keyed.key(self._key, row), np.asarray([attempt]))[0]
-        return int(self._rows[int(draw % np.uint64(len(self._rows)))])
+        return int(pool[int(draw % np.uint64(len(pool)))])
 
     def _load(self, line: str, dataset: str) -> None:
         try:
-            entry = json.loads(line)
+            entry = read_json_value(line)
             if entry["dataset"] == dataset:
                 self._bad[int(entry["row"])] = str(entry["reason"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             pass  # the last line of a killed process: its tile is found bad again

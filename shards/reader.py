@@ -1,6 +1,7 @@
 """Planned reads: tile rows in, int16 values out, decoded by threads straight into the caller's buffer."""
 
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,10 @@ import numpy as np
 import xxhash
 
 from shards import table
-from shards.codec import RawTile, build_codec
+from shards.arrays import read_npy
+from shards.codec import MOST, RawTile, SpectralPredictor, build_codec
 from shards.config import check_config
-from shards.errors import ConfigError, ShardError
+from shards.errors import ConfigError, ShardError, UnreachableError
 from shards.manifest import MANIFEST, Manifest, parse_json, read_manifest
 from shards.quarantine import Quarantine
 from shards.selection import ViewConfig
@@ -23,6 +25,9 @@ from shards.view import view_rows
 
 _PIECE = 512 << 10
 """Bytes that are read and hashed in one go: hashed while they are still in the cache."""
+
+_PACKED = 16
+"""Tiles that are this much larger or smaller than what is stored of them are looked at before memory is taken."""
 
 
 class ShardReader:
@@ -54,10 +59,11 @@ class ShardReader:
         self.location = str(location)
         self.verify = verify
         self._storage: Storage = open_storage(location)
+        self._url = self._storage.url.rstrip("/")  # for messages: without a password
         self.manifest = self._read_manifest()
-        self.table = self._read_table()
         self._codec = build_codec(self.manifest.codec)
         self._names = [entry.name for entry in self.manifest.shards]
+        self.table = self._read_table()
         if stage is not None:
             files = [StagedFile(entry.name, entry.size, entry.sha256) for entry in self.manifest.shards]
             folder = stage / self.manifest.content_hash[:16]
@@ -76,26 +82,29 @@ class ShardReader:
 
     def key(self, row: int) -> str:
         """Sample key of a tile row."""
-        return self.table["key"][row].decode()
+        return self.table["key"][row].decode(errors="replace")
 
-    def read(self, rows: Sequence[int] | np.ndarray, out: np.ndarray, quarantine: Quarantine | None = None) -> None:
+    def read(
+        self, rows: Sequence[int] | np.ndarray, out: np.ndarray, quarantine: Quarantine | None = None
+    ) -> list[int]:
         """Decode tiles into ``out``, int16 (len(rows), bands, height, width), C-contiguous.
 
         Args:
             quarantine: takes bad tiles and names a substitute for each; without it a bad tile is an error.
 
+        Returns:
+            The rows that were read: those asked for, but for substitutes.
+
         Raises:
+            UnreachableError: the place of the shards did not answer for minutes.
             ShardError: a tile's bytes are not what was written; the line names shard, key and offset.
         """
         if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
             raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not go into {out.dtype} {out.shape}")
         work = [(int(row), target, quarantine) for row, target in zip(rows, out, strict=True)]
         if self._pool is None or len(work) == 1:
-            for item in work:
-                self._read_or_replace(*item)
-        else:
-            for _ in self._pool.map(lambda item: self._read_or_replace(*item), work):
-                pass
+            return [self._read_or_replace(*item) for item in work]
+        return list(self._pool.map(lambda item: self._read_or_replace(*item), work))
 
     def read_mask(self, row: int) -> np.ndarray | None:
         """int16 (height, width): the label tile of a row, or None where it has none; raises ShardError like `read`."""
@@ -106,7 +115,7 @@ class ShardReader:
         self._fetch(row, "mask_", data)
         where, shape = self._where(row, "mask_"), self.tile_shape[1:]
         try:
-            mask = table.read_npy(data.tobytes())
+            mask = read_npy(data.tobytes())
         except ValueError as error:
             raise ShardError(f"{where}: does not decode: {error}") from None
         if mask.shape != shape:
@@ -135,16 +144,18 @@ class ShardReader:
             self._pool.shutdown()
         self._storage.close()
 
-    def _read_or_replace(self, row: int, out: np.ndarray, quarantine: Quarantine | None) -> None:
+    def _read_or_replace(self, row: int, out: np.ndarray, quarantine: Quarantine | None) -> int:
         if quarantine is None:
             self._read_one(row, out)
-            return
+            return row
         attempt, wanted = 0, row
         while True:
             if row not in quarantine:
                 try:
                     self._read_one(row, out)
-                    return
+                    return row
+                except UnreachableError:
+                    raise  # says nothing of the tile
                 except ShardError as error:
                     quarantine.add(row, self.key(row), str(error))
             attempt += 1
@@ -167,15 +178,18 @@ class ShardReader:
             raise ShardError(f"{self._where(row)}: {error}") from None
 
     def _fetch(self, row: int, prefix: str, buffer: np.ndarray) -> None:
-        """Fill ``buffer`` with stored bytes and check them; a bad node-local copy is dropped and read again."""
+        """Fill ``buffer`` with stored bytes and check them; a bad node-local copy is dropped.
+
+        Bytes that are wrong are read once more: on their way they can change, too.
+        """
         name = self._names[self.table["shard"][row]]
         offset, wanted = int(self.table[prefix + "offset"][row]), int(self.table[prefix + "checksum"][row])
         if self._read_and_check(name, offset, buffer, wanted):
             return
         if isinstance(self._storage, StagedStorage):
             self._storage.discard(name)
-            if self._read_and_check(name, offset, buffer, wanted):
-                return
+        if self._read_and_check(name, offset, buffer, wanted):
+            return
         raise ShardError(f"{self._where(row, prefix)} fails its checksum: the file was damaged; copy or pack it again")
 
     def _read_and_check(self, name: str, offset: int, buffer: np.ndarray, wanted: int) -> bool:
@@ -201,23 +215,51 @@ class ShardReader:
 
     def _where(self, row: int, prefix: str = "") -> str:
         name, offset = self._names[self.table["shard"][row]], self.table[prefix + "offset"][row]
-        return (
-            f"{self.location.rstrip('/')}/{name}: {'label ' if prefix else ''}tile '{self.key(row)}' at byte {offset}"
-        )
+        return f"{self._url}/{name}: {'label ' if prefix else ''}tile '{self.key(row)}' at byte {offset}"
 
     def _read_manifest(self) -> Manifest:
         if "://" not in self.location:
             return read_manifest(Path(self.location))
-        return parse_json(self._storage.read(MANIFEST), Manifest, f"{self.location.rstrip('/')}/{MANIFEST}")
+        return parse_json(self._storage.read(MANIFEST), Manifest, f"{self._url}/{MANIFEST}")
 
     def _read_table(self) -> np.ndarray:
         """The tile table, checked against the manifest, and the size of every shard."""
-        path = f"{self.location.rstrip('/')}/{self.manifest.table}"
+        path = f"{self._url}/{self.manifest.table}"
         data = self._storage.read(self.manifest.table)
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
             raise ShardError(f"{path}: not the table that the manifest names: damaged; run `python -m shards merge`")
         self._check_shards()
-        return table.from_bytes(data, path)
+        rows = table.from_bytes(data, path)
+        try:
+            table.check_places(rows, [entry.size for entry in self.manifest.shards])
+            if len(rows) != self.manifest.tiles:
+                raise ValueError(f"{len(rows)} tiles where the manifest tells of {self.manifest.tiles}")
+        except ValueError as error:
+            raise ShardError(f"{path}: damaged: {error}; run `python -m shards merge` on its folder") from None
+        self._check_tile_size(rows, path)
+        return rows
+
+    def _check_tile_size(self, rows: np.ndarray, path: str) -> None:
+        """The manifest's tile shape, by which batches are allocated, is one that the shards can hold."""
+        if not len(rows):
+            return
+        row, shape = int(rows["length"].argmax()), self.tile_shape
+        longest, wanted = int(rows["length"][row]), 2 * math.prod(shape)
+        fits = wanted <= longest * getattr(self._codec, "most", MOST)
+        if fits and wanted > _PACKED * longest and isinstance(self._codec, SpectralPredictor):
+            data = np.empty(longest, dtype=np.uint8)  # tiles of one value, or a forged shape: the tile itself knows
+            self._storage.read_into(self._names[rows["shard"][row]], int(rows["offset"][row]), memoryview(data))  # type: ignore[arg-type]
+            try:
+                fits = self._codec.shape_of(data) == shape
+            except ShardError:
+                pass  # a damaged tile is met, and named, when it is read
+        if not fits:
+            raise ShardError(
+                f"{self._url}/{MANIFEST}: damaged: tiles of {shape} don't come out of {longest} bytes, "
+                "the most that is stored of one; restore it, or pack again"
+            )
+        if max(longest, int(rows["mask_length"].max())) > _PACKED * wanted + (1 << 20):
+            raise ShardError(f"{path}: damaged: rows longer than any tile of {shape}; restore it")
 
     def _check_shards(self) -> None:
         """Every shard of a local folder is there and whole: one directory scan now instead of an error at midnight."""
@@ -274,9 +316,4 @@ def open_dataset(location: str | Path, threads: int = 1, **view: object) -> Tile
     given = {key: str(value) if isinstance(value, Path) else value for key, value in view.items()}
     chosen = check_config(given, ViewConfig, "open_dataset")
     reader = ShardReader(location, threads)
-    rows = view_rows(chosen, reader.table)
-    if chosen.split and not (reader.table["split"] == chosen.split.encode()).any():
-        known = [name.decode() for name in np.unique(reader.table["split"]) if name]
-        has = f"it has {', '.join(known)}" if known else "pack it with --labels and --splits"
-        raise ConfigError(f"{reader.location}: the dataset has no tiles in the '{chosen.split}' split: {has}")
-    return TileDataset(reader, rows)
+    return TileDataset(reader, view_rows(chosen, reader.table))

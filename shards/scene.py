@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 from xml.etree import ElementTree
+from xml.parsers.expat import ExpatError, ParserCreate
 
 import numpy as np
 import rasterio
@@ -53,6 +54,7 @@ does not, cells take its nearest pixels and the tile keeps its true place.
 """
 
 GAIN = 0.0001
+MOST_METADATA_BYTES = 64 << 20  # a METADATA.XML has 300 kB
 CACHE_BYTES = 512 << 20
 """GDAL's block cache: a row of 512x512x224 blocks, the largest in use, is 350 MB. The default is a twentieth of
 the memory: too little on small machines (8 times slower), and on large ones as much for every worker.
@@ -111,7 +113,7 @@ def zip_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise SourceError(f"{path}: not a readable zip file ({error}); download it again or move it away") from None
 
 
@@ -138,13 +140,14 @@ class Metadata:
     def parse(cls, text: bytes, name: str) -> "Metadata":
         """Read the XML; raises SourceError where something is missing or reflectance is scaled otherwise."""
         try:
+            _refuse_doctype(text)
             root = ElementTree.fromstring(text)
             start = datetime.fromisoformat(_text(root, ".//temporalCoverage/startTime"))
             bands = root.findall(".//bandCharacterisation/bandID")
             centres = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
             scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
             background = float(_text(root, ".//backgroundValue"))
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, ExpatError, ValueError, LookupError, RecursionError) as error:
             raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
         if scales != {(GAIN, 0.0)}:
             odd = sorted(scales - {(GAIN, 0.0)})
@@ -154,6 +157,17 @@ class Metadata:
         if start.utcoffset() != timedelta(0):
             raise SourceError(f"{name}: start time {start.isoformat()} is not a UTC time")
         return cls(start.strftime("%Y%m%dT%H%M%SZ"), centres, background)
+
+
+def _refuse_doctype(text: bytes) -> None:
+    """Raise ValueError for XML that declares entities, which can stand for gigabytes; products have none."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it has a document type, which products have not")
+
+    parser = ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(text, True)
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
@@ -303,12 +317,22 @@ class Scene:
 
     def _read(self, name: str) -> bytes:
         if self.path.is_dir():
-            return (self.path / name).read_bytes()
+            path = self.path / name
+            _refuse_large(path.stat().st_size, str(path))
+            return path.read_bytes()
         try:
             with zipfile.ZipFile(self.path) as file:
+                _refuse_large(file.getinfo(name).file_size, f"{self.path}/{name}")
                 return file.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it has a password
-            raise SourceError(f"{self.path}: {name} can't be read ({error}); download it again") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+            raise SourceError(
+                f"{self.path}: {name} can't be read ({error}); download it again or move it away"
+            ) from None
+
+
+def _refuse_large(size: int, where: str) -> None:
+    if size > MOST_METADATA_BYTES:
+        raise SourceError(f"{where}: {size} bytes, more than any METADATA.XML; download the product again")
 
 
 def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:

@@ -14,15 +14,19 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, ValidationError
 
+from shards.arrays import read_json_value, read_npy
 from shards.atomic import atomic_open, sweep, write_atomic
 from shards.bundles import Bundle
 from shards.codec import PRESETS
+from shards.config import ConfigModel
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
-from shards.manifest import Rejected, ShardIndex, read_json
+from shards.manifest import Rejected, ShardIndex, first_problem, read_json
 from shards.sources import TileSource
 from shards.statistics import BandSums
 from shards.table import QUALITY
@@ -30,6 +34,14 @@ from shards.workers import counters, run_jobs
 from shards.writer import Sample, checksum, encode_sample, index_path, write_shard
 
 PIECE_TILES = 256
+
+
+class _DoneMark(ConfigModel):
+    """A bundle that was read to its end, with unusable tiles (location, timestamp, path, reason) and those left out."""
+
+    bundle: str
+    rejected: list[Annotated[list[str], Field(min_length=4, max_length=4)]]
+    filtered: dict[str, int]
 
 
 def spool_folder(dest: Path, generation: int) -> Path:
@@ -132,7 +144,7 @@ def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
         for row, (location, timestamp, scene, date) in enumerate(rows):
             source = TileSource(location, timestamp, name, scene, date or "")
             tiles[source.key] = ListedTile(source, spooled=f"{tar}:{row}")
-    for location, timestamp, path, reason in json.loads(mark.read_bytes())["rejected"]:
+    for location, timestamp, path, reason in _read_mark(mark).rejected:
         source = TileSource(location, timestamp, path)
         tiles[source.key] = ListedTile(source, rejected=reason)
     return tiles.values()
@@ -142,8 +154,16 @@ def filtered_tiles(dest: Path, record: PackRecord) -> dict[str, int]:
     """How many tiles of the last generation broke which limit."""
     folder, filtered = spool_folder(dest, len(record.generations) - 1), Counter[str]()
     for mark in sorted(folder.glob("*.done.json")):
-        filtered.update(json.loads(mark.read_bytes())["filtered"])
+        filtered.update(_read_mark(mark).filtered)
     return dict(filtered)
+
+
+def _read_mark(path: Path) -> _DoneMark:
+    try:
+        return _DoneMark.model_validate(read_json_value(path.read_bytes()))
+    except ValueError as error:  # ValidationError too
+        what = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise ShardError(f"{path}: damaged ({what}); remove {path.parent} and pack again") from None
 
 
 def remove_spool(dest: Path, generations: int) -> dict[str, int]:
@@ -152,7 +172,7 @@ def remove_spool(dest: Path, generations: int) -> dict[str, int]:
     for number in range(generations):
         folder = spool_folder(dest, number)
         for mark in sorted(folder.glob("*.done.json")):
-            filtered.update(json.loads(mark.read_bytes())["filtered"])
+            filtered.update(_read_mark(mark).filtered)
         shutil.rmtree(folder, ignore_errors=True)
     return dict(filtered)
 
@@ -170,7 +190,7 @@ class SpoolReader:
             if tile.rejected:
                 yield Rejected(path=tile.source.path, reason=tile.rejected)
                 continue
-            piece, row = tile.spooled.rsplit(":", 1)
+            piece, _, row = tile.spooled.rpartition(":")
             sample = self._sample(piece, int(row))
             counters().add(1, 0, len(sample.tile))
             yield sample
@@ -178,8 +198,7 @@ class SpoolReader:
     def _sample(self, piece: str, row: int) -> Sample:
         tar = self._folder / f"{piece}.tar"
         if piece not in self._indexes:
-            sums = np.load(_sums_path(tar), allow_pickle=False)
-            self._indexes[piece] = read_json(index_path(tar), ShardIndex), sums
+            self._indexes[piece] = read_json(index_path(tar), ShardIndex), _read_sums(_sums_path(tar))
         index, sums = self._indexes[piece]
         columns = index.tiles
         encoded = _read(tar, columns.offset[row], columns.length[row])
@@ -196,6 +215,13 @@ class SpoolReader:
             sums=BandSums(*(column.tolist() for column in sums[row])),
             row={name: getattr(columns, name)[row] for name in names},
         )
+
+
+def _read_sums(path: Path) -> np.ndarray:
+    try:
+        return read_npy(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: can't be read ({error}); remove {path.parent} and pack again") from None
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:

@@ -7,6 +7,7 @@ what has a file's name and size is whole, wherever a process was killed. Readers
 is not there is read from the source. A disk that is full or broken makes reading slower, never fail.
 """
 
+import errno
 import hashlib
 import os
 import queue
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from shards.atomic import TEMPORARY, atomic_open
-from shards.errors import ShardError
+from shards.errors import ShardError, UnreachableError
 from shards.lock import Lock
 from shards.storage import LocalStorage, Storage
 
@@ -71,7 +72,7 @@ class StagedStorage:
     ) -> None:
         self.url, self.folder, self.quota_bytes = source.url, folder, quota_bytes
         self.staged = self.read_through = self.evicted = self.downloaded_bytes = 0
-        self._source, self._local = source, LocalStorage(folder)
+        self._source, self._local = source, LocalStorage(folder, patience_s=0)  # the source is at hand
         self._files = {file.name: file for file in files}
         self._here: dict[str, int] = {}  # inodes of the copies known to be whole
         self._used: dict[str, int] = {}  # time_ns of the last read since the last look
@@ -83,6 +84,9 @@ class StagedStorage:
         self._worker: threading.Thread | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_symlink():  # planted where all users may write: the files there are not ours to remove
+                self._files = {}
+                raise OSError(errno.ELOOP, "a link where a folder for copies was expected: name another data.stage")
             self._clean()
         except OSError as error:
             self._give_up(error)
@@ -161,7 +165,7 @@ class StagedStorage:
         for name, inode in list(self._here.items()):
             try:
                 if name in used:
-                    os.utime(self.folder / name, ns=(used[name], used[name]))
+                    os.utime(self.folder / name, ns=(used[name], used[name]), follow_symlinks=False)
                 gone = os.stat(self.folder / name).st_ino != inode
             except OSError:
                 gone = True
@@ -210,8 +214,8 @@ class StagedStorage:
                     busy.append(name)
             except _GivenUp:
                 pass
-            except FileNotFoundError:  # another process took this one for dead and swept its temporary file away
-                busy.append(name)
+            except (FileNotFoundError, UnreachableError):
+                busy.append(name)  # another process took this one for dead and swept its file; or the source is away
             except ShardError as error:  # of the source: the file is read through
                 if not self._stop.is_set():
                     print(f"warning: not staged: {error}", file=sys.stderr, flush=True)

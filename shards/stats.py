@@ -7,7 +7,6 @@ parts gives the same result, and percentiles are exact. Missing pixels count as 
 import json
 import re
 import time
-import zipfile
 from dataclasses import dataclass
 from operator import mul
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from shards import kernels
+from shards.arrays import read_npz
 from shards.atomic import atomic_open, write_atomic
 from shards.errors import ShardError
 from shards.manifest import Manifest, band_sums, read_manifest
@@ -168,11 +168,14 @@ def _join_parts(folder: Path, manifest: Manifest) -> np.ndarray | None:
     total = np.zeros((manifest.tile_shape[0], LEVELS), dtype=np.int64)
     for path in found:
         try:
-            with np.load(path, allow_pickle=False) as part:
-                if str(part["content"]) != manifest.content_hash:
-                    raise ShardError(f"{path}: of other shards; remove it")
-                total += part["histogram"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            part = read_npz(path)
+            if str(part["content"]) != manifest.content_hash:
+                raise ShardError(f"{path}: of other shards; remove it")
+            histogram = part["histogram"]
+            if histogram.shape != total.shape or histogram.dtype != total.dtype:
+                raise ValueError(f"counts {histogram.dtype} {histogram.shape}")
+            total += histogram
+        except (OSError, ValueError, KeyError) as error:
             raise ShardError(f"{path}: can't be read ({error}); remove it and run this part again") from None
     return total
 

@@ -2,14 +2,13 @@
 
 A reader needs three things of a place: a small file whole, a byte range into its own buffer, and a size.
 Local files are read by pread, not mapped: a file that was cut short is then an error line and not a
-SIGBUS. Remote reads are repeated after growing random pauses, so that a thousand ranks that met one outage
-don't come back in the same instant. fsspec is imported only for a remote place.
+SIGBUS. What a network or a shared file system refuses for a while is asked for again (shards/patience.py); what
+is there and wrong, or gone, is an error at once. fsspec is imported only for a remote place.
 """
 
 import errno
 import functools
 import os
-import random
 import re
 import resource
 import threading
@@ -19,16 +18,21 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from shards.errors import ShardError
+from shards.errors import ShardError, UnreachableError
+from shards.patience import OPENING_S, PATIENCE_S, Patience, Trouble
 
-ATTEMPTS, TIMEOUT_S = 8, 60.0  # of one remote read, and of each attempt
-PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-"""After attempt k a pause evenly drawn from 0 to min(0.5 * 2**(k - 1), 30) seconds: 31 s in all on average."""
+TIMEOUT_S = 60.0  # of one attempt
 PIECE = 16 << 20  # bytes that one remote request asks for at most
 MOST_FILES = 1 << 16  # that a process asks to have open
 NO_RANGES = "the server sends the whole file where a range was asked for; use one that honours ranges"
 
-_pauses = random.SystemRandom()  # a seeded generator would make all ranks pause alike, and ours is the training's
+_PASSING = {
+    getattr(errno, name)
+    for name in "EIO ESTALE ETIMEDOUT EAGAIN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENOTCONN ESHUTDOWN ENOLINK "
+    "EREMOTEIO ECONNRESET ECONNREFUSED ECONNABORTED ENOMEM ENFILE EMFILE EINTR".split()
+}
+"""What NFS and Lustre answer while a server is away or fails over, and what a busy machine answers."""
+_LOCKED = {errno.EACCES, errno.EPERM}
 _LASTING = (PermissionError, IsADirectoryError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 
 
@@ -36,7 +40,8 @@ class Storage(Protocol):
     """A folder of files that are read by name; many threads may call it at once.
 
     ``read`` gives a whole small file, ``read_into`` fills all of a C-contiguous buffer with the bytes from
-    ``offset``, ``size`` is in bytes. All raise ShardError where the file is missing, too short or unreadable.
+    ``offset``, ``size`` is in bytes. All raise ShardError where the file is missing or too short, and its subclass
+    UnreachableError where the place did not answer, so that nothing is known of the file.
     """
 
     url: str  # for messages
@@ -66,38 +71,54 @@ class _Descriptor:
 
 
 class LocalStorage:
-    """A folder in this machine's file systems; as many files stay open as a quarter of the limit allows."""
+    """A folder in this machine's file systems; as many files stay open as a quarter of the limit allows.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        patience_s: seconds for which a read is tried again that a network file system refuses.
+    """
+
+    def __init__(self, folder: Path, patience_s: float = PATIENCE_S) -> None:
         self.folder, self.url = folder, str(folder)
+        self._patience, self._patience_s = Patience(self.url), patience_s
         self._files: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
         self._bound = _allowed_files() // 4
 
     def read(self, name: str) -> bytes:
-        try:
-            return (self.folder / name).read_bytes()
-        except OSError as error:
-            raise self._error(name, error) from None
+        return self._repeat(name, (self.folder / name).read_bytes)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        done, rest = 0, buffer.cast("B")
         try:
-            file = self._open(name)
-            while rest:  # again after a signal, and beyond 2 GiB
-                count = os.preadv(file.number, [rest], offset + done)
-                if not count:
-                    size = os.fstat(file.number).st_size
-                    raise ShardError(_cut_short(f"{self.folder / name}", offset, buffer.nbytes, size))
-                done, rest = done + count, rest[count:]
-        except OSError as error:
-            raise self._error(name, error) from None
+            self._read_into(name, offset, buffer)
+        except OSError:  # once more, with retries: their cost is no part of a good read
+            self._repeat(name, lambda: self._read_into(name, offset, buffer))
 
     def size(self, name: str) -> int:
-        try:
-            return (self.folder / name).stat().st_size
-        except OSError as error:
-            raise self._error(name, error) from None
+        return self._repeat(name, lambda: (self.folder / name).stat().st_size)
+
+    def _read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        done, rest = 0, buffer.cast("B")
+        file = self._open(name)
+        while rest:  # again after a signal, and beyond 2 GiB
+            count = os.preadv(file.number, [rest], offset + done)
+            if not count:
+                size = os.fstat(file.number).st_size
+                raise ShardError(_cut_short(f"{self.folder / name}", offset, buffer.nbytes, size))
+            done, rest = done + count, rest[count:]
+
+    def _repeat(self, name: str, action: Callable[[], Any]) -> Any:
+        path = self.folder / name
+
+        def attempt() -> Any:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno in _PASSING:
+                    self.close()  # a stale handle stays stale: the next attempt opens the file anew
+                    raise Trouble(error.strerror) from None
+                raise self._error(path, error) from None
+
+        return self._patience.repeat(str(path), "", self._patience_s, attempt)
 
     def close(self) -> None:
         """Let go of all files: a read in progress keeps its own, a later one opens what has the name by then."""
@@ -117,9 +138,12 @@ class LocalStorage:
                 files.popitem(last=False)
         return file
 
-    def _error(self, name: str, error: OSError) -> ShardError:
+    @staticmethod
+    def _error(path: Path, error: OSError) -> ShardError:
+        if error.errno in _LOCKED:
+            return UnreachableError(f"{path}: can't be read: {error.strerror}; ask its owner for access")
         state = "missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
-        return ShardError(f"{self.folder / name}: {state}; copy or pack it again")
+        return ShardError(f"{path}: {state}; copy or pack it again")
 
 
 class RemoteStorage:
@@ -128,29 +152,35 @@ class RemoteStorage:
     def __init__(self, url: str, sleep: Callable[[float], Any] | None = None) -> None:
         self._location = url.rstrip("/")
         self.url = re.sub(r"://[^/@]*@", "://", self._location)  # messages are no place for a password
-        self._closed = threading.Event()
-        self._sleep = sleep or self._closed.wait
+        self._patience = Patience(self.url, sleep)
         self._connect()
 
     def read(self, name: str) -> bytes:
-        data = bytearray(self.size(name))
-        self.read_into(name, 0, memoryview(data))
-        return bytes(data)
+        size, parts = self.size(name), []
+        for begin in range(0, size, PIECE):  # piece by piece: no memory for a size that is only claimed
+            piece = bytearray(min(PIECE, size - begin))
+            self._read_pieces(name, begin, memoryview(piece), OPENING_S)
+            parts.append(piece)
+        return b"".join(parts)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self._read_pieces(name, offset, buffer, PATIENCE_S)
+
+    def _read_pieces(self, name: str, offset: int, buffer: memoryview, seconds: float) -> None:
         for begin in range(0, buffer.nbytes, PIECE):
             piece, place = buffer.cast("B")[begin : begin + PIECE], offset + begin
-            self._repeat(name, f" at offset {place}", functools.partial(self._read_once, name, place, piece))
+            read = functools.partial(self._read_once, name, place, piece)
+            self._repeat(name, f" at offset {place}", read, seconds)
 
     def size(self, name: str) -> int:
         size = self._repeat(name, "", lambda: self._call("info", name)["size"])
         if size is None:
-            raise ShardError(f"{self.url}/{name}: the server doesn't tell the size; use one that does")
+            raise UnreachableError(f"{self.url}/{name}: the server doesn't tell the size; use one that does")
         return size
 
     def close(self) -> None:
         """Ends the pauses of reads in progress, which then fail."""
-        self._closed.set()
+        self._patience.close()
 
     def _connect(self) -> None:
         self._http = self._location.startswith(("http://", "https://"))
@@ -175,7 +205,7 @@ class RemoteStorage:
                 raise
             data = b""  # no byte of the range exists, as HTTP and S3 say it
         if len(data) > wanted:
-            raise ShardError(f"{where}: {NO_RANGES}")
+            raise UnreachableError(f"{where}: {NO_RANGES}")
         if len(data) < wanted:
             size = self.size(name)
             if offset + wanted > size:
@@ -190,13 +220,10 @@ class RemoteStorage:
             options["timeout"] = TIMEOUT_S
         return getattr(self._filesystem, method)(f"{self._folder}/{name}", **options)
 
-    def _repeat(self, name: str, place: str, action: Callable[[], Any]) -> Any:
+    def _repeat(self, name: str, place: str, action: Callable[[], Any], seconds: float = OPENING_S) -> Any:
         where = f"{self.url}/{name}"
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self._sleep(_pauses.uniform(0, min(PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)))
-            if self._closed.is_set():
-                raise ShardError(f"{where}: can't be read{place}: the dataset was closed")
+
+        def attempt() -> Any:
             try:
                 return action()
             except ShardError:
@@ -207,9 +234,11 @@ class RemoteStorage:
             if isinstance(cause, FileNotFoundError) or status == 404:
                 raise ShardError(f"{where}: missing; check the URL, or copy or pack it again")
             if isinstance(cause, _LASTING) or (status and status < 500 and status not in (408, 429)):
-                raise ShardError(f"{where}: can't be read{place}: {_reason(cause)}; check the URL and the credentials")
-        failed = f"{ATTEMPTS} attempts, the last one: {_reason(cause)}; check the network and the server"
-        raise ShardError(f"{where}: can't be read{place}: {failed}")
+                reason = f"can't be read{place}: {_reason(cause)}"
+                raise UnreachableError(f"{where}: {reason}; check the URL and the credentials")
+            raise Trouble(_reason(cause))
+
+        return self._patience.repeat(where, place, seconds, attempt)
 
 
 def _allowed_files() -> int:
@@ -229,7 +258,7 @@ async def _must_be_range(where: str, offset: int, wanted: int, response: Any) ->
     """Refuse a whole file at its headers, before a shard has come over the network for one tile."""
     if response.status == 200 and (offset or response.content_length != wanted):
         response.close()
-        raise ShardError(f"{where}: {NO_RANGES}")
+        raise UnreachableError(f"{where}: {NO_RANGES}")
 
 
 def _cause(error: Exception) -> BaseException:

@@ -41,22 +41,31 @@ def join(shards: Sequence[dict[str, list[Any]]], numbers: Sequence[int]) -> np.n
     Returns:
         The columns, and ``shard`` (u4) and ``place`` (u4: a number for each location, in order of
         appearance). Text columns are bytes as wide as their longest entry.
+
+    Raises:
+        ShardError: an index holds what a column can't: a date that is none, text beyond Unicode.
     """
     columns: dict[str, np.ndarray] = {}
-    for name in TEXT:
-        texts = [text.encode() for shard in shards for text in shard[name]]
-        columns[name] = np.asarray(texts, dtype=f"S{max(map(len, texts), default=0) or 1}")
-    for name, kind in NUMBERS.items():
-        values = [value for shard in shards for value in shard[name]]
-        if kind == "M8[D]":
-            values = [value or "NaT" for value in values]
-        columns[name] = np.asarray(values, dtype=kind)  # None becomes NaN
+    for name in (*TEXT, *NUMBERS):
+        try:
+            columns[name] = _column(name, [value for shard in shards for value in shard[name]])
+        except (ValueError, OverflowError, TypeError) as error:
+            raise ShardError(f"column '{name}' of the indexes: {error}; index or pack the shards again") from None
     columns["shard"] = np.repeat(np.asarray(numbers, dtype="u4"), [len(shard["key"]) for shard in shards])
     columns["place"] = _places(columns["location"])
     table = np.empty(len(columns["key"]), dtype=[(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():
         table[name] = column
     return table
+
+
+def _column(name: str, values: list[Any]) -> np.ndarray:
+    if name in TEXT:
+        texts = [text.encode() for text in values]
+        return np.asarray(texts, dtype=f"S{max(map(len, texts), default=0) or 1}")
+    if NUMBERS[name] == "M8[D]":
+        values = [value or "NaT" for value in values]
+    return np.asarray(values, dtype=NUMBERS[name])  # None becomes NaN
 
 
 def _places(locations: np.ndarray) -> np.ndarray:
@@ -83,8 +92,8 @@ def from_bytes(data: bytes, name: str) -> np.ndarray:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version of .npy")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.hasobject or len(shape) != 1 or not {*COLUMNS, "shard", "place"} <= set(dtype.names or ()):
-            raise ValueError("other columns")
+        if len(shape) != 1 or not 0 <= shape[0] * dtype.itemsize <= len(data) or not _are_columns(dtype):
+            raise ValueError("other columns or rows")
         return np.frombuffer(data, dtype=dtype, count=shape[0], offset=file.tell())
     except Exception as error:  # numpy parses the header as Python: damage ends in errors of any kind
         raise ShardError(
@@ -92,9 +101,25 @@ def from_bytes(data: bytes, name: str) -> np.ndarray:
         ) from None
 
 
-def read_npy(data: bytes) -> np.ndarray:
-    """An array from ``.npy`` bytes; raises ValueError where they hold none, or objects."""
-    try:
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # as above
-        raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+def _are_columns(dtype: np.dtype) -> bool:
+    """Whether a row has all columns, each of its type; text may be of any width."""
+    kinds = {**NUMBERS, "shard": "u4", "place": "u4"}
+    if dtype.hasobject or not {*TEXT, *kinds} <= set(dtype.names or ()):
+        return False
+    return all(dtype[name] == np.dtype(kind) for name, kind in kinds.items()) and all(
+        dtype[name].kind == "S" for name in TEXT
+    )
+
+
+def check_places(table: np.ndarray, sizes: Sequence[int]) -> None:
+    """Raise ValueError unless every row lies within its shard; ``sizes`` are the shards' in bytes."""
+    if not len(table):
+        return
+    if int(table["shard"].max()) >= len(sizes):
+        raise ValueError(f"a tile in shard {int(table['shard'].max())} of {len(sizes)}")
+    size = np.asarray(sizes, dtype="u8")[table["shard"]]
+    for prefix in ("", "mask_"):
+        offset, length = table[prefix + "offset"], table[prefix + "length"]
+        beyond = (length > size) | (offset > size - np.minimum(length, size))
+        if beyond.any():
+            raise ValueError(f"row {int(beyond.argmax())} lies beyond the end of its shard")

@@ -6,7 +6,7 @@ tile lost on the way. Anything that a damaged file provokes becomes a line that 
 """
 
 import hashlib
-import json
+import os
 import sys
 import tarfile
 import time
@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from shards import table
+from shards.arrays import read_json_value, read_npy
 from shards.atomic import TEMPORARY
 from shards.codec import build_codec, is_foreign
 from shards.compare import (
@@ -47,6 +48,7 @@ from shards.manifest import (
     to_json,
 )
 from shards.merge import shard_name
+from shards.names import inner_path
 from shards.statistics import BandSums
 from shards.workers import counters, run_jobs
 from shards.writer import checksum, index_path
@@ -64,12 +66,12 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
     """
     begin = time.monotonic()
     for path in (sources.tiles, sources.labels):
-        if path is not None and not path.exists():
-            raise SourceError(f"{path}: no such directory of tiles")
+        if path is not None and not os.path.exists(path):
+            raise SourceError(f"{path}: no such directory of tiles, or one that can't be read")
     try:
         manifest = read_manifest(folder)
     except ShardError as error:
-        if not (folder / MANIFEST).exists():
+        if not (folder / MANIFEST).is_file():
             raise
         print(f"problem: {error}", file=sys.stderr)
         print(f"{folder}: 1 problem: nothing else can be told without the manifest")
@@ -113,7 +115,10 @@ def _read_indexes(plan: Plan, found: Findings) -> list[ShardIndex]:
     indexes = []
     for entry in plan.manifest.shards:
         try:
-            indexes.append(_read_index(plan.folder, entry))
+            index = _read_index(plan.folder, entry)
+            if len(index.sums.count) != plan.shape[0]:
+                raise ShardError(f"{index_path(plan.folder / entry.name)}: sums of other bands than the manifest's")
+            indexes.append(index)
         except ShardError as error:
             found.problems.append(str(error))
     return indexes
@@ -131,7 +136,10 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
     """Manifest, table, indexes and statistics against each other."""
     folder, manifest = plan.folder, plan.manifest
     path, whole = folder / manifest.table, len(indexes) == len(manifest.shards)
-    stored = path.read_bytes() if path.exists() else b""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        stored = b""
     if hashlib.sha256(stored).hexdigest() != manifest.table_sha256:
         yield f"{path}: not the table that the manifest names; run `python -m shards merge {folder}`"
     elif whole and stored != table.to_bytes(table.join([vars(index.tiles) for index in indexes], range(len(indexes)))):
@@ -152,7 +160,7 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
         yield f"{folder / MANIFEST}: mean and standard deviation do not follow from its sums"
     for name, values in (("mu.npy", manifest.mu), ("sigma.npy", manifest.sigma)):
         try:
-            array = table.read_npy((folder / name).read_bytes())
+            array = read_npy((folder / name).read_bytes())
         except (OSError, ValueError) as error:
             yield f"{folder / name}: can't be read: {error}"
             continue
@@ -282,8 +290,8 @@ def _check_description(
     plan: Plan, where: str, file: IO[bytes] | None, columns: TileColumns, row: int, described: dict[int, dict[str, Any]]
 ) -> Iterator[str]:
     try:
-        told = dict(json.loads(file.read() if file else b""))
-    except (ValueError, TypeError, RecursionError) as error:
+        told = dict(read_json_value(file.read() if file else b""))
+    except (ValueError, TypeError) as error:
         yield f"{where}: not a description: {error}"
         return
     wanted = {name: getattr(columns, name)[row] for name in _DESCRIBED}
@@ -312,7 +320,7 @@ def _check_tiles(
     for row, key in enumerate(columns.key):
         if not plan.chooses(key):
             continue
-        source = str(described.get(row, {}).get("source", ""))
+        source = _source_of(described.get(row, {}))
         found.tiles += 1
         found.size += columns.length[row] + columns.mask_length[row]
         counters().add(1, values.nbytes, columns.length[row])
@@ -327,13 +335,21 @@ def _check_tiles(
             where = f"{tar}: label tile '{key}' at byte {columns.mask_offset[row]}"
             with found.guard(where):
                 place = columns.mask_offset[row], columns.mask_length[row], columns.mask_checksum[row]
-                mask = table.read_npy(_read(file, *place))
+                mask = read_npy(_read(file, *place))
                 if mask.shape != plan.shape[1:]:
                     found.problems.append(f"{where}: {mask.shape} where {plan.shape[1:]} was expected")
                 if plan.labels and source:
                     found.problems += compare_label(plan, where, mask, described[row])
     if plan.sample == 1 and len(found.problems) == before and Sums(**vars(sums)) != index.sums:
         found.problems.append(f"{index_path(tar)}: its sums are not those of the tiles in {tar}")
+
+
+def _source_of(described: dict[str, Any]) -> str:
+    """The tile's file as its description tells it; "" where it tells none, or one outside the sources."""
+    try:
+        return inner_path(str(described["source"]))
+    except (KeyError, ValueError):
+        return ""
 
 
 def _read(file: IO[bytes], offset: int, length: int, wanted: int) -> bytes:

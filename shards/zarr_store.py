@@ -20,7 +20,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
 from zarr.registry import register_codec
 
-from shards.codec import RawTile, SpectralPredictor
+from shards.codec import RawTile, SpectralPredictor, build_codec
 from shards.errors import ShardError
 from shards.reader import ShardReader
 
@@ -63,7 +63,40 @@ class SpectralPredictorCodec(ArrayBytesCodec):
         return input_byte_length  # Zarr asks only codecs of fixed size
 
 
+@dataclass(frozen=True)
+class TileCodec(ArrayBytesCodec):
+    """Tiles of foreign tars (shards/foreign.py) as a Zarr v3 codec, for int16 chunks (1, bands, height, width).
+
+    Args:
+        codec: config of the tile codec, as numcodecs takes it.
+    """
+
+    codec: dict[str, Any]
+    is_fixed_size = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        return cls(**data.get("configuration", {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": TILE_CODEC, "configuration": {"codec": self.codec}}
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        tile = np.empty(chunk_spec.shape, dtype=np.int16)
+        codec = build_codec(self.codec)
+        await asyncio.to_thread(codec.decode, chunk_bytes.to_bytes(), tile.reshape(chunk_spec.shape[-3:]))
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(tile)
+
+    async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
+        raise ShardError("tiles of foreign tars are read only; pack them to write arrays")
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        return input_byte_length  # Zarr asks only codecs of fixed size
+
+
+TILE_CODEC = "spectralforge_tile"
 register_codec(SpectralPredictor.codec_id, SpectralPredictorCodec)
+register_codec(TILE_CODEC, TileCodec)
 
 
 class ShardStore(Store):
@@ -144,9 +177,11 @@ def array_metadata(reader: ShardReader) -> dict[str, Any]:
     """The ``zarr.json`` of the shards as an array (tiles, bands, height, width)."""
     manifest = reader.manifest
     codec: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
-    if manifest.codec["id"] != RawTile.codec_id:
+    if manifest.codec["id"] == SpectralPredictor.codec_id:
         pack_low = bool(manifest.codec["pack_low"])
         codec = {"name": SpectralPredictor.codec_id, "configuration": {"pack_low": pack_low}}
+    elif manifest.codec["id"] != RawTile.codec_id:
+        codec = TileCodec(manifest.codec).to_dict()
     return {
         "zarr_format": 3,
         "node_type": "array",

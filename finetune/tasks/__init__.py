@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shards.config import ConfigModel
 from shards.errors import ConfigError
+from shards.safe_yaml import load_yaml
 from shards.sensors import NODATA
 
 Kind = Literal["segmentation", "multilabel", "regression"]
@@ -181,7 +182,7 @@ def parse_task(text: str | bytes, where: str) -> Task:
         ConfigError: no such task; the line names ``where``.
     """
     try:
-        return Task.model_validate(yaml.safe_load(text))
+        return Task.model_validate(load_yaml(text))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

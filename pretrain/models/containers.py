@@ -5,7 +5,6 @@ at the top of `pretrain/checkpoint.py`, which needs the training engine; this re
 """
 
 import hashlib
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.models.description import EncoderDescription, WeightsError, describe_run, read_header
+from shards.arrays import read_json_value
+from shards.names import plain_name
 
 Network = Literal["auto", "student", "teacher"]
 """Which of a training's networks to take: the trained one, its average, or (``auto``) the better one that is there."""
@@ -166,7 +167,7 @@ def _newest_step(folder: Path) -> Path | None:
 
 
 def _read_step(step: Path, network: Network) -> Contents:
-    seals = _read_json(step / "checkpoint.json").get("files", {})
+    seals = _read_seals(step / "checkpoint.json")
     _check(step / "state.json", seals)
     state = _read_json(step / "state.json")
     teachers = sorted(name for name in seals if name.startswith("teacher-"))
@@ -178,14 +179,28 @@ def _read_step(step: Path, network: Network) -> Contents:
     tensors, others = {}, []
     for name in files:
         _check(step / name, seals)
-        with safe_open(step / name, framework="pt") as file:
-            for full in file.keys():
-                if full.startswith("encoder."):
-                    tensors[full.removeprefix("encoder.")] = file.get_tensor(full)
-                else:
-                    others.append(full)
+        try:
+            with safe_open(step / name, framework="pt") as file:
+                for full in file.keys():
+                    if full.startswith("encoder."):
+                        tensors[full.removeprefix("encoder.")] = file.get_tensor(full)
+                    else:
+                        others.append(full)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{step / name}: not a safetensors file ({_line(error)}); take another checkpoint of the run"
+            ) from None
     which = "teacher" if take_teacher else "student"
     return Contents(str(step), tensors, others, describe_run(state, which, str(step / "state.json")), which)
+
+
+def _read_seals(path: Path) -> dict[str, Any]:
+    """What a checkpoint's files are, by their names in its folder."""
+    seals = _read_json(path).get("files")
+    try:
+        return {plain_name(name): seal for name, seal in dict(seals or {}).items()}
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: damaged ({error}); take another checkpoint of the run") from None
 
 
 def _check(path: Path, seals: dict[str, Any]) -> None:
@@ -202,7 +217,7 @@ def _check(path: Path, seals: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json_value(path.read_bytes())
     except (OSError, ValueError):
         values = None
     if not isinstance(values, dict):

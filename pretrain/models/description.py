@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from pretrain.models.registry import fewest_bands, too_few_bands
+from shards.arrays import read_json_value
 from shards.errors import ForgeError
 from shards.sensors import get_sensor
 
@@ -69,16 +70,40 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
     if HEADER_KEY not in metadata:
         return None
     try:
-        values = json.loads(metadata[HEADER_KEY])
+        values = read_json_value(metadata[HEADER_KEY])
         known = fields(EncoderDescription)
         wanted = [one for one in known if one.name in values or _is_required(one)]
-        return EncoderDescription(**{one.name: values[one.name] for one in wanted})
+        found = {one.name: values[one.name] for one in wanted}
+        _check_types(found)
+        return EncoderDescription(**found)
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
 
 
 def _is_required(one: Any) -> bool:
     return one.default is MISSING and one.default_factory is MISSING
+
+
+_TEXTS = ("architecture", "sensor", "objective", "dataset", "version", "network")
+_COUNTS = ("image_size", "patch_size", "samples_seen", "bands")
+_NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    """Raise ValueError where a field of a description is not of its type."""
+    for name, value in values.items():
+        if name in _TEXTS:
+            fits = isinstance(value, str)
+        elif name in _COUNTS:
+            fits = isinstance(value, int) and 0 <= value < 1 << 63
+        elif name in _NUMBERS:
+            fits = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+        elif name == "clip":
+            fits = value is None or isinstance(value, int | float)
+        else:
+            fits = isinstance(value, dict)
+        if not fits:
+            raise ValueError(f"'{name}' is {str(value)[:40]!r}")
 
 
 def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDescription:
@@ -107,7 +132,7 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             network=network,
             config=_without_places(config),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
 
 

@@ -11,6 +11,7 @@ import spectralforge
 from pretrain.models import WeightsError
 from pretrain.models.pretrained import PretrainedEncoder
 from shards.build import PackConfig, pack
+from shards.errors import ConfigError
 from shards.sensors import NODATA
 
 
@@ -103,3 +104,5 @@ def test_shards_are_a_torch_dataset(tmp_path):
     assert batches[0].dtype == torch.int16
     assert len(tiles.wavelength_nm) == tiles[0].shape[0]
     assert tiles.mask(0) is None
+    with pytest.raises(ConfigError, match="no tiles in the 'val' split: pack it with --labels and --splits"):
+        spectralforge.open_dataset(tmp_path / "shards", split="val")

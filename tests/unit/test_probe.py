@@ -1,5 +1,6 @@
 """Probes: neighbours and ridge regression against plain references, cells by majority, bad shards in one line."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from support.objectives import small_config
 from support.plain_engine import PlainEngine
 from support.tiles import write_tile
 
+from pretrain.config import RunConfig
 from pretrain.models import Normaliser
 from pretrain.objectives.moco import MomentumContrasting
 from pretrain.probe import CELLS, Cells, EncoderProbe, nearest_neighbours, ridge_classes
@@ -90,7 +92,7 @@ def _config(shards, **probe):
 
 def test_a_cell_has_the_label_of_most_of_its_pixels(labelled):
     probe = EncoderProbe(_config(labelled / "shards"), 202)
-    values, codes = probe._read(probe.splits["train"], 0)
+    values, codes = probe._read(int(probe.splits["train"][0]))
     assert values.shape == (202, 12, 12)
     features = torch.arange(9.0).view(1, 3, 3)
     drawn, labels = probe._draw(0, features, codes)
@@ -150,6 +152,23 @@ def test_negative_labels_are_refused_unless_ignored(tmp_path, contrast):
     with pytest.raises(ConfigError, match=r"key 'probe.ignore': label -1 of 'train' is negative: ignore it"):
         probe.scores(*contrast)
     probe = EncoderProbe(_config(folder / "shards", ignore=[0, -1]), 202)
+    assert probe.scores(*contrast) == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
+
+
+@pytest.mark.parametrize("prefix", ["", "mask_"])
+def test_a_damaged_tile_or_label_is_replaced_together_with_the_other(labelled, contrast, tmp_path, prefix):
+    folder = Path(shutil.copytree(labelled / "shards", tmp_path / "shards"))
+    config = _config(folder).model_copy(update={"run": RunConfig(dir=str(tmp_path / "run"))})
+    probe = EncoderProbe(config, 202)
+    bad = int(probe.splits["val"][0])
+    with open(folder / probe.reader.manifest.shards[probe.reader.table["shard"][bad]].name, "r+b") as file:
+        file.seek(int(probe.reader.table[prefix + "offset"][bad]) + int(probe.reader.table[prefix + "length"][bad]) - 3)
+        file.write(b"\x55\xaa\x55")
+    values, codes = probe._read(bad)
+    whole = EncoderProbe(_config(labelled / "shards"), 202)
+    others = [int(row) for row in probe.splits["val"] if row != bad]
+    assert any(torch.equal(values, a) and torch.equal(codes, b) for a, b in map(whole._read, others))
+    assert probe.quarantine.rows == [bad] and list((tmp_path / "run").glob("quarantine-*"))
     assert probe.scores(*contrast) == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.range_server import RangeServer
 from support.tables import make_table
 from support.tiles import write_archive
 
-from shards import lock
+from shards import lock, patience
 from shards.atomic import sweep
 from shards.build import pack
-from shards.errors import ConfigError, ShardError
-from shards.quarantine import Quarantine, TooManyBadSamples
+from shards.errors import ConfigError, ShardError, UnreachableError
+from shards.quarantine import NoneLeft, Quarantine, TooManyBadSamples
 from shards.reader import ShardReader, open_dataset
 from shards.scan import PackConfig
 from shards.selection import ViewConfig
@@ -90,6 +91,63 @@ def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path):
 def test_without_a_quarantine_a_bad_tile_is_an_error(damaged):
     with pytest.raises(ShardError, match="fails its checksum"):
         _read(damaged, None)
+
+
+def test_a_held_out_tile_is_replaced_by_another_that_is_held_out(damaged, packed, tmp_path):
+    quarantine = Quarantine(np.array([0, 1, 2, 3, 4]), "d", 5, tmp_path, 0, held_out=np.array([5, 6, 7, 8, 9]))
+    reader = ShardReader(damaged)
+    out = np.empty((10, *reader.tile_shape), np.int16)
+    rows = reader.read(range(10), out, quarantine)
+    assert rows[2] in (0, 1, 3, 4) and rows[5] in (6, 7, 8, 9)
+    assert [row for number, row in enumerate(rows) if number not in (2, 5)] == [0, 1, 3, 4, 6, 7, 8, 9]
+    for found, row in zip(out, rows, strict=True):
+        np.testing.assert_array_equal(found, packed[1][reader.key(row)])
+
+
+def test_where_none_is_left_the_error_says_so(damaged, tmp_path):
+    quarantine = Quarantine(np.array([0, 1, 2]), "d", 5, tmp_path, 0, held_out=np.array([5]))
+    reader = ShardReader(damaged)
+    with pytest.raises(NoneLeft, match=r"fails its checksum.*all 1 tiles that could stand in.*verify"):
+        reader.read([5], np.empty((1, *reader.tile_shape), np.int16), quarantine)
+
+
+# ---- networks ----
+
+
+def test_a_network_that_is_away_for_a_while_puts_no_tile_aside(packed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(patience, "TELL_S", 0.0)
+    with RangeServer(packed[0]) as server:
+        reader = ShardReader(server.url, threads=2)
+        reader._storage._patience.sleep = lambda pause: None
+        server.fail = 12
+        quarantine = Quarantine(np.arange(10), "d", 0, tmp_path, 0)
+        out = np.empty((10, *reader.tile_shape), np.int16)
+        assert reader.read(range(10), out, quarantine) == list(range(10))
+        for row in range(10):
+            np.testing.assert_array_equal(out[row], packed[1][reader.key(row)])
+        lines = capsys.readouterr().err.splitlines()
+        assert "no answer for" in lines[0] and any("answers again" in line for line in lines)
+
+        server.fail = 10**6  # and one that stays away ends the run, in one line, with nothing put aside
+        with pytest.raises(UnreachableError, match=r"attempts in \d+ s, the last one: HTTP 503"):
+            reader.read(range(10), out, quarantine)
+        assert quarantine.rows == [] and not list(tmp_path.glob("quarantine-*"))
+        reader.close()
+
+
+def test_bytes_that_change_on_their_way_are_read_again(packed, tmp_path, monkeypatch):
+    reader, quarantine = ShardReader(packed[0]), Quarantine(np.arange(10), "d", 0, tmp_path, 0)
+    read, wrong = reader._storage.read_into, iter(range(1))
+
+    def garble(name, offset, buffer):
+        read(name, offset, buffer)
+        if next(wrong, None) is not None:
+            buffer[0] ^= 1
+
+    monkeypatch.setattr(reader._storage, "read_into", garble)
+    out = np.empty((1, *reader.tile_shape), np.int16)
+    assert reader.read([3], out, quarantine) == [3]
+    np.testing.assert_array_equal(out[0], packed[1][reader.key(3)])
 
 
 # ---- views ----

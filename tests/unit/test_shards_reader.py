@@ -413,7 +413,6 @@ def test_a_damaged_copy_on_the_node_is_dropped_and_the_tile_read_from_the_source
     ("view", "says"),
     [
         ({"split": "trian"}, "did you mean 'train'?"),
-        ({"split": "val"}, "no tiles in the 'val' split: pack it with --labels and --splits"),
         ({"max_clouds": 0.1}, "unknown key 'max_clouds'; did you mean 'max_cloud'?"),
         ({"max_cloud": "little"}, "key 'max_cloud': input should be a valid number, got 'little'"),
         ({"max_cloud": 5}, "key 'max_cloud': input should be less than or equal to 1"),

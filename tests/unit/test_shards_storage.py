@@ -1,5 +1,6 @@
 """Byte ranges from folders and servers: exact under threads, and every fault as one line or a new attempt."""
 
+import errno
 import os
 import re
 import resource
@@ -7,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,9 +19,10 @@ import pytest
 from support.processes import REPOSITORY
 from support.range_server import RangeServer
 
-from shards import storage
-from shards.errors import ShardError
-from shards.storage import ATTEMPTS, LONGEST_PAUSE_S, PAUSE_S, LocalStorage, RemoteStorage, open_storage
+from shards import patience, storage
+from shards.errors import ShardError, UnreachableError
+from shards.patience import LONGEST_PAUSE_S, OPENING_S, PATIENCE_S, PAUSE_S
+from shards.storage import LocalStorage, RemoteStorage, open_storage
 
 SIZE = 300_000
 NAMES = [f"shard-{number:06d}.tar" for number in range(12)]
@@ -209,21 +212,77 @@ def _check_pauses(pauses, count):
     assert all(0 <= pause <= min(PAUSE_S * 2**k, LONGEST_PAUSE_S) for k, pause in enumerate(pauses))
 
 
-def test_after_the_last_attempt_the_error_says_what_happened(server, remote, pauses):
+def test_after_minutes_the_error_says_what_happened(server, remote, pauses):
     server.fail = 1000
-    with pytest.raises(ShardError) as raised:
+    with pytest.raises(UnreachableError) as raised:
         _range(remote, NAMES[0], 1234, 10)
-    assert str(raised.value) == (
-        f"{server.url}/{NAMES[0]}: can't be read at offset 1234: {ATTEMPTS} attempts, "
-        "the last one: HTTP 503 Service Unavailable; check the network and the server"
+    attempts = server.requests[NAMES[0]]
+    assert re.fullmatch(
+        rf"{server.url}/{NAMES[0]}: can't be read at offset 1234: {attempts} attempts in \d+ s, the last one: "
+        "HTTP 503 Service Unavailable; check the network and the server, and start the command again",
+        str(raised.value),
     )
-    assert server.requests[NAMES[0]] == ATTEMPTS
-    _check_pauses(pauses, ATTEMPTS - 1)
+    assert PATIENCE_S <= sum(pauses) < PATIENCE_S + LONGEST_PAUSE_S
+    _check_pauses(pauses, attempts - 1)
     again = []
-    remote._sleep = again.append
-    with pytest.raises(ShardError):
+    remote._patience.sleep = again.append
+    with pytest.raises(UnreachableError):
         _range(remote, NAMES[0], 1234, 10)
     assert again != pauses
+
+
+def test_an_outage_is_told_once_and_its_end_once(folder, server, remote, capsys):
+    """Eight threads wait for one server that is away for a while."""
+    lock, slept = threading.Lock(), []
+
+    def sleep(pause):
+        with lock:
+            slept.append(pause)
+            if len(slept) > 120:
+                server.fail = 0
+
+    remote._patience.sleep, server.fail = sleep, 10**6
+    with ThreadPoolExecutor(8) as pool:
+        for data in pool.map(lambda number: _range(remote, NAMES[number], 0, 10), range(8)):
+            assert len(data) == 10
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2, lines
+    assert re.search(r"no answer for \d+ s \(HTTP 503 .*\); tried again for 600 s", lines[0])
+    assert lines[1].startswith(f"{server.url}: answers again")
+
+
+PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_a_file_system_that_is_away_for_a_while_is_asked_again(folder, monkeypatch, number):
+    source, preadv, failures = LocalStorage(folder), os.preadv, iter(range(6))
+
+    def failing(*arguments):
+        if next(failures, None) is not None:
+            raise OSError(number, os.strerror(number))
+        return preadv(*arguments)
+
+    monkeypatch.setattr(source._patience, "sleep", lambda pause: None)
+    monkeypatch.setattr(os, "preadv", failing)
+    assert _range(source, NAMES[0], 3, 100) == (folder / NAMES[0]).read_bytes()[3:103]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [*((one, UnreachableError) for one in PASSING), (errno.EACCES, UnreachableError)]
+)
+def test_a_file_system_that_stays_away_says_nothing_of_the_file(folder, monkeypatch, number, kind):
+    source = LocalStorage(folder)
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(source._patience, "sleep", lambda pause: None)
+    monkeypatch.setattr(patience, "PAUSE_S", 1e3)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e3)
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(kind, match=re.escape(f"{folder / NAMES[0]}: can't be read: ")):
+        _range(source, NAMES[0], 3, 100)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
@@ -238,17 +297,18 @@ def test_a_server_that_is_gone(pauses):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         remote = RemoteStorage(f"http://127.0.0.1:{unused.getsockname()[1]}", sleep=pauses.append)
-        for ask in lambda: remote.size("a"), lambda: _range(remote, "a", 0, 1):
+        asks = (lambda: remote.size("a"), OPENING_S), (lambda: _range(remote, "a", 0, 1), PATIENCE_S)
+        for ask, wanted in asks:
             pauses.clear()
-            with pytest.raises(ShardError, match=f"{ATTEMPTS} attempts, the last one: ClientConnectorError: "):
+            with pytest.raises(UnreachableError, match=r"\d+ attempts in \d+ s, the last one: ClientConnectorError: "):
                 ask()
-            _check_pauses(pauses, ATTEMPTS - 1)
+            assert sum(pauses) >= wanted
 
 
 def test_an_answer_that_does_not_come_is_tried_again(folder, server, remote, pauses, monkeypatch):
     monkeypatch.setattr(storage, "TIMEOUT_S", 0.1)
     server.hold_after = 0
-    remote._sleep = lambda pause: (pauses.append(pause), server.go.set() if len(pauses) == 2 else None)
+    remote._patience.sleep = lambda pause: (pauses.append(pause), server.go.set() if len(pauses) == 2 else None)
     assert _range(remote, NAMES[0], 0, 10) == (folder / NAMES[0]).read_bytes()[:10]
     assert len(pauses) >= 2
 
@@ -287,8 +347,8 @@ def test_an_unknown_protocol_is_one_line():
 
 
 def test_closing_ends_the_pauses(server, monkeypatch):
-    monkeypatch.setattr(storage, "PAUSE_S", 1e6)
-    monkeypatch.setattr(storage, "LONGEST_PAUSE_S", 1e6)
+    monkeypatch.setattr(patience, "PAUSE_S", 1e6)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e6)
     remote = RemoteStorage(server.url)
     server.fail = 1000
     with ThreadPoolExecutor(1) as pool:

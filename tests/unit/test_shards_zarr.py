@@ -3,17 +3,19 @@
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from support.tiles import NODATA, spectra, write_archive
+from support.tiles import NODATA, spectra, write_archive, write_tile
 
 import shards
 from shards.build import pack
 from shards.config import REPOSITORY
 from shards.errors import ShardError
+from shards.index import index_tars
 from shards.reader import ShardReader
 from shards.scan import PackConfig
 from shards.zarr_store import ShardStore, SpectralPredictorCodec
@@ -104,3 +106,21 @@ def test_importing_shards_loads_neither_torch_nor_webdataset_nor_zarr():
     code = f"import sys, shards, shards.reader, shards.plan; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["npy", "npy bands last", "tif"])
+def test_indexed_tars_of_others_open_too(tmp_path, kind):
+    tiles = {f"{number:07d}": spectra(number, 8) for number in range(3)}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for key, tile in tiles.items():
+            if kind == "tif":
+                path = write_tile(tmp_path / "tif" / f"{key}.tif", tile, nodata=NODATA)
+            else:
+                path = tmp_path / f"{key}.npy"
+                np.save(path, tile if kind == "npy" else tile.transpose(1, 2, 0))
+            archive.add(path, path.name)
+    index_tars(tmp_path, "enmap", workers=1)
+    array, reader = shards.open_zarr(tmp_path), ShardReader(tmp_path)
+    for row in range(3):
+        np.testing.assert_array_equal(array[row], tiles[reader.key(row)])
+    assert array.metadata.codecs[0].to_dict()["configuration"]["codec"] == reader.manifest.codec
