@@ -1,6 +1,7 @@
 """Members of a tar or zip in the order of its bytes, with what links and repeated names mean."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -38,6 +39,9 @@ DAMAGE = (
     ValueError,
 )
 """What reading a damaged archive may raise."""
+
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EMFILE)
+"""Errors of the machine, and not of an archive."""
 
 
 @dataclass(frozen=True)
