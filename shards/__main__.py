@@ -6,7 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+from shards.arguments import Parser, limit, part, positive, share, share_above_0, whole
 from shards.errors import ConfigError, ForgeError
+
+MAX_BAD = 0.01
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m shards", description=__doc__)
+    parser = Parser(prog="python -m shards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pack(commands)
     _add_merge(commands)
@@ -40,16 +43,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack = commands.add_parser("pack", help="write tiles, archives or EnMAP L2A products into shards")
-    pack.add_argument("source", type=Path, help="directory of tiles, archives (.tar.gz) or L2A products, or one")
+    pack.add_argument("source", type=Path, help="folder of tiles, archives, L2A products or scenes, or one of these")
     pack.add_argument("dest", type=Path, help="folder of shards; the same command continues an interrupted one")
     pack.add_argument("--sensor", default="enmap", help="whose bands the tiles have (default: %(default)s)")
-    pack.add_argument("--size", type=_positive, help="tile height and width in pixels (default: the commonest)")
+    pack.add_argument(
+        "--size", type=positive, help="tile height and width in pixels; larger rasters are cut (default: the commonest)"
+    )
     pack.add_argument("--pattern", help="which files of SOURCE are tiles, e.g. '**/*_SPECTRAL_IMAGE.TIF'")
     pack.add_argument("--codec", choices=("raw", "fast", "compact"), default="compact", help="default: %(default)s")
-    pack.add_argument("--tiles-per-shard", type=_positive, default=400, help="default: %(default)s, about 1 GB")
-    pack.add_argument("--seed", type=int, default=0, help="of the order of locations (default: %(default)s)")
+    pack.add_argument("--tiles-per-shard", type=positive, default=400, help="default: %(default)s, about 1 GB")
+    pack.add_argument("--seed", type=whole, default=0, help="of the order of locations (default: %(default)s)")
     _workers(pack)
-    pack.add_argument("--part", type=_part, metavar="K/N", help="every N-th shard only, K from 1; then `merge`")
+    pack.add_argument("--part", type=part, metavar="K/N", help="every N-th shard only, K from 1; then `merge`")
     pack.add_argument("--append", action="store_true", help="add tiles that DEST has not yet; old shards stay")
     pack.add_argument("--labels", type=Path, help="folder of label tiles with the names of the tiles, or polygons")
     pack.add_argument(
@@ -58,11 +63,11 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack.add_argument("--label-field", metavar="NAME", help="field of the polygons that holds the class code")
     pack.add_argument("--label-layer", metavar="NAME", help="layer of a file of polygons with several")
     pack.add_argument("--splits", type=Path, help="folder of train.txt, val.txt and test.txt (default: by location)")
-    pack.add_argument("--max-bad", type=float, default=0.01, help="allowed share of bad tiles (default: %(default)s)")
+    pack.add_argument("--max-bad", type=share, help=f"allowed share of bad tiles (default: {MAX_BAD})")
     pack.add_argument("--dry-run", action="store_true", help="say what would be written, from the list and a few tiles")
     limits = pack.add_argument_group("largest share of a tile's pixels, for L2A products ('none': no limit)")
     for name in ("cloud", "cloud-shadow", "haze", "cirrus", "snow", "nodata"):
-        limits.add_argument(f"--max-{name}", type=_limit, default=..., metavar="SHARE")
+        limits.add_argument(f"--max-{name}", type=limit, default=..., metavar="SHARE")
     pack.set_defaults(run=_pack)
 
 
@@ -70,7 +75,7 @@ def _add_merge(commands: argparse._SubParsersAction) -> None:
     merge = commands.add_parser("merge", help="join the parts of an array job into a dataset")
     merge.add_argument("dest", type=Path, help="the folder that the parts wrote")
     _workers(merge)
-    merge.add_argument("--max-bad", type=float, default=0.01, help="allowed share of bad tiles (default: %(default)s)")
+    merge.add_argument("--max-bad", type=share, help=f"allowed share of bad tiles (default: {MAX_BAD})")
     merge.set_defaults(run=_merge)
 
 
@@ -79,7 +84,9 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
     verify.add_argument("folder", type=Path)
     verify.add_argument("--source", type=Path, help="directory that was packed: tiles are compared with it")
     verify.add_argument("--labels", type=Path, help="folder of label tiles (or polygons), compared likewise")
-    verify.add_argument("--sample", type=_share, default=1.0, metavar="SHARE", help="share of the tiles to look at")
+    verify.add_argument(
+        "--sample", type=share_above_0, default=1.0, metavar="SHARE", help="share of the tiles to look at"
+    )
     _workers(verify)
     verify.set_defaults(run=_verify)
 
@@ -87,7 +94,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
 def _add_stats(commands: argparse._SubParsersAction) -> None:
     stats = commands.add_parser("stats", help="per-band statistics with percentiles; writes mu.npy and sigma.npy")
     stats.add_argument("folder", type=Path)
-    stats.add_argument("--part", type=_part, metavar="K/N", help="every N-th shard only; a run without it joins them")
+    stats.add_argument("--part", type=part, metavar="K/N", help="every N-th shard only; a run without it joins them")
     _workers(stats)
     stats.set_defaults(run=_stats)
 
@@ -110,33 +117,7 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
 
 def _workers(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))  # what SLURM gave us, not what the node has
-    parser.add_argument("--workers", type=_positive, default=cores, help="processes (default: all cores)")
-
-
-def _positive(text: str) -> int:
-    """A whole number above 0; argparse makes one line of the error."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
-    return number
-
-
-def _limit(text: str) -> float | None:
-    return None if text == "none" else _share(text) if float(text) else 0.0
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, of = text.partition("/")
-    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not K/N with K from 1 to N")
-    return int(number), int(of)
+    parser.add_argument("--workers", type=positive, default=cores, help="processes (default: all cores)")
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -155,9 +136,8 @@ def _pack(arguments: argparse.Namespace) -> int:
         pattern=arguments.pattern,
         limits=SceneLimits(**limits),
     )
+    _check_options(arguments)
     told = arguments.align, arguments.label_field, arguments.label_layer
-    if any(told) and not arguments.labels:
-        raise ConfigError("--align, --label-field and --label-layer say how labels are read: give --labels, too")
     labels = scan.Labels(arguments.labels, arguments.splits, *told) if arguments.labels else None
     if arguments.dry_run:
         print(scan.describe(arguments.source, arguments.dest, config, labels, arguments.append, arguments.workers))
@@ -174,6 +154,21 @@ def _pack(arguments: argparse.Namespace) -> int:
     return _finish(arguments, written, begin)
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Options that would do nothing beside the others; raises ConfigError."""
+    if arguments.labels is None:
+        if arguments.align or arguments.label_field or arguments.label_layer:
+            raise ConfigError("--align, --label-field and --label-layer say how labels are read: give --labels, too")
+        if arguments.splits:
+            raise ConfigError("--splits does nothing without --labels: give --labels, too")
+    if arguments.splits and not arguments.splits.is_dir():
+        raise ConfigError(f"--splits: {arguments.splits}: no such folder of train.txt, val.txt and test.txt")
+    if arguments.part and arguments.dry_run:
+        raise ConfigError("--part does nothing with --dry-run: leave one of them out")
+    if arguments.part and arguments.max_bad is not None:
+        raise ConfigError("--max-bad does nothing with --part: give it to `python -m shards merge`")
+
+
 def _merge(arguments: argparse.Namespace) -> int:
     return _finish(arguments, 0, time.monotonic())
 
@@ -181,14 +176,18 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
     """Join what is written, and say at the end what there is."""
     from shards import build
+    from shards.plain import RIM
 
-    result = build.merge(arguments.dest, arguments.workers, arguments.max_bad, getattr(arguments, "source", None))
+    max_bad = MAX_BAD if arguments.max_bad is None else arguments.max_bad
+    result = build.merge(arguments.dest, arguments.workers, max_bad, getattr(arguments, "source", None))
     for bad in result.rejected:
         print(f"set aside: {bad.path}: {bad.reason}", file=sys.stderr)
     manifest, written = result.manifest, written + result.written
     raw = manifest.tiles * 2 * manifest.tile_shape[0] * manifest.tile_shape[1] * manifest.tile_shape[2]
     stored = sum(entry.size for entry in manifest.shards)
+    rim = result.filtered.pop(RIM, 0)
     filtered = "".join(f", {count} left out for {reason}" for reason, count in sorted(result.filtered.items()))
+    filtered += f", {rim} {RIM} left out" if rim else ""
     print(
         f"packed {manifest.tiles} tiles of {manifest.locations} locations into {len(manifest.shards)} shards "
         f"({written} written now, {len(result.rejected)} tiles set aside{filtered}): {raw / 1e6:.1f} MB -> "

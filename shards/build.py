@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.atomic import sweep
+from shards.bundles import Bundle, find_bundles
 from shards.codec import PRESETS
 from shards.errors import ShardError, TileError
 from shards.geotiff import read_tile
@@ -20,7 +21,6 @@ from shards.manifest import Rejected, ShardIndex, read_json
 from shards.merge import PackResult, merge_shards, missing_shards, shard_name
 from shards.scan import PackConfig, begin, cut_generation, list_spooled
 from shards.sensors import Sensor, get_sensor
-from shards.sources import Bundle, find_bundles
 from shards.spool import SpoolReader, remove_spool, spool_bundles
 from shards.workers import counters, run_jobs
 from shards.writer import Sample, encode_sample, index_path, write_shard
@@ -77,7 +77,10 @@ def pack_part(
     sensor = get_sensor(config.sensor)
     record = begin(source, dest, config, sensor, labels, append)
     if not record.generations[-1].list_name:
-        bundles = find_bundles(source, sensor, record.options["size"], config.limits)
+        options = record.options
+        bundles = find_bundles(
+            source, sensor, options["size"], config.limits, options.get("cut", False), config.pattern
+        )
         spool_bundles(part.take(_unchanged(bundles, record, source)), dest, record, workers)
         record = list_spooled(dest, must=part.of == 1)
     if not record.generations[-1].list_name:

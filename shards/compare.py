@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from shards import keyed
+from shards.bundles import Bundle, find_bundles
 from shards.errors import ForgeError, ShardError, SourceError, TileError
 from shards.geotiff import Tile, read_tile
 from shards.labels import PIXELS, Labels, make_grid
 from shards.listing import RECORD, PackRecord, read_record
 from shards.manifest import Manifest, sensor_of
 from shards.pairs import find_label
+from shards.plain import PlainTiles
 from shards.reader import ShardReader
 from shards.scene import SceneLimits
 from shards.sensors import Sensor
-from shards.sources import Bundle, find_bundles
 from shards.workers import counters
 
 
@@ -152,16 +153,20 @@ def bundle_jobs(
     if plan.sources.tiles is None:
         return []
     limits = SceneLimits(**record.options["limits"])
+    cut, pattern = record.options.get("cut", False), record.options["pattern"]
     try:
-        bundles = {
-            bundle.name: bundle for bundle in find_bundles(plan.sources.tiles, plan.sensor, plan.shape[1], limits)
-        }
+        found_now = find_bundles(plan.sources.tiles, plan.sensor, plan.shape[1], limits, cut, pattern)
     except SourceError as error:
         found.problems.append(str(error))
         return []
+    bundles = {bundle.name: bundle for bundle in found_now}
     for name in sorted(bundled.keys() - bundles.keys()):
         found.notes.append(f"{name}: not in {plan.sources.tiles}: its {len(bundled[name])} tiles are not compared")
-    return [(plan, bundles[name], keys, aside) for name, keys in bundled.items() if name in bundles]
+    return [
+        (plan, bundles[name], keys, aside)
+        for name, keys in bundled.items()
+        if name in bundles and not isinstance(bundles[name], PlainTiles)  # files are compared shard by shard
+    ]
 
 
 def compare_bundle(plan: Plan, bundle: Bundle, keys: set[str], aside: set[str]) -> Findings:
@@ -175,17 +180,21 @@ def compare_bundle(plan: Plan, bundle: Bundle, keys: set[str], aside: set[str]) 
     with found.guard(bundle.name):
         reader = ShardReader(plan.folder)
         rows, values = {reader.key(row): row for row in range(len(reader))}, np.empty((1, *plan.shape), np.int16)
-        left = {key for key in keys if plan.chooses(key)}
-        for source, tile in bundle.tiles(skip=keys - left):
+        wanted = {key for key in keys if plan.chooses(key)}
+        compared: set[str] = set()
+        problems: dict[str, list[str]] = {}  # by key: a tile that comes again replaces the earlier one
+        for source, tile in bundle.tiles(keys - wanted):
             counters().add(1, values.nbytes, 0)
-            if source.key in left:
-                left.remove(source.key)
-                found.problems += _compare_stored(reader, rows[source.key], source.path, tile, values)
-                found.compared += 1
-            elif source.key not in rows and isinstance(tile, Tile) and plan.chooses(source.path):
+            if source.key in wanted:
+                compared.add(source.key)
+                problems[source.key] = list(_compare_stored(reader, rows[source.key], source.path, tile, values))
+            elif source.key not in rows and plan.chooses(source.path):
                 how = "was set aside when packing, but can be used now" if source.path in aside else "was not packed"
-                found.problems.append(f"{source.path}: {how}")
-        found.problems += [f"{bundle.name}: tile '{key}' was packed from it, but is gone" for key in sorted(left)]
+                problems[source.key] = [f"{source.path}: {how}"] if isinstance(tile, Tile) else []
+        found.problems += [line for lines in problems.values() for line in lines]
+        found.compared += len(compared)
+        left = sorted(wanted - compared)
+        found.problems += [f"{bundle.name}: tile '{key}' was packed from it, but is gone" for key in left]
     return found
 
 

@@ -8,15 +8,17 @@ writes an index beside the tar; table and manifest follow as for our own shards.
 import hashlib
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards.arrays import read_json_value
 from shards.atomic import write_atomic
 from shards.codec import PRESETS, build_codec
+from shards.descriptions import read_description
 from shards.errors import ShardError
 from shards.foreign import GeoTiffTile, NpyTile
 from shards.manifest import (
@@ -30,11 +32,14 @@ from shards.manifest import (
     read_manifest,
     to_json,
 )
+from shards.members import Links, Member, link_target
 from shards.merge import join_shards
 from shards.sensors import NODATA, Sensor, get_sensor
 from shards.statistics import BandSums
 from shards.table import QUALITY
-from shards.tar_members import Member, check_member
+from shards.tar_members import Member as TarMember
+from shards.tar_members import check_member
+from shards.walk import is_data, member_name
 from shards.workers import counters, run_jobs
 from shards.writer import checksum, index_path
 
@@ -49,18 +54,21 @@ def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
     """
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder of tars")
-    packed = sorted([*folder.glob("*.tar.gz"), *folder.glob("*.tgz")])
+    packed = sorted(path for ending in ("*.tar.gz", "*.tgz") for path in folder.glob(ending) if is_data(path.name))
     if packed:
         raise ShardError(f"{packed[0]}: compressed tars can't be read by ranges; unpack it with gunzip, or use `pack`")
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(path for path in folder.glob("*.tar") if is_data(path.name))
     if not tars:
         raise ShardError(f"{folder}: no .tar files")
     sensor = get_sensor(sensor_name)
     config, shape = _first_tile(tars[0], sensor)
     anew = _was_otherwise(folder, config, sensor)
     missing = [tar for tar in tars if anew or not _is_indexed(tar)]
-    for _ in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
-        pass
+    doubts = Doubts()
+    for found in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
+        doubts.add(found)
+    for line in doubts.lines():
+        print(f"note: {line}", file=sys.stderr)
     rejected = [bad for tar in tars for bad in read_json(index_path(tar), ShardIndex).rejected]
     for bad in rejected:
         print(f"set aside: {bad.path}: {bad.reason}", file=sys.stderr)
@@ -117,6 +125,28 @@ def _candidates(kind: str, sensor: Sensor) -> list[Any]:
 Members = dict[str, tuple[tarfile.TarInfo, str]]
 
 
+@dataclass
+class Doubts:
+    """Fields of JSON members that can't be true, by field: how many, and a line on the first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def note(self, name: str, line: str) -> None:
+        self.counts[name] += 1
+        self.first.setdefault(name, line)
+
+    def add(self, other: "Doubts") -> None:
+        self.counts += other.counts
+        for name, line in other.first.items():
+            self.first[name] = min(line, self.first.get(name, line))  # tars come in any order
+
+    def lines(self) -> Iterator[str]:
+        """A line a field."""
+        for name, count in sorted(self.counts.items()):
+            yield f"{self.first[name]}: taken as unknown" + (f" (so in {count} samples)" if count > 1 else "")
+
+
 def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
     """Runs of adjacent members with one key, by lower-case extension: WebDataset's rule for samples.
 
@@ -125,14 +155,18 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
     """
     key, members, last, size = "", Members(), "none", tar.stat().st_size
     try:
-        with tarfile.open(tar, "r:", tarinfo=Member) as archive:
+        with tarfile.open(tar, "r:", tarinfo=TarMember) as archive:
+            told = []
             for member in archive:
-                if not member.isfile():
-                    continue
+                told.append(member)
+                last = member.name
+            for named, member in _files(told):
                 check_member(member)
                 if member.offset_data + member.size > size:
-                    raise EOFError(f"{member.name} goes beyond the end")
-                folder, _, name = member.name.rpartition("/")
+                    raise EOFError(f"{named} goes beyond the end")
+                if not named.isprintable():
+                    raise ShardError(f"{tar}: member {named!r}: a name that is no text in UTF-8; write the tar anew")
+                folder, _, name = named.rpartition("/")
                 stem, _, extension = name.partition(".")
                 whole = f"{folder}/{stem}" if folder else stem
                 if whole != key and members:
@@ -140,7 +174,6 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
                     members = {}
                 key = whole
                 members[extension.lower()] = member, extension
-                last = member.name
             if archive.offset + tarfile.BLOCKSIZE > size:
                 raise EOFError("no end-of-archive mark")
             if members:
@@ -149,16 +182,47 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
         raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
 
 
+def _files(told: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The files that a tar leaves, in its order: (name, member with the content).
+
+    A later member of a name replaces an earlier one; a link is the content of the member that it leads to.
+    """
+    links = Links()
+    for number, one in enumerate(told):
+        name = member_name(one.name)
+        if one.isfile():
+            links.add(Member(name, number))
+        elif one.islnk():
+            links.add(Member(name, number, hard=member_name(one.linkname)))
+        elif one.issym():
+            links.add(Member(name, number, soft=link_target(name, one.linkname)))
+    last = {member_name(one.name): number for number, one in enumerate(told)}
+    for number, one in enumerate(told):
+        name = member_name(one.name)
+        if last[name] == number and is_data(name) and links.content(name) >= 0:
+            yield name, told[links.content(name)]
+
+
 def _kind(tar: Path, key: str, members: Members) -> str:
     """Extension of the tile member."""
     found = [extension for extension in members if extension in KINDS]
+    dotted = [extension for extension in members if extension.rpartition(".")[2] in KINDS and extension != "mask.npy"]
+    if not found and dotted:
+        base = key.rpartition("/")[2]
+        told, better = f"{base}.{dotted[0]}", f"{base}.{dotted[0]}".rpartition(".")
+        raise ShardError(
+            f"{tar}: '{told}' has a dot before its extension, and WebDataset splits names at the first dot, so that "
+            f"this one is the member '.{dotted[0]}' of a sample '{base}': write the tars with other names, e.g. "
+            f"'{better[0].replace('.', '-')}.{better[2]}'"
+        )
     if len(found) != 1:
         raise ShardError(f"{tar}: sample '{key}' has {len(found)} tile members of .tile, .npy and .tif; expected one")
     return found[0]
 
 
-def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Sensor) -> None:
-    """Write the index of one tar."""
+def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Sensor) -> Doubts:
+    """Write the index of one tar; returns what in its JSON members can't be true."""
+    doubts = Doubts()
     codec = build_codec(config)
     columns: dict[str, list] = {name: [] for name in TileColumns.model_fields}
     sums = BandSums.empty(shape[0])
@@ -174,7 +238,7 @@ def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Senso
             continue
         finally:
             counters().add(1, values.nbytes, len(data))
-        row = _row(key, members, archive, values)
+        row = _row(tar, key, members, archive, values, doubts)
         row |= {"offset": member.offset_data, "length": len(data), "checksum": checksum(data)}
         for name, value in row.items():
             columns[name].append(value)
@@ -191,19 +255,21 @@ def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Senso
         rejected=rejected,
     )
     write_atomic(index_path(tar), to_json(index.sealed()))
+    return doubts
 
 
-def _row(key: str, members: Members, archive: tarfile.TarFile, values: np.ndarray) -> dict[str, Any]:
+def _row(
+    tar: Path, key: str, members: Members, archive: tarfile.TarFile, values: np.ndarray, doubts: Doubts
+) -> dict[str, Any]:
     """The other columns, from the sample's JSON as far as it has them."""
     told: dict[str, Any] = {}
     if "json" in members:
-        try:
-            told = dict(read_json_value(_read(archive, members["json"][0])))
-        except (ValueError, TypeError):
-            told = {}
+        told, wrong = read_description(_read(archive, members["json"][0]))
+        for name, reason in wrong.items():
+            doubts.note(name, f"{tar.name}: sample '{key}': {name if name == 'JSON' else f'field {name!r}'} {reason}")
     row: dict[str, Any] = {name: told.get(name) for name in ("date", "lon", "lat", *QUALITY)}
-    row |= {name: str(told.get(name, "")) for name in ("scene", "split")}
-    row |= {"location": str(told.get("location", key)), "timestamp": str(told.get("timestamp", "00000"))}
+    row |= {name: told.get(name, "") for name in ("scene", "split")}
+    row |= {"location": told.get("location", key), "timestamp": told.get("timestamp", "00000")}
     row |= {"key": key, "nodata": float(np.mean((values == NODATA).any(0)))}
     mask = members.get("mask.npy")
     data = _read(archive, mask[0]) if mask else b""

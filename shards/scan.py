@@ -1,20 +1,22 @@
 """What is to be packed: options, the one scan of the archive, and the record that every later process reads."""
 
-import hashlib
 import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from shards.archive import Archive
 from shards.atomic import TEMPORARY, sweep
+from shards.bundles import Bundle, Inputs, find_inputs
 from shards.codec import PRESETS
 from shards.config import ConfigModel
-from shards.errors import ShardError, SourceError, TileError
-from shards.geotiff import read_tile, tile_size
+from shards.errors import ConfigError, ShardError, SourceError, TileError
+from shards.geotiff import read_tile
 from shards.labels import Labels
 from shards.listing import (
     BAND_TABLE,
@@ -32,21 +34,26 @@ from shards.listing import (
 from shards.lock import held
 from shards.manifest import FORMAT, MANIFEST, read_manifest
 from shards.pairs import find_labelled
-from shards.scene import SceneLimits
+from shards.plain import EMPTY, PlainScene, PlainTiles, probe
+from shards.scene import METADATA, Scene, SceneLimits
 from shards.sensors import Sensor, get_sensor
-from shards.sources import TileSource, find_bundles, find_tiles
-from shards.spool import remove_spool, spooled_tiles
+from shards.sources import SPLITS, TileSource
+from shards.spool import filtered_tiles, remove_spool, spooled_tiles
+from shards.walk import is_data
 
 LOCK = "pack.lock"
 LABEL_OPTIONS = {"align": "align", "label_field": "field", "label_layer": "layer"}
 """Options of pack that say how labels are read, by what `Labels` calls them."""
 
-DEFAULT_SIZE = 128
-"""Of tiles cut from a product, as published; archives are taken to hold such tiles unless --size says else."""
-
 
 class PackConfig(ConfigModel):
-    """What fixes the bytes of the result. ``size`` in pixels; None takes the commonest among the tiles."""
+    """What fixes the bytes of the result.
+
+    Attributes:
+        size: of the tiles in pixels; rasters that are larger are cut. None takes the commonest among the tiles.
+        pattern: which files of the source are tiles; None goes by their names.
+        limits: on tiles cut from products.
+    """
 
     sensor: str = "enmap"
     size: Annotated[int, Field(gt=0)] | None = None
@@ -62,7 +69,8 @@ def begin(
 ) -> PackRecord:
     """The record of the work in ``dest``: made by the first process that comes, read by all others."""
     if dest.exists() and not (dest / RECORD).exists():
-        if any(not (name.name.endswith(TEMPORARY) or name.name == LOCK) for name in dest.iterdir()):
+        names = [path.name for path in dest.iterdir() if is_data(path.name)]
+        if any(not (name.endswith(TEMPORARY) or name == LOCK) for name in names):
             raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
     if append and not (dest / RECORD).exists():
         raise ShardError(f"{dest}: nothing to append to; run pack without --append")
@@ -87,12 +95,12 @@ def _open_record(
                 config.model_dump() | sensor_options(sensor) | {"labels": labels is not None} | label_options(labels)
             )
             record = PackRecord(format=FORMAT, options=options, generations=[])
-            record = _scan(source, dest, record, sensor, labels)
+            record = _scan(source, dest, record, config, sensor, labels)
         else:
             record = read_record(dest)
             _same_options(dest, record, config, sensor, labels)
             if append and _is_merged(dest, record):
-                record = _scan(source, dest, record, sensor, labels)
+                record = _scan(source, dest, record, config, sensor, labels)
             else:
                 _same_tiles(source, dest, record)
         return record
@@ -135,17 +143,7 @@ def _same_tiles(source: Path, dest: Path, record: PackRecord) -> None:
 
 
 def _probe(source: Path, tiles: Sequence[ListedTile]) -> str:
-    """Fingerprint of 32 files spread over the list: their paths, sizes and times."""
-    digest = hashlib.sha256()
-    for tile in tiles[:: max(1, len(tiles) // 32)]:
-        try:
-            status = (source / tile.source.path).stat()
-            digest.update(
-                f"{tile.source.path} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape")
-            )
-        except OSError:
-            digest.update(f"{tile.source.path} missing\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return probe(source, [tile.source.path for tile in tiles])
 
 
 def _is_merged(dest: Path, record: PackRecord) -> bool:
@@ -153,32 +151,69 @@ def _is_merged(dest: Path, record: PackRecord) -> bool:
     return (dest / MANIFEST).exists() and read_manifest(dest).generations == len(record.generations)
 
 
-def _scan(source: Path, dest: Path, record: PackRecord, sensor: Sensor, labels: Labels | None) -> PackRecord:
+def _scan(
+    source: Path, dest: Path, record: PackRecord, config: PackConfig, sensor: Sensor, labels: Labels | None
+) -> PackRecord:
     """The one scan: add a generation with the file list, or with the bundles that have to be read to know it."""
-    size = record.options["size"]
-    bundles = (
-        [] if labels else find_bundles(source, sensor, size or DEFAULT_SIZE, SceneLimits(**record.options["limits"]))
-    )
+    options = record.options
+    inputs = _find(source, config, sensor, labels, _known(dest, record), options["seed"])
+    size = options["size"] or inputs.size()
+    cut = config.size is not None or options.get("cut", False) or inputs.lone
+    bundles = [] if labels else inputs.bundles(size, config.limits, cut)
+    options["size"] = size
     if bundles:
-        record.options["size"] = size or DEFAULT_SIZE
+        if cut:
+            options["cut"] = True
         generation = Generation(bundles=[[bundle.name, bundle.fingerprint()] for bundle in bundles])
         record = record.model_copy(update={"generations": [*record.generations, generation]})
         write_record(dest, record)
         return record
-    pattern, seed = record.options["pattern"], record.options["seed"]
-    if labels:
-        tiles = find_labelled(source, labels, sensor.name, seed)
-    else:
-        tiles = find_tiles(source, sensor.name, pattern)
-    record.options["size"] = size or _common_size(source, tiles)
-    listed = [ListedTile(tile) for tile in tiles]
+    listed = [ListedTile(tile) for tile in inputs.tiles]
     return _add_list(dest, record, listed, Generation(probes=_probe(source, listed)))
+
+
+def _known(dest: Path, record: PackRecord) -> dict[str, str]:
+    """The path of each sample key that was listed before."""
+    earlier = [old for old in record.generations if old.list_name]
+    return {tile.source.key: tile.source.path for old in earlier for tile in read_list(dest, old)}
+
+
+def _find(
+    source: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, taken: dict[str, str], seed: int
+) -> Inputs:
+    """What there is to pack.
+
+    Raises:
+        SourceError: nothing.
+        ConfigError: an option that does nothing with that.
+    """
+    limits = sorted(config.limits.model_fields_set)
+    option = f"--max-{limits[0].replace('_', '-')}" if limits else ""
+    if labels:
+        for told in (option, "--pattern" if config.pattern else ""):
+            if told:
+                raise ConfigError(f"{told} does nothing with --labels: leave it out")
+        return Inputs(source, source, sensor, find_labelled(source, labels, sensor.name, seed))
+    inputs = find_inputs(source, sensor, config.pattern, _tell, taken)
+    if limits and not inputs.may_hold_products():
+        raise ConfigError(
+            f"{option} is a limit on tiles cut from EnMAP L2A products, and {source} holds none (no *{METADATA}): "
+            "leave it out"
+        )
+    if not inputs.tiles and not inputs.bundles(config.size or inputs.size(), config.limits, cut=False):
+        shown = ", ".join(inputs.containers[:5])
+        raise SourceError(f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product among {shown}")
+    return inputs
+
+
+def _tell(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
 
 
 def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generation: Generation) -> PackRecord:
     """Save the list of a generation, new or just spooled, and what follows from it; tiles known before stay out."""
     earlier = [old for old in record.generations if old.list_name]
-    known = {tile.source.key for old in earlier for tile in read_list(dest, old)}
+    known = _known(dest, record)
     tiles = [tile for tile in tiles if tile.source.key not in known]
     name, digest = write_list(dest, len(earlier), tiles)
     listed = {
@@ -204,25 +239,38 @@ def list_spooled(dest: Path, must: bool) -> PackRecord:
         if tiles is None:
             return record
         if not tiles and len(record.generations) == 1:
+            filtered = filtered_tiles(dest, record)
             remove_spool(dest, 1)  # nothing was begun: the archives can be mended and packed again
             (dest / RECORD).unlink()
             names = ", ".join(name for name, _ in generation.bundles[:5])
-            raise SourceError(f"{names}: no tile in them: check --sensor and --size, or name another folder")
+            raise SourceError(f"{names}: {_why_none(record, filtered)}")
         return _add_list(dest, record, tiles, generation)
+
+
+def _why_none(record: PackRecord, filtered: Mapping[str, int]) -> str:
+    """Why bundles gave no tile, and the option that changes it."""
+    limits, size = SceneLimits(**record.options["limits"]), record.options["size"]
+    broken = sorted((count, name) for name, count in filtered.items() if name in SceneLimits.model_fields)[::-1]
+    if broken:
+        counts = ", ".join(f"{count} by --max-{_dashed(name)} {getattr(limits, name):g}" for count, name in broken)
+        given = [name for name, limit in limits if limit is not None]  # a tile counts for the first that it breaks
+        relaxed = " ".join(f"--max-{_dashed(name)} none" for name in given)
+        return f"all {sum(count for count, _ in broken)} tiles are left out: {counts}; take all of them with {relaxed}"
+    if EMPTY in filtered:
+        return f"no tile in them: none of {filtered[EMPTY]} tiles holds a measured pixel"
+    return (
+        f"no tile in them: no raster by its name in an archive, no cell of {size}x{size} px that lies wholly in a "
+        "product: look into them, or give a smaller --size"
+    )
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def cut_generation(record: PackRecord, tiles: Sequence[ListedTile]) -> list[list[ListedTile]]:
     """The shards of a generation's list, under the record's options."""
     return cut_shards(tiles, record.options["tiles_per_shard"], record.options["seed"]) if tiles else []
-
-
-def _common_size(source: Path, tiles: Sequence[TileSource]) -> int:
-    """The commonest tile size among 32 tiles spread over the archive: one odd tile must not decide."""
-    probes = tiles[:: max(1, len(tiles) // 32)]
-    sizes = Counter(size for tile in probes if (size := tile_size(source / tile.path)))
-    if not sizes:
-        raise SourceError(f"{source}: none of {len(probes)} tiles is a readable square GeoTIFF, e.g. {probes[0].path}")
-    return sizes.most_common(1)[0][0]
 
 
 def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None, append: bool, workers: int) -> str:
@@ -232,27 +280,39 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
         SourceError: no tiles, or none of the probed ones can be read.
     """
     sensor = get_sensor(config.sensor)
-    bundles = [] if labels else find_bundles(source, sensor, config.size or DEFAULT_SIZE, config.limits)
-    if bundles:
-        names = ", ".join(bundle.name for bundle in bundles[:5])
-        return f"{len(bundles)} archives or products ({names}{', ...' if len(bundles) > 5 else ''}); tiles unread"
-    tiles = find_tiles(source, sensor.name, config.pattern)
     record = read_record(dest) if append else None
-    known = {tile.source.key for old in (record.generations if record else ()) for tile in read_list(dest, old)}
-    tiles = [tile for tile in tiles if tile.key not in known]
+    known = _known(dest, record) if record else {}
+    inputs = _find(source, config, sensor, labels, known, config.seed)
+    size = config.size or (record.options["size"] if record else None) or inputs.size()
+    bundles = [] if labels else inputs.bundles(size, config.limits, config.size is not None or inputs.lone)
+    if bundles:
+        return _describe_bundles(bundles, size)
+    tiles = [tile for tile in inputs.tiles if tile.key not in known]
     if not tiles:
         return f"nothing to do: {dest} has all tiles of {source}"
     listed = [ListedTile(tile) for tile in tiles]
     shards = cut_shards(listed, config.tiles_per_shard, config.seed)
-    size = config.size or _common_size(source, tiles)
     ratio, rate = _trial(source, tiles, sensor, size, config.codec)
     raw = len(tiles) * sensor.num_bands * size * size * 2
     free = shutil.disk_usage(next(folder for folder in (dest, *dest.absolute().parents) if folder.exists())).free
+    splits = Counter(tile.split for tile in tiles)
+    labelled = f" with labels ({', '.join(f'{splits[name]} {name}' for name in SPLITS)})" if labels else ""
     return (
-        f"{len(tiles)} tiles of {len({tile.location for tile in tiles})} locations -> {len(shards)} shards, "
+        f"{len(tiles)} tiles{labelled} of {len({tile.location for tile in tiles})} locations -> {len(shards)} shards, "
         f"{raw / 1e9:.2f} GB -> about {raw / ratio / 1e9:.2f} GB ({ratio:.2f}x, {config.codec}), "
         f"about {raw / rate / workers / 60:.1f} minutes with {workers} workers; {free / 1e9:.1f} GB are free at {dest}"
     )
+
+
+def _describe_bundles(bundles: Sequence[Bundle], size: int) -> str:
+    kinds = {Archive: "archive", Scene: "product", PlainScene: "scene to cut", PlainTiles: "plain tile"}
+    counts: Counter[str] = Counter()
+    for bundle in bundles:
+        counts[kinds[type(bundle)]] += len(bundle.sources) if isinstance(bundle, PlainTiles) else 1
+    told = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(counts.items()))
+    names = ", ".join(bundle.name for bundle in bundles[:5]) + (", ..." if len(bundles) > 5 else "")
+    told = told.replace("scene to cuts", "scenes to cut")
+    return f"{told} ({names}) -> tiles of {size}x{size} px; none of them is read yet"
 
 
 def _trial(source: Path, tiles: Sequence[TileSource], sensor: Sensor, size: int, codec: str) -> tuple[float, float]:

@@ -31,9 +31,14 @@ from shards.geotiff import Tile
 from shards.raster import Raster, open_raster
 from shards.sensors import NODATA, Sensor
 from shards.sources import TileSource
+from shards.walk import is_data, member_name
 
 Share = Annotated[float, Field(ge=0, le=1)]
 METADATA = "-METADATA.XML"
+PATCH = re.compile(r"-Y[0-9]+_X[0-9]+-METADATA", re.IGNORECASE)
+RASTERS = r"(_COG)?\.(tiff?|bsq|bil|bip|dat|img)"
+"""Endings of a product's rasters: products can be ordered as GeoTIFF, or in ENVI's interleaves."""
+
 LAYERS = {
     "cloud": "QL_QUALITY_CLOUD",
     "cloud_shadow": "QL_QUALITY_CLOUDSHADOW",
@@ -75,30 +80,46 @@ def is_product(path: Path) -> bool:
     """Whether a path is a product: a folder or a zip file with one METADATA.XML in it.
 
     Raises:
-        SourceError: an unreadable zip file, or several products in one: neither may go missing in silence.
+        SourceError: an unreadable zip file, or several products in one.
     """
-    return _metadata_name(path) is not None
-
-
-def _metadata_name(path: Path) -> str | None:
-    """Name of the metadata file within a product, None for anything else."""
-    if path.is_dir():
-        names = [entry.name for entry in os.scandir(path) if entry.name.upper().endswith(METADATA)]
-    elif path.suffix.lower() == ".zip" and path.is_file():
-        names = [name for name in _zip_names(path) if name.upper().endswith(METADATA)]
-    else:
-        return None
+    names = metadata_names(path)
     if len(names) > 1:
         raise SourceError(f"{path}: {len(names)} products in one; give each a folder of its own")
-    return names[0] if names else None
+    return bool(names)
 
 
-def _zip_names(path: Path) -> list[str]:
+def metadata_names(path: Path) -> list[str]:
+    """Names of the metadata files within a folder, or within a zip file; none for anything else.
+
+    Raises:
+        SourceError: an unreadable zip file: it may not go missing in silence.
+    """
+    if path.is_dir():
+        names = [entry.name for entry in os.scandir(path)]
+    elif path.suffix.lower() == ".zip" and path.is_file():
+        names = zip_names(path)
+    else:
+        return []
+    return sorted(name for name in names if is_metadata(name))
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file is the METADATA.XML of a product, and not of a patch that was cut from one."""
+    return name.upper().endswith(METADATA) and is_data(member_name(name)) and not PATCH.search(name)
+
+
+def zip_names(path: Path) -> list[str]:
+    """Names of the members of a zip file; raises SourceError where it can't be read."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise SourceError(f"{path}: not a readable zip file ({error}); download it again or move it away") from None
+
+
+def vsizip(path: Path) -> str:
+    """GDAL's name of a zip file; in braces it may have any ending."""
+    return f"/vsizip/{path}" if path.suffix.lower() == ".zip" else f"/vsizip/{{{path}}}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,7 @@ class Scene:
         name: relative to the source.
         size: height and width of the tiles in pixels.
         filtered: tiles left out, by the limit that they broke first.
+        metadata_name: of the METADATA.XML within ``path``; None where there is one alone.
     """
 
     path: Path
@@ -173,12 +195,16 @@ class Scene:
     size: int
     limits: SceneLimits
     filtered: dict[str, int] = field(default_factory=dict)
+    metadata_name: str | None = None
 
     def fingerprint(self) -> str:
-        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        files = [self.path]
+        if self.path.is_dir():
+            stem = self._metadata_name()[: -len(METADATA)]
+            files = sorted(file for file in self.path.iterdir() if file.name.startswith(stem))
         return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
-    def tiles(self, skip: Container[str]) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), self.open_image() as (image, bands, metadata):
             metadata_name = self._metadata_name()
             scene = Path(metadata_name).name[: -len(METADATA)]
@@ -215,10 +241,10 @@ class Scene:
             yield image, bands, metadata
 
     def _metadata_name(self) -> str:
-        name = _metadata_name(self.path)
-        if name is None:
+        names = [self.metadata_name] if self.metadata_name else metadata_names(self.path)
+        if not names:
             raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is gone")
-        return name
+        return names[0]
 
     def _tile(
         self,
@@ -277,8 +303,8 @@ class Scene:
         if self.path.is_dir():
             names, base = [entry.name for entry in self.path.iterdir()], str(self.path)
         else:
-            names, base = _zip_names(self.path), f"/vsizip/{self.path}"
-        wanted = re.compile(re.escape(prefix + stem) + r"(_COG)?\.tiff?", re.IGNORECASE)
+            names, base = zip_names(self.path), vsizip(self.path)
+        wanted = re.compile(re.escape(prefix + stem) + RASTERS, re.IGNORECASE)
         found = [name for name in names if wanted.fullmatch(name)]
         if not found:
             raise SourceError(f"{self.path}: has no {stem.rsplit('-', 1)[-1]}.TIF")
@@ -286,7 +312,7 @@ class Scene:
             try:
                 raster = stack.enter_context(open_raster(f"{base}/{found[0]}", *told))
             except TileError as error:
-                raise SourceError(str(error).removeprefix("/vsizip/")) from None
+                raise SourceError(str(error).replace(vsizip(self.path), str(self.path))) from None
             yield raster
 
     def _read(self, name: str) -> bytes:

@@ -21,12 +21,13 @@ from pydantic import Field, ValidationError
 
 from shards.arrays import read_json_value, read_npy
 from shards.atomic import atomic_open, sweep, write_atomic
+from shards.bundles import Bundle
 from shards.codec import PRESETS
 from shards.config import ConfigModel
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
 from shards.manifest import Rejected, ShardIndex, first_problem, read_json
-from shards.sources import Bundle, TileSource
+from shards.sources import TileSource
 from shards.statistics import BandSums
 from shards.table import QUALITY
 from shards.workers import counters, run_jobs
@@ -63,12 +64,13 @@ def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     pieces = sorted(folder.glob(f"{stem}-*.index.json"))
     known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
     sensor, codec = record.sensor, PRESETS[record.options["codec"]]
-    rejected: list[list[str]] = []
+    rejected: dict[str, list[str]] = {}
 
     def encoded() -> Iterator[Sample]:
-        for source, tile in bundle.tiles(skip=known):
+        for source, tile in bundle.tiles(known, folder / stem):
+            rejected.pop(source.key, None)  # a tile that comes again replaces the earlier one
             if isinstance(tile, TileError):
-                rejected.append([source.location, source.timestamp, source.path, str(tile)])
+                rejected[source.key] = [source.location, source.timestamp, source.path, str(tile)]
                 continue
             sample = encode_sample(source, tile, None, sensor, codec)
             counters().add(1, tile.values.nbytes, len(sample.tile))
@@ -78,7 +80,7 @@ def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     for number, first in enumerate(samples, start=len(pieces)):  # a piece begins with the first tile that it holds
         piece = itertools.chain([first], itertools.islice(samples, PIECE_TILES - 1))
         _write_piece(folder / f"{stem}-{number:05d}.tar", piece, sensor.num_bands)
-    mark = {"bundle": bundle.name, "rejected": rejected, "filtered": bundle.filtered}
+    mark = {"bundle": bundle.name, "rejected": [*rejected.values()], "filtered": bundle.filtered}
     write_atomic(_done_mark(folder, bundle.name), json.dumps(mark) + "\n")
 
 
@@ -127,21 +129,33 @@ def spooled_tiles(dest: Path, record: PackRecord, must: bool) -> list[ListedTile
             if other is not tile:
                 raise ShardError(
                     f"{other.source.path} and {tile.source.path} make the same sample key '{tile.source.key}': "
-                    "remove one of them"
+                    "remove or rename one of them"
                 )
     return sorted(tiles.values(), key=lambda tile: tile.source)
 
 
-def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterator[ListedTile]:
+def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
+    """The tiles of a bundle; of those with one key the last one counts."""
+    tiles: dict[str, ListedTile] = {}
     for piece in sorted(folder.glob(f"{_stem(name)}-*.index.json")):
         columns = read_json(piece, ShardIndex).tiles
         tar = piece.name.removesuffix(".index.json")
         rows = zip(columns.location, columns.timestamp, columns.scene, columns.date, strict=True)
         for row, (location, timestamp, scene, date) in enumerate(rows):
             source = TileSource(location, timestamp, name, scene, date or "")
-            yield ListedTile(source, spooled=f"{tar}:{row}")
+            tiles[source.key] = ListedTile(source, spooled=f"{tar}:{row}")
     for location, timestamp, path, reason in _read_mark(mark).rejected:
-        yield ListedTile(TileSource(location, timestamp, path), rejected=reason)
+        source = TileSource(location, timestamp, path)
+        tiles[source.key] = ListedTile(source, rejected=reason)
+    return tiles.values()
+
+
+def filtered_tiles(dest: Path, record: PackRecord) -> dict[str, int]:
+    """How many tiles of the last generation broke which limit."""
+    folder, filtered = spool_folder(dest, len(record.generations) - 1), Counter[str]()
+    for mark in sorted(folder.glob("*.done.json")):
+        filtered.update(_read_mark(mark).filtered)
+    return dict(filtered)
 
 
 def _read_mark(path: Path) -> _DoneMark:

@@ -101,10 +101,8 @@ def test_published_hyspecnet_archive_holds_the_patches_of_its_folder(request):
 def test_tiles_that_are_there_already_are_not_decoded(plain, members, monkeypatch):
     keys = [source.key for source, _ in _open(plain).tiles(())]
     decoded = []
-    read = archive_module.read_tile_bytes
-    monkeypatch.setattr(
-        archive_module, "read_tile_bytes", lambda data, name, *rest: decoded.append(name) or read(data, name, *rest)
-    )
+    read = archive_module.tile_of
+    monkeypatch.setattr(archive_module, "tile_of", lambda raster, *rest: decoded.append(raster) or read(raster, *rest))
     assert [source.key for source, _ in _open(plain).tiles(set(keys[3:]))] == keys[:3]
     assert len(decoded) == 3 < len(members)
 

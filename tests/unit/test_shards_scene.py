@@ -30,7 +30,7 @@ from shards.reader import ShardReader
 from shards.scan import PackConfig
 from shards.scene import Metadata, Scene, SceneLimits, is_product
 from shards.sensors import get_sensor
-from shards.sources import find_bundles, find_tiles
+from shards.sources import find_tiles
 from tools import sample_scene
 from tools.sample_scene import SceneOptions, make_scene
 
@@ -421,13 +421,6 @@ def test_the_same_tile_in_two_archives_is_refused(tmp_path):
         _tar(tmp_path / "source", tmp_path / "tars" / name, "w")
     with pytest.raises(ShardError, match="make the same sample key"):
         pack(tmp_path / "tars", tmp_path / "shards", PackConfig(size=8))
-
-
-def test_archives_beside_tiles_are_refused(tmp_path):
-    write_archive(tmp_path / "source")
-    _tar(tmp_path / "source", tmp_path / "source" / "a.tar", "w")
-    with pytest.raises(SourceError, match="pack them one by one"):
-        find_bundles(tmp_path / "source", ENMAP, 8, NO_LIMITS)
 
 
 # ---- other layouts ----
