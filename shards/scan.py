@@ -70,7 +70,8 @@ def begin(
     """The record of the work in ``dest``: made by the first process that comes, read by all others."""
     if dest.exists() and not (dest / RECORD).exists():
         names = [path.name for path in dest.iterdir() if is_data(path.name)]
-        if any(not (name.endswith(TEMPORARY) or name == LOCK) for name in names):
+        foreign = [name for name in names if not name.endswith(TEMPORARY) and name != LOCK and not _is_list(name)]
+        if foreign and not (dest / RECORD).exists():  # another part may have begun between the two looks
             raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
     if append and not (dest / RECORD).exists():
         raise ShardError(f"{dest}: nothing to append to; run pack without --append")
@@ -82,6 +83,11 @@ def begin(
         if new and not any(dest.iterdir()):
             dest.rmdir()
         raise
+
+
+def _is_list(name: str) -> bool:
+    """Whether a file may be the list of a scan, which is written before the record that names it."""
+    return name.startswith("sources-")
 
 
 def _open_record(
