@@ -64,9 +64,11 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
     listed = sum(generation.tiles for generation in record.generations)
     if len(rejected) > max_bad * listed:
         examples = "; ".join(f"{bad.path}: {bad.reason}" for bad in rejected[:3])
+        of_other_size = any(" px where " in bad.reason for bad in rejected)
+        mend = "say their size with --size, which cuts larger rasters, too" if of_other_size else "mend them"
         raise TooManyBadTiles(
             f"{len(rejected)} of {listed} tiles ({len(rejected) / listed:.1%}) are unusable: "
-            f"{examples}{'; ...' if len(rejected) > 3 else ''}: mend them, remove {dest} and pack again, or leave them "
+            f"{examples}{'; ...' if len(rejected) > 3 else ''}: {mend}, remove {dest} and pack again, or leave them "
             f"out: --max-bad allows {max_bad:.1%} now"
         )
     if not any(index.tiles.key for index in indexes):

@@ -199,7 +199,11 @@ def _find(
         for told in (option, "--pattern" if config.pattern else ""):
             if told:
                 raise ConfigError(f"{told} does nothing with --labels: leave it out")
-        return Inputs(source, source, sensor, find_labelled(source, labels, sensor.name, seed))
+        tiles = find_labelled(source, labels, sensor.name, seed)
+        beside = find_inputs(source, sensor)
+        if others := [*beside.containers, *beside.products]:
+            _tell(f"labels go with plain tiles: {len(others)} archives or products are left out, e.g. {others[0]}")
+        return Inputs(source, source, sensor, tiles)
     inputs = find_inputs(source, sensor, config.pattern, _tell, taken)
     if limits and not inputs.may_hold_products():
         raise ConfigError(
