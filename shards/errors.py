@@ -14,7 +14,8 @@ class ForgeError(Exception):
     everywhere = False
 
     def __init__(self, message: str = "") -> None:
-        line = _CONTROLS.sub(" ", message)
+        line = _CONTROLS.sub(" ", message.encode(errors="backslashreplace").decode())
+        line = "".join(char if char.isprintable() else " " for char in line)
         if len(line) > LONGEST:  # what is wrong stands at its beginning, and what to do at its end
             line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
         super().__init__(line)
@@ -24,7 +25,7 @@ LONGEST = 1600
 """Characters of a message: a value out of a damaged file may be of any length."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-"""What breaks a line, or steers a terminal: names out of files may hold it."""
+"""What breaks a line, or steers a terminal: names out of files may hold it, and half of a character (a surrogate)."""
 
 
 class ConfigError(ForgeError):
