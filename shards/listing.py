@@ -83,10 +83,15 @@ class PackRecord(SealedModel):
         for name, kind in _OPTIONS.items():
             if not isinstance(self.options.get(name), kind):
                 raise ValueError(f"option '{name}' is missing, or no {kind.__name__}")
-        size, limits = self.options.get("size"), self.options["limits"]
+        for name, kind in (("size", int), ("pattern", str)):
+            value = self.options.get(name, False)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise ValueError(f"option '{name}' is missing, or neither null nor {kind.__name__}")
+        size, limits = self.options["size"], self.options["limits"]
         if self.options["codec"] not in PRESETS:
             raise ValueError(f"{self.options['codec']!r:.40} is no codec of this version")
-        if self.options["tiles_per_shard"] < 1 or not (size is None or (isinstance(size, int) and 0 < size <= MOST_PX)):
+        unknown_size = size is None and bool(self.generations)  # a scan finds it out
+        if self.options["tiles_per_shard"] < 1 or unknown_size or not (size is None or 0 < size <= MOST_PX):
             raise ValueError("sizes that no shards and tiles have")
         if any(name not in QUALITY or not isinstance(value, float | int | None) for name, value in limits.items()):
             raise ValueError("option 'limits' names no shares of pixels")
