@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import SourceError
+from shards.manifest import MOST_TILE_BYTES
 from shards.tar_members import Member as TarMember
 from shards.walk import member_name
 
@@ -63,7 +64,9 @@ class Member:
     soft: str = ""
 
     def read(self) -> bytes:
-        """The whole content; raises EOFError where it is cut short."""
+        """The whole content; raises EOFError where it is cut short, ValueError where it is larger than a tile."""
+        if self.size > MOST_TILE_BYTES:
+            raise ValueError(f"{self.name} holds {self.size} bytes, more than any tile")
         data = self.file.read() if self.file else b""
         if len(data) != self.size:
             raise EOFError(f"{self.name} is cut short")
