@@ -82,7 +82,8 @@ def find_turn(label: Grid, image: Grid) -> Turn:
         return Turn()
     corners = _to_pixels(label, image, _corners(label))
     for turn in TURNS:
-        if np.abs(turn.move(_corners(label), image) - corners).max() <= TOLERANCE_PX:
+        same_size = image.shape == (label.shape[::-1] if turn.transpose else label.shape)
+        if same_size and np.abs(turn.move(_corners(label), image) - corners).max() <= TOLERANCE_PX:
             return turn
     raise _mismatch(label, image, corners)
 

@@ -339,3 +339,11 @@ def test_options_of_labels_without_labels_are_misuse(tmp_path, capsys, option):
     write_tile(tmp_path / "images" / "a.tif", np.ones((202, 8, 8), np.int16))
     assert main(["pack", str(tmp_path / "images"), str(tmp_path / "shards"), *option]) == 2
     assert "say how labels are read: give --labels, too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(6, 6), (8, 6), (16, 16), (6, 8)])
+def test_a_label_that_begins_where_its_image_does_but_is_of_another_size_is_refused(size):
+    place = (30.0, 0.0, 300015.0, 0.0, -30.0, 5800005.0)
+    image = Grid(8, 8, "EPSG:32633", place)
+    with pytest.raises(TileError, match=f"labels of {size[0]}x{size[1]} px, image of 8x8 px: --align nearest"):
+        find_turn(Grid(*size, "EPSG:32633", place), image)
