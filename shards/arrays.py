@@ -38,6 +38,14 @@ def read_npy(data: bytes) -> np.ndarray:
         raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
 
 
+def check_zipped(member: zipfile.ZipInfo, size: int) -> None:
+    """Raise ValueError where reading a member of a zip file of ``size`` bytes would take the memory that it claims."""
+    if member.compress_size > size:
+        raise ValueError(f"{member.filename[:80]!r} claims {member.compress_size} bytes of a file of {size}")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):  # LZMA's dictionary
+        raise ValueError(f"{member.filename[:80]!r} has packing {member.compress_type}: zip it again by deflate")
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` file.
 
@@ -49,6 +57,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
             allowed = UNPACKED + TIMES * path.stat().st_size
+            for member in members:
+                check_zipped(member, path.stat().st_size)
             if sum(member.file_size for member in members) > allowed:
                 raise ValueError(f"it would unpack to more than {allowed >> 20} MiB")
             return {member.filename.removesuffix(".npy"): read_npy(file.read(member)) for member in members}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from shards.arrays import check_zipped
 from shards.errors import SourceError
 from shards.manifest import MOST_TILE_BYTES
 from shards.tar_members import Member as TarMember
@@ -169,6 +170,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
             name = member_name(info.filename)
             if info.is_dir():
                 continue
+            check_zipped(info, path.stat().st_size)
             if info.flag_bits & 1:
                 raise SourceError(f"{path}: {info.filename} has a password: unpack it and pack its folder")
             if stat.S_ISLNK(info.external_attr >> 16):

@@ -25,6 +25,7 @@ from pydantic import Field
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from shards.arrays import check_zipped
 from shards.config import ConfigModel
 from shards.errors import SourceError, TileError
 from shards.geotiff import Tile
@@ -322,9 +323,11 @@ class Scene:
             return path.read_bytes()
         try:
             with zipfile.ZipFile(self.path) as file:
-                _refuse_large(file.getinfo(name).file_size, f"{self.path}/{name}")
-                return file.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+                member = file.getinfo(name)
+                check_zipped(member, self.path.stat().st_size)
+                _refuse_large(member.file_size, f"{self.path}/{name}")
+                return file.read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError) as error:
             raise SourceError(
                 f"{self.path}: {name} can't be read ({error}); download it again or move it away"
             ) from None

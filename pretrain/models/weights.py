@@ -144,5 +144,5 @@ def _shape_of(
                 description.bands,
                 dilate,
             )
-    except ValueError as error:
-        raise WeightsError(f"{where}: {error}") from None
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch: sizes beyond what any tensor can have
+        raise WeightsError(f"{where}: {' '.join(str(error).split())}") from None
