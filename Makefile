@@ -4,7 +4,10 @@
 #   make test   all tests but the nightly ones
 # make demo TILES=DIR [LABELS=DIR] [TASK=NAME] takes your own tiles; SHORT=1 makes it quick.
 
-PYTHON ?= python3.11
+# The newest Python that constraints.txt has versions for; make PYTHON=... takes another one.
+NOT_OURS := not (3, 11) <= sys.version_info[:2] <= (3, 14)
+PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit($(NOT_OURS))' >/dev/null 2>&1 && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,gpu)
@@ -31,11 +34,13 @@ lint: $(VENV)/.ready
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# The environment of another Python is replaced: packages of two versions do not mix.
 $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: $(PYTHON) is missing: sudo apt install python3.11 python3.11-venv, or make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: $(PYTHON) is not Python 3.11, for which constraints.txt is" >&2; exit 2; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv module is missing: sudo apt install python3.11-venv" >&2; exit 2; }
-	@echo "installing into $(VENV) (once, about a minute)"
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11 to 3.14 with its venv module found: sudo apt install python3-venv (Ubuntu 24.04, Debian 12 and newer), load a module, activate a conda environment, or make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit($(NOT_OURS))' || { echo "error: $(PYTHON) is not Python 3.11 to 3.14, which constraints.txt is for" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: sudo apt install python3-venv" >&2; exit 2; }
+	@echo "installing into $(VENV) with $$($(PYTHON) --version) (once, about a minute)"
+	@[ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
