@@ -1,6 +1,7 @@
 """Every command and Python block of the README runs, on a small sample: three launchers, then an evaluation."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -20,16 +21,28 @@ SHORTER = {
 pytestmark = pytest.mark.distributed
 
 
-def commands() -> list[list[str]]:
+def commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
-    return [shlex.split(line) for line in lines]
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
 
 
-def shortened(command: list[str]) -> list[str]:
+def shortened(command: str) -> str:
     extra = next((options for name, options in SHORTER.items() if name in command), [])
-    program = Path(sys.executable).with_name(command[0])
-    return [sys.executable if command[0] == "python" else str(program), *command[1:], *extra]
+    return f"{command} {shlex.join(extra)}"
+
+
+def typed(*lines: str, folder: Path) -> subprocess.CompletedProcess:
+    """What a shell prints that knows nothing but what every shell knows."""
+    environment = {"PATH": os.defpath, "HOME": str(folder), "LANG": "C.UTF-8"}
+    return subprocess.run(
+        ["bash", "-c", "\n".join(lines)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def losses_of(run: Path) -> list[float]:
@@ -42,17 +55,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     for name in ("launch", "configs", "tools"):
         (folder / name).symlink_to(REPOSITORY / name)
+    (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
 
 def test_all_commands_run_in_order(workplace: Path) -> None:
-    assert len(commands()) == 8
-    for command in commands():
-        done = subprocess.run(
-            shortened(command), cwd=workplace, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, f"{shlex.join(command)}:\n{done.stdout}\n{done.stderr}"
-        if command[0] == "deepspeed":
+    activation, *others = commands()
+    assert activation == "source .venv/bin/activate"
+    assert len(others) == 8
+    for command in others:
+        done = typed("set -e", activation, shortened(command), folder=workplace)
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        if command.startswith("deepspeed"):
             assert "WORLD SIZE 2" in done.stdout
     deepspeed, torchrun, plain = (losses_of(workplace / "runs" / run) for run in ("a", "b", "c"))
     assert len(deepspeed) == 2
@@ -69,7 +83,7 @@ def test_python_blocks_run(workplace: Path) -> None:
         pytest.skip("needs the files of the commands above")
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         code = block + "\nassert features.shape == (1, 192), features.shape\n"
-        done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=120)
+        done = typed("source .venv/bin/activate", f"python -c {shlex.quote(code)}", folder=workplace)
         assert done.returncode == 0, done.stderr
 
 
