@@ -64,7 +64,7 @@ def _download(url: str) -> Path:
             while piece := remote.read(_PIECE):
                 local.write(piece)
     except ImportError as error:
-        raise WeightsError(f"{shown}: {error}; pip install 'spectralforge[remote]'") from None
+        raise WeightsError(f"{shown}: {error}; pip install -e '.[remote]' in the checkout") from None
     except FileNotFoundError:
         raise WeightsError(f"{shown}: no such file; check the URL") from None
     except Exception as error:  # every backend has errors of its own
