@@ -31,7 +31,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pretrain.config import MaeConfig, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.flops import device_peak, sample_flops
 from pretrain.models import Normaliser, build_encoder
 from pretrain.models.initialise import initialise
@@ -39,6 +39,7 @@ from pretrain.models.registry import SPEC_VITS
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.optim import build_optimizer
+from pretrain.sections.objective import MaeConfig
 from shards.errors import ConfigError, ForgeError
 from tools.plain_mae import PlainMaskedAutoencoder
 

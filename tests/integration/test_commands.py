@@ -61,7 +61,7 @@ def test_misuse_under_torchrun_is_one_line_before_its_own_block() -> None:
 def test_misuse_under_deepspeed_is_one_line_and_code_2() -> None:
     done = run(BIN / "deepspeed", "--num_gpus", 2, PRETRAIN, "--config", DEMO, "train.steps=many")
     assert error_lines(done) == [
-        f"error: {DEMO}: key 'train.steps': input should be a valid integer, got 'many'",
+        f"error: {DEMO}: key 'train.steps': expected a whole number of at least 1, got 'many'",
     ]
     assert done.returncode == 2
 
