@@ -171,6 +171,8 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if not isinstance(key_node, yaml.ScalarNode):
             raise _Refused("a key is a list or a mapping: write a name", key_node)
         key = loader.construct_object(key_node)
+        if not isinstance(key, str):
+            raise _Refused(f"key {key_node.value or 'null'} is no text: write a name, or '{key_node.value}'", key_node)
         if key in first:
             told = f"key '{key}' is given twice, first in line {first[key]}: remove one of them"
             raise _Refused(told, key_node)
