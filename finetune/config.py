@@ -10,6 +10,7 @@ from shards.config import ConfigModel
 from shards.fields import (
     Choices,
     Fraction,
+    Gigabytes,
     Name,
     NotNegative,
     OpenShare,
@@ -20,6 +21,7 @@ from shards.fields import (
     Scale,
     Seed,
     Switch,
+    Threads,
     Weight,
     expand_path,
 )
@@ -58,8 +60,8 @@ class LabelledDataConfig(ConfigModel):
     bands: Literal["same", "native", "resample"] = "same"
     statistics: PathText | None = None
     pretraining: PathText | None = None
-    read_threads: Positive = 4
-    memory_gb: Rate = 8.0
+    read_threads: Threads = 4
+    memory_gb: Gigabytes = 8.0
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -88,7 +90,7 @@ class FrozenConfig(ConfigModel):
     batch: Positive = 32
     views: Annotated[int, Field(ge=1, le=8)] = 8
     bn: Literal["frozen", "adapt"] = "frozen"
-    quota_gb: Rate = 100.0
+    quota_gb: Gigabytes = 100.0
     evaluate_every: Positive = 5  # epochs
 
 

@@ -222,9 +222,10 @@ def _flat(metadata: Sequence[Any]) -> Iterator[Any]:
 
 
 def _bounds(metadata: list[Any]) -> str:
-    told = [
-        text.format(getattr(item, name)) for name, text in BOUNDS.items() for item in metadata if hasattr(item, name)
-    ]
+    limits = {name: getattr(item, name) for item in metadata for name in BOUNDS if hasattr(item, name)}
+    if limits.keys() == {"ge", "le"}:
+        return f" from {limits['ge']} to {limits['le']}"
+    told = [text.format(limits[name]) for name, text in BOUNDS.items() if name in limits]
     return f" {' and '.join(told)}" if told else ""
 
 

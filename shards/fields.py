@@ -31,11 +31,13 @@ def _countable(value: int) -> int:
 
 Positive = Annotated[int, Field(ge=1), AfterValidator(_countable)]
 NotNegative = Annotated[int, Field(ge=0), AfterValidator(_countable)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Code = Annotated[int, Field(ge=-(2**63), lt=2**63), Says("a whole number of 64 bits")]
 """Of a class in a label tile."""
 
 Rate = Annotated[float, Field(gt=0)]
+Gigabytes = Annotated[float, Field(gt=0, le=1e9)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A probability, or a part of a whole."""

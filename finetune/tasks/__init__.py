@@ -137,10 +137,13 @@ class Task(ConfigModel):
 
     @model_validator(mode="after")
     def _codes_and_names_are_unique(self) -> Self:
-        codes = [code for one in self.classes for code in one.all_codes]
-        codes += self.ignore if isinstance(self.ignore, list) else []
-        if twice := [code for code, count in Counter(codes).items() if count > 1]:
-            raise ValueError(f"code {twice[0]} is listed twice: remove one of them")
+        owner: dict[int, str] = {}
+        ignored = self.ignore if isinstance(self.ignore, list) else []
+        pairs = [(code, f"class '{one.name}'") for one in self.classes for code in one.all_codes]
+        for code, name in [*pairs, *((code, ".ignore") for code in ignored)]:
+            if code in owner:
+                raise ValueError(f"code {code} is listed twice, by {owner[code]} and by {name}: remove one of them")
+            owner[code] = name
         if any(NODATA in one.all_codes for one in self.classes):
             raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
         names = Counter(name.strip().casefold() for name in self.outputs)

@@ -1,7 +1,7 @@
 """What a run reads, how views of it are cut, and what it is probed on."""
 
 from shards.config import ConfigModel
-from shards.fields import Code, NotNegative, OpenShare, PathText, Positive, Rate, Scale, Share, Switch, Unique
+from shards.fields import Code, NotNegative, OpenShare, PathText, Positive, Rate, Scale, Share, Switch, Threads, Unique
 from shards.selection import OrderConfig, ViewConfig
 
 
@@ -16,7 +16,7 @@ class DataConfig(ConfigModel):
     view: ViewConfig = ViewConfig()
     order: OrderConfig = OrderConfig()
     holdout: OpenShare = 0.01
-    read_threads: Positive = 4
+    read_threads: Threads = 4
     prefetch: Positive = 2  # micro batches read ahead
     stage: PathText | None = None
     stage_quota_gb: Positive | None = None

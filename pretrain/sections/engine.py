@@ -1,11 +1,13 @@
 """How DeepSpeed divides and computes the model."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shards.config import ConfigModel
 from shards.fields import NotNegative, Positive, Switch, as_switch
+
+Stage = Annotated[int, Field(ge=0, le=3)]
 
 
 class EngineConfig(ConfigModel):
@@ -18,7 +20,7 @@ class EngineConfig(ConfigModel):
     eighth and a sixteenth of the model, within 1 to 50 million.
     """
 
-    zero_stage: Literal[0, 1, 2, 3] = 3
+    zero_stage: Stage = 3
     precision: Literal["fp32", "autocast", "bf16"] = "autocast"
     activation_checkpointing: Literal["none", "selective", "blocks"] = "none"
     compile: Switch = False

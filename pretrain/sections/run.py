@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
-from shards.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Weight
+from shards.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
 
 Fixed = Literal[
     "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"
@@ -17,7 +17,7 @@ class RunConfig(ConfigModel):
 
     dir: PathText
     seed: Seed = 0
-    threads: Positive = 1  # CPU threads per process; launchers differ in what they set
+    threads: Threads = 1  # CPU threads per process; launchers differ in what they set
 
 
 class CheckpointConfig(ConfigModel):

@@ -101,7 +101,10 @@ def test_a_missing_file_is_named(tmp_path):
         (TASK.replace("code: 7", "code: seven"), "key 'classes.0.code': expected a whole number of 64 bits, or null"),
         (TASK.replace("code: 7", "code: 1e30"), "key 'classes.0.code'"),
         (TASK.replace("code: 7", f"code: {10**30}"), "key 'classes.0.code': expected a whole number of 64 bits"),
-        (TASK.replace("code: 7", "code: 0"), "code 0 is listed twice"),
+        (
+            TASK.replace("code: 7", "code: 0"),
+            "code 0 is listed twice, by class 'water' and by ignore",
+        ),
         (TASK.replace("code: 7", "code: 0644"), "0644 may be octal: write 644"),
         (TASK.replace("code: 7", "codes: [7, 7]"), "key 'classes.0.codes': 7 is given twice"),
         (TASK.replace("code: 7", "coed: 7"), "unknown key 'classes.0.coed'; did you mean 'classes.0.code'?"),
