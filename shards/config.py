@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shards.config_errors import describe
 from shards.errors import ConfigError
 from shards.fields import expand_path, fill_in
-from shards.safe_yaml import Unquoted, dump_yaml, parse_yaml, typed
+from shards.safe_yaml import MOST_DEPTH, Unquoted, depth, dump_yaml, parse_yaml, typed
 from shards.text import read_text_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,7 +47,8 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[Schema]
     Raises:
         ConfigError: one line that names the file and key, and the nearest valid key.
     """
-    data = _read_with_bases(Path(path), ())
+    path = Path(path).expanduser()  # shells leave the ~ of --config=~/run.yaml
+    data = _read_with_bases(path, ())
     for override in overrides:
         _apply_override(data, override)
     return check_config(_substitute(data, str(path)), schema, str(path))
@@ -69,6 +70,8 @@ def parse_values(text: str, where: str, suffix: str = ".yaml") -> Any:
         return parse_yaml(text, where)
     from shards.arrays import read_json_value  # numpy
 
+    if depth(text) > MOST_DEPTH:
+        raise ConfigError(f"{where}: not valid JSON: nested too deeply")
     try:
         return read_json_value(text)
     except json.JSONDecodeError as error:

@@ -110,7 +110,7 @@ def dump_yaml(value: Any) -> str:
 
 
 def _load(text: str) -> Any:
-    if _depth(text) > MOST_DEPTH:  # the scanner's time is cubic in it
+    if depth(text) > MOST_DEPTH:  # the scanner's time is cubic in it
         raise yaml.YAMLError("brackets nested too deeply")
     try:
         parser = _Loader(text)
@@ -141,8 +141,8 @@ def _reason(error: yaml.YAMLError, text: str, mark: Any) -> str:
     return f"{told}: {mend}" if mend else told
 
 
-def _depth(text: str) -> int:
-    """Brackets that are open at once, those in quotes and comments counted too."""
+def depth(text: str) -> int:
+    """Brackets that are open at once in YAML or JSON, those in quotes and comments counted too."""
     steps = (1 if char in "[{" else -1 for char in text if char in "[]{}")
     return max(accumulate(steps), default=0)
 

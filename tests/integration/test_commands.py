@@ -21,7 +21,7 @@ PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 FINETUNE = REPOSITORY / "launch" / "finetune.py"
 DEMO = REPOSITORY / "configs" / "pretrain" / "mae" / "demo.yaml"
 BIN = Path(sys.executable).parent
-SMALL = ["train.global_batch=16", "train.micro_batch=8", "log.every=1", "log.validate_every=0"]
+SMALL = ["optim.warmup_steps=1", "train.global_batch=16", "train.micro_batch=8", "log.every=1", "log.validate_every=0"]
 
 pytestmark = pytest.mark.distributed
 

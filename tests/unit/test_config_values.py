@@ -228,6 +228,7 @@ def test_json_is_a_config_too(load, refusal):
     assert refusal('{"rate": 1,\n}', suffix=".json").startswith("run.json, line 2: not valid JSON: ")
     assert "key 'rate': expected a number, got nan" in refusal('{"rate": NaN}', suffix=".json")
     assert "found a list" in refusal("[1]", suffix=".json")
+    assert "nested too deeply" in refusal('{"a":' * 500 + "1" + "}" * 500, suffix=".json")
 
 
 PLAIN = st.recursive(
