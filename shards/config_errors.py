@@ -1,13 +1,13 @@
 """One line on what a schema refuses: the dotted key, what it takes, what it was given, and how to write that."""
 
 import difflib
-import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from shards.errors import ConfigError
@@ -16,7 +16,7 @@ from shards.safe_yaml import typed
 
 LONGEST_VALUE = 300  # characters of a value in a message
 BOUNDS = {"ge": "of at least {}", "gt": "greater than {}", "le": "at most {}", "lt": "less than {}"}
-NOTHING = ("none", "nil", "null")
+NOTHING = ("", "none", "nil", "null")
 Kinds = dict[str, type[BaseModel]]
 
 
@@ -230,46 +230,43 @@ def _bounds(metadata: list[Any]) -> str:
 
 
 def _mend(value: Any, annotation: Any) -> str:
-    """How to write what was probably meant."""
-    kinds = [_bare(_strip(member)) for member in _members(annotation)]
-    optional = NoneType in get_args(_bare(annotation))
+    """How to write what was probably meant: only what the key takes is advised."""
     if value is None:
         return ": an empty value is null: give a value, or remove the key"
-    if isinstance(value, str):
-        return _mend_text(value, kinds, optional)
-    if isinstance(value, float) and int in kinds and math.isfinite(value) and value == int(value):
-        return f": write {int(value)}"
-    if isinstance(value, bool | int | float) and str in kinds:
-        return f": write '{value}' in quotes, on a command line \"'{value}'\""
-    if isinstance(value, bool | int | float) and any(map(_takes_any_number, kinds)):
-        return f": write [{value}]"
-    return ""
-
-
-def _mend_text(value: str, kinds: list[Any], optional: bool) -> str:
-    if "${" in value:
+    if isinstance(value, str) and "${" in value:
         return ": a variable is written ${NAME}, without a default"
-    if value.strip().lower() in NOTHING and optional:
-        return ": write null"
-    if any(map(_takes_any_number, kinds)):
-        return f": write [{value}]"
-    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    if choices:
-        return _nearest(value, choices)
-    if percent := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value):
-        return f": write {float(percent[1]) / 100:g}"
-    try:
-        meant = typed(value.strip(), "")
-    except ConfigError:
+    kinds = [_strip(member) for member in _members(annotation)]
+    if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
         return ""
-    if isinstance(meant, bool | int | float) and not isinstance(meant, str):
-        return f": write {value.strip()} without quotes"
-    return ""
+    adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
+    for text, meant in _candidates(value):
+        with suppress(ValidationError):
+            adapter.validate_python(meant)
+            return f": write {text}"
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    return _nearest(value, choices) if isinstance(value, str) else ""
 
 
-def _takes_any_number(kind: Any) -> bool:
-    """Whether it is a list that may have one value."""
-    return get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
+def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
+    """Other ways to write a value, with what they are then."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in NOTHING:  # YAML writes it empty, ~ or null
+            yield "null", None
+        if percent := re.fullmatch(r"([0-9.]+) ?%", text):
+            with suppress(ValueError):
+                yield f"{float(percent[1]) / 100:g}", float(percent[1]) / 100
+        with suppress(ConfigError):
+            yield f"{text} without quotes", typed(text, "")
+            inner = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+            yield f"[{', '.join(inner)}]", [typed(part, "") for part in inner]
+    elif isinstance(value, bool | int | float):
+        if isinstance(value, float) and value.is_integer():
+            yield str(int(value)), int(value)
+        if value in (0, 1):
+            yield str(bool(value)).lower(), bool(value)
+        yield f"'{value}' in quotes, on a command line \"'{value}'\"", str(value)
+        yield f"[{value}]", [value]
 
 
 def _strip(annotation: Any) -> Any:
