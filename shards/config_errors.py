@@ -4,8 +4,8 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -50,8 +50,8 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
             return f"key '{key}.name': '{tag}' is none of {known}{near}"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
-            # a section's rules name its own keys with a dot in front, those of others in full
-            message = re.sub(r"(?<!\S)\.(?=[a-z])", f"{key}." if key else "", message)
+            if isinstance(value, dict):  # a section's rules name its own keys with a dot in front
+                message = re.sub(r"(?<!\S)\.(?=[a-z])", f"{key}." if key else "", message)
             return f"key '{key}': {message}" if key else message
     if kind is None:
         return f"key '{key}': {problem['msg'][0].lower()}{problem['msg'][1:]}, got {_short(value)}"
@@ -59,11 +59,7 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
 
 
 def _short(value: Any) -> str:
-    text = (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else repr(value)
-    )
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
@@ -111,7 +107,7 @@ def _bare(annotation: Any) -> Any:
 def _members(annotation: Any) -> list[Any]:
     """Members of a union but None, each with its bounds; else the annotation itself."""
     bare = _bare(annotation)
-    if NoneType in get_args(bare) or _is_union(bare):
+    if _is_union(bare):
         found = [member for member in get_args(bare) if member is not NoneType]
         outer = get_args(annotation)[1:] if bare is not annotation else ()
         return [Annotated[member, *outer] if outer else member for member in found]
@@ -119,7 +115,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _is_union(bare: Any) -> bool:
-    return getattr(get_origin(bare), "__name__", "") in ("Union", "UnionType")
+    return get_origin(bare) in (Union, UnionType)
 
 
 def _items(annotation: Any, number: int | str = 0) -> Any:
