@@ -84,6 +84,11 @@ Name = Annotated[str, Field(min_length=1), Says("a name")]
 Switch = Annotated[bool, BeforeValidator(as_switch)]
 
 
+def _day_text(value: Any) -> Any:
+    """Of a date that Python code gives; configs have text."""
+    return f"{value:%Y-%m-%d}" if isinstance(value, date) else value
+
+
 def _iso_day(value: str) -> str:
     try:
         return date.fromisoformat(value).isoformat()
@@ -91,7 +96,7 @@ def _iso_day(value: str) -> str:
         raise ValueError(f"expected a day such as 2022-06-30, got {value!r}") from None
 
 
-Day = Annotated[str, AfterValidator(_iso_day), Says("a day such as 2022-06-30")]
+Day = Annotated[str, BeforeValidator(_day_text), AfterValidator(_iso_day), Says("a day such as 2022-06-30")]
 
 VARIABLE = re.compile(r"\$\{(\w+)\}|\$([A-Za-z_]\w*)")
 

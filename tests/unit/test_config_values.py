@@ -1,6 +1,7 @@
 """Values of a config as people write them: typed as they look, or refused with the way to write them."""
 
 import json
+from datetime import UTC, date, datetime
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from shards.config import ConfigModel, dump_config, load_config
 from shards.errors import ConfigError
 from shards.fields import PathText, Switch
 from shards.safe_yaml import dump_yaml, parse_yaml
+from shards.selection import ViewConfig
 
 MINIMAL = "run: {dir: out}\ndata: {shards: in}\ntrain: {steps: 5}\n"
 
@@ -270,3 +272,8 @@ def test_a_path_that_was_expanded_reads_back(tmp_path, monkeypatch):
     config = load_config(path, [], PretrainConfig)
     path.write_text(dump_config(config))
     assert load_config(path, [], PretrainConfig) == config
+
+
+@pytest.mark.parametrize("day", ["2022-06-30", "20220630", date(2022, 6, 30), datetime(2022, 6, 30, 12, tzinfo=UTC)])
+def test_a_day_is_text_or_a_date_of_python(day):
+    assert ViewConfig(begin=day).begin == "2022-06-30"
