@@ -42,13 +42,6 @@ def _hex_color(text: str) -> str:
     return "#" + ("".join(2 * digit for digit in digits) if len(digits) == 3 else digits)
 
 
-def _split_name(text: str) -> str:
-    if text not in SPLITS:
-        raise ValueError(f"'{text}' is no split: name {', '.join(SPLITS)}")
-    return text
-
-
-SplitName = Annotated[str, AfterValidator(_split_name)]
 Color = Annotated[str, AfterValidator(_hex_color), Says("a color in quotes, such as '#ffaa00'")]
 
 
@@ -119,7 +112,7 @@ class Task(ConfigModel):
     kind: Kind = "segmentation"
     sensor: Name = "enmap"
     layout: Layout | None = None
-    tiles: dict[SplitName, NotNegative] = Field(default={})
+    tiles: dict[str, NotNegative] = Field(default={})
     classes: tuple[TaskClass, ...] = Field(default=(), strict=False)
     targets: tuple[Target, ...] = Field(default=(), strict=False)
     ignore: list[Code] | Literal["others"] = Field(default=[])
@@ -136,7 +129,7 @@ class Task(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _codes_and_names_are_unique(self) -> Self:
+    def _codes_are_unique(self) -> Self:
         owner: dict[int, str] = {}
         ignored = self.ignore if isinstance(self.ignore, list) else []
         pairs = [(code, f"class '{one.name}'") for one in self.classes for code in one.all_codes]
@@ -146,9 +139,6 @@ class Task(ConfigModel):
             owner[code] = name
         if any(NODATA in one.all_codes for one in self.classes):
             raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
-        names = Counter(name.strip().casefold() for name in self.outputs)
-        if same := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"two outputs have the name '{same[0]}': give each its own")
         return self
 
     @property
@@ -245,7 +235,18 @@ def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
         text = text if isinstance(text, str) else decode_text(text)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return check_config(parse_values(text, where, suffix), Task, where)
+    task = check_config(parse_values(text, where, suffix), Task, where)
+    _check_names(task, where)
+    return task
+
+
+def _check_names(task: Task, where: str) -> None:
+    """Rules of task files; models and results that were written before may break them."""
+    if unknown := sorted(task.tiles.keys() - set(SPLITS)):
+        raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: name {', '.join(SPLITS)}")
+    names = Counter(name.strip().casefold() for name in task.outputs)
+    if same := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"{where}: two outputs have the name '{same[0]}': give each its own")
 
 
 def dump_task(task: Task) -> str:
