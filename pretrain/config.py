@@ -88,8 +88,8 @@ class PretrainConfig(ConfigModel):
             spans |= {f"objective.{name}": getattr(self.objective, name) for name in names}
         if longer := [f"{name} {span}" for name, span in spans.items() if span > self.train.steps]:
             raise ValueError(
-                f"{' and '.join(longer)} must be at most train.steps {self.train.steps}: shorten what is longer, or "
-                "train longer"
+                f"{' and '.join(longer)} must be at most train.steps {self.train.steps}: lower that, or raise "
+                "train.steps"
             )
         return self
 
