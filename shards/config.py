@@ -4,6 +4,7 @@ Only pydantic and PyYAML are imported here, so that a wrong key is answered in w
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[Schema]
     Raises:
         ConfigError: one line that names the file and key, and the nearest valid key.
     """
-    path = Path(path).expanduser()  # shells leave the ~ of --config=~/run.yaml
+    path = Path(os.path.expanduser(path))  # shells leave the ~ of --config=~/run.yaml
     data = _read_with_bases(path, ())
     for override in overrides:
         _apply_override(data, override)

@@ -269,7 +269,7 @@ def test_a_path_that_was_expanded_reads_back(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL.replace("dir: out", "dir: ~/a b"))
-    config = load_config(path, [], PretrainConfig)
+    config = load_config("~/run.yaml", [], PretrainConfig)
     path.write_text(dump_config(config))
     assert load_config(path, [], PretrainConfig) == config
 
