@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from finetune.config import LabelledDataConfig
 from finetune.layouts import Item, Split, declared_line, find_items
 from finetune.tasks import Task, get_task
+from shards.config import check_config
 from shards.errors import ConfigError, ForgeError
 from shards.sensors import NODATA
 from shards.sources import SPLITS
@@ -74,13 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, print, and return the exit code."""
     task = get_task(arguments.task)
     named = ("root", "splits", "images", "labels", "align", "label_field", "label_layer", "shards")
-    try:
-        data = LabelledDataConfig(**{name: getattr(arguments, name) for name in named})
-    except ValidationError as error:
-        told = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise ConfigError(
-            told if told.startswith("shards") else "give ROOT, or --images with --labels, or --shards"
-        ) from None
+    given = {name: getattr(arguments, name) for name in named}
+    if [bool(given["images"]), bool(given["root"]), bool(given["shards"])].count(True) != 1:
+        raise ConfigError("give ROOT, or --images with --labels, or --shards")
+    data = check_config(given, LabelledDataConfig, "check")
     items = find_items(data, task, seed=0)
     found = {name: _check_split(items[name], task, name, arguments.workers) for name in SPLITS}
     problems = [one for name in SPLITS for one in found[name].problems] + _between(task, items, found)

@@ -2,19 +2,35 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pretrain.config import EngineConfig, GuardConfig, Positive, RunConfig, WatchdogConfig
+from pretrain.sections.engine import EngineConfig
+from pretrain.sections.run import GuardConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
+from shards.fields import (
+    Choices,
+    Fraction,
+    Gigabytes,
+    Name,
+    NotNegative,
+    OpenShare,
+    PathText,
+    Positive,
+    Rate,
+    Says,
+    Scale,
+    Seed,
+    Switch,
+    Threads,
+    Weight,
+    expand_path,
+)
 
-Rate = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Scale = Annotated[tuple[Rate, Rate] | None, Field(strict=False)]
 Protocol = Literal["knn", "frozen", "adapter", "blocks", "full"]
 Align = Literal["nearest"]
 Group = Literal["location", "scene"]
 Head = Literal["conv", "fcn", "linear", "mlp"]
+TaskName = Annotated[str, AfterValidator(expand_path), Says("the name of a task, or the path of its file")]
 
 
 class LabelledDataConfig(ConfigModel):
@@ -32,30 +48,30 @@ class LabelledDataConfig(ConfigModel):
     tiles. ``memory_gb``: images are kept in memory up to this size.
     """
 
-    root: str | None = None
-    images: str | None = None
-    labels: str | None = None
-    shards: str | None = None
+    root: PathText | None = None
+    images: PathText | None = None
+    labels: PathText | None = None
+    shards: PathText | None = None
     align: Align | None = None
-    label_field: str | None = None
-    label_layer: str | None = None
-    splits: str | None = None
+    label_field: Name | None = None
+    label_layer: Name | None = None
+    splits: PathText | None = None
     group: Group | None = None
     bands: Literal["same", "native", "resample"] = "same"
-    statistics: str | None = None
-    pretraining: str | None = None
-    read_threads: Positive = 4
-    memory_gb: Rate = 8.0
+    statistics: PathText | None = None
+    pretraining: PathText | None = None
+    read_threads: Threads = 4
+    memory_gb: Gigabytes = 8.0
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [self.root is not None, self.shards is not None, bool(self.images or self.labels)]
         if sum(given) != 1 or bool(self.images) != bool(self.labels):
-            raise ValueError("give one of 'root', 'shards', or 'images' with 'labels'")
+            raise ValueError("give one of .root, .shards, or .images with .labels")
         if self.shards is not None and self.splits:
-            raise ValueError("shards carry their splits: leave 'splits' out")
+            raise ValueError(".shards carry their splits: leave .splits out")
         if self.shards is not None and (self.align or self.label_field or self.label_layer):
-            raise ValueError("shards carry their labels as packed: leave 'align', 'label_field' and 'label_layer' out")
+            raise ValueError(".shards carry their labels as packed: leave .align, .label_field and .label_layer out")
         return self
 
 
@@ -67,14 +83,14 @@ class FrozenConfig(ConfigModel):
     norms go on taking and moving statistics as the published code does, which can't use kept features.
     """
 
-    heads: tuple[Head, ...] | None = Field(default=None, strict=False)
-    lrs: tuple[Rate, ...] = Field(default=(3e-4, 1e-3, 3e-3), min_length=1, strict=False)
-    weight_decay: float = 1e-4
+    heads: Choices[Head] | None = None
+    lrs: Choices[Rate] = (3e-4, 1e-3, 3e-3)
+    weight_decay: Weight = 1e-4
     epochs: Positive = 100
     batch: Positive = 32
     views: Annotated[int, Field(ge=1, le=8)] = 8
     bn: Literal["frozen", "adapt"] = "frozen"
-    quota_gb: Rate = 100.0
+    quota_gb: Gigabytes = 100.0
     evaluate_every: Positive = 5  # epochs
 
 
@@ -96,20 +112,30 @@ class FullConfig(ConfigModel):
     """
 
     head: Head | None = None
-    lrs: tuple[Rate, ...] = Field(default=(1e-4,), min_length=1, strict=False)
-    weight_decay: float = 0.05
+    lrs: Choices[Rate] = (1e-4,)
+    weight_decay: Weight = 0.05
     epochs: Positive = 50
     batch: Positive = 32
     micro_batch: Positive | None = None  # null: a step's batch at once
     bn_group: Positive = 4
     warmup_epochs: NotNegative = 5
-    clip: float = 1.0
+    clip: Weight = 1.0
     layer_decay: Fraction = 0.75
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    crop_scale: Scale = (0.4, 1.0)
+    drop_path: OpenShare = 0.1
+    crop_scale: Scale | None = (0.4, 1.0)
     first_blocks: NotNegative = 2
     evaluate_every: Positive = 1  # epochs
     save_every: Positive = 200
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        micro = self.micro_batch or self.batch
+        if self.batch % micro:
+            raise ValueError(f".batch {self.batch} must be a multiple of .micro_batch {micro}")
+        if micro % self.bn_group:
+            key = ".micro_batch" if self.micro_batch else ".batch"
+            raise ValueError(f"{key} {micro} must be a multiple of .bn_group {self.bn_group}")
+        return self
 
 
 class FinetuneConfig(ConfigModel):
@@ -122,13 +148,13 @@ class FinetuneConfig(ConfigModel):
     """
 
     run: RunConfig
-    task: str
+    task: TaskName
     data: LabelledDataConfig
-    checkpoint: str
-    compare_random: bool = True
-    protocol: tuple[Protocol, ...] = Field(default=("knn", "frozen", "full"), min_length=1, strict=False)
-    seeds: tuple[NotNegative, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1, strict=False)
-    fractions: tuple[Fraction, ...] = Field(default=(1.0,), min_length=1, strict=False)
+    checkpoint: PathText
+    compare_random: Switch = True
+    protocol: Choices[Protocol] = ("knn", "frozen", "full")
+    seeds: Choices[Seed] = (0, 1, 2, 3, 4)
+    fractions: Choices[Fraction] = (1.0,)
     recipe: Literal["ours", "published"] = "ours"
     select: Literal["score", "loss"] = "score"
     knn: KnnConfig = KnnConfig()
@@ -144,11 +170,22 @@ class FinetuneConfig(ConfigModel):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _batches_fit(self) -> Self:
-        full = self.full
-        micro = full.micro_batch or full.batch
-        if full.batch % micro:
-            raise ValueError(f"full.batch {full.batch} must be a multiple of full.micro_batch {micro}")
-        if micro % full.bn_group:
-            raise ValueError(f"full.micro_batch {micro} must be a multiple of full.bn_group {full.bn_group}")
+    def _warmup_ends(self) -> Self:
+        """The published recipe has epochs of its own, and no warm-up."""
+        if self.recipe == "ours" and self.full.warmup_epochs > self.full.epochs:
+            raise ValueError(
+                f"full.warmup_epochs {self.full.warmup_epochs} must be at most full.epochs {self.full.epochs}: lower "
+                "the one, or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapting_batches_fit(self) -> Self:
+        """A frozen encoder whose batch norms adapt is trained by the engine, in the batches of ``full``."""
+        micro, group, batch = self.full.micro_batch or self.frozen.batch, self.full.bn_group, self.frozen.batch
+        if self.recipe == "ours" and self.frozen.bn == "adapt" and (batch % micro or micro % group):
+            raise ValueError(
+                f"frozen.batch {batch} with frozen.bn adapt must be a multiple of full.micro_batch {micro} in "
+                f"groups of full.bn_group {group}"
+            )
         return self

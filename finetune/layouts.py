@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -239,9 +240,17 @@ def _of_tables(data: LabelledDataConfig, task: Task, seed: int) -> Split:
 
 def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
     items = []
-    for line, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), start=2):
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    columns = list(table.fieldnames or ())
+    if twice := [
+        name for name in columns if name in (*task.outputs, "sample_index", "field") and columns.count(name) > 1
+    ]:
+        raise SourceError(f"{path}: column {twice[0]} is there twice: remove one of them")
+    for line, row in enumerate(table, start=2):
         try:
             values = tuple(float(row[name]) for name in task.outputs)
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{values} are not all finite")
             number = plain_name(row["sample_index"].strip())
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SourceError(

@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from finetune.tasks import Task
 from shards.arrays import read_json_value, read_npz
 from shards.atomic import write_atomic
-from shards.config import ConfigModel
+from shards.config import StrictModel
 from shards.errors import ConfigError
 from shards.manifest import first_problem
 
@@ -90,7 +90,7 @@ class RunResults:
 ARRAYS = ("units", "maps")
 
 
-class _Entry(ConfigModel):
+class _Entry(StrictModel):
     """JSON form of a Result."""
 
     encoder: str
@@ -107,7 +107,7 @@ class _Entry(ConfigModel):
     seconds: float = 0.0
 
 
-class _Document(ConfigModel):
+class _Document(StrictModel):
     """``results.json``."""
 
     format: int

@@ -133,7 +133,7 @@ def describe_map(model: TaskModel, scene: str) -> MapFormat:
     dtype = "uint8" if max(*values, nodata) <= 255 else "uint16"
     classes = {nodata: NODATA_NAME} | dict(zip(values, task.outputs, strict=True))
     colours = {nodata: (0, 0, 0, 0)} | {
-        value: (*bytes.fromhex(one.colour[1:]), 255) for value, one in zip(values, task.classes, strict=True)
+        value: (*bytes.fromhex(one.color[1:]), 255) for value, one in zip(values, task.classes, strict=True)
     }
     # A 16 bit colour table has 65,536 entries, in the file and in each overview.
     return MapFormat(1, dtype, nodata, (task.title or task.name,), tags, classes, colours if dtype == "uint8" else {})

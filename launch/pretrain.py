@@ -31,11 +31,15 @@ def main(argv: list[str] | None = None) -> None:
     watchdog.start()
     with runtime.one_line_errors(watchdog):
         runtime.prepare_torch(config.run.threads)
+        from pretrain import distributed
         from pretrain.engine import init_distributed
+        from pretrain.models.attention import check_backend
         from pretrain.trainer import Trainer
 
         init_distributed()
         watchdog.connect()
+        if config.model.is_vit:
+            distributed.together(lambda: check_backend(config.model.attention, distributed.device()))
         complete = Trainer(config, watchdog).fit()
     runtime.end_process(0 if complete else STOPPED)
 

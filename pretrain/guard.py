@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.config import GuardConfig
+from pretrain.sections.run import GuardConfig
 from shards.errors import ForgeError
 
 

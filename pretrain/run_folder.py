@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import IO, Literal
 
-from pretrain.config import CheckpointConfig
+from pretrain.sections.run import CheckpointConfig
 from shards.atomic import write_atomic
 from shards.errors import ConfigError
 

@@ -4,10 +4,13 @@ import io
 import json
 import math
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from shards.text import decode_text
 
 UNPACKED, TIMES = 256 << 20, 100
 """An ``.npz`` file may unpack to 256 MiB and a hundred times its size: tables of counts pack well, bombs better."""
@@ -17,11 +20,24 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def read_json_value(data: bytes | str) -> Any:
-    """What JSON text says; ValueError for anything else, nesting that is too deep included."""
+    """What JSON text says, in UTF-8 or what its byte order mark names.
+
+    Raises:
+        ValueError: anything else, a key that is given twice and nesting that is too deep included.
+    """
     try:
-        return json.loads(data)
+        text = data if isinstance(data, str) else decode_text(data)
+        return json.loads(text, object_pairs_hook=_unique_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key '{twice[:80]}' is given twice")
+    return found
 
 
 def read_npy(data: bytes) -> np.ndarray:

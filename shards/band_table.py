@@ -4,17 +4,18 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
 
 from shards.errors import ConfigError
 from shards.spectrum import MICROMETERS_BELOW
+from shards.text import read_text_file
 
 NM_OF_UNIT = {"nm": 1.0, "um": 1000.0}
+COLUMNS = ("wavelength_nm", "wavelength_um", "fwhm_nm", "fwhm_um", "kept")
 NARROWEST = 1e-4
 """Smallest width as a share of the center: narrower ones are in another unit."""
-MOST_BYTES = 16 << 20
-"""Of a band table; real ones have a few kilobytes."""
 YES, NO = {"1", "true", "yes", "y"}, {"0", "false", "no", "n"}
 
 
@@ -29,17 +30,8 @@ class BandTable:
 
 def read_band_table(path: Path) -> BandTable:
     """The table in a file; raises ConfigError where there is none, in one line."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"sensor {path}: more than {MOST_BYTES >> 20} MiB, no band table: a row for each band")
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"sensor {path}: no such band table") from None
-    except OSError as error:
-        raise ConfigError(f"sensor {path}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"sensor {path}: not UTF-8 text: save the table as CSV (UTF-8)") from None
-    return parse_band_table(text, f"sensor {path}")
+    where = f"sensor {path}"
+    return parse_band_table(read_text_file(path, where), where)
 
 
 def parse_band_table(text: str, where: str) -> BandTable:
@@ -72,15 +64,21 @@ def parse_band_table(text: str, where: str) -> BandTable:
 
 def _header(line: str, where: str) -> tuple[list[str], str]:
     """Names of the columns, in lower case, and what separates them."""
-    for delimiter in (",", ";", "\t"):
-        names = [name.strip(' "').lower() for name in line.split(delimiter)]
-        columns = [[name for name in names if name in _columns(quantity)] for quantity in ("wavelength", "fwhm")]
-        if all(len(found) == 1 for found in columns) and names.count("kept") < 2:
-            return names, delimiter
-    raise ConfigError(
-        f"{where}: needs one column wavelength_nm and one fwhm_nm (or wavelength_um, fwhm_um) in its first line, "
-        f"which is {line[:80]!r}"
-    )
+    choices = [([name.strip(" \"'").lower() for name in line.split(mark)], mark) for mark in (",", ";", "\t")]
+    names, delimiter = max(choices, key=lambda choice: sum(name in COLUMNS for name in choice[0]))
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise ConfigError(f"{where}: column {twice[0]} is there twice: remove one of them")
+    columns = [[name for name in names if name in _columns(quantity)] for quantity in ("wavelength", "fwhm")]
+    near = {name: get_close_matches(name, COLUMNS, n=2, cutoff=0.7) for name in names if name not in COLUMNS}
+    meant = [f"; did you mean {' or '.join(found)} by '{name}'?" for name, found in near.items() if found]
+    if any(len(found) != 1 for found in columns):
+        raise ConfigError(
+            f"{where}: needs one column wavelength_nm and one fwhm_nm (or wavelength_um, fwhm_um) in its first line, "
+            f"which is {line[:80]!r}{''.join(meant)[:160]}"
+        )
+    if "kept" not in names and (misspelt := [name for name, found in near.items() if found == ["kept"]]):
+        raise ConfigError(f"{where}: column '{misspelt[0]}' means nothing: did you mean kept?")
+    return names, delimiter
 
 
 def _columns(quantity: str) -> list[str]:

@@ -1,11 +1,11 @@
 """The JSON that says where and when a tile of somebody else's tar was taken: what can't be true is unknown."""
 
-import json
 import math
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from typing import Any
 
+from shards.arrays import read_json_value
 from shards.errors import TileError
 from shards.table import QUALITY
 
@@ -28,8 +28,8 @@ def read_description(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         and lat in degrees, shares in [0, 1]. And for each field that is set aside why; ``JSON`` for the whole of it.
     """
     try:
-        told = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        told = read_json_value(data)
+    except ValueError as error:
         return {}, {"JSON": f"can't be read ({' '.join(str(error).split())[:60]})"}
     if not isinstance(told, dict):
         return {}, {"JSON": f"is no object of fields, but {_shown(told)}"}

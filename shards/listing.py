@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 
 from shards.atomic import write_atomic
 from shards.codec import PRESETS
-from shards.config import ConfigModel, PlainName
+from shards.config import StrictModel
 from shards.errors import ShardError, SourceError
+from shards.fields import PlainName
 from shards.manifest import FORMAT, SealedModel, read_json, to_json
 from shards.names import inner_path, plain_name
 from shards.sensors import Sensor, get_sensor
@@ -50,7 +51,7 @@ class ListedTile:
     rejected: str = ""
 
 
-class Generation(ConfigModel):
+class Generation(StrictModel):
     """One run of `pack`: the first one, or one `--append`.
 
     ``bundles`` are the archives and products it reads, with their fingerprints; then the list exists

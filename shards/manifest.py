@@ -24,8 +24,10 @@ import numpy as np
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from shards.arrays import read_json_value
-from shards.config import LONGEST_VALUE, ConfigModel, NpyName, TarName
+from shards.config import StrictModel
+from shards.config_errors import LONGEST_VALUE
 from shards.errors import ShardError
+from shards.fields import NpyName, TarName
 from shards.sensors import Sensor, sensor_of_bands
 from shards.statistics import BandSums
 
@@ -44,7 +46,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """Also the name of a folder of node-local copies."""
 
 
-class SealedModel(ConfigModel):
+class SealedModel(StrictModel):
     """A JSON file that carries the SHA-256 of all the rest of itself: a flipped bit anywhere is noticed."""
 
     format: int
@@ -56,7 +58,7 @@ class SealedModel(ConfigModel):
         return self.model_copy(update={"checksum": hashlib.sha256(text.encode()).hexdigest()})
 
 
-class Sums(ConfigModel):
+class Sums(StrictModel):
     """JSON form of BandSums."""
 
     count: list[Count]
@@ -72,14 +74,14 @@ class Sums(ConfigModel):
         return self
 
 
-class Rejected(ConfigModel):
+class Rejected(StrictModel):
     """A source tile that was set aside, and why."""
 
     path: str
     reason: str
 
 
-class TileColumns(ConfigModel):
+class TileColumns(StrictModel):
     """The tiles of a shard, a list per column of the tile table (shards/table.py); None where unknown."""
 
     key: list[str]
@@ -130,7 +132,7 @@ class ShardIndex(SealedModel):
         return self
 
 
-class ShardEntry(ConfigModel):
+class ShardEntry(StrictModel):
     """A shard as the manifest lists it; sizes in bytes, hashes are SHA-256."""
 
     name: TarName
@@ -204,7 +206,7 @@ def content_hash(entries: list[ShardEntry], codec: dict[str, Any], sensor: str) 
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def to_json(model: ConfigModel) -> str:
+def to_json(model: StrictModel) -> str:
     """The same text for the same content."""
     return json.dumps(model.model_dump(), indent=1, sort_keys=True) + "\n"
 

@@ -1,6 +1,5 @@
 """Images with their labels and splits: which label belongs to which tile, and which tile is for what."""
 
-import codecs
 import itertools
 import re
 import unicodedata
@@ -13,9 +12,7 @@ from shards.errors import SourceError, TileError
 from shards.keyed import key
 from shards.labels import Labels, as_stored, read_grid
 from shards.sources import LOCATION, SPLITS, TileSource, find_tiles, tile_root
-
-BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-"""As Windows' editors and shells write them."""
+from shards.text import encoding_of
 
 TRIED = 8
 """Labels that are read before anything is written."""
@@ -168,7 +165,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise SourceError(f"{path}: missing split file")
     data = path.read_bytes()
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    encoding = encoding_of(data)
     try:
         return data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
     except UnicodeDecodeError as error:

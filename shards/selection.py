@@ -1,25 +1,20 @@
 """The typed config of what is read and in which order. No numpy here: a wrong key is answered before anything loads."""
 
-from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
+from shards.fields import Day, PathText, Positive, Says, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Longitude = Annotated[float, Field(ge=-180, le=180)]
+Latitude = Annotated[float, Field(ge=-90, le=90)]
 
-
-def _iso(value: object) -> object:
-    """YAML makes a date of 2022-06-30; configs keep it as text, which JSON has too."""
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, str):
-        date.fromisoformat(value)
-    return value
-
-
-Day = Annotated[str, BeforeValidator(_iso)]
+Bounds = Annotated[
+    tuple[Longitude, Latitude, Longitude, Latitude],
+    Field(strict=False),
+    Says("a list of west, south, east and north in degrees"),
+]
 
 
 class ViewConfig(ConfigModel):
@@ -37,14 +32,24 @@ class ViewConfig(ConfigModel):
             leaves out the scenes of a test set by ``deny``.
     """
 
-    bbox: tuple[float, float, float, float] | None = Field(default=None, strict=False)
+    bbox: Bounds | None = None
     begin: Day | None = None
     end: Day | None = None
     max_cloud: Share | None = None
     max_nodata: Share | None = None
     split: Literal["train", "val", "test"] | None = None
-    keep: str | None = None
-    deny: str | None = None
+    keep: PathText | None = None
+    deny: PathText | None = None
+
+    @model_validator(mode="after")
+    def _begin_before_end(self) -> Self:
+        if self.bbox is not None and self.bbox[1] > self.bbox[3]:
+            raise ValueError(
+                f".bbox: south {self.bbox[1]} lies above north {self.bbox[3]}: give west, south, east, north"
+            )
+        if self.begin and self.end and self.begin > self.end:
+            raise ValueError(f".begin {self.begin} lies after .end {self.end}: swap them")
+        return self
 
 
 class OrderConfig(ConfigModel):
@@ -57,5 +62,5 @@ class OrderConfig(ConfigModel):
     """
 
     shuffle: Literal["global", "windowed"] = "global"
-    window: Annotated[int, Field(gt=0)] = 16
+    window: Positive = 16
     sampling: Literal["tile", "location"] = "tile"

@@ -23,7 +23,7 @@ from shards.arrays import read_json_value, read_npy
 from shards.atomic import atomic_open, sweep, write_atomic
 from shards.bundles import Bundle
 from shards.codec import PRESETS
-from shards.config import ConfigModel
+from shards.config import StrictModel
 from shards.errors import ShardError, TileError
 from shards.listing import ListedTile, PackRecord
 from shards.manifest import Rejected, ShardIndex, first_problem, read_json
@@ -36,7 +36,7 @@ from shards.writer import Sample, checksum, encode_sample, index_path, write_sha
 PIECE_TILES = 256
 
 
-class _DoneMark(ConfigModel):
+class _DoneMark(StrictModel):
     """A bundle that was read to its end, with unusable tiles (location, timestamp, path, reason) and those left out."""
 
     bundle: str

@@ -8,6 +8,7 @@ import numpy as np
 
 from shards.errors import ConfigError
 from shards.selection import ViewConfig
+from shards.text import decode_text
 
 
 def view_rows(view: ViewConfig, table: np.ndarray) -> np.ndarray:
@@ -46,8 +47,6 @@ def view_hash(content_hash: str, rows: np.ndarray, tiles: int) -> str:
 
 def _inside(lon: np.ndarray, lat: np.ndarray, bbox: tuple[float, float, float, float]) -> np.ndarray:
     west, south, east, north = bbox
-    if south > north:
-        raise ConfigError(f"key 'view.bbox': south {south} lies above north {north}; give west, south, east, north")
     within = (lon >= west) & (lon <= east) if west <= east else (lon >= west) | (lon <= east)
     return within & (lat >= south) & (lat <= north)
 
@@ -55,8 +54,8 @@ def _inside(lon: np.ndarray, lat: np.ndarray, bbox: tuple[float, float, float, f
 def _named(table: np.ndarray, path: Path, key: str) -> np.ndarray:
     """Whether each tile's scene, location or key is in the list."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decode_text(path.read_bytes()).splitlines()
+    except (OSError, ValueError) as error:
         raise ConfigError(f"key 'view.{key}': {path}: can't be read ({error})") from None
     names = [name.encode() for line in lines if (name := line.split("#")[0].strip())]
     found = np.zeros(len(table), dtype=bool)

@@ -66,8 +66,8 @@ def case_config(case: Case) -> PretrainConfig:
     """The run of a case: fp32, crops of the image size."""
     return PretrainConfig.model_validate(
         {
-            "run": {"dir": ""},
-            "data": {"shards": ""},
+            "run": {"dir": "none"},
+            "data": {"shards": "none"},
             "augment": {"crop_scale": None},
             "model": {"name": case.model, "image_size": case.size},
             "objective": {"mask_ratio": 0.75, "decoder": {"depth": 2, "heads": 8}},

@@ -28,10 +28,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from pretrain.config import MaeConfig, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.flops import device_peak, sample_flops
 from pretrain.models import Normaliser, build_encoder
 from pretrain.models.initialise import initialise
@@ -39,6 +38,8 @@ from pretrain.models.registry import SPEC_VITS
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.optim import build_optimizer
+from pretrain.sections.objective import MaeConfig
+from shards.config import check_config
 from shards.errors import ConfigError, ForgeError
 from tools.plain_mae import PlainMaskedAutoencoder
 
@@ -246,19 +247,14 @@ def run_config(name: str, micro_batch: int, image_size: int, mask_ratio: float, 
     if name not in SPEC_VITS:
         raise ConfigError(f"--models {name}: a model with a spectral stem and patches is one of {', '.join(SPEC_VITS)}")
     sections = {
-        "run": {"dir": "", "threads": 1},
-        "data": {"shards": ""},
+        "run": {"dir": "none", "threads": 1},
+        "data": {"shards": "none"},
         "model": {"name": name, "image_size": image_size, "bn_group": math.gcd(micro_batch, 8)},
         "objective": {"mask_ratio": mask_ratio},
         "train": {"steps": 1, "global_batch": micro_batch, "micro_batch": micro_batch},
         "engine": {"precision": precision},
     }
-    try:
-        return PretrainConfig.model_validate(sections)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from None
+    return check_config(sections, PretrainConfig, f"--models {name}")
 
 
 def _positive(text: str) -> int:

@@ -219,7 +219,7 @@ def _task_from_codes(labels: Path) -> str:
     codes = sorted({int(code) for path in paths for code in np.unique(read_label(path))} - {0, 255, NODATA})
     if len(codes) < 2:
         raise SourceError(f"{labels}: fewer than two classes in {len(paths)} label tiles")
-    classes = [{"code": code, "name": f"class {code}", "colour": "#808080"} for code in codes]
+    classes = [{"code": code, "name": f"class {code}", "color": "#808080"} for code in codes]
     document = {"name": labels.parent.name, "description": f"Codes found in {labels.name}/", "classes": classes}
     path = REPOSITORY / "demo" / f"task-{labels.parent.name}.yaml"
     path.write_text(yaml.safe_dump(document | {"ignore": [0, 255]}, sort_keys=False), encoding="utf-8")

@@ -8,7 +8,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from launch.command import command_parser, parse_command
-from pretrain.config import MaeConfig, PretrainConfig
+from pretrain.config import PretrainConfig
+from pretrain.sections.objective import MaeConfig
 from shards.errors import ConfigError, ForgeError
 from tools.planner.machines import NAMES
 

@@ -113,7 +113,7 @@ def _by_output(report: TaskReport) -> str:
         "multilabel": ("average_precision", "Average precision by class"),
         "regression": ("rmse", "RMSE by target (lower is better)"),
     }[kind]
-    colours = [one.colour for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
+    colours = [one.color for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
     rows = [(_label(row), row.by_output(metric)) for row in _drawn(report)[:6]]
     return f"<h3>{told}</h3>{charts.bars(task.outputs, colours, rows)}" if rows else ""
 
@@ -161,7 +161,7 @@ def _confusion(report: TaskReport) -> str:
 def _panels(report: TaskReport) -> str:
     """A few test windows: image, label, and what the rows' first seeds predict."""
     run, task = report.run, report.task
-    colours = [one.colour for one in task.classes]
+    colours = [one.color for one in task.classes]
     shown = [row for row in _drawn(report)[:4] if row.results[0].maps.ndim == 3]
     heads = ["image", "label", *(_label(row) for row in shown)]
     lines = []

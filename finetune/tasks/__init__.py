@@ -1,34 +1,70 @@
 """Tasks as data: one YAML file each, with sensor, classes or targets, layout of the download and published recipe."""
 
+import re
+from collections import Counter
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from shards.config import ConfigModel, InnerPath
+from shards.config import ConfigModel, check_config, parse_values
 from shards.errors import ConfigError
-from shards.safe_yaml import load_yaml
+from shards.fields import (
+    Code,
+    InnerPath,
+    Name,
+    NotNegative,
+    Positive,
+    Rate,
+    Says,
+    Scale,
+    Switch,
+    Unique,
+    Weight,
+    expand_path,
+)
+from shards.safe_yaml import dump_yaml
 from shards.sensors import NODATA
+from shards.sources import SPLITS
+from shards.text import decode_text, read_text_file
 
 Kind = Literal["segmentation", "multilabel", "regression"]
+
+
+def _hex_color(text: str) -> str:
+    """A color as ``#rrggbb`` in lower case."""
+    digits = text.strip().lower().removeprefix("#")
+    if not re.fullmatch("#?(?:[0-9a-f]{3}){1,2}", text.strip().lower()):
+        raise ValueError(f"expected a color such as '#ffaa00', got {text!r}")
+    return "#" + ("".join(2 * digit for digit in digits) if len(digits) == 3 else digits)
+
+
+Color = Annotated[str, AfterValidator(_hex_color), Says("a color in quotes, such as '#ffaa00'")]
 
 
 class TaskClass(ConfigModel):
     """A class of a label tile: its ``code``, or several ``codes`` that count as one."""
 
-    code: int | None = None
-    codes: tuple[int, ...] = Field(default=(), strict=False)
-    name: str
-    colour: Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
+    code: Code | None = None
+    codes: Unique[Code] = ()
+    name: Name
+    color: Color
+
+    @model_validator(mode="before")
+    @classmethod
+    def _british_spelling(cls, data: Any) -> Any:
+        """Tasks in models and results that were written before say ``colour``."""
+        if isinstance(data, dict) and "colour" in data and "color" not in data:
+            return {("color" if key == "colour" else key): value for key, value in data.items()}
+        return data
 
     @model_validator(mode="after")
     def _has_codes(self) -> Self:
         if (self.code is None) == (not self.codes):
-            raise ValueError(f"class '{self.name}' needs either 'code' or 'codes'")
+            raise ValueError(f"class '{self.name}' needs either .code or .codes")
         return self
 
     @property
@@ -39,7 +75,7 @@ class TaskClass(ConfigModel):
 class Target(ConfigModel):
     """A number to predict: a column of the tables."""
 
-    name: str
+    name: Name
     description: str = ""
 
 
@@ -55,11 +91,11 @@ class PublishedRecipe(ConfigModel):
     """What SpectralEarth's code trains with: AdamW, cosine to zero, the same for frozen and full; ``batch`` over all
     GPUs; ``crop_scale``: range of the crop's share of the tile."""
 
-    lr: float
-    weight_decay: float
-    epochs: int
-    batch: int
-    crop_scale: tuple[float, float] = Field(strict=False)
+    lr: Rate
+    weight_decay: Weight
+    epochs: Positive
+    batch: Positive
+    crop_scale: Scale
 
 
 class Task(ConfigModel):
@@ -70,33 +106,39 @@ class Task(ConfigModel):
     itself declares to be none, never counts. ``tiles``: how many each split has.
     """
 
-    name: str
+    name: Name
     title: str = ""
     description: str
     kind: Kind = "segmentation"
-    sensor: str = "enmap"
+    sensor: Name = "enmap"
     layout: Layout | None = None
-    tiles: dict[str, int] = Field(default={})
+    tiles: dict[str, NotNegative] = Field(default={})
     classes: tuple[TaskClass, ...] = Field(default=(), strict=False)
     targets: tuple[Target, ...] = Field(default=(), strict=False)
-    ignore: list[int] | Literal["others"] = Field(default=[])
+    ignore: list[Code] | Literal["others"] = Field(default=[])
     published: PublishedRecipe | None = None
-    synthetic: bool = False
+    synthetic: Switch = False
 
     @model_validator(mode="after")
     def _kind_has_outputs(self) -> Self:
         wanted, other = ("targets", "classes") if self.kind == "regression" else ("classes", "targets")
         if not getattr(self, wanted) or getattr(self, other):
-            raise ValueError(f"kind {self.kind} needs '{wanted}' and no '{other}'")
-        codes = [code for one in self.classes for code in one.all_codes]
-        codes += self.ignore if isinstance(self.ignore, list) else []
-        twice = sorted({code for code in codes if codes.count(code) > 1})
-        if twice:
-            raise ValueError(f"code {twice[0]} is listed twice")
-        if any(NODATA in one.all_codes for one in self.classes):
-            raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
+            raise ValueError(f".kind {self.kind} needs .{wanted} and no .{other}")
         if self.kind != "regression" and len(self.classes) < 2:
             raise ValueError(f"one class, '{self.classes[0].name}', can't be told from others: give the rest one, too")
+        return self
+
+    @model_validator(mode="after")
+    def _codes_are_unique(self) -> Self:
+        owner: dict[int, str] = {}
+        ignored = self.ignore if isinstance(self.ignore, list) else []
+        pairs = [(code, f"class '{one.name}'") for one in self.classes for code in one.all_codes]
+        for code, name in [*pairs, *((code, ".ignore") for code in ignored)]:
+            if code in owner:
+                raise ValueError(f"code {code} is listed twice, by {owner[code]} and by {name}: remove one of them")
+            owner[code] = name
+        if any(NODATA in one.all_codes for one in self.classes):
+            raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
         return self
 
     @property
@@ -158,41 +200,55 @@ def get_task(name: str) -> Task:
     Raises:
         ConfigError: unknown name (the known ones are listed) or a file that is no task.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such task file")
-        return _with_table_beside(path, parse_task(path.read_bytes(), name))
+    path = Path(name)
+    if path.suffix.lower() in (".yaml", ".yml", ".json"):
+        text = read_text_file(path, f"task '{name}'")
+        return _with_table_beside(path, parse_task(text, name, path.suffix))
     if name not in task_names():
-        raise ConfigError(f"key 'task': unknown task '{name}': known are {', '.join(task_names())}")
+        raise ConfigError(
+            f"key 'task': unknown task '{name}': known are {', '.join(task_names())}, or the path of a .yaml file"
+        )
     return parse_task(files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
 
 
 def _with_table_beside(path: Path, task: Task) -> Task:
     """The task with the band table that its file names, found from here or beside the file."""
-    beside = path.parent / task.sensor
-    found = task.sensor.lower().endswith(".csv") and not Path(task.sensor).exists() and beside.is_file()
-    return task.model_copy(update={"sensor": str(beside)}) if found else task
+    if not task.sensor.lower().endswith(".csv"):
+        return task
+    try:
+        sensor = expand_path(task.sensor)
+    except ValueError as error:
+        raise ConfigError(f"task '{path}': key 'sensor': {error}") from None
+    beside = path.parent / sensor
+    found = not Path(sensor).exists() and beside.is_file()
+    return task.model_copy(update={"sensor": str(beside) if found else sensor})
 
 
-def parse_task(text: str | bytes, where: str) -> Task:
-    """A task from YAML, text or bytes in UTF-8 or in what their byte order mark says.
+def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
+    """A task from YAML, or JSON by its suffix; bytes in UTF-8 or in what their byte order mark says.
 
     Raises:
         ConfigError: no such task; the line names ``where``.
     """
+    where = f"task '{where}'"
     try:
-        return Task.model_validate(load_yaml(text))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        told = f"key '{key}': {message}" if key else message
-        raise ConfigError(f"task '{where}': not a task description: {told}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"task '{where}': not YAML: {str(error).splitlines()[0]}") from None
+        text = text if isinstance(text, str) else decode_text(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    task = check_config(parse_values(text, where, suffix), Task, where)
+    _check_names(task, where)
+    return task
+
+
+def _check_names(task: Task, where: str) -> None:
+    """Rules of task files; models and results that were written before may break them."""
+    if unknown := sorted(task.tiles.keys() - set(SPLITS)):
+        raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: name {', '.join(SPLITS)}")
+    names = Counter(name.strip().casefold() for name in task.outputs)
+    if same := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"{where}: two outputs have the name '{same[0]}': give each its own")
 
 
 def dump_task(task: Task) -> str:
     """The task as YAML, for files that must be understood without the registry."""
-    return yaml.safe_dump(task.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    return dump_yaml(task.model_dump(mode="json", exclude_defaults=True))

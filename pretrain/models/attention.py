@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shards.errors import ConfigError
+
 Backend = Literal["auto", "xformers", "sdpa", "math"]
 """``auto``: xformers on CUDA in half precision where it is installed, else torch's SDPA. ``math`` is the reference."""
 
@@ -36,6 +38,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, backend: Backend = "aut
     if kernel is None or not query.is_cuda:
         raise RuntimeError("attention 'xformers' needs a GPU and the extra 'gpu'; use model.attention=auto")
     return kernel(query, key, value, attn_bias=None if runs is None else _block_diagonal(tuple(runs)))
+
+
+def check_backend(backend: Backend, device: torch.device) -> None:
+    """Raise ConfigError where a backend can't run on this device, before anything is read or written."""
+    if backend != "xformers":
+        return
+    if device.type != "cuda":
+        raise ConfigError(f"key 'model.attention': xformers runs on GPUs, this process has {device.type}: write auto")
+    if _xformers() is None:
+        raise ConfigError(
+            "key 'model.attention': xformers is not installed for this torch: pip install 'spectralforge[gpu]', or "
+            "write auto"
+        )
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, runs: Runs | None) -> Tensor:

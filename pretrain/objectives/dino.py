@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pretrain import distributed
 from pretrain.augment import Crop, random_crops
-from pretrain.config import DinoConfig, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
 from pretrain.models import Normaliser
@@ -24,6 +24,7 @@ from pretrain.models.encoder import Encoder
 from pretrain.models.initialise import initialise
 from pretrain.momentum import MomentumNetwork
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from pretrain.sections.objective import DinoConfig
 from shards import keyed
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pretrain import distributed
 from pretrain.augment import centre_crops, mask_noise, random_crops
-from pretrain.config import MaeConfig, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
 from pretrain.models import Normaliser
@@ -26,6 +26,7 @@ from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
 from pretrain.objectives.masked_loss import masked_targets, squared_errors
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from pretrain.sections.objective import MaeConfig
 from shards import keyed
 from shards.manifest import Manifest, sensor_of
 from shards.sensors import NODATA

@@ -83,6 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         one.append(runs.job(f"{name}-recomputed", *OBJECTIVES[name], *recompute))
     for name in RESNETS:
         resnet = [*OBJECTIVES[name], "model.name=spec_resnet50", "model.image_size=16", "train.steps=2"]
+        resnet += ["objective.warmup_temperature_steps=2"] if name == "dino" else []
         two.append(runs.job(f"{name}-resnet-2", *resnet))
         one.append(runs.job(f"{name}-resnet-1", *resnet))
     sgd = [

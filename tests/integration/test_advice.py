@@ -27,8 +27,8 @@ SIZE = 8
 TASK = """name: mine
 description: two classes
 classes:
-  - {code: 1, name: water, colour: "#3182bd"}
-  - {code: 2, name: land, colour: "#969696"}
+  - {code: 1, name: water, color: "#3182bd"}
+  - {code: 2, name: land, color: "#969696"}
 ignore: [0]
 """
 

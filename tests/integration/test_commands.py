@@ -21,7 +21,7 @@ PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 FINETUNE = REPOSITORY / "launch" / "finetune.py"
 DEMO = REPOSITORY / "configs" / "pretrain" / "mae" / "demo.yaml"
 BIN = Path(sys.executable).parent
-SMALL = ["train.global_batch=16", "train.micro_batch=8", "log.every=1", "log.validate_every=0"]
+SMALL = ["optim.warmup_steps=1", "train.global_batch=16", "train.micro_batch=8", "log.every=1", "log.validate_every=0"]
 
 pytestmark = pytest.mark.distributed
 
@@ -61,7 +61,7 @@ def test_misuse_under_torchrun_is_one_line_before_its_own_block() -> None:
 def test_misuse_under_deepspeed_is_one_line_and_code_2() -> None:
     done = run(BIN / "deepspeed", "--num_gpus", 2, PRETRAIN, "--config", DEMO, "train.steps=many")
     assert error_lines(done) == [
-        f"error: {DEMO}: key 'train.steps': input should be a valid integer, got 'many'",
+        f"error: {DEMO}: key 'train.steps': expected a whole number of at least 1, got 'many'",
     ]
     assert done.returncode == 2
 

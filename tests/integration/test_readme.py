@@ -14,7 +14,10 @@ from support.processes import REPOSITORY
 README = (REPOSITORY / "README.md").read_text()
 SHORTER = {
     "tools.sample_data": ["--locations", "5", "--size", "32"],
-    "launch/pretrain.py": ["train.steps=2", "train.global_batch=16", "train.micro_batch=8", "log.every=1"],
+    "launch/pretrain.py": [
+        *("train.steps=2", "optim.warmup_steps=0", "train.global_batch=16"),
+        *("train.micro_batch=8", "log.every=1"),
+    ],
     "launch/finetune.py": ["frozen.epochs=2", "protocol=[knn,frozen]", "data.splits=null"],
 }
 

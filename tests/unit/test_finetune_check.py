@@ -75,8 +75,8 @@ def test_misuse_is_code_2(download, capsys):
 TASK = """name: mine
 description: two classes
 classes:
-  - {code: 1, name: Wheat, colour: "#d7301f"}
-  - {code: 2, name: Barley, colour: "#969696"}
+  - {code: 1, name: Wheat, color: "#d7301f"}
+  - {code: 2, name: Barley, color: "#969696"}
 ignore: [0]
 """
 

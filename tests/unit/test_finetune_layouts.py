@@ -95,6 +95,21 @@ def test_shards_with_labels_give_the_same(downloads, tmp_path):
             assert by_place[item.place].scene == item.scene
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "says"),
+    [
+        ("sample_index,P,K,Mg,pH,P", "1", "column P is there twice"),
+        ("sample_index,P,K,Mg,pH", "nan", "line 2: no number in a column of P, K, Mg, pH"),
+        ("sample_index,P,K,Mg,pH", "inf", "line 2: no number in a column of P, K, Mg, pH"),
+    ],
+)
+def test_a_table_of_targets_with_a_doubt_is_one_line(downloads, tmp_path, header, value, says):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text(f"{header}\n0,1,2,3,{value},5\n")
+    with pytest.raises(SourceError, match=says):
+        find_items(_data(downloads, "hyperview", splits=str(tmp_path)), get_task("hyperview"), 0)
+
+
 @pytest.mark.parametrize("by", ["location", "scene"])
 def test_regrouped_splits_share_no_group_and_no_tile_is_lost(downloads, by):
     task = get_task("enmap_cdl")

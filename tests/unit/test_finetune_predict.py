@@ -178,7 +178,7 @@ def test_a_class_map_tells_its_classes_and_colours(tmp_path, scene_values):
         assert file.tags()["task"] == "sample_materials"
     assert colours[0] == (0, 0, 0, 0)
     for one in task.classes:
-        assert colours[one.code] == (*bytes.fromhex(one.colour[1:]), 255)
+        assert colours[one.code] == (*bytes.fromhex(one.color[1:]), 255)
         assert tags[f"class_{one.code}"] == one.name
     names = (tmp_path / "map.tif.aux.xml").read_text()
     assert names.index("cropland") < names.index("water")
@@ -192,9 +192,7 @@ def test_names_of_an_older_map_do_not_stay(tmp_path, scene_values):
 
 def test_values_are_the_codes_of_the_task_where_they_fit():
     def task(*classes):
-        return Task(
-            name="a", description="b", classes=[TaskClass(name="c", colour="#000000", **one) for one in classes]
-        )
+        return Task(name="a", description="b", classes=[TaskClass(name="c", color="#000000", **one) for one in classes])
 
     assert class_values(task({"code": 4}, {"code": 211})) == ([4, 211], 0)
     assert class_values(task({"code": 0}, {"code": 900})) == ([0, 900], 255)

@@ -1,5 +1,6 @@
 """Tasks are data: every file of the registry loads, and codes become indices."""
 
+import json
 import re
 from importlib.resources import files
 
@@ -15,8 +16,8 @@ NAMES = sorted(entry.name.removesuffix(".yaml") for entry in files("finetune.tas
 TASK = """name: mine
 description: Two classes
 classes:
-  - {code: 7, name: water, colour: "#0000ff"}
-  - {code: 9000000000, name: land, colour: "#00ff00"}
+  - {code: 7, name: water, color: "#0000ff"}
+  - {code: 9000000000, name: land, color: "#00ff00"}
 ignore: [0]
 """
 
@@ -42,18 +43,21 @@ def test_a_task_of_the_registry_loads(name):
     for values in ([code for one in task.classes for code in one.all_codes], task.outputs):
         assert len(set(values)) == len(values)
     assert parse_task(dump_task(task), name) == task
-    assert all(re.fullmatch(r"#[0-9a-f]{6}", one.colour) for one in task.classes)
+    assert all(re.fullmatch(r"#[0-9a-f]{6}", one.color) for one in task.classes)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError) as raised:
         get_task("enmap_postdam")
-    assert str(raised.value) == f"key 'task': unknown task 'enmap_postdam': known are {', '.join(NAMES)}"
+    assert (
+        str(raised.value)
+        == f"key 'task': unknown task 'enmap_postdam': known are {', '.join(NAMES)}, or the path of a .yaml file"
+    )
 
 
 def test_a_task_can_be_a_file_of_ones_own(task):
     assert (task.name, task.description, task.synthetic) == ("mine", "Two classes", False)
-    assert [(one.code, one.name, one.colour) for one in task.classes] == [
+    assert [(one.code, one.name, one.color) for one in task.classes] == [
         (7, "water", "#0000ff"),
         (9_000_000_000, "land", "#00ff00"),
     ]
@@ -65,37 +69,113 @@ def test_a_task_file_of_any_editor_is_read(tmp_path, encoding):
     path.write_bytes(TASK.replace("water", "Gewässer").replace("\n", "\r\n").encode(encoding))
     assert get_task(str(path)).outputs == ["Gewässer", "land"]
     path.write_bytes(TASK.replace("water", "Gewässer").encode("latin-1"))
-    with pytest.raises(ConfigError, match="not YAML") as raised:
+    with pytest.raises(ConfigError, match="not UTF-8 text") as raised:
         get_task(str(path))
     assert "\n" not in str(raised.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'none.yml'}: no such task file")):
+    with pytest.raises(ConfigError, match=re.escape(f"task '{tmp_path / 'none.yml'}': no such file")):
         get_task(str(tmp_path / "none.yml"))
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "says"),
     [
-        "",
-        "[",
-        "- 1",
-        TASK + "extra: 1\n",
-        TASK.replace("code: 7", "code: seven"),
-        TASK.replace("code: 7", "code: 0"),
-        TASK.replace("code: 7", "colours: 7"),
-        TASK + "kind: regression\n",
-        TASK.replace("#0000ff", "blue"),
+        ("", "the file is empty"),
+        ("[", "line 1: not valid YAML"),
+        ("- 1", "expected a mapping of keys to values, found a list"),
+        (TASK + "extra: 1\n", "unknown key 'extra'"),
+        (TASK + "---\nname: other\n", "write one document"),
+        (TASK + "name: again\n", "line 7: key 'name' is given twice, first in line 1"),
+        (TASK + "kind:\n\tregression\n", "indent with spaces"),
+        (TASK + "kind: segmentaton\n", "key 'kind': expected one of 'segmentation', 'multilabel', 'regression'"),
+        (TASK + "tiles: {trian: 3}\n", "key 'tiles.trian': no such split: name train, val, test"),
+        (TASK + "tiles: {train: -3}\n", "key 'tiles.train': expected a whole number of at least 0, got -3"),
+        (
+            TASK + "published: {lr: .nan, weight_decay: 0, epochs: 1, batch: 1, crop_scale: [0.5, 1]}\n",
+            "'published.lr'",
+        ),
+        (TASK + "published: {lr: 1, weight_decay: 0, epochs: 1, batch: 1, crop_scale: [1, 0.5]}\n", "[0.5, 1.0]"),
+        (TASK + "layout: {folder: a, images: b, lables: c}\n", "did you mean 'layout.labels'?"),
+        (TASK.replace("code: 7", "code: seven"), "key 'classes.0.code': expected a whole number of 64 bits, or null"),
+        (TASK.replace("code: 7", "code: 1e30"), "key 'classes.0.code'"),
+        (TASK.replace("code: 7", f"code: {10**30}"), "key 'classes.0.code': expected a whole number of 64 bits"),
+        (
+            TASK.replace("code: 7", "code: 0"),
+            "code 0 is listed twice, by class 'water' and by ignore",
+        ),
+        (TASK.replace("code: 7", "code: 0644"), "0644 may be octal: write 644"),
+        (TASK.replace("code: 7", "codes: [7, 7]"), "key 'classes.0.codes': 7 is given twice"),
+        (TASK.replace("code: 7", "coed: 7"), "unknown key 'classes.0.coed'; did you mean 'classes.0.code'?"),
+        (TASK.replace("name: water", "name: LAND"), "two outputs have the name 'land'"),
+        (TASK.replace("name: water", "name: 3"), "key 'classes.0.name': expected a name, got 3: write '3' in quotes"),
+        (TASK.replace("ignore: [0]", "ignore: other"), "key 'ignore': expected a list, each"),
+        (TASK.replace("ignore: [0]", "ignore: [x]"), "key 'ignore.0': expected a whole number of 64 bits, got 'x'"),
+        (TASK + "kind: regression\n", "kind regression needs targets and no classes"),
+        (TASK.replace("#0000ff", "blue"), "key 'classes.0.color': expected a color such as '#ffaa00', got 'blue'"),
+        (TASK.replace('color: "#0000ff"}', "color: \n #0000ff\n }"), "expected a color in quotes"),
     ],
 )
-def test_a_file_that_is_no_task_is_one_line(tmp_path, text):
+def test_a_file_that_is_no_task_is_one_line(tmp_path, text, says):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"not a task description|not YAML") as raised:
+    with pytest.raises(ConfigError) as raised:
         get_task(str(path))
-    assert str(path) in str(raised.value)
+    assert str(raised.value).startswith(f"task '{path}'")
+    assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("color", ["#0000FF", "#0000ff", "#00f", "#00F"])
+@pytest.mark.parametrize("key", ["color", "colour"])
+def test_a_color_is_a_hex_triplet_of_any_case_under_either_spelling(key, color):
+    task = parse_task(TASK.replace("#0000ff", color).replace("color", key), "mine")
+    assert task.classes[0].color == "#0000ff"
+    assert "colour" not in dump_task(task)
+
+
+def test_both_spellings_of_a_color_in_one_class_are_refused():
+    with pytest.raises(ConfigError, match=r"unknown key 'classes\.0\.colour'; did you mean 'classes\.0\.color'\?"):
+        parse_task(TASK.replace("name: water", "colour: '#fff', name: water"), "mine")
+
+
+def test_a_class_may_be_called_what_yaml_once_took_for_a_truth_value():
+    task = parse_task(TASK.replace("name: water", "name: no").replace("name: land", "name: on"), "mine")
+    assert task.outputs == ["no", "on"]
+    assert parse_task(dump_task(task), "mine") == task
+
+
+def test_merge_keys_and_anchors_are_for_tasks_too():
+    text = TASK.replace("- {code: 7", "- &one {code: 7").replace(
+        "{code: 9000000000, name: land, ", "{<<: *one, code: 8, name: land, "
+    )
+    assert parse_task(text, "mine").classes[1].code == 8
+
+
+def test_a_task_can_be_json(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(yaml.safe_load(TASK), indent="\t"))
+    assert get_task(str(path)) == parse_task(TASK, "mine")
+    path.write_text('{"name": "a",\n "name": "b"}')
+    with pytest.raises(ConfigError, match="not valid JSON: key 'name' is given twice"):
+        get_task(str(path))
+
+
+def test_the_band_table_of_a_task_is_found_by_variables_and_beside_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SENSORS_TEST", str(tmp_path / "sensors"))
+    path = tmp_path / "mine.yaml"
+    (tmp_path / "mine.csv").touch()
+    for sensor, expected in [
+        ("mine.csv", str(tmp_path / "mine.csv")),
+        ("$SENSORS_TEST/a b.csv", str(tmp_path / "sensors/a b.csv")),
+        ("enmap", "enmap"),
+    ]:
+        path.write_text(f"{TASK}sensor: {sensor}\n")
+        assert get_task(str(path)).sensor == expected
+    path.write_text(f"{TASK}sensor: $NO_SUCH_SENSORS/a.csv\n")
+    with pytest.raises(ConfigError, match=r"key 'sensor': .* needs the environment variable NO_SUCH_SENSORS"):
+        get_task(str(path))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pretrain.models import attention as module
-from pretrain.models.attention import attention
+from pretrain.models.attention import attention, check_backend
+from shards.errors import ConfigError
 
 SHAPES = [(1, 1, 1, 32), (2, 17, 3, 64), (2, 33, 2, 80), (3, 8, 16, 32), (1, 65, 4, 64)]
 
@@ -84,3 +85,14 @@ def test_xformers_is_sdpa(dim, runs):
     query, key, value = (x.cuda() for x in _qkv((1, 64, 4, dim), torch.bfloat16))
     expected = attention(query, key, value, "sdpa", runs)
     torch.testing.assert_close(attention(query, key, value, "xformers", runs), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_xformers_that_can_not_run_is_refused_before_a_run_begins(monkeypatch):
+    check_backend("auto", torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"key 'model\.attention': xformers runs on GPUs, .* cpu: write auto"):
+        check_backend("xformers", torch.device("cpu"))
+    monkeypatch.setattr(module, "_xformers", lambda: None)
+    with pytest.raises(ConfigError, match=r"xformers is not installed for this torch: pip install"):
+        check_backend("xformers", torch.device("cuda"))
+    monkeypatch.setattr(module, "_xformers", lambda: lambda query, key, value: value)
+    check_backend("xformers", torch.device("cuda"))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.config import CheckpointConfig
 from pretrain.ledger import SampleLedger
 from pretrain.random_state import random_state, set_random_state
 from pretrain.run_folder import RunFolder
+from pretrain.sections.run import CheckpointConfig
 from pretrain.stragglers import Shares
 from pretrain.telemetry import last_saved_step
 from shards.errors import ConfigError
@@ -49,7 +49,7 @@ def test_the_quota_counts_those_kept_for_good(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.check_room(CheckpointConfig(keep=2, quota_gb=3), 10**9, steps=100)
     with pytest.raises(ConfigError, match=r"13 checkpoints of 1.00 GB need 13.0 GB, 3.0 GB are allowed by"):
-        folder.check_room(CheckpointConfig(keep=2, keep_every=10, quota_gb=3), 10**9, steps=100)
+        folder.check_room(CheckpointConfig(every=10, keep=2, keep_every=10, quota_gb=3), 10**9, steps=100)
 
 
 def test_status_is_one_json_line(tmp_path: Path) -> None:

@@ -36,7 +36,17 @@ HEADER = "wavelength_nm,fwhm_nm,kept\n400,10,1\n"
 WRONG = {
     "no columns": ("center,width\n400,10\n", "one column wavelength_nm"),
     "empty": ("", "one column wavelength_nm"),
-    "a column twice": ("wavelength_nm,fwhm_nm,wavelength_nm\n400,10,500\n", "one column wavelength_nm"),
+    "a column twice": ("wavelength_nm,fwhm_nm,Wavelength_nm\n400,10,500\n", "column wavelength_nm is there twice"),
+    "flags twice": ("wavelength_nm;kept;fwhm_nm;kept\n400;1;10;0\n", "column kept is there twice"),
+    "a misspelt column": (
+        "wavelenght_nm,fwhm_nm\n400,10\n",
+        "did you mean wavelength_nm or wavelength_um by 'wavelenght_nm'?",
+    ),
+    "a column without its unit": (
+        "wavelength;fwhm_nm\n400;10\n",
+        "did you mean wavelength_um or wavelength_nm by 'wavelength'?",
+    ),
+    "misspelt flags": ("wavelength_nm,fwhm_nm,keept\n400,10,0\n", "column 'keept' means nothing: did you mean kept?"),
     "both units": ("wavelength_nm,wavelength_um,fwhm_nm\n400,0.4,10\n", "one column wavelength_nm"),
     "no rows": ("wavelength_nm,fwhm_nm\n", "has no bands: give a row"),
     "nothing kept": ("wavelength_nm,fwhm_nm,kept\n400,10,0\n", "has no bands that are kept"),
@@ -72,7 +82,22 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     assert get_sensor(str(path)).kept == PLAIN.kept
 
 
-@pytest.mark.parametrize(("data", "says"), [(None, "no such band table"), ("wavelength_nm".encode("utf-16"), "UTF-8")])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_table_of_any_editor_is_read(tmp_path, encoding):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(TEXTS["tabs"].replace("\n", "\r\n").encode(encoding))
+    assert read_band_table(path) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (None, "no such file"),
+        (b"", "the file is empty"),
+        ("wavelength_nm,fwhm_nm,name\n400,10,grün\n".encode("latin-1"), r"not UTF-8 text \(line 2\): save it as UTF-8"),
+        ("wavelength_nm,fwhm_nm\n400,10\n".encode("utf-16-le"), "it has NUL characters"),
+    ],
+)
 def test_a_file_that_can_not_be_read_is_one_line(tmp_path, data, says):
     if data is not None:
         (tmp_path / "mine.csv").write_bytes(data)

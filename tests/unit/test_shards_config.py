@@ -159,7 +159,9 @@ def test_invalid_yaml_names_the_file_and_line(refusal, text, line):
     [("note: a\nnote: b\n", "note", 2), ("note: a\noptim:\n  lr: 1\n  steps: 2\n  lr: 3\n", "lr", 5)],
 )
 def test_a_key_that_is_given_twice_is_refused_with_its_line(refusal, text, key, line):
-    assert refusal(text) == f"run.yaml, line {line}: not valid YAML: key '{key}' is given twice"
+    first = {"note": 1, "lr": 3}[key]
+    expected = f"run.yaml, line {line}: key '{key}' is given twice, first in line {first}: remove one of them"
+    assert refusal(text) == expected
 
 
 @pytest.mark.parametrize("data", [b"note: \xff\xfe\n", b"note: \0\n"])
@@ -171,18 +173,31 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(tmp_path, data):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "word\n"])
-def test_a_file_that_is_no_mapping_is_refused(refusal, text):
-    assert refusal(text) == "run.yaml: a config is a YAML mapping of sections"
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("# nothing\n", "nothing"), ("- a\n- b\n", "a list"), ("word\n", "text"), ("3\n", "the value 3")],
+)
+def test_a_file_that_is_no_mapping_is_refused(refusal, text, found):
+    assert refusal(text) == f"run.yaml: a config is a YAML mapping of sections, found {found}"
 
 
-@pytest.mark.parametrize("text", ["base: absent.yaml\n", "base: ''\n"])
-def test_a_base_that_cannot_be_read_is_named(refusal, text):
-    assert "can't read the config" in refusal(text)
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "run.yaml: the file is empty"),
+        (" \n\n", "run.yaml: the file is empty"),
+        ("base: absent.yaml\n", "absent.yaml: no such file"),
+        ("base: ''\n", "run.yaml: key 'base': expected a path, got ''"),
+        ("base: [a.yaml]\n", "run.yaml: key 'base': expected the path of one file, got ['a.yaml']"),
+        ("base: ..\n", "..: can't be read: it is a folder: name a file in it"),
+    ],
+)
+def test_what_cannot_be_read_is_named(refusal, text, line):
+    assert refusal(text) == line
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'absent.yaml'}: can't read the config")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'absent.yaml'}: no such file")):
         load_config(tmp_path / "absent.yaml", [], Small)
 
 
@@ -314,7 +329,7 @@ def test_a_minimal_run_has_its_defaults(load):
         (["model.name=spec_resnet50"], ["objective mae needs a ViT", "spec_resnet50"]),
         (["objective={name: dino, local_crops: {count: 2, size: 30}}"], ["patch_size 4", "local_crops.size 30"]),
         (["objective.spectral_angle=0.1"], ["key 'objective'", "norm_pix false"]),
-        (["train.steps=0"], ["train.steps", "greater than 0"]),
+        (["train.steps=0"], ["train.steps", "a whole number of at least 1"]),
         (["data.holdout=1.0"], ["data.holdout", "less than 1"]),
         (["augment.crop_scale=[0.5]"], ["augment.crop_scale"]),
         (["optim.betas=[0.9, high]"], ["optim.betas"]),

@@ -193,6 +193,15 @@ def test_lists_keep_and_deny_scenes_locations_and_keys(tmp_path):
         view_rows(ViewConfig(deny=str(tmp_path / "none.txt")), TABLE)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_of_any_editor_is_read(tmp_path, encoding):
+    (tmp_path / "list.txt").write_bytes("S1\r\ne\r\nd_00000\r\n".encode(encoding))
+    assert view_rows(ViewConfig(keep=str(tmp_path / "list.txt")), TABLE).tolist() == [0, 2, 4, 5]
+    (tmp_path / "list.txt").write_bytes("Grün\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"can't be read \(not UTF-8 text \(line 1\): save it as UTF-8\)"):
+        view_rows(ViewConfig(deny=str(tmp_path / "list.txt")), TABLE)
+
+
 def test_a_view_is_a_dataset_of_its_own_and_the_whole_is_not():
     assert view_hash("h", np.arange(6), 6) == "h"
     assert len({view_hash("h", np.arange(6), 6), view_hash("h", np.arange(5), 6), view_hash("h", np.arange(4), 6)}) == 3

@@ -90,7 +90,7 @@ def test_table_and_file(tmp_path, capsys):
             ["--models", "spec_vit_tiny,vit_tiny"],
             "--models vit_tiny: a model with a spectral stem and patches is one of",
         ),
-        (["--image-size", "30"], "patch_size 4 does not divide image_size 30"),
+        (["--image-size", "30"], "model.patch_size 4 does not divide model.image_size 30"),
         (["--mask-ratios", "0.99", "--image-size", "16"], "leaves none of 16 patches visible"),
         (["--ways", "ours,zero2"], "--ways zero2: it is one of plain, ours, zero1, zero3"),
     ],

@@ -1,6 +1,5 @@
 """Whether tiles come as fast as they are trained on: bytes from the file system, and cores to decode them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +80,10 @@ def reading(tiles: Tiles, tiles_per_s: float, gpus: int, cores: int, storage: fl
 
 
 def _measured(path: Path, preset: str) -> float:
+    from shards.arrays import read_json_value
+
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json_value(path.read_bytes())
         rows = rows["rows"] if isinstance(rows, dict) else rows
         return next(float(row["tiles_per_s"]) for row in rows if row["name"] == f"ours {preset}, 1 thread")
     except OSError as error:

@@ -19,7 +19,9 @@ weights that are gathered: of one process alone they are views.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pretrain.config import EngineConfig, OptimConfig, PretrainConfig
+from pretrain.config import PretrainConfig
+from pretrain.sections.engine import EngineConfig
+from pretrain.sections.optim import OptimConfig
 from tools.planner.activations import Activations, Device, Phase, Weights
 
 Bytes = dict[str, int]

@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from shards.atomic import write_atomic
-from shards.config import ConfigModel
+from shards.config import ConfigModel, check_config, parse_values
 from shards.errors import ConfigError
+from shards.text import read_text_file
 from tools.planner.step_time import EFFICIENCY, Rates
 
 
@@ -48,12 +47,12 @@ def read_profile(path: Path, precision: str) -> Rates:
     Raises:
         ConfigError: it can't be read, is no profile, or is of another precision.
     """
+    where = f"--profile {path}"
     try:
-        profile = Profile.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--profile {path}: can't read it: {error.strerror}") from None
-    except (ValidationError, UnicodeDecodeError):
-        raise ConfigError(f"--profile {path}: no profile; write one with --calibrate FILE") from None
+        values = parse_values(read_text_file(path, where), where, ".json")
+        profile = check_config(values, Profile, where)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; write a profile with --calibrate FILE") from None
     if not all(profile.flops.get(part, 0) > 0 for part in EFFICIENCY) or profile.optimizer <= 0:
         raise ConfigError(f"--profile {path}: it lacks a positive rate of {', '.join(EFFICIENCY)} or the optimizer")
     if profile.precision != precision:

@@ -1,0 +1,1 @@
+"""The sections of a pretraining config, each a typed model with its own rules."""
