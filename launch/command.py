@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from typing import NoReturn, TypeVar
 
 from launch.ranks import adopt_slurm_ranks, is_main_process
@@ -33,16 +34,23 @@ def command_parser(description: str, prog: str | None = None) -> argparse.Argume
 
 
 def parse_command(
-    parser: argparse.ArgumentParser, argv: list[str] | None, schema: type[Schema]
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    schema: type[Schema],
+    assumed: Mapping[str, str] | None = None,
 ) -> tuple[Schema, argparse.Namespace]:
-    """The config and all arguments; ends the process for --help, --print-config and misuse."""
+    """The config and all arguments; ends the process for --help, --print-config and misuse.
+
+    Args:
+        assumed: see `load_config`.
+    """
     adopt_slurm_ranks()
     if not is_main_process():
         parser.print_usage = parser.print_help = lambda *_: None  # type: ignore[method-assign]
         parser.error = lambda _: _leave(2)  # type: ignore[assignment, method-assign]
     arguments = parser.parse_intermixed_args(argv)
     try:
-        config = load_config(arguments.config, arguments.overrides, schema)
+        config = load_config(arguments.config, arguments.overrides, schema, assumed)
     except ConfigError as error:
         fail(error)
     if arguments.print_config:

@@ -6,7 +6,7 @@ Only pydantic and PyYAML are imported here, so that a wrong key is answered in w
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,13 +37,16 @@ class ConfigModel(StrictModel):
 Schema = TypeVar("Schema", bound=ConfigModel)
 
 
-def load_config(path: str | Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:
+def load_config(
+    path: str | Path, overrides: Sequence[str], schema: type[Schema], assumed: Mapping[str, str] | None = None
+) -> Schema:
     """Read a YAML or JSON config with its bases, apply overrides, check it against the schema.
 
     Args:
         path: YAML file, or JSON by its suffix; a key ``base: other.yaml`` (relative to this file) is merged below it.
         overrides: ``key.sub=value`` strings; values are parsed as YAML.
         schema: the typed config.
+        assumed: by key, what takes the place of a value whose environment variables are not set.
 
     Raises:
         ConfigError: one line that names the file and key, and the nearest valid key.
@@ -52,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[Schema]
     data = _read_with_bases(path, ())
     for override in overrides:
         _apply_override(data, override)
-    return check_config(_substitute(data, str(path)), schema, str(path))
+    return check_config(_substitute(data, str(path), assumed or {}), schema, str(path))
 
 
 def check_config(data: Any, schema: type[Schema], where: str) -> Schema:
@@ -133,16 +136,22 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     data[last] = parse_yaml(text, f"override '{override}'")
 
 
-def _substitute(value: Any, where: str, key: str = "") -> Any:
+def _substitute(value: Any, where: str, assumed: Mapping[str, str], key: str = "") -> Any:
     """Values with ``${VAR}`` filled in; text that had no quotes is typed anew."""
     if isinstance(value, dict):
-        return {name: _substitute(item, where, f"{key}.{name}") for name, item in value.items()}
+        return {name: _substitute(item, where, assumed, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, list):
-        return [_substitute(item, where, f"{key}.{number}") for number, item in enumerate(value)]
+        return [_substitute(item, where, assumed, f"{key}.{number}") for number, item in enumerate(value)]
     if not isinstance(value, str):
         return value
-    here = f"{where}: key '{key.removeprefix('.')}'"
-    filled = _filled(value, here)
+    dotted = key.removeprefix(".")
+    here = f"{where}: key '{dotted}'"
+    try:
+        filled = _filled(value, here)
+    except ConfigError:
+        if dotted not in assumed:
+            raise
+        return assumed[dotted]
     return typed(filled, here) if isinstance(value, Unquoted) else filled
 
 

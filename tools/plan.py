@@ -15,6 +15,9 @@ from tools.planner.machines import NAMES
 
 CUSTOM = ("--gpu-memory", "--gpu-tflops", "--gpu-hbm", "--gpu-nvlink", "--gpu-nic")
 
+NO_SHARDS = "not-known-yet"
+"""What data.shards is where its environment variable is not set: a plan doesn't need the shards."""
+
 
 def _positive(text: str) -> float:
     try:
@@ -66,8 +69,10 @@ def parser() -> ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Plan and print; returns the exit code."""
-    config, arguments = parse_command(parser(), argv, PretrainConfig)
+    config, arguments = parse_command(parser(), argv, PretrainConfig, {"data.shards": NO_SHARDS})
     try:
+        if arguments.write is not None and config.data.shards == NO_SHARDS:
+            raise ConfigError("--write needs a config whose data.shards is known: set its variable, or data.shards=DIR")
         if not isinstance(config.objective, MaeConfig):
             raise ConfigError(f"objective.name {config.objective.name}: the planner plans mae only")
         nodes, gpus = _gpus(arguments.gpus)

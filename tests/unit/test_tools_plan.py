@@ -184,6 +184,18 @@ def test_misuse_is_one_line(arguments, error, written, capsys):
     assert error in _refused(capsys, "--config", str(written), *arguments)
 
 
+def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ARCHIVE_THAT_IS_ELSEWHERE", raising=False)
+    path = tmp_path / "published.yaml"
+    path.write_text(dump_config(config).replace("nowhere", "${ARCHIVE_THAT_IS_ELSEWHERE}"))
+    assert main(["--config", str(path), "--gpus", "1x8"]) == 0
+    assert "assumed: compact tiles of SpectralEarth" in capsys.readouterr().out
+    unwritable = _refused(capsys, "--config", str(path), "--write", str(tmp_path / "planned.yaml"))
+    assert "--write needs a config whose data.shards is known" in unwritable
+    with pytest.raises(ConfigError, match="ARCHIVE_THAT_IS_ELSEWHERE, which is not set"):
+        load_config(path, [], PretrainConfig)
+
+
 def test_other_objectives_are_refused(config, tmp_path, capsys):
     path = tmp_path / "dino.yaml"
     path.write_text(dump_config(PretrainConfig.model_validate(TINY | {"objective": {"name": "dino"}})))
