@@ -41,10 +41,12 @@ def run_torchrun(arguments: list[str]) -> int:
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     options = [f"--signals-to-handle={','.join(number.name for number in SIGNALS)}"]
-    if "--standalone" not in arguments:
-        endpoint = next(word for word in arguments if word.startswith("--rdzv-endpoint=")).partition("=")[2]
-        options.append(f"--local-addr={_address_towards(endpoint)}")
-        options.append(f"--rdzv-conf=is_host={int(os.environ['SLURM_NODEID'] == '0')}")
+    endpoint = next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), None)
+    store = None
+    if endpoint is not None:
+        is_host = os.environ["SLURM_NODEID"] == "0"
+        options += [f"--local-addr={_address_towards(endpoint)}", f"--rdzv-conf=is_host={int(is_host)}"]
+        store = _hold_store(endpoint) if is_host else None
     try:
         run.run(run.parse_args([*options, *arguments]))
     except SignalException:
@@ -56,7 +58,18 @@ def run_torchrun(arguments: list[str]) -> int:
         cause = error.__cause__ or error
         print(f"error: torchrun on {socket.gethostname()} can't meet the other nodes: {cause}", file=sys.stderr)
         return 1
+    finally:
+        if store is not None:
+            time.sleep(2)  # the other agents take their leave of it
     return 0
+
+
+def _hold_store(endpoint: str) -> object:
+    """The store at which the agents meet: the first node's agent shares it, and ends it with itself otherwise."""
+    from torch.distributed import TCPStore
+
+    host, _, port = endpoint.rpartition(":")
+    return TCPStore(host, int(port), is_master=True, wait_for_workers=False, multi_tenant=True)
 
 
 def run_deepspeed(arguments: list[str]) -> int:
