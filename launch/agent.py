@@ -35,6 +35,8 @@ def run_torchrun(arguments: list[str]) -> int:
 
     Its handlers pass SIGTERM, SIGUSR1 and SIGINT on to the ranks and wait for --shutdown-timeout.
     """
+    # In a store that the agents keep, ranks that are started again would find what those before them have left.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -56,9 +58,12 @@ def run_torchrun(arguments: list[str]) -> int:
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except RendezvousError as error:
         cause = error.__cause__ or error
-        print(f"error: torchrun on {socket.gethostname()} can't meet the other nodes: {cause}", file=sys.stderr)
+        told = str(cause) or type(cause).__name__
+        print(f"error: torchrun on {socket.gethostname()} can't meet the other nodes: {told}", file=sys.stderr)
         return 1
     finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # srun's, when a task ends before the others
         if store is not None:
             time.sleep(2)  # the other agents take their leave of it
     return 0

@@ -30,7 +30,8 @@ srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
 SETUP = """\
 # The first command of --setup that fails ends the job. The file may set python=(apptainer exec IMAGE python).
 setup=@setup_file
-trap 'echo "error: --setup $setup: the job ends at: $BASH_COMMAND" >&2; trap - EXIT; exit 1' ERR EXIT
+trap 'blamed=$BASH_COMMAND; exit 1' ERR
+trap 'echo "error: --setup $setup: ended the job with code $?${blamed:+ at: $blamed}" >&2; trap - EXIT; exit 1' EXIT
 . "$setup"
 trap - ERR EXIT
 """

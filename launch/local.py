@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import shlex
+import os
 import signal
 import subprocess
 import sys
@@ -81,7 +81,8 @@ class _Queue:
             signal.signal(number, self._stop)
 
     def run(self, command: list[str]) -> int:
-        self._child = subprocess.Popen(command)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
         code = self._child.wait()
         return code if code >= 0 else 128 - code
 
@@ -121,8 +122,3 @@ def _last(path: Path, key: str) -> dict:
         if isinstance(record, dict) and key in record:
             return record
     return {}
-
-
-def shown(command: list[str]) -> str:
-    """A command as a shell reads it."""
-    return shlex.join(command)

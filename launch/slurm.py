@@ -7,6 +7,7 @@ validated before anything is queued. --local runs a sweep or evaluations here, o
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv, str(__doc__).split("\n\n")[1])
     try:
         if getattr(arguments, "local", False):
-            _run_locally(arguments)
+            if code := _run_locally(arguments):
+                sys.exit(code)
+            return
         jobs, runs = _jobs(arguments), _runs(arguments)
         if arguments.dry_run:
             _warn(arguments, runs)
@@ -59,8 +62,8 @@ def _submit(jobs: list[Job]) -> None:
     print("watch: squeue --me; stop and save: scancel --signal=USR1 JOB; cancel: scancel JOB")
 
 
-def _run_locally(arguments: argparse.Namespace) -> None:
-    """Run all, and end the process."""
+def _run_locally(arguments: argparse.Namespace) -> int:
+    """Run all, or print their commands; returns the exit code."""
     local.check_local(arguments)
     found = _evaluations(arguments) if arguments.command == "finetune" else None
     runs = found.runs if found else pretrain_runs(arguments)
@@ -71,11 +74,11 @@ def _run_locally(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _warn(arguments, runs)
         for command in [*local.commands(arguments, runs), *([report] if report else [])]:
-            print(local.shown(command))
-        sys.exit(0)
+            print(shlex.join(command))
+        return 0
     check_inputs(arguments, runs)
     check_free(runs)
-    sys.exit(local.run_all(arguments, runs, report))
+    return local.run_all(arguments, runs, report)
 
 
 def _warn(arguments: argparse.Namespace, runs: list[Run]) -> None:

@@ -124,6 +124,15 @@ def test_options_keep_values_that_look_like_overrides(config: Path, capsys: pyte
         (["--nodes", "3"], "must be a multiple of train.micro_batch 8 x 3 processes"),
         (["train.stepz=3"], "did you mean 'train.steps'"),
         (["--sweep", "optim.lr=1e-3,1e-3"], "two runs would share the folder optim.lr=1e-3"),
+        (["--max-restarts", "2"], "srun restarts no ranks within a job: add --launcher torchrun"),
+        (["--sbatch", "exclusive"], "write an option of sbatch such as --sbatch '--exclusive'"),
+        (["--sbatch", "--time=3:00"], "the script sets --time already; use --time"),
+        (["--sbatch", "#SBATCH -pgpu"], "the script sets --partition already; use --partition"),
+        (["--sbatch", "--exclusive -N 4"], "the script sets --nodes already; use --nodes"),
+        (["--local", "--nodes", "2", "train.micro_batch=4"], "--local runs on this machine alone"),
+        (["--local", "--launcher", "deepspeed"], "--local starts ranks by torchrun"),
+        (["--local", "--setup", "modules.sh"], "--setup modules.sh: no such file"),
+        (["--local"], "key 'data.shards': shards: no such folder of shards"),
     ],
 )
 def test_misuse_is_one_line_before_anything_is_written(
