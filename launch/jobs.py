@@ -154,47 +154,53 @@ def _run_job(arguments: argparse.Namespace, folder: Path, runs: list[Run], is_ar
         folder: scripts and output go below it.
     """
     check_launcher(arguments, str(ROOT), str(Path.cwd()))
-    launcher, processes = LAUNCHERS[arguments.launcher], processes_per_node(arguments)
-    program, first = runs[0].program, runs[0]
+    program, seconds = runs[0].program, signal_seconds(arguments)
     choices = [
         f"{number}) config={quote(run.file)} sweep=({shlex.join(run.overrides)}) run={quote(run.folder)} ;;"
         for number, run in enumerate(runs)
     ]
     chosen = ['case "$SLURM_ARRAY_TASK_ID" in', *choices, "esac"]
     if not is_array:
-        chosen = [f"config={quote(first.file)}", f"run={quote(first.folder)}"]
+        chosen = [f"config={quote(runs[0].file)}", f"run={quote(runs[0].folder)}"]
+    grace = min(run.config.watchdog.grace or seconds for run in runs)
     words = [quote(override) for override in arguments.overrides]
     words += ['"${sweep[@]}"'] if is_array else []
+    if grace > seconds * 9 // 10:  # a save that hangs is given up, and requeued, before Slurm ends the job for good
+        grace = seconds * 9 // 10
+        words.append(f"watchdog.grace={grace}")
     words += ['"run.dir=$run"', *(['"data.stage=$SLURM_TMPDIR/shards"'] if arguments.stage else [])]
-    cpus = arguments.cpus_per_task or max(run.config.run.threads + run.config.data.read_threads for run in runs)
-    shared = _shared(arguments)
-    lines = [shared["directives"]] if shared["directives"] else []
-    lines += [f"#SBATCH --array=0-{len(runs) - 1}"] if is_array else []
-    lines += [f"#SBATCH --gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []
-    lines.append(f"#SBATCH --cpus-per-task={cpus * processes if launcher.one_task_per_node else cpus}")
-    grace = max(run.config.watchdog.grace for run in runs) or 86400
-    values = shared | {
+    values = _shared(arguments) | _resources(arguments, runs, is_array)
+    values |= {
         "program": program,
         "name": quote(arguments.name or f"{program}-{folder.name}"),
-        "nodes": str(arguments.nodes),
-        "tasks": "1" if launcher.one_task_per_node else str(processes),
-        "processes": str(processes),
-        "max_restarts": str(arguments.max_restarts),
-        "shutdown_seconds": str(grace + 30),
         "requeue": "no-requeue" if arguments.no_requeue else "requeue",
         "may_requeue": "0" if arguments.no_requeue else "1",
         "failures": str(arguments.retry_failures),
-        "signal_seconds": str(signal_seconds(arguments)),
-        "directives": "\n".join(lines),
+        "signal_seconds": str(seconds),
         "run": "\n".join(chosen),
         "stage": STAGE if arguments.stage else "",
-        "launch": launcher.command,
+        "launch": LAUNCHERS[arguments.launcher].command,
+        "max_restarts": str(arguments.max_restarts),
+        "shutdown_seconds": str(grace + 30),
         "cleanup": CLEANUP if arguments.stage else "",
         "words": "\n    ".join(words),
     }
     log = folder / "slurm" / ("%A_%a.out" if is_array else "%j.out")
     elements = len(runs) if is_array else 0
     return Job(program, folder / "slurm" / f"{program}.sbatch", log, values, template="run", elements=elements)
+
+
+def _resources(arguments: argparse.Namespace, runs: list[Run], is_array: bool) -> dict[str, str]:
+    """Values of the nodes, tasks, CPUs and GPUs of each run."""
+    processes = processes_per_node(arguments)
+    tasks = 1 if LAUNCHERS[arguments.launcher].one_task_per_node else processes
+    cpus = arguments.cpus_per_task or max(run.config.run.threads + run.config.data.read_threads for run in runs)
+    lines = directives(arguments)
+    lines += [f"#SBATCH --array=0-{len(runs) - 1}"] if is_array else []
+    lines += [f"#SBATCH --gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []
+    lines.append(f"#SBATCH --cpus-per-task={cpus * processes // tasks}")
+    counts = {"nodes": arguments.nodes, "tasks": tasks, "processes": processes}
+    return {name: str(count) for name, count in counts.items()} | {"directives": "\n".join(lines)}
 
 
 def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.jobs import ROOT
+from launch.launchers import check_launcher
 from launch.sweeps import Run, processes_per_node
 from pretrain.stop import STOPPED
 from shards.errors import ConfigError
@@ -27,13 +28,17 @@ def check_local(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--nodes {arguments.nodes}: --local runs on this machine alone; leave --nodes out")
     if arguments.launcher not in ("srun", "torchrun"):
         raise ConfigError(f"--launcher {arguments.launcher}: --local starts ranks by torchrun; leave --launcher out")
+    for name in ("setup", "stage"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name}: is done by Slurm's job scripts; leave it out with --local")
+    check_launcher(arguments, str(ROOT), str(Path.cwd()))
 
 
 def commands(arguments: argparse.Namespace, runs: list[Run]) -> list[list[str]]:
     """The command of each run."""
     processes = processes_per_node(arguments)
     start = [sys.executable]
-    if processes > 1:
+    if processes > 1 or arguments.launcher == "torchrun":
         start += [str(ROOT / "launch" / "agent.py"), "torchrun", "--standalone", f"--nproc-per-node={processes}"]
         start.append(f"--max-restarts={arguments.max_restarts}")
     return [

@@ -91,7 +91,9 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         "--sweep", action="append", default=[], metavar="KEY=A,B", help="an array of runs; repeat it for all pairs"
     )
     parser.add_argument(
-        "--local", action="store_true", help="run here, one after the other, without Slurm; a table ends it"
+        "--local",
+        action="store_true",
+        help="run here, one after the other, without Slurm and its options; a table ends it",
     )
 
 

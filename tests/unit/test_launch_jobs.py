@@ -150,7 +150,7 @@ def test_any_value_reaches_the_command_as_it_was_given(
     text = dry(capsys, "pretrain", "--config", "config.yaml", *quoted)
     words = text[text.index("words=(") : text.index("# Misuse")]
     done = bash(f'run=RUN\n{words}printf "%s\\0" "${{words[@]}}"')
-    assert done.stdout.split("\0")[:-1] == [*quoted, "run.dir=RUN"]
+    assert done.stdout.split("\0")[:-1] == [*quoted, "watchdog.grace=540", "run.dir=RUN"]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -169,9 +169,20 @@ def test_every_launcher_is_sound_bash_and_starts_all_processes(
 
 
 def test_torchrun_has_as_long_as_a_save_may_take(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "config.yaml", "--launcher", "torchrun", "--max-restarts", "3", "watchdog.grace=900"]
+    words = ["--config", "config.yaml", "--launcher", "torchrun", "--max-restarts", "3", "watchdog.grace=200"]
     text = dry(capsys, "pretrain", *words)
-    assert "--max-restarts=3 --shutdown-timeout=930" in text
+    assert "--max-restarts=3 --shutdown-timeout=230" in text
+    assert "watchdog.grace=540" not in text
+
+
+@pytest.mark.parametrize("grace", [0, 600, 900])
+def test_a_save_that_hangs_is_given_up_before_the_time_is_up(
+    folder: Path, capsys: pytest.CaptureFixture[str], grace: int
+) -> None:
+    text = dry(capsys, "pretrain", "--config", "config.yaml", f"watchdog.grace={grace}")
+    assert "#SBATCH --signal=USR1@600" in text
+    lines = text.splitlines()
+    assert lines.index("    watchdog.grace=540") == lines.index(f"    watchdog.grace={grace}") + 1
 
 
 def test_deepspeed_is_refused_where_it_would_cut_paths(

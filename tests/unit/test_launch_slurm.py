@@ -131,7 +131,8 @@ def test_options_keep_values_that_look_like_overrides(config: Path, capsys: pyte
         (["--sbatch", "--exclusive -N 4"], "the script sets --nodes already; use --nodes"),
         (["--local", "--nodes", "2", "train.micro_batch=4"], "--local runs on this machine alone"),
         (["--local", "--launcher", "deepspeed"], "--local starts ranks by torchrun"),
-        (["--local", "--setup", "modules.sh"], "--setup modules.sh: no such file"),
+        (["--local", "--setup", "modules.sh"], "--setup: is done by Slurm's job scripts"),
+        (["--local", "--max-restarts", "1"], "srun restarts no ranks"),
         (["--local"], "key 'data.shards': shards: no such folder of shards"),
     ],
 )
