@@ -84,9 +84,12 @@ class Job:
 
     def submit(self, after: str | None) -> str:
         """Hand it to Slurm, to begin when job ``after`` has succeeded. Returns its number."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         text = self.text()
-        write_atomic(self.script, text)
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.script, text)
+        except OSError as error:
+            raise ConfigError(f"key 'run.dir': {self.script}: can't be written: {error.strerror}") from None
         wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
         done = run_slurm("sbatch", "--parsable", *wait, str(self.script), without=overridden(text))
         if done.returncode:

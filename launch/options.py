@@ -34,7 +34,14 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
         else:
             words.append(word)
     parser = _parser(description)
-    arguments = parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)} (options of sbatch go into --sbatch '--OPTION=VALUE')"
+        )
+    for name, value in vars(arguments).items():
+        if isinstance(value, str) and not value.isprintable():
+            parser.error(f"argument --{name.replace('_', '-')}: {value!r}: write one line of text")
     arguments.overrides += overrides
     if not arguments.time and not getattr(arguments, "local", False):
         parser.error("the following arguments are required: --time (of each job, such as 2:00:00)")
@@ -56,11 +63,16 @@ def _resolve_output(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python launch/slurm.py", description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("pretrain", help="submit a run, or an array of runs", allow_abbrev=False)
+
+    def command(name: str, usage: str, told: str) -> argparse.ArgumentParser:
+        usage = f"%(prog)s {usage} --time LIMIT [option ...] [key.sub=value ...]  (--help tells all)"
+        return commands.add_parser(name, usage=usage, help=told, allow_abbrev=False)
+
+    run = command("pretrain", "--config FILE", "submit a run, or an array of runs")
     run.add_argument("--config", required=True, help="YAML file")
     _add_sweep(run)
     _add_job_options(run)
-    evaluation = commands.add_parser("finetune", help="submit evaluations and their report", allow_abbrev=False)
+    evaluation = command("finetune", "--config FILE ...", "submit evaluations and their report")
     evaluation.add_argument("--config", dest="finetune", nargs="+", required=True, help="one YAML file a task")
     evaluation.add_argument(
         "--output", help="folder of the runs, OUTPUT/CONFIG/seed-N, and the report (default: each config's run.dir)"
@@ -68,9 +80,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     _add_seeds(evaluation)
     _add_sweep(evaluation)
     _add_job_options(evaluation)
-    pipeline = commands.add_parser(
-        "pipeline", help="shard, merge, pretrain, export, fine-tune, report", allow_abbrev=False
-    )
+    pipeline = command("pipeline", "--config FILE --tiles FOLDER", "shard, merge, pretrain, export, fine-tune, report")
     pipeline.add_argument("--config", required=True, help="YAML file")
     pipeline.add_argument("--finetune", nargs="+", default=[], metavar="CONFIG", help="evaluate on these tasks, too")
     _add_seeds(pipeline)

@@ -53,7 +53,7 @@ def _submit(jobs: list[Job]) -> None:
     for job in jobs:
         try:
             numbers.append(job.submit(numbers[-1] if numbers else None))
-        except SlurmError as error:
+        except ForgeError as error:
             if not numbers:
                 raise
             run_slurm("scancel", *numbers)

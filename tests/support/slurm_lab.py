@@ -75,12 +75,12 @@ class Lab:
         return "\n".join(path.read_text() for path in sorted((self.folder / run / "slurm").glob("*.out")))
 
     def finish(self, job: str, run: str, *states: str) -> None:
-        self.cluster.wait_for(job, *states, seconds=180, story=lambda: self.output(run))
+        self.cluster.wait_for(job, *states, seconds=600, story=lambda: self.output(run))
 
     def begin(self, run: str, *options: object) -> str:
         """Submit a run on two nodes and wait for its first steps."""
         (job,) = self.submit("pretrain", *TWO_NODES, f"run.dir={run}", *options).values()
-        self.cluster.wait_until(lambda: len(self.losses(run)) >= 3, 120, lambda: self.output(run))
+        self.cluster.wait_until(lambda: len(self.losses(run)) >= 3, 300, lambda: self.output(run))
         return job
 
     def finish_requeued(self, job: str, run: str) -> None:

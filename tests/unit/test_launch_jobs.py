@@ -99,6 +99,16 @@ def test_what_slurm_says_is_one_line() -> None:
     assert one_line(said) == "invalid partition specified: none; Batch job submission failed: Invalid"
 
 
+def test_an_option_of_sbatch_has_its_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dry(capsys, "pretrain", "--config", "config.yaml", "--begin", "now")
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --begin" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        dry(capsys, "pretrain", "--config", "config.yaml", "--name", "two\nlines")
+    assert "argument --name: 'two\\nlines': write one line of text" in capsys.readouterr().err
+
+
 # ---- the script in bash ----
 
 
@@ -337,6 +347,12 @@ def test_a_chain_that_is_refused_half_way_leaves_nothing_queued(
     assert ended.value.code == 1
     assert "QOSMaxSubmitJobPerUserLimit; cancelled what was queued before it: 1" in capsys.readouterr().err
     assert (slurm / "submitted").read_text().splitlines()[-1] == "scancel 1"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (slurm / "file").touch()
+    words = ["finetune", "--time", "1:00:00", "--config", "cdl.yaml", "--seeds", "1", "--output", "file/below"]
+    assert "key 'run.dir'" in refused(capsys, *words) and not (slurm / "submitted").exists()
 
 
 # ---- without Slurm ----
