@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 # Run by path, Python puts launch/ first on sys.path, where the name "pretrain" would be another file.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -33,30 +34,40 @@ def main(argv: list[str]) -> int:
 def run_torchrun(arguments: list[str]) -> int:
     """Be a torchrun agent, in this process.
 
-    Its handlers pass SIGTERM, SIGUSR1 and SIGINT on to the ranks and wait for --shutdown-timeout.
+    The first signal has it pass SIGUSR1 on to the ranks and wait for them, for --shutdown-timeout at most. The handlers
+    of torchrun would do so, too, and stop waiting at the second signal.
     """
     # In a store that the agents keep, ranks that are started again would find what those before them have left.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    options = [f"--signals-to-handle={','.join(number.name for number in SIGNALS)}"]
-    endpoint = next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), None)
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            raise SignalException(signal.Signals(number).name, sigval=signal.SIGUSR1)
+
     store = None
-    if endpoint is not None:
-        is_host = os.environ["SLURM_NODEID"] == "0"
-        options += [f"--local-addr={_address_towards(endpoint)}", f"--rdzv-conf=is_host={int(is_host)}"]
-        store = _hold_store(endpoint) if is_host else None
     try:
+        for number in SIGNALS:
+            signal.signal(number, stop)
+        options = ["--signals-to-handle=SIGHUP"]  # leaves those above alone
+        endpoint = next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), None)
+        if endpoint is not None:
+            is_host = os.environ["SLURM_NODEID"] == "0"
+            options += [f"--local-addr={_address_towards(endpoint)}", f"--rdzv-conf=is_host={int(is_host)}"]
+            store = _hold_store(endpoint) if is_host else None
         run.run(run.parse_args([*options, *arguments]))
     except SignalException:
         return STOPPED  # the ranks have ended; whether they saved is in status.json
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except RendezvousError as error:
+    except (RendezvousError, DistError) as error:
         cause = error.__cause__ or error
         told = str(cause) or type(cause).__name__
         print(f"error: torchrun on {socket.gethostname()} can't meet the other nodes: {told}", file=sys.stderr)

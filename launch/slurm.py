@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         check_slurm()
         check_inputs(arguments, runs)
-        check_free(runs)
         check_queue(jobs, runs)
+        check_free(runs)
         _submit(jobs)
     except ForgeError as error:
         fail(error)
