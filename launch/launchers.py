@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from shards.errors import ConfigError
 
+EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
+"""First words of variables that DeepSpeed hands to `srun --export`, a list that is separated by commas."""
+
 SRUN = """\
 # Plain srun, one task per device: signals reach the tasks, and one that dies takes the others with it.
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \\
@@ -28,6 +31,10 @@ scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/ slots=@processes/' >"$
 """
 DEEPSPEED = f"""\
 # DeepSpeed has srun start one task per slot of the hostfile; nothing is reached by ssh.
+if cut=$(env | grep -m 1 -E '^({"|".join(EXPORTED)})[^=]*=.*,'); then
+    echo "error: --launcher deepspeed: srun --export would cut ${{cut%%=*}} at its comma: use another launcher" >&2
+    exit 2
+fi
 {HOSTFILE}\
 "${{python[@]}}" -m deepspeed.launcher.runner --launcher slurm --force_multi --no_ssh_check --log_level warning \\
     --hostfile "$hostfile" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \\
@@ -78,9 +85,10 @@ def check_launcher(arguments: argparse.Namespace, root: str, here: str) -> None:
             "or use --retry-failures, which requeues the job"
         )
     if name == "deepspeed":
-        for path in (root, here, os.environ.get("PYTHONPATH", "")):
-            if "," in path:
+        exported = {key: value for key, value in os.environ.items() if key.startswith(EXPORTED)}
+        for key, value in (exported | {"PYTHONPATH": f"{here}:{root}:{exported.get('PYTHONPATH', '')}"}).items():
+            if "," in value:
                 raise ConfigError(
-                    f"--launcher deepspeed: {path}: DeepSpeed hands PYTHONPATH to srun --export, which splits it at "
-                    "commas: use --launcher srun, or a folder without a comma"
+                    f"--launcher deepspeed: {key}={value}: DeepSpeed hands it to srun --export, which cuts it at the "
+                    "comma: use --launcher srun, torchrun or deepspeed-hostfile"
                 )

@@ -195,15 +195,27 @@ def test_a_save_that_hangs_is_given_up_before_the_time_is_up(
     assert lines.index("    watchdog.grace=540") == lines.index(f"    watchdog.grace={grace}") + 1
 
 
-def test_deepspeed_is_refused_where_it_would_cut_paths(
+def test_deepspeed_is_refused_where_it_would_cut_a_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a,b").mkdir()
     monkeypatch.chdir(tmp_path / "a,b")
     Path("config.yaml").write_text(CONFIG)
     words = ["pretrain", "--config", "config.yaml", "--time", "2:00:00", "--launcher"]
-    assert "splits it at commas" in refused(capsys, *words, "deepspeed")
+    assert "PYTHONPATH" in refused(capsys, *words, "deepspeed")
     main([*words, "deepspeed-hostfile", "--dry-run"])
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(CONFIG)
+    capsys.readouterr()
+    main([*words, "deepspeed", "--dry-run"])
+    text = capsys.readouterr().out
+    check = text[text.index("if cut=") : text.index("hostfile=")]
+    monkeypatch.setenv("NCCL_IB_HCA", "mlx5_0,mlx5_1")
+    assert "NCCL_IB_HCA=mlx5_0,mlx5_1: DeepSpeed hands it to srun --export" in refused(capsys, *words, "deepspeed")
+    done = bash(check + "echo on")  # a setup file may set it
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "would cut NCCL_IB_HCA at its comma" in done.stderr
+    assert bash(check + "echo on", NCCL_IB_HCA="mlx5_0", UCX="1;2").stdout == "on\n"
 
 
 # ---- ports, sweeps ----
