@@ -247,7 +247,6 @@ def test_what_would_be_ignored_or_shared_is_refused(folder: Path, capsys: pytest
     words = ["finetune", "--time", "1:00:00", "--config", "cdl.yaml"]
     assert "would share the folder" in refused(capsys, *words, "other/cdl.yaml", "--output", "o")
     assert "would share the folder" in refused(capsys, *words, "cdl.yaml")
-    assert "would share the folder" in refused(capsys, *words, "seeds=[1,1]")
     assert "--seeds: the seeds are also given" in refused(capsys, *words, "--seeds", "2", "seeds=[1]")
     assert "--sweep seeds" in refused(capsys, *words, "--sweep", "seeds=[1],[2]")
     with pytest.raises(SystemExit):
