@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 
 
 def adopt_slurm_ranks() -> None:
@@ -65,3 +66,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def free_job_port(job: str) -> int:
+    """A free port of this machine for a job: the one of its number, or the next that is free."""
+    first = step_port(job, "0")
+    for port in (*range(first, 32000), *range(20000, first)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError("no port between 20000 and 31999 is free")

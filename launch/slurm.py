@@ -1,13 +1,13 @@
 """Submit to Slurm: `python launch/slurm.py pretrain --config configs/... --nodes 2 --gpus-per-node 4 --time 2:00:00`.
 
-`pretrain` submits one run, or with --sweep an array of runs; `finetune` an array of evaluations (configs x seeds) and
-the report on them; `pipeline` chains sharding, merging, pretraining, export and these by dependencies. Scripts are
-written below the run folder, from the templates in launch/slurm/; --dry-run prints them. Everything is validated
-before anything is queued.
+`pretrain` submits one run, or with --sweep an array of runs; `finetune` an array of evaluations (configs x swept values
+x seeds) and the report on them; `pipeline` chains sharding, merging, pretraining, export and these by dependencies.
+Scripts are written below the run folder, from the templates in launch/slurm/; --dry-run prints them. Everything is
+validated before anything is queued. --local runs a sweep or evaluations here, one after the other, without Slurm.
 """
 
 import argparse
-import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,124 +15,101 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from launch import local
 from launch.command import fail
-from launch.jobs import Job, finetune_jobs, pipeline_jobs, pretrain_job
+from launch.jobs import Job, SlurmError, finetune_jobs, pipeline_jobs, pretrain_job, run_slurm
+from launch.options import parse
+from launch.preflight import check_free, check_inputs, check_queue, check_slurm
+from launch.sweeps import Evaluations, Run, evaluations, pretrain_runs
 from shards.errors import ForgeError
-
-FLAGS = ("--stage", "--no-requeue", "--dry-run")
-"""Options that no value follows."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write and submit, or print."""
-    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    """Write and submit, run, or print."""
+    arguments = parse(sys.argv[1:] if argv is None else argv, str(__doc__).split("\n\n")[1])
     try:
-        jobs = _jobs(arguments)
-        after = None
-        for job in jobs:
-            if arguments.dry_run:
+        if getattr(arguments, "local", False):
+            if code := _run_locally(arguments):
+                sys.exit(code)
+            return
+        jobs, runs = _jobs(arguments), _runs(arguments)
+        if arguments.dry_run:
+            _warn(arguments, runs)
+            for job in jobs:
                 print(f"# {job.script}\n{job.text()}")
-                continue
-            after = job.submit(after)
-            print(f"{job.stage}: job {after}, script {job.script}, output {job.log}")
-        if not arguments.dry_run:
-            print("watch: squeue --me; stop and save: scancel --signal=USR1 JOB; cancel: scancel JOB")
+            return
+        check_slurm()
+        check_inputs(arguments, runs)
+        check_queue(jobs, runs)
+        check_free(runs)
+        _submit(jobs)
     except ForgeError as error:
         fail(error)
+
+
+def _submit(jobs: list[Job]) -> None:
+    """Hand the jobs to Slurm, each to begin after the one before; all of them, or none."""
+    numbers: list[str] = []
+    for job in jobs:
+        try:
+            numbers.append(job.submit(numbers[-1] if numbers else None))
+        except ForgeError as error:
+            if not numbers:
+                raise
+            run_slurm("scancel", *numbers)
+            raise SlurmError(f"{error}; cancelled what was queued before it: {', '.join(numbers)}") from None
+        print(f"{job.stage}: job {numbers[-1]}, script {job.script}, output {job.log}")
+    print("watch: squeue --me; stop and save: scancel --signal=USR1 JOB; cancel: scancel JOB")
+
+
+def _run_locally(arguments: argparse.Namespace) -> int:
+    """Run all, or print their commands; returns the exit code."""
+    local.check_local(arguments)
+    found = _evaluations(arguments) if arguments.command == "finetune" else None
+    runs = found.runs if found else pretrain_runs(arguments)
+    report = None
+    if found:
+        report = [sys.executable, "-m", "finetune", "report", *map(str, found.reported)]
+        report += ["--output", str(found.folder / "report")]
+    if arguments.dry_run:
+        _warn(arguments, runs)
+        for command in [*local.commands(arguments, runs), *([report] if report else [])]:
+            print(shlex.join(command))
+        return 0
+    check_inputs(arguments, runs)
+    check_free(runs)
+    return local.run_all(arguments, runs, report)
+
+
+def _warn(arguments: argparse.Namespace, runs: list[Run]) -> None:
+    """Of inputs that are missing: scripts may be printed on a machine that doesn't have them."""
+    try:
+        check_inputs(arguments, runs)
+    except ForgeError as error:
+        print(f"WARNING: {error}", file=sys.stderr)
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
     if arguments.command == "pipeline":
         return pipeline_jobs(arguments)
     if arguments.command == "finetune":
-        return finetune_jobs(arguments, Path(arguments.output).absolute())
+        return finetune_jobs(arguments, arguments.output)
     return [pretrain_job(arguments)]
 
 
-# ---- the command line ----
+def _runs(arguments: argparse.Namespace) -> list[Run]:
+    """All runs of a submission."""
+    if arguments.command == "finetune":
+        return _evaluations(arguments).runs
+    runs = pretrain_runs(arguments)
+    if arguments.command == "pipeline" and arguments.finetune:
+        folder = runs[0].folder
+        runs += evaluations(arguments, folder / "finetune", folder / "export" / "encoder.safetensors").runs
+    return runs
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python launch/slurm.py", description=str(__doc__).split("\n\n")[1], allow_abbrev=False
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("pretrain", help="submit a run, or an array of runs", allow_abbrev=False)
-    _add_run_options(run)
-    run.add_argument(
-        "--sweep", action="append", default=[], metavar="KEY=A,B", help="an array of runs; repeat it for all pairs"
-    )
-    evaluation = commands.add_parser("finetune", help="submit evaluations and their report", allow_abbrev=False)
-    evaluation.add_argument("--config", dest="finetune", nargs="+", required=True, help="one YAML file a task")
-    evaluation.add_argument("--output", default="runs/finetune", help="folder of the runs and the report (%(default)s)")
-    _add_job_options(evaluation)
-    _add_seeds(evaluation)
-    pipeline = commands.add_parser(
-        "pipeline", help="shard, merge, pretrain, export, fine-tune, report", allow_abbrev=False
-    )
-    _add_run_options(pipeline)
-    pipeline.add_argument("--finetune", nargs="+", default=[], metavar="CONFIG", help="evaluate on these tasks, too")
-    _add_seeds(pipeline)
-    pipeline.add_argument("--tiles", required=True, help="what is sharded into the config's data.shards")
-    pipeline.add_argument("--parts", type=_positive, default=4, help="array tasks that shard (default: 4)")
-    pipeline.add_argument("--workers", type=_positive, default=8, help="CPUs of each (default: 8)")
-    pipeline.set_defaults(sweep=[])
-    return parser
-
-
-def _add_seeds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=_positive, default=5, help="of each evaluation (default: %(default)s)")
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="YAML file")
-    _add_job_options(parser)
-
-
-def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=_positive, default=1)
-    devices = parser.add_mutually_exclusive_group()
-    devices.add_argument("--gpus-per-node", type=_positive, default=0, help="one task each")
-    devices.add_argument("--tasks-per-node", type=_positive, default=1, help="on nodes without GPUs (default: 1)")
-    parser.add_argument("--time", required=True, help="limit of each job, such as 2:00:00; runs continue after it")
-    parser.add_argument("--cpus-per-task", type=_positive, help="default: run.threads + data.read_threads")
-    parser.add_argument("--partition")
-    parser.add_argument("--account")
-    parser.add_argument("--qos")
-    parser.add_argument("--name", help="of the job (default: from run.dir)")
-    parser.add_argument(
-        "--signal-seconds",
-        type=_positive,
-        help="time to save before the limit (default: a fifth of --time, at most 600)",
-    )
-    parser.add_argument("--stage", action="store_true", help="copy shards to $SLURM_TMPDIR on the nodes")
-    parser.add_argument("--no-requeue", action="store_true", help="leave a stopped run stopped")
-    parser.add_argument(
-        "--retry-failures", type=int, default=0, metavar="N", help="requeue a failed run too, until the Nth start"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the scripts, write and submit nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single values of the config")
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    """Options and overrides in any order, which subcommands of argparse don't take by themselves."""
-    words: list[str] = []
-    overrides: list[str] = []
-    for before, word in zip(["", *argv], argv, strict=False):
-        is_value = before.startswith("--") and "=" not in before and before not in FLAGS
-        is_override = re.fullmatch(r"[a-z_]+(\.[a-z_]+)*=.*", word, re.DOTALL) and not is_value
-        (overrides if is_override else words).append(word)
-    arguments = _parser().parse_args(words)
-    arguments.overrides += overrides
-    return arguments
-
-
-def _positive(text: str) -> int:
-    """A whole number above 0; argparse makes one line of the error."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+def _evaluations(arguments: argparse.Namespace) -> Evaluations:
+    return evaluations(arguments, arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from support.processes import REPOSITORY
-from support.slurm_cluster import SlurmCluster
-from support.tiles import write_archive
+from support.slurm_lab import STEPS, TWO_NODES, Lab
 
 import launch.slurm
-from finetune.tasks import get_task
-from pretrain.checkpoint import find_damage, list_checkpoints
-from tools.sample_tasks import make_task_sample
 
-SLURM = REPOSITORY / "launch" / "slurm.py"
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
-TWO_NODES = ["--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1", "--time", "30:00"]
-STEPS = 30
 STAND_IN = f"""\
 #!/bin/bash
 # Ends as a stopped run does, without the minutes in between: rank 0 first, rank 1 half a second later.
@@ -37,104 +29,6 @@ exit 75
 """
 
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmCluster(Path(folder)) as cluster:
-        yield cluster
-
-
-class Lab:
-    """Somebody who submits: tiles, shards and a config in a folder."""
-
-    def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
-        self.folder, self.cluster = folder, cluster
-        write_archive(folder / "tiles", size=24)
-        config = {
-            "run": {"dir": "set by each test", "seed": 7},
-            "data": {"shards": str(folder / "shards"), "holdout": 0.2, "read_threads": 1},
-            "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4, "bn_group": 2},
-            "objective": {"mask_ratio": 0.5, "decoder": {"width": 64, "depth": 1, "heads": 2}},
-            "optim": {"lr": 5e-4},
-            "train": {"steps": STEPS, "global_batch": 4, "micro_batch": 2},
-            "engine": {"precision": "fp32"},
-            "checkpoint": {"every": 1000},
-            "log": {"every": 1, "validate_every": 0},
-        }
-        self.config = folder / "config.yaml"
-        self.config.write_text(yaml.safe_dump(config))
-        make_task_sample(folder / "labelled", get_task("enmap_cdl"), tiles=10, size=8)
-        evaluation = {
-            "run": {"dir": "set by the job"},
-            "task": "enmap_cdl",
-            "data": {"root": str(folder / "labelled"), "splits": str(folder / "labelled" / "splits" / "enmap_cdl")},
-            "checkpoint": "set by the job",
-            "protocol": ["knn"],
-        }
-        self.evaluation = folder / "crops.yaml"
-        self.evaluation.write_text(yaml.safe_dump(evaluation))
-
-    def slurm(self, command: str, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(SLURM), command, "--config", str(self.config), *map(str, words)],
-            cwd=self.folder,
-            env=self.cluster.environment | {"DS_ACCELERATOR": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def submit(self, command: str, *words: object) -> dict[str, str]:
-        """Job numbers by stage."""
-        done = self.slurm(command, *words)
-        assert done.returncode == 0, done.stderr
-        lines = [line.split() for line in done.stdout.splitlines() if ": job " in line]
-        return {line[0].rstrip(":"): line[2].rstrip(",") for line in lines}
-
-    def losses(self, run: str) -> list[float]:
-        path = self.folder / run / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
-
-    def output(self, run: str) -> str:
-        return "\n".join(path.read_text() for path in sorted((self.folder / run / "slurm").glob("*.out")))
-
-    def finish(self, job: str, run: str, *states: str) -> None:
-        self.cluster.wait_for(job, *states, seconds=180, story=lambda: self.output(run))
-
-    def begin(self, run: str, *options: object) -> str:
-        """Submit a run on two nodes and wait for its first steps."""
-        (job,) = self.submit("pretrain", *TWO_NODES, f"run.dir={run}", *options).values()
-        self.cluster.wait_until(lambda: len(self.losses(run)) >= 3, 120, lambda: self.output(run))
-        return job
-
-    def finish_requeued(self, job: str, run: str) -> None:
-        """The job saved and waits to begin again; let it, and see that it comes to its end."""
-        self.finish(job, run, "PENDING")
-        assert self.cluster.field(job, "Restarts") == "1"
-        assert json.loads((self.folder / run / "status.json").read_text())["status"] == "stopped"
-        assert find_damage(list_checkpoints(self.folder / run / "checkpoints")[-1]) is None
-        self.cluster.release(job)
-        self.finish(job, run, "COMPLETED", "FAILED")
-        assert self.cluster.state(job) == "COMPLETED", f"{self.output(run)}\n{self.cluster.log()}"
-        assert "resumed from" in self.output(run)
-
-
-@pytest.fixture(scope="module")
-def lab(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("lab"), cluster)
-
-
-@pytest.fixture(scope="module")
-def whole(lab: Lab) -> list[float]:
-    """Losses of an uninterrupted run on two nodes, which a pipeline made from tiles to the report on its encoder."""
-    options = ["--tiles", "tiles", "--parts", 2, "--workers", 1, "--finetune", lab.evaluation, "--seeds", 2]
-    jobs = lab.submit("pipeline", *TWO_NODES, *options, "run.dir=whole")
-    assert list(jobs) == ["shard", "merge", "pretrain", "export", "finetune", "report"]
-    lab.finish(jobs["report"], "whole", "COMPLETED", "FAILED", "CANCELLED")
-    assert lab.cluster.state(jobs["report"]) == "COMPLETED", f"{lab.output('whole')}\n{lab.output('whole/finetune')}"
-    return lab.losses("whole")
 
 
 def test_a_pipeline_goes_from_tiles_to_a_report(lab: Lab, whole: list[float]) -> None:
@@ -270,26 +164,6 @@ def test_preemption_saves_requeues_and_the_run_ends_with_the_same_losses(lab: La
     lab.cluster.wait_for(urgent, "COMPLETED", seconds=120, story=lambda: lab.output("preempted"))
     lab.finish_requeued(job, "preempted")
     assert lab.losses("preempted") == whole
-
-
-@pytest.mark.nightly
-def test_the_time_limit_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
-    """Slurm counts in minutes and signals up to one early: 80 seconds into each start at the latest."""
-    steps = "train.steps=300"
-    job = lab.begin("limited", "--time", "3:00", "--signal-seconds", "100", steps)
-    starts = 1
-    lab.finish(job, "limited", "PENDING", "COMPLETED")
-    while lab.cluster.state(job) == "PENDING":
-        assert find_damage(list_checkpoints(lab.folder / "limited" / "checkpoints")[-1]) is None
-        lab.cluster.release(job)
-        starts += 1
-        lab.finish(job, "limited", "RUNNING")
-        lab.finish(job, "limited", "PENDING", "COMPLETED")
-    assert starts > 1
-    (free,) = lab.submit("pretrain", *TWO_NODES, "run.dir=unlimited", steps).values()
-    lab.finish(free, "unlimited", "COMPLETED")
-    assert len(lab.losses("unlimited")) == 300
-    assert lab.losses("limited") == lab.losses("unlimited")
 
 
 @pytest.mark.nightly

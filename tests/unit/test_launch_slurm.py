@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import limit_seconds
+from launch.directives import limit_seconds
 from launch.ranks import first_node, slurm_ranks, step_port
 from launch.slurm import main
 from shards.errors import ConfigError
@@ -111,7 +111,7 @@ def test_lists_can_be_swept(config: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_options_keep_values_that_look_like_overrides(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = script(capsys, "pretrain", "--name", "lr=1 50%", "--stage", "run.seed=3", "--config", str(config))
     assert "#SBATCH --job-name='lr=1 50%'" in text
-    assert "    run.seed=3 \\" in text.splitlines()
+    assert "    run.seed=3" in text.splitlines()
     assert text.count("lr=1") == 1
 
 
@@ -124,6 +124,16 @@ def test_options_keep_values_that_look_like_overrides(config: Path, capsys: pyte
         (["--nodes", "3"], "must be a multiple of train.micro_batch 8 x 3 processes"),
         (["train.stepz=3"], "did you mean 'train.steps'"),
         (["--sweep", "optim.lr=1e-3,1e-3"], "two runs would share the folder optim.lr=1e-3"),
+        (["--max-restarts", "2"], "srun restarts no ranks within a job: add --launcher torchrun"),
+        (["--sbatch", "exclusive"], "write an option of sbatch such as --sbatch '--exclusive'"),
+        (["--sbatch", "--time=3:00"], "the script sets --time already; use --time"),
+        (["--sbatch", "#SBATCH -pgpu"], "the script sets --partition already; use --partition"),
+        (["--sbatch", "--exclusive -N 4"], "the script sets --nodes already; use --nodes"),
+        (["--local", "--nodes", "2", "train.micro_batch=4"], "--local runs on this machine alone"),
+        (["--local", "--launcher", "deepspeed"], "--local starts ranks by torchrun"),
+        (["--local", "--setup", "modules.sh"], "--setup: is done by Slurm's job scripts"),
+        (["--local", "--max-restarts", "1"], "srun restarts no ranks"),
+        (["--local"], "key 'data.shards': shards: no such folder of shards"),
     ],
 )
 def test_misuse_is_one_line_before_anything_is_written(
@@ -185,7 +195,7 @@ def test_evaluations_are_an_array_of_configs_and_seeds_with_a_report(
     assert f"0) config={paths[0]} sweep=('seeds=[0]') run={output}/cdl/seed-0 ;;" in text
     assert f"3) config='{paths[1]}' sweep=('seeds=[1]') run='{output}/my task/seed-1' ;;" in text
     assert 'launch/finetune.py --config "$config"' in text
-    assert "    protocol=frozen \\" in text.splitlines()
+    assert "    protocol=frozen" in text.splitlines()
     assert f"-m finetune report {output} --output {output}/report" in text
 
 

@@ -1,0 +1,132 @@
+"""The task on each node of a Slurm job whose ranks another launcher starts: `agent.py torchrun|deepspeed ARGUMENTS`.
+
+srun's signals reach this process, and on some clusters none of its children. torchrun by itself would end with a
+traceback and exit code 1, and the deepspeed command would die and leave its ranks behind, which Slurm then kills. Here
+the ranks get the signal and the time to save, and the exit code is theirs.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+# Run by path, Python puts launch/ first on sys.path, where the name "pretrain" would be another file.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pretrain.stop import STOPPED, StopRequest
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""By which a run is asked to stop."""
+
+
+def main(argv: list[str]) -> int:
+    """Start the node's ranks and wait for them; returns the exit code."""
+    name, *arguments = argv
+    return {"torchrun": run_torchrun, "deepspeed": run_deepspeed}[name](arguments)
+
+
+def run_torchrun(arguments: list[str]) -> int:
+    """Be a torchrun agent, in this process.
+
+    The first signal has it pass SIGUSR1 on to the ranks and wait for them, for --shutdown-timeout at most. The handlers
+    of torchrun would do so, too, and stop waiting at the second signal.
+    """
+    # In a store that the agents keep, ranks that are started again would find what those before them have left.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    from torch.distributed import DistError, run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            raise SignalException(signal.Signals(number).name, sigval=signal.SIGUSR1)
+
+    store = None
+    try:
+        for number in SIGNALS:
+            signal.signal(number, stop)
+        options = ["--signals-to-handle=SIGHUP"]  # leaves those above alone
+        endpoint = next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), None)
+        if endpoint is not None:
+            is_host = os.environ["SLURM_NODEID"] == "0"
+            options += [f"--local-addr={_address_towards(endpoint)}", f"--rdzv-conf=is_host={int(is_host)}"]
+            store = _hold_store(endpoint) if is_host else None
+        run.run(run.parse_args([*options, *arguments]))
+    except SignalException:
+        return STOPPED  # the ranks have ended; whether they saved is in status.json
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except (RendezvousError, DistError) as error:
+        cause = error.__cause__ or error
+        told = str(cause) or type(cause).__name__
+        print(f"error: torchrun on {socket.gethostname()} can't meet the other nodes: {told}", file=sys.stderr)
+        return 1
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # srun's, when a task ends before the others
+        if store is not None:
+            time.sleep(2)  # the other agents take their leave of it
+    return 0
+
+
+def _hold_store(endpoint: str) -> object:
+    """The store at which the agents meet: the first node's agent shares it, and ends it with itself otherwise."""
+    from torch.distributed import TCPStore
+
+    host, _, port = endpoint.rpartition(":")
+    return TCPStore(host, int(port), is_master=True, wait_for_workers=False, multi_tenant=True)
+
+
+def run_deepspeed(arguments: list[str]) -> int:
+    """Run the deepspeed command of this node; signals go past it and its launcher, which don't survive them."""
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--node_rank", os.environ["SLURM_NODEID"]]
+    asked: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: asked.append(number))
+    child = subprocess.Popen([*command, *arguments], preexec_fn=_ignore_signals)
+    while child.poll() is None:
+        if asked:  # again and again: a rank that has just begun doesn't hear yet
+            _signal_ranks(child.pid)
+        time.sleep(0.5)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _ignore_signals() -> None:
+    """In the child, whose children inherit it; ranks set handlers of their own."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _signal_ranks(runner: int) -> None:
+    """Ask the children of the runner's launcher to stop."""
+    import psutil
+
+    with suppress(psutil.Error):
+        for launcher in psutil.Process(runner).children():
+            for rank in launcher.children():
+                with suppress(psutil.Error):
+                    rank.send_signal(signal.SIGUSR1)
+
+
+def _address_towards(endpoint: str) -> str:
+    """This node's address on the network that leads to ``host:port``; names of nodes don't resolve everywhere."""
+    host, _, port = endpoint.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+if __name__ == "__main__":
+    StopRequest()  # until the launcher is there, nothing is there to save: a signal ends this process with code 75
+    sys.exit(main(sys.argv[1:]))

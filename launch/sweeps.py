@@ -1,0 +1,162 @@
+"""The runs of one submission: each combination of swept values, and each config and seed of evaluations."""
+
+import argparse
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig
+from shards.config import load_config
+from shards.errors import ConfigError
+
+LONGEST_NAME = 200
+"""Characters of a folder's name; file systems allow 255 bytes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        program: script in launch/ that runs it, ``pretrain`` or ``finetune``.
+        file: its config file.
+        overrides: those of this run alone; the submission's stand before them.
+        folder: its run.dir, absolute.
+        config: as resolved from all of these.
+    """
+
+    program: str
+    file: Path
+    overrides: list[str]
+    folder: Path
+    config: PretrainConfig | FinetuneConfig
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Runs of launch/finetune.py, and what their report covers.
+
+    Attributes:
+        folder: of the job scripts and the report.
+        reported: folders in which the report looks for results.
+    """
+
+    runs: list[Run]
+    folder: Path
+    reported: list[Path]
+
+
+def pretrain_runs(arguments: argparse.Namespace) -> list[Run]:
+    """One run, or one for each combination of the swept values, in a folder of its own below run.dir.
+
+    Raises:
+        ConfigError: a config that is wrong, or whose global batch the processes can't share.
+    """
+    runs = []
+    for combination in combinations(arguments.sweep):
+        config = load_config(arguments.config, [*arguments.overrides, *combination], PretrainConfig)
+        try:
+            config.accumulation(arguments.nodes * processes_per_node(arguments))
+        except ValueError as error:
+            raise ConfigError(f"{arguments.config}: {error}") from None
+        folder = Path(config.run.dir).absolute() / combination_name(combination)
+        runs.append(Run("pretrain", Path(arguments.config).absolute(), combination, folder, config))
+    _refuse_shared(
+        runs, lambda run: f"--sweep: two runs would share the folder {run.folder.name}: give each key and value once"
+    )
+    return runs
+
+
+def evaluations(
+    arguments: argparse.Namespace, output: Path | None = None, checkpoint: Path | None = None
+) -> Evaluations:
+    """One run for each config, combination of swept values and seed.
+
+    Args:
+        output: runs go to ``output/<config>/<combination>/seed-<n>``; None takes each config's run.dir for
+            ``output/<config>``.
+        checkpoint: that is evaluated, in a pipeline, whose overrides are its pretraining's; None where the config
+            or an override names it.
+    """
+    given = arguments.overrides if checkpoint is None else []
+    own = [] if checkpoint is None else [f"checkpoint={checkpoint}"]
+    if arguments.seeds and any(override.startswith("seeds=") for override in given):
+        raise ConfigError("--seeds: the seeds are also given as an override; leave one of them out")
+    runs, bases = [], []
+    for file in arguments.finetune:
+        for combination in combinations(arguments.sweep if checkpoint is None else []):
+            words = [*own, *combination]
+            config = load_config(file, [*given, *words], FinetuneConfig)
+            base = output / Path(file).stem if output else Path(config.run.dir).absolute()
+            bases.append(base)
+            for seed in range(arguments.seeds) if arguments.seeds else config.seeds:
+                seeded = [*words, f"seeds=[{seed}]"]
+                folder = base / combination_name(combination) / f"seed-{seed}"
+                runs.append(Run("finetune", Path(file).absolute(), seeded, folder, config))
+    _refuse_shared(
+        runs,
+        lambda run: (
+            f"{run.file}: two runs would share the folder {run.folder}: give each config, of a name and run.dir of its "
+            "own, each swept value and each seed once"
+        ),
+    )
+    folder = output or Path(os.path.commonpath(bases))
+    return Evaluations(runs, folder, [folder] if output else list(dict.fromkeys(bases)))
+
+
+def _refuse_shared(runs: list[Run], message: Callable[[Run], str]) -> None:
+    """Raise ConfigError where two runs would write to the same folder."""
+    seen: set[Path] = set()
+    for run in runs:
+        if run.folder in seen:
+            raise ConfigError(message(run))
+        seen.add(run.folder)
+
+
+def combinations(sweeps: list[str]) -> list[list[str]]:
+    """All combinations of the values of ``key=a,b`` as lists of overrides; one empty list without any."""
+    choices = []
+    for sweep in sweeps:
+        key, equals, values = sweep.partition("=")
+        if not equals or not values:
+            raise ConfigError(f"--sweep {sweep}: write key=value,value such as optim.lr=1e-3,3e-4")
+        if key == "run.dir":
+            raise ConfigError("--sweep run.dir: each combination gets a folder of its own below run.dir")
+        if key == "seeds":
+            raise ConfigError("--sweep seeds: each seed is a run of its own already; write --seeds N, or seeds=[3,4]")
+        choices.append([f"{key}={value}" for value in split_values(values)])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas, but for those inside quotes, a list or a mapping."""
+    values, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        depth += (char in "[{") - (char in "]}") if not quote else 0
+        if char == "," and not quote and depth <= 0:
+            values.append("")
+        else:
+            values[-1] += char
+    return values
+
+
+def combination_name(combination: list[str]) -> str:
+    """A folder's name for swept values; empty without any."""
+    name = re.sub(r"[^\w.=+-]+", "_", ",".join(combination))
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
+
+
+def processes_per_node(arguments: argparse.Namespace) -> int:
+    """One for each GPU, or as many as --tasks-per-node says."""
+    return arguments.gpus_per_node.number if arguments.gpus_per_node else arguments.tasks_per_node
