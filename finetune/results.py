@@ -149,6 +149,9 @@ def read_results(folder: Path) -> RunResults:
             raise ConfigError(f"{path}: format {found!s:.40}, this version reads {FORMAT} and earlier ones: {mend}")
         listed = content.pop("results", None)
         header, entries = _HEADER.validate_json(json.dumps(content)), _ENTRIES.validate_json(json.dumps(listed))
+        undescribed = {one.encoder for one in entries} - header.encoders.keys()
+        if undescribed:
+            raise ValueError(f"nothing is said of the encoder '{min(undescribed)}'")
         units, examples = read_npz(folder / "units.npz"), read_npz(folder / "examples.npz")
         results = [
             Result(**vars(entry), units=units[f"result-{number}"], maps=examples[f"map-{number}"])
