@@ -65,6 +65,8 @@ def collect(runs: Iterable[Run]) -> list[TaskReport]:
     tasks = sorted(reports.values(), key=lambda report: report.task.name)
     name_tasks(tasks)
     name_rows(tasks)
+    for report in tasks:
+        _sort(report)
     judge(tasks)
     return tasks
 
@@ -78,6 +80,14 @@ def _rows(found: list[Found], report: TaskReport) -> list[Row]:
             several = {str(one): [each for each in found if each[0] == one] for one, _, _ in found}
             return [_row(results, report, {"run": name}) for name, results in several.items()]
     return [_row(list(by_seed.values()), report, {})]
+
+
+def _sort(report: TaskReport) -> None:
+    """Rows of an encoder together, and its protocols; both as they were found."""
+    labels, protocols = (list(dict.fromkeys(getattr(row, key) for row in report.rows)) for key in ("label", "protocol"))
+    report.rows.sort(
+        key=lambda row: (row.is_untrained, labels.index(row.label), protocols.index(row.protocol), -row.fraction)
+    )
 
 
 def _is_same(one: Result, two: Result) -> bool:

@@ -6,7 +6,6 @@ from itertools import combinations
 import numpy as np
 
 from finetune.metrics import LOWER_IS_BETTER
-from finetune.provenance import OF_ENCODER
 from finetune.report.rows import Comparison, Row, TaskReport
 from finetune.statistics import bootstrap_interval, draws_for, holm, paired_test
 
@@ -23,15 +22,10 @@ def judge(reports: Sequence[TaskReport]) -> None:
         for row in report.rows:
             units = [one.units for one in row.results]
             row.interval = bootstrap_interval(report.task.kind, units, report.run.places, report.baseline)
-        twins = {id(row): _twin(row, report) for row in report.rows}
-        for row in report.rows:
-            twin = twins[id(row)]
+            twin = _twin(row, report)
             if twin is not None:
                 against_twins.append((report, row, twin))
-        for one, two in combinations(report.rows, 2):
-            is_twin = twins[id(one)] is two or twins[id(two)] is one
-            if (one.protocol, one.fraction) == (two.protocol, two.fraction) and not is_twin:
-                between.append((report, one, two))
+        between += [(report, *pair) for pair in _pairs(report.rows)]
     for (report, row, twin), p in zip(against_twins, _tested(against_twins), strict=True):
         row.p = p
         sign = -1 if report.primary in LOWER_IS_BETTER else 1
@@ -39,6 +33,27 @@ def judge(reports: Sequence[TaskReport]) -> None:
     for (report, one, two), p in zip(between, _tested(between), strict=True):
         difference = one.mean(report.primary) - two.mean(report.primary)
         report.comparisons.append(Comparison(one, two, difference, p))
+
+
+def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Trained rows of one protocol and share of the tiles, two by two: one encoder in two settings, two encoders in one
+    setting, and where two encoders have none in common, in those that they have."""
+    trained = [row for row in rows if not row.is_untrained]
+    pairs = [
+        (one, two)
+        for one, two in combinations(trained, 2)
+        if (one.protocol, one.fraction) == (two.protocol, two.fraction)
+    ]
+    alike = {_of_encoders(*pair) for pair in pairs if pair[0].name == pair[1].name}
+    return [
+        (one, two)
+        for one, two in pairs
+        if one.label == two.label or one.name == two.name or _of_encoders(one, two) not in alike
+    ]
+
+
+def _of_encoders(one: Row, two: Row) -> tuple:
+    return one.protocol, one.fraction, frozenset((one.label, two.label))
 
 
 def _tested(pairs: Sequence[Pair]) -> list[float]:
@@ -79,5 +94,5 @@ def _twin(row: Row, report: TaskReport) -> Row | None:
 
 def _shared(row: Row) -> dict:
     """Settings that a twin has, too."""
-    own = {"run", "seed of the weights", *(name for name in OF_ENCODER if name == "encoder")}
+    own = {"run", "seed of the weights"}
     return {key: value for key, value in row.settings.items() if key not in own}

@@ -69,11 +69,11 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
     keys: dict[tuple[str, str], dict[int, Row]] = {}
     for place, report in enumerate(reports):
         rows = report.whole or report.rows
-        heads = {(row.label, row.protocol, row.rest): set[str]() for row in rows}
+        heads: dict[str, set[str]] = {}
         for row in rows:
-            heads[row.label, row.protocol, row.rest].add(row.head)
+            heads.setdefault(row.protocol, set()).add(row.head)
         for row in rows:
-            is_only = len(heads[row.label, row.protocol, row.rest]) == 1  # heads differ from task to task
+            is_only = len(heads[row.protocol]) == 1  # heads differ from task to task
             name = f"{row.protocol}{row.rest}" if is_only else row.name
             share = "" if row.fraction == 1.0 else f" · {100 * row.fraction:g} % of the tiles"
             keys.setdefault((row.label, f"{name}{share}"), {})[place] = row
@@ -94,7 +94,7 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
 
 
 def comparisons(report: TaskReport) -> list[list[str]]:
-    """Head and rows: every two rows of one protocol and share of the tiles; only a head where there are none."""
+    """Head and rows of the tests of two trained rows; only a head where there are none."""
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
     for one in report.comparisons:
         names = [f"{row.label} · {row.name}" for row in (one.first, one.second)]
@@ -106,8 +106,8 @@ def comparisons(report: TaskReport) -> list[list[str]]:
 
 
 COMPARED = (
-    "Paired permutation tests of every two rows of one protocol over test places, corrected by Holm for all of them on "
-    "this page; * p < 0.05. Tests against the untrained network stand in the table above (▲)."
+    "Paired permutation tests over test places: two encoders in one setting, and one encoder in two; p is corrected by "
+    "Holm for all of them on this page, * p < 0.05. Tests against the untrained network stand in the table above (▲)."
 )
 
 
