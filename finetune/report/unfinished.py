@@ -30,18 +30,20 @@ def _line(folder: Path) -> str | None:
         return None
     has_results = (folder / "results.json").is_file()
     state = str(status.get("status", "unknown"))
-    if state == "complete" and has_results:
+    is_complete = state == "complete"
+    if is_complete and has_results:
         return None
     wanted = _wanted(config)
     done = status.get("step")
     told = f"{done} of {len(wanted)} parts done" if isinstance(done, int) else "nothing known of its parts"
     missing = wanted[done:] if isinstance(done, int) else []
-    if missing and state != "complete":
+    if missing and not is_complete:
         names = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
         told += f"; missing: {names}"
     earlier = "; its rows here are of an earlier start" if has_results else "; it has no rows here"
-    since = f", last heard of at {status['time']}" if isinstance(status.get("time"), str) else ""
-    return f"{folder}: not finished ({state}{since}): {told}{earlier}"
+    known = {"part": "at {}", "time": "last heard of at {}", "reason": "{}"}  # not all in those of earlier versions
+    state = ", ".join([state, *(word.format(status[key]) for key, word in known.items() if status.get(key))])
+    return f"{folder}: not finished ({state}): {told}{earlier}"
 
 
 def _wanted(config: dict[str, Any]) -> list[str]:
