@@ -138,8 +138,18 @@ def _task(**changes: Any) -> Task:
     "changes",
     [
         {"classes": [{"code": 1, "name": "a", "colour": "#000000"}, {"codes": [2], "name": "b", "colour": "#ffffff"}]},
-        {"classes": [{"code": 1, "name": "c", "colour": "#000000"}, {"codes": [2, 3], "name": "b", "colour": "#ffffff"}]},
-        {"classes": [{"codes": [2, 3], "name": "b", "colour": "#ffffff"}, {"code": 1, "name": "a", "colour": "#000000"}]},
+        {
+            "classes": [
+                {"code": 1, "name": "c", "colour": "#000000"},
+                {"codes": [2, 3], "name": "b", "colour": "#ffffff"},
+            ]
+        },
+        {
+            "classes": [
+                {"codes": [2, 3], "name": "b", "colour": "#ffffff"},
+                {"code": 1, "name": "a", "colour": "#000000"},
+            ]
+        },
         {"ignore": "others"},
         {"ignore": [0, 255]},
         {"kind": "multilabel"},
@@ -160,7 +170,13 @@ def test_the_unit_of_a_target_changes_the_hash_and_a_color_or_title_does_not():
 
 
 def test_what_differs_is_named_with_the_files_of_the_code():
-    old = {"epochs": 3, "train labels": "a", "val labels": "a", "test labels": "a", "code": {"one.py": "1", "two.py": "1"}}
+    old = {
+        "epochs": 3,
+        "train labels": "a",
+        "val labels": "a",
+        "test labels": "a",
+        "code": {"one.py": "1", "two.py": "1"},
+    }
     new = old | {"epochs": 4, "test labels": "b", "code": {"one.py": "2", "two.py": "1"}}
     assert differences(new, old) == ["epochs", "test labels", "code (one.py)"]
     assert differences(new | {"train labels": "b", "val labels": "b"}, new | {"test labels": "a"}) == ["labels"]
@@ -216,7 +232,11 @@ def test_what_the_hashed_code_imports_is_hashed_too_or_known_not_to_compute(stag
     imported: dict[str, str] = {}
     for name in STAGES[stage]:
         for node in ast.walk(ast.parse((REPOSITORY / name).read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("finetune", "pretrain", "shards"):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.split(".")[0] in ("finetune", "pretrain", "shards")
+            ):
                 inner = [f"{node.module}.{one.name}" for one in node.names]
                 files = [one for one in inner if (REPOSITORY / f"{one.replace('.', '/')}.py").is_file()]
                 imported |= dict.fromkeys(files or [node.module], name)
