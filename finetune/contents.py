@@ -2,7 +2,8 @@
 
 ::
 
-    RUN/contents.json    by file: sizes and times of all that is read with it, and the hash of the decoded image
+    RUN/contents.json    by file: sizes and times of all that is read with it, and the hash of the decoded image;
+                         of shards, by the manifest's hash
 
 A hash is of the decoded image, so a copied, moved or touched file is the same image. An entry is kept only where its
 files had been at rest for a while: one that is written twice within a tick of the file system's clock may not look
@@ -51,20 +52,20 @@ class ContentCache:
         except (OSError, ValueError, KeyError, TypeError):
             pass
 
-    def find(self, file: Path) -> str | None:
-        """The hash of an image whose files are as they were."""
-        entry = self._entries.get(_name(file))
-        return entry[1] if entry and entry[0] == stamp(file) else None
+    def find(self, item: Item) -> str | None:
+        """The hash of an image whose files, or whose shards, are as they were."""
+        entry = self._entries.get(_name(item))
+        return entry[1] if entry and entry[0] == stamp(item) else None
 
-    def add(self, file: Path, before: Stamp, found: str, started: float) -> None:
+    def add(self, item: Item, before: Stamp, found: str, started: float) -> None:
         """Keep the hash of an image.
 
         Args:
             before: its stamp before it was read.
             started: when that was, in seconds since the epoch.
         """
-        if stamp(file) == before and _changed(before) < started - AT_REST:
-            self._entries[_name(file)] = [before, found]
+        if stamp(item) == before and _changed(before) < started - AT_REST:
+            self._entries[_name(item)] = [before, found]
 
     def save(self) -> None:
         """Write the file."""
@@ -72,12 +73,16 @@ class ContentCache:
         write_atomic(self.path, json.dumps({"reader": self._reader, "images": self._entries}))
 
 
-def stamp(file: Path) -> Stamp:
-    """Of a file and those beside it that are read with it (``x.hdr``, ``x.tif.aux.xml`` of ``x.tif``)."""
-    found = []
-    for name in _beside(file.parent, file.parent.stat().st_mtime_ns).get(file.stem, ()):
+def stamp(item: Item) -> Stamp:
+    """Of the image's file and those that are read with it (``x.hdr``, ``x.tif.aux.xml`` of ``x.tif``); empty for what
+    has an identity."""
+    found: Stamp = []
+    if item.identity or item.file is None:
+        return found
+    folder = item.file.parent
+    for name in _beside(folder, folder.stat().st_mtime_ns).get(item.file.stem, ()):
         try:
-            now = os.stat(file.parent / name)
+            now = os.stat(folder / name)
         except OSError:
             continue  # removed meanwhile
         found.append([name, now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
@@ -94,13 +99,14 @@ def _beside(folder: Path, _: int) -> dict[str, list[str]]:
     return found
 
 
-def _name(file: Path) -> str:
-    return str(file.absolute())
+def _name(item: Item) -> str:
+    """Under which an image is kept."""
+    return f"{item.identity}/{item.name}" if item.identity else str(item.file.absolute() if item.file else "")
 
 
 def _changed(found: Stamp) -> float:
-    """When the newest of the files changed."""
-    return max((max(one[2], one[3]) / 1e9 for one in found), default=float("inf"))
+    """When the newest of the files changed; never, where there are none to change."""
+    return max((max(one[2], one[3]) / 1e9 for one in found), default=0.0)
 
 
 def identify_images(splits: dict[str, LabelledSplit], path: Path, alive: Callable[[], None]) -> None:
@@ -115,7 +121,7 @@ def identify_images(splits: dict[str, LabelledSplit], path: Path, alive: Callabl
     """
     cache = ContentCache(path) if distributed.is_main() else None
     known: dict[str, list[str | None]] = distributed.from_main(
-        {name: [_known(item, cache) for item in split.items] for name, split in splits.items()} if cache else None
+        {name: [cache.find(item) for item in split.items] for name, split in splits.items()} if cache else None
     )
     open_ = [(name, place) for name, found in known.items() for place, one in enumerate(found) if one is None]
     mine = open_[distributed.rank() :: distributed.world_size()]
@@ -129,17 +135,13 @@ def identify_images(splits: dict[str, LabelledSplit], path: Path, alive: Callabl
     distributed.together(lambda: _raise(error))
     for name, place, found, before, started in (one for part in distributed.gather_objects(hashed) for one in part):
         known[name][place] = found
-        file = splits[name].items[place].file
-        if cache is not None and file is not None:
-            cache.add(file, before, found, started)
+        item = splits[name].items[place]
+        if cache is not None and (item.identity or item.file):
+            cache.add(item, before, found, started)
     if cache is not None and open_:
         cache.save()
     for name, split in splits.items():
         split.image_hashes = [one or "" for one in known[name]]
-
-
-def _known(item: Item, cache: ContentCache | None) -> str | None:
-    return item.identity or (cache.find(item.file) if cache and item.file else None)
 
 
 def _raise(error: ForgeError | None) -> None:
@@ -154,8 +156,7 @@ def _hash(
     show = {"desc": "hash images", "unit": "tile", "mininterval": 1.0, "disable": not distributed.is_main()}
     with tqdm(total=len(chosen), **show) as bar:
         for name, places in _batches(chosen):
-            files = [splits[name].items[place].file for place in places]
-            started, before = time.time(), [[] if file is None else stamp(file) for file in files]
+            started, before = time.time(), [stamp(splits[name].items[place]) for place in places]
             hashes = splits[name].hash_images(places)
             found += [(name, *one, started) for one in zip(places, hashes, before, strict=True)]
             bar.update(len(places))

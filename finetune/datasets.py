@@ -76,9 +76,7 @@ class LabelledSplit:
     @cached_property
     def image_hashes(self) -> list[str]:
         """Of each tile's image; set by those who know them from earlier (finetune/contents.py)."""
-        unknown = [place for place, item in enumerate(self.items) if not item.identity]
-        found = dict(zip(unknown, self.hash_images(unknown), strict=True))
-        return [found.get(place) or item.identity for place, item in enumerate(self.items)]
+        return self.hash_images(range(len(self.items)))
 
     def hash_images(self, places: Sequence[int]) -> list[str]:
         """Hashes of the images of tiles ``places``, which are kept in memory like any that is read."""

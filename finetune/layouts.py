@@ -37,7 +37,7 @@ class Item:
         name: unique in the task.
         place: what must not be in two groups of a bootstrap: the location, or the field.
         scene: the acquisition that it was cut from; empty where nothing tells.
-        identity: hash of the image's content, where it is known without reading it; else empty.
+        identity: together with the name, another one for other content, where something tells that without reading it.
         image: reads (bands, height, width), int16 or float32.
         mask: reads the label codes (height, width) int64 on the image's grid, ``NODATA`` where there is no label; None
             for regression.

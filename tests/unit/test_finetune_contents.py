@@ -103,14 +103,32 @@ def test_the_same_size_and_time_do_not_hide_other_contents(tmp_path, at_rest):
 def test_files_that_changed_a_moment_ago_are_not_trusted(tmp_path, monkeypatch):
     """Written twice within a tick of the file system's clock, a file has the same times."""
     folder, path = _folder(tmp_path / "one"), tmp_path / "contents.json"
-    file = folder / "tile-0.npy"
+    item = _split(folder).items[0]
     cache = ContentCache(path)
-    cache.add(file, stamp(file), "hash", time.time())
-    assert cache.find(file) is None
-    cache.add(file, stamp(file), "hash", time.time() + 10)
-    assert cache.find(file) == "hash"
-    cache.add(file, [["tile-0.npy", 1, 1, 1, 1]], "of what was there before", time.time() + 10)
-    assert cache.find(file) == "hash"
+    cache.add(item, stamp(item), "hash", time.time())
+    assert cache.find(item) is None
+    cache.add(item, stamp(item), "hash", time.time() + 10)
+    assert cache.find(item) == "hash"
+    cache.add(item, [["tile-0.npy", 1, 1, 1, 1]], "of what was there before", time.time() + 10)
+    assert cache.find(item) == "hash"
+
+
+def test_images_of_shards_are_known_by_the_manifests_hash_and_their_values(tmp_path):
+    """Labels that are packed anew change the manifest, but no image."""
+    cache, reads = tmp_path / "contents.json", []
+
+    def hash_of(identity: str) -> str:
+        def image() -> np.ndarray:
+            reads.append(identity)
+            return np.zeros((2, 8, 8), np.int16)
+
+        items = [Item("key", "", "", identity, image, lambda: np.ones((8, 8), np.int64))]
+        split = LabelledSplit(items, TASK, 8, 1, keep=False, quiet=True)
+        identify_images({"train": split}, cache, lambda: None)
+        return split.images_hash
+
+    assert hash_of("one") == hash_of("one") == hash_of("two")
+    assert reads == ["one", "two"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"reader": "another", "images": {}}', b'{"images": 3}', b"\xff"])
