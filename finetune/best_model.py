@@ -26,18 +26,17 @@ class BestModel:
     def __init__(self, folder: Path, task: Task, select: str) -> None:
         self.file, self.note = folder / "model.safetensors", folder / "parts" / "best-model.npz"
         self.task, self.select = task, select
+        self._wanted: Sequence[Part] | None = None
 
     def begin(self, parts: Sequence[Part]) -> None:
-        """Forget the model where it is of none of the parts that are wanted now, and have the part that it must be of
-        done again where that part is there and its weights are not.
+        """Count the model where it is of a wanted part, and have the part that it must be of done again where that part
+        is there and its weights are not.
 
         Args:
             parts: those that are wanted now.
         """
+        self._wanted = parts
         noted = self._noted()
-        if noted is not None and not any(noted.provenance == one.provenance for one in parts):
-            self.note.unlink(missing_ok=True)
-            noted = None
         best, lost = noted, None
         for part in parts:
             for result in read_part(part.path) or []:
@@ -73,9 +72,12 @@ class BestModel:
             save_task_model(self.file, model)
 
     def _noted(self) -> Result | None:
-        """The result that the file is of."""
+        """The result that the file is of, if it is one of those that are wanted."""
         noted = read_part(self.note) if self.file.is_file() else None
-        return noted[0] if noted else None
+        if not noted:
+            return None
+        known = self._wanted is None or any(noted[0].provenance == one.provenance for one in self._wanted)
+        return noted[0] if known else None
 
     def _is_better(self, result: Result, other: Result | None) -> bool:
         before = None if other is None else Scores(other.validation)
