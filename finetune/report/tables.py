@@ -100,14 +100,14 @@ def comparisons(report: TaskReport) -> list[list[str]]:
         names = [f"{row.label} · {row.name}" for row in (one.first, one.second)]
         difference = number(one.difference, report.primary)
         sign = "+" if one.difference > 0 else ""
-        flag = " *" if one.p < SIGNIFICANT else ""
-        lines.append([*names, f"{100 * one.first.fraction:g} %", f"{sign}{difference}", f"{one.p:.2g}{flag}"])
+        p = f"**{one.p:.2g}**" if one.p < SIGNIFICANT else f"{one.p:.2g}"
+        lines.append([*names, f"{100 * one.first.fraction:g} %", f"{sign}{difference}", p])
     return lines
 
 
 COMPARED = (
     "Paired permutation tests over test places: two encoders in one setting, and one encoder in two; p is corrected by "
-    "Holm for all of them on this page, * p < 0.05. Tests against the untrained network stand in the table above (▲)."
+    "Holm for all of them on this page, bold below 0.05. Tests against the untrained network: ▲ in the table above."
 )
 
 
