@@ -7,10 +7,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import xxhash
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from finetune.hashes import array_hash, digest
 from finetune.layouts import Item
 from finetune.tasks import Task
 from shards.errors import SourceError
@@ -51,22 +51,36 @@ class LabelledSplit:
         show = {"desc": "read labels", "unit": "tile", "disable": quiet, "mininterval": 1.0, "total": len(items)}
         self.declared: set[int] = set()
         read = list(tqdm(self._pool.map(self._labels_of, items), **show))
-        self.items = [item for item, (labels, _) in zip(items, read, strict=True) if len(labels)]
+        self.items = [item for item, (labels, _, _) in zip(items, read, strict=True) if len(labels)]
         read = [one for one in read if len(one[0])]
         if not read:
             raise SourceError(f"{items[0].name} and {len(items) - 1} more: no tile of this split has a label")
-        self.labels = np.concatenate([labels for labels, _ in read])
-        self.tile_of = np.repeat(np.arange(len(read)), [len(labels) for labels, _ in read])
-        self._columns = [columns for _, columns in read]
-        self._first = np.cumsum([0, *(len(labels) for labels, _ in read)])
+        self.labels = np.concatenate([labels for labels, _, _ in read])
+        counts = [len(labels) for labels, _, _ in read]
+        self.tile_of, self._first = np.repeat(np.arange(len(read)), counts), np.cumsum([0, *counts])
+        self._columns, self._label_hashes = [columns for _, columns, _ in read], [found for _, _, found in read]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @cached_property
+    @property
     def labels_hash(self) -> str:
-        """Of all labels: files that were corrected in place are other labels."""
-        return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.labels).data)
+        """Of the names and labels of all tiles as the task reads them, whatever the size of a window."""
+        return digest([[item.name, one] for item, one in zip(self.items, self._label_hashes, strict=True)])
+
+    @property
+    def images_hash(self) -> str:
+        """Of the names and images of all tiles."""
+        return digest([[item.name, one] for item, one in zip(self.items, self.image_hashes, strict=True)])
+
+    @cached_property
+    def image_hashes(self) -> list[str]:
+        """Of each tile's image; set by those who know them from earlier (finetune/contents.py)."""
+        return self.hash_images(range(len(self.items)))
+
+    def hash_images(self, places: Sequence[int]) -> list[str]:
+        """Hashes of the images of tiles ``places``, which are kept in memory like any that is read."""
+        return list(self._pool.map(self._hash_image, places))
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Windows (n, bands, S, S), int16, or float32 of a resized task.
@@ -96,10 +110,11 @@ class LabelledSplit:
 
     # ---- one tile ----
 
-    def _labels_of(self, item: Item) -> tuple[np.ndarray, int]:
-        """Labels of an item's windows, and windows in a row of it."""
+    def _labels_of(self, item: Item) -> tuple[np.ndarray, int, str]:
+        """Labels of an item's windows, windows in a row of it, and a hash of its labels."""
         if item.mask is None:
-            return np.asarray([item.values], np.float32), 1
+            values = np.asarray([item.values], np.float32)
+            return values, 1, array_hash(values)
         codes = item.mask()
         unknown = self.task.unknown_codes(codes)
         if unknown:
@@ -111,23 +126,31 @@ class LabelledSplit:
         if missing.any() and not self.declared:
             self.declared |= self.task.class_codes & {item.nodata()}
         if self.task.kind == "multilabel":
-            return self.task.to_multihot(codes)[None][: not missing.all()], 1
+            present = self.task.to_multihot(codes)[None][: not missing.all()]
+            return present, 1, array_hash(present)
         indices = self.task.to_indices(codes)
-        return cut(indices, self.size, self.task.ignore_index), -(-indices.shape[1] // self.size)
+        windows = cut(indices, self.size, self.task.ignore_index)
+        return windows, -(-indices.shape[1] // self.size), array_hash(indices)
 
     def _tile(self, number: int) -> np.ndarray:
         with self._lock:
             kept = self._kept.get(number)
-        if kept is None:
-            kept = self._read(self.items[number])
-            if self._keep:
-                with self._lock:
-                    self._kept[number] = kept
-        return kept
+        return self._fitted(number, self.items[number].image()) if kept is None else kept
 
-    def _read(self, item: Item) -> np.ndarray:
-        """A tile, ready to be cut into windows."""
-        values = item.image()
+    def _hash_image(self, number: int) -> str:
+        values = self.items[number].image()
+        self._fitted(number, values)
+        return array_hash(values)
+
+    def _fitted(self, number: int, values: np.ndarray) -> np.ndarray:
+        """A tile's image, ready to be cut into windows; kept where images are."""
+        ready = self._fit(self.items[number], values)
+        if self._keep:
+            with self._lock:
+                self._kept[number] = ready
+        return ready
+
+    def _fit(self, item: Item, values: np.ndarray) -> np.ndarray:
         if self.task.kind != "segmentation":
             if values.dtype == np.float32:
                 return resize(values, self.size)

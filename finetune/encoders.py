@@ -53,15 +53,16 @@ class EncoderFile:
         size = self.size if self.is_vit else None
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
-    def told(self, name: str) -> dict[str, Any]:
-        """What results say of it, or of its untrained twin."""
+    def told(self, name: str, sha256: str) -> dict[str, Any]:
+        """What results say of it, or of its untrained twin, whose weights have that hash."""
         known = self.description
         if name == "random":
-            return {"name": f"{known.architecture}, untrained", "sha256": "random", "architecture": known.architecture}
+            told = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
+            return told | {"sha256": sha256, "untrained": True}
         path = Path(self.path)
         return {
             "name": f"{path.parent.name}/{path.name}" if path.suffix else path.name,
-            "sha256": self.sha256,
+            "sha256": sha256,
             "architecture": known.architecture,
             "objective": known.objective,
             "samples_seen": known.samples_seen,

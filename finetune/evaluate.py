@@ -20,11 +20,12 @@ from finetune.audit import seen_in_pretraining
 from finetune.config import FinetuneConfig
 from finetune.datasets import LabelledSplit
 from finetune.encoders import fit_encoder
-from finetune.layouts import declared_line, find_items, grouping, items_hash
-from finetune.protocols import Protocols, Setting, Stopped
+from finetune.layouts import declared_line, find_items, grouping
+from finetune.protocols import Protocols, Stopped
 from finetune.recipe import resolve_recipe
 from finetune.results import Result, RunResults, write_results
 from finetune.scoring import example_rows
+from finetune.setting import Setting
 from finetune.tasks import get_task
 from finetune.tune import cut_batch
 from pretrain import distributed
@@ -74,6 +75,8 @@ class Evaluator:
         results: list[Result] = []
         for number, (name, protocol, fraction) in enumerate(wanted):
             try:
+                if number == 0:
+                    self.protocols.begin()
                 found = self.protocols.run(name, protocol, fraction)
             except Stopped:
                 say("asked to stop; the same command goes on after what is done")
@@ -83,6 +86,7 @@ class Evaluator:
                 return False
             results += found
         if distributed.is_main():
+            self.protocols.best_model.finish()
             write_results(self.folder, self._collect(results))
             shutil.rmtree(self.folder / "work", ignore_errors=True)
             say(
@@ -95,10 +99,11 @@ class Evaluator:
     def _collect(self, results: list[Result]) -> RunResults:
         setting, config = self.setting, self.config
         task, test, items = setting.task, setting.splits["test"], setting.items
-        shown = example_rows(len(test))
+        shown, hashes = example_rows(len(test)), self.protocols.parts.encoder_hashes
         data = {
             "tiles": {name: len(items[name]) for name in SPLITS},
-            "hash": {name: items_hash(items[name]) for name in SPLITS},
+            "images": {name: setting.splits[name].images_hash for name in SPLITS},
+            "labels": {name: setting.splits[name].labels_hash for name in SPLITS},
             "sensor": setting.encoder.sensor.name,
             "bands": config.data.bands,
             "split": grouping(config.data, items) or ("published" if config.data.splits else "location"),
@@ -110,7 +115,7 @@ class Evaluator:
             cost[key] = cost.get(key, 0.0) + one.seconds
         return RunResults(
             task=task,
-            encoders={name: setting.encoder.told(name) for name in self.names},
+            encoders={name: setting.encoder.told(name, hashes[name]) for name in self.names},
             data=data,
             results=results,
             tiles=[item.name for item in items["test"]],
@@ -152,7 +157,8 @@ def prepare(config: FinetuneConfig) -> Setting:
     if task.kind != "regression":
         _look_for_empty_classes(splits)
     baseline = splits["train"].labels.mean(0).astype(np.float64) if task.kind == "regression" else None
-    return Setting(task, items, splits, encoder, encoder.describe_input(config.data, splits["train"]), recipe, baseline)
+    inputs = encoder.describe_input(config.data, splits["train"])
+    return Setting(task, items, splits, encoder, inputs, recipe, baseline, config.run.seed)
 
 
 def _look_for_empty_classes(splits: dict[str, LabelledSplit]) -> None:

@@ -8,7 +8,6 @@ All ranks compute a share. A cache is used by any later run with the same key.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +18,9 @@ import zarr
 from torch import Tensor
 from tqdm import tqdm
 
+from finetune.code_version import code_version
 from finetune.datasets import LabelledSplit
-from finetune.layouts import items_hash
+from finetune.hashes import array_hash, digest
 from finetune.model_file import TaskModel
 from pretrain import distributed
 from pretrain.telemetry import say
@@ -186,14 +186,23 @@ def _feature_shape(model: TaskModel, split: LabelledSplit) -> tuple[int, ...]:
 
 def _key(model: TaskModel, split: LabelledSplit, views: int) -> str:
     assert model.task is not None
+    images, known = model.images, model.description
+    told = {
+        "tiles": split.images_hash,
+        "window": [split.size, split.labels.shape[0]],
+        "views": views,
+        "kind": model.task.kind,
+        "encoder": [encoder_hash(model.encoder), known.architecture, known.patch_size, list(model.dilate)],
+        "input": [None if one is None else array_hash(one.cpu().numpy()) for one in _input_tensors(model)],
+        "clip": images.normalise.clip,
+        "code": code_version("features"),
+    }
+    return digest(told)[:32]
+
+
+def _input_tensors(model: TaskModel) -> tuple[Tensor | None, ...]:
     images = model.images
-    told = [items_hash(list(split.items)), split.size, views, model.task.kind, list(model.dilate)]
-    digest = hashlib.sha256(json.dumps(told).encode())
-    for tensor in (images.normalise.mu, images.normalise.sigma, images.response):
-        if tensor is not None:
-            digest.update(tensor.cpu().numpy().tobytes())
-    digest.update(str(images.normalise.clip).encode() + encoder_hash(model.encoder).encode())
-    return digest.hexdigest()[:32]
+    return images.normalise.mu, images.normalise.sigma, images.response
 
 
 def encoder_hash(encoder: torch.nn.Module) -> str:

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -39,12 +38,13 @@ class Item:
         name: unique in the task.
         place: what must not be in two groups of a bootstrap: the location, or the field.
         scene: the acquisition that it was cut from; empty where nothing tells.
-        identity: changes when the image does.
+        identity: together with the name, another one for other content, where something tells that without reading it.
         image: reads (bands, height, width), int16 or float32.
         mask: reads the label codes (height, width) int64 on the image's grid, ``NODATA`` where there is no label; None
             for regression.
         values: targets of a regression.
         nodata: reads the code that the label file declares to be none, where it declares one.
+        file: of the image, where it has one of its own.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Item:
     mask: Callable[[], np.ndarray] | None = None
     values: tuple[float, ...] = ()
     nodata: Callable[[], int | None] = lambda: None
+    file: Path | None = None
 
 
 Split = dict[str, list[Item]]
@@ -151,10 +152,11 @@ def _item_of_file(tile: TileSource, images: Path, labels: Labels, prefix: str, s
         name=tile.path,
         place=tile.location,
         scene=scene_of(tile),
-        identity=_file_identity(image),
+        identity="",
         image=partial(_read_image, image, sensor),
         mask=partial(_read_labels, labels, label, image),
         nodata=partial(_declared_nodata, labels, label),
+        file=image,
     )
 
 
@@ -182,11 +184,6 @@ def declared_line(codes: Iterable[int]) -> str:
         f"label files declare a class code as nodata, so it doesn't count ({told}); where it is a class, remove the "
         "declaration: gdal_edit.py -unsetnodata LABEL"
     )
-
-
-def _file_identity(path: Path) -> str:
-    told = path.stat()
-    return f"{told.st_size}-{told.st_mtime_ns}"
 
 
 def _of_shards(location: str) -> Split:
@@ -261,7 +258,7 @@ def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
             raise SourceError(f"{path}, line {line}: {image} is missing")
         place = row.get("field") or number
         reader = partial(_read_npz, image, bands)
-        items.append(Item(number, place, place, _file_identity(image), reader, None, values))
+        items.append(Item(number, place, place, "", reader, None, values, file=image))
     return items
 
 
@@ -318,9 +315,3 @@ def regroup(items: Split, by: Group | None, seed: int) -> Split:
 
 def _draw(text: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {text}".encode()).digest()
-
-
-def items_hash(items: list[Item]) -> str:
-    """Of the images of these tiles, by name, size and time of their files."""
-    told = json.dumps([(item.name, item.identity) for item in items])
-    return hashlib.sha256(told.encode()).hexdigest()

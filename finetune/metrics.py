@@ -24,7 +24,8 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Scores:
-    """Values by name, and by name the list over classes or targets; None where a class does not occur."""
+    """Values by name, undefined ones left out, and by name the list over classes or targets; None where a class does
+    not occur."""
 
     values: dict[str, float] = field(default_factory=dict)
     by_output: dict[str, list[float | None]] = field(default_factory=dict)
@@ -52,15 +53,15 @@ def segmentation_scores(confusion: np.ndarray) -> Scores:
     labelled, predicted = confusion.sum(1), confusion.sum(0)
     union = labelled + predicted - hits
     iou, f1, recall = _shares(hits, union), _shares(2 * hits, labelled + predicted), _shares(hits, labelled)
-    total = max(int(confusion.sum()), 1)
+    total = int(confusion.sum())
     values = {
-        "OA": float(hits.sum() / total),
-        "micro_iou": float(hits.sum() / max(int(union.sum()), 1)),
+        "OA": float(hits.sum() / total) if total else None,
+        "micro_iou": float(hits.sum() / union.sum()) if total else None,
         "mIoU": _mean(iou),
         "macro_f1": _mean(f1),
         "average_accuracy": _mean(recall),
     }
-    return Scores(values, {"iou": iou, "f1": f1, "accuracy": recall})
+    return Scores(_defined(values), {"iou": iou, "f1": f1, "accuracy": recall})
 
 
 def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
@@ -74,12 +75,12 @@ def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
     precision = [average_precision(*column) for column in zip(probabilities.T, labels.T, strict=True)]
     values = {
         "OA": float((predicted == labels).mean()),
-        "micro_f1": float(2 * hits.sum() / max(int(claimed.sum() + present.sum()), 1)),
+        "micro_f1": float(2 * hits.sum() / (claimed.sum() + present.sum())) if present.any() else None,
         "macro_f1": _mean(f1),
-        "micro_mAP": average_precision(probabilities.ravel(), labels.ravel()) or 0.0,
+        "micro_mAP": average_precision(probabilities.ravel(), labels.ravel()),
         "mAP": _mean(precision),
     }
-    return Scores(values, {"f1": f1, "average_precision": precision})
+    return Scores(_defined(values), {"f1": f1, "average_precision": precision})
 
 
 def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
@@ -101,7 +102,7 @@ def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndar
     r2 = [float(1 - one / two) if two > 0 else None for one, two in zip(error, spread, strict=True)]
     rmse = np.sqrt(error)
     values = {"hyperview_score": float(ratio.mean()), "RMSE": float(rmse.mean()), "R2": _mean(r2)}
-    return Scores(values, {"rmse": rmse.tolist(), "r2": r2, "ratio": ratio.tolist()})
+    return Scores(_defined(values), {"rmse": rmse.tolist(), "r2": r2, "ratio": ratio.tolist()})
 
 
 def tile_confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -115,7 +116,11 @@ def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
     return [float(part / whole) if whole > 0 else None for part, whole in zip(parts, wholes, strict=True)]
 
 
-def _mean(values: list[float | None]) -> float:
-    """Over those that are there; 0 without any."""
+def _mean(values: list[float | None]) -> float | None:
+    """Over those that are there; None without any."""
     there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else 0.0
+    return sum(there) / len(there) if there else None
+
+
+def _defined(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}

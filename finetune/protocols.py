@@ -1,11 +1,8 @@
 """The protocols of an evaluation, each from a fresh encoder to results; what is done is kept and not done again."""
 
-import hashlib
-import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +12,26 @@ import torch
 from finetune.best_model import BestModel
 from finetune.config import FinetuneConfig, FullConfig
 from finetune.datasets import LabelledSplit
-from finetune.encoders import EncoderFile, untrained_twin
 from finetune.features import Features, frozen_features
+from finetune.hashes import digest
 from finetune.heads import HeadName, build_head
 from finetune.knn import NearestNeighbours
-from finetune.layouts import Split, items_hash
 from finetune.metrics import Scores
-from finetune.model_file import InputDescription, TaskModel
+from finetune.model_file import TaskModel
+from finetune.parts import Part, Parts
 from finetune.probe import Sweep, Trained
-from finetune.recipe import Recipe, adapting
-from finetune.results import Result, read_part, write_part
-from finetune.scoring import Collector, Evaluation, is_better, subset_rows
-from finetune.tasks import Task
+from finetune.results import Result
+from finetune.scoring import Collector, Evaluation, is_better
+from finetune.setting import Setting
 from finetune.tune import Tuned, Tuning
 from pretrain import distributed
 from pretrain.checkpoint import read_weights
 from pretrain.models.initialise import initialise
-from pretrain.telemetry import say
 from pretrain.watchdog import Watchdog
 from shards.sources import SPLITS
 
 VOTERS = 32
 """Windows that are asked for their neighbours at once."""
-
-
-NO_MATTER = {"data": ("pretraining", "read_threads", "memory_gb"), "frozen": ("quota_gb",), "full": ("save_every",)}
-"""Keys by which no result changes."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What an evaluation works on, read and checked.
-
-    Attributes:
-        inputs: how tiles become the encoder's input.
-        baseline: regression: the training mean of each target.
-    """
-
-    task: Task
-    items: Split
-    splits: dict[str, LabelledSplit]
-    encoder: EncoderFile
-    inputs: InputDescription
-    recipe: Recipe
-    baseline: np.ndarray | None
 
 
 class Stopped(Exception):
@@ -78,8 +51,20 @@ class Protocols:
     def __init__(self, config: FinetuneConfig, setting: Setting, folder: Path, watchdog: Watchdog) -> None:
         self.config, self.setting, self.folder, self.watchdog = config, setting, folder, watchdog
         self.task, self.splits, self.recipe = setting.task, setting.splits, setting.recipe
-        self.best_model = BestModel(folder, setting.recipe.select)
+        self.parts = Parts(config, setting, folder, self._alive)
+        self.best_model = BestModel(folder, setting.task, setting.recipe.select)
         self.feature_seconds = 0.0
+
+    def begin(self) -> None:
+        """Look at what earlier starts left, before the first part.
+
+        Raises:
+            Stopped: it was asked to stop.
+        """
+        parts = self.parts.with_models()
+        if distributed.is_main():
+            self.best_model.begin(parts)
+        distributed.barrier()
 
     def run(self, name: str, protocol: str, fraction: float) -> list[Result] | None:
         """Results of all seeds; None where the run was asked to stop, and has saved.
@@ -91,46 +76,31 @@ class Protocols:
         Raises:
             Stopped: it was asked to stop on the way to features or heads.
         """
-        rows = subset_rows(self.splits["train"], fraction, self.config.run.seed)
-        if protocol == "knn":
-            return self._once(self._part(name, protocol, fraction), lambda: self._knn(name, fraction, rows))
-        if protocol == "frozen" and self.recipe.frozen.bn == "frozen":
-            return self._once(self._part(name, protocol, fraction), lambda: self._frozen(name, fraction, rows))
-        results = []
-        for seed in self.config.seeds:
-            found = self._best_rate(name, protocol, fraction, rows, seed)
-            if found is None:
-                return None
-            results.append(found)
-        return results
+        results: list[Result] = []
+        if self.setting.is_tuned(protocol):
+            for seed in self.config.seeds:
+                found = self._best_rate(name, protocol, fraction, seed)
+                if found is None:
+                    return None
+                results.append(found)
+        else:
+            results = self._once(name, protocol, fraction)
+        provenance = self.parts.provenance(name, protocol, fraction)
+        told = provenance | {"code": digest(provenance["code"])}
+        return [replace(one, provenance=told) for one in results]
 
-    # ---- what is done ----
-
-    def _part(self, name: str, protocol: str, fraction: float, rest: str = "") -> Path:
-        """File of a part's results; its name changes with everything that they depend on."""
-        config = self.config.model_dump(mode="json")
-        others = ["run", "watchdog", "guard", "protocol", "fractions", "compare_random"]
-        for key in [*others, "seeds"] if rest else others:
-            del config[key]
-        for section, keys in NO_MATTER.items():
-            for key in keys:
-                del config[section][key]
-        tiles = [(items_hash(self.setting.items[split]), self.splits[split].labels_hash) for split in SPLITS]
-        told = [config, self.config.run.seed, self.setting.encoder.sha256, tiles]
-        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
-        return self.folder / "parts" / f"{name}-{protocol}-{fraction:g}{rest}-{digest}.npz"
-
-    def _once(self, path: Path, run: Callable[[], list[Result]]) -> list[Result]:
-        """A part's results: from the file that an earlier start left, or now."""
-        found: list[Result] | None = distributed.from_main(read_part(path))
+    def _once(self, name: str, protocol: str, fraction: float) -> list[Result]:
+        """Results of a protocol on features: from the file that an earlier start left, or now."""
+        part = self.parts.whole(name, protocol, fraction)
+        found = part.read()
         if found is None:
-            say(path.stem)
             begin = time.monotonic()
-            found = run()
+            run = self._knn if protocol == "knn" else self._frozen
+            found = run(name, fraction, part)
             seconds = (time.monotonic() - begin) / max(len(found), 1)
             found = [replace(one, seconds=seconds) for one in found]
             if distributed.is_main():
-                write_part(path, found)
+                part.write(found)
         return found
 
     def _alive(self, number: int = 0) -> None:
@@ -141,13 +111,13 @@ class Protocols:
 
     # ---- on features of a frozen encoder ----
 
-    def _knn(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
+    def _knn(self, name: str, fraction: float, part: Part) -> list[Result]:
         """For the first seed alone: nothing is drawn but the bank, where it is too large."""
         seed, train = self.config.seeds[0], self.splits["train"]
-        features = self._features(self.model(name), self.recipe.frozen.views)
-        bank = NearestNeighbours(features["train"], train, rows, self.task, self.config.knn, seed)
+        features = self._features(self.setting.model(name), self.recipe.frozen.views)
+        bank = NearestNeighbours(features["train"], train, self.parts.rows(fraction), self.task, self.config.knn, seed)
         val, test = (self._vote(bank, features[split], self.splits[split]) for split in ("val", "test"))
-        return [_result((name, "knn", "knn", seed, fraction), None, None, val.scores, test, [])]
+        return [_result((name, "knn", "knn", seed, fraction), None, None, val.scores, test, [], part)]
 
     def _vote(self, bank: NearestNeighbours, features: Features, split: LabelledSplit) -> Evaluation:
         """Ranks share the windows."""
@@ -161,16 +131,17 @@ class Protocols:
         sums = torch.from_numpy(collector.sums).to(distributed.device())
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
-    def _frozen(self, name: str, fraction: float, rows: np.ndarray) -> list[Result]:
+    def _frozen(self, name: str, fraction: float, part: Part) -> list[Result]:
         """All heads, rates and seeds; seeds are shared out over the ranks."""
-        model = self.model(name)
-        features = self._features(model, self.recipe.frozen.views)
+        model = self.setting.model(name)
+        features, rows = self._features(model, self.recipe.frozen.views), self.parts.rows(fraction)
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
         trained = self._sweep(model, features, rows).run(seeds) if seeds else []
         distributed.patient_barrier(self._alive)  # some ranks have a seed more
-        everyone = [one for part in distributed.gather_objects([_told(one) for one in trained]) for one in part]
+        told = distributed.gather_objects([_told(one) for one in trained])
+        everyone = [one for some in told for one in some]
         results = [
-            _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve)
+            _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve, part)
             for head, seed, lr, epoch, validation, test, curve, _ in everyone
         ]
         if name == "pretrained" and fraction == 1.0 and distributed.is_main():
@@ -218,25 +189,23 @@ class Protocols:
 
     # ---- through the encoder ----
 
-    def _best_rate(self, name: str, protocol: str, fraction: float, rows: np.ndarray, seed: int) -> Result | None:
+    def _best_rate(self, name: str, protocol: str, fraction: float, seed: int) -> Result | None:
         """Of one seed, the rate with the best validation score."""
-        recipe, head = self.recipe.full, self.recipe.full_head
-        if protocol == "frozen":
-            recipe, head = adapting(self.recipe.frozen, recipe), self.recipe.heads[0]
+        recipe, head = self.setting.tuning(protocol)
         best: Result | None = None
-        for lr in recipe.lrs:
-            path = self._part(name, protocol, fraction, f"-seed{seed}-lr{lr:g}")
-            found: list[Result] | None = distributed.from_main(read_part(path))
+        for lr, part in self.parts.trainings(name, protocol, fraction, seed).items():
+            found = part.read()
             if found is None:
                 begin = time.monotonic()
-                tuned = self._tuning(path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
+                rows = self.parts.rows(fraction)
+                tuned = self._tuning(part.path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
                 if tuned is None:
                     return None
                 what = (name, protocol, head, seed, fraction)
-                result = _result(what, lr, tuned.epoch, tuned.validation, tuned.test, tuned.curve)
+                result = _result(what, lr, tuned.epoch, tuned.validation, tuned.test, tuned.curve, part)
                 found = [replace(result, seconds=time.monotonic() - begin)]
                 if distributed.is_main():
-                    self._finish(path, tuned, found[0])
+                    self._finish(part, tuned, found[0])
                 distributed.barrier()
             before = None if best is None else Scores(best.validation)
             if is_better(self.task, self.recipe.select, Scores(found[0].validation), before):
@@ -254,7 +223,7 @@ class Protocols:
         lr: float,
         seed: int,
     ) -> Tuning:
-        model = self.model(name, recipe.bn_group)
+        model = self.setting.model(name, recipe.bn_group)
         encoder, outputs = model.encoder, len(self.task.outputs)
         model.head = build_head(head, self.task.kind, encoder.feature_dim, outputs, encoder.stride, recipe.bn_group)
         initialise(model.head, f"head.{head}", seed)
@@ -273,23 +242,15 @@ class Protocols:
             part,
         )
 
-    def _finish(self, path: Path, tuned: Tuned, result: Result) -> None:
+    def _finish(self, part: Part, tuned: Tuned, result: Result) -> None:
         """Keep a training's results, and its weights where they are the best, and drop its checkpoints."""
         if result.encoder == "pretrained" and result.fraction == 1.0:
             weights: dict[str, Any] = {}
-            for part in ("encoder", "head"):
-                weights |= {f"{part}.{key}": value for key, value in read_weights(tuned.checkpoint, part).items()}
-            self.best_model.offer(self.model("pretrained"), result.head, weights, result)
-        write_part(path, [result])
-        shutil.rmtree(self.folder / "work" / path.stem, ignore_errors=True)
-
-    def model(self, name: str, bn_group: int | None = None) -> TaskModel:
-        """Encoder and input, without a head, on the CPU."""
-        file = self.setting.encoder
-        encoder = file.build(bn_group)
-        if name == "random":
-            untrained_twin(encoder, file.description, self.config.run.seed)
-        return TaskModel(encoder, file.description, self.setting.inputs, task=self.task, dilate=file.dilate).eval()
+            for name in ("encoder", "head"):
+                weights |= {f"{name}.{key}": value for key, value in read_weights(tuned.checkpoint, name).items()}
+            self.best_model.offer(self.setting.model("pretrained"), result.head, weights, result)
+        part.write([result])
+        shutil.rmtree(self.folder / "work" / part.path.stem, ignore_errors=True)
 
 
 def _told(one: Trained) -> tuple:
@@ -306,8 +267,17 @@ def _result(
     validation: Scores,
     test: Evaluation,
     curve: list[dict[str, float]],
+    part: Part,
 ) -> Result:
-    scores = test.scores
     return Result(
-        *what, lr, epoch, validation.values, scores.values, scores.by_output, curve, units=test.units, maps=test.maps
+        *what,
+        lr,
+        epoch,
+        validation.values,
+        test.scores.values,
+        test.scores.by_output,
+        curve,
+        provenance=part.provenance,
+        units=test.units,
+        maps=test.maps,
     )

@@ -97,8 +97,10 @@ def is_better(task: Task, select: str, new: Scores, old: Scores | None) -> bool:
     if old is None:
         return True
     name = "loss" if select == "loss" else PRIMARY[task.kind]
-    lower = name in LOWER_IS_BETTER
-    return new.values[name] < old.values[name] if lower else new.values[name] > old.values[name]
+    one, two = new.values.get(name), old.values.get(name)
+    if one is None or two is None:  # undefined
+        return one is not None
+    return one < two if name in LOWER_IS_BETTER else one > two
 
 
 def epoch_order(length: int, batch: int, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:

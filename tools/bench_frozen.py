@@ -22,7 +22,8 @@ from finetune.config import FinetuneConfig
 from finetune.evaluate import prepare
 from finetune.features import BATCH, encode
 from finetune.metrics import PRIMARY
-from finetune.protocols import Protocols, Setting
+from finetune.protocols import Protocols
+from finetune.setting import Setting
 from launch import runtime
 from launch.command import command_parser, fail, parse_command
 from pretrain import distributed
@@ -104,7 +105,7 @@ def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
 
 def _encode_everything(protocols: Protocols) -> None:
     """All views of the training tiles and one of the others, keeping nothing."""
-    model = protocols.model("pretrained").to(distributed.device())
+    model = protocols.setting.model("pretrained").to(distributed.device())
     for name, split in protocols.splits.items():
         for view in range(protocols.recipe.frozen.views if name == "train" else 1):
             for first in range(0, len(split), BATCH):

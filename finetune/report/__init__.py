@@ -1,9 +1,11 @@
 """`python -m finetune report RUNS... [--output DIR]`: results of any number of runs as one table and one page."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from shards.atomic import write_atomic
+from shards.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,22 +15,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the three files and print the summary; returns the exit code.
+    """Write the three files and print the summary; returns the exit code, 1 where some results can't be read.
 
     Raises:
-        ConfigError: no results, damaged ones, or runs that don't go together.
+        ConfigError: there are no results, or none that can be read.
     """
+    from finetune.report.collect import collect, find_runs, read_runs
     from finetune.report.page import page
-    from finetune.report.rows import collect, find_runs
     from finetune.report.tables import comma_separated, markdown
+    from finetune.report.unfinished import unfinished
 
-    reports = collect(find_runs(arguments.runs))
-    output: Path = arguments.output or arguments.runs[0]
+    given: list[Path] = arguments.runs
+    runs, problems = read_runs(find_runs(given))
+    waiting = unfinished(given)
+    if not runs:
+        nothing = f"{given[0]}: no results.json here or below: evaluations write it when they are complete"
+        raise ConfigError((problems or waiting or [nothing])[0])
+    reports = collect(runs)
+    output: Path = arguments.output or given[0]
     output.mkdir(parents=True, exist_ok=True)
-    text = markdown(reports)
+    more = [f"{problem}." for problem in [*problems, *waiting]]
+    text = markdown(reports, more)
     write_atomic(output / "report.csv", comma_separated(reports))
     write_atomic(output / "report.md", text)
-    write_atomic(output / "report.html", page(reports))
+    write_atomic(output / "report.html", page(reports, more))
     print(text.split("\n## ")[0])
     print(f"{output / 'report.html'}, report.md and report.csv")
-    return 0
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0

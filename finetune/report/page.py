@@ -1,40 +1,52 @@
 """The report as one HTML file that needs nothing else."""
 
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
 import numpy as np
 
-from finetune.metrics import LOWER_IS_BETTER
 from finetune.report import charts
 from finetune.report.rows import Row, TaskReport
-from finetune.report.tables import LEGEND, SHOWN, cell, notes, number, overlap, spread, summary, title
+from finetune.report.tables import (
+    COMPARED,
+    LEGEND,
+    SHOWN,
+    cell,
+    comparisons,
+    notes,
+    number,
+    overlap,
+    spread,
+    summary,
+    title,
+)
 
 LINES = 8
 """Rows that are drawn in one chart; the best ones."""
 
 
-def page(reports: list[TaskReport]) -> str:
-    """The whole page."""
+def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
+    """The whole page.
+
+    Args:
+        more: notes beside those on the numbers.
+    """
     style = files("finetune.report").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<a href="#{report.task.name}">{escape(_name(report))}</a>' for report in reports)
-    told = "".join(f"<li>{escape(note)}</li>" for note in notes(reports))
+    links = "".join(f'<a href="#task-{place}">{escape(report.title)}</a>' for place, report in enumerate(reports))
+    told = "".join(f"<li>{escape(note)}</li>" for note in [*more, *notes(reports)])
     body = [
         "<header><h1>Evaluation</h1>",
         f"<nav>{links}</nav></header>" if len(reports) > 1 else "</header>",
         f'<section>{_summary(reports)}<p class="small">{escape(LEGEND)}</p>',
         f'<ul class="notes">{told}</ul></section>' if told else "</section>",
-        *(_section(report) for report in reports),
+        *(_section(report, place) for place, report in enumerate(reports)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
-
-
-def _name(report: TaskReport) -> str:
-    return str(report.task.title or report.task.name)
 
 
 def _summary(reports: list[TaskReport]) -> str:
@@ -66,18 +78,18 @@ def _cell(text: str) -> str:
     return f'{escape(mean)}{better}<span class="interval">{escape(interval)}</span>'
 
 
-def _section(report: TaskReport) -> str:
+def _section(report: TaskReport, place: int) -> str:
     task, run = report.task, report.run
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
     parts = [
-        f'<section id="{escape(task.name)}"><h2>{escape(_name(report))}</h2>',
+        f'<section id="task-{place}"><h2>{escape(report.title)}</h2>',
         f'<p>{escape(task.description)}. <span class="small">{escape(facts)}.</span></p>',
         _scores(report),
     ]
-    if run.seen is not None:
-        parts.append(f"<p>{escape(overlap(report))}</p>")
-    parts += [_by_output(report), _curves(report), _fractions(report)]
+    if audit := overlap(report):
+        parts.append(f"<p>{escape(audit)}</p>")
+    parts += [_comparisons(report), _by_output(report), _curves(report), _fractions(report)]
     if task.kind == "segmentation":
         parts += [_confusion(report), _panels(report)]
     return "".join([*parts, _cost(report), "</section>"])
@@ -96,8 +108,12 @@ def _scores(report: TaskReport) -> str:
 
 
 def _drawn(report: TaskReport) -> list[Row]:
-    sign = 1 if report.primary in LOWER_IS_BETTER else -1
-    return sorted(report.whole, key=lambda row: sign * row.mean(report.primary))[:LINES]
+    return report.ranked(report.whole)[:LINES]
+
+
+def _comparisons(report: TaskReport) -> str:
+    head, *lines = comparisons(report)
+    return f"<h3>Comparisons</h3><p class='small'>{escape(COMPARED)}</p>{_table(head, lines)}" if lines else ""
 
 
 def _label(row: Row) -> str:
@@ -127,9 +143,10 @@ def _curves(report: TaskReport) -> str:
             continue
         shared = min(len(curve) for curve in curves)
         points = [
-            (curves[0][at]["epoch"], float(np.mean([curve[at][report.primary] for curve in curves])))
+            (curves[0][at]["epoch"], float(np.mean([curve[at].get(report.primary, np.nan) for curve in curves])))
             for at in range(shared)
         ]
+        points = [point for point in points if np.isfinite(point[1])]
         series.append((_label(row), points))
     drawn = charts.lines(f"{title(report.primary)} on the validation tiles", series, "epoch")
     return f"<h3>Learning</h3>{drawn}" if drawn else ""
@@ -140,7 +157,8 @@ def _fractions(report: TaskReport) -> str:
     groups: dict[str, list[Row]] = {}
     for row in report.rows:
         groups.setdefault(_label(row), []).append(row)
-    several = {name: sorted(rows, key=lambda row: row.fraction) for name, rows in groups.items() if len(rows) > 1}
+    defined = {name: [row for row in rows if np.isfinite(row.mean(report.primary))] for name, rows in groups.items()}
+    several = {name: sorted(rows, key=lambda row: row.fraction) for name, rows in defined.items() if len(rows) > 1}
     if not several:
         return ""
     series = [
@@ -162,7 +180,7 @@ def _panels(report: TaskReport) -> str:
     """A few test windows: image, label, and what the rows' first seeds predict."""
     run, task = report.run, report.task
     colours = [one.color for one in task.classes]
-    shown = [row for row in _drawn(report)[:4] if row.results[0].maps.ndim == 3]
+    shown = [row for row in _drawn(report) if row.results[0].maps.shape == run.labels.shape][:4]
     heads = ["image", "label", *(_label(row) for row in shown)]
     lines = []
     for at, (rgb, label) in enumerate(zip(run.rgb, run.labels, strict=True)):

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import math
+from collections.abc import Sequence
 
 from finetune.metrics import LOWER_IS_BETTER
+from finetune.report.compare import SIGNIFICANT
 from finetune.report.rows import Row, TaskReport
 
 NOT_PERCENT = {"loss", "RMSE", "R2", "hyperview_score"}
@@ -28,8 +31,11 @@ LEGEND = (
     "RMSE, R2 and the Hyperview score, of which lower is better (R2: higher). mIoU, macro F1 and mAP are means over "
     "the classes that occur; micro IoU is what SpectralEarth reports as IoU and equals OA / (2 - OA). ▲: better than "
     "the same network with the weights that pretraining begins from, by a paired permutation test over places "
-    "(p < 0.05 after Holm's correction for all comparisons on this page)."
+    "(p < 0.05 after Holm's correction for all such tests on this page). –: undefined. A row's seeds agree in all "
+    "else; settings in which rows differ stand in their names, contents by the first letters of a hash."
 )
+
+UNDEFINED = "–"
 
 
 def title(metric: str) -> str:
@@ -39,38 +45,47 @@ def title(metric: str) -> str:
 
 def number(value: float, metric: str) -> str:
     """A score as people read it."""
+    if not math.isfinite(value):
+        return UNDEFINED
     return f"{value:.3f}" if metric in NOT_PERCENT else f"{100 * value:.1f}"
 
 
 def spread(row: Row, metric: str) -> str:
     """Mean ± standard deviation; the latter only of several seeds."""
     mean = number(row.mean(metric), metric)
-    return f"{mean} ± {number(row.deviation(metric), metric)}" if len(row.results) > 1 else mean
+    return f"{mean} ± {number(row.deviation(metric), metric)}" if len(row.values(metric)) > 1 else mean
 
 
 def cell(row: Row, metric: str) -> str:
     """A row's primary score with its interval and flag."""
+    if not math.isfinite(row.mean(metric)):
+        return UNDEFINED
     low, high = (number(one, metric) for one in row.interval)
     return f"{spread(row, metric)} [{low}, {high}]{' ▲' if row.is_better else ''}"
 
 
 def summary(reports: list[TaskReport]) -> list[list[str]]:
     """Head and rows: a way of training an encoder in each, a task in each column."""
-    keys: dict[tuple[str, str, str], dict[str, Row]] = {}
-    for report in reports:
-        ways = [(row.identity, row.architecture, row.protocol) for row in report.whole]
-        for row, way in zip(report.whole, ways, strict=True):
-            name = row.protocol if ways.count(way) == 1 else row.name  # heads differ from task to task
-            keys.setdefault((row.label, row.identity, name), {})[report.task.name] = row
+    keys: dict[tuple[str, str], dict[int, Row]] = {}
+    for place, report in enumerate(reports):
+        rows = report.whole or report.rows
+        heads: dict[str, set[str]] = {}
+        for row in rows:
+            heads.setdefault(row.protocol, set()).add(row.head)
+        for row in rows:
+            is_only = len(heads[row.protocol]) == 1  # heads differ from task to task
+            name = f"{row.protocol}{row.rest}" if is_only else row.name
+            share = "" if row.fraction == 1.0 else f" · {100 * row.fraction:g} % of the tiles"
+            keys.setdefault((row.label, f"{name}{share}"), {})[place] = row
     head = ["checkpoint", "protocol"]
     for report in reports:
         arrow = " ↓" if report.primary in LOWER_IS_BETTER else ""
-        head.append(f"{report.task.title or report.task.name}: {title(report.primary)}{arrow}")
+        head.append(f"{report.title}: {title(report.primary)}{arrow}")
     lines = [head]
-    for (label, _, name), by_task in keys.items():
+    for (label, name), by_task in keys.items():
         cells = []
-        for report in reports:
-            found = by_task.get(report.task.name)
+        for place, report in enumerate(reports):
+            found = by_task.get(place)
             text = "-" if found is None else cell(found, report.primary)
             is_best = found is not None and found is report.best() and len(report.whole) > 1
             cells.append(f"**{text}**" if is_best else text)
@@ -78,24 +93,60 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
     return lines
 
 
+def comparisons(report: TaskReport) -> list[list[str]]:
+    """Head and rows of the tests of two trained rows; only a head where there are none."""
+    lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
+    for one in report.comparisons:
+        names = [f"{row.label} · {row.name}" for row in (one.first, one.second)]
+        difference = number(one.difference, report.primary)
+        sign = "+" if one.difference > 0 else ""
+        p = f"**{one.p:.2g}**" if one.p < SIGNIFICANT else f"{one.p:.2g}"
+        lines.append([*names, f"{100 * one.first.fraction:g} %", f"{sign}{difference}", p])
+    return lines
+
+
+COMPARED = (
+    "Paired permutation tests over test places: two encoders in one setting, and one encoder in two; p is corrected by "
+    "Holm for all of them on this page, bold below 0.05. Tests against the untrained network: ▲ in the table above."
+)
+
+
 def notes(reports: list[TaskReport]) -> list[str]:
     """What must be known before a number is believed."""
     found = []
+    by_name: dict[str, list[str]] = {}
+    for report in reports:
+        by_name.setdefault(report.task.name, []).append(report.title)
+    for name, titles in by_name.items():
+        if len(titles) > 1:
+            found.append(
+                f"{name}: runs differ in classes, test tiles or test labels, so that these can't be compared: "
+                f"{'; '.join(titles)}."
+            )
     for report in reports:
         places = len(set(report.run.places))
+        for row in report.rows:
+            diverged = [one.seed for one in row.results if not all(map(math.isfinite, one.test.values()))]
+            if diverged:
+                seeds = ", ".join(map(str, diverged))
+                found.append(f"{report.title}: {row.label}, {row.name}: scores of seed {seeds} are not finite.")
         if report.task.synthetic:
-            found.append(f"{report.task.name}: synthetic tiles; the numbers say that the path works, nothing more.")
+            found.append(f"{report.title}: synthetic tiles; the numbers say that the path works, nothing more.")
         if report.smallest_p > 0.01:
             found.append(
-                f"{report.task.name}: {places} test places; the paired test can't give a p below "
+                f"{report.title}: {places} test places; the paired test can't give a p below "
                 f"{report.smallest_p:.2g}, so few differences can be significant."
             )
     return found
 
 
-def markdown(reports: list[TaskReport]) -> str:
-    """The whole report."""
-    parts = ["# Evaluation", _table(summary(reports)), LEGEND, *notes(reports)]
+def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
+    """The whole report.
+
+    Args:
+        more: notes beside those on the numbers.
+    """
+    parts = ["# Evaluation", _table(summary(reports)), LEGEND, *more, *notes(reports)]
     for report in reports:
         metrics = SHOWN[report.task.kind]
         head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
@@ -103,25 +154,28 @@ def markdown(reports: list[TaskReport]) -> str:
         for row in report.rows:
             start = [row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results))]
             lines.append([*start, *(spread(row, metric) for metric in metrics)])
-        parts += [f"## {report.task.title or report.task.name}", report.task.description, _table(lines)]
-        if report.run.seen is not None:
-            parts.append(overlap(report))
+        parts += [f"## {report.title}", report.task.description, _table(lines)]
+        if report.comparisons:
+            parts += [COMPARED, _table(comparisons(report))]
+        parts += filter(None, [overlap(report)])
     return "\n\n".join(parts) + "\n"
 
 
 def overlap(report: TaskReport) -> str:
-    """The overlap audit in words and numbers."""
-    assert report.run.seen is not None
-    seen, all_ = sum(report.run.seen), len(report.run.seen)
+    """The overlap audit in words and numbers; empty without one."""
+    best = report.best()
+    if best.run.seen is None:
+        return ""
+    seen, all_ = sum(best.run.seen), len(best.run.seen)
     told = f"Scenes of {seen} of {all_} test tiles were in the pretraining shards."
     if not 0 < seen < all_:
         return told
-    best = report.best()
     values = report.without_seen(best)
     name = title(report.primary)
+    others = number(sum(values) / len(values), report.primary) if values else UNDEFINED
     return (
         f"{told} {name} of {best.label}, {best.name}: {number(best.mean(report.primary), report.primary)} on all test "
-        f"tiles, {number(sum(values) / len(values), report.primary)} on the other {all_ - seen}."
+        f"tiles, {others} on the other {all_ - seen}."
     )
 
 
@@ -138,15 +192,21 @@ def comma_separated(reports: list[TaskReport]) -> str:
     """One line a row and score: everything a script may want."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(
-        "task checkpoint sha256 protocol head fraction seeds metric mean deviation low high p better".split()
-    )
+    columns = "task checkpoint sha256 protocol head fraction seeds metric mean deviation low high p better"
+    writer.writerow([*columns.split(), "settings", "title"])
     for report in reports:
         for row in report.rows:
             for metric in SHOWN[report.task.kind]:
                 judged: list[object] = ["", "", "", ""]
                 if metric == report.primary:
-                    judged = [*row.interval, "" if row.p is None else row.p, row.is_better]
+                    low, high = (_finite(one) for one in row.interval)
+                    judged = [low, high, "" if row.p is None else row.p, row.is_better]
                 start = [report.task.name, row.label, row.identity, row.protocol, row.head, row.fraction]
-                writer.writerow([*start, len(row.results), metric, row.mean(metric), row.deviation(metric), *judged])
+                mean, deviation = _finite(row.mean(metric)), _finite(row.deviation(metric))
+                rest = [row.rest.removeprefix(" · "), report.title]
+                writer.writerow([*start, len(row.results), metric, mean, deviation, *judged, *rest])
     return out.getvalue()
+
+
+def _finite(value: float) -> object:
+    return value if math.isfinite(value) else ""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.metrics import compute_scores, tile_confusion
-from finetune.statistics import bootstrap_interval, holm, paired_test, smallest_p, weighted_scores
+from finetune.statistics import bootstrap_interval, draws_for, holm, paired_test, smallest_p, weighted_scores
 
 
 def _confusions(accuracy: float, tiles: int, seed: int, classes: int = 3) -> np.ndarray:
@@ -81,3 +81,24 @@ def test_holm_is_the_published_procedure():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "multilabel"])
+def test_what_is_undefined_shows_nothing(kind):
+    """Tiles without a label that counts: no score of 0, no interval, and no p-value that says anything."""
+    empty = np.zeros((6, 3, 3), np.int32) if kind == "segmentation" else np.zeros((6, 2, 3), np.float32)
+    assert np.isnan(weighted_scores(kind, empty, np.ones((2, 6)), None)).all()
+    assert np.isnan(bootstrap_interval(kind, [empty], _places(6))).all()
+    assert paired_test(kind, [empty], [empty], _places(6), draws=20) == 1.0
+
+
+def test_draws_without_a_label_do_not_pull_an_interval_to_zero():
+    units = np.concatenate([_confusions(0.9, 2, 1), np.zeros((6, 3, 3), np.int64)])
+    low, _ = bootstrap_interval("segmentation", [units], _places(8))
+    assert low > 0.5
+
+
+def test_many_comparisons_leave_room_for_a_small_p():
+    assert draws_for(3) == 1000
+    for number in (60, 150):
+        assert holm([1 / (1 + draws_for(number))] * number)[0] < 0.05

@@ -1,0 +1,153 @@
+"""From folders of runs to rows: which results belong together, and which are the same."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.hashes import digest
+from finetune.provenance import task_hash
+from finetune.report.compare import judge
+from finetune.report.names import name_rows, name_tasks
+from finetune.report.rows import Row, TaskReport
+from finetune.results import Provenance, Result, RunResults, read_results
+from shards.config import parse_values
+from shards.errors import ConfigError
+from shards.text import read_text_file
+
+Run = tuple[Path, RunResults]
+Found = tuple[Path, RunResults, Result]
+
+EARLIER = {"knn": ("knn",), "frozen": ("frozen", "full", "recipe", "select"), "full": ("full", "recipe", "select")}
+"""Sections of a run's config.yaml that its results depend on, where they don't say it themselves."""
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Folders with results, at or below the given ones; each once, by whatever name it is given.
+
+    Raises:
+        ConfigError: a folder is missing.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder")
+        for path in sorted(folder.rglob("results.json")):
+            found.setdefault(path.parent.resolve(), path.parent)
+    return list(found.values())
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Results of all folders, and a line for each that can't be read."""
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append((folder, read_results(folder)))
+        except ConfigError as error:
+            problems.append(str(error))
+    return runs, problems
+
+
+def collect(runs: Iterable[Run]) -> list[TaskReport]:
+    """Put results together: what agrees in everything but the seed is a row; rows of the same task, test tiles and
+    labels are a task's report. A result that is there twice counts once."""
+    reports: dict[str, TaskReport] = {}
+    groups: dict[str, dict[str, list[Found]]] = {}
+    for folder, run in runs:
+        section = digest([run.task.name, task_hash(run.task), run.tiles, run.places, _test_labels(run)])
+        reports.setdefault(section, TaskReport(run.task, run))
+        for result in run.results:
+            told = run.encoders[result.encoder]
+            network = [told.get("sha256"), told.get("architecture")]
+            key = digest([network, result.protocol, result.head, result.fraction, _settings(folder, run, result)])
+            groups.setdefault(section, {}).setdefault(key, []).append((folder, run, result))
+    for section, report in reports.items():
+        for found in groups[section].values():
+            report.rows += _rows(found, report)
+    tasks = sorted(reports.values(), key=lambda report: report.task.name)
+    name_tasks(tasks)
+    name_rows(tasks)
+    for report in tasks:
+        _sort(report)
+    judge(tasks)
+    return tasks
+
+
+def _rows(found: list[Found], report: TaskReport) -> list[Row]:
+    """One row, or where two runs have other scores for the same seed, one a run."""
+    by_seed: dict[int, Found] = {}
+    for folder, run, result in found:
+        _, _, before = by_seed.setdefault(result.seed, (folder, run, result))
+        if before is not result and not _is_same(before, result):
+            several = {str(one): [each for each in found if each[0] == one] for one, _, _ in found}
+            return [_row(results, report, {"run": name}) for name, results in several.items()]
+    return [_row(list(by_seed.values()), report, {})]
+
+
+def _sort(report: TaskReport) -> None:
+    """Rows of an encoder together, and its protocols; both as they were found."""
+    labels, protocols = (list(dict.fromkeys(getattr(row, key) for row in report.rows)) for key in ("label", "protocol"))
+    report.rows.sort(
+        key=lambda row: (row.is_untrained, labels.index(row.label), protocols.index(row.protocol), -row.fraction)
+    )
+
+
+def _is_same(one: Result, two: Result) -> bool:
+    return (one.test, one.validation, one.units.shape) == (two.test, two.validation, two.units.shape) and bool(
+        (one.units == two.units).all()
+    )
+
+
+def _row(found: list[Found], report: TaskReport, more: Provenance) -> Row:
+    found = sorted(found, key=lambda one: one[2].seed)
+    folder, run, first = found[0]
+    for folder_of_one, run_of_one, _ in found:
+        report.costs[str(folder_of_one)] = run_of_one.cost
+    told = run.encoders[first.encoder]
+    sha256 = str(told.get("sha256"))
+    is_untrained = bool(told.get("untrained", sha256 == "random"))
+    return Row(
+        label=str(told.get("name")),
+        identity=sha256,
+        is_untrained=is_untrained,
+        architecture=str(told.get("architecture")),
+        protocol=first.protocol,
+        head=first.head,
+        fraction=first.fraction,
+        settings=_settings(folder, run, first) | more,
+        run=run,
+        folder=folder,
+        results=[result for _, _, result in found],
+    )
+
+
+def _test_labels(run: RunResults) -> Any:
+    """What tells the labels of the test: their hash, or what earlier versions' results show of them."""
+    if "labels" in run.data:
+        return run.data["labels"]["test"]
+    of_first = run.results[0].units if run.results else None
+    if of_first is None:
+        return None
+    shown = of_first.sum(2) if run.task.kind == "segmentation" else of_first[:, 1]
+    return ["an earlier version", digest(shown.tolist())]
+
+
+def _settings(folder: Path, run: RunResults, result: Result) -> Provenance:
+    """What a result depends on, but the seed; of an earlier version's, what its config tells."""
+    if result.provenance:
+        return {key: value for key, value in result.provenance.items() if key != "encoder"}
+    settings: Provenance = {"version": "earlier"}
+    try:
+        config = parse_values(read_text_file(folder / "config.yaml", f"{folder}/config.yaml"), f"{folder}/config.yaml")
+        for section in EARLIER.get(result.protocol, EARLIER["full"]):
+            value = config[section]
+            settings |= value if isinstance(value, dict) else {section: value}
+        settings |= {"bands": config["data"]["bands"], "precision": config["engine"]["precision"]}
+        if result.encoder == "random":
+            settings["seed of the weights"] = config["run"]["seed"]
+    except Exception:  # whatever a file of this name holds: without it, nothing is known to agree
+        settings["run"] = str(folder)
+    known = {key: run.data.get(key) for key in ("split", "window", "hash") if key in run.data}
+    settings |= {"window": known.pop("window", None)} | {"tiles": digest(known)}
+    for key in ("quota_gb", "save_every", "head", "heads"):
+        settings.pop(key, None)
+    return settings

@@ -1,0 +1,120 @@
+"""Names of rows and tasks: made of what differs between them, so that no two are alike."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from finetune.hashes import digest
+from finetune.provenance import OF_ENCODER, task_hash
+from finetune.report.rows import Row, TaskReport
+
+SHORTEST = 6
+"""Letters of a hash in a name."""
+
+WORDS = {
+    "epochs": "{} epochs",
+    "warmup_epochs": "{} warm-up epochs",
+    "views": "{} views",
+    "neighbours": "{} neighbours",
+    "lrs": "lr {}",
+    "select": "selected by {}",
+    "evaluate_every": "evaluated every {} epochs",
+    "first_blocks": "first {} blocks",
+    "version": "by an earlier version",
+}
+"""How a setting is told; others are "name value"."""
+
+
+def name_tasks(reports: Sequence[TaskReport]) -> None:
+    """Titles: where several are of one name, with what differs between them."""
+    for report in reports:
+        report.title = report.task.title or report.task.name
+    for alike in _alike(reports, lambda report: report.title):
+        told = {
+            "classes" if alike[0].task.classes else "targets": [task_hash(one.task) for one in alike],
+            "test labels": [_labels(one) for one in alike],
+            "test tiles": [digest(one.run.tiles) for one in alike],
+        }
+        for name, values in told.items():
+            if len(set(values)) > 1:
+                short = _shorten(values)
+                for report, value in zip(alike, values, strict=True):
+                    report.title += f" · {name} {short[value] if _is_hash(value) else value}"
+    for alike in _alike(reports, lambda report: report.title):
+        for number, report in enumerate(alike, 1):
+            report.title += f" · {number}"
+
+
+def _labels(report: TaskReport) -> str:
+    return str(report.run.data.get("labels", {}).get("test", "of an earlier version"))
+
+
+def name_rows(reports: Sequence[TaskReport]) -> None:
+    """Labels of encoders, by hash where names don't tell them apart, and what else tells rows apart."""
+    _label_encoders([row for report in reports for row in report.rows])
+    for report in reports:
+        for protocol in dict.fromkeys(row.protocol for row in report.rows):
+            _tell_apart([row for row in report.rows if row.protocol == protocol])
+        for alike in _alike(report.rows, lambda row: (row.label, row.name, row.fraction)):
+            for number, row in enumerate(alike, 1):
+                row.rest += f" · {row.folder}" if len({one.folder for one in alike}) == len(alike) else f" · {number}"
+
+
+def _label_encoders(rows: Sequence[Row]) -> None:
+    first: dict[tuple[str, str], str] = {}
+    for row in rows:
+        row.label = first.setdefault((row.identity, row.architecture), row.label)
+    short = _shorten([identity for identity, _ in first])
+    names = list(first.values())
+    for row in rows:
+        name = first[row.identity, row.architecture]
+        if names.count(name) > 1:
+            row.label = f"{name} ({short[row.identity]})"
+
+
+def _tell_apart(rows: Sequence[Row]) -> None:
+    """Add every setting in which rows differ, but those that follow from what is told in another column."""
+    for key in dict.fromkeys(key for row in rows for key in row.settings):
+        by_context: dict[Hashable, set[str]] = {}
+        for row in rows:
+            by_context.setdefault(_context(key, row), set()).add(_text(row.settings.get(key)))
+        if all(len(values) == 1 for values in by_context.values()):
+            continue
+        values = [_text(row.settings.get(key)) for row in rows]
+        short = _shorten([value for value in values if _is_hash(value)])
+        for row, value in zip(rows, values, strict=True):
+            if key in row.settings:
+                row.rest += f" · {WORDS.get(key, f'{key} {{}}').format(short.get(value, value))}"
+
+
+def _context(key: str, row: Row) -> Hashable:
+    """What a setting follows from."""
+    if key in OF_ENCODER:
+        return row.identity, row.architecture
+    return {"training windows": row.fraction, "heads": row.head, "seed of the weights": row.is_untrained}.get(key)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(one) for one in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_hash(value: str) -> bool:
+    return len(value) >= 32 and set(value) <= set("0123456789abcdef")
+
+
+def _shorten(values: Sequence[str]) -> dict[str, str]:
+    """Beginnings of different values that are different."""
+    different = set(values)
+    length = SHORTEST
+    while len({value[:length] for value in different}) < len(different):
+        length += 1
+    return {value: value[:length] for value in different}
+
+
+def _alike(things: Sequence[Any], name: Any) -> list[list[Any]]:
+    """Groups of two and more with the same name."""
+    groups: dict[Hashable, list[Any]] = {}
+    for one in things:
+        groups.setdefault(name(one), []).append(one)
+    return [group for group in groups.values() if len(group) > 1]

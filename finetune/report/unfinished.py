@@ -1,0 +1,74 @@
+"""Evaluations that have not ended: a report says of each how far it is, and which parts are missing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.arrays import read_json_value
+from shards.config import parse_values
+from shards.errors import ConfigError
+from shards.text import read_text_file
+
+SHOWN = 6
+"""Missing parts that are named."""
+
+
+def unfinished(folders: Sequence[Path]) -> list[str]:
+    """A line for each evaluation at or below the folders that is not complete; one that is not looked at twice."""
+    found: dict[Path, str | None] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("config.yaml")):
+            found.setdefault(path.parent.resolve(), _line(path.parent))
+    return [line for line in found.values() if line]
+
+
+def _line(folder: Path) -> str | None:
+    """What there is to say of a run's folder; None of a complete one, and of what is no evaluation."""
+    config, status = _config(folder / "config.yaml"), _status(folder / "status.json")
+    if config is None:
+        return None
+    has_results = (folder / "results.json").is_file()
+    state = str(status.get("status", "unknown"))
+    is_complete = state == "complete"
+    if is_complete and has_results:
+        return None
+    wanted = _wanted(config)
+    done = status.get("step")
+    told = f"{done} of {len(wanted)} parts done" if isinstance(done, int) else "nothing known of its parts"
+    missing = wanted[done:] if isinstance(done, int) else []
+    if missing and not is_complete:
+        names = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
+        told += f"; missing: {names}"
+    earlier = "; its rows here are of an earlier start" if has_results else "; it has no rows here"
+    known = {"part": "at {}", "time": "last heard of at {}", "reason": "{}"}  # not all in those of earlier versions
+    state = ", ".join([state, *(word.format(status[key]) for key, word in known.items() if status.get(key))])
+    return f"{folder}: not finished ({state}): {told}{earlier}"
+
+
+def _wanted(config: dict[str, Any]) -> list[str]:
+    """Parts in the order in which they are done (finetune/evaluate.py)."""
+    names = ("pretrained", "random") if config.get("compare_random", True) else ("pretrained",)
+    return [
+        f"{name} {protocol}" + (f" of {100 * fraction:g} % of the tiles" if fraction != 1 else "")
+        for name in names
+        for fraction in config.get("fractions", [1.0])
+        for protocol in config.get("protocol", [])
+    ]
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    """The config of an evaluation; None where it is another's, or damaged."""
+    try:
+        content = parse_values(read_text_file(path, str(path)), str(path))
+    except ConfigError:
+        return None
+    is_evaluation = isinstance(content, dict) and isinstance(content.get("protocol"), list) and "task" in content
+    return content if is_evaluation and isinstance(content.get("fractions", []), list) else None
+
+
+def _status(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json_value(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
