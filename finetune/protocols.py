@@ -136,6 +136,8 @@ class Protocols:
     def _alive(self, number: int = 0) -> None:
         """Tell the watchdog that work goes on, and hear from it whether it shall."""
         self.watchdog.begin("evaluation", number)
+        if self.watchdog.run is not None:
+            self.watchdog.run.tell_part()
         if self.watchdog.stop_requested():
             raise Stopped
 
