@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from finetune.knn import NearestNeighbours
 from finetune.layouts import Split, items_hash
 from finetune.metrics import Scores
 from finetune.model_file import InputDescription, TaskModel
-from finetune.probe import Sweep, Trained
+from finetune.probe import HeadsDiverged, Sweep, Trained
 from finetune.recipe import Recipe, adapting
 from finetune.results import Result, read_part, write_part
 from finetune.scoring import Collector, Evaluation, is_better, subset_rows
@@ -30,9 +31,11 @@ from finetune.tasks import Task
 from finetune.tune import Tuned, Tuning
 from pretrain import distributed
 from pretrain.checkpoint import read_weights
+from pretrain.guard import Diverged
 from pretrain.models.initialise import initialise
 from pretrain.telemetry import say
 from pretrain.watchdog import Watchdog
+from shards.errors import ForgeError
 from shards.sources import SPLITS
 
 VOTERS = 32
@@ -168,9 +171,15 @@ class Protocols:
         model = self.model(name)
         features = self._features(model, self.recipe.frozen.views)
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
-        trained = self._sweep(model, features, rows).run(seeds) if seeds else []
+        trained: list[Trained] = []
+        diverged: HeadsDiverged | None = None
+        try:
+            trained = self._sweep(model, features, rows).run(seeds) if seeds else []
+        except HeadsDiverged as error:
+            diverged = error
         distributed.patient_barrier(self._alive)  # some ranks have a seed more
-        everyone = [one for part in distributed.gather_objects([_told(one) for one in trained]) for one in part]
+        told = distributed.together(lambda: _raise_or([_told(one) for one in trained], diverged))
+        everyone = [one for part in distributed.gather_objects(told) for one in part]
         results = [
             _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve)
             for head, seed, lr, epoch, validation, test, curve, _ in everyone
@@ -226,12 +235,18 @@ class Protocols:
         if protocol == "frozen":
             recipe, head = adapting(self.recipe.frozen, recipe), self.recipe.heads[0]
         best: Result | None = None
+        diverged: Diverged | None = None
         for lr in recipe.lrs:
             path = self._part(name, protocol, fraction, f"-seed{seed}-lr{lr:g}")
             found: list[Result] | None = distributed.from_main(read_part(path))
             if found is None:
                 begin = time.monotonic()
-                tuned = self._tuning(path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
+                try:
+                    tuned = self._tuning(path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
+                except Diverged as error:  # on every rank alike; the other rates count
+                    diverged = error
+                    say(f"WARNING: {error}: lr {lr:g} is left out")
+                    continue
                 if tuned is None:
                     return None
                 what = (name, protocol, head, seed, fraction)
@@ -243,6 +258,8 @@ class Protocols:
             before = None if best is None else Scores(best.validation)
             if is_better(self.task, self.recipe.select, Scores(found[0].validation), before):
                 best = found[0]
+        if best is None and diverged is not None:
+            raise diverged
         return best
 
     def _tuning(
@@ -301,6 +318,12 @@ def _told(one: Trained) -> tuple:
     return member.name, member.seed, member.lr, member.best_epoch, scores, one.test, member.curve, member.best_weights
 
 
+def _raise_or(value: list[tuple], error: ForgeError | None) -> list[tuple]:
+    if error is not None:
+        raise error
+    return value
+
+
 def _result(
     what: tuple[str, str, str, int, float],
     lr: float | None,
@@ -310,6 +333,14 @@ def _result(
     curve: list[dict[str, float]],
 ) -> Result:
     scores = test.scores
+    for split, found in (("validation", validation), ("test", scores)):
+        if not found.are_finite:
+            bad = ", ".join(f"{key} {value}" for key, value in found.values.items() if not math.isfinite(value))
+            encoder, protocol, head, seed, fraction = what
+            raise Diverged(
+                f"{encoder}, {protocol}, head {head}, seed {seed}, fraction {fraction:g}: {split} scores that are not "
+                f"finite ({bad}): lower the learning rate, or look at the tiles of the '{split}' split"
+            )
     return Result(
         *what, lr, epoch, validation.values, scores.values, scores.by_output, curve, units=test.units, maps=test.maps
     )

@@ -159,6 +159,7 @@ class Tuning:
             if self._evaluation_is_due():
                 self._validate()
             if self.step >= self.steps:
+                self.guard.check_end(self.step, f"{self.name}: diverged: lower full.lrs")
                 return self._test()
             verdict = self._train_step()
             if verdict.stop:
@@ -295,7 +296,8 @@ class Tuning:
 
     def _test(self) -> Tuned:
         path, _ = newest_verified(self.work / "best")
-        assert path is not None
+        if path is None:
+            raise Diverged(f"{self.name}: diverged: no epoch has finite validation scores: lower full.lrs")
         load_checkpoint(self.engine, path)
         return Tuned(self.best, self._evaluate("test"), self.best_epoch, self.curve, path)
 

@@ -34,7 +34,7 @@ from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import StepResult, ZeroEngine
 from pretrain.export import export_encoder
 from pretrain.garbage import collected_by_step
-from pretrain.guard import Guard, Verdict
+from pretrain.guard import Diverged, Guard, Verdict
 from pretrain.inputs import open_inputs
 from pretrain.ledger import SampleLedger
 from pretrain.meter import Meter
@@ -140,6 +140,8 @@ class Trainer:
                     verdict = self._train_step(batches)
                 collect(self.step)
                 last = self.step == steps
+                if last:
+                    self.guard.check_end(self.step, f"{self.folder}: diverged: look at skipped.jsonl, lower optim.lr")
                 if self.step % config.log.every == 0 or last or verdict.stop:
                     self._log(verdict)
                 with self.meter.clock.pause():
@@ -295,6 +297,10 @@ class Trainer:
             return
         self.telemetry.record(self.step, {"validation_loss": result.loss})
         say(f"step {self.step}  validation loss {result.loss:.4f} over {len(held_out)} held-out tiles")
+        if not math.isfinite(result.loss):
+            raise Diverged(
+                f"{self.folder}: diverged by step {self.step}: the validation loss is {result.loss}: lower optim.lr"
+            )
         if distributed.is_main() and result.figure is not None:
             with self.telemetry.drawing:
                 from pretrain.pictures import save_figure
