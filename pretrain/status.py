@@ -117,9 +117,8 @@ class RunState:
         if self.condition == "running":
             return f"running{where}, last heard of {_ago(self.heard)} ago ({process})"
         if self.condition == "suspended":
-            return (
-                f"suspended by a signal{where}, last heard of {_ago(self.heard)} ago ({process}): kill -CONT {one.pid}"
-            )
+            woken = f"kill -CONT {one.pid} wakes it"
+            return f"suspended by a signal ({woken}){where}, last heard of {_ago(self.heard)} ago ({process})"
         if self.condition == "dead":
             gone = f"its process {one.pid} is gone on this host" if one.pid else "it says running, and nobody holds it"
             return f"dead: {gone}{where}, last heard of {_ago(self.heard)} ago: start the same command again"

@@ -2,10 +2,15 @@
 
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+QUIET_S = 600.0
+"""Seconds after a line on a file before the next: on a disk that is almost full small writes succeed, and large ones
+fail."""
 
 
 class BestEffort:
@@ -19,7 +24,7 @@ class BestEffort:
 
     def __init__(self, path: Path, errors: type[Exception] = OSError) -> None:
         self.path, self.errors = path, errors
-        self._missed = 0
+        self._missed, self._told, self._quiet_until = 0, False, 0.0
 
     def __enter__(self) -> None:
         pass
@@ -28,16 +33,17 @@ class BestEffort:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is None:
-            if self._missed:
+            if self._told:
                 _warn(f"{self.path}: written again; {self._missed} writes are missing")
-            self._missed = 0
+                self._told, self._missed = False, 0
             return False
         if not isinstance(error, self.errors):
             return False
-        if not self._missed:
+        self._missed += 1
+        if not self._told and time.monotonic() > self._quiet_until:
+            self._told, self._quiet_until = True, time.monotonic() + QUIET_S
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             _warn(f"warning: {self.path}: not written: {reason}; the run goes on without it")
-        self._missed += 1
         return True
 
 
