@@ -49,7 +49,7 @@ class RunFolder:
         self._lock: Lock | None = None
         self._effort = BestEffort(path / STATUS_FILE)
         self.record = leader or RunRecord.of_this_process()
-        self._written = 0.0
+        self._written, self._released = 0.0, False
         if leader is None:
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -112,12 +112,13 @@ class RunFolder:
     def release(self) -> None:
         """Leave the folder to the next run."""
         if self._lock is not None:
+            self._released = True
             self._lock.release()
 
     def _write(self, record: RunRecord) -> None:
         """By rename, without waiting for the disk: this happens at every log step."""
         self.record, self._written = replace(record, time=now()), time.monotonic()
-        if self._lock is not None and not self._lock.is_held():
+        if self._lock is not None and not self._released and not self._lock.is_held():
             return  # the file is another run's
         with self._effort:
             temporary = temporary_path(self.path / STATUS_FILE)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.bad_tiles import BadTiles
-from pretrain.checkpoint import list_checkpoints
+from pretrain.checkpoint import CheckpointNotWritten, list_checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
 from pretrain.engine import StepResult, ZeroEngine
@@ -347,9 +347,16 @@ class Trainer:
 
     def _export(self) -> None:
         """The encoder of the last checkpoint as a file of its own."""
-        dest, checkpoints = self.folder / "encoder.safetensors", self.folder / "checkpoints"
-        distributed.together(
-            lambda: export_encoder(list_checkpoints(checkpoints)[-1], dest) if distributed.is_main() else None
-        )
+        dest = self.folder / "encoder.safetensors"
+        distributed.together(lambda: self._write_encoder(dest) if distributed.is_main() else None)
         self._tell("complete")
         say(f"complete: {dest} ({self.samples_seen} samples seen)")
+
+    def _write_encoder(self, dest: Path) -> None:
+        try:
+            export_encoder(list_checkpoints(self.folder / "checkpoints")[-1], dest)
+        except OSError as error:
+            raise CheckpointNotWritten(
+                f"{dest}: can't be written: {error.strerror}; the last checkpoint is whole: make room and start the "
+                "command again"
+            ) from None

@@ -8,6 +8,7 @@ from support.tiles import write_archive
 from support.zero_jobs import Runs
 
 from pretrain.checkpoint import find_damage, list_checkpoints, step_of
+from pretrain.status import run_state
 from shards.build import PackConfig, pack
 
 SIGNALLED = {"step": [2, 4], "evaluation": [2, 3], "saving": [4, 5]}
@@ -46,6 +47,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("twice", poison={"rank": 0, "steps": [5, 6]}),
         job("always", "train.steps=12", poison={"rank": 1, "steps": list(range(5, 12))}),
         job("full", disk_full_after=3),
+        job("patient", "train.steps=3", "guard.patience=1000", poison={"rank": 0, "steps": [0, 1, 2]}),
+        job("spoilt-momentum", moco, "train.micro_batch=4", "train.steps=3", spoil={"what": "momentum", "step": 3}),
+        job("spoilt-buffer", "train.steps=2", spoil={"what": "buffer", "step": 2}),
         *(
             job(f"signal-in-{phase}", f"log.validate_every={every}", signal_in=phase)
             for phase, every in EVALUATED.items()
@@ -132,6 +136,24 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(runs: Path) -> None:
     checkpoints = runs / "full" / "checkpoints"
     assert [path.name for path in sorted(checkpoints.iterdir())] == ["latest", "step-00000002"]
     assert find_damage(checkpoints / "step-00000002") is None
+
+
+def test_a_run_that_skipped_all_of_its_steps_is_not_complete(runs: Path) -> None:
+    error = (runs / "patient" / "error.txt").read_text()
+    assert error.startswith("76 True ") and "the loss was no number in the last 3 of 3 steps" in error
+    assert not (runs / "patient" / "encoder.safetensors").exists()
+    assert run_state(runs / "patient").condition == "failed"
+
+
+@pytest.mark.parametrize("what", ["momentum", "buffer"])
+def test_what_no_loss_shows_is_found_when_the_last_step_is_saved(runs: Path, what: str) -> None:
+    folder = runs / f"spoilt-{what}"
+    error = (folder / "error.txt").read_text()
+    assert error.startswith("76 True ") and "diverged" in error
+    assert [step_of(path) for path in list_checkpoints(folder / "checkpoints")] == ([2] if what == "momentum" else [])
+    assert not (folder / "encoder.safetensors").exists()
+    state = run_state(folder)
+    assert (state.condition, state.record.reason in error) == ("failed", True)
 
 
 @pytest.mark.parametrize("phase", SIGNALLED)

@@ -2,7 +2,8 @@
 
 A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are no
 numbers; with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte; with
-{"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later.
+{"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later; with
+{"spoil": {"what", "step"}}: during that step (1, 2, ...) a weight of the momentum network, or a buffer, gets infinite.
 """
 
 import json
@@ -44,6 +45,8 @@ def run_job(job: dict) -> None:
 
         def poisoned(engine, batches, step):
             bad = distributed.rank() == poison["rank"] and step in poison["steps"]
+            if step + 1 == job.get("spoil", {}).get("step"):
+                spoil(trainer, job["spoil"]["what"])
             for loss in losses(engine, batches, step):
                 yield loss * float("nan") if bad else loss
             if step + 1 == job.get("disk_full_after"):
@@ -57,6 +60,16 @@ def run_job(job: dict) -> None:
             (Path(job["dir"]) / "error.txt").write_text(f"{error.exit_code} {error.everywhere} {error}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def spoil(trainer, what: str) -> None:
+    """Make a value infinite that the losses don't show."""
+    if what == "momentum":
+        list(trainer.objective.momentum.shards.values())[-1].fill_(float("inf"))
+    else:
+        next(buffer for name, buffer in trainer.engine.module.named_buffers() if "running_var" in name).fill_(
+            float("inf")
+        )
 
 
 def main() -> None:

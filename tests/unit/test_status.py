@@ -102,7 +102,10 @@ def test_the_first_end_is_kept_and_another_start_is_not_touched(tmp_path: Path) 
     record = read_record(tmp_path)
     assert record is not None
     assert (record.status, record.step, record.reason) == ("failed", 3, "rank 1: CUDA out of memory and more")
+    folder.tell("running", 4, 10, 32)
     folder.release()
+    folder.end("failed", "after it let go")
+    assert run_state(tmp_path).record.reason == "after it let go"
     change(tmp_path, status="running", pid_start="of the next start")
     other_rank.end("failed", "too late")
     assert json.loads((tmp_path / STATUS_FILE).read_text())["status"] == "running"
