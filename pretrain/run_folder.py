@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.config import CheckpointConfig
 from pretrain.status import LOCK_FILE, STATUS_FILE, RunRecord, Status, now, read_record, run_state
-from shards.atomic import temporary_path, write_atomic
+from shards.atomic import sweep, temporary_path, write_atomic
 from shards.errors import ConfigError, ForgeError
 from shards.journal import BestEffort
 from shards.lock import Lock, holder, silence
@@ -55,6 +55,7 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = _hold(path, patience)
                 write_atomic(path / "rank0.pid", str(os.getpid()))
+                sweep(path, f"{STATUS_FILE}.*")
             except OSError as error:
                 raise ConfigError(f"key 'run.dir': {path}: can't be written: {error.strerror}") from None
             before = read_record(path)

@@ -17,7 +17,6 @@
       encoder.safetensors    the exported encoder, when the run is complete, and encoder.md, its card
 """
 
-import json
 import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ from pretrain.bad_tiles import BadTiles
 from pretrain.checkpoint import CheckpointNotWritten, list_checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
-from pretrain.engine import StepResult, ZeroEngine
+from pretrain.engine import ZeroEngine
 from pretrain.export import export_encoder
 from pretrain.garbage import collected_by_step
 from pretrain.guard import Diverged, Guard, Verdict
@@ -45,6 +44,7 @@ from pretrain.probe import EncoderProbe
 from pretrain.run_folder import open_run
 from pretrain.savepoints import Savepoints
 from pretrain.schedules import learning_rate
+from pretrain.skips import SkipLog
 from pretrain.status import Status
 from pretrain.telemetry import Telemetry, duration, say
 from pretrain.validate import Stopped, validate
@@ -52,7 +52,7 @@ from pretrain.watchdog import Watchdog
 from shards.atomic import write_atomic
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
-from shards.journal import BestEffort, Journal
+from shards.journal import BestEffort
 
 
 class Trainer:
@@ -96,7 +96,7 @@ class Trainer:
         self.step, self.samples_seen = self.savepoints.resume()
         self._check_room()
         self.telemetry = Telemetry(self.folder, self.step)
-        self.skips = Journal(self.folder / "skipped.jsonl")
+        self.skips = SkipLog(self.folder, self.inputs)
         self.ledger = SampleLedger(self.folder, self.step) if config.log.samples else None
         self.meter = Meter(config, self.objective, self.stream, watchdog, manifest.tile_shape[0], self.step)
         self.engine.mark = self.meter.parts.mark
@@ -184,7 +184,10 @@ class Trainer:
             samples = np.concatenate(seen)
             self.ledger.record(self.step, samples, self.inputs.plan.tiles(samples))
         if not result.applied:
-            self._note_skip(verdicts[0], result, seen)
+            self.skips.record(self.step, verdicts[0], result.losses, seen)
+            self.telemetry.record(self.step, {"skipped_steps": self.guard.skipped})
+            if self.guard.is_out_of_patience:
+                self.savepoints.go_back(self.step)
         return verdicts[0]
 
     def _noted(self, batches: Iterator[TileBatch], seen: list[np.ndarray]) -> Iterator[TileBatch]:
@@ -200,29 +203,6 @@ class Trainer:
 
     def _lr(self, step: int) -> float:
         return learning_rate(step, self.config.train.steps, self.config.lr, self.config.optim)
-
-    def _note_skip(self, verdict: Verdict, result: StepResult, seen: list[np.ndarray]) -> None:
-        """Write down why a step was skipped and what it saw; go back to a checkpoint after too many in a row."""
-        batches = [
-            {
-                "rank": distributed.rank(),
-                "loss": loss if math.isfinite(loss) else str(loss),
-                "tiles": self._keys(samples),
-            }
-            for loss, samples in zip(result.losses.tolist(), seen, strict=True)
-        ]
-        everyone = [one for part in distributed.gather_objects(batches) for one in part]
-        suspects = [one for one in everyone if isinstance(one["loss"], str)] or everyone
-        if distributed.is_main():
-            line = {"step": self.step, "reason": verdict.reason, "batches": suspects}
-            self.skips.append((json.dumps(line) + "\n").encode())
-        say(f"WARNING: step {self.step} skipped: {verdict.reason}; its tiles are in {self.folder / 'skipped.jsonl'}")
-        self.telemetry.record(self.step, {"skipped_steps": self.guard.skipped})
-        if self.guard.is_out_of_patience:
-            self.savepoints.go_back(self.step)
-
-    def _keys(self, samples: np.ndarray) -> list[str]:
-        return [self.inputs.reader.key(int(row)) for row in self.inputs.plan.tiles(samples)]
 
     # ---- telling ----
 
