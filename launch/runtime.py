@@ -1,12 +1,13 @@
 """The process a launcher gives us: threads, signals, rendezvous defaults, and a clean end."""
 
 import errno
+import io
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launch.command import fail
 from launch.ranks import set_rendezvous
@@ -16,6 +17,29 @@ from shards.errors import ForgeError
 
 FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 """What a disk says that is full, or a file system that went away."""
+
+
+class _Console(io.FileIO):
+    """Standard output or error as a file that can't fail: a log on a full disk, or a closed terminal, ends no run."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def forgive_console() -> None:
+    """Let nothing that is printed, by whatever library, end this process."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start
+            setattr(sys, name, open(os.devnull, "w"))
+            continue
+        with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by something that is no file
+            console = io.BufferedWriter(_Console(stream.fileno(), "wb", closefd=False))
+            options = {"errors": stream.errors, "line_buffering": True}
+            setattr(sys, name, io.TextIOWrapper(console, encoding=stream.encoding, **options))
 
 
 def prepare_environment(threads: int) -> None:
