@@ -159,7 +159,7 @@ class Tuning:
             if self._evaluation_is_due():
                 self._validate()
             if self.step >= self.steps:
-                self.guard.check_end(self.step, f"{self.name}: diverged: lower full.lrs")
+                self.guard.check_end(self.step, self.name, "lower full.lrs")
                 return self._test()
             verdict = self._train_step()
             if verdict.stop:

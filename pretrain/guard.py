@@ -92,15 +92,14 @@ class Guard:
         """Whether so many steps in a row were skipped that the weights must be what is wrong."""
         return self.in_a_row >= self.config.patience
 
-    def check_end(self, step: int, told: str) -> None:
+    def check_end(self, step: int, where: str, advice: str) -> None:
         """Raise Diverged where a training that ends after ``step`` steps has skipped all, or the last few of them, for
-        losses that are no numbers, whatever its patience: its weights are of long before.
-
-        Args:
-            told: the beginning of the error.
-        """
+        losses that are no numbers, whatever its patience: its weights are of long before."""
         if self.not_finite >= min(step, GuardConfig().patience):
-            raise Diverged(f"{told}: the loss was no number in the last {self.not_finite} of {step} steps")
+            raise Diverged(
+                f"{where}: diverged: loss or gradient was no number in the last {self.not_finite} of {step} steps: "
+                f"{advice}"
+            )
 
     def state(self) -> dict[str, Any]:
         """Plain JSON; the same on all ranks."""

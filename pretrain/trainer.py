@@ -140,10 +140,10 @@ class Trainer:
                     verdict = self._train_step(batches)
                 collect(self.step)
                 last = self.step == steps
-                if last:
-                    self.guard.check_end(self.step, f"{self.folder}: diverged: look at skipped.jsonl, lower optim.lr")
                 if self.step % config.log.every == 0 or last or verdict.stop:
                     self._log(verdict)
+                if last:
+                    self.guard.check_end(self.step, str(self.folder), "look at skipped.jsonl, or lower optim.lr")
                 with self.meter.clock.pause():
                     stop = verdict.stop or not self._evaluate(last)
                     due = self.step % config.checkpoint.every == 0

@@ -49,14 +49,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("full", disk_full_after=3),
         job("patient", "train.steps=3", "guard.patience=1000", poison={"rank": 0, "steps": [0, 1, 2]}),
         job("spoilt-momentum", moco, "train.micro_batch=4", "train.steps=3", spoil={"what": "momentum", "step": 3}),
-        job("spoilt-buffer", "train.steps=2", spoil={"what": "buffer", "step": 2}),
+        job("spoilt-moment", "train.steps=3", spoil={"what": "moment", "step": 3}),
         *(
             job(f"signal-in-{phase}", f"log.validate_every={every}", signal_in=phase)
             for phase, every in EVALUATED.items()
         ),
         job("again", "train.steps=6", poison={"rank": 1, "steps": [0, 1, 2, 3, 4, 5]}),
     ]
-    jobs_of.launch(2, jobs, timeout=300)
+    jobs_of.launch(2, jobs, timeout=400)
     return folder
 
 
@@ -140,20 +140,23 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(runs: Path) -> None:
 
 def test_a_run_that_skipped_all_of_its_steps_is_not_complete(runs: Path) -> None:
     error = (runs / "patient" / "error.txt").read_text()
-    assert error.startswith("76 True ") and "the loss was no number in the last 3 of 3 steps" in error
+    assert error.startswith("76 True ") and "was no number in the last 3 of 3 steps" in error
     assert not (runs / "patient" / "encoder.safetensors").exists()
     assert run_state(runs / "patient").condition == "failed"
 
 
-@pytest.mark.parametrize("what", ["momentum", "buffer"])
-def test_what_no_loss_shows_is_found_when_the_last_step_is_saved(runs: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [("momentum", "the validation loss is nan"), ("moment", "step-00000003: not saved: diverged: optimizer: ")],
+)
+def test_what_no_training_loss_shows_is_found_when_the_run_ends(runs: Path, what: str, found: str) -> None:
     folder = runs / f"spoilt-{what}"
     error = (folder / "error.txt").read_text()
-    assert error.startswith("76 True ") and "diverged" in error
-    assert [step_of(path) for path in list_checkpoints(folder / "checkpoints")] == ([2] if what == "momentum" else [])
+    assert error.startswith("76 True ") and found in error
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["latest", "step-00000002"]
     assert not (folder / "encoder.safetensors").exists()
     state = run_state(folder)
-    assert (state.condition, state.record.reason in error) == ("failed", True)
+    assert (state.condition, state.record.step, state.record.reason in error) == ("failed", 3, True)
 
 
 @pytest.mark.parametrize("phase", SIGNALLED)

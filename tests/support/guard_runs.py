@@ -3,7 +3,7 @@
 A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are no
 numbers; with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte; with
 {"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later; with
-{"spoil": {"what", "step"}}: during that step (1, 2, ...) a weight of the momentum network, or a buffer, gets infinite.
+{"spoil": {"what", "step"}}: after the losses of that step (1, 2, ...) part of the state gets infinite.
 """
 
 import json
@@ -45,10 +45,10 @@ def run_job(job: dict) -> None:
 
         def poisoned(engine, batches, step):
             bad = distributed.rank() == poison["rank"] and step in poison["steps"]
-            if step + 1 == job.get("spoil", {}).get("step"):
-                spoil(trainer, job["spoil"]["what"])
             for loss in losses(engine, batches, step):
                 yield loss * float("nan") if bad else loss
+            if step + 1 == job.get("spoil", {}).get("step"):
+                spoil(trainer, job["spoil"]["what"])
             if step + 1 == job.get("disk_full_after"):
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
@@ -63,13 +63,14 @@ def run_job(job: dict) -> None:
 
 
 def spoil(trainer, what: str) -> None:
-    """Make a value infinite that the losses don't show."""
+    """Make values infinite that the losses of this step don't show: of the momentum network, or rank 1's moments."""
+    from pretrain import distributed
+
     if what == "momentum":
         list(trainer.objective.momentum.shards.values())[-1].fill_(float("inf"))
-    else:
-        next(buffer for name, buffer in trainer.engine.module.named_buffers() if "running_var" in name).fill_(
-            float("inf")
-        )
+    elif distributed.rank() == 1:
+        for state in trainer.engine.deepspeed.optimizer.optimizer.state.values():
+            state["exp_avg_sq"].fill_(float("inf"))
 
 
 def main() -> None:
