@@ -115,7 +115,8 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
         if watchdog is not None and watchdog.ends_as_asked:
             watchdog.leave_run("interrupted", "stopped before the first step: nothing to save")
             os._exit(STOPPED)
-        _abort(f"lost another rank, or never met it: {str(error).splitlines()[0]}; its output says why", 1, watchdog)
+        told = str(error).splitlines()[0].split(". This is typically")[0]  # gloo goes on for sentences
+        _abort(f"lost another rank, or never met it: {told}; its output says why", 1, watchdog)
     except BaseException as error:  # a library's sys.exit, too
         _tell_defect(watchdog, error)
         raise

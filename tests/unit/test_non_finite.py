@@ -115,9 +115,7 @@ def test_a_training_that_skipped_its_last_steps_has_not_ended_well_whatever_its_
     guard = Guard(GuardConfig(patience=1000))
     for _ in range(3):
         guard.judge(torch.tensor(math.nan), torch.tensor(1.0), stop=False)
-    with pytest.raises(
-        Diverged, match=r"^run: diverged: .* in the last 3 of 3 steps: lower it$"
-    ):
+    with pytest.raises(Diverged, match=r"^run: diverged: .* in the last 3 of 3 steps: lower it$"):
         guard.check_end(3, "run", "lower it")
     guard.check_end(10, "run", "lower it")  # the steps before these were applied
     guard.load({key: value for key, value in guard.state().items() if key != "not_finite"})  # of an older version

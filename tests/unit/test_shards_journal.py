@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from support.processes import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.telemetry import Telemetry, say
@@ -106,3 +109,24 @@ def test_a_console_on_a_full_disk_does_not_end_the_run(monkeypatch) -> None:
         monkeypatch.setattr("sys.stdout", full)
         say("step 1")
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # what is in the buffer can be written now
+
+
+PRINTS = """
+import sys
+from launch import runtime
+runtime.forgive_console()
+from tqdm import tqdm
+for number in tqdm(range(3)):
+    print("step", number)
+print("warning", file=sys.stderr)
+with open(sys.argv[1], "w") as file:
+    file.write("went on")
+"""
+
+
+@pytest.mark.parametrize("console", ["/dev/full", "closed", "/dev/null"])
+def test_nothing_that_a_library_prints_ends_a_run_either(tmp_path: Path, console: str) -> None:
+    words = [sys.executable, "-c", PRINTS, str(tmp_path / "done")]
+    close = " >&- 2>&-" if console == "closed" else f" > {console} 2>&1"
+    done = subprocess.run(shlex.join(words) + close, shell=True, cwd=REPOSITORY)
+    assert (done.returncode, (tmp_path / "done").read_text()) == (0, "went on")
