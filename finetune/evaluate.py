@@ -8,7 +8,7 @@
       features/KEY.zarr      features of the frozen protocols
       parts/NAME.npz         finished trainings: the same command goes on after them
       work/NAME/             checkpoints of the training that is under way
-      rank0.pid status.json  as of a pretraining run
+      rank0.pid run.lock status.json    as of a pretraining run; status.json counts parts
 """
 
 import shutil
@@ -30,12 +30,14 @@ from finetune.tasks import get_task
 from finetune.tune import cut_batch
 from pretrain import distributed
 from pretrain.models import load_encoder
-from pretrain.run_folder import RunFolder, Status
+from pretrain.run_folder import open_run
+from pretrain.status import Status
 from pretrain.telemetry import say
 from pretrain.watchdog import Watchdog
 from shards.atomic import write_atomic
 from shards.config import dump_config
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ForgeError
+from shards.journal import BestEffort
 from shards.picture import stretch
 from shards.sensors import NODATA, Sensor
 from shards.sources import SPLITS
@@ -53,13 +55,22 @@ class Evaluator:
 
     def __init__(self, config: FinetuneConfig, watchdog: Watchdog) -> None:
         self.config, self.folder = config, Path(config.run.dir)
-        self.run = distributed.together(lambda: RunFolder(self.folder) if distributed.is_main() else None)
+        self.run = open_run(self.folder, watchdog)
         self.setting: Setting = distributed.together(lambda: prepare(config))
         self.protocols = Protocols(config, self.setting, self.folder, watchdog)
         self.names = ("pretrained", "random") if config.compare_random else ("pretrained",)
 
     def evaluate(self) -> bool:
         """Run what is not done yet and write the results. Returns False where it was asked to stop, and has saved."""
+        try:
+            return self._evaluate()
+        except ForgeError as error:
+            self.run.end("failed", str(error))
+            raise
+        finally:
+            self.run.release()
+
+    def _evaluate(self) -> bool:
         config, setting = self.config, self.setting
         wanted = [
             (name, protocol, fraction)
@@ -70,10 +81,14 @@ class Evaluator:
         told = ", ".join(f"{len(setting.items[name])} {name}" for name in SPLITS)
         windows = f"{len(setting.splits['train'])} training windows of {setting.encoder.size} px"
         say(f"{setting.task.name}: {told} tiles, {windows}")
-        self._tell("running", 0, len(wanted))
+        if distributed.is_main():
+            path = self.folder / "config.yaml"
+            with BestEffort(path):
+                write_atomic(path, dump_config(self.config))
         distributed.barrier()
         results: list[Result] = []
         for number, (name, protocol, fraction) in enumerate(wanted):
+            self._tell("running", number, len(wanted), f"{name}, {protocol}, {fraction:g}")
             try:
                 if number == 0:
                     self.protocols.begin()
@@ -93,7 +108,7 @@ class Evaluator:
                 f"{len(results)} results in {self.folder}; python -m finetune report {self.folder} makes a page of them"
             )
         distributed.barrier()
-        self._tell("complete", len(wanted), len(wanted))
+        self._tell("complete", len(wanted), len(wanted), "")
         return True
 
     def _collect(self, results: list[Result]) -> RunResults:
@@ -127,11 +142,9 @@ class Evaluator:
             labels=test.labels[shown].astype(np.int16 if task.kind == "segmentation" else np.float32),
         )
 
-    def _tell(self, status: Status, done: int, wanted: int) -> None:
-        if self.run is not None:
-            if status == "running":
-                write_atomic(self.folder / "config.yaml", dump_config(self.config))
-            self.run.tell(status, done, wanted)
+    def _tell(self, status: Status, done: int, wanted: int, part: str | None = None) -> None:
+        if distributed.is_main():
+            self.run.tell(status, done, wanted, self.run.record.samples, part)
 
 
 def prepare(config: FinetuneConfig) -> Setting:

@@ -23,12 +23,17 @@ from finetune.datasets import LabelledSplit
 from finetune.hashes import array_hash, digest
 from finetune.model_file import TaskModel
 from pretrain import distributed
+from pretrain.models.finite import is_finite
 from pretrain.telemetry import say
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ForgeError
 
 BATCH = 16
 COMPLETE = "complete"
 """Attribute that a cache gets when all of it is there."""
+
+
+class FeaturesError(ForgeError):
+    """Features that are not finite."""
 
 
 class Features(Protocol):
@@ -50,6 +55,8 @@ class KeptFeatures:
     def __init__(self, array: zarr.Array, device: torch.device, in_memory: bool) -> None:
         self.views, self.device = array.shape[1], device
         self._array = torch.from_numpy(np.asarray(array[:])) if in_memory else array
+        if isinstance(self._array, Tensor):
+            _require_finite(self._array)
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         if isinstance(self._array, Tensor):
@@ -57,7 +64,7 @@ class KeptFeatures:
         found = np.empty((len(rows), *self._array.shape[2:]), np.float16)
         for view in np.unique(views):
             found[views == view] = self._array.oindex[rows[views == view], int(view)]
-        return torch.from_numpy(found).to(self.device).float()
+        return _require_finite(torch.from_numpy(found)).to(self.device).float()
 
 
 class FreshFeatures:
@@ -67,7 +74,7 @@ class FreshFeatures:
         self.model, self.split, self.views, self.device = model, split, views, device
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        return encode(self.model, self.split, rows, views, self.device)
+        return _require_finite(encode(self.model, self.split, rows, views, self.device))
 
 
 def frozen_features(
@@ -92,6 +99,7 @@ def frozen_features(
 
     Raises:
         ConfigError: the cache folder can't be written.
+        FeaturesError: they are not finite.
     """
     shape = (len(split), views, *_feature_shape(model, split))
     size_gb = 2 * float(np.prod(shape)) / 1e9
@@ -112,6 +120,16 @@ def frozen_features(
             zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
         distributed.barrier()
     return KeptFeatures(zarr.open_array(path, mode="r"), device, in_memory=size_gb <= memory_gb)
+
+
+def _require_finite(features: Tensor) -> Tensor:
+    """The features; those of a diverged encoder or of broken tiles would vote, and be trained on, all the same."""
+    if not is_finite(features):
+        raise FeaturesError(
+            "features that are NaN or infinite (kept as float16, up to 65504): the encoder diverged, or the images of "
+            "the task are not what it was trained on: compare their statistics, and take another checkpoint"
+        )
+    return features
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ that occur in labels or predictions; micro and macro F1; mAP macro and micro_mAP
 means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +30,12 @@ class Scores:
 
     values: dict[str, float] = field(default_factory=dict)
     by_output: dict[str, list[float | None]] = field(default_factory=dict)
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether no value is NaN or infinite; what is undefined, such as the score of a class without pixels, is
+        None among ``by_output`` and left out of means."""
+        return all(math.isfinite(value) for value in self.values.values())
 
 
 def compute_scores(kind: Kind, units: np.ndarray, baseline: np.ndarray | None = None) -> Scores:

@@ -18,6 +18,7 @@ from finetune.tasks import Task
 from pretrain.models import EncoderDescription, WeightsError, build_encoder, load_encoder
 from pretrain.models.description import read_header
 from pretrain.models.encoder import Encoder
+from pretrain.models.weights import require_finite
 from shards.arrays import read_json_value
 from shards.atomic import write_atomic
 
@@ -109,6 +110,7 @@ def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | N
     }
     header = model.description.to_header() | {HEADER_KEY: json.dumps(told)}
     own = weights or {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("images.")}
+    require_finite(own, str(path))
     write_atomic(path, save({name: one.detach().cpu().contiguous() for name, one in own.items()}, metadata=header))
 
 
@@ -116,7 +118,7 @@ def load_task_model(path: str | Path) -> TaskModel:
     """A fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
 
     Raises:
-        WeightsError: missing, damaged, or an encoder whose normalisation is unknown.
+        WeightsError: missing, damaged, not finite, or an encoder whose normalisation is unknown.
     """
     path = Path(path)
     told = _header(path)
@@ -130,6 +132,7 @@ def load_task_model(path: str | Path) -> TaskModel:
         raise WeightsError(f"{path}: damaged model file ({error})") from None
     if description is None:
         raise WeightsError(f"{path}: its description is damaged (nothing about the encoder); train it again")
+    require_finite(weights, str(path))
     try:
         return _rebuild(told, description, weights).eval()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 Heads of one seed share order and views, so each batch of features is fetched once for all of them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,13 +22,25 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialise import initialise
 from pretrain.optim import build_adamw
 from pretrain.schedules import warmup_cosine
+from pretrain.telemetry import say
+from shards.errors import ForgeError
 
 EVALUATION_BATCH = 64
 
 
+class HeadsDiverged(ForgeError):
+    """Training a kind of head came to losses that aren't finite at every learning rate."""
+
+    exit_code = 76
+
+
 @dataclass
 class Member:
-    """One head of the sweep."""
+    """One head of the sweep.
+
+    Attributes:
+        diverged_at: epoch by which its losses or scores were no longer finite: it is not chosen, whatever its best.
+    """
 
     name: HeadName
     lr: float
@@ -39,6 +52,7 @@ class Member:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+    diverged_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,11 @@ class Sweep:
         self.steps_per_epoch = -(-len(labels) // config.batch)  # a smaller share takes as many steps as all tiles
 
     def run(self, seeds: tuple[int, ...]) -> list[Trained]:
-        """Train for these seeds; of each kind of head and seed, the rate with the best validation score is tested."""
+        """Train for these seeds; of each kind of head and seed, the rate with the best validation score is tested.
+
+        Raises:
+            HeadsDiverged: a kind of head diverged at every rate.
+        """
         members = [self._member(name, lr, seed) for seed in seeds for name in self.names for lr in self.config.lrs]
         epochs = self.config.epochs
         for epoch in range(epochs):
@@ -92,18 +110,20 @@ class Sweep:
             if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == epochs:
                 self._validate(members, epoch + 1)
                 self.alive(epoch + 1)
-        chosen = []
-        for seed in seeds:
-            for name in self.names:
-                best: Member | None = None
-                for one in members:
-                    if (one.seed, one.name) == (seed, name):
-                        assert one.best is not None
-                        if is_better(self.task, self.select, one.best, None if best is None else best.best):
-                            best = one
-                assert best is not None
-                chosen.append(best)
-        return self._test(chosen)
+        return self._test([self._choose(members, seed, name) for seed in seeds for name in self.names])
+
+    def _choose(self, members: list[Member], seed: int, name: str) -> Member:
+        """Of a seed and kind of head, the rate with the best validation score."""
+        best: Member | None = None
+        for one in members:
+            if (one.seed, one.name) == (seed, name) and one.diverged_at is None:
+                assert one.best is not None
+                if is_better(self.task, self.select, one.best, None if best is None else best.best):
+                    best = one
+        if best is None:
+            rates = ", ".join(f"{lr:g}" for lr in self.config.lrs)
+            raise HeadsDiverged(f"frozen: head '{name}' diverged at every rate ({rates}): lower frozen.lrs")
+        return best
 
     def _member(self, name: HeadName, lr: float, seed: int) -> Member:
         head = build_head(name, self.task.kind, self.width, len(self.task.outputs), self.stride)
@@ -168,6 +188,9 @@ class Sweep:
                 f"validation_{name}" if name == "loss" else name: value for name, value in found.scores.values.items()
             }
             member.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
+            if member.diverged_at is None and not (math.isfinite(train_loss) and found.scores.are_finite):
+                member.diverged_at = epoch
+                say(f"WARNING: frozen: head '{member.name}' diverged at lr {member.lr:g} by epoch {epoch}: left out")
             if is_better(self.task, self.select, found.scores, member.best):
                 member.best, member.best_epoch = found.scores, epoch
                 member.best_weights = {name: one.detach().clone() for name, one in member.head.state_dict().items()}

@@ -1,5 +1,6 @@
 """The protocols of an evaluation, each from a fresh encoder to results; what is done is kept and not done again."""
 
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -19,15 +20,18 @@ from finetune.knn import NearestNeighbours
 from finetune.metrics import Scores
 from finetune.model_file import TaskModel
 from finetune.parts import Part, Parts
-from finetune.probe import Sweep, Trained
+from finetune.probe import HeadsDiverged, Sweep, Trained
 from finetune.results import Result
 from finetune.scoring import Collector, Evaluation, is_better
 from finetune.setting import Setting
 from finetune.tune import Tuned, Tuning
 from pretrain import distributed
 from pretrain.checkpoint import read_weights
+from pretrain.guard import Diverged
 from pretrain.models.initialise import initialise
+from pretrain.telemetry import say
 from pretrain.watchdog import Watchdog
+from shards.errors import ForgeError
 from shards.sources import SPLITS
 
 VOTERS = 32
@@ -106,6 +110,8 @@ class Protocols:
     def _alive(self, number: int = 0) -> None:
         """Tell the watchdog that work goes on, and hear from it whether it shall."""
         self.watchdog.begin("evaluation", number)
+        if self.watchdog.run is not None:
+            self.watchdog.run.tell_part()
         if self.watchdog.stop_requested():
             raise Stopped
 
@@ -136,10 +142,15 @@ class Protocols:
         model = self.setting.model(name)
         features, rows = self._features(model, self.recipe.frozen.views), self.parts.rows(fraction)
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
-        trained = self._sweep(model, features, rows).run(seeds) if seeds else []
+        trained: list[Trained] = []
+        diverged: HeadsDiverged | None = None
+        try:
+            trained = self._sweep(model, features, rows).run(seeds) if seeds else []
+        except HeadsDiverged as error:
+            diverged = error
         distributed.patient_barrier(self._alive)  # some ranks have a seed more
-        told = distributed.gather_objects([_told(one) for one in trained])
-        everyone = [one for some in told for one in some]
+        told = distributed.together(lambda: _raise_or([_told(one) for one in trained], diverged))
+        everyone = [one for some in distributed.gather_objects(told) for one in some]
         results = [
             _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve, part)
             for head, seed, lr, epoch, validation, test, curve, _ in everyone
@@ -193,12 +204,18 @@ class Protocols:
         """Of one seed, the rate with the best validation score."""
         recipe, head = self.setting.tuning(protocol)
         best: Result | None = None
+        diverged: Diverged | None = None
         for lr, part in self.parts.trainings(name, protocol, fraction, seed).items():
             found = part.read()
             if found is None:
                 begin = time.monotonic()
                 rows = self.parts.rows(fraction)
-                tuned = self._tuning(part.path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
+                try:
+                    tuned = self._tuning(part.path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
+                except Diverged as error:  # on every rank alike; the other rates count
+                    diverged = error
+                    say(f"WARNING: {error}: lr {lr:g} is left out")
+                    continue
                 if tuned is None:
                     return None
                 what = (name, protocol, head, seed, fraction)
@@ -210,6 +227,8 @@ class Protocols:
             before = None if best is None else Scores(best.validation)
             if is_better(self.task, self.recipe.select, Scores(found[0].validation), before):
                 best = found[0]
+        if best is None and diverged is not None:
+            raise diverged
         return best
 
     def _tuning(
@@ -260,6 +279,12 @@ def _told(one: Trained) -> tuple:
     return member.name, member.seed, member.lr, member.best_epoch, scores, one.test, member.curve, member.best_weights
 
 
+def _raise_or(value: list[tuple], error: ForgeError | None) -> list[tuple]:
+    if error is not None:
+        raise error
+    return value
+
+
 def _result(
     what: tuple[str, str, str, int, float],
     lr: float | None,
@@ -269,6 +294,14 @@ def _result(
     curve: list[dict[str, float]],
     part: Part,
 ) -> Result:
+    for split, found in (("validation", validation), ("test", test.scores)):
+        if not found.are_finite:
+            bad = ", ".join(f"{key} {value}" for key, value in found.values.items() if not math.isfinite(value))
+            encoder, protocol, head, seed, fraction = what
+            raise Diverged(
+                f"{encoder}, {protocol}, head {head}, seed {seed}, fraction {fraction:g}: {split} scores that are not "
+                f"finite ({bad}): lower the learning rate, or look at the tiles of the '{split}' split"
+            )
     return Result(
         *what,
         lr,

@@ -93,8 +93,13 @@ def example_rows(length: int) -> np.ndarray:
 
 
 def is_better(task: Task, select: str, new: Scores, old: Scores | None) -> bool:
-    """Whether validation scores are better than those so far, by the task's primary score or by the loss."""
-    if old is None:
+    """Whether validation scores are better than those so far, by the task's primary score or by the loss.
+
+    Those of a head that diverged never are: an argmax of NaN is a class, too, so all scores must be finite.
+    """
+    if not new.are_finite:
+        return False
+    if old is None or not old.are_finite:
         return True
     name = "loss" if select == "loss" else PRIMARY[task.kind]
     one, two = new.values.get(name), old.values.get(name)

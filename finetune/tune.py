@@ -159,6 +159,7 @@ class Tuning:
             if self._evaluation_is_due():
                 self._validate()
             if self.step >= self.steps:
+                self.guard.check_end(self.step, self.name, "lower full.lrs")
                 return self._test()
             verdict = self._train_step()
             if verdict.stop:
@@ -167,6 +168,12 @@ class Tuning:
                 return None
             if self.step % self.recipe.save_every == 0:
                 self._save("checkpoints")
+            self._tell()
+
+    def _tell(self, at_once: bool = False) -> None:
+        if self.watchdog.run is not None:
+            part = f"{self.name}, step {self.step} of {self.steps}"
+            self.watchdog.run.tell_part(part, self.step * self.recipe.batch, at_once)
 
     # ---- one step ----
 
@@ -265,6 +272,7 @@ class Tuning:
             f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
             f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
         )
+        self._tell(at_once=True)
         if is_better(self.task, self.config.select, found, self.best if self.best_epoch else None):
             self.best, self.best_epoch = found, epoch
             self._save("best")
@@ -288,7 +296,8 @@ class Tuning:
 
     def _test(self) -> Tuned:
         path, _ = newest_verified(self.work / "best")
-        assert path is not None
+        if path is None:
+            raise Diverged(f"{self.name}: diverged: no epoch has finite validation scores: lower full.lrs")
         load_checkpoint(self.engine, path)
         return Tuned(self.best, self._evaluate("test"), self.best_epoch, self.curve, path)
 
@@ -296,6 +305,8 @@ class Tuning:
 
     def _save(self, folder: str) -> None:
         self.watchdog.begin("saving", self.step)
+        if self.watchdog.run is not None:
+            distributed.together(self.watchdog.run.check_held)
         state: dict[str, Any] = {
             "step": self.step,
             "guard": self.guard.state(),
@@ -308,6 +319,7 @@ class Tuning:
         save_checkpoint(self.engine, self.work / folder, state)
         if distributed.is_main():
             prune(self.work / folder, 1 if folder == "best" else 2, 0)
+        self._tell(at_once=True)
 
     def _resume(self) -> None:
         path, damaged = newest_verified(self.work / "checkpoints")

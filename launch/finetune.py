@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluate until complete or stopped; ends the process."""
     stop = globals().get("STOP") or StopRequest()
     config = read_command(argv, FinetuneConfig, str(__doc__).splitlines()[0])
+    runtime.forgive_console()
     runtime.prepare_environment(config.run.threads)
     watchdog = Watchdog(config.watchdog, Path(config.run.dir), stop)
     watchdog.start()

@@ -1,12 +1,13 @@
 """The process a launcher gives us: threads, signals, rendezvous defaults, and a clean end."""
 
 import errno
+import io
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launch.command import fail
 from launch.ranks import set_rendezvous
@@ -16,6 +17,29 @@ from shards.errors import ForgeError
 
 FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 """What a disk says that is full, or a file system that went away."""
+
+
+class _Console(io.FileIO):
+    """Standard output or error as a file that can't fail: a log on a full disk, or a closed terminal, ends no run."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def forgive_console() -> None:
+    """Let nothing that is printed, by whatever library, end this process."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start
+            setattr(sys, name, open(os.devnull, "w"))
+            continue
+        with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by something that is no file
+            console = io.BufferedWriter(_Console(stream.fileno(), "wb", closefd=False))
+            options = {"errors": stream.errors, "line_buffering": True}
+            setattr(sys, name, io.TextIOWrapper(console, encoding=stream.encoding, **options))
 
 
 def prepare_environment(threads: int) -> None:
@@ -49,8 +73,9 @@ def end_process(code: int) -> NoReturn:
             dist.barrier()
         if dist.get_backend() == "nccl":  # to destroy gloo's groups is what aborts, one time in a hundred
             dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log file on a full disk
+            stream.flush()
     os._exit(code)
 
 
@@ -59,7 +84,7 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
     """End this process in one line that says what is wrong, where it is not a defect of ours.
 
     Args:
-        watchdog: told before this process ends, so that the others know.
+        watchdog: told before this process ends: it writes to the run's status, and tells the other ranks.
     """
     import torch
 
@@ -67,29 +92,39 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
         yield
     except ForgeError as error:
         if error.everywhere:
+            if watchdog is not None:
+                watchdog.leave_run("failed", str(error))
             fail(error)
         _abort(str(error), error.exit_code, watchdog)
-    except torch.OutOfMemoryError as error:
-        told = str(error).splitlines()[0]
-        _abort(f"{told} Lower train.micro_batch, or set engine.activation_checkpointing=blocks", 1, watchdog)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        _abort(_out_of_memory(error), 1, watchdog)
     except OSError as error:
         if error.errno not in FULL_OR_GONE:
-            _tell(watchdog)
+            _tell_defect(watchdog, error)
             raise
         _abort(
             f"{error.filename or 'run.dir'}: {error.strerror}: the last checkpoint is whole; start again", 1, watchdog
         )
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch's words on a CPU
+            _abort(_out_of_memory(error), 1, watchdog)
         if not _is_lost_peer(error):
-            _tell(watchdog)
+            _tell_defect(watchdog, error)
             raise
         time.sleep(1)  # why it has ended may still be on its way to this rank's watchdog
         if watchdog is not None and watchdog.ends_as_asked:
+            watchdog.leave_run("interrupted", "stopped before the first step: nothing to save")
             os._exit(STOPPED)
-        _abort(f"lost another rank, or never met it: {str(error).splitlines()[0]}; its output says why", 1, watchdog)
-    except Exception:
-        _tell(watchdog)
+        told = str(error).splitlines()[0].split(". This is typically")[0]  # gloo goes on for sentences
+        _abort(f"lost another rank, or never met it: {told}; its output says why", 1, watchdog)
+    except BaseException as error:  # a library's sys.exit, too
+        _tell_defect(watchdog, error)
         raise
+
+
+def _out_of_memory(error: Exception) -> str:
+    told = (str(error) or "out of memory").splitlines()[0].rstrip(".")
+    return f"{told}. Lower train.micro_batch, or set engine.activation_checkpointing=blocks"
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
@@ -99,13 +134,16 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection" in str(error)
 
 
-def _tell(watchdog: Watchdog | None) -> None:
+def _tell_defect(watchdog: Watchdog | None, error: BaseException) -> None:
+    """Before an error that nobody foresaw ends this process with a traceback."""
     if watchdog is not None:
-        watchdog.tell_failure()
+        watchdog.tell_failure(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
 
 
 def _abort(text: str, code: int, watchdog: Watchdog | None) -> NoReturn:
     """End this rank at once, saying which it is and why; the launcher ends the others."""
-    _tell(watchdog)
-    print(f"error: rank {os.environ['RANK']}: {text}", file=sys.stderr, flush=True)
+    if watchdog is not None:
+        watchdog.tell_failure(f"rank {os.environ['RANK']}: {text}")
+    with suppress(OSError):
+        print(f"error: rank {os.environ['RANK']}: {text}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -31,6 +31,8 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.engine import ZeroEngine
+from pretrain.guard import Diverged
+from pretrain.models.finite import find_non_finite
 from pretrain.momentum import MomentumNetwork
 from pretrain.random_state import random_state, set_random_state
 from pretrain.zero_state import gather_state, hash_weights, parameter_shapes, set_state
@@ -56,6 +58,10 @@ class CheckpointNotWritten(CheckpointError):
     exit_code = 1
 
 
+class NonFiniteState(Diverged):
+    """Weights, moments or statistics that are NaN or infinite: not saved, and not loaded."""
+
+
 def save_checkpoint(
     engine: ZeroEngine, folder: Path, state: dict[str, Any], momentum: MomentumNetwork | None = None
 ) -> Path:
@@ -67,6 +73,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointNotWritten: on every rank, where one couldn't write: nothing is left of this checkpoint.
+        NonFiniteState: on every rank, where one holds NaN or infinity: nothing is left of this checkpoint, either.
     """
     final = folder / f"step-{state['step']:08d}"
     staged = final.with_name(final.name + TEMPORARY)
@@ -77,9 +84,12 @@ def save_checkpoint(
     if momentum is not None:
         kinds["teacher"] = momentum.owned_tensors()
     weights_hash = hash_weights(owned.weights)
-    written = distributed.together(
-        lambda: {f"{kind}-{part}": _write_tensors(staged / f"{kind}-{part}", kinds[kind], final) for kind in kinds}
-    )
+
+    def write() -> dict[str, dict[str, Any]]:
+        _check_finite(kinds, staged, final)
+        return {f"{kind}-{part}": _write_tensors(staged / f"{kind}-{part}", kinds[kind], final) for kind in kinds}
+
+    written = distributed.together(write)
     files = {name: seal for files in distributed.gather_objects(written) for name, seal in files.items()}
     whole = state | {"format": FORMAT, "adam_step": owned.adam_step, "weights_hash": weights_hash}
     distributed.together(lambda: _on_main(lambda: _finish(staged, final, whole, files), final))
@@ -232,9 +242,10 @@ def read_weights(path: Path, prefix: str, kind: Literal["weights", "teacher"] = 
 
 
 class TensorFiles:
-    """The tensors of all parts of one kind, read one by one."""
+    """The tensors of all parts of one kind, read one by one; NonFiniteState for one with NaN or infinity."""
 
     def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._kind = path, kind
         self._files = [safe_open(part, framework="pt") for part in sorted(path.glob(f"{kind}-*.safetensors"))]
         self._where = {name: file for file in self._files for name in file.keys()}
 
@@ -243,7 +254,14 @@ class TensorFiles:
         return set(self._where)
 
     def get(self, name: str) -> Tensor:
-        return self._where[name].get_tensor(name)
+        tensor = self._where[name].get_tensor(name)
+        problem = find_non_finite({name: tensor})
+        if problem is not None:  # saved by a version that didn't look
+            raise NonFiniteState(
+                f"{self._path}: diverged: {self._kind}: {problem}: move this checkpoint away to go on from the one "
+                "before it"
+            )
+        return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._where[name].get_slice(name).get_shape())
@@ -295,6 +313,15 @@ def _stage(staged: Path) -> None:
     staged.mkdir(parents=True)
 
 
+def _check_finite(kinds: dict[str, dict[str, Tensor]], staged: Path, final: Path) -> None:
+    """Look at this rank's share, before any of it is on disk: a run can't come back from a checkpoint with NaN."""
+    for kind, tensors in kinds.items():
+        problem = find_non_finite(tensors)
+        if problem is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise NonFiniteState(f"{final}: not saved: diverged: {kind}: {problem}; {_kept(final)}; lower optim.lr")
+
+
 def _write_tensors(path: Path, tensors: dict[str, Tensor], final: Path) -> dict[str, Any]:
     try:
         save_file(tensors, path)
@@ -324,9 +351,14 @@ def _finish(staged: Path, final: Path, state: dict[str, Any], files: dict[str, A
 
 
 def _not_written(final: Path, error: Exception) -> CheckpointNotWritten:
+    return CheckpointNotWritten(
+        f"{final}: can't be written: {error}; {_kept(final)}; make room and start the command again"
+    )
+
+
+def _kept(final: Path) -> str:
     before = list_checkpoints(final.parent)
-    kept = f"the last one, {before[-1].name}, is untouched" if before else "there is none before it"
-    return CheckpointNotWritten(f"{final}: can't be written: {error}; {kept}; make room and start the command again")
+    return f"the last one, {before[-1].name}, is untouched" if before else "there is none before it"
 
 
 def _seal(path: Path) -> dict[str, Any]:

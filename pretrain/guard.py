@@ -55,11 +55,12 @@ class Guard:
     Attributes:
         skipped: steps skipped since the start of the run.
         in_a_row: of them, those since the last applied step.
+        not_finite: of those, the last ones whose loss or gradient was no number.
     """
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
-        self.skipped = self.in_a_row = 0
+        self.skipped = self.in_a_row = self.not_finite = 0
         self._losses: deque[float] = deque(maxlen=config.window)
         self._norms: deque[float] = deque(maxlen=config.window)
 
@@ -79,10 +80,11 @@ class Guard:
         if reason is None:
             self._losses.append(mean)
             self._norms.append(norm)
-            self.in_a_row = 0
+            self.in_a_row = self.not_finite = 0
         else:
             self.skipped += 1
             self.in_a_row += 1
+            self.not_finite = 0 if math.isfinite(mean) and math.isfinite(norm) else self.not_finite + 1
         return Verdict(mean, norm, reason, stops > 0)
 
     @property
@@ -90,19 +92,29 @@ class Guard:
         """Whether so many steps in a row were skipped that the weights must be what is wrong."""
         return self.in_a_row >= self.config.patience
 
+    def check_end(self, step: int, where: str, advice: str) -> None:
+        """Raise Diverged where a training that ends after ``step`` steps has skipped all, or the last few of them, for
+        losses that are no numbers, whatever its patience: its weights are of long before."""
+        if self.not_finite >= min(step, GuardConfig().patience):
+            raise Diverged(
+                f"{where}: diverged: loss or gradient was no number in the last {self.not_finite} of {step} steps: "
+                f"{advice}"
+            )
+
     def state(self) -> dict[str, Any]:
         """Plain JSON; the same on all ranks."""
-        counts = {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        counts = {"skipped": self.skipped, "in_a_row": self.in_a_row, "not_finite": self.not_finite}
         return {**counts, "losses": list(self._losses), "norms": list(self._norms)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` told."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.not_finite = state.get("not_finite", 0)
         self._take_window(state)
 
     def go_back(self, state: dict[str, Any]) -> None:
         """Take over the window of an earlier `state`, but keep the count: the weights went back, the run did not."""
-        self.in_a_row = 0
+        self.in_a_row = self.not_finite = 0
         self._take_window(state)
 
     def _take_window(self, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from pretrain import distributed
 from pretrain.telemetry import drop_after
+from shards.journal import BestEffort, Journal
 
 
 class SampleLedger:
@@ -21,11 +22,12 @@ class SampleLedger:
     def __init__(self, folder: Path, first_step: int) -> None:
         if distributed.is_main():
             for path in sorted(folder.glob("samples-*.jsonl")):
-                drop_after(path, first_step)
+                with BestEffort(path):
+                    drop_after(path, first_step)
         distributed.barrier()
-        self._file = open(folder / f"samples-{distributed.rank():05d}.jsonl", "a", encoding="utf-8")
+        self._file = Journal(folder / f"samples-{distributed.rank():05d}.jsonl")
 
     def record(self, step: int, samples: np.ndarray, tiles: np.ndarray) -> None:
         """What this rank's step ending at ``step`` trained on: sample numbers (B,), and their (first) tiles' rows."""
-        self._file.write(json.dumps({"step": step, "samples": samples.tolist(), "tiles": tiles.tolist()}) + "\n")
-        self._file.flush()
+        line = {"step": step, "samples": samples.tolist(), "tiles": tiles.tolist()}
+        self._file.append((json.dumps(line) + "\n").encode())

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.engine import ZeroEngine
+from pretrain.guard import Diverged
+from pretrain.models.finite import is_finite
 from pretrain.objectives.objective import Objective
 from pretrain.validate import check_stop
 from shards import keyed
@@ -91,8 +93,11 @@ class EncoderProbe:
 
         Raises:
             Stopped: a rank was asked to stop.
+            Diverged: features are not finite, which accuracies would not show.
         """
         train, val = (self._cells(split, objective, engine, asked_to_stop) for split in ("train", "val"))
+        if not (is_finite(train.features) and is_finite(val.features)):
+            raise Diverged("diverged: the probe's features are NaN or infinite: lower optim.lr")
         return {
             "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbours), val.labels),
             "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),

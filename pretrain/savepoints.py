@@ -57,11 +57,17 @@ class Savepoints:
 
         Raises:
             CheckpointNotWritten: a disk is full; the checkpoint before is whole.
+        Diverged: the weights, or what they compute, are not finite.
         """
         if self._newest == step:
             return None
         begin, manifest = time.monotonic(), self.inputs.manifest
         fixed_loss, fixed_rows = self._fixed_loss()
+        if distributed.any_rank(not math.isfinite(fixed_loss)):
+            raise Diverged(
+                f"{self.folder.parent}: diverged by step {step}, which isn't saved: the loss of a few fixed tiles is "
+                f"{fixed_loss}; checkpoints before it are untouched: lower optim.lr"
+            )
         state = {
             "step": step,
             "samples_seen": samples_seen,

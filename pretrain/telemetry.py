@@ -1,7 +1,9 @@
-"""What a run tells: TensorBoard, the same scalars as JSON lines, and one readable console line. Rank 0 only."""
+"""What a run tells: TensorBoard, the same scalars as JSON lines, and one readable console line. Rank 0 only.
+
+A run lives as long as its checkpoints can be written: what goes wrong here is one line (shards/journal.py).
+"""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,14 +14,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pretrain import distributed
+from pretrain.events import EventFile
 from shards.arrays import read_json_value
 from shards.atomic import write_atomic
+from shards.journal import BestEffort, Journal
 
 
 def say(text: str) -> None:
     """A line on rank 0's console."""
     if distributed.is_main():
-        print(text, flush=True)
+        with suppress(OSError):  # a log file on a full disk, or a terminal that was closed
+            print(text, flush=True)
 
 
 class Telemetry:
@@ -28,36 +33,35 @@ class Telemetry:
     Args:
         folder: run folder; writes ``metrics.jsonl`` and ``tensorboard/``.
         first_step: records of later steps, left by a run that died after its last checkpoint, are dropped.
+
+    Attributes:
+        drawing: context of whatever draws and writes pictures.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._writer = None
+        self._events: EventFile | None = None
+        self.drawing = BestEffort(folder / "reconstruction.png", Exception)
         if distributed.is_main():
-            from torch.utils.tensorboard import SummaryWriter
-
             path = folder / "metrics.jsonl"
-            drop_after(path, first_step)
-            self._lines = open(path, "a", encoding="utf-8")
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-        self._began = time.monotonic()
+            with BestEffort(path):
+                drop_after(path, first_step)
+            self._lines = Journal(path)
+            self._events = EventFile(folder / "tensorboard", first_step + 1)
 
     def record(self, step: int, scalars: dict[str, float]) -> None:
         """One step's scalars, to TensorBoard and the JSON lines."""
-        if self._writer is not None:
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, step)
-            self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._lines.flush()
+        if self._events is not None:
+            self._events.add_scalars(step, scalars)
+            self._lines.append((json.dumps({"step": step, **scalars}) + "\n").encode())
 
     def picture(self, step: int, name: str, figure: Figure) -> None:
-        if self._writer is not None:
-            self._writer.add_figure(name, figure, step)
+        if self._events is not None:
+            self._events.add_figure(step, name, figure)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._lines.flush()
-            os.fsync(self._lines.fileno())
+        if self._events is not None:
+            self._events.close()
+            self._lines.sync()
             self._lines.close()
 
 
@@ -71,7 +75,9 @@ def last_saved_step(folder: Path) -> int | None:
 def drop_after(path: Path, step: int) -> None:
     """Keep the lines of a JSON-lines file up to a step."""
     if path.exists():
-        write_atomic(path, "".join(line for line, record in _records(path) if record["step"] <= step))
+        kept = "".join(line for line, record in _records(path) if record["step"] <= step).encode()
+        if kept != path.read_bytes():
+            write_atomic(path, kept)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

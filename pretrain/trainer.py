@@ -4,8 +4,9 @@
 
     RUN/
       config.yaml            the resolved config
-      rank0.pid              `kill -TERM $(cat RUN/rank0.pid)` saves and stops all ranks; locked while a run is at work
-      status.json            running, stopped, complete or failed
+      rank0.pid              `kill -TERM $(cat RUN/rank0.pid)` saves and stops all ranks
+      run.lock               there while a run is at work: one at a time
+      status.json            running, stopped, complete or failed, and where; `python -m pretrain status RUN` judges it
       metrics.jsonl          scalars, one line a logged step
       tensorboard/           the same scalars, and pictures
       checkpoints/step-N/    see pretrain/checkpoint.py
@@ -16,10 +17,8 @@
       encoder.safetensors    the exported encoder, when the run is complete, and encoder.md, its card
 """
 
-import json
 import math
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,13 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.bad_tiles import BadTiles
-from pretrain.checkpoint import list_checkpoints
+from pretrain.checkpoint import CheckpointNotWritten, list_checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch, TileStream, micro_batches
-from pretrain.engine import StepResult, ZeroEngine
+from pretrain.engine import ZeroEngine
 from pretrain.export import export_encoder
 from pretrain.garbage import collected_by_step
-from pretrain.guard import Guard, Verdict
+from pretrain.guard import Diverged, Guard, Verdict
 from pretrain.inputs import open_inputs
 from pretrain.ledger import SampleLedger
 from pretrain.meter import Meter
@@ -42,15 +41,18 @@ from pretrain.models import Normaliser
 from pretrain.objectives import build_objective
 from pretrain.optim import build_optimizer
 from pretrain.probe import EncoderProbe
-from pretrain.run_folder import RunFolder, Status
+from pretrain.run_folder import open_run
 from pretrain.savepoints import Savepoints
 from pretrain.schedules import learning_rate
+from pretrain.skips import SkipLog
+from pretrain.status import Status
 from pretrain.telemetry import Telemetry, duration, say
 from pretrain.validate import Stopped, validate
 from pretrain.watchdog import Watchdog
 from shards.atomic import write_atomic
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
+from shards.journal import BestEffort
 
 
 class Trainer:
@@ -72,7 +74,7 @@ class Trainer:
         self.config, self.watchdog = config, watchdog
         self.folder = Path(config.run.dir)
         self.device = distributed.device()
-        self.run = distributed.together(lambda: RunFolder(self.folder) if distributed.is_main() else None)
+        self.run = open_run(self.folder, watchdog)
         self.inputs = distributed.together(lambda: open_inputs(config))
         manifest = self.inputs.manifest
         normalise = Normaliser(manifest.mean, manifest.std, config.augment.clip).to(self.device)
@@ -94,6 +96,7 @@ class Trainer:
         self.step, self.samples_seen = self.savepoints.resume()
         self._check_room()
         self.telemetry = Telemetry(self.folder, self.step)
+        self.skips = SkipLog(self.folder, self.inputs)
         self.ledger = SampleLedger(self.folder, self.step) if config.log.samples else None
         self.meter = Meter(config, self.objective, self.stream, watchdog, manifest.tile_shape[0], self.step)
         self.engine.mark = self.meter.parts.mark
@@ -106,24 +109,24 @@ class Trainer:
             CheckpointNotWritten: the disk is full; the last checkpoint is whole.
         """
         steps = self.config.train.steps
-        if self.step >= steps:
-            say(f"{self.folder} is complete at step {self.step}: raise train.steps or choose another run.dir")
-            self._export()
-            return True
-        self._announce()
-        self._tell("running")
         try:
+            if self.step >= steps:
+                say(f"{self.folder} is complete at step {self.step}: raise train.steps or choose another run.dir")
+                self._export()
+                return True
+            self._announce()
             complete = self._train()
-        except ForgeError:
-            with suppress(OSError):  # a full disk has no room for this either
-                self._tell("failed")
+            if complete:
+                self._export()
+            else:
+                say(f"stopped at step {self.step} of {steps} and saved; the same command continues")
+                self._tell("stopped")
+            return complete
+        except ForgeError as error:
+            self.run.end("failed", str(error))
             raise
-        if complete:
-            self._export()
-        else:
-            say(f"stopped at step {self.step} of {steps} and saved; the same command continues")
-            self._tell("stopped")
-        return complete
+        finally:
+            self.run.release()
 
     def _train(self) -> bool:
         config, steps = self.config, self.config.train.steps
@@ -139,6 +142,8 @@ class Trainer:
                 last = self.step == steps
                 if self.step % config.log.every == 0 or last or verdict.stop:
                     self._log(verdict)
+                if last:
+                    self.guard.check_end(self.step, str(self.folder), "look at skipped.jsonl, or lower optim.lr")
                 with self.meter.clock.pause():
                     stop = verdict.stop or not self._evaluate(last)
                     due = self.step % config.checkpoint.every == 0
@@ -179,7 +184,10 @@ class Trainer:
             samples = np.concatenate(seen)
             self.ledger.record(self.step, samples, self.inputs.plan.tiles(samples))
         if not result.applied:
-            self._note_skip(verdicts[0], result, seen)
+            self.skips.record(self.step, verdicts[0], result.losses, seen)
+            self.telemetry.record(self.step, {"skipped_steps": self.guard.skipped})
+            if self.guard.is_out_of_patience:
+                self.savepoints.go_back(self.step)
         return verdicts[0]
 
     def _noted(self, batches: Iterator[TileBatch], seen: list[np.ndarray]) -> Iterator[TileBatch]:
@@ -195,30 +203,6 @@ class Trainer:
 
     def _lr(self, step: int) -> float:
         return learning_rate(step, self.config.train.steps, self.config.lr, self.config.optim)
-
-    def _note_skip(self, verdict: Verdict, result: StepResult, seen: list[np.ndarray]) -> None:
-        """Write down why a step was skipped and what it saw; go back to a checkpoint after too many in a row."""
-        batches = [
-            {
-                "rank": distributed.rank(),
-                "loss": loss if math.isfinite(loss) else str(loss),
-                "tiles": self._keys(samples),
-            }
-            for loss, samples in zip(result.losses.tolist(), seen, strict=True)
-        ]
-        everyone = [one for part in distributed.gather_objects(batches) for one in part]
-        suspects = [one for one in everyone if isinstance(one["loss"], str)] or everyone
-        if distributed.is_main():
-            line = {"step": self.step, "reason": verdict.reason, "batches": suspects}
-            with open(self.folder / "skipped.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        say(f"WARNING: step {self.step} skipped: {verdict.reason}; its tiles are in {self.folder / 'skipped.jsonl'}")
-        self.telemetry.record(self.step, {"skipped_steps": self.guard.skipped})
-        if self.guard.is_out_of_patience:
-            self.savepoints.go_back(self.step)
-
-    def _keys(self, samples: np.ndarray) -> list[str]:
-        return [self.inputs.reader.key(int(row)) for row in self.inputs.plan.tiles(samples)]
 
     # ---- telling ----
 
@@ -243,8 +227,14 @@ class Trainer:
         )
         if distributed.world_size() > 1:
             say(f"  {reading.shares}")
+        self._tell("running")
 
     def _announce(self) -> None:
+        self._tell("running")
+        if distributed.is_main():
+            path = self.folder / "config.yaml"
+            with BestEffort(path):
+                write_atomic(path, dump_config(self.config))
         train, world = self.config.train, distributed.world_size()
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
         say(
@@ -259,10 +249,8 @@ class Trainer:
         )
 
     def _tell(self, status: Status) -> None:
-        if self.run is not None:
-            if status == "running":
-                write_atomic(self.folder / "config.yaml", dump_config(self.config))
-            self.run.tell(status, self.step, self.config.train.steps)
+        if distributed.is_main():
+            self.run.tell(status, self.step, self.config.train.steps, self.samples_seen)
 
     # ---- evaluating ----
 
@@ -289,12 +277,17 @@ class Trainer:
             return
         self.telemetry.record(self.step, {"validation_loss": result.loss})
         say(f"step {self.step}  validation loss {result.loss:.4f} over {len(held_out)} held-out tiles")
+        if not math.isfinite(result.loss):
+            raise Diverged(
+                f"{self.folder}: diverged by step {self.step}: the validation loss is {result.loss}: lower optim.lr"
+            )
         if distributed.is_main() and result.figure is not None:
-            from pretrain.pictures import save_figure
+            with self.telemetry.drawing:
+                from pretrain.pictures import save_figure
 
-            figure = result.figure()
-            save_figure(figure, self.folder / "reconstruction.png")
-            self.telemetry.picture(self.step, "reconstruction", figure)
+                figure = result.figure()
+                save_figure(figure, self.folder / "reconstruction.png")
+                self.telemetry.picture(self.step, "reconstruction", figure)
 
     def _probe_encoder(self, probe: EncoderProbe) -> None:
         scores = probe.scores(self.objective, self.engine, self.watchdog.stop_requested)
@@ -322,18 +315,28 @@ class Trainer:
 
     def _check_room(self) -> None:
         checkpoint, steps, size = self.config.checkpoint, self.config.train.steps, self.savepoints.nbytes
-        distributed.together(lambda: None if self.run is None else self.run.check_room(checkpoint, size, steps))
+        distributed.together(lambda: self.run.check_room(checkpoint, size, steps) if distributed.is_main() else None)
 
     def _save(self) -> None:
         self.watchdog.begin("saving", self.step)
+        distributed.together(self.run.check_held)
         seconds = self.savepoints.save(self.step, self.samples_seen)
         if seconds is not None:
             self.telemetry.record(self.step, {"checkpoint_seconds": seconds})
+        self._tell("running")
 
     def _export(self) -> None:
         """The encoder of the last checkpoint as a file of its own."""
         dest = self.folder / "encoder.safetensors"
-        if distributed.is_main():
-            export_encoder(list_checkpoints(self.folder / "checkpoints")[-1], dest)
+        distributed.together(lambda: self._write_encoder(dest) if distributed.is_main() else None)
         self._tell("complete")
         say(f"complete: {dest} ({self.samples_seen} samples seen)")
+
+    def _write_encoder(self, dest: Path) -> None:
+        try:
+            export_encoder(list_checkpoints(self.folder / "checkpoints")[-1], dest)
+        except OSError as error:
+            raise CheckpointNotWritten(
+                f"{dest}: can't be written: {error.strerror}; the last checkpoint is whole: make room and start the "
+                "command again"
+            ) from None

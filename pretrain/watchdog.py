@@ -28,6 +28,9 @@ from pretrain.stop import STOPPED, StopRequest
 if TYPE_CHECKING:
     import torch.distributed as dist
 
+    from pretrain.run_folder import RunFolder
+    from pretrain.status import Status
+
 HUNG = 77
 """Exit code of a run whose phase took longer than its limit."""
 
@@ -43,11 +46,15 @@ class Watchdog:
         limits: seconds of each phase, 0 for none, and of grace.
         folder: of the run; stacks go to ``stacks-RANK.txt`` there.
         stop: to hear and to tell.
+
+    Attributes:
+        run: this rank's hold on the folder, once it has one: how the run ends is written there.
     """
 
     def __init__(self, limits: WatchdogConfig, folder: Path, stop: StopRequest) -> None:
         self.limits, self.folder, self.stop = limits, folder, stop
         self.rank = int(os.environ.get("RANK", "0"))
+        self.run: RunFolder | None = None
         self.activity = "starting"
         self._phase: Phase = "setup"
         self._step = 0
@@ -72,12 +79,19 @@ class Watchdog:
             self._world, self._store = dist.get_world_size(), store
             threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True).start()
 
-    def tell_failure(self) -> None:
+    def tell_failure(self, reason: str) -> None:
         """This rank is about to end with an error: launchers will stop the others by signals, which is no reason to
         ask for another start."""
+        self.leave_run("failed", reason)
         store = self._store
         if store is not None:
             _bounded(lambda: store.set("failed", str(self.rank)))
+
+    def leave_run(self, status: "Status", reason: str) -> None:
+        """Write how the run ended, unless that is written already, and let go of its folder: this process ends."""
+        if self.run is not None:
+            self.run.end(status, reason)
+            self.run.release()
 
     @property
     def ends_as_asked(self) -> bool:
@@ -106,6 +120,8 @@ class Watchdog:
             if select.select([self.stop.pipe], [], [], TICK)[0]:
                 self.stop.read_signals()
             self.stop.look_for_launcher()
+            if self.run is not None and self.run.is_lost:
+                self.stop.set("another run has taken the folder over")
             if self.stop.is_set and self._phase == "setup":
                 self._leave_setup()
             if self.stop.is_set and self.limits.grace and time.monotonic() - self.stop.since > self.limits.grace:
@@ -141,10 +157,13 @@ class Watchdog:
     def _leave_setup(self) -> NoReturn:
         """Nothing to save: the newest checkpoint, if there is one, is where the run stands."""
         if self._other_failed:
+            self.leave_run("failed", "another rank failed before the first step; its output says why")
             os._exit(1)
         if self._store is not None:
             _bounded(self._leave_together)
-        self._say(f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again")
+        told = f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again"
+        self.leave_run("interrupted", told)
+        self._say(told)
         os._exit(STOPPED)
 
     def _leave_together(self) -> None:
@@ -159,10 +178,12 @@ class Watchdog:
 
     def _give_up_saving(self) -> NoReturn:
         self._dump_stacks()
-        self._say(
+        told = (
             f"rank {self.rank}: not saved within watchdog.grace = {self.limits.grace} s of {self.stop.reason} "
             f"(in {self.activity} at step {self._step}); the newest checkpoint is where the run stands"
         )
+        self.leave_run("interrupted", told)
+        self._say(told)
         os._exit(STOPPED)
 
     # ---- a hang ----
@@ -172,7 +193,10 @@ class Watchdog:
         self._dump_stacks()
         everyone = self._collect()
         if self.rank == min(everyone):
-            print(self._diagnosis(everyone), file=sys.stderr, flush=True)
+            diagnosis = self._diagnosis(everyone)
+            self.leave_run("failed", diagnosis.splitlines()[0].removeprefix("error: "))
+            with suppress(OSError):
+                print(diagnosis, file=sys.stderr, flush=True)
         time.sleep(1)  # rank 0 keeps the store, and a launcher ends the others when one rank is gone
         os._exit(HUNG)
 
@@ -232,7 +256,8 @@ class Watchdog:
 
     def _say(self, text: str) -> None:
         if self.rank == 0 or not self.stop.reason or not self.stop.reason.startswith("rank "):
-            print(text, flush=True)
+            with suppress(OSError):
+                print(text, flush=True)
 
 
 def _bounded(talk: Callable[[], None]) -> None:

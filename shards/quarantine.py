@@ -9,6 +9,7 @@ import numpy as np
 from shards import keyed
 from shards.arrays import read_json_value
 from shards.errors import ShardError
+from shards.journal import Journal
 
 
 class TooManyBadSamples(ShardError):
@@ -53,7 +54,7 @@ class Quarantine:
         self._rows, self._budget = rows, budget
         self._held_out = np.empty(0, dtype=np.int64) if held_out is None else held_out
         self._key = keyed.key(dataset, "substitute")
-        self._path = folder / f"quarantine-{rank:05d}.jsonl"
+        self._file = Journal(folder / f"quarantine-{rank:05d}.jsonl")
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
         for path in sorted(folder.glob("quarantine-*.jsonl")):
@@ -81,10 +82,8 @@ class Quarantine:
             if row in self._bad:
                 return
             self._bad[row] = reason
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             line = {"dataset": self._dataset, "row": row, "key": key, "reason": reason}
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._file.append((json.dumps(line) + "\n").encode())
             self.check(len(self._bad), f"{reason}; ")
 
     def check(self, count: int, reason: str = "") -> None:

@@ -35,8 +35,8 @@ class SpectralConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.kernel, self.stride = kernel, stride
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, 1, 1))
-        self.bias = nn.Parameter(torch.empty(outputs))
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs, kernel, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The weights as a matrix (kernel * in, out), and the bias: copies, for under ZeRO-3 they exist here alone."""

@@ -29,8 +29,8 @@ class PatchProjection(nn.Module):
 
     def __init__(self, features: int, width: int, patch_size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, features, patch_size, patch_size))
-        self.bias = nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.zeros(width, features, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, V, p*p, features) to (B, V, D)."""

@@ -12,6 +12,7 @@ from pretrain.models.attention import Backend
 from pretrain.models.containers import Network
 from pretrain.models.description import EncoderDescription, WeightsError
 from pretrain.models.encoder import Encoder
+from pretrain.models.finite import find_non_finite
 from pretrain.models.formats import StoredEncoder, read_stored
 from pretrain.models.patches import resize_positions
 from pretrain.models.recognise import recognise
@@ -87,6 +88,7 @@ def read_encoder(
     report = compare(own, stored.weights, stored.copies, stored.left_out)
     report.require_all(stored.where)
     weights = {name: stored.weights[name] for name in own}
+    require_finite(weights, stored.where)
     if image_size is not None and image_size != description.image_size:
         description = replace(description, image_size=image_size)
         _shape_of(description, stored.where)  # refuses a size that the patches don't divide
@@ -98,9 +100,17 @@ def read_encoder(
 
 
 def save_encoder(path: Path, weights: dict[str, Tensor], description: EncoderDescription) -> None:
-    """Write an encoder file in one step."""
+    """Write an encoder file in one step; raises WeightsError for weights that aren't finite."""
+    require_finite(weights, str(path))
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     write_atomic(path, save(tensors, metadata=description.to_header()))
+
+
+def require_finite(weights: dict[str, Tensor], where: str) -> None:
+    """Raise WeightsError where a weight is NaN or infinite: such an encoder's features would be, too."""
+    problem = find_non_finite(weights)
+    if problem is not None:
+        raise WeightsError(f"{where}: {problem}: the training diverged; take an earlier checkpoint")
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

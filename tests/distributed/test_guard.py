@@ -8,6 +8,7 @@ from support.tiles import write_archive
 from support.zero_jobs import Runs
 
 from pretrain.checkpoint import find_damage, list_checkpoints, step_of
+from pretrain.status import run_state
 from shards.build import PackConfig, pack
 
 SIGNALLED = {"step": [2, 4], "evaluation": [2, 3], "saving": [4, 5]}
@@ -46,13 +47,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("twice", poison={"rank": 0, "steps": [5, 6]}),
         job("always", "train.steps=12", poison={"rank": 1, "steps": list(range(5, 12))}),
         job("full", disk_full_after=3),
+        job("patient", "train.steps=3", "guard.patience=1000", poison={"rank": 0, "steps": [0, 1, 2]}),
+        job("spoilt-momentum", moco, "train.micro_batch=4", "train.steps=3", spoil={"what": "momentum", "step": 3}),
+        job("spoilt-moment", "train.steps=3", spoil={"what": "moment", "step": 3}),
         *(
             job(f"signal-in-{phase}", f"log.validate_every={every}", signal_in=phase)
             for phase, every in EVALUATED.items()
         ),
         job("again", "train.steps=6", poison={"rank": 1, "steps": [0, 1, 2, 3, 4, 5]}),
     ]
-    jobs_of.launch(2, jobs, timeout=300)
+    jobs_of.launch(2, jobs, timeout=400)
     return folder
 
 
@@ -134,6 +138,27 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(runs: Path) -> None:
     assert find_damage(checkpoints / "step-00000002") is None
 
 
+def test_a_run_that_skipped_all_of_its_steps_is_not_complete(runs: Path) -> None:
+    error = (runs / "patient" / "error.txt").read_text()
+    assert error.startswith("76 True ") and "was no number in the last 3 of 3 steps" in error
+    assert not (runs / "patient" / "encoder.safetensors").exists()
+    assert run_state(runs / "patient").condition == "failed"
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [("momentum", "the validation loss is nan"), ("moment", "step-00000003: not saved: diverged: optimizer: ")],
+)
+def test_what_no_training_loss_shows_is_found_when_the_run_ends(runs: Path, what: str, found: str) -> None:
+    folder = runs / f"spoilt-{what}"
+    error = (folder / "error.txt").read_text()
+    assert error.startswith("76 True ") and found in error
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["latest", "step-00000002"]
+    assert not (folder / "encoder.safetensors").exists()
+    state = run_state(folder)
+    assert (state.condition, state.record.step, state.record.reason in error) == ("failed", 3, True)
+
+
 @pytest.mark.parametrize("phase", SIGNALLED)
 def test_a_signal_in_any_phase_ends_in_a_checkpoint_of_all_ranks(runs: Path, phase: str) -> None:
     folder = runs / f"signal-in-{phase}"
@@ -141,6 +166,7 @@ def test_a_signal_in_any_phase_ends_in_a_checkpoint_of_all_ranks(runs: Path, pha
     assert [step_of(path) for path in kept] == SIGNALLED[phase]
     assert [find_damage(path) for path in kept] == [None] * len(kept)
     status = json.loads((folder / "status.json").read_text())
-    assert status == {"status": "stopped", "step": SIGNALLED[phase][-1], "steps": 10}
+    expected = {"status": "stopped", "step": SIGNALLED[phase][-1], "steps": 10, "samples": 8 * SIGNALLED[phase][-1]}
+    assert status | expected == status
     if EVALUATED[phase]:
         assert max(records(folder, "validation_loss")) == 2  # the third is given up

@@ -15,6 +15,7 @@ from support.processes import REPOSITORY, free_port
 from support.tiles import write_archive
 
 from pretrain.checkpoint import find_damage, list_checkpoints, step_of
+from pretrain.status import run_state
 from shards.build import PackConfig, pack
 
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
@@ -111,6 +112,8 @@ def test_a_rank_that_stands_still_is_named_and_ends_the_run(tmp_path: Path, conf
     assert "rank 0 on " in job.output()
     assert "waiting for other ranks" in job.output()
     assert "in timed" in (tmp_path / "run" / "stacks-00000.txt").read_text()
+    state = run_state(tmp_path / "run")
+    assert state.condition == "failed" and state.record.reason.startswith("hung: no progress within watchdog.step")
 
 
 @pytest.mark.nightly
@@ -131,6 +134,7 @@ def test_a_signal_during_set_up_ends_all_ranks_at_once(tmp_path: Path, config: P
     assert job.end() == [75, 75]
     assert time.monotonic() - begin < 20
     assert "stopped before the first step" in job.output()
+    assert job.status() == "interrupted"  # not "stopped": nothing was saved
     assert not list_checkpoints(tmp_path / "run" / "checkpoints")
 
 
@@ -160,6 +164,8 @@ def test_a_killed_rank_ends_the_others_in_one_line(tmp_path: Path, config: Path)
     (line,) = [line for line in job.output().splitlines() if "error: " in line]
     assert line.startswith("error: rank 1: lost another rank, or never met it: ")
     assert "Traceback" not in job.output()
+    state = run_state(tmp_path / "run")
+    assert state.condition == "failed" and state.record.reason.startswith("rank 1: lost another rank, or never met it")
 
 
 @pytest.mark.nightly

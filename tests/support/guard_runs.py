@@ -2,7 +2,8 @@
 
 A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are no
 numbers; with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte; with
-{"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later.
+{"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later; with
+{"spoil": {"what", "step"}}: after the losses of that step (1, 2, ...) part of the state gets infinite.
 """
 
 import json
@@ -46,6 +47,8 @@ def run_job(job: dict) -> None:
             bad = distributed.rank() == poison["rank"] and step in poison["steps"]
             for loss in losses(engine, batches, step):
                 yield loss * float("nan") if bad else loss
+            if step + 1 == job.get("spoil", {}).get("step"):
+                spoil(trainer, job["spoil"]["what"])
             if step + 1 == job.get("disk_full_after"):
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
@@ -57,6 +60,17 @@ def run_job(job: dict) -> None:
             (Path(job["dir"]) / "error.txt").write_text(f"{error.exit_code} {error.everywhere} {error}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def spoil(trainer, what: str) -> None:
+    """Make values infinite that the losses of this step don't show: of the momentum network, or rank 1's moments."""
+    from pretrain import distributed
+
+    if what == "momentum":
+        list(trainer.objective.momentum.shards.values())[-1].fill_(float("inf"))
+    elif distributed.rank() == 1:
+        for state in trainer.engine.deepspeed.optimizer.optimizer.state.values():
+            state["exp_avg_sq"].fill_(float("inf"))
 
 
 def main() -> None:

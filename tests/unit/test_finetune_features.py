@@ -16,7 +16,7 @@ from finetune.features import BATCH, Features, FreshFeatures, KeptFeatures, froz
 from finetune.knn import NearestNeighbours
 from finetune.layouts import Item
 from finetune.model_file import InputDescription, TaskModel
-from finetune.probe import Sweep
+from finetune.probe import HeadsDiverged, Sweep
 from finetune.scoring import epoch_order, subset_rows
 from finetune.tasks import Task, get_task
 
@@ -174,6 +174,19 @@ def test_of_several_rates_the_best_by_validation_is_tested(splits):
     (best,) = _sweep(splits, lrs=(1e-6, 3e-2))
     assert best.member.lr == 3e-2
     assert best.test.scores == alone[1].test.scores
+
+
+def test_a_rate_that_diverges_is_left_out_and_the_others_count(splits, capsys):
+    (alone,) = _sweep(splits, lrs=(3e-2,))
+    for rates in ((1e38, 3e-2), (3e-2, 1e38)):
+        (best,) = _sweep(splits, lrs=rates)
+        assert best.member.lr == 3e-2
+        assert best.test.scores == alone.test.scores
+    assert "WARNING: frozen: head 'linear' diverged at lr 1e+38 by epoch 10: left out" in capsys.readouterr().out
+    with pytest.raises(
+        HeadsDiverged, match=r"head 'linear' diverged at every rate \(1e\+38, 2e\+38\): lower frozen.lrs"
+    ):
+        _sweep(splits, lrs=(1e38, 2e38))
 
 
 def test_heads_trained_together_are_those_trained_alone(splits):

@@ -1,0 +1,97 @@
+"""Files that a program can do without, such as logs: a full disk costs records, not the program."""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+QUIET_S = 600.0
+"""Seconds after a line on a file before the next: on a disk that is almost full small writes succeed, and large ones
+fail."""
+
+
+class BestEffort:
+    """Context of writes to one file: an error is one line on stderr, and the next ones are counted in silence until a
+    write succeeds.
+
+    Args:
+        path: for messages.
+        errors: what may go wrong.
+    """
+
+    def __init__(self, path: Path, errors: type[Exception] = OSError) -> None:
+        self.path, self.errors = path, errors
+        self._missed, self._told, self._quiet_until = 0, False, 0.0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            if self._told:
+                _warn(f"{self.path}: written again; {self._missed} writes are missing")
+                self._told, self._missed = False, 0
+            return False
+        if not isinstance(error, self.errors):
+            return False
+        self._missed += 1
+        if not self._told and time.monotonic() > self._quiet_until:
+            self._told, self._quiet_until = True, time.monotonic() + QUIET_S
+            reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            _warn(f"warning: {self.path}: not written: {reason}; the run goes on without it")
+        return True
+
+
+class Journal:
+    """An append-only file of whole records, made with the first one; one that can't be written is left out.
+
+    Args:
+        path: of the file; its folder is made, too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._effort = BestEffort(path)
+        self._file: IO[bytes] | None = None
+
+    def append(self, record: bytes) -> bool:
+        """Hand a record to the operating system, all of it or nothing. Returns whether it was taken."""
+        with self._effort:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "ab", buffering=0)
+            before = os.fstat(self._file.fileno()).st_size
+            left = memoryview(record)
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(before)  # readers stop at half a record
+                self.close()
+                raise
+            return True
+        return False
+
+    def close(self) -> None:
+        """Close the file; the next record opens it again."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def sync(self) -> None:
+        """Put all records on disk."""
+        if self._file is not None:
+            with self._effort:
+                os.fsync(self._file.fileno())
+
+
+def _warn(text: str) -> None:
+    with suppress(OSError):  # stderr may be a file on the same disk
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
