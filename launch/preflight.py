@@ -4,16 +4,14 @@ A file that is missing costs a day in the queue otherwise.
 """
 
 import argparse
-import fcntl
-import json
 import re
 import shutil
-import socket
 from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from launch.jobs import Job, SlurmError, run_slurm
 from launch.sweeps import Run
+from pretrain.status import read_record, run_state
 from shards.errors import ConfigError, ForgeError
 from shards.manifest import read_manifest
 
@@ -51,21 +49,14 @@ def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
 
 
 def check_free(runs: list[Run]) -> None:
-    """Raise ConfigError where a process of this machine or file system is at work in a run's folder."""
+    """Raise ConfigError where somebody is at work in a run's folder, on this machine or another."""
     for run in runs:
-        lock = run.folder / "rank0.pid"
-        try:
-            with open(lock, encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            where = _status(run.folder).get("host", socket.gethostname())
-            process = lock.read_text(encoding="utf-8", errors="replace").strip()
+        state = run_state(run.folder)
+        if state.condition in ("running", "suspended"):
             raise ConfigError(
-                f"key 'run.dir': {run.folder}: another run is at work there (process {process} on {where}): stop it, "
-                "or choose another run.dir"
-            ) from None
-        except OSError:  # no run yet, or a file system without locks
-            continue
+                f"key 'run.dir': {run.folder}: another run is at work there ({state}): stop it, or choose another "
+                "run.dir"
+            )
 
 
 def check_queue(jobs: list[Job], runs: list[Run]) -> None:
@@ -77,9 +68,9 @@ def check_queue(jobs: list[Job], runs: list[Run]) -> None:
     for job in jobs:
         _refuse_queued(job.script.parent.parent, queued.get(str(job.script)))
     for run in runs:
-        status = _status(run.folder)
-        if status.get("status") == "running":
-            _refuse_queued(run.folder, queued.get(str(status.get("job"))))
+        record = read_record(run.folder)
+        if record is not None and record.status == "running" and record.job:
+            _refuse_queued(run.folder, queued.get(record.job))
     limit = _array_limit()
     for job in jobs:
         if limit and job.elements > limit:
@@ -102,15 +93,6 @@ def _array_limit() -> int:
     """Runs that an array may have; 0 where Slurm doesn't say."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", run_slurm("scontrol", "show", "config").stdout, re.MULTILINE)
     return int(match[1]) if match else 0
-
-
-def _status(folder: Path) -> dict:
-    """What a run says of itself; empty where it says nothing."""
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _is_url(path: str) -> bool:

@@ -1,6 +1,6 @@
 """What is checked before anything is queued, and runs without Slurm."""
 
-import fcntl
+import json
 import os
 import shlex
 import signal
@@ -13,6 +13,7 @@ from support.job_configs import refused, write_configs
 import launch.local
 import launch.slurm
 from launch.slurm import main
+from pretrain.status import RunRecord
 
 
 @pytest.fixture
@@ -73,6 +74,7 @@ def test_a_folder_that_belongs_to_a_job_is_refused(slurm: Path, capsys: pytest.C
     assert "belongs to job 8, which is RUNNING" in refused(capsys, *words)
     for said in ('{"status": "running", "job": "9"}', '{"status": "running"}', "[]", "not JSON"):
         (run / "status.json").write_text(said)
+        os.utime(run / "status.json", (0, 0))  # long not heard of
         (slurm / "submitted").unlink(missing_ok=True)
         main(words)
 
@@ -81,11 +83,10 @@ def test_a_folder_in_which_a_process_is_at_work_is_refused(slurm: Path, capsys: 
     run = slurm / "scores" / "cdl" / "seed-0"
     run.mkdir(parents=True)
     words = ["finetune", "--time", "1:00:00", "--config", "cdl.yaml", "--seeds", "1"]
-    with open(run / "rank0.pid", "w") as held:
-        held.write("4711")
-        held.flush()
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert "another run is at work there (process 4711" in refused(capsys, *words)
+    record = RunRecord.of_this_process()
+    (run / "status.json").write_text(json.dumps(record.to_dict()))
+    assert "another run is at work there (running, step 0 of 0" in refused(capsys, *words)
+    (run / "status.json").write_text(json.dumps(record.to_dict() | {"pid": 2**22 + 1}))  # it is gone
     main(words)
 
 
