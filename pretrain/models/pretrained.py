@@ -8,8 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.description import EncoderDescription, WeightsError
+from pretrain.models.containers import ENCODER_FILE
+from pretrain.models.description import (
+    EXTRA_STATE,
+    EncoderDescription,
+    WeightsError,
+    from_extra_state,
+    to_extra_state,
+)
 from pretrain.models.encoder import Encoder, Output
+from pretrain.models.formats import bare_name
 from pretrain.models.hub import from_pretrained
 from pretrain.models.images import (
     Images,
@@ -23,6 +31,7 @@ from pretrain.models.images import (
 )
 from pretrain.models.normalise import Normaliser
 from pretrain.models.vit import ViTEncoder
+from pretrain.models.weights import export_weights
 from shards.band_match import match_bands
 from shards.sensors import MATCH_TOLERANCE_NM, NODATA
 
@@ -44,9 +53,9 @@ class PretrainedEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder, description: EncoderDescription) -> None:
         super().__init__()
-        self.encoder, self.description = encoder, description
-        known = bool(description.mu and description.sigma)
-        self.normalise = Normaliser(description.mu, description.sigma, description.clip) if known else None
+        self.encoder = encoder
+        self._describe(description)
+        self.register_load_state_dict_pre_hook(_keep_description)
         self.eval()
 
     @property
@@ -89,6 +98,42 @@ class PretrainedEncoder(nn.Module):
             raise WeightsError("images: none are given; give one at least")
         values = self._normalised(batch, bands, None)
         return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
+
+    def save(self, path: str | Path) -> Path:
+        """Write an encoder file that ``load_encoder`` reads with the same features, and its model card beside it.
+
+        Args:
+            path: of the file, ``*.safetensors``, or a folder, in which it is ``encoder.safetensors``.
+
+        Returns:
+            The file.
+
+        Raises:
+            WeightsError: it can't be written, or the encoder's weights are no longer those of its architecture.
+        """
+        dest = Path(path)
+        dest = dest if dest.suffix and not dest.is_dir() else dest / ENCODER_FILE
+        weights = {bare_name(name): tensor for name, tensor in self.encoder.state_dict().items()}
+        export_weights(dest, weights, self.description)
+        return dest
+
+    def get_extra_state(self) -> Tensor:
+        """The description, so that a state dict which holds this encoder's weights says how to use them."""
+        return to_extra_state(self.description)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the description that belongs to the weights being loaded."""
+        described = from_extra_state(state)
+        if described is None:
+            raise WeightsError("the state dict's description of its encoder is damaged; save it again")
+        self._describe(described)
+
+    def _describe(self, description: EncoderDescription) -> None:
+        self.description = description
+        known = bool(description.mu and description.sigma)
+        normalise = Normaliser(description.mu, description.sigma, description.clip) if known else None
+        device = next(self.encoder.parameters()).device
+        self.normalise = None if normalise is None else normalise.to(device)
 
     def extra_repr(self) -> str:
         told = self.description
@@ -177,6 +222,11 @@ class PretrainedEncoder(nn.Module):
         height, width = batch.shape[2:]
         if height % step or width % step or not height or not width:
             raise WeightsError(f"images of {height} x {width} px: this encoder takes multiples of {step} px")
+
+
+def _keep_description(module: PretrainedEncoder, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """State dicts of earlier versions hold weights alone: what the module says of itself stays."""
+    state.setdefault(prefix + EXTRA_STATE, module.get_extra_state())
 
 
 def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:
