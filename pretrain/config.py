@@ -10,7 +10,7 @@ from shards.selection import OrderConfig, ViewConfig
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fixed = Literal[
-    "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"
+    "init", "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"
 ]  # what fixes the order of samples and the meaning of weights in a run
 
 
@@ -236,7 +236,7 @@ class CheckpointConfig(ConfigModel):
     """Every how many steps, and what is kept: the last ``keep``, and for good those at multiples of ``keep_every``
     (0: none). ``quota_gb``: room that the run folder may take. ``resume``: ``must`` makes it an error to find nothing
     to continue. ``accept``: keys that may differ from the checkpoint's though they change the order of samples or
-    what weights mean, such as ``train.global_batch`` or ``dataset``."""
+    what weights mean, such as ``train.global_batch`` or ``dataset``; ``init``: begin from an encoder of other bands."""
 
     every: Positive = 1000
     keep: Positive = 3
@@ -289,13 +289,17 @@ class ProbeConfig(ConfigModel):
 
 
 class PretrainConfig(ConfigModel):
-    """Everything about a run; saved with it as ``config.yaml``."""
+    """Everything about a run; saved with it as ``config.yaml``.
+
+    ``init``: encoder to begin from, a path or URL of any file that ``load_encoder`` reads; null: drawn from the seed.
+    """
 
     run: RunConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = MaeConfig()
+    init: str | None = None
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     engine: EngineConfig = EngineConfig()

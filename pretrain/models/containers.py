@@ -50,11 +50,9 @@ def read_contents(path: Path, network: Network = "auto") -> Contents:
     Raises:
         WeightsError: missing, damaged, not tensors, or without the network that was asked for.
     """
+    path = resolve(path)
     if path.is_dir():
-        step = _newest_step(path)
-        if step is not None:
-            return _read_step(step, network)
-        path = _file_in(path)
+        return _read_step(path, network)
     if path.name.endswith(INDEX):
         return _read_parts(path, network)
     try:
@@ -70,6 +68,18 @@ def read_contents(path: Path, network: Network = "auto") -> Contents:
         tensors, others, inside = read_torch(path, network, start.startswith(_ZIP))
         return Contents(str(path), tensors, others, None, inside)
     raise WeightsError(f"{path}: not a checkpoint: neither safetensors nor a torch file; check the path")
+
+
+def resolve(path: Path) -> Path:
+    """The file, or the folder of one of our checkpoints, that a path stands for: of a run, the newest.
+
+    Raises:
+        WeightsError: a folder without any.
+    """
+    if not path.is_dir():
+        return path
+    step = _newest_step(path)
+    return _file_in(path) if step is None else step
 
 
 def parts_of(index: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pretrain.models.card import model_card
 from pretrain.models.description import EncoderDescription, WeightsError
 from pretrain.models.encoder import Encoder
 from pretrain.models.formats import StoredEncoder, read_stored
-from pretrain.models.patches import resize_positions
+from pretrain.models.patches import fit_positions
 from pretrain.models.recognise import recognise
 from pretrain.models.registry import build_encoder
 from pretrain.models.report import LoadReport, compare
@@ -97,15 +97,23 @@ def read_encoder(
     report = compare(own, stored.weights, stored.copies, stored.left_out)
     report.require_all(stored.where, description.architecture)
     weights = {name: stored.weights[name] for name in own}
-    if image_size is not None and image_size != description.image_size:
-        description = replace(description, image_size=image_size)
-        _shape_of(description, stored.where)  # refuses a size that the patches don't divide
-        for name in [name for name in own if name.rsplit(".", 1)[-1] == "pos_embed"]:
-            before, grid = weights[name], image_size // description.patch_size
-            weights[name] = resize_positions(before, (grid, grid))
-            report = report.with_reshaped(name, before, weights[name])
     described = stored.description is not None
-    return EncoderWeights(weights, description, stored.layout, report, described, stored.heads)
+    read = EncoderWeights(weights, description, stored.layout, report, described, stored.heads)
+    return read if image_size is None else resize_encoder(read, image_size, stored.where)
+
+
+def resize_encoder(read: EncoderWeights, image_size: int, where: str) -> EncoderWeights:
+    """The encoder for another image size, in pixels: position embeddings are interpolated.
+
+    Raises:
+        WeightsError: a size that its patches don't divide.
+    """
+    description, weights, report = replace(read.description, image_size=image_size), dict(read.weights), read.report
+    for name, own in _shape_of(description, where).state_dict().items():
+        weights[name] = fit_positions(name, weights[name], own.shape)
+        if weights[name] is not read.weights[name]:
+            report = report.with_reshaped(name, read.weights[name], weights[name])
+    return replace(read, weights=weights, description=description, report=report)
 
 
 def save_encoder(path: Path, weights: dict[str, Tensor], description: EncoderDescription) -> None:
