@@ -97,6 +97,11 @@ def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialW
     return InitialWeights(path, read, {name: value for name, value in lineage.items() if value})
 
 
+def location_hash(location: str) -> str:
+    """`file_hash` of what a location stands for now."""
+    return file_hash(_find(location))
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of an encoder file; of a checkpoint's folder or an index, that of the list of its files' hashes."""
     if path.is_dir():
@@ -113,9 +118,13 @@ def _fetch(location: str) -> Path:
     """The file on this machine: the first process downloads it, then one of each node, where nodes share no cache."""
     path = Path()
     for turn in (distributed.is_main(), os.environ.get("LOCAL_RANK", "0") == "0", True):
-        path = distributed.together(partial(local_path, location) if turn else Path)
-    found = distributed.together(lambda: resolve(path))
-    return found if "://" in location else distributed.from_main(found)  # of a run that goes on, the same checkpoint
+        path = distributed.together(partial(_find, location) if turn else Path)
+    return path if "://" in location else distributed.from_main(path)  # of a run that goes on, the same checkpoint
+
+
+def _find(location: str) -> Path:
+    """A file, or a checkpoint's folder: of a run, its newest checkpoint, which holds decoder and heads, too."""
+    return resolve(local_path(location) if "://" in location else Path(location))
 
 
 def _read(path: Path, config: PretrainConfig, manifest: Manifest) -> EncoderWeights:

@@ -7,10 +7,8 @@ from typing import Any
 from pretrain import distributed
 from pretrain.checkpoint import CheckpointError, newest_verified, read_state, set_aside
 from pretrain.config import OptimConfig, PretrainConfig, TrainConfig
-from pretrain.initial_weights import file_hash
+from pretrain.initial_weights import location_hash
 from pretrain.inputs import Inputs
-from pretrain.models.containers import resolve
-from pretrain.models.hub import local_path
 from pretrain.schedules import learning_rate
 from pretrain.telemetry import last_saved_step, say
 from shards.errors import ForgeError
@@ -137,7 +135,7 @@ def _init(state: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) ->
     if old == new or new is None or saved is None:
         return old, new
     with suppress(ForgeError, OSError):
-        if "://" not in new and file_hash(resolve(local_path(new))) == saved:
+        if "://" not in new and location_hash(new) == saved:
             return old, old
     return old, new
 

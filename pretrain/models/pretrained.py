@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.compilation import is_exporting
 from pretrain.models.containers import ENCODER_FILE
 from pretrain.models.description import (
     EXTRA_STATE,
@@ -173,7 +174,7 @@ class PretrainedEncoder(nn.Module):
         return batch, bands
 
     def _features(self, batch: Images, bands: list[int] | None, scale: float | None, output: Output) -> Tensor:
-        if not len(batch):
+        if batch.shape[0] == 0:
             size = [] if output == "pooled" else [side // self.encoder.stride for side in batch.shape[2:]]
             return torch.empty(0, self.encoder.feature_dim, *size, device=self._device)
         return self.encoder(self._normalised(batch, bands, scale), output).float()
@@ -193,8 +194,13 @@ class PretrainedEncoder(nn.Module):
         return to_tensor(batch if bands is None else batch[:, bands]).to(self._device)
 
     def _range(self, batch: Images, values: Tensor) -> ValueRange | None:
-        """Of the values, but of integers that were on a GPU already: looking at them would wait for it."""
-        unseen = isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
+        """Of the values, but of integers that were on a GPU already: looking at them would wait for it.
+
+        An export can't look either: it takes digital numbers.
+        """
+        unseen = (
+            is_exporting() or isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
+        )
         return None if unseen else value_range(values)
 
     @property
