@@ -198,8 +198,8 @@ class PretrainedEncoder(nn.Module):
 
         An export can't look either: it takes digital numbers.
         """
-        unseen = (
-            is_exporting() or isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
+        unseen = is_exporting() or (
+            isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
         )
         return None if unseen else value_range(values)
 
