@@ -75,6 +75,7 @@ def test_torch_export_takes_any_number_of_images(encoder):
     _check(program.module(), encoder)
 
 
+@pytest.mark.nightly
 def test_the_network_alone_exports_its_map_too(encoder):
     class Map(nn.Module):
         def __init__(self) -> None:
@@ -91,6 +92,7 @@ def test_the_network_alone_exports_its_map_too(encoder):
         torch.testing.assert_close(program.module()(images), encoder.encoder(images, "map"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_plain_networks_export_as_well():
     for name in ("vit_tiny", "resnet50"):
         encoder = _encoder(name)
@@ -107,18 +109,7 @@ def test_a_traced_encoder_is_the_same(encoder):
     _check(traced, encoder)
 
 
-def test_recording_changes_nothing_in_training():
-    """The stem's own arithmetic is put aside for records of an encoder in evaluation alone."""
-    network = _encoder("spec_vit_tiny").encoder
-    images = torch.randn(2, BANDS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    network(images).sum().backward()
-    gradient = network.spectral_adapter.get_parameter("0.weight").grad.clone()
-    torch.export.export(network, (images,), dynamic_shapes=(BATCH,))
-    network.zero_grad()
-    network(images).sum().backward()
-    assert torch.equal(network.spectral_adapter.get_parameter("0.weight").grad, gradient)
-
-
+@pytest.mark.nightly
 @needs_onnx
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
