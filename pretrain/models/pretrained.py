@@ -115,7 +115,10 @@ class PretrainedEncoder(nn.Module):
         dest = Path(path)
         dest = dest if dest.suffix and not dest.is_dir() else dest / ENCODER_FILE
         weights = {bare_name(name): tensor for name, tensor in self.encoder.state_dict().items()}
-        export_weights(dest, weights, self.description)
+        try:
+            export_weights(dest, weights, self.description)
+        except OSError as error:
+            raise WeightsError(f"{dest}: can't be written: {error.strerror or error}; choose another place") from None
         return dest
 
     def get_extra_state(self) -> Tensor:

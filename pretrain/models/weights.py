@@ -126,7 +126,8 @@ def export_weights(dest: Path, weights: dict[str, Tensor], description: EncoderD
     """Write an encoder file that `load_encoder` reads, and its model card beside it, ``.md``.
 
     Raises:
-        WeightsError: the weights are not all of the encoder that is described, or the files can't be written.
+        WeightsError: the weights are not all of the encoder that is described.
+        OSError: the files can't be written.
     """
     if dest.suffix != ".safetensors":
         raise WeightsError(f"{dest}: an encoder file is named *.safetensors; choose such a name")
@@ -134,12 +135,9 @@ def export_weights(dest: Path, weights: dict[str, Tensor], description: EncoderD
     compare(own, weights).require_all(str(dest), description.architecture)
     ordered = {name: weights[name].detach().cpu() for name in own}
     parameters = sum(tensor.numel() for name, tensor in ordered.items() if not name.endswith(_BUFFERS))
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        save_encoder(dest, ordered, description)
-        write_atomic(dest.with_suffix(".md"), model_card(description, parameters, dest.name))
-    except OSError as error:
-        raise WeightsError(f"{dest}: can't be written: {error.strerror or error}; choose another place") from None
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    save_encoder(dest, ordered, description)
+    write_atomic(dest.with_suffix(".md"), model_card(description, parameters, dest.name))
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
