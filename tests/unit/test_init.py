@@ -18,6 +18,7 @@ from support.small_encoder import BANDS, SIZE, small_description, small_encoder
 from pretrain.export import export_encoder
 from pretrain.initial_weights import read_initial_weights
 from pretrain.models import WeightsError, build_encoder, load_encoder, save_encoder
+from pretrain.models.initialise import initialise
 from pretrain.models.patches import resize_positions
 from pretrain.models.registry import SPEC_VITS
 from pretrain.objectives import build_objective
@@ -105,7 +106,7 @@ def test_our_checkpoint_of_the_same_objective_gives_its_heads_too(tmp_path, name
 
 
 def test_files_that_say_nothing_of_themselves_are_begun_from(tmp_path, capsys):
-    weights = build_encoder("spec_vit_tiny", 8).state_dict()
+    weights = small_encoder(2).state_dict()
     torch.save(lightning(mae(weights)), tmp_path / "mae.ckpt")
     assert _same(_begin(tmp_path / "mae.ckpt", "dino").module.encoder, weights)
     assert "the file doesn't say which bands it was trained on" in capsys.readouterr().out
@@ -144,8 +145,9 @@ def test_other_bands_can_be_accepted_where_the_encoder_takes_any_number(exported
     manifest = _manifest(78, "prisma")
     assert _same(_begin(exported, "dino", manifest, accept=("init",)).module.encoder, small_encoder().state_dict())
     assert "accepted by checkpoint.accept" in capsys.readouterr().out
-    plain = build_encoder("vit_tiny", 8, bands=BANDS).state_dict()
-    save_file(plain, tmp_path / "plain.safetensors")
+    plain = build_encoder("vit_tiny", 8, bands=BANDS)
+    initialise(plain, "test", 1)
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
     with pytest.raises(ConfigError, match="takes its own bands alone"):
         _begin(tmp_path / "plain.safetensors", "dino", manifest, accept=("init",), name="vit_tiny")
 
