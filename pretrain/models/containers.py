@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.models.description import EncoderDescription, WeightsError, describe_run, read_header
+from pretrain.models.description import EncoderDescription, WeightsError, describe_run, read_tuned_header
 from pretrain.models.torch_files import Network, one_line, read_torch
 from shards.arrays import read_json_value
 from shards.names import plain_name
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> Contents:
         raise WeightsError(
             f"{path}: not a whole safetensors file ({one_line(error)}); export or download it again"
         ) from None
-    described = read_header(metadata, str(path))
+    described = read_tuned_header(metadata, str(path))
     return Contents(str(path), tensors, [], described, described.network if described else None)
 
 

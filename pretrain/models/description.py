@@ -44,7 +44,7 @@ class EncoderDescription:
         bands: how many an image has; 0 stands for as many as there are wavelengths.
         network: "student", the trained network, or "teacher", its average over training.
         config: the whole config of the run, folders by their last name.
-        dilate: of a ResNet: for each layer, whether a dilation takes the place of its stride; empty for none.
+        dilation: of a ResNet: for each layer, whether a dilation takes the place of its stride; empty for none.
         init: what training began from (file, sha256, objective, samples_seen, and its own init); empty for new weights.
     """
 
@@ -64,7 +64,7 @@ class EncoderDescription:
     bands: int = 0
     network: str = "student"
     config: dict[str, Any] = field(default_factory=dict)
-    dilate: list[bool] = field(default_factory=list)
+    dilation: list[bool] = field(default_factory=list)
     init: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,13 +84,25 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
     if HEADER_KEY not in metadata:
         return None
     try:
-        described = _from_values(read_json_value(metadata[HEADER_KEY]))
-        if TASK_KEY not in metadata:
-            return described
+        return _from_values(read_json_value(metadata[HEADER_KEY]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
+
+
+def read_tuned_header(metadata: dict[str, str], where: str) -> EncoderDescription | None:
+    """`read_header`; of a fine-tuned model, with the bands and statistics that its encoder was tuned for.
+
+    Raises:
+        WeightsError: as `read_header`; or what the file says of its task is damaged.
+    """
+    described = read_header(metadata, where)
+    if described is None or TASK_KEY not in metadata:
+        return described
+    try:
         told = read_json_value(metadata[TASK_KEY])
         return _fine_tuned(described, told["inputs"], told["dilate"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
+        raise WeightsError(f"{where}: its description is damaged ({error}); train it again") from None
 
 
 def to_extra_state(description: EncoderDescription | Mapping[str, Any]) -> Tensor:
@@ -118,7 +130,7 @@ def _from_values(values: dict[str, Any]) -> EncoderDescription:
 def _fine_tuned(described: EncoderDescription, inputs: dict[str, Any], dilate: list[bool]) -> EncoderDescription:
     """The description of an encoder that was trained on for a task, whose images may have had other bands."""
     known = ("mu", "sigma", "clip") if inputs.get("response") else ("mu", "sigma", "clip", *_BANDS)
-    changed = {name: inputs[name] for name in known} | {"dilate": dilate if any(dilate) else []}
+    changed = {name: inputs[name] for name in known} | {"dilation": dilate if any(dilate) else []}
     _check_types(changed)
     bands = described.bands if inputs.get("response") else len(inputs["wavelength_nm"])
     return replace(described, **changed, bands=bands)
@@ -145,7 +157,7 @@ def _check_types(values: dict[str, Any]) -> None:
             fits = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
         elif name == "clip":
             fits = value is None or isinstance(value, int | float)
-        elif name == "dilate":
+        elif name == "dilation":
             fits = isinstance(value, list) and all(isinstance(one, bool) for one in value)
         else:
             fits = isinstance(value, dict)

@@ -71,7 +71,7 @@ def load_encoder(
     read = read_encoder(path, network, image_size)
     description = read.description
     if dilate is not None:
-        description = replace(description, dilate=list(dilate) if any(dilate) else [])
+        description = replace(description, dilation=list(dilate) if any(dilate) else [])
     encoder = _shape_of(description, str(path), bn_group, attention)
     assert dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys()  # else some would stay empty
     encoder.to_empty(device="cpu")
@@ -178,7 +178,7 @@ def _shape_of(
                 bn_group,
                 attention,
                 description.bands,
-                description.dilate or NO_DILATION,
+                description.dilation or NO_DILATION,
             )
     except (ValueError, RuntimeError, OverflowError) as error:  # torch: sizes beyond what any tensor can have
         raise WeightsError(f"{where}: {' '.join(str(error).split())}") from None

@@ -139,7 +139,7 @@ def test_an_encoder_that_was_trained_on_is_saved_as_it_is(tmp_path):
     network = build_encoder("spec_resnet50", dilate=(False, False, True, True)).eval()
     initialise(network, "test", 1)
     dilated = PretrainedEncoder(
-        network, small_description(architecture="spec_resnet50", dilate=[False, False, True, True])
+        network, small_description(architecture="spec_resnet50", dilation=[False, False, True, True])
     )
     path = PretrainedEncoder(torch.compile(network), dilated.description).save(tmp_path / "e.safetensors")
     with torch.no_grad():
