@@ -25,20 +25,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain import distributed
 from pretrain.engine import ZeroEngine
-from pretrain.guard import Diverged
+from pretrain.fitted_state import FittedState
 from pretrain.models.finite import find_non_finite
+from pretrain.models.patches import are_positions, fit_positions
 from pretrain.momentum import MomentumNetwork
 from pretrain.random_state import random_state, set_random_state
-from pretrain.zero_state import gather_state, hash_weights, parameter_shapes, set_state
+from pretrain.tensor_files import CheckpointError, NonFiniteState, TensorFiles
+from pretrain.zero_state import gather_state, hash_weights, set_state
 from shards.arrays import read_json_value
 from shards.atomic import TEMPORARY, fsync_folder, write_atomic
-from shards.errors import ForgeError
 from shards.names import plain_name
 
 FORMAT = 2
@@ -46,20 +47,10 @@ SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
 DAMAGED = ".damaged"
 
 
-class CheckpointError(ForgeError):
-    """A checkpoint that is damaged, missing where one was expected, or of another run; told on all ranks alike."""
-
-    everywhere = True
-
-
 class CheckpointNotWritten(CheckpointError):
     """A save that failed; the checkpoint before is whole."""
 
     exit_code = 1
-
-
-class NonFiniteState(Diverged):
-    """Weights, moments or statistics that are NaN or infinite: not saved, and not loaded."""
 
 
 def save_checkpoint(
@@ -101,17 +92,20 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
 
     Returns:
         The checkpoint's state. What the engine holds afterwards is gathered again and has the hash that was saved.
+        Position embeddings of another image size are interpolated, and moments that it lacks begin at zero: both in
+        a line on the console.
 
     Raises:
         CheckpointError: it holds another model, or the engine doesn't hold what was loaded.
     """
     state = read_state(path)
     with TensorFiles(path, "weights") as weights, TensorFiles(path, "optimizer") as moments:
-        _check_model(engine, weights, path)
+        fitted = FittedState(engine, weights, moments, state, path)
         for name, buffer in engine.module.named_buffers():
             if name in weights.names:
-                buffer.detach().copy_(weights.get(name))
-        set_state(engine, weights.get, moments.get, float(state["adam_step"]))
+                buffer.detach().copy_(fitted.weight(name))
+        set_state(engine, fitted.weight, fitted.moment, fitted.adam_step)
+        expected = hash_weights(fitted.owned()) if fitted.reshaped else state["weights_hash"]
     if momentum is not None:
         _load_momentum(momentum, path)
     random = path / f"random-{distributed.rank():05d}-of-{distributed.world_size():05d}.safetensors"
@@ -119,9 +113,9 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
         set_random_state(load_file(random))
     engine.deepspeed.global_steps = int(state["step"])
     held = hash_weights(gather_state(engine).weights)
-    if held != state["weights_hash"]:
+    if held != expected:
         raise CheckpointError(
-            f"{path}: the engine holds other weights ({held}) than were saved ({state['weights_hash']}): "
+            f"{path}: the engine holds other weights ({held}) than were saved ({expected}): "
             "this DeepSpeed version doesn't load them right; use the one in constraints.txt"
         )
     return state
@@ -241,58 +235,15 @@ def read_weights(path: Path, prefix: str, kind: Literal["weights", "teacher"] = 
         }
 
 
-class TensorFiles:
-    """The tensors of all parts of one kind, read one by one; NonFiniteState for one with NaN or infinity."""
-
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._kind = path, kind
-        self._files = [safe_open(part, framework="pt") for part in sorted(path.glob(f"{kind}-*.safetensors"))]
-        self._where = {name: file for file in self._files for name in file.keys()}
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._where)
-
-    def get(self, name: str) -> Tensor:
-        tensor = self._where[name].get_tensor(name)
-        problem = find_non_finite({name: tensor})
-        if problem is not None:  # saved by a version that didn't look
-            raise NonFiniteState(
-                f"{self._path}: diverged: {self._kind}: {problem}: move this checkpoint away to go on from the one "
-                "before it"
-            )
-        return tensor
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._where[name].get_slice(name).get_shape())
-
-    def __enter__(self) -> "TensorFiles":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for file in self._files:
-            file.__exit__(None, None, None)
-
-
-def _check_model(engine: ZeroEngine, weights: TensorFiles, path: Path) -> None:
-    own = parameter_shapes(engine.module)
-    missing = sorted(name for name in own if name not in weights.names)
-    other = sorted(name for name in own if name not in missing and weights.shape(name) != own[name])
-    known = own.keys() | {name for name, _ in engine.module.named_buffers()}
-    extra = sorted(weights.names - known)
-    for names, what in ((missing, "lacks"), (other, "has another shape of"), (extra, "has, and this model doesn't,")):
-        if names:
-            raise CheckpointError(f"{path}: checkpoint of another model: it {what} {len(names)} tensors: {names[0]}")
-
-
 def _load_momentum(momentum: MomentumNetwork, path: Path) -> None:
     with TensorFiles(path, "teacher") as files:
         wrong = [name for name in momentum.tensor_names() if name not in files.names]
-        wrong += [name for name in momentum.tensor_names() if not wrong and files.shape(name) != momentum.shape(name)]
+        shapes = {name: (files.shape(name), momentum.shape(name)) for name in momentum.tensor_names() if not wrong}
+        wrong += [name for name, (old, new) in shapes.items() if old != new and not are_positions(name, old, new)]
         if wrong:
             raise CheckpointError(f"{path}: its momentum network has no '{wrong[0]}' of this model's shape")
         for name in momentum.tensor_names():
-            momentum.set_tensor(name, files.get(name))
+            momentum.set_tensor(name, fit_positions(name, files.get(name), momentum.shape(name)))
 
 
 # ---- writing ----

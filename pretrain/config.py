@@ -11,16 +11,21 @@ from pretrain.sections.objective import DinoConfig, MaeConfig, MocoConfig, Objec
 from pretrain.sections.optim import OptimConfig, TrainConfig
 from pretrain.sections.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
+from shards.fields import PathText
 
 
 class PretrainConfig(ConfigModel):
-    """Everything about a run; saved with it as ``config.yaml``."""
+    """Everything about a run; saved with it as ``config.yaml``.
+
+    ``init``: encoder to begin from, a path or URL of any file that ``load_encoder`` reads; null: drawn from the seed.
+    """
 
     run: RunConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = MaeConfig()
+    init: PathText | None = None
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     engine: EngineConfig = EngineConfig()

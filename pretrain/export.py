@@ -4,10 +4,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pretrain.models import save_encoder
-from pretrain.models.card import model_card
-from pretrain.models.weights import read_encoder
-from shards.atomic import write_atomic
+from pretrain.models.weights import export_weights, read_encoder
 
 
 def export_encoder(checkpoint: Path, dest: Path) -> None:
@@ -19,11 +16,7 @@ def export_encoder(checkpoint: Path, dest: Path) -> None:
         WeightsError: the checkpoint is damaged or doesn't hold all of its encoder.
     """
     read = read_encoder(checkpoint)
-    description = replace(read.description, version=code_version())
-    save_encoder(dest, read.weights, description)
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    parameters = sum(tensor.numel() for name, tensor in read.weights.items() if not name.endswith(buffers))
-    write_atomic(dest.with_suffix(".md"), model_card(description, parameters, dest.name))
+    export_weights(dest, read.weights, replace(read.description, version=code_version()))
 
 
 def code_version() -> str:

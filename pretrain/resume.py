@@ -1,20 +1,28 @@
 """Where a run continues: the newest whole checkpoint, if it is of this run; never silently from the beginning."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pretrain import distributed
 from pretrain.checkpoint import CheckpointError, newest_verified, read_state, set_aside
 from pretrain.config import PretrainConfig
+from pretrain.initial_weights import location_hash
+from pretrain.inputs import Inputs
+from pretrain.schedules import learning_rate
+from pretrain.sections.optim import OptimConfig, TrainConfig
 from pretrain.telemetry import last_saved_step, say
+from shards.errors import ForgeError
+
+STRUCTURE = {
+    "model": ("name", "patch_size"),
+    "objective": ("name", "decoder", "queue", "hidden", "dim", "head_norm", "bottleneck", "prototypes"),
+}
+"""Keys of sections that say which weights there are: no checkpoint can follow another value."""
 
 
-def find_resume_point(config: PretrainConfig, dataset: str, held_out: str) -> Path | None:
+def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
     """The checkpoint to continue from, None for a new run; every rank calls it.
-
-    Args:
-        dataset: hash of the tiles that the run trains on.
-        held_out: hash of the places that it doesn't train on.
 
     Raises:
         CheckpointError: the run has made progress, or ``checkpoint.resume`` is ``must``, and no checkpoint is whole;
@@ -37,14 +45,46 @@ def find_resume_point(config: PretrainConfig, dataset: str, held_out: str) -> Pa
         if (folder / "metrics.jsonl").exists():
             say(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
-    _check_same_run(read_state(path), config, dataset, held_out, path)
+    state, manifest = read_state(path), inputs.manifest
+    _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
+    _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path)
+    _announce_rates(state, config)
     return path
+
+
+def _check_same_structure(
+    state: dict[str, Any], config: PretrainConfig, sensor: str, wavelength_nm: list[float], path: Path
+) -> None:
+    """Refuse what no checkpoint can follow, accepted or not, because there are other weights then."""
+    before, now, data = state["config"], config.model_dump(mode="json"), state["data"]
+    anew = f"begin a new run with this encoder: another run.dir and init={path}"
+    for section, names in STRUCTURE.items():
+        old, new = (
+            {key: values[section].get(key) for key in names if key in values[section]} for values in (before, now)
+        )
+        if old == new:
+            continue
+        key, was, is_now = _changes(old, new, f"{section}.")[0]
+        mend = anew if section == "objective" else "train anew in another run.dir"
+        raise CheckpointError(
+            f"{path}: checkpoint of another run: {key} differs ({was} then, {is_now} now), and weights of one fit no "
+            f"other: set it back, or {mend}"
+        )
+    bands = len(data.get("wavelength_nm") or wavelength_nm)
+    if bands != len(wavelength_nm) and (config.objective.name == "mae" or not config.model.name.startswith("spec_")):
+        any_number = config.model.name.startswith("spec_")
+        mend = f"{anew} checkpoint.accept=[init]" if any_number else "train anew in another run.dir"
+        raise CheckpointError(
+            f"{path}: checkpoint of another run: data.shards has {len(wavelength_nm)} bands ({sensor}), and the run "
+            f"{bands} ({data.get('sensor')}), and weights of one fit no other: set data.shards back, or {mend}"
+        )
 
 
 def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, held_out: str, path: Path) -> None:
     """What fixes the order of samples and the meaning of weights must not change within a run, unless accepted."""
     before, now = state["config"], config.model_dump(mode="json")
     fixed = {
+        "init": _init(state, before, now),
         "model": (before["model"], now["model"]),
         "objective": (before["objective"], now["objective"]),
         "run.seed": (before["run"]["seed"], now["run"]["seed"]),
@@ -66,6 +106,39 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
     for key, old, new in _changes(before, now):
         if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
             say(f"changed since the checkpoint: {key}: {old} then, {new} now")
+
+
+def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
+    """Say in a line where the learning rate goes on, if the schedule is no longer the checkpoint's."""
+    before, step = state["config"], state["step"]
+    try:
+        optim, train = OptimConfig.model_validate(before["optim"]), TrainConfig.model_validate(before["train"])
+    except (ValueError, KeyError):  # of a version with other keys
+        return
+    planned = config.model_copy(update={"optim": optim, "train": train})
+    rates = [
+        learning_rate(min(step, one.train.steps - 1), one.train.steps, one.lr, one.optim) for one in (planned, config)
+    ]
+    schedules = [
+        (one.train.steps, one.lr, one.optim.min_lr, one.optim.warmup_steps, one.optim.schedule, one.optim.milestones)
+        for one in (planned, config)
+    ]
+    if schedules[0] != schedules[1]:
+        steps = f"{config.train.steps} steps"
+        steps += "" if train.steps == config.train.steps else f" ({train.steps} before)"
+        say(f"learning rate at step {step}: {rates[0]:.3g} before, {rates[1]:.3g} now: the schedule covers {steps}")
+
+
+def _init(state: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> tuple[Any, Any]:
+    """The files that the run began from, then and now; equal where the contents are, wherever the file lies now."""
+    old, new = before.get("init"), now["init"]
+    saved = (state.get("init") or {}).get("sha256")
+    if old == new or new is None or saved is None:
+        return old, new
+    with suppress(ForgeError, OSError):
+        if "://" not in new and location_hash(new) == saved:
+            return old, old
+    return old, new
 
 
 def _holdout(

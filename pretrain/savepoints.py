@@ -20,7 +20,6 @@ from pretrain.export import code_version
 from pretrain.guard import Diverged, Guard
 from pretrain.inputs import Inputs
 from pretrain.objectives.objective import Objective
-from pretrain.resume import find_resume_point
 from pretrain.telemetry import say
 from pretrain.validate import loss_of
 from pretrain.zero_state import state_bytes
@@ -44,6 +43,7 @@ class Savepoints:
         self.inputs, self.guard = inputs, guard
         self.folder = Path(config.run.dir) / "checkpoints"
         self._newest: int | None = None
+        self._lineage = {} if objective.initial is None else objective.initial.lineage
         self._went_back_to: int | None = None
 
     @property
@@ -77,6 +77,7 @@ class Savepoints:
             "config": self.config.model_dump(mode="json"),
             "world_size": distributed.world_size(),
             "version": code_version(),
+            "init": self._lineage,
             "data": {
                 "content_hash": self.inputs.plan.dataset,
                 "held_out": self.inputs.held_out_hash,
@@ -95,17 +96,17 @@ class Savepoints:
         say(f"saved {path} in {seconds:.1f} s")
         return seconds
 
-    def resume(self) -> tuple[int, int]:
-        """Continue from the newest whole checkpoint: (steps taken, samples seen), (0, 0) in a new run.
+    def resume(self, path: Path | None) -> tuple[int, int]:
+        """Continue from a checkpoint of `find_resume_point`: (steps taken, samples seen), (0, 0) in a new run.
 
         Raises:
-            CheckpointError: there is progress that can't be continued.
+            CheckpointError: it can't be continued.
         """
-        path = find_resume_point(self.config, self.inputs.plan.dataset, self.inputs.held_out_hash)
         if path is None:
             return 0, 0
         state = load_checkpoint(self.engine, path, self.objective.momentum)
         self.guard.load(state["guard"])
+        self._lineage = state.get("init") or {}
         self._newest = int(state["step"])
         self._check_fixed_loss(path, state)
         say(f"resumed from {path}, saved by {state['world_size']} processes")

@@ -34,6 +34,7 @@ from pretrain.engine import ZeroEngine
 from pretrain.export import export_encoder
 from pretrain.garbage import collected_by_step
 from pretrain.guard import Diverged, Guard, Verdict
+from pretrain.initial_weights import read_initial_weights
 from pretrain.inputs import open_inputs
 from pretrain.ledger import SampleLedger
 from pretrain.meter import Meter
@@ -41,6 +42,7 @@ from pretrain.models import Normaliser
 from pretrain.objectives import build_objective
 from pretrain.optim import build_optimizer
 from pretrain.probe import EncoderProbe
+from pretrain.resume import find_resume_point
 from pretrain.run_folder import open_run
 from pretrain.savepoints import Savepoints
 from pretrain.schedules import learning_rate
@@ -78,7 +80,9 @@ class Trainer:
         self.inputs = distributed.together(lambda: open_inputs(config))
         manifest = self.inputs.manifest
         normalise = Normaliser(manifest.mean, manifest.std, config.augment.clip).to(self.device)
-        self.objective = build_objective(config, normalise, manifest)
+        point = find_resume_point(config, self.inputs)
+        initial = None if point else read_initial_weights(config, manifest)
+        self.objective = build_objective(config, normalise, manifest, initial)
         self.stream = TileStream(
             self.inputs.reader,
             self.inputs.plan,
@@ -93,7 +97,7 @@ class Trainer:
         self.bad_tiles = BadTiles(quarantines, self.folder)
         self.guard = Guard(config.guard)
         self.savepoints = Savepoints(config, self.engine, self.objective, self.inputs, self.guard)
-        self.step, self.samples_seen = self.savepoints.resume()
+        self.step, self.samples_seen = self.savepoints.resume(point)
         self._check_room()
         self.telemetry = Telemetry(self.folder, self.step)
         self.skips = SkipLog(self.folder, self.inputs)

@@ -43,7 +43,7 @@ def gather_state(engine: ZeroEngine) -> OwnedState:
         _create_moments(engine, 0.0)
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
-    trained, names = set(engine.names), _moment_names(engine)
+    trained, names = set(engine.names), moment_names(engine)
     for number, (name, parameter) in enumerate(engine.module.named_parameters()):
         own = number % distributed.world_size() == distributed.rank()
         full = _full_weight(engine, parameter, name in trained)
@@ -84,7 +84,7 @@ def set_state(
             _set_frozen(parameter, weight(name))
             continue
         engine.set_weight(parameter, weight(name))
-        for one in _moment_names(engine):
+        for one in moment_names(engine):
             _set_moment(engine, parameter, one, moment(f"{name}/{one}"))
     _refresh_model_copies(engine)
 
@@ -94,9 +94,14 @@ def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
 
 
+def moment_names(engine: ZeroEngine) -> tuple[str, ...]:
+    """What the optimizer keeps for each weight."""
+    return MOMENTS[type(_base_optimizer(engine))]
+
+
 def state_bytes(engine: ZeroEngine) -> int:
     """Bytes of the whole state: fp32 weights, moments and buffers."""
-    copies = 1 + len(_moment_names(engine))
+    copies = 1 + len(moment_names(engine))
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     return 4 * copies * parameters + sum(buffer.nbytes for buffer in engine.module.buffers())
 
@@ -152,11 +157,6 @@ def _base_optimizer(engine: ZeroEngine) -> torch.optim.Optimizer:
     return optimizer if engine.config.zero_stage == 0 else optimizer.optimizer
 
 
-def _moment_names(engine: ZeroEngine) -> tuple[str, ...]:
-    """What the optimizer keeps for each weight."""
-    return MOMENTS[type(_base_optimizer(engine))]
-
-
 def _flat_partitions(engine: ZeroEngine) -> Iterator[Tensor]:
     """The tensors that the torch optimizer steps: this rank's flat fp32 partitions, or the parameters at stage 0."""
     if engine.config.zero_stage == 0:
@@ -171,7 +171,7 @@ def _create_moments(engine: ZeroEngine, adam_step: float) -> None:
     """Optimizers make their moments in the first step; those that are loaded have to be there before."""
     base = _base_optimizer(engine)
     for flat in _flat_partitions(engine):
-        base.state[flat] = {moment: torch.zeros_like(flat) for moment in _moment_names(engine)}
+        base.state[flat] = {moment: torch.zeros_like(flat) for moment in moment_names(engine)}
         if isinstance(base, torch.optim.AdamW):
             base.state[flat]["step"] = torch.tensor(adam_step, dtype=torch.float32, device=flat.device)
     _link_moments(engine)

@@ -88,7 +88,7 @@ class SpectralAdapter(nn.Module):
         positions = spectra.shape[1]
         for number, layer in enumerate(layers):
             positions = layer.positions(positions)
-            self._norm(number).note(moments[number], len(spectra) * positions)
+            self._norm(number).note(moments[number], spectra.shape[0] * positions)
         return features.view(*pixels.shape[:2], CHANNELS)
 
     def _norm(self, number: int) -> SpectralNorm:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.models.compilation import is_exporting
 from shards.errors import ConfigError
 
 Backend = Literal["auto", "xformers", "sdpa", "math"]
@@ -29,7 +30,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, backend: Backend = "aut
     """
     if backend == "auto":
         half = query.dtype in (torch.float16, torch.bfloat16)
-        backend = "xformers" if query.is_cuda and half and _xformers() else "sdpa"
+        backend = "xformers" if query.is_cuda and half and not is_exporting() and _xformers() else "sdpa"
     if backend == "math":
         return _reference(query, key, value, runs)
     if backend == "sdpa":

@@ -1,5 +1,7 @@
 """The model card: what an encoder file's description says, for people."""
 
+from typing import Any
+
 from pretrain.models.description import UNKNOWN, EncoderDescription
 
 _OBJECTIVES = {
@@ -52,9 +54,20 @@ def _training(description: EncoderDescription) -> str:
         f"- Dataset, by content hash: `{description.dataset or UNKNOWN}`.",
         f"- Code: SpectralForge {description.version or UNKNOWN}.",
     ]
+    if description.init:
+        lines.append(f"- Initialized from: {_lineage(description.init)}.")
     if description.config:
         lines.append(f"- {_recipe(description)}The run's whole config is in the file's header.")
     return "\n".join(lines)
+
+
+def _lineage(init: dict[str, Any]) -> str:
+    """What training began from, and what that began from."""
+    seen = f", {init['samples_seen']} tiles seen" if init.get("samples_seen") else ""
+    objective = f", {init['objective']}" if init.get("objective") else ""
+    earlier = init.get("init")
+    before = f"; it was initialized from {_lineage(earlier)}" if earlier and isinstance(earlier, dict) else ""
+    return f"`{init.get('file', UNKNOWN)}` (SHA-256 `{init.get('sha256', UNKNOWN)}`{objective}{seen}){before}"
 
 
 def _recipe(description: EncoderDescription) -> str:

@@ -1,4 +1,4 @@
-"""Bodies that torch.compile may fuse: functions of tensors that hold no weights, and so have no hooks of ZeRO's."""
+"""Functions of tensors that torch.compile can fuse: they hold no weights, and so have no hooks of ZeRO's; exports."""
 
 from collections.abc import Callable
 from functools import update_wrapper
@@ -8,6 +8,11 @@ import torch
 
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
+
+
+def is_exporting() -> bool:
+    """Whether the model is being recorded, by torch.export, torch.jit.trace or torch.onnx: values are unknown then."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 class Body(Generic[Inputs, Output]):

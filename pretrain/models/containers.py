@@ -5,32 +5,22 @@ at the top of `pretrain/checkpoint.py`, which needs the training engine; this re
 """
 
 import hashlib
-import pickle
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.models.description import EncoderDescription, WeightsError, describe_run, read_header
+from pretrain.models.description import EncoderDescription, WeightsError, describe_run, read_tuned_header
+from pretrain.models.torch_files import Network, one_line, read_torch
 from shards.arrays import read_json_value
 from shards.names import plain_name
 
-Network = Literal["auto", "student", "teacher"]
-"""Which of a training's networks to take: the trained one, its average, or (``auto``) the better one that is there."""
-
 ENCODER_FILE = "encoder.safetensors"
-_CONTAINERS = {
-    "auto": ("state_dict", "model", "teacher"),
-    "student": ("state_dict", "model", "student"),
-    "teacher": ("teacher", "state_dict", "model"),
-}
+INDEX = ".index.json"
+_FOLDER_FILES = (ENCODER_FILE, "model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)  # of torch.load
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,7 @@ class Contents:
         others: names of what is there and was not read, or is no tensor.
         description: what the file says of the encoder, None where it says nothing.
         network: which network it is, where the file says so.
+        heads: of our checkpoints, what was trained beside the encoder: decoder, heads.
     """
 
     where: str
@@ -50,6 +41,7 @@ class Contents:
     others: list[str] = field(default_factory=list)
     description: EncoderDescription | None = None
     network: str | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_contents(path: Path, network: Network = "auto") -> Contents:
@@ -58,13 +50,11 @@ def read_contents(path: Path, network: Network = "auto") -> Contents:
     Raises:
         WeightsError: missing, damaged, not tensors, or without the network that was asked for.
     """
+    path = resolve(path)
     if path.is_dir():
-        step = _newest_step(path)
-        if step is not None:
-            return _read_step(step, network)
-        path = path / ENCODER_FILE
-        if not path.is_file():
-            raise WeightsError(f"{path.parent}: neither checkpoints nor {ENCODER_FILE} in this folder; name another")
+        return _read_step(path, network)
+    if path.name.endswith(INDEX):
+        return _read_parts(path, network)
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -75,8 +65,63 @@ def read_contents(path: Path, network: Network = "auto") -> Contents:
     if path.suffix == ".safetensors" or start[8:] == b"{":
         return _read_safetensors(path)
     if start.startswith((_ZIP, _PICKLE)):
-        return _read_torch(path, network, start.startswith(_ZIP))
+        tensors, others, inside = read_torch(path, network, start.startswith(_ZIP))
+        return Contents(str(path), tensors, others, None, inside)
     raise WeightsError(f"{path}: not a checkpoint: neither safetensors nor a torch file; check the path")
+
+
+def resolve(path: Path) -> Path:
+    """The file, or the folder of one of our checkpoints, that a path stands for: of a run, the newest.
+
+    Raises:
+        WeightsError: a folder without any.
+    """
+    if not path.is_dir():
+        return path
+    step = _newest_step(path)
+    return _file_in(path) if step is None else step
+
+
+def parts_of(index: Path) -> dict[str, str]:
+    """Files in an index's folder, by the names of the tensors that they hold, as Hugging Face cuts large models.
+
+    Raises:
+        WeightsError: no such index, or damaged.
+    """
+    try:
+        named = dict(read_json_value(index.read_bytes())["weight_map"])
+        return {str(name): plain_name(part) for name, part in named.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{index}: missing, or no index of weights ({error}); check the path") from None
+
+
+def _read_parts(index: Path, network: Network) -> Contents:
+    """The tensors of all files that an index names."""
+    parts = parts_of(index)
+    read = {part: read_contents(index.with_name(part), network) for part in sorted(set(parts.values()))}
+    missing = [name for name, part in parts.items() if name not in read[part].tensors]
+    if missing:
+        raise WeightsError(f"{index}: {parts[missing[0]]} lacks {missing[0]}; download its files again")
+    tensors = {name: read[part].tensors[name] for name, part in parts.items()}
+    described = next((one.description for one in read.values() if one.description is not None), None)
+    return Contents(str(index), tensors, [], described, described.network if described else None)
+
+
+def _file_in(folder: Path) -> Path:
+    """The file of an encoder in a folder, under the names that this project, Hugging Face and timm give one.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    found = next((folder / name for name in _FOLDER_FILES if (folder / name).is_file()), None)
+    if found is not None:
+        return found
+    mend = "name another"
+    if (folder / "zero_to_fp32.py").is_file():
+        mend = f"of a DeepSpeed checkpoint, python {folder / 'zero_to_fp32.py'} {folder} DEST makes one file"
+    elif (folder / ".metadata").is_file():
+        mend = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} DEST makes one file"
+    raise WeightsError(f"{folder}: neither checkpoints nor {ENCODER_FILE} in this folder; {mend}")
 
 
 def _read_safetensors(path: Path) -> Contents:
@@ -86,71 +131,10 @@ def _read_safetensors(path: Path) -> Contents:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: not a whole safetensors file ({_line(error)}); export or download it again"
+            f"{path}: not a whole safetensors file ({one_line(error)}); export or download it again"
         ) from None
-    described = read_header(metadata, str(path))
+    described = read_tuned_header(metadata, str(path))
     return Contents(str(path), tensors, [], described, described.network if described else None)
-
-
-# ---- torch files ----
-
-
-def _read_torch(path: Path, network: Network, is_zip: bool) -> Contents:
-    try:  # mapped, not read: of a training checkpoint, two thirds are the optimizer's
-        with torch.serialization.safe_globals(_stand_ins(path) if is_zip else []):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, str(error)) from None
-    except _READ_ERRORS as error:
-        raise WeightsError(f"{path}: not a whole torch file ({_line(error)}); copy or download it again") from None
-    where, inside = str(path), None
-    if isinstance(content, Mapping):
-        for name in _CONTAINERS[network]:
-            if isinstance(content.get(name), Mapping):
-                content, inside = content[name], name
-                break
-    if not isinstance(content, Mapping):
-        kind = type(content).__name__
-        raise WeightsError(f"{where}: not a checkpoint: it holds a {kind}, not tensors by name; save a state_dict")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    return Contents(where, tensors, others, None, inside if inside in ("student", "teacher") else None)
-
-
-def _stand_ins(path: Path) -> list[Any]:
-    """An empty class for each foreign one that a file names, e.g. optimizers in a Lightning checkpoint's settings.
-
-    ``weights_only`` calls nothing but what it is told is safe, and these do nothing: tensors come out, objects don't.
-    """
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(type("StandIn", (_Nothing,), {}), name) for name in names]
-
-
-class _Nothing:
-    """Takes whatever a pickle gives it and keeps nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> "_Nothing":
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, item: Any) -> None: ...
-
-    def extend(self, items: Any) -> None: ...
-
-
-def _refused(path: Path, error: str) -> WeightsError:
-    found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", error) or re.search(r"(Can only \w+)", error)
-    if found is None:
-        return WeightsError(f"{path}: not a whole torch file (damaged pickle); copy or download it again")
-    return WeightsError(
-        f"{path}: holds Python objects ({found[1]}), which could run code and are not loaded; where it was made, "
-        "save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], DEST)"
-    )
 
 
 # ---- our checkpoints ----
@@ -176,7 +160,7 @@ def _read_step(step: Path, network: Network) -> Contents:
     of_teacher = describe_run(state, "teacher", str(step / "state.json"))
     take_teacher = network == "teacher" or (network == "auto" and of_teacher.objective == "dino" and bool(teachers))
     files = teachers if take_teacher else sorted(name for name in seals if name.startswith("weights-"))
-    tensors, others = {}, []
+    tensors, heads = {}, {}
     for name in files:
         _check(step / name, seals)
         try:
@@ -185,13 +169,14 @@ def _read_step(step: Path, network: Network) -> Contents:
                     if full.startswith("encoder."):
                         tensors[full.removeprefix("encoder.")] = file.get_tensor(full)
                     else:
-                        others.append(full)
+                        heads[full] = file.get_tensor(full)
         except (SafetensorError, OSError) as error:
             raise WeightsError(
-                f"{step / name}: not a safetensors file ({_line(error)}); take another checkpoint of the run"
+                f"{step / name}: not a safetensors file ({one_line(error)}); take another checkpoint of the run"
             ) from None
     which = "teacher" if take_teacher else "student"
-    return Contents(str(step), tensors, others, describe_run(state, which, str(step / "state.json")), which)
+    described = describe_run(state, which, str(step / "state.json"))
+    return Contents(str(step), tensors, list(heads), described, which, heads)
 
 
 def _read_seals(path: Path) -> dict[str, Any]:
@@ -223,8 +208,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: missing or unreadable; take another checkpoint of the run")
     return values
-
-
-def _line(error: Exception) -> str:
-    """An error as part of a line: torch's go on for paragraphs."""
-    return re.split(r"\. |\n", str(error))[0].strip() or type(error).__name__

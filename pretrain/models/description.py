@@ -2,8 +2,12 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from pretrain.models.registry import fewest_bands, too_few_bands
 from shards.arrays import read_json_value
@@ -12,6 +16,12 @@ from shards.sensors import get_sensor
 
 HEADER_KEY = "spectralforge"
 """Of the description in a safetensors header."""
+
+TASK_KEY = "spectralforge-task"
+"""Of what a fine-tuned model's header tells of its task."""
+
+EXTRA_STATE = "_extra_state"
+"""torch's name for what a module adds to its state dict: here the description, as JSON in a uint8 tensor."""
 
 UNKNOWN = "unknown"
 
@@ -34,6 +44,8 @@ class EncoderDescription:
         bands: how many an image has; 0 stands for as many as there are wavelengths.
         network: "student", the trained network, or "teacher", its average over training.
         config: the whole config of the run, folders by their last name.
+        dilation: of a ResNet: for each layer, whether a dilation takes the place of its stride; empty for none.
+        init: what training began from (file, sha256, objective, samples_seen, and its own init); empty for new weights.
     """
 
     architecture: str
@@ -52,6 +64,8 @@ class EncoderDescription:
     bands: int = 0
     network: str = "student"
     config: dict[str, Any] = field(default_factory=dict)
+    dilation: list[bool] = field(default_factory=list)
+    init: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", self.bands or len(self.wavelength_nm))
@@ -70,20 +84,63 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
     if HEADER_KEY not in metadata:
         return None
     try:
-        values = read_json_value(metadata[HEADER_KEY])
-        known = fields(EncoderDescription)
-        wanted = [one for one in known if one.name in values or _is_required(one)]
-        found = {one.name: values[one.name] for one in wanted}
-        _check_types(found)
-        return EncoderDescription(**found)
-    except (ValueError, KeyError, TypeError) as error:
+        return _from_values(read_json_value(metadata[HEADER_KEY]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
+
+
+def read_tuned_header(metadata: dict[str, str], where: str) -> EncoderDescription | None:
+    """`read_header`; of a fine-tuned model, with the bands and statistics that its encoder was tuned for.
+
+    Raises:
+        WeightsError: as `read_header`; or what the file says of its task is damaged.
+    """
+    described = read_header(metadata, where)
+    if described is None or TASK_KEY not in metadata:
+        return described
+    try:
+        told = read_json_value(metadata[TASK_KEY])
+        return _fine_tuned(described, told["inputs"], told["dilate"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{where}: its description is damaged ({error}); train it again") from None
+
+
+def to_extra_state(description: EncoderDescription | Mapping[str, Any]) -> Tensor:
+    """A description as part of a state dict."""
+    values = asdict(description) if isinstance(description, EncoderDescription) else dict(description)
+    return torch.frombuffer(bytearray(json.dumps({HEADER_KEY: values}, default=str).encode()), dtype=torch.uint8)
+
+
+def from_extra_state(state: Tensor) -> EncoderDescription | None:
+    """The description in a state dict, None where the tensor is something else's."""
+    try:
+        return _from_values(read_json_value(bytes(state.cpu().to(torch.uint8).flatten().tolist()))[HEADER_KEY])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return None
+
+
+def _from_values(values: dict[str, Any]) -> EncoderDescription:
+    """Errors are those of whatever is missing or no description."""
+    wanted = [one for one in fields(EncoderDescription) if one.name in values or _is_required(one)]
+    found = {one.name: values[one.name] for one in wanted}
+    _check_types(found)
+    return EncoderDescription(**found)
+
+
+def _fine_tuned(described: EncoderDescription, inputs: dict[str, Any], dilate: list[bool]) -> EncoderDescription:
+    """The description of an encoder that was trained on for a task, whose images may have had other bands."""
+    known = ("mu", "sigma", "clip") if inputs.get("response") else ("mu", "sigma", "clip", *_BANDS)
+    changed = {name: inputs[name] for name in known} | {"dilation": dilate if any(dilate) else []}
+    _check_types(changed)
+    bands = described.bands if inputs.get("response") else len(inputs["wavelength_nm"])
+    return replace(described, **changed, bands=bands)
 
 
 def _is_required(one: Any) -> bool:
     return one.default is MISSING and one.default_factory is MISSING
 
 
+_BANDS = ("sensor", "wavelength_nm", "fwhm_nm")
 _TEXTS = ("architecture", "sensor", "objective", "dataset", "version", "network")
 _COUNTS = ("image_size", "patch_size", "samples_seen", "bands")
 _NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
@@ -100,6 +157,8 @@ def _check_types(values: dict[str, Any]) -> None:
             fits = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
         elif name == "clip":
             fits = value is None or isinstance(value, int | float)
+        elif name == "dilation":
+            fits = isinstance(value, list) and all(isinstance(one, bool) for one in value)
         else:
             fits = isinstance(value, dict)
         if not fits:
@@ -131,6 +190,7 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             clip=config.get("augment", {}).get("clip"),
             network=network,
             config=_without_places(config),
+            init=state.get("init") or {},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
@@ -142,8 +202,15 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
     for section, key in (("run", "dir"), ("data", "shards"), ("data", "stage"), ("probe", "shards")):
         place = (public.get(section) or {}).get(key)
         if place:
-            public[section][key] = str(place).rstrip("/").rsplit("/", 1)[-1]
+            public[section][key] = last_name(place)
+    if public.get("init"):
+        public["init"] = last_name(public["init"])
     return public
+
+
+def last_name(place: str) -> str:
+    """The last part of a path or URL, without a query, which may hold a signature."""
+    return str(place).split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def describe_foreign(

@@ -5,9 +5,9 @@ import os
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from pretrain.models.containers import ENCODER_FILE
+from pretrain.models.containers import ENCODER_FILE, INDEX, parts_of
 from pretrain.models.description import EncoderDescription, WeightsError
 from pretrain.models.encoder import Encoder
 from pretrain.models.weights import load_encoder
@@ -30,15 +30,20 @@ def from_pretrained(location: str | Path, **options: Any) -> tuple[Encoder, Enco
     Raises:
         WeightsError: see ``load_encoder``; or nothing is at the URL, or the download broke off.
     """
+    return load_encoder(local_path(location), **options)
+
+
+def local_path(location: str | Path) -> Path:
+    """Where the files of a location are on this machine, downloaded where they weren't; see `from_pretrained`."""
     if not isinstance(location, str | Path):
         raise WeightsError(f"load_encoder: {location!r}: give the path or URL of an encoder")
     text = str(location)
     if text.startswith("file://"):
         location = unquote(urlsplit(text).path)
     elif "://" in text:
-        return load_encoder(_download(text), **options)
+        return _download(text)
     path = Path(location)
-    return load_encoder(path / ENCODER_FILE if (path / ENCODER_FILE).is_file() else path, **options)
+    return path / ENCODER_FILE if (path / ENCODER_FILE).is_file() else path
 
 
 def cache_folder() -> Path:
@@ -47,15 +52,26 @@ def cache_folder() -> Path:
 
 
 def _download(url: str) -> Path:
-    """The local copy of a URL's file, made where there is none."""
+    """The local copy of a URL's file, and of those that it names where it is an index, made where there is none."""
     parts = urlsplit(url)
-    if not parts.path.endswith(_FILES):
+    if not parts.path.endswith((*_FILES, INDEX)):
         parts = parts._replace(path=f"{parts.path.rstrip('/')}/{ENCODER_FILE}")
         url = parts.geturl()
-    shown = re.sub(r"://[^/@]*@", "://", url.split("?")[0])  # messages are no place for a password or a signature
     copy = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / parts.path.rsplit("/", 1)[-1]
+    _fetch(url, copy)
+    if copy.name.endswith(INDEX):
+        for part in sorted(set(parts_of(copy).values())):
+            beside = f"{parts.path.rsplit('/', 1)[0]}/{quote(part)}"
+            _fetch(parts._replace(path=beside).geturl(), copy.with_name(part))
+    return copy
+
+
+def _fetch(url: str, copy: Path) -> None:
+    """Download a file, unless its copy is there."""
     if copy.is_file():
-        return copy
+        return
+    parts = urlsplit(url)
+    shown = re.sub(r"://[^/@]*@", "://", url.split("?")[0])  # messages are no place for a password or a signature
     try:
         import fsspec
 
@@ -70,7 +86,6 @@ def _download(url: str) -> Path:
     except Exception as error:  # every backend has errors of its own
         reason = re.sub(r"https?://\S+", "", " ".join(str(error).split()))  # they repeat the whole URL
         raise WeightsError(f"{shown}: the download failed ({type(error).__name__}: {reason}); try again") from None
-    return copy
 
 
 def _streaming(scheme: str) -> dict[str, Any]:

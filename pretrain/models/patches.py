@@ -4,6 +4,7 @@ Shapes: B samples, T patches of the grid, V visible ones, C bands, p patch size,
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +34,20 @@ def sincos_positions(width: int, grid: int) -> Tensor:
     rows = axis[:, None, :].expand(grid, grid, -1)
     table = torch.cat([columns, rows], -1).reshape(1, grid * grid, width)
     return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), table], 1).float()
+
+
+def fit_positions(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
+    """A table of positions for the square grid of another shape, interpolated; any other tensor as it is."""
+    if tuple(value.shape) == tuple(shape) or not are_positions(name, value.shape, shape):
+        return value
+    side = math.isqrt(shape[1] - 1)
+    return resize_positions(value, (side, side))
+
+
+def are_positions(name: str, *shapes: Sequence[int]) -> bool:
+    """Whether a weight is a table of positions that can be interpolated from one of these shapes to another."""
+    squares = [len(shape) == 3 and shape[1] > 1 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1 for shape in shapes]
+    return name.endswith("pos_embed") and all(squares) and len({shape[-1] for shape in shapes}) == 1
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

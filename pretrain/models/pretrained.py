@@ -8,8 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.description import EncoderDescription, WeightsError
+from pretrain.models.compilation import is_exporting
+from pretrain.models.containers import ENCODER_FILE
+from pretrain.models.description import (
+    EXTRA_STATE,
+    EncoderDescription,
+    WeightsError,
+    from_extra_state,
+    to_extra_state,
+)
 from pretrain.models.encoder import Encoder, Output
+from pretrain.models.formats import bare_name
 from pretrain.models.hub import from_pretrained
 from pretrain.models.images import (
     Images,
@@ -23,6 +32,7 @@ from pretrain.models.images import (
 )
 from pretrain.models.normalise import Normaliser
 from pretrain.models.vit import ViTEncoder
+from pretrain.models.weights import export_weights
 from shards.band_match import match_bands
 from shards.sensors import MATCH_TOLERANCE_NM, NODATA
 
@@ -44,9 +54,9 @@ class PretrainedEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder, description: EncoderDescription) -> None:
         super().__init__()
-        self.encoder, self.description = encoder, description
-        known = bool(description.mu and description.sigma)
-        self.normalise = Normaliser(description.mu, description.sigma, description.clip) if known else None
+        self.encoder = encoder
+        self._describe(description)
+        self.register_load_state_dict_pre_hook(_keep_description)
         self.eval()
 
     @property
@@ -90,6 +100,45 @@ class PretrainedEncoder(nn.Module):
         values = self._normalised(batch, bands, None)
         return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
 
+    def save(self, path: str | Path) -> Path:
+        """Write an encoder file that ``load_encoder`` reads with the same features, and its model card beside it.
+
+        Args:
+            path: of the file, ``*.safetensors``, or a folder, in which it is ``encoder.safetensors``.
+
+        Returns:
+            The file.
+
+        Raises:
+            WeightsError: it can't be written, or the encoder's weights are no longer those of its architecture.
+        """
+        dest = Path(path)
+        dest = dest if dest.suffix and not dest.is_dir() else dest / ENCODER_FILE
+        weights = {bare_name(name): tensor for name, tensor in self.encoder.state_dict().items()}
+        try:
+            export_weights(dest, weights, self.description)
+        except OSError as error:
+            raise WeightsError(f"{dest}: can't be written: {error.strerror or error}; choose another place") from None
+        return dest
+
+    def get_extra_state(self) -> Tensor:
+        """The description, so that a state dict which holds this encoder's weights says how to use them."""
+        return to_extra_state(self.description)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the description that belongs to the weights being loaded."""
+        described = from_extra_state(state)
+        if described is None:
+            raise WeightsError("the state dict's description of its encoder is damaged; save it again")
+        self._describe(described)
+
+    def _describe(self, description: EncoderDescription) -> None:
+        self.description = description
+        known = bool(description.mu and description.sigma)
+        normalise = Normaliser(description.mu, description.sigma, description.clip) if known else None
+        device = next(self.encoder.parameters()).device
+        self.normalise = None if normalise is None else normalise.to(device)
+
     def extra_repr(self) -> str:
         told = self.description
         return f"{told.architecture}, {told.sensor}, {told.bands} bands, {told.objective or 'unknown objective'}"
@@ -128,7 +177,7 @@ class PretrainedEncoder(nn.Module):
         return batch, bands
 
     def _features(self, batch: Images, bands: list[int] | None, scale: float | None, output: Output) -> Tensor:
-        if not len(batch):
+        if batch.shape[0] == 0:
             size = [] if output == "pooled" else [side // self.encoder.stride for side in batch.shape[2:]]
             return torch.empty(0, self.encoder.feature_dim, *size, device=self._device)
         return self.encoder(self._normalised(batch, bands, scale), output).float()
@@ -148,8 +197,13 @@ class PretrainedEncoder(nn.Module):
         return to_tensor(batch if bands is None else batch[:, bands]).to(self._device)
 
     def _range(self, batch: Images, values: Tensor) -> ValueRange | None:
-        """Of the values, but of integers that were on a GPU already: looking at them would wait for it."""
-        unseen = isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
+        """Of the values, but of integers that were on a GPU already: looking at them would wait for it.
+
+        An export can't look either: it takes digital numbers.
+        """
+        unseen = is_exporting() or (
+            isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
+        )
         return None if unseen else value_range(values)
 
     @property
@@ -177,6 +231,11 @@ class PretrainedEncoder(nn.Module):
         height, width = batch.shape[2:]
         if height % step or width % step or not height or not width:
             raise WeightsError(f"images of {height} x {width} px: this encoder takes multiples of {step} px")
+
+
+def _keep_description(module: PretrainedEncoder, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """State dicts of earlier versions hold weights alone: what the module says of itself stays."""
+    state.setdefault(prefix + EXTRA_STATE, module.get_extra_state())
 
 
 def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:

@@ -32,7 +32,10 @@ def recognise(weights: dict[str, Tensor], objective: str, network: str, where: s
     elif any(re.match(r"(resnet\.)?layer\d\.", name) for name in shapes):
         architecture, first = ("spec_resnet50" if is_spectral else "resnet50"), "conv1.weight"
     else:
-        raise WeightsError(f"{where}: unknown architecture: neither transformer blocks nor residual layers in it")
+        raise WeightsError(
+            f"{where}: unknown architecture: neither transformer blocks nor residual layers in it, only "
+            f"{_first_parts(shapes)}; save the whole encoder"
+        )
     bands = None if is_spectral else _bands(shapes, first, where)
     return describe_foreign(architecture, image_size, patch_size, bands, objective, network)
 
@@ -42,12 +45,20 @@ def _vit(shapes: dict[str, tuple[int, ...]], prefix: str, is_spectral: bool, whe
     depth = 1 + max(int(found[1]) for name in shapes if (found := re.match(rf"{prefix}blocks\.(\d+)\.", name)))
     hidden = _first(shapes, rf"{prefix}blocks\.\d+\.mlp\.fc1\.(weight|bias)$", 0)
     width = _first(shapes, rf"{prefix}(cls_token|pos_embed|norm\.weight|blocks\.\d+\.norm\d\.weight)$", -1)
-    for name, size in (SPEC_VITS if is_spectral else PLAIN_VITS).items():
-        if (size.width, size.depth, size.mlp_hidden) == (width, depth, hidden):
+    known = SPEC_VITS if is_spectral else PLAIN_VITS
+    sizes = {"width": width, "depth": depth, "MLP width": hidden}
+    nearest, differing = "", dict[str, int]()
+    for name, size in known.items():
+        own = {"width": size.width, "depth": size.depth, "MLP width": size.mlp_hidden}
+        wrong = {what: value for what, value in own.items() if value != sizes[what]}
+        if not wrong:
             return name
+        if not nearest or len(wrong) < len(differing):
+            nearest, differing = name, wrong
     kind = "Spec. ViT" if is_spectral else "plain ViT"
     raise WeightsError(
-        f"{where}: unknown architecture: a {kind} of width {width}, depth {depth} and MLP width {hidden}; "
+        f"{where}: unknown architecture: a {kind} of width {width}, depth {depth} and MLP width {hidden}; the nearest, "
+        f"{nearest}, has {' and '.join(f'{what} {value}' for what, value in differing.items())}; "
         f"known are {', '.join(ENCODERS)}"
     )
 
@@ -64,6 +75,11 @@ def _sizes(shapes: dict[str, tuple[int, ...]], prefix: str, where: str) -> tuple
             f"{where}: {prefix}pos_embed has {tokens} positions: not a class token and a square of patches"
         )
     return grid * patch_size, patch_size
+
+
+def _first_parts(shapes: dict[str, tuple[int, ...]]) -> str:
+    """What there is, by the first parts of its names."""
+    return ", ".join(list(dict.fromkeys(name.split(".")[0] for name in shapes))[:3])
 
 
 def _bands(shapes: dict[str, tuple[int, ...]], first: str, where: str) -> int:

@@ -51,8 +51,11 @@ class LoadReport:
             lines.append(f"{what:<18}{len(names):>6}  {', '.join(names[:_EXAMPLES])}{more}".rstrip())
         return "\n".join([*lines, f"{'share of the model':<18}{len(self.matched) / max(self.total, 1):>6.0%}"])
 
-    def require_all(self, where: str) -> None:
+    def require_all(self, where: str, model: str) -> None:
         """Refuse anything but all of the model and nothing else.
+
+        Args:
+            model: its name, the one that the weights are most like.
 
         Raises:
             WeightsError: one line that counts and names what is missing, unexpected or of another shape.
@@ -60,7 +63,7 @@ class LoadReport:
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.misshapen))
         problems = [f"{len(names)} {what} (e.g. {names[0]})" for what, names in kinds if names]
         if problems:
-            found = f"{len(self.matched)} of {self.total} match, {', '.join(problems)}"
+            found = f"of {model}'s, {len(self.matched)} of {self.total} match, {', '.join(problems)}"
             raise WeightsError(f"{where}: weights of another model: {found}; use a whole checkpoint of this model")
 
     def with_reshaped(self, name: str, before: Tensor, after: Tensor) -> "LoadReport":

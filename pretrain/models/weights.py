@@ -1,7 +1,7 @@
 """Encoders out of files of any format and into ours, strictly: all of an encoder's weights, or an error."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -9,17 +9,20 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
-from pretrain.models.containers import Network
+from pretrain.models.card import model_card
 from pretrain.models.description import EncoderDescription, WeightsError
 from pretrain.models.encoder import Encoder
 from pretrain.models.finite import find_non_finite
 from pretrain.models.formats import StoredEncoder, read_stored
-from pretrain.models.patches import resize_positions
+from pretrain.models.patches import fit_positions
 from pretrain.models.recognise import recognise
 from pretrain.models.registry import build_encoder
 from pretrain.models.report import LoadReport, compare
 from pretrain.models.resnet import NO_DILATION
+from pretrain.models.torch_files import Network
 from shards.atomic import write_atomic
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,16 @@ class EncoderWeights:
     Attributes:
         layout: name of the format that they came from.
         report: how the file's names fitted.
+        described: whether the file itself says what its encoder was trained on; else the sensor is a guess.
+        heads: of our checkpoints, what was trained beside the encoder, by the name that it has in the training.
     """
 
     weights: dict[str, Tensor]
     description: EncoderDescription
     layout: str
     report: LoadReport
+    described: bool = False
+    heads: dict[str, Tensor] = field(default_factory=dict)
 
 
 def load_encoder(
@@ -43,7 +50,7 @@ def load_encoder(
     attention: Backend = "auto",
     *,
     image_size: int | None = None,
-    dilate: Sequence[bool] = NO_DILATION,
+    dilate: Sequence[bool] | None = None,
     network: Network = "auto",
 ) -> tuple[Encoder, EncoderDescription]:
     """Rebuild the encoder of a file; nothing else is needed.
@@ -51,7 +58,7 @@ def load_encoder(
     Args:
         path: our export, a published file, a training checkpoint of the published code, or one of our
             checkpoints: its folder, or that of a run (the newest). docs/weights.md lists the formats.
-        bn_group, attention, dilate: see ``build_encoder``.
+        bn_group, attention, dilate: see ``build_encoder``; None takes the dilation that the file tells of.
         image_size: in pixels, other than the file's: position embeddings are interpolated to it.
         network: the trained one or its average, of checkpoints that have both; ``auto`` takes DINO's teacher.
 
@@ -63,11 +70,14 @@ def load_encoder(
         WeightsError: the file is missing, damaged, of no known format, or doesn't match its architecture in full.
     """
     read = read_encoder(path, network, image_size)
-    encoder = _shape_of(read.description, str(path), bn_group, attention, dilate)
+    description = read.description
+    if dilate is not None:
+        description = replace(description, dilation=list(dilate) if any(dilate) else [])
+    encoder = _shape_of(description, str(path), bn_group, attention)
     assert dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys()  # else some would stay empty
     encoder.to_empty(device="cpu")
     load_strictly(encoder, read.weights, str(path))
-    return encoder.eval(), read.description
+    return encoder.eval(), description
 
 
 def read_encoder(
@@ -86,17 +96,26 @@ def read_encoder(
     description = _describe(stored, architecture)
     own = _shape_of(description, stored.where).state_dict()
     report = compare(own, stored.weights, stored.copies, stored.left_out)
-    report.require_all(stored.where)
+    report.require_all(stored.where, description.architecture)
     weights = {name: stored.weights[name] for name in own}
     require_finite(weights, stored.where)
-    if image_size is not None and image_size != description.image_size:
-        description = replace(description, image_size=image_size)
-        _shape_of(description, stored.where)  # refuses a size that the patches don't divide
-        for name in [name for name in own if name.rsplit(".", 1)[-1] == "pos_embed"]:
-            before, grid = weights[name], image_size // description.patch_size
-            weights[name] = resize_positions(before, (grid, grid))
-            report = report.with_reshaped(name, before, weights[name])
-    return EncoderWeights(weights, description, stored.layout, report)
+    described = stored.description is not None
+    read = EncoderWeights(weights, description, stored.layout, report, described, stored.heads)
+    return read if image_size is None else resize_encoder(read, image_size, stored.where)
+
+
+def resize_encoder(read: EncoderWeights, image_size: int, where: str) -> EncoderWeights:
+    """The encoder for another image size, in pixels: position embeddings are interpolated.
+
+    Raises:
+        WeightsError: a size that its patches don't divide.
+    """
+    description, weights, report = replace(read.description, image_size=image_size), dict(read.weights), read.report
+    for name, own in _shape_of(description, where).state_dict().items():
+        weights[name] = fit_positions(name, weights[name], own.shape)
+        if weights[name] is not read.weights[name]:
+            report = report.with_reshaped(name, read.weights[name], weights[name])
+    return replace(read, weights=weights, description=description, report=report)
 
 
 def save_encoder(path: Path, weights: dict[str, Tensor], description: EncoderDescription) -> None:
@@ -113,13 +132,31 @@ def require_finite(weights: dict[str, Tensor], where: str) -> None:
         raise WeightsError(f"{where}: {problem}: the training diverged; take an earlier checkpoint")
 
 
+def export_weights(dest: Path, weights: dict[str, Tensor], description: EncoderDescription) -> None:
+    """Write an encoder file that `load_encoder` reads, and its model card beside it, ``.md``.
+
+    Raises:
+        WeightsError: the weights are not all of the encoder that is described.
+        OSError: the files can't be written.
+    """
+    if dest.suffix != ".safetensors":
+        raise WeightsError(f"{dest}: an encoder file is named *.safetensors; choose such a name")
+    own = _shape_of(description, str(dest)).state_dict()
+    compare(own, weights).require_all(str(dest), description.architecture)
+    ordered = {name: weights[name].detach().cpu() for name in own}
+    parameters = sum(tensor.numel() for name, tensor in ordered.items() if not name.endswith(_BUFFERS))
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    save_encoder(dest, ordered, description)
+    write_atomic(dest.with_suffix(".md"), model_card(description, parameters, dest.name))
+
+
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Load weights that must match in every name and shape.
 
     Raises:
         WeightsError: one line that counts and names what is missing, unexpected or of another shape.
     """
-    compare(model.state_dict(), weights).require_all(where)
+    compare(model.state_dict(), weights).require_all(where, type(model).__name__)
     model.load_state_dict(weights)
 
 
@@ -136,7 +173,6 @@ def _shape_of(
     where: str,
     bn_group: int | None = None,
     attention: Backend = "auto",
-    dilate: Sequence[bool] = NO_DILATION,
 ) -> Encoder:
     """The encoder on the meta device, without contents: the giant one's take 4.5 GB and time to draw.
 
@@ -152,7 +188,7 @@ def _shape_of(
                 bn_group,
                 attention,
                 description.bands,
-                dilate,
+                description.dilation or NO_DILATION,
             )
     except (ValueError, RuntimeError, OverflowError) as error:  # torch: sizes beyond what any tensor can have
         raise WeightsError(f"{where}: {' '.join(str(error).split())}") from None

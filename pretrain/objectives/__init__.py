@@ -1,6 +1,7 @@
 """Self-supervised objectives, one per file: modules that turn views into losses, and how a run feeds them."""
 
 from pretrain.config import PretrainConfig
+from pretrain.initial_weights import InitialWeights
 from pretrain.models import Normaliser
 from pretrain.objectives.dino import Distilling
 from pretrain.objectives.mae import MaskedAutoencoding
@@ -10,10 +11,12 @@ from pretrain.sections.objective import DinoConfig, MocoConfig
 from shards.manifest import Manifest
 
 
-def build_objective(config: PretrainConfig, normalise: Normaliser, manifest: Manifest) -> Objective:
-    """The objective of a run, with weights drawn from the run's seed."""
+def build_objective(
+    config: PretrainConfig, normalise: Normaliser, manifest: Manifest, initial: InitialWeights | None = None
+) -> Objective:
+    """The objective of a run, with weights drawn from the run's seed, or those of a file."""
     if isinstance(config.objective, MocoConfig):
-        return MomentumContrasting(config, normalise, manifest.tile_shape[0])
+        return MomentumContrasting(config, normalise, manifest.tile_shape[0], initial)
     if isinstance(config.objective, DinoConfig):
-        return Distilling(config, normalise, manifest.tile_shape[0])
-    return MaskedAutoencoding(config, normalise, manifest)
+        return Distilling(config, normalise, manifest.tile_shape[0], initial)
+    return MaskedAutoencoding(config, normalise, manifest, initial)

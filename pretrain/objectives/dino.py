@@ -19,9 +19,9 @@ from pretrain.augment import Crop, random_crops
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
+from pretrain.initial_weights import InitialWeights
 from pretrain.models import Normaliser
 from pretrain.models.encoder import Encoder
-from pretrain.models.initialise import initialise
 from pretrain.momentum import MomentumNetwork
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from pretrain.sections.objective import DinoConfig
@@ -121,14 +121,17 @@ class Distilling(Objective):
 
     Args:
         bands: C.
+        initial: see Objective.
     """
 
     module: SelfDistillation
     momentum: MomentumNetwork
     timestamps = 2
 
-    def __init__(self, config: PretrainConfig, normalise: Normaliser, bands: int) -> None:
-        super().__init__(config, normalise)
+    def __init__(
+        self, config: PretrainConfig, normalise: Normaliser, bands: int, initial: InitialWeights | None = None
+    ) -> None:
+        super().__init__(config, normalise, initial)
         dino = config.objective
         assert isinstance(dino, DinoConfig)
         self.dino = dino
@@ -137,7 +140,7 @@ class Distilling(Objective):
         encoder = self.build_encoder(bands)
         head = DinoHead(encoder.feature_dim, dino.hidden, dino.bottleneck, dino.prototypes)
         self.module = SelfDistillation(encoder, head, dino.prototypes, dino.student_temperature)
-        initialise(self.module, "pretrain", config.run.seed)
+        self.fill(self.module)
         self.momentum = MomentumNetwork(DinoNetwork(encoder, head))
         self._logits: list[Tensor] = []
 

@@ -18,9 +18,9 @@ from pretrain.augment import centre_crops, mask_noise, random_crops
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
+from pretrain.initial_weights import InitialWeights
 from pretrain.models import Normaliser
 from pretrain.models.attention import Backend
-from pretrain.models.initialise import initialise
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
@@ -171,12 +171,15 @@ class MaskedAutoencoding(Objective):
 
     Args:
         manifest: of the shards.
+        initial: see Objective.
     """
 
     module: MaskedAutoencoder
 
-    def __init__(self, config: PretrainConfig, normalise: Normaliser, manifest: Manifest) -> None:
-        super().__init__(config, normalise)
+    def __init__(
+        self, config: PretrainConfig, normalise: Normaliser, manifest: Manifest, initial: InitialWeights | None = None
+    ) -> None:
+        super().__init__(config, normalise, initial)
         self.manifest = manifest
         mae, model = config.objective, config.model
         assert isinstance(mae, MaeConfig)
@@ -197,7 +200,7 @@ class MaskedAutoencoding(Objective):
             mae.spectral_angle,
             normalise,
         )
-        initialise(self.module, "pretrain", config.run.seed)
+        self.fill(self.module)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """See Objective. Where missing pixels don't count, the divisor is the whole batch's number of those that do."""

@@ -19,10 +19,10 @@ from pretrain.augment import random_crops
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
+from pretrain.initial_weights import InitialWeights
 from pretrain.models import Normaliser
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder
-from pretrain.models.initialise import initialise
 from pretrain.momentum import MomentumNetwork
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from pretrain.sections.objective import MocoConfig
@@ -116,21 +116,24 @@ class MomentumContrasting(Objective):
 
     Args:
         bands: C.
+        initial: see Objective.
     """
 
     module: MomentumContrast
     momentum: MomentumNetwork
     timestamps = 2
 
-    def __init__(self, config: PretrainConfig, normalise: Normaliser, bands: int) -> None:
-        super().__init__(config, normalise)
+    def __init__(
+        self, config: PretrainConfig, normalise: Normaliser, bands: int, initial: InitialWeights | None = None
+    ) -> None:
+        super().__init__(config, normalise, initial)
         moco, model = config.objective, config.model
         assert isinstance(moco, MocoConfig)
         self.rate, self.queue_length = moco.momentum, moco.queue
         encoder = self.build_encoder(bands)
         head = ProjectionHead(encoder.feature_dim, moco.hidden, moco.dim, moco.head_norm, model.bn_group)
         self.module = MomentumContrast(encoder, head, moco.dim, moco.queue, moco.temperature, config.run.seed)
-        initialise(self.module, "pretrain", config.run.seed)
+        self.fill(self.module)
         self.momentum = MomentumNetwork(ProjectedEncoder(encoder, head))
         self._keys: list[Tensor] = []
         self._places: list[Tensor] = []

@@ -14,8 +14,10 @@ from pretrain.augment import Crop
 from pretrain.config import PretrainConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine, move_batch_norms
+from pretrain.initial_weights import InitialWeights
 from pretrain.models import Normaliser, build_encoder
 from pretrain.models.encoder import Encoder
+from pretrain.models.initialise import initialise
 from pretrain.momentum import MomentumNetwork
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Objective(ABC):
     Args:
         config: of the run.
         normalise: digital numbers to z-scores, on the device.
+        initial: weights to begin from; None draws them from the run's seed.
 
     Attributes:
         module: encoder, heads and loss: what the engine trains. Called with images alone, it gives the encoder's
@@ -49,8 +52,8 @@ class Objective(ABC):
     momentum: MomentumNetwork | None = None
     timestamps: Literal[1, 2] = 1
 
-    def __init__(self, config: PretrainConfig, normalise: Normaliser) -> None:
-        self.config, self.normalise = config, normalise
+    def __init__(self, config: PretrainConfig, normalise: Normaliser, initial: InitialWeights | None = None) -> None:
+        self.config, self.normalise, self.initial = config, normalise, initial
         self.seed, self.steps = config.run.seed, config.train.steps
         augment = config.augment
         self.crop = Crop(config.model.image_size, augment.crop_scale, augment.flip, augment.blur)
@@ -60,6 +63,12 @@ class Objective(ABC):
         """The config's encoder, without contents yet."""
         model = self.config.model
         return build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+
+    def fill(self, module: nn.Module) -> None:
+        """Give the networks their first weights, before they are copied or shared."""
+        initialise(module, "pretrain", self.seed)
+        if self.initial is not None:
+            self.initial.put_into(module, self.config.objective.name)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """Lazily the mean loss of each micro batch of an optimizer step (0, 1, ...)."""

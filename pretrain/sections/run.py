@@ -8,7 +8,7 @@ from shards.config import ConfigModel
 from shards.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
 
 Fixed = Literal[
-    "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"
+    "init", "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"
 ]  # what fixes the order of samples and the meaning of weights in a run
 
 
@@ -24,7 +24,7 @@ class CheckpointConfig(ConfigModel):
     """Every how many steps, and what is kept: the last ``keep``, and for good those at multiples of ``keep_every``
     (0: none). ``quota_gb``: room that the run folder may take. ``resume``: ``must`` makes it an error to find nothing
     to continue. ``accept``: keys that may differ from the checkpoint's though they change the order of samples or
-    what weights mean, such as ``train.global_batch`` or ``dataset``."""
+    what weights mean, such as ``train.global_batch`` or ``dataset``; ``init``: begin from an encoder of other bands."""
 
     every: Positive = 1000
     keep: Positive = 3

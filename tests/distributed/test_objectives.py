@@ -78,6 +78,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name in RESUMED:
         two.append(runs.job(f"{name}-half", *OBJECTIVES[name], stop_at=HALF))
         one.append(runs.job(f"{name}-resumed", *OBJECTIVES[name], "engine.zero_stage=2", copy_from=f"{name}-half"))
+        begun = [*OBJECTIVES[name], f"init={folder / f'{name}-half'}", "run.seed=4", "train.steps=2"]
+        two.append(runs.job(f"{name}-begun-2", *begun))
+        one.append(runs.job(f"{name}-begun-1", *begun, "engine.zero_stage=0"))
+        larger = [*OBJECTIVES[name], "model.image_size=16", "checkpoint.accept=[model]"]
+        one.append(runs.job(f"{name}-larger", *larger, copy_from=f"{name}-half"))
     for name in RECOMPUTED:
         recompute = ["engine.activation_checkpointing=true", "engine.zero_stage=0"]
         one.append(runs.job(f"{name}-recomputed", *OBJECTIVES[name], *recompute))
@@ -114,6 +119,19 @@ def test_one_process_and_two_agree(runs: Runs, name: str) -> None:
 def test_a_run_goes_on_with_another_number_of_processes_and_stage(runs: Runs, name: str) -> None:
     """The momentum network, the queue and the centre are in the checkpoint, or later losses would differ."""
     assert runs.records(f"{name}-resumed", "loss") == pytest.approx(runs.records(f"{name}-2", "loss"), rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_from_a_checkpoint_is_the_same_on_one_process_and_two(runs: Runs, name: str) -> None:
+    """Its momentum network is the same, too: later losses would differ."""
+    losses = runs.records(f"{name}-begun-2", "loss")
+    assert len(losses) == 2
+    assert runs.records(f"{name}-begun-1", "loss") == pytest.approx(losses, rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_learned_positions_and_their_average_go_on_at_another_image_size(runs: Runs, name: str) -> None:
+    assert len(runs.records(f"{name}-larger", "loss")) == STEPS
 
 
 @pytest.mark.parametrize("name", RECOMPUTED)

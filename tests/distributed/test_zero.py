@@ -3,6 +3,7 @@
 All jobs run in three process groups: two processes, then one, then two again.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -104,6 +105,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.launch(2, [*base_jobs(runs, 2, RESUMED), cut, *precision, *halves], "--shallow")
     shutil.copytree(folder / "half-2-3", folder / "emptied")
     shutil.rmtree(folder / "emptied" / "checkpoints")
+    shutil.copytree(folder / "half-2-3" / "checkpoints" / f"step-{HALF:08d}", folder / "start")
+    shutil.copytree(folder / "start", folder / "start-gone")
     cuts = [runs.job(f"micro-{micro}-of-1", f"train.micro_batch={micro}") for micro in (16, 4)]
     half = {"copy_from": "half-2-3"}
     others = [
@@ -113,6 +116,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         runs.job("accepted", "train.global_batch=32", "checkpoint.accept=[train.global_batch]", **half, stop_at=12),
         runs.job("emptied"),
         runs.job("must", "checkpoint.resume=must"),
+        runs.job("resized", "model.image_size=32", "checkpoint.accept=[model]", **half, stop_at=12),
+        runs.job("sgd", "optim.name=sgd", "engine.zero_stage=1", **half, stop_at=12),
+        runs.job("init-1-0", "engine.zero_stage=0", f"init={folder / 'start'}", "run.seed=4", stop_at=BEYOND),
+        runs.job("init-1-3", f"init={folder / 'start-gone'}", "run.seed=4", stop_at=2),
+        runs.job("init-patch", f"init={folder / 'start'}", "model.patch_size=8"),
         runs.job("persistent", "engine.param_persistence_threshold=100000", **half),
         *(
             runs.job(
@@ -126,7 +134,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         ),
     ]
     runs.launch(1, [*base_jobs(runs, 1, RESUMED), *cuts, *others, *load_jobs(runs, 1, SAVED)], "--shallow")
-    runs.launch(2, load_jobs(runs, 2, SAVED), "--shallow")
+    shutil.rmtree(folder / "start-gone")
+    begun = [
+        runs.job("init-2-2", "engine.zero_stage=2", f"init={folder / 'start'}", "run.seed=4", stop_at=BEYOND),
+        runs.job("init-2-3", f"init={folder / 'start-gone'}", "run.seed=4", copy_from="init-1-3", stop_at=BEYOND),
+        runs.job("init-other", "run.seed=4", copy_from="init-1-3"),
+        runs.job(
+            "resized-2", "model.image_size=32", "checkpoint.accept=[model]", "engine.zero_stage=2", **half, stop_at=12
+        ),
+    ]
+    runs.launch(2, [*load_jobs(runs, 2, SAVED), *begun], "--shallow")
     return runs
 
 
@@ -234,6 +251,43 @@ def test_a_resume_that_was_asked_for_does_not_begin_anew(runs: Runs) -> None:
 def test_the_schedule_of_learning_rates_goes_on(runs: Runs) -> None:
     assert runs.records("resumed-2-3", "lr") == runs.records("whole-2-3", "lr")
     assert len(set(runs.records("whole-2-3", "lr"))) > HALF
+
+
+# ---- begun from a file, and changed on the way ----
+
+
+@pytest.mark.parametrize("name", ["init-1-0", "init-2-2", "init-2-3"])
+def test_a_run_from_a_file_is_the_same_under_any_stage_and_number_of_processes(runs: Runs, name: str) -> None:
+    """``init-2-3`` is resumed on the way by other ranks, when its file is gone."""
+    losses = runs.losses(name)
+    assert len(losses) == BEYOND
+    assert losses == pytest.approx(runs.losses("init-1-0"), rel=1e-5, abs=0)
+    assert losses[0] < 0.9 * runs.losses("whole-2-3")[0]  # it knows what was learned before
+
+
+def test_what_a_run_began_from_stays_with_it(runs: Runs) -> None:
+    step = runs.folder / "init-2-3" / "checkpoints" / f"step-{BEYOND:08d}"
+    told = json.loads((step / "state.json").read_text())["init"]
+    seal = (runs.folder / "start" / "checkpoint.json").read_bytes()
+    assert told["sha256"] == hashlib.sha256(seal).hexdigest()
+    assert (told["file"], told["objective"], told["samples_seen"]) == ("start-gone", "mae", 16 * HALF)
+
+
+def test_a_run_from_another_file_is_another_run(runs: Runs) -> None:
+    assert "start-gone then, None now" in runs.error("init-other")
+    assert "model.patch_size is 4 there, 8 in this run" in runs.error("init-patch")
+
+
+def test_another_image_size_goes_on_with_interpolated_positions(runs: Runs) -> None:
+    """The weights that the engine holds are compared with those in the file at the load."""
+    losses = runs.losses("resized")[HALF:]
+    assert len(losses) == 2
+    assert runs.losses("resized-2")[HALF:] == pytest.approx(losses, rel=1e-5, abs=0)
+
+
+def test_another_optimizer_goes_on_with_fresh_moments(runs: Runs) -> None:
+    assert len(runs.losses("sgd")) == 12
+    assert runs.losses("sgd")[HALF] == pytest.approx(runs.losses("whole-2-3")[HALF], rel=1e-5)  # the same weights
 
 
 @pytest.mark.parametrize("kind", HALVED)

@@ -128,14 +128,19 @@ def lightning(state_dict: Weights, **beside: object) -> dict[str, object]:
 
 
 def our_checkpoint(
-    run: Path, step: int, weights: Weights, teacher: Weights | None = None, config: dict | None = None
+    run: Path,
+    step: int,
+    weights: Weights,
+    teacher: Weights | None = None,
+    config: dict | None = None,
+    heads: Weights | None = None,
 ) -> Path:
     """A checkpoint of this project in two parts, as two ranks leave it."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     networks = {"weights": weights} | ({} if teacher is None else {"teacher": teacher})
     for kind, network in networks.items():
-        named = list((prefixed("encoder.", network) | {"decoder.mask_token": torch.ones(2)}).items())
+        named = list((prefixed("encoder.", network) | (heads or {"decoder.mask_token": torch.ones(2)})).items())
         for rank in range(2):
             save_file(dict(named[rank::2]), folder / f"{kind}-{rank:05d}-of-00002.safetensors")
     size = 4 * int((weights["vit_core.pos_embed"].shape[1] - 1) ** 0.5)
