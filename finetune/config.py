@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pretrain.sections.engine import EngineConfig
-from pretrain.sections.run import GuardConfig, RunConfig, WatchdogConfig
+from pretrain.config.engine import EngineConfig
+from pretrain.config.run import GuardConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
 from shards.fields import (
     Choices,

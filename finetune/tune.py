@@ -24,12 +24,12 @@ from finetune.scoring import Collector, Evaluation, epoch_order, is_better
 from pretrain import distributed
 from pretrain.augment import crop_box, resample, resampling
 from pretrain.checkpoint import load_checkpoint, newest_verified, prune, save_checkpoint
+from pretrain.config.optim import OptimConfig
 from pretrain.engine import ZeroEngine
 from pretrain.guard import Diverged, Guard, Verdict
 from pretrain.models.vit import ViTEncoder
 from pretrain.optim import build_optimizer
 from pretrain.schedules import warmup_cosine
-from pretrain.sections.optim import OptimConfig
 from pretrain.telemetry import say
 from pretrain.watchdog import Watchdog
 from shards import keyed

@@ -38,9 +38,13 @@ def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
             wanted = {f"data.{key}": getattr(data, key) for key in INPUTS}
             if arguments.command == "finetune":  # a pipeline makes its checkpoint itself
                 wanted["checkpoint"] = run.config.checkpoint
-            for key, path in wanted.items():
-                if path is not None and not _is_url(path) and not Path(path).exists():
-                    raise ConfigError(f"{run.file}: key '{key}': {path}: no such file or folder; correct the path")
+        elif (run.folder / "checkpoints").exists():  # continues from there
+            wanted = {}
+        else:
+            wanted = {"init": run.config.init}
+        for key, path in wanted.items():
+            if path is not None and not _is_url(path) and not Path(path).exists():
+                raise ConfigError(f"{run.file}: key '{key}': {path}: no such file or folder; correct the path")
         if arguments.command != "pipeline" and data.shards is not None and not _is_url(data.shards):
             try:
                 read_manifest(Path(data.shards))

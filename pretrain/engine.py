@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.config.engine import EngineConfig
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import Body
 from pretrain.models.recompute import Recompute
 from pretrain.models.vit import Block
-from pretrain.sections.engine import EngineConfig
 
 
 @dataclass(frozen=True)

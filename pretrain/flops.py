@@ -8,13 +8,13 @@ use and doesn't count. Tests hold the formulas against torch's flop counter.
 import torch
 
 from pretrain.config import PretrainConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
 from pretrain.models.adapter import CHANNELS
 from pretrain.models.adapter import LAYERS as ADAPTER_LAYERS
 from pretrain.models.registry import PLAIN_VITS, SPEC_VITS, ViTSize
 from pretrain.models.resnet import FEATURES
 from pretrain.models.resnet import LAYERS as RESNET_LAYERS
-from pretrain.sections.model import ModelConfig
-from pretrain.sections.objective import DinoConfig, MaeConfig, MocoConfig
 
 Parts = dict[str, int]
 """Operations by part of the network."""

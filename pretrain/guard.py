@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.sections.run import GuardConfig
+from pretrain.config.run import GuardConfig
 from shards.errors import ForgeError
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from pretrain.sections.optim import OptimConfig
+from pretrain.config.optim import OptimConfig
 
 LEVELS = 4
 """Layers share learning rates in this many steps: every parameter group costs ZeRO a round of collectives."""

@@ -7,10 +7,10 @@ from typing import Any
 from pretrain import distributed
 from pretrain.checkpoint import CheckpointError, newest_verified, read_state, set_aside
 from pretrain.config import PretrainConfig
+from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.initial_weights import location_hash
 from pretrain.inputs import Inputs
 from pretrain.schedules import learning_rate
-from pretrain.sections.optim import OptimConfig, TrainConfig
 from pretrain.telemetry import last_saved_step, say
 from shards.errors import ForgeError
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.sections.run import CheckpointConfig
+from pretrain.config.run import CheckpointConfig
 from pretrain.status import LOCK_FILE, STATUS_FILE, RunRecord, Status, now, read_record, run_state
 from shards.atomic import sweep, temporary_path, write_atomic
 from shards.errors import ConfigError, ForgeError

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from pretrain.sections.optim import OptimConfig
+from pretrain.config.optim import OptimConfig
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int, lr: float, min_lr: float) -> float:

@@ -22,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from pretrain.sections.run import WatchdogConfig
+from pretrain.config.run import WatchdogConfig
 from pretrain.stop import STOPPED, StopRequest
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config import PretrainConfig
+from pretrain.config.objective import MaeConfig
 from pretrain.flops import device_peak, sample_flops
 from pretrain.models import Normaliser, build_encoder
 from pretrain.models.initialise import initialise
@@ -38,7 +39,6 @@ from pretrain.models.registry import SPEC_VITS
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.optim import build_optimizer
-from pretrain.sections.objective import MaeConfig
 from shards.config import check_config
 from shards.errors import ConfigError, ForgeError
 from tools.plain_mae import PlainMaskedAutoencoder

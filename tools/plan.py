@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.command import command_parser, parse_command
 from pretrain.config import PretrainConfig
-from pretrain.sections.objective import MaeConfig
+from pretrain.config.objective import MaeConfig
 from shards.errors import ConfigError, ForgeError
 from tools.planner.machines import NAMES
 

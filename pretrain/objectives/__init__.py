@@ -1,13 +1,13 @@
 """Self-supervised objectives, one per file: modules that turn views into losses, and how a run feeds them."""
 
 from pretrain.config import PretrainConfig
+from pretrain.config.objective import DinoConfig, MocoConfig
 from pretrain.initial_weights import InitialWeights
 from pretrain.models import Normaliser
 from pretrain.objectives.dino import Distilling
 from pretrain.objectives.mae import MaskedAutoencoding
 from pretrain.objectives.moco import MomentumContrasting
 from pretrain.objectives.objective import Objective
-from pretrain.sections.objective import DinoConfig, MocoConfig
 from shards.manifest import Manifest
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.augment import Crop, random_crops
 from pretrain.config import PretrainConfig
+from pretrain.config.objective import DinoConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
 from pretrain.initial_weights import InitialWeights
@@ -24,7 +25,6 @@ from pretrain.models import Normaliser
 from pretrain.models.encoder import Encoder
 from pretrain.momentum import MomentumNetwork
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
-from pretrain.sections.objective import DinoConfig
 from shards import keyed
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.augment import centre_crops, mask_noise, random_crops
 from pretrain.config import PretrainConfig
+from pretrain.config.objective import MaeConfig
 from pretrain.data import TileBatch
 from pretrain.engine import ZeroEngine
 from pretrain.initial_weights import InitialWeights
@@ -26,7 +27,6 @@ from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
 from pretrain.objectives.masked_loss import masked_targets, squared_errors
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
-from pretrain.sections.objective import MaeConfig
 from shards import keyed
 from shards.manifest import Manifest, sensor_of
 from shards.sensors import NODATA

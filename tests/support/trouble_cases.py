@@ -29,11 +29,11 @@ from pretrain.checkpoint import (
     set_aside,
     step_of,
 )
+from pretrain.config.engine import EngineConfig
 from pretrain.engine import ZeroEngine, deepspeed_config
 from pretrain.models.initialise import initialise
 from pretrain.momentum import MomentumNetwork
 from pretrain.optim import build_adamw
-from pretrain.sections.engine import EngineConfig
 from pretrain.zero_state import gather_state, hash_weights
 
 WIDTH, BATCH, SEED = 8, 8, 5
@@ -175,8 +175,8 @@ def load_after_save_on_the_same_engine(folder: Path) -> None:
 @case
 def rank_dependent_control_flow_does_not_hang(folder: Path) -> None:
     """One rank alone finds its loss to be no number: all ranks skip the step, by one reduced decision."""
+    from pretrain.config.run import GuardConfig
     from pretrain.guard import Guard
-    from pretrain.sections.run import GuardConfig
 
     guard, zero = Guard(GuardConfig()), engine(network())
     before = weights(zero)

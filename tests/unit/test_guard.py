@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from pretrain.config.run import GuardConfig
 from pretrain.guard import Guard
-from pretrain.sections.run import GuardConfig
 
 
 def judge(guard: Guard, loss: float, norm: float = 1.0) -> str | None:

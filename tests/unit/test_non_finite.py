@@ -17,14 +17,15 @@ from finetune.features import FeaturesError, KeptFeatures
 from finetune.heads import build_head
 from finetune.metrics import Scores
 from finetune.model_file import InputDescription, TaskModel, load_task_model, save_task_model
+from finetune.parts import Part
 from finetune.protocols import _result
 from finetune.scoring import Evaluation, is_better
 from finetune.tasks import get_task
 from pretrain.checkpoint import NonFiniteState, TensorFiles, _check_finite
+from pretrain.config.run import GuardConfig
 from pretrain.guard import Diverged, Guard
 from pretrain.models import WeightsError, load_encoder, save_encoder
 from pretrain.models.finite import find_non_finite, is_finite
-from pretrain.sections.run import GuardConfig
 
 BAD = [math.nan, math.inf, -math.inf]
 TASK = get_task("sample_materials")
@@ -140,7 +141,7 @@ def test_a_result_whose_test_scores_are_not_finite_is_an_error() -> None:
     good = Scores({"mIoU": 0.5, "loss": 1.0})
     found = Evaluation(Scores({"mIoU": 0.5, "loss": math.nan}), np.zeros(1), np.zeros(1))
     with pytest.raises(Diverged, match=r"pretrained, knn, head knn, seed 0, fraction 1: test scores .*\(loss nan\)"):
-        _result(("pretrained", "knn", "knn", 0, 1.0), None, None, good, found, [])
+        _result(("pretrained", "knn", "knn", 0, 1.0), None, None, good, found, [], Part("", {}, Path()))
 
 
 class Array:

@@ -10,10 +10,10 @@ from support.objectives import small_config
 from support.plain_engine import PlainEngine
 from support.tiles import write_tile
 
+from pretrain.config.run import RunConfig
 from pretrain.models import Normaliser
 from pretrain.objectives.moco import MomentumContrasting
 from pretrain.probe import CELLS, Cells, EncoderProbe, nearest_neighbours, ridge_classes
-from pretrain.sections.run import RunConfig
 from shards.build import PackConfig, pack
 from shards.errors import ConfigError
 from shards.scan import Labels

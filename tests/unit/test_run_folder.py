@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.config.run import CheckpointConfig
 from pretrain.ledger import SampleLedger
 from pretrain.random_state import random_state, set_random_state
 from pretrain.run_folder import RunFolder
-from pretrain.sections.run import CheckpointConfig
 from pretrain.stragglers import Shares
 from pretrain.telemetry import last_saved_step
 from shards.errors import ConfigError

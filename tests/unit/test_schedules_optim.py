@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
+from pretrain.config.optim import OptimConfig
 from pretrain.models import build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.optim import build_adamw, build_optimizer, parameter_groups
 from pretrain.schedules import learning_rate, warmup_cosine
-from pretrain.sections.optim import OptimConfig
 
 
 def _rates(steps: int, warmup: int, min_lr: float = 0.0) -> list[float]:

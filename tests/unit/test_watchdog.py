@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.sections.run import WatchdogConfig
+from pretrain.config.run import WatchdogConfig
 from pretrain.stop import STOPPED, StopRequest
 from pretrain.watchdog import Watchdog
 

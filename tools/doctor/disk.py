@@ -13,8 +13,8 @@ from torch import nn
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
 from pretrain.run_folder import held_at_once
-from pretrain.sections.objective import DinoConfig, MaeConfig, MocoConfig
 from shards.atomic import write_atomic
 from shards.errors import ConfigError
 from shards.reader import ShardReader

@@ -9,9 +9,9 @@ import torch
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.config.objective import MaeConfig
 from pretrain.data import TileStream, micro_batches
 from pretrain.flops import device_peak, sample_flops
-from pretrain.sections.objective import MaeConfig
 from shards.plan import SamplePlan, hold_out
 from shards.reader import ShardReader
 from shards.view import view_hash, view_rows

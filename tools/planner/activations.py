@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.config import PretrainConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objective import MaeConfig
 from pretrain.models import Normaliser, build_encoder, stem
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.sections.model import ModelConfig
-from pretrain.sections.objective import MaeConfig
 from tools.planner.live_bytes import LiveBytes
 
 Device = Literal["cpu", "cuda"]

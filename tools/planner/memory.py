@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretrain.config import PretrainConfig
-from pretrain.sections.engine import EngineConfig
-from pretrain.sections.optim import OptimConfig
+from pretrain.config.engine import EngineConfig
+from pretrain.config.optim import OptimConfig
 from tools.planner.activations import Activations, Device, Phase, Weights
 
 Bytes = dict[str, int]

@@ -4,12 +4,12 @@ from typing import Any, Self
 
 from pydantic import field_validator, model_validator
 
-from pretrain.sections.data import AugmentConfig, DataConfig, ProbeConfig
-from pretrain.sections.engine import EngineConfig
-from pretrain.sections.model import ModelConfig
-from pretrain.sections.objective import DinoConfig, MaeConfig, MocoConfig, ObjectiveConfig
-from pretrain.sections.optim import OptimConfig, TrainConfig
-from pretrain.sections.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
+from pretrain.config.data import AugmentConfig, DataConfig, ProbeConfig
+from pretrain.config.engine import EngineConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig, ObjectiveConfig
+from pretrain.config.optim import OptimConfig, TrainConfig
+from pretrain.config.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
 from shards.fields import PathText
 

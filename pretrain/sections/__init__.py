@@ -1,1 +1,0 @@
-"""The sections of a pretraining config, each a typed model with its own rules."""
