@@ -67,6 +67,11 @@ def base_config(folder: Path) -> dict:
     }
 
 
+def two_steps(name: str) -> list[str]:
+    warmup = ["objective.warmup_temperature_steps=2"] if name == "dino" else []
+    return [*OBJECTIVES[name], "train.steps=2", *warmup]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("objectives")
@@ -78,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name in RESUMED:
         two.append(runs.job(f"{name}-half", *OBJECTIVES[name], stop_at=HALF))
         one.append(runs.job(f"{name}-resumed", *OBJECTIVES[name], "engine.zero_stage=2", copy_from=f"{name}-half"))
-        begun = [*OBJECTIVES[name], f"init={folder / f'{name}-half'}", "run.seed=4", "train.steps=2"]
+        begun = [*two_steps(name), f"init={folder / f'{name}-half'}", "run.seed=4"]
         two.append(runs.job(f"{name}-begun-2", *begun))
         one.append(runs.job(f"{name}-begun-1", *begun, "engine.zero_stage=0"))
         larger = [*OBJECTIVES[name], "model.image_size=16", "checkpoint.accept=[model]"]
@@ -87,8 +92,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         recompute = ["engine.activation_checkpointing=true", "engine.zero_stage=0"]
         one.append(runs.job(f"{name}-recomputed", *OBJECTIVES[name], *recompute))
     for name in RESNETS:
-        resnet = [*OBJECTIVES[name], "model.name=spec_resnet50", "model.image_size=16", "train.steps=2"]
-        resnet += ["objective.warmup_temperature_steps=2"] if name == "dino" else []
+        resnet = [*two_steps(name), "model.name=spec_resnet50", "model.image_size=16"]
         two.append(runs.job(f"{name}-resnet-2", *resnet))
         one.append(runs.job(f"{name}-resnet-1", *resnet))
     sgd = [
