@@ -33,6 +33,7 @@ def test_torchrun_saves_at_a_signal_and_the_run_ends_with_the_same_losses(lab: L
     assert "Traceback" not in lab.output("torchrun")
 
 
+@pytest.mark.nightly
 def test_deepspeed_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
     (job,) = lab.submit("pretrain", *TWO_NODES, "--launcher", "deepspeed", "run.dir=deepspeed").values()
     lab.finish(job, "deepspeed", "COMPLETED", "FAILED")
