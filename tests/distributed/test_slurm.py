@@ -119,7 +119,9 @@ def stand_in(lab: Lab, run: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return job
 
 
-def test_tasks_that_end_one_after_the_other_are_requeued(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_that_end_one_after_the_other_are_requeued(
+    lab: Lab, whole: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first one's code 75 has srun kill the other, and srun's own code is another then."""
     run = "two 50% ends"
     (lab.folder / run).mkdir()
@@ -132,7 +134,7 @@ def test_tasks_that_end_one_after_the_other_are_requeued(lab: Lab, monkeypatch: 
 
 @pytest.mark.nightly
 def test_a_run_that_is_stopped_before_it_saves_is_not_requeued_for_ever(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, whole: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (lab.folder / "idle").mkdir()
     job = stand_in(lab, "idle", monkeypatch)
