@@ -32,7 +32,7 @@ def dry(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> str:
 
 def bash(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash"], input=script, text=True, capture_output=True, env=os.environ | environment, timeout=30
+        ["bash"], input=script, text=True, capture_output=True, env=os.environ | environment, timeout=120
     )
 
 

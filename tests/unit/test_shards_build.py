@@ -542,7 +542,7 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(archive, tmp_pa
 def test_workers_end_with_the_process_that_started_them(slow_archive, tmp_path):
     process = _start(slow_archive, tmp_path / "shards")
     try:
-        assert _wait_for(lambda: any((tmp_path / "shards").glob("*.tar*")), 20)
+        assert _wait_for(lambda: any((tmp_path / "shards").glob("*.tar*")), 60)
         process.kill()
         process.wait()
         _wait_for(lambda: not _running_in_group(process.pid), 2)
@@ -555,9 +555,9 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(slow_archive, tmp_path):
     dest = tmp_path / "shards"
     process = _start(slow_archive, dest)
     try:
-        unfinished = _wait_for(lambda: list(dest.glob("*.tar.*.tmp")), 20)
+        unfinished = _wait_for(lambda: list(dest.glob("*.tar.*.tmp")), 60)
         os.kill(int(unfinished[0].name.split(".")[-3]), signal.SIGKILL)
-        stderr = process.communicate(timeout=20)[1]
+        stderr = process.communicate(timeout=120)[1]
     finally:
         _end_group(process)
     assert process.returncode == 1

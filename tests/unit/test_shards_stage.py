@@ -71,7 +71,7 @@ class Process:
 
     def end(self):
         """(staged, read_through, evicted, downloaded_bytes), and what it wrote to stderr."""
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=120)
         assert self.process.returncode == 0, err
         return tuple(json.loads(out)), err
 
