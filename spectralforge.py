@@ -13,13 +13,13 @@ Loading and encoding need torch, numpy and safetensors; shards and rasters need 
 
 from typing import TYPE_CHECKING, Any
 
-from pretrain.models.pretrained import PretrainedEncoder
-from pretrain.models.pretrained import load_pretrained as load_encoder
-from pretrain.models.resample import resample
+from pretrain.weights.pretrained import PretrainedEncoder
+from pretrain.weights.pretrained import load_pretrained as load_encoder
+from pretrain.weights.resample import resample
 
 if TYPE_CHECKING:
-    from pretrain.tile_tensors import open_dataset as open_dataset
-    from shards.raster import open_raster as open_raster
+    from pretrain.data.tile_tensors import open_dataset as open_dataset
+    from shards.sources.raster import open_raster as open_raster
 
 from_pretrained = load_encoder
 
@@ -28,11 +28,11 @@ __all__ = ["PretrainedEncoder", "from_pretrained", "load_encoder", "open_dataset
 
 def __getattr__(name: str) -> Any:
     if name == "open_dataset":
-        from pretrain.tile_tensors import open_dataset
+        from pretrain.data.tile_tensors import open_dataset
 
         return open_dataset
     if name == "open_raster":
-        from shards.raster import open_raster
+        from shards.sources.raster import open_raster
 
         return open_raster
     raise AttributeError(f"module 'spectralforge' has no attribute '{name}'")

@@ -3,7 +3,9 @@
 import argparse
 import sys
 
-from finetune import check, predict, report
+from finetune import report
+from finetune.data import check
+from finetune.predict import command as predict
 from shards.errors import ForgeError
 
 
@@ -31,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         ("report", report, "one page on any number of evaluations"),
         ("predict", predict, "a map of a whole scene"),
     ):
-        command = commands.add_parser(name, help=told)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        subparser = commands.add_parser(name, help=told)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))

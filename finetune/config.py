@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pretrain.config.engine import EngineConfig
 from pretrain.config.run import GuardConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
-from shards.fields import (
+from shards.config.fields import (
     Choices,
     Fraction,
     Gigabytes,

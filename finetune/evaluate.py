@@ -3,7 +3,7 @@
 ::
 
     RUN/
-      config.yaml  results.json  units.npz  examples.npz    see finetune/results.py
+      config.yaml  results.json  units.npz  examples.npz    see finetune/evaluation/results.py
       model.safetensors      the pretrained encoder's best model by validation, for prediction
       features/KEY.zarr      features of the frozen protocols
       parts/NAME.npz         finished trainings: the same command goes on after them
@@ -16,31 +16,31 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.audit import seen_in_pretraining
 from finetune.config import FinetuneConfig
-from finetune.datasets import LabelledSplit
-from finetune.encoders import fit_encoder
-from finetune.layouts import declared_line, find_items, grouping
-from finetune.protocols import Protocols, Stopped
-from finetune.recipe import resolve_recipe
-from finetune.results import Result, RunResults, write_results
-from finetune.scoring import example_rows
-from finetune.setting import Setting
+from finetune.data.datasets import LabelledSplit
+from finetune.data.layouts import declared_line, find_items, grouping
+from finetune.data.leakage import seen_in_pretraining
+from finetune.encoders.encoder import fit_encoder
+from finetune.evaluation.recipe import resolve_recipe
+from finetune.evaluation.results import Result, RunResults, write_results
+from finetune.evaluation.setting import Setting
+from finetune.metrics.scoring import example_rows
+from finetune.protocols.full import cut_batch
+from finetune.protocols.runner import Protocols, Stopped
 from finetune.tasks import get_task
-from finetune.tune import cut_batch
 from pretrain import distributed
-from pretrain.models import load_encoder
-from pretrain.run_folder import open_run
-from pretrain.status import Status
-from pretrain.telemetry import say
-from pretrain.watchdog import Watchdog
-from shards.atomic import write_atomic
+from pretrain.console import say
+from pretrain.resilience.run_folder import open_run
+from pretrain.resilience.status import Status
+from pretrain.resilience.watchdog import Watchdog
+from pretrain.weights.files import load_encoder
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
-from shards.journal import BestEffort
-from shards.picture import stretch
-from shards.sensors import NODATA, Sensor
-from shards.sources import SPLITS
+from shards.files.atomic import write_atomic
+from shards.files.journal import BestEffort
+from shards.sensors.rgb import stretch
+from shards.sensors.sensor import NODATA, Sensor
+from shards.sources.layouts import SPLITS
 
 TRAINED = {"adapter", "blocks", "full"}
 """Protocols that train through the encoder."""

@@ -19,7 +19,7 @@ from types import FrameType
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pretrain.stop import STOPPED, StopRequest
+from pretrain.resilience.signals import STOPPED, StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """By which a run is asked to stop."""

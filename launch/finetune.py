@@ -11,7 +11,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pretrain.stop import STOPPED, StopRequest
+from pretrain.resilience.signals import STOPPED, StopRequest
 
 if __name__ == "__main__":
     STOP = StopRequest()  # before anything takes time: schedulers may send signals at any moment
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from finetune.config import FinetuneConfig
 from launch import runtime
 from launch.command import read_command
-from pretrain.watchdog import Watchdog
+from pretrain.resilience.watchdog import Watchdog
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     with runtime.one_line_errors(watchdog):
         runtime.prepare_torch(config.run.threads)
         from finetune.evaluate import Evaluator
-        from pretrain.engine import init_distributed
+        from pretrain.engine.zero import init_distributed
 
         init_distributed()
         watchdog.connect()

@@ -14,11 +14,11 @@ from string import Template
 from launch.directives import directives, overridden, signal_seconds
 from launch.launchers import LAUNCHERS, check_launcher
 from launch.sweeps import Run, evaluations, pretrain_runs, processes_per_node
-from shards.atomic import write_atomic
 from shards.errors import ConfigError, ForgeError
+from shards.files.atomic import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATES = Path(__file__).resolve().parent / "slurm"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 STAGE = """\
 # Shards are copied to each node once, during the first epoch.
 export SLURM_TMPDIR="${SLURM_TMPDIR:-${TMPDIR:-/tmp}/spectralforge-$SLURM_JOB_ID}"

@@ -12,7 +12,7 @@ from types import FrameType
 from launch.jobs import ROOT
 from launch.launchers import check_launcher
 from launch.sweeps import Run, processes_per_node
-from pretrain.stop import STOPPED
+from pretrain.resilience.signals import STOPPED
 from shards.errors import ConfigError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

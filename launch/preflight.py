@@ -11,9 +11,9 @@ from pathlib import Path
 from finetune.config import FinetuneConfig
 from launch.jobs import Job, SlurmError, run_slurm
 from launch.sweeps import Run
-from pretrain.status import read_record, run_state
+from pretrain.resilience.status import read_record, run_state
 from shards.errors import ConfigError, ForgeError
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 
 INPUTS = ("root", "images", "labels", "splits", "statistics", "pretraining")
 """Keys of an evaluation's ``data`` that name files or folders."""

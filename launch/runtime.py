@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from launch.command import fail
 from launch.ranks import set_rendezvous
-from pretrain.stop import STOPPED
-from pretrain.watchdog import Watchdog
+from pretrain.resilience.signals import STOPPED
+from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
 
 FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)

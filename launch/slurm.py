@@ -2,7 +2,7 @@
 
 `pretrain` submits one run, or with --sweep an array of runs; `finetune` an array of evaluations (configs x swept values
 x seeds) and the report on them; `pipeline` chains sharding, merging, pretraining, export and these by dependencies.
-Scripts are written below the run folder, from the templates in launch/slurm/; --dry-run prints them. Everything is
+Scripts are written below the run folder, from the templates in launch/templates/; --dry-run prints them. Everything is
 validated before anything is queued. --local runs a sweep or evaluations here, one after the other, without Slurm.
 """
 

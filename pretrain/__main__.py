@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pretrain.status import run_state
-from shards.arguments import Parser
+from pretrain.resilience.status import run_state
+from shards.cli import Parser
 
 BAD = ("failed", "dead", "silent", "unknown")
 

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shards.reader import open_dataset as open_dataset
-    from shards.zarr_store import open_zarr as open_zarr
+    from shards.read.reader import open_dataset as open_dataset
+    from shards.read.zarr_store import open_zarr as open_zarr
 
-_HOME = {"open_dataset": "shards.reader", "open_zarr": "shards.zarr_store"}
+_HOME = {"open_dataset": "shards.read.reader", "open_zarr": "shards.read.zarr_store"}
 
 
 def __getattr__(name: str) -> Any:

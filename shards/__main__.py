@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from shards.arguments import Parser, limit, part, positive, share, share_above_0, whole
+from shards.cli import Parser, limit, part, positive, share, share_above_0, whole
 from shards.errors import ConfigError, ForgeError
 
 MAX_BAD = 0.01
@@ -121,8 +121,8 @@ def _workers(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from shards import build, scan  # imported here: --help must not wait for GDAL
-    from shards.scene import SceneLimits
+    from shards.pack import build, scan  # imported here: --help must not wait for GDAL
+    from shards.sources.scene import SceneLimits
 
     begin = time.monotonic()
     names = SceneLimits.model_fields
@@ -175,8 +175,8 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
     """Join what is written, and say at the end what there is."""
-    from shards import build
-    from shards.plain import RIM
+    from shards.pack import build
+    from shards.sources.plain import RIM
 
     max_bad = MAX_BAD if arguments.max_bad is None else arguments.max_bad
     result = build.merge(arguments.dest, arguments.workers, max_bad, getattr(arguments, "source", None))
@@ -199,26 +199,26 @@ def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shards.verify import Sources, verify
+    from shards.check.verify import Sources, verify
 
     sources = Sources(arguments.source, arguments.labels)
     return verify(arguments.folder, sources, arguments.sample, arguments.workers)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from shards.stats import stats
+    from shards.check.stats import stats
 
     return stats(arguments.folder, arguments.part, arguments.workers)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from shards.inspect import inspect
+    from shards.check.inspect import inspect
 
     return inspect(arguments.folder, arguments.tile, arguments.picture)
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from shards.index import index_tars
+    from shards.pack.index import index_tars
 
     return index_tars(arguments.folder, arguments.sensor, arguments.workers)
 

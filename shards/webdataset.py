@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shards.codec import build_codec
-from shards.manifest import Manifest
+from shards.format.codec import build_codec
+from shards.format.manifest import Manifest
 
 
 def decoder(manifest: Manifest) -> Callable[[str, bytes], np.ndarray | None]:

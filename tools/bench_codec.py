@@ -21,12 +21,12 @@ import numpy as np
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from shards.codec import PRESETS
 from shards.errors import ForgeError
-from shards.geotiff import read_tile
-from shards.sensors import get_sensor
-from shards.sources import find_tiles
-from shards.writer import checksum
+from shards.format.codec import PRESETS
+from shards.pack.writer import checksum
+from shards.sensors.sensor import get_sensor
+from shards.sources.geotiff import read_tile
+from shards.sources.layouts import find_tiles
 from tools.sample_data import SampleOptions, make_sample
 
 WORKING_SET = 256 << 20

@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config import FinetuneConfig
+from finetune.encoders.features import BATCH, encode
 from finetune.evaluate import prepare
-from finetune.features import BATCH, encode
-from finetune.metrics import PRIMARY
-from finetune.protocols import Protocols
-from finetune.setting import Setting
+from finetune.evaluation.setting import Setting
+from finetune.metrics.scores import PRIMARY
+from finetune.protocols.runner import Protocols
 from launch import runtime
 from launch.command import command_parser, fail, parse_command
 from pretrain import distributed
-from pretrain.stop import StopRequest
-from pretrain.watchdog import Watchdog
+from pretrain.resilience.signals import StopRequest
+from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
 
 PUBLISHED_CROP = (0.4, 1.0)
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     config, arguments = parse_command(parser, argv, FinetuneConfig)
     runtime.prepare_environment(config.run.threads)
     runtime.prepare_torch(config.run.threads)
-    from pretrain.engine import init_distributed
+    from pretrain.engine.zero import init_distributed
 
     try:
         init_distributed()

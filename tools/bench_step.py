@@ -32,13 +32,13 @@ from torch import Tensor
 
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.flops import device_peak, sample_flops
-from pretrain.models import Normaliser, build_encoder
-from pretrain.models.initialise import initialise
-from pretrain.models.registry import SPEC_VITS
+from pretrain.engine.optimizers import build_optimizer
+from pretrain.metrics.flops import device_peak, sample_flops
+from pretrain.models.initialize import initialise
+from pretrain.models.normalize import Normaliser
+from pretrain.models.registry import SPEC_VITS, build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.optim import build_optimizer
 from shards.config import check_config
 from shards.errors import ConfigError, ForgeError
 from tools.plain_mae import PlainMaskedAutoencoder
@@ -157,7 +157,7 @@ def _plain_step(
 
 def _engine_step(config: PretrainConfig, model: MaskedAutoencoder, tiles: Tensor, noise: Tensor) -> Callable[[], None]:
     """A step of the training loop's engine, on one process."""
-    from pretrain.engine import ZeroEngine, init_distributed
+    from pretrain.engine.zero import ZeroEngine, init_distributed
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -29,12 +29,12 @@ import rasterio
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shards.build import pack
-from shards.codec import PRESETS
 from shards.errors import ForgeError
-from shards.reader import ShardReader
-from shards.scan import PackConfig
-from shards.writer import checksum
+from shards.format.codec import PRESETS
+from shards.pack.build import pack
+from shards.pack.scan import PackConfig
+from shards.pack.writer import checksum
+from shards.read.reader import ShardReader
 from tools.bench_codec import load_tiles
 
 BATCH = 16

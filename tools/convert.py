@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.models import ENCODERS, EncoderDescription, WeightsError, save_encoder
-from pretrain.models.description import with_sensor
-from pretrain.models.weights import read_encoder
-from shards.atomic import atomic_open
+from pretrain.models.registry import ENCODERS
+from pretrain.weights.description import EncoderDescription, WeightsError, with_sensor
+from pretrain.weights.files import read_encoder, save_encoder
 from shards.errors import ForgeError
+from shards.files.atomic import atomic_open
 
 
 def convert(options: argparse.Namespace) -> None:

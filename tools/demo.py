@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from pretrain.stop import STOPPED
+from pretrain.resilience.signals import STOPPED
 from shards.config import REPOSITORY
 from shards.errors import ForgeError, SourceError
-from shards.sources import find_tiles, tile_root
+from shards.sources.layouts import find_tiles, tile_root
 from tools.sample_data import SampleOptions, holds_sample
 
 BEGIN = time.monotonic()
@@ -212,8 +212,8 @@ def _task_from_codes(labels: Path) -> str:
     """A task file with a class per code that occurs; 0 and 255 are taken as "unlabelled"."""
     import numpy as np
 
-    from shards.labels import read_label
-    from shards.sensors import NODATA
+    from shards.sensors.sensor import NODATA
+    from shards.sources.labels import read_label
 
     paths = sorted(path for path in labels.rglob("*") if path.suffix.lower() in (".tif", ".tiff"))
     codes = sorted({int(code) for path in paths for code in np.unique(read_label(path))} - {0, 255, NODATA})

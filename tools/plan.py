@@ -160,8 +160,8 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
 
 
 def _write(config: PretrainConfig, path: Path) -> None:
-    from shards.atomic import write_atomic
     from shards.config import dump_config
+    from shards.files.atomic import write_atomic
 
     if not path.parent.is_dir():
         raise ConfigError(f"--write {path}: no folder {path.parent}; make it first")

@@ -25,9 +25,9 @@ import rasterio
 from rasterio.transform import Affine
 from tqdm import tqdm
 
-from shards.atomic import TEMPORARY
 from shards.errors import ForgeError
-from shards.sensors import NODATA, get_sensor
+from shards.files.atomic import TEMPORARY
+from shards.sensors.sensor import NODATA, get_sensor
 from tools.sample_spectra import CLASSES, CORNERS, NM, dip, endmembers
 
 SENSOR = get_sensor("enmap")

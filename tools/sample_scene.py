@@ -15,7 +15,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from shards.errors import ForgeError
-from shards.sensors import NODATA, get_sensor
+from shards.sensors.sensor import NODATA, get_sensor
 from tools.sample_data import Visit, make_place, render
 
 GROUND = 320

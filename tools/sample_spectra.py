@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shards.sensors import get_sensor
+from shards.sensors.sensor import get_sensor
 
 NM = np.asarray(get_sensor("enmap").wavelength_nm, dtype=np.float32)
 """Band centres in nm."""

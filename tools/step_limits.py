@@ -1,6 +1,6 @@
 """The two limits of a MAE step: its operations over a device's peak, and its bytes over the memory's bandwidth.
 
-Operations are those of pretrain/flops.py. Bytes are counted: the step (forward, backward; bf16 autocast) runs on
+Operations are those of metrics/flops.py. Bytes are counted: the step (forward, backward; bf16 autocast) runs on
 tensors without contents, and what each operation reads and writes is added up, by part. That is eager execution, one
 kernel an operation; what caches and fused kernels save comes off. AdamW adds 28 bytes for each parameter.
 """
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.flops import PEAKS, sample_flops
+from pretrain.metrics.flops import PEAKS, sample_flops
+from pretrain.metrics.step_parts import PARTS
 from pretrain.models import stem
 from pretrain.objectives import masked_loss
-from pretrain.step_parts import PARTS
 from shards.errors import ForgeError
 from tools import bench_step
 

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from shards.atomic import write_atomic
 from shards.errors import ConfigError
+from shards.files.atomic import write_atomic
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.hashes import digest
-from finetune.provenance import task_hash
+from finetune.data.hashes import digest
+from finetune.evaluation.provenance import task_hash
+from finetune.evaluation.results import Provenance, Result, RunResults, read_results
 from finetune.report.compare import judge
 from finetune.report.names import name_rows, name_tasks
 from finetune.report.rows import Row, TaskReport
-from finetune.results import Provenance, Result, RunResults, read_results
 from shards.config import parse_values
 from shards.errors import ConfigError
-from shards.text import read_text_file
+from shards.files.text import read_text_file
 
 Run = tuple[Path, RunResults]
 Found = tuple[Path, RunResults, Result]

@@ -5,9 +5,9 @@ from itertools import combinations
 
 import numpy as np
 
-from finetune.metrics import LOWER_IS_BETTER
+from finetune.metrics.scores import LOWER_IS_BETTER
+from finetune.metrics.statistics import bootstrap_interval, draws_for, holm, paired_test
 from finetune.report.rows import Comparison, Row, TaskReport
-from finetune.statistics import bootstrap_interval, draws_for, holm, paired_test
 
 Pair = tuple[TaskReport, Row, Row]
 SIGNIFICANT = 0.05

@@ -3,8 +3,8 @@
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from finetune.hashes import digest
-from finetune.provenance import OF_ENCODER, task_hash
+from finetune.data.hashes import digest
+from finetune.evaluation.provenance import OF_ENCODER, task_hash
 from finetune.report.rows import Row, TaskReport
 
 SHORTEST = 6

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.metrics import LOWER_IS_BETTER, PRIMARY, compute_scores
-from finetune.results import Provenance, Result, RunResults
-from finetune.statistics import smallest_p
+from finetune.evaluation.results import Provenance, Result, RunResults
+from finetune.metrics.scores import LOWER_IS_BETTER, PRIMARY, compute_scores
+from finetune.metrics.statistics import smallest_p
 from finetune.tasks import Task
 
 

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 
-from finetune.metrics import LOWER_IS_BETTER
+from finetune.metrics.scores import LOWER_IS_BETTER
 from finetune.report.compare import SIGNIFICANT
 from finetune.report.rows import Row, TaskReport
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.arrays import read_json_value
 from shards.config import parse_values
 from shards.errors import ConfigError
-from shards.text import read_text_file
+from shards.files.text import read_text_file
+from shards.files.untrusted import read_json_value
 
 SHOWN = 6
 """Missing parts that are named."""

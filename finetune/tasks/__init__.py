@@ -11,8 +11,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from shards.config import ConfigModel, check_config, parse_values
-from shards.errors import ConfigError
-from shards.fields import (
+from shards.config.fields import (
     Code,
     InnerPath,
     Name,
@@ -26,10 +25,11 @@ from shards.fields import (
     Weight,
     expand_path,
 )
-from shards.safe_yaml import dump_yaml
-from shards.sensors import NODATA
-from shards.sources import SPLITS
-from shards.text import decode_text, read_text_file
+from shards.config.yaml import dump_yaml
+from shards.errors import ConfigError
+from shards.files.text import decode_text, read_text_file
+from shards.sensors.sensor import NODATA
+from shards.sources.layouts import SPLITS
 
 Kind = Literal["segmentation", "multilabel", "regression"]
 

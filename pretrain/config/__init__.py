@@ -11,7 +11,7 @@ from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig, Objecti
 from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.config.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
-from shards.fields import PathText
+from shards.config.fields import PathText
 
 
 class PretrainConfig(ConfigModel):

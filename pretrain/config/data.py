@@ -1,8 +1,20 @@
 """What a run reads, how views of it are cut, and what it is probed on."""
 
 from shards.config import ConfigModel
-from shards.fields import Code, NotNegative, OpenShare, PathText, Positive, Rate, Scale, Share, Switch, Threads, Unique
-from shards.selection import OrderConfig, ViewConfig
+from shards.config.fields import (
+    Code,
+    NotNegative,
+    OpenShare,
+    PathText,
+    Positive,
+    Rate,
+    Scale,
+    Share,
+    Switch,
+    Threads,
+    Unique,
+)
+from shards.order.selection import OrderConfig, ViewConfig
 
 
 class DataConfig(ConfigModel):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from shards.config import ConfigModel
-from shards.fields import NotNegative, Positive, Switch, as_switch
+from shards.config.fields import NotNegative, Positive, Switch, as_switch
 
 Stage = Annotated[int, Field(ge=0, le=3)]
 

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from shards.config import ConfigModel
-from shards.fields import Positive
+from shards.config.fields import Positive
 
 
 class ModelConfig(ConfigModel):

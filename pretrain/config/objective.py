@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
-from shards.fields import NotNegative, OpenShare, Positive, Rate, Scale, Share, Switch, Weight
+from shards.config.fields import NotNegative, OpenShare, Positive, Rate, Scale, Share, Switch, Weight
 
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
-from shards.fields import Fraction, NotNegative, OpenShare, Positive, Rate, Unique, Weight
+from shards.config.fields import Fraction, NotNegative, OpenShare, Positive, Rate, Unique, Weight
 
 
 class OptimConfig(ConfigModel):

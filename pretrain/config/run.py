@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
-from shards.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
+from shards.config.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
 
 Fixed = Literal[
     "init", "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"

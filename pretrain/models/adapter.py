@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.activation_checkpointing import Recompute, recomputed
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
-from pretrain.models.recompute import Recompute, recomputed
 from pretrain.models.stem import Layer, spectral_features
 
 CHANNELS = 128

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.models.recompute import is_recomputing
+from pretrain.models.activation_checkpointing import is_recomputing
 
 
 def by_groups(layers: Callable[[Tensor], Tensor], x: Tensor, group: int | None) -> Tensor:

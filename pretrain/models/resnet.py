@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.models.activation_checkpointing import Recompute, recomputed
 from pretrain.models.adapter import CHANNELS, SpectralAdapter
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder, Output, layer_numbers
-from pretrain.models.recompute import Recompute, recomputed
 
 FEATURES = 2048
 NO_DILATION = (False, False, False, False)

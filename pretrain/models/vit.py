@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.models.activation_checkpointing import Recompute, recomputed
 from pretrain.models.adapter import CHANNELS, SpectralAdapter
 from pretrain.models.attention import Backend, Runs, attention
 from pretrain.models.encoder import Encoder, Output, layer_numbers
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
-from pretrain.models.recompute import Recompute, recomputed
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""

@@ -2,13 +2,13 @@
 
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import DinoConfig, MocoConfig
-from pretrain.initial_weights import InitialWeights
-from pretrain.models import Normaliser
+from pretrain.models.normalize import Normaliser
 from pretrain.objectives.dino import Distilling
 from pretrain.objectives.mae import MaskedAutoencoding
 from pretrain.objectives.moco import MomentumContrasting
 from pretrain.objectives.objective import Objective
-from shards.manifest import Manifest
+from pretrain.weights.initial_weights import InitialWeights
+from shards.format.manifest import Manifest
 
 
 def build_objective(

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.augment import Crop, random_crops
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import DinoConfig
-from pretrain.data import TileBatch
-from pretrain.engine import ZeroEngine
-from pretrain.initial_weights import InitialWeights
-from pretrain.models import Normaliser
+from pretrain.data.augment import Crop, random_crops
+from pretrain.data.stream import TileBatch
+from pretrain.engine.momentum import MomentumNetwork
+from pretrain.engine.zero import ZeroEngine
 from pretrain.models.encoder import Encoder
-from pretrain.momentum import MomentumNetwork
+from pretrain.models.normalize import Normaliser
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
-from shards import keyed
+from pretrain.weights.initial_weights import InitialWeights
+from shards.order.random_bits import fold_in
 
 
 class Prototypes(nn.Module):
@@ -160,7 +160,7 @@ class Distilling(Objective):
         return losses.mean()
 
     def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int, crop: Crop) -> Tensor:
-        return random_crops(images[batch.rows[:, timestamp]], batch.samples, keyed.key(self.seed, name), crop)
+        return random_crops(images[batch.rows[:, timestamp]], batch.samples, fold_in(self.seed, name), crop)
 
     def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
         """The teacher's probabilities (2, B, prototypes) from its logits of the large views (2 * B, prototypes)."""
@@ -192,10 +192,7 @@ class Distilling(Objective):
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         images = self.normalise(tiles)
         large = torch.cat(
-            [
-                random_crops(images, numbers, keyed.key(self.seed, f"validation view {view}"), self.crop)
-                for view in (0, 1)
-            ]
+            [random_crops(images, numbers, fold_in(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)]
         )
         with self.momentum.evaluating():
             logits = self.momentum(engine, large)

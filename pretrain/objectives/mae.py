@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.augment import centre_crops, mask_noise, random_crops
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.data import TileBatch
-from pretrain.engine import ZeroEngine
-from pretrain.initial_weights import InitialWeights
-from pretrain.models import Normaliser
+from pretrain.data.augment import centre_crops, mask_noise, random_crops
+from pretrain.data.stream import TileBatch
+from pretrain.engine.zero import ZeroEngine
 from pretrain.models.attention import Backend
+from pretrain.models.normalize import Normaliser
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
 from pretrain.objectives.masked_loss import masked_targets, squared_errors
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
-from shards import keyed
-from shards.manifest import Manifest, sensor_of
-from shards.sensors import NODATA
+from pretrain.weights.initial_weights import InitialWeights
+from shards.format.manifest import Manifest, sensor_of
+from shards.order.random_bits import fold_in
+from shards.sensors.sensor import NODATA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -224,7 +224,7 @@ class MaskedAutoencoding(Objective):
 
     def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
-        key = keyed.key(self.seed, "crop")
+        key = fold_in(self.seed, "crop")
         tiles = self.normalise(batch.tiles) if self.crop.resamples else batch.tiles
         images = random_crops(tiles, batch.samples, key, self.crop)
         noise = mask_noise(batch.samples, self.seed, self.module.num_patches, images.device)
@@ -245,7 +245,7 @@ class MaskedAutoencoding(Objective):
         return Evaluation(losses, partial(self._figure, views[0], predictions[0], masked[0]))
 
     def _figure(self, image: Tensor, prediction: Tensor, masked: Tensor) -> "Figure":
-        from pretrain.pictures import reconstruction_figure  # matplotlib takes a second to load
+        from pretrain.objectives.picture import reconstruction_figure  # matplotlib takes a second to load
 
         patches = self.module.reconstruct(image, prediction, masked)
         mu, sigma, scale = self.manifest.mu, self.manifest.sigma, self.manifest.scale

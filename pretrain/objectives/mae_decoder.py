@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.activation_checkpointing import Recompute, recomputed
 from pretrain.models.attention import Backend
 from pretrain.models.patches import gather_tokens, sincos_positions
-from pretrain.models.recompute import Recompute, recomputed
 from pretrain.models.vit import Block, Spread
 
 

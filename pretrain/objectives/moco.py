@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain import distributed
-from pretrain.augment import random_crops
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MocoConfig
-from pretrain.data import TileBatch
-from pretrain.engine import ZeroEngine
-from pretrain.initial_weights import InitialWeights
-from pretrain.models import Normaliser
+from pretrain.data.augment import random_crops
+from pretrain.data.stream import TileBatch
+from pretrain.engine.momentum import MomentumNetwork
+from pretrain.engine.zero import ZeroEngine
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder
-from pretrain.momentum import MomentumNetwork
+from pretrain.models.normalize import Normaliser
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
-from shards import keyed
+from pretrain.weights.initial_weights import InitialWeights
+from shards.order.random_bits import fold_in, permute
 
 
 class ProjectionHead(nn.Module):
@@ -87,7 +87,7 @@ class MomentumContrast(ProjectedEncoder):
     ) -> None:
         super().__init__(encoder, projection_head)
         self.temperature = temperature
-        generator = torch.Generator().manual_seed(keyed.key(seed, "queue") % 2**63)
+        generator = torch.Generator().manual_seed(fold_in(seed, "queue") % 2**63)
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim, generator=generator), dim=-1))
         self.register_buffer("queue_places", torch.full((queue,), -1))
 
@@ -141,7 +141,7 @@ class MomentumContrasting(Objective):
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalise(batch.tiles)
         query, key = (
-            random_crops(images[batch.rows[:, view]], batch.samples, keyed.key(self.seed, f"view {view}"), self.crop)
+            random_crops(images[batch.rows[:, view]], batch.samples, fold_in(self.seed, f"view {view}"), self.crop)
             for view in (0, 1)
         )
         keys = self._shuffled_keys(engine, key, int(batch.samples[0]))
@@ -157,7 +157,7 @@ class MomentumContrasting(Objective):
         Shuffled within the micro batch, keyed by its first sample: no exchange between ranks (MoCo's shuffling BN).
         """
         length = len(images)
-        order = keyed.permute(keyed.key(self.seed, "shuffle", first_sample), length, np.arange(length))
+        order = permute(fold_in(self.seed, "shuffle", first_sample), length, np.arange(length))
         shuffled = torch.from_numpy(order).to(images.device)
         keys = self.momentum(engine, images[shuffled])
         return torch.empty_like(keys).index_copy_(0, shuffled, keys)
@@ -181,7 +181,7 @@ class MomentumContrasting(Objective):
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         images = self.normalise(tiles)
         query, key = (
-            random_crops(images, numbers, keyed.key(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)
+            random_crops(images, numbers, fold_in(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)
         )
         with self.momentum.evaluating():
             keys = self.momentum(engine, key)

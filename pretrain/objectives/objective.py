@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.augment import Crop
 from pretrain.config import PretrainConfig
-from pretrain.data import TileBatch
-from pretrain.engine import ZeroEngine, move_batch_norms
-from pretrain.initial_weights import InitialWeights
-from pretrain.models import Normaliser, build_encoder
+from pretrain.data.augment import Crop
+from pretrain.data.stream import TileBatch
+from pretrain.engine.momentum import MomentumNetwork
+from pretrain.engine.zero import ZeroEngine, move_batch_norms
 from pretrain.models.encoder import Encoder
-from pretrain.models.initialise import initialise
-from pretrain.momentum import MomentumNetwork
+from pretrain.models.initialize import initialise
+from pretrain.models.normalize import Normaliser
+from pretrain.models.registry import build_encoder
+from pretrain.weights.initial_weights import InitialWeights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,10 @@ import yaml
 from support.faults import Training
 from support.tiles import write_archive
 
-from pretrain.checkpoint import read_state
-from shards.build import PackConfig, pack
-from shards.plan import hold_out
-from shards.reader import ShardReader
+from pretrain.checkpointing.checkpoint import read_state
+from shards.order.plan import hold_out
+from shards.pack.build import PackConfig, pack
+from shards.read.reader import ShardReader
 
 pytestmark = pytest.mark.distributed
 SEED, HOLDOUT = 7, 0.4

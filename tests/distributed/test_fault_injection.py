@@ -7,7 +7,7 @@ import yaml
 from support.faults import Training, run_schedule
 from support.tiles import write_archive
 
-from shards.build import PackConfig, pack
+from shards.pack.build import PackConfig, pack
 
 STEPS, SPAN = 60, 22.0
 

@@ -12,13 +12,15 @@ import pytest
 import torch
 from support.processes import REPOSITORY, run_ranks
 
-from finetune.model_file import load_task_model
-from finetune.results import Result, RunResults, read_results
+from finetune.encoders.model_file import load_task_model
+from finetune.evaluation.results import Result, RunResults, read_results
 from finetune.tasks import dump_task, get_task, task_names
-from pretrain.models import EncoderDescription, build_encoder, save_encoder
-from pretrain.models.initialise import initialise
-from shards.geotiff import read_tile
-from shards.sensors import get_sensor
+from pretrain.models.initialize import initialise
+from pretrain.models.registry import build_encoder
+from pretrain.weights.description import EncoderDescription
+from pretrain.weights.files import save_encoder
+from shards.sensors.sensor import get_sensor
+from shards.sources.geotiff import read_tile
 from tools.sample_tasks import make_task_sample
 
 pytestmark = pytest.mark.distributed

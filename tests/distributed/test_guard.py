@@ -7,9 +7,9 @@ import pytest
 from support.tiles import write_archive
 from support.zero_jobs import Runs
 
-from pretrain.checkpoint import find_damage, list_checkpoints, step_of
-from pretrain.status import run_state
-from shards.build import PackConfig, pack
+from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints, step_of
+from pretrain.resilience.status import run_state
+from shards.pack.build import PackConfig, pack
 
 SIGNALLED = {"step": [2, 4], "evaluation": [2, 3], "saving": [4, 5]}
 """Phases, and the checkpoints that a run leaves which is told to stop in one after step 3 or later."""

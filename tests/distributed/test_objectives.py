@@ -7,8 +7,8 @@ import pytest
 from support.tiles import write_tile
 from support.zero_jobs import Runs
 
-from shards.build import PackConfig, pack
-from shards.sensors import NODATA
+from shards.pack.build import PackConfig, pack
+from shards.sensors.sensor import NODATA
 
 STEPS, HALF = 6, 3
 

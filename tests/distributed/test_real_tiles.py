@@ -8,7 +8,7 @@ import pytest
 import yaml
 from support.processes import run_ranks
 
-from shards.build import PackConfig, pack
+from shards.pack.build import PackConfig, pack
 
 WORKER = Path(__file__).resolve().parent.parent / "support" / "zero_runs.py"
 STEPS = 40

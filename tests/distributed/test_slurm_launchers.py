@@ -11,7 +11,7 @@ import pytest
 from support.slurm_lab import SLURM, TWO_NODES, Lab
 
 from launch.launchers import LAUNCHERS
-from pretrain.checkpoint import find_damage, list_checkpoints
+from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints
 
 pytestmark = pytest.mark.distributed
 

@@ -14,9 +14,9 @@ import yaml
 from support.processes import REPOSITORY, free_port
 from support.tiles import write_archive
 
-from pretrain.checkpoint import find_damage, list_checkpoints, step_of
-from pretrain.status import run_state
-from shards.build import PackConfig, pack
+from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints, step_of
+from pretrain.resilience.status import run_state
+from shards.pack.build import PackConfig, pack
 
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 BIN = Path(sys.executable).parent

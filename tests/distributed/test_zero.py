@@ -13,7 +13,7 @@ import pytest
 from support.tiles import write_tile
 from support.zero_jobs import Runs
 
-from shards.build import PackConfig, pack
+from shards.pack.build import PackConfig, pack
 
 STEPS, HALF, BEYOND = 20, 10, 3
 STAGES = (0, 1, 2, 3)

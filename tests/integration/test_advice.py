@@ -17,9 +17,9 @@ from support.tiles import GRID, NODATA, spectra, write_tile
 
 import spectralforge
 from finetune.__main__ import main as finetune
-from pretrain.models import save_encoder
+from pretrain.weights.files import save_encoder
 from shards.__main__ import main as shards
-from shards.sensors import get_sensor
+from shards.sensors.sensor import get_sensor
 from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP = get_sensor("enmap")

@@ -14,8 +14,8 @@ import yaml
 from support.processes import REPOSITORY
 from support.tiles import write_archive
 
-from pretrain.stop import STOPPED
-from shards.build import PackConfig, pack
+from pretrain.resilience.signals import STOPPED
+from shards.pack.build import PackConfig, pack
 
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 FINETUNE = REPOSITORY / "launch" / "finetune.py"

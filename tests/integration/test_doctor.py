@@ -11,7 +11,7 @@ import pytest
 from support.processes import REPOSITORY, free_port
 from support.tiles import write_archive
 
-from shards.build import PackConfig, pack
+from shards.pack.build import PackConfig, pack
 
 DEMO = REPOSITORY / "configs" / "pretrain" / "mae" / "demo.yaml"
 TORCHRUN = Path(sys.executable).parent / "torchrun"

@@ -10,9 +10,9 @@ import pytest
 from support.small_encoder import small_description, small_encoder
 from support.tiles import write_archive
 
-from pretrain.models import save_encoder
-from shards.build import PackConfig, pack
-from shards.manifest import read_manifest
+from pretrain.weights.files import save_encoder
+from shards.format.manifest import read_manifest
+from shards.pack.build import PackConfig, pack
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 NOTEBOOK = REPOSITORY / "docs" / "encode_tiles.ipynb"

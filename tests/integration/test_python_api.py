@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from support.small_encoder import BANDS, SIZE, small_description, small_encoder
 
 import spectralforge
-from pretrain.models import save_encoder
+from pretrain.weights.files import save_encoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 NEEDED = ("torch", "numpy", "safetensors")

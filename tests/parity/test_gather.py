@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pretrain.models import build_encoder
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.initialise import initialise
+from pretrain.models.initialize import initialise
 from pretrain.models.patches import gather_tokens, patchify
+from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.objectives.mae_decoder import choose_masks

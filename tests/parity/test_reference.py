@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.reference_weights import fill_by_rule, rule_input
 
-from pretrain.models import ENCODERS, build_encoder
+from pretrain.models.registry import ENCODERS, build_encoder
 from pretrain.models.resnet import SpecResNet
 from pretrain.objectives.mae import MaskedAutoencoder
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.processes import REPOSITORY, free_port
 
-from pretrain.checkpoint import find_damage, list_checkpoints, step_of
+from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints, step_of
 
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 HANG = 60.0

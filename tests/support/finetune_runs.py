@@ -6,9 +6,9 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluator
-from pretrain.engine import init_distributed
-from pretrain.stop import StopRequest
-from pretrain.watchdog import Phase, Watchdog
+from pretrain.engine.zero import init_distributed
+from pretrain.resilience.signals import StopRequest
+from pretrain.resilience.watchdog import Phase, Watchdog
 from shards.config import load_config
 from shards.errors import ForgeError
 

@@ -17,9 +17,9 @@ from support.small_encoder import small_description, small_encoder
 from support.tiles import spectra
 
 from shards.config import REPOSITORY, load_config
-from shards.raster import open_raster
-from shards.scene import Metadata, Scene, SceneLimits
-from shards.sensors import get_sensor
+from shards.sensors.sensor import get_sensor
+from shards.sources.raster import open_raster
+from shards.sources.scene import Metadata, Scene, SceneLimits
 from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP, SIZE = get_sensor("enmap"), 8
@@ -129,21 +129,21 @@ def _text(name: str) -> Callable[[Path], None]:
 
 
 def _encoder(folder: Path) -> None:
-    from pretrain.models import save_encoder
+    from pretrain.weights.files import save_encoder
 
     folder.mkdir()
     save_encoder(folder / "encoder.safetensors", small_encoder().state_dict(), small_description())
 
 
 def _read_encoder(folder: Path) -> None:
-    from pretrain.models import load_encoder
+    from pretrain.weights.files import load_encoder
 
     load_encoder(folder / "encoder.safetensors")
 
 
 def _task_model(folder: Path) -> None:
-    from finetune.heads import build_head
-    from finetune.model_file import InputDescription, TaskModel, save_task_model
+    from finetune.encoders.model_file import InputDescription, TaskModel, save_task_model
+    from finetune.heads.heads import build_head
     from finetune.tasks import get_task
 
     folder.mkdir()
@@ -154,7 +154,7 @@ def _task_model(folder: Path) -> None:
 
 
 def _read_task_model(folder: Path) -> None:
-    from finetune.model_file import load_task_model
+    from finetune.encoders.model_file import load_task_model
 
     load_task_model(folder / "model.safetensors")
 
@@ -207,8 +207,8 @@ def _seal_checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from pretrain.checkpoint import find_damage, list_checkpoints, read_state
-    from pretrain.models import load_encoder
+    from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints, read_state
+    from pretrain.weights.files import load_encoder
 
     (step,) = list_checkpoints(folder)
     find_damage(step)
@@ -222,7 +222,7 @@ def _read_resealed(folder: Path) -> None:
 
 
 def _results(folder: Path) -> None:
-    from finetune.results import Result, RunResults, write_results
+    from finetune.evaluation.results import Result, RunResults, write_results
     from finetune.tasks import get_task
 
     folder.mkdir()
@@ -246,7 +246,7 @@ def _results(folder: Path) -> None:
 
 
 def _read_results(folder: Path) -> None:
-    from finetune.results import read_results
+    from finetune.evaluation.results import read_results
 
     read_results(folder)
 
@@ -257,7 +257,7 @@ TARGETS = {
     "ENVI header": Target(_envi, "tile.hdr", _read_envi, count=100),
     "task": Target(_text("finetune/tasks/sample_materials.yaml"), "file.yaml", _read_task, (flip, _aliases), 200),
     "config": Target(_text("configs/pretrain/mae/base.yaml"), "file.yaml", _read_config, (flip, _aliases), 100),
-    "band table": Target(_text("shards/sensor_tables/enmap.csv"), "file.csv", _read_bands, (flip, flip_start), 200),
+    "band table": Target(_text("shards/sensors/tables/enmap.csv"), "file.csv", _read_bands, (flip, flip_start), 200),
     "encoder": Target(_encoder, "encoder.safetensors", _read_encoder, (_forge_safetensors, flip_start), 15),
     "task model": Target(_task_model, "model.safetensors", _read_task_model, (_forge_safetensors, flip_start), 15),
     "seal": Target(_checkpoint, "step-00000010/checkpoint.json", _read_checkpoint, (forge_json, flip), 20),

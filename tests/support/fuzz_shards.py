@@ -16,19 +16,19 @@ from support.fuzz import Target, write_file
 from support.mutations import Mutation, flip, flip_start, forge
 from support.tiles import spectra, write_archive, write_tile
 
-from shards.archive import Archive
-from shards.arrays import read_npy, read_npz
-from shards.build import merge, pack
-from shards.codec import PRESETS
 from shards.errors import ForgeError
-from shards.foreign import GeoTiffTile, NpyTile
-from shards.index import index_tars
-from shards.listing import PackRecord, read_list, read_record
-from shards.manifest import Manifest, SealedModel, ShardIndex
-from shards.quarantine import Quarantine
-from shards.reader import ShardReader
-from shards.scan import Labels, PackConfig
-from shards.sensors import get_sensor
+from shards.files.untrusted import read_npy, read_npz
+from shards.format.codec import PRESETS
+from shards.format.manifest import Manifest, SealedModel, ShardIndex
+from shards.pack.build import merge, pack
+from shards.pack.foreign import GeoTiffTile, NpyTile
+from shards.pack.index import index_tars
+from shards.pack.listing import PackRecord, read_list, read_record
+from shards.pack.scan import Labels, PackConfig
+from shards.read.quarantine import Quarantine
+from shards.read.reader import ShardReader
+from shards.sensors.sensor import get_sensor
+from shards.sources.archive import Archive
 
 ENMAP, SIZE = get_sensor("enmap"), 8
 TILE = spectra(1, SIZE)

@@ -17,15 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from launch import runtime
 from pretrain.config import PretrainConfig
-from pretrain.stop import StopRequest
-from pretrain.watchdog import Watchdog
+from pretrain.resilience.signals import StopRequest
+from pretrain.resilience.watchdog import Watchdog
 from shards.config import load_config
 from shards.errors import ForgeError
 
 
 def run_job(job: dict) -> None:
     from pretrain import distributed
-    from pretrain.trainer import Trainer
+    from pretrain.loop.trainer import Trainer
 
     config = load_config(job["config"], [f"run.dir={job['dir']}", *job["overrides"]], PretrainConfig)
     watchdog = Watchdog(config.watchdog, Path(job["dir"]), StopRequest())
@@ -78,7 +78,7 @@ def main() -> None:
     runtime.prepare_torch(threads=1)
     from support.zero_runs import make_shallow
 
-    from pretrain.engine import init_distributed
+    from pretrain.engine.zero import init_distributed
 
     init_distributed()
     make_shallow()

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from pretrain.config import PretrainConfig
-from pretrain.data import TileBatch
-from pretrain.models import Normaliser
+from pretrain.data.stream import TileBatch
+from pretrain.models.normalize import Normaliser
 
 BANDS, SIZE = 80, 12
 

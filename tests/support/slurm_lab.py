@@ -11,7 +11,7 @@ from support.slurm_cluster import SlurmCluster
 from support.tiles import write_archive
 
 from finetune.tasks import get_task
-from pretrain.checkpoint import find_damage, list_checkpoints
+from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints
 from tools.sample_tasks import make_task_sample
 
 SLURM = REPOSITORY / "launch" / "slurm.py"

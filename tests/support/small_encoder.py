@@ -1,8 +1,9 @@
 """The smallest encoder of the registry, with drawn weights and a description, for files and caches."""
 
-from pretrain.models import EncoderDescription, build_encoder
-from pretrain.models.initialise import initialise
+from pretrain.models.initialize import initialise
+from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
+from pretrain.weights.description import EncoderDescription
 
 BANDS, SIZE = 80, 8
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shards import table
+from shards.format import table
 
 UNKNOWN = {name: None for name in ("lon", "lat", "date", *table.QUALITY)}
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from launch import runtime
 from pretrain import distributed
-from pretrain.checkpoint import (
+from pretrain.checkpointing.checkpoint import (
     find_damage,
     list_checkpoints,
     load_checkpoint,
@@ -30,11 +30,11 @@ from pretrain.checkpoint import (
     step_of,
 )
 from pretrain.config.engine import EngineConfig
-from pretrain.engine import ZeroEngine, deepspeed_config
-from pretrain.models.initialise import initialise
-from pretrain.momentum import MomentumNetwork
-from pretrain.optim import build_adamw
-from pretrain.zero_state import gather_state, hash_weights
+from pretrain.engine.momentum import MomentumNetwork
+from pretrain.engine.optimizers import build_adamw
+from pretrain.engine.zero import ZeroEngine, deepspeed_config
+from pretrain.engine.zero_state import gather_state, hash_weights
+from pretrain.models.initialize import initialise
 
 WIDTH, BATCH, SEED = 8, 8, 5
 CASES: dict[str, Callable[[Path], None]] = {}
@@ -176,7 +176,7 @@ def load_after_save_on_the_same_engine(folder: Path) -> None:
 def rank_dependent_control_flow_does_not_hang(folder: Path) -> None:
     """One rank alone finds its loss to be no number: all ranks skip the step, by one reduced decision."""
     from pretrain.config.run import GuardConfig
-    from pretrain.guard import Guard
+    from pretrain.resilience.guard import Guard
 
     guard, zero = Guard(GuardConfig()), engine(network())
     before = weights(zero)
@@ -196,7 +196,7 @@ def rank_dependent_control_flow_does_not_hang(folder: Path) -> None:
 
 @case
 def uneven_data_gives_equal_steps(folder: Path) -> None:
-    from pretrain.data import micro_batches
+    from pretrain.data.stream import micro_batches
 
     world, rank = distributed.world_size(), distributed.rank()
     mine = list(micro_batches(6, 5, 4 * world, 2, rank, world))  # of 7 tiles, or any other number
@@ -413,7 +413,7 @@ def old_checkpoints_outlive_tainted_ones(folder: Path) -> None:
 def main() -> None:
     runtime.prepare_environment(threads=1)
     runtime.prepare_torch(threads=1)
-    from pretrain.engine import init_distributed
+    from pretrain.engine.zero import init_distributed
 
     init_distributed()
     folder = Path(sys.argv[1])

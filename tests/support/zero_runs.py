@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from launch import runtime
 from pretrain.config import PretrainConfig
-from pretrain.stop import StopRequest
-from pretrain.watchdog import Watchdog
+from pretrain.resilience.signals import StopRequest
+from pretrain.resilience.watchdog import Watchdog
 from shards.config import load_config
 from shards.errors import ForgeError
 
 
 def run_job(job: dict) -> None:
     from pretrain import distributed
-    from pretrain.trainer import Trainer
+    from pretrain.loop.trainer import Trainer
 
     folder = Path(job["dir"])
     if distributed.is_main() and job.get("copy_from"):
@@ -73,7 +73,7 @@ def make_shallow() -> None:
 def main() -> None:
     runtime.prepare_environment(threads=1)
     runtime.prepare_torch(threads=1)
-    from pretrain.engine import init_distributed
+    from pretrain.engine.zero import init_distributed
 
     init_distributed()
     jobs = json.loads(Path(sys.argv[1]).read_text())

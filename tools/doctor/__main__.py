@@ -82,7 +82,7 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
     with time_limit(START_LIMIT_S, tell):
         try:
             runtime.prepare_torch(config.run.threads)
-            from pretrain.engine import init_distributed
+            from pretrain.engine.zero import init_distributed
             from tools.doctor.cluster import Cluster
 
             init_distributed()

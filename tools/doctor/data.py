@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.config import PretrainConfig
-from shards.atomic import write_atomic
 from shards.errors import ConfigError
-from shards.reader import ShardReader
-from shards.view import view_rows
+from shards.files.atomic import write_atomic
+from shards.order.view import view_rows
+from shards.read.reader import ShardReader
 from tools.doctor.cluster import Cluster, values
 from tools.doctor.disk import nearest_existing
 from tools.doctor.table import Row

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from pretrain.config import PretrainConfig
-from pretrain.engine import deepspeed_config
-from pretrain.models import build_encoder
+from pretrain.engine.zero import deepspeed_config
+from pretrain.models.registry import build_encoder
 from shards.errors import ConfigError
 from tools.doctor.cluster import Cluster
 from tools.doctor.table import Row
@@ -45,7 +45,7 @@ _NAMES = {
 } | {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}
 """Names of DeepSpeed's ZeRO fields that have another one in its dict."""
 
-_MEND = "set it in pretrain/engine.py, deepspeed_config"
+_MEND = "set it in pretrain/engine/zero.py, deepspeed_config"
 
 
 def check(cluster: Cluster) -> Row:

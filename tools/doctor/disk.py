@@ -14,10 +14,10 @@ from torch import nn
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
-from pretrain.run_folder import held_at_once
-from shards.atomic import write_atomic
+from pretrain.resilience.run_folder import held_at_once
 from shards.errors import ConfigError
-from shards.reader import ShardReader
+from shards.files.atomic import write_atomic
+from shards.read.reader import ShardReader
 from tools.doctor.cluster import Cluster, values
 from tools.doctor.table import Row
 
@@ -137,7 +137,7 @@ def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
 
 def count_weights(config: PretrainConfig, bands: int) -> int:
     """Weights that a run trains, of a model that is built without memory."""
-    from pretrain.models import build_encoder
+    from pretrain.models.registry import build_encoder
     from pretrain.models.vit import ViTEncoder
     from pretrain.objectives.dino import DinoHead
     from pretrain.objectives.mae_decoder import MaeDecoder

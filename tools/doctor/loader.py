@@ -10,11 +10,11 @@ import torch
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.data import TileStream, micro_batches
-from pretrain.flops import device_peak, sample_flops
-from shards.plan import SamplePlan, hold_out
-from shards.reader import ShardReader
-from shards.view import view_hash, view_rows
+from pretrain.data.stream import TileStream, micro_batches
+from pretrain.metrics.flops import device_peak, sample_flops
+from shards.order.plan import SamplePlan, hold_out
+from shards.order.view import view_hash, view_rows
+from shards.read.reader import ShardReader
 from tools.doctor.cluster import Cluster, values
 from tools.doctor.table import Row
 

@@ -17,7 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pretrain.config import PretrainConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.models import Normaliser, build_encoder, stem
+from pretrain.models import stem
+from pretrain.models.normalize import Normaliser
+from pretrain.models.registry import build_encoder
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaskedAutoencoder

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from pretrain.config import PretrainConfig
-from pretrain.engine import ZeroEngine
-from pretrain.models.initialise import initialise
+from pretrain.engine.optimizers import build_optimizer
+from pretrain.engine.zero import ZeroEngine
+from pretrain.metrics.step_parts import StepParts
+from pretrain.models.initialize import initialise
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.optim import build_optimizer
-from pretrain.step_parts import StepParts
 from tools.planner.activations import build_module, inputs
 from tools.planner.profile import Profile
 from tools.planner.step_time import OPTIMIZER_BYTES, grouped_flops
@@ -59,7 +59,7 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
     import os
     import socket
 
-    from pretrain.engine import init_distributed
+    from pretrain.engine.zero import init_distributed
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -61,8 +61,8 @@ def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, i
     size, bands, source = SIZES[preset], 202, f"assumed: {preset} tiles of SpectralEarth"
     manifest = Path(shards) / "manifest.json"
     if manifest.is_file():
-        from shards.codec import PRESETS
-        from shards.manifest import read_manifest
+        from shards.format.codec import PRESETS
+        from shards.format.manifest import read_manifest
 
         found = read_manifest(manifest.parent)
         bands, source = found.tile_shape[0], f"{shards}/manifest.json"
@@ -80,7 +80,7 @@ def reading(tiles: Tiles, tiles_per_s: float, gpus: int, cores: int, storage: fl
 
 
 def _measured(path: Path, preset: str) -> float:
-    from shards.arrays import read_json_value
+    from shards.files.untrusted import read_json_value
 
     try:
         rows = read_json_value(path.read_bytes())

@@ -27,7 +27,7 @@ from tools.planner.activations import Activations, Device, Phase, Weights
 Bytes = dict[str, int]
 """Memory by part."""
 
-REUSE = 1_000_000_000  # stage3_max_reuse_distance and stage3_max_live_parameters in pretrain/engine.py
+REUSE = 1_000_000_000  # stage3_max_reuse_distance and stage3_max_live_parameters in pretrain/engine/zero.py
 TILE_SIZE = 128  # pixels that SpectralEarth's tiles measure: read whole, whatever is cut from them
 FALLBACK = 500_000_000  # elements of a flat copy at stage 0 (DeepSpeedEngine.buffered_allreduce_fallback)
 RUNTIME = 1_500_000_000  # CUDA context, cuBLAS and NCCL's buffers: a usual figure, not measured by us

@@ -19,7 +19,7 @@ PROTOCOLS = {
 }
 """Seconds of a collective's start, of a step over NVLink and of one over the network; share of the bandwidth."""
 
-REUSE = 1_000_000_000  # elements: stage3_max_reuse_distance in pretrain/engine.py
+REUSE = 1_000_000_000  # elements: stage3_max_reuse_distance in pretrain/engine/zero.py
 
 
 @dataclass(frozen=True)

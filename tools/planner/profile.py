@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from shards.atomic import write_atomic
 from shards.config import ConfigModel, check_config, parse_values
 from shards.errors import ConfigError
-from shards.text import read_text_file
+from shards.files.atomic import write_atomic
+from shards.files.text import read_text_file
 from tools.planner.step_time import EFFICIENCY, Rates
 
 

@@ -1,13 +1,13 @@
 """Time of an optimizer step by part: operations by what the device achieves, communication by NCCL's model.
 
-A part takes its FLOPs (pretrain/flops.py) over the achieved FLOP/s, all parts together at least as long as the memory
+A part takes its FLOPs (metrics/flops.py) over the achieved FLOP/s, all parts together at least as long as the memory
 takes to write and read what they make. Communication hides behind the backward pass but for a share of it.
 """
 
 from dataclasses import dataclass, replace
 
 from pretrain.config import PretrainConfig
-from pretrain.flops import recomputed_flops, sample_flops
+from pretrain.metrics.flops import recomputed_flops, sample_flops
 from tools.planner.memory import Layout
 from tools.planner.network import Cluster, rounds_seconds, step_rounds
 

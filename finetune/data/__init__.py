@@ -1,0 +1,1 @@
+"""Labeled tiles: layouts of downloads, splits, datasets, content hashes and checks."""

@@ -1,0 +1,109 @@
+"""The version of the code that a result comes from: a hash of each source file that numbers depend on.
+
+Comments, docstrings and blank lines don't count, and neither do files that only read, write or report: what they hand
+on is hashed by its content.
+"""
+
+import ast
+import hashlib
+import io
+import tokenize
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from shards.config import REPOSITORY
+
+Stage = Literal["reading", "features", "heads", "tuning"]
+
+READING = (
+    "finetune/data/layouts.py",
+    "shards/sensors/band_metadata.py",
+    "shards/sources/digital_numbers.py",
+    "shards/sources/geotiff.py",
+    "shards/sources/raster.py",
+    "shards/sensors/sensor.py",
+)
+"""From an image's file to its array."""
+
+FEATURES = (
+    "finetune/data/datasets.py",
+    "finetune/encoders/features.py",
+    "finetune/encoders/images.py",
+    "finetune/encoders/model_file.py",
+    *(
+        f"pretrain/models/{name}.py"
+        for name in (
+            "adapter",
+            "attention",
+            "batchnorm",
+            "compilation",
+            "encoder",
+            "normalize",
+            "patches",
+            "registry",
+            "resnet",
+            "stem",
+            "vit",
+        )
+    ),
+    "pretrain/weights/resample.py",
+)
+"""From an image's array to what an encoder makes of it."""
+
+HEADS = (
+    *FEATURES,
+    "finetune/heads/heads.py",
+    "finetune/protocols/knn.py",
+    "finetune/metrics/scores.py",
+    "finetune/protocols/frozen.py",
+    "finetune/protocols/runner.py",
+    "finetune/metrics/scoring.py",
+    "finetune/evaluation/setting.py",
+    "finetune/tasks/__init__.py",
+    "pretrain/models/initialize.py",
+    "pretrain/engine/optimizers.py",
+    "pretrain/engine/schedules.py",
+    "shards/order/random_bits.py",
+)
+"""From features to scores."""
+
+TUNING = (
+    *HEADS,
+    "finetune/protocols/full.py",
+    "pretrain/data/augment.py",
+    "pretrain/engine/zero.py",
+    "pretrain/resilience/guard.py",
+    "pretrain/models/activation_checkpointing.py",
+)
+"""From an image's array to scores, through an encoder that learns."""
+
+STAGES: dict[Stage, tuple[str, ...]] = {"reading": READING, "features": FEATURES, "heads": HEADS, "tuning": TUNING}
+
+
+def code_version(stage: Stage) -> dict[str, str]:
+    """Hashes of the source files of a stage, by path."""
+    return {name: source_hash(REPOSITORY / name) for name in STAGES[stage]}
+
+
+@cache
+def source_hash(path: Path) -> str:
+    """Hash of a Python file's statements."""
+    return hashlib.sha256("\n".join(statements(path.read_text(encoding="utf-8"))).encode()).hexdigest()[:16]
+
+
+def statements(source: str) -> list[str]:
+    """Lines of a source without comments, docstrings and blank lines.
+
+    Text is taken as it stands: dumps of the syntax tree differ between Python's versions.
+    """
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            for row in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+                lines[row - 1] = ""
+    return [line.rstrip() for line in lines if line.strip()]

@@ -1,0 +1,191 @@
+"""Labelled tiles as windows of the size that an encoder takes: labels in memory, images read when they are needed."""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from finetune.data.hashes import array_hash, digest
+from finetune.data.layouts import Item
+from finetune.tasks import Task
+from shards.errors import SourceError
+from shards.sensors.sensor import NODATA
+
+VIEWS = 8
+"""Flips and rotations of a square."""
+
+
+class LabelledSplit:
+    """One split of a task.
+
+    A segmentation's tile is cut into windows, the rim padded with missing values that don't count; a tile of another
+    task is one window: resized where it is floating point (HYPERVIEW's vary in size), else of that size already.
+
+    Args:
+        items: its tiles.
+        size: of a window in pixels.
+        threads: that read.
+        keep: keep images in memory once they are read.
+        quiet: without a progress bar.
+
+    Attributes:
+        labels: int16 (N, S, S) class indices, uint8 (N, C) classes that occur, or float32 (N, T) targets.
+        tile_of: (N,) which of ``items`` a window is from; multilabel tiles without any label are left out.
+        declared: class codes that a label file declares to be its nodata value, so that they don't count.
+
+    Raises:
+        SourceError, TileError: a label is missing, unreadable, of another size than expected, or has a code that is
+            neither a class nor to be ignored.
+    """
+
+    def __init__(self, items: Sequence[Item], task: Task, size: int, threads: int, keep: bool, quiet: bool) -> None:
+        self.items, self.task, self.size = items, task, size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
+        self._keep, self._kept = keep, dict[int, np.ndarray]()
+        self._lock = threading.Lock()
+        show = {"desc": "read labels", "unit": "tile", "disable": quiet, "mininterval": 1.0, "total": len(items)}
+        self.declared: set[int] = set()
+        read = list(tqdm(self._pool.map(self._labels_of, items), **show))
+        self.items = [item for item, (labels, _, _) in zip(items, read, strict=True) if len(labels)]
+        read = [one for one in read if len(one[0])]
+        if not read:
+            raise SourceError(f"{items[0].name} and {len(items) - 1} more: no tile of this split has a label")
+        self.labels = np.concatenate([labels for labels, _, _ in read])
+        counts = [len(labels) for labels, _, _ in read]
+        self.tile_of, self._first = np.repeat(np.arange(len(read)), counts), np.cumsum([0, *counts])
+        self._columns, self._label_hashes = [columns for _, columns, _ in read], [found for _, _, found in read]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labels_hash(self) -> str:
+        """Of the names and labels of all tiles as the task reads them, whatever the size of a window."""
+        return digest([[item.name, one] for item, one in zip(self.items, self._label_hashes, strict=True)])
+
+    @property
+    def images_hash(self) -> str:
+        """Of the names and images of all tiles."""
+        return digest([[item.name, one] for item, one in zip(self.items, self.image_hashes, strict=True)])
+
+    @cached_property
+    def image_hashes(self) -> list[str]:
+        """Of each tile's image; set by those who know them from earlier (finetune/data/contents.py)."""
+        return self.hash_images(range(len(self.items)))
+
+    def hash_images(self, places: Sequence[int]) -> list[str]:
+        """Hashes of the images of tiles ``places``, which are kept in memory like any that is read."""
+        return list(self._pool.map(self._hash_image, places))
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """Windows (n, bands, S, S), int16, or float32 of a resized task.
+
+        Raises:
+            TileError, SourceError: an image is unreadable, of other bands, or of another size than its label.
+        """
+        tiles = np.unique(self.tile_of[rows])
+        read = dict(zip(tiles.tolist(), self._pool.map(self._tile, tiles.tolist()), strict=True))
+        return np.stack([self._window(read[int(self.tile_of[row])], int(row)) for row in rows])
+
+    def batches(self, orders: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """`images` of each array of rows, the next being read meanwhile."""
+        with ThreadPoolExecutor(1) as ahead:
+            pending = None
+            for rows in orders:
+                following = ahead.submit(self.images, rows)
+                if pending is not None:
+                    yield pending.result()
+                pending = following
+            if pending is not None:
+                yield pending.result()
+
+    def views(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """`images`, each in one of the eight views."""
+        return np.stack([view_of(image, int(view)) for image, view in zip(self.images(rows), views, strict=True)])
+
+    # ---- one tile ----
+
+    def _labels_of(self, item: Item) -> tuple[np.ndarray, int, str]:
+        """Labels of an item's windows, windows in a row of it, and a hash of its labels."""
+        if item.mask is None:
+            values = np.asarray([item.values], np.float32)
+            return values, 1, array_hash(values)
+        codes = item.mask()
+        unknown = self.task.unknown_codes(codes)
+        if unknown:
+            raise SourceError(
+                f"{item.name}: label code {unknown[0]} is no class of task {self.task.name}: add it to its classes, "
+                "or to 'ignore'"
+            )
+        missing = codes == NODATA
+        if missing.any() and not self.declared:
+            self.declared |= self.task.class_codes & {item.nodata()}
+        if self.task.kind == "multilabel":
+            present = self.task.to_multihot(codes)[None][: not missing.all()]
+            return present, 1, array_hash(present)
+        indices = self.task.to_indices(codes)
+        windows = cut(indices, self.size, self.task.ignore_index)
+        return windows, -(-indices.shape[1] // self.size), array_hash(indices)
+
+    def _tile(self, number: int) -> np.ndarray:
+        with self._lock:
+            kept = self._kept.get(number)
+        return self._fitted(number, self.items[number].image()) if kept is None else kept
+
+    def _hash_image(self, number: int) -> str:
+        values = self.items[number].image()
+        self._fitted(number, values)
+        return array_hash(values)
+
+    def _fitted(self, number: int, values: np.ndarray) -> np.ndarray:
+        """A tile's image, ready to be cut into windows; kept where images are."""
+        ready = self._fit(self.items[number], values)
+        if self._keep:
+            with self._lock:
+                self._kept[number] = ready
+        return ready
+
+    def _fit(self, item: Item, values: np.ndarray) -> np.ndarray:
+        if self.task.kind != "segmentation":
+            if values.dtype == np.float32:
+                return resize(values, self.size)
+            if values.shape[1:] != (self.size, self.size):
+                raise SourceError(f"{item.name}: {values.shape[1:]} px where the other tiles have {self.size}")
+            return values
+        return values
+
+    def _window(self, tile: np.ndarray, row: int) -> np.ndarray:
+        if self.task.kind != "segmentation":
+            return tile
+        number = int(self.tile_of[row])
+        place = row - int(self._first[number])
+        per_row = self._columns[number]
+        top, left = place // per_row * self.size, place % per_row * self.size
+        window = tile[:, top : top + self.size, left : left + self.size]
+        short = (self.size - window.shape[1], self.size - window.shape[2])
+        if max(short) == self.size or min(short) < 0 or not all(window.shape):
+            raise SourceError(f"{self.items[number].name}: the image is smaller than its label tile")
+        return np.pad(window, ((0, 0), (0, short[0]), (0, short[1])), constant_values=NODATA) if any(short) else window
+
+
+def cut(labels: np.ndarray, size: int, fill: int) -> np.ndarray:
+    """(H, W) to windows (n, size, size), row by row; the rim is padded with ``fill``."""
+    padded = np.pad(labels, ((0, -labels.shape[0] % size), (0, -labels.shape[1] % size)), constant_values=fill)
+    rows, columns = padded.shape[0] // size, padded.shape[1] // size
+    return padded.reshape(rows, size, columns, size).transpose(0, 2, 1, 3).reshape(-1, size, size)
+
+
+def resize(values: np.ndarray, size: int) -> np.ndarray:
+    """float32 (C, h, w) to (C, size, size), bicubic with aligned corners as the published HYPERVIEW reader."""
+    return F.interpolate(torch.from_numpy(values)[None], (size, size), mode="bicubic", align_corners=True)[0].numpy()
+
+
+def view_of(array: np.ndarray, view: int) -> np.ndarray:
+    """One of the eight flips and rotations (0 to 7) of the last two axes; 0 is the array itself."""
+    turned = np.rot90(array, view % 4, axes=(-2, -1))
+    return np.ascontiguousarray(np.flip(turned, -1) if view >= 4 else turned)

@@ -1,0 +1,17 @@
+"""Overlap audit: which test tiles come from scenes that the encoder has been pretrained on."""
+
+from finetune.data.layouts import Item
+from shards.read.reader import ShardReader
+
+
+def seen_in_pretraining(shards: str | None, tiles: list[Item]) -> list[bool] | None:
+    """Whether each tile's scene is among those of the pretraining shards; None without shards to look into.
+
+    Raises:
+        ShardError: there are no shards.
+    """
+    if shards is None:
+        return None
+    table = ShardReader(shards).table
+    scenes = {value.decode() for field in ("scene", "timestamp") for value in table[field]} - {""}
+    return [tile.scene in scenes for tile in tiles]

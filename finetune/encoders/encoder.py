@@ -1,0 +1,192 @@
+"""The encoder of an evaluation: its file, the window size that suits the tiles, and how their bands reach it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.config import FinetuneConfig, LabelledDataConfig
+from finetune.data.datasets import LabelledSplit
+from finetune.data.layouts import Split
+from finetune.encoders.features import encoder_hash
+from finetune.encoders.images import check_same_bands
+from finetune.encoders.model_file import InputDescription
+from finetune.tasks import Task
+from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.encoder import Encoder
+from pretrain.models.initialize import initialise
+from pretrain.models.patches import sincos_positions
+from pretrain.models.registry import fewest_bands
+from pretrain.models.vit import ViTEncoder
+from pretrain.weights.description import EncoderDescription
+from pretrain.weights.files import load_encoder
+from shards.errors import ConfigError
+from shards.files.untrusted import read_npy
+from shards.format.manifest import sensor_of
+from shards.read.reader import open_dataset
+from shards.sensors.resampling import response_matrix
+from shards.sensors.sensor import NODATA, Sensor, get_sensor
+
+FULL_RESOLUTION = (True,) * 4
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """An encoder that can be built again and again from its file.
+
+    Attributes:
+        size: of the windows, in pixels.
+        dilate: of a ResNet.
+        sha256: of its weights.
+    """
+
+    path: str
+    description: EncoderDescription
+    size: int
+    dilate: tuple[bool, ...]
+    sensor: Sensor
+    sha256: str
+    is_vit: bool
+
+    def build(self, bn_group: int | None = None) -> Encoder:
+        """The pretrained encoder, on the CPU."""
+        size = self.size if self.is_vit else None
+        return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
+
+    def told(self, name: str, sha256: str) -> dict[str, Any]:
+        """What results say of it, or of its untrained twin, whose weights have that hash."""
+        known = self.description
+        if name == "random":
+            told = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
+            return told | {"sha256": sha256, "untrained": True}
+        path = Path(self.path)
+        return {
+            "name": f"{path.parent.name}/{path.name}" if path.suffix else path.name,
+            "sha256": sha256,
+            "architecture": known.architecture,
+            "objective": known.objective,
+            "samples_seen": known.samples_seen,
+            "dataset": known.dataset,
+        }
+
+    def describe_input(self, data: LabelledDataConfig, train: LabelledSplit) -> InputDescription:
+        """How tiles become the encoder's input.
+
+        Raises:
+            ConfigError: bands, statistics and weights don't go together.
+        """
+        known, sensor = self.description, self.sensor
+        response, wanted = None, sensor.num_bands
+        if data.bands == "same":
+            check_same_bands(known, sensor)
+        elif data.bands == "native":
+            if not known.architecture.startswith("spec_") and known.bands != sensor.num_bands:
+                raise ConfigError(
+                    f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands alone: use resample"
+                )
+            fewest = fewest_bands(known.architecture)
+            if sensor.num_bands < fewest:
+                raise ConfigError(
+                    f"key 'data.bands': native, but {known.architecture} takes {fewest} bands or more, and "
+                    f"{sensor.name} has {sensor.num_bands}: use resample"
+                )
+        else:
+            matrix = response_matrix(known.wavelength_nm, known.fwhm_nm, sensor.wavelength_nm, sensor.fwhm_nm)
+            if not matrix.any():
+                raise ConfigError(
+                    f"key 'data.bands': resample, but no band of {sensor.name} lies where {known.sensor}'s do, which "
+                    "the encoder takes: use native, or another encoder"
+                )
+            response, wanted = matrix.tolist(), known.bands
+        mu, sigma = self._statistics(data, train, wanted)
+        bands = list(sensor.wavelength_nm), list(sensor.fwhm_nm)
+        return InputDescription(sensor.name, *bands, mu, sigma, known.clip, response)
+
+    def _statistics(
+        self, data: LabelledDataConfig, train: LabelledSplit, bands: int
+    ) -> tuple[list[float], list[float]]:
+        if data.statistics is not None:
+            folder = Path(data.statistics)
+            try:
+                mu, sigma = (read_npy((folder / f"{name}.npy").read_bytes()).astype(float) for name in ("mu", "sigma"))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"key 'data.statistics': {folder}: needs mu.npy and sigma.npy ({error})") from None
+            if mu.shape != (bands,) or sigma.shape != (bands,) or not (sigma > 0).all():
+                raise ConfigError(
+                    f"key 'data.statistics': {folder}: statistics of {mu.size} bands for input of {bands} bands"
+                )
+            return mu.tolist(), sigma.tolist()
+        if data.bands == "native":
+            return band_statistics(train)
+        if not self.description.mu:
+            raise ConfigError(
+                f"key 'checkpoint': {self.path} doesn't say how its images were normalised: set data.statistics to a "
+                "folder with mu.npy and sigma.npy"
+            )
+        return self.description.mu, self.description.sigma
+
+
+def fit_encoder(
+    encoder: Encoder, description: EncoderDescription, config: FinetuneConfig, task: Task, items: Split
+) -> EncoderFile:
+    """The checkpoint of a config, for these tiles.
+
+    Raises:
+        ConfigError: it is not for such tiles.
+    """
+    is_vit = isinstance(encoder, ViTEncoder)
+    published = config.recipe == "published" and task.kind == "segmentation" and description.architecture.endswith("50")
+    dilate = FULL_RESOLUTION if published and description.architecture == "spec_resnet50" else (False,) * 4
+    size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
+    sensor = tile_sensor(config.data, task)
+    if is_vit:  # positions are interpolated to the windows
+        description = replace(description, image_size=size)
+    return EncoderFile(config.checkpoint, description, size, dilate, sensor, encoder_hash(encoder), is_vit)
+
+
+def tile_sensor(data: LabelledDataConfig, task: Task) -> Sensor:
+    """Whose bands the tiles have: those that are stored with shards, else those of the task's sensor."""
+    if data.shards is None:
+        return get_sensor(task.sensor)
+    return sensor_of(open_dataset(data.shards).manifest)
+
+
+def _window_size(task: Task, items: Split, description: EncoderDescription, multiple: int) -> int:
+    """The encoder's image size; smaller for smaller tiles, and a whole tile for tasks that have one label a tile."""
+    first = items["train"][0].image()
+    side = max(first.shape[1:])
+    if task.kind == "segmentation":
+        return min(description.image_size, -(-side // multiple) * multiple)
+    if first.dtype == np.float32:  # is resized
+        return description.image_size
+    if first.shape[1] != first.shape[2] or side % multiple:
+        raise ConfigError(
+            f"{items['train'][0].name}: {first.shape[1]} x {first.shape[2]} px: {description.architecture} takes "
+            f"squares of a multiple of {multiple} px"
+        )
+    return side
+
+
+def untrained_twin(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
+    """Give an encoder the weights that pretraining begins from."""
+    initialise(encoder, "pretrain.encoder", seed)
+    if isinstance(encoder, ViTEncoder) and description.objective == "mae":
+        encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
+    for norm in grouped_batch_norms(encoder):
+        norm.forget()
+
+
+def band_statistics(train: LabelledSplit) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each band over the training tiles, without missing values."""
+    count, total, squares = 0.0, np.zeros(1), np.zeros(1)
+    for item in train.items:
+        values = item.image().astype(np.float64)
+        there = (values != NODATA).all(0)
+        values = values[:, there]
+        count, total, squares = count + values.shape[1], total + values.sum(1), squares + (values**2).sum(1)
+    if not count:
+        raise ConfigError("the training tiles have no measured pixel")
+    mu = total / count
+    sigma = np.sqrt(np.maximum(squares / count - mu**2, 1e-6))
+    return mu.tolist(), sigma.tolist()

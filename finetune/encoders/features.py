@@ -1,0 +1,231 @@
+"""Features of a frozen encoder: computed once for every view and kept as a Zarr array, or computed again each time.
+
+::
+
+    CACHE/<key>.zarr    float16 (N, V, D, g, g) or (N, V, D); the key is of weights, input, tiles, size and views
+
+All ranks compute a share. A cache is used by any later run with the same key.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+from tqdm import tqdm
+
+from finetune.data.code_version import code_version
+from finetune.data.datasets import LabelledSplit
+from finetune.data.hashes import array_hash, digest
+from finetune.encoders.model_file import TaskModel
+from pretrain import distributed
+from pretrain.console import say
+from pretrain.weights.finite import is_finite
+from shards.errors import ConfigError, ForgeError
+
+BATCH = 16
+COMPLETE = "complete"
+"""Attribute that a cache gets when all of it is there."""
+
+
+class FeaturesError(ForgeError):
+    """Features that are not finite."""
+
+
+class Features(Protocol):
+    """Features of one split.
+
+    Attributes:
+        views: how many views of each window there are.
+    """
+
+    views: int
+
+    def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """Float32 features (n, D, g, g) or (n, D) of windows ``rows``, each in its view, on the device."""
+
+
+class KeptFeatures:
+    """From a cache; held in memory where ``in_memory``."""
+
+    def __init__(self, array: zarr.Array, device: torch.device, in_memory: bool) -> None:
+        self.views, self.device = array.shape[1], device
+        self._array = torch.from_numpy(np.asarray(array[:])) if in_memory else array
+        if isinstance(self._array, Tensor):
+            _require_finite(self._array)
+
+    def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        if isinstance(self._array, Tensor):
+            return self._array[torch.from_numpy(rows), torch.from_numpy(views)].to(self.device).float()
+        found = np.empty((len(rows), *self._array.shape[2:]), np.float16)
+        for view in np.unique(views):
+            found[views == view] = self._array.oindex[rows[views == view], int(view)]
+        return _require_finite(torch.from_numpy(found)).to(self.device).float()
+
+
+class FreshFeatures:
+    """Computed at every call."""
+
+    def __init__(self, model: TaskModel, split: LabelledSplit, views: int, device: torch.device) -> None:
+        self.model, self.split, self.views, self.device = model, split, views, device
+
+    def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        return _require_finite(encode(self.model, self.split, rows, views, self.device))
+
+
+def frozen_features(
+    model: TaskModel,
+    split: LabelledSplit,
+    views: int,
+    cache: Path,
+    quota_gb: float,
+    memory_gb: float,
+    device: torch.device,
+    name: str,
+    alive: Callable[[], None] = lambda: None,
+) -> Features:
+    """Features of a split, kept below ``cache`` if they fit the quota; every rank calls it.
+
+    Args:
+        model: encoder and input, on the device; its head is not used.
+        quota_gb: of this cache; larger ones are not written, and features are computed at every use.
+        memory_gb: caches up to this size are held in memory.
+        name: of the split, for the progress bar.
+        alive: called after every batch, see Watchdog.begin.
+
+    Raises:
+        ConfigError: the cache folder can't be written.
+        FeaturesError: they are not finite.
+    """
+    shape = (len(split), views, *_feature_shape(model, split))
+    size_gb = 2 * float(np.prod(shape)) / 1e9
+    if size_gb > quota_gb:
+        say(
+            f"features of {name}: {size_gb:.1f} GB are more than frozen.quota_gb {quota_gb:g}: computed again at every "
+            "use; raise it, or lower frozen.views"
+        )
+        return FreshFeatures(model, split, views, device)
+    path = cache / f"{_key(model, split, views)}.zarr"
+    if not distributed.from_main(_is_complete(path)):
+        say(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, once")
+        distributed.together(lambda: _create(path, shape) if distributed.is_main() else None)
+        distributed.barrier()
+        _fill(path, model, split, views, device, name, alive)
+        distributed.patient_barrier(alive)
+        if distributed.is_main():
+            zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
+        distributed.barrier()
+    return KeptFeatures(zarr.open_array(path, mode="r"), device, in_memory=size_gb <= memory_gb)
+
+
+def _require_finite(features: Tensor) -> Tensor:
+    """The features; those of a diverged encoder or of broken tiles would vote, and be trained on, all the same."""
+    if not is_finite(features):
+        raise FeaturesError(
+            "features that are NaN or infinite (kept as float16, up to 65504): the encoder diverged, or the images of "
+            "the task are not what it was trained on: compare their statistics, and take another checkpoint"
+        )
+    return features
+
+
+@torch.no_grad()
+def encode(model: TaskModel, split: LabelledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
+    """Float32 features of windows, each in its view: the map (n, D, g, g) of a segmentation, else pooled (n, D)."""
+    tiles = torch.from_numpy(split.views(rows, views)).to(device)
+    return _encode_tiles(model, tiles)
+
+
+def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
+    assert model.task is not None
+    dense = model.task.kind == "segmentation"
+    return model.encoder(model.images(tiles), "map" if dense else "pooled").float()
+
+
+def _fill(
+    path: Path,
+    model: TaskModel,
+    split: LabelledSplit,
+    views: int,
+    device: torch.device,
+    name: str,
+    alive: Callable[[], None],
+) -> None:
+    """This rank's share of the batches; a batch is a chunk, so no two ranks write one file."""
+    array = zarr.open_array(path, mode="r+")
+    begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
+    orders = [np.arange(begin, min(begin + BATCH, len(split))) for begin in begins]
+    images = split.batches(orders)
+    show = {"desc": f"features {name}", "unit": "batch", "mininterval": 1.0, "disable": not distributed.is_main()}
+    with torch.no_grad():
+        for rows, read in tqdm(zip(orders, images, strict=True), total=len(orders), **show):
+            for view in range(views):
+                tiles = torch.from_numpy(read).to(device)
+                found = _encode_tiles(model, _view_on_device(tiles, view))
+                array[rows[0] : rows[-1] + 1, view] = found.half().cpu().numpy()
+            alive()
+
+
+def _view_on_device(tiles: Tensor, view: int) -> Tensor:
+    """As datasets.view_of."""
+    turned = torch.rot90(tiles, view % 4, dims=(-2, -1))
+    return turned.flip(-1) if view >= 4 else turned
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a file for each batch and view, in which every window can be read alone
+        chunk, shard = (1, 1, *shape[2:]), (BATCH, 1, *shape[2:])
+        zarr.create_array(path, shape=shape, chunks=chunk, shards=shard, dtype="float16", overwrite=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent}: can't keep features there: {error.strerror}") from None
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        array = zarr.open_array(path, mode="r")
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    files = array.shape[1] * -(-array.shape[0] // BATCH)
+    whole = array.nchunks_initialized == files * BATCH  # one that is missing would be read as zeros
+    return bool(whole and array.attrs.get(COMPLETE))
+
+
+def _feature_shape(model: TaskModel, split: LabelledSplit) -> tuple[int, ...]:
+    assert model.task is not None
+    side = split.size // model.encoder.stride
+    dense = model.task.kind == "segmentation"
+    return (model.encoder.feature_dim, side, side) if dense else (model.encoder.feature_dim,)
+
+
+def _key(model: TaskModel, split: LabelledSplit, views: int) -> str:
+    assert model.task is not None
+    images, known = model.images, model.description
+    told = {
+        "tiles": split.images_hash,
+        "window": [split.size, split.labels.shape[0]],
+        "views": views,
+        "kind": model.task.kind,
+        "encoder": [encoder_hash(model.encoder), known.architecture, known.patch_size, list(model.dilate)],
+        "input": [None if one is None else array_hash(one.cpu().numpy()) for one in _input_tensors(model)],
+        "clip": images.normalise.clip,
+        "code": code_version("features"),
+    }
+    return digest(told)[:32]
+
+
+def _input_tensors(model: TaskModel) -> tuple[Tensor | None, ...]:
+    images = model.images
+    return images.normalise.mu, images.normalise.sigma, images.response
+
+
+def encoder_hash(encoder: torch.nn.Module) -> str:
+    """SHA-256 of all weights and buffers by name."""
+    digest = hashlib.sha256()
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""From a task's tiles to what an encoder takes: the bands of one sensor to those of another, and normalisation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretrain.models.normalize import Normaliser
+from pretrain.weights.description import EncoderDescription
+from pretrain.weights.resample import apply_responses
+from shards.errors import ConfigError
+from shards.sensors.sensor import MATCH_TOLERANCE_NM, NODATA, Sensor
+
+
+class ImageInput(nn.Module):
+    """Tiles of a sensor to an encoder's input.
+
+    Args:
+        mu, sigma: per-band statistics of digital numbers, of the bands after resampling.
+        clip: normalised values are cut at +-clip.
+        response: (bands of the encoder, bands of the sensor) to resample with, see `response_matrix`.
+
+    Attributes:
+        bands: that a tile has.
+    """
+
+    response: Tensor | None
+
+    def __init__(
+        self, mu: Sequence[float], sigma: Sequence[float], clip: float | None, response: np.ndarray | None = None
+    ) -> None:
+        super().__init__()
+        self.normalise = Normaliser(mu, sigma, clip)
+        matrix = None if response is None else torch.from_numpy(response.astype(np.float32))
+        self.bands = len(mu) if response is None else response.shape[1]
+        self.register_buffer("response", matrix, persistent=False)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Digital numbers (B, bands, H, W), int16 or float32, to normalised float32; what is missing becomes 0."""
+        if self.response is None:
+            return self.normalise(tiles)
+        mixed, missing = apply_responses(tiles, self.response)
+        return self.normalise(mixed.masked_fill(missing, float(NODATA)))
+
+
+def check_same_bands(description: EncoderDescription, sensor: Sensor) -> None:
+    """Raise ConfigError where an encoder's bands are not those of the tiles."""
+    own, theirs = np.asarray(description.wavelength_nm), np.asarray(sensor.wavelength_nm)
+    if own.shape == theirs.shape and (not len(own) or np.abs(own - theirs).max() <= MATCH_TOLERANCE_NM):
+        return
+    raise ConfigError(
+        f"the encoder is for {len(own)} bands of {description.sensor}, the tiles have {len(theirs)} of {sensor.name}: "
+        "set data.bands=native to train on them as they are, or data.bands=resample for the encoder's"
+    )

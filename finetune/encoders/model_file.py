@@ -1,0 +1,192 @@
+"""A fine-tuned model in one file: encoder, head, task and normalisation, for prediction anywhere."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from finetune.encoders.images import ImageInput
+from finetune.heads.heads import HeadName, build_head, predict
+from finetune.tasks import Task
+from pretrain.models.encoder import Encoder
+from pretrain.models.registry import build_encoder
+from pretrain.weights.description import EncoderDescription, WeightsError, read_header
+from pretrain.weights.files import load_encoder, require_finite
+from shards.files.atomic import write_atomic
+from shards.files.untrusted import read_json_value
+
+HEADER_KEY = "spectralforge-task"
+
+
+@dataclass(frozen=True)
+class InputDescription:
+    """How tiles become the encoder's input; see ImageInput. ``response`` as nested lists, None without resampling."""
+
+    sensor: str
+    wavelength_nm: list[float]
+    fwhm_nm: list[float]
+    mu: list[float]
+    sigma: list[float]
+    clip: float | None
+    response: list[list[float]] | None = None
+
+    def build(self) -> ImageInput:
+        response = None if self.response is None else np.asarray(self.response)
+        return ImageInput(self.mu, self.sigma, self.clip, response)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The task's part of a model's header."""
+
+    task: Task
+    head: HeadName
+    inputs: InputDescription
+    dilate: tuple[bool, bool, bool, bool]
+
+
+_CHECKED = TypeAdapter(_Saved)
+
+
+class TaskModel(nn.Module):
+    """Digital numbers in, predictions out.
+
+    Attributes:
+        encoder, description: the encoder, and what its file says of it.
+        head, task: None for a bare encoder, whose output is its feature map.
+        inputs: which bands tiles have, and how they are normalised.
+        dilate: of a ResNet's encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        description: EncoderDescription,
+        inputs: InputDescription,
+        head_name: str = "",
+        head: nn.Module | None = None,
+        task: Task | None = None,
+        dilate: tuple[bool, ...] = (False,) * 4,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.description, self.inputs = encoder, description, inputs
+        self.head_name, self.head, self.task, self.dilate = head_name, head, task, dilate
+        self.images = inputs.build()
+
+    def scores(self, tiles: Tensor) -> Tensor:
+        """Of digital numbers (B, bands, S, S): scores (B, C, S, S) of segmentation, (B, K) of other tasks, and without
+        a head the feature map (B, D, S / stride, S / stride)."""
+        images = self.images(tiles)
+        if self.task is None or self.head is None:
+            return self.encoder.dense_features(images).float()
+        dense = self.task.kind == "segmentation"
+        return self.head(self.encoder(images, "map" if dense else "pooled")).float()
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Predictions: classes (B, S, S), probabilities (B, C), values (B, K); features without a head."""
+        scores = self.scores(tiles)
+        return scores if self.task is None else predict(self.task.kind, scores)
+
+
+def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a model's file in one step.
+
+    Args:
+        weights: of encoder and head by name, where the model itself doesn't hold them (ZeRO-3).
+    """
+    assert model.task is not None
+    told: dict[str, Any] = {
+        "task": model.task.model_dump(mode="json", exclude_defaults=True),
+        "head": model.head_name,
+        "inputs": asdict(model.inputs),
+        "dilate": list(model.dilate),
+    }
+    header = model.description.to_header() | {HEADER_KEY: json.dumps(told)}
+    own = weights or {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("images.")}
+    require_finite(own, str(path))
+    write_atomic(path, save({name: one.detach().cpu().contiguous() for name, one in own.items()}, metadata=header))
+
+
+def load_task_model(path: str | Path) -> TaskModel:
+    """A fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
+
+    Raises:
+        WeightsError: missing, damaged, not finite, or an encoder whose normalisation is unknown.
+    """
+    path = Path(path)
+    told = _header(path)
+    if told is None:
+        return _bare_encoder(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = read_header(file.metadata(), str(path))
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged model file ({error})") from None
+    if description is None:
+        raise WeightsError(f"{path}: its description is damaged (nothing about the encoder); train it again")
+    require_finite(weights, str(path))
+    try:
+        return _rebuild(told, description, weights).eval()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = str(error).splitlines()[0]
+        raise WeightsError(f"{path}: its description is damaged or doesn't fit its weights ({what})") from None
+
+
+def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
+    """The model that a header describes, with these weights; errors are those of whatever doesn't fit."""
+    saved = _CHECKED.validate_json(json.dumps(told))
+    inputs, bands = saved.inputs, len(saved.inputs.wavelength_nm)
+    if not len(inputs.mu) == len(inputs.sigma) == (bands if inputs.response is None else len(inputs.response)):
+        raise ValueError("mu and sigma for other bands than it has")
+    with torch.device("meta"):  # its header may claim any size: no memory before its weights have the same
+        encoder = build_encoder(
+            description.architecture,
+            description.image_size,
+            description.patch_size,
+            bands=description.bands,
+            dilate=saved.dilate,
+        )
+        outputs = len(saved.task.outputs)
+        head = build_head(saved.head, saved.task.kind, encoder.feature_dim, outputs, encoder.stride)
+    for name, module in (("encoder", encoder), ("head", head)):
+        for key, tensor in module.state_dict().items():
+            if weights[f"{name}.{key}"].shape != tensor.shape:
+                raise ValueError(f"{name}.{key} has another shape")
+        module.to_empty(device="cpu")
+    model = TaskModel(encoder, description, inputs, saved.head, head, saved.task, saved.dilate)
+    model.load_state_dict(weights)
+    return model
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """The task's part of a safetensors header; None where the file is something else."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER_KEY)
+    except SafetensorError:
+        return None
+    try:
+        return None if text is None else read_json_value(text)
+    except ValueError as error:
+        raise WeightsError(f"{path}: its description is damaged ({error}); copy or train it again") from None
+
+
+def _bare_encoder(path: Path) -> TaskModel:
+    encoder, told = load_encoder(path)
+    if not told.mu:
+        raise WeightsError(
+            f"{path}: doesn't say how its images were normalised: python -m tools.convert FILE encoder.safetensors "
+            "--statistics FOLDER adds it"
+        )
+    inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)
+    return TaskModel(encoder, told, inputs).eval()

@@ -1,0 +1,1 @@
+"""What an evaluation is: setting, recipe, provenance, finished parts and results."""

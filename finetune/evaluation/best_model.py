@@ -1,0 +1,84 @@
+"""The model that an evaluation leaves for prediction: of all trained on all tiles, the best by validation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from finetune.encoders.model_file import TaskModel, load_task_model, save_task_model
+from finetune.evaluation.parts import Part
+from finetune.evaluation.results import Result, read_part, write_part
+from finetune.metrics.scores import Scores
+from finetune.metrics.scoring import is_better
+from finetune.tasks import Task
+from pretrain.console import say
+from pretrain.weights.description import WeightsError
+
+
+class BestModel:
+    """Keeps ``model.safetensors`` of a run, and remembers over restarts which result it is; for rank 0 alone.
+
+    Args:
+        folder: of the run.
+        select: see FinetuneConfig.
+    """
+
+    def __init__(self, folder: Path, task: Task, select: str) -> None:
+        self.file, self.note = folder / "model.safetensors", folder / "parts" / "best-model.npz"
+        self.task, self.select = task, select
+        self._wanted: Sequence[Part] | None = None
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Count the model where it is of a wanted part, and have the part that it must be of done again where that part
+        is there and its weights are not.
+
+        Args:
+            parts: those that are wanted now.
+        """
+        self._wanted = parts
+        noted = self._noted()
+        best, lost = noted, None
+        for part in parts:
+            for result in read_part(part.path) or []:
+                if self._is_better(result, best):
+                    best, lost = result, part
+        if lost is not None:
+            say(f"{self.file.name} is not of the best result: {lost.name} is evaluated again for its weights")
+            lost.path.unlink(missing_ok=True)
+
+    def offer(self, model: TaskModel, head_name: str, weights: dict[str, Tensor], result: Result) -> None:
+        """Save a model where it is better than those before.
+
+        Args:
+            model: encoder and input; its head and weights are not looked at.
+            weights: under ``encoder.`` and ``head.``.
+            result: of its training.
+        """
+        if self._is_better(result, self._noted()):
+            model.head_name = head_name
+            save_task_model(self.file, model, weights)
+            write_part(self.note, [result])
+
+    def finish(self) -> None:
+        """Bring names and colors of the task up to date: they may change without a new training."""
+        if self._noted() is None:
+            return
+        try:
+            model = load_task_model(self.file)
+        except WeightsError:
+            return
+        if model.task is not None and model.task != self.task:
+            model.task = self.task
+            save_task_model(self.file, model)
+
+    def _noted(self) -> Result | None:
+        """The result that the file is of, if it is one of those that are wanted."""
+        noted = read_part(self.note) if self.file.is_file() else None
+        if not noted:
+            return None
+        known = self._wanted is None or any(noted[0].provenance == one.provenance for one in self._wanted)
+        return noted[0] if known else None
+
+    def _is_better(self, result: Result, other: Result | None) -> bool:
+        before = None if other is None else Scores(other.validation)
+        return is_better(self.task, self.select, Scores(result.validation), before)

@@ -1,0 +1,96 @@
+"""What a result depends on, by name: the key of a finished part, and what the report tells rows apart by.
+
+Everything stands here by its content: files, folders and names in a config are not in it, the numbers that they lead to
+are. A value of a config that is in none of these lists changes no result (tests/unit/test_finetune_provenance.py goes
+through all of them).
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from finetune.config import FinetuneConfig
+from finetune.data.datasets import LabelledSplit
+from finetune.data.hashes import array_hash, digest
+from finetune.encoders.encoder import EncoderFile
+from finetune.encoders.model_file import InputDescription
+from finetune.evaluation.recipe import Recipe, adapting
+from finetune.evaluation.results import Provenance
+from finetune.tasks import Task
+from shards.config import ConfigModel
+from shards.sources.layouts import SPLITS
+
+OF_ENCODER = ("encoder", "architecture", "window", "dilate", "statistics")
+"""Names that an encoder brings with it."""
+
+NO_MATTER = {"quota_gb", "save_every", "heads", "head", "bn"}
+"""Of a recipe: what changes no result, or is told in another way."""
+
+
+def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Provenance:
+    """How a protocol comes to its results, with every default and published value in place."""
+    if protocol == "knn":
+        return config.knn.model_dump(mode="json")
+    if protocol == "frozen" and recipe.frozen.bn == "frozen":
+        return {"heads": list(recipe.heads), "select": recipe.select, **_values(recipe.frozen)}
+    full, own = (adapting(recipe.frozen, recipe.full), {"bn": "adapt"}) if protocol == "frozen" else (recipe.full, {})
+    found = {**own, "select": recipe.select, **_values(full), "precision": config.engine.precision}
+    if protocol != "blocks":
+        del found["first_blocks"]
+    guard = config.guard
+    return found | {"guard": [guard.window, guard.sigma]}  # which steps are left out; patience only ends a run
+
+
+def _values(section: ConfigModel) -> dict[str, Any]:
+    return {key: value for key, value in section.model_dump(mode="json").items() if key not in NO_MATTER}
+
+
+def of_data(task: Task, splits: dict[str, LabelledSplit], bands: str, inputs: InputDescription) -> Provenance:
+    """What is read, as the encoder and the head get it."""
+    found: Provenance = {"task": task_hash(task)}
+    found |= {f"{name} labels": splits[name].labels_hash for name in SPLITS}
+    found |= {f"{name} images": splits[name].images_hash for name in SPLITS}
+    told = asdict(inputs)
+    statistics = {key: told.pop(key) for key in ("mu", "sigma", "clip")}
+    return found | {"bands": bands, "input": digest(told), "statistics": digest(statistics)}
+
+
+def of_encoder(file: EncoderFile, sha256: str) -> Provenance:
+    """The weights that training begins from, and the network that they are of."""
+    told = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
+    return {"encoder": sha256, **told}
+
+
+def of_rows(rows: np.ndarray) -> Provenance:
+    """Which windows are trained on."""
+    return {"training windows": array_hash(rows)}
+
+
+def task_hash(task: Task) -> str:
+    """Of the kind, the classes with their codes or the targets with their units, and what is ignored; titles and
+    colors change nothing."""
+    classes = [[one.name, list(one.all_codes)] for one in task.classes]
+    targets = [[one.name, one.description] for one in task.targets]
+    ignored = task.ignore if isinstance(task.ignore, str) else sorted(task.ignore)
+    return digest([task.kind, classes, targets, ignored])
+
+
+def differences(new: Provenance, old: Provenance) -> list[str]:
+    """Names whose values differ, in the order of ``new``; of the code, the files."""
+    found: list[str] = []
+    for name in dict.fromkeys((*new, *old)):
+        one, two = new.get(name), old.get(name)
+        if one == two:
+            continue
+        if isinstance(one, dict) and isinstance(two, dict):
+            files = [key for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
+            found.append(f"{name} ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})")
+        else:
+            found.append(name)
+    for what in ("labels", "images"):
+        of_splits = [f"{name} {what}" for name in SPLITS]
+        if all(name in found for name in of_splits):
+            place = found.index(of_splits[0])
+            found = [*found[:place], what, *(name for name in found[place:] if name not in of_splits)]
+    return found

@@ -1,0 +1,203 @@
+"""What an evaluation leaves: ``results.json`` for people and scripts, and arrays from which the report draws.
+
+::
+
+    RUN/results.json    task, encoders, data, and one entry a trained head or model
+    RUN/units.npz       result-I: what is kept of every test tile (finetune/metrics/scores.py), of entry I
+    RUN/examples.npz    a few test tiles: rgb, labels, and map-I: what entry I predicts for them
+"""
+
+import io
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from finetune.tasks import Task
+from shards.errors import ConfigError
+from shards.files.atomic import write_atomic
+from shards.files.untrusted import read_json_value, read_npz
+from shards.format.manifest import first_problem
+
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 has no provenance."""
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Provenance = dict[str, Any]
+"""What a result was computed from, by name; see finetune/evaluation/provenance.py."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One head or model, trained, selected on validation, tested once: what ``results.json`` says of it.
+
+    Attributes:
+        encoder: key into the results' ``encoders``: ``pretrained`` or ``random``.
+        protocol, head: how it was trained; kNN has the head ``knn``.
+        fraction: share of the training tiles.
+        lr, epoch: chosen by the validation score; None where nothing is trained.
+        validation, test: scores by name; those that are undefined are left out.
+        by_output: lists over classes or targets, of the test.
+        curve: one dict an evaluation: epoch, train_loss, validation_loss and the validation scores.
+        seconds: of its training and evaluation.
+        provenance: all that it depends on but the seed; empty in results of earlier versions.
+    """
+
+    __pydantic_config__ = STRICT
+
+    encoder: str
+    protocol: str
+    head: str
+    seed: int
+    fraction: float
+    lr: float | None
+    epoch: int | None
+    validation: dict[str, float]
+    test: dict[str, float]
+    by_output: dict[str, list[float | None]]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    provenance: Provenance = field(default_factory=dict, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Result(Entry):
+    """An entry with its arrays.
+
+    Attributes:
+        units: what is kept of every test tile, in the order of ``RunResults.tiles``.
+        maps: predictions for the example tiles: classes (n, S, S), or outputs (n, K).
+    """
+
+    units: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    maps: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What all results of a run have in common.
+
+    Attributes:
+        encoders: by key what is known of each: name, sha256, architecture, objective, samples_seen.
+        data: tiles per split, hashes of images and labels, sensor, how it was split.
+        tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
+            pretraining shards (None without an audit).
+        baseline: regression: the training mean of each target.
+        cost: seconds by part.
+    """
+
+    __pydantic_config__ = STRICT
+
+    task: Task
+    encoders: dict[str, dict[str, Any]]
+    data: dict[str, Any]
+    cost: dict[str, float]
+    baseline: list[float] | None
+    tiles: list[str]
+    places: list[str]
+    seen: list[bool] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults(RunHeader):
+    """All of one run.
+
+    Attributes:
+        rgb, labels: of the example tiles, uint8 (n, S, S, 3) and class indices (n, S, S) or values (n, K).
+    """
+
+    results: list[Result]
+    rgb: np.ndarray
+    labels: np.ndarray
+
+
+ARRAYS = ("units", "maps")
+_HEADER, _ENTRIES = TypeAdapter(RunHeader), TypeAdapter(list[Entry])
+
+
+def write_results(folder: Path, run: RunResults) -> None:
+    """Write the three files, ``results.json`` last."""
+    entries = [_entry(one) for one in run.results]
+    units = {f"result-{number}": one.units for number, one in enumerate(run.results)}
+    examples = {"rgb": run.rgb, "labels": run.labels}
+    examples |= {f"map-{number}": one.maps for number, one in enumerate(run.results)}
+    _write_arrays(folder / "units.npz", units)
+    _write_arrays(folder / "examples.npz", examples)
+    header = {one.name: getattr(run, one.name) for one in fields(RunHeader)}
+    header["task"] = run.task.model_dump(mode="json", exclude_defaults=True)
+    write_atomic(folder / "results.json", json.dumps({"format": FORMAT, **header, "results": entries}, indent=1) + "\n")
+
+
+def read_results(folder: Path) -> RunResults:
+    """Read what `write_results` wrote.
+
+    Raises:
+        ConfigError: there are no results, damaged ones, or of a newer version.
+    """
+    path = folder / "results.json"
+    try:
+        content = read_json_value(path.read_bytes())
+        found = content.pop("format", None) if isinstance(content, dict) else None
+        if found not in READABLE:
+            is_newer = isinstance(found, int) and found > FORMAT
+            mend = "read them with the version that wrote them, or evaluate again" if is_newer else "evaluate again"
+            raise ConfigError(f"{path}: format {found!s:.40}, this version reads {FORMAT} and earlier ones: {mend}")
+        listed = content.pop("results", None)
+        header, entries = _HEADER.validate_json(json.dumps(content)), _ENTRIES.validate_json(json.dumps(listed))
+        undescribed = {one.encoder for one in entries} - header.encoders.keys()
+        if undescribed:
+            raise ValueError(f"nothing is said of the encoder '{min(undescribed)}'")
+        units, examples = read_npz(folder / "units.npz"), read_npz(folder / "examples.npz")
+        results = [
+            Result(**vars(entry), units=units[f"result-{number}"], maps=examples[f"map-{number}"])
+            for number, entry in enumerate(entries)
+        ]
+        return RunResults(**vars(header), results=results, rgb=examples["rgb"], labels=examples["labels"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: damaged results ({first_problem(error)}): run the evaluation again") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{folder}: damaged results ({error}): run the evaluation again") from None
+    except KeyError as error:
+        raise ConfigError(f"{folder}: damaged results (no array {error}): run the evaluation again") from None
+
+
+def write_part(path: Path, results: list[Result]) -> None:
+    """Results of one training, kept until all are done."""
+    arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(one) for one in results]))}
+    for number, one in enumerate(results):
+        arrays |= {f"{name}-{number}": getattr(one, name) for name in ARRAYS}
+    path.parent.mkdir(exist_ok=True)
+    _write_arrays(path, arrays)
+
+
+def read_part(path: Path) -> list[Result] | None:
+    """What `write_part` wrote; None where it did not, or where it is damaged: the training is done again."""
+    try:
+        arrays = read_npz(path)
+        entries = _ENTRIES.validate_json(str(arrays["entries"]))
+        return [
+            Result(**vars(entry), units=arrays[f"units-{number}"], maps=arrays[f"maps-{number}"])
+            for number, entry in enumerate(entries)
+        ]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:  # ValidationError too
+        print(f"warning: {path}: damaged ({type(error).__name__}): this training is done again", file=sys.stderr)
+        return None
+
+
+def _entry(result: Result) -> dict[str, Any]:
+    return {one.name: getattr(result, one.name) for one in fields(Entry)}
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())

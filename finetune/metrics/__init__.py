@@ -1,0 +1,1 @@
+"""Scores, their accumulation over tiles, and their statistics."""

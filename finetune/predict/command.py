@@ -1,0 +1,99 @@
+"""`python -m finetune predict CHECKPOINT SCENE OUT.tif`: a fine-tuned model, or an encoder, over a whole scene."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetune.predict.scene_map import Summary
+
+BATCH = {"cpu": 1, "cuda": 16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("checkpoint", type=Path, help="fine-tuned model, or an encoder of any format (its features)")
+    parser.add_argument(
+        "scene", help="EnMAP L2A product, or a raster with the bands of the model's sensor: path, URL or /vsizip/ name"
+    )
+    parser.add_argument("output", type=Path, metavar="OUT.tif", help="Cloud-Optimized GeoTIFF to write")
+    parser.add_argument(
+        "--overlap", type=_share, default=0.5, metavar="SHARE", help="of neighbouring windows (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=_positive, help="windows at once (default: 1 on a CPU, 16 on a GPU)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.tif where it exists")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the map and say what is in it; returns the exit code, raises ForgeError for what a user can mend."""
+    _check_output(arguments.output, arguments.scene, arguments.overwrite)
+    import torch  # takes seconds: after what can be said at once
+
+    from finetune.encoders.model_file import load_task_model
+    from finetune.predict.scene_map import predict_scene
+
+    device = _device(arguments.device)
+    batch = arguments.batch or BATCH.get(device.type, 1)
+    model = load_task_model(arguments.checkpoint)
+    try:
+        summary = predict_scene(model, arguments.scene, arguments.output, arguments.overlap, batch, device)
+    except torch.OutOfMemoryError:
+        raise ConfigError(f"--batch {batch}: {device} has too little memory for it, try {max(1, batch // 2)}") from None
+    _tell(summary, arguments.output)
+    return 0
+
+
+def _check_output(output: Path, scene: str, overwrite: bool) -> None:
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output.parent}: no such folder to write {output.name} to")
+    if output.is_dir():
+        raise ConfigError(f"{output}: is a folder: name a file in it, e.g. {output / 'map.tif'}")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{output}: exists: --overwrite replaces it")
+    here = Path(scene)
+    if here.exists() and (output.samefile(here) or output.resolve().is_relative_to(here.resolve())):
+        raise ConfigError(f"{output}: belongs to the scene: name another file")
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _tell(summary: "Summary", output: Path) -> None:
+    pixels = summary.shape[0] * summary.shape[1]
+    for name, count in sorted(summary.counts.items(), key=lambda item: -item[1]):
+        if count:
+            print(f"  {count / pixels:7.2%}  {name}")
+    skipped = f" ({summary.skipped} more without data)" if summary.skipped else ""
+    print(
+        f"{summary.shape[0]} x {summary.shape[1]} px from {summary.windows} windows{skipped} "
+        f"in {summary.seconds:.1f} s: {output}"
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share in [0, 1)")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value

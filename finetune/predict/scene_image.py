@@ -1,0 +1,115 @@
+"""A whole scene, read by rows: an EnMAP L2A product, or any raster with the bands of a model's sensor."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.windows import Window
+
+from finetune.encoders.model_file import TaskModel
+from shards.errors import ConfigError, SourceError, TileError
+from shards.sensors.band_table import BandTable
+from shards.sensors.sensor import MATCH_TOLERANCE_NM, Sensor, get_sensor
+from shards.sources.grid import Grid
+from shards.sources.raster import Raster, open_raster
+from shards.sources.scene import CACHE_BYTES, METADATA, Metadata, Scene, SceneLimits, is_product
+
+
+@dataclass(frozen=True)
+class SceneImage:
+    """An open scene.
+
+    Attributes:
+        raster: the spectral image.
+        bands: numbers of the sensor's bands in it, from 1.
+    """
+
+    raster: Raster
+    bands: list[int]
+
+    @property
+    def grid(self) -> Grid:
+        return self.raster.grid
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """Rows ``begin`` to ``end`` as int16 (bands, end - begin, width), NODATA where nothing was measured.
+
+        Raises:
+            SourceError: the file is damaged there, or holds something else than digital numbers.
+        """
+        try:
+            return self.raster.read(self.bands, Window(0, begin, self.grid.width, end - begin))
+        except TileError as error:
+            raise SourceError(f"{error} (rows {begin} to {end})") from None
+
+
+@contextmanager
+def open_scene(scene: str | Path, sensor: Sensor) -> Iterator[SceneImage]:
+    """Open a product (folder, zip file, or its spectral image) or a raster, by the wavelengths that it names.
+
+    Args:
+        scene: path, URL, or a name within an archive (``/vsizip/...``).
+
+    Raises:
+        SourceError: missing, no raster, or bands that are not the sensor's.
+    """
+    # Blocks of a row of the file are read again for every row of windows: the cache has to hold one row of them.
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as stack:
+        try:
+            image = _open_product(Path(scene), sensor, stack) if not is_remote(str(scene)) else None
+            image = image or _open_raster(str(scene), sensor, stack)
+        except TileError as error:
+            raise SourceError(str(error)) from None
+        yield image
+
+
+def is_remote(scene: str) -> bool:
+    """Whether a scene is no file of this machine that a path could name."""
+    return "://" in scene or scene.startswith("/vsi")
+
+
+def _open_product(path: Path, sensor: Sensor, stack: ExitStack) -> SceneImage | None:
+    """An EnMAP L2A product, or None for another raster."""
+    if not path.exists():
+        raise SourceError(f"{path}: no such scene")
+    if is_product(path):
+        raster, bands, _ = stack.enter_context(Scene(path, path.name, sensor, 1, SceneLimits()).open_image())
+        return SceneImage(raster, bands)
+    if path.is_dir():
+        raise SourceError(f"{path}: no EnMAP L2A product (there is no *{METADATA} in it): name a raster in it")
+    metadata_path = path.with_name(path.name.split("-SPECTRAL_IMAGE")[0] + METADATA)
+    if not metadata_path.is_file():
+        return None
+    told = Metadata.parse(metadata_path.read_bytes(), str(metadata_path))
+    raster = stack.enter_context(open_raster(path, told.wavelength_nm, told.background))
+    return SceneImage(raster, raster.select(sensor))
+
+
+def _open_raster(scene: str, sensor: Sensor, stack: ExitStack) -> SceneImage:
+    raster = stack.enter_context(open_raster(scene))
+    return SceneImage(raster, raster.select(sensor))
+
+
+def scene_sensor(model: TaskModel) -> Sensor:
+    """The sensor whose scenes a model takes: that of the registry where it has the model's bands, for it knows the
+    full product too; else the model's own bands.
+
+    Raises:
+        ConfigError: the model's file doesn't say which bands it takes.
+    """
+    told, count = model.inputs, model.images.bands
+    if len(told.wavelength_nm) != count:
+        raise ConfigError(f"the model takes {count} bands and its file doesn't say which: convert it with --sensor")
+    own = np.asarray(told.wavelength_nm)
+    try:
+        known = get_sensor(told.sensor)
+    except ConfigError:  # a band table of one's own, which need not be on this machine
+        known = None
+    if known is not None and known.num_bands == count:
+        if np.abs(own - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:
+            return known
+    table = BandTable(tuple(told.wavelength_nm), tuple(told.fwhm_nm), tuple(range(count)))
+    return Sensor.of_table(told.sensor, table)

@@ -1,0 +1,173 @@
+"""A model over a whole scene, to a map: classes, probabilities, values, or features without a head."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from finetune.encoders.model_file import TaskModel
+from finetune.predict.cog import MapFormat, write_cog
+from finetune.predict.scene_image import open_scene, scene_sensor
+from finetune.predict.sliding_window import Predict, WindowPlan, blend
+from finetune.tasks import Task
+from shards.sources.raster import Raster
+
+NODATA_NAME = "no data"
+
+
+@dataclass
+class Summary:
+    """What a map came from.
+
+    Attributes:
+        shape: height and width of the map in pixels.
+        windows, skipped: how many were predicted, and left out because there is no data in them.
+        counts: of a class map, pixels by name of the class; those without data under ``no data``.
+    """
+
+    shape: tuple[int, int]
+    seconds: float = 0.0
+    windows: int = 0
+    skipped: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def predict_scene(
+    model: TaskModel, scene: str | Path, output: Path, overlap: float, batch: int, device: torch.device
+) -> Summary:
+    """Map a scene; ``output`` appears when all of it is written.
+
+    Segmentation gives the class of each pixel (see `class_values`), multilabel tasks a float32 band of probabilities
+    for each class and regression one of values for each target, both with a pixel for each square of pixels that
+    lie under the same windows (half a window at half overlap); a bare encoder its features, a pixel a patch.
+
+    Args:
+        scene: see `open_scene`.
+        overlap: share of a window that the next one covers again, in [0, 1).
+        batch: windows at once.
+
+    Raises:
+        ConfigError, SourceError: a scene of other bands, or unreadable.
+        RasterError: the map can't be written.
+    """
+    began, raster = time.monotonic(), describe_map(model, Path(scene).name)
+    with open_scene(scene, scene_sensor(model)) as image:
+        plan = plan_windows(model, *image.grid.shape, overlap)
+        raster = replace(raster, control_points=image.raster.control_points(plan.cell))
+        _warn_of_place(image.raster)
+        summary, total = Summary(plan.grid), len(plan.rows) * len(plan.columns)
+        interval = 0.5 if sys.stderr.isatty() else 15.0  # a line each in a log file
+        with tqdm(total=total, desc="predict", unit="window", mininterval=interval, maxinterval=interval) as bar:
+
+            def done(predicted: int, skipped: int) -> None:
+                summary.windows += predicted
+                summary.skipped += skipped
+                bar.update(predicted + skipped)
+
+            predict = predictor(model.to(device), device, plan)
+            parts = blend(plan, image.rows, predict, _channels(model), batch, done)
+            rows = _classes(parts, model.task, summary) if model.task and _is_dense(model) else parts
+            write_cog(output, raster, image.grid.coarsened(plan.cell), rows)
+    summary.seconds = time.monotonic() - began
+    return summary
+
+
+def _warn_of_place(scene: Raster) -> None:
+    """Say what a map can't have of where its scene lies."""
+    if scene.grid.transform is not None:
+        return
+    if scene.control_points():
+        print(
+            f"note: {scene.name}: the map keeps its ground control points: warp it to a grid by them", file=sys.stderr
+        )
+        return
+    rational = ": the coefficients (RPC) that it has are for its own pixels" if scene.file.rpcs else ""
+    print(f"warning: {scene.name} has no georeference, so the map has none either{rational}", file=sys.stderr)
+
+
+def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:
+    """Windows of the encoder's image size, a whole number of patches apart."""
+    size, stride = model.description.image_size, model.encoder.stride
+    step = max(1, round(size * (1 - overlap) / stride)) * stride
+    if model.task is None:
+        cell = stride
+    else:
+        cell = 1 if _is_dense(model) else math.gcd(size, step)  # the largest of which all lie under the same windows
+    return WindowPlan(height, width, size, step, cell)
+
+
+def predictor(model: TaskModel, device: torch.device, plan: WindowPlan) -> Predict:
+    """The model, on ``device``, as a function of windows: probabilities, values or features for each cell."""
+    side = plan.size // plan.cell
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            outputs = model.scores(torch.from_numpy(windows).to(device))
+            if model.task is not None and model.task.kind == "segmentation":
+                outputs = outputs.softmax(1)
+            elif model.task is not None and model.task.kind == "multilabel":
+                outputs = outputs.sigmoid()
+            if outputs.ndim == 2:
+                outputs = outputs[:, :, None, None].expand(-1, -1, side, side)
+            return outputs.cpu().numpy()
+
+    return predict
+
+
+def describe_map(model: TaskModel, scene: str) -> MapFormat:
+    """What the map of a scene, by its name, will be."""
+    task, told = model.task, model.description
+    tags = {"scene": scene, "encoder": f"{told.architecture}, {told.objective or 'objective unknown'}"}
+    if task is None:
+        return MapFormat(_channels(model), "float32", math.nan, tags=tags)
+    tags |= {"task": task.name, "kind": task.kind}
+    if not _is_dense(model):
+        return MapFormat(_channels(model), "float32", math.nan, tuple(task.outputs), tags)
+    values, nodata = class_values(task)
+    dtype = "uint8" if max(*values, nodata) <= 255 else "uint16"
+    classes = {nodata: NODATA_NAME} | dict(zip(values, task.outputs, strict=True))
+    colours = {nodata: (0, 0, 0, 0)} | {
+        value: (*bytes.fromhex(one.color[1:]), 255) for value, one in zip(values, task.classes, strict=True)
+    }
+    # A 16 bit colour table has 65,536 entries, in the file and in each overview.
+    return MapFormat(1, dtype, nodata, (task.title or task.name,), tags, classes, colours if dtype == "uint8" else {})
+
+
+def class_values(task: Task) -> tuple[list[int], int]:
+    """The map's value of each class, and of "no data".
+
+    The task's own codes where every class has one code of at most 65535, with 0 for no data (255 where 0 is a class);
+    else 1, 2, 3, ... in the task's order, and 0.
+    """
+    codes = [one.all_codes for one in task.classes]
+    own = [code for code, *others in codes if not others and 0 <= code <= np.iinfo(np.uint16).max]
+    free = [value for value in (0, 255) if value not in own]
+    if len(own) == len(codes) and free:
+        return own, free[0]
+    return list(range(1, len(codes) + 1)), 0
+
+
+def _classes(parts: Iterator[np.ndarray], task: Task, summary: Summary) -> Iterator[np.ndarray]:
+    """Probabilities (C, rows, W), NaN without data, to the map's values (1, rows, W); counts them."""
+    values, nodata = class_values(task)
+    table = np.array([*values, nodata], np.uint16 if max(*values, nodata) > 255 else np.uint8)
+    names = [*task.outputs, NODATA_NAME]
+    for probabilities in parts:
+        indices = np.where(np.isnan(probabilities[0]), len(values), probabilities.argmax(0))
+        for name, count in zip(names, np.bincount(indices.ravel(), minlength=len(names)).tolist(), strict=True):
+            summary.counts[name] = summary.counts.get(name, 0) + count
+        yield table[indices][None]
+
+
+def _channels(model: TaskModel) -> int:
+    return len(model.task.outputs) if model.task else model.encoder.feature_dim
+
+
+def _is_dense(model: TaskModel) -> bool:
+    return model.task is not None and model.task.kind == "segmentation"

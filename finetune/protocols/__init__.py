@@ -1,0 +1,1 @@
+"""Evaluation protocols: frozen heads, nearest neighbors and full fine-tuning."""

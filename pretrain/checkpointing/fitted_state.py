@@ -1,0 +1,99 @@
+"""A checkpoint's weights and moments for an engine whose model or optimizer is not quite what was saved."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain import distributed
+from pretrain.checkpointing.tensor_files import CheckpointError, TensorFiles
+from pretrain.console import say
+from pretrain.engine.zero import ZeroEngine
+from pretrain.engine.zero_state import moment_names, parameter_shapes
+from pretrain.models.patches import are_positions, fit_positions
+
+Shape = tuple[int, ...]
+
+
+class FittedState:
+    """Weights and moments by name, as the engine needs them.
+
+    Args:
+        state: of the checkpoint.
+        path: its folder.
+
+    Attributes:
+        reshaped: position embeddings that are interpolated to the grid of another image size.
+        adam_step: updates that Adam has made; 0 where its moments are new.
+
+    Raises:
+        CheckpointError: of another model: no weights of it, or of other shapes.
+    """
+
+    def __init__(
+        self, engine: ZeroEngine, weights: TensorFiles, moments: TensorFiles, state: dict[str, Any], path: Path
+    ) -> None:
+        self._engine, self._weights, self._moments = engine, weights, moments
+        self._parameters = parameter_shapes(engine.module)
+        buffers = {name: tuple(buffer.shape) for name, buffer in engine.module.named_buffers()}
+        self._shapes: dict[str, Shape] = self._parameters | buffers
+        self._check_model("config" in state, path)
+        self.reshaped = [
+            name for name, own in self._shapes.items() if name in weights.names and weights.shape(name) != own
+        ]
+        for name in self.reshaped:
+            say(f"position embeddings interpolated: {name}: {weights.shape(name)} to {self._shapes[name]}")
+        wanted = {f"{name}/{moment}" for name in engine.names for moment in moment_names(engine)}
+        self._fresh = not wanted & moments.names
+        if self._fresh and wanted:
+            say("the checkpoint is of another optimizer: this one's moments begin at zero")
+        elif wanted - moments.names:
+            raise CheckpointError(f"{path}: it lacks {min(wanted - moments.names)}; take another checkpoint")
+        self.adam_step = 0.0 if self._fresh else float(state["adam_step"])
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter or buffer, whole."""
+        return fit_positions(name, self._weights.get(name), self._shapes[name])
+
+    def moment(self, name: str) -> Tensor:
+        """Of the optimizer, by ``parameter/moment``; zeros where it is new, or the parameter has changed its shape."""
+        parameter = name.rsplit("/", 1)[0]
+        if self._fresh or parameter in self.reshaped:
+            return torch.zeros(self._shapes[parameter])
+        return self._moments.get(name)
+
+    def owned(self) -> dict[str, Tensor]:
+        """This rank's share of the weights, and (rank 0) buffers, as `gather_state` shares them."""
+        world, rank = distributed.world_size(), distributed.rank()
+        mine = [name for number, name in enumerate(self._parameters) if number % world == rank]
+        mine += [name for name in self._shapes if name not in self._parameters and distributed.is_main()]
+        return {name: self.weight(name) for name in mine}
+
+    def _check_model(self, of_pretraining: bool, path: Path) -> None:
+        names, own = self._weights.names, self._shapes
+        missing = sorted(name for name in self._parameters if name not in names)
+        other = [name for name in sorted(own) if name in names and not self._fits(name)]
+        extra = sorted(names - own.keys())
+        for wrong, what in (
+            (missing, "lacks"),
+            (other, "has another shape of"),
+            (extra, "has, and this model doesn't,"),
+        ):
+            if wrong:
+                name = wrong[0]
+                shapes = f" ({self._weights.shape(name)} there, {own[name]} here)" if wrong is other else ""
+                raise CheckpointError(
+                    f"{path}: checkpoint of another model: it {what} {len(wrong)} tensors: {name}{shapes}"
+                    + (_mend(wrong, path) if of_pretraining else "")
+                )
+
+    def _fits(self, name: str) -> bool:
+        old, new = self._weights.shape(name), self._shapes[name]
+        return old == new or are_positions(name, old, new)
+
+
+def _mend(wrong: list[str], path: Path) -> str:
+    if any(name.startswith("encoder.") for name in wrong):
+        return "; set the config back, or train anew in another run.dir"
+    return f"; set the config back, or begin a new run with its encoder: another run.dir and init={path}"

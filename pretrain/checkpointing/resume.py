@@ -1,0 +1,173 @@
+"""Where a run continues: the newest whole checkpoint, if it is of this run; never silently from the beginning."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pretrain import distributed
+from pretrain.checkpointing.checkpoint import CheckpointError, newest_verified, read_state, set_aside
+from pretrain.config import PretrainConfig
+from pretrain.config.optim import OptimConfig, TrainConfig
+from pretrain.console import say
+from pretrain.data.inputs import Inputs
+from pretrain.engine.schedules import learning_rate
+from pretrain.metrics.telemetry import last_saved_step
+from pretrain.weights.initial_weights import location_hash
+from shards.errors import ForgeError
+
+STRUCTURE = {
+    "model": ("name", "patch_size"),
+    "objective": ("name", "decoder", "queue", "hidden", "dim", "head_norm", "bottleneck", "prototypes"),
+}
+"""Keys of sections that say which weights there are: no checkpoint can follow another value."""
+
+
+def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
+    """The checkpoint to continue from, None for a new run; every rank calls it.
+
+    Raises:
+        CheckpointError: the run has made progress, or ``checkpoint.resume`` is ``must``, and no checkpoint is whole;
+            or the newest whole one is of another run.
+    """
+    folder = Path(config.run.dir)
+    path, damaged = newest_verified(folder / "checkpoints")
+    for problem in damaged.values():
+        say(f"WARNING: passed over a damaged checkpoint: {problem}")
+    distributed.together(lambda: set_aside(damaged) if distributed.is_main() else None)
+    if path is None:
+        saved = distributed.from_main(last_saved_step(folder))
+        if saved is not None:
+            raise CheckpointError(
+                f"{folder}: saved at step {saved}, but its checkpoints folder holds none: bring it back, or move the "
+                "run folder away to start anew"
+            )
+        if config.checkpoint.resume == "must":
+            raise CheckpointError(f"key 'checkpoint.resume': must, but {folder}/checkpoints holds nothing to continue")
+        if (folder / "metrics.jsonl").exists():
+            say(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
+        return None
+    state, manifest = read_state(path), inputs.manifest
+    _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
+    _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path)
+    _announce_rates(state, config)
+    return path
+
+
+def _check_same_structure(
+    state: dict[str, Any], config: PretrainConfig, sensor: str, wavelength_nm: list[float], path: Path
+) -> None:
+    """Refuse what no checkpoint can follow, accepted or not, because there are other weights then."""
+    before, now, data = state["config"], config.model_dump(mode="json"), state["data"]
+    anew = f"begin a new run with this encoder: another run.dir and init={path}"
+    for section, names in STRUCTURE.items():
+        old, new = (
+            {key: values[section].get(key) for key in names if key in values[section]} for values in (before, now)
+        )
+        if old == new:
+            continue
+        key, was, is_now = _changes(old, new, f"{section}.")[0]
+        mend = anew if section == "objective" else "train anew in another run.dir"
+        raise CheckpointError(
+            f"{path}: checkpoint of another run: {key} differs ({was} then, {is_now} now), and weights of one fit no "
+            f"other: set it back, or {mend}"
+        )
+    bands = len(data.get("wavelength_nm") or wavelength_nm)
+    if bands != len(wavelength_nm) and (config.objective.name == "mae" or not config.model.name.startswith("spec_")):
+        any_number = config.model.name.startswith("spec_")
+        mend = f"{anew} checkpoint.accept=[init]" if any_number else "train anew in another run.dir"
+        raise CheckpointError(
+            f"{path}: checkpoint of another run: data.shards has {len(wavelength_nm)} bands ({sensor}), and the run "
+            f"{bands} ({data.get('sensor')}), and weights of one fit no other: set data.shards back, or {mend}"
+        )
+
+
+def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, held_out: str, path: Path) -> None:
+    """What fixes the order of samples and the meaning of weights must not change within a run, unless accepted."""
+    before, now = state["config"], config.model_dump(mode="json")
+    fixed = {
+        "init": _init(state, before, now),
+        "model": (before["model"], now["model"]),
+        "objective": (before["objective"], now["objective"]),
+        "run.seed": (before["run"]["seed"], now["run"]["seed"]),
+        "data.order": (before["data"].get("order"), now["data"]["order"]),
+        "data.holdout": _holdout(state, before, now, dataset, held_out),
+        "train.global_batch": (before["train"]["global_batch"], now["train"]["global_batch"]),
+        "dataset": (state["data"]["content_hash"], dataset),
+    }
+    for key, (old, new) in fixed.items():
+        if old == new:
+            continue
+        changed = f"({old} then, {new} now)" if not isinstance(old, dict) else _first_change(old, new)
+        if key not in config.checkpoint.accept:
+            raise CheckpointError(
+                f"{path}: checkpoint of another run: {key} differs {changed}; choose another run.dir, or add "
+                f"checkpoint.accept=[{key}] to go on all the same"
+            )
+        say(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
+    for key, old, new in _changes(before, now):
+        if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
+            say(f"changed since the checkpoint: {key}: {old} then, {new} now")
+
+
+def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
+    """Say in a line where the learning rate goes on, if the schedule is no longer the checkpoint's."""
+    before, step = state["config"], state["step"]
+    try:
+        optim, train = OptimConfig.model_validate(before["optim"]), TrainConfig.model_validate(before["train"])
+    except (ValueError, KeyError):  # of a version with other keys
+        return
+    planned = config.model_copy(update={"optim": optim, "train": train})
+    rates = [
+        learning_rate(min(step, one.train.steps - 1), one.train.steps, one.lr, one.optim) for one in (planned, config)
+    ]
+    schedules = [
+        (one.train.steps, one.lr, one.optim.min_lr, one.optim.warmup_steps, one.optim.schedule, one.optim.milestones)
+        for one in (planned, config)
+    ]
+    if schedules[0] != schedules[1]:
+        steps = f"{config.train.steps} steps"
+        steps += "" if train.steps == config.train.steps else f" ({train.steps} before)"
+        say(f"learning rate at step {step}: {rates[0]:.3g} before, {rates[1]:.3g} now: the schedule covers {steps}")
+
+
+def _init(state: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> tuple[Any, Any]:
+    """The files that the run began from, then and now; equal where the contents are, wherever the file lies now."""
+    old, new = before.get("init"), now["init"]
+    saved = (state.get("init") or {}).get("sha256")
+    if old == new or new is None or saved is None:
+        return old, new
+    with suppress(ForgeError, OSError):
+        if "://" not in new and location_hash(new) == saved:
+            return old, old
+    return old, new
+
+
+def _holdout(
+    state: dict[str, Any], before: dict[str, Any], now: dict[str, Any], dataset: str, held_out: str
+) -> tuple[Any, Any]:
+    """The shares that are held out, then and now; where they agree and the places don't, words that say so.
+
+    Of another dataset, other places are no surprise: that it is another must be accepted anyhow.
+    """
+    old, new = before["data"]["holdout"], now["data"]["holdout"]
+    places = state["data"].get("held_out")  # None of versions that held out an exact number of places
+    if old != new or old == 0 or places == held_out or (places and state["data"]["content_hash"] != dataset):
+        return old, new
+    return f"{old} of the places", "by another rule, which trains on some of those that were held out"
+
+
+def _first_change(old: dict[str, Any], new: dict[str, Any]) -> str:
+    key, was, now = next(iter(_changes(old, new)))
+    return f"({key}: {was} then, {now} now)"
+
+
+def _changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys, dotted, whose values differ, with both."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [(prefix.rstrip("."), old, new)]
+    found = []
+    for key in new:
+        if key in old:
+            found += _changes(old[key], new[key], f"{prefix}{key}.")
+    gone = [key for key in old.keys() ^ new.keys()]
+    return found + [(f"{prefix}{key}", old.get(key), new.get(key)) for key in sorted(gone)]

@@ -1,0 +1,1 @@
+"""Training data: the stream of tiles to the device, augmentation, and a torch dataset."""

@@ -1,0 +1,159 @@
+"""Views of tiles: crops, flips and blur in one resampling, on the device, from integers.
+
+What is drawn is keyed by (seed, view, sample number): the same on any rank, after any resume. A crop resized
+bilinearly, mirrored and blurred is linear and separable, so a view is ``rows @ image @ columns`` with two small
+matrices for each sample; unresampled crops have ones and zeros in them and come out exactly.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.order.random_bits import fold_in, uniform
+
+ASPECT = (3 / 4, 4 / 3)
+"""Range of width / height of a resized crop."""
+
+BLUR_SIGMA = (0.1, 2.0)
+"""Range of a blur's standard deviation in pixels of the view, as SpectralEarth's contrastive recipes have it."""
+
+BLUR_RADIUS = 6
+"""Pixels on each side that a blur takes in (a kernel of 13)."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a view is cut from a tile.
+
+    Attributes:
+        size: height and width in pixels.
+        crop_scale: range of the crop's share of the tile's area; None cuts ``size`` pixels unresampled.
+        flip: mirror each axis with probability 1/2.
+        blur: probability of a Gaussian blur.
+    """
+
+    size: int
+    crop_scale: tuple[float, float] | None = None
+    flip: bool = True
+    blur: float = 0.0
+
+    @property
+    def resamples(self) -> bool:
+        """Whether a view's pixels are others than the tile's."""
+        return self.crop_scale is not None or self.blur > 0
+
+
+def random_crops(images: Tensor, samples: np.ndarray, key: int, crop: Crop) -> Tensor:
+    """One view of each image.
+
+    Args:
+        images: (B, C, H, W), float32, normalised, missing values at 0; of any dtype where the crop doesn't resample.
+        samples: sample numbers (B,), which key the draws.
+        key: of the seed and the kind of crop.
+
+    Returns:
+        (B, C, size, size), of the images' dtype.
+    """
+    height, width = images.shape[-2:]
+    draws = uniform(key, samples, 8)
+    boxes = np.array([crop_box(draw, height, width, crop.size, crop.crop_scale) for draw in draws])
+    mirrored = (draws[:, 4:6] < 0.5) & crop.flip
+    if not crop.resamples:
+        return cut(images, boxes[:, :2], crop.size, mirrored)
+    low, high = BLUR_SIGMA
+    sigma = np.where(draws[:, 6] < crop.blur, low + draws[:, 7] * (high - low), 0.0)
+    rows = resampling(boxes[:, 0], boxes[:, 2], height, crop.size, mirrored[:, 0], sigma)
+    columns = resampling(boxes[:, 1], boxes[:, 3], width, crop.size, mirrored[:, 1], sigma)
+    return resample(images, rows, columns)
+
+
+def centre_crops(images: Tensor, crop: Crop) -> Tensor:
+    """Evaluation view of images (B, C, H, W): all of it resized, or its centre unresampled; (B, C, size, size)."""
+    batch, _, height, width = images.shape
+    if crop.crop_scale is not None and (height, width) == (crop.size, crop.size):
+        return images
+    if crop.crop_scale is None:
+        top, left = (height - crop.size) // 2, (width - crop.size) // 2
+        return images[:, :, top : top + crop.size, left : left + crop.size]
+    zeros, still = np.zeros(batch), np.zeros(batch, dtype=bool)
+    rows = resampling(zeros, zeros + height, height, crop.size, still, zeros)
+    columns = resampling(zeros, zeros + width, width, crop.size, still, zeros)
+    return resample(images, rows, columns)
+
+
+def crop_box(
+    draw: np.ndarray, height: int, width: int, size: int, crop_scale: tuple[float, float] | None
+) -> tuple[int, int, int, int]:
+    """(top, left, rows, columns) in pixels from four numbers in [0, 1): area, aspect, top, left."""
+    if crop_scale is None:
+        rows, columns = size, size
+    else:
+        area = height * width * (crop_scale[0] + draw[0] * (crop_scale[1] - crop_scale[0]))
+        aspect = math.exp(math.log(ASPECT[0]) + draw[1] * math.log(ASPECT[1] / ASPECT[0]))
+        rows = min(height, max(1, round(math.sqrt(area / aspect))))
+        columns = min(width, max(1, round(math.sqrt(area * aspect))))
+    top = int(draw[2] * (height - rows + 1))
+    left = int(draw[3] * (width - columns + 1))
+    return top, left, rows, columns
+
+
+def cut(images: Tensor, corners: np.ndarray, size: int, mirrored: np.ndarray) -> Tensor:
+    """Squares of images (B, C, H, W) from their (top, left) (B, 2), each axis mirrored or not (B, 2)."""
+    steps = np.arange(size)
+    places = corners[:, :, None] + np.where(mirrored[:, :, None], steps[::-1], steps)  # (B, 2, size)
+    rows, columns = torch.from_numpy(places).to(images.device, non_blocking=True).unbind(1)
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def resampling(
+    begin: np.ndarray, length: np.ndarray, source: int, size: int, mirrored: np.ndarray, sigma: np.ndarray
+) -> np.ndarray:
+    """Matrices float32 (B, size, source) that cut, resize bilinearly, mirror and blur one axis.
+
+    Args:
+        begin, length: of the crop in source pixels (B,).
+        mirrored: bool (B,).
+        sigma: of the blur in target pixels (B,), 0 for none; edges count as repeated.
+    """
+    batch = len(begin)
+    place = (np.arange(size) + 0.5) * (np.asarray(length, dtype=np.float64) / size)[:, None] - 0.5
+    place = place.clip(0, np.asarray(length)[:, None] - 1)  # as torch's interpolate: never beyond the crop
+    below = np.floor(place).astype(np.int64)
+    share = place - below
+    above = np.minimum(below + 1, np.asarray(length, dtype=np.int64)[:, None] - 1)
+    matrix = np.zeros((batch, size, source))
+    sample, target, offset = np.arange(batch)[:, None], np.arange(size), np.asarray(begin, dtype=np.int64)[:, None]
+    matrix[sample, target, offset + below] += 1 - share
+    matrix[sample, target, offset + above] += share
+    matrix[mirrored] = matrix[mirrored, ::-1]
+    for number in np.flatnonzero(sigma):
+        matrix[number] = _blur(size, sigma[number]) @ matrix[number]
+    return matrix.astype(np.float32)
+
+
+def _blur(size: int, sigma: float) -> np.ndarray:
+    """Gaussian of a kernel of 2 * BLUR_RADIUS + 1 as a matrix (size, size), edges repeated."""
+    taps = np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    weights = np.exp(-0.5 * (taps / sigma) ** 2)
+    weights /= weights.sum()
+    matrix = np.zeros((size, size))
+    target = np.arange(size)
+    for tap, weight in zip(taps, weights, strict=True):
+        np.add.at(matrix, (target, (target + tap).clip(0, size - 1)), weight)
+    return matrix
+
+
+def resample(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w)."""
+    left, right = (torch.from_numpy(one).to(images.device, non_blocking=True) for one in (rows, columns))
+    return left[:, None] @ (images @ right.transpose(1, 2)[:, None])
+
+
+def mask_noise(samples: np.ndarray, seed: int, patches: int, device: torch.device, name: str = "mask") -> Tensor:
+    """Noise in [0, 1) that decides which patches are masked, float32 (B, patches)."""
+    noise = uniform(fold_in(seed, name), samples, patches).astype(np.float32)
+    return torch.from_numpy(noise).to(device, non_blocking=True)

@@ -1,0 +1,90 @@
+"""What a run reads: its shards, the order of the training tiles, and the tiles held out."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.models.registry import fewest_bands, too_few_bands
+from shards.errors import ConfigError, ShardError
+from shards.format.manifest import Manifest
+from shards.order.plan import SamplePlan, held_out_hash, hold_out
+from shards.order.view import view_hash, view_rows
+from shards.read.quarantine import NoneLeft, Quarantine
+from shards.read.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Open shards and how a run goes through them.
+
+    Attributes:
+        reader: of the shards.
+        plan: which tile each sample number is.
+        held_out: tile rows for validation.
+        quarantine: of damaged tiles, in both sets.
+    """
+
+    reader: ShardReader
+    plan: SamplePlan
+    held_out: np.ndarray
+    quarantine: Quarantine
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.reader.manifest
+
+    @property
+    def held_out_hash(self) -> str:
+        """Of the places that are held out, kept in checkpoints: a run never trains on them later."""
+        return held_out_hash(self.reader.table, self.held_out)
+
+    def always(self, count: int) -> tuple[np.ndarray, list[int]]:
+        """``count`` tiles that are the same in the whole run, held out where there are such; the same on all ranks.
+
+        Returns:
+            int16 (count, bands, height, width), and the rows that they have.
+        """
+        tiles = np.empty((count, *self.reader.tile_shape), dtype=np.int16)
+        for rows in (self.held_out, self.plan.rows):
+            with suppress(NoneLeft):
+                if len(rows):
+                    return tiles, self.reader.read(np.resize(rows, count), tiles, self.quarantine)
+        raise ShardError(f"{self.reader.location}: no tile can be read: run `python -m shards verify` on it")
+
+
+def open_inputs(config: PretrainConfig) -> Inputs:
+    """Open what the config names; local work, the same on every rank.
+
+    Raises:
+        ConfigError, ShardError: what can't be trained on, in one line.
+    """
+    data, seed, folder = config.data, config.run.seed, Path(config.run.dir)
+    quota = data.stage_quota_gb and data.stage_quota_gb * 10**9
+    reader = ShardReader(data.shards, data.read_threads, Path(data.stage) if data.stage else None, quota)
+    _check_image_fits(config, reader.tile_shape)
+    _check_bands_suffice(config, reader.manifest)
+    rows = view_rows(data.view, reader.table)
+    dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
+    train, held_out = hold_out(reader.table, data.holdout, seed, rows)
+    plan = SamplePlan(reader.table, train, dataset, seed, data.order)
+    quarantine = Quarantine(plan.rows, plan.dataset, data.max_bad_tiles, folder, distributed.rank(), held_out)
+    return Inputs(reader, plan, held_out, quarantine)
+
+
+def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) -> None:
+    smallest = min(tile_shape[1:])
+    if config.augment.crop_scale is None and config.model.image_size > smallest:
+        raise ConfigError(
+            f"key 'model.image_size': {config.model.image_size} px can't be cut from tiles of {smallest} px: "
+            "lower it, or set augment.crop_scale"
+        )
+
+
+def _check_bands_suffice(config: PretrainConfig, manifest: Manifest) -> None:
+    bands = manifest.tile_shape[0]
+    if bands < fewest_bands(config.model.name):
+        raise ConfigError(f"key 'model.name': {too_few_bands(config.model.name, bands)} (sensor {manifest.sensor})")

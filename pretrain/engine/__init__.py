@@ -1,0 +1,1 @@
+"""The DeepSpeed adapter, optimizers, schedules and momentum networks."""

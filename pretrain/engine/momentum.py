@@ -1,0 +1,129 @@
+"""Momentum networks (MoCo's key encoder, DINO's teacher): an average of a network over training, in fp32 shards.
+
+DeepSpeed keeps no fp32 partition of parameters that have no gradient, and a bf16 average never moves: at a
+momentum of 0.996 a step is below its rounding. So each rank keeps 1/N of every weight of the average in fp32,
+the same slice that ZeRO-3 gives it of the trained weight: an update needs no communication. A forward gathers
+the weights of one block at a time and drops them after it.
+"""
+
+import copy
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.engine.zero import ZeroEngine, move_batch_norms, shard_of
+from pretrain.models.adapter import SpectralAdapter
+from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.resnet import Bottleneck
+from pretrain.models.vit import Block
+
+_UNITS = (Block, Bottleneck, SpectralAdapter)
+"""Modules whose weights are gathered in one go; elsewhere, each module gathers its own."""
+
+
+class MomentumNetwork:
+    """An average of ``network``, beginning as its copy; it never has gradients.
+
+    Args:
+        network: the trained one, with all its weights on this rank (before ZeRO takes them).
+
+    Attributes:
+        module: the averaged network; its weights exist during its forward alone.
+        shards: this rank's fp32 slice of each weight, by name.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.module = copy.deepcopy(network).requires_grad_(False).to(distributed.device()).train()
+        for norm in grouped_batch_norms(self.module):
+            norm.count_without_grad = True
+        self._parameters = dict(self.module.named_parameters())
+        self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self.shards = {name: shard_of(parameter.detach()) for name, parameter in self._parameters.items()}
+        for unit, names in _units(self.module):
+            unit.register_forward_pre_hook(lambda *_, names=names: self._gather(names))
+            unit.register_forward_hook(lambda *_, names=names: self._drop(names))
+            self._drop(names)
+
+    @torch.no_grad()
+    def __call__(self, engine: ZeroEngine, *inputs: object) -> Tensor:
+        """The averaged network's output, under the engine's precision; all ranks must call it equally often."""
+        with engine.autocast():
+            return self.module(*inputs)
+
+    @contextmanager
+    def evaluating(self) -> Generator[None, None, None]:
+        """Batch norms take their running statistics inside."""
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train()
+
+    @torch.no_grad()
+    def update(self, engine: ZeroEngine, momentum: float) -> None:
+        """average = momentum * average + (1 - momentum) * weights; batch norms keep statistics of their own."""
+        trained = dict(engine.module.named_parameters())
+        for name, shard in self.shards.items():
+            shard.lerp_(engine.shard_of(trained[name]), 1 - momentum)
+        move_batch_norms(self.module)
+
+    def owned_tensors(self) -> dict[str, Tensor]:
+        """This rank's share of whole weights and (rank 0) buffers, on the CPU; every rank must call it."""
+        owned = {}
+        for number, name in enumerate(self.shards):
+            self._gather([name])
+            if number % distributed.world_size() == distributed.rank():
+                owned[name] = self._parameters[name].detach().cpu().clone()
+            self._drop([name])
+        if distributed.is_main():
+            owned |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
+        return owned
+
+    @property
+    def nbytes(self) -> int:
+        """Of all ranks' fp32 weights and the buffers."""
+        return 4 * sum(shape.numel() for shape in self._shapes.values()) + sum(b.nbytes for b in self.module.buffers())
+
+    def tensor_names(self) -> list[str]:
+        """Names of all weights and buffers."""
+        return [*self.shards, *(name for name, _ in self.module.named_buffers())]
+
+    @torch.no_grad()
+    def set_tensor(self, name: str, value: Tensor) -> None:
+        """Put a whole weight or buffer in place; this rank keeps its slice."""
+        if name in self.shards:
+            self.shards[name].copy_(shard_of(value.to(self.shards[name].device)))
+        else:
+            dict(self.module.named_buffers())[name].copy_(value)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole weight or buffer."""
+        return tuple(self._shapes[name] if name in self._shapes else dict(self.module.named_buffers())[name].shape)
+
+    def _gather(self, names: list[str]) -> None:
+        """One all-gather for the weights of a unit."""
+        world = distributed.world_size()
+        sizes = [self.shards[name].numel() for name in names]
+        mine = torch.cat([self.shards[name] for name in names])
+        everyone = distributed.all_gather(mine).view(world, -1)
+        for name, slices in zip(names, everyone.split(sizes, 1), strict=True):
+            shape = self._shapes[name]
+            self._parameters[name].data = slices.reshape(-1)[: shape.numel()].view(shape)
+
+    def _drop(self, names: list[str]) -> None:
+        for name in names:
+            self._parameters[name].data = self.shards[name].new_empty(0)
+
+
+def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, list[str]]]:
+    """Modules that gather, with the names of the weights that each of them does."""
+    whole = isinstance(module, _UNITS)
+    names = [prefix + name for name, _ in module.named_parameters(recurse=whole)]
+    if names:
+        yield module, names
+    if not whole:
+        for name, child in module.named_children():
+            yield from _units(child, f"{prefix}{name}.")

@@ -1,0 +1,1 @@
+"""The training loop, what it trains with, validation and probe."""

@@ -1,0 +1,196 @@
+"""What an encoder knows during training: nearest neighbours and a linear map on frozen features of labelled tiles.
+
+Cells of the feature map are classified by the label that most of their pixels have. Both classifiers are closed
+forms, so a curve over training shows the encoder alone (kNN as in DINO, arXiv 2104.14294; ridge regression).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.engine.zero import ZeroEngine
+from pretrain.loop.validation import check_stop
+from pretrain.objectives.objective import Objective
+from pretrain.resilience.guard import Diverged
+from pretrain.weights.finite import is_finite
+from shards.errors import ConfigError, ShardError, UnreachableError
+from shards.order.random_bits import fold_in, permute
+from shards.order.selection import ViewConfig
+from shards.order.view import view_rows
+from shards.read.quarantine import Quarantine
+from shards.read.reader import ShardReader
+from shards.sensors.sensor import NODATA
+
+CELLS = 32
+"""Cells taken of each tile at most."""
+
+TEMPERATURE = 0.07
+"""Of a neighbour's vote."""
+
+RIDGE = 1e-2
+"""Weight of the ridge regression's penalty, for standardised features, per sample."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Features (N, D) float32 and labels (N,) int64, the same on all ranks."""
+
+    features: Tensor
+    labels: Tensor
+
+
+class EncoderProbe:
+    """Probe of a run, on labelled shards.
+
+    Args:
+        config: of the run, with ``probe``.
+        bands: of the run's tiles.
+
+    Raises:
+        ConfigError, ShardError: the shards have no labels, other bands, or tiles smaller than the image.
+    """
+
+    def __init__(self, config: PretrainConfig, bands: int) -> None:
+        assert config.probe is not None
+        self.probe, self.size, self.micro = config.probe, config.model.image_size, config.train.micro_batch
+        self.seed = config.run.seed
+        self.reader = ShardReader(self.probe.shards)
+        shape = self.reader.tile_shape
+        if shape[0] != bands or min(shape[1:]) < self.size:
+            raise ConfigError(f"key 'probe.shards': tiles of {shape}; the run takes {bands} bands, {self.size} px")
+        self.splits = {name: self._labelled(name) for name in ("train", "val")}
+        self.quarantine = Quarantine(
+            self.splits["train"],
+            self.reader.manifest.content_hash,
+            config.data.max_bad_tiles,
+            Path(config.run.dir),
+            distributed.rank(),
+            held_out=self.splits["val"],
+        )
+
+    def _labelled(self, split: Literal["train", "val"]) -> np.ndarray:
+        """int64: tile rows of a split that have a label tile."""
+        rows = view_rows(ViewConfig(split=split), self.reader.table)
+        rows = rows[self.reader.table["mask_length"][rows] > 0]
+        if not len(rows):
+            raise ConfigError(
+                f"key 'probe.shards': {self.probe.shards} has no labelled tiles in '{split}'; see --labels"
+            )
+        return rows
+
+    def scores(
+        self, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """Accuracies on the val cells; every rank calls it.
+
+        Raises:
+            Stopped: a rank was asked to stop.
+            Diverged: features are not finite, which accuracies would not show.
+        """
+        train, val = (self._cells(split, objective, engine, asked_to_stop) for split in ("train", "val"))
+        if not (is_finite(train.features) and is_finite(val.features)):
+            raise Diverged("diverged: the probe's features are NaN or infinite: lower optim.lr")
+        return {
+            "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbours), val.labels),
+            "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),
+        }
+
+    def _cells(
+        self,
+        split: Literal["train", "val"],
+        objective: Objective,
+        engine: ZeroEngine,
+        asked_to_stop: Callable[[], bool],
+    ) -> Cells:
+        """Cells of tiles drawn by the run's seed; ranks share the tiles."""
+        labelled, world = self.splits[split], distributed.world_size()
+        order = permute(fold_in(self.seed, "probe", split), len(labelled), np.arange(len(labelled)))
+        chosen = labelled[order][: -(-self.probe.samples // CELLS)]
+        mine: dict[int, tuple[Tensor, Tensor]] = {}
+        rounds = -(-len(chosen) // (self.micro * world))  # as many forwards on every rank
+        numbers = np.arange(rounds * self.micro * world).reshape(rounds, world, self.micro)[:, distributed.rank()]
+        rows = chosen[np.minimum(numbers, len(chosen) - 1)]
+        tiles = distributed.together(lambda: [[self._read(int(row)) for row in turn] for turn in rows])
+        for turn, batch in zip(numbers.tolist(), tiles, strict=True):
+            check_stop(asked_to_stop())
+            images = objective.normalise(torch.stack([values for values, _ in batch]).to(distributed.device()))
+            maps = objective.features(engine, images).float().cpu()
+            for number, features, (_, labels) in zip(turn, maps, batch, strict=True):
+                if number < len(chosen):
+                    mine[number] = self._draw(number, features, labels)
+        everyone = {number: cells for part in distributed.gather_objects(mine) for number, cells in part.items()}
+        features, labels = (
+            torch.cat(part) for part in zip(*(everyone[number] for number in sorted(everyone)), strict=True)
+        )
+        if not len(labels):
+            raise ConfigError(f"key 'probe.ignore': no cell of '{split}' has another label")
+        if labels.min() < 0:
+            raise ConfigError(f"key 'probe.ignore': label {labels.min()} of '{split}' is negative: ignore it, too")
+        return Cells(features, labels)
+
+    def _read(self, row: int) -> tuple[Tensor, Tensor]:
+        """The centre of a tile, int16 (C, size, size), and of its label tile (size, size).
+
+        Where either is damaged, both are those of another tile of the split.
+        """
+        values = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
+        attempt, wanted = 0, row
+        while True:
+            try:
+                if row not in self.quarantine:
+                    self.reader.read([row], values)
+                    codes = self.reader.read_mask(row)
+                    assert codes is not None
+                    break
+            except UnreachableError:
+                raise
+            except ShardError as error:
+                self.quarantine.add(row, self.reader.key(row), str(error))
+            attempt += 1
+            row = self.quarantine.substitute(wanted, attempt)
+        top, left = ((side - self.size) // 2 for side in codes.shape)
+        window = np.s_[..., top : top + self.size, left : left + self.size]
+        return torch.from_numpy(values[0][window].copy()), torch.from_numpy(codes[window].astype(np.int64))
+
+    def _draw(self, number: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Some cells of one tile: features (n, D) and labels (n,)."""
+        stride = labels.shape[0] // features.shape[-1]
+        pixels = labels.unfold(0, stride, stride).unfold(1, stride, stride).flatten(2)
+        classes = pixels.mode(-1).values.flatten()
+        ignored = [*self.probe.ignore, NODATA]
+        counted = torch.from_numpy(np.flatnonzero(~np.isin(classes.numpy(), ignored)))
+        order = permute(fold_in(self.seed, "cells", number), max(len(counted), 1), np.arange(len(counted)))
+        taken = counted[torch.from_numpy(order[:CELLS])]
+        return features.flatten(1).T[taken], classes[taken]
+
+
+def nearest_neighbours(train: Cells, features: Tensor, neighbours: int) -> Tensor:
+    """Classes (N,) of features (N, D) by a vote of the nearest training cells, weighted by cosine similarity."""
+    similarity = F.normalize(features, dim=-1) @ F.normalize(train.features, dim=-1).T
+    nearest = similarity.topk(min(neighbours, len(train.labels)), dim=-1)
+    votes = torch.zeros(len(features), int(train.labels.max()) + 1)
+    votes.scatter_add_(1, train.labels[nearest.indices], (nearest.values / TEMPERATURE).exp())
+    return votes.argmax(-1)
+
+
+def ridge_classes(train: Cells, features: Tensor) -> Tensor:
+    """Classes (N,) of features (N, D) by ridge regression on one-hot labels of the training cells."""
+    mean, spread = train.features.double().mean(0), train.features.double().std(0, unbiased=False) + 1e-6
+    x = (train.features.double() - mean) / spread
+    y = F.one_hot(train.labels).double()
+    level = y.mean(0)
+    gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(gram, x.T @ (y - level))
+    return (((features.double() - mean) / spread) @ weights + level).argmax(-1)
+
+
+def _accuracy(predicted: Tensor, labels: Tensor) -> float:
+    return (predicted == labels).double().mean().item()

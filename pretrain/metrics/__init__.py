@@ -1,0 +1,1 @@
+"""Metrics: FLOPs, timers, rates, and the loggers that record them."""

@@ -1,0 +1,96 @@
+"""Where each rank's time goes: reading tiles, computing, or waiting for the others; and which rank they wait for."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pretrain import distributed
+from pretrain.resilience.watchdog import Watchdog
+
+SHOWN = 8
+"""Ranks in the table at most, the slowest."""
+
+
+class CommunicationClock:
+    """Times every wait for a collective: on the host under gloo, on the compute stream under NCCL.
+
+    All of torch.distributed's collectives, DeepSpeed's too, end in ``Work.wait``, which is replaced by one that takes
+    the time. On a GPU it makes the stream wait, not the host: events around it tell how long the stream stood still.
+
+    Args:
+        watchdog: told while this rank waits for others.
+    """
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        wait = getattr(dist.Work.wait, "plain", dist.Work.wait)  # a later clock replaces an earlier one
+
+        def timed(work: dist.Work, *arguments: Any, **options: Any) -> Any:
+            with self._timing(), watchdog.doing("waiting for other ranks"):
+                return wait(work, *arguments, **options)
+
+        timed.plain = wait  # type: ignore[attr-defined]
+        dist.Work.wait = timed  # type: ignore[method-assign, assignment]
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        if torch.cuda.is_available():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            begun = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begun
+
+    def seconds(self) -> float:
+        """Waited so far; under NCCL this waits for the device, so ask for it at log steps alone."""
+        if self._events:
+            torch.cuda.synchronize()
+            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+            self._events = []
+        return self._seconds
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Parts of the time since the last look, each 0 to 1: (ranks, 3), data, compute, communication."""
+
+    values: torch.Tensor
+
+    @property
+    def communication(self) -> float:
+        """Mean over ranks."""
+        return float(self.values[:, 2].mean())
+
+    @property
+    def slowest(self) -> int:
+        """The rank that waits least for the others: they wait for it."""
+        return int(self.values[:, 2].argmin())
+
+    def __str__(self) -> str:
+        order = self.values[:, 2].argsort().tolist()
+        shown = sorted(order[:SHOWN])
+        cells = [
+            f"{rank}{'*' if rank == self.slowest else ''}: "
+            + "/".join(f"{share:.0%}" for share in self.values[rank].tolist())
+            for rank in shown
+        ]
+        rest = f"; {len(order) - SHOWN} ranks wait longer" if len(order) > SHOWN else ""
+        return f"data/compute/communication by rank (* slowest): {'  '.join(cells)}{rest}"
+
+
+def gather_shares(seconds: float, data: float, communication: float) -> Shares:
+    """Every rank's shares of ``seconds``; every rank calls it."""
+    compute = max(seconds - data - communication, 0.0)
+    mine = torch.tensor([[data, compute, communication]], dtype=torch.float64, device=distributed.device())
+    everyone = distributed.all_gather(mine).cpu()
+    return Shares(everyone / everyone.sum(1, keepdim=True).clamp(min=1e-9))

@@ -1,0 +1,86 @@
+"""The reconstruction picture: one held-out tile as RGB and as spectra, masked, predicted and true."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shards.files.atomic import write_atomic
+from shards.sensors.rgb import stretch, stretch_limits
+from shards.sensors.sensor import Sensor
+from shards.sensors.spectrum import gaps
+
+matplotlib.use("Agg")
+
+MASKED = 0.35
+"""Brightness of the patches that the encoder doesn't see: gray."""
+
+
+def unpatchify(patches: np.ndarray, patch_size: int) -> np.ndarray:
+    """(T, p*p, C) back to an image (H, W, C)."""
+    grid = round(len(patches) ** 0.5)
+    image = patches.reshape(grid, grid, patch_size, patch_size, -1).transpose(0, 2, 1, 3, 4)
+    return image.reshape(grid * patch_size, grid * patch_size, -1)
+
+
+def reconstruction_figure(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    masked: np.ndarray,
+    patch_size: int,
+    sensor: Sensor,
+    note: str,
+) -> Figure:
+    """Draw one tile.
+
+    Args:
+        truth, predicted: reflectance (T, p*p, C), 1.0 = all light; ``predicted`` is used where masked.
+        masked: grid ids of the masked patches.
+        sensor: whose bands they are.
+        note: printed below, "" for none.
+    """
+    hidden = truth.copy()
+    hidden[masked] = np.nan
+    filled = truth.copy()
+    filled[masked] = predicted[masked]
+    images = [unpatchify(patches, patch_size)[..., list(sensor.rgb)] for patches in (hidden, filled, truth)]
+    limits = stretch_limits(images[2])
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.1))
+    for column, (image, title) in enumerate(zip(images, ("masked", "predicted", "true"), strict=True)):
+        axes = figure.add_subplot(grid[0, column])
+        axes.imshow(stretch(image, limits, MASKED), interpolation="nearest")
+        axes.set_title(title)
+        axes.axis("off")
+    _draw_spectra(figure.add_subplot(grid[1, :]), truth, predicted, masked, sensor)
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    return figure
+
+
+def _draw_spectra(axes: Axes, truth: np.ndarray, predicted: np.ndarray, masked: np.ndarray, sensor: Sensor) -> None:
+    """Mean spectra of three masked patches, spread over the range of brightness."""
+    order = np.argsort(truth[masked].mean((1, 2)))
+    chosen = masked[order[[len(order) // 10, len(order) // 2, -1 - len(order) // 10]]]
+    centers, widths = np.asarray(sensor.wavelength_nm), np.asarray(sensor.fwhm_nm)
+    bands = np.argsort(centers)
+    breaks = gaps(centers[bands], widths[bands])  # those of water vapor are not interpolated
+    for patch, colour in zip(chosen, ("tab:blue", "tab:green", "tab:orange"), strict=True):
+        for values, style, name in ((truth, "-", "true"), (predicted, "--", "predicted")):
+            parts = np.split(values[patch].mean(0)[bands], breaks)
+            for number, (nm, part) in enumerate(zip(np.split(centers[bands], breaks), parts, strict=True)):
+                label = f"patch {patch}, {name}" if number == 0 else None
+                axes.plot(nm, part, style, color=colour, lw=1.2, label=label)
+    axes.set_xlabel("wavelength [nm]")
+    axes.set_ylabel("reflectance")
+    axes.legend(ncols=3, fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG in one step."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
+    write_atomic(path, data.getvalue())

@@ -1,0 +1,1 @@
+"""Resilience: guard, watchdog, signals, damaged tiles, and the run folder."""

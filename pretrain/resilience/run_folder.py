@@ -1,0 +1,198 @@
+"""The folder of a run: one run at a time in it, its state for scripts, and room for its checkpoints."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.config.run import CheckpointConfig
+from pretrain.resilience.status import LOCK_FILE, STATUS_FILE, RunRecord, Status, now, read_record, run_state
+from shards.errors import ConfigError, ForgeError
+from shards.files.atomic import sweep, temporary_path, write_atomic
+from shards.files.journal import BestEffort
+from shards.files.lock import Lock, holder, silence
+from shards.files.processes import ProcessId
+
+if TYPE_CHECKING:
+    from pretrain.resilience.watchdog import Watchdog
+
+RECORD_S = 5.0
+"""Seconds between two records of the same part of an evaluation."""
+
+
+class RunTaken(ForgeError):
+    """Another run works in the folder by now: this one was suspended or cut off for so long that it counted as dead."""
+
+    exit_code = 1
+
+
+class RunFolder:
+    """A run's hold on its folder; every rank has one, and rank 0's is the lock.
+
+    Args:
+        path: made where it is missing.
+        patience: seconds to wait for a run in it that is about to end.
+        leader: on other ranks, the record that rank 0's RunFolder began with; None locks the folder.
+
+    Attributes:
+        record: what ``status.json`` says, or would say if it could be written.
+
+    Raises:
+        ConfigError: it can't be written, or another run is at work in it.
+    """
+
+    def __init__(self, path: Path, patience: float = 15.0, leader: RunRecord | None = None) -> None:
+        self.path = path
+        self._lock: Lock | None = None
+        self._effort = BestEffort(path / STATUS_FILE)
+        self.record = leader or RunRecord.of_this_process()
+        self._written, self._released = 0.0, False
+        if leader is None:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                self._lock = _hold(path, patience)
+                write_atomic(path / "rank0.pid", str(os.getpid()))
+                sweep(path, f"{STATUS_FILE}.*")
+            except OSError as error:
+                raise ConfigError(f"key 'run.dir': {path}: can't be written: {error.strerror}") from None
+            before = read_record(path)
+            if before is not None:
+                self.record = replace(self.record, step=before.step, steps=before.steps, samples=before.samples)
+            self._write(self.record)
+
+    def tell(
+        self, status: Status, step: int, steps: int, samples: int = 0, part: str | None = None, reason: str = ""
+    ) -> None:
+        """Write ``status.json``: launchers change exit codes, this file doesn't. Rank 0 alone.
+
+        Args:
+            part: of an evaluation; None leaves it as it is.
+        """
+        record = replace(self.record, status=status, step=step, steps=steps, samples=samples, reason=reason)
+        self._write(record if part is None else replace(record, part=part))
+
+    def tell_part(self, part: str | None = None, samples: int | None = None, at_once: bool = False) -> None:
+        """Where an evaluation is within a part; any rank may call it as often as it likes, rank 0 writes.
+
+        Args:
+            part, samples: None leaves them as they are.
+            at_once: also where the last record is younger than ``RECORD_S``.
+        """
+        if self._lock is not None and (at_once or time.monotonic() - self._written > RECORD_S):
+            record = self.record if part is None else replace(self.record, part=part)
+            self._write(record if samples is None else replace(record, samples=samples))
+
+    def end(self, status: Status, reason: str) -> None:
+        """Write why the run ended, unless its end was written before: the first rank that fails knows why.
+
+        Any rank and any thread may call it.
+        """
+        found = read_record(self.path) or self.record
+        if found.process == self.record.process and found.status == "running":
+            last = found if found.step > self.record.step or self._lock is None else self.record
+            self._write(replace(last, status=status, reason=" ".join(reason.split())[:1600]))
+
+    def check_held(self) -> None:
+        """Raise RunTaken where another run has taken the folder over."""
+        if self._lock is not None and not self._lock.is_held():
+            taker = holder(self.path / LOCK_FILE)
+            by = f" ({taker})" if taker else ""
+            raise RunTaken(
+                f"{self.path}: another run{by} took the folder over while this one stood still: nothing more is saved "
+                "here; stop one of the two, and start the command again"
+            )
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has taken the folder over, as of the last heartbeat."""
+        return self._lock is not None and self._lock.is_lost
+
+    def release(self) -> None:
+        """Leave the folder to the next run."""
+        if self._lock is not None:
+            self._released = True
+            self._lock.release()
+
+    def _write(self, record: RunRecord) -> None:
+        """By rename, without waiting for the disk: this happens at every log step."""
+        self.record, self._written = replace(record, time=now()), time.monotonic()
+        if self._lock is not None and not self._released and not self._lock.is_held():
+            return  # the file is another run's
+        with self._effort:
+            temporary = temporary_path(self.path / STATUS_FILE)
+            try:
+                temporary.write_text(json.dumps(self.record.to_dict()) + "\n", encoding="utf-8")
+                os.replace(temporary, self.path / STATUS_FILE)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def check_room(self, config: CheckpointConfig, checkpoint_bytes: int, steps: int) -> None:
+        """Raise ConfigError where the checkpoints that the run will hold at once don't fit disk or quota."""
+        held = held_at_once(config, steps)
+        need = held * checkpoint_bytes
+        there = sum(path.stat().st_size for path in self.path.glob("checkpoints/step-*/*"))
+        checkpoints = self.path / "checkpoints"  # may be a link to another file system
+        disk = shutil.disk_usage(checkpoints if checkpoints.exists() else self.path)
+        limits = {"are free there": disk.free + there}
+        if config.quota_gb is not None:
+            limits["are allowed by 'checkpoint.quota_gb'"] = config.quota_gb * 10**9
+        for what, room in limits.items():
+            if need > room:
+                raise ConfigError(
+                    f"{self.path}: {held} checkpoints of {checkpoint_bytes / 1e9:.2f} GB need {need / 1e9:.1f} GB, "
+                    f"{room / 1e9:.1f} GB {what}: lower checkpoint.keep, raise checkpoint.keep_every, or choose "
+                    "another run.dir"
+                )
+
+
+def open_run(path: Path, watchdog: "Watchdog") -> RunFolder:
+    """Take a run's folder; every rank calls it. From now on the watchdog writes there how the run ends.
+
+    Raises:
+        ConfigError: on every rank, see RunFolder.
+    """
+    from pretrain import distributed
+
+    mine = distributed.together(lambda: RunFolder(path) if distributed.is_main() else None)
+    leader = distributed.from_main(None if mine is None else mine.record)
+    watchdog.run = mine or RunFolder(path, leader=leader)
+    return watchdog.run
+
+
+def held_at_once(config: CheckpointConfig, steps: int) -> int:
+    """Checkpoints that a run of so many steps has on disk at most: those kept, and the one being written."""
+    return config.keep + (steps // config.keep_every if config.keep_every else 0) + 1
+
+
+def _hold(folder: Path, patience: float) -> Lock:
+    """Take the folder's lock. A holder that can't be looked at from here is waited for until it has shown that it
+    lives, or was silent for so long that it counts as dead."""
+    path = folder / LOCK_FILE
+    lock = Lock(path, from_living=False)
+    begin, told = time.monotonic(), False
+    while not lock.acquire():
+        waited = time.monotonic() - begin
+        if waited > patience and _lives(path, waited):
+            process = holder(path).partition(" ")[2] or "unknown"
+            raise ConfigError(
+                f"key 'run.dir': {folder}: another run is at work there (process {process}): {run_state(folder)}: "
+                "stop it, or choose another run.dir"
+            )
+        if waited > 3 and not told:
+            told = True
+            print(f"{folder}: waiting for {holder(path)}, which holds it: {run_state(folder)}", flush=True)
+        time.sleep(0.2)
+    return lock
+
+
+def _lives(path: Path, waited: float) -> bool:
+    """Whether a lock's holder is known to live: its process is seen, or it was heard of since the wait began."""
+    try:
+        state = ProcessId.parse(path.read_text()).state()
+        return state in ("alive", "suspended") or silence(path) < waited
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,167 @@
+"""``status.json`` of a run, and what the run is really doing: a process that was killed can't write that it was.
+
+::
+
+    {"status": "running", "step": 400, "steps": 10000, "samples": 409600, "part": "", "reason": "",
+     "time": "2026-03-01T12:00:00+00:00", "started": ..., "host": "n03", "pid": 4711, "pid_start": "81734",
+     "machine": ..., "job": "1234"}
+
+Written at the start, at every log step, at every save, and at the end. An evaluation counts the parts that are done as
+steps, and names the one under way.
+"""
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.files.lock import STALE_S, silence
+from shards.files.processes import ProcessId
+from shards.files.untrusted import read_json_value
+
+Status = Literal["running", "stopped", "interrupted", "complete", "failed"]
+"""``stopped``: asked to, and saved; ``interrupted``: asked to, with nothing saved since the start."""
+
+STATUS_FILE, LOCK_FILE = "status.json", "run.lock"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of ``status.json``; files of older versions have the first three fields alone.
+
+    Attributes:
+        part: of an evaluation: what is under way, and where it is.
+        reason: why it failed or was interrupted, in one line.
+        time, started: of this record and of the process, ISO 8601.
+        pid_start, machine: see ProcessId.
+        job: of Slurm.
+    """
+
+    status: str
+    step: int = 0
+    steps: int = 0
+    samples: int = 0
+    part: str = ""
+    reason: str = ""
+    time: str = ""
+    started: str = ""
+    host: str = ""
+    pid: int = 0
+    pid_start: str = ""
+    machine: str = ""
+    job: str = ""
+
+    @classmethod
+    def of_this_process(cls) -> "RunRecord":
+        own = ProcessId.own()
+        job = os.environ.get("SLURM_JOB_ID", "")
+        return cls(
+            "running", started=now(), host=own.host, pid=own.pid, pid_start=own.start, machine=own.machine, job=job
+        )
+
+    @property
+    def process(self) -> ProcessId:
+        return ProcessId(self.host, self.pid, self.pid_start, self.machine)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def now() -> str:
+    """The time as records have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """What ``status.json`` of a run folder says; None where it is missing or damaged."""
+    try:
+        values = read_json_value((folder / STATUS_FILE).read_bytes())
+        known = {field.name: values[field.name] for field in fields(RunRecord) if field.name in values}
+        record = RunRecord(**known)
+        if all(type(value) is type(getattr(_EMPTY, name)) for name, value in known.items()):
+            return record
+    except (OSError, ValueError, TypeError):
+        pass
+    return None
+
+
+_EMPTY = RunRecord("")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run is doing.
+
+    Attributes:
+        condition: its status; for ``running`` also whether that can be: ``suspended`` by a signal, ``dead``, or
+            ``silent`` on a host that can't be looked at from here; ``unknown`` without a readable ``status.json``.
+        record: that file's content.
+        heard: seconds since the last record.
+        silence: seconds since the last sign of life, of record or lock.
+    """
+
+    condition: str
+    record: RunRecord
+    heard: float
+    silence: float
+
+    def __str__(self) -> str:
+        one = self.record
+        if self.condition == "unknown":
+            return "unknown: no readable status.json"
+        where = f", step {one.step} of {one.steps}" + (f" ({one.part})" if one.part else "")
+        process = f"process {one.pid} on {one.host}" + (f", job {one.job}" if one.job else "")
+        if self.condition == "running":
+            return f"running{where}, last heard of {_ago(self.heard)} ago ({process})"
+        if self.condition == "suspended":
+            woken = f"kill -CONT {one.pid} wakes it"
+            return f"suspended by a signal ({woken}){where}, last heard of {_ago(self.heard)} ago ({process})"
+        if self.condition == "dead":
+            gone = f"its process {one.pid} is gone on this host" if one.pid else "it says running, and nobody holds it"
+            return f"dead: {gone}{where}, last heard of {_ago(self.heard)} ago: start the same command again"
+        if self.condition == "silent":
+            return f"silent: not heard of for {_ago(self.silence)}{where} ({process}): dead, hung or cut off"
+        return f"{one.status}{where}" + (f": {one.reason}" if one.reason else "")
+
+
+def run_state(folder: Path) -> RunState:
+    """What the run in a folder is doing, from its record, its process where that can be seen, and its lock."""
+    record = read_record(folder)
+    if record is None:
+        return RunState("unknown", _EMPTY, 0.0, 0.0)
+    heard = _since(record.time, folder / STATUS_FILE)
+    silent_for = heard
+    with suppress(OSError):
+        silent_for = min(heard, silence(folder / LOCK_FILE))
+    return RunState(_condition(record, silent_for), record, heard, silent_for)
+
+
+def _condition(record: RunRecord, silent_for: float) -> str:
+    if record.status != "running":
+        return record.status
+    if not record.pid:  # of a version that wrote no process
+        return "running" if silent_for <= STALE_S else "dead"
+    state = record.process.state()
+    if state == "elsewhere":
+        return "running" if silent_for <= STALE_S else "silent"
+    return {"alive": "running", "suspended": "suspended", "gone": "dead"}[state]
+
+
+def _since(moment: str, path: Path) -> float:
+    """Seconds since a record's time; of a version that wrote none, since the file was written."""
+    try:
+        then = datetime.fromisoformat(moment).timestamp()
+    except ValueError:
+        then = path.stat().st_mtime
+    return max(0.0, time.time() - then)
+
+
+def _ago(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,272 @@
+"""A thread beside the training of each rank: it hears signals at once, tells the other ranks, and ends what hangs.
+
+The ranks' watchdogs talk through the process group's key-value store, over connections of their own, so they do
+while the main threads wait in a collective. What they exchange: that the run was asked to stop, and, when a phase
+has taken longer than its limit, where each rank is.
+
+A run that was asked to stop saves by agreement of all ranks (guard.py). Before the first step there is nothing to
+save, and the watchdogs end their processes at once.
+"""
+
+import faulthandler
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from pretrain.config.run import WatchdogConfig
+from pretrain.resilience.signals import STOPPED, StopRequest
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from pretrain.resilience.run_folder import RunFolder
+    from pretrain.resilience.status import Status
+
+HUNG = 77
+"""Exit code of a run whose phase took longer than its limit."""
+
+Phase = Literal["setup", "step", "evaluation", "saving"]
+TICK, ANSWER = 0.5, 4.0
+"""Seconds between two looks, and seconds that ranks have to say where they are."""
+
+
+class Watchdog:
+    """Watches one process; nothing is watched before ``start``.
+
+    Args:
+        limits: seconds of each phase, 0 for none, and of grace.
+        folder: of the run; stacks go to ``stacks-RANK.txt`` there.
+        stop: to hear and to tell.
+
+    Attributes:
+        run: this rank's hold on the folder, once it has one: how the run ends is written there.
+    """
+
+    def __init__(self, limits: WatchdogConfig, folder: Path, stop: StopRequest) -> None:
+        self.limits, self.folder, self.stop = limits, folder, stop
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.run: RunFolder | None = None
+        self.activity = "starting"
+        self._phase: Phase = "setup"
+        self._step = 0
+        self._since = time.monotonic()
+        self._store: dist.Store | None = None
+        self._world = 1
+        self._told = False
+        self._other_failed = self._asked = False
+
+    def start(self) -> None:
+        """Begin to watch; from now on signals no longer end the process in its tracks."""
+        self.stop.watched = True
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def connect(self) -> None:
+        """Talk to the other ranks' watchdogs from now on; to be called when the process group is there."""
+        import torch.distributed as dist
+
+        if dist.get_world_size() > 1:
+            store = dist.PrefixStore("watchdog", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
+            store.set_timeout(timedelta(seconds=ANSWER))
+            self._world, self._store = dist.get_world_size(), store
+            threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True).start()
+
+    def tell_failure(self, reason: str) -> None:
+        """This rank is about to end with an error: launchers will stop the others by signals, which is no reason to
+        ask for another start."""
+        self.leave_run("failed", reason)
+        store = self._store
+        if store is not None:
+            _bounded(lambda: store.set("failed", str(self.rank)))
+
+    def leave_run(self, status: "Status", reason: str) -> None:
+        """Write how the run ended, unless that is written already, and let go of its folder: this process ends."""
+        if self.run is not None:
+            self.run.end(status, reason)
+            self.run.release()
+
+    @property
+    def ends_as_asked(self) -> bool:
+        """Whether to end now, with nothing saved, is what the run was asked for, and not another rank's failure."""
+        return self.stop.is_set and self._phase == "setup" and not self._other_failed
+
+    def begin(self, phase: Phase, step: int) -> None:
+        """The main thread enters a phase, after ``step`` steps; its time begins anew."""
+        self._phase, self._step, self._since, self.activity = phase, step, time.monotonic(), phase
+
+    def stop_requested(self) -> bool:
+        """Whether this rank, or as far as it has heard another, was asked to stop."""
+        return self.stop.is_set
+
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """What the main thread is at within a phase, for whoever asks why it takes so long."""
+        before, self.activity = self.activity, activity
+        yield
+        self.activity = before
+
+    # ---- the thread ----
+
+    def _watch(self) -> None:
+        while True:
+            if select.select([self.stop.pipe], [], [], TICK)[0]:
+                self.stop.read_signals()
+            self.stop.look_for_launcher()
+            if self.run is not None and self.run.is_lost:
+                self.stop.set("another run has taken the folder over")
+            if self.stop.is_set and self._phase == "setup":
+                self._leave_setup()
+            if self.stop.is_set and self.limits.grace and time.monotonic() - self.stop.since > self.limits.grace:
+                self._give_up_saving()
+            limit = getattr(self.limits, self._phase)
+            if self._asked or (limit and time.monotonic() - self._since > limit):
+                self._end_hung()
+
+    def _exchange(self) -> None:
+        """Tell and hear who was asked to stop, who has failed, and whether another rank asks where this one is.
+
+        In a thread of its own: a call waits for as long as rank 0, which keeps the store, stands still.
+        """
+        assert self._store is not None
+        while True:
+            try:
+                if self.stop.is_set and not self._told:
+                    self._tell_stop()
+                elif self._store.check(["stop"]):
+                    self._told = True
+                    self.stop.set(self._store.get("stop").decode())
+                self._other_failed = self._store.check(["failed"])
+                self._asked = self._store.check(["hang"])
+            except RuntimeError:  # rank 0 has ended, or its node is gone
+                self._other_failed = True
+            time.sleep(TICK)
+
+    def _tell_stop(self) -> None:
+        assert self._store is not None
+        self._told = True
+        self._store.set("stop", f"rank {self.rank}: {self.stop.reason}")
+
+    def _leave_setup(self) -> NoReturn:
+        """Nothing to save: the newest checkpoint, if there is one, is where the run stands."""
+        if self._other_failed:
+            self.leave_run("failed", "another rank failed before the first step; its output says why")
+            os._exit(1)
+        if self._store is not None:
+            _bounded(self._leave_together)
+        told = f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again"
+        self.leave_run("interrupted", told)
+        self._say(told)
+        os._exit(STOPPED)
+
+    def _leave_together(self) -> None:
+        """What is left of a group whose first rank is gone fails with errors."""
+        assert self._store is not None
+        if not self._told:
+            self._tell_stop()
+        arrived, until = self._store.add("left", 1), time.monotonic() + ANSWER
+        while arrived < self._world and time.monotonic() < until:
+            time.sleep(0.1)
+            arrived = self._store.add("left", 0)
+
+    def _give_up_saving(self) -> NoReturn:
+        self._dump_stacks()
+        told = (
+            f"rank {self.rank}: not saved within watchdog.grace = {self.limits.grace} s of {self.stop.reason} "
+            f"(in {self.activity} at step {self._step}); the newest checkpoint is where the run stands"
+        )
+        self.leave_run("interrupted", told)
+        self._say(told)
+        os._exit(STOPPED)
+
+    # ---- a hang ----
+
+    def _end_hung(self) -> NoReturn:
+        """Dump stacks, collect where every rank is, let one rank name the late ones, and end."""
+        self._dump_stacks()
+        everyone = self._collect()
+        if self.rank == min(everyone):
+            diagnosis = self._diagnosis(everyone)
+            self.leave_run("failed", diagnosis.splitlines()[0].removeprefix("error: "))
+            with suppress(OSError):
+                print(diagnosis, file=sys.stderr, flush=True)
+        time.sleep(1)  # rank 0 keeps the store, and a launcher ends the others when one rank is gone
+        os._exit(HUNG)
+
+    def _dump_stacks(self) -> None:
+        try:
+            with open(self.folder / f"stacks-{self.rank:05d}.txt", "w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:
+            faulthandler.dump_traceback(all_threads=True)
+
+    def _collect(self) -> dict[int, dict]:
+        """Where the ranks are that answer in time, this one always."""
+        mine = {
+            "phase": self._phase,
+            "step": self._step,
+            "activity": self.activity,
+            "seconds": round(time.monotonic() - self._since),
+            "host": socket.gethostname(),
+        }
+        everyone = {self.rank: mine}
+        if self._store is not None:
+            _bounded(lambda: self._ask(mine, everyone))
+        return dict(everyone)  # without rank 0's store this rank speaks for itself
+
+    def _ask(self, mine: dict, everyone: dict[int, dict]) -> None:
+        assert self._store is not None
+        self._store.set(f"rank {self.rank}", json.dumps(mine))
+        self._store.set("hang", "")
+        time.sleep(ANSWER)
+        for rank in range(self._world):
+            if self._store.check([f"rank {rank}"]):
+                everyone[rank] = json.loads(self._store.get(f"rank {rank}"))
+
+    def _diagnosis(self, everyone: dict[int, dict]) -> str:
+        """One line that names the ranks that the others wait for, and a line for each of a few ranks."""
+        silent = [rank for rank in range(self._world) if rank not in everyone]
+        behind = min(place["step"] for place in everyone.values())
+        late = silent or [
+            rank
+            for rank, place in everyone.items()
+            if place["step"] == behind and not place["activity"].startswith("waiting")
+        ]
+        mine = everyone[min(everyone)]
+        limit = getattr(self.limits, mine["phase"])
+        what = "does not answer: stopped, dead or cut off" if silent else "is late"
+        named = f"rank {', '.join(map(str, late[:8]))} {what}" if late else "every rank waits for the others"
+        lines = [
+            f"error: hung: no progress within watchdog.{mine['phase']} = {limit} s: {named}; stacks in {self.folder}"
+        ]
+        for rank in sorted({*late[:8], *sorted(everyone)[:8]} & everyone.keys()):
+            place = everyone[rank]
+            lines.append(
+                f"  rank {rank} on {place['host']}: {place['phase']} after step {place['step']}, "
+                f"{place['activity']}, for {place['seconds']} s"
+            )
+        return "\n".join(lines)
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0 or not self.stop.reason or not self.stop.reason.startswith("rank "):
+            with suppress(OSError):
+                print(text, flush=True)
+
+
+def _bounded(talk: Callable[[], None]) -> None:
+    """Talk to the store, but not for longer than ranks have to answer, whatever became of it."""
+
+    def quietly() -> None:
+        with suppress(RuntimeError):
+            talk()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    thread.join(2 * ANSWER)

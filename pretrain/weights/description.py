@@ -1,0 +1,252 @@
+"""What an encoder's file says of itself: everything that is needed to use it, and where it came from."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.models.registry import fewest_bands, too_few_bands
+from shards.errors import ForgeError
+from shards.files.untrusted import read_json_value
+from shards.sensors.sensor import get_sensor
+
+HEADER_KEY = "spectralforge"
+"""Of the description in a safetensors header."""
+
+TASK_KEY = "spectralforge-task"
+"""Of what a fine-tuned model's header tells of its task."""
+
+EXTRA_STATE = "_extra_state"
+"""torch's name for what a module adds to its state dict: here the description, as JSON in a uint8 tensor."""
+
+UNKNOWN = "unknown"
+
+
+class WeightsError(ForgeError):
+    """An encoder file that is missing, damaged, or of another model."""
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """What is needed to use an encoder, kept in its file.
+
+    Attributes:
+        architecture, image_size, patch_size: arguments of ``build_encoder``.
+        sensor, wavelength_nm, fwhm_nm: the bands it was trained on, in order.
+        mu, sigma: per-band normalisation of digital numbers; empty where it is unknown.
+        objective, samples_seen, dataset: how it was trained, the dataset by content hash; "" and 0 where unknown.
+        version: of the code that wrote the file.
+        clip: normalised values are cut at +-clip; None for none.
+        bands: how many an image has; 0 stands for as many as there are wavelengths.
+        network: "student", the trained network, or "teacher", its average over training.
+        config: the whole config of the run, folders by their last name.
+        dilation: of a ResNet: for each layer, whether a dilation takes the place of its stride; empty for none.
+        init: what training began from (file, sha256, objective, samples_seen, and its own init); empty for new weights.
+    """
+
+    architecture: str
+    image_size: int
+    patch_size: int
+    sensor: str
+    wavelength_nm: list[float]
+    fwhm_nm: list[float]
+    mu: list[float]
+    sigma: list[float]
+    objective: str
+    samples_seen: int
+    dataset: str
+    version: str
+    clip: float | None = None
+    bands: int = 0
+    network: str = "student"
+    config: dict[str, Any] = field(default_factory=dict)
+    dilation: list[bool] = field(default_factory=list)
+    init: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", self.bands or len(self.wavelength_nm))
+
+    def to_header(self) -> dict[str, str]:
+        """As metadata of a safetensors file."""
+        return {HEADER_KEY: json.dumps(asdict(self))}
+
+
+def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | None:
+    """The description in a safetensors header, None where it has none; files of older versions lack some fields.
+
+    Raises:
+        WeightsError: the description is there and damaged.
+    """
+    if HEADER_KEY not in metadata:
+        return None
+    try:
+        return _from_values(read_json_value(metadata[HEADER_KEY]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{where}: its description is damaged ({error}); export or download it again") from None
+
+
+def read_tuned_header(metadata: dict[str, str], where: str) -> EncoderDescription | None:
+    """`read_header`; of a fine-tuned model, with the bands and statistics that its encoder was tuned for.
+
+    Raises:
+        WeightsError: as `read_header`; or what the file says of its task is damaged.
+    """
+    described = read_header(metadata, where)
+    if described is None or TASK_KEY not in metadata:
+        return described
+    try:
+        told = read_json_value(metadata[TASK_KEY])
+        return _fine_tuned(described, told["inputs"], told["dilate"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{where}: its description is damaged ({error}); train it again") from None
+
+
+def to_extra_state(description: EncoderDescription | Mapping[str, Any]) -> Tensor:
+    """A description as part of a state dict."""
+    values = asdict(description) if isinstance(description, EncoderDescription) else dict(description)
+    return torch.frombuffer(bytearray(json.dumps({HEADER_KEY: values}, default=str).encode()), dtype=torch.uint8)
+
+
+def from_extra_state(state: Tensor) -> EncoderDescription | None:
+    """The description in a state dict, None where the tensor is something else's."""
+    try:
+        return _from_values(read_json_value(bytes(state.cpu().to(torch.uint8).flatten().tolist()))[HEADER_KEY])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return None
+
+
+def _from_values(values: dict[str, Any]) -> EncoderDescription:
+    """Errors are those of whatever is missing or no description."""
+    wanted = [one for one in fields(EncoderDescription) if one.name in values or _is_required(one)]
+    found = {one.name: values[one.name] for one in wanted}
+    _check_types(found)
+    return EncoderDescription(**found)
+
+
+def _fine_tuned(described: EncoderDescription, inputs: dict[str, Any], dilate: list[bool]) -> EncoderDescription:
+    """The description of an encoder that was trained on for a task, whose images may have had other bands."""
+    known = ("mu", "sigma", "clip") if inputs.get("response") else ("mu", "sigma", "clip", *_BANDS)
+    changed = {name: inputs[name] for name in known} | {"dilation": dilate if any(dilate) else []}
+    _check_types(changed)
+    bands = described.bands if inputs.get("response") else len(inputs["wavelength_nm"])
+    return replace(described, **changed, bands=bands)
+
+
+def _is_required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+_BANDS = ("sensor", "wavelength_nm", "fwhm_nm")
+_TEXTS = ("architecture", "sensor", "objective", "dataset", "version", "network")
+_COUNTS = ("image_size", "patch_size", "samples_seen", "bands")
+_NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    """Raise ValueError where a field of a description is not of its type."""
+    for name, value in values.items():
+        if name in _TEXTS:
+            fits = isinstance(value, str)
+        elif name in _COUNTS:
+            fits = isinstance(value, int) and 0 <= value < 1 << 63
+        elif name in _NUMBERS:
+            fits = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+        elif name == "clip":
+            fits = value is None or isinstance(value, int | float)
+        elif name == "dilation":
+            fits = isinstance(value, list) and all(isinstance(one, bool) for one in value)
+        else:
+            fits = isinstance(value, dict)
+        if not fits:
+            raise ValueError(f"'{name}' is {str(value)[:40]!r}")
+
+
+def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDescription:
+    """The description of the encoder in one of our checkpoints, from its ``state.json``.
+
+    Raises:
+        WeightsError: the state lacks something.
+    """
+    try:
+        config, data = state["config"], state["data"]
+        model = config["model"]
+        return EncoderDescription(
+            architecture=model["name"],
+            image_size=model["image_size"],
+            patch_size=model["patch_size"],
+            sensor=data["sensor"],
+            wavelength_nm=data["wavelength_nm"],
+            fwhm_nm=data["fwhm_nm"],
+            mu=data["mu"],
+            sigma=data["sigma"],
+            objective=config["objective"]["name"],
+            samples_seen=state["samples_seen"],
+            dataset=data["content_hash"],
+            version=state.get("version", ""),
+            clip=config.get("augment", {}).get("clip"),
+            network=network,
+            config=_without_places(config),
+            init=state.get("init") or {},
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config for others: folders, which tell of the machine and its users, to their last name."""
+    public = copy.deepcopy(config)
+    for section, key in (("run", "dir"), ("data", "shards"), ("data", "stage"), ("probe", "shards")):
+        place = (public.get(section) or {}).get(key)
+        if place:
+            public[section][key] = last_name(place)
+    if public.get("init"):
+        public["init"] = last_name(public["init"])
+    return public
+
+
+def last_name(place: str) -> str:
+    """The last part of a path or URL, without a query, which may hold a signature."""
+    return str(place).split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+
+
+def describe_foreign(
+    architecture: str, image_size: int, patch_size: int, bands: int | None, objective: str, network: str
+) -> EncoderDescription:
+    """The description of a file that has none: EnMAP's bands where they fit, normalisation unknown.
+
+    Args:
+        bands: that the encoder takes; None for any number.
+    """
+    described = EncoderDescription(
+        architecture, image_size, patch_size, UNKNOWN, [], [], [], [], objective, 0, "", "", bands=bands or 0
+    )
+    enmap = get_sensor("enmap").num_bands
+    return with_sensor(described, "enmap", network) if bands in (None, enmap) else replace(described, network=network)
+
+
+def with_sensor(described: EncoderDescription, sensor: str, network: str | None = None) -> EncoderDescription:
+    """The description with the bands of a sensor of the registry, or of a band table (``get_sensor``).
+
+    Raises:
+        ConfigError: no such sensor.
+        WeightsError: the encoder takes another number of bands.
+    """
+    known = get_sensor(sensor)
+    if known.num_bands < fewest_bands(described.architecture):
+        raise WeightsError(f"sensor '{sensor}': {too_few_bands(described.architecture, known.num_bands)}")
+    if described.bands not in (0, known.num_bands):
+        raise WeightsError(
+            f"sensor '{sensor}' has {known.num_bands} bands, and this encoder is for {described.bands}: name another"
+        )
+    return replace(
+        described,
+        sensor=known.name,
+        wavelength_nm=list(known.wavelength_nm),
+        fwhm_nm=list(known.fwhm_nm),
+        bands=known.num_bands,
+        network=network or described.network,
+    )

@@ -1,0 +1,205 @@
+"""Where a run's weights begin: an encoder file, config key ``init``, in place of what the seed draws.
+
+The file is any that `load_encoder` reads, here or behind a URL. It gives the encoder; decoder and heads are drawn
+from the seed unless it is our checkpoint of the same objective. Step, optimizer and schedule begin anew, and momentum
+networks as copies. A resume takes its weights from the checkpoint and doesn't need the file.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.console import say
+from pretrain.models.encoder import Encoder
+from pretrain.models.patches import fit_positions
+from pretrain.weights.containers import INDEX, parts_of, resolve
+from pretrain.weights.description import last_name
+from pretrain.weights.files import EncoderWeights, load_strictly, read_encoder, resize_encoder
+from pretrain.weights.hub import local_path
+from shards.errors import ConfigError
+from shards.format.manifest import Manifest
+from shards.sensors.sensor import MATCH_TOLERANCE_NM
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a file gives a run to begin from.
+
+    Attributes:
+        path: of the file or checkpoint.
+        read: its encoder, at the run's image size, and what was trained beside it.
+        lineage: what checkpoints and exports of the run tell of it.
+    """
+
+    path: Path
+    read: EncoderWeights
+    lineage: dict[str, Any]
+
+    def put_into(self, module: nn.Module, objective: str) -> None:
+        """Fill a model's ``encoder``, strictly, and the parts beside it that the file holds whole.
+
+        Raises:
+            WeightsError: not all of the encoder's weights are there.
+        """
+        told = self.read.description
+        load_strictly(cast(Encoder, module.get_submodule("encoder")), self.read.weights, str(self.path))
+        say(
+            f"initialized from {self.path} (sha256 {self.lineage['sha256'][:16]}): {self.read.layout}, "
+            f"{told.architecture}, {told.network} network, {told.objective or 'unknown objective'}, "
+            f"{told.samples_seen or 'unknown'} tiles seen; step, optimizer and schedule begin anew"
+        )
+        say(self.read.report.table())
+        for line in self.read.report.reshaped:
+            say(f"position embeddings interpolated: {line}")
+        if not self.read.described:
+            say("the file doesn't say which bands it was trained on: they are taken to be those of data.shards")
+        heads = self.read.heads if told.objective == objective else {}
+        for name, part in module.named_children():
+            if name != "encoder" and part.state_dict():
+                say(f"{name}: {'taken from the file, too' if _fill(name, part, heads) else 'new'}")
+
+
+def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialWeights | None:
+    """Read the file of ``config.init``, None where there is none; every rank calls it, and each gets the same.
+
+    Raises:
+        ConfigError: the file's encoder is not the run's, in one line that names the difference.
+        WeightsError: see ``load_encoder``.
+    """
+    location = config.init
+    if location is None:
+        return None
+    path = _fetch(location)
+    read = distributed.together(lambda: _read(path, config, manifest))
+    hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
+    distributed.together(lambda: _check_same_everywhere(location, hashes))
+    told = read.description
+    lineage = {
+        "file": last_name(str(path)),
+        "sha256": distributed.from_main(file_hash(path) if distributed.is_main() else ""),
+        "objective": told.objective,
+        "network": told.network,
+        "samples_seen": told.samples_seen,
+        "dataset": told.dataset,
+        "init": told.init,
+    }
+    return InitialWeights(path, read, {name: value for name, value in lineage.items() if value})
+
+
+def location_hash(location: str) -> str:
+    """`file_hash` of what a location stands for now."""
+    return file_hash(_find(location))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of an encoder file; of a checkpoint's folder or an index, that of the list of its files' hashes."""
+    if path.is_dir():
+        return file_hash(path / "checkpoint.json")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.name.endswith(INDEX):
+        return digest
+    parts = [file_hash(path.with_name(part)) for part in sorted(set(parts_of(path).values()))]
+    return hashlib.sha256("".join([digest, *parts]).encode()).hexdigest()
+
+
+def _fetch(location: str) -> Path:
+    """The file on this machine: the first process downloads it, then one of each node, where nodes share no cache."""
+    path = Path()
+    for turn in (distributed.is_main(), os.environ.get("LOCAL_RANK", "0") == "0", True):
+        path = distributed.together(partial(_find, location) if turn else Path)
+    return path if "://" in location else distributed.from_main(path)  # of a run that goes on, the same checkpoint
+
+
+def _find(location: str) -> Path:
+    """A file, or a checkpoint's folder: of a run, its newest checkpoint, which holds decoder and heads, too."""
+    return resolve(local_path(location) if "://" in location else Path(location))
+
+
+def _read(path: Path, config: PretrainConfig, manifest: Manifest) -> EncoderWeights:
+    read = read_encoder(path)
+    _check_same_encoder(read, path, config)
+    _check_same_bands(read, path, config, manifest)
+    return resize_encoder(read, config.model.image_size, str(path)) if config.model.is_vit else read
+
+
+def _check_same_encoder(read: EncoderWeights, path: Path, config: PretrainConfig) -> None:
+    told, model = read.description, config.model
+    pairs: dict[str, tuple[Any, Any]] = {"model.name": (told.architecture, model.name)}
+    if model.is_vit:
+        pairs["model.patch_size"] = (told.patch_size, model.patch_size)
+    for key, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise ConfigError(
+                f"key 'init': {path} holds another encoder: {key} is {theirs} there, {ours} in this run; set "
+                f"{key}={theirs}, or name another file"
+            )
+
+
+def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, manifest: Manifest) -> None:
+    """Refuse an encoder of other bands, as its file tells; one that takes any number can be accepted."""
+    told, bands = read.description, manifest.tile_shape[0]
+    any_number = config.model.name.startswith("spec_")
+    theirs = _in_words(told.sensor, told.bands, told.wavelength_nm)
+    difference = f"key 'init': {path}: trained on {theirs}, and data.shards has "
+    difference += _in_words(manifest.sensor, bands, manifest.wavelength_nm)
+    if not any_number and told.bands != bands:
+        raise ConfigError(f"{difference}: a {told.architecture} takes its own bands alone; name another file")
+    if not read.described or not told.wavelength_nm or _are_same(told.wavelength_nm, manifest.wavelength_nm):
+        return
+    if "init" not in config.checkpoint.accept:
+        raise ConfigError(
+            f"{difference}: other bands; name an encoder of this sensor, or add checkpoint.accept=[init] to begin "
+            "from it all the same"
+        )
+    say(f"WARNING: {difference}: accepted by checkpoint.accept")
+
+
+def _in_words(sensor: str, bands: int, wavelength_nm: list[float]) -> str:
+    reach = f" from {min(wavelength_nm):.1f} to {max(wavelength_nm):.1f} nm" if wavelength_nm else ""
+    return f"{sensor}, {bands} bands{reach}"
+
+
+def _are_same(one: list[float], other: list[float]) -> bool:
+    return len(one) == len(other) and bool(np.abs(np.subtract(one, other)).max(initial=0) <= MATCH_TOLERANCE_NM)
+
+
+def _fill(name: str, part: nn.Module, heads: Mapping[str, Tensor]) -> bool:
+    """Fill a decoder or head from a checkpoint that holds all of it; else it stays as it is."""
+    found = {}
+    for key, own in part.state_dict().items():
+        value = heads.get(f"{name}.{key}")
+        value = None if value is None else fit_positions(key, value, own.shape)
+        if value is None or value.shape != own.shape:
+            return False
+        found[key] = value
+    part.load_state_dict(found)
+    return True
+
+
+def _quick_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = xxhash.xxh3_64()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_same_everywhere(location: str, hashes: list[str]) -> None:
+    other = next((rank for rank, one in enumerate(hashes) if one != hashes[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"key 'init': {location}: rank {other} reads other weights than rank 0: give all nodes the same file, and "
+            "empty their download caches"
+        )

@@ -1,0 +1,244 @@
+"""An encoder as people use it: digital numbers in, features out; the file knows bands and normalisation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretrain.models.compilation import is_exporting
+from pretrain.models.encoder import Encoder, Output
+from pretrain.models.normalize import Normaliser
+from pretrain.models.vit import ViTEncoder
+from pretrain.weights.containers import ENCODER_FILE
+from pretrain.weights.description import EXTRA_STATE, EncoderDescription, WeightsError, from_extra_state, to_extra_state
+from pretrain.weights.files import export_weights
+from pretrain.weights.formats import bare_name
+from pretrain.weights.hub import from_pretrained
+from pretrain.weights.images import (
+    Images,
+    ValueRange,
+    band_centers,
+    check_bands,
+    scale_of,
+    to_batch,
+    to_tensor,
+    value_range,
+)
+from shards.sensors.band_match import match_bands
+from shards.sensors.sensor import MATCH_TOLERANCE_NM, NODATA
+
+RESAMPLE = "resample the spectra to its bands, spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder)"
+
+
+class PretrainedEncoder(nn.Module):
+    """An encoder with its description and normalisation.
+
+    Images are digital numbers (reflectance x 10000) or reflectance, (B, C, H, W) or one (C, H, W): arrays or tensors
+    of any number type (pretrain/weights/images.py). -32768, NaN, infinities and masked pixels are missing. Where
+    ``wavelengths_nm`` (or micrometers) names the bands of an array, the encoder's are picked from it, in whatever order
+    it has them; without it, the array has exactly the encoder's bands. Bands of another sensor: ``resample``.
+
+    Attributes:
+        encoder: the network, in evaluation mode.
+        description: what its file says of it.
+    """
+
+    def __init__(self, encoder: Encoder, description: EncoderDescription) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._describe(description)
+        self.register_load_state_dict_pre_hook(_keep_description)
+        self.eval()
+
+    @property
+    def wavelength_nm(self) -> list[float]:
+        """Band centres that the encoder takes, in nm, in its order."""
+        return self.description.wavelength_nm
+
+    def forward(self, images: Any, wavelengths_nm: Sequence[float] | None = None, output: Output = "pooled") -> Tensor:
+        """Features with gradients, for those who train on: pooled (B, D), or with ``output`` ``map`` (B, D, h, w).
+
+        Raises:
+            WeightsError: bands, size or values are not what the encoder takes, or how to normalise is unknown.
+        """
+        batch, bands = self._read(images, wavelengths_nm)
+        return self._features(batch, bands, None, output)
+
+    @torch.no_grad()
+    def encode(self, images: Any, wavelengths_nm: Sequence[float] | None = None, batch_size: int = 32) -> Tensor:
+        """Pooled features (B, D), float32, without gradients, ``batch_size`` images at a time; raises as forward."""
+        return self._in_batches(images, wavelengths_nm, batch_size, "pooled")
+
+    @torch.no_grad()
+    def features(self, images: Any, wavelengths_nm: Sequence[float] | None = None, batch_size: int = 32) -> Tensor:
+        """The feature map (B, D, h, w), else as ``encode``."""
+        return self._in_batches(images, wavelengths_nm, batch_size, "map")
+
+    @torch.no_grad()
+    def get_intermediate_layers(
+        self,
+        images: Any,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        wavelengths_nm: Sequence[float] | None = None,
+    ) -> tuple:
+        """Features of several layers; see ``Encoder.get_intermediate_layers``."""
+        batch, bands = self._read(images, wavelengths_nm)
+        if not len(batch):
+            raise WeightsError("images: none are given; give one at least")
+        values = self._normalised(batch, bands, None)
+        return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
+
+    def save(self, path: str | Path) -> Path:
+        """Write an encoder file that ``load_encoder`` reads with the same features, and its model card beside it.
+
+        Args:
+            path: of the file, ``*.safetensors``, or a folder, in which it is ``encoder.safetensors``.
+
+        Returns:
+            The file.
+
+        Raises:
+            WeightsError: it can't be written, or the encoder's weights are no longer those of its architecture.
+        """
+        dest = Path(path)
+        dest = dest if dest.suffix and not dest.is_dir() else dest / ENCODER_FILE
+        weights = {bare_name(name): tensor for name, tensor in self.encoder.state_dict().items()}
+        try:
+            export_weights(dest, weights, self.description)
+        except OSError as error:
+            raise WeightsError(f"{dest}: can't be written: {error.strerror or error}; choose another place") from None
+        return dest
+
+    def get_extra_state(self) -> Tensor:
+        """The description, so that a state dict which holds this encoder's weights says how to use them."""
+        return to_extra_state(self.description)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the description that belongs to the weights being loaded."""
+        described = from_extra_state(state)
+        if described is None:
+            raise WeightsError("the state dict's description of its encoder is damaged; save it again")
+        self._describe(described)
+
+    def _describe(self, description: EncoderDescription) -> None:
+        self.description = description
+        known = bool(description.mu and description.sigma)
+        normalise = Normaliser(description.mu, description.sigma, description.clip) if known else None
+        device = next(self.encoder.parameters()).device
+        self.normalise = None if normalise is None else normalise.to(device)
+
+    def extra_repr(self) -> str:
+        told = self.description
+        return f"{told.architecture}, {told.sensor}, {told.bands} bands, {told.objective or 'unknown objective'}"
+
+    def _in_batches(self, images: Any, wavelengths_nm: Any, batch_size: int, output: Output) -> Tensor:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise WeightsError(f"batch_size {batch_size!r}: give a whole number above 0")
+        batch, bands = self._read(images, wavelengths_nm)
+        parts = [batch[begin : begin + batch_size] for begin in range(0, max(len(batch), 1), int(batch_size))]
+        scale = None if len(parts) == 1 else scale_of(self._range(part, self._numbers(part, bands)) for part in parts)
+        return torch.cat([self._features(part, bands, scale, output) for part in parts])
+
+    def _read(self, images: Any, wavelengths_nm: Any) -> tuple[Images, list[int] | None]:
+        """Images as they come, checked but for their values, and the positions of the encoder's bands (None: all)."""
+        batch, bands = to_batch(images), None
+        count = self.description.bands
+        if wavelengths_nm is not None:
+            if len(self.wavelength_nm) != count:
+                raise WeightsError(
+                    f"the encoder's file doesn't say which {count} bands it takes: give images of just them without "
+                    "wavelengths_nm, or name its sensor, python -m tools.convert FILE encoder.safetensors --sensor NAME"
+                )
+            centers = band_centers(wavelengths_nm)
+            check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one for each band")
+            bands = self._bands_of(centers, len(centers))
+            if len(centers) < count:  # one is near to two of the encoder's
+                raise WeightsError(f"images of {len(centers)} bands: this encoder takes {count}; {RESAMPLE}")
+        if bands is None:
+            check_bands(batch, count, f"this encoder takes {count}; name theirs with wavelengths_nm")
+        self._check_size(batch)
+        if self.normalise is None:
+            raise WeightsError(
+                "the encoder's file doesn't say how its images were normalised: give it the statistics, "
+                "python -m tools.convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
+            )
+        return batch, bands
+
+    def _features(self, batch: Images, bands: list[int] | None, scale: float | None, output: Output) -> Tensor:
+        if batch.shape[0] == 0:
+            size = [] if output == "pooled" else [side // self.encoder.stride for side in batch.shape[2:]]
+            return torch.empty(0, self.encoder.feature_dim, *size, device=self._device)
+        return self.encoder(self._normalised(batch, bands, scale), output).float()
+
+    def _normalised(self, batch: Images, bands: list[int] | None, scale: float | None) -> Tensor:
+        """float32 images of the encoder's bands, on its device; ``scale`` None: as their values tell."""
+        assert self.normalise is not None
+        values = self._numbers(batch, bands)
+        if scale is None:
+            scale = scale_of([self._range(batch, values)])
+        if scale != 1:
+            value_range(values, scale)
+            values = torch.where(values == NODATA, values, values * scale)
+        return self.normalise(values.float() if values.is_floating_point() else values)
+
+    def _numbers(self, batch: Images, bands: list[int] | None) -> Tensor:
+        return to_tensor(batch if bands is None else batch[:, bands]).to(self._device)
+
+    def _range(self, batch: Images, values: Tensor) -> ValueRange | None:
+        """Of the values, but of integers that were on a GPU already: looking at them would wait for it.
+
+        An export can't look either: it takes digital numbers.
+        """
+        unseen = is_exporting() or (
+            isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
+        )
+        return None if unseen else value_range(values)
+
+    @property
+    def _device(self) -> torch.device:
+        assert self.normalise is not None
+        return self.normalise.mu.device
+
+    def _bands_of(self, centers: np.ndarray, count: int) -> list[int]:
+        """Where each of the encoder's bands is among ``count`` bands with these centers."""
+        wanted = np.asarray(self.wavelength_nm)
+        distance = np.abs(wanted[:, None] - centers)
+        nearest = distance.argmin(1)
+        paired = match_bands(tuple(self.wavelength_nm), tuple(np.asarray(centers).tolist()))
+        positions = nearest if paired is None else paired
+        missing = np.flatnonzero(distance[np.arange(len(wanted)), positions] > MATCH_TOLERANCE_NM)
+        if len(missing):
+            raise WeightsError(
+                f"no band within {MATCH_TOLERANCE_NM:g} nm of {wanted[missing[0]]:g} nm "
+                f"({len(missing)} of {len(wanted)} missing): {RESAMPLE}"
+            )
+        return positions.tolist()
+
+    def _check_size(self, batch: Images) -> None:
+        step = self.encoder.patch_size if isinstance(self.encoder, ViTEncoder) else 1
+        height, width = batch.shape[2:]
+        if height % step or width % step or not height or not width:
+            raise WeightsError(f"images of {height} x {width} px: this encoder takes multiples of {step} px")
+
+
+def _keep_description(module: PretrainedEncoder, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """State dicts of earlier versions hold weights alone: what the module says of itself stays."""
+    state.setdefault(prefix + EXTRA_STATE, module.get_extra_state())
+
+
+def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:
+    """The encoder in a file of any format, a folder, a run, or behind a URL (``hub.from_pretrained``).
+
+    Args:
+        options: ``load_encoder``'s, e.g. ``image_size``, ``network``.
+
+    Raises:
+        WeightsError: nothing there, damaged, or not an encoder in full.
+    """
+    return PretrainedEncoder(*from_pretrained(location, **options))

@@ -1,0 +1,99 @@
+"""What of a file's weights fits a model, name by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from pretrain.weights.description import WeightsError
+
+_EXAMPLES = 2  # names that stand for the others in a table
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Names of weights, by what became of them.
+
+    Attributes:
+        total: weights that the model has.
+        matched: in the file with the model's shape.
+        missing: that the file lacks.
+        unexpected: in the file, and the model has none of that name.
+        misshapen: in both, of another shape, each with both shapes.
+        reshaped: position embeddings that were interpolated to another image size, with both shapes.
+        copies: in the file, equal to a weight that was taken.
+        left_out: in the file, and no part of an encoder: heads, decoders, second networks.
+    """
+
+    total: int
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+    reshaped: list[str]
+    copies: list[str]
+    left_out: list[str]
+
+    def table(self) -> str:
+        """The report as text, a line for each kind."""
+        rows = [
+            ("matched", self.matched),
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.misshapen),
+            ("reshaped", self.reshaped),
+            ("equal copies", self.copies),
+            ("left out", self.left_out),
+        ]
+        lines = [f"{'weights':<18}{'count':>6}  names"]
+        for what, names in rows:
+            more = ", ..." if len(names) > _EXAMPLES else ""
+            lines.append(f"{what:<18}{len(names):>6}  {', '.join(names[:_EXAMPLES])}{more}".rstrip())
+        return "\n".join([*lines, f"{'share of the model':<18}{len(self.matched) / max(self.total, 1):>6.0%}"])
+
+    def require_all(self, where: str, model: str) -> None:
+        """Refuse anything but all of the model and nothing else.
+
+        Args:
+            model: its name, the one that the weights are most like.
+
+        Raises:
+            WeightsError: one line that counts and names what is missing, unexpected or of another shape.
+        """
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.misshapen))
+        problems = [f"{len(names)} {what} (e.g. {names[0]})" for what, names in kinds if names]
+        if problems:
+            found = f"of {model}'s, {len(self.matched)} of {self.total} match, {', '.join(problems)}"
+            raise WeightsError(f"{where}: weights of another model: {found}; use a whole checkpoint of this model")
+
+    def with_reshaped(self, name: str, before: Tensor, after: Tensor) -> "LoadReport":
+        """The report after one weight was interpolated."""
+        return replace(self, reshaped=[*self.reshaped, f"{name}: {tuple(before.shape)} to {tuple(after.shape)}"])
+
+
+def compare(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    copies: list[str] | None = None,
+    left_out: list[str] | None = None,
+) -> LoadReport:
+    """Compare a model's state with weights by name and shape; names come sorted, matched ones in the model's order.
+
+    Args:
+        copies, left_out: of the file, beside ``weights``.
+    """
+    shared = [name for name in own if name in weights]
+    matched = [name for name in shared if own[name].shape == weights[name].shape]
+    return LoadReport(
+        total=len(own),
+        matched=matched,
+        missing=sorted(own.keys() - weights.keys()),
+        unexpected=sorted(weights.keys() - own.keys()),
+        misshapen=[
+            f"{name}: {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in sorted(set(shared) - set(matched))
+        ],
+        reshaped=[],
+        copies=copies or [],
+        left_out=left_out or [],
+    )

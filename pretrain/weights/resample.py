@@ -1,0 +1,110 @@
+"""Spectra of any sensor to the bands of an encoder."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.weights.description import WeightsError
+from pretrain.weights.images import band_centers, band_numbers, check_bands, scale_of, to_batch, to_tensor, value_range
+from shards.sensors.band_table import NARROWEST
+from shards.sensors.resampling import response_matrix
+from shards.sensors.sensor import NODATA
+from shards.sensors.spectrum import widths_by_spacing
+
+FEWEST_COVERED = 0.25
+"""An encoder makes nothing of an image that has less than this share of its bands."""
+
+ENOUGH = 0.5
+"""A band of which no more than this share of the weights falls on measured bands is missing."""
+
+
+class Bands(Protocol):
+    """Anything with bands: an encoder's description, a sensor."""
+
+    @property
+    def wavelength_nm(self) -> Any: ...
+    @property
+    def fwhm_nm(self) -> Any: ...
+
+
+def resample(cube: Any, wavelengths_nm: Any, fwhm_nm: Any = None, *, to: Any) -> Any:
+    """Resample images to the bands of an encoder, by Gaussian spectral responses.
+
+    >>> features = encoder.encode(spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder))
+
+    Args:
+        cube: digital numbers (reflectance x 10000) or reflectance, (bands, height, width) or (B, bands, height, width):
+            an array or tensor of any number type. Masked pixels, NaN, infinities and -32768 are missing.
+        wavelengths_nm: band centers of the cube in nm or micrometers, in any order.
+        fwhm_nm: widths of the bands in the same unit; None takes the distance to the nearer neighbor.
+        to: an encoder of ``load_encoder``, or whatever has ``wavelength_nm`` and ``fwhm_nm``.
+
+    Returns:
+        Digital numbers of the same rank, float32, on the cube's device: a tensor (differentiable) of a tensor, else an
+        array. NaN, which ``encode`` takes as missing, stands where the cube has no measurement, and in bands that it
+        doesn't cover: beyond its ends and in its gaps.
+
+    Raises:
+        WeightsError: bands and numbers don't go together, values that can't be reflectance, or bands that cover less
+            than a quarter of the encoder's.
+    """
+    batch, target = to_batch(cube), getattr(to, "description", to)
+    matrix = _responses(target, *_bands(wavelengths_nm, fwhm_nm))
+    check_bands(batch, matrix.shape[1], f"{matrix.shape[1]} wavelengths were given; give one for each band")
+    values = to_tensor(batch)
+    scale = scale_of([value_range(values)])
+    value_range(values, scale)
+    mixed, missing = apply_responses(values, torch.from_numpy(matrix).to(values.device), scale)
+    result = mixed.masked_fill(missing, torch.nan)
+    if np.ndim(cube) == 3:
+        result = result[0]
+    return result if isinstance(batch, Tensor) else result.numpy()
+
+
+def apply_responses(values: Tensor, responses: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Bands (B, bands, H, W) of digital numbers to others, by weights (wanted, bands) of rows that add up to 1 or 0.
+
+    Where some of the bands are missing, those that are left count for all, as long as they have most of the weight.
+
+    Returns:
+        float32 (B, wanted, H, W), and bool of the same shape: what is missing.
+    """
+    responses = responses.float()
+    absent = values == NODATA
+    mixed = torch.einsum("ob,nbhw->nohw", responses, (values * scale).float().masked_fill(absent, 0.0))
+    weight = torch.einsum("ob,nbhw->nohw", responses, (~absent).float())
+    missing = weight <= ENOUGH
+    partly = absent.any(1, keepdim=True) & ~missing
+    return torch.where(partly, mixed / weight.masked_fill(missing, 1.0), mixed), missing
+
+
+def _bands(wavelengths_nm: Any, fwhm_nm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Centers and widths in nm."""
+    centers = band_centers(wavelengths_nm)
+    if fwhm_nm is None:
+        if len(centers) < 2:
+            raise WeightsError("fwhm_nm: needed for a single band")
+        return centers, widths_by_spacing(centers)
+    widths = band_numbers(fwhm_nm, "fwhm_nm")
+    if widths.shape != centers.shape:
+        raise WeightsError(f"fwhm_nm: {len(widths)} widths for {len(centers)} wavelengths: give one for each band")
+    return centers, widths * 1000 if (widths < NARROWEST * centers).all() else widths
+
+
+def _responses(target: Bands, centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """float64 (wanted, bands), see `response_matrix`."""
+    wanted, wanted_widths = getattr(target, "wavelength_nm", None), getattr(target, "fwhm_nm", None)
+    if wanted is None or wanted_widths is None or not len(wanted) or len(wanted) != len(wanted_widths):
+        raise WeightsError(
+            "resample: 'to' doesn't say which bands it takes: give an encoder whose file does (tools.convert --sensor)"
+        )
+    matrix = response_matrix(wanted, wanted_widths, centers, widths)
+    covered = int(matrix.any(1).sum())
+    if covered < FEWEST_COVERED * len(wanted):
+        raise WeightsError(
+            f"resample: bands from {centers.min():g} to {centers.max():g} nm cover {covered} of {len(wanted)} bands "
+            f"from {min(wanted):g} to {max(wanted):g} nm: too few for this encoder"
+        )
+    return matrix

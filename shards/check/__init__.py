@@ -1,0 +1,1 @@
+"""Checks: verify, compare, inspect and describe a folder of shards."""

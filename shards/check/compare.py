@@ -1,0 +1,213 @@
+"""`verify --source`: stored tiles against the files, archives and products that they came from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import ForgeError, ShardError, SourceError, TileError
+from shards.format.manifest import Manifest, sensor_of
+from shards.order.random_bits import fold_in
+from shards.pack.listing import RECORD, PackRecord, read_record
+from shards.read.reader import ShardReader
+from shards.sensors.sensor import Sensor
+from shards.sources.bundles import Bundle, find_bundles
+from shards.sources.geotiff import Tile, read_tile
+from shards.sources.labels import PIXELS, Labels, make_grid
+from shards.sources.pairs import find_label
+from shards.sources.plain import PlainTiles
+from shards.sources.scene import SceneLimits
+from shards.workers import counters
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where tiles and label tiles were packed from, to compare with; None compares nothing."""
+
+    tiles: Path | None = None
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dataset is checked against.
+
+    Attributes:
+        sensor: by which source files are read: as `pack` recorded it, with the full product's bands.
+        sample: share of the tiles to look at, chosen by their keys.
+    """
+
+    folder: Path
+    manifest: Manifest
+    sensor: Sensor
+    sources: Sources
+    sample: float
+    labels: Labels | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.manifest.tile_shape)
+
+    def chooses(self, key: str) -> bool:
+        return self.sample == 1 or fold_in("verify", key) < self.sample * 2**64
+
+    def read_source(self, path: Path) -> np.ndarray:
+        return read_tile(path, self.sensor, self.shape[1]).values
+
+
+@dataclass
+class Findings:
+    """Problem lines, notes, tiles read, tiles compared with their sources, bytes read."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tiles: int = 0
+    compared: int = 0
+    size: int = 0
+
+    def add(self, other: "Findings") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @contextmanager
+    def guard(self, where: object) -> Iterator[None]:
+        """Whatever damage provokes in the block is a finding, not a crash."""
+        try:
+            yield
+        except ForgeError as error:
+            self.problems.append(str(error) if str(where) in str(error) else f"{where}: {error}")
+        except Exception as error:
+            self.problems.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def source_sensor(folder: Path, manifest: Manifest) -> Sensor:
+    """The sensor of a dataset, with the full product's bands where the record of `pack` has them."""
+    stored = sensor_of(manifest)
+    try:
+        recorded = read_record(folder).sensor
+    except ForgeError:  # none, damaged (told elsewhere), or of a band table that is gone
+        return stored
+    return recorded if recorded.wavelength_nm == stored.wavelength_nm else stored
+
+
+def compare(where: str, path: Path, stored: np.ndarray, read: Any) -> Iterator[str]:
+    """A problem line where ``read(path)`` is not what was stored, or can't be read."""
+    try:
+        same = np.array_equal(read(path), stored)
+    except TileError as error:
+        yield f"{where}: its source can't be read: {error}"
+        return
+    if not same:
+        yield f"{where}: differs from its source {path}"
+
+
+def open_labels(folder: Path, path: Path | None) -> Labels | None:
+    """The labels at ``path``, to be read as `pack` read those in ``folder``."""
+    if path is None:
+        return None
+    told = read_record(folder).options if (folder / RECORD).exists() else {}
+    return Labels(path, None, *(told.get(option) for option in ("align", "label_field", "label_layer")))
+
+
+def compare_label(plan: Plan, where: str, stored: np.ndarray, described: dict[str, Any]) -> Iterator[str]:
+    """A problem line where the label of a tile is not what was stored, or can't be read.
+
+    Args:
+        described: the tile's description, which names its source and its place.
+    """
+    labels, source = plan.labels, str(described["source"])
+    if labels is None:
+        return
+    folder = source.partition("/")[0]
+    prefix = f"{folder}/" if folder in (plan.manifest.sensor, "images") else ""
+    grid = make_grid(stored.shape, described.get("crs"), tuple(described.get("transform") or PIXELS))
+    try:
+        name = "" if labels.one_file else find_label(labels.path, source, prefix)
+        codes = labels.read(name, grid)
+    except (TileError, SourceError) as error:
+        yield f"{where}: its label can't be read: {error}"
+        return
+    if not np.array_equal(codes, stored):
+        yield f"{where}: differs from its source {labels.path / name}"
+
+
+def check_rejected(plan: Plan, source: Path, aside: dict[str, str]) -> Iterator[str]:
+    """Files that were set aside can't be used now either."""
+    for path, reason in aside.items():
+        if "!" in path or not plan.chooses(path):
+            continue
+        try:
+            plan.read_source(source / path)
+        except TileError:
+            continue
+        yield f"{source / path}: was set aside when packing ({reason}), but can be used now"
+
+
+def bundle_jobs(
+    plan: Plan, record: PackRecord, bundled: dict[str, set[str]], aside: set[str], found: Findings
+) -> list[tuple]:
+    """Jobs for `compare_bundle`: the archives and products among the sources that tiles came out of."""
+    if plan.sources.tiles is None:
+        return []
+    limits = SceneLimits(**record.options["limits"])
+    cut, pattern = record.options.get("cut", False), record.options["pattern"]
+    try:
+        found_now = find_bundles(plan.sources.tiles, plan.sensor, plan.shape[1], limits, cut, pattern)
+    except SourceError as error:
+        found.problems.append(str(error))
+        return []
+    bundles = {bundle.name: bundle for bundle in found_now}
+    for name in sorted(bundled.keys() - bundles.keys()):
+        found.notes.append(f"{name}: not in {plan.sources.tiles}: its {len(bundled[name])} tiles are not compared")
+    return [
+        (plan, bundles[name], keys, aside)
+        for name, keys in bundled.items()
+        if name in bundles and not isinstance(bundles[name], PlainTiles)  # files are compared shard by shard
+    ]
+
+
+def compare_bundle(plan: Plan, bundle: Bundle, keys: set[str], aside: set[str]) -> Findings:
+    """Read an archive or a product once more, front to back, and compare its tiles with the stored ones.
+
+    Args:
+        keys: of the tiles that were packed from it.
+        aside: paths of tiles that were set aside.
+    """
+    found = Findings()
+    with found.guard(bundle.name):
+        reader = ShardReader(plan.folder)
+        rows, values = {reader.key(row): row for row in range(len(reader))}, np.empty((1, *plan.shape), np.int16)
+        wanted = {key for key in keys if plan.chooses(key)}
+        compared: set[str] = set()
+        problems: dict[str, list[str]] = {}  # by key: a tile that comes again replaces the earlier one
+        for source, tile in bundle.tiles(keys - wanted):
+            counters().add(1, values.nbytes, 0)
+            if source.key in wanted:
+                compared.add(source.key)
+                problems[source.key] = list(_compare_stored(reader, rows[source.key], source.path, tile, values))
+            elif source.key not in rows and plan.chooses(source.path):
+                how = "was set aside when packing, but can be used now" if source.path in aside else "was not packed"
+                problems[source.key] = [f"{source.path}: {how}"] if isinstance(tile, Tile) else []
+        found.problems += [line for lines in problems.values() for line in lines]
+        found.compared += len(compared)
+        left = sorted(wanted - compared)
+        found.problems += [f"{bundle.name}: tile '{key}' was packed from it, but is gone" for key in left]
+    return found
+
+
+def _compare_stored(
+    reader: ShardReader, row: int, source: str, tile: Tile | TileError, values: np.ndarray
+) -> Iterator[str]:
+    shard, offset = reader.manifest.shards[reader.table["shard"][row]], reader.table["offset"][row]
+    where = f"{Path(reader.location) / shard.name}: tile '{reader.key(row)}' at byte {offset}"
+    try:
+        reader.read([row], values)
+    except ShardError:
+        return  # named already by check_shard
+    if isinstance(tile, TileError):
+        yield f"{where}: its source can't be read: {tile}"
+    elif not np.array_equal(tile.values, values[0]):
+        yield f"{where}: differs from its source {source}"

@@ -1,0 +1,272 @@
+"""One line on what a schema refuses: the dotted key, what it takes, what it was given, and how to write that."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from shards.config.fields import Says
+from shards.config.yaml import typed
+from shards.errors import ConfigError
+
+LONGEST_VALUE = 300  # characters of a value in a message
+BOUNDS = {"ge": "of at least {}", "gt": "greater than {}", "le": "at most {}", "lt": "less than {}"}
+NOTHING = ("", "none", "nil", "null")
+Kinds = dict[str, type[BaseModel]]
+
+
+def describe(error: ValidationError, schema: type[BaseModel]) -> str:
+    """One line for the first error, with the nearest key where a key was unknown."""
+    problems = error.errors(include_url=False)
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    key, kind, kinds = _locate(_place(first), schema)
+    keys = {_locate(_place(problem), schema)[0] for problem in problems}
+    others = sum(not any(one != other and other.startswith(f"{one}.") for other in keys) for one in keys) - 1
+    more = f" (and {others} more)" if others else ""
+    return _line(first, key, kind, schema, kinds) + more
+
+
+def _place(problem: Any) -> tuple[int | str, ...]:
+    """Where a problem is; a list that is too short as a whole."""
+    loc = problem["loc"]
+    return loc[:-1] if problem["type"] == "missing" and isinstance(loc[-1], int) else loc
+
+
+def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kinds) -> str:
+    value = problem["input"]
+    match problem["type"]:
+        case "extra_forbidden" | "invalid_key":
+            return f"unknown key '{key}'{_suggest(key, schema, kinds)}"
+        case "missing" if isinstance(value, dict):
+            return f"key '{key}' is required"
+        case "union_tag_invalid":
+            tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            near = _nearest(str(tag), re.findall(r"'([^']*)'", known))
+            return f"key '{key}.name': '{tag}' is none of {known}{near}"
+        case "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            if isinstance(value, dict):  # a section's rules name its own keys with a dot in front
+                message = re.sub(r"(?<!\S)\.(?=[a-z])", f"{key}." if key else "", message)
+            return f"key '{key}': {message}" if key else message
+    if kind is None:
+        return f"key '{key}': {problem['msg'][0].lower()}{problem['msg'][1:]}, got {_short(value)}"
+    return f"key '{key}': expected {_expected(kind)}, got {_short(value)}{_mend(value, kind)}"
+
+
+def _short(value: Any) -> str:
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+# ---- where ----
+
+
+def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, Any, Kinds]:
+    """The key of a pydantic location, the annotation of its value, and which kind of section each tag in it chose.
+
+    Tags, and the names that pydantic gives the members of a union, are no part of the key.
+    """
+    parts: list[str] = []
+    kinds: Kinds = {}
+    here: Any = schema
+    for part in loc:
+        if part == "[key]":  # of a mapping
+            continue
+        sections = list(_sections(here))
+        tagged = [section for section in sections if part in _tags(section)]
+        if len(sections) > 1 and tagged:
+            here = kinds[".".join(parts)] = tagged[0]
+        elif named := [section for section in sections if part in section.model_fields]:
+            parts.append(str(part))
+            here = _annotated(named[0].model_fields[str(part)])
+        elif sections or _items(here) is None:
+            if not sections and len(_members(here)) > 1:
+                continue  # "list[int]" or "literal['others']"
+            parts.append(str(part))
+            here = None
+        elif isinstance(part, int) or get_origin(_bare(here)) is dict:
+            parts.append(str(part))
+            here = _items(here, part)
+    return ".".join(parts), here, kinds
+
+
+def _annotated(field: FieldInfo) -> Any:
+    """A field's annotation with its bounds."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    """Members of a union but None, each with its bounds; else the annotation itself."""
+    bare = _bare(annotation)
+    if _is_union(bare):
+        found = [member for member in get_args(bare) if member is not NoneType]
+        outer = get_args(annotation)[1:] if bare is not annotation else ()
+        return [Annotated[member, *outer] if outer else member for member in found]
+    return [annotation]
+
+
+def _is_union(bare: Any) -> bool:
+    return get_origin(bare) in (Union, UnionType)
+
+
+def _items(annotation: Any, number: int | str = 0) -> Any:
+    """The annotation of a value in a list or mapping; None where it is neither."""
+    for member in _members(annotation):
+        bare = _strip(member)
+        if get_origin(bare) is dict:
+            return get_args(bare)[1]
+        if get_origin(bare) in (list, tuple):
+            args = get_args(bare)
+            return args[number] if isinstance(number, int) and len(args) > number and args[-1] is not ... else args[0]
+    return None
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The kinds of section that a field may hold; none where it holds a value."""
+    for member in _members(annotation):
+        bare = _bare(member)
+        if _is_union(bare):
+            yield from _sections(bare)
+        if isinstance(bare, type) and issubclass(bare, BaseModel):
+            yield bare
+
+
+def _tags(section: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(getattr(section.model_fields.get("name"), "annotation", None))
+
+
+# ---- which key was meant ----
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _suggest(key: str, schema: type[BaseModel], kinds: Kinds) -> str:
+    known = list(_keys(schema, "", kinds))
+    given, _, last = key.rpartition(".")
+    section = re.sub(r"\.\d+(?=\.|$)", "", given)  # entries of a list have the keys of one
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    # the right name in another section, then a misspelt one here, then a misspelt one elsewhere
+    for names, cutoff in ((known, 1.0), (siblings, 0.6), (known, 0.6)):
+        by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
+        if near := difflib.get_close_matches(last, by_last, n=1, cutoff=cutoff):
+            meant = by_last[near[0]]
+            return f"; did you mean '{f'{given}.{near[0]}' if given and meant in siblings else meant}'?"
+    return f"; known here: {', '.join(siblings or known)}"
+
+
+def _keys(schema: type[BaseModel], prefix: str, kinds: Kinds) -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        chosen = kinds.get(prefix + name)
+        annotation = _annotated(field)
+        for kind in [chosen] if chosen else [*_sections(annotation), *_sections(_items(annotation))]:
+            yield from _keys(kind, f"{prefix}{name}.", kinds)
+
+
+# ---- what it takes ----
+
+
+def _expected(annotation: Any) -> str:
+    """What a value is called: "a whole number, at least 1"."""
+    optional = ", or null" if NoneType in get_args(_bare(annotation)) else ""
+    told = " or ".join(dict.fromkeys(_one(member) for member in _members(annotation)))
+    return told + optional
+
+
+def _one(annotation: Any) -> str:
+    bare = _bare(annotation)
+    metadata = list(_flat(get_args(annotation)[1:])) if bare is not annotation else []
+    for item in metadata:
+        if isinstance(item, Says):
+            return item.text
+    if get_origin(bare) is Annotated or _is_union(bare):
+        return _expected(bare)
+    bounds = _bounds(metadata)
+    if get_origin(bare) is Literal:
+        return ("one of " if len(get_args(bare)) > 1 else "") + ", ".join(map(repr, get_args(bare)))
+    if get_origin(bare) in (list, tuple):
+        return _list(bare, metadata)
+    if isinstance(bare, type) and issubclass(bare, BaseModel):
+        return f"a section with the keys {', '.join(bare.model_fields)}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return names.get(bare, "another kind of value") + bounds
+
+
+def _list(bare: Any, metadata: list[Any]) -> str:
+    args = get_args(bare)
+    length = next((item.min_length for item in metadata if hasattr(item, "min_length")), 0)
+    if get_origin(bare) is tuple and args[-1] is not Ellipsis:
+        return f"a list of {len(args)} values, each {_expected(args[0])}"
+    return f"a list{' of one value or more' if length else ''}, each {_expected(args[0])}"
+
+
+def _flat(metadata: Sequence[Any]) -> Iterator[Any]:
+    for item in metadata:
+        yield from _flat(item.metadata) if isinstance(item, FieldInfo) else [item]
+
+
+def _bounds(metadata: list[Any]) -> str:
+    limits = {name: getattr(item, name) for item in metadata for name in BOUNDS if hasattr(item, name)}
+    if limits.keys() == {"ge", "le"}:
+        return f" from {limits['ge']} to {limits['le']}"
+    told = [text.format(limits[name]) for name, text in BOUNDS.items() if name in limits]
+    return f" {' and '.join(told)}" if told else ""
+
+
+def _mend(value: Any, annotation: Any) -> str:
+    """How to write what was probably meant: only what the key takes is advised."""
+    if value is None:
+        return ": an empty value is null: give a value, or remove the key"
+    if isinstance(value, str) and "${" in value:
+        return ": a variable is written ${NAME}, without a default"
+    kinds = [_strip(member) for member in _members(annotation)]
+    if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+        return ""
+    adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
+    for text, meant in _candidates(value):
+        with suppress(ValidationError):
+            adapter.validate_python(meant)
+            return f": write {text}"
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    return _nearest(value, choices) if isinstance(value, str) else ""
+
+
+def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
+    """Other ways to write a value, with what they are then."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in NOTHING:  # YAML writes it empty, ~ or null
+            yield "null", None
+        if percent := re.fullmatch(r"([0-9.]+) ?%", text):
+            with suppress(ValueError):
+                yield f"{float(percent[1]) / 100:g}", float(percent[1]) / 100
+        with suppress(ConfigError):
+            yield f"{text} without quotes", typed(text, "")
+            inner = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+            yield f"[{', '.join(inner)}]", [typed(part, "") for part in inner]
+    elif isinstance(value, bool | int | float):
+        if isinstance(value, float) and value.is_integer():
+            yield str(int(value)), int(value)
+        if value in (0, 1):
+            yield str(bool(value)).lower(), bool(value)
+        yield f"'{value}' in quotes, on a command line \"'{value}'\"", str(value)
+        yield f"[{value}]", [value]
+
+
+def _strip(annotation: Any) -> Any:
+    """An annotation without the bounds around it."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation

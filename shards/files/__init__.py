@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, local and remote storage, staged copies."""

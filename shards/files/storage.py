@@ -1,0 +1,278 @@
+"""Where the bytes of a shard folder come from: a local folder, or anything that fsspec reads by ranges.
+
+A reader needs three things of a place: a small file whole, a byte range into its own buffer, and a size.
+Local files are read by pread, not mapped: a file that was cut short is then an error line and not a
+SIGBUS. What a network or a shared file system refuses for a while is asked for again (shards/files/patience.py); what
+is there and wrong, or gone, is an error at once. fsspec is imported only for a remote place.
+"""
+
+import errno
+import functools
+import os
+import re
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from shards.errors import ShardError, UnreachableError
+from shards.files.patience import OPENING_S, PATIENCE_S, Patience, Trouble
+
+TIMEOUT_S = 60.0  # of one attempt
+MOST_WHOLE = 4 << 30  # bytes of a manifest or tile table; ten million tiles have one
+PIECE = 16 << 20  # bytes that one remote request asks for at most
+MOST_FILES = 1 << 16  # that a process asks to have open
+NO_RANGES = "the server sends the whole file where a range was asked for; use one that honours ranges"
+
+_PASSING = {
+    getattr(errno, name)
+    for name in "EIO ESTALE ETIMEDOUT EAGAIN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENOTCONN ESHUTDOWN ENOLINK "
+    "EREMOTEIO ECONNRESET ECONNREFUSED ECONNABORTED ENOMEM ENFILE EMFILE EINTR".split()
+}
+"""What NFS and Lustre answer while a server is away or fails over, and what a busy machine answers."""
+_LOCKED = {errno.EACCES, errno.EPERM}
+_LASTING = (PermissionError, IsADirectoryError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
+
+
+class Storage(Protocol):
+    """A folder of files that are read by name; many threads may call it at once.
+
+    ``read`` gives a whole small file, ``read_into`` fills all of a C-contiguous buffer with the bytes from
+    ``offset``, ``size`` is in bytes. All raise ShardError where the file is missing or too short, and its subclass
+    UnreachableError where the place did not answer, so that nothing is known of the file.
+    """
+
+    url: str  # for messages
+
+    def read(self, name: str) -> bytes: ...
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None: ...
+    def size(self, name: str) -> int: ...
+    def close(self) -> None: ...
+
+
+def open_storage(location: str | Path) -> Storage:
+    """The storage of a path, a ``file://`` URL or any URL that fsspec knows (``s3://``, ``https://``, ...)."""
+    text = str(location)
+    if text.startswith("file://"):
+        return LocalStorage(Path(unquote(urlsplit(text).path)))
+    return RemoteStorage(text) if "://" in text else LocalStorage(Path(text))
+
+
+class _Descriptor:
+    """An open file that closes when its last user lets go of it: dropping one never hurts a read in progress."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+class LocalStorage:
+    """A folder in this machine's file systems; as many files stay open as a quarter of the limit allows.
+
+    Args:
+        patience_s: seconds for which a read is tried again that a network file system refuses.
+    """
+
+    def __init__(self, folder: Path, patience_s: float = PATIENCE_S) -> None:
+        self.folder, self.url = folder, str(folder)
+        self._patience, self._patience_s = Patience(self.url), patience_s
+        self._files: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._bound = _allowed_files() // 4
+
+    def read(self, name: str) -> bytes:
+        return self._repeat(name, (self.folder / name).read_bytes)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        try:
+            self._read_into(name, offset, buffer)
+        except OSError:  # once more, with retries: their cost is no part of a good read
+            self._repeat(name, lambda: self._read_into(name, offset, buffer))
+
+    def size(self, name: str) -> int:
+        return self._repeat(name, lambda: (self.folder / name).stat().st_size)
+
+    def _read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        done, rest = 0, buffer.cast("B")
+        file = self._open(name)
+        while rest:  # again after a signal, and beyond 2 GiB
+            count = os.preadv(file.number, [rest], offset + done)
+            if not count:
+                size = os.fstat(file.number).st_size
+                raise ShardError(_cut_short(f"{self.folder / name}", offset, buffer.nbytes, size))
+            done, rest = done + count, rest[count:]
+
+    def _repeat(self, name: str, action: Callable[[], Any]) -> Any:
+        path = self.folder / name
+
+        def attempt() -> Any:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno in _PASSING:
+                    self.close()  # a stale handle stays stale: the next attempt opens the file anew
+                    raise Trouble(error.strerror) from None
+                raise self._error(path, error) from None
+
+        return self._patience.repeat(str(path), "", self._patience_s, attempt)
+
+    def close(self) -> None:
+        """Let go of all files: a read in progress keeps its own, a later one opens what has the name by then."""
+        with self._lock:
+            self._files = OrderedDict()
+
+    def _open(self, name: str) -> _Descriptor:
+        with self._lock:
+            files = self._files  # the next close drops it, with what is being opened now
+            if name in files:
+                files.move_to_end(name)
+                return files[name]
+        file = _Descriptor(os.open(self.folder / name, os.O_RDONLY))  # slow on Lustre: others read meanwhile
+        with self._lock:
+            files[name] = file
+            if len(files) > self._bound:
+                files.popitem(last=False)
+        return file
+
+    @staticmethod
+    def _error(path: Path, error: OSError) -> ShardError:
+        if error.errno in _LOCKED:
+            return UnreachableError(f"{path}: can't be read: {error.strerror}; ask its owner for access")
+        state = "missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
+        return ShardError(f"{path}: {state}; copy or pack it again")
+
+
+class RemoteStorage:
+    """A folder behind a URL, read by ranges through one fsspec file system; ``sleep`` waits so many seconds."""
+
+    def __init__(self, url: str, sleep: Callable[[float], Any] | None = None) -> None:
+        self._location = url.rstrip("/")
+        self.url = re.sub(r"://[^/@]*@", "://", self._location)  # messages are no place for a password
+        self._patience = Patience(self.url, sleep)
+        self._connect()
+
+    def read(self, name: str) -> bytes:
+        size, parts = self.size(name), []
+        if size > MOST_WHOLE:
+            raise ShardError(f"{self.url}/{name}: {size} bytes, far more than such a file has; check the URL")
+        for begin in range(0, size, PIECE):  # piece by piece: no memory for a size that is only claimed
+            piece = bytearray(min(PIECE, size - begin))
+            self._read_pieces(name, begin, memoryview(piece), OPENING_S)
+            parts.append(piece)
+        return b"".join(parts)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self._read_pieces(name, offset, buffer, PATIENCE_S)
+
+    def _read_pieces(self, name: str, offset: int, buffer: memoryview, seconds: float) -> None:
+        for begin in range(0, buffer.nbytes, PIECE):
+            piece, place = buffer.cast("B")[begin : begin + PIECE], offset + begin
+            read = functools.partial(self._read_once, name, place, piece)
+            self._repeat(name, f" at offset {place}", read, seconds)
+
+    def size(self, name: str) -> int:
+        size = self._repeat(name, "", lambda: self._call("info", name)["size"])
+        if size is None:
+            raise UnreachableError(f"{self.url}/{name}: the server doesn't tell the size; use one that does")
+        return size
+
+    def close(self) -> None:
+        """Ends the pauses of reads in progress, which then fail."""
+        self._patience.close()
+
+    def _connect(self) -> None:
+        self._http = self._location.startswith(("http://", "https://"))
+        # a compressed answer has another length, and ranges of it mean other bytes
+        options = {"headers": {"Accept-Encoding": "identity"}} if self._http else {}
+        try:
+            from fsspec.core import url_to_fs
+
+            self._filesystem, folder = url_to_fs(self._location, skip_instance_cache=True, **options)
+        except (ImportError, ValueError) as error:
+            mend = "pip install -e '.[remote]' in the checkout" if isinstance(error, ImportError) else "check the URL"
+            raise ShardError(f"{self.url}: {_reason(error)}; {mend}") from None
+        self._folder, self._process = folder.rstrip("/"), os.getpid()
+
+    def _read_once(self, name: str, offset: int, buffer: memoryview) -> None:
+        where, wanted = f"{self.url}/{name}", len(buffer)
+        options = {"raise_for_status": functools.partial(_must_be_range, where, offset, wanted)} if self._http else {}
+        try:
+            data = self._call("cat_file", name, start=offset, end=offset + wanted, **options)
+        except Exception as error:
+            if getattr(error, "status", 0) != 416 and getattr(error, "errno", 0) != errno.EINVAL:
+                raise
+            data = b""  # no byte of the range exists, as HTTP and S3 say it
+        if len(data) > wanted:
+            raise UnreachableError(f"{where}: {NO_RANGES}")
+        if len(data) < wanted:
+            size = self.size(name)
+            if offset + wanted > size:
+                raise ShardError(_cut_short(where, offset, wanted, size))
+            raise ConnectionError(f"{len(data)} bytes where {wanted} were asked for")
+        buffer[:] = data
+
+    def _call(self, method: str, name: str, **options: Any) -> Any:
+        if self._process != os.getpid():
+            self._connect()  # fsspec's event loop doesn't survive a fork
+        if self._filesystem.async_impl:
+            options["timeout"] = TIMEOUT_S
+        return getattr(self._filesystem, method)(f"{self._folder}/{name}", **options)
+
+    def _repeat(self, name: str, place: str, action: Callable[[], Any], seconds: float = OPENING_S) -> Any:
+        where = f"{self.url}/{name}"
+
+        def attempt() -> Any:
+            try:
+                return action()
+            except ShardError:
+                raise
+            except Exception as error:  # every backend has errors of its own
+                cause = _cause(error)
+            status = getattr(cause, "status", None)
+            if isinstance(cause, FileNotFoundError) or status == 404:
+                raise ShardError(f"{where}: missing; check the URL, or copy or pack it again")
+            if isinstance(cause, _LASTING) or (status and status < 500 and status not in (408, 429)):
+                reason = f"can't be read{place}: {_reason(cause)}"
+                raise UnreachableError(f"{where}: {reason}; check the URL and the credentials")
+            raise Trouble(_reason(cause))
+
+        return self._patience.repeat(where, place, seconds, attempt)
+
+
+def _allowed_files() -> int:
+    """Raise the soft limit of open files as far as the hard one allows; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
+
+
+def _cut_short(where: str, offset: int, wanted: int, size: int) -> str:
+    return f"{where}: cut short: {wanted} bytes wanted at offset {offset}, the file has {size}; copy or pack it again"
+
+
+async def _must_be_range(where: str, offset: int, wanted: int, response: Any) -> None:
+    """Refuse a whole file at its headers, before a shard has come over the network for one tile."""
+    if response.status == 200 and (offset or response.content_length != wanted):
+        response.close()
+        raise UnreachableError(f"{where}: {NO_RANGES}")
+
+
+def _cause(error: Exception) -> BaseException:
+    """What happened: fsspec's `info` calls every failure of an HTTP server "not found"."""
+    cause = error.__cause__
+    hidden = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    return cause if cause and hidden else error
+
+
+def _reason(error: BaseException) -> str:
+    """An error as part of a line."""
+    status = getattr(error, "status", None)  # with one, the text repeats the URL
+    text = " ".join(str(error).split())
+    return f"HTTP {status} {getattr(error, 'message', '')}" if status else f"{type(error).__name__}: {text}"

@@ -1,0 +1,84 @@
+"""Arrays and JSON out of bytes that may be anybody's: no objects, and no more memory than the bytes can fill."""
+
+import io
+import json
+import math
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.files.text import decode_text
+
+UNPACKED, TIMES = 256 << 20, 100
+"""An ``.npz`` file may unpack to 256 MiB and a hundred times its size: tables of counts pack well, bombs better."""
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_json_value(data: bytes | str) -> Any:
+    """What JSON text says, in UTF-8 or what its byte order mark names.
+
+    Raises:
+        ValueError: anything else, a key that is given twice and nesting that is too deep included.
+    """
+    try:
+        text = data if isinstance(data, str) else decode_text(data)
+        return json.loads(text, object_pairs_hook=_unique_object)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key '{twice[:80]}' is given twice")
+    return found
+
+
+def read_npy(data: bytes) -> np.ndarray:
+    """An array from ``.npy`` bytes; raises ValueError where they hold none, objects, or less than their header says."""
+    try:
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = _HEADERS[version](file)
+        claimed, held = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+        if any(length < 0 for length in shape) or claimed > held:
+            raise ValueError(f"its header tells of {claimed} bytes where {held} follow")
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy parses the header as Python: damage ends in errors of any kind
+        raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+
+
+def check_zipped(member: zipfile.ZipInfo, size: int) -> None:
+    """Raise ValueError where reading a member of a zip file of ``size`` bytes would take the memory that it claims."""
+    if member.compress_size > size:
+        raise ValueError(f"{member.filename[:80]!r} claims {member.compress_size} bytes of a file of {size}")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):  # LZMA's dictionary
+        raise ValueError(f"{member.filename[:80]!r} has packing {member.compress_type}: zip it again by deflate")
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz`` file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: damaged, holding objects, or unpacking to far more than such files do.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+            allowed = UNPACKED + TIMES * path.stat().st_size
+            for member in members:
+                check_zipped(member, path.stat().st_size)
+            if sum(member.file_size for member in members) > allowed:
+                raise ValueError(f"it would unpack to more than {allowed >> 20} MiB")
+            return {member.filename.removesuffix(".npy"): read_npy(file.read(member)) for member in members}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile and zlib raise errors of many kinds
+        raise ValueError(f"{path.name}: {' '.join(str(error).split()) or type(error).__name__}") from None

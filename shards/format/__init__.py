@@ -1,0 +1,1 @@
+"""The shard format: tile codec, manifest, tile table, per-band statistics."""

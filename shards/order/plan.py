@@ -1,0 +1,197 @@
+"""The order of samples, a pure function of (dataset, seed, position): nothing depends on ranks or history.
+
+An epoch visits every *unit* once: a tile, or a location with one of its timestamps (as published).
+Sample number ``n`` of a run (0, 1, 2, ... over all epochs) is unit ``order(n // N)[n % N]``, N the number
+of units. Global step t takes the numbers t*G to (t+1)*G, and rank r a contiguous slice of them, so a run
+resumes from one integer on any number of processes. Orders are computed for the asked positions alone
+(shards/order/random_bits.py), never stored.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.errors import ConfigError
+from shards.order.random_bits import fold_in, hash_names, permute, uniform
+from shards.order.selection import OrderConfig
+
+
+def hold_out(
+    table: np.ndarray, share: float, seed: int, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split tile rows into (training, held out) by location, so that no place is in both.
+
+    A location is held out where its draw, a hash of its name and the seed, falls below the share: so it keeps its
+    side when the dataset grows. Of ``n`` locations about ``share * n`` are held out. Where no draw falls below the
+    share, which small datasets meet, the location of the smallest draw is held out alone; it is the only one that
+    can change sides later.
+
+    Args:
+        table: of the tiles (shards/format/table.py).
+        share: part of the locations to hold out, 0 for none; at least one where it is above 0.
+        rows: to split; all by default.
+
+    Returns:
+        Two ascending int64 arrays of row numbers.
+
+    Raises:
+        ConfigError: too few locations for both sides.
+    """
+    rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
+    if share == 0:
+        return rows, rows[:0]
+    places, first = np.unique(table["place"][rows], return_index=True)
+    draws = hash_names(fold_in(seed, "hold out"), table["location"][rows][first])
+    chosen = draws < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    if not chosen.any() and len(places):
+        chosen[np.lexsort((places, draws))[0]] = True
+    if chosen.all():
+        raise ConfigError(
+            f"key 'data.holdout': {len(places)} locations are too few to hold out {share:g} of them and to train on "
+            "others: lower it, or set 0 to hold out none"
+        )
+    held = np.isin(table["place"][rows], places[chosen])
+    return rows[~held], rows[held]
+
+
+def held_out_hash(table: np.ndarray, held_out: np.ndarray) -> str:
+    """SHA-256 over the names of the locations of held-out rows: tells whether two runs hold out the same ones."""
+    names = sorted(set(table["location"][held_out].tolist()))
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Units:
+    """What an epoch visits once each: groups of tile rows.
+
+    Attributes:
+        rows: int64, tile rows, those of one unit adjacent.
+        first: int64 (units + 1,): where each unit's rows begin in ``rows``.
+        shard: uint32 (units,), ascending: the shard of each unit's first row.
+    """
+
+    rows: np.ndarray
+    first: np.ndarray
+    shard: np.ndarray
+
+    @classmethod
+    def of(cls, table: np.ndarray, rows: np.ndarray, sampling: str) -> "Units":
+        """Units of tile rows, one a tile or one a location."""
+        if sampling == "tile":
+            return cls(rows, np.arange(len(rows) + 1), table["shard"][rows])
+        places = table["place"][rows]
+        order = np.lexsort((rows, places))  # a location that grew by --append has rows in several shards
+        first = np.flatnonzero(np.diff(places[order], prepend=-1))
+        grouped = rows[order]
+        return cls(grouped, np.append(first, len(rows)), table["shard"][grouped[first]])
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+class SamplePlan:
+    """Which tile each sample number of a run is.
+
+    Args:
+        table: of the tiles.
+        rows: the tile rows to use, ascending.
+        dataset: content hash of the shards.
+        seed: of the order.
+        order: shuffle and sampling.
+
+    Attributes:
+        rows: as given.
+        units: what an epoch visits.
+    """
+
+    def __init__(
+        self, table: np.ndarray, rows: np.ndarray, dataset: str, seed: int, order: OrderConfig | None = None
+    ) -> None:
+        self.rows, self.dataset, self.seed = rows, dataset, seed
+        self.order = order or OrderConfig()
+        self.units = Units.of(table, rows, self.order.sampling)
+        if not len(self.units):
+            raise ConfigError("no tile is left to train on: check the view and 'data.holdout'")
+        shards, first = np.unique(self.units.shard, return_index=True)
+        self._shard_first = np.append(first, len(self.units))
+        self._num_shards = len(shards)
+
+    def __len__(self) -> int:
+        """Units in an epoch."""
+        return len(self.units)
+
+    def epochs(self, samples: np.ndarray) -> np.ndarray:
+        """Epoch of each sample number."""
+        return samples // len(self)
+
+    def tiles(self, samples: np.ndarray) -> np.ndarray:
+        """int64: tile row of each sample number."""
+        return self.pairs(samples)[:, 0]
+
+    def pairs(self, samples: np.ndarray) -> np.ndarray:
+        """int64 (len(samples), 2): two tile rows of each sample's unit, of different timestamps where there are two."""
+        epochs, positions = np.divmod(np.asarray(samples, dtype=np.int64), len(self))
+        pairs = np.empty((len(positions), 2), dtype=np.int64)
+        for epoch in np.unique(epochs):  # at most two: a batch may end one epoch and begin the next
+            here = epochs == epoch
+            units = self._units_at(int(epoch), positions[here])
+            pairs[here] = self._timestamps(int(epoch), units)
+        return pairs
+
+    def shards_from(self, sample: int) -> np.ndarray:
+        """Shard numbers in the order in which the epoch of a sample number first needs them, from that sample on."""
+        epoch, position = divmod(sample, len(self))
+        shards = np.unique(self.units.shard)
+        if self.order.shuffle == "global":
+            return shards
+        order = permute(self._key(epoch), self._num_shards, np.arange(self._num_shards))
+        ends = np.cumsum(np.diff(self._shard_first)[order])
+        begun = int(np.searchsorted(ends, position, side="right")) // self.order.window * self.order.window
+        return np.roll(shards[order], -begun)
+
+    def _key(self, epoch: int) -> int:
+        return fold_in(self.dataset, self.seed, "order", epoch, self.order.shuffle)
+
+    def _units_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """int64: the unit at each position of an epoch."""
+        key = self._key(epoch)
+        if self.order.shuffle == "global":
+            return permute(key, len(self), positions)
+        return self._windowed(key, positions)
+
+    def _windowed(self, key: int, positions: np.ndarray) -> np.ndarray:
+        """Permute the shards, cut them into windows, permute the units inside each window."""
+        shards = permute(key, self._num_shards, np.arange(self._num_shards))
+        ends = np.cumsum(np.diff(self._shard_first)[shards])  # position after each shard, in shuffled order
+        last_of_window = np.minimum(
+            np.arange(self.order.window, self._num_shards + self.order.window, self.order.window), self._num_shards
+        )
+        window_ends = ends[last_of_window - 1]
+        windows = np.searchsorted(window_ends, positions, side="right")
+        units = np.empty(len(positions), dtype=np.int64)
+        for window in np.unique(windows):
+            here = windows == window
+            begin = window_ends[window - 1] if window else 0
+            length = int(window_ends[window] - begin)
+            place = begin + permute(fold_in(key, int(window)), length, positions[here] - begin)
+            slot = np.searchsorted(ends, place, side="right")
+            before = np.where(slot > 0, ends[slot - 1], 0)
+            units[here] = self._shard_first[shards[slot]] + place - before
+        return units
+
+    def _timestamps(self, epoch: int, units: np.ndarray) -> np.ndarray:
+        """Two tile rows of each unit, drawn by (epoch, unit)."""
+        first, count = self.units.first[units], self.units.first[units + 1] - self.units.first[units]
+        draws = uniform(fold_in(self.dataset, self.seed, "timestamp", epoch), units, 2)
+        one = (draws[:, 0] * count).astype(np.int64)
+        step = 1 + (draws[:, 1] * (count - 1)).astype(np.int64)  # 1 to count - 1: never the same again
+        other = np.where(count > 1, (one + step) % count, one)
+        return self.units.rows[np.stack([first + one, first + other], axis=1)]
+
+
+def rank_samples(step: int, global_batch: int, rank: int, world_size: int) -> np.ndarray:
+    """Sample numbers of one rank at one step, int64 (global_batch // world_size,)."""
+    share = global_batch // world_size
+    begin = step * global_batch + rank * share
+    return np.arange(begin, begin + share, dtype=np.int64)

@@ -1,0 +1,174 @@
+"""`pack`: tiles become a folder of shards; parallel over processes and nodes, restartable, the same bytes every time.
+
+One scan makes the file list, the list fixes the cut (shards/pack/listing.py), and every shard is a job of its
+own. A shard with an index is finished; everything else is written anew after a kill. Parts of an array
+job take every n-th shard and share nothing but the folder. The manifest comes last (shards/pack/merge.py): a
+folder without one is unfinished.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shards.errors import ShardError, TileError
+from shards.files.atomic import sweep
+from shards.format.codec import PRESETS
+from shards.format.manifest import Rejected, ShardIndex, read_json
+from shards.pack.intermediate import SpoolReader, remove_spool, spool_bundles
+from shards.pack.listing import ListedTile, PackRecord, read_list
+from shards.pack.merge import PackResult, merge_shards, missing_shards, shard_name
+from shards.pack.scan import PackConfig, begin, cut_generation, list_spooled
+from shards.pack.writer import Sample, encode_sample, index_path, write_shard
+from shards.sensors.sensor import Sensor, get_sensor
+from shards.sources.bundles import Bundle, find_bundles
+from shards.sources.geotiff import read_tile
+from shards.sources.labels import Labels, make_grid
+from shards.workers import counters, run_jobs
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part ``number`` (1, 2, ... ``of``) of the shards."""
+
+    number: int = 1
+    of: int = 1
+
+    def take(self, everything: Sequence) -> list:
+        """This part's share of a sequence."""
+        return list(everything[self.number - 1 :: self.of])
+
+
+def pack(
+    source: Path,
+    dest: Path,
+    config: PackConfig,
+    workers: int = 1,
+    max_bad: float = 0.01,
+    labels: Labels | None = None,
+    append: bool = False,
+) -> PackResult:
+    """Write all tiles of ``source`` into shards in ``dest``, or finish what an earlier run began.
+
+    Args:
+        workers: processes.
+        max_bad: largest share of unusable tiles at which the result still counts as a dataset.
+        append: add the tiles of ``source`` that ``dest`` has not yet, as new shards beside the old ones.
+
+    Raises:
+        SourceError: no tiles.
+        ShardError: ``dest`` holds other work.
+        TooManyBadTiles: finished shards are kept, but no manifest is written.
+    """
+    written = pack_part(source, dest, config, Part(), workers, labels, append)
+    result = merge(dest, workers, max_bad, source)
+    return replace(result, written=written + result.written)
+
+
+def pack_part(
+    source: Path,
+    dest: Path,
+    config: PackConfig,
+    part: Part,
+    workers: int = 1,
+    labels: Labels | None = None,
+    append: bool = False,
+) -> int:
+    """Write one part's shards; `merge` joins the parts. Returns the number of shards written now."""
+    sensor = get_sensor(config.sensor)
+    record = begin(source, dest, config, sensor, labels, append)
+    if not record.generations[-1].list_name:
+        options = record.options
+        bundles = find_bundles(
+            source, sensor, options["size"], config.limits, options.get("cut", False), config.pattern
+        )
+        spool_bundles(part.take(_unchanged(bundles, record, source)), dest, record, workers)
+        record = list_spooled(dest, must=part.of == 1)
+    if not record.generations[-1].list_name:
+        return 0  # other parts still read their bundles; `merge` goes on from here
+    return _write_missing(dest, record, part, workers, source, labels)
+
+
+def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | None = None) -> PackResult:
+    """Join the parts of an array job: assemble what was read from bundles, then write table and manifest.
+
+    Raises:
+        ShardError: a part is not finished; the line names what is missing.
+    """
+    record = list_spooled(dest, must=True)
+    missing = missing_shards(dest, record)
+    if missing and not record.generations[-1].bundles:
+        raise ShardError(f"{dest}: {len(missing)} shards are not written yet, e.g. {missing[0]}: run their parts again")
+    written = _write_missing(dest, record, Part(), workers, None, None) if missing else 0
+    result = merge_shards(dest, max_bad, written, source)
+    filtered = remove_spool(dest, len(record.generations))
+    return replace(result, filtered=filtered)
+
+
+def _write_missing(
+    dest: Path, record: PackRecord, part: Part, workers: int, source: Path | None, labels: Labels | None
+) -> int:
+    """Write those shards of a part that are not there yet; returns how many."""
+    jobs, total, done = [], 0, 0
+    for number, generation in enumerate(record.generations):
+        cut = cut_generation(record, read_list(dest, generation))
+        shards = [(dest / shard_name(generation.first_shard + i), tiles) for i, tiles in enumerate(cut)]
+        for tar, tiles in part.take(shards):
+            total += len(tiles)
+            if is_whole(tar):
+                done += len(tiles)
+                continue
+            sweep(dest, f"{tar.stem}.*")
+            jobs.append((tar, number, tiles, record, source, labels))
+    for _ in run_jobs(_write_one, jobs, workers, total, done, "pack"):
+        pass
+    return len(jobs)
+
+
+def is_whole(tar: Path) -> bool:
+    """A shard is finished when its index is there and the tar has the length the index names."""
+    try:
+        return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size
+    except (ShardError, OSError):
+        return False
+
+
+def _write_one(
+    tar: Path, generation: int, tiles: list[ListedTile], record: PackRecord, source: Path | None, labels: Labels | None
+) -> None:
+    """One job: the shard ``tar`` from its tiles, wherever they lie."""
+    sensor = record.sensor
+    if record.generations[generation].bundles:
+        samples: Iterator[Sample | Rejected] = SpoolReader(tar.parent, generation).samples(tiles)
+    else:
+        assert source is not None  # `merge` refuses to write these
+        samples = _read_samples(source, labels, tiles, sensor, record)
+    write_shard(tar, samples, sensor.num_bands)
+
+
+def _read_samples(
+    source: Path, labels: Labels | None, tiles: list[ListedTile], sensor: Sensor, record: PackRecord
+) -> Iterator[Sample | Rejected]:
+    """Read and encode the tiles of a shard, one at a time; unusable ones come as `Rejected`."""
+    codec = PRESETS[record.options["codec"]]
+    for tile_source in (tile.source for tile in tiles):
+        path = source / tile_source.path
+        try:
+            tile = read_tile(path, sensor, record.options["size"])
+            grid = make_grid(tile.values.shape, tile.crs, tile.transform)
+            mask = (
+                labels.read("" if labels.one_file else tile_source.mask, grid) if labels and tile_source.mask else None
+            )
+            sample = encode_sample(tile_source, tile, mask, sensor, codec)
+        except TileError as error:
+            counters().add(1, 0, 0)
+            yield Rejected(path=tile_source.path, reason=str(error).removeprefix(f"{path}: "))
+            continue
+        counters().add(1, tile.values.nbytes, len(sample.tile))
+        yield sample
+
+
+def _unchanged(bundles: list[Bundle], record: PackRecord, source: Path) -> list[Bundle]:
+    """The bundles that the record names; raises ShardError where they are others now."""
+    if [[bundle.name, bundle.fingerprint()] for bundle in bundles] != record.generations[-1].bundles:
+        raise ShardError(f"{source}: its archives or products changed since pack began; choose another DEST")
+    return bundles

@@ -1,0 +1,285 @@
+"""`index`: WebDataset tars of others become a dataset that we read, without a byte of them being changed.
+
+A sample is a tile member (``.tile`` of ours, ``.npy`` or ``.tif``) and, where it is there, a ``.json`` that
+says where and when. One pass over each tar finds the members, decodes every tile for its statistics, and
+writes an index beside the tar; table and manifest follow as for our own shards.
+"""
+
+import hashlib
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import ShardError
+from shards.files.atomic import write_atomic
+from shards.format.codec import PRESETS, build_codec
+from shards.format.manifest import (
+    FORMAT,
+    MANIFEST,
+    Rejected,
+    ShardIndex,
+    Sums,
+    TileColumns,
+    read_json,
+    read_manifest,
+    to_json,
+)
+from shards.format.statistics import BandSums
+from shards.format.table import QUALITY
+from shards.format.tar_members import Member as TarMember
+from shards.format.tar_members import check_member
+from shards.pack.foreign import GeoTiffTile, NpyTile
+from shards.pack.merge import join_shards
+from shards.pack.writer import checksum, index_path
+from shards.sensors.sensor import NODATA, Sensor, get_sensor
+from shards.sources.descriptions import read_description
+from shards.sources.members import Links, Member, link_target
+from shards.sources.walk import is_data, member_name
+from shards.workers import counters, run_jobs
+
+KINDS = {"tile": "tile", "npy": "npy", "tif": "tif", "tiff": "tif"}
+
+
+def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
+    """Index all tars of a folder and join them to a dataset; prints what there is and returns 0.
+
+    Raises:
+        ShardError: no tars, a damaged one, or tiles of different kinds or shapes.
+    """
+    if not folder.is_dir():
+        raise ShardError(f"{folder}: no such folder of tars")
+    packed = sorted(path for ending in ("*.tar.gz", "*.tgz") for path in folder.glob(ending) if is_data(path.name))
+    if packed:
+        raise ShardError(f"{packed[0]}: compressed tars can't be read by ranges; unpack it with gunzip, or use `pack`")
+    tars = sorted(path for path in folder.glob("*.tar") if is_data(path.name))
+    if not tars:
+        raise ShardError(f"{folder}: no .tar files")
+    sensor = get_sensor(sensor_name)
+    config, shape = _first_tile(tars[0], sensor)
+    anew = _was_otherwise(folder, config, sensor)
+    missing = [tar for tar in tars if anew or not _is_indexed(tar)]
+    doubts = Doubts()
+    for found in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
+        doubts.add(found)
+    for line in doubts.lines():
+        print(f"note: {line}", file=sys.stderr)
+    rejected = [bad for tar in tars for bad in read_json(index_path(tar), ShardIndex).rejected]
+    for bad in rejected:
+        print(f"set aside: {bad.path}: {bad.reason}", file=sys.stderr)
+    manifest = join_shards(folder, [tar.name for tar in tars], config, shape, sensor, generations=1)
+    print(
+        f"indexed {manifest.tiles} tiles of {manifest.locations} locations in {len(tars)} tars "
+        f"({len(missing)} read now, {manifest.rejected} tiles set aside): {folder}"
+    )
+    return 0
+
+
+def _is_indexed(tar: Path) -> bool:
+    try:
+        return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size
+    except (ShardError, OSError):
+        return False
+
+
+def _was_otherwise(folder: Path, config: dict[str, Any], sensor: Sensor) -> bool:
+    """Whether an earlier run read these tars as tiles of other bands."""
+    if not (folder / MANIFEST).exists():
+        return False
+    try:
+        before = read_manifest(folder)
+    except ShardError:  # damaged: written anew
+        return False
+    return (before.codec, tuple(before.wavelength_nm)) != (config, sensor.wavelength_nm)
+
+
+def _first_tile(tar: Path, sensor: Sensor) -> tuple[dict[str, Any], list[int]]:
+    """Codec and shape of the first tile, which all others must share."""
+    for key, members, archive in samples(tar):
+        kind = _kind(tar, key, members)
+        data = _read(archive, members[kind][0])
+        for codec in _candidates(kind, sensor):
+            try:
+                tile = codec.decode(data)
+            except ShardError:
+                continue
+            if tile.ndim == 3 and len(tile) == sensor.num_bands:
+                return codec.get_config(), list(tile.shape)
+        raise ShardError(
+            f"{tar}: sample '{key}': .{kind} is no int16 tile with the {sensor.num_bands} {sensor.name} bands"
+        )
+    raise ShardError(f"{tar}: holds no samples")
+
+
+def _candidates(kind: str, sensor: Sensor) -> list[Any]:
+    if kind == "tile":
+        return [PRESETS["compact"], PRESETS["fast"]]
+    return [NpyTile(), NpyTile(bands_last=True)] if kind == "npy" else [GeoTiffTile.of(sensor)]
+
+
+Members = dict[str, tuple[tarfile.TarInfo, str]]
+
+
+@dataclass
+class Doubts:
+    """Fields of JSON members that can't be true, by field: how many, and a line on the first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def note(self, name: str, line: str) -> None:
+        self.counts[name] += 1
+        self.first.setdefault(name, line)
+
+    def add(self, other: "Doubts") -> None:
+        self.counts += other.counts
+        for name, line in other.first.items():
+            self.first[name] = min(line, self.first.get(name, line))  # tars come in any order
+
+    def lines(self) -> Iterator[str]:
+        """A line a field."""
+        for name, count in sorted(self.counts.items()):
+            yield f"{self.first[name]}: taken as unknown" + (f" (so in {count} samples)" if count > 1 else "")
+
+
+def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
+    """Runs of adjacent members with one key, by lower-case extension: WebDataset's rule for samples.
+
+    Raises:
+        ShardError: the tar is damaged or ends early; the line names the last whole member.
+    """
+    key, members, last, size = "", Members(), "none", tar.stat().st_size
+    try:
+        with tarfile.open(tar, "r:", tarinfo=TarMember) as archive:
+            told = []
+            for member in archive:
+                told.append(member)
+                last = member.name
+            for named, member in _files(told):
+                check_member(member)
+                if member.offset_data + member.size > size:
+                    raise EOFError(f"{named} goes beyond the end")
+                if not named.isprintable():
+                    raise ShardError(f"{tar}: member {named!r}: a name that is no text in UTF-8; write the tar anew")
+                folder, _, name = named.rpartition("/")
+                stem, _, extension = name.partition(".")
+                whole = f"{folder}/{stem}" if folder else stem
+                if whole != key and members:
+                    yield key, members, archive
+                    members = {}
+                key = whole
+                members[extension.lower()] = member, extension
+            if archive.offset + tarfile.BLOCKSIZE > size:
+                raise EOFError("no end-of-archive mark")
+            if members:
+                yield key, members, archive
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
+
+
+def _files(told: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The files that a tar leaves, in its order: (name, member with the content).
+
+    A later member of a name replaces an earlier one; a link is the content of the member that it leads to.
+    """
+    links = Links()
+    for number, one in enumerate(told):
+        name = member_name(one.name)
+        if one.isfile():
+            links.add(Member(name, number))
+        elif one.islnk():
+            links.add(Member(name, number, hard=member_name(one.linkname)))
+        elif one.issym():
+            links.add(Member(name, number, soft=link_target(name, one.linkname)))
+    last = {member_name(one.name): number for number, one in enumerate(told)}
+    for number, one in enumerate(told):
+        name = member_name(one.name)
+        if last[name] == number and is_data(name) and links.content(name) >= 0:
+            yield name, told[links.content(name)]
+
+
+def _kind(tar: Path, key: str, members: Members) -> str:
+    """Extension of the tile member."""
+    found = [extension for extension in members if extension in KINDS]
+    dotted = [extension for extension in members if extension.rpartition(".")[2] in KINDS and extension != "mask.npy"]
+    if not found and dotted:
+        base = key.rpartition("/")[2]
+        told, better = f"{base}.{dotted[0]}", f"{base}.{dotted[0]}".rpartition(".")
+        raise ShardError(
+            f"{tar}: '{told}' has a dot before its extension, and WebDataset splits names at the first dot, so that "
+            f"this one is the member '.{dotted[0]}' of a sample '{base}': write the tars with other names, e.g. "
+            f"'{better[0].replace('.', '-')}.{better[2]}'"
+        )
+    if len(found) != 1:
+        raise ShardError(f"{tar}: sample '{key}' has {len(found)} tile members of .tile, .npy and .tif; expected one")
+    return found[0]
+
+
+def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Sensor) -> Doubts:
+    """Write the index of one tar; returns what in its JSON members can't be true."""
+    doubts = Doubts()
+    codec = build_codec(config)
+    columns: dict[str, list] = {name: [] for name in TileColumns.model_fields}
+    sums = BandSums.empty(shape[0])
+    rejected: list[Rejected] = []
+    values = np.empty(shape, dtype=np.int16)
+    for key, members, archive in samples(tar):
+        member = members[_kind(tar, key, members)][0]
+        data = _read(archive, member)
+        try:
+            codec.decode(data, values)
+        except ShardError as error:
+            rejected.append(Rejected(path=f"{tar.name}!{member.name}", reason=str(error)))
+            continue
+        finally:
+            counters().add(1, values.nbytes, len(data))
+        row = _row(tar, key, members, archive, values, doubts)
+        row |= {"offset": member.offset_data, "length": len(data), "checksum": checksum(data)}
+        for name, value in row.items():
+            columns[name].append(value)
+        sums.add(BandSums.of(values))
+    with open(tar, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    index = ShardIndex(
+        format=FORMAT,
+        shard=tar.name,
+        size=tar.stat().st_size,
+        sha256=digest,
+        tiles=TileColumns(**columns),
+        sums=Sums(**vars(sums)),
+        rejected=rejected,
+    )
+    write_atomic(index_path(tar), to_json(index.sealed()))
+    return doubts
+
+
+def _row(
+    tar: Path, key: str, members: Members, archive: tarfile.TarFile, values: np.ndarray, doubts: Doubts
+) -> dict[str, Any]:
+    """The other columns, from the sample's JSON as far as it has them."""
+    told: dict[str, Any] = {}
+    if "json" in members:
+        told, wrong = read_description(_read(archive, members["json"][0]))
+        for name, reason in wrong.items():
+            doubts.note(name, f"{tar.name}: sample '{key}': {name if name == 'JSON' else f'field {name!r}'} {reason}")
+    row: dict[str, Any] = {name: told.get(name) for name in ("date", "lon", "lat", *QUALITY)}
+    row |= {name: told.get(name, "") for name in ("scene", "split")}
+    row |= {"location": told.get("location", key), "timestamp": told.get("timestamp", "00000")}
+    row |= {"key": key, "nodata": float(np.mean((values == NODATA).any(0)))}
+    mask = members.get("mask.npy")
+    data = _read(archive, mask[0]) if mask else b""
+    row |= {"mask_offset": mask[0].offset_data if mask else 0, "mask_length": len(data)}
+    return row | {"mask_checksum": checksum(data) if mask else 0}
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    data = file.read() if file else b""
+    if len(data) != member.size:
+        raise EOFError(f"{member.name} is cut short")
+    return data

@@ -1,0 +1,235 @@
+"""Bundles (archives, products) become shards in two steps, without unpacking anything to disk.
+
+A bundle yields its tiles in the order of its bytes, a shard wants them in the order of the permuted
+list. So each bundle is read once as a stream, and its tiles are encoded into *pieces*: shards in order
+of arrival, in a folder of their own, closed every few hundred tiles. When all bundles are read the list
+is known, and the shards are assembled by copying encoded bytes. A killed run keeps its finished pieces.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from shards.config import StrictModel
+from shards.errors import ShardError, TileError
+from shards.files.atomic import atomic_open, sweep, write_atomic
+from shards.files.untrusted import read_json_value, read_npy
+from shards.format.codec import PRESETS
+from shards.format.manifest import Rejected, ShardIndex, first_problem, read_json
+from shards.format.statistics import BandSums
+from shards.format.table import QUALITY
+from shards.pack.listing import ListedTile, PackRecord
+from shards.pack.writer import Sample, checksum, encode_sample, index_path, write_shard
+from shards.sources.bundles import Bundle
+from shards.sources.layouts import TileSource
+from shards.workers import counters, run_jobs
+
+PIECE_TILES = 256
+
+
+class _DoneMark(StrictModel):
+    """A bundle that was read to its end, with unusable tiles (location, timestamp, path, reason) and those left out."""
+
+    bundle: str
+    rejected: list[Annotated[list[str], Field(min_length=4, max_length=4)]]
+    filtered: dict[str, int]
+
+
+def spool_folder(dest: Path, generation: int) -> Path:
+    """Where the pieces of a generation wait; it can be removed when the manifest is there."""
+    return dest / f"spool-{generation:03d}"
+
+
+def spool_bundles(bundles: Sequence[Bundle], dest: Path, record: PackRecord, workers: int) -> None:
+    """Encode all tiles of the bundles into pieces; bundles that were finished earlier are skipped."""
+    folder = spool_folder(dest, len(record.generations) - 1)
+    folder.mkdir(exist_ok=True)
+    jobs = [(bundle, folder, record) for bundle in bundles if not _done_mark(folder, bundle.name).exists()]
+    for _ in run_jobs(_spool_one, jobs, workers, None, 0, "read"):
+        pass
+
+
+def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
+    stem = _stem(bundle.name)
+    sweep(folder, f"{stem}*")
+    pieces = sorted(folder.glob(f"{stem}-*.index.json"))
+    known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
+    sensor, codec = record.sensor, PRESETS[record.options["codec"]]
+    rejected: dict[str, list[str]] = {}
+
+    def encoded() -> Iterator[Sample]:
+        for source, tile in bundle.tiles(known, folder / stem):
+            rejected.pop(source.key, None)  # a tile that comes again replaces the earlier one
+            if isinstance(tile, TileError):
+                rejected[source.key] = [source.location, source.timestamp, source.path, str(tile)]
+                continue
+            sample = encode_sample(source, tile, None, sensor, codec)
+            counters().add(1, tile.values.nbytes, len(sample.tile))
+            yield sample
+
+    samples = encoded()
+    for number, first in enumerate(samples, start=len(pieces)):  # a piece begins with the first tile that it holds
+        piece = itertools.chain([first], itertools.islice(samples, PIECE_TILES - 1))
+        _write_piece(folder / f"{stem}-{number:05d}.tar", piece, sensor.num_bands)
+    mark = {"bundle": bundle.name, "rejected": [*rejected.values()], "filtered": bundle.filtered}
+    write_atomic(_done_mark(folder, bundle.name), json.dumps(mark) + "\n")
+
+
+def _write_piece(tar: Path, samples: Iterable[Sample], bands: int) -> None:
+    """A piece, and its tiles' sums beside it: written before the index, which says that all is there."""
+    sums: list[list[list[int]]] = []
+
+    def with_sums() -> Iterator[Sample]:
+        for sample in samples:
+            sums.append([getattr(sample.sums, name) for name in _SUMS])
+            yield sample
+        with atomic_open(_sums_path(tar)) as file:
+            np.save(file, np.asarray(sums, dtype=np.int64), allow_pickle=False)
+
+    write_shard(tar, with_sums(), bands)
+
+
+_SUMS = ("count", "total", "squares", "low", "high")
+
+
+def _sums_path(tar: Path) -> Path:
+    return tar.with_suffix(".sums.npy")
+
+
+def _stem(name: str) -> str:
+    """File name for a bundle's pieces: short, and another one for every bundle."""
+    return "bundle-" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _done_mark(folder: Path, name: str) -> Path:
+    return folder / f"{_stem(name)}.done.json"
+
+
+def spooled_tiles(dest: Path, record: PackRecord, must: bool) -> list[ListedTile] | None:
+    """The list that the spooled bundles make, sorted; None (or with ``must`` an error) while some are missing."""
+    folder = spool_folder(dest, len(record.generations) - 1)
+    tiles: dict[str, ListedTile] = {}
+    for name, _ in record.generations[-1].bundles:
+        mark = _done_mark(folder, name)
+        if not mark.exists():
+            if must:
+                raise ShardError(f"{dest}: {name} is not read yet: run the part that it belongs to again")
+            return None
+        for tile in _bundle_tiles(folder, name, mark):
+            other = tiles.setdefault(tile.source.key, tile)
+            if other is not tile:
+                raise ShardError(
+                    f"{other.source.path} and {tile.source.path} make the same sample key '{tile.source.key}': "
+                    "remove or rename one of them"
+                )
+    return sorted(tiles.values(), key=lambda tile: tile.source)
+
+
+def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
+    """The tiles of a bundle; of those with one key the last one counts."""
+    tiles: dict[str, ListedTile] = {}
+    for piece in sorted(folder.glob(f"{_stem(name)}-*.index.json")):
+        columns = read_json(piece, ShardIndex).tiles
+        tar = piece.name.removesuffix(".index.json")
+        rows = zip(columns.location, columns.timestamp, columns.scene, columns.date, strict=True)
+        for row, (location, timestamp, scene, date) in enumerate(rows):
+            source = TileSource(location, timestamp, name, scene, date or "")
+            tiles[source.key] = ListedTile(source, spooled=f"{tar}:{row}")
+    for location, timestamp, path, reason in _read_mark(mark).rejected:
+        source = TileSource(location, timestamp, path)
+        tiles[source.key] = ListedTile(source, rejected=reason)
+    return tiles.values()
+
+
+def filtered_tiles(dest: Path, record: PackRecord) -> dict[str, int]:
+    """How many tiles of the last generation broke which limit."""
+    folder, filtered = spool_folder(dest, len(record.generations) - 1), Counter[str]()
+    for mark in sorted(folder.glob("*.done.json")):
+        filtered.update(_read_mark(mark).filtered)
+    return dict(filtered)
+
+
+def _read_mark(path: Path) -> _DoneMark:
+    try:
+        return _DoneMark.model_validate(read_json_value(path.read_bytes()))
+    except ValueError as error:  # ValidationError too
+        what = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise ShardError(f"{path}: damaged ({what}); remove {path.parent} and pack again") from None
+
+
+def remove_spool(dest: Path, generations: int) -> dict[str, int]:
+    """Remove the pieces of a finished dataset; returns how many tiles of products broke which limit."""
+    filtered: Counter[str] = Counter()
+    for number in range(generations):
+        folder = spool_folder(dest, number)
+        for mark in sorted(folder.glob("*.done.json")):
+            filtered.update(_read_mark(mark).filtered)
+        shutil.rmtree(folder, ignore_errors=True)
+    return dict(filtered)
+
+
+class SpoolReader:
+    """Samples out of the pieces of a generation, as they were encoded."""
+
+    def __init__(self, dest: Path, generation: int) -> None:
+        self._folder = spool_folder(dest, generation)
+        self._indexes: dict[str, tuple[ShardIndex, np.ndarray]] = {}
+
+    def samples(self, tiles: Sequence[ListedTile]) -> Iterator[Sample | Rejected]:
+        """The sample of each listed tile; raises ShardError where a piece is missing or damaged."""
+        for tile in tiles:
+            if tile.rejected:
+                yield Rejected(path=tile.source.path, reason=tile.rejected)
+                continue
+            piece, _, row = tile.spooled.rpartition(":")
+            sample = self._sample(piece, int(row))
+            counters().add(1, 0, len(sample.tile))
+            yield sample
+
+    def _sample(self, piece: str, row: int) -> Sample:
+        tar = self._folder / f"{piece}.tar"
+        if piece not in self._indexes:
+            self._indexes[piece] = read_json(index_path(tar), ShardIndex), _read_sums(_sums_path(tar))
+        index, sums = self._indexes[piece]
+        columns = index.tiles
+        encoded = _read(tar, columns.offset[row], columns.length[row])
+        if checksum(encoded) != columns.checksum[row]:
+            raise ShardError(f"{tar}: tile '{columns.key[row]}' fails its checksum; remove {tar.parent} and pack again")
+        header = -(-columns.length[row] // 512) * 512 + columns.offset[row]  # the description follows the tile
+        size = int(_read(tar, header + 124, 11), 8)
+        names = ("key", "location", "timestamp", "scene", "split", "date", "lon", "lat", *QUALITY)
+        return Sample(
+            key=columns.key[row],
+            tile=encoded,
+            description=_read(tar, header + 512, size),
+            mask=b"",
+            sums=BandSums(*(column.tolist() for column in sums[row])),
+            row={name: getattr(columns, name)[row] for name in names},
+        )
+
+
+def _read_sums(path: Path) -> np.ndarray:
+    try:
+        return read_npy(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: can't be read ({error}); remove {path.parent} and pack again") from None
+
+
+def _read(path: Path, offset: int, length: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        data = os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
+    if len(data) != length:
+        raise ShardError(f"{path}: cut short; remove it and its index, and pack again")
+    return data

@@ -1,0 +1,169 @@
+"""One shard: a plain WebDataset tar and its index. Both appear by rename only; bytes depend on the tiles alone."""
+
+import hashlib
+import io
+import json
+import math
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numcodecs.abc import Codec
+
+from shards.files.atomic import atomic_open, write_atomic
+from shards.format.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, to_json
+from shards.format.statistics import BandSums
+from shards.format.table import QUALITY
+from shards.sensors.sensor import NODATA, Sensor
+from shards.sources.geotiff import Tile
+from shards.sources.labels import as_stored
+from shards.sources.layouts import TileSource
+
+
+def index_path(tar: Path) -> Path:
+    """Where the index of a shard lies: beside its tar."""
+    return tar.with_suffix(".index.json")
+
+
+def checksum(data: Any) -> int:
+    """XXH3-64 of any bytes-like object: a third of CRC-32C's time, in C and without the interpreter's lock."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """All that a shard keeps of one tile.
+
+    Attributes:
+        key: of the WebDataset sample.
+        tile: encoded bytes.
+        description: JSON bytes for readers without an index.
+        mask: ``.npy`` bytes of the label tile, or empty.
+        sums: of the tile's pixels.
+        row: the columns of the tile table but for offsets, lengths and checksums.
+    """
+
+    key: str
+    tile: bytes
+    description: bytes
+    mask: bytes
+    sums: BandSums
+    row: dict[str, Any]
+
+
+def encode_sample(source: TileSource, tile: Tile, mask: np.ndarray | None, sensor: Sensor, codec: Codec) -> Sample:
+    """Encode a tile, its label tile and what is known of both.
+
+    Args:
+        mask: integer (height, width) label codes, or None.
+
+    Raises:
+        TileError: label codes beyond int16.
+    """
+    quality: dict[str, float | None] = {name: tile.quality.get(name) for name in QUALITY}
+    quality["nodata"] = float(np.mean((tile.values == NODATA).any(0)))
+    lon, lat = (None if math.isnan(degrees) else round(degrees, 6) for degrees in tile.centre_lonlat())
+    row = {
+        "key": source.key,
+        "location": source.location,
+        "timestamp": source.timestamp,
+        "scene": source.scene,
+        "split": source.split,
+        "date": source.date or tile.date or None,  # a TIFF's own date is often the day of processing
+        "lon": lon,
+        "lat": lat,
+        **quality,
+    }
+    description = {
+        **row,
+        "shape": list(tile.values.shape),
+        "dtype": "int16",
+        "sensor": sensor.name,
+        "crs": tile.crs,
+        "transform": list(tile.transform),
+        "source": source.path,
+    }
+    return Sample(
+        key=source.key,
+        tile=bytes(codec.encode(tile.values)),
+        description=json.dumps(description, sort_keys=True).encode(),
+        mask=b"" if mask is None else _npy(as_stored(mask, source.mask)),
+        sums=BandSums.of(tile.values),
+        row=row,
+    )
+
+
+def write_shard(tar: Path, samples: Iterable[Sample | Rejected], bands: int) -> ShardIndex:
+    """Write samples in the order in which they come; those that were rejected are listed in the index.
+
+    Args:
+        tar: where the shard goes; its index goes beside it.
+        bands: of every tile.
+    """
+    columns: dict[str, list] = {name: [] for name in TileColumns.model_fields}
+    sums = BandSums.empty(bands)
+    rejected: list[Rejected] = []
+    with atomic_open(tar) as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for sample in samples:
+                if isinstance(sample, Rejected):
+                    rejected.append(sample)
+                    continue
+                for name, value in (sample.row | _add_sample(archive, sample)).items():
+                    columns[name].append(value)
+                sums.add(sample.sums)
+        length, digest = _measure(file)
+    index = ShardIndex(
+        format=FORMAT,
+        shard=tar.name,
+        size=length,
+        sha256=digest,
+        tiles=TileColumns(**columns),
+        sums=Sums(**vars(sums)),
+        rejected=rejected,
+    ).sealed()
+    write_atomic(index_path(tar), to_json(index))  # written after the tar: an index means a whole shard
+    return index
+
+
+def _add_sample(archive: tarfile.TarFile, sample: Sample) -> dict[str, int]:
+    """Append the members of a sample and return where they are."""
+    place = {
+        "offset": _add_member(archive, f"{sample.key}.tile", sample.tile),
+        "length": len(sample.tile),
+        "checksum": checksum(sample.tile),
+        "mask_offset": 0,
+        "mask_length": len(sample.mask),
+        "mask_checksum": checksum(sample.mask) if sample.mask else 0,
+    }
+    _add_member(archive, f"{sample.key}.json", sample.description)
+    if sample.mask:
+        place["mask_offset"] = _add_member(archive, f"{sample.key}.mask.npy", sample.mask)
+    return place
+
+
+def _add_member(archive: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a member and return where its data begins, in bytes. Owner and time are fixed: same tiles, same bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    archive.addfile(info, io.BytesIO(data))
+    return archive.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _measure(file: IO[bytes]) -> tuple[int, str]:
+    """Length in bytes and SHA-256 of what was written."""
+    file.flush()
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return length, hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

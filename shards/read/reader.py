@@ -1,0 +1,319 @@
+"""Planned reads: tile rows in, int16 values out, decoded by threads straight into the caller's buffer."""
+
+import hashlib
+import math
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from shards.config import check_config
+from shards.errors import ConfigError, ShardError, UnreachableError
+from shards.files.stage import StagedFile, StagedStorage
+from shards.files.storage import LocalStorage, Storage, open_storage
+from shards.files.untrusted import read_npy
+from shards.format import table
+from shards.format.codec import MOST, RawTile, SpectralPredictor, build_codec
+from shards.format.manifest import MANIFEST, Manifest, parse_json, read_manifest
+from shards.order.selection import ViewConfig
+from shards.order.view import view_rows
+from shards.read.quarantine import Quarantine
+
+_PIECE = 512 << 10
+"""Bytes that are read and hashed in one go: hashed while they are still in the cache."""
+
+_PACKED = 16
+"""Tiles that are this much larger or smaller than what is stored of them are looked at before memory is taken."""
+
+
+class ShardReader:
+    """Random access to the tiles of a shard folder.
+
+    Args:
+        location: what `pack` made: a folder, or any URL that fsspec reads by ranges.
+        threads: that read and decode; both release the interpreter's lock.
+        stage: node-local folder for copies of the shards; shared by the processes of a node.
+        stage_quota: bytes that the copies may take.
+        verify: compare every tile's bytes with their checksum.
+
+    Attributes:
+        manifest: the dataset's description.
+        table: its tiles, a row each in stored order (shards/format/table.py).
+
+    Raises:
+        ShardError: a file is missing, cut short or damaged; the line names it.
+    """
+
+    def __init__(
+        self,
+        location: str | Path,
+        threads: int = 1,
+        stage: Path | None = None,
+        stage_quota: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.location = str(location)
+        self.verify = verify
+        self._storage: Storage = open_storage(location)
+        self._url = self._storage.url.rstrip("/")  # for messages: without a password
+        self.manifest = self._read_manifest()
+        self._codec = build_codec(self.manifest.codec)
+        self._names = [entry.name for entry in self.manifest.shards]
+        self.table = self._read_table()
+        if stage is not None:
+            files = [StagedFile(entry.name, entry.size, entry.sha256) for entry in self.manifest.shards]
+            folder = stage / self.manifest.content_hash[:16]
+            self._storage = StagedStorage(self._storage, folder, files, stage_quota)
+        self._scratch = threading.local()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader") if threads > 1 else None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def tile_shape(self) -> tuple[int, int, int]:
+        """(bands, height, width)."""
+        bands, height, width = self.manifest.tile_shape
+        return bands, height, width
+
+    def key(self, row: int) -> str:
+        """Sample key of a tile row."""
+        return self.table["key"][row].decode(errors="replace")
+
+    def read(
+        self, rows: Sequence[int] | np.ndarray, out: np.ndarray, quarantine: Quarantine | None = None
+    ) -> list[int]:
+        """Decode tiles into ``out``, int16 (len(rows), bands, height, width), C-contiguous.
+
+        Args:
+            quarantine: takes bad tiles and names a substitute for each; without it a bad tile is an error.
+
+        Returns:
+            The rows that were read: those asked for, but for substitutes.
+
+        Raises:
+            UnreachableError: the place of the shards did not answer for minutes.
+            ShardError: a tile's bytes are not what was written; the line names shard, key and offset.
+        """
+        if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
+            raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not go into {out.dtype} {out.shape}")
+        work = [(int(row), target, quarantine) for row, target in zip(rows, out, strict=True)]
+        if self._pool is None or len(work) == 1:
+            return [self._read_or_replace(*item) for item in work]
+        return list(self._pool.map(lambda item: self._read_or_replace(*item), work))
+
+    def read_mask(self, row: int) -> np.ndarray | None:
+        """int16 (height, width): the label tile of a row, or None where it has none; raises ShardError like `read`."""
+        length = int(self.table["mask_length"][row])
+        if not length:
+            return None
+        data = np.empty(length, dtype=np.uint8)
+        self._fetch(row, "mask_", data)
+        where, shape = self._where(row, "mask_"), self.tile_shape[1:]
+        try:
+            mask = read_npy(data.tobytes())
+        except ValueError as error:
+            raise ShardError(f"{where}: does not decode: {error}") from None
+        if mask.shape != shape:
+            raise ShardError(f"{where}: a label tile of {mask.shape} where {shape} was expected")
+        return mask
+
+    def read_encoded(self, row: int) -> np.ndarray:
+        """uint8: the encoded bytes of a tile, checked; raises ShardError like `read`."""
+        data = np.empty(int(self.table["length"][row]), dtype=np.uint8)
+        self._fetch(row, "", data)
+        return data
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Start copying these shards to the node, in this order; nothing where copies were not asked for."""
+        if isinstance(self._storage, StagedStorage):
+            self._storage.prefetch([self._names[shard] for shard in shards])
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What staging did so far, for telemetry."""
+        names = ("staged", "read_through", "evicted", "downloaded_bytes")
+        return {name: getattr(self._storage, name) for name in names if hasattr(self._storage, name)}
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown()
+        self._storage.close()
+
+    def _read_or_replace(self, row: int, out: np.ndarray, quarantine: Quarantine | None) -> int:
+        if quarantine is None:
+            self._read_one(row, out)
+            return row
+        attempt, wanted = 0, row
+        while True:
+            if row not in quarantine:
+                try:
+                    self._read_one(row, out)
+                    return row
+                except UnreachableError:
+                    raise  # says nothing of the tile
+                except ShardError as error:
+                    quarantine.add(row, self.key(row), str(error))
+            attempt += 1
+            row = quarantine.substitute(wanted, attempt)
+
+    def _read_one(self, row: int, out: np.ndarray) -> None:
+        if isinstance(self._codec, RawTile):  # straight into the batch: no copy but the kernel's
+            target = out.reshape(-1).view(np.uint8)
+            if self.table["length"][row] != target.size:
+                raise ShardError(
+                    f"{self._where(row)}: {self.table['length'][row]} bytes where {target.size} are a tile"
+                )
+            self._fetch(row, "", target)
+            return
+        encoded = self._buffer(int(self.table["length"][row]))
+        self._fetch(row, "", encoded)
+        try:
+            self._codec.decode(encoded, out)
+        except ShardError as error:
+            raise ShardError(f"{self._where(row)}: {error}") from None
+
+    def _fetch(self, row: int, prefix: str, buffer: np.ndarray) -> None:
+        """Fill ``buffer`` with stored bytes and check them; a bad node-local copy is dropped.
+
+        Bytes that are wrong are read once more: on their way they can change, too.
+        """
+        name = self._names[self.table["shard"][row]]
+        offset, wanted = int(self.table[prefix + "offset"][row]), int(self.table[prefix + "checksum"][row])
+        if self._read_and_check(name, offset, buffer, wanted):
+            return
+        if isinstance(self._storage, StagedStorage):
+            self._storage.discard(name)
+        if self._read_and_check(name, offset, buffer, wanted):
+            return
+        raise ShardError(f"{self._where(row, prefix)} fails its checksum: the file was damaged; copy or pack it again")
+
+    def _read_and_check(self, name: str, offset: int, buffer: np.ndarray, wanted: int) -> bool:
+        """Whether the bytes are what was written; always true where they are not verified."""
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        if not self.verify:
+            self._storage.read_into(name, offset, view)
+            return True
+        digest = xxhash.xxh3_64()
+        step = _PIECE if isinstance(self._storage, LocalStorage) else max(len(view), 1)  # a remote read is one request
+        for begin in range(0, len(view), step):
+            piece = view[begin : begin + step]
+            self._storage.read_into(name, offset + begin, piece)
+            digest.update(piece)
+        return digest.intdigest() == wanted
+
+    def _buffer(self, size: int) -> np.ndarray:
+        """This thread's buffer for encoded bytes: kept, since fresh pages cost as much as the read."""
+        buffer = getattr(self._scratch, "buffer", None)
+        if buffer is None or buffer.size < size:
+            buffer = self._scratch.buffer = np.empty(size + size // 4, dtype=np.uint8)
+        return buffer[:size]
+
+    def _where(self, row: int, prefix: str = "") -> str:
+        name, offset = self._names[self.table["shard"][row]], self.table[prefix + "offset"][row]
+        return f"{self._url}/{name}: {'label ' if prefix else ''}tile '{self.key(row)}' at byte {offset}"
+
+    def _read_manifest(self) -> Manifest:
+        if "://" not in self.location:
+            return read_manifest(Path(self.location))
+        return parse_json(self._storage.read(MANIFEST), Manifest, f"{self._url}/{MANIFEST}")
+
+    def _read_table(self) -> np.ndarray:
+        """The tile table, checked against the manifest, and the size of every shard."""
+        path = f"{self._url}/{self.manifest.table}"
+        data = self._storage.read(self.manifest.table)
+        if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
+            raise ShardError(f"{path}: not the table that the manifest names: damaged; run `python -m shards merge`")
+        self._check_shards()
+        rows = table.from_bytes(data, path)
+        try:
+            table.check_places(rows, [entry.size for entry in self.manifest.shards])
+            if len(rows) != self.manifest.tiles:
+                raise ValueError(f"{len(rows)} tiles where the manifest tells of {self.manifest.tiles}")
+        except ValueError as error:
+            raise ShardError(f"{path}: damaged: {error}; run `python -m shards merge` on its folder") from None
+        self._check_tile_size(rows, path)
+        return rows
+
+    def _check_tile_size(self, rows: np.ndarray, path: str) -> None:
+        """The manifest's tile shape, by which batches are allocated, is one that the shards can hold."""
+        if not len(rows):
+            return
+        row, shape = int(rows["length"].argmax()), self.tile_shape
+        longest, wanted = int(rows["length"][row]), 2 * math.prod(shape)
+        fits = wanted <= longest * getattr(self._codec, "most", MOST)
+        if fits and wanted > _PACKED * longest and isinstance(self._codec, SpectralPredictor):
+            data = np.empty(longest, dtype=np.uint8)  # tiles of one value, or a forged shape: the tile itself knows
+            self._storage.read_into(self._names[rows["shard"][row]], int(rows["offset"][row]), memoryview(data))  # type: ignore[arg-type]
+            try:
+                fits = self._codec.shape_of(data) == shape
+            except ShardError:
+                pass  # a damaged tile is met, and named, when it is read
+        if not fits:
+            raise ShardError(
+                f"{self._url}/{MANIFEST}: damaged: tiles of {shape} don't come out of {longest} bytes, "
+                "the most that is stored of one; restore it, or pack again"
+            )
+        if max(longest, int(rows["mask_length"].max())) > _PACKED * wanted + (1 << 20):
+            raise ShardError(f"{path}: damaged: rows longer than any tile of {shape}; restore it")
+
+    def _check_shards(self) -> None:
+        """Every shard of a local folder is there and whole: one directory scan now instead of an error at midnight."""
+        folder = Path(self.location)
+        if not folder.is_dir():
+            return  # remote: a request a shard would take minutes, and reads tell as well
+        with os.scandir(folder) as files:
+            sizes = {file.name: file.stat().st_size for file in files if file.name.endswith(".tar")}
+        for entry in self.manifest.shards:
+            size = sizes.get(entry.name)
+            if size != entry.size:
+                state = "missing" if size is None else f"{size} bytes where {entry.size} were written"
+                raise ShardError(f"{folder / entry.name}: {state}; copy or pack it again")
+
+
+class TileDataset:
+    """A folder of shards as a sequence: ``dataset[i]`` is tile i, int16 (bands, height, width)."""
+
+    def __init__(self, reader: ShardReader, rows: np.ndarray) -> None:
+        self.reader, self.rows = reader, rows
+        self.manifest, self.table = reader.manifest, reader.table[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"tile {position} of {len(self)}")
+        out = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
+        self.reader.read([self.rows[position]], out)
+        return out[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[position] for position in range(len(self)))
+
+    def mask(self, position: int) -> np.ndarray | None:
+        """int16 (height, width): label codes of a tile, ``NODATA`` where there is no label; or None."""
+        return self.reader.read_mask(int(self.rows[position]))
+
+
+def open_dataset(location: str | Path, threads: int = 1, **view: object) -> TileDataset:
+    """Open what `pack` made, for notebooks, e.g. ``open_dataset(folder, max_cloud=0.05, split="train")``.
+
+    Args:
+        threads: that read and decode.
+        view: conditions that tiles must meet, as text and numbers (shards/order/view.py).
+
+    Raises:
+        ShardError: something is missing or damaged.
+        ConfigError: an unknown condition, a value that it can't have, or a list that can't be read.
+    """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"open_dataset: threads is {threads!r}: give a whole number above 0")
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in view.items()}
+    chosen = check_config(given, ViewConfig, "open_dataset")
+    reader = ShardReader(location, threads)
+    return TileDataset(reader, view_rows(chosen, reader.table))

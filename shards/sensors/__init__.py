@@ -1,0 +1,1 @@
+"""Sensors: band tables, bands found by wavelength, spectral response and resampling."""

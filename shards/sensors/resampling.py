@@ -1,0 +1,50 @@
+"""Spectra of one sensor to the bands of another, by Gaussian spectral responses."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shards.sensors.spectrum import gaps
+
+Values = Sequence[float] | np.ndarray
+SIGMA_OF_FWHM = 1 / (2 * np.sqrt(2 * np.log(2)))
+
+
+def response_matrix(wanted_nm: Values, wanted_fwhm: Values, bands_nm: Values, bands_fwhm: Values) -> np.ndarray:
+    """Weights (wanted, bands) that resample spectra by Gaussian spectral responses; each row adds up to 1.
+
+    A wanted band is the mean of the given ones under its own Gaussian, less what their widths blur already
+    (variances subtract); one narrower than those around it becomes linear interpolation. Rows are zero for bands whose
+    center lies more than half their width beyond the sensor's ends, or in a gap between its bands
+    (shards/sensors/spectrum.py): nothing is made up there.
+
+    Args:
+        wanted_nm, wanted_fwhm: centers and widths in nm, in any order.
+        bands_nm, bands_fwhm: of the given bands, in any order.
+    """
+    bands, widths = np.asarray(bands_nm, float), np.asarray(bands_fwhm, float)
+    order = np.argsort(bands, kind="stable")
+    matrix = np.zeros((len(wanted_nm), len(bands)))
+    stretches = np.split(order, gaps(bands[order], widths[order]))
+    for row, (center, width) in enumerate(zip(wanted_nm, wanted_fwhm, strict=True)):
+        for near in stretches:
+            if bands[near[0]] - width / 2 <= center <= bands[near[-1]] + width / 2:
+                matrix[row, near] = _weights(center, width, bands[near], widths[near])
+                break
+    return matrix
+
+
+def _weights(center: float, width: float, bands: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Of ascending bands without a gap, adding up to 1."""
+    spacing = np.gradient(bands) if len(bands) > 1 else np.ones(1)
+    nearest = int(np.abs(bands - center).argmin())
+    variance = (width * SIGMA_OF_FWHM) ** 2 - (widths[nearest] * SIGMA_OF_FWHM) ** 2
+    if variance > (0.5 * spacing[nearest]) ** 2:
+        weights = np.exp(-0.5 * (bands - center) ** 2 / variance) * spacing
+        return weights / weights.sum()
+    weights = np.zeros(len(bands))
+    place = float(np.interp(center, bands, np.arange(len(bands))))
+    below = int(place)
+    weights[below] += 1 - (place - below)
+    weights[min(below + 1, len(bands) - 1)] += place - below
+    return weights

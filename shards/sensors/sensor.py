@@ -1,0 +1,233 @@
+"""Sensors: which bands a tile has, where they lie on the wavelength axis, how to find them in a file.
+
+The EnMAP table is the 224-band characterisation of the L2A product, ordered by wavelength (the VNIR
+and SWIR detectors interleave between 902 and 993 nm). SpectralEarth keeps 202 of them: without
+bands 127..141 and 161..167 (1-based), the water-vapour gaps around 1.4 and 1.9 um. The CSV in the
+publisher's repository names wrong wavelengths for 15 of the kept bands (it takes the second gap out
+of the already shortened list); the table here is the corrected one.
+
+The others are as SpectralEarth's downstream tiles have them: DESIS's 235 bands, with its nominal width; EO-1
+Hyperion's 198 calibrated bands in the order of their numbers (8 to 57, 77 to 224: two overlap), with nominal widths;
+HYPERVIEW's 150 airborne bands.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from shards.errors import ConfigError, TileError
+from shards.sensors.band_match import match_bands
+from shards.sensors.band_table import BandTable, parse_band_table, read_band_table
+from shards.sensors.spectrum import rgb_positions
+
+NODATA = -32768
+"""The int16 value that marks "no measurement" in shards, whatever the source file used. Zero is a value."""
+
+MATCH_TOLERANCE_NM = 1.0
+"""Band centres differ by about 0.2 nm between product versions; neighbours on one detector by 5 nm and more."""
+
+
+SCALE = 10000.0
+"""Digital number of reflectance 1."""
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """An imaging spectrometer as it appears in tiles.
+
+    Attributes:
+        name: registry name, e.g. ``"enmap"``, or the file name of a band table without its ending.
+        wavelength_nm: centre of each kept band in nm, in the order of a tile.
+        fwhm_nm: full width at half maximum of each kept band in nm.
+        product_wavelength_nm: centres of all bands of the full product, in that order.
+        kept: positions of the kept bands in the full product, 0-based, ascending.
+        scale: digital number of reflectance 1.0.
+        rgb: positions of a red, green and blue band among the kept bands, for pictures.
+    """
+
+    name: str
+    wavelength_nm: tuple[float, ...]
+    fwhm_nm: tuple[float, ...]
+    product_wavelength_nm: tuple[float, ...]
+    kept: tuple[int, ...]
+    scale: float
+    rgb: tuple[int, int, int]
+
+    @classmethod
+    def of_table(cls, name: str, table: BandTable, scale: float = SCALE) -> Self:
+        """The sensor with these bands."""
+        centers, widths = ([column[band] for band in table.kept] for column in (table.wavelength_nm, table.fwhm_nm))
+        rgb = rgb_positions(centers)
+        return cls(name, tuple(centers), tuple(widths), table.wavelength_nm, table.kept, scale, rgb)
+
+    @property
+    def num_bands(self) -> int:
+        return len(self.wavelength_nm)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the registry has just these bands under this name."""
+        return self.name in sensor_names() and self == get_sensor(self.name)
+
+    @property
+    def identity(self) -> str:
+        """What a dataset's content hash has of it: the name, and of bands that the registry doesn't have their hash."""
+        return self.name if self.is_registered else self.identity_by_bands
+
+    @property
+    def identity_by_bands(self) -> str:
+        bands = json.dumps([self.wavelength_nm, self.fwhm_nm, self.scale])
+        return f"{self.name}:{hashlib.sha256(bands.encode()).hexdigest()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in JSON's types; see `from_dict`."""
+        return {
+            "name": self.name,
+            "product_wavelength_nm": list(self.product_wavelength_nm),
+            "kept": list(self.kept),
+            "fwhm_nm": list(self.fwhm_nm),
+            "scale": self.scale,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The sensor that `to_dict` wrote; raises ConfigError for anything else."""
+        try:
+            product = tuple(float(center) for center in values["product_wavelength_nm"])
+            kept, widths = tuple(values["kept"]), tuple(float(width) for width in values["fwhm_nm"])
+            name, scale = str(values["name"]), float(values["scale"])
+            if not kept or len(kept) != len(widths) or not all(0 <= band < len(product) for band in kept):
+                raise ValueError(f"{len(kept)} bands kept of {len(product)}, {len(widths)} widths")
+            centers = tuple(product[band] for band in kept)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"a stored band table is damaged ({error!r}); pack or index the tiles again") from None
+        return cls(name, centers, widths, product, kept, scale, rgb_positions(centers))
+
+    def select_bands(self, count: int, wavelength_nm: Sequence[float] | None) -> np.ndarray:
+        """Find this sensor's bands in a file, by what the file says of itself; it may have others besides.
+
+        Args:
+            count: number of bands in the file.
+            wavelength_nm: the file's own band centers in nm in file order, or None if it names none.
+
+        Returns:
+            int array (num_bands,): the file's 0-based band position for each kept band.
+
+        Raises:
+            TileError: the file's bands are not those of this sensor.
+        """
+        if wavelength_nm is None:
+            if count == len(self.product_wavelength_nm):  # HySpecNet: the product's own order, by wavelength
+                return np.asarray(self.kept)
+            if count != self.num_bands:
+                raise TileError(
+                    f"{count} bands and no wavelengths: expected the {self.num_bands} bands of {self.name}, "
+                    f"the {len(self.product_wavelength_nm)} of its product, or per-band 'wavelength' tags"
+                )
+            return np.arange(count)
+        found = tuple(float(center) for center in wavelength_nm)
+        # the whole product first: next to a kept band may lie one that is left out
+        whole = match_bands(self.product_wavelength_nm, found)
+        if whole is not None and self._distance(self.product_wavelength_nm, found, whole).max() <= MATCH_TOLERANCE_NM:
+            positions = whole[list(self.kept)]
+        else:
+            positions = self._match_kept(found)
+        _refuse_ties(found, positions)
+        return positions
+
+    def _match_kept(self, found: tuple[float, ...]) -> np.ndarray:
+        positions = match_bands(self.wavelength_nm, found)
+        centers = np.asarray(found)[np.isfinite(found)]
+        if positions is None:
+            raise TileError(
+                f"wavelengths are not {self.name}'s: {len(centers)} bands with a wavelength where {self.num_bands} are "
+                f"wanted: name the sensor of these tiles by --sensor, or resample them"
+            )
+        off = np.flatnonzero(~(self._distance(self.wavelength_nm, found, positions) <= MATCH_TOLERANCE_NM))
+        if len(off):
+            nearest_nm = np.abs(np.asarray(self.wavelength_nm)[:, None] - centers).min(1)
+            alone = np.flatnonzero(nearest_nm > MATCH_TOLERANCE_NM)  # else two bands want the same one
+            off = alone if len(alone) else off
+            wanted = self.wavelength_nm[off[0]]
+            nearest = centers[np.abs(centers - wanted).argmin()]
+            raise TileError(
+                f"wavelengths are not {self.name}'s: {nearest:.1f} nm instead of {wanted:.1f} nm ({len(off)} of "
+                f"{self.num_bands} bands are not there): name the sensor of these tiles by --sensor, or resample them"
+            )
+        return positions
+
+    @staticmethod
+    def _distance(wanted: tuple[float, ...], found: tuple[float, ...], positions: np.ndarray) -> np.ndarray:
+        return np.abs(np.asarray(wanted) - np.asarray(found)[positions])
+
+
+def _refuse_ties(found: tuple[float, ...], positions: np.ndarray) -> None:
+    """Two bands of one center, rounded perhaps, can only be told apart where the file is in order of wavelength."""
+    centers = np.asarray(found)
+    if np.all(np.diff(centers) >= 0):
+        return
+    values, counts = np.unique(centers[np.isfinite(centers)], return_counts=True)
+    tied = np.isin(centers[positions], values[counts > 1])
+    if tied.any():
+        twins = np.flatnonzero(centers == centers[positions[int(tied.argmax())]]) + 1
+        raise TileError(
+            f"bands {twins[0]} and {twins[1]} both lie at {centers[twins[0] - 1]:g} nm, and the file is not in order "
+            "of wavelength: give their wavelengths with more decimals"
+        )
+
+
+TABLES = files("shards.sensors").joinpath("tables")
+
+
+@cache
+def sensor_names() -> tuple[str, ...]:
+    """Names of the registry, sorted."""
+    return tuple(sorted(one.name.removesuffix(".csv") for one in TABLES.iterdir() if one.name.endswith(".csv")))
+
+
+def get_sensor(name: str) -> Sensor:
+    """The sensor of this name, or of a table of one's own: the path of a CSV file (shards/sensors/band_table.py).
+
+    To be asked where a dataset begins; afterwards the bands that are stored with it count (`sensor_of_bands`).
+
+    Raises:
+        ConfigError: unknown name (the known ones are listed), or a file that is no such table.
+    """
+    if name in sensor_names():
+        return _registered(name)
+    path = Path(name)
+    if path.suffix.lower() == ".csv" or path.is_file():
+        return Sensor.of_table(path.stem, read_band_table(path))
+    raise ConfigError(
+        f"unknown sensor '{name}': known are {', '.join(sensor_names())}; a CSV file with the columns "
+        "wavelength_nm and fwhm_nm makes another"
+    )
+
+
+@cache
+def _registered(name: str) -> Sensor:
+    text = TABLES.joinpath(f"{name}.csv").read_text(encoding="utf-8")
+    return Sensor.of_table(name, parse_band_table(text, f"sensor {name}"))
+
+
+def sensor_of_bands(
+    name: str, wavelength_nm: Sequence[float], fwhm_nm: Sequence[float], scale: float = SCALE
+) -> Sensor:
+    """The sensor whose bands are stored with a dataset or model, whatever the registry has under its name.
+
+    Where the registry knows the same bands, it adds the full product's, by which files are read too.
+    """
+    centers, widths = tuple(map(float, wavelength_nm)), tuple(map(float, fwhm_nm))
+    if name in sensor_names():
+        known = _registered(name)
+        if len(centers) == known.num_bands:
+            if np.abs(np.asarray(centers) - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:
+                return replace(known, wavelength_nm=centers, fwhm_nm=widths, scale=scale)
+    return Sensor.of_table(name, BandTable(centers, widths, tuple(range(len(centers)))), scale)

@@ -1,0 +1,260 @@
+"""An archive of tiles as it was downloaded (tar, compressed tar, zip): read front to back, not unpacked to disk.
+
+Only what GDAL must seek in is copied to a temporary file, one at a time: a zipped product or archive within the
+archive (DLR delivers products as zips in a tar.gz), and an ENVI file with its header.
+"""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rasterio.io import MemoryFile
+
+from shards.errors import SourceError, TileError
+from shards.files.atomic import temporary_path
+from shards.sensors.sensor import Sensor
+from shards.sources.geotiff import Tile, tile_of
+from shards.sources.layouts import HEADER, PRODUCT, TileSource, distinct, envi_files, is_published, tile_of_name
+from shards.sources.members import DAMAGE, MACHINE, TAR, ZIP, Links, Member, damaged, members, path_is_zip
+from shards.sources.plain import cut_raster, is_scene
+from shards.sources.raster import open_raster
+from shards.sources.scene import METADATA, Scene, SceneLimits, is_metadata, vsizip, zip_names
+from shards.sources.walk import is_data, member_name
+
+LARGEST_HEADER = 1 << 20
+"""Bytes of an ENVI header that are kept until its data comes."""
+
+
+@dataclass
+class Archive:
+    """A `Bundle` of raster members, named as in any source directory, and of the products and archives among them.
+
+    A later member of the same name replaces an earlier one, as in tar: its tile comes again, with the same key.
+    Links are followed when the archive was read once; where they lead to what is no tile by name, a second time.
+
+    Attributes:
+        path: of the archive.
+        name: relative to the source.
+        size: height and width that tiles must have, in pixels.
+        limits: on the quality of tiles cut from products within.
+        cut: whether rasters larger than a tile are cut.
+        left_out: beginnings of member names that belong to something else.
+    """
+
+    path: Path
+    name: str
+    sensor: Sensor
+    size: int
+    limits: SceneLimits = field(default_factory=SceneLimits)
+    cut: bool = False
+    left_out: tuple[str, ...] = ()
+    filtered: dict[str, int] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        status = self.path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        self.filtered.clear()
+        last = "none"
+        reading = _Reading(self, skip, scratch or Path(tempfile.gettempdir()) / "pack")
+        try:
+            for member in members(self.path):
+                yield from reading.first(member)
+                last = member.name
+            wanted = reading.wanted()
+            if wanted:
+                for member in members(self.path):
+                    for name in wanted.get(member.number, ()):
+                        yield from reading.again(member, name)
+            yield from reading.lost()
+        except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno in MACHINE:
+                raise
+            raise damaged(self.path, last, error) from None
+
+    def is_inner(self, name: str) -> bool:
+        """Whether a member is an archive or a zipped product."""
+        return name.lower().endswith((*TAR, ZIP)) and self.is_ours(name)
+
+    def is_ours(self, name: str) -> bool:
+        return is_data(name) and not (self.left_out and name.startswith(self.left_out))
+
+
+class _Reading:
+    """One way through an archive.
+
+    Args:
+        skip: keys whose tiles are not read.
+        scratch: beginning of the paths of temporary files.
+    """
+
+    def __init__(self, archive: Archive, skip: Container[str], scratch: Path) -> None:
+        self._archive, self._skip, self._scratch = archive, skip, scratch
+        self._is_zip = path_is_zip(archive.path)
+        self._links = Links()
+        self._keys: dict[str, str] = {}  # sample key -> member that has it
+        self._headers: dict[str, bytes] = {}
+        self._envi: set[str] = set()
+        self._repeated: set[str] = set()
+        self._nowhere: list[str] = []
+
+    def first(self, member: Member) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """What a member holds when it comes by."""
+        is_repeated = self._links.add(member)
+        if is_repeated:
+            self._repeated.add(member.name)
+        if member.file is None or not self._archive.is_ours(member.name):
+            return
+        if self._archive.is_inner(member.name):
+            yield from self._inner(member)
+            return
+        if member.name.lower().endswith(HEADER) and member.size <= LARGEST_HEADER:
+            self._headers[member.name.lower()] = member.read()
+        source = self._source(member.name)
+        if source is not None and (is_repeated or source.key not in self._skip):
+            yield from self._tiles(member, source)
+
+    def wanted(self) -> dict[int, list[str]]:
+        """Names of tiles that have to be read in a second way through, by the number of the member that holds them."""
+        links, wanted = self._links, dict[int, list[str]]()
+        names = [name for name in links.names() if self._archive.is_ours(name)]
+        self._envi = envi_files(names) if self._headers else set()
+        for name in sorted(names):
+            target = links.soft().get(name)
+            if target is not None and self._is_tile(target) and links.content(name) >= 0:
+                continue  # another name of a tile
+            if (target is not None or name in links.hard() or name in self._envi) and self._is_tile(name):
+                wanted.setdefault(links.content(name), []).append(name)
+        self._nowhere = wanted.pop(-1, [])
+        return wanted
+
+    def again(self, member: Member, name: str) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """What a name means that could not be told when its content came by."""
+        source = self._source(name)
+        if source is not None and (name in self._repeated or source.key not in self._skip):
+            yield from self._envi_tiles(member, source) if name in self._envi else self._tiles(member, source)
+
+    def lost(self) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """Links that lead to nothing in the archive."""
+        for name in self._nowhere:
+            source, target = self._source(name), self._links.soft().get(name) or self._links.hard().get(name)
+            if source is not None:
+                yield source, TileError(f"{source.path}: a link to {target}, which is not in the archive")
+
+    def _is_tile(self, name: str) -> bool:
+        ours = self._archive.is_ours(name) and not self._archive.is_inner(name)
+        return ours and tile_of_name(name, self._archive.sensor.name, None, name in self._envi) is not None
+
+    def _source(self, name: str) -> TileSource | None:
+        """The tile that a member's name tells; raises SourceError where two claim to be the same acquisition."""
+        source = tile_of_name(name, self._archive.sensor.name, None, name in self._envi)
+        if source is None:
+            return None
+        other = self._keys.setdefault(source.key, name)
+        if other != name:
+            if is_published(name) or is_published(other):
+                raise SourceError(
+                    f"{self._archive.path}: {other} and {name} make the same sample key '{source.key}': the same "
+                    "acquisition of the same place; unpack it, remove one and pack the folder"
+                )
+            source = replace(source, location=distinct(source.location, name))
+        return replace(source, path=f"{self._archive.name}!{name}")
+
+    def _tiles(self, member: Member, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        try:
+            data = member.read()
+        except DAMAGE as error:
+            if not self._is_zip:
+                raise  # a stream ends here
+            yield source, TileError(f"{source.path}: damaged in the zip file ({error})")
+            return
+        with MemoryFile(data) as memory:
+            yield from self._read(memory.name, source)
+
+    def _envi_tiles(self, member: Member, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """Tiles that GDAL finds only beside a header: data and header are copied to a temporary place."""
+        names = (f"{member.name}{HEADER}".lower(), f"{member.name.rpartition('.')[0]}{HEADER}".lower())
+        header = next((self._headers[name] for name in names if name in self._headers), b"")
+        path = self._temporary(member.name)
+        beside = path.with_name(f"{path.name}{HEADER}")
+        try:
+            member.copy_to(path)
+            beside.write_bytes(header)
+            yield from self._read(str(path), source)
+        finally:
+            path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+
+    def _read(self, path: str, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """The tile in a file, or the tiles that it is cut into."""
+        archive = self._archive
+        try:
+            with open_raster(path) as raster:
+                if archive.cut and is_scene(raster.grid.shape, archive.size):
+                    bands, skip = raster.select(archive.sensor), () if self._repeated else self._skip
+                    yield from cut_raster(raster, bands, source, archive.size, skip, archive.filtered)
+                else:
+                    yield source, tile_of(raster, archive.sensor, archive.size)
+        except TileError as error:
+            told = str(error).replace(path, source.path)
+            product = PRODUCT.match(re.split("[!/]", source.path)[-1])
+            if product and product["image"] and not product["patch"]:
+                told += "; a whole product: unpack it and pack its folder"
+            yield source, TileError(told)
+
+    def _inner(self, member: Member) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        """The tiles of a zipped product or an archive within this one."""
+        archive, path = self._archive, self._temporary(member.name)
+        try:
+            member.copy_to(path)
+            name = f"{archive.name}!{member.name}"
+            for bundle in open_container(path, name, archive.sensor, archive.size, archive.limits, archive.cut):
+                yield from bundle.tiles(self._skip, self._scratch)
+                for reason, count in bundle.filtered.items():
+                    archive.filtered[reason] = archive.filtered.get(reason, 0) + count
+        except SourceError as error:
+            told = str(error).replace(vsizip(path), str(path)).replace(str(path), f"{archive.path}!{member.name}")
+            raise SourceError(
+                f"{told} (or unpack {archive.path.name}, leave this file out, and pack the folder)"
+            ) from None
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _temporary(self, name: str) -> Path:
+        digest = hashlib.sha256(f"{self._archive.name}!{name}".encode(errors="surrogateescape")).hexdigest()[:8]
+        return temporary_path(self._scratch.with_name(f"{self._scratch.name}-{digest}"))
+
+
+def open_container(
+    path: Path, name: str, sensor: Sensor, size: int, limits: SceneLimits, cut: bool
+) -> list[Archive | Scene]:
+    """The bundles that an archive or a zipped product makes; none for one without anything of ours.
+
+    Args:
+        path: of the file, whatever its ending.
+        name: relative to the source.
+
+    Raises:
+        SourceError: a zip file that can't be read.
+    """
+    if not name.lower().endswith(ZIP):
+        return [Archive(path, name, sensor, size, limits, cut)]
+    names = zip_names(path)
+    products = sorted(one for one in names if is_metadata(one))
+    left_out = tuple(f"{member_name(one)[: -len(METADATA)]}-SPECTRAL_IMAGE" for one in products)
+    rest = Archive(path, name, sensor, size, limits, cut, left_out)
+    ours = [one for one in map(member_name, names) if rest.is_ours(one)]
+    envi = envi_files(ours)
+    has_more = any(rest.is_inner(one) or tile_of_name(one, sensor.name, None, one in envi) for one in ours)
+    shared = has_more or len(products) > 1
+    scenes = [Scene(path, product_name(name, one, shared), sensor, size, limits, metadata_name=one) for one in products]
+    return [*scenes, rest] if has_more else [*scenes]
+
+
+def product_name(container: str, metadata: str, shared: bool) -> str:
+    """What a product is called: like the folder or zip file, unless it shares that with others."""
+    return f"{container}!{Path(metadata).name[: -len(METADATA)]}" if shared else container

@@ -1,0 +1,127 @@
+"""Stored values of any type to digital numbers: int16, reflectance x 10000, `NODATA` where nothing was measured.
+
+The conversion is exact or refused: a value that is no such number is named, never rounded, wrapped or cut.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shards.errors import TileError
+from shards.sensors.sensor import NODATA
+
+PER_REFLECTANCE = 10000.0
+"""Digital number of reflectance 1."""
+
+UNSCALED = 1 / PER_REFLECTANCE
+"""The scale of files that hold digital numbers already."""
+
+ROUNDING = 1e-6
+"""How far a scaled value may be from a whole number: scales are decimal fractions in binary."""
+
+LARGEST = np.iinfo(np.int16).max
+ADVICE = "store reflectance x 10000 as int16, with -32768 where nothing was measured"
+
+
+def missing_pixels(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray | None:
+    """bool (bands, height, width): where values are a band's nodata value or NaN; None where none are."""
+    known = {value for value in set(nodata) if value is not None and not np.isnan(value)}
+    missing = None
+    if len(known) == 1 and None not in nodata:
+        missing = stored == _as_stored(known.pop(), stored.dtype)
+    elif known:
+        missing = np.zeros(stored.shape, dtype=bool)
+        for band, value in enumerate(nodata):
+            if value is not None:
+                missing[band] = stored[band] == _as_stored(value, stored.dtype)
+    if stored.dtype.kind == "f":
+        not_numbers = np.isnan(stored)
+        missing = not_numbers if missing is None else missing | not_numbers
+    return missing if missing is not None and missing.any() else None
+
+
+def _as_stored(value: float, dtype: np.dtype) -> float:
+    """A nodata value as a pixel has it: GDAL tells the lowest float32 as a double."""
+    if dtype.kind != "f":
+        return value
+    with np.errstate(over="ignore"):
+        return float(dtype.type(value))
+
+
+def digital_numbers(
+    stored: np.ndarray,
+    missing: np.ndarray | None,
+    scales: np.ndarray,
+    offsets: np.ndarray,
+    bands: Sequence[int],
+) -> np.ndarray:
+    """Convert stored values, of which reflectance is ``stored * scale + offset``.
+
+    Args:
+        stored: (bands, height, width), integers or floats.
+        missing: bool, broadcast to the same; None for nothing.
+        scales, offsets: of each band, float64.
+        bands: their numbers, for messages.
+
+    Returns:
+        int16 (bands, height, width), C-contiguous.
+
+    Raises:
+        TileError: another type, or a value that doesn't come out as a whole number within int16.
+    """
+    if not scales.all() or not np.isfinite(scales + offsets).all():
+        raise TileError("a scale of 0, or a scale or offset that is no number, among its tags: correct it or remove it")
+    plain = bool((scales == UNSCALED).all()) and not offsets.any()
+    _check_type(stored.dtype, plain)
+    if plain and stored.dtype == np.int16:
+        values = stored
+    else:
+        values = _converted(stored, missing, scales, offsets, plain, bands)
+    if missing is not None:
+        values = np.where(missing, np.int16(NODATA), values)
+    return np.ascontiguousarray(values)
+
+
+def _check_type(dtype: np.dtype, plain: bool) -> None:
+    if dtype.kind not in "iuf":
+        raise TileError(f"dtype {dtype}: pixels are no real numbers; {ADVICE}")
+    if dtype.itemsize == 1 and plain:
+        raise TileError(f"dtype {dtype}: 8 bits can't hold reflectance x 10000, is this a picture? {ADVICE}")
+
+
+def _converted(
+    stored: np.ndarray,
+    missing: np.ndarray | None,
+    scales: np.ndarray,
+    offsets: np.ndarray,
+    plain: bool,
+    bands: Sequence[int],
+) -> np.ndarray:
+    if plain:
+        values = stored if stored.dtype.kind == "f" else stored.astype(np.int64)
+    else:
+        factor, shift = (part.reshape(-1, 1, 1) * PER_REFLECTANCE for part in (scales, offsets))
+        values = stored.astype(np.float64) * factor + shift
+    if missing is not None:
+        values = np.where(missing, 0, values)
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    with np.errstate(invalid="ignore"):
+        wrong = ~((whole >= NODATA) & (whole <= LARGEST))
+        if values.dtype.kind == "f":
+            wrong |= np.abs(values - whole) > (0 if plain else ROUNDING * np.maximum(1, np.abs(values)))
+    if wrong.any():
+        band, row, column = (int(place) for place in np.unravel_index(wrong.argmax(), wrong.shape))
+        raise TileError(
+            _refusal(
+                stored[band, row, column], values[band, row, column], scales[band], offsets[band], plain, bands[band]
+            )
+        )
+    return whole.astype(np.int16)
+
+
+def _refusal(value: float, wanted: float, scale: float, offset: float, plain: bool, band: int) -> str:
+    why = "is beyond int16" if not np.isfinite(wanted) or abs(wanted) > LARGEST else "is no whole number"
+    if plain:
+        return f"value {value:g} in band {band} {why}: {ADVICE}"
+    scaled = f"with its scale {scale:g} and offset {offset:g} makes {wanted:g}, which"
+    return f"value {value:g} in band {band} {scaled} {why}: {ADVICE}"

@@ -1,0 +1,104 @@
+"""One raster in, one tile out: int16 (bands, height, width) with its bands in the sensor's order.
+
+What a file says of itself decides how it is read (raster.py): wavelengths (EnMAP products, detector order, 224
+bands) or their absence (SpectralEarth, 202 bands in order), its type, scale, masks and nodata values.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rasterio._err import CPLE_BaseError  # what rasterio.warp lets through from PROJ; it has no public name
+from rasterio.errors import CRSError
+from rasterio.io import MemoryFile
+from rasterio.warp import transform as transform_points
+
+from shards.errors import TileError
+from shards.sensors.sensor import Sensor
+from shards.sources.raster import Raster, open_raster
+
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""The transform of a tile without a georeference."""
+
+FARTHEST = 1e9
+"""No coordinate on Earth is larger in metres or feet. PROJ takes turns off a longitude one by one: 1e300 hangs it."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One patch of one date.
+
+    Attributes:
+        values: int16 (bands, height, width), reflectance x scale; ``NODATA`` where nothing was measured.
+        crs: coordinate reference system as text (``"EPSG:32633"``), or None.
+        transform: the six affine coefficients of the pixel grid, in CRS units.
+        date: day of acquisition, ISO, or empty.
+        quality: shares of the pixels in [0, 1] by name (shards/format/table.py: QUALITY), those that are known.
+    """
+
+    values: np.ndarray
+    crs: str | None
+    transform: tuple[float, ...]
+    date: str = ""
+    quality: dict[str, float] = field(default_factory=dict)
+
+    def centre_lonlat(self) -> tuple[float, float]:
+        """Longitude and latitude of the centre in degrees (WGS 84); NaN without a georeference, or with one
+        that leads nowhere on Earth (a local grid, coordinates beyond the projection): no reason to lose the tile.
+        """
+        if self.crs is None:
+            return math.nan, math.nan
+        height, width = self.values.shape[1:]
+        a, b, c, d, e, f = self.transform
+        x, y = a * width / 2 + b * height / 2 + c, d * width / 2 + e * height / 2 + f
+        if not abs(x) + abs(y) < FARTHEST:  # NaN too
+            return math.nan, math.nan
+        try:
+            (lon,), (lat,) = transform_points(self.crs, "EPSG:4326", [x], [y])
+        except (CPLE_BaseError, CRSError):
+            return math.nan, math.nan
+        return (float(lon), float(lat)) if math.isfinite(lon) and math.isfinite(lat) else (math.nan, math.nan)
+
+
+def read_tile(path: Path | str, sensor: Sensor, size: int | None = None) -> Tile:
+    """Read a tile with the bands of ``sensor``.
+
+    Args:
+        path: a raster of any format and interleave.
+        sensor: whose bands to take.
+        size: height and width that the tile must have, in pixels; None accepts any.
+
+    Raises:
+        TileError: the file is missing, truncated, no raster, or has other bands, another size, or values that are no
+            digital numbers (shards/sources/digital_numbers.py).
+    """
+    with open_raster(path) as raster:
+        return tile_of(raster, sensor, size)
+
+
+def read_tile_bytes(data: bytes, name: str, sensor: Sensor, size: int | None = None) -> Tile:
+    """The same from the bytes of a GeoTIFF; errors begin with ``name``."""
+    with MemoryFile(data) as memory:
+        try:
+            with open_raster(memory.name) as raster:
+                return tile_of(raster, sensor, size)
+        except TileError as error:
+            raise TileError(str(error).replace(memory.name, name)) from None
+
+
+def tile_of(raster: Raster, sensor: Sensor, size: int | None = None) -> Tile:
+    """The tile in an open raster; raises TileError as `read_tile`."""
+    grid = raster.grid
+    if size is not None and grid.shape != (size, size):
+        raise TileError(f"{raster.name}: {grid.height}x{grid.width} px where {size}x{size} were expected")
+    return Tile(raster.read(raster.select(sensor)), grid.crs, grid.transform or IDENTITY, raster.date)
+
+
+def tile_size(path: Path) -> int | None:
+    """Height of a square tile from the header alone, in pixels; None where it can't be read or isn't square."""
+    try:
+        with open_raster(path) as raster:
+            return raster.file.height if raster.file.height == raster.file.width else None
+    except TileError:
+        return None

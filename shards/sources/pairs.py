@@ -1,0 +1,226 @@
+"""Images with their labels and splits: which label belongs to which tile, and which tile is for what."""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from shards.errors import SourceError, TileError
+from shards.files.text import encoding_of
+from shards.order.random_bits import fold_in
+from shards.sources.labels import Labels, as_stored, read_grid
+from shards.sources.layouts import LOCATION, SPLITS, TileSource, find_tiles, tile_root
+
+TRIED = 8
+"""Labels that are read before anything is written."""
+
+SIDECARS = (".hdr", ".xml", ".ovr", ".msk", ".tfw", ".wld", ".prj", ".txt", ".json", ".csv", ".md")
+"""Files beside a raster that are no label of its name."""
+
+
+def find_labelled(images: Path, labels: Labels, sensor: str, seed: int) -> list[TileSource]:
+    """Tiles with their label tiles and splits, sorted.
+
+    Args:
+        images: folder of tiles; the sensor's folder within it does not count, so that ``enmap_corine`` goes with
+            ``enmap_corine/corine``.
+        labels: folder of label tiles of the same relative names, or one file; without splits, tiles are split 60/20/20
+            by location.
+        seed: of the split by location.
+
+    Raises:
+        SourceError: a tile has no label, or a split names a tile that is not there or named already.
+    """
+    if not labels.path.exists():
+        raise SourceError(f"{labels.path}: no such folder or file of labels")
+    tiles = find_tiles(images, sensor)
+    split = published_split(labels.splits, tiles, images) if labels.splits else split_by_location(tiles, seed)
+    prefix = label_prefix(images, sensor)
+    chosen = []
+    for name in SPLITS:
+        for tile in split[name]:
+            mask = labels.path.name if labels.one_file else find_label(labels.path, tile.path, prefix)
+            chosen.append(replace(tile, mask=mask, split=name))
+    chosen.sort()
+    for before, after in itertools.pairwise(chosen):
+        if before.key == after.key:
+            raise SourceError(f"{images}: the split files name {after.path} twice ({before.split}, {after.split})")
+    check_labels(labels, [images / tile.path for tile in chosen])
+    _try_labels(labels, images, chosen)
+    return chosen
+
+
+def _try_labels(labels: Labels, images: Path, tiles: Sequence[TileSource]) -> None:
+    """Raise SourceError where none of a few labels fits its image: before a folder of shards is begun."""
+    refused, tried = [], 0
+    for tile in tiles[:: max(1, len(tiles) // TRIED)][:TRIED]:
+        with suppress(TileError):  # an image that can't be read tells nothing of labels
+            grid = read_grid(images / tile.path)
+            tried += 1
+            try:
+                as_stored(labels.read("" if labels.one_file else tile.mask, grid), str(labels.path / tile.mask))
+            except TileError as error:
+                refused.append(str(error))
+    if refused and len(refused) == tried:
+        raise SourceError(refused[0])
+
+
+def label_prefix(images: Path, sensor: str) -> str:
+    """The folder of images that may be missing among the labels: the sensor's, or ``images``."""
+    return f"{tile_root(images, sensor).relative_to(images).as_posix()}/"
+
+
+def find_label(labels: Path, image: str, prefix: str = "") -> str:
+    """The label tile of an image, relative to the labels' folder: of the same name, or of another format.
+
+    Args:
+        image: relative path of the image; ``prefix`` may be missing among the labels.
+
+    Raises:
+        SourceError: none, or several.
+    """
+    names = list(dict.fromkeys((image.removeprefix(prefix), image)))
+    for name in names:
+        if (labels / name).is_file():
+            return name
+    for name in names:
+        path = labels / name
+        stem = re.escape(path.stem)
+        found = sorted(
+            one.name
+            for one in (path.parent.iterdir() if path.parent.is_dir() else ())
+            if re.fullmatch(rf"{stem}(\.\w+)?", one.name) and one.is_file() and one.suffix.lower() not in SIDECARS
+        )
+        if len(found) > 1:
+            raise SourceError(f"{path.parent}: {found[0]} and {found[1]} could both be the label of {image}: keep one")
+        if found:
+            return (Path(name).parent / found[0]).as_posix()
+    raise SourceError(f"{labels / names[0]}: no label tile for this image")
+
+
+def check_labels(labels: Labels, images: Sequence[Path]) -> None:
+    """Look at a file of polygons before anything is read: layer, field, and whether it touches an image.
+
+    Raises:
+        SourceError: it does not, or an option doesn't go with the labels.
+    """
+    if not labels.is_vector:
+        if labels.field or labels.layer:
+            raise SourceError(f"{labels.path}: label_field and label_layer are for polygons, and this is none")
+        return
+    from shards.sources.vectors import check_overlap, check_values, open_layer  # pyogrio and shapely are an extra
+
+    if labels.align:
+        raise SourceError(f"{labels.path}: align is for label tiles; polygons are burned onto any grid")
+    layer = open_layer(labels.path, labels.field, labels.layer)
+    check_values(layer, labels.names or {}, labels.unnamed)
+    check_overlap(layer, map(read_grid, images))
+
+
+def split_by_location(tiles: Sequence[TileSource], seed: int) -> dict[str, list[TileSource]]:
+    """60/20/20 by location, in an order drawn from the seed; no place is in two splits."""
+    names = sorted({tile.location for tile in tiles}, key=lambda name: fold_in(seed, "split", name))
+    held = max(1, round(0.2 * len(names)))
+    test, val = set(names[:held]), set(names[held : 2 * held])
+    split: dict[str, list[TileSource]] = {name: [] for name in SPLITS}
+    for tile in tiles:
+        split["test" if tile.location in test else "val" if tile.location in val else "train"].append(tile)
+    return split
+
+
+def published_split(
+    splits: Path | Mapping[str, Path], tiles: Sequence[TileSource], images: Path
+) -> dict[str, list[TileSource]]:
+    """Tiles by the split files that name them, one a line.
+
+    A line is a tile's whole path below ``images``, or an ending of one path alone (``<location>/<scene>.tif``); the
+    extension can be left out, and folders above ``images`` can stand before it.
+
+    Raises:
+        SourceError: a file is missing, or a line names no tile, or several.
+    """
+    names = _TileNames(tiles, images)
+    split = {}
+    for name in SPLITS:
+        path = splits / f"{name}.txt" if isinstance(splits, Path) else splits[name]
+        lines = read_lines(path)
+        found = [names.find(line, path) for line in lines]
+        absent = [line for line, tile in zip(lines, found, strict=True) if tile is None]
+        if absent:
+            raise SourceError(f"{path}: {len(absent)} of {len(lines)} tiles are not there, e.g. {absent[0]}")
+        split[name] = [tile for tile in found if tile is not None]
+    return split
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list, without blank ones; raises SourceError where there is no such list."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or in what its byte order mark says; raises SourceError where it is missing or no text."""
+    if not path.is_file():
+        raise SourceError(f"{path}: missing split file")
+    data = path.read_bytes()
+    encoding = encoding_of(data)
+    try:
+        return data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: not a text file in {encoding} ({error.reason}): save it as UTF-8") from None
+
+
+class _TileNames:
+    """Tiles by all endings of their paths, with and without the extension."""
+
+    def __init__(self, tiles: Sequence[TileSource], images: Path) -> None:
+        self._exact = {_normal(tile.path): [tile] for tile in tiles}
+        self._whole: dict[str, list[TileSource]] = {}
+        self._endings: dict[str, list[TileSource]] = {}
+        self._above = images.absolute().parts
+        for tile in tiles:
+            for path in dict.fromkeys(_with_and_without_extension(_normal(tile.path))):
+                self._whole.setdefault(path, []).append(tile)
+                parts = path.split("/")
+                for first in range(1, len(parts)):
+                    self._endings.setdefault("/".join(parts[first:]), []).append(tile)
+
+    def find(self, line: str, where: Path) -> TileSource | None:
+        """The tile that a line names; raises SourceError where it could be two."""
+        name = _normal(line)
+        below = self._below(name)
+        found = self._exact.get(name) or self._whole.get(name) or self._whole.get(below) or self._endings.get(name)
+        if not found:
+            return None
+        if len(found) > 1:
+            raise SourceError(f"{where}: '{line}' could be {found[0].path} or {found[1].path}: write more of its path")
+        return found[0]
+
+    def _below(self, name: str) -> str:
+        """What is left of a path that begins above the images."""
+        parts = [*(("/",) if name.startswith("/") else ()), *name.strip("/").split("/")]
+        for count in range(min(len(self._above), len(parts) - 1), 0, -1):
+            if tuple(parts[:count]) == tuple(map(_normal, self._above[-count:])):
+                return "/".join(parts[count:])
+        return name
+
+
+def _normal(name: str) -> str:
+    """A path as people write it, with ``/``, without ``./``; composed characters, since a Mac's are not."""
+    name = unicodedata.normalize("NFC", name.strip().strip('"').replace("\\", "/"))
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
+def _with_and_without_extension(path: str) -> tuple[str, str]:
+    folder, slash, name = path.rpartition("/")
+    return path, f"{folder}{slash}{name.rpartition('.')[0] or name}"
+
+
+def scene_of(tile: TileSource) -> str:
+    """The acquisition that a tile is of; empty where its name tells none (a made-up timestamp is no scene)."""
+    published = LOCATION.fullmatch(tile.location) and re.fullmatch(r"\d{5}", tile.timestamp)
+    return tile.scene or (tile.timestamp if published and tile.timestamp != "00000" else "")

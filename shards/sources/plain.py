@@ -1,0 +1,173 @@
+"""Rasters of a folder as bundles: plain tiles that lie beside archives and products, and scenes that are cut."""
+
+import hashlib
+import itertools
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import rasterio
+from rasterio.windows import Window
+
+from shards.errors import TileError
+from shards.sensors.sensor import NODATA, Sensor
+from shards.sources.geotiff import IDENTITY, Tile, read_tile
+from shards.sources.layouts import TileSource
+from shards.sources.raster import Raster, open_raster
+from shards.sources.scene import CACHE_BYTES
+
+RIM, EMPTY = "px at the rims of scenes", "no measured pixel"
+"""What is left out of a scene: pixels that fill no tile, and tiles without a pixel."""
+
+PROBED = 32
+
+
+@dataclass
+class PlainTiles:
+    """A `Bundle` of tile files.
+
+    Attributes:
+        folder: that the sources' paths are relative to.
+        name: for messages.
+        size: height and width that tiles must have, in pixels.
+    """
+
+    folder: Path
+    name: str
+    sources: list[TileSource]
+    sensor: Sensor
+    size: int
+    filtered: dict[str, int] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        return probe(self.folder, [source.path for source in self.sources])
+
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        for source in self.sources:
+            if source.key not in skip:
+                path = self.folder / source.path
+                try:
+                    yield source, read_tile(path, self.sensor, self.size)
+                except TileError as error:
+                    yield source, TileError(str(error).removeprefix(f"{path}: "))
+
+
+@dataclass
+class PlainScene:
+    """A `Bundle`: one raster, cut from its upper left corner; what fills no tile at its right and lower rim is counted.
+
+    Attributes:
+        path: of the raster.
+        name: relative to the source.
+        source: the tile that it would be: each tile's location is this one's and ``-<row>-<column>``.
+        size: height and width of the tiles in pixels.
+    """
+
+    path: Path
+    name: str
+    source: TileSource
+    sensor: Sensor
+    size: int
+    filtered: dict[str, int] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        status = self.path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
+        self.filtered.clear()
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+            try:
+                with open_raster(self.path) as raster:
+                    bands = raster.select(self.sensor)
+                    yield from cut_raster(raster, bands, self.source, self.size, skip, self.filtered)
+            except TileError as error:  # as a tile with other bands it is set aside
+                yield self.source, TileError(str(error).removeprefix(f"{self.path}: "))
+
+
+def cut_raster(
+    raster: Raster,
+    bands: Sequence[int],
+    source: TileSource,
+    size: int,
+    skip: Container[str],
+    filtered: dict[str, int],
+) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    """Tiles of a raster from its upper left corner.
+
+    Args:
+        bands: numbers of the bands to read, from 1.
+        source: the tile that the raster would be.
+        size: height and width of the tiles in pixels.
+        filtered: takes how much is left out, by reason.
+    """
+    grid = raster.grid
+    if min(grid.shape) < size:
+        yield source, TileError(f"{grid.height}x{grid.width} px, smaller than a tile of {size}x{size}")
+        return
+    rows, columns = grid.height // size, grid.width // size
+    _count(filtered, RIM, grid.height * grid.width - rows * columns * size * size)
+    for row, column in itertools.product(range(rows), range(columns)):
+        one = replace(
+            source,
+            location=f"{source.location}-{row}-{column}",
+            path=f"{source.path}!{row}-{column}",
+            scene=source.scene or source.location,
+        )
+        if one.key in skip:
+            continue
+        window = Window(column * size, row * size, size, size)
+        try:
+            values = raster.read(bands, window)
+        except TileError as error:
+            yield one, TileError(str(error).removeprefix(f"{raster.name}: "))
+            continue
+        if (values == NODATA).all():
+            _count(filtered, EMPTY, 1)
+            continue
+        yield one, Tile(values, grid.crs, _moved(grid.transform, window), raster.date)
+
+
+def _count(filtered: dict[str, int], reason: str, count: int) -> None:
+    if count:
+        filtered[reason] = filtered.get(reason, 0) + count
+
+
+def _moved(transform: tuple[float, ...] | None, window: Window) -> tuple[float, ...]:
+    """The transform of a window."""
+    if transform is None:
+        return IDENTITY
+    a, b, c, d, e, f = transform
+    column, row = window.col_off, window.row_off
+    return a, b, a * column + b * row + c, d, e, d * column + e * row + f
+
+
+def raster_shape(path: Path) -> tuple[int, int] | None:
+    """(height, width) of a raster from its header; None where it can't be read."""
+    try:
+        with open_raster(path) as raster:
+            return raster.file.height, raster.file.width
+    except TileError:
+        return None
+
+
+def probes(tiles: Sequence) -> Sequence:
+    """About 32 of the tiles, spread over all."""
+    return tiles[:: max(1, len(tiles) // PROBED)]
+
+
+def probe(folder: Path, paths: Sequence[str]) -> str:
+    """Fingerprint of 32 files spread over a list: their paths, sizes and times."""
+    digest = hashlib.sha256()
+    for path in probes(paths):
+        try:
+            status = (folder / path).stat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        except OSError:
+            digest.update(f"{path} missing\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def is_scene(shape: tuple[int, int] | None, size: int) -> bool:
+    """Whether a raster of this shape is larger than a tile, and no tile itself."""
+    return shape is not None and min(shape) >= size and shape != (size, size)

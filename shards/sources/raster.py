@@ -1,0 +1,304 @@
+"""A raster file, opened: its pixels as digital numbers, and everything that it says of itself.
+
+Everyone who reads a raster asks here: `pack`, labels, fine-tuning, prediction. What a file says stands in its header,
+in tags of any domain and in files beside it (``.aux.xml``, world files, ``.msk``, ENVI's ``.hdr``); none of it may be
+lost, and none of it may cost a look at every name that a file beside could have (`_has_sidecar`).
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import date
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import from_gcps
+from rasterio.windows import Window
+
+from shards.errors import TileError
+from shards.sensors.band_metadata import BandMetadata, read_band_metadata
+from shards.sensors.sensor import NODATA, Sensor
+from shards.sources.digital_numbers import UNSCALED, digital_numbers, missing_pixels
+from shards.sources.grid import Grid
+
+LONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+"""For a file without sidecars: GDAL neither lists the folder nor looks for names."""
+
+ACCOMPANIED = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+"""For a file with sidecars, and for remote ones: GDAL looks for the names it knows, and lists nothing."""
+
+SIDECARS = (
+    ".aux.xml",
+    ".aux",
+    ".msk",
+    ".hdr",
+    ".tfw",
+    ".tifw",
+    ".tiffw",
+    ".tfwx",
+    ".wld",
+    ".prj",
+    ".tab",
+    ".imd",
+    ".rpb",
+)
+"""What GDAL reads beside a raster, after its name or in place of its ending."""
+
+FRESH_S = 2.0
+"""A folder that changed less than this ago is listed again: time stamps are no finer on some file systems."""
+
+
+@contextmanager
+def open_raster(
+    location: Path | str, wavelength_nm: Sequence[float] | None = None, background: float | None = None
+) -> Iterator["Raster"]:
+    """Open a raster of any format that GDAL reads: a path, a URL, a name within an archive (``/vsizip/...``).
+
+    Args:
+        wavelength_nm, background: see `Raster`.
+
+    Raises:
+        TileError: missing, or no raster; the line names it.
+    """
+    name = str(location)
+    options = _options(name)
+    with rasterio.Env(**options):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a tile without a georeference is a tile
+                file = rasterio.open(name)
+        except (RasterioError, OSError, ValueError) as error:
+            raise TileError(f"{name}: not a readable raster ({_first_line(error)})") from None
+        with file:
+            header = _header_beside(name) if options is ACCOMPANIED and file.driver != "ENVI" else None
+            yield Raster(file, name, wavelength_nm, background, header)
+
+
+class Raster:
+    """An open raster.
+
+    Args:
+        file: rasterio dataset.
+        name: for messages.
+        wavelength_nm: band centers in file order, where something beside the file tells them; else the file does.
+        background: value of "no measurement" where the file names none.
+        header: an ENVI header beside a file of another format.
+
+    Attributes:
+        bands: numbers of the bands that hold measurements, from 1: all but an alpha band.
+    """
+
+    def __init__(
+        self,
+        file: Any,
+        name: str,
+        wavelength_nm: Sequence[float] | None = None,
+        background: float | None = None,
+        header: Path | None = None,
+    ) -> None:
+        self.file, self.name, self.background, self._header = file, name, background, header
+        self._told = None if wavelength_nm is None else tuple(float(center) for center in wavelength_nm)
+        has_alpha = file.count > 1 and file.colorinterp[-1] == ColorInterp.alpha
+        self.bands = list(range(1, file.count + (not has_alpha)))
+
+    @cached_property
+    def metadata(self) -> BandMetadata:
+        """What the file says of ``bands``; raises TileError where that can't be understood."""
+        with self._errors():
+            return read_band_metadata(self.file, self.bands, self._header)
+
+    @property
+    def wavelength_nm(self) -> tuple[float, ...] | None:
+        """Band centers in nm in the order of ``bands``, or None where nothing tells them."""
+        return self._told if self._told is not None else self.metadata.wavelength_nm
+
+    @property
+    def fwhm_nm(self) -> tuple[float, ...] | None:
+        """Full widths at half maximum in nm in the order of ``bands``, or None."""
+        return self.metadata.fwhm_nm
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Where the pixels lie, by a geotransform or by ground control points that fit one within half a pixel."""
+        file = self.file
+        transform, crs = file.transform, file.crs
+        if transform.is_identity:
+            points, crs_of_points = file.gcps
+            transform = _fitted(points)
+            crs = crs or (crs_of_points if points else None)
+        return Grid(
+            file.height,
+            file.width,
+            crs.to_string() if crs else None,
+            None if transform is None else tuple(transform)[:6],
+        )
+
+    def control_points(self, cell: int = 1) -> list[GroundControlPoint]:
+        """Ground control points, for squares of ``cell`` pixels; none where `grid` has a transform."""
+        if self.grid.transform is not None:
+            return []
+        return [
+            GroundControlPoint(point.row / cell, point.col / cell, point.x, point.y, point.z)
+            for point in self.file.gcps[0]
+        ]
+
+    @cached_property
+    def date(self) -> str:
+        """ISO day of the acquisition, else of the TIFF's DateTime; empty where neither is a date."""
+        tags = {key.lower(): text for key, text in (self.file.tags() | self.file.tags(ns="ENVI")).items()}
+        for name in ("start_time", "acquisition_time", "tifftag_datetime"):  # 2022-07-24T10:45:26, 2022:07:24 10:45:26
+            with suppress(ValueError):  # DateTime is often 0000:00:00
+                return date.fromisoformat(tags.get(name, "").strip("{ ")[:10].replace(":", "-")).isoformat()
+        return ""
+
+    def select(self, sensor: Sensor) -> list[int]:
+        """Numbers of the sensor's bands, from 1; raises TileError where they are not all there."""
+        wavelength_nm = self.wavelength_nm
+        with self._errors():
+            return [self.bands[position] for position in sensor.select_bands(len(self.bands), wavelength_nm)]
+
+    def read(self, bands: Sequence[int] | None = None, window: Window | None = None) -> np.ndarray:
+        """Read bands, by default all of ``self.bands``, as digital numbers (reflectance x 10000).
+
+        Returns:
+            int16 (len(bands), height, width): `NODATA` where nothing was measured, by the file's nodata values, masks
+            and alpha band, and in the bands of its bad-band list.
+
+        Raises:
+            TileError: unreadable, or values that are no such numbers in int16.
+        """
+        bands = self.bands if bands is None else bands
+        with self._errors():
+            stored = self.file.read(list(bands), window=window)
+            missing = self._missing(stored, bands, window)
+            values = digital_numbers(stored, missing, *self._scaling(bands), bands)
+            if not all(self.metadata.good):
+                good = dict(zip(self.bands, self.metadata.good, strict=True))
+                values[[place for place, band in enumerate(bands) if not good[band]]] = NODATA
+            return values
+
+    def valid(self, window: Window | None = None) -> np.ndarray | None:
+        """bool (height, width): pixels of the first band that hold something; None where all of them do."""
+        with self._errors():
+            missing = self._missing(self.file.read([1], window=window), [1], window)
+        return None if missing is None else ~missing[0]
+
+    def _missing(self, stored: np.ndarray, bands: Sequence[int], window: Window | None) -> np.ndarray | None:
+        missing = missing_pixels(stored, self._nodata(bands))
+        hidden = self._hidden(window)
+        if hidden is None:
+            return missing
+        return np.broadcast_to(hidden, stored.shape) if missing is None else missing | hidden
+
+    def _nodata(self, bands: Sequence[int]) -> list[float | None]:
+        values = self.file.nodatavals
+        return [self.background if values[band - 1] is None else values[band - 1] for band in bands]
+
+    def _hidden(self, window: Window | None) -> np.ndarray | None:
+        """bool (height, width): pixels that a mask or an alpha band hides in all bands; None for none."""
+        hidden = None
+        shown = self.file.read_masks(1, window=window)
+        if not shown.all() and self._has_mask:
+            hidden = shown == 0
+        if len(self.bands) < self.file.count:  # beside a nodata value GDAL's mask leaves the alpha band out
+            alpha = self.file.read(self.file.count, window=window) == 0
+            if alpha.any():
+                hidden = alpha if hidden is None else hidden | alpha
+        return hidden
+
+    @cached_property
+    def _has_mask(self) -> bool:
+        """Whether the mask of the first band is the whole file's, and not made of that band's nodata value."""
+        flags = self.file.mask_flag_enums[0]
+        return MaskFlags.per_dataset in flags or MaskFlags.alpha in flags
+
+    def _scaling(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """float64 scale and offset of each band: reflectance = stored * scale + offset."""
+        scales, offsets = np.asarray(self.file.scales), np.asarray(self.file.offsets)
+        if (scales == 1).all() and not offsets.any():  # GDAL's way to say that there are none
+            scale, offset = self._scale_in_tags
+            scales, offsets = np.full(len(scales), scale), np.full(len(scales), offset)
+        numbers = scales == 1  # then an offset is one of digital numbers
+        chosen = np.asarray(bands) - 1
+        return np.where(numbers, UNSCALED, scales)[chosen], np.where(numbers, offsets * UNSCALED, offsets)[chosen]
+
+    @cached_property
+    def _scale_in_tags(self) -> tuple[float, float]:
+        """Scale and offset by the names of ENVI headers and of the CF conventions; (1, 0) where there are none."""
+        tags = {key.lower(): text for key, text in (self.file.tags(ns="ENVI") | self.file.tags()).items()}
+        try:
+            if "reflectance_scale_factor" in tags:  # the number that stands for a reflectance of 1
+                return 1 / float(tags["reflectance_scale_factor"]), 0.0
+            return float(tags.get("scale_factor", 1)), float(tags.get("add_offset", 0))
+        except (ValueError, ZeroDivisionError) as error:
+            raise TileError(f"the scale or offset among its tags is no number ({error})") from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors in one line that names the file."""
+        try:
+            yield
+        except TileError as error:
+            told = str(error)
+            raise TileError(told if told.startswith(self.name) else f"{self.name}: {told}") from None
+        except (RasterioError, OSError, ValueError) as error:
+            raise TileError(f"{self.name}: not a readable raster ({_first_line(error)})") from None
+
+
+def _fitted(points: Sequence[Any]) -> Any:
+    """The affine transform of ground control points, where it meets all of them within half a pixel; else None."""
+    if len(points) < 3:
+        return None
+    try:
+        transform = from_gcps(points)
+        back = ~transform
+    except (RasterioError, ValueError, TypeError):
+        return None
+    off = [np.subtract(back @ (point.x, point.y), (point.col, point.row)) for point in points]
+    return transform if np.abs(off).max() <= 0.5 else None
+
+
+def _options(name: str) -> dict[str, str]:
+    """GDAL's options for opening a file: whether to look for names beside it."""
+    if name.startswith("/vsimem/"):
+        return LONE
+    if "://" in name or name.startswith("/vsi"):
+        return ACCOMPANIED
+    folder, base = os.path.split(name)
+    return ACCOMPANIED if _has_sidecar(folder or ".", base.lower()) else LONE
+
+
+def _header_beside(name: str) -> Path | None:
+    """An ENVI header that belongs to a file of another format: some programs write one beside a GeoTIFF."""
+    paths = (Path(f"{name}.hdr"), Path(name).with_suffix(".hdr")) if "://" not in name else ()
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _has_sidecar(folder: str, name: str) -> bool:
+    """Whether a file of this name beside which GDAL would find something: one listing of the folder tells it."""
+    try:
+        changed = os.stat(folder).st_mtime_ns
+        fresh = time.time_ns() - changed < FRESH_S * 1e9
+        accompanied = (_accompanied.__wrapped__ if fresh else _accompanied)(folder, changed)
+    except OSError:
+        return False
+    return name in accompanied or name.rpartition(".")[0] in accompanied
+
+
+@lru_cache(maxsize=16)
+def _accompanied(folder: str, changed: int) -> frozenset[str]:
+    """The names, or names without ending, in lower case, that have a sidecar; ``changed`` is the folder's mtime."""
+    names = [entry.name.lower() for entry in os.scandir(folder)]
+    return frozenset(name.removesuffix(ending) for name in names for ending in SIDECARS if name.endswith(ending))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]

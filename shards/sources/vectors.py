@@ -1,0 +1,264 @@
+"""Polygons as labels: those that lie on an image are burned onto its grid (GeoPackage, GeoJSON, shapefile, ...).
+
+pyogrio reads them, shapely moves them to the image's coordinate reference system, rasterio burns them. Needs the extra
+``vector``.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio._err import CPLE_BaseError  # what rasterio.warp passes on from PROJ; it has no public name
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.features import rasterize
+from rasterio.transform import Affine
+from rasterio.warp import transform as transform_points
+from rasterio.warp import transform_bounds
+
+from shards.errors import ConfigError, SourceError, TileError
+from shards.sensors.sensor import NODATA
+from shards.sources.alignment import is_placed
+from shards.sources.grid import Grid
+
+try:
+    import pyogrio
+    import shapely
+    from pyogrio.errors import DataLayerError, DataSourceError
+except ImportError as error:
+    raise ConfigError(f"labels of polygons need {error.name}: pip install -e '.[vector]' in the checkout") from None
+
+FIRST = 1000
+"""Features whose values are looked at before anything is burned."""
+
+LONGEST_EDGE = {True: 0.02, False: 2000.0}
+"""By whether a CRS is in degrees, else in meters: longer edges get more points, since they bend in another CRS."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of polygons.
+
+    Attributes:
+        crs: as text.
+        bounds: of all of them (left, bottom, right, top) in that CRS.
+        whole: read at once, for formats without a spatial index.
+    """
+
+    path: Path
+    name: str
+    field: str
+    crs: str
+    bounds: tuple[float, float, float, float]
+    whole: bool
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Geometries (N,) of shapely and the values (N,) of their field, in the order of the file."""
+
+    geometry: np.ndarray
+    values: np.ndarray
+
+
+@lru_cache(maxsize=16)
+def open_layer(path: Path, field: str | None, layer: str | None = None) -> Layer:
+    """Look at a file of polygons.
+
+    Raises:
+        SourceError: missing, unreadable, without such a layer or field, or without a CRS; the line lists what is there.
+    """
+    if not path.exists():
+        raise SourceError(f"{path}: no such file of labels")
+    try:
+        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if layer is None and len(layers) > 1:
+            raise SourceError(
+                f"{path}: several layers ({_few(layers)}): name one with --label-layer (data.label_layer)"
+            )
+        if not layers or layer not in (None, *layers):
+            raise SourceError(f"{path}: no layer {layer or 'of geometries'}" + (f": {_few(layers)}" if layers else ""))
+        info = pyogrio.read_info(path, layer=layer or layers[0], force_total_bounds=True)
+    except (DataSourceError, DataLayerError) as error:
+        raise SourceError(f"{path}: neither polygons nor a label raster ({str(error).splitlines()[0]})") from None
+    _check_field(path, field, [str(one) for one in info["fields"]])
+    if info["crs"] is None:
+        raise SourceError(f"{path}: no coordinate reference system: a shapefile has it in the .prj file beside it")
+    left, bottom, right, top = info["total_bounds"] or (np.nan,) * 4
+    if not np.isfinite([left, bottom, right, top]).all():
+        raise SourceError(f"{path}: no polygons in it")
+    whole = info["driver"] in ("GeoJSON", "GeoJSONSeq", "KML", "GML", "TopoJSON")
+    return Layer(path, layer or layers[0], str(field), info["crs"], (left, bottom, right, top), whole)
+
+
+def _check_field(path: Path, field: str | None, fields: list[str]) -> None:
+    if field is None:
+        raise SourceError(f"{path}: which field holds the class? --label-field (data.label_field) of {_few(fields)}")
+    if field not in fields:
+        nearest = difflib.get_close_matches(field.casefold(), [one.casefold() for one in fields], 3)
+        named = [one for name in nearest for one in fields if one.casefold() == name]
+        mend = f"did you mean {_few(named)}?" if named else f"there are {_few(fields)}"
+        raise SourceError(f"{path}: no field '{field}': {mend}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+
+
+def burn(layer: Layer, grid: Grid, names: Mapping[str, int], unnamed: int | None) -> np.ndarray:
+    """Class codes int64 (height, width): of the polygon on a pixel's center, of the last one in the file where several
+    are; ``NODATA`` under none. Features without a class are left out.
+
+    Args:
+        names: codes of class names in lower case, for a field of text; texts of digits are codes.
+        unnamed: code of other texts; None refuses them.
+
+    Raises:
+        TileError: the image has no georeference.
+        SourceError: a value that is no class.
+    """
+    if not is_placed(grid) or grid.crs is None:
+        raise TileError("the image has no georeference, so that no polygon can be found on it: give label tiles")
+    assert grid.transform is not None
+    features = _features_on(layer, _bounds_of(layer, grid))
+    known = np.array([_is_value(value) for value in features.values], dtype=bool)
+    codes = [_code(layer, value, names, unnamed) for value in features.values[known].tolist()]
+    shapes = [
+        (shape, number)
+        for shape, number in zip(_moved(features.geometry[known], layer.crs, grid.crs), range(len(codes)), strict=True)
+        if shape is not None and not shape.is_empty
+    ]
+    if not shapes:
+        return np.full(grid.shape, NODATA, np.int64)
+    transform = Affine(*grid.transform)
+    burned = rasterize(shapes, grid.shape, fill=-1, transform=transform, all_touched=False, dtype=np.int32)
+    return np.array([*codes, NODATA], np.int64)[burned]  # -1, under no polygon, is the last
+
+
+def check_values(layer: Layer, names: Mapping[str, int], unnamed: int | None) -> None:
+    """Raise SourceError where none of the first features has a value that is a class."""
+    refused = None
+    for value in _read(layer, None, most=FIRST).values:
+        if _is_value(value):
+            try:
+                _code(layer, value, names, unnamed)
+                return
+            except SourceError as error:
+                refused = refused or error
+    if refused:
+        raise refused
+
+
+def check_overlap(layer: Layer, grids: Iterable[Grid]) -> None:
+    """Raise SourceError where polygons and images have no ground in common; looks until one image has."""
+    left, bottom, right, top = layer.bounds
+    placed = seen = 0
+    for grid in grids:
+        seen += 1
+        if not is_placed(grid) or grid.crs is None:
+            continue
+        placed += 1
+        one = _bounds_of(layer, grid)
+        if one[0] <= right and one[2] >= left and one[1] <= top and one[3] >= bottom:
+            return
+    if not placed:
+        raise SourceError(f"{layer}: none of {seen} images has a georeference, which polygons need: give label tiles")
+    extent = f"x {left:.6g} to {right:.6g}, y {bottom:.6g} to {top:.6g} in {_crs_name(layer.crs)}"
+    raise SourceError(f"{layer}: its polygons ({extent}) touch none of {seen} images")
+
+
+def _bounds_of(layer: Layer, grid: Grid) -> tuple[float, float, float, float]:
+    """Of an image in the layer's CRS (left, bottom, right, top); without limits where it leads nowhere."""
+    assert grid.transform is not None
+    a, b, c, d, e, f = grid.transform
+    xs = [c + a * column + b * row for column in (0, grid.width) for row in (0, grid.height)]
+    ys = [f + d * column + e * row for column in (0, grid.width) for row in (0, grid.height)]
+    try:
+        left, bottom, right, top = transform_bounds(grid.crs, layer.crs, min(xs), min(ys), max(xs), max(ys))
+    except (CPLE_BaseError, CRSError):
+        return -np.inf, -np.inf, np.inf, np.inf
+    if left > right:  # across the antimeridian
+        left, right = -180.0, 180.0
+    return left, bottom, right, top
+
+
+def _features_on(layer: Layer, bounds: tuple[float, float, float, float]) -> Features:
+    """Features whose boxes touch these bounds."""
+    if not layer.whole:
+        return _read(layer, bounds)
+    features, tree = _read_whole(layer)
+    chosen = np.sort(tree.query(shapely.box(*np.clip(bounds, -1e15, 1e15))))
+    return Features(features.geometry[chosen], features.values[chosen])
+
+
+@lru_cache(maxsize=2)
+def _read_whole(layer: Layer) -> tuple[Features, Any]:
+    features = _read(layer, None)
+    return features, shapely.STRtree(features.geometry)
+
+
+def _read(layer: Layer, bounds: tuple[float, float, float, float] | None, most: int | None = None) -> Features:
+    try:
+        _, ids, geometry, (values,) = pyogrio.raw.read(
+            layer.path,
+            layer=layer.name,
+            columns=[layer.field],
+            bbox=bounds,
+            max_features=most,
+            force_2d=True,
+            return_fids=True,
+        )
+    except (DataSourceError, DataLayerError) as error:
+        raise SourceError(f"{layer}: can't be read ({str(error).splitlines()[0]})") from None
+    order = np.argsort(ids, kind="stable")  # an index gives them in its own
+    return Features(shapely.from_wkb(geometry[order], on_invalid="ignore"), values[order])
+
+
+def _moved(geometry: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Geometries in another CRS, repaired where they cross themselves."""
+    broken = ~shapely.is_valid(geometry) & ~shapely.is_missing(geometry)
+    geometry = np.where(broken, shapely.make_valid(geometry), geometry) if broken.any() else geometry
+    one, two = CRS.from_user_input(source), CRS.from_user_input(target)
+    if one == two:
+        return geometry
+
+    def move(points: np.ndarray) -> np.ndarray:
+        return np.stack(transform_points(one, two, points[:, 0], points[:, 1]), -1)
+
+    return shapely.transform(shapely.segmentize(geometry, LONGEST_EDGE[one.is_geographic]), move)
+
+
+def _is_value(value: Any) -> bool:
+    """Whether a field holds something: no null, which is NaN among numbers, and no blank text."""
+    return value is not None and value == value and str(value).strip() != ""
+
+
+def _code(layer: Layer, value: Any, names: Mapping[str, int], unnamed: int | None) -> int:
+    """The class code of a field's value."""
+    if isinstance(value, str):
+        code = names.get(value.strip().casefold())
+        if code is not None:
+            return code
+        if not value.strip().lstrip("-").isdecimal():
+            if unnamed is not None:
+                return unnamed
+            known = f"is none of {_few(sorted(names))}" if names else "is text: give a field of numbers"
+            raise SourceError(f"{layer}: '{value}' in field '{layer.field}' {known}")
+    try:
+        code = int(value)
+    except (TypeError, ValueError, OverflowError):
+        code = None
+    if code is None or (isinstance(value, float) and code != value):
+        raise SourceError(f"{layer}: {value} in field '{layer.field}': class codes are whole numbers")
+    return code
+
+
+def _crs_name(text: str) -> str:
+    return text if len(text) < 20 else text.split('"')[1] if '"' in text else text[:40]

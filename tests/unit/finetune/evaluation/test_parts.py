@@ -1,0 +1,206 @@
+"""A second start: what has changed is evaluated again and said, and nothing else is."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from support.small_encoder import small_description, small_encoder
+
+from finetune.config import FinetuneConfig
+from finetune.data import code_version
+from finetune.encoders.model_file import load_task_model
+from finetune.evaluate import Evaluator
+from finetune.evaluation.results import RunResults, read_part, read_results, write_part
+from finetune.tasks import dump_task, get_task
+from pretrain.resilience.signals import StopRequest
+from pretrain.resilience.watchdog import Watchdog
+from pretrain.weights.files import save_encoder
+from shards.config import load_config
+from tools.sample_tasks import make_task_sample
+
+Start = Callable[..., tuple[RunResults, str]]
+SMALL = {
+    "run.threads": 1,
+    "protocol": "[frozen]",
+    "seeds": "[0]",
+    "frozen.epochs": 1,
+    "frozen.views": 1,
+    "frozen.batch": 4,
+    "frozen.lrs": "[1e-3]",
+    "frozen.heads": "[linear]",
+    "compare_random": "false",
+    "data.bands": "native",
+}
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten tiles of a task of one's own, and two encoders."""
+    folder = tmp_path_factory.mktemp("sample")
+    task = get_task("enmap_nlcd")
+    make_task_sample(folder, task, tiles=10, size=8)
+    (folder / "task.yaml").write_text(dump_task(task))
+    for seed in (1, 2):
+        (folder / str(seed)).mkdir()
+        save_encoder(folder / str(seed) / "encoder.safetensors", small_encoder(seed).state_dict(), small_description())
+    return folder
+
+
+@pytest.fixture
+def start(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Start:
+    """Starts an evaluation of a copy of the sample in one run folder; gives its results and what it said."""
+    data = tmp_path / "data"
+    shutil.copytree(sample, data)
+
+    def run(folder: Path = data, **changes: object) -> tuple[RunResults, str]:
+        paths = {"run.dir": tmp_path / "run", "data.root": folder, "data.splits": folder / "splits" / "enmap_nlcd"}
+        task = {"task": folder / "task.yaml", "checkpoint": folder / "1" / "encoder.safetensors"}
+        values = SMALL | paths | task | {key.replace("__", "."): value for key, value in changes.items()}
+        base = tmp_path / "base.yaml"
+        base.write_text("{}")
+        config = load_config(base, [f"{key}={value}" for key, value in values.items()], FinetuneConfig)
+        watchdog = Watchdog(config.watchdog, tmp_path / "run", StopRequest())
+        capsys.readouterr()
+        evaluator = Evaluator(config, watchdog)
+        assert evaluator.evaluate()
+        evaluator.run = None  # leaves the folder's lock to the next start
+        return read_results(tmp_path / "run"), capsys.readouterr().out
+
+    run.data = data  # type: ignore[attr-defined]
+    return run
+
+
+def _scores(run: RunResults) -> list[float]:
+    return [one.test["mIoU"] for one in run.results]
+
+
+def _weights(run: Path) -> dict[str, bytes]:
+    weights = load_task_model(run / "model.safetensors").state_dict()
+    return {name: one.numpy().tobytes() for name, one in weights.items()}
+
+
+def _labels(folder: Path) -> list[Path]:
+    task = get_task("enmap_nlcd")
+    assert task.layout is not None and task.layout.labels is not None
+    return sorted((folder / task.layout.folder / task.layout.labels).rglob("*.tif"))
+
+
+def test_what_changed_is_evaluated_again_and_named_and_nothing_else(start, tmp_path):
+    data: Path = start.data
+    before, _ = start(protocol="[knn,frozen]")
+    _, again = start(protocol="[knn,frozen]")
+    assert "evaluated again" not in again
+    assert "pretrained-" not in again
+
+    for path in data.rglob("*.tif"):
+        path.touch()
+    (data / "1" / "encoder.safetensors").rename(data / "1" / "renamed.safetensors")
+    moved = data.rename(tmp_path / "moved")
+    shutil.copy(moved / "1" / "renamed.safetensors", moved / "1" / "encoder.safetensors")
+    same, said = start(moved, protocol="[knn,frozen]")
+    assert "pretrained-" not in said
+    assert _scores(same) == _scores(before)
+
+    for path in _labels(moved):
+        with rasterio.open(path, "r+") as file:
+            codes = file.read(1)
+            file.write(np.roll(codes, 3, axis=0), 1)
+    corrected, said = start(moved, protocol="[knn,frozen]")
+    assert "\nlabels changed: pretrained-knn-1 is evaluated again\n" in said
+    assert "\nlabels changed: pretrained-frozen-1 is evaluated again\n" in said
+    assert _scores(corrected) != _scores(before)
+    assert corrected.data["labels"] != before.data["labels"]
+    assert corrected.data["images"] == before.data["images"]
+
+
+def test_a_task_file_that_is_edited_in_place_is_another_task(start):
+    file: Path = start.data / "task.yaml"
+    first, _ = start()
+    text = file.read_text()
+    name = first.task.outputs[0]
+    file.write_text(text.replace(f"name: {name}", "name: something else", 1))
+    renamed, said = start()
+    assert "task changed: pretrained-frozen-1 is evaluated again" in said
+    assert load_task_model(start.data.parent / "run" / "model.safetensors").task == renamed.task
+    color = first.task.classes[1].color
+    file.write_text(file.read_text().replace(color, "#010203", 1))
+    recolored, said = start()
+    assert "evaluated again" not in said
+    assert recolored.task.classes[1].color == "#010203"
+    model = load_task_model(start.data.parent / "run" / "model.safetensors")
+    assert model.task == recolored.task
+
+
+def test_statistics_weights_and_recipe_count_by_their_content(start, tmp_path):
+    start()
+    statistics = tmp_path / "statistics"
+    statistics.mkdir()
+    for name, value in (("mu", 1000.0), ("sigma", 500.0)):
+        np.save(statistics / f"{name}.npy", np.full(202, value))
+    _, said = start(data__statistics=statistics)
+    assert "statistics changed: pretrained-frozen-1 is evaluated again" in said
+    np.save(statistics / "mu.npy", np.full(202, 1100.0))
+    _, said = start(data__statistics=statistics)
+    assert "statistics changed: pretrained-frozen-1 is evaluated again" in said
+    _, said = start(frozen__epochs=2, data__statistics=statistics)
+    assert "epochs changed: pretrained-frozen-1 is evaluated again" in said
+    _, said = start(frozen__epochs=2, data__statistics=statistics, checkpoint=start.data / "2" / "encoder.safetensors")
+    assert "encoder changed: pretrained-frozen-1 is evaluated again" in said
+
+
+def test_changed_code_is_evaluated_again_and_a_docstring_is_not(start, tmp_path, monkeypatch):
+    start()
+    code = tmp_path / "code"
+    for name in {*code_version.TUNING, *code_version.READING}:
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(code_version.REPOSITORY / name, code / name)
+    monkeypatch.setattr(code_version, "REPOSITORY", code)
+    heads = code / "finetune" / "heads.py"
+    heads.write_text(heads.read_text().replace('"""Task heads.', '"""The heads of tasks.') + "\n# and no more\n")
+    _, said = start()
+    assert "evaluated again" not in said
+    heads.write_text(heads.read_text() + "\nMORE = 1\n")
+    code_version.source_hash.cache_clear()
+    _, said = start()
+    assert "code (finetune/heads/heads.py) changed: pretrained-frozen-1 is evaluated again" in said
+    assert "features of" not in said  # of those, nothing has changed
+
+
+def test_the_model_is_always_of_the_best_of_the_results(start):
+    """Weights of an earlier setting are not kept for a model of this one, whatever they scored."""
+    run = start.data.parent / "run"
+
+    def of(number: int) -> dict[str, object]:
+        return {"checkpoint": start.data / str(number) / "encoder.safetensors"}
+
+    start(**of(1))
+    first = _weights(run)
+    start(**of(2))
+    assert _weights(run) != first
+    _, said = start(**of(1))
+    assert "model.safetensors is not of the best result: pretrained-frozen-1 is evaluated again for its weights" in said
+    assert _weights(run) == first
+    _, said = start(protocol="[knn]", **of(1))
+    assert "evaluated again" not in said
+    _, said = start(**of(1))
+    assert "evaluated again" not in said
+    (run / "model.safetensors").unlink()
+    start(**of(1))
+    assert _weights(run) == first
+
+
+def test_parts_of_an_earlier_version_are_done_again_and_said(start):
+    start()
+    run = start.data.parent / "run"
+    for path in (run / "parts").glob("pretrained-*.npz"):
+        found = read_part(path)
+        assert found is not None
+        path.unlink()
+        old = path.with_name(f"{path.stem.rpartition('-')[0]}-9a95a32d.npz")
+        write_part(old, [replace(one, provenance={}) for one in found])
+    _, said = start()
+    assert "version changed: pretrained-frozen-1 is evaluated again" in said

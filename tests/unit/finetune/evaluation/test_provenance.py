@@ -1,0 +1,262 @@
+"""The key of a finished part: everything that changes results changes it, and nothing else does."""
+
+import ast
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from finetune.config import FinetuneConfig
+from finetune.data.code_version import STAGES, code_version, statements
+from finetune.evaluation.provenance import differences, of_training, task_hash
+from finetune.evaluation.recipe import Recipe, resolve_recipe
+from finetune.tasks import Task, get_task
+from shards.config import REPOSITORY
+
+TASK = get_task("enmap_cdl")
+CONFIG = FinetuneConfig.model_validate(
+    {"run": {"dir": "x"}, "task": "enmap_cdl", "data": {"root": "x"}, "checkpoint": "x"}, strict=False
+)
+
+BY_CONTENT = {
+    "run.seed": "the rows that it draws, the splits and the twin's weights are hashed",
+    "task": "its content is hashed",
+    "checkpoint": "its weights are hashed",
+    "seeds": "part of a part's key, not of what its seeds share",
+    "fractions": "the rows are hashed",
+    "recipe": "its values are put in place",
+    "data.bands": "in of_data",
+    **{
+        f"data.{key}": "what it leads to is hashed"
+        for key in (
+            "root",
+            "images",
+            "labels",
+            "shards",
+            "align",
+            "label_field",
+            "label_layer",
+            "splits",
+            "group",
+            "statistics",
+        )
+    },
+}
+CHANGES_NOTHING = {
+    "run.dir",
+    "run.threads",
+    "data.pretraining",
+    "data.read_threads",
+    "data.memory_gb",
+    "compare_random",
+    "protocol",
+    "frozen.quota_gb",
+    "full.save_every",
+    "guard.patience",  # ends a run
+    # where numbers are computed, not which
+    "engine.zero_stage",
+    "engine.activation_checkpointing",
+    "engine.compile",
+    "engine.reduce_bucket_size",
+    "engine.prefetch_bucket_size",
+    "engine.param_persistence_threshold",
+}
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        kinds = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
+        sections = [one for one in kinds if issubclass(one, BaseModel)]
+        found += _leaves(sections[0], f"{prefix}{name}.") if sections else [f"{prefix}{name}"]
+    return found
+
+
+KEYS = [key for key in _leaves(FinetuneConfig) if not key.startswith("watchdog.")]
+OTHER_VALUES: dict[str, Any] = {
+    "frozen.heads": ("linear",),
+    "frozen.bn": "adapt",
+    "full.head": "linear",
+    "full.micro_batch": 16,
+    "full.crop_scale": None,
+    "engine.precision": "fp32",
+    "select": "loss",
+}
+
+
+def _with(key: str, value: Any) -> FinetuneConfig:
+    section, _, name = key.rpartition(".")
+    if not section:
+        return CONFIG.model_copy(update={name: value})
+    return CONFIG.model_copy(update={section: getattr(CONFIG, section).model_copy(update={name: value})})
+
+
+def _another(key: str) -> Any:
+    if key in OTHER_VALUES:
+        return OTHER_VALUES[key]
+    section, _, name = key.rpartition(".")
+    value = getattr(getattr(CONFIG, section) if section else CONFIG, name)
+    return (*value, 0.5) if isinstance(value, tuple) else value * 2 if value else 1
+
+
+def _told(config: FinetuneConfig, protocol: str) -> dict[str, Any]:
+    recipe: Recipe = resolve_recipe(config, TASK, is_vit=True)
+    head = {"head": recipe.full_head} if protocol not in ("knn", "frozen") else {}  # see Parts.trainings
+    return of_training(protocol, recipe, config) | head
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
+    known = key in BY_CONTENT or key in CHANGES_NOTHING
+    if known:
+        return
+    config = _with(key, _another(key))
+    changed = [one for one in ("knn", "frozen", "blocks", "full") if _told(config, one) != _told(CONFIG, one)]
+    section = key.partition(".")[0]
+    expected = {"knn": ["knn"], "frozen": ["frozen"], "select": ["frozen", "blocks", "full"]}
+    wanted = ["blocks"] if key == "full.first_blocks" else expected.get(section, ["blocks", "full"])
+    assert changed == wanted
+
+
+def test_lists_of_keys_hold_no_others():
+    assert set(BY_CONTENT) | CHANGES_NOTHING <= set(KEYS)
+
+
+def test_published_values_stand_in_the_place_of_ours():
+    published = _told(CONFIG.model_copy(update={"recipe": "published"}), "full")
+    assert TASK.published is not None
+    assert published["epochs"] == TASK.published.epochs
+    assert published["select"] == "loss"
+
+
+def _task(**changes: Any) -> Task:
+    classes = [{"code": 1, "name": "a", "color": "#000000"}, {"codes": [2, 3], "name": "b", "color": "#ffffff"}]
+    return Task.model_validate({"name": "t", "description": "d", "classes": classes, "ignore": [0]} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": [{"code": 1, "name": "a", "color": "#000000"}, {"codes": [2], "name": "b", "color": "#ffffff"}]},
+        {
+            "classes": [
+                {"code": 1, "name": "c", "color": "#000000"},
+                {"codes": [2, 3], "name": "b", "color": "#ffffff"},
+            ]
+        },
+        {
+            "classes": [
+                {"codes": [2, 3], "name": "b", "color": "#ffffff"},
+                {"code": 1, "name": "a", "color": "#000000"},
+            ]
+        },
+        {"ignore": "others"},
+        {"ignore": [0, 255]},
+        {"kind": "multilabel"},
+        {"kind": "regression", "classes": [], "ignore": [], "targets": [{"name": "p", "description": "mg/kg"}]},
+    ],
+)
+def test_what_a_task_says_of_labels_changes_its_hash(changes):
+    assert task_hash(_task(**changes)) != task_hash(_task())
+
+
+def test_the_unit_of_a_target_changes_the_hash_and_a_color_or_title_does_not():
+    def soil(unit: str) -> Task:
+        return _task(kind="regression", classes=[], ignore=[], targets=[{"name": "p", "description": unit}])
+
+    assert task_hash(soil("mg/kg")) != task_hash(soil("%"))
+    other = [{"code": 1, "name": "a", "colour": "#00ff00"}, {"codes": [2, 3], "name": "b", "color": "#ffffff"}]
+    assert task_hash(_task(classes=other, title="T", description="e", name="u")) == task_hash(_task())
+
+
+def test_what_differs_is_named_with_the_files_of_the_code():
+    old = {
+        "epochs": 3,
+        "train labels": "a",
+        "val labels": "a",
+        "test labels": "a",
+        "code": {"one.py": "1", "two.py": "1"},
+    }
+    new = old | {"epochs": 4, "test labels": "b", "code": {"one.py": "2", "two.py": "1"}}
+    assert differences(new, old) == ["epochs", "test labels", "code (one.py)"]
+    assert differences(new | {"train labels": "b", "val labels": "b"}, new | {"test labels": "a"}) == ["labels"]
+
+
+# ---- the code ----
+
+
+def test_comments_and_docstrings_change_no_hash_and_statements_do():
+    one = 'def f(x):\n    """Text."""\n    return x + 1  # why\n\n\nA = 1\n"""Of A."""\n'
+    two = "# first\ndef f(x):\n    return x + 1\nA = 1\n"
+    assert statements(one) == statements(two)
+    assert statements(one) != statements(one.replace("x + 1", "x + 2"))
+    assert statements('A = "# no comment"\n') == ['A = "# no comment"']
+
+
+NOT_COMPUTING = {
+    "finetune.evaluation.best_model": "keeps weights",
+    "finetune.data.code_version": "keys",
+    "finetune.config": "values are hashed",
+    "finetune.encoders.encoder": "describes the input, which is hashed",
+    "finetune.data.hashes": "keys",
+    "finetune.data.layouts": "images and labels are hashed",
+    "finetune.evaluation.parts": "keys",
+    "finetune.evaluation.recipe": "values are hashed",
+    "finetune.evaluation.results": "files",
+    "pretrain.checkpointing.checkpoint": "files",
+    "pretrain.config": "values are hashed",
+    "pretrain.config.data": "values are hashed",
+    "pretrain.config.engine": "values are hashed",
+    "pretrain.config.optim": "values are hashed",
+    "pretrain.config.run": "values are hashed",
+    "pretrain.distributed": "the same on any number of processes",
+    "pretrain.resilience.guard": "its limits are hashed, and its code where an encoder is tuned",
+    "pretrain.models": "finds and loads weights, which are hashed",
+    "pretrain.weights.description": "hashed with the input",
+    "pretrain.weights.images": "of the Python API",
+    "pretrain.weights.finite": "refuses values and changes none",
+    "pretrain.weights.files": "finds and loads weights, which are hashed",
+    "pretrain.models.activation_checkpointing": "the same numbers by less memory",
+    "pretrain.metrics.telemetry": "console",
+    "pretrain.resilience.watchdog": "limits",
+    "shards": "package",
+    "shards.files.untrusted": "files",
+    "shards.files.atomic": "files",
+    "shards.config.fields": "values are hashed",
+    "shards.files.text": "tasks are hashed",
+    "shards.sensors.band_table": "bands are hashed",
+    "shards.config": "types",
+    "shards.errors": "messages",
+    "shards.sensors.resampling": "the response matrix is hashed",
+    "shards.config.yaml": "values are hashed",
+    "shards.sensors.sensor": "bands are hashed",
+    "shards.sources.layouts": "names of splits",
+    "shards.sensors.spectrum": "the response matrix is hashed",
+}
+
+
+@pytest.mark.parametrize("stage", ["features", "heads", "tuning"])
+def test_what_the_hashed_code_imports_is_hashed_too_or_known_not_to_compute(stage):
+    hashed = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in STAGES[stage]}
+    imported: dict[str, str] = {}
+    for name in STAGES[stage]:
+        for node in ast.walk(ast.parse((REPOSITORY / name).read_text())):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.split(".")[0] in ("finetune", "pretrain", "shards")
+            ):
+                inner = [f"{node.module}.{one.name}" for one in node.names]
+                files = [one for one in inner if (REPOSITORY / f"{one.replace('.', '/')}.py").is_file()]
+                imported |= dict.fromkeys(files or [node.module], name)
+    later = {
+        "tuning": set(),
+        "heads": {"finetune.protocols.full"},
+        "features": {"finetune.heads.heads", "finetune.tasks"},
+    }[stage]
+    forgotten = {one: where for one, where in imported.items() if one not in hashed | later | NOT_COMPUTING.keys()}
+    assert not forgotten, "add these to finetune/data/code_version.py, or say here why they compute nothing"
+
+
+def test_every_hashed_file_is_there():
+    assert all(len(one) == 16 for stage in STAGES for one in code_version(stage).values())

@@ -1,0 +1,321 @@
+"""Masks, targets and loss of the masked autoencoder."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from support.objectives import small_config
+from support.plain_engine import PlainEngine
+from support.tiles import write_archive
+
+from pretrain.config import PretrainConfig
+from pretrain.data.augment import mask_noise
+from pretrain.data.stream import TileBatch
+from pretrain.models.initialize import initialise
+from pretrain.models.normalize import Normaliser
+from pretrain.models.patches import gather_tokens, patchify
+from pretrain.models.vit import SpecViT
+from pretrain.objectives.mae import MaskedAutoencoder, MaskedAutoencoding
+from pretrain.objectives.mae_decoder import choose_masks
+from pretrain.objectives.masked_loss import masked_targets
+from shards.format.manifest import read_manifest
+from shards.pack.build import PackConfig, pack
+from shards.sensors.sensor import NODATA
+
+BANDS = 80
+
+
+def _model(norm_pix: bool = True, mask_ratio: float = 0.5) -> MaskedAutoencoder:
+    encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    model = MaskedAutoencoder(encoder, BANDS, mask_ratio, norm_pix, decoder_width=16, decoder_heads=2)
+    initialise(model, "mae", 1)
+    return model.eval()
+
+
+def _images(batch: int = 2) -> torch.Tensor:
+    return 2 + 3 * torch.randn(batch, BANDS, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def _noise(batch: int = 2, patches: int = 16) -> torch.Tensor:
+    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("patches", "ratio", "kept"), [(1024, 0.9, 102), (1024, 0.75, 256), (16, 0.5, 8), (9, 0.6, 3)])
+def test_masks_keep_the_share_and_part_the_grid(patches, ratio, kept):
+    masks = choose_masks(_noise(5, patches), ratio)
+    assert masks.visible.shape == (5, kept)
+    for visible, masked in zip(masks.visible.tolist(), masks.masked.tolist(), strict=True):
+        assert visible == sorted(visible)
+        assert masked == sorted(masked)
+        assert sorted(visible + masked) == list(range(patches))
+
+
+def test_the_patches_of_smallest_noise_are_kept():
+    masks = choose_masks(torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.0, 0.3, 0.2, 0.1]]), 0.5)
+    assert masks.visible.tolist() == [[1, 3], [0, 3]]
+    assert masks.masked.tolist() == [[0, 2], [1, 2]]
+
+
+def test_targets_are_the_patches_own_pixels_in_order():
+    patches = _images().reshape(2, 4, 16, -1)
+    assert torch.equal(masked_targets(patches, False), patches.flatten(2))
+
+
+def test_normalised_targets_have_the_unbiased_variance_of_numpy():
+    patches = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))  # 8 values: ddof matters, 7 %
+    flat = patches.numpy().astype(np.float64).reshape(2, 3, 8)
+    expected = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(flat.var(-1, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(masked_targets(patches, True).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_constant_patch_has_a_finite_target():
+    assert not masked_targets(torch.full((1, 1, 4, 2), 3.0), True).any()
+
+
+class _Given(torch.nn.Module):
+    """A decoder that predicts what it is told."""
+
+    def __init__(self, prediction: torch.Tensor) -> None:
+        super().__init__()
+        self.prediction = prediction
+
+    def forward(self, latent: torch.Tensor, masks: object) -> torch.Tensor:
+        return self.prediction
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_loss_is_the_mean_square_over_masked_patches_of_each_sample(norm_pix):
+    model, images, noise = _model(norm_pix), _images(), _noise()
+    masked = choose_masks(noise, 0.5).masked
+    target = masked_targets(gather_tokens(patchify(images, 4), masked), norm_pix)
+    error = torch.randn(target.shape, generator=torch.Generator().manual_seed(2))
+    model.decoder = _Given(target + error)
+    losses, prediction, ids, _ = model(images, noise)
+    assert torch.equal(prediction, target + error)
+    assert torch.equal(ids, masked)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, error.square().mean((1, 2)), rtol=1e-5, atol=0)
+
+
+def test_pixels_of_visible_patches_are_no_target():
+    model, images, noise = _model(), _images(), _noise()
+    masks = choose_masks(noise, 0.5)
+    model.decoder = _Given(torch.zeros(2, 8, 16 * BANDS))
+    before, _, _, _ = model(images, noise)
+    for name, changes in (("visible", False), ("masked", True)):
+        other = images.clone()
+        for sample, patch in enumerate(getattr(masks, name)[:, 0].tolist()):
+            row, column = 4 * (patch // 4), 4 * (patch % 4)
+            other[sample, :, row, column] += 100.0
+        after, _, _, _ = model(other, noise)
+        assert torch.equal(after, before) != changes
+
+
+def test_pixels_of_masked_patches_never_reach_the_prediction():
+    model, images, noise = _model(), _images(), _noise()
+    masks = choose_masks(noise, 0.5)
+    hidden = images.clone()
+    for sample in range(2):
+        for patch in masks.masked[sample].tolist():
+            row, column = 4 * (patch // 4), 4 * (patch % 4)
+            hidden[sample, :, row : row + 4, column : column + 4] = float("nan")
+    with torch.no_grad():
+        assert torch.equal(model(images, noise)[1], model(hidden, noise)[1])
+
+
+def test_each_prediction_is_for_its_own_place():
+    """Where all tokens are the mask token, predictions differ by position alone."""
+    model, noise = _model(), _noise()
+    with torch.no_grad():
+        _, prediction, _, _ = model(_images(), noise)
+    assert torch.unique(prediction[0], dim=0).shape[0] == prediction.shape[1]
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_a_perfect_prediction_is_put_back_to_the_truth(norm_pix):
+    model, images, noise = _model(norm_pix), _images(), _noise()
+    masked = choose_masks(noise, 0.5).masked[0]
+    patches = patchify(images[:1], 4)
+    prediction = masked_targets(patches[:, masked], norm_pix)[0]
+    truth, predicted = model.reconstruct(images[0], prediction, masked)
+    assert torch.equal(truth, patches[0])
+    torch.testing.assert_close(predicted, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_only_masked_patches_are_replaced_by_the_prediction():
+    model, images = _model(norm_pix=False), _images()
+    masked = torch.tensor([1, 6])
+    truth, predicted = model.reconstruct(images[0], torch.full((2, 16 * BANDS), 7.0), masked)
+    assert (predicted[masked] == 7).all()
+    others = torch.tensor([patch for patch in range(16) if patch not in (1, 6)])
+    assert torch.equal(predicted[others], truth[others])
+
+
+def test_a_sample_gives_the_same_loss_alone_and_in_a_batch():
+    model, images, noise = _model(), _images(4), _noise(4)
+    with torch.no_grad():
+        together = model(images, noise)[0]
+        alone = torch.cat([model(images[row : row + 1], noise[row : row + 1])[0] for row in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("image_size", "ratio", "fits"), [(8, 0.75, True), (8, 0.9, False), (16, 0.9, True)])
+def test_a_mask_that_hides_every_patch_is_refused_before_a_run(image_size, ratio, fits):
+    values = {
+        "run": {"dir": "run"},
+        "data": {"shards": "shards"},
+        "train": {"steps": 1},
+        "model": {"image_size": image_size, "patch_size": 4},
+        "objective": {"mask_ratio": ratio},
+    }
+    if fits:
+        PretrainConfig.model_validate(values)
+    else:
+        with pytest.raises(ValidationError, match=r"mask_ratio 0.9 leaves none of 4 patches visible"):
+            PretrainConfig.model_validate(values)
+
+
+# ---- missing pixels and spectral angles ----
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_values_of_missing_pixels_do_not_matter(norm_pix):
+    model, images, noise = _model(norm_pix=norm_pix), _images(), _noise()
+    valid = torch.ones(len(images), 1, *images.shape[2:], dtype=torch.bool)
+    masked = choose_masks(noise, 0.5).masked[0, 0]
+    grid = model.encoder.grid
+    row, column = 4 * int(masked // grid), 4 * int(masked % grid)
+    valid[0, 0, row : row + 2, column : column + 3] = False
+    changed = images.clone()
+    changed[0, :, row : row + 2, column : column + 3] += 50.0
+    with torch.no_grad():
+        assert torch.equal(model(images, noise, valid)[0], model(changed, noise, valid)[0])
+        matters = (model(changed, noise)[0][0] - model(images, noise)[0][0]).abs()
+        assert matters > (1e-4 if norm_pix else 1)
+        everything = torch.ones_like(valid)
+        torch.testing.assert_close(model(images, noise, everything)[0], model(images, noise)[0])
+        pixels = 16 * (noise.shape[1] - int(noise.shape[1] * 0.5)) - 6
+        scaled = model(images, noise, valid, torch.tensor(7.0))[0][0] * 7 / pixels
+        torch.testing.assert_close(scaled, model(images, noise, valid)[0][0])
+
+
+@pytest.fixture
+def ignoring(tmp_path):
+    """MAE that leaves missing pixels out, on ten tiles of 12 px, each with a missing pixel and a missing value."""
+    tiles = torch.from_numpy(np.stack(list(write_archive(tmp_path / "source", size=12).values())))
+    pack(tmp_path / "source", tmp_path / "shards", PackConfig())
+    manifest = read_manifest(tmp_path / "shards")
+    mae = {
+        "mask_ratio": 0.5,
+        "norm_pix": False,
+        "ignore_nodata": True,
+        "decoder": {"width": 16, "depth": 1, "heads": 2},
+    }
+    config = small_config(mae, model={"image_size": 12}, train={"global_batch": 8})
+    objective = MaskedAutoencoding(config, Normaliser(manifest.mu, manifest.sigma), manifest)
+    return objective, PlainEngine(objective.module), tiles
+
+
+def _batch(tiles: torch.Tensor, first: int) -> TileBatch:
+    numbers = np.arange(first, first + 4)
+    return TileBatch(tiles[numbers].clone(), numbers, torch.arange(4)[:, None], torch.arange(4))
+
+
+def test_a_steps_loss_is_the_mean_over_all_its_pixels_that_count(ignoring):
+    """Not the mean over samples or micro batches: one of them misses far more than the other."""
+    objective, engine, tiles = ignoring
+    engine.accumulation = 2
+    batches = [_batch(tiles, 0), _batch(tiles, 4)]
+    batches[1].tiles[:2, :, 2:] = NODATA
+    losses = torch.stack(list(objective.losses(engine, iter(batches), 0)))
+    squares, pixels, everything = torch.zeros(()), 0.0, 0
+    for batch in batches:
+        images, noise, valid = objective._views(batch)
+        _, prediction, ids, _ = engine(images, noise)
+        truth, counted = (gather_tokens(patchify(one, 4), ids) for one in (images, valid.float()))
+        squares = squares + ((prediction.view_as(truth) - truth).square().mean(-1) * counted[..., 0]).sum()
+        pixels += float(counted.sum())
+        everything += counted.numel()
+    assert 0 < pixels < 0.9 * everything
+    torch.testing.assert_close(losses.mean(), squares / pixels, rtol=1e-5, atol=0)
+
+
+def test_a_step_without_any_pixel_has_no_loss(ignoring):
+    objective, engine, tiles = ignoring
+    nothing = _batch(torch.full_like(tiles, NODATA), 0)
+    (loss,) = objective.losses(engine, iter([nothing]), 0)
+    loss.backward()
+    assert loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in engine.module.parameters())
+
+
+def test_pixels_of_a_view_count_where_missing_ones_give_nothing(ignoring):
+    """Crops are resized and blurred: what counts has at most a thousandth of a missing pixel."""
+    objective, _, tiles = ignoring
+    batch = _batch(tiles, 0)
+    batch.tiles[:, 0, 4:6, 4:6] = NODATA
+    before, _, valid = objective._views(batch)
+    batch.tiles[:, 1, 4:6, 4:6] += 1000
+    after, _, same = objective._views(batch)
+    assert torch.equal(valid, same)
+    assert valid.any()
+    moved = (after - before)[:, 1:2].abs() * objective.normalise.sigma[1] / 1000
+    assert moved[valid].max() < 0.0011
+    assert moved[~valid].max() > 0.5
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+def test_validation_leaves_missing_pixels_out_too(ignoring, ignore):
+    objective, engine, tiles = ignoring
+    objective.ignore_nodata = ignore
+    tiles, numbers = tiles[:2].clone(), np.arange(2)
+    noise = mask_noise(numbers, objective.seed, objective.module.num_patches, tiles.device, "validation")
+    patch = int(choose_masks(noise, 0.5).masked[0, -1])
+    row, column = 4 * (patch // 3) + 1, 4 * (patch % 3) + 2
+    tiles[0, 7, row, column] = NODATA
+    before = objective.evaluate(engine, tiles, numbers).losses
+    tiles[0, 8:, row, column] = 9000
+    after = objective.evaluate(engine, tiles, numbers).losses
+    assert torch.equal(after, before) == ignore
+    assert after[1] == before[1]
+
+
+def _angled(mu: float = 0.0) -> MaskedAutoencoder:
+    bands = _images().shape[1]
+    encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    normalise = Normaliser([mu] * bands, [2.0] * bands)
+    return MaskedAutoencoder(encoder, bands, norm_pix=False, spectral_angle=0.5, normalise=normalise)
+
+
+def test_the_spectral_angle_is_that_of_the_digital_numbers():
+    model = _angled(mu=10.0)
+    one, other = torch.randn(2, 3, 4, _images().shape[1], generator=torch.Generator().manual_seed(0)).unbind(0)
+    a, b = (2 * x.double() + 10 for x in (one, other))
+    expected = torch.acos((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)))
+    torch.testing.assert_close(model._angles(one[None], other[None])[0].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_has_the_mean_angle_with_its_weight():
+    model = _angled(mu=10.0).eval()
+    initialise(model, "mae", 1)
+    images, noise = _images()[..., :8, :8], torch.tensor([[0.1, 0.9, 0.8, 0.7], [0.9, 0.1, 0.8, 0.7]])
+    model.mask_ratio = 0.75
+    with torch.no_grad():
+        losses, prediction, ids, _ = model(images, noise)
+        truth = gather_tokens(patchify(images, 4), ids)
+        angles = model._angles(prediction.view_as(truth), truth)
+        model.spectral_angle = 0.0
+        expected = model(images, noise)[0] + 0.5 * angles.mean((1, 2))
+    assert angles.min() > 0.01
+    torch.testing.assert_close(losses, expected)
+
+
+def test_proportional_spectra_have_no_angle_and_a_finite_gradient():
+    model = _angled()
+    spectra = torch.rand(1, 2, 4, _images().shape[1], generator=torch.Generator().manual_seed(0)) + 0.1
+    for factor in (1, 3):  # at 1 the difference is exactly 0
+        longer = (factor * spectra).requires_grad_()
+        angles = model._angles(longer, spectra)
+        assert angles.detach().max() < 1e-5
+        angles.sum().backward()
+        assert longer.grad.isfinite().all()

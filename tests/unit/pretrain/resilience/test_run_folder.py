@@ -1,0 +1,103 @@
+"""One run at a time in a folder, room for its checkpoints, and what of a run's records survives a resume."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.checkpointing.random_state import random_state, set_random_state
+from pretrain.config.run import CheckpointConfig
+from pretrain.loop.sample_log import SampleLedger
+from pretrain.metrics.stragglers import Shares
+from pretrain.metrics.telemetry import last_saved_step
+from pretrain.resilience.run_folder import RunFolder
+from shards.errors import ConfigError
+
+HOLD = "import sys, time; from pathlib import Path; from pretrain.resilience.run_folder import RunFolder; "
+HOLD += "folder = RunFolder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=rf"another run is at work there \(process {other.pid}\)"):
+        RunFolder(tmp_path, patience=0.5)
+    other.kill()
+    other.wait()
+    assert RunFolder(tmp_path).path == tmp_path
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"key 'run.dir': .*file/run: can't be written"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_checkpoints_that_do_not_fit_the_disk_are_refused_at_the_start(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.check_room(CheckpointConfig(keep=3), 10**6, steps=100)
+    with pytest.raises(ConfigError, match=r"4 checkpoints of 1000000.00 GB need 4000000.0 GB"):
+        folder.check_room(CheckpointConfig(keep=3), 10**15, steps=100)
+
+
+def test_the_quota_counts_those_kept_for_good(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.check_room(CheckpointConfig(keep=2, quota_gb=3), 10**9, steps=100)
+    with pytest.raises(ConfigError, match=r"13 checkpoints of 1.00 GB need 13.0 GB, 3.0 GB are allowed by"):
+        folder.check_room(CheckpointConfig(every=10, keep=2, keep_every=10, quota_gb=3), 10**9, steps=100)
+
+
+def test_status_is_one_json_line(tmp_path: Path) -> None:
+    RunFolder(tmp_path).tell("stopped", 12, 100)
+    (line,) = (tmp_path / "status.json").read_text().splitlines()
+    assert line.startswith('{"status": "stopped", "step": 12, "steps": 100, ')  # scripts look for it with grep
+
+
+def test_the_ledger_forgets_steps_after_the_checkpoint_also_those_of_other_ranks(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "samples": [step], "tiles": [0]}) for step in range(1, 6)]
+    for rank in range(2):
+        (tmp_path / f"samples-{rank:05d}.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "sam')
+    ledger = SampleLedger(tmp_path, 3)
+    ledger.record(4, np.array([7, 8]), np.array([1, 2]))
+    steps = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(tmp_path.iterdir())]
+    assert [line["step"] for line in steps[0]] == [1, 2, 3, 4]
+    assert steps[0][3] == {"step": 4, "samples": [7, 8], "tiles": [1, 2]}
+    assert [line["step"] for line in steps[1]] == [1, 2, 3]
+
+
+def test_the_last_saved_step_is_read_from_the_records(tmp_path: Path) -> None:
+    assert last_saved_step(tmp_path) is None
+    records = [{"step": 1, "loss": 1.0}, {"step": 2, "checkpoint_seconds": 0.5}, {"step": 3, "loss": 0.9}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records) + '{"step": 4, "chec')
+    assert last_saved_step(tmp_path) == 2
+
+
+def test_random_generators_go_on_where_they_were() -> None:
+    random.gauss(0, 1)  # half of a pair is kept back
+    np.random.randn(3)
+    state = random_state()
+    drawn = [random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(()).item()]
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    set_random_state(state)
+    assert [random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(()).item()] == drawn
+
+
+def test_the_rank_that_waits_least_is_the_slowest() -> None:
+    shares = Shares(torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.98, 0.02], [0.2, 0.5, 0.3]]))
+    assert shares.slowest == 1
+    assert str(shares).endswith("0: 10%/60%/30%  1*: 0%/98%/2%  2: 20%/50%/30%")
+    assert shares.communication == pytest.approx(0.62 / 3)
+
+
+def test_of_many_ranks_the_slowest_are_shown() -> None:
+    values = torch.tensor([[0.0, 1 - rank / 100, rank / 100] for rank in range(20)])
+    assert "7: " in str(Shares(values))
+    assert "8: " not in str(Shares(values))
+    assert str(Shares(values)).endswith("12 ranks wait longer")

@@ -1,0 +1,370 @@
+"""Byte ranges from folders and servers: exact under threads, and every fault as one line or a new attempt."""
+
+import errno
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.processes import REPOSITORY
+from support.range_server import RangeServer
+
+from shards.errors import ShardError, UnreachableError
+from shards.files import patience, storage
+from shards.files.patience import LONGEST_PAUSE_S, OPENING_S, PATIENCE_S, PAUSE_S
+from shards.files.storage import LocalStorage, RemoteStorage, open_storage
+
+SIZE = 300_000
+NAMES = [f"shard-{number:06d}.tar" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("storage")
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (folder / name).write_bytes(rng.bytes(SIZE))
+    (folder / "empty").touch()
+    return folder
+
+
+@pytest.fixture
+def server(folder):
+    with RangeServer(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def pauses():
+    return []
+
+
+@pytest.fixture
+def remote(server, pauses):
+    remote = RemoteStorage(server.url, sleep=pauses.append)
+    yield remote
+    remote.close()
+
+
+def _open_files(folder):
+    """This process's open files in a folder."""
+    links = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [link for link in links if link.startswith(f"{folder}/")]
+
+
+def _range(source, name, offset, length):
+    data = bytearray(length)
+    source.read_into(name, offset, memoryview(data))
+    return bytes(data)
+
+
+def _check_random_ranges(source, folder, count):
+    files = {name: (folder / name).read_bytes() for name in NAMES}
+    rng = np.random.default_rng(1)
+    offsets = rng.integers(0, SIZE, count)
+    asked = [(NAMES[rng.integers(len(NAMES))], int(at), int(rng.integers(0, SIZE - at + 1))) for at in offsets]
+    with ThreadPoolExecutor(16) as pool:
+        for (name, offset, length), data in zip(asked, pool.map(lambda ask: _range(source, *ask), asked), strict=True):
+            assert data == files[name][offset : offset + length]
+
+
+def _memory(folder):
+    import fsspec
+
+    for path in folder.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/dataset/{path.name}", path.read_bytes())
+    return "memory://dataset"
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "memory", "http"])
+def test_random_ranges_from_many_threads_are_exact(folder, server, kind):
+    location = {"path": lambda: folder, "file": folder.as_uri, "memory": lambda: _memory(folder)}
+    source = open_storage(location.get(kind, lambda: server.url)())
+    assert isinstance(source, LocalStorage) == (kind in ("path", "file"))
+    _check_random_ranges(source, folder, 150)
+    assert source.read(NAMES[0]) == (folder / NAMES[0]).read_bytes()
+    assert source.read("empty") == b""
+    assert source.size(NAMES[0]) == SIZE
+    with pytest.raises(ShardError, match=rf"{re.escape(source.url)}/nothing: missing; .*copy or pack it again"):
+        source.size("nothing")
+    source.close()
+
+
+def test_a_file_url_is_unquoted(tmp_path):
+    folder = tmp_path / "with space#and 100%"
+    folder.mkdir()
+    (folder / "name").write_bytes(b"bytes")
+    assert open_storage(folder.as_uri()).read("name") == b"bytes"
+
+
+@pytest.mark.parametrize("kind", ["path", "memory", "http"])
+@pytest.mark.parametrize("offset", [SIZE - 10, SIZE, SIZE + 5])
+def test_a_file_that_ends_early_is_an_error(folder, server, kind, offset):
+    source = open_storage({"path": folder, "http": server.url}.get(kind) or _memory(folder))
+    with pytest.raises(ShardError, match=f"cut short: 20 bytes wanted at offset {offset}, the file has {SIZE}; "):
+        _range(source, NAMES[0], offset, 20)
+
+
+@pytest.mark.parametrize("kind", ["path", "memory", "http"])
+def test_a_missing_file_is_an_error(folder, server, kind):
+    source = open_storage({"path": folder, "http": server.url}.get(kind) or _memory(folder))
+    with pytest.raises(ShardError, match=r"shard-999999\.tar: missing"):
+        _range(source, "shard-999999.tar", 0, 20)
+    assert server.requests["shard-999999.tar"] == (kind == "http")
+
+
+def test_buffers_of_other_types_are_filled_whole(folder, remote):
+    for source in LocalStorage(folder), remote:
+        values = np.empty((3, 5), np.int32)
+        source.read_into(NAMES[1], 8, memoryview(values))
+        assert values.tobytes() == (folder / NAMES[1]).read_bytes()[8:68]
+
+
+def test_short_reads_are_continued(folder, monkeypatch):
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda number, buffers, offset: preadv(number, [buffers[0][:7]], offset))
+    assert _range(LocalStorage(folder), NAMES[0], 3, 100) == (folder / NAMES[0]).read_bytes()[3:103]
+
+
+def test_a_file_cut_while_open_is_an_error(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(1000))
+    source = LocalStorage(tmp_path)
+    _range(source, "a", 0, 1000)
+    os.truncate(tmp_path / "a", 400)
+    with pytest.raises(ShardError, match="1000 bytes wanted at offset 0, the file has 400"):
+        _range(source, "a", 0, 1000)
+
+
+def test_few_files_stay_open_and_closing_hurts_no_reader(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_allowed_files", lambda: 8)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    source = LocalStorage(copy)
+    _check_random_ranges(source, copy, 600)
+    assert len(_open_files(copy)) == 2
+    source.close()
+    assert not _open_files(copy)
+
+
+def test_a_file_that_was_being_opened_at_a_close_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+    source, really_open = LocalStorage(tmp_path), os.open
+
+    def _open_and_replace(*asked):
+        number = really_open(*asked)
+        monkeypatch.undo()
+        (tmp_path / "a").unlink()
+        (tmp_path / "a").write_bytes(b"new")
+        source.close()
+        return number
+
+    monkeypatch.setattr(os, "open", _open_and_replace)
+    assert _range(source, "a", 0, 3) == b"old"
+    assert _range(source, "a", 0, 3) == b"new"
+
+
+def test_the_limit_of_open_files_is_raised():
+    code = (
+        "import resource; from shards.files.storage import LocalStorage; from pathlib import Path;"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)); LocalStorage(Path());"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert int(shown.stdout) == min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], storage.MOST_FILES)
+
+
+def test_local_errors_name_the_file(folder):
+    with pytest.raises(ShardError, match=re.escape(f"{folder}: can't be read: Is a directory; copy or pack it again")):
+        _range(LocalStorage(folder.parent), folder.name, 0, 1)
+
+
+def test_importing_it_imports_neither_fsspec_nor_torch():
+    code = (
+        "import sys, shards.files.storage, shards.files.stage; print({'fsspec', 'torch', 'aiohttp'} & set(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("fault", "status"), [("fail", 503), ("fail", 429), ("fail", 500), ("drop", 0), ("short", 0)])
+def test_what_may_pass_is_tried_again(folder, server, remote, pauses, fault, status):
+    server.status = status
+    setattr(server, fault, 3)
+    assert _range(remote, NAMES[0], 1000, 5000) == (folder / NAMES[0]).read_bytes()[1000:6000]
+    assert server.requests[NAMES[0]] == 4
+    _check_pauses(pauses, 3)
+
+
+def _check_pauses(pauses, count):
+    """Full jitter: anywhere from nothing to a bound that doubles up to a cap."""
+    assert len(pauses) == count
+    assert all(0 <= pause <= min(PAUSE_S * 2**k, LONGEST_PAUSE_S) for k, pause in enumerate(pauses))
+
+
+def test_after_minutes_the_error_says_what_happened(server, remote, pauses):
+    server.fail = 1000
+    with pytest.raises(UnreachableError) as raised:
+        _range(remote, NAMES[0], 1234, 10)
+    attempts = server.requests[NAMES[0]]
+    assert re.fullmatch(
+        rf"{server.url}/{NAMES[0]}: can't be read at offset 1234: {attempts} attempts in \d+ s, the last one: "
+        "HTTP 503 Service Unavailable; check the network and the server, and start the command again",
+        str(raised.value),
+    )
+    assert PATIENCE_S <= sum(pauses) < PATIENCE_S + LONGEST_PAUSE_S
+    _check_pauses(pauses, attempts - 1)
+    again = []
+    remote._patience.sleep = again.append
+    with pytest.raises(UnreachableError):
+        _range(remote, NAMES[0], 1234, 10)
+    assert again != pauses
+
+
+def test_an_outage_is_told_once_and_its_end_once(folder, server, remote, capsys):
+    """Eight threads wait for one server that is away for a while."""
+    lock, slept = threading.Lock(), []
+
+    def sleep(pause):
+        with lock:
+            slept.append(pause)
+            if len(slept) > 120:
+                server.fail = 0
+
+    remote._patience.sleep, server.fail = sleep, 10**6
+    with ThreadPoolExecutor(8) as pool:
+        for data in pool.map(lambda number: _range(remote, NAMES[number], 0, 10), range(8)):
+            assert len(data) == 10
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2, lines
+    assert re.search(r"no answer for \d+ s \(HTTP 503 .*\); tried again for 600 s", lines[0])
+    assert lines[1].startswith(f"{server.url}: answers again")
+
+
+PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_a_file_system_that_is_away_for_a_while_is_asked_again(folder, monkeypatch, number):
+    source, preadv, failures = LocalStorage(folder), os.preadv, iter(range(6))
+
+    def failing(*arguments):
+        if next(failures, None) is not None:
+            raise OSError(number, os.strerror(number))
+        return preadv(*arguments)
+
+    monkeypatch.setattr(source._patience, "sleep", lambda pause: None)
+    monkeypatch.setattr(os, "preadv", failing)
+    assert _range(source, NAMES[0], 3, 100) == (folder / NAMES[0]).read_bytes()[3:103]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [*((one, UnreachableError) for one in PASSING), (errno.EACCES, UnreachableError)]
+)
+def test_a_file_system_that_stays_away_says_nothing_of_the_file(folder, monkeypatch, number, kind):
+    source = LocalStorage(folder)
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(source._patience, "sleep", lambda pause: None)
+    monkeypatch.setattr(patience, "PAUSE_S", 1e3)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e3)
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(kind, match=re.escape(f"{folder / NAMES[0]}: can't be read: ")):
+        _range(source, NAMES[0], 3, 100)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_what_will_not_pass_is_not_tried_again(server, remote, pauses, status):
+    server.fail, server.status = 1000, status
+    with pytest.raises(ShardError, match=f"can't be read at offset 5: HTTP {status} .*; check the URL and the cred"):
+        _range(remote, NAMES[0], 5, 10)
+    assert server.requests[NAMES[0]] == 1 and not pauses
+
+
+def test_a_server_that_is_gone(pauses):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        remote = RemoteStorage(f"http://127.0.0.1:{unused.getsockname()[1]}", sleep=pauses.append)
+        asks = (lambda: remote.size("a"), OPENING_S), (lambda: _range(remote, "a", 0, 1), PATIENCE_S)
+        for ask, wanted in asks:
+            pauses.clear()
+            with pytest.raises(UnreachableError, match=r"\d+ attempts in \d+ s, the last one: ClientConnectorError: "):
+                ask()
+            assert sum(pauses) >= wanted
+
+
+def test_an_answer_that_does_not_come_is_tried_again(folder, server, remote, pauses, monkeypatch):
+    monkeypatch.setattr(storage, "TIMEOUT_S", 0.1)
+    server.hold_after = 0
+    remote._patience.sleep = lambda pause: (pauses.append(pause), server.go.set() if len(pauses) == 2 else None)
+    assert _range(remote, NAMES[0], 0, 10) == (folder / NAMES[0]).read_bytes()[:10]
+    assert len(pauses) >= 2
+
+
+def test_a_server_without_ranges_is_named_before_it_sends_the_file(folder, server, remote, pauses):
+    server.ranges = False
+    assert remote.read(NAMES[0]) == (folder / NAMES[0]).read_bytes()
+    server.hold_after = 0  # nothing more is sent: the headers say enough
+    for offset, length in (0, 100), (100, 100), (100, SIZE):
+        with pytest.raises(ShardError, match=f"{NAMES[0]}: the server sends the whole file where a range"):
+            _range(remote, NAMES[0], offset, length)
+    assert not pauses
+
+
+def test_a_longer_answer_from_any_backend_is_an_error(folder, monkeypatch):
+    remote = RemoteStorage(_memory(folder))
+    monkeypatch.setattr(type(remote._filesystem), "cat_file", lambda self, path, **_: bytes(SIZE))
+    with pytest.raises(ShardError, match="the server sends the whole file where a range was asked for"):
+        _range(remote, NAMES[0], 0, 10)
+
+
+@pytest.mark.parametrize("package", ["fsspec", "aiohttp", "s3fs"])
+def test_a_missing_package_is_one_line(monkeypatch, package):
+    for module in [name for name in sys.modules if name.split(".")[0] in ("fsspec", package)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    url = "s3://bucket/data" if package == "s3fs" else "https://user:secret@host/data"
+    with pytest.raises(ShardError, match=rf"{package}.*; pip install -e '\.\[remote\]'") as raised:
+        open_storage(url)
+    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_unknown_protocol_is_one_line():
+    with pytest.raises(ShardError, match=r"nosuch://host/data: .*nosuch.*; check the URL"):
+        open_storage("nosuch://host/data")
+
+
+def test_closing_ends_the_pauses(server, monkeypatch):
+    monkeypatch.setattr(patience, "PAUSE_S", 1e6)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 1e6)
+    remote = RemoteStorage(server.url)
+    server.fail = 1000
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_range, remote, NAMES[0], 0, 10)
+        while not server.requests[NAMES[0]]:
+            time.sleep(0.001)
+        remote.close()
+        with pytest.raises(ShardError, match="the dataset was closed"):
+            reading.result()
+
+
+def test_a_forked_process_reads_on(folder, server, remote):
+    wanted = _range(remote, NAMES[0], 0, 10)
+    child = os.fork()
+    if not child:
+        os._exit(0 if _range(remote, NAMES[0], 0, 10) == wanted else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -1,0 +1,429 @@
+"""Reading shards back: exact values, and every kind of damage as one line that names the file."""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.range_server import RangeServer
+from support.tiles import write_archive
+
+from shards.errors import ConfigError, ShardError
+from shards.format.manifest import MANIFEST
+from shards.pack.build import pack
+from shards.pack.scan import PackConfig
+from shards.read.reader import ShardReader, open_dataset
+
+SHARD, INDEX, TABLE = "shard-000001.tar", "shard-000001.index.json", "tiles-000.npy"
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Ten tiles in three shards, and their values by key."""
+    folder = tmp_path_factory.mktemp("reader")
+    values = write_archive(folder / "source")
+    pack(folder / "source", folder / "shards", PackConfig(tiles_per_shard=3))
+    return folder / "shards", values
+
+
+@pytest.fixture
+def copy(packed, tmp_path):
+    return Path(shutil.copytree(packed[0], tmp_path / "shards"))
+
+
+@pytest.fixture
+def opened(request):
+    """Open readers that are closed when the test ends."""
+
+    def _open(folder, threads=1):
+        reader = ShardReader(folder, threads)
+        request.addfinalizer(reader.close)
+        return reader
+
+    return _open
+
+
+def _keys(reader):
+    return [reader.key(row) for row in range(len(reader))]
+
+
+def _read(reader, rows):
+    out = np.full((len(rows), *reader.tile_shape), 12345, np.int16)
+    reader.read(rows, out)
+    return out
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_values_are_exact_in_any_order_and_repeated(packed, opened, threads):
+    folder, values = packed
+    reader = opened(folder, threads)
+    rows = np.random.default_rng(0).integers(0, len(reader), 64)
+    for row, tile in zip(rows, _read(reader, rows), strict=True):
+        np.testing.assert_array_equal(tile, values[reader.key(row)])
+
+
+def test_rows_are_the_tiles_of_the_manifest_with_their_locations(packed, opened):
+    folder, values = packed
+    reader = opened(folder)
+    assert len(reader) == len(set(_keys(reader))) == reader.manifest.tiles == 10
+    assert set(_keys(reader)) == values.keys()
+    assert [name.decode() for name in reader.table["location"]] == [key.split("_")[0] for key in _keys(reader)]
+    assert reader.tile_shape == (202, 8, 8)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_buffer_of_another_length_is_refused(packed, opened, threads, rows):
+    reader = opened(packed[0], threads)
+    with pytest.raises(ValueError):
+        reader.read(range(rows), np.empty((2, *reader.tile_shape), np.int16))
+
+
+@pytest.mark.parametrize("row", [10, 99])
+def test_a_row_beyond_the_end_is_refused(packed, opened, row):
+    reader = opened(packed[0])
+    with pytest.raises(IndexError):
+        _read(reader, [row])
+
+
+def _open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to count open files")
+def test_each_shard_is_opened_once_and_closed_at_the_end(packed):
+    before = _open_files()
+    reader = ShardReader(packed[0])
+    for _ in range(3):
+        _read(reader, range(10))
+    assert _open_files() == before + 3
+    reader.close()
+    assert _open_files() == before
+
+
+def test_the_limit_of_open_files_is_raised_where_it_is_too_low(packed, opened):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        opened(packed[0])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 128
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _refusal(action):
+    with pytest.raises(ShardError) as caught:
+        action()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("length", [0, 512, 20000, -1])
+def test_a_truncated_tar_is_refused_when_the_folder_is_opened(copy, length):
+    tar = copy / SHARD
+    os.truncate(tar, length if length >= 0 else tar.stat().st_size - 1)
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{tar}: ")
+
+
+def test_a_missing_tar_is_refused_when_the_folder_is_opened(copy):
+    (copy / SHARD).unlink()
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / SHARD}: missing")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_tar_that_is_cut_while_it_is_read_names_the_tile(copy, opened, threads):
+    reader = opened(copy, threads)
+    os.truncate(copy / SHARD, 20000)
+    row = next(row for row in range(10) if reader.key(row) in json.loads((copy / INDEX).read_text())["tiles"]["key"])
+    message = _refusal(lambda: _read(reader, [row]))
+    assert str(copy / SHARD) in message and "cut short" in message
+
+
+def test_a_tar_that_vanishes_before_it_is_read_is_named(copy, opened):
+    reader = opened(copy)
+    (copy / SHARD).unlink()
+    assert str(copy / SHARD) in _refusal(lambda: _read(reader, range(10)))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_a_flipped_bit_in_a_tile_names_the_tile(copy, opened, threads, where):
+    index = json.loads((copy / INDEX).read_text())["tiles"]
+    key, begin, length = (index[name][1] for name in ("key", "offset", "length"))
+    position = begin + {"first": 0, "middle": length // 2, "last": length - 1}[where]
+    with open(copy / SHARD, "r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+    reader = opened(copy, threads)
+    message = _refusal(lambda: _read(reader, range(10)))
+    assert message.startswith(f"{copy / SHARD}: tile '{key}' at byte {begin} fails its checksum")
+    intact = [row for row in range(10) if reader.key(row) != key]
+    _read(reader, intact)
+
+
+@pytest.mark.parametrize("name", [TABLE, MANIFEST])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_description_is_refused(copy, name, share):
+    path = copy / name
+    os.truncate(path, int(path.stat().st_size * share))
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", [TABLE, MANIFEST])
+def test_a_missing_description_is_refused(copy, name):
+    (copy / name).unlink()
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: missing")
+
+
+def test_a_missing_folder_is_refused_and_the_command_that_makes_it_named(tmp_path):
+    message = _refusal(lambda: ShardReader(tmp_path / "absent"))
+    assert str(tmp_path / "absent") in message
+    assert "python -m shards pack" in message
+
+
+@pytest.mark.parametrize("name", [MANIFEST])
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '"tiles"', '{"format": 1}', "\xff\xfe"])
+def test_a_description_that_says_something_else_is_refused(copy, name, text):
+    (copy / name).write_bytes(text.encode("latin-1"))
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: ")
+
+
+def _edit(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.mark.parametrize("name", [MANIFEST])
+@pytest.mark.parametrize("number", [0, 1, "2", None])
+def test_another_format_number_is_refused_and_named(copy, name, number):
+    _edit(copy / name, lambda data: data.update(format=number))
+    message = _refusal(lambda: ShardReader(copy))
+    assert message.startswith(f"{copy / name}: format {number}, this version reads 2")
+
+
+@pytest.mark.parametrize("name", [MANIFEST])
+@pytest.mark.parametrize("key", ["format", "sums"])
+def test_a_description_without_a_key_is_refused(copy, name, key):
+    _edit(copy / name, lambda data: data.pop(key))
+    message = _refusal(lambda: ShardReader(copy))
+    assert message.startswith(f"{copy / name}: ")
+    assert key in message
+
+
+def test_the_table_of_another_pack_is_refused(copy):
+    data = bytearray((copy / TABLE).read_bytes())
+    data[-3] ^= 1
+    (copy / TABLE).write_bytes(data)
+    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / TABLE}: ")
+
+
+def _more_tiles(data):
+    data["shards"][0]["tiles"] += 1
+
+
+def _fewer_tiles(data):
+    data["shards"][0]["tiles"] -= 1
+
+
+def _another_shape(data):
+    data["tile_shape"] = [202, 9, 9]
+
+
+def _flat_shape(data):
+    data["tile_shape"] = [202, 64]
+
+
+def _another_codec(data):
+    data["codec"]["id"] = "blosk"
+
+
+def _no_compressor(data):
+    del data["codec"]["pack_low"]
+
+
+def _another_hash(data):
+    data["content_hash"] = hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_more_tiles, _fewer_tiles, _another_shape, _flat_shape, _another_codec, _no_compressor, _another_hash],
+)
+def test_a_manifest_that_contradicts_its_shards_is_refused(copy, change):
+    _edit(copy / MANIFEST, change)
+    message = _refusal(lambda: _read(ShardReader(copy), range(10)))
+    assert str(copy) in message
+
+
+def _tile_regions(folder):
+    for path in sorted(folder.glob("*.index.json")):
+        index = json.loads(path.read_text())
+        for begin, length in zip(index["tiles"]["offset"], index["tiles"]["length"], strict=True):
+            yield folder / index["shard"], begin, length
+
+
+def _key_regions(path):
+    """Each top-level key of a JSON file with its value: long lists shall not draw all the damage."""
+    text = path.read_bytes()
+    begins = [match.start() for match in re.finditer(rb'^ "', text, re.MULTILINE)]
+    return [(path, begin, end - begin) for begin, end in zip(begins, [*begins[1:], len(text)], strict=True)]
+
+
+def _regions(folder, what):
+    if what == "tiles":
+        return list(_tile_regions(folder))
+    if what == "table":
+        return [(folder / TABLE, 0, (folder / TABLE).stat().st_size)]
+    return _key_regions(folder / MANIFEST)
+
+
+def _outcome(folder, values, intact):
+    """None where the damage was found or changed nothing; what happened otherwise."""
+    try:
+        reader = ShardReader(folder)
+        try:
+            tiles = _read(reader, range(len(reader)))
+        finally:
+            reader.close()
+    except ShardError as error:
+        return None if len(str(error).splitlines()) == 1 else "more than one line"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if set(_keys(reader)) != values.keys():
+        return "other keys"
+    if any(not np.array_equal(tile, values[key]) for key, tile in zip(_keys(reader), tiles, strict=True)):
+        return "wrong tile"
+    if reader.manifest != intact.manifest or reader.table.tobytes() != intact.table.tobytes():
+        return "another description"
+    return None
+
+
+@pytest.mark.parametrize(("what", "count"), [("tiles", 40), ("table", 40), ("manifest", 200)])
+def test_a_random_wrong_byte_is_found_or_changes_nothing(copy, packed, opened, what, count):
+    rng, unharmed = np.random.default_rng(7), opened(copy)
+    regions, bad = _regions(copy, what), []
+    for _ in range(count):
+        path, begin, length = regions[rng.integers(len(regions))]
+        position = begin + int(rng.integers(length))
+        intact = path.read_bytes()
+        old = intact[position]
+        likely = b"0123456789" if 48 <= old <= 57 else bytes(range(256))
+        new = int(rng.choice([byte for byte in likely if byte != old]))
+        path.write_bytes(intact[:position] + bytes([new]) + intact[position + 1 :])
+        if outcome := _outcome(copy, packed[1], unharmed):
+            line = intact[:position].count(b"\n") + 1
+            bad.append(f"{path.name}:{line} byte {position} {old:#x} -> {new:#x}: {outcome}")
+        path.write_bytes(intact)
+    assert bad == []
+
+
+def test_a_dataset_is_a_sequence_of_tiles(packed):
+    dataset = open_dataset(str(packed[0]))
+    keys = [key.decode() for key in dataset.table["key"]]
+    assert len(dataset) == len(keys) == 10
+    tiles = list(dataset)
+    for key, tile in zip(keys, tiles, strict=True):
+        np.testing.assert_array_equal(tile, packed[1][key])
+    np.testing.assert_array_equal(dataset[-1], tiles[-1])
+    for row in (10, -11):
+        with pytest.raises(IndexError, match=f"tile {row} of 10"):
+            dataset[row]
+
+
+def test_a_message_names_the_folder_as_the_user_wrote_it(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    (copy / SHARD).unlink()
+    assert re.match(rf"shards/{SHARD}: ", _refusal(lambda: ShardReader(Path("shards"))))
+
+
+def _assert_all(reader, values):
+    for key, tile in zip(_keys(reader), _read(reader, range(len(reader))), strict=True):
+        np.testing.assert_array_equal(tile, values[key])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_shards_are_read_over_http_by_ranges(packed, threads):
+    pytest.importorskip("aiohttp")
+    folder, values = packed
+    with RangeServer(folder) as server:
+        reader = ShardReader(server.url, threads)
+        _assert_all(reader, values)
+        assert not any(name.endswith(".json") and "index" in name for name in server.requests)
+        tars = sum(count for name, count in server.requests.items() if name.endswith(".tar"))
+        assert tars == 10  # one request a tile
+        server.fail = 2
+        _assert_all(reader, values)
+        reader.close()
+        assert open_dataset(server.url, split=None)[0].shape == (202, 8, 8)
+
+
+def test_a_missing_dataset_at_a_url_is_one_line(tmp_path):
+    pytest.importorskip("aiohttp")
+    with RangeServer(tmp_path) as server:
+        message = _refusal(lambda: ShardReader(server.url))
+        assert server.url in message and "manifest.json" in message
+
+
+def test_shards_are_copied_to_the_node_while_they_are_read(packed, tmp_path):
+    pytest.importorskip("aiohttp")
+    folder, values = packed
+    with RangeServer(folder) as server:
+        reader = ShardReader(server.url, 2, stage=tmp_path)
+        reader.prefetch([2, 0, 1])
+        _assert_all(reader, values)
+        end = time.monotonic() + 20
+        while reader.counters["staged"] < 3 and time.monotonic() < end:
+            time.sleep(0.02)
+        before = dict(server.requests)
+        _assert_all(reader, values)
+        assert dict(server.requests) == before  # all from the node's disk
+        assert reader.counters["staged"] == 3
+        reader.close()
+        copies = sorted(path.name for path in tmp_path.rglob("*.tar"))
+        assert copies == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
+
+
+def test_a_damaged_copy_on_the_node_is_dropped_and_the_tile_read_from_the_source(packed, tmp_path):
+    folder, values = packed
+    reader = ShardReader(folder, stage=tmp_path)
+    reader.prefetch([0, 1, 2])
+    end = time.monotonic() + 20
+    while reader.counters["staged"] < 3 and time.monotonic() < end:
+        time.sleep(0.02)
+    (copy,) = tmp_path.rglob("shard-000001.tar")
+    data = bytearray(copy.read_bytes())
+    for begin in range(0, len(data), 64):
+        data[begin] ^= 1
+    copy.write_bytes(data)
+    _assert_all(reader, values)
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("view", "says"),
+    [
+        ({"split": "trian"}, "did you mean 'train'?"),
+        ({"max_clouds": 0.1}, "unknown key 'max_clouds'; did you mean 'max_cloud'?"),
+        ({"max_cloud": "little"}, "key 'max_cloud': expected a number from 0 to 1, or null, got 'little'"),
+        ({"max_cloud": 5}, "key 'max_cloud': expected a number from 0 to 1, or null, got 5"),
+        ({"bbox": [1, 2]}, "key 'bbox': expected a list of west, south, east and north in degrees"),
+        ({"begin": "2022-13-01"}, "key 'begin': expected a day such as 2022-06-30, got '2022-13-01'"),
+        ({"keep": Path("nowhere.txt")}, "key 'view.keep': nowhere.txt: can't be read"),
+        ({"threads": "4"}, "threads is '4'"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_conditions_that_can_not_be_met_are_one_line(packed, view, says):
+    with pytest.raises(ConfigError) as raised:
+        open_dataset(packed[0], **view)
+    assert says in str(raised.value) and "\n" not in str(raised.value)

@@ -1,0 +1,430 @@
+"""Directories of tiles, archives and products: what is found, under which keys, and what may not be overlooked."""
+
+import os
+import re
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiles import ARCHIVE
+
+from shards.errors import SourceError
+from shards.sensors.sensor import get_sensor
+from shards.sources import walk
+from shards.sources.bundles import find_bundles
+from shards.sources.layouts import TileSource, distinct_keys, find_tiles, tile_of_name
+from shards.sources.scene import SceneLimits
+
+
+def _touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def _archive_names(prefix):
+    return [f"{prefix}{location}/{scene}.tif" for location, scenes in ARCHIVE.items() for scene in scenes]
+
+
+@pytest.mark.parametrize("prefix", ["", "enmap/"])
+def test_spectralearth_layout_is_found_in_the_folder_and_one_below(tmp_path, prefix):
+    _touch(tmp_path, *_archive_names(prefix))
+    tiles = find_tiles(tmp_path, "enmap")
+    expected = [(place, scene, f"{prefix}{place}/{scene}.tif") for place in ARCHIVE for scene in ARCHIVE[place]]
+    assert tiles == [TileSource(*row) for row in sorted(expected)]
+    assert tiles[0].key == "0000017_00003"
+
+
+@pytest.mark.parametrize("labels", ["cdl/", "aaa/", "zzz/"])
+def test_label_tiles_of_the_same_names_stay_out(tmp_path, labels):
+    _touch(tmp_path, *_archive_names("enmap/"), *_archive_names(labels))
+    tiles = find_tiles(tmp_path, "enmap")
+    assert sorted(tile.path for tile in tiles) == sorted(_archive_names("enmap/"))
+
+
+def test_other_files_in_an_archive_are_no_tiles(tmp_path):
+    _touch(tmp_path, "0000017/00003.tif", "0000017/00003.tif.aux.xml", "0000017/readme.txt", "splits/train.txt")
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap")] == ["0000017/00003.tif"]
+
+
+def test_images_beside_labels_are_the_tiles(tmp_path):
+    _touch(tmp_path, "images/a_1.tif", "images/b/c.tiff", "labels/a_1.tif", "labels/b/c.tiff", "mosaic.tif")
+    tiles = find_tiles(tmp_path, "enmap")
+    assert [(tile.key, tile.path) for tile in tiles] == [
+        ("a-1_00000", "images/a_1.tif"),
+        ("b-c_00000", "images/b/c.tiff"),
+    ]
+
+
+def test_in_any_other_tree_each_file_is_a_location(tmp_path):
+    _touch(tmp_path, "2022/north/x.tif", "2022/south/x.TIF", "y.tiff", "notes.txt")
+    tiles = find_tiles(tmp_path, "enmap")
+    assert [(tile.location, tile.timestamp, tile.path) for tile in tiles] == [
+        ("2022-north-x", "00000", "2022/north/x.tif"),
+        ("2022-south-x", "00000", "2022/south/x.TIF"),
+        ("y", "00000", "y.tiff"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.b.c.tif", "Tile (1).TIF", "Zürich à 10%.tif", "日本.tif", "-_-.tif"])
+def test_keys_are_safe_in_a_webdataset_tar(tmp_path, name):
+    _touch(tmp_path, f"dir.v1/{name}", name)
+    keys = [tile.key for tile in find_tiles(tmp_path, "enmap")]
+    assert len(set(keys)) == 2
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys)
+
+
+def _keys(folder):
+    return {tile.path: tile.key for tile in find_tiles(folder, "enmap")}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("上海.tif", "北京.tif"),
+        ("a b.tif", "a-b.tif", "a_b.tif", "a/b.tif", "a--b.tif"),
+        ("a.tif", "a.tiff", "A.tif"),
+        ("Zürich.tif", "Z-rich.tif", "Zrich.tif", "Zu\u0308rich.tif", "Zurich.tif"),
+        ("-.tif", "_.tif", "€.tif", "€€.tif"),
+        ("x/上海/1.tif", "x/北京/1.tif"),
+        ("scene.v1.tif", "scene.v1.tiff", "scene-v1.tif"),
+    ],
+)
+def test_names_that_differ_only_in_what_a_key_cannot_hold_have_keys_of_their_own(tmp_path, names):
+    _touch(tmp_path, *names)
+    keys = _keys(tmp_path)
+    assert keys.keys() == set(names) and len(set(keys.values())) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("a b.tif", "a-b_00000"), ("2022/north_1.tif", "2022-north-1_00000"), ("dir.v1/a.b.tif", "dir-v1-a-b_00000")],
+)
+def test_a_name_in_ascii_alone_has_the_key_that_it_always_had(tmp_path, name, key):
+    _touch(tmp_path, name)
+    assert _keys(tmp_path) == {name: key}
+
+
+def test_of_names_that_collide_the_one_spelled_like_its_key_has_it_whatever_else_is_there(tmp_path):
+    _touch(tmp_path, "a b.tif", "a-b.tif")
+    few = _keys(tmp_path)
+    _touch(tmp_path, "a_b.tif")
+    assert few.items() <= _keys(tmp_path).items() and few["a-b.tif"] == "a-b_00000"
+
+
+def test_a_name_in_another_script_has_the_same_key_whatever_else_is_there(tmp_path):
+    _touch(tmp_path, "上海.tif")
+    (key,) = _keys(tmp_path).values()
+    _touch(tmp_path, "北京.tif", "上海.tiff")
+    assert _keys(tmp_path)["上海.tif"] == key
+
+
+def test_a_key_that_was_given_before_stays_with_its_file(tmp_path):
+    _touch(tmp_path, "a_b.tif", "a-b.tif")
+    tiles = find_tiles(tmp_path, "enmap", taken={"a-b_00000": "a_b.tif"})
+    assert {tile.path: tile.key for tile in tiles}["a_b.tif"] == "a-b_00000"
+
+
+@settings(max_examples=200)
+@given(st.sets(st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=6), max_size=8))
+def test_no_two_names_ever_share_a_key(names):
+    tiles = [tile_of_name(f"{unicodedata.normalize('NFC', name)}.tif", "enmap") for name in names]
+    tiles = distinct_keys({tile.path: tile for tile in tiles if tile}.values(), Path("source"), {})
+    assert len({tile.key for tile in tiles}) == len(tiles)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", tile.key) and not tile.key.startswith("_") for tile in tiles)
+
+
+@pytest.mark.parametrize(
+    "names", [("0000017/00003.tif", "0000017/00003.TIF"), ("2022/0000017/00003.tif", "2023/0000017/00003.tif")]
+)
+def test_two_files_of_one_acquisition_of_one_place_are_refused_and_named(tmp_path, names):
+    _touch(tmp_path, *names)
+    with pytest.raises(SourceError, match="remove one") as caught:
+        find_tiles(tmp_path, "enmap")
+    assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.parametrize("names", [(), ("notes.txt",), ("enmap/notes.txt", "cdl/0000017/00003.tif")])
+def test_a_folder_without_tiles_is_refused(tmp_path, names):
+    _touch(tmp_path, *names)
+    with pytest.raises(SourceError, match="no GeoTIFF tiles") as caught:
+        find_tiles(tmp_path, "enmap")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="no such directory") as caught:
+        find_tiles(tmp_path / "absent", "enmap")
+    assert str(tmp_path / "absent") in str(caught.value)
+
+
+def test_real_folders_are_understood(spectral_earth_sample, enmap_potsdam):
+    earth = find_tiles(spectral_earth_sample, "enmap")
+    assert (len(earth), len({tile.location for tile in earth})) == (10, 7)
+    potsdam = find_tiles(enmap_potsdam, "enmap")
+    assert (len(potsdam), {tile.path.split("/")[0] for tile in potsdam}) == (18, {"images"})
+
+
+# ---- patterns ----
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.tif", {"a.tif"}),
+        ("*/*.tif", {"b/a.tif", "0000017/00001.tif"}),
+        ("**/*.tif", {"a.tif", "b/a.tif", "b/c/d/a.tif", "0000017/00001.tif"}),
+        ("b/**/*.tif", {"b/a.tif", "b/c/d/a.tif"}),
+        ("b/**", {"b/a.tif", "b/c/d/a.tif", "b/c/notes.txt"}),
+        ("**/c/**/a.tif", {"b/c/d/a.tif"}),
+        ("?.tif", {"a.tif"}),
+        ("[!b]/*.tif", set()),
+        ("b/[ab].tif", {"b/a.tif"}),
+        ("*.TIF", set()),
+    ],
+)
+def test_a_pattern_is_a_shell_pattern_relative_to_the_source(tmp_path, pattern, found):
+    _touch(tmp_path, "a.tif", "b/a.tif", "b/c/d/a.tif", "b/c/notes.txt", "0000017/00001.tif")
+    if found:
+        assert {tile.path for tile in find_tiles(tmp_path, "enmap", pattern)} == found
+    else:
+        with pytest.raises(SourceError, match="expected files like") as caught:
+            find_tiles(tmp_path, "enmap", pattern)
+        assert pattern in str(caught.value)
+
+
+# ---- names of EnMAP products ----
+
+PRODUCT = "ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z"
+
+
+def test_hyspecnet_patches_are_places_and_their_quality_layers_no_tiles(tmp_path):
+    for patch in ("Y01460273_X05670694", "Y01460273_X06950822"):
+        name = f"{PRODUCT}-{patch}"
+        kinds = ("SPECTRAL_IMAGE", "QL_PIXELMASK", "QL_QUALITY_CLOUD", "QL_VNIR")
+        _touch(tmp_path, *(f"patches/{PRODUCT}/{name}/{name}-{kind}.TIF" for kind in kinds))
+    tiles = find_tiles(tmp_path, "enmap")
+    assert [tile.location for tile in tiles] == [
+        "DT0000004950-001-Y01460273-X05670694",
+        "DT0000004950-001-Y01460273-X06950822",
+    ]
+    assert {(tile.timestamp, tile.scene, tile.date) for tile in tiles} == {("20221103T162438Z", PRODUCT, "2022-11-03")}
+    assert tiles == find_tiles(tmp_path, "enmap", "**/*.TIF")
+
+
+def test_quality_layers_of_patches_under_other_names_are_no_tiles(tmp_path):
+    patch = "patches/tile_001/tile_001-patch_01/tile_001-patch_01"
+    _touch(tmp_path, f"{patch}-SPECTRAL_IMAGE.TIF", f"{patch}-QL_QUALITY_CLOUD.TIF", f"{patch}-QL_SWIR.TIF")
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap")] == [f"{patch}-SPECTRAL_IMAGE.TIF"]
+
+
+def test_cuts_of_a_product_under_names_of_their_own_are_places_too(tmp_path):
+    names = [f"{PRODUCT}-tile_3.tif", f"{PRODUCT}-tile_4.tif", f"{PRODUCT}-SPECTRAL_IMAGE_x3.tif"]
+    _touch(tmp_path, *names, f"{PRODUCT}-QL_QUALITY_CLOUD.TIF")
+    tiles = find_tiles(tmp_path, "enmap")
+    assert {tile.path for tile in tiles} == set(names) and len({tile.location for tile in tiles}) == 3
+    assert {(tile.scene, tile.date) for tile in tiles} == {(PRODUCT, "2022-11-03")}
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", tile.key) for tile in tiles)
+
+
+def test_published_hyspecnet_folder_is_understood(request):
+    from conftest import _folder
+
+    tiles = find_tiles(_folder("layouts") / "hyspecnet" / "hyspecnet-11k", "enmap")
+    assert [tile.key for tile in tiles] == [
+        "DT0000004950-001-Y01460273-X05670694_20221103T162438Z",
+        "DT0000004950-001-Y01460273-X06950822_20221103T162438Z",
+    ]
+
+
+# ---- bundles ----
+
+
+OTHER = PRODUCT.replace("_001_", "_002_")
+
+
+def _bundles(source):
+    return find_bundles(source, get_sensor("enmap"), 128, SceneLimits())
+
+
+def _zip(path, *names):
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, b"")
+
+
+def test_archives_and_products_are_found_by_name_in_order(tmp_path):
+    _touch(tmp_path, "part_2.tar.gz", "part_1.TAR", "c.tgz", "notes.txt", "checksums/md5.txt")
+    _touch(tmp_path, f"{PRODUCT}/{PRODUCT}-METADATA.XML", f"{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF")
+    _zip(tmp_path / "product.zip", f"{OTHER}/{OTHER}-METADATA.XML")
+    _zip(tmp_path / "docs.zip", "readme.txt")
+    names = [PRODUCT, "c.tgz", "part_1.TAR", "part_2.tar.gz", "product.zip"]
+    assert [bundle.name for bundle in _bundles(tmp_path)] == names
+    for name in names:
+        assert [bundle.name for bundle in _bundles(tmp_path / name)] == [name]
+
+
+def test_a_directory_of_tiles_holds_no_bundles_and_each_folder_is_listed_once(tmp_path, monkeypatch):
+    _touch(tmp_path, *_archive_names(""))
+    listed = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def scandir(self, path):
+            listed.append(str(path))
+            return os.scandir(path)
+
+    monkeypatch.setattr(walk, "os", Watched())
+    assert _bundles(tmp_path) == []
+    assert len(listed) == len(set(listed)) == len(ARCHIVE) + 1  # an archive has 415,000 of them
+
+
+def test_products_archives_and_tiles_at_any_depth_are_bundles_of_one_source(tmp_path):
+    _touch(tmp_path, "x.tif", "more/y.TIFF", "2022/a/part_1.tar", f"2023/{PRODUCT}/{PRODUCT}-METADATA.XML")
+    _touch(tmp_path, f"2023/{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF", f"2023/{PRODUCT}/{PRODUCT}-QL_SWIR.TIF")
+    _zip(tmp_path / "deep" / "product.ZIP", f"{OTHER}-METADATA.XML", f"{OTHER}-SPECTRAL_IMAGE.TIF")
+    bundles = {bundle.name: bundle for bundle in _bundles(tmp_path)}
+    assert bundles.keys() == {"2022/a/part_1.tar", f"2023/{PRODUCT}", "deep/product.ZIP", "plain tiles 1"}
+    assert [tile.path for tile in bundles["plain tiles 1"].sources] == ["more/y.TIFF", "x.tif"]
+
+
+def test_a_shard_folder_below_the_source_is_no_source(tmp_path):
+    _touch(tmp_path, "x.tif", "shards/pack.json", "shards/shard-000000.tar")
+    assert _bundles(tmp_path) == []
+
+
+def test_the_same_product_twice_is_named_before_it_is_read(tmp_path):
+    _touch(tmp_path, f"a/{PRODUCT}-METADATA.XML")
+    _zip(tmp_path / "product.zip", f"{PRODUCT}/{PRODUCT}-METADATA.XML")
+    with pytest.raises(SourceError, match=r"product\.zip and a are the same product .*: remove one"):
+        _bundles(tmp_path)
+
+
+def test_a_zip_that_broke_off_is_not_overlooked(tmp_path):
+    _touch(tmp_path, "part_1.tar")
+    _zip(tmp_path / "product.zip", f"{PRODUCT}/{PRODUCT}-METADATA.XML", f"{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF")
+    os.truncate(tmp_path / "product.zip", 200)
+    for source in (tmp_path, tmp_path / "product.zip"):
+        with pytest.raises(SourceError, match="not a readable zip file") as caught:
+            _bundles(source)
+        assert str(tmp_path / "product.zip") in str(caught.value)
+
+
+def test_several_products_in_one_folder_or_zip_are_all_found(tmp_path):
+    names = [f"{PRODUCT}-METADATA.XML", f"{OTHER}-METADATA.XML"]
+    _touch(tmp_path / "folder", *names)
+    _zip(tmp_path / "both.zip", *(f"delivery/{name}" for name in names), "__MACOSX/._a-METADATA.XML")
+    for source in (tmp_path / "folder", tmp_path / "both.zip"):
+        assert [bundle.name for bundle in _bundles(source)] == [f"{source.name}!{name}" for name in (PRODUCT, OTHER)]
+
+
+def test_other_sources_are_refused_or_hold_nothing(tmp_path):
+    _touch(tmp_path, "a.tif")
+    _zip(tmp_path / "docs.zip", "readme.txt")
+    for name in ("a.tif", "docs.zip"):
+        with pytest.raises(SourceError, match="neither an archive"):
+            _bundles(tmp_path / name)
+    with pytest.raises(SourceError, match="no such directory"):
+        _bundles(tmp_path / "absent")
+    assert _bundles(tmp_path) == []
+
+
+# ---- what is no data, and links ----
+
+
+def _paths(folder, pattern=None):
+    return [tile.path for tile in find_tiles(folder, "enmap", pattern)]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    ["._a.tif", ".a.tif", ".ipynb_checkpoints/a.tif", ".snapshot/daily.0/a.tif", "__MACOSX/a.tif", "b/@eaDir/a.tif"]
+    + [f"{name}/a.tif" for name in ("lost+found", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000/files")],
+)
+@pytest.mark.parametrize("pattern", [None, "**/*.tif"])
+def test_files_of_systems_and_hidden_ones_are_no_data(tmp_path, junk, pattern):
+    _touch(tmp_path, "v1/a.tif", junk)
+    assert _paths(tmp_path, pattern) == ["v1/a.tif"]
+
+
+def test_a_source_below_a_hidden_folder_is_one(tmp_path):
+    _touch(tmp_path, ".cache/tiles/a.tif")
+    assert _paths(tmp_path / ".cache/tiles") == ["a.tif"]
+
+
+def _link(folder, name, target):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        ({"latest": "v1"}, ["v1/a.tif"]),
+        ({"a.tif": "v1/a.tif", "b.tif": "v1/a.tif"}, ["v1/a.tif"]),
+        ({"loop": "."}, ["v1/a.tif"]),
+        ({"v1/up": "..", "w/down": "../v1"}, ["v1/a.tif"]),
+        ({"one": "two", "two": "one"}, ["v1/a.tif"]),
+        ({"out": "../elsewhere"}, ["out/b.tif", "v1/a.tif"]),
+        ({"o1": "../elsewhere", "o2": "../elsewhere", "o3/b.tif": "../../elsewhere/b.tif"}, ["o1/b.tif", "v1/a.tif"]),
+        ({"c.tif": "blobs/1234"}, ["c.tif", "v1/a.tif"]),
+        ({"c.tif": ".store/1234.tif"}, ["c.tif", "v1/a.tif"]),
+    ],
+)
+def test_a_file_is_one_tile_however_many_links_lead_to_it(tmp_path, links, found):
+    source = tmp_path / "source"
+    _touch(tmp_path, "source/v1/a.tif", "source/blobs/1234", "source/.store/1234.tif", "elsewhere/b.tif")
+    for name, target in links.items():
+        _link(source, name, target)
+    assert _paths(source) == found
+
+
+def test_a_pattern_may_ask_for_the_names_of_links(tmp_path):
+    _touch(tmp_path, "v1/sub/a.tif")
+    _link(tmp_path, "latest", "v1")
+    _link(tmp_path, "v1/sub/loop", "..")
+    assert _paths(tmp_path, "latest/**/*.tif") == ["latest/sub/a.tif"]
+    assert _paths(tmp_path, "**/*.tif") == ["v1/sub/a.tif"]
+
+
+def test_a_link_that_leads_nowhere_is_a_tile_that_cannot_be_read(tmp_path):
+    _touch(tmp_path, "a.tif")
+    _link(tmp_path, "b.tif", "gone.tif")
+    assert _paths(tmp_path) == ["a.tif", "b.tif"]
+
+
+# ---- ENVI ----
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a.dat", "a.hdr"], ["a.dat"]),
+        (["a.dat", "a.dat.hdr"], ["a.dat"]),
+        (["A.IMG", "A.HDR", "b.tif"], ["A.IMG", "b.tif"]),
+        (["f01_v1.2", "f01_v1.2.hdr"], ["f01_v1.2"]),
+        (["x/a.bsq", "x/a.hdr", "x/a.aux.xml", "x/a.bsq.aux.xml", "x/a.txt"], ["x/a.bsq"]),
+        (["a.tif", "a.hdr"], ["a.tif"]),
+        (["a.tif", "a.tif.ovr", "a.tif.msk", "a.tif.aux.xml"], ["a.tif"]),
+    ],
+)
+def test_a_file_beside_an_envi_header_is_a_raster(tmp_path, names, found):
+    _touch(tmp_path, *names)
+    lines = []
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap", tell=lines.append)] == found
+    assert lines == []
+
+
+def test_headers_and_data_that_are_alone_are_told_in_a_line_each(tmp_path):
+    _touch(tmp_path, "a.tif", "b.hdr", "c.dat", "d.dat")
+    lines = []
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap", tell=lines.append)] == ["a.tif"]
+    assert len(lines) == 2 and lines[0].startswith("b.hdr without its data") and "2 files, e.g. c.dat" in lines[1]

@@ -1,0 +1,525 @@
+"""EnMAP L2A products and archives into shards: the zone's grid, quality shares, limits, streams that break off."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import Affine
+from rasterio.windows import Window
+from support.tiles import NODATA, folder_bytes, spectra, write_archive, write_tile
+
+from shards.__main__ import main
+from shards.config import REPOSITORY
+from shards.errors import ShardError, SourceError, TileError
+from shards.format.manifest import read_manifest
+from shards.pack.build import Part, merge, pack, pack_part
+from shards.pack.scan import PackConfig
+from shards.read.reader import ShardReader
+from shards.sensors.sensor import get_sensor
+from shards.sources.archive import Archive
+from shards.sources.layouts import find_tiles
+from shards.sources.scene import Metadata, Scene, SceneLimits, is_product
+from tools import sample_scene
+from tools.sample_scene import SceneOptions, make_scene
+
+ENMAP = get_sensor("enmap")
+NO_LIMITS = SceneLimits(cloud=None, nodata=None)
+SIZE = 64
+CONFIG = PackConfig(size=SIZE, tiles_per_shard=5)
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    """Two products of the same ground and different days, the second 37 px right and 21 px down."""
+    folder = tmp_path_factory.mktemp("products")
+    first = make_scene(folder, SceneOptions(size=260))
+    second = make_scene(folder, SceneOptions(size=260, offset=(37, 21), day="20220829"))
+    return first, second
+
+
+def _tiles(path, limits=NO_LIMITS, skip=(), size=SIZE):
+    return {source.key: (source, tile) for source, tile in Scene(path, path.name, ENMAP, size, limits).tiles(skip)}
+
+
+def test_a_product_is_cut_on_the_grid_of_its_zone(products):
+    with rasterio.open(next(products[0].glob("*SPECTRAL_IMAGE.TIF"))) as file:
+        stored = file.read([band + 1 for band in ENMAP.kept])
+        place = file.transform
+    tiles = _tiles(products[0])
+    assert len(tiles) in (9, 12, 16)
+    for source, tile in tiles.values():
+        _, column, row = map(int, source.location.split("-"))
+        x, y = tile.transform[2], tile.transform[5]
+        assert ((x - 15) / 30, (y - 15) / 30) == (column * SIZE, (row + 1) * SIZE)
+        left, top = round((x - place.c) / 30), round((place.f - y) / 30)
+        np.testing.assert_array_equal(tile.values, stored[:, top : top + SIZE, left : left + SIZE])
+        assert (source.timestamp, source.date, tile.date) == ("20220724T101530Z", "2022-07-24", "2022-07-24")
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", source.key)
+        assert source.scene == products[0].name
+
+
+def test_the_same_place_is_the_same_location_in_every_product(products):
+    first, second = ({tile[0].location for tile in _tiles(path).values()} for path in products)
+    assert len(first & second) >= 4
+
+
+def test_quality_shares_are_those_of_the_layers(products):
+    layers = {}
+    for name in ("CLOUD", "CLOUDSHADOW", "HAZE", "CIRRUS", "SNOW"):
+        with rasterio.open(next(products[0].glob(f"*QUALITY_{name}.TIF"))) as file:
+            layers[{"CLOUDSHADOW": "cloud_shadow"}.get(name, name.lower())] = file.read(1) > 0
+            place = file.transform
+    seen = dict.fromkeys(layers, 0.0)
+    for _, tile in _tiles(products[0]).values():
+        left, top = round((tile.transform[2] - place.c) / 30), round((place.f - tile.transform[5]) / 30)
+        for name, layer in layers.items():
+            assert tile.quality[name] == layer[top : top + SIZE, left : left + SIZE].mean()
+            seen[name] += tile.quality[name]
+    assert seen["cloud"] > 0.2 and seen["cirrus"] > 0 and seen["snow"] == 0
+
+
+def test_tiles_beyond_a_limit_are_left_out_and_counted(products):
+    everything = {key: tile for key, (_, tile) in _tiles(products[0]).items()}
+    scene = Scene(products[0], "p", ENMAP, SIZE, SceneLimits(cloud=0.05, nodata=0.0))
+    kept = {source.key for source, _ in scene.tiles(())}
+    cloudy = {key for key, tile in everything.items() if tile.quality["cloud"] > 0.05}
+    edge = {key for key, tile in everything.items() if (tile.values == NODATA).any()}
+    assert kept == everything.keys() - cloudy - edge
+    assert scene.filtered == {"cloud": len(cloudy), "nodata": len(edge - cloudy)}
+    assert cloudy and edge
+
+
+def test_a_zip_of_a_product_is_the_same_product(products, tmp_path):
+    path = tmp_path / "product.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for member in products[0].iterdir():
+            file.write(member, f"{products[0].name}/{member.name}")
+    assert is_product(path)
+    zipped = _tiles(path)
+    for key, (_, tile) in _tiles(products[0]).items():
+        np.testing.assert_array_equal(zipped[key][1].values, tile.values)
+
+
+def test_tiles_that_are_there_already_are_not_read_again(products):
+    keys = list(_tiles(products[0]))
+    assert list(_tiles(products[0], skip=keys[:4])) == keys[4:]
+
+
+@pytest.fixture
+def copy(products, tmp_path):
+    return Path(shutil.copytree(products[0], tmp_path / products[0].name))
+
+
+def test_a_missing_quality_layer_is_an_error_only_where_it_is_needed(copy):
+    next(copy.glob("*QUALITY_CLOUD.TIF")).unlink()
+    with pytest.raises(SourceError, match=r"QL_QUALITY_CLOUD\.TIF.*--max-cloud none"):
+        _tiles(copy, SceneLimits())
+    assert all("cloud" not in tile.quality for _, tile in _tiles(copy).values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("0.0001", "0.001", "gain and offset"),
+        ("startTime", "beginTime", "no element temporalCoverage/startTime"),
+        ("</level_X>", "", "not the metadata"),
+        ("418.240", "518.240", "wavelengths are not enmap's"),
+        ("160668Z", "160668+02:00", r"start time 2022-07-24T10:15:30.160668\+02:00 is not a UTC time"),
+        ("2022-07-24T", "2022-13-24T", "month must be in 1..12"),
+    ],
+)
+def test_metadata_that_says_something_else_is_one_line(copy, old, new, message):
+    path = next(copy.glob("*METADATA.XML"))
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(SourceError, match=message):
+        _tiles(copy)
+
+
+def test_the_metadata_of_a_published_product_is_read(enmap_l2a):
+    with zipfile.ZipFile(enmap_l2a / "enmap_L2A_gtif_qualification.zip") as file:
+        name = next(name for name in file.namelist() if name.endswith("METADATA.XML"))
+        metadata = Metadata.parse(file.read(name), name)
+    assert metadata.time == "20170626T102020Z"
+    assert len(metadata.wavelength_nm) == 218  # 88 VNIR and 130 SWIR before launch
+    assert metadata.wavelength_nm[:2] == (423.03, 428.8)
+
+
+# ---- the grid, layers and files as they may come ----
+
+
+def _cut(product, dest, right=0, down=0, metres=0.0, size=150):
+    """A part of a product, its pixel grid moved by ``metres`` to the east and the north."""
+    folder = dest / product.name
+    folder.mkdir(parents=True)
+    for path in product.iterdir():
+        if path.suffix == ".XML":
+            shutil.copy(path, folder)
+            continue
+        with rasterio.open(path) as file:
+            values = file.read(window=Window(right, down, size, size))
+            place = Affine.translation(metres, metres) @ file.transform @ Affine.translation(right, down)
+            profile = file.profile | {"height": size, "width": size, "transform": place}
+        with rasterio.open(folder / path.name, "w", **profile) as file:
+            file.write(values)
+    return folder
+
+
+@pytest.mark.parametrize("metres", [0.0, 15.0, -11.0, 7.5])
+def test_products_at_any_offset_have_the_same_pixels_at_the_same_place(products, tmp_path, metres):
+    cuts = [(20, 40), (21, 40), (33, 51)]
+    folders = [_cut(products[0], tmp_path / str(number), *cut, metres) for number, cut in enumerate(cuts)]
+    first, *others = ({s.location: tile for s, tile in _tiles(folder, size=32).values()} for folder in folders)
+    for other in others:
+        shared = first.keys() & other.keys()
+        assert len(shared) >= 6
+        for location in shared:
+            np.testing.assert_array_equal(first[location].values, other[location].values)
+            assert first[location].transform == other[location].transform
+    edges = {(tile.transform[2] - metres - 15, tile.transform[5] - metres - 15) for tile in first.values()}
+    assert all(x % 30 == 0 and y % 30 == 0 for x, y in edges)  # the place is the file's, not the grid's
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transform": Affine(10.0, 0.0, 366015.0, 0.0, -10.0, 5809965.0)}, "30 m pixels"),
+        ({"transform": Affine(30.0, 1.0, 366015.0, 1.0, -30.0, 5809965.0)}, "north-up"),
+        ({"crs": None}, "north-up UTM image"),
+        ({"count": 223}, "223 bands where METADATA.XML names 224"),
+    ],
+)
+def test_an_image_of_another_kind_is_one_line(products, tmp_path, change, message):
+    folder = _cut(products[0], tmp_path, size=70)
+    path = next(folder.glob("*SPECTRAL_IMAGE.TIF"))
+    with rasterio.open(path) as file:
+        profile, values = file.profile | change, file.read()
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(values[: profile["count"]])
+    with pytest.raises(SourceError, match=message) as caught:
+        _tiles(folder)
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_the_background_value_marks_what_was_not_measured_where_the_image_names_none(products, tmp_path):
+    folder = _cut(products[0], tmp_path)
+    expected = _tiles(folder)
+    path, metadata = next(folder.glob("*SPECTRAL_IMAGE.TIF")), next(folder.glob("*METADATA.XML"))
+    with rasterio.open(path) as file:
+        profile, values = file.profile | {"nodata": None}, file.read()
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.where(values == NODATA, np.int16(-9999), values))
+    text = f"<backgroundValue>{NODATA}</backgroundValue>"
+    assert text in metadata.read_text()
+    metadata.write_text(metadata.read_text().replace(text, "<backgroundValue>-9999</backgroundValue>"))
+    for key, (_, tile) in _tiles(folder).items():
+        np.testing.assert_array_equal(tile.values, expected[key][1].values)
+    assert any((tile.values == NODATA).any() for _, tile in expected.values())
+
+
+def test_a_quality_layers_own_nodata_counts_as_clear(copy):
+    path = next(copy.glob("*QUALITY_CLOUD.TIF"))
+    with rasterio.open(path) as file:
+        profile, values = file.profile | {"nodata": 255}, file.read()
+    clouds = {key: tile.quality["cloud"] for key, (_, tile) in _tiles(copy).items()}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.where(values == 0, 255, values).astype(np.uint8))
+    assert {key: tile.quality["cloud"] for key, (_, tile) in _tiles(copy).items()} == clouds
+
+
+@pytest.mark.parametrize("damage", ["cut", "small"])
+def test_a_damaged_quality_layer_is_an_error_only_where_it_is_needed(copy, damage):
+    path = next(copy.glob("*QUALITY_CLOUD.TIF"))
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        with rasterio.open(path) as file:
+            profile = file.profile | {"height": 200}
+        with rasterio.open(path, "w", **profile):
+            pass
+    with pytest.raises(SourceError, match="--max-cloud none") as caught:
+        _tiles(copy, SceneLimits())
+    assert str(copy) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert all("cloud" not in tile.quality and "haze" in tile.quality for _, tile in _tiles(copy).values())
+
+
+def test_an_image_that_breaks_off_gives_its_whole_tiles_and_names_the_others(copy):
+    expected = _tiles(copy)
+    image = next(copy.glob("*SPECTRAL_IMAGE.TIF"))
+    os.truncate(image, image.stat().st_size * 6 // 10)
+    found = _tiles(copy)
+    assert found.keys() == expected.keys()
+    bad = {key: str(tile) for key, (_, tile) in found.items() if isinstance(tile, TileError)}
+    assert 0 < len(bad) < len(found)
+    for key, (source, tile) in found.items():
+        if key in bad:
+            assert bad[key].startswith(f"{copy.name}!{source.location}: ") and "\n" not in bad[key]
+        else:
+            np.testing.assert_array_equal(tile.values, expected[key][1].values)
+
+
+def test_files_of_the_cloud_optimised_kind_are_the_same_product(copy):
+    expected = _tiles(copy)
+    for path in copy.glob("*.TIF"):
+        path.rename(path.with_name(f"{path.stem}_COG.tiff"))
+    found = _tiles(copy)
+    assert found.keys() == expected.keys()
+    assert all("cloud" in tile.quality for _, tile in found.values())
+
+
+def test_no_tile_is_read_that_is_known_or_too_cloudy(products, monkeypatch):
+    everything = {key: tile for key, (_, tile) in _tiles(products[0]).items()}
+    cloudy = {key for key, tile in everything.items() if tile.quality["cloud"] > 0.1}
+    known = set(list(everything.keys() - cloudy)[:3])
+    scene = Scene(products[0], "p", ENMAP, SIZE, SceneLimits(nodata=None))
+    read, windows = Scene._tile, []
+
+    def watched(self, image, *rest):
+        class Image:
+            def __getattr__(self, name):
+                return getattr(image, name)
+
+            def read(self, bands, window):
+                windows.append(window)
+                return image.read(bands, window=window)
+
+        return read(self, Image(), *rest)
+
+    monkeypatch.setattr(Scene, "_tile", watched)
+    assert {source.key for source, _ in scene.tiles(known)} == everything.keys() - cloudy - known
+    assert len(windows) == len(everything) - len(cloudy) - len(known)
+    assert scene.filtered == {"cloud": len(cloudy)} and cloudy
+
+
+def test_the_sample_product_is_made_by_command(products, tmp_path, capsys):
+    options = ["--size", "260", "--offset", "37,21", "--day", "20220829"]
+    assert sample_scene.main([str(tmp_path), *options]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder.parent == tmp_path and is_product(folder)
+    assert folder_bytes(folder) == folder_bytes(products[1])
+    for refused in (["--size", "4000"], ["--offset=-1,0"], options):
+        assert sample_scene.main([str(tmp_path), *refused]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# ---- into shards ----
+
+
+def _read_all(folder):
+    reader = ShardReader(folder)
+    out = np.empty((len(reader), *reader.tile_shape), np.int16)
+    reader.read(range(len(reader)), out)
+    reader.close()
+    return {reader.key(row): tile for row, tile in enumerate(out)}, reader
+
+
+@pytest.fixture(scope="module")
+def packed(products, tmp_path_factory):
+    dest = tmp_path_factory.mktemp("packed") / "shards"
+    assert main(["pack", str(products[0].parent), str(dest), "--size", "64", "--tiles-per-shard", "5"]) == 0
+    return dest
+
+
+def test_products_become_shards_with_their_places_dates_and_quality(products, packed):
+    expected = {key: tile for path in products for key, (_, tile) in _tiles(path, SceneLimits()).items()}
+    values, reader = _read_all(packed)
+    assert values.keys() == expected.keys()
+    for key, tile in expected.items():
+        np.testing.assert_array_equal(values[key], tile.values)
+    rows = {reader.key(row): reader.table[row] for row in range(len(reader))}
+    for key, tile in expected.items():
+        assert rows[key]["cloud"] == pytest.approx(tile.quality["cloud"])
+        assert str(rows[key]["date"]) == tile.date
+        assert (rows[key]["lon"], rows[key]["lat"]) == pytest.approx(tile.centre_lonlat(), abs=1e-4)
+    assert 12 < reader.table["lon"].min() < 15 and 51 < reader.table["lat"].min() < 53
+    assert len(np.unique(reader.table["place"])) < len(reader)  # some places twice
+    assert not list(packed.glob("spool*"))
+
+
+def test_parts_restarts_and_workers_make_the_same_bytes(products, packed, tmp_path):
+    source = products[0].parent
+    pack_part(source, tmp_path, CONFIG, Part(2, 2))
+    with pytest.raises(ShardError, match="is not read yet"):
+        merge(tmp_path)
+    mark = next((tmp_path / "spool-000").glob("*.done.json"))
+    mark.unlink()  # as if it was killed just before it was done
+    pack_part(source, tmp_path, CONFIG, Part(2, 2))
+    pack_part(source, tmp_path, CONFIG, Part(1, 2))
+    merge(tmp_path, workers=2)
+    assert folder_bytes(tmp_path) == folder_bytes(packed)
+
+
+def test_a_changed_product_is_noticed_at_a_restart(products, tmp_path):
+    source = Path(shutil.copytree(products[0].parent, tmp_path / "source"))
+    pack_part(source, tmp_path / "shards", CONFIG, Part(1, 2))
+    os.utime(next(source.glob("*/*METADATA.XML")), (1, 1))
+    with pytest.raises(ShardError, match="changed since pack began"):
+        pack_part(source, tmp_path / "shards", CONFIG, Part(2, 2))
+
+
+# ---- archives ----
+
+
+def _tar(folder, path, mode="w:gz"):
+    with tarfile.open(path, mode) as file:
+        file.add(folder, arcname="spectral_earth")
+    return path
+
+
+@pytest.mark.parametrize(("name", "mode"), [("part_1.tar.gz", "w:gz"), ("part_1.tar", "w"), ("part_1.tgz", "w:gz")])
+def test_an_archive_makes_the_same_dataset_as_its_tiles(tmp_path, name, mode):
+    values = write_archive(tmp_path / "source")
+    config = PackConfig(size=8, tiles_per_shard=3)
+    straight = pack(tmp_path / "source", tmp_path / "straight", config).manifest
+    result = pack(_tar(tmp_path / "source", tmp_path / name, mode), tmp_path / "shards", config, workers=2)
+    found, reader = _read_all(tmp_path / "shards")
+    assert found.keys() == values.keys()
+    for key, tile in values.items():
+        np.testing.assert_array_equal(found[key], tile)
+    assert result.manifest.sums == straight.sums
+    assert [entry.tiles for entry in result.manifest.shards] == [entry.tiles for entry in straight.shards]
+    order = [reader.key(row) for row in range(len(reader))]
+    other = ShardReader(tmp_path / "straight")
+    assert order == [other.key(row) for row in range(len(other))]
+
+
+def test_an_archive_that_ends_early_is_one_line_that_names_the_last_whole_member(tmp_path, capfd):
+    write_archive(tmp_path / "source", size=16)
+    path = _tar(tmp_path / "source", tmp_path / "part_1.tar.gz")
+    os.truncate(path, path.stat().st_size // 2)
+    assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "16", "--workers", "1"]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert str(path) in line and "last whole member: spectral_earth/enmap/" in line
+
+
+def test_a_damaged_member_is_set_aside(tmp_path):
+    values = write_archive(tmp_path / "source")
+    (tmp_path / "source/enmap/0000231/00003.tif").write_bytes(b"II*\0 no tile")
+    path = _tar(tmp_path / "source", tmp_path / "a.tar")
+    found = list(Archive(path, path.name, ENMAP, 8).tiles(()))
+    assert [source.key for source, tile in found if isinstance(tile, TileError)] == ["0000231_00003"]
+    result = pack(path, tmp_path / "shards", PackConfig(size=8), max_bad=0.2)
+    assert (result.manifest.tiles, len(result.rejected)) == (len(values) - 1, 1)
+    assert "a.tar!spectral_earth/enmap/0000231/00003.tif" in result.rejected[0].path
+
+
+def test_the_same_tile_in_two_archives_is_refused(tmp_path):
+    write_archive(tmp_path / "source")
+    (tmp_path / "tars").mkdir()
+    for name in ("a.tar", "b.tar"):
+        _tar(tmp_path / "source", tmp_path / "tars" / name, "w")
+    with pytest.raises(ShardError, match="make the same sample key"):
+        pack(tmp_path / "tars", tmp_path / "shards", PackConfig(size=8))
+
+
+# ---- other layouts ----
+
+
+def test_hyspecnet_patches_are_places_with_scene_and_date(tmp_path):
+    name = "ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z-Y01460273_X05670694"
+    folder = tmp_path / "patches" / "scene" / name
+    write_tile(folder / f"{name}-SPECTRAL_IMAGE.TIF", spectra(0, 8, bands=224), nodata=NODATA)
+    write_tile(folder / f"{name}-QL_PIXELMASK.TIF", spectra(0, 8, bands=1), nodata=NODATA)
+    (tile,) = find_tiles(tmp_path, "enmap")
+    assert tile.key == "DT0000004950-001-Y01460273-X05670694_20221103T162438Z"
+    assert tile.date == "2022-11-03"
+    assert tile.scene == name.rsplit("-", 1)[0]
+    manifest = pack(tmp_path, tmp_path / "shards", PackConfig()).manifest
+    assert (manifest.tiles, manifest.tile_shape) == (1, [202, 8, 8])
+
+
+def test_a_pattern_chooses_the_tiles(tmp_path):
+    for name in ("a/x_image.tif", "a/x_mask.tif", "b/c/y_image.tif", "z_image.tif"):
+        write_tile(tmp_path / name, spectra(0, 4), nodata=NODATA)
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap", "**/*_image.tif")] == [
+        "a/x_image.tif",
+        "b/c/y_image.tif",
+        "z_image.tif",
+    ]
+    with pytest.raises(SourceError, match="files like"):
+        find_tiles(tmp_path, "enmap", "*.jp2")
+
+
+def test_published_hyspecnet_files_are_read(request):
+    from conftest import _folder
+
+    folder = _folder("layouts") / "hyspecnet"
+    config = PackConfig(size=32)
+    straight = pack(folder / "hyspecnet-11k", request.getfixturevalue("tmp_path") / "a", config).manifest
+    archive = pack(folder / "hyspecnet-11k-01.tar.gz", request.getfixturevalue("tmp_path") / "b", config).manifest
+    assert straight.tiles == archive.tiles == 2
+    assert straight.sums == archive.sums
+
+
+# ---- labelled ----
+
+
+def test_label_tiles_and_splits_travel_with_their_tiles(tmp_path, capfd):
+    values = write_archive(tmp_path / "images")
+    rng, masks = np.random.default_rng(0), {}
+    for key in values:
+        location, timestamp = key.split("_")
+        masks[key] = rng.integers(0, 7, (8, 8)).astype(np.uint8)
+        write_tile(tmp_path / "labels/enmap" / location / f"{timestamp}.tif", masks[key])
+    command = ["pack", str(tmp_path / "images"), str(tmp_path / "shards"), "--labels", str(tmp_path / "labels")]
+    assert main([*command, "--workers", "1"]) == 0
+    reader = ShardReader(tmp_path / "shards")
+    for row in range(len(reader)):
+        np.testing.assert_array_equal(reader.read_mask(row), masks[reader.key(row)])
+    assert set(reader.table["split"]) == {b"train", b"val", b"test"}
+    with tarfile.open(next((tmp_path / "shards").glob("*.tar"))) as tar:
+        names = tar.getnames()
+        mask = np.load(io.BytesIO(tar.extractfile(names[2]).read()))
+    assert [name.split(".", 1)[1] for name in names[:3]] == ["tile", "json", "mask.npy"]
+    np.testing.assert_array_equal(mask, masks[names[2].split(".")[0]])
+    assert read_manifest(tmp_path / "shards").tiles == len(values)
+    (tmp_path / "labels/enmap").rename(tmp_path / "images/corine")  # as published: two folders side by side
+    beside = ["--labels", str(tmp_path / "images/corine"), "--workers", "1"]
+    assert main([*command[:2], str(tmp_path / "beside"), *beside]) == 0
+    check = ["verify", str(tmp_path / "beside"), "--source", str(tmp_path / "images"), *beside]
+    assert main(check) == 0
+    (tmp_path / "images/corine").rename(tmp_path / "labels/enmap")
+    (tmp_path / "labels/enmap/0000017/00003.tif").unlink()
+    assert main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 2
+    assert "no label tile for this image" in capfd.readouterr().err
+
+
+def _kill_while_packing(source, dest, seconds):
+    command = [sys.executable, "-m", "shards", "pack", str(source), str(dest), "--size", "32", "--tiles-per-shard", "4"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.nightly
+def test_kill_9_while_archives_are_read_gives_the_bytes_of_an_uninterrupted_run(tmp_path):
+    scenes = {f"{number:07d}": ("00001", "00002") for number in range(40)}
+    (tmp_path / "tars").mkdir()
+    for part in range(2):
+        some = {place: dates for number, (place, dates) in enumerate(scenes.items()) if number % 2 == part}
+        write_archive(tmp_path / f"source-{part}", 32, some)
+        _tar(tmp_path / f"source-{part}", tmp_path / "tars" / f"part_{part}.tar.gz")
+    config = PackConfig(size=32, tiles_per_shard=4)
+    pack(tmp_path / "tars", tmp_path / "whole", config)
+    rng = np.random.default_rng(3)
+    for number in range(8):
+        dest = tmp_path / f"killed-{number}"
+        for _ in range(3):
+            _kill_while_packing(tmp_path / "tars", dest, float(rng.uniform(0.3, 3)))
+        pack(tmp_path / "tars", dest, config)
+        assert folder_bytes(dest) == folder_bytes(tmp_path / "whole")

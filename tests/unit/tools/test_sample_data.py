@@ -1,0 +1,316 @@
+"""The synthetic sample: the promised files, the same bytes for the same seed, spectra that could be true."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from finetune.tasks import get_task
+from shards.errors import ForgeError
+from shards.sensors.sensor import NODATA
+from shards.sources.labels import read_label
+from tools.sample_data import (
+    RECIPE,
+    Place,
+    SampleError,
+    SampleOptions,
+    Visit,
+    main,
+    make_sample,
+    plan_visits,
+    render,
+    sensor_noise,
+    terrain_light,
+)
+from tools.sample_spectra import CLASSES, NM, endmembers
+
+SMALL = SampleOptions(locations=10, size=32, seed=0)
+VEGETATION = (0, 1, 2)
+WATER = 5
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    dest = tmp_path_factory.mktemp("sample") / "small"
+    make_sample(dest, SMALL)
+    return dest
+
+
+def tiles_of(dest: Path) -> list[str]:
+    return sorted(str(path.relative_to(dest / "enmap")) for path in (dest / "enmap").glob("*/*.tif"))
+
+
+def read(dest: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    with rasterio.open(dest / "enmap" / name) as file:
+        return file.read(), read_label(dest / "labels" / name)
+
+
+def labelled(dest: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Spectra float32 (pixels, 202) and codes (pixels,) of all labelled pixels."""
+    spectra, codes = [], []
+    for name in names:
+        tile, labels = read(dest, name)
+        spectra.append(tile[:, labels > 0].T.astype(np.float32))
+        codes.append(labels[labels > 0])
+    return np.concatenate(spectra), np.concatenate(codes)
+
+
+def digest(dest: Path) -> dict[str, str]:
+    files = sorted(path for path in dest.rglob("*") if path.is_file())
+    return {str(path.relative_to(dest)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def band(wavelength_nm: float) -> int:
+    return int(np.abs(NM - wavelength_nm).argmin())
+
+
+# ---- files ----
+
+
+def test_tiles_are_laid_out_as_published(sample):
+    names = tiles_of(sample)
+    for name in names:
+        location, scene = name.split("/")
+        assert len(location) == 7 and location.isdigit()
+        assert len(scene) == 9 and scene[:5].isdigit()
+        with rasterio.open(sample / "enmap" / name) as file:
+            assert (file.count, file.height, file.width) == (202, 32, 32)
+            assert set(file.dtypes) == {"int16"}
+            assert file.interleaving.value.lower() == "pixel"
+            assert file.compression is None
+            assert file.nodata is None
+            assert file.crs.to_epsg() == 32633
+            assert file.res == (30.0, 30.0)
+            assert "synthetic" in file.tags()["TIFFTAG_IMAGEDESCRIPTION"]
+
+
+def test_locations_lie_apart_and_dates_of_one_lie_together(sample):
+    corners: dict[str, set[tuple[float, float]]] = {}
+    for name in tiles_of(sample):
+        with rasterio.open(sample / "enmap" / name) as image, rasterio.open(sample / "labels" / name) as mask:
+            assert image.transform == mask.transform
+            corners.setdefault(name.split("/")[0], set()).add((image.transform.c, image.transform.f))
+    assert all(len(one) == 1 for one in corners.values())
+    assert len({min(one) for one in corners.values()}) == SMALL.locations
+
+
+def test_labels_lie_beside_the_tiles(sample):
+    assert sorted(str(path.relative_to(sample / "labels")) for path in (sample / "labels").glob("*/*.tif")) == tiles_of(
+        sample
+    )
+    for name in tiles_of(sample):
+        with rasterio.open(sample / "labels" / name) as file:
+            assert (file.count, file.height, file.width, file.dtypes[0]) == (1, 32, 32, "uint8")
+
+
+def test_label_codes_are_the_tasks(sample):
+    task = get_task("sample_materials")
+    assert tuple(one.name for one in task.classes) == CLASSES
+    assert task.synthetic
+    found = {int(code) for name in tiles_of(sample) for code in np.unique(read(sample, name)[1])}
+    assert found == {0} | {one.code for one in task.classes}
+
+
+def test_splits_share_no_location_and_cover_all(sample):
+    lines = {}
+    for split in ("train", "val", "test"):
+        text = (sample / "splits" / f"{split}.txt").read_text()
+        assert text.endswith("\n")
+        lines[split] = text.splitlines()
+    assert sorted(name for names in lines.values() for name in names) == tiles_of(sample)
+    locations = {split: {line.split("/")[0] for line in names} for split, names in lines.items()}
+    assert {split: len(names) for split, names in locations.items()} == {"train": 6, "val": 2, "test": 2}
+    assert len(set.union(*locations.values())) == SMALL.locations
+
+
+def test_it_says_that_it_is_synthetic(sample):
+    text = (sample / "README.txt").read_text()
+    assert text.startswith("These tiles are synthetic.")
+    assert all(f"{code} = {name}" in text for code, name in enumerate(CLASSES, start=1))
+    assert json.loads((sample / "sample.json").read_text()) == {
+        "recipe": RECIPE,
+        "locations": 10,
+        "size": 32,
+        "seed": 0,
+    }
+
+
+# ---- dates and margins ----
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quarter_has_two_dates_and_a_tenth_a_margin(seed):
+    visits = plan_visits(SampleOptions(seed=seed))
+    assert sum(len(dates) == 2 for dates in visits) == 10
+    assert sum(visit.margin for dates in visits for visit in dates) == 5
+    for first, *later in visits:
+        assert all(one.scene > first.scene and one.season > first.season for one in later)
+
+
+def test_margin_is_empty_in_all_bands_and_unlabelled(sample):
+    margins = 0
+    for name in tiles_of(sample):
+        tile, labels = read(sample, name)
+        empty = tile == NODATA
+        assert (empty.all(0) == empty.any(0)).all()
+        assert (labels[empty[0]] == 0).all()
+        assert tile[:, ~empty[0]].min() >= -500
+        assert tile.max() <= 12000
+        margins += bool(empty.any())
+    assert margins == 1
+
+
+def test_a_later_date_shows_the_same_place_in_another_season(sample):
+    pairs = [sorted(path.iterdir()) for path in (sample / "enmap").iterdir() if len(list(path.iterdir())) == 2]
+    assert pairs
+    for early, late in pairs:
+        (before, labels), (after, labels_later) = (
+            read(sample, f"{one.parent.name}/{one.name}") for one in (early, late)
+        )
+        both = (labels > 0) & (labels_later > 0)
+        assert (labels == labels_later)[both].mean() > 0.85
+        measured = (before[0] != NODATA) & (after[0] != NODATA)
+        assert np.abs(before[:, measured].astype(int) - after[:, measured]).mean() > 30
+
+
+# ---- same and different ----
+
+
+def test_same_seed_gives_the_same_bytes_and_another_does_not(sample, tmp_path):
+    make_sample(tmp_path / "again", SMALL)
+    assert digest(tmp_path / "again") == digest(sample)
+    make_sample(tmp_path / "other", SampleOptions(locations=10, size=32, seed=1))
+    other = digest(tmp_path / "other")
+    assert not set(other.values()) & {value for name, value in digest(sample).items() if name.endswith(".tif")}
+
+
+# ---- spectra ----
+
+
+def test_vegetation_has_a_red_edge_and_water_is_dark(sample):
+    spectra, codes = labelled(sample, tiles_of(sample))
+    mean = {code: spectra[codes == code].mean(0) for code in range(1, 7)}
+    for index in VEGETATION:
+        assert mean[index + 1][band(860)] > 3 * mean[index + 1][band(670)]
+    assert np.median(spectra[codes == WATER + 1][:, band(1650)]) < 200
+    assert mean[WATER + 1][band(2200)] < 0.1 * mean[4][band(2200)]
+    assert mean[4][band(1650)] > mean[4][band(670)] > mean[4][band(450)]  # soil rises
+    assert np.quantile(spectra, 0.999) < 7000
+    assert -100 < spectra.min() < 0
+
+
+def test_materials_absorb_where_they_should():
+    mean = endmembers(0.2, np.zeros((6, 3))).mean(1)
+
+    def depth(index: int, centre: float, left: float, right: float) -> float:
+        shoulders = np.interp(centre, [left, right], [mean[index][band(left)], mean[index][band(right)]])
+        return float(1 - mean[index][band(centre)] / shoulders)
+
+    assert all(depth(index, 1190, 1080, 1270) > 0.02 for index in VEGETATION)  # liquid water
+    assert depth(3, 2205, 2130, 2270) > 0.05  # clay
+    assert depth(4, 2340, 2260, 2420) > 0.01  # carbonate
+    assert (mean[WATER][NM > 900] < 0.01).all()
+
+
+def test_noise_is_as_documented():
+    rng = np.random.default_rng(0)
+    noise = sensor_noise(rng, np.full((202, 64, 64), 0.3, dtype=np.float32))
+    ratio = 0.3 / noise.std(axis=(1, 2))
+    assert 300 < ratio[band(495)] < 400
+    assert 150 < ratio[band(2200)] < 200
+    dark = sensor_noise(rng, np.zeros((202, 64, 64), dtype=np.float32)).std()
+    assert 0.3 * noise.std() < dark < 0.8 * noise.std()
+
+
+def test_stripes_run_down_the_columns():
+    noise = sensor_noise(np.random.default_rng(0), np.full((202, 64, 64), 0.3, dtype=np.float32))
+    assert noise.mean(1).std() > 2 * noise.mean(2).std()
+
+
+def test_slopes_towards_the_sun_are_brighter_and_more_so_when_it_stands_low():
+    row = np.mgrid[0:32, 0:32][0].astype(np.float32)
+    assert (terrain_light(np.random.default_rng(0), np.zeros_like(row), 0.0) == 1).all()
+    summer, autumn = (terrain_light(np.random.default_rng(0), -3.0 * row, season).mean() for season in (0.0, 0.9))
+    assert 1 < summer < autumn  # falls to the south, where the sun is
+
+
+def test_tiles_are_lit_by_their_terrain():
+    options = {"parcels": np.zeros((32, 32), int), "classes": np.array([3]), "region": np.zeros((6, 3))}
+    traits = np.full((2, 32, 32), 0.5, dtype=np.float32)
+    hill = 200 * np.cos(np.mgrid[0:32, 0:32][0] / 32 * np.pi).astype(np.float32)
+    flat, lit = (
+        render(np.random.default_rng(0), Place(traits=traits, height=height, **options), Visit(1, 0.0, False))[0]
+        for height in (0 * hill, hill)
+    )
+    assert lit[band(1650)].std() > 3 * flat[band(1650)].std()
+
+
+def test_classes_can_be_told_apart_but_not_by_brightness_alone(tmp_path):
+    dest = tmp_path / "sample"
+    make_sample(dest, SampleOptions(locations=20, size=32))
+    splits = {name: (dest / "splits" / f"{name}.txt").read_text().split() for name in ("train", "test")}
+    (known, codes), (unknown, truth) = labelled(dest, splits["train"]), labelled(dest, splits["test"])
+
+    def accuracy(bands: list[int]) -> float:
+        scale = known[:, bands].std(0)
+        means = np.stack([known[codes == code][:, bands].mean(0) for code in range(1, 7)]) / scale
+        distance = ((unknown[:, None, bands] / scale - means) ** 2).sum(-1)
+        return float((distance.argmin(1) + 1 == truth).mean())
+
+    assert 0.5 < accuracy(list(range(202))) < 0.97
+    assert accuracy([band(860)]) < 0.6
+
+
+# ---- what is there already ----
+
+
+def test_same_sample_is_left_alone(sample, capsys):
+    before = {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
+    assert main([str(sample), "--locations", "10", "--size", "32"]) == 0
+    assert "there already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in sample.rglob("*")} == before
+
+
+@pytest.mark.parametrize("content", [None, "", "not json", '{"locations": 10, "size": 32, "seed": 0}'])
+def test_something_else_is_not_overwritten(tmp_path, capsys, content):
+    dest = tmp_path / "mine"
+    dest.mkdir()
+    (dest / "thesis.txt").write_text("years of work")
+    if content is not None:
+        (dest / "sample.json").write_text(content)
+    assert main([str(dest), "--locations", "10", "--size", "32"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(dest) in error
+    assert (dest / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("options", [["--locations", "4"], ["--size", "8"], ["--seed", "-1"]])
+def test_options_that_make_no_sample(tmp_path, capsys, options):
+    assert main([str(tmp_path / "new"), *options]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_half_way_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tools.sample_data._write_splits", full_disk)
+    assert main([str(tmp_path / "new"), "--locations", "5", "--size", "16"]) == 1
+    assert "error: [Errno 28] No space left on device\n" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_the_projects():
+    assert issubclass(SampleError, ForgeError)
+    assert SampleError.exit_code == 2
+    assert SampleOptions() == SampleOptions(locations=40, size=128, seed=0)
+
+
+def test_main_says_what_it_made(tmp_path, capsys):
+    assert main([str(tmp_path / "new"), "--locations", "5", "--size", "16"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'new'}: 6 synthetic tiles of 5 locations, 6 labelled classes\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
