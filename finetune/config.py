@@ -33,8 +33,8 @@ Head = Literal["conv", "fcn", "linear", "mlp"]
 TaskName = Annotated[str, AfterValidator(expand_path), Says("the name of a task, or the path of its file")]
 
 
-class LabelledDataConfig(ConfigModel):
-    """Where labelled tiles are: a download's folder, two folders, or shards packed with ``--labels``.
+class LabeledDataConfig(ConfigModel):
+    """Where labeled tiles are: a download's folder, two folders, or shards packed with ``--labels``.
 
     ``root``: of a download; the task's layout says where its files are. ``images`` and ``labels``: folders with tiles
     of the same relative names; ``labels`` can also be one file for all: a raster, or polygons, whose class is in
@@ -149,7 +149,7 @@ class FinetuneConfig(ConfigModel):
 
     run: RunConfig
     task: TaskName
-    data: LabelledDataConfig
+    data: LabeledDataConfig
     checkpoint: PathText
     compare_random: Switch = True
     protocol: Choices[Protocol] = ("knn", "frozen", "full")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config import FinetuneConfig
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.data.layouts import declared_line, find_items, grouping
 from finetune.data.leakage import seen_in_pretraining
 from finetune.encoders.encoder import fit_encoder
@@ -29,7 +29,7 @@ from finetune.protocols.full import cut_batch
 from finetune.protocols.runner import Protocols, Stopped
 from finetune.tasks import get_task
 from pretrain import distributed
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.resilience.run_folder import open_run
 from pretrain.resilience.status import Status
 from pretrain.resilience.watchdog import Watchdog
@@ -56,7 +56,7 @@ class Evaluator:
     def __init__(self, config: FinetuneConfig, watchdog: Watchdog) -> None:
         self.config, self.folder = config, Path(config.run.dir)
         self.run = open_run(self.folder, watchdog)
-        self.setting: Setting = distributed.together(lambda: prepare(config))
+        self.setting: Setting = distributed.raise_on_all_ranks(lambda: prepare(config))
         self.protocols = Protocols(config, self.setting, self.folder, watchdog)
         self.names = ("pretrained", "random") if config.compare_random else ("pretrained",)
 
@@ -80,7 +80,7 @@ class Evaluator:
         ]
         told = ", ".join(f"{len(setting.items[name])} {name}" for name in SPLITS)
         windows = f"{len(setting.splits['train'])} training windows of {setting.encoder.size} px"
-        say(f"{setting.task.name}: {told} tiles, {windows}")
+        log(f"{setting.task.name}: {told} tiles, {windows}")
         if distributed.is_main():
             path = self.folder / "config.yaml"
             with BestEffort(path):
@@ -94,7 +94,7 @@ class Evaluator:
                     self.protocols.begin()
                 found = self.protocols.run(name, protocol, fraction)
             except Stopped:
-                say("asked to stop; the same command goes on after what is done")
+                log("asked to stop; the same command goes on after what is done")
                 found = None
             if found is None:
                 self._tell("stopped", number, len(wanted))
@@ -104,7 +104,7 @@ class Evaluator:
             self.protocols.best_model.finish()
             write_results(self.folder, self._collect(results))
             shutil.rmtree(self.folder / "work", ignore_errors=True)
-            say(
+            log(
                 f"{len(results)} results in {self.folder}; python -m finetune report {self.folder} makes a page of them"
             )
         distributed.barrier()
@@ -155,7 +155,7 @@ def prepare(config: FinetuneConfig) -> Setting:
     """
     task = get_task(config.task)
     loaded = load_encoder(config.checkpoint)
-    items = find_items(config.data, task, config.run.seed, tell=lambda line: say(f"WARNING: {line}"))
+    items = find_items(config.data, task, config.run.seed, tell=lambda line: log(f"WARNING: {line}"))
     encoder = fit_encoder(*loaded, config, task, items)
     recipe = resolve_recipe(config, task, encoder.is_vit)
     if TRAINED & set(config.protocol) or recipe.frozen.bn == "adapt":
@@ -164,7 +164,7 @@ def prepare(config: FinetuneConfig) -> Setting:
     keep = tiles * image.nbytes <= config.data.memory_gb * 1e9
     quiet = not distributed.is_main()
     splits = {
-        name: LabelledSplit(items[name], task, encoder.size, config.data.read_threads, keep, quiet) for name in SPLITS
+        name: LabeledSplit(items[name], task, encoder.size, config.data.read_threads, keep, quiet) for name in SPLITS
     }
     items = {name: list(split.items) for name, split in splits.items()}
     if task.kind != "regression":
@@ -174,12 +174,12 @@ def prepare(config: FinetuneConfig) -> Setting:
     return Setting(task, items, splits, encoder, inputs, recipe, baseline, config.run.seed)
 
 
-def _look_for_empty_classes(splits: dict[str, LabelledSplit]) -> None:
+def _look_for_empty_classes(splits: dict[str, LabeledSplit]) -> None:
     """Warn of classes without a label; raise ConfigError where a split has none at all."""
     for name, split in splits.items():
         task, labels = split.task, split.labels
         if split.declared:
-            say(f"WARNING: {name}: {declared_line(split.declared)}")
+            log(f"WARNING: {name}: {declared_line(split.declared)}")
         if task.kind == "segmentation":
             counts = np.bincount(labels.ravel(), minlength=len(task.classes) + 1)[:-1]
         else:
@@ -189,10 +189,10 @@ def _look_for_empty_classes(splits: dict[str, LabelledSplit]) -> None:
             raise ConfigError(f"task {task.name}: no label of the '{name}' split is one of its classes")
         if empty and distributed.is_main():
             left_out = "" if name == "train" else "; means over classes leave them out where nothing predicts them"
-            say(f"WARNING: {name}: no label of {', '.join(empty)}{left_out}")
+            log(f"WARNING: {name}: no label of {', '.join(empty)}{left_out}")
 
 
-def _pictures(split: LabelledSplit, rows: np.ndarray, sensor: Sensor) -> np.ndarray:
+def _pictures(split: LabeledSplit, rows: np.ndarray, sensor: Sensor) -> np.ndarray:
     """Windows as people see them, uint8 (n, S, S, 3)."""
     images = split.images(rows)[:, list(sensor.rgb)].astype(np.float32).transpose(0, 2, 3, 1)
     return (255 * stretch(np.where(images == NODATA, np.nan, images))).astype(np.uint8)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pretrain import distributed
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line on rank 0's console."""
     if distributed.is_main():
         with suppress(OSError):  # a log file on a full disk, or a terminal that was closed

@@ -68,7 +68,7 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def from_main(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Rank 0's value on every rank."""
     if world_size() == 1:
         return value
@@ -77,7 +77,7 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def together(work: Callable[[], Result]) -> Result:
+def raise_on_all_ranks(work: Callable[[], Result]) -> Result:
     """Do local work on every rank; where it fails on one, every rank raises that rank's error.
 
     Without it, the others would wait for the failed rank in their next collective.
@@ -95,7 +95,7 @@ def together(work: Callable[[], Result]) -> Result:
     return result
 
 
-def patient_barrier(meanwhile: Callable[[], None]) -> None:
+def store_barrier(meanwhile: Callable[[], None]) -> None:
     """Wait for all ranks however long they take, where a collective would give up after minutes.
 
     Args:

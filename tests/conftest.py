@@ -30,11 +30,11 @@ def spectral_earth_sample() -> Path:
 
 @pytest.fixture(scope="session")
 def enmap_potsdam() -> Path:
-    """Eighteen real, labelled EnMAP tiles."""
+    """Eighteen real, labeled EnMAP tiles."""
     return _folder("enmap_potsdam")
 
 
 @pytest.fixture(scope="session")
 def enmap_l2a() -> Path:
-    """The band characterisation of the L2A product."""
+    """The band characterization of the L2A product."""
     return _folder("enmap_l2a")

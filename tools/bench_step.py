@@ -7,7 +7,7 @@
 
 All have the same weights; that plain and ours give the same losses in evaluation mode is checked first. (In training,
 batch norm takes its statistics over all pixels in the one and over visible ones in the other.) A step is all that
-follows reading: normalisation, forward, backward, AdamW, on random int16 tiles. Every measurement has a process of its
+follows reading: normalization, forward, backward, AdamW, on random int16 tiles. Every measurement has a process of its
 own, so that a peak of memory is its own; rounds are interleaved, and ratios are of the same round.
 """
 
@@ -34,8 +34,8 @@ from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.metrics.flops import device_peak, sample_flops
-from pretrain.models.initialize import initialise
-from pretrain.models.normalize import Normaliser
+from pretrain.models.initialize import initialize
+from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import SPEC_VITS, build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
@@ -84,14 +84,14 @@ def undrawn(config: PretrainConfig) -> MaskedAutoencoder:
     assert isinstance(encoder, SpecViT)
     encoder.core.fix_positions()
     sizes = (mae.norm_pix, mae.decoder.width, mae.decoder.depth, mae.decoder.heads)
-    normalise = Normaliser([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
-    return MaskedAutoencoder(encoder, BANDS, mae.mask_ratio, *sizes, model.attention, normalise=normalise)
+    normalize = Normalizer([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
+    return MaskedAutoencoder(encoder, BANDS, mae.mask_ratio, *sizes, model.attention, normalize=normalize)
 
 
 def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
     """The model of a run with this config, with its first weights."""
     module = undrawn(config)
-    initialise(module, "pretrain", config.run.seed)
+    initialize(module, "pretrain", config.run.seed)
     return module.to(device)
 
 
@@ -176,8 +176,8 @@ def _engine_step(config: PretrainConfig, model: MaskedAutoencoder, tiles: Tensor
 
 
 def _floats(model: MaskedAutoencoder, tiles: Tensor) -> Tensor:
-    assert model.normalise is not None
-    return model.normalise(tiles)
+    assert model.normalize is not None
+    return model.normalize(tiles)
 
 
 def _device() -> torch.device:

@@ -44,7 +44,7 @@ def convert(options: argparse.Namespace) -> None:
     else:
         save_encoder(options.dest, read.weights, description)
         if not description.mu:
-            print("normalisation unknown: --statistics FOLDER (with mu.npy and sigma.npy) adds it")
+            print("normalization unknown: --statistics FOLDER (with mu.npy and sigma.npy) adds it")
     print(options.dest)
 
 

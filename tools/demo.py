@@ -62,23 +62,23 @@ def prepare_shards(tiles: Path | None, labels: Path | None, short: bool) -> str:
     """The first two stages; returns the demo's name."""
     name = _name(tiles, short)
     _check_tiles(tiles, labels)
-    labelled = _labels_of(tiles, labels)
+    labeled = _labels_of(tiles, labels)
     sample = _sample(short)
-    if tiles is None or labelled is None:
+    if tiles is None or labeled is None:
         _stage("1/6", "making synthetic EnMAP-like tiles with labels")
         _make_sample(sample, locations=10 if short else 24)
     if tiles is not None:
         _stage("1/6", f"taking the tiles of {tiles}")
-        if labelled is None:
-            print(f"{tiles} has no labels: pretraining uses it, the labelled task is the synthetic sample's")
+        if labeled is None:
+            print(f"{tiles} has no labels: pretraining uses it, the labeled task is the synthetic sample's")
     _stage("2/6", "tiles to WebDataset shards, with per-band statistics")
-    _pack(tiles or sample, _shards(name), labelled if tiles else sample / "labels")
+    _pack(tiles or sample, _shards(name), labeled if tiles else sample / "labels")
     return name
 
 
 def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool, name: str) -> None:
     """The other stages, in order."""
-    labelled, sample = _labels_of(tiles, labels), _sample(short)
+    labeled, sample = _labels_of(tiles, labels), _sample(short)
     run, evaluation = _run(name), _run(f"{name}-finetune")
     shutil.rmtree(run, ignore_errors=True)
     shutil.rmtree(evaluation, ignore_errors=True)
@@ -88,7 +88,7 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     _stage("4/6", "the same command again: it resumes")
     _expect(0, _start_pretraining(options).wait())
     _stage("5/6", "evaluating the encoder, frozen and fully tuned, against an untrained one")
-    chosen = _evaluation_options(tiles or sample, labelled or sample / "labels", task, labelled is None)
+    chosen = _evaluation_options(tiles or sample, labeled or sample / "labels", task, labeled is None)
     _python(
         *("launch/finetune.py", "--config", "configs/finetune/demo.yaml"),
         *(f"run.dir={evaluation}", f"checkpoint={run / 'encoder.safetensors'}", *chosen),
@@ -137,7 +137,7 @@ def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> No
     if tiles is None:
         print("The tiles are synthetic; the numbers above are what came out on this machine.")
     elif task.get("synthetic"):
-        print(f"Pretrained on {tiles}; the labelled tiles are synthetic.")
+        print(f"Pretrained on {tiles}; the labeled tiles are synthetic.")
     print(f"reconstruction picture: {run / 'reconstruction.png'}")
     print(f"scores and class maps:  {evaluation / 'report.html'}")
     print(f"TensorBoard:            .venv/bin/tensorboard --logdir {run / 'tensorboard'}")
@@ -197,7 +197,7 @@ def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
 
 
 def _evaluation_options(tiles: Path, labels: Path, task: str | None, is_sample: bool) -> list[str]:
-    """The labelled data: the user's, or the sample's where the user's tiles have no labels."""
+    """The labeled data: the user's, or the sample's where the user's tiles have no labels."""
     tiles = labels.parent if is_sample else tiles
     splits = tiles / "splits"
     return [
@@ -209,7 +209,7 @@ def _evaluation_options(tiles: Path, labels: Path, task: str | None, is_sample: 
 
 
 def _task_from_codes(labels: Path) -> str:
-    """A task file with a class per code that occurs; 0 and 255 are taken as "unlabelled"."""
+    """A task file with a class per code that occurs; 0 and 255 are taken as "unlabeled"."""
     import numpy as np
 
     from shards.sensors.sensor import NODATA

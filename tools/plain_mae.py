@@ -43,7 +43,7 @@ class PlainMaskedAutoencoder(nn.Module):
         self.to(proj.weight.device)
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Losses (B,) of normalised images (B, C, H, W) by mask noise (B, T)."""
+        """Losses (B,) of normalized images (B, C, H, W) by mask noise (B, T)."""
         masks = choose_masks(noise, self.mask_ratio)
         positions = cast(Tensor, self.pos_embed)
         tokens = self.proj(self.stem(images[:, None]).mean(2)).flatten(2).transpose(1, 2) + positions[:, 1:]

@@ -45,7 +45,7 @@ They imitate EnMAP L2A tiles as SpectralEarth stores them, so that the whole pat
 fine-tuning) can be run without a download. Scores on them show that the path works, nothing more.
 
 How they are made (tools/sample_data.py, numpy only, seeded; sample.json holds the options):
-- six materials with spectra from simple formulas on EnMAP's band centres (tools/sample_spectra.py): pigments,
+- six materials with spectra from simple formulas on EnMAP's band centers (tools/sample_spectra.py): pigments,
   liquid water, cellulose, clay, iron and carbonate; each varies with two properties, and from location to location;
 - parcels with curved borders, blurred by the sensor's point spread, so border pixels are mixed;
 - terrain lit by the sun, a gain, a tilt, haze and water vapour left over from the atmosphere, per tile;
@@ -122,9 +122,9 @@ class Place:
 def make_place(rng: np.random.Generator, size: int) -> Place:
     """Parcels of about 9 x 9 pixels; like sorts with like, since the class follows smooth fields."""
     count = max(9, size * size // 80)
-    centres = rng.uniform(0, size, (count, 2)).astype(np.float32)
-    parcels = _nearest(rng, size, centres)
-    at = tuple(centres.astype(int).T)
+    centers = rng.uniform(0, size, (count, 2)).astype(np.float32)
+    parcels = _nearest(rng, size, centers)
+    at = tuple(centers.astype(int).T)
     likes = rng.normal(0, 0.6, len(CLASSES)) - np.array([0.0, 0.0, 0.0, 0.2, 0.3, 0.5])
     scores = [smooth_field(rng, size, 10.0)[at] + rng.normal(like, 0.3, count) for like in likes]
     traits = [0.8 * rng.normal(0, 1, count)[parcels] + 0.6 * smooth_field(rng, size, 3.0) for _ in range(2)]
@@ -137,11 +137,11 @@ def make_place(rng: np.random.Generator, size: int) -> Place:
     )
 
 
-def _nearest(rng: np.random.Generator, size: int, centres: np.ndarray) -> np.ndarray:
-    """The nearest centre (count, 2) of each pixel of a grid warped by some pixels, so that borders are curved."""
+def _nearest(rng: np.random.Generator, size: int, centers: np.ndarray) -> np.ndarray:
+    """The nearest center (count, 2) of each pixel of a grid warped by some pixels, so that borders are curved."""
     row, column = np.mgrid[0:size, 0:size].astype(np.float32)
     row, column = (axis + 2.0 * smooth_field(rng, size, 6.0) for axis in (row, column))
-    return ((row[..., None] - centres[:, 0]) ** 2 + (column[..., None] - centres[:, 1]) ** 2).argmin(-1)
+    return ((row[..., None] - centers[:, 0]) ** 2 + (column[..., None] - centers[:, 1]) ** 2).argmin(-1)
 
 
 # ---- dates ----
@@ -258,7 +258,7 @@ def make_sample(dest: Path, options: SampleOptions) -> str:
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    return f"{dest}: {tiles} synthetic tiles of {options.locations} locations, {len(CLASSES)} labelled classes"
+    return f"{dest}: {tiles} synthetic tiles of {options.locations} locations, {len(CLASSES)} labeled classes"
 
 
 def holds_sample(dest: Path, options: SampleOptions) -> bool:

@@ -114,9 +114,9 @@ def _metadata(options: SceneOptions) -> bytes:
     specific = ElementTree.SubElement(root, "specific")
     ElementTree.SubElement(specific, "backgroundValue").text = str(NODATA)
     bands = ElementTree.SubElement(specific, "bandCharacterisation")
-    for number, centre in enumerate(get_sensor("enmap").product_wavelength_nm, start=1):
+    for number, center in enumerate(get_sensor("enmap").product_wavelength_nm, start=1):
         band = ElementTree.SubElement(bands, "bandID", number=str(number))
-        texts = {"wavelengthCenterOfBand": f"{centre:.3f}", "GainOfBand": "0.0001", "OffsetOfBand": "0"}
+        texts = {"wavelengthCenterOfBand": f"{center:.3f}", "GainOfBand": "0.0001", "OffsetOfBand": "0"}
         for name, text in texts.items():
             ElementTree.SubElement(band, name).text = text
     return ElementTree.tostring(root, xml_declaration=True, encoding="UTF-8")

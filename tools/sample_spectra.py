@@ -1,4 +1,4 @@
-"""The six materials of the synthetic sample: spectra from simple formulas on EnMAP's band centres.
+"""The six materials of the synthetic sample: spectra from simple formulas on EnMAP's band centers.
 
 All spectra are reflectance, float32 (202,), 0 to 1.
 """
@@ -10,12 +10,12 @@ import numpy as np
 from shards.sensors.sensor import get_sensor
 
 NM = np.asarray(get_sensor("enmap").wavelength_nm, dtype=np.float32)
-"""Band centres in nm."""
+"""Band centers in nm."""
 
 
-def dip(centre_nm: float, width_nm: float) -> np.ndarray:
+def dip(center_nm: float, width_nm: float) -> np.ndarray:
     """A Gaussian of height 1 along the wavelength axis."""
-    return np.exp(-(((NM - centre_nm) / width_nm) ** 2) / 2)
+    return np.exp(-(((NM - center_nm) / width_nm) ** 2) / 2)
 
 
 def _step(edge_nm: float, width_nm: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from tqdm import tqdm
 
-from finetune.config import LabelledDataConfig
+from finetune.config import LabeledDataConfig
 from finetune.data.layouts import Item, Split, declared_line, find_items
 from finetune.tasks import Task, get_task
 from shards.config import check_config
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in named}
     if [bool(given["images"]), bool(given["root"]), bool(given["shards"])].count(True) != 1:
         raise ConfigError("give ROOT, or --images with --labels, or --shards")
-    data = check_config(given, LabelledDataConfig, "check")
+    data = check_config(given, LabeledDataConfig, "check")
     items = find_items(data, task, seed=0)
     found = {name: _check_split(items[name], task, name, arguments.workers) for name in SPLITS}
     problems = [one for name in SPLITS for one in found[name].problems] + _between(task, items, found)

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from finetune.data.code_version import code_version
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import digest
 from finetune.data.layouts import Item
 from pretrain import distributed
@@ -109,7 +109,7 @@ def _changed(found: Stamp) -> float:
     return max((max(one[2], one[3]) / 1e9 for one in found), default=0.0)
 
 
-def identify_images(splits: dict[str, LabelledSplit], path: Path, alive: Callable[[], None]) -> None:
+def identify_images(splits: dict[str, LabeledSplit], path: Path, alive: Callable[[], None]) -> None:
     """Give every split the hashes of its images; ranks share the images that are not known from earlier.
 
     Args:
@@ -120,7 +120,7 @@ def identify_images(splits: dict[str, LabelledSplit], path: Path, alive: Callabl
         TileError, SourceError: an image can't be read; on every rank.
     """
     cache = ContentCache(path) if distributed.is_main() else None
-    known: dict[str, list[str | None]] = distributed.from_main(
+    known: dict[str, list[str | None]] = distributed.broadcast_object(
         {name: [cache.find(item) for item in split.items] for name, split in splits.items()} if cache else None
     )
     open_ = [(name, place) for name, found in known.items() for place, one in enumerate(found) if one is None]
@@ -131,8 +131,8 @@ def identify_images(splits: dict[str, LabelledSplit], path: Path, alive: Callabl
         hashed = _hash(splits, mine, alive)
     except ForgeError as raised:
         error = raised
-    distributed.patient_barrier(alive)
-    distributed.together(lambda: _raise(error))
+    distributed.store_barrier(alive)
+    distributed.raise_on_all_ranks(lambda: _raise(error))
     for name, place, found, before, started in (one for part in distributed.gather_objects(hashed) for one in part):
         known[name][place] = found
         item = splits[name].items[place]
@@ -150,7 +150,7 @@ def _raise(error: ForgeError | None) -> None:
 
 
 def _hash(
-    splits: dict[str, LabelledSplit], chosen: list[tuple[str, int]], alive: Callable[[], None]
+    splits: dict[str, LabeledSplit], chosen: list[tuple[str, int]], alive: Callable[[], None]
 ) -> list[tuple[str, int, str, Stamp, float]]:
     found: list[tuple[str, int, str, Stamp, float]] = []
     show = {"desc": "hash images", "unit": "tile", "mininterval": 1.0, "disable": not distributed.is_main()}

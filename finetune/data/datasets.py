@@ -1,4 +1,4 @@
-"""Labelled tiles as windows of the size that an encoder takes: labels in memory, images read when they are needed."""
+"""Labeled tiles as windows of the size that an encoder takes: labels in memory, images read when they are needed."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ VIEWS = 8
 """Flips and rotations of a square."""
 
 
-class LabelledSplit:
+class LabeledSplit:
     """One split of a task.
 
     A segmentation's tile is cut into windows, the rim padded with missing values that don't count; a tile of another

@@ -1,4 +1,4 @@
-"""The tiles of a task, by split: from a download as published, two folders of one's own, or labelled shards."""
+"""The tiles of a task, by split: from a download as published, two folders of one's own, or labeled shards."""
 
 import csv
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.config import Group, LabelledDataConfig
+from finetune.config import Group, LabeledDataConfig
 from finetune.tasks import Task
 from shards.errors import ConfigError, SourceError, TileError
 from shards.files.names import plain_name
@@ -70,7 +70,7 @@ Split = dict[str, list[Item]]
 
 
 def find_items(
-    data: LabelledDataConfig, task: Task, seed: int, tell: Callable[[str], None] = lambda line: None
+    data: LabeledDataConfig, task: Task, seed: int, tell: Callable[[str], None] = lambda line: None
 ) -> Split:
     """The tiles of train, val and test.
 
@@ -106,7 +106,7 @@ def find_items(
     return items
 
 
-def folders_of(data: LabelledDataConfig, task: Task) -> tuple[Path, Path | None]:
+def folders_of(data: LabeledDataConfig, task: Task) -> tuple[Path, Path | None]:
     """Folders of images and of labels.
 
     Raises:
@@ -129,7 +129,7 @@ def folders_of(data: LabelledDataConfig, task: Task) -> tuple[Path, Path | None]
     return images, labels
 
 
-def _of_folders(data: LabelledDataConfig, task: Task, seed: int) -> Split:
+def _of_folders(data: LabeledDataConfig, task: Task, seed: int) -> Split:
     images, labels = folders_of(data, task)
     assert labels is not None
     source = labels_of(data, labels, task)
@@ -141,7 +141,7 @@ def _of_folders(data: LabelledDataConfig, task: Task, seed: int) -> Split:
     return {name: [_item_of_file(tile, images, source, prefix, sensor) for tile in split[name]] for name in SPLITS}
 
 
-def labels_of(data: LabelledDataConfig, path: Path, task: Task) -> Labels:
+def labels_of(data: LabeledDataConfig, path: Path, task: Task) -> Labels:
     """How the labels of a task are read from a folder or file."""
     return Labels(
         path=path,
@@ -224,7 +224,7 @@ def _mask_of_dataset(dataset: TileDataset, row: int, where: str) -> np.ndarray:
 # ---- regression tables ----
 
 
-def _of_tables(data: LabelledDataConfig, task: Task, seed: int) -> Split:
+def _of_tables(data: LabeledDataConfig, task: Task, seed: int) -> Split:
     if data.splits is None:
         raise ConfigError(f"key 'data.splits': task {task.name} needs the folder of train.csv and val.csv")
     images = folders_of(data, task)[0] if data.root else Path(data.images or "")
@@ -283,7 +283,7 @@ def _read_npz(path: Path, bands: int) -> np.ndarray:
 # ---- other splits ----
 
 
-def grouping(data: LabelledDataConfig, items: Split) -> Group | None:
+def grouping(data: LabeledDataConfig, items: Split) -> Group | None:
     """What splits are drawn by: locations where scenes are asked for and no tile names one."""
     if data.group == "scene" and not any(item.scene for name in SPLITS for item in items[name]):
         return "location"

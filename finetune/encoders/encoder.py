@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config import FinetuneConfig, LabelledDataConfig
-from finetune.data.datasets import LabelledSplit
+from finetune.config import FinetuneConfig, LabeledDataConfig
+from finetune.data.datasets import LabeledSplit
 from finetune.data.layouts import Split
 from finetune.encoders.features import encoder_hash
 from finetune.encoders.images import check_same_bands
@@ -15,7 +15,7 @@ from finetune.encoders.model_file import InputDescription
 from finetune.tasks import Task
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.patches import sincos_positions
 from pretrain.models.registry import fewest_bands
 from pretrain.models.vit import ViTEncoder
@@ -70,7 +70,7 @@ class EncoderFile:
             "dataset": known.dataset,
         }
 
-    def describe_input(self, data: LabelledDataConfig, train: LabelledSplit) -> InputDescription:
+    def describe_input(self, data: LabeledDataConfig, train: LabeledSplit) -> InputDescription:
         """How tiles become the encoder's input.
 
         Raises:
@@ -103,9 +103,7 @@ class EncoderFile:
         bands = list(sensor.wavelength_nm), list(sensor.fwhm_nm)
         return InputDescription(sensor.name, *bands, mu, sigma, known.clip, response)
 
-    def _statistics(
-        self, data: LabelledDataConfig, train: LabelledSplit, bands: int
-    ) -> tuple[list[float], list[float]]:
+    def _statistics(self, data: LabeledDataConfig, train: LabeledSplit, bands: int) -> tuple[list[float], list[float]]:
         if data.statistics is not None:
             folder = Path(data.statistics)
             try:
@@ -121,7 +119,7 @@ class EncoderFile:
             return band_statistics(train)
         if not self.description.mu:
             raise ConfigError(
-                f"key 'checkpoint': {self.path} doesn't say how its images were normalised: set data.statistics to a "
+                f"key 'checkpoint': {self.path} doesn't say how its images were normalized: set data.statistics to a "
                 "folder with mu.npy and sigma.npy"
             )
         return self.description.mu, self.description.sigma
@@ -145,7 +143,7 @@ def fit_encoder(
     return EncoderFile(config.checkpoint, description, size, dilate, sensor, encoder_hash(encoder), is_vit)
 
 
-def tile_sensor(data: LabelledDataConfig, task: Task) -> Sensor:
+def tile_sensor(data: LabeledDataConfig, task: Task) -> Sensor:
     """Whose bands the tiles have: those that are stored with shards, else those of the task's sensor."""
     if data.shards is None:
         return get_sensor(task.sensor)
@@ -170,14 +168,14 @@ def _window_size(task: Task, items: Split, description: EncoderDescription, mult
 
 def untrained_twin(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
     """Give an encoder the weights that pretraining begins from."""
-    initialise(encoder, "pretrain.encoder", seed)
+    initialize(encoder, "pretrain.encoder", seed)
     if isinstance(encoder, ViTEncoder) and description.objective == "mae":
         encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
     for norm in grouped_batch_norms(encoder):
         norm.forget()
 
 
-def band_statistics(train: LabelledSplit) -> tuple[list[float], list[float]]:
+def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each band over the training tiles, without missing values."""
     count, total, squares = 0.0, np.zeros(1), np.zeros(1)
     for item in train.items:

@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from finetune.data.code_version import code_version
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash, digest
 from finetune.encoders.model_file import TaskModel
 from pretrain import distributed
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.weights.finite import is_finite
 from shards.errors import ConfigError, ForgeError
 
@@ -70,7 +70,7 @@ class KeptFeatures:
 class FreshFeatures:
     """Computed at every call."""
 
-    def __init__(self, model: TaskModel, split: LabelledSplit, views: int, device: torch.device) -> None:
+    def __init__(self, model: TaskModel, split: LabeledSplit, views: int, device: torch.device) -> None:
         self.model, self.split, self.views, self.device = model, split, views, device
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
@@ -79,7 +79,7 @@ class FreshFeatures:
 
 def frozen_features(
     model: TaskModel,
-    split: LabelledSplit,
+    split: LabeledSplit,
     views: int,
     cache: Path,
     quota_gb: float,
@@ -104,18 +104,18 @@ def frozen_features(
     shape = (len(split), views, *_feature_shape(model, split))
     size_gb = 2 * float(np.prod(shape)) / 1e9
     if size_gb > quota_gb:
-        say(
+        log(
             f"features of {name}: {size_gb:.1f} GB are more than frozen.quota_gb {quota_gb:g}: computed again at every "
             "use; raise it, or lower frozen.views"
         )
         return FreshFeatures(model, split, views, device)
     path = cache / f"{_key(model, split, views)}.zarr"
-    if not distributed.from_main(_is_complete(path)):
-        say(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, once")
-        distributed.together(lambda: _create(path, shape) if distributed.is_main() else None)
+    if not distributed.broadcast_object(_is_complete(path)):
+        log(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, once")
+        distributed.raise_on_all_ranks(lambda: _create(path, shape) if distributed.is_main() else None)
         distributed.barrier()
         _fill(path, model, split, views, device, name, alive)
-        distributed.patient_barrier(alive)
+        distributed.store_barrier(alive)
         if distributed.is_main():
             zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
         distributed.barrier()
@@ -133,7 +133,7 @@ def _require_finite(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(model: TaskModel, split: LabelledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
+def encode(model: TaskModel, split: LabeledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
     """Float32 features of windows, each in its view: the map (n, D, g, g) of a segmentation, else pooled (n, D)."""
     tiles = torch.from_numpy(split.views(rows, views)).to(device)
     return _encode_tiles(model, tiles)
@@ -148,7 +148,7 @@ def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
 def _fill(
     path: Path,
     model: TaskModel,
-    split: LabelledSplit,
+    split: LabeledSplit,
     views: int,
     device: torch.device,
     name: str,
@@ -195,14 +195,14 @@ def _is_complete(path: Path) -> bool:
     return bool(whole and array.attrs.get(COMPLETE))
 
 
-def _feature_shape(model: TaskModel, split: LabelledSplit) -> tuple[int, ...]:
+def _feature_shape(model: TaskModel, split: LabeledSplit) -> tuple[int, ...]:
     assert model.task is not None
     side = split.size // model.encoder.stride
     dense = model.task.kind == "segmentation"
     return (model.encoder.feature_dim, side, side) if dense else (model.encoder.feature_dim,)
 
 
-def _key(model: TaskModel, split: LabelledSplit, views: int) -> str:
+def _key(model: TaskModel, split: LabeledSplit, views: int) -> str:
     assert model.task is not None
     images, known = model.images, model.description
     told = {
@@ -212,7 +212,7 @@ def _key(model: TaskModel, split: LabelledSplit, views: int) -> str:
         "kind": model.task.kind,
         "encoder": [encoder_hash(model.encoder), known.architecture, known.patch_size, list(model.dilate)],
         "input": [None if one is None else array_hash(one.cpu().numpy()) for one in _input_tensors(model)],
-        "clip": images.normalise.clip,
+        "clip": images.normalize.clip,
         "code": code_version("features"),
     }
     return digest(told)[:32]
@@ -220,7 +220,7 @@ def _key(model: TaskModel, split: LabelledSplit, views: int) -> str:
 
 def _input_tensors(model: TaskModel) -> tuple[Tensor | None, ...]:
     images = model.images
-    return images.normalise.mu, images.normalise.sigma, images.response
+    return images.normalize.mu, images.normalize.sigma, images.response
 
 
 def encoder_hash(encoder: torch.nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""From a task's tiles to what an encoder takes: the bands of one sensor to those of another, and normalisation."""
+"""From a task's tiles to what an encoder takes: the bands of one sensor to those of another, and normalization."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from pretrain.weights.description import EncoderDescription
 from pretrain.weights.resample import apply_responses
 from shards.errors import ConfigError
@@ -18,7 +18,7 @@ class ImageInput(nn.Module):
 
     Args:
         mu, sigma: per-band statistics of digital numbers, of the bands after resampling.
-        clip: normalised values are cut at +-clip.
+        clip: normalized values are cut at +-clip.
         response: (bands of the encoder, bands of the sensor) to resample with, see `response_matrix`.
 
     Attributes:
@@ -31,17 +31,17 @@ class ImageInput(nn.Module):
         self, mu: Sequence[float], sigma: Sequence[float], clip: float | None, response: np.ndarray | None = None
     ) -> None:
         super().__init__()
-        self.normalise = Normaliser(mu, sigma, clip)
+        self.normalize = Normalizer(mu, sigma, clip)
         matrix = None if response is None else torch.from_numpy(response.astype(np.float32))
         self.bands = len(mu) if response is None else response.shape[1]
         self.register_buffer("response", matrix, persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Digital numbers (B, bands, H, W), int16 or float32, to normalised float32; what is missing becomes 0."""
+        """Digital numbers (B, bands, H, W), int16 or float32, to normalized float32; what is missing becomes 0."""
         if self.response is None:
-            return self.normalise(tiles)
+            return self.normalize(tiles)
         mixed, missing = apply_responses(tiles, self.response)
-        return self.normalise(mixed.masked_fill(missing, float(NODATA)))
+        return self.normalize(mixed.masked_fill(missing, float(NODATA)))
 
 
 def check_same_bands(description: EncoderDescription, sensor: Sensor) -> None:

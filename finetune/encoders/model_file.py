@@ -1,4 +1,4 @@
-"""A fine-tuned model in one file: encoder, head, task and normalisation, for prediction anywhere."""
+"""A fine-tuned model in one file: encoder, head, task and normalization, for prediction anywhere."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -61,7 +61,7 @@ class TaskModel(nn.Module):
     Attributes:
         encoder, description: the encoder, and what its file says of it.
         head, task: None for a bare encoder, whose output is its feature map.
-        inputs: which bands tiles have, and how they are normalised.
+        inputs: which bands tiles have, and how they are normalized.
         dilate: of a ResNet's encoder.
     """
 
@@ -118,7 +118,7 @@ def load_task_model(path: str | Path) -> TaskModel:
     """A fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
 
     Raises:
-        WeightsError: missing, damaged, not finite, or an encoder whose normalisation is unknown.
+        WeightsError: missing, damaged, not finite, or an encoder whose normalization is unknown.
     """
     path = Path(path)
     told = _header(path)
@@ -185,7 +185,7 @@ def _bare_encoder(path: Path) -> TaskModel:
     encoder, told = load_encoder(path)
     if not told.mu:
         raise WeightsError(
-            f"{path}: doesn't say how its images were normalised: python -m tools.convert FILE encoder.safetensors "
+            f"{path}: doesn't say how its images were normalized: python -m tools.convert FILE encoder.safetensors "
             "--statistics FOLDER adds it"
         )
     inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)

@@ -11,7 +11,7 @@ from finetune.evaluation.results import Result, read_part, write_part
 from finetune.metrics.scores import Scores
 from finetune.metrics.scoring import is_better
 from finetune.tasks import Task
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.weights.description import WeightsError
 
 
@@ -43,7 +43,7 @@ class BestModel:
                 if self._is_better(result, best):
                     best, lost = result, part
         if lost is not None:
-            say(f"{self.file.name} is not of the best result: {lost.name} is evaluated again for its weights")
+            log(f"{self.file.name} is not of the best result: {lost.name} is evaluated again for its weights")
             lost.path.unlink(missing_ok=True)
 
     def offer(self, model: TaskModel, head_name: str, weights: dict[str, Tensor], result: Result) -> None:

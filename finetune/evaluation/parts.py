@@ -24,7 +24,7 @@ from finetune.evaluation.results import Provenance, Result, read_part, write_par
 from finetune.evaluation.setting import Setting
 from finetune.metrics.scoring import subset_rows
 from pretrain import distributed
-from pretrain.console import say
+from pretrain.console import log
 
 KEY = 12
 """Letters of a key in a file's name."""
@@ -45,10 +45,12 @@ class Part:
 
     def read(self) -> list[Result] | None:
         """Its results on every rank; None where it is to be done, which is said together with the reason."""
-        found: list[Result] | None = distributed.from_main(read_part(self.path) if distributed.is_main() else None)
+        found: list[Result] | None = distributed.broadcast_object(
+            read_part(self.path) if distributed.is_main() else None
+        )
         if found is None and distributed.is_main():
             changed = self._changed()
-            say(f"{', '.join(changed)} changed: {self.name} is evaluated again" if changed else self.name)
+            log(f"{', '.join(changed)} changed: {self.name} is evaluated again" if changed else self.name)
         return found
 
     def write(self, results: list[Result]) -> None:
@@ -120,7 +122,7 @@ class Parts:
     def encoder_hashes(self) -> dict[str, str]:
         """Hashes of the weights that training begins from, by ``pretrained`` and ``random``."""
         wanted = self.config.compare_random and distributed.is_main()
-        twin = distributed.from_main(encoder_hash(self.setting.model("random").encoder) if wanted else "")
+        twin = distributed.broadcast_object(encoder_hash(self.setting.model("random").encoder) if wanted else "")
         return {"pretrained": self.setting.encoder.sha256, "random": twin}
 
     @cached_property

@@ -1,7 +1,7 @@
 """What a result depends on, by name: the key of a finished part, and what the report tells rows apart by.
 
 Everything stands here by its content: files, folders and names in a config are not in it, the numbers that they lead to
-are. A value of a config that is in none of these lists changes no result (tests/unit/test_finetune_provenance.py goes
+are. A value of a config that is in none of these lists changes no result (test_provenance.py goes
 through all of them).
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finetune.config import FinetuneConfig
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash, digest
 from finetune.encoders.encoder import EncoderFile
 from finetune.encoders.model_file import InputDescription
@@ -46,7 +46,7 @@ def _values(section: ConfigModel) -> dict[str, Any]:
     return {key: value for key, value in section.model_dump(mode="json").items() if key not in NO_MATTER}
 
 
-def of_data(task: Task, splits: dict[str, LabelledSplit], bands: str, inputs: InputDescription) -> Provenance:
+def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: InputDescription) -> Provenance:
     """What is read, as the encoder and the head get it."""
     found: Provenance = {"task": task_hash(task)}
     found |= {f"{name} labels": splits[name].labels_hash for name in SPLITS}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.config import FullConfig
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.data.layouts import Split
 from finetune.encoders.encoder import EncoderFile, untrained_twin
 from finetune.encoders.model_file import InputDescription, TaskModel
@@ -26,7 +26,7 @@ class Setting:
 
     task: Task
     items: Split
-    splits: dict[str, LabelledSplit]
+    splits: dict[str, LabeledSplit]
     encoder: EncoderFile
     inputs: InputDescription
     recipe: Recipe

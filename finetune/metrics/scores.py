@@ -57,9 +57,9 @@ def compute_scores(kind: Kind, units: np.ndarray, baseline: np.ndarray | None = 
 def segmentation_scores(confusion: np.ndarray) -> Scores:
     """From one confusion matrix (C, C), labels in rows."""
     hits = np.diagonal(confusion)
-    labelled, predicted = confusion.sum(1), confusion.sum(0)
-    union = labelled + predicted - hits
-    iou, f1, recall = _shares(hits, union), _shares(2 * hits, labelled + predicted), _shares(hits, labelled)
+    labeled, predicted = confusion.sum(1), confusion.sum(0)
+    union = labeled + predicted - hits
+    iou, f1, recall = _shares(hits, union), _shares(2 * hits, labeled + predicted), _shares(hits, labeled)
     total = int(confusion.sum())
     values = {
         "OA": float(hits.sum() / total) if total else None,

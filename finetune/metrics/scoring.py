@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.heads.heads import count_labels, predict, summed_loss
 from finetune.metrics.scores import LOWER_IS_BETTER, PRIMARY, Scores, compute_scores, tile_confusion
 from finetune.tasks import Task
@@ -38,7 +38,7 @@ class Collector:
         baseline: regression: the training mean of each target.
     """
 
-    def __init__(self, split: LabelledSplit, task: Task, baseline: np.ndarray | None) -> None:
+    def __init__(self, split: LabeledSplit, task: Task, baseline: np.ndarray | None) -> None:
         self.split, self.task, self.baseline = split, task, baseline
         tiles, outputs = len(split.items), len(task.outputs)
         kind = task.kind
@@ -117,7 +117,7 @@ def epoch_order(length: int, batch: int, seed: int, epoch: int) -> list[tuple[np
     return [(places[begin : begin + batch], draws[begin : begin + batch]) for begin in range(0, steps * batch, batch)]
 
 
-def subset_rows(split: LabelledSplit, fraction: float, seed: int) -> np.ndarray:
+def subset_rows(split: LabeledSplit, fraction: float, seed: int) -> np.ndarray:
     """Windows of a share of the tiles; a smaller share's are among a larger one's, and at least one tile is taken."""
     tiles = len(split.items)
     order = permute(fold_in(seed, "fraction"), tiles, np.arange(tiles))

@@ -23,7 +23,7 @@ from shards.files.atomic import atomic_path, sweep, temporary_path, write_atomic
 from shards.sources.grid import Grid
 from shards.sources.raster import LONE
 
-Colour = tuple[int, int, int, int]
+Color = tuple[int, int, int, int]
 
 
 class RasterError(ForgeError):
@@ -42,7 +42,7 @@ class MapFormat:
         names: of the bands; may be empty.
         tags: of the file, by name.
         classes: of a class map, the name of each value.
-        colours: of a class map, red, green, blue and opacity of each value.
+        colors: of a class map, red, green, blue and opacity of each value.
         control_points: where its pixels are, for a grid without a transform.
     """
 
@@ -52,7 +52,7 @@ class MapFormat:
     names: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, str] = field(default_factory=dict)
-    colours: dict[int, Colour] = field(default_factory=dict)
+    colors: dict[int, Color] = field(default_factory=dict)
     control_points: list[GroundControlPoint] = field(default_factory=list)
 
 
@@ -98,8 +98,8 @@ def _write_rows(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.nda
             file.set_band_description(band, name)
         if raster.classes:
             file.update_tags(1, **{f"class_{value}": name for value, name in raster.classes.items()})
-        if raster.colours:
-            file.write_colormap(1, raster.colours)
+        if raster.colors:
+            file.write_colormap(1, raster.colors)
         begin = 0
         for part in rows:
             file.write(part, window=Window(0, begin, grid.width, part.shape[1]))

@@ -132,11 +132,11 @@ def describe_map(model: TaskModel, scene: str) -> MapFormat:
     values, nodata = class_values(task)
     dtype = "uint8" if max(*values, nodata) <= 255 else "uint16"
     classes = {nodata: NODATA_NAME} | dict(zip(values, task.outputs, strict=True))
-    colours = {nodata: (0, 0, 0, 0)} | {
+    colors = {nodata: (0, 0, 0, 0)} | {
         value: (*bytes.fromhex(one.color[1:]), 255) for value, one in zip(values, task.classes, strict=True)
     }
-    # A 16 bit colour table has 65,536 entries, in the file and in each overview.
-    return MapFormat(1, dtype, nodata, (task.title or task.name,), tags, classes, colours if dtype == "uint8" else {})
+    # A 16 bit color table has 65,536 entries, in the file and in each overview.
+    return MapFormat(1, dtype, nodata, (task.title or task.name,), tags, classes, colors if dtype == "uint8" else {})
 
 
 def class_values(task: Task) -> tuple[list[int], int]:

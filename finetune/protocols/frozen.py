@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from finetune.config import FrozenConfig
-from finetune.data.datasets import LabelledSplit, view_of
+from finetune.data.datasets import LabeledSplit, view_of
 from finetune.encoders.features import Features
 from finetune.heads.heads import HeadName, build_head, count_labels, summed_loss
 from finetune.metrics.scores import Scores
 from finetune.metrics.scoring import Collector, Evaluation, epoch_order, is_better
 from finetune.tasks import Task
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.schedules import warmup_cosine
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from shards.errors import ForgeError
 
 EVALUATION_BATCH = 64
@@ -79,7 +79,7 @@ class Sweep:
     def __init__(
         self,
         features: dict[str, Features],
-        splits: dict[str, LabelledSplit],
+        splits: dict[str, LabeledSplit],
         rows: np.ndarray,
         task: Task,
         stride: int,
@@ -127,7 +127,7 @@ class Sweep:
 
     def _member(self, name: HeadName, lr: float, seed: int) -> Member:
         head = build_head(name, self.task.kind, self.width, len(self.task.outputs), self.stride)
-        initialise(head, f"head.{name}", seed)
+        initialize(head, f"head.{name}", seed)
         head.to(self._device)
         return Member(name, lr, seed, head, build_adamw(head, lr, (0.9, 0.999), self.config.weight_decay))
 
@@ -190,7 +190,7 @@ class Sweep:
             member.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
             if member.diverged_at is None and not (math.isfinite(train_loss) and found.scores.are_finite):
                 member.diverged_at = epoch
-                say(f"WARNING: frozen: head '{member.name}' diverged at lr {member.lr:g} by epoch {epoch}: left out")
+                log(f"WARNING: frozen: head '{member.name}' diverged at lr {member.lr:g} by epoch {epoch}: left out")
             if is_better(self.task, self.select, found.scores, member.best):
                 member.best, member.best_epoch = found.scores, epoch
                 member.best_weights = {name: one.detach().clone() for name, one in member.head.state_dict().items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.config import FinetuneConfig, FullConfig
-from finetune.data.datasets import LabelledSplit, view_of
+from finetune.data.datasets import LabeledSplit, view_of
 from finetune.encoders.model_file import TaskModel
 from finetune.heads.heads import count_labels, summed_loss
 from finetune.metrics.scores import PRIMARY, Scores
@@ -24,7 +24,7 @@ from finetune.metrics.scoring import Collector, Evaluation, epoch_order, is_bett
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import load_checkpoint, newest_verified, prune, save_checkpoint
 from pretrain.config.optim import OptimConfig
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.data.augment import crop_box, resample, resampling
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.engine.schedules import warmup_cosine
@@ -79,7 +79,7 @@ class TunedModel(nn.Module):
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images (B, C, S, S) and labels to (summed loss, scores)."""
+        """Normalized images (B, C, S, S) and labels to (summed loss, scores)."""
         features = self.encoder(images, "map" if self.kind == "segmentation" else "pooled")
         scores = self.head(features).float()
         return summed_loss(self.kind, scores, labels, self.ignore_index), scores
@@ -114,7 +114,7 @@ class Tuning:
     def __init__(
         self,
         model: TaskModel,
-        splits: dict[str, LabelledSplit],
+        splits: dict[str, LabeledSplit],
         rows: np.ndarray,
         work: Path,
         trained: str,
@@ -164,7 +164,7 @@ class Tuning:
             verdict = self._train_step()
             if verdict.stop:
                 self._save("checkpoints")
-                say(f"{self.name}: stopped at step {self.step} of {self.steps} and saved")
+                log(f"{self.name}: stopped at step {self.step} of {self.steps} and saved")
                 return None
             if self.step % self.recipe.save_every == 0:
                 self._save("checkpoints")
@@ -192,7 +192,7 @@ class Tuning:
         if result.applied:
             self.losses.append(verdicts[0].loss)
         else:
-            say(f"WARNING: {self.name}: step {self.step} skipped: {verdicts[0].reason}")
+            log(f"WARNING: {self.name}: step {self.step} skipped: {verdicts[0].reason}")
         if self.guard.is_out_of_patience:
             raise Diverged(
                 f"{self.name}: diverged at step {self.step}: {self.guard.in_a_row} steps in a row were skipped "
@@ -268,7 +268,7 @@ class Tuning:
         values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
         self.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
         primary = PRIMARY[self.task.kind]
-        say(
+        log(
             f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
             f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
         )
@@ -306,7 +306,7 @@ class Tuning:
     def _save(self, folder: str) -> None:
         self.watchdog.begin("saving", self.step)
         if self.watchdog.run is not None:
-            distributed.together(self.watchdog.run.check_held)
+            distributed.raise_on_all_ranks(self.watchdog.run.check_held)
         state: dict[str, Any] = {
             "step": self.step,
             "guard": self.guard.state(),
@@ -324,21 +324,21 @@ class Tuning:
     def _resume(self) -> None:
         path, damaged = newest_verified(self.work / "checkpoints")
         for problem in damaged.values():
-            say(f"WARNING: passed over a damaged checkpoint: {problem}")
+            log(f"WARNING: passed over a damaged checkpoint: {problem}")
         if path is None:
             return
         state = load_checkpoint(self.engine, path)
         self.guard.load(state["guard"])
         self.step, self.best_epoch, self.curve = state["step"], state["best_epoch"], state["curve"]
         self.best, self.losses = Scores(**state["best"]), state["losses"]
-        say(f"{self.name}: resumed at step {self.step} of {self.steps}")
+        log(f"{self.name}: resumed at step {self.step} of {self.steps}")
 
 
 def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """A random part of each image, resized to its size bilinearly, and the same of a label map by nearest neighbour.
 
     Args:
-        images: float32 (B, C, S, S), normalised.
+        images: float32 (B, C, S, S), normalized.
         labels: (B, S, S), or of another shape, which stay as they are.
         draws: (B, 4) in [0, 1): area, aspect, top, left.
         scale: range of the part's share of the area.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.config import KnnConfig
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.encoders.features import Features
 from finetune.tasks import Task
 from shards.order.random_bits import fold_in, permute
@@ -30,7 +30,7 @@ class NearestNeighbours:
     """
 
     def __init__(
-        self, features: Features, split: LabelledSplit, rows: np.ndarray, task: Task, config: KnnConfig, seed: int
+        self, features: Features, split: LabeledSplit, rows: np.ndarray, task: Task, config: KnnConfig, seed: int
     ) -> None:
         self.task, self.config = task, config
         keys, votes = [], []

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from finetune.config import FinetuneConfig, FullConfig
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import digest
 from finetune.encoders.features import Features, frozen_features
 from finetune.encoders.model_file import TaskModel
@@ -27,8 +27,8 @@ from finetune.protocols.full import Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbours
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import read_weights
-from pretrain.console import say
-from pretrain.models.initialize import initialise
+from pretrain.console import log
+from pretrain.models.initialize import initialize
 from pretrain.resilience.guard import Diverged
 from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
@@ -125,7 +125,7 @@ class Protocols:
         val, test = (self._vote(bank, features[split], self.splits[split]) for split in ("val", "test"))
         return [_result((name, "knn", "knn", seed, fraction), None, None, val.scores, test, [], part)]
 
-    def _vote(self, bank: NearestNeighbours, features: Features, split: LabelledSplit) -> Evaluation:
+    def _vote(self, bank: NearestNeighbours, features: Features, split: LabeledSplit) -> Evaluation:
         """Ranks share the windows."""
         collector = Collector(split, self.task, self.setting.baseline)
         for begin in range(distributed.rank() * VOTERS, len(split), distributed.world_size() * VOTERS):
@@ -133,7 +133,7 @@ class Protocols:
             found = features.batch(rows, np.zeros(len(rows), np.int64))
             collector.add(rows, bank.predict(found, split.size).cpu().numpy())
             self._alive()
-        distributed.patient_barrier(self._alive)
+        distributed.store_barrier(self._alive)
         sums = torch.from_numpy(collector.sums).to(distributed.device())
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
@@ -148,8 +148,8 @@ class Protocols:
             trained = self._sweep(model, features, rows).run(seeds) if seeds else []
         except HeadsDiverged as error:
             diverged = error
-        distributed.patient_barrier(self._alive)  # some ranks have a seed more
-        told = distributed.together(lambda: _raise_or([_told(one) for one in trained], diverged))
+        distributed.store_barrier(self._alive)  # some ranks have a seed more
+        told = distributed.raise_on_all_ranks(lambda: _raise_or([_told(one) for one in trained], diverged))
         everyone = [one for some in distributed.gather_objects(told) for one in some]
         results = [
             _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve, part)
@@ -214,7 +214,7 @@ class Protocols:
                     tuned = self._tuning(part.path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
                 except Diverged as error:  # on every rank alike; the other rates count
                     diverged = error
-                    say(f"WARNING: {error}: lr {lr:g} is left out")
+                    log(f"WARNING: {error}: lr {lr:g} is left out")
                     continue
                 if tuned is None:
                     return None
@@ -245,7 +245,7 @@ class Protocols:
         model = self.setting.model(name, recipe.bn_group)
         encoder, outputs = model.encoder, len(self.task.outputs)
         model.head = build_head(head, self.task.kind, encoder.feature_dim, outputs, encoder.stride, recipe.bn_group)
-        initialise(model.head, f"head.{head}", seed)
+        initialize(model.head, f"head.{head}", seed)
         return Tuning(
             model,
             self.splits,

@@ -1,4 +1,4 @@
-"""Drawings for the page, as SVG and PNG inside HTML: they scale, follow the page's colours and need no network."""
+"""Drawings for the page, as SVG and PNG inside HTML: they scale, follow the page's colors and need no network."""
 
 import base64
 import io
@@ -9,15 +9,15 @@ from html import escape
 import numpy as np
 
 INK = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f", "#2c7a7b")
-"""Colours of rows in line charts; legible on light and dark ground."""
+"""Colors of rows in line charts; legible on light and dark ground."""
 
 
-def bars(names: Sequence[str], colours: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> str:
+def bars(names: Sequence[str], colors: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> str:
     """Horizontal bars, a group for each class or target, a bar for each row; values are shares of the longest."""
     values = [value for _, line in rows for value in line if value is not None]
     top = max([*values, 1e-9])
     parts = []
-    for index, (name, colour) in enumerate(zip(names, colours, strict=True)):
+    for index, (name, color) in enumerate(zip(names, colors, strict=True)):
         lines = []
         for label, line in rows:
             value = line[index]
@@ -25,10 +25,10 @@ def bars(names: Sequence[str], colours: Sequence[str], rows: Sequence[tuple[str,
             told = "does not occur" if value is None else f"{value:.3f}"
             lines.append(
                 f'<div class="bar" title="{escape(label)}: {told}"><span class="who">{escape(label)}</span>'
-                f'<span class="track"><span class="fill" style="width:{width:.1f}%;background:{colour}"></span></span>'
+                f'<span class="track"><span class="fill" style="width:{width:.1f}%;background:{color}"></span></span>'
                 f'<span class="value">{told if value is not None else "–"}</span></div>'
             )
-        chip = f'<span class="chip" style="background:{colour}"></span>'
+        chip = f'<span class="chip" style="background:{color}"></span>'
         parts.append(f'<div class="group"><div class="class">{chip}{escape(name)}</div>{"".join(lines)}</div>')
     return f'<div class="bars">{"".join(parts)}</div>'
 
@@ -65,14 +65,14 @@ def lines(
 
     drawn = [_grid(low, high)]
     for number, (name, line) in enumerate(series):
-        colour = INK[number % len(INK)]
+        color = INK[number % len(INK)]
         spots = [place(*point) for point in line]
         if bands is not None:
             edges = [place(x, one) for (x, _), (one, _) in zip(line, bands[number], strict=True)]
             edges += [place(x, two) for (x, _), (_, two) in reversed(list(zip(line, bands[number], strict=True)))]
-            drawn.append(f'<polygon points="{_path(edges)}" fill="{colour}" opacity="0.15"/>')
-        drawn.append(f'<polyline points="{_path(spots)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in spots]
+            drawn.append(f'<polygon points="{_path(edges)}" fill="{color}" opacity="0.15"/>')
+        drawn.append(f'<polyline points="{_path(spots)}" fill="none" stroke="{color}" stroke-width="2"/>')
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{color}"/>' for x, y in spots]
         drawn.append(f"<title>{escape(name)}</title>" if number == 0 else "")
     ticks = sorted({x for x, _ in points})
     ticks = ticks if len(ticks) <= 6 else [ticks[0], ticks[len(ticks) // 2], ticks[-1]]
@@ -84,10 +84,10 @@ def lines(
     return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{legend([name for name, _ in series])}</figure>"
 
 
-def legend(names: Sequence[str], colours: Sequence[str] = INK) -> str:
-    """Names with their colours."""
+def legend(names: Sequence[str], colors: Sequence[str] = INK) -> str:
+    """Names with their colors."""
     chips = [
-        f'<span class="key"><span class="chip" style="background:{colours[number % len(colours)]}"></span>'
+        f'<span class="key"><span class="chip" style="background:{colors[number % len(colors)]}"></span>'
         f"{escape(name)}</span>"
         for number, name in enumerate(names)
     ]
@@ -123,10 +123,10 @@ def image(pixels: np.ndarray, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def coloured(classes: np.ndarray, colours: Sequence[str]) -> np.ndarray:
-    """Class indices (H, W) in their colours, uint8 (H, W, 3); grey where nothing counts."""
-    table = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours] + [[190, 190, 190]]
-    return np.array(table, np.uint8)[np.clip(classes, 0, len(colours))]
+def colored(classes: np.ndarray, colors: Sequence[str]) -> np.ndarray:
+    """Class indices (H, W) in their colors, uint8 (H, W, 3); gray where nothing counts."""
+    table = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors] + [[190, 190, 190]]
+    return np.array(table, np.uint8)[np.clip(classes, 0, len(colors))]
 
 
 def _grid(low: float, high: float) -> str:

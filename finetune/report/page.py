@@ -129,9 +129,9 @@ def _by_output(report: TaskReport) -> str:
         "multilabel": ("average_precision", "Average precision by class"),
         "regression": ("rmse", "RMSE by target (lower is better)"),
     }[kind]
-    colours = [one.color for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
+    colors = [one.color for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
     rows = [(_label(row), row.by_output(metric)) for row in _drawn(report)[:6]]
-    return f"<h3>{told}</h3>{charts.bars(task.outputs, colours, rows)}" if rows else ""
+    return f"<h3>{told}</h3>{charts.bars(task.outputs, colors, rows)}" if rows else ""
 
 
 def _curves(report: TaskReport) -> str:
@@ -179,20 +179,20 @@ def _confusion(report: TaskReport) -> str:
 def _panels(report: TaskReport) -> str:
     """A few test windows: image, label, and what the rows' first seeds predict."""
     run, task = report.run, report.task
-    colours = [one.color for one in task.classes]
+    colors = [one.color for one in task.classes]
     shown = [row for row in _drawn(report) if row.results[0].maps.shape == run.labels.shape][:4]
     heads = ["image", "label", *(_label(row) for row in shown)]
     lines = []
     for at, (rgb, label) in enumerate(zip(run.rgb, run.labels, strict=True)):
         cells = [charts.image(rgb, f"test window {at + 1}, image")]
-        cells.append(charts.image(charts.coloured(label, colours), f"test window {at + 1}, label"))
+        cells.append(charts.image(charts.colored(label, colors), f"test window {at + 1}, label"))
         for row in shown:
-            drawn = charts.coloured(row.results[0].maps[at], colours)
+            drawn = charts.colored(row.results[0].maps[at], colors)
             cells.append(charts.image(drawn, f"test window {at + 1}, {_label(row)}"))
         lines.append("".join(f"<td>{one}</td>" for one in cells))
     top = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    key = charts.legend([*task.outputs, "not counted"], [*colours, "#bebebe"])
+    key = charts.legend([*task.outputs, "not counted"], [*colors, "#bebebe"])
     table = f'<table class="panels"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
     return f'<h3>Predictions</h3>{key}<div class="scroll">{table}</div>'
 

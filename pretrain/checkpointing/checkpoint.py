@@ -68,7 +68,7 @@ def save_checkpoint(
     """
     final = folder / f"step-{state['step']:08d}"
     staged = final.with_name(final.name + TEMPORARY)
-    distributed.together(lambda: _on_main(lambda: _stage(staged), final))
+    distributed.raise_on_all_ranks(lambda: _on_main(lambda: _stage(staged), final))
     owned = gather_state(engine)
     part = f"{distributed.rank():05d}-of-{distributed.world_size():05d}.safetensors"
     kinds = {"weights": owned.weights, "optimizer": owned.moments, "random": random_state()}
@@ -80,10 +80,10 @@ def save_checkpoint(
         _check_finite(kinds, staged, final)
         return {f"{kind}-{part}": _write_tensors(staged / f"{kind}-{part}", kinds[kind], final) for kind in kinds}
 
-    written = distributed.together(write)
+    written = distributed.raise_on_all_ranks(write)
     files = {name: seal for files in distributed.gather_objects(written) for name, seal in files.items()}
     whole = state | {"format": FORMAT, "adam_step": owned.adam_step, "weights_hash": weights_hash}
-    distributed.together(lambda: _on_main(lambda: _finish(staged, final, whole, files), final))
+    distributed.raise_on_all_ranks(lambda: _on_main(lambda: _finish(staged, final, whole, files), final))
     return final
 
 
@@ -137,7 +137,7 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
         CheckpointError: there are checkpoints and none is whole: training anew would hide the loss.
     """
     damaged: dict[Path, str] = {}
-    found = distributed.from_main(list_checkpoints(folder))
+    found = distributed.broadcast_object(list_checkpoints(folder))
     for path in reversed(found):
         if before is not None and step_of(path) >= before:
             continue

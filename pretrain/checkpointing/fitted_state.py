@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.checkpointing.tensor_files import CheckpointError, TensorFiles
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.engine.zero import ZeroEngine
 from pretrain.engine.zero_state import moment_names, parameter_shapes
 from pretrain.models.patches import are_positions, fit_positions
@@ -43,11 +43,11 @@ class FittedState:
             name for name, own in self._shapes.items() if name in weights.names and weights.shape(name) != own
         ]
         for name in self.reshaped:
-            say(f"position embeddings interpolated: {name}: {weights.shape(name)} to {self._shapes[name]}")
+            log(f"position embeddings interpolated: {name}: {weights.shape(name)} to {self._shapes[name]}")
         wanted = {f"{name}/{moment}" for name in engine.names for moment in moment_names(engine)}
         self._fresh = not wanted & moments.names
         if self._fresh and wanted:
-            say("the checkpoint is of another optimizer: this one's moments begin at zero")
+            log("the checkpoint is of another optimizer: this one's moments begin at zero")
         elif wanted - moments.names:
             raise CheckpointError(f"{path}: it lacks {min(wanted - moments.names)}; take another checkpoint")
         self.adam_step = 0.0 if self._fresh else float(state["adam_step"])

@@ -16,7 +16,7 @@ from pretrain.checkpointing.checkpoint import (
 )
 from pretrain.checkpointing.reference_loss import loss_of
 from pretrain.config import PretrainConfig
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.zero import ZeroEngine
 from pretrain.engine.zero_state import state_bytes
@@ -28,7 +28,7 @@ SAME_LOSS = {"fp32": 1e-4, "autocast": 5e-3, "bf16": 5e-3}
 """How far the loss of fixed tiles may be, relative, from what it was when the checkpoint was saved."""
 
 
-class Savepoints:
+class CheckpointManager:
     """A run's checkpoints; every rank calls every method.
 
     Args:
@@ -93,7 +93,7 @@ class Savepoints:
             prune(self.folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         self._newest, self._went_back_to = step, None
         seconds = time.monotonic() - begin
-        say(f"saved {path} in {seconds:.1f} s")
+        log(f"saved {path} in {seconds:.1f} s")
         return seconds
 
     def resume(self, path: Path | None) -> tuple[int, int]:
@@ -109,10 +109,10 @@ class Savepoints:
         self._lineage = state.get("init") or {}
         self._newest = int(state["step"])
         self._check_fixed_loss(path, state)
-        say(f"resumed from {path}, saved by {state['world_size']} processes")
+        log(f"resumed from {path}, saved by {state['world_size']} processes")
         return self._newest, int(state["samples_seen"])
 
-    def go_back(self, step: int) -> None:
+    def rollback(self, step: int) -> None:
         """Take the weights of the newest whole checkpoint (the second time in a row: of the one before it).
 
         The order goes on where it is: after the same samples, the same weights would come to the same end.
@@ -127,10 +127,10 @@ class Savepoints:
                 f"{self.folder.parent}: diverged at step {step}: {patience} steps in a row were skipped, and there is "
                 "no earlier checkpoint to go back to: lower optim.lr, or look at skipped.jsonl"
             )
-        say(f"WARNING: {patience} steps in a row were skipped: back to the weights of {path}; the order goes on")
+        log(f"WARNING: {patience} steps in a row were skipped: back to the weights of {path}; the order goes on")
         state = load_checkpoint(self.engine, path, self.objective.momentum)
         self._check_fixed_loss(path, state)
-        self.guard.go_back(state["guard"])
+        self.guard.rollback(state["guard"])
         self._went_back_to = step_of(path)
 
     def _fixed_loss(self) -> tuple[float, list[int]]:
@@ -144,7 +144,7 @@ class Savepoints:
             return
         (loss, rows), saved = self._fixed_loss(), state["fixed_loss"]
         if distributed.any_rank(rows != state.get("fixed_rows", rows)):
-            say(f"WARNING: {path}: a tile of its fixed loss is damaged by now, so that this loss can't be compared")
+            log(f"WARNING: {path}: a tile of its fixed loss is damaged by now, so that this loss can't be compared")
             return
         wrong = not math.isclose(loss, saved, rel_tol=SAME_LOSS[self.config.engine.precision])
         if distributed.any_rank(wrong):

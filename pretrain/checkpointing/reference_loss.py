@@ -17,6 +17,6 @@ def loss_of(objective: Objective, engine: ZeroEngine, inputs: Inputs, count: int
     Returns:
         The loss, and the rows of the tiles.
     """
-    tiles, rows = distributed.together(lambda: inputs.always(count))
+    tiles, rows = distributed.raise_on_all_ranks(lambda: inputs.always(count))
     on_device = torch.from_numpy(tiles).to(distributed.device())
     return float(objective.evaluate(engine, on_device, np.arange(count)).losses.mean()), rows

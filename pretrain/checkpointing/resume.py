@@ -8,7 +8,7 @@ from pretrain import distributed
 from pretrain.checkpointing.checkpoint import CheckpointError, newest_verified, read_state, set_aside
 from pretrain.config import PretrainConfig
 from pretrain.config.optim import OptimConfig, TrainConfig
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.schedules import learning_rate
 from pretrain.metrics.telemetry import last_saved_step
@@ -32,10 +32,10 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
     folder = Path(config.run.dir)
     path, damaged = newest_verified(folder / "checkpoints")
     for problem in damaged.values():
-        say(f"WARNING: passed over a damaged checkpoint: {problem}")
-    distributed.together(lambda: set_aside(damaged) if distributed.is_main() else None)
+        log(f"WARNING: passed over a damaged checkpoint: {problem}")
+    distributed.raise_on_all_ranks(lambda: set_aside(damaged) if distributed.is_main() else None)
     if path is None:
-        saved = distributed.from_main(last_saved_step(folder))
+        saved = distributed.broadcast_object(last_saved_step(folder))
         if saved is not None:
             raise CheckpointError(
                 f"{folder}: saved at step {saved}, but its checkpoints folder holds none: bring it back, or move the "
@@ -44,7 +44,7 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
         if config.checkpoint.resume == "must":
             raise CheckpointError(f"key 'checkpoint.resume': must, but {folder}/checkpoints holds nothing to continue")
         if (folder / "metrics.jsonl").exists():
-            say(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
+            log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
     state, manifest = read_state(path), inputs.manifest
     _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
@@ -103,10 +103,10 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
                 f"{path}: checkpoint of another run: {key} differs {changed}; choose another run.dir, or add "
                 f"checkpoint.accept=[{key}] to go on all the same"
             )
-        say(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
+        log(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
     for key, old, new in _changes(before, now):
         if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
-            say(f"changed since the checkpoint: {key}: {old} then, {new} now")
+            log(f"changed since the checkpoint: {key}: {old} then, {new} now")
 
 
 def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
@@ -127,7 +127,7 @@ def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
     if schedules[0] != schedules[1]:
         steps = f"{config.train.steps} steps"
         steps += "" if train.steps == config.train.steps else f" ({train.steps} before)"
-        say(f"learning rate at step {step}: {rates[0]:.3g} before, {rates[1]:.3g} now: the schedule covers {steps}")
+        log(f"learning rate at step {step}: {rates[0]:.3g} before, {rates[1]:.3g} now: the schedule covers {steps}")
 
 
 def _init(state: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ class DataConfig(ConfigModel):
 class AugmentConfig(ConfigModel):
     """Views of a tile. ``crop_scale``: range of the crop's share of the tile's area, resized to the image size;
     null: crops of exactly the image size, never resampled. ``blur``: probability of a Gaussian blur of 0.1 to 2
-    pixels. ``clip``: normalised values beyond this many standard deviations are cut to it, null for none."""
+    pixels. ``clip``: normalized values beyond this many standard deviations are cut to it, null for none."""
 
     crop_scale: Scale | None = (0.4, 1.0)
     flip: Switch = True
@@ -47,8 +47,8 @@ class AugmentConfig(ConfigModel):
 
 
 class ProbeConfig(ConfigModel):
-    """Nearest-neighbour and linear probe of the encoder during training, on labelled shards (packed with
-    ``--labels``, splits train and val). ``samples``: labelled patches of each split; ``ignore``: labels not counted."""
+    """Nearest-neighbour and linear probe of the encoder during training, on labeled shards (packed with
+    ``--labels``, splits train and val). ``samples``: labeled patches of each split; ``ignore``: labels not counted."""
 
     shards: PathText
     every: Positive = 5000

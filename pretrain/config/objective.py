@@ -42,7 +42,7 @@ class MaeConfig(ConfigModel):
     @model_validator(mode="after")
     def _angles_need_levels(self) -> Self:
         if self.spectral_angle and self.norm_pix:
-            raise ValueError(".spectral_angle needs .norm_pix false: a target normalised per patch has no spectrum")
+            raise ValueError(".spectral_angle needs .norm_pix false: a target normalized per patch has no spectrum")
         return self
 
 

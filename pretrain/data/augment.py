@@ -50,7 +50,7 @@ def random_crops(images: Tensor, samples: np.ndarray, key: int, crop: Crop) -> T
     """One view of each image.
 
     Args:
-        images: (B, C, H, W), float32, normalised, missing values at 0; of any dtype where the crop doesn't resample.
+        images: (B, C, H, W), float32, normalized, missing values at 0; of any dtype where the crop doesn't resample.
         samples: sample numbers (B,), which key the draws.
         key: of the seed and the kind of crop.
 
@@ -70,8 +70,8 @@ def random_crops(images: Tensor, samples: np.ndarray, key: int, crop: Crop) -> T
     return resample(images, rows, columns)
 
 
-def centre_crops(images: Tensor, crop: Crop) -> Tensor:
-    """Evaluation view of images (B, C, H, W): all of it resized, or its centre unresampled; (B, C, size, size)."""
+def center_crops(images: Tensor, crop: Crop) -> Tensor:
+    """Evaluation view of images (B, C, H, W): all of it resized, or its center unresampled; (B, C, size, size)."""
     batch, _, height, width = images.shape
     if crop.crop_scale is not None and (height, width) == (crop.size, crop.size):
         return images

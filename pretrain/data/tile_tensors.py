@@ -24,7 +24,7 @@ class TileTensors(Dataset[Tensor]):
 
     @property
     def wavelength_nm(self) -> list[float]:
-        """Band centres in nm."""
+        """Band centers in nm."""
         return self.tiles.manifest.wavelength_nm
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing else of it elsewhere: typed config to its dict, initialise, one optimizer step."""
+"""DeepSpeed, and nothing else of it elsewhere: typed config to its dict, initialize, one optimizer step."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""What an encoder knows during training: nearest neighbours and a linear map on frozen features of labelled tiles.
+"""What an encoder knows during training: nearest neighbours and a linear map on frozen features of labeled tiles.
 
 Cells of the feature map are classified by the label that most of their pixels have. Both classifiers are closed
 forms, so a curve over training shows the encoder alone (kNN as in DINO, arXiv 2104.14294; ridge regression).
@@ -36,7 +36,7 @@ TEMPERATURE = 0.07
 """Of a neighbour's vote."""
 
 RIDGE = 1e-2
-"""Weight of the ridge regression's penalty, for standardised features, per sample."""
+"""Weight of the ridge regression's penalty, for standardized features, per sample."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cells:
 
 
 class EncoderProbe:
-    """Probe of a run, on labelled shards.
+    """Probe of a run, on labeled shards.
 
     Args:
         config: of the run, with ``probe``.
@@ -66,7 +66,7 @@ class EncoderProbe:
         shape = self.reader.tile_shape
         if shape[0] != bands or min(shape[1:]) < self.size:
             raise ConfigError(f"key 'probe.shards': tiles of {shape}; the run takes {bands} bands, {self.size} px")
-        self.splits = {name: self._labelled(name) for name in ("train", "val")}
+        self.splits = {name: self._labeled(name) for name in ("train", "val")}
         self.quarantine = Quarantine(
             self.splits["train"],
             self.reader.manifest.content_hash,
@@ -76,13 +76,13 @@ class EncoderProbe:
             held_out=self.splits["val"],
         )
 
-    def _labelled(self, split: Literal["train", "val"]) -> np.ndarray:
+    def _labeled(self, split: Literal["train", "val"]) -> np.ndarray:
         """int64: tile rows of a split that have a label tile."""
         rows = view_rows(ViewConfig(split=split), self.reader.table)
         rows = rows[self.reader.table["mask_length"][rows] > 0]
         if not len(rows):
             raise ConfigError(
-                f"key 'probe.shards': {self.probe.shards} has no labelled tiles in '{split}'; see --labels"
+                f"key 'probe.shards': {self.probe.shards} has no labeled tiles in '{split}'; see --labels"
             )
         return rows
 
@@ -111,17 +111,17 @@ class EncoderProbe:
         asked_to_stop: Callable[[], bool],
     ) -> Cells:
         """Cells of tiles drawn by the run's seed; ranks share the tiles."""
-        labelled, world = self.splits[split], distributed.world_size()
-        order = permute(fold_in(self.seed, "probe", split), len(labelled), np.arange(len(labelled)))
-        chosen = labelled[order][: -(-self.probe.samples // CELLS)]
+        labeled, world = self.splits[split], distributed.world_size()
+        order = permute(fold_in(self.seed, "probe", split), len(labeled), np.arange(len(labeled)))
+        chosen = labeled[order][: -(-self.probe.samples // CELLS)]
         mine: dict[int, tuple[Tensor, Tensor]] = {}
         rounds = -(-len(chosen) // (self.micro * world))  # as many forwards on every rank
         numbers = np.arange(rounds * self.micro * world).reshape(rounds, world, self.micro)[:, distributed.rank()]
         rows = chosen[np.minimum(numbers, len(chosen) - 1)]
-        tiles = distributed.together(lambda: [[self._read(int(row)) for row in turn] for turn in rows])
+        tiles = distributed.raise_on_all_ranks(lambda: [[self._read(int(row)) for row in turn] for turn in rows])
         for turn, batch in zip(numbers.tolist(), tiles, strict=True):
             check_stop(asked_to_stop())
-            images = objective.normalise(torch.stack([values for values, _ in batch]).to(distributed.device()))
+            images = objective.normalize(torch.stack([values for values, _ in batch]).to(distributed.device()))
             maps = objective.features(engine, images).float().cpu()
             for number, features, (_, labels) in zip(turn, maps, batch, strict=True):
                 if number < len(chosen):
@@ -137,7 +137,7 @@ class EncoderProbe:
         return Cells(features, labels)
 
     def _read(self, row: int) -> tuple[Tensor, Tensor]:
-        """The centre of a tile, int16 (C, size, size), and of its label tile (size, size).
+        """The center of a tile, int16 (C, size, size), and of its label tile (size, size).
 
         Where either is damaged, both are those of another tile of the split.
         """

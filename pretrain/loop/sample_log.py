@@ -10,7 +10,7 @@ from pretrain.metrics.telemetry import drop_after
 from shards.files.journal import BestEffort, Journal
 
 
-class SampleLedger:
+class SampleLog:
     """Writer of ``samples-RANK.jsonl``; every rank makes one.
 
     Args:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import CheckpointNotWritten, list_checkpoints
-from pretrain.checkpointing.manager import Savepoints
+from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.checkpointing.resume import find_resume_point
 from pretrain.config import PretrainConfig
-from pretrain.console import duration, say
+from pretrain.console import duration, log
 from pretrain.data.inputs import open_inputs
 from pretrain.data.stream import TileBatch, TileStream, micro_batches
 from pretrain.engine.optimizers import build_optimizer
@@ -38,11 +38,11 @@ from pretrain.engine.schedules import learning_rate
 from pretrain.engine.zero import ZeroEngine
 from pretrain.loop.gc_control import collected_by_step
 from pretrain.loop.probe import EncoderProbe
-from pretrain.loop.sample_log import SampleLedger
+from pretrain.loop.sample_log import SampleLog
 from pretrain.loop.validation import Stopped, validate
 from pretrain.metrics.meter import Meter
 from pretrain.metrics.telemetry import Telemetry
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from pretrain.objectives import build_objective
 from pretrain.resilience.bad_tiles import BadTiles
 from pretrain.resilience.guard import Diverged, Guard, Verdict
@@ -78,12 +78,12 @@ class Trainer:
         self.folder = Path(config.run.dir)
         self.device = distributed.device()
         self.run = open_run(self.folder, watchdog)
-        self.inputs = distributed.together(lambda: open_inputs(config))
+        self.inputs = distributed.raise_on_all_ranks(lambda: open_inputs(config))
         manifest = self.inputs.manifest
-        normalise = Normaliser(manifest.mean, manifest.std, config.augment.clip).to(self.device)
+        normalize = Normalizer(manifest.mean, manifest.std, config.augment.clip).to(self.device)
         point = find_resume_point(config, self.inputs)
         initial = None if point else read_initial_weights(config, manifest)
-        self.objective = build_objective(config, normalise, manifest, initial)
+        self.objective = build_objective(config, normalize, manifest, initial)
         self.stream = TileStream(
             self.inputs.reader,
             self.inputs.plan,
@@ -93,16 +93,16 @@ class Trainer:
             self.objective.timestamps,
         )
         self.engine = self._build_engine()
-        self.probe = distributed.together(self._probe)
+        self.probe = distributed.raise_on_all_ranks(self._probe)
         quarantines = [self.inputs.quarantine, *([self.probe.quarantine] if self.probe else [])]
         self.bad_tiles = BadTiles(quarantines, self.folder)
         self.guard = Guard(config.guard)
-        self.savepoints = Savepoints(config, self.engine, self.objective, self.inputs, self.guard)
-        self.step, self.samples_seen = self.savepoints.resume(point)
+        self.checkpoints = CheckpointManager(config, self.engine, self.objective, self.inputs, self.guard)
+        self.step, self.samples_seen = self.checkpoints.resume(point)
         self._check_room()
         self.telemetry = Telemetry(self.folder, self.step)
         self.skips = SkipLog(self.folder, self.inputs)
-        self.ledger = SampleLedger(self.folder, self.step) if config.log.samples else None
+        self.sample_log = SampleLog(self.folder, self.step) if config.log.samples else None
         self.meter = Meter(config, self.objective, self.stream, watchdog, manifest.tile_shape[0], self.step)
         self.engine.mark = self.meter.parts.mark
 
@@ -116,7 +116,7 @@ class Trainer:
         steps = self.config.train.steps
         try:
             if self.step >= steps:
-                say(f"{self.folder} is complete at step {self.step}: raise train.steps or choose another run.dir")
+                log(f"{self.folder} is complete at step {self.step}: raise train.steps or choose another run.dir")
                 self._export()
                 return True
             self._announce()
@@ -124,7 +124,7 @@ class Trainer:
             if complete:
                 self._export()
             else:
-                say(f"stopped at step {self.step} of {steps} and saved; the same command continues")
+                log(f"stopped at step {self.step} of {steps} and saved; the same command continues")
                 self._tell("stopped")
             return complete
         except ForgeError as error:
@@ -185,14 +185,14 @@ class Trainer:
             self.objective.drop_step()
         self.step += 1
         self.samples_seen += self.config.train.global_batch
-        if self.ledger is not None:
+        if self.sample_log is not None:
             samples = np.concatenate(seen)
-            self.ledger.record(self.step, samples, self.inputs.plan.tiles(samples))
+            self.sample_log.record(self.step, samples, self.inputs.plan.tiles(samples))
         if not result.applied:
             self.skips.record(self.step, verdicts[0], result.losses, seen)
             self.telemetry.record(self.step, {"skipped_steps": self.guard.skipped})
             if self.guard.is_out_of_patience:
-                self.savepoints.go_back(self.step)
+                self.checkpoints.rollback(self.step)
         return verdicts[0]
 
     def _noted(self, batches: Iterator[TileBatch], seen: list[np.ndarray]) -> Iterator[TileBatch]:
@@ -226,12 +226,12 @@ class Trainer:
             scalars |= {"loss": verdict.loss, "grad_norm": verdict.grad_norm}
         self.telemetry.record(self.step, scalars)
         left = (train.steps - self.step) * train.global_batch / scalars["tiles_per_second"]
-        say(
+        log(
             f"step {self.step}/{train.steps}  loss {verdict.loss:.4f}  lr {lr:.2e}  grad norm {verdict.grad_norm:.2f}  "
             f"{reading}  ETA {duration(left)}"
         )
         if distributed.world_size() > 1:
-            say(f"  {reading.shares}")
+            log(f"  {reading.shares}")
         self._tell("running")
 
     def _announce(self) -> None:
@@ -242,12 +242,12 @@ class Trainer:
                 write_atomic(path, dump_config(self.config))
         train, world = self.config.train, distributed.world_size()
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
-        say(
+        log(
             f"WORLD SIZE {world} on {self.device.type}, {torch.get_num_threads()} threads each; "
             f"{self.config.model.name} + {self.config.objective.name}, {parameters / 1e6:.1f} M parameters, "
             f"ZeRO stage {self.config.engine.zero_stage}, {self.config.engine.precision}"
         )
-        say(
+        log(
             f"global batch {train.global_batch} = {train.micro_batch} x {world} processes x "
             f"{self.engine.accumulation} accumulated; {len(self.inputs.plan.rows)} of {len(self.inputs.reader)} tiles "
             f"to train on, {len(self.inputs.held_out)} held out; from step {self.step} to {train.steps}"
@@ -270,7 +270,7 @@ class Trainer:
                 self._probe_encoder(probe)
             self.bad_tiles.count()
         except Stopped:
-            say(f"step {self.step}  evaluation given up: asked to stop")
+            log(f"step {self.step}  evaluation given up: asked to stop")
             return False
         return True
 
@@ -281,7 +281,7 @@ class Trainer:
         if result is None:
             return
         self.telemetry.record(self.step, {"validation_loss": result.loss})
-        say(f"step {self.step}  validation loss {result.loss:.4f} over {len(held_out)} held-out tiles")
+        log(f"step {self.step}  validation loss {result.loss:.4f} over {len(held_out)} held-out tiles")
         if not math.isfinite(result.loss):
             raise Diverged(
                 f"{self.folder}: diverged by step {self.step}: the validation loss is {result.loss}: lower optim.lr"
@@ -297,7 +297,7 @@ class Trainer:
     def _probe_encoder(self, probe: EncoderProbe) -> None:
         scores = probe.scores(self.objective, self.engine, self.watchdog.stop_requested)
         self.telemetry.record(self.step, scores)
-        say(
+        log(
             f"step {self.step}  " + "  ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items())
         )
 
@@ -305,7 +305,7 @@ class Trainer:
 
     def _build_engine(self) -> ZeroEngine:
         config, module = self.config, self.objective.module
-        accumulation = distributed.together(self._accumulation)
+        accumulation = distributed.raise_on_all_ranks(self._accumulation)
         optimizer = build_optimizer(module, config.optim)
         return ZeroEngine(module, optimizer, config.engine, config.train.micro_batch, accumulation, config.optim.clip)
 
@@ -319,13 +319,15 @@ class Trainer:
         return EncoderProbe(self.config, self.inputs.manifest.tile_shape[0]) if self.config.probe else None
 
     def _check_room(self) -> None:
-        checkpoint, steps, size = self.config.checkpoint, self.config.train.steps, self.savepoints.nbytes
-        distributed.together(lambda: self.run.check_room(checkpoint, size, steps) if distributed.is_main() else None)
+        checkpoint, steps, size = self.config.checkpoint, self.config.train.steps, self.checkpoints.nbytes
+        distributed.raise_on_all_ranks(
+            lambda: self.run.check_room(checkpoint, size, steps) if distributed.is_main() else None
+        )
 
     def _save(self) -> None:
         self.watchdog.begin("saving", self.step)
-        distributed.together(self.run.check_held)
-        seconds = self.savepoints.save(self.step, self.samples_seen)
+        distributed.raise_on_all_ranks(self.run.check_held)
+        seconds = self.checkpoints.save(self.step, self.samples_seen)
         if seconds is not None:
             self.telemetry.record(self.step, {"checkpoint_seconds": seconds})
         self._tell("running")
@@ -333,9 +335,9 @@ class Trainer:
     def _export(self) -> None:
         """The encoder of the last checkpoint as a file of its own."""
         dest = self.folder / "encoder.safetensors"
-        distributed.together(lambda: self._write_encoder(dest) if distributed.is_main() else None)
+        distributed.raise_on_all_ranks(lambda: self._write_encoder(dest) if distributed.is_main() else None)
         self._tell("complete")
-        say(f"complete: {dest} ({self.samples_seen} samples seen)")
+        log(f"complete: {dest} ({self.samples_seen} samples seen)")
 
     def _write_encoder(self, dest: Path) -> None:
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pretrain import distributed
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.zero import ZeroEngine
 from pretrain.objectives.objective import Objective
@@ -66,9 +66,9 @@ def validate(
         tiles = torch.empty((micro_batch, *reader.tile_shape), dtype=torch.int16)
         read = partial(reader.read, held_out[numbers], tiles.numpy(), inputs.quarantine)
         try:
-            distributed.together(read)  # a rank that failed alone would leave the others in the forward pass
+            distributed.raise_on_all_ranks(read)  # a rank that failed alone would leave the others in the forward pass
         except NoneLeft as error:
-            say(f"WARNING: no validation: {error}")
+            log(f"WARNING: no validation: {error}")
             return None
         evaluation = objective.evaluate(engine, tiles.to(device), numbers)
         losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]

@@ -1,4 +1,4 @@
-"""What the steps since the last log line have cost: rates, waits, parts of the time, utilisation, memory."""
+"""What the steps since the last log line have cost: rates, waits, parts of the time, utilization, memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +75,12 @@ class Meter:
             "data_wait_share": float(shares.values[:, 0].mean()),
             "communication_share": shares.communication,
             "slowest_rank": shares.slowest,
-            **self._utilisation(rate),
+            **self._utilization(rate),
             **memory(self.stream.device),
         }
         return Reading(scalars | {f"time_{part}": share for part, share in self.parts.shares().items()}, shares)
 
-    def _utilisation(self, rate: float) -> dict[str, float]:
+    def _utilization(self, rate: float) -> dict[str, float]:
         """Operations per second and device, and their share of its peak where that is known: of those that training
         needs (MFU), and with what is computed twice (HFU)."""
         samples = rate / distributed.world_size()

@@ -71,7 +71,7 @@ class SpectralAdapter(nn.Module):
             self.add_module(str(3 * number + 1), SpectralNorm(outputs))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(samples, pixels, bands) normalised reflectance to (samples, pixels, CHANNELS).
+        """(samples, pixels, bands) normalized reflectance to (samples, pixels, CHANNELS).
 
         Raises:
             ValueError: fewer than 75 bands; in training, where the samples are no multiple of ``bn_group``.

@@ -1,4 +1,4 @@
-"""Batch normalisation over fixed groups of samples.
+"""Batch normalization over fixed groups of samples.
 
 Ordinary batch norm takes statistics over whatever a forward happens to hold, so the loss depends on the
 number of ranks, the micro batch and accumulation (3 % at step 0 in a trial). Here each call in training
@@ -64,16 +64,16 @@ class GroupedBatchNorm(nn.Module):
         self.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (n, channels, ...), in fp32 whatever the input's dtype."""
+        """Normalize (n, channels, ...), in fp32 whatever the input's dtype."""
         with torch.autocast(x.device.type, enabled=False):
             weight, bias, values = self.weight.float(), self.bias.float(), x.float()
             if self.training:
-                out = self._normalise(values, weight, bias)
+                out = self._normalize(values, weight, bias)
             else:
                 out = F.batch_norm(values, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
             return out.to(x.dtype)
 
-    def _normalise(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _normalize(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out, mean, invstd = torch.native_batch_norm(values, weight, bias, None, None, True, 0.0, self.eps)
         self.note(torch.stack([mean, invstd.pow(-2) - self.eps]).detach(), values.numel() // values.shape[1])
         return out

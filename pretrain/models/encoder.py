@@ -22,7 +22,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled") -> Tensor:
-        """Features of normalised images (B, C, H, W).
+        """Features of normalized images (B, C, H, W).
 
         Args:
             images: one batch, or several of different sizes (crops), whose features are joined in order.
@@ -30,7 +30,7 @@ class Encoder(nn.Module, ABC):
         """
 
     def dense_features(self, images: Tensor) -> Tensor:
-        """The feature map (B, D, H / stride, W / stride) of normalised images (B, C, H, W)."""
+        """The feature map (B, D, H / stride, W / stride) of normalized images (B, C, H, W)."""
         return self(images, "map")
 
     def get_intermediate_layers(
@@ -44,7 +44,7 @@ class Encoder(nn.Module, ABC):
         """Features of several layers, with the arguments of timm's and DINOv2's function of this name.
 
         Args:
-            images: normalised (B, C, H, W).
+            images: normalized (B, C, H, W).
             n: the last ``n`` layers, or the numbers of the layers to take.
             reshape: maps (B, D, h, w) instead of tokens (B, h*w, D).
             return_prefix_tokens: pairs (features, class token (B, 1, D)) instead of features.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from shards.order.random_bits import fold_in
 
 
-def initialise(module: nn.Module, name: str, seed: int) -> None:
+def initialize(module: nn.Module, name: str, seed: int) -> None:
     """Fill a model's parameters, each from (seed, its own name): independent of order, ranks and ZeRO stage.
 
     Truncated normal (std 0.02) for tokens, Xavier-uniform for linear weights, torch's default He-uniform for
@@ -34,5 +34,5 @@ def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:
         nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu", generator=generator)
     else:
         fan_out, fan_in = parameter.shape[0], parameter[0].numel()
-        bound = math.sqrt(6.0 / (fan_in + fan_out))  # as MAE initialises its linear layers
+        bound = math.sqrt(6.0 / (fan_in + fan_out))  # as MAE initializes its linear layers
         parameter.uniform_(-bound, bound, generator=generator)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from shards.sensors.sensor import NODATA
 
 
-class Normaliser(nn.Module):
+class Normalizer(nn.Module):
     """(x - mu) / sigma per band, float32.
 
     A missing value becomes 0, the band's mean: the published pipeline lets -32768 through as an extreme.
@@ -29,12 +29,12 @@ class Normaliser(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """int16 (..., bands, height, width) to float32 of the same shape."""
-        return self._normalise(tiles, self.mu, self.sigma)
+        return self._normalize(tiles, self.mu, self.sigma)
 
     def spectra(self, pixels: Tensor) -> Tensor:
         """int16 (..., bands) to float32 of the same shape."""
-        return self._normalise(pixels, self.mu.flatten(), self.sigma.flatten())
+        return self._normalize(pixels, self.mu.flatten(), self.sigma.flatten())
 
-    def _normalise(self, values: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    def _normalize(self, values: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
         scores = (values - mu).div_(sigma).masked_fill_(values == NODATA, 0.0)
         return scores if self.clip is None else scores.clamp_(-self.clip, self.clip)

@@ -62,7 +62,7 @@ def build_encoder(
     bands: int = 202,
     dilate: Sequence[bool] = NO_DILATION,
 ) -> Encoder:
-    """An encoder with torch-default contents; see ``initialise`` and ``load_encoder`` for weights.
+    """An encoder with torch-default contents; see ``initialize`` and ``load_encoder`` for weights.
 
     Args:
         name: one of ENCODERS.

@@ -185,8 +185,8 @@ class _First:
         if layer.moments is None:
             self._sum_up()
             self.mean = self.sums @ weight / self.count + bias
-            centred = self.products - torch.outer(self.sums, self.sums) / self.count
-            self.variance = (weight * (centred @ weight)).sum(0).clamp(min=0) / self.count
+            centered = self.products - torch.outer(self.sums, self.sums) / self.count
+            self.variance = (weight * (centered @ weight)).sum(0).clamp(min=0) / self.count
         self.inverse = (self.variance + layer.eps).rsqrt()
         factor = layer.scale.double() * self.inverse
         self.folded = (weight * factor).to(dtype)
@@ -262,9 +262,9 @@ class _Later:
         self.count = moments.count
         self.mean, self.variance = moments.values if layer.moments is None else _given(layer)
         wide = _wide(bias).dtype
-        self.centre, self.inverse = self.mean.to(wide), (self.variance + layer.eps).rsqrt().to(wide)
+        self.center, self.inverse = self.mean.to(wide), (self.variance + layer.eps).rsqrt().to(wide)
         self.factor = layer.scale.to(wide) * self.inverse
-        self.offset = layer.shift.to(wide) - self.centre * self.factor
+        self.offset = layer.shift.to(wide) - self.center * self.factor
 
     def output(self, part: int) -> Tensor:
         """(R, L, N)."""
@@ -278,7 +278,7 @@ class _Later:
 
     def receive(self, part: int, z: Tensor, dz: Tensor) -> None:
         """Take in a part of the output and its gradient."""
-        d, sums = _before_relu(dz, z, _part(self.y, part), self.centre, self.inverse)
+        d, sums = _before_relu(dz, z, _part(self.y, part), self.center, self.inverse)
         self.sums += sums
         _part(self.d, part).copy_(d)
 
@@ -309,7 +309,7 @@ class _Later:
         if self.layer.moments is not None:
             return (_wide(d) * self.factor).to(y.dtype)
         shift, scale = (self.sums / self.count).to(self.factor.dtype)
-        return _before_norm(d, y, self.centre, self.factor, shift, self.inverse * scale)
+        return _before_norm(d, y, self.center, self.factor, shift, self.inverse * scale)
 
 
 @Body
@@ -319,17 +319,17 @@ def _activated(y: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
 
 
 @Body
-def _before_relu(dz: Tensor, z: Tensor, y: Tensor, centre: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+def _before_relu(dz: Tensor, z: Tensor, y: Tensor, center: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient in front of the ReLU, and those of shift and scale, (2, N)."""
     d = _wide(torch.ops.aten.threshold_backward(dz, z, 0))
-    normal = (_wide(y) - centre) * inverse
+    normal = (_wide(y) - center) * inverse
     return d, torch.stack([d.sum((0, 1)), (d * normal).sum((0, 1))])
 
 
 @Body
-def _before_norm(d: Tensor, y: Tensor, centre: Tensor, factor: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _before_norm(d: Tensor, y: Tensor, center: Tensor, factor: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """The gradient in front of a norm with this call's statistics; shift and scale are means over it."""
-    return ((_wide(d) - shift - (_wide(y) - centre) * scale) * factor).to(y.dtype)
+    return ((_wide(d) - shift - (_wide(y) - center) * scale) * factor).to(y.dtype)
 
 
 class _Moments:

@@ -240,7 +240,7 @@ class ViTEncoder(Encoder):
         return torch.cat([one[:, 0] for one in tokens])
 
     def tokens(self, patches: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Pixels of V patches (B, V, p*p, C), normalised, at grid ids (B, V), to tokens (B, 1 + V, D)."""
+        """Pixels of V patches (B, V, p*p, C), normalized, at grid ids (B, V), to tokens (B, 1 + V, D)."""
         return self(patches, "tokens", ids)
 
     def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:

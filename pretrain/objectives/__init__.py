@@ -2,21 +2,21 @@
 
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import DinoConfig, MocoConfig
-from pretrain.models.normalize import Normaliser
-from pretrain.objectives.dino import Distilling
-from pretrain.objectives.mae import MaskedAutoencoding
-from pretrain.objectives.moco import MomentumContrasting
+from pretrain.models.normalize import Normalizer
+from pretrain.objectives.dino import DinoObjective
+from pretrain.objectives.mae import MaeObjective
+from pretrain.objectives.moco import MocoObjective
 from pretrain.objectives.objective import Objective
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest
 
 
 def build_objective(
-    config: PretrainConfig, normalise: Normaliser, manifest: Manifest, initial: InitialWeights | None = None
+    config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
 ) -> Objective:
     """The objective of a run, with weights drawn from the run's seed, or those of a file."""
     if isinstance(config.objective, MocoConfig):
-        return MomentumContrasting(config, normalise, manifest.tile_shape[0], initial)
+        return MocoObjective(config, normalize, manifest.tile_shape[0], initial)
     if isinstance(config.objective, DinoConfig):
-        return Distilling(config, normalise, manifest.tile_shape[0], initial)
-    return MaskedAutoencoding(config, normalise, manifest, initial)
+        return DinoObjective(config, normalize, manifest.tile_shape[0], initial)
+    return MaeObjective(config, normalize, manifest, initial)

@@ -2,7 +2,7 @@
 
 A student sees large and small crops of a location, of two dates where there are; it is trained to give the
 distribution over prototypes that a teacher, its own average over training, gives for the large crops. Centring
-and a low teacher temperature keep the teacher from collapse. The centre moves once per optimizer step, by the
+and a low teacher temperature keep the teacher from collapse. The center moves once per optimizer step, by the
 mean over the whole batch, so neither ranks nor accumulation change a loss.
 """
 
@@ -22,7 +22,7 @@ from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.encoder import Encoder
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from pretrain.weights.initial_weights import InitialWeights
 from shards.order.random_bits import fold_in
@@ -69,12 +69,12 @@ class DinoNetwork(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) to logits (B, prototypes), float32."""
+        """Normalized images (B, C, H, W) to logits (B, prototypes), float32."""
         return self.head(self.encoder(images)).float()
 
 
 class SelfDistillation(DinoNetwork):
-    """The student with its loss, and the centre of the teacher's logits.
+    """The student with its loss, and the center of the teacher's logits.
 
     Args:
         prototypes: of the head.
@@ -116,7 +116,7 @@ class SelfDistillation(DinoNetwork):
         return torch.stack(losses).mean(0), features[: 2 * batch]
 
 
-class Distilling(Objective):
+class DinoObjective(Objective):
     """DINO in a training run.
 
     Args:
@@ -129,9 +129,9 @@ class Distilling(Objective):
     timestamps = 2
 
     def __init__(
-        self, config: PretrainConfig, normalise: Normaliser, bands: int, initial: InitialWeights | None = None
+        self, config: PretrainConfig, normalize: Normalizer, bands: int, initial: InitialWeights | None = None
     ) -> None:
-        super().__init__(config, normalise, initial)
+        super().__init__(config, normalize, initial)
         dino = config.objective
         assert isinstance(dino, DinoConfig)
         self.dino = dino
@@ -145,7 +145,7 @@ class Distilling(Objective):
         self._logits: list[Tensor] = []
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalise(batch.tiles)
+        images = self.normalize(batch.tiles)
         large = torch.cat([self._view(images, batch, f"view {number}", number, self.crop) for number in (0, 1)])
         small = [
             self._view(images, batch, f"local {number}", number % 2, self.local_crop)
@@ -164,8 +164,8 @@ class Distilling(Objective):
 
     def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
         """The teacher's probabilities (2, B, prototypes) from its logits of the large views (2 * B, prototypes)."""
-        centre = cast(SelfDistillation, engine.module).centre.float()
-        return ((logits - centre) / self.teacher_temperature(step)).softmax(-1).view(2, -1, logits.shape[-1])
+        center = cast(SelfDistillation, engine.module).centre.float()
+        return ((logits - center) / self.teacher_temperature(step)).softmax(-1).view(2, -1, logits.shape[-1])
 
     def teacher_temperature(self, step: int) -> float:
         """Linear from the first to the final temperature, then constant."""
@@ -181,16 +181,16 @@ class Distilling(Objective):
         self.momentum.update(engine, self.teacher_momentum(step))
         mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
         self._logits = []
-        centre = cast(SelfDistillation, engine.module).centre
-        moved = torch.where(centre.any(), 1 - self.dino.centre_momentum, 1.0)  # the first mean is no average with zeros
-        centre.lerp_(mean.to(centre.dtype), moved.to(centre.dtype))
+        center = cast(SelfDistillation, engine.module).centre
+        moved = torch.where(center.any(), 1 - self.dino.centre_momentum, 1.0)  # the first mean is no average with zeros
+        center.lerp_(mean.to(center.dtype), moved.to(center.dtype))
 
     def drop_step(self) -> None:
         super().drop_step()
         self._logits = []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalise(tiles)
+        images = self.normalize(tiles)
         large = torch.cat(
             [random_crops(images, numbers, fold_in(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)]
         )

@@ -1,7 +1,7 @@
 """Masked autoencoding of hyperspectral tiles (MAE, arXiv 2111.06377, as SpectralEarth trains it).
 
 Patches are masked in space, all bands at once. The target is the patch's own pixels, (row, column,
-band), normalised per patch with unbiased variance; the loss is the mean squared error over masked patches.
+band), normalized per patch with unbiased variance; the loss is the mean squared error over masked patches.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.data.augment import centre_crops, mask_noise, random_crops
+from pretrain.data.augment import center_crops, mask_noise, random_crops
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.attention import Backend
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
@@ -42,10 +42,10 @@ class MaskedAutoencoder(nn.Module):
         encoder: its positions should be fixed (``encoder.core.fix_positions()``) for training.
         bands: C.
         mask_ratio: share of patches that the encoder doesn't see.
-        norm_pix: normalise the target per patch.
+        norm_pix: normalize the target per patch.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         spectral_angle: weight of the mean angle between predicted and true spectra, 0 for none.
-        normalise: what makes int16 images float; spectral angles are taken between what was there before.
+        normalize: what makes int16 images float; spectral angles are taken between what was there before.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_heads: int = 16,
         backend: Backend = "auto",
         spectral_angle: float = 0.0,
-        normalise: Normaliser | None = None,
+        normalize: Normalizer | None = None,
     ) -> None:
         super().__init__()
         self.mask_ratio, self.norm_pix, self.spectral_angle = mask_ratio, norm_pix, spectral_angle
@@ -68,7 +68,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = MaeDecoder(
             encoder.feature_dim, encoder.grid, outputs, decoder_width, decoder_depth, decoder_heads, backend
         )
-        self.normalise = normalise
+        self.normalize = normalize
 
     @property
     def num_patches(self) -> int:
@@ -81,7 +81,7 @@ class MaskedAutoencoder(nn.Module):
         """Reconstruct the masked patches of images (B, C, H, W) by mask noise (B, T).
 
         Args:
-            images: normalised, or int16 as tiles hold them: then only what is looked at becomes float.
+            images: normalized, or int16 as tiles hold them: then only what is looked at becomes float.
             valid: bool (B, 1, H, W), pixels that count in the loss; None for all.
             terms: with ``valid``: pixels that a sample's loss is divided by; its own number by default.
 
@@ -120,26 +120,26 @@ class MaskedAutoencoder(nn.Module):
         return losses
 
     def _floats(self, patches: Tensor) -> Tensor:
-        """Normalised pixels of patches (..., C)."""
+        """Normalized pixels of patches (..., C)."""
         if patches.is_floating_point():
             return patches
-        assert self.normalise is not None, "int16 images need a normaliser"
-        return self.normalise.spectra(patches)
+        assert self.normalize is not None, "int16 images need a normalizer"
+        return self.normalize.spectra(patches)
 
     def _angles(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """Angles in radians between spectra of digital numbers, (B, M, p*p) (spectral angle mapper, Kruse et al. 1993).
 
         As 2 atan2(|a - b|, |a + b|) of unit spectra a, b, which keeps its precision and gradient at small angles.
         """
-        assert self.normalise is not None, "spectral angles need a normaliser"
-        mu, sigma = self.normalise.mu.flatten(), self.normalise.sigma.flatten()
+        assert self.normalize is not None, "spectral angles need a normalizer"
+        mu, sigma = self.normalize.mu.flatten(), self.normalize.sigma.flatten()
         a, b = (F.normalize(x.float() * sigma + mu, dim=-1) for x in (prediction, truth))
         return 2 * torch.atan2(_length(a - b), _length(a + b))
 
     def reconstruct(self, image: Tensor, prediction: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches of one normalised image (C, H, W), true and as predicted, each (T, p*p, C).
+        """Patches of one normalized image (C, H, W), true and as predicted, each (T, p*p, C).
 
-        Where targets were normalised per patch, the prediction is put back on the true patch's mean and
+        Where targets were normalized per patch, the prediction is put back on the true patch's mean and
         spread, as usual for pictures: it shows the predicted shape, not the level. Uses no weights.
         """
         truth = patchify(image[None], self.encoder.patch_size)[0]
@@ -166,7 +166,7 @@ def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tens
     return gather_tokens(patchify(valid.float(), patch_size), masks.masked)[..., 0]
 
 
-class MaskedAutoencoding(Objective):
+class MaeObjective(Objective):
     """MAE in a training run.
 
     Args:
@@ -177,9 +177,9 @@ class MaskedAutoencoding(Objective):
     module: MaskedAutoencoder
 
     def __init__(
-        self, config: PretrainConfig, normalise: Normaliser, manifest: Manifest, initial: InitialWeights | None = None
+        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
-        super().__init__(config, normalise, initial)
+        super().__init__(config, normalize, initial)
         self.manifest = manifest
         mae, model = config.objective, config.model
         assert isinstance(mae, MaeConfig)
@@ -198,7 +198,7 @@ class MaskedAutoencoding(Objective):
             mae.decoder.heads,
             model.attention,
             mae.spectral_angle,
-            normalise,
+            normalize,
         )
         self.fill(self.module)
 
@@ -225,7 +225,7 @@ class MaskedAutoencoding(Objective):
     def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
         key = fold_in(self.seed, "crop")
-        tiles = self.normalise(batch.tiles) if self.crop.resamples else batch.tiles
+        tiles = self.normalize(batch.tiles) if self.crop.resamples else batch.tiles
         images = random_crops(tiles, batch.samples, key, self.crop)
         noise = mask_noise(batch.samples, self.seed, self.module.num_patches, images.device)
         valid = torch.ones((), device=images.device)
@@ -238,9 +238,9 @@ class MaskedAutoencoding(Objective):
         return _masked_pixels(valid, masks, self.module.encoder.patch_size).sum()
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        views = centre_crops(self.normalise(tiles), self.crop)
+        views = center_crops(self.normalize(tiles), self.crop)
         noise = mask_noise(numbers, self.seed, self.module.num_patches, tiles.device, "validation")
-        valid = [centre_crops(_has_value(tiles), self.crop) > 0.999] if self.ignore_nodata else []
+        valid = [center_crops(_has_value(tiles), self.crop) > 0.999] if self.ignore_nodata else []
         losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)
         return Evaluation(losses, partial(self._figure, views[0], predictions[0], masked[0]))
 

@@ -23,7 +23,7 @@ from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from pretrain.weights.initial_weights import InitialWeights
 from shards.order.random_bits import fold_in, permute
@@ -64,7 +64,7 @@ class ProjectedEncoder(nn.Module):
         self.encoder, self.projection_head = encoder, projection_head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) to unit vectors (B, dim), float32."""
+        """Normalized images (B, C, H, W) to unit vectors (B, dim), float32."""
         return self.project(images)
 
     def project(self, images: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class MomentumContrast(ProjectedEncoder):
         self.register_buffer("queue_places", torch.full((queue,), -1))
 
     def forward(self, images: Tensor, keys: Tensor | None = None, places: Tensor | None = None) -> Any:
-        """InfoNCE loss (arXiv 1807.03748) of normalised images (B, C, H, W) with keys (B, dim) of places (B,).
+        """InfoNCE loss (arXiv 1807.03748) of normalized images (B, C, H, W) with keys (B, dim) of places (B,).
 
         Returns:
             Loss of each sample, float32 (B,); whether its own key was nearest, (B,); queries (B, dim). Without keys:
@@ -111,7 +111,7 @@ class MomentumContrast(ProjectedEncoder):
         return F.cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == 0).float(), query
 
 
-class MomentumContrasting(Objective):
+class MocoObjective(Objective):
     """MoCo in a training run.
 
     Args:
@@ -124,9 +124,9 @@ class MomentumContrasting(Objective):
     timestamps = 2
 
     def __init__(
-        self, config: PretrainConfig, normalise: Normaliser, bands: int, initial: InitialWeights | None = None
+        self, config: PretrainConfig, normalize: Normalizer, bands: int, initial: InitialWeights | None = None
     ) -> None:
-        super().__init__(config, normalise, initial)
+        super().__init__(config, normalize, initial)
         moco, model = config.objective, config.model
         assert isinstance(moco, MocoConfig)
         self.rate, self.queue_length = moco.momentum, moco.queue
@@ -139,7 +139,7 @@ class MomentumContrasting(Objective):
         self._places: list[Tensor] = []
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalise(batch.tiles)
+        images = self.normalize(batch.tiles)
         query, key = (
             random_crops(images[batch.rows[:, view]], batch.samples, fold_in(self.seed, f"view {view}"), self.crop)
             for view in (0, 1)
@@ -179,7 +179,7 @@ class MomentumContrasting(Objective):
         self._keys, self._places = [], []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalise(tiles)
+        images = self.normalize(tiles)
         query, key = (
             random_crops(images, numbers, fold_in(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)
         )

@@ -16,8 +16,8 @@ from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
 from pretrain.models.encoder import Encoder
-from pretrain.models.initialize import initialise
-from pretrain.models.normalize import Normaliser
+from pretrain.models.initialize import initialize
+from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
 from pretrain.weights.initial_weights import InitialWeights
 
@@ -38,7 +38,7 @@ class Objective(ABC):
 
     Args:
         config: of the run.
-        normalise: digital numbers to z-scores, on the device.
+        normalize: digital numbers to z-scores, on the device.
         initial: weights to begin from; None draws them from the run's seed.
 
     Attributes:
@@ -53,8 +53,8 @@ class Objective(ABC):
     momentum: MomentumNetwork | None = None
     timestamps: Literal[1, 2] = 1
 
-    def __init__(self, config: PretrainConfig, normalise: Normaliser, initial: InitialWeights | None = None) -> None:
-        self.config, self.normalise, self.initial = config, normalise, initial
+    def __init__(self, config: PretrainConfig, normalize: Normalizer, initial: InitialWeights | None = None) -> None:
+        self.config, self.normalize, self.initial = config, normalize, initial
         self.seed, self.steps = config.run.seed, config.train.steps
         augment = config.augment
         self.crop = Crop(config.model.image_size, augment.crop_scale, augment.flip, augment.blur)
@@ -67,7 +67,7 @@ class Objective(ABC):
 
     def fill(self, module: nn.Module) -> None:
         """Give the networks their first weights, before they are copied or shared."""
-        initialise(module, "pretrain", self.seed)
+        initialize(module, "pretrain", self.seed)
         if self.initial is not None:
             self.initial.put_into(module, self.config.objective.name)
 
@@ -94,7 +94,7 @@ class Objective(ABC):
         """Losses of held-out tiles, int16 (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
 
     def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
-        """Feature map (B, D, h, w) of normalised images by the encoder that will be exported, in evaluation mode."""
+        """Feature map (B, D, h, w) of normalized images by the encoder that will be exported, in evaluation mode."""
         return engine.evaluation(images)
 
 
@@ -128,7 +128,7 @@ class Scalars:
 def feature_spread(features: Tensor) -> Tensor:
     """How far a batch's features (B, D) are from collapse: 1 where their directions are isotropic, 0 where all agree.
 
-    The standard deviation of the L2-normalised features over the batch, times sqrt(D) (SimSiam, arXiv 2011.10566).
+    The standard deviation of the L2-normalized features over the batch, times sqrt(D) (SimSiam, arXiv 2011.10566).
     """
     unit = nn.functional.normalize(features.detach().float(), dim=-1)
     return unit.std(0, unbiased=False).mean() * unit.shape[-1] ** 0.5

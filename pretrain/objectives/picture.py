@@ -67,12 +67,12 @@ def _draw_spectra(axes: Axes, truth: np.ndarray, predicted: np.ndarray, masked: 
     centers, widths = np.asarray(sensor.wavelength_nm), np.asarray(sensor.fwhm_nm)
     bands = np.argsort(centers)
     breaks = gaps(centers[bands], widths[bands])  # those of water vapor are not interpolated
-    for patch, colour in zip(chosen, ("tab:blue", "tab:green", "tab:orange"), strict=True):
+    for patch, color in zip(chosen, ("tab:blue", "tab:green", "tab:orange"), strict=True):
         for values, style, name in ((truth, "-", "true"), (predicted, "--", "predicted")):
             parts = np.split(values[patch].mean(0)[bands], breaks)
             for number, (nm, part) in enumerate(zip(np.split(centers[bands], breaks), parts, strict=True)):
                 label = f"patch {patch}, {name}" if number == 0 else None
-                axes.plot(nm, part, style, color=colour, lw=1.2, label=label)
+                axes.plot(nm, part, style, color=color, lw=1.2, label=label)
     axes.set_xlabel("wavelength [nm]")
     axes.set_ylabel("reflectance")
     axes.legend(ncols=3, fontsize=8)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain import distributed
-from pretrain.console import say
+from pretrain.console import log
 from shards.read.quarantine import Quarantine
 
 
@@ -33,7 +33,7 @@ class BadTiles:
             quarantine.check(count)
             total += count
         if total > self._told:
-            say(
+            log(
                 f"WARNING: {total} damaged tiles so far, replaced by others of their set; "
                 f"{self._folder}/quarantine-*.jsonl names them, and data.max_bad_tiles limits them"
             )

@@ -112,7 +112,7 @@ class Guard:
         self.not_finite = state.get("not_finite", 0)
         self._take_window(state)
 
-    def go_back(self, state: dict[str, Any]) -> None:
+    def rollback(self, state: dict[str, Any]) -> None:
         """Take over the window of an earlier `state`, but keep the count: the weights went back, the run did not."""
         self.in_a_row = self.not_finite = 0
         self._take_window(state)

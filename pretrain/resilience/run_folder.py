@@ -157,8 +157,8 @@ def open_run(path: Path, watchdog: "Watchdog") -> RunFolder:
     """
     from pretrain import distributed
 
-    mine = distributed.together(lambda: RunFolder(path) if distributed.is_main() else None)
-    leader = distributed.from_main(None if mine is None else mine.record)
+    mine = distributed.raise_on_all_ranks(lambda: RunFolder(path) if distributed.is_main() else None)
+    leader = distributed.broadcast_object(None if mine is None else mine.record)
     watchdog.run = mine or RunFolder(path, leader=leader)
     return watchdog.run
 

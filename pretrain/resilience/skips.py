@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.resilience.guard import Verdict
 from shards.files.journal import Journal
@@ -45,7 +45,7 @@ class SkipLog:
         if distributed.is_main():
             line = {"step": step, "reason": verdict.reason, "batches": suspects}
             self._journal.append((json.dumps(line) + "\n").encode())
-        say(f"WARNING: step {step} skipped: {verdict.reason}; its tiles are in {self._journal.path}")
+        log(f"WARNING: step {step} skipped: {verdict.reason}; its tiles are in {self._journal.path}")
 
     def _keys(self, samples: np.ndarray) -> list[str]:
         return [self._inputs.reader.key(int(row)) for row in self._inputs.plan.tiles(samples)]

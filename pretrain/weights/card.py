@@ -31,8 +31,8 @@ def model_card(description: EncoderDescription, parameters: int, file: str) -> s
         _use(description, file),
         "## Evaluation",
         "None is claimed here: measure it on your task, beside an untrained encoder (docs/evaluation.md).",
-        "## Licence",
-        "To be filled in by whoever publishes the file. The licence of the training data can bind its weights.",
+        "## License",
+        "To be filled in by whoever publishes the file. The license of the training data can bind its weights.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -89,15 +89,15 @@ def _input(description: EncoderDescription) -> str:
         lines.append(f"- Digital numbers (int16), (x - mu) / sigma per band{cut}; missing pixels (-32768) become 0.")
         lines.append("- mu and sigma are in the file's header and applied by `encode`.")
     else:
-        lines.append("- Normalisation: unknown.")
+        lines.append("- Normalization: unknown.")
     if description.architecture.startswith("spec_"):
-        lines.append("- The weights take any number of bands from 75 on, normalised with statistics of their sensor.")
+        lines.append("- The weights take any number of bands from 75 on, normalized with statistics of their sensor.")
     return "\n".join(lines)
 
 
 def _range(description: EncoderDescription) -> str:
-    centres = description.wavelength_nm
-    return f" from {min(centres):.0f} to {max(centres):.0f} nm" if centres else ""
+    centers = description.wavelength_nm
+    return f" from {min(centers):.0f} to {max(centers):.0f} nm" if centers else ""
 
 
 def _use(description: EncoderDescription, file: str) -> str:

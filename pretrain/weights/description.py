@@ -37,10 +37,10 @@ class EncoderDescription:
     Attributes:
         architecture, image_size, patch_size: arguments of ``build_encoder``.
         sensor, wavelength_nm, fwhm_nm: the bands it was trained on, in order.
-        mu, sigma: per-band normalisation of digital numbers; empty where it is unknown.
+        mu, sigma: per-band normalization of digital numbers; empty where it is unknown.
         objective, samples_seen, dataset: how it was trained, the dataset by content hash; "" and 0 where unknown.
         version: of the code that wrote the file.
-        clip: normalised values are cut at +-clip; None for none.
+        clip: normalized values are cut at +-clip; None for none.
         bands: how many an image has; 0 stands for as many as there are wavelengths.
         network: "student", the trained network, or "teacher", its average over training.
         config: the whole config of the run, folders by their last name.
@@ -216,7 +216,7 @@ def last_name(place: str) -> str:
 def describe_foreign(
     architecture: str, image_size: int, patch_size: int, bands: int | None, objective: str, network: str
 ) -> EncoderDescription:
-    """The description of a file that has none: EnMAP's bands where they fit, normalisation unknown.
+    """The description of a file that has none: EnMAP's bands where they fit, normalization unknown.
 
     Args:
         bands: that the encoder takes; None for any number.

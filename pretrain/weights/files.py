@@ -17,7 +17,7 @@ from pretrain.weights.card import model_card
 from pretrain.weights.description import EncoderDescription, WeightsError
 from pretrain.weights.finite import find_non_finite
 from pretrain.weights.formats import StoredEncoder, read_stored
-from pretrain.weights.recognize import recognise
+from pretrain.weights.recognize import recognize
 from pretrain.weights.report import LoadReport, compare
 from pretrain.weights.torch_files import Network
 from shards.files.atomic import write_atomic
@@ -64,7 +64,7 @@ def load_encoder(
 
     Returns:
         The encoder in evaluation mode on the CPU, fp32, and its description; where the file has none, one with
-        unknown normalisation.
+        unknown normalization.
 
     Raises:
         WeightsError: the file is missing, damaged, of no known format, or doesn't match its architecture in full.
@@ -164,7 +164,7 @@ def _describe(stored: StoredEncoder, architecture: str | None) -> EncoderDescrip
     """What the file says, or what its weights look like, under the architecture's name that was given."""
     described = stored.description
     if described is None:
-        described = recognise(stored.weights, stored.objective, stored.network, stored.where)
+        described = recognize(stored.weights, stored.objective, stored.network, stored.where)
     return described if architecture is None else replace(described, architecture=architecture)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
 from pretrain.weights.containers import INDEX, parts_of, resolve
@@ -54,20 +54,20 @@ class InitialWeights:
         """
         told = self.read.description
         load_strictly(cast(Encoder, module.get_submodule("encoder")), self.read.weights, str(self.path))
-        say(
+        log(
             f"initialized from {self.path} (sha256 {self.lineage['sha256'][:16]}): {self.read.layout}, "
             f"{told.architecture}, {told.network} network, {told.objective or 'unknown objective'}, "
             f"{told.samples_seen or 'unknown'} tiles seen; step, optimizer and schedule begin anew"
         )
-        say(self.read.report.table())
+        log(self.read.report.table())
         for line in self.read.report.reshaped:
-            say(f"position embeddings interpolated: {line}")
+            log(f"position embeddings interpolated: {line}")
         if not self.read.described:
-            say("the file doesn't say which bands it was trained on: they are taken to be those of data.shards")
+            log("the file doesn't say which bands it was trained on: they are taken to be those of data.shards")
         heads = self.read.heads if told.objective == objective else {}
         for name, part in module.named_children():
             if name != "encoder" and part.state_dict():
-                say(f"{name}: {'taken from the file, too' if _fill(name, part, heads) else 'new'}")
+                log(f"{name}: {'taken from the file, too' if _fill(name, part, heads) else 'new'}")
 
 
 def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialWeights | None:
@@ -81,13 +81,13 @@ def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialW
     if location is None:
         return None
     path = _fetch(location)
-    read = distributed.together(lambda: _read(path, config, manifest))
+    read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifest))
     hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
-    distributed.together(lambda: _check_same_everywhere(location, hashes))
+    distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes))
     told = read.description
     lineage = {
         "file": last_name(str(path)),
-        "sha256": distributed.from_main(file_hash(path) if distributed.is_main() else ""),
+        "sha256": distributed.broadcast_object(file_hash(path) if distributed.is_main() else ""),
         "objective": told.objective,
         "network": told.network,
         "samples_seen": told.samples_seen,
@@ -118,8 +118,8 @@ def _fetch(location: str) -> Path:
     """The file on this machine: the first process downloads it, then one of each node, where nodes share no cache."""
     path = Path()
     for turn in (distributed.is_main(), os.environ.get("LOCAL_RANK", "0") == "0", True):
-        path = distributed.together(partial(_find, location) if turn else Path)
-    return path if "://" in location else distributed.from_main(path)  # of a run that goes on, the same checkpoint
+        path = distributed.raise_on_all_ranks(partial(_find, location) if turn else Path)
+    return path if "://" in location else distributed.broadcast_object(path)  # a run that goes on: one checkpoint
 
 
 def _find(location: str) -> Path:
@@ -163,7 +163,7 @@ def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, 
             f"{difference}: other bands; name an encoder of this sensor, or add checkpoint.accept=[init] to begin "
             "from it all the same"
         )
-    say(f"WARNING: {difference}: accepted by checkpoint.accept")
+    log(f"WARNING: {difference}: accepted by checkpoint.accept")
 
 
 def _in_words(sensor: str, bands: int, wavelength_nm: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""An encoder as people use it: digital numbers in, features out; the file knows bands and normalisation."""
+"""An encoder as people use it: digital numbers in, features out; the file knows bands and normalization."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.models.compilation import is_exporting
 from pretrain.models.encoder import Encoder, Output
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from pretrain.models.vit import ViTEncoder
 from pretrain.weights.containers import ENCODER_FILE
 from pretrain.weights.description import EXTRA_STATE, EncoderDescription, WeightsError, from_extra_state, to_extra_state
@@ -34,7 +34,7 @@ RESAMPLE = "resample the spectra to its bands, spectralforge.resample(cube, wave
 
 
 class PretrainedEncoder(nn.Module):
-    """An encoder with its description and normalisation.
+    """An encoder with its description and normalization.
 
     Images are digital numbers (reflectance x 10000) or reflectance, (B, C, H, W) or one (C, H, W): arrays or tensors
     of any number type (pretrain/weights/images.py). -32768, NaN, infinities and masked pixels are missing. Where
@@ -55,14 +55,14 @@ class PretrainedEncoder(nn.Module):
 
     @property
     def wavelength_nm(self) -> list[float]:
-        """Band centres that the encoder takes, in nm, in its order."""
+        """Band centers that the encoder takes, in nm, in its order."""
         return self.description.wavelength_nm
 
     def forward(self, images: Any, wavelengths_nm: Sequence[float] | None = None, output: Output = "pooled") -> Tensor:
         """Features with gradients, for those who train on: pooled (B, D), or with ``output`` ``map`` (B, D, h, w).
 
         Raises:
-            WeightsError: bands, size or values are not what the encoder takes, or how to normalise is unknown.
+            WeightsError: bands, size or values are not what the encoder takes, or how to normalize is unknown.
         """
         batch, bands = self._read(images, wavelengths_nm)
         return self._features(batch, bands, None, output)
@@ -91,7 +91,7 @@ class PretrainedEncoder(nn.Module):
         batch, bands = self._read(images, wavelengths_nm)
         if not len(batch):
             raise WeightsError("images: none are given; give one at least")
-        values = self._normalised(batch, bands, None)
+        values = self._normalized(batch, bands, None)
         return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
 
     def save(self, path: str | Path) -> Path:
@@ -129,9 +129,9 @@ class PretrainedEncoder(nn.Module):
     def _describe(self, description: EncoderDescription) -> None:
         self.description = description
         known = bool(description.mu and description.sigma)
-        normalise = Normaliser(description.mu, description.sigma, description.clip) if known else None
+        normalize = Normalizer(description.mu, description.sigma, description.clip) if known else None
         device = next(self.encoder.parameters()).device
-        self.normalise = None if normalise is None else normalise.to(device)
+        self.normalize = None if normalize is None else normalize.to(device)
 
     def extra_repr(self) -> str:
         told = self.description
@@ -163,9 +163,9 @@ class PretrainedEncoder(nn.Module):
         if bands is None:
             check_bands(batch, count, f"this encoder takes {count}; name theirs with wavelengths_nm")
         self._check_size(batch)
-        if self.normalise is None:
+        if self.normalize is None:
             raise WeightsError(
-                "the encoder's file doesn't say how its images were normalised: give it the statistics, "
+                "the encoder's file doesn't say how its images were normalized: give it the statistics, "
                 "python -m tools.convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
             )
         return batch, bands
@@ -174,18 +174,18 @@ class PretrainedEncoder(nn.Module):
         if batch.shape[0] == 0:
             size = [] if output == "pooled" else [side // self.encoder.stride for side in batch.shape[2:]]
             return torch.empty(0, self.encoder.feature_dim, *size, device=self._device)
-        return self.encoder(self._normalised(batch, bands, scale), output).float()
+        return self.encoder(self._normalized(batch, bands, scale), output).float()
 
-    def _normalised(self, batch: Images, bands: list[int] | None, scale: float | None) -> Tensor:
+    def _normalized(self, batch: Images, bands: list[int] | None, scale: float | None) -> Tensor:
         """float32 images of the encoder's bands, on its device; ``scale`` None: as their values tell."""
-        assert self.normalise is not None
+        assert self.normalize is not None
         values = self._numbers(batch, bands)
         if scale is None:
             scale = scale_of([self._range(batch, values)])
         if scale != 1:
             value_range(values, scale)
             values = torch.where(values == NODATA, values, values * scale)
-        return self.normalise(values.float() if values.is_floating_point() else values)
+        return self.normalize(values.float() if values.is_floating_point() else values)
 
     def _numbers(self, batch: Images, bands: list[int] | None) -> Tensor:
         return to_tensor(batch if bands is None else batch[:, bands]).to(self._device)
@@ -202,8 +202,8 @@ class PretrainedEncoder(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        assert self.normalise is not None
-        return self.normalise.mu.device
+        assert self.normalize is not None
+        return self.normalize.mu.device
 
     def _bands_of(self, centers: np.ndarray, count: int) -> list[int]:
         """Where each of the encoder's bands is among ``count`` bands with these centers."""

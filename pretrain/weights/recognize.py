@@ -12,7 +12,7 @@ _PUBLISHED_IMAGE, _PUBLISHED_PATCH = 128, 4
 """Pixels; also what stands for the sizes of a ResNet, which takes any."""
 
 
-def recognise(weights: dict[str, Tensor], objective: str, network: str, where: str) -> EncoderDescription:
+def recognize(weights: dict[str, Tensor], objective: str, network: str, where: str) -> EncoderDescription:
     """Describe weights with flat names; where some are missing, by the others.
 
     Args:

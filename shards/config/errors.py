@@ -157,7 +157,7 @@ def _suggest(key: str, schema: type[BaseModel], kinds: Kinds) -> str:
     given, _, last = key.rpartition(".")
     section = re.sub(r"\.\d+(?=\.|$)", "", given)  # entries of a list have the keys of one
     siblings = [name for name in known if name.rpartition(".")[0] == section]
-    # the right name in another section, then a misspelt one here, then a misspelt one elsewhere
+    # the right name in another section, then a misspelled one here, then a misspelled one elsewhere
     for names, cutoff in ((known, 1.0), (siblings, 0.6), (known, 0.6)):
         by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
         if near := difflib.get_close_matches(last, by_last, n=1, cutoff=cutoff):

@@ -23,7 +23,7 @@ NUMBERS = {
     "mask_offset": "u8",  # the label tile likewise; length 0 for none
     "mask_length": "u4",
     "mask_checksum": "u8",
-    "lon": "f4",  # of the tile's centre, degrees, WGS 84; NaN where unknown
+    "lon": "f4",  # of the tile's center, degrees, WGS 84; NaN where unknown
     "lat": "f4",
     "date": "M8[D]",  # day of the acquisition; NaT where unknown
     **dict.fromkeys(QUALITY, "f4"),

@@ -23,11 +23,11 @@ class ViewConfig(ConfigModel):
     A tile of unknown position, date or cloud share does not meet a condition on it.
 
     Attributes:
-        bbox: west, south, east, north in degrees (WGS 84), of tile centres. West may exceed east
+        bbox: west, south, east, north in degrees (WGS 84), of tile centers. West may exceed east
             (across the date line).
         begin, end: first and last day of acquisition, ISO.
         max_cloud, max_nodata: largest share of a tile's pixels.
-        split: of a labelled dataset.
+        split: of a labeled dataset.
         keep, deny: text files, one scene, location or sample key a line; ``#`` begins a comment. Pretraining
             leaves out the scenes of a test set by ``deny``.
     """

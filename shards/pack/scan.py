@@ -36,7 +36,7 @@ from shards.sources.bundles import Bundle, Inputs, find_inputs
 from shards.sources.geotiff import read_tile
 from shards.sources.labels import Labels
 from shards.sources.layouts import SPLITS, TileSource
-from shards.sources.pairs import find_labelled
+from shards.sources.pairs import find_labeled
 from shards.sources.plain import EMPTY, PlainScene, PlainTiles, probe
 from shards.sources.scene import METADATA, Scene, SceneLimits
 from shards.sources.walk import is_data
@@ -199,7 +199,7 @@ def _find(
         for told in (option, "--pattern" if config.pattern else ""):
             if told:
                 raise ConfigError(f"{told} does nothing with --labels: leave it out")
-        tiles = find_labelled(source, labels, sensor.name, seed)
+        tiles = find_labeled(source, labels, sensor.name, seed)
         beside = find_inputs(source, sensor)
         if others := [*beside.containers, *beside.products]:
             _tell(f"labels go with plain tiles: {len(others)} archives or products are left out, e.g. {others[0]}")
@@ -306,9 +306,9 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
     raw = len(tiles) * sensor.num_bands * size * size * 2
     free = shutil.disk_usage(next(folder for folder in (dest, *dest.absolute().parents) if folder.exists())).free
     splits = Counter(tile.split for tile in tiles)
-    labelled = f" with labels ({', '.join(f'{splits[name]} {name}' for name in SPLITS)})" if labels else ""
+    labeled = f" with labels ({', '.join(f'{splits[name]} {name}' for name in SPLITS)})" if labels else ""
     return (
-        f"{len(tiles)} tiles{labelled} of {len({tile.location for tile in tiles})} locations -> {len(shards)} shards, "
+        f"{len(tiles)} tiles{labeled} of {len({tile.location for tile in tiles})} locations -> {len(shards)} shards, "
         f"{raw / 1e9:.2f} GB -> about {raw / ratio / 1e9:.2f} GB ({ratio:.2f}x, {config.codec}), "
         f"about {raw / rate / workers / 60:.1f} minutes with {workers} workers; {free / 1e9:.1f} GB are free at {dest}"
     )

@@ -66,7 +66,7 @@ def encode_sample(source: TileSource, tile: Tile, mask: np.ndarray | None, senso
     """
     quality: dict[str, float | None] = {name: tile.quality.get(name) for name in QUALITY}
     quality["nodata"] = float(np.mean((tile.values == NODATA).any(0)))
-    lon, lat = (None if math.isnan(degrees) else round(degrees, 6) for degrees in tile.centre_lonlat())
+    lon, lat = (None if math.isnan(degrees) else round(degrees, 6) for degrees in tile.center_lonlat())
     row = {
         "key": source.key,
         "location": source.location,

@@ -18,11 +18,11 @@ from shards.errors import TileError
 NM_OF_UNIT = {
     name: factor
     for names, factor in {
-        "nanometers nanometres nanometer nanometre nm": 1.0,
-        "micrometers micrometres micrometer micrometre microns micron um µm μm": 1000.0,
+        "nanometers nanometers nanometer nanometer nm": 1.0,
+        "micrometers micrometers micrometer micrometer microns micron um µm μm": 1000.0,
         "angstroms angstrom å": 0.1,
-        "millimeters millimetres mm": 1e6,
-        "meters metres meter metre m": 1e9,
+        "millimeters millimeters mm": 1e6,
+        "meters meters meter meter m": 1e9,
     }.items()
     for name in names.split()
 }

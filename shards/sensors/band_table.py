@@ -76,8 +76,8 @@ def _header(line: str, where: str) -> tuple[list[str], str]:
             f"{where}: needs one column wavelength_nm and one fwhm_nm (or wavelength_um, fwhm_um) in its first line, "
             f"which is {line[:80]!r}{''.join(meant)[:160]}"
         )
-    if "kept" not in names and (misspelt := [name for name, found in near.items() if found == ["kept"]]):
-        raise ConfigError(f"{where}: column '{misspelt[0]}' means nothing: did you mean kept?")
+    if "kept" not in names and (misspelled := [name for name, found in near.items() if found == ["kept"]]):
+        raise ConfigError(f"{where}: column '{misspelled[0]}' means nothing: did you mean kept?")
     return names, delimiter
 
 

@@ -1,6 +1,6 @@
 """Sensors: which bands a tile has, where they lie on the wavelength axis, how to find them in a file.
 
-The EnMAP table is the 224-band characterisation of the L2A product, ordered by wavelength (the VNIR
+The EnMAP table is the 224-band characterization of the L2A product, ordered by wavelength (the VNIR
 and SWIR detectors interleave between 902 and 993 nm). SpectralEarth keeps 202 of them: without
 bands 127..141 and 161..167 (1-based), the water-vapour gaps around 1.4 and 1.9 um. The CSV in the
 publisher's repository names wrong wavelengths for 15 of the kept bands (it takes the second gap out
@@ -31,7 +31,7 @@ NODATA = -32768
 """The int16 value that marks "no measurement" in shards, whatever the source file used. Zero is a value."""
 
 MATCH_TOLERANCE_NM = 1.0
-"""Band centres differ by about 0.2 nm between product versions; neighbours on one detector by 5 nm and more."""
+"""Band centers differ by about 0.2 nm between product versions; neighbours on one detector by 5 nm and more."""
 
 
 SCALE = 10000.0
@@ -44,9 +44,9 @@ class Sensor:
 
     Attributes:
         name: registry name, e.g. ``"enmap"``, or the file name of a band table without its ending.
-        wavelength_nm: centre of each kept band in nm, in the order of a tile.
+        wavelength_nm: center of each kept band in nm, in the order of a tile.
         fwhm_nm: full width at half maximum of each kept band in nm.
-        product_wavelength_nm: centres of all bands of the full product, in that order.
+        product_wavelength_nm: centers of all bands of the full product, in that order.
         kept: positions of the kept bands in the full product, 0-based, ascending.
         scale: digital number of reflectance 1.0.
         rgb: positions of a red, green and blue band among the kept bands, for pictures.

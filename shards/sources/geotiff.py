@@ -22,7 +22,7 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """The transform of a tile without a georeference."""
 
 FARTHEST = 1e9
-"""No coordinate on Earth is larger in metres or feet. PROJ takes turns off a longitude one by one: 1e300 hangs it."""
+"""No coordinate on Earth is larger in meters or feet. PROJ takes turns off a longitude one by one: 1e300 hangs it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Tile:
     date: str = ""
     quality: dict[str, float] = field(default_factory=dict)
 
-    def centre_lonlat(self) -> tuple[float, float]:
-        """Longitude and latitude of the centre in degrees (WGS 84); NaN without a georeference, or with one
+    def center_lonlat(self) -> tuple[float, float]:
+        """Longitude and latitude of the center in degrees (WGS 84); NaN without a georeference, or with one
         that leads nowhere on Earth (a local grid, coordinates beyond the projection): no reason to lose the tile.
         """
         if self.crs is None:

@@ -53,8 +53,8 @@ class TileSource:
         path: file path relative to the source directory, with ``/``; ``<archive>!<member>`` in an archive.
         scene: acquisition or product that it was cut from, where known.
         date: day of acquisition, ISO, where known.
-        mask: its label tile relative to the labels folder, or the one file that holds all; for labelled datasets.
-        split: ``"train"``, ``"val"`` or ``"test"``, for labelled datasets.
+        mask: its label tile relative to the labels folder, or the one file that holds all; for labeled datasets.
+        split: ``"train"``, ``"val"`` or ``"test"``, for labeled datasets.
     """
 
     location: str

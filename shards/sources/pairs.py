@@ -21,7 +21,7 @@ SIDECARS = (".hdr", ".xml", ".ovr", ".msk", ".tfw", ".wld", ".prj", ".txt", ".js
 """Files beside a raster that are no label of its name."""
 
 
-def find_labelled(images: Path, labels: Labels, sensor: str, seed: int) -> list[TileSource]:
+def find_labeled(images: Path, labels: Labels, sensor: str, seed: int) -> list[TileSource]:
     """Tiles with their label tiles and splits, sorted.
 
     Args:

@@ -129,7 +129,7 @@ class Metadata:
 
     Attributes:
         time: start of the acquisition, ``YYYYMMDDTHHMMSSZ``.
-        wavelength_nm: band centres in the order of the image.
+        wavelength_nm: band centers in the order of the image.
         background: pixel value of "no measurement".
     """
 
@@ -145,7 +145,7 @@ class Metadata:
             root = ElementTree.fromstring(text)
             start = datetime.fromisoformat(_text(root, ".//temporalCoverage/startTime"))
             bands = root.findall(".//bandCharacterisation/bandID")
-            centres = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
+            centers = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
             scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
             background = float(_text(root, ".//backgroundValue"))
         except (ElementTree.ParseError, ExpatError, ValueError, LookupError, RecursionError) as error:
@@ -157,7 +157,7 @@ class Metadata:
             )
         if start.utcoffset() != timedelta(0):
             raise SourceError(f"{name}: start time {start.isoformat()} is not a UTC time")
-        return cls(start.strftime("%Y%m%dT%H%M%SZ"), centres, background)
+        return cls(start.strftime("%Y%m%dT%H%M%SZ"), centers, background)
 
 
 def _refuse_doctype(text: bytes) -> None:

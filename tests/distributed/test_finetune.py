@@ -15,7 +15,7 @@ from support.processes import REPOSITORY, run_ranks
 from finetune.encoders.model_file import load_task_model
 from finetune.evaluation.results import Result, RunResults, read_results
 from finetune.tasks import dump_task, get_task, task_names
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 from pretrain.weights.description import EncoderDescription
 from pretrain.weights.files import save_encoder
@@ -53,7 +53,7 @@ class Lab:
         enmap = get_sensor("enmap")
         told = [list(enmap.wavelength_nm), list(enmap.fwhm_nm), [2000.0] * 202, [1400.0] * 202]
         encoder = build_encoder("spec_vit_tiny", 32, 4)
-        initialise(encoder, "pretrain.encoder", 3)
+        initialize(encoder, "pretrain.encoder", 3)
         description = EncoderDescription("spec_vit_tiny", 32, 4, "enmap", *told, "mae", 0, "x", "t")
         save_encoder(folder / "encoder.safetensors", encoder.state_dict(), description)
 

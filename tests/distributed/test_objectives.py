@@ -121,7 +121,7 @@ def test_one_process_and_two_agree(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_with_another_number_of_processes_and_stage(runs: Runs, name: str) -> None:
-    """The momentum network, the queue and the centre are in the checkpoint, or later losses would differ."""
+    """The momentum network, the queue and the center are in the checkpoint, or later losses would differ."""
     assert runs.records(f"{name}-resumed", "loss") == pytest.approx(runs.records(f"{name}-2", "loss"), rel=1e-4, abs=0)
 
 

@@ -209,13 +209,13 @@ def test_an_element_of_an_array_is_requeued_alone(lab: Lab, whole: list[float]) 
 
 
 @pytest.mark.nightly
-def test_a_cancelled_job_saves_and_is_not_requeued(lab: Lab, whole: list[float]) -> None:
-    job = lab.begin("cancelled", "train.steps=10000")
+def test_a_canceled_job_saves_and_is_not_requeued(lab: Lab, whole: list[float]) -> None:
+    job = lab.begin("canceled", "train.steps=10000")
     lab.cluster.run("scancel", job)
-    lab.cluster.wait_for(job, "CANCELLED", "FAILED", "PENDING", seconds=60, story=lambda: lab.output("cancelled"))
+    lab.cluster.wait_for(job, "CANCELLED", "FAILED", "PENDING", seconds=60, story=lambda: lab.output("canceled"))
     lab.cluster.wait_until(lambda: lab.cluster.run("squeue", "-h", "-j", job).strip() == "", 60)
     assert lab.cluster.state(job) == "CANCELLED"
-    assert json.loads((lab.folder / "cancelled" / "status.json").read_text())["status"] == "stopped"
+    assert json.loads((lab.folder / "canceled" / "status.json").read_text())["status"] == "stopped"
 
 
 @pytest.mark.nightly

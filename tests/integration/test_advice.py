@@ -209,7 +209,7 @@ def check(folder: Path, *options: str) -> list[str]:
     return [*command, *options]
 
 
-def labelled(folder: Path, labels: np.ndarray, **place: object) -> None:
+def labeled(folder: Path, labels: np.ndarray, **place: object) -> None:
     tiles(folder / "images", count=5)
     for number in range(5):
         path = folder / "labels" / f"t{number}.tif"
@@ -231,7 +231,7 @@ def halves(size: int = SIZE) -> np.ndarray:
 def finer_labels(case: Case) -> None:
     """Labels of half the pixel size: --align nearest."""
     if not case.command:
-        labelled(case.folder, halves(2 * SIZE), transform=GRID @ Affine.scale(0.5))
+        labeled(case.folder, halves(2 * SIZE), transform=GRID @ Affine.scale(0.5))
         case.command = check(case.folder)
         return
     assert "--align nearest" in case.line
@@ -241,11 +241,11 @@ def finer_labels(case: Case) -> None:
 def one_hot(case: Case) -> None:
     """A band for each class: "give one band of class codes"."""
     if not case.command:
-        labelled(case.folder, np.concatenate([halves() == 1, halves() == 2]))
+        labeled(case.folder, np.concatenate([halves() == 1, halves() == 2]))
         case.command = check(case.folder)
         return
     assert "give one band of class codes" in case.line
-    labelled(case.folder, halves())
+    labeled(case.folder, halves())
 
 
 def unknown_code(case: Case) -> None:
@@ -253,7 +253,7 @@ def unknown_code(case: Case) -> None:
     if not case.command:
         labels = halves()
         labels[:, 0] = 9
-        labelled(case.folder, labels)
+        labeled(case.folder, labels)
         case.command = check(case.folder)
         return
     assert "'ignore'" in case.line

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
@@ -23,7 +23,7 @@ SIZE = 16
 def _encoder(patch_size: int, bn_group: int | None = None) -> SpecViT:
     """Two blocks, every weight and buffer away from its neutral value."""
     encoder = SpecViT(SIZE, patch_size, width=32, depth=2, heads=2, mlp_hidden=64, bn_group=bn_group)
-    initialise(encoder, "gather", 5)
+    initialize(encoder, "gather", 5)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in encoder.state_dict().items():
@@ -107,7 +107,7 @@ def test_loss_is_that_of_the_whole_image(patch_size):
     """Decoder input from the whole-image tokens, target cut from the image by hand."""
     encoder = _encoder(patch_size)
     model = MaskedAutoencoder(encoder, 202, 0.5, True, decoder_width=32, decoder_heads=2).eval()
-    initialise(model.decoder, "decoder", 6)
+    initialize(model.decoder, "decoder", 6)
     images = _images(202)
     noise = torch.rand(3, encoder.grid**2, generator=torch.Generator().manual_seed(3))
     masks = choose_masks(noise, 0.5)

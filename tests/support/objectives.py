@@ -5,7 +5,7 @@ import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.data.stream import TileBatch
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 
 BANDS, SIZE = 80, 12
 
@@ -24,8 +24,8 @@ def small_config(objective: dict, **sections: dict) -> PretrainConfig:
     return PretrainConfig.model_validate(values)
 
 
-def normaliser() -> Normaliser:
-    return Normaliser([1000.0] * BANDS, [400.0] * BANDS)
+def normalizer() -> Normalizer:
+    return Normalizer([1000.0] * BANDS, [400.0] * BANDS)
 
 
 def tile_batch(first: int = 0, pairs: bool = True) -> TileBatch:

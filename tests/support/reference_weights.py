@@ -34,7 +34,7 @@ def fill_by_rule(module: nn.Module, prefix: str = "", keep: tuple[str, ...] = ()
 
 
 def rule_input(folder: Path, seed: int) -> tuple[Tensor, torch.Generator]:
-    """Two normalised EnMAP images (2, 202, 128, 128), and the generator that drew them."""
+    """Two normalized EnMAP images (2, 202, 128, 128), and the generator that drew them."""
     generator = torch.Generator().manual_seed(seed)
     raw = torch.randint(0, 6000, (2, 202, 128, 128), generator=generator, dtype=torch.int32).to(torch.int16)
     mu, sigma = (

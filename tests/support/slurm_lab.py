@@ -38,11 +38,11 @@ class Lab:
         }
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))
-        make_task_sample(folder / "labelled", get_task("enmap_cdl"), tiles=10, size=8)
+        make_task_sample(folder / "labeled", get_task("enmap_cdl"), tiles=10, size=8)
         evaluation = {
             "run": {"dir": "set by the job"},
             "task": "enmap_cdl",
-            "data": {"root": str(folder / "labelled"), "splits": str(folder / "labelled" / "splits" / "enmap_cdl")},
+            "data": {"root": str(folder / "labeled"), "splits": str(folder / "labeled" / "splits" / "enmap_cdl")},
             "checkpoint": "set by the job",
             "protocol": ["knn"],
         }

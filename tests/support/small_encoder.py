@@ -1,6 +1,6 @@
 """The smallest encoder of the registry, with drawn weights and a description, for files and caches."""
 
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.weights.description import EncoderDescription
@@ -11,7 +11,7 @@ BANDS, SIZE = 80, 8
 def small_encoder(seed: int = 1, patch_size: int = 4) -> SpecViT:
     """spec_vit_tiny on 8 px, in evaluation mode."""
     encoder = build_encoder("spec_vit_tiny", SIZE, patch_size)
-    initialise(encoder, "small", seed)
+    initialize(encoder, "small", seed)
     return encoder.eval()
 
 

@@ -34,7 +34,7 @@ from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.zero import ZeroEngine, deepspeed_config
 from pretrain.engine.zero_state import gather_state, hash_weights
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 
 WIDTH, BATCH, SEED = 8, 8, 5
 CASES: dict[str, Callable[[Path], None]] = {}
@@ -69,7 +69,7 @@ class Network(nn.Module):
 
 def network(**options: bool) -> Network:
     module = Network(**options)
-    initialise(module, "troubles", SEED)
+    initialize(module, "troubles", SEED)
     with torch.no_grad():
         module.token.fill_(0.1)
     return module
@@ -143,7 +143,7 @@ def frozen_parameters_are_in_checkpoints(folder: Path) -> None:
         kept = weights(zero)
         path = save_checkpoint(zero, folder / f"stage-{stage}", {"step": 2})
         other = Network(frozen=True)
-        initialise(other, "other weights", SEED)
+        initialize(other, "other weights", SEED)
         loaded = engine(other, stage)
         load_checkpoint(loaded, path)
         assert "fixed.weight" in kept
@@ -340,7 +340,7 @@ def initial_weights_do_not_depend_on_the_processes(folder: Path) -> None:
         for name, value in module.named_parameters():
             if name != "token":
                 value.fill_(float("nan"))
-    initialise(module, "troubles", SEED)
+    initialize(module, "troubles", SEED)
     zero = engine(module)
     assert all(torch.isfinite(value).all() for value in weights(zero).values())
     found = hash_weights(gather_state(zero).weights)

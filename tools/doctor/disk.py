@@ -34,7 +34,7 @@ _MEND = "a run.dir on a file system that all nodes have mounted, and may write t
 def check_file_system(cluster: Cluster) -> Row:
     """Write, fsync, rename and read back beside the run's folder, from all ranks."""
     parent = nearest_existing(Path(cluster.config.run.dir))
-    folder = parent / distributed.from_main(f".doctor-{uuid.uuid4().hex[:8]}")
+    folder = parent / distributed.broadcast_object(f".doctor-{uuid.uuid4().hex[:8]}")
     try:
         return _exchange_files(cluster, folder)
     finally:

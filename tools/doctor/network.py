@@ -68,7 +68,7 @@ def check_clocks(cluster: Cluster) -> Row:
         return Row("yellow", "one process: nothing to compare", "run the doctor under the run's launcher")
     group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
     offsets = [_clock_offset(cluster, other, group) for other in range(1, cluster.size)]
-    return judge_clocks(distributed.from_main(offsets), [cluster.name(rank) for rank in range(1, cluster.size)])
+    return judge_clocks(distributed.broadcast_object(offsets), [cluster.name(rank) for rank in range(1, cluster.size)])
 
 
 def judge_clocks(offsets: Sequence[tuple[float, float]], names: Sequence[str]) -> Row:

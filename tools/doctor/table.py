@@ -49,20 +49,20 @@ class Printer:
         terminal = sys.stdout.isatty()
         self._is_main, self._verbose = is_main, verbose
         self._width = shutil.get_terminal_size().columns if terminal else None
-        self._colour = terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
+        self._color = terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
 
     def __call__(self, name: str, row: Row) -> None:
-        self.line(render(name, row, self._width, self._colour, self._verbose))
+        self.line(render(name, row, self._width, self._color, self._verbose))
 
     def line(self, text: str) -> None:
         if self._is_main:
             print(text, flush=True)
 
 
-def render(name: str, row: Row, width: int | None = None, colour: bool = False, verbose: bool = False) -> str:
+def render(name: str, row: Row, width: int | None = None, color: bool = False, verbose: bool = False) -> str:
     """A row as text, in lines of ``width`` characters; None: one line for what was found and one for the mend."""
     state = f"{row.state:<7}"
-    if colour:
+    if color:
         state = f"{_CODES[row.state]}{state}{_RESET}"
     lines = _fold(row.found, width)
     if row.mend:

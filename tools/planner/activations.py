@@ -18,7 +18,7 @@ from pretrain.config import PretrainConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.models import stem
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives import masked_loss
@@ -121,9 +121,9 @@ def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
     """What a MAE run trains, with whatever contents torch gives it."""
     model, mae = config.model, cast(MaeConfig, config.objective)
     encoder = _encoder(model, bands)
-    decoder, normalise = mae.decoder, Normaliser([3000.0] * bands, [1732.0] * bands)
+    decoder, normalize = mae.decoder, Normalizer([3000.0] * bands, [1732.0] * bands)
     sizes = (mae.norm_pix, decoder.width, decoder.depth, decoder.heads, model.attention, mae.spectral_angle)
-    return MaskedAutoencoder(encoder, bands, mae.mask_ratio, *sizes, normalise)
+    return MaskedAutoencoder(encoder, bands, mae.mask_ratio, *sizes, normalize)
 
 
 def _encoder(model: ModelConfig, bands: int) -> ViTEncoder:

@@ -14,7 +14,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.engine.zero import ZeroEngine
 from pretrain.metrics.step_parts import StepParts
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.objectives.mae import MaskedAutoencoder
 from tools.planner.activations import build_module, inputs
 from tools.planner.profile import Profile
@@ -69,7 +69,7 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
     init_distributed()
     torch.set_num_threads(config.run.threads)
     module = build_module(config, BANDS)
-    initialise(module, "pretrain", config.run.seed)
+    initialize(module, "pretrain", config.run.seed)
     optimizer = build_optimizer(module, config.optim)
     return ZeroEngine(module, optimizer, config.engine, config.train.micro_batch, 1, config.optim.clip)
 

@@ -66,7 +66,7 @@ class StepTime:
         return self.tiles / self.seconds
 
     def mfu(self, peak: float) -> float:
-        """Model FLOPs utilisation of one GPU."""
+        """Model FLOPs utilization of one GPU."""
         return self.flops / self.seconds / peak
 
 

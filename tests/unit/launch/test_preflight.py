@@ -97,7 +97,7 @@ def test_a_chain_that_is_refused_half_way_leaves_nothing_queued(
     with pytest.raises(SystemExit) as ended:
         main(["finetune", "--time", "1:00:00", "--config", "cdl.yaml", "--seeds", "1"])
     assert ended.value.code == 1
-    assert "QOSMaxSubmitJobPerUserLimit; cancelled what was queued before it: 1" in capsys.readouterr().err
+    assert "QOSMaxSubmitJobPerUserLimit; canceled what was queued before it: 1" in capsys.readouterr().err
     assert (slurm / "submitted").read_text().splitlines()[-1] == "scancel 1"
 
 

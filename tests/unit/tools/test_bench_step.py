@@ -37,7 +37,7 @@ def _ours_and_plain() -> tuple[MaskedAutoencoder, PlainMaskedAutoencoder, torch.
 
 def test_both_ways_agree_in_evaluation_mode_alone():
     ours, plain, tiles, noise = _ours_and_plain()
-    images = ours.normalise(tiles)
+    images = ours.normalize(tiles)
     losses = plain(images, noise)
     assert losses.shape == (2,)
     torch.testing.assert_close(ours(tiles, noise)[0], losses, rtol=1e-5, atol=0)
@@ -50,7 +50,7 @@ def test_both_ways_agree_in_evaluation_mode_alone():
 def test_both_ways_give_the_same_gradients():
     ours, plain, tiles, noise = _ours_and_plain()
     ours(tiles, noise)[0].mean().backward()
-    plain(ours.normalise(tiles), noise).mean().backward()
+    plain(ours.normalize(tiles), noise).mean().backward()
     names = {"stem.": "encoder.spectral_adapter.", "proj.": "encoder.vit_core.patch_embed.proj."}
     own = dict(ours.named_parameters())
     for name, parameter in plain.named_parameters():

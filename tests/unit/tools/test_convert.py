@@ -55,7 +55,7 @@ def test_flat_to_safetensors_to_flat_is_exact(published, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "flat weights, student network, spec_vit_tiny, image 8 px, patch 4 px" in out
     assert "matched              171" in out
-    assert "normalisation unknown" in out
+    assert "normalization unknown" in out
     assert main([str(described), str(flat), "--to", "flat"]) == 0
     back = torch.load(flat)
     assert type(back) is dict
@@ -85,7 +85,7 @@ def test_statistics_make_an_encoder_that_encodes(published, tmp_path, capsys):
     dest = tmp_path / "encoder.safetensors"
     statistics = _statistics(tmp_path / "statistics")
     assert main([str(published[0]), str(dest), "--statistics", str(statistics), "--sensor", "enmap"]) == 0
-    assert "normalisation unknown" not in capsys.readouterr().out
+    assert "normalization unknown" not in capsys.readouterr().out
     encoder, description = load_encoder(dest)
     assert description.mu == list(np.linspace(800, 3000, 202))
     assert description.sigma == [700.0] * 202

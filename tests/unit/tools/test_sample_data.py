@@ -48,8 +48,8 @@ def read(dest: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         return file.read(), read_label(dest / "labels" / name)
 
 
-def labelled(dest: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Spectra float32 (pixels, 202) and codes (pixels,) of all labelled pixels."""
+def labeled(dest: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Spectra float32 (pixels, 202) and codes (pixels,) of all labeled pixels."""
     spectra, codes = [], []
     for name in names:
         tile, labels = read(dest, name)
@@ -150,7 +150,7 @@ def test_a_quarter_has_two_dates_and_a_tenth_a_margin(seed):
         assert all(one.scene > first.scene and one.season > first.season for one in later)
 
 
-def test_margin_is_empty_in_all_bands_and_unlabelled(sample):
+def test_margin_is_empty_in_all_bands_and_unlabeled(sample):
     margins = 0
     for name in tiles_of(sample):
         tile, labels = read(sample, name)
@@ -191,7 +191,7 @@ def test_same_seed_gives_the_same_bytes_and_another_does_not(sample, tmp_path):
 
 
 def test_vegetation_has_a_red_edge_and_water_is_dark(sample):
-    spectra, codes = labelled(sample, tiles_of(sample))
+    spectra, codes = labeled(sample, tiles_of(sample))
     mean = {code: spectra[codes == code].mean(0) for code in range(1, 7)}
     for index in VEGETATION:
         assert mean[index + 1][band(860)] > 3 * mean[index + 1][band(670)]
@@ -205,9 +205,9 @@ def test_vegetation_has_a_red_edge_and_water_is_dark(sample):
 def test_materials_absorb_where_they_should():
     mean = endmembers(0.2, np.zeros((6, 3))).mean(1)
 
-    def depth(index: int, centre: float, left: float, right: float) -> float:
-        shoulders = np.interp(centre, [left, right], [mean[index][band(left)], mean[index][band(right)]])
-        return float(1 - mean[index][band(centre)] / shoulders)
+    def depth(index: int, center: float, left: float, right: float) -> float:
+        shoulders = np.interp(center, [left, right], [mean[index][band(left)], mean[index][band(right)]])
+        return float(1 - mean[index][band(center)] / shoulders)
 
     assert all(depth(index, 1190, 1080, 1270) > 0.02 for index in VEGETATION)  # liquid water
     assert depth(3, 2205, 2130, 2270) > 0.05  # clay
@@ -252,7 +252,7 @@ def test_classes_can_be_told_apart_but_not_by_brightness_alone(tmp_path):
     dest = tmp_path / "sample"
     make_sample(dest, SampleOptions(locations=20, size=32))
     splits = {name: (dest / "splits" / f"{name}.txt").read_text().split() for name in ("train", "test")}
-    (known, codes), (unknown, truth) = labelled(dest, splits["train"]), labelled(dest, splits["test"])
+    (known, codes), (unknown, truth) = labeled(dest, splits["train"]), labeled(dest, splits["test"])
 
     def accuracy(bands: list[int]) -> float:
         scale = known[:, bands].std(0)
@@ -312,5 +312,5 @@ def test_errors_are_the_projects():
 
 def test_main_says_what_it_made(tmp_path, capsys):
     assert main([str(tmp_path / "new"), "--locations", "5", "--size", "16"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'new'}: 6 synthetic tiles of 5 locations, 6 labelled classes\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'new'}: 6 synthetic tiles of 5 locations, 6 labeled classes\n"
     assert [path.name for path in tmp_path.iterdir()] == ["new"]

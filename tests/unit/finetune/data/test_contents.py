@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune.data import contents
 from finetune.data.contents import ContentCache, identify_images, stamp
-from finetune.data.datasets import LabelledSplit
+from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash
 from finetune.data.layouts import Item
 from finetune.tasks import get_task
@@ -33,7 +33,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _split(folder: Path, reads: list[Path] | None = None) -> LabelledSplit:
+def _split(folder: Path, reads: list[Path] | None = None) -> LabeledSplit:
     def item(file: Path) -> Item:
         def image() -> np.ndarray:
             if reads is not None:
@@ -42,7 +42,7 @@ def _split(folder: Path, reads: list[Path] | None = None) -> LabelledSplit:
 
         return Item(file.name, "", "", "", image, lambda: np.ones((8, 8), np.int64), file=file)
 
-    return LabelledSplit([item(file) for file in sorted(folder.glob("*.npy"))], TASK, 8, 1, keep=False, quiet=True)
+    return LabeledSplit([item(file) for file in sorted(folder.glob("*.npy"))], TASK, 8, 1, keep=False, quiet=True)
 
 
 def _hash(folder: Path, cache: Path, reads: list[Path] | None = None) -> str:
@@ -123,7 +123,7 @@ def test_images_of_shards_are_known_by_the_manifests_hash_and_their_values(tmp_p
             return np.zeros((2, 8, 8), np.int16)
 
         items = [Item("key", "", "", identity, image, lambda: np.ones((8, 8), np.int64))]
-        split = LabelledSplit(items, TASK, 8, 1, keep=False, quiet=True)
+        split = LabeledSplit(items, TASK, 8, 1, keep=False, quiet=True)
         identify_images({"train": split}, cache, lambda: None)
         return split.images_hash
 

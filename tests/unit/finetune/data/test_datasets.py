@@ -1,9 +1,9 @@
-"""Windows of labelled tiles: labels and images together, rims, views, and errors that name the tile."""
+"""Windows of labeled tiles: labels and images together, rims, views, and errors that name the tile."""
 
 import numpy as np
 import pytest
 
-from finetune.data.datasets import LabelledSplit, cut, resize, view_of
+from finetune.data.datasets import LabeledSplit, cut, resize, view_of
 from finetune.data.layouts import Item
 from finetune.tasks import Task, get_task
 from shards.errors import SourceError
@@ -21,8 +21,8 @@ def _item(number: int, height: int = 6, width: int = 6, **changes) -> Item:
     return Item(f"tile-{number}", f"place-{number}", "scene", "1", **told)
 
 
-def _split(items: list[Item], size: int, task: Task = TASK, keep: bool = True) -> LabelledSplit:
-    return LabelledSplit(items, task, size, threads=2, keep=keep, quiet=True)
+def _split(items: list[Item], size: int, task: Task = TASK, keep: bool = True) -> LabeledSplit:
+    return LabeledSplit(items, task, size, threads=2, keep=keep, quiet=True)
 
 
 def test_windows_are_cut_in_rows_and_the_rim_is_missing_and_not_counted():

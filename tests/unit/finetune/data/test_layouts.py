@@ -1,4 +1,4 @@
-"""Downloads as published, folders of one's own, labelled shards: the right tiles, and one line for what is wrong."""
+"""Downloads as published, folders of one's own, labeled shards: the right tiles, and one line for what is wrong."""
 
 import csv
 import re
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.tiles import write_tile
 
-from finetune.config import LabelledDataConfig
+from finetune.config import LabeledDataConfig
 from finetune.data.layouts import Item, find_items, grouping, regroup
 from finetune.tasks import get_task, task_names
 from shards.__main__ import main as shards
@@ -30,8 +30,8 @@ def downloads(tmp_path_factory):
     return folder
 
 
-def _data(downloads, name: str, **changes) -> LabelledDataConfig:
-    return LabelledDataConfig(**({"root": str(downloads), "splits": str(downloads / "splits" / name)} | changes))
+def _data(downloads, name: str, **changes) -> LabeledDataConfig:
+    return LabeledDataConfig(**({"root": str(downloads), "splits": str(downloads / "splits" / name)} | changes))
 
 
 def test_ten_tasks_have_layouts():
@@ -84,7 +84,7 @@ def test_shards_with_labels_give_the_same(downloads, tmp_path):
     lists = str(downloads / "splits" / "enmap_cdl")
     words = ["pack", str(root / "enmap"), str(tmp_path / "shards"), "--labels", str(root / "cdl"), "--splits", lists]
     assert shards(words) == 0
-    packed = find_items(LabelledDataConfig(shards=str(tmp_path / "shards")), task, 0)
+    packed = find_items(LabeledDataConfig(shards=str(tmp_path / "shards")), task, 0)
     plain = find_items(_data(downloads, "enmap_cdl"), task, 0)
     for split in plain:
         by_place = {item.place: item for item in packed[split]}
@@ -201,11 +201,11 @@ def own(tmp_path_factory):
     return folder
 
 
-def _own(folder, packed: bool = False, **changes) -> LabelledDataConfig:
+def _own(folder, packed: bool = False, **changes) -> LabeledDataConfig:
     folders = {"shards": str(folder / "shards")}
     if not packed:
         folders = {"images": str(folder / "images"), "labels": str(folder / "labels")}
-    return LabelledDataConfig(**(folders | changes))
+    return LabeledDataConfig(**(folders | changes))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -255,4 +255,4 @@ def test_fewer_groups_than_splits_are_an_error_that_says_what_to_do():
 
 def test_options_of_labels_do_not_go_with_shards():
     with pytest.raises(ValidationError, match="shards carry their labels as packed"):
-        LabelledDataConfig(shards="somewhere", label_field="crop")
+        LabeledDataConfig(shards="somewhere", label_field="crop")

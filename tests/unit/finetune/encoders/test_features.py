@@ -11,7 +11,7 @@ import zarr
 from support.small_encoder import small_description, small_encoder
 
 from finetune.config import FrozenConfig, KnnConfig
-from finetune.data.datasets import LabelledSplit, view_of
+from finetune.data.datasets import LabeledSplit, view_of
 from finetune.data.layouts import Item
 from finetune.encoders.features import BATCH, Features, FreshFeatures, KeptFeatures, frozen_features
 from finetune.encoders.model_file import InputDescription, TaskModel
@@ -35,8 +35,8 @@ def _items(seed: int = 0, count: int = COUNT) -> list[Item]:
     ]
 
 
-def _split(items: list[Item], task: Task = TASK) -> LabelledSplit:
-    return LabelledSplit(items, task, SIZE, 1, keep=True, quiet=True)
+def _split(items: list[Item], task: Task = TASK) -> LabeledSplit:
+    return LabeledSplit(items, task, SIZE, 1, keep=True, quiet=True)
 
 
 def _model(seed: int = 1, mu: float = 1000.0, task: Task = TASK) -> TaskModel:
@@ -50,7 +50,7 @@ Kept = Callable[..., Features]
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
     def features(
-        model: TaskModel, split: LabelledSplit, views: int = 2, quota: float = 1.0, memory: float = 1.0
+        model: TaskModel, split: LabeledSplit, views: int = 2, quota: float = 1.0, memory: float = 1.0
     ) -> Features:
         return frozen_features(model, split, views, tmp_path, quota, memory, CPU, "train")
 
@@ -82,7 +82,7 @@ def test_a_second_call_reads_what_is_there(kept):
     assert torch.equal(first.batch(rows, rows % 2), second.batch(rows, rows % 2))
 
 
-def test_other_weights_normalisation_tiles_or_views_are_kept_apart(kept):
+def test_other_weights_normalization_tiles_or_views_are_kept_apart(kept):
     kept(_model(), _split(_items()))
     kept(_model(seed=2), _split(_items()))
     kept(_model(mu=900.0), _split(_items()))
@@ -124,7 +124,7 @@ class Told:
 
     views = 1
 
-    def __init__(self, split: LabelledSplit, noise: float = 0.1) -> None:
+    def __init__(self, split: LabeledSplit, noise: float = 0.1) -> None:
         labels = torch.from_numpy(split.labels[:, ::4, ::4].astype(np.int64))
         draw = torch.Generator().manual_seed(len(split))
         found = torch.nn.functional.one_hot(labels.clamp(max=5), 8).permute(0, 3, 1, 2).float()
@@ -134,7 +134,7 @@ class Told:
         return self.features[torch.from_numpy(rows)]
 
 
-def _blocks(seed: int, count: int) -> LabelledSplit:
+def _blocks(seed: int, count: int) -> LabeledSplit:
     """Tiles whose 4 x 4 px blocks are of one class each."""
     rng = np.random.default_rng(seed)
     items = []
@@ -145,11 +145,11 @@ def _blocks(seed: int, count: int) -> LabelledSplit:
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, LabelledSplit]:
+def splits() -> dict[str, LabeledSplit]:
     return {"train": _blocks(1, 24), "val": _blocks(2, 6), "test": _blocks(3, 5)}
 
 
-def _sweep(splits: dict[str, LabelledSplit], seeds: tuple[int, ...] = (0,), rows: np.ndarray | None = None, **changes):
+def _sweep(splits: dict[str, LabeledSplit], seeds: tuple[int, ...] = (0,), rows: np.ndarray | None = None, **changes):
     told = {"lrs": (3e-2,), "epochs": 30, "batch": 8, "evaluate_every": 10, "views": 1}
     features = {name: Told(split) for name, split in splits.items()}
     names = changes.pop("names", ("linear",))
@@ -242,7 +242,7 @@ def test_pooled_neighbours_give_weighted_means_of_labels():
         Item(str(one), "", "", "1", lambda: np.zeros((1, 8, 8), np.float32), None, (float(one),) * 4)
         for one in range(4)
     ]
-    split = LabelledSplit(items, task, 8, 1, True, True)
+    split = LabeledSplit(items, task, 8, 1, True, True)
 
     class Pooled:
         views = 1

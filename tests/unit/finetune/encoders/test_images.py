@@ -6,7 +6,7 @@ import torch
 from support.small_encoder import small_description
 
 from finetune.encoders.images import ImageInput, check_same_bands
-from pretrain.models.normalize import Normaliser
+from pretrain.models.normalize import Normalizer
 from shards.errors import ConfigError
 from shards.sensors.resampling import response_matrix
 from shards.sensors.sensor import NODATA, get_sensor, sensor_names
@@ -38,7 +38,7 @@ def test_a_sensor_resampled_to_itself_stays_as_it_is():
 
 def test_a_straight_spectrum_stays_straight():
     matrix = _to_enmap(DESIS)
-    inner = [row for row, centre in enumerate(ENMAP.wavelength_nm) if 425 < centre < 975]
+    inner = [row for row, center in enumerate(ENMAP.wavelength_nm) if 425 < center < 975]
     np.testing.assert_allclose(
         (matrix @ np.asarray(DESIS.wavelength_nm))[inner], np.asarray(ENMAP.wavelength_nm)[inner], atol=0.35
     )
@@ -46,15 +46,15 @@ def test_a_straight_spectrum_stays_straight():
 
 def test_a_narrow_line_is_blurred_to_the_wanted_width():
     """A line of DESIS's width seen through EnMAP's becomes one of EnMAP's width: variances add."""
-    matrix, centres = _to_enmap(DESIS), np.asarray(DESIS.wavelength_nm)
+    matrix, centers = _to_enmap(DESIS), np.asarray(DESIS.wavelength_nm)
     for wanted in (30, 45, 60):
         weights = matrix[wanted]
-        mean = (weights * centres).sum()
-        blurred = np.sqrt((weights * (centres - mean) ** 2).sum() + (3.5 / 2.3548) ** 2) * 2.3548
+        mean = (weights * centers).sum()
+        blurred = np.sqrt((weights * (centers - mean) ** 2).sum() + (3.5 / 2.3548) ** 2) * 2.3548
         assert blurred == pytest.approx(ENMAP.fwhm_nm[wanted], rel=0.1)
 
 
-def test_tiles_are_resampled_then_normalised_and_missing_stays_missing():
+def test_tiles_are_resampled_then_normalized_and_missing_stays_missing():
     response = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     inputs = ImageInput([10.0, 20.0, 30.0], [2.0, 4.0, 5.0], None, response)
     tiles = torch.tensor([[[[10, 30]], [[20, NODATA]], [[40, 50]]]], dtype=torch.int16)
@@ -64,9 +64,9 @@ def test_tiles_are_resampled_then_normalised_and_missing_stays_missing():
     assert inputs.bands == 3
 
 
-def test_without_a_response_tiles_are_normalised():
+def test_without_a_response_tiles_are_normalized():
     tiles = torch.tensor([[[[5, NODATA]]]], dtype=torch.int16)
-    torch.testing.assert_close(ImageInput([1.0], [2.0], None)(tiles), Normaliser([1.0], [2.0])(tiles))
+    torch.testing.assert_close(ImageInput([1.0], [2.0], None)(tiles), Normalizer([1.0], [2.0])(tiles))
 
 
 def test_bands_that_differ_are_an_error_that_says_what_to_do():

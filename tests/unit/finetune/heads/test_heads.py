@@ -17,13 +17,13 @@ from finetune.heads.heads import (
     summed_loss,
 )
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 
 
 def _head(patch_size: int = 4, bn_group: int | None = None) -> ConvHead:
     head = ConvHead(24, 5, patch_size, bn_group)
-    initialise(head, "head", 1)
+    initialize(head, "head", 1)
     return head
 
 
@@ -76,7 +76,7 @@ def test_a_patch_size_that_is_no_power_of_two_is_refused(patch_size):
         ConvHead(24, 5, patch_size, None)
 
 
-def test_groups_of_samples_are_normalised_apart():
+def test_groups_of_samples_are_normalized_apart():
     head, features = _head(bn_group=2), _features()
     parts = [head(part) for part in features.split(2)]
     assert torch.equal(head(features), torch.cat(parts))
@@ -123,7 +123,7 @@ def test_predictions():
 def test_the_fcn_head_is_the_published_one():
     head = build_head("fcn", "segmentation", 24, 5, 1)
     assert isinstance(head, FcnHead)
-    initialise(head, "head", 1)
+    initialize(head, "head", 1)
     published = nn.Sequential(
         nn.Conv2d(24, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 5, 1)
     )
@@ -136,7 +136,7 @@ def test_the_fcn_head_is_the_published_one():
 def test_the_mlp_head_is_the_published_one():
     head = build_head("mlp", "regression", 24, 4, 4)
     assert isinstance(head, MlpHead)
-    initialise(head, "head", 1)
+    initialize(head, "head", 1)
     drop = nn.Dropout(0.2)
     layers = [nn.BatchNorm1d(24), nn.Linear(24, 2048), nn.ReLU(), drop, nn.Linear(2048, 1024), nn.ReLU(), drop]
     published = nn.Sequential(*layers, nn.Linear(1024, 4))
@@ -162,7 +162,7 @@ def test_a_head_of_another_kind_is_refused():
 
 def test_a_head_brings_a_resnets_map_back_to_pixels():
     encoder = build_encoder("spec_resnet50")
-    initialise(encoder, "test", 0)
+    initialize(encoder, "test", 0)
     head = ConvHead(encoder.feature_dim, 5, encoder.stride, None)
     scores = head(encoder.dense_features(torch.randn(2, BANDS, 32, 32)))
     assert scores.shape == (2, 5, 32, 32)

@@ -20,7 +20,7 @@ from finetune.predict.cog import MapFormat, write_cog
 from finetune.predict.scene_map import class_values, predict_scene
 from finetune.predict.sliding_window import WindowPlan, blend, window_weight
 from finetune.tasks import Task, TaskClass, get_task
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.weights.files import save_encoder
 from shards.errors import ConfigError, SourceError
 from shards.sensors.sensor import get_sensor
@@ -39,7 +39,7 @@ def small_model(kind="segmentation", **described):
         return TaskModel(encoder, told, inputs).eval()
     task, name = get_task(TASKS[kind]), PUBLISHED[kind][0]
     head = build_head(name, kind, encoder.feature_dim, len(task.outputs), encoder.stride)
-    initialise(head, "head", 3)
+    initialize(head, "head", 3)
     return TaskModel(encoder, told, inputs, name, head, task).eval()
 
 
@@ -168,17 +168,17 @@ def test_bands_are_named_and_features_lie_on_the_grid_of_patches(tmp_path, scene
         assert file.transform == GRID @ Affine.scale(4)
 
 
-def test_a_class_map_tells_its_classes_and_colours(tmp_path, scene_values):
+def test_a_class_map_tells_its_classes_and_colors(tmp_path, scene_values):
     map_of(tmp_path, small_model(), scene_values)
     task = get_task("sample_materials")
     with rasterio.open(tmp_path / "map.tif") as file:
-        colours, tags = file.colormap(1), file.tags(1)
+        colors, tags = file.colormap(1), file.tags(1)
         assert (file.dtypes, file.transform, file.crs.to_epsg()) == (("uint8",), GRID, 32633)
         assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert file.tags()["task"] == "sample_materials"
-    assert colours[0] == (0, 0, 0, 0)
+    assert colors[0] == (0, 0, 0, 0)
     for one in task.classes:
-        assert colours[one.code] == (*bytes.fromhex(one.color[1:]), 255)
+        assert colors[one.code] == (*bytes.fromhex(one.color[1:]), 255)
         assert tags[f"class_{one.code}"] == one.name
     names = (tmp_path / "map.tif.aux.xml").read_text()
     assert names.index("cropland") < names.index("water")
@@ -228,8 +228,8 @@ def test_bands_in_another_order_are_found_by_wavelength(tmp_path, scene_values):
     model = small_model()
     wanted, _, _ = map_of(tmp_path, model, scene_values)
     order = np.random.default_rng(0).permutation(BANDS)
-    centres = [model.inputs.wavelength_nm[band] for band in order]
-    scene = write_tile(tmp_path / "shuffled.tif", scene_values[order], nodata=NODATA, wavelengths=centres)
+    centers = [model.inputs.wavelength_nm[band] for band in order]
+    scene = write_tile(tmp_path / "shuffled.tif", scene_values[order], nodata=NODATA, wavelengths=centers)
     predict_scene(model, scene, tmp_path / "b.tif", 0.5, 5, CPU)
     with rasterio.open(tmp_path / "b.tif") as file:
         assert np.array_equal(file.read(), wanted)

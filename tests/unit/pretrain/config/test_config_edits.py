@@ -63,7 +63,7 @@ def edited(values: dict[str, Any], key: tuple[str, ...], name: str, value: Any) 
     return {(name if one == head else one): (value if one == head else old) for one, old in values.items()}
 
 
-def misspelt(name: str, rng: random.Random) -> str:
+def misspelled(name: str, rng: random.Random) -> str:
     at = rng.randrange(len(name))
     return rng.choice([name[:at] + name[at + 1 :], name[:at] + "x" + name[at:], name + "s", name.replace("_", "-")])
 
@@ -82,7 +82,7 @@ def refusal(values: Any, schema: type[ConfigModel]) -> str | None:
 def test_an_edited_config_is_accepted_or_refused_by_the_name_of_the_key(path, rng):
     values, schema = values_of(path), schema_of(path)
     key = rng.choice(list(keys_of(values)))
-    name = misspelt(key[-1], rng)
+    name = misspelled(key[-1], rng)
     if name not in [one[-1] for one in keys_of(values) if one[:-1] == key[:-1]]:
         line = refusal(edited(values, key, name, 1), schema)
         assert line is not None and f"unknown key '{'.'.join((*key[:-1], name))}'" in line
@@ -113,7 +113,7 @@ def test_an_edited_task_is_accepted_or_refused_by_the_name_of_the_key(path, rng)
     inside = rng.choice([True, False])
     where, prefix = (values[entries][number], f"{entries}.{number}.") if inside else (values, "")
     key = rng.choice(list(where))
-    name, value = rng.choice([(misspelt(key, rng), 1), (key, rng.choice([*NUMBERS, *OTHERS]))])
+    name, value = rng.choice([(misspelled(key, rng), 1), (key, rng.choice([*NUMBERS, *OTHERS]))])
     if name != key and name in where:
         return
     where[name] = value

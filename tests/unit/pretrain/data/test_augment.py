@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.augment import ASPECT, Crop, centre_crops, crop_box, mask_noise, random_crops
-from pretrain.models.normalize import Normaliser
+from pretrain.data.augment import ASPECT, Crop, center_crops, crop_box, mask_noise, random_crops
+from pretrain.models.normalize import Normalizer
 from shards.order.random_bits import fold_in, uniform
 from shards.sensors.sensor import NODATA
 
 BANDS, SIZE = 3, 12
 MU, SIGMA = [100.0, 2000.0, -50.0], [10.0, 500.0, 2.5]
-IDENTITY = Normaliser([0.0] * BANDS, [1.0] * BANDS)
+IDENTITY = Normalizer([0.0] * BANDS, [1.0] * BANDS)
 
 
 def _tiles(count: int) -> torch.Tensor:
@@ -20,9 +20,9 @@ def _tiles(count: int) -> torch.Tensor:
     return values.view(count, BANDS, SIZE, SIZE)
 
 
-def _crops(tiles, samples, scale=(0.4, 1.0), seed=3, flip=True, size=6, normalise=IDENTITY, blur=0.0):
+def _crops(tiles, samples, scale=(0.4, 1.0), seed=3, flip=True, size=6, normalize=IDENTITY, blur=0.0):
     crop = Crop(size, scale, flip, blur)
-    return random_crops(normalise(tiles), np.asarray(samples), fold_in(seed, "crop"), crop)
+    return random_crops(normalize(tiles), np.asarray(samples), fold_in(seed, "crop"), crop)
 
 
 @pytest.mark.parametrize("scale", [None, (0.4, 1.0)])
@@ -108,10 +108,10 @@ def test_resized_crops_stay_between_the_values_of_the_tile():
             assert band.min() <= resized.min() <= resized.max() <= band.max()
 
 
-def test_normaliser_is_the_z_score_per_band():
+def test_normalizer_is_the_z_score_per_band():
     tiles = np.random.default_rng(0).integers(-32767, 32767, (2, BANDS, 5, 4), dtype=np.int16)
     mu, sigma = np.asarray(MU)[:, None, None], np.asarray(SIGMA)[:, None, None]
-    values = Normaliser(MU, SIGMA)(torch.from_numpy(tiles))
+    values = Normalizer(MU, SIGMA)(torch.from_numpy(tiles))
     assert values.dtype == torch.float32
     np.testing.assert_allclose(values.numpy(), (tiles - mu) / sigma, rtol=1e-5, atol=1e-5)
 
@@ -121,33 +121,33 @@ def test_missing_values_become_zero_and_never_an_extreme(scale):
     tiles = _tiles(30) % 200 + 1900
     tiles[:, 1, ::2, 1::2] = NODATA
     tiles[:, 2] = NODATA
-    crops = _crops(tiles, range(30), scale, normalise=Normaliser([2000.0] * BANDS, [100.0] * BANDS))
+    crops = _crops(tiles, range(30), scale, normalize=Normalizer([2000.0] * BANDS, [100.0] * BANDS))
     assert crops.abs().max() <= 1.0
     assert not crops[:, 2].any()
     assert crops[:, 0].any()
 
 
 def test_zero_is_a_value_and_not_missing():
-    assert Normaliser([5.0], [2.0])(torch.zeros(1, 1, 1, dtype=torch.int16)).item() == -2.5
+    assert Normalizer([5.0], [2.0])(torch.zeros(1, 1, 1, dtype=torch.int16)).item() == -2.5
 
 
-def test_statistics_of_the_normaliser_are_no_weights():
-    assert Normaliser(MU, SIGMA).state_dict() == {}
+def test_statistics_of_the_normalizer_are_no_weights():
+    assert Normalizer(MU, SIGMA).state_dict() == {}
 
 
 @pytest.mark.parametrize(("size", "first"), [(6, 3), (5, 3), (12, 0)])
-def test_a_centre_crop_is_the_middle_unresampled(size, first):
+def test_a_center_crop_is_the_middle_unresampled(size, first):
     tiles = _tiles(2)
-    crops = centre_crops(tiles.float(), Crop(size))
+    crops = center_crops(tiles.float(), Crop(size))
     assert torch.equal(crops, tiles[:, :, first : first + size, first : first + size].float())
 
 
 def test_a_resized_evaluation_view_is_the_whole_tile():
     tiles = _tiles(2)
-    halved = centre_crops(tiles.float(), Crop(6, (0.4, 1.0)))
+    halved = center_crops(tiles.float(), Crop(6, (0.4, 1.0)))
     expected = torch.nn.functional.avg_pool2d(tiles.float(), 2)  # bilinear at half the size, no corners aligned
     torch.testing.assert_close(halved, expected)
-    assert torch.equal(centre_crops(tiles.float(), Crop(SIZE, (0.4, 1.0))), tiles.float())
+    assert torch.equal(center_crops(tiles.float(), Crop(SIZE, (0.4, 1.0))), tiles.float())
 
 
 def test_mask_noise_belongs_to_the_sample_and_the_purpose():
@@ -203,5 +203,5 @@ def test_half_of_the_views_are_blurred():
 
 
 def test_values_are_clipped_where_asked():
-    values = Normaliser(MU, SIGMA, clip=3.0)(_tiles(2))
+    values = Normalizer(MU, SIGMA, clip=3.0)(_tiles(2))
     assert values.abs().max() == 3.0

@@ -9,7 +9,7 @@ from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import move_batch_norms
 from pretrain.models.adapter import CHANNELS, SpectralAdapter
 from pretrain.models.batchnorm import by_groups, grouped_batch_norms
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 from pretrain.models.resnet import Bottleneck
 from pretrain.objectives.moco import ProjectedEncoder, ProjectionHead
@@ -35,7 +35,7 @@ def network(request) -> ProjectedEncoder:
     named = request.param != "small resnet"
     encoder = build_encoder(request.param, 8, 4, bn_group=2, bands=100) if named else SmallResNet()
     network = ProjectedEncoder(encoder, ProjectionHead(encoder.feature_dim, 16, 8, True, 2))
-    initialise(network, "test", 0)
+    initialize(network, "test", 0)
     return network
 
 

@@ -12,8 +12,8 @@ from support.tiles import write_tile
 
 from pretrain.config.run import RunConfig
 from pretrain.loop.probe import CELLS, Cells, EncoderProbe, nearest_neighbours, ridge_classes
-from pretrain.models.normalize import Normaliser
-from pretrain.objectives.moco import MomentumContrasting
+from pretrain.models.normalize import Normalizer
+from pretrain.objectives.moco import MocoObjective
 from shards.errors import ConfigError
 from shards.pack.build import PackConfig, pack
 from shards.pack.scan import Labels
@@ -23,8 +23,8 @@ from shards.sensors.sensor import NODATA
 def _cells(count: int, seed: int, separable: bool = True) -> Cells:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(1, 4, (count,), generator=generator)
-    centres = torch.eye(6)[labels] * (4.0 if separable else 0.0)
-    return Cells(centres + torch.randn(count, 6, generator=generator), labels)
+    centers = torch.eye(6)[labels] * (4.0 if separable else 0.0)
+    return Cells(centers + torch.randn(count, 6, generator=generator), labels)
 
 
 def test_neighbours_vote_by_similarity():
@@ -54,7 +54,7 @@ def test_ridge_does_not_care_for_scale_and_offset():
     assert torch.equal(ridge_classes(train, test.features), ridge_classes(moved, features))
 
 
-def _pack_labelled(folder: Path, first: int = 1) -> Path:
+def _pack_labeled(folder: Path, first: int = 1) -> Path:
     """Twelve locations: label 0 on top, below it class ``first`` and class 2 side by side, of different spectra."""
     rise = np.linspace(0, 2000, 202)[:, None, None]
     for number in range(12):
@@ -73,16 +73,16 @@ def _pack_labelled(folder: Path, first: int = 1) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    return _pack_labelled(tmp_path_factory.mktemp("labelled"))
+def labeled(tmp_path_factory):
+    return _pack_labeled(tmp_path_factory.mktemp("labeled"))
 
 
 @pytest.fixture(scope="module")
 def contrast():
     """An encoder with drawn weights, in an objective."""
     moco = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8}
-    normalise = Normaliser([1000.0] * 202, [600.0] * 202)
-    objective = MomentumContrasting(small_config(moco, model={"image_size": 12}), normalise, 202)
+    normalize = Normalizer([1000.0] * 202, [600.0] * 202)
+    objective = MocoObjective(small_config(moco, model={"image_size": 12}), normalize, 202)
     return objective, PlainEngine(objective.module)
 
 
@@ -90,8 +90,8 @@ def _config(shards, **probe):
     return small_config({"mask_ratio": 0.5}, model={"image_size": 12}, probe={"shards": str(shards), **probe})
 
 
-def test_a_cell_has_the_label_of_most_of_its_pixels(labelled):
-    probe = EncoderProbe(_config(labelled / "shards"), 202)
+def test_a_cell_has_the_label_of_most_of_its_pixels(labeled):
+    probe = EncoderProbe(_config(labeled / "shards"), 202)
     values, codes = probe._read(int(probe.splits["train"][0]))
     assert values.shape == (202, 12, 12)
     features = torch.arange(9.0).view(1, 3, 3)
@@ -109,45 +109,45 @@ def test_a_cell_has_the_label_of_most_of_its_pixels(labelled):
     assert set(found.values()) == {1, 2}
 
 
-def test_scores_of_an_encoder(labelled, contrast):
+def test_scores_of_an_encoder(labeled, contrast):
     """Spectra tell the classes, and so does an encoder of random weights; asked again, it scores the same."""
     objective, engine = contrast
     before = {name: value.clone() for name, value in objective.module.state_dict().items()}
-    probe = EncoderProbe(_config(labelled / "shards", neighbours=5), 202)
+    probe = EncoderProbe(_config(labeled / "shards", neighbours=5), 202)
     scores = probe.scores(objective, engine)
     assert scores == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
     assert all(torch.equal(value, before[name]) for name, value in objective.module.state_dict().items())
     cells = probe._cells("train", objective, engine, lambda: False)
-    assert cells.features.shape == (len(probe.splits["train"]) * 6, 192)  # two of three rows of cells are labelled
+    assert cells.features.shape == (len(probe.splits["train"]) * 6, 192)  # two of three rows of cells are labeled
     assert set(cells.labels.tolist()) == {1, 2}
     again = probe._cells("train", objective, engine, lambda: False)
     assert torch.equal(cells.features, again.features)
     assert torch.equal(cells.labels, again.labels)
 
 
-def test_only_as_many_tiles_are_read_as_cells_are_wanted(labelled, contrast):
-    few = EncoderProbe(_config(labelled / "shards", samples=CELLS + 1), 202)._cells("train", *contrast, lambda: False)
+def test_only_as_many_tiles_are_read_as_cells_are_wanted(labeled, contrast):
+    few = EncoderProbe(_config(labeled / "shards", samples=CELLS + 1), 202)._cells("train", *contrast, lambda: False)
     assert len(few.labels) == 2 * 6
 
 
-def test_other_labels_can_be_ignored(labelled, contrast):
+def test_other_labels_can_be_ignored(labeled, contrast):
     """The middle column of cells is half and half, and the lower label counts then."""
-    probe = EncoderProbe(_config(labelled / "shards", ignore=[0, 1]), 202)
+    probe = EncoderProbe(_config(labeled / "shards", ignore=[0, 1]), 202)
     cells = probe._cells("val", *contrast, lambda: False)
     assert cells.labels.tolist() == [2] * 2 * len(probe.splits["val"])
-    probe = EncoderProbe(_config(labelled / "shards", ignore=[0, 1, 2]), 202)
+    probe = EncoderProbe(_config(labeled / "shards", ignore=[0, 1, 2]), 202)
     with pytest.raises(ConfigError, match=r"key 'probe.ignore': no cell of 'train' has another label"):
         probe.scores(*contrast)
 
 
 def test_cells_without_a_label_do_not_count(tmp_path, contrast):
-    folder = _pack_labelled(tmp_path, first=NODATA)
+    folder = _pack_labeled(tmp_path, first=NODATA)
     cells = EncoderProbe(_config(folder / "shards"), 202)._cells("val", *contrast, lambda: False)
     assert set(cells.labels.tolist()) == {2}
 
 
 def test_negative_labels_are_refused_unless_ignored(tmp_path, contrast):
-    folder = _pack_labelled(tmp_path, first=-1)
+    folder = _pack_labeled(tmp_path, first=-1)
     probe = EncoderProbe(_config(folder / "shards"), 202)
     with pytest.raises(ConfigError, match=r"key 'probe.ignore': label -1 of 'train' is negative: ignore it"):
         probe.scores(*contrast)
@@ -156,8 +156,8 @@ def test_negative_labels_are_refused_unless_ignored(tmp_path, contrast):
 
 
 @pytest.mark.parametrize("prefix", ["", "mask_"])
-def test_a_damaged_tile_or_label_is_replaced_together_with_the_other(labelled, contrast, tmp_path, prefix):
-    folder = Path(shutil.copytree(labelled / "shards", tmp_path / "shards"))
+def test_a_damaged_tile_or_label_is_replaced_together_with_the_other(labeled, contrast, tmp_path, prefix):
+    folder = Path(shutil.copytree(labeled / "shards", tmp_path / "shards"))
     config = _config(folder).model_copy(update={"run": RunConfig(dir=str(tmp_path / "run"))})
     probe = EncoderProbe(config, 202)
     bad = int(probe.splits["val"][0])
@@ -165,20 +165,20 @@ def test_a_damaged_tile_or_label_is_replaced_together_with_the_other(labelled, c
         file.seek(int(probe.reader.table[prefix + "offset"][bad]) + int(probe.reader.table[prefix + "length"][bad]) - 3)
         file.write(b"\x55\xaa\x55")
     values, codes = probe._read(bad)
-    whole = EncoderProbe(_config(labelled / "shards"), 202)
+    whole = EncoderProbe(_config(labeled / "shards"), 202)
     others = [int(row) for row in probe.splits["val"] if row != bad]
     assert any(torch.equal(values, a) and torch.equal(codes, b) for a, b in map(whole._read, others))
     assert probe.quarantine.rows == [bad] and list((tmp_path / "run").glob("quarantine-*"))
     assert probe.scores(*contrast) == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
 
 
-def test_shards_that_do_not_fit_are_refused(labelled, tmp_path):
+def test_shards_that_do_not_fit_are_refused(labeled, tmp_path):
     with pytest.raises(ConfigError, match=r"key 'probe.shards': tiles of \(202, 12, 12\); the run takes 80 bands"):
-        EncoderProbe(_config(labelled / "shards"), 80)
+        EncoderProbe(_config(labeled / "shards"), 80)
     with pytest.raises(ConfigError, match="16 px"):
         EncoderProbe(
-            small_config({"mask_ratio": 0.5}, model={"image_size": 16}, probe={"shards": str(labelled / "shards")}), 202
+            small_config({"mask_ratio": 0.5}, model={"image_size": 16}, probe={"shards": str(labeled / "shards")}), 202
         )
-    pack(labelled / "source", tmp_path / "plain", PackConfig(tiles_per_shard=4))
-    with pytest.raises(ConfigError, match="no labelled tiles in 'train'"):
+    pack(labeled / "source", tmp_path / "plain", PackConfig(tiles_per_shard=4))
+    with pytest.raises(ConfigError, match="no labeled tiles in 'train'"):
         EncoderProbe(_config(tmp_path / "plain"), 202)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain import distributed
-from pretrain.console import duration, say
+from pretrain.console import duration, log
 from pretrain.metrics.telemetry import Telemetry
 
 
@@ -92,13 +92,13 @@ def test_pictures_reach_tensorboard(tmp_path):
 def test_other_ranks_write_and_say_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     _run(tmp_path, 0, range(1, 3))
-    say("hello")
+    log("hello")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
 
 
 def test_rank_zero_says_it_at_once(capsys):
-    say("hello")
+    log("hello")
     assert capsys.readouterr().out == "hello\n"
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups, grouped_batch_norms
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 
 CHANNELS, LENGTH = 5, 7
 
@@ -32,7 +32,7 @@ def _stats(norm: nn.Module) -> torch.Tensor:
 
 def _adapter(bn_group: int | None) -> SpectralAdapter:
     adapter = SpectralAdapter(bn_group)
-    initialise(adapter, "batch norm", 1)
+    initialize(adapter, "batch norm", 1)
     return adapter
 
 

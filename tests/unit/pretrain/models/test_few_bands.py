@@ -10,7 +10,7 @@ from support.objectives import small_config
 from support.small_encoder import small_description
 from support.tiles import write_tile
 
-from finetune.config import LabelledDataConfig
+from finetune.config import LabeledDataConfig
 from finetune.encoders.encoder import EncoderFile
 from pretrain.data.inputs import open_inputs
 from pretrain.models.adapter import SpectralAdapter
@@ -79,8 +79,8 @@ def test_fine_tuning_refuses_them_as_native_bands_and_resamples(lab):
         replace(encoder, sensor=thermal).describe_input(_data("resample"), None)
 
 
-def _data(bands: str) -> LabelledDataConfig:
-    return LabelledDataConfig(shards="x", bands=bands)
+def _data(bands: str) -> LabeledDataConfig:
+    return LabeledDataConfig(shards="x", bands=bands)
 
 
 def test_a_description_of_fewer_bands_is_refused(lab, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 from pretrain.models.resnet import FEATURES, SpecResNet
 
@@ -59,7 +59,7 @@ def test_every_weight_is_trained(encoder):
 @torch.no_grad()
 def test_intermediate_layers(name, side):
     encoder = build_encoder(name, 32, bands=100)
-    initialise(encoder, "test", 0)
+    initialize(encoder, "test", 0)
     images = torch.randn(2, 100, 32, 32, generator=torch.Generator().manual_seed(1))
     maps = encoder.eval().get_intermediate_layers(images, n=4, reshape=True)
     shapes = [(2, 256 << number, side >> number, side >> number) for number in range(4)]

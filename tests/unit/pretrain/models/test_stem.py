@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pretrain.models import stem
 from pretrain.models.adapter import SpectralAdapter
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.stem import Layer, fold, plain_features, spectral_features, windows
 
 SHAPES = ((1, 3, 7, 5), (3, 4, 7, 5), (4, 5, 5, 3))  # in, out, kernel, stride
@@ -120,7 +120,7 @@ def test_recomputation_keeps_the_pixels_alone():
     gradients, kept = [], []
     for recompute in (False, True):
         adapter = SpectralAdapter()
-        initialise(adapter, "stem", 0)
+        initialize(adapter, "stem", 0)
         adapter.recompute = recompute
         sizes: list[int] = []
 

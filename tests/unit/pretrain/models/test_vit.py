@@ -18,7 +18,7 @@ from pretrain.models.adapter import SpectralConv
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import Body
 from pretrain.models.encoder import Encoder
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
 from pretrain.models.registry import ENCODERS, build_encoder
 from pretrain.models.resnet import Bottleneck
@@ -78,7 +78,7 @@ def test_gathered_tokens_are_those_of_the_ids(rest):
 
 def test_tokens_depend_on_where_a_patch_lies():
     encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
-    initialise(encoder, "here", 0)
+    initialize(encoder, "here", 0)
     patches = torch.randn(1, 1, 16, 80, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         first, second = (encoder.eval().tokens(patches, torch.tensor([[place]])) for place in (0, 3))
@@ -87,7 +87,7 @@ def test_tokens_depend_on_where_a_patch_lies():
 
 def test_ids_in_order_are_the_whole_grid():
     encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
-    initialise(encoder, "whole", 0)
+    initialize(encoder, "whole", 0)
     patches = torch.randn(2, 4, 16, 80, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = encoder.eval().tokens(patches)
@@ -120,15 +120,15 @@ def test_fixed_positions_are_a_buffer_under_the_same_name():
     assert torch.equal(encoder.vit_core.pos_embed, sincos_positions(16, 2))
 
 
-# ---- initialise ----
+# ---- initialize ----
 
 
-def test_initialise_fills_every_parameter():
+def test_initialize_fills_every_parameter():
     model = _model()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    initialise(model, "run", 1)
+    initialize(model, "run", 1)
     unfilled = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     assert unfilled == []
 
@@ -136,26 +136,26 @@ def test_initialise_fills_every_parameter():
 def test_initial_weights_depend_on_the_seed_and_the_name_alone():
     one, other = _model(), _model(decoder_width=32)
     torch.manual_seed(123)
-    initialise(one, "run", 1)
+    initialize(one, "run", 1)
     torch.manual_seed(456)
-    initialise(other.decoder, "run.decoder", 1)  # another order, and modules of other sizes in between
-    initialise(other.encoder, "run.encoder", 1)
+    initialize(other.decoder, "run.decoder", 1)  # another order, and modules of other sizes in between
+    initialize(other.encoder, "run.encoder", 1)
     for (name, first), second in zip(one.encoder.named_parameters(), other.encoder.parameters(), strict=True):
         assert torch.equal(first, second), name
 
 
-def test_initialise_leaves_torchs_own_generator():
+def test_initialize_leaves_torchs_own_generator():
     model = _model()
     before = torch.get_rng_state()
-    initialise(model, "run", 1)
+    initialize(model, "run", 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("name", "seed"), [("run", 2), ("other", 1)])
 def test_another_seed_or_name_gives_other_weights(name, seed):
     one, other = _model(), _model()
-    initialise(one, "run", 1)
-    initialise(other, name, seed)
+    initialize(one, "run", 1)
+    initialize(other, name, seed)
     for (label, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
         constant = first.dim() == 1
         assert torch.equal(first, second) == constant, label
@@ -163,14 +163,14 @@ def test_another_seed_or_name_gives_other_weights(name, seed):
 
 def test_layers_of_one_shape_get_different_weights():
     model = _model()
-    initialise(model, "run", 1)
+    initialize(model, "run", 1)
     first, second = (model.encoder.vit_core.blocks[block].mlp.fc1.weight for block in (0, 1))
     assert not torch.equal(first, second)
 
 
 def test_norms_begin_at_one_and_biases_at_zero():
     model = _model()
-    initialise(model, "run", 1)
+    initialize(model, "run", 1)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             assert (parameter == (1.0 if name.endswith("weight") else 0.0)).all(), name
@@ -178,7 +178,7 @@ def test_norms_begin_at_one_and_biases_at_zero():
 
 def test_spreads_are_those_of_the_published_rules():
     encoder = build_encoder("spec_vit_tiny", image_size=32)
-    initialise(encoder, "run", 1)
+    initialize(encoder, "run", 1)
     core = encoder.vit_core
     assert float(core.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.05)
     bound = math.sqrt(6 / (192 + 768))  # Xavier
@@ -214,7 +214,7 @@ def test_encoders_have_the_published_number_of_parameters(name, parameters):
 
 def _drawn(name: str = "spec_vit_tiny", size: int = 16, patch: int = 4, bands: int = 100) -> Encoder:
     encoder = build_encoder(name, size, patch, bands=bands)
-    initialise(encoder, "test", 0)
+    initialize(encoder, "test", 0)
     return encoder.eval()
 
 
@@ -328,7 +328,7 @@ def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
     results = []
     for recompute in (False, True, "selective"):
         encoder = build_encoder(name, 8, 4, bn_group=2)
-        initialise(encoder, "test", 0)
+        initialize(encoder, "test", 0)
         calls: list[str] = []
         for part in encoder.modules():
             if hasattr(part, "recompute"):
@@ -355,7 +355,7 @@ def test_selective_recomputation_keeps_less_and_multiplies_nothing_twice():
     counted, kept = {}, {}
     for recompute in (False, "selective", True):
         block = Block(32, 2, 128, "sdpa")
-        initialise(block, "test", 0)
+        initialize(block, "test", 0)
         x = _normal(2, 64, 32).requires_grad_()
         with _LiveBytes() as live:
             out = recomputed(block, recompute, x, None)
@@ -375,7 +375,7 @@ def test_compiled_bodies_give_the_same_losses_and_gradients(monkeypatch):
     for compiled in (False, True):
         monkeypatch.setattr(Body, "compiles", compiled)
         model = _model()
-        initialise(model, "test", 0)
+        initialize(model, "test", 0)
         names = list(model.state_dict())
         if compiled:
             compile_blocks(model)

@@ -1,14 +1,14 @@
-"""DINO: the loss by hand, schedules over the whole training, a centre that follows, prototypes that can freeze."""
+"""DINO: the loss by hand, schedules over the whole training, a center that follows, prototypes that can freeze."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from support.objectives import normaliser, small_config, tile_batch
+from support.objectives import normalizer, small_config, tile_batch
 from support.plain_engine import PlainEngine
 
-from pretrain.objectives.dino import Distilling, Prototypes
+from pretrain.objectives.dino import DinoObjective, Prototypes
 
 DINO = {
     "name": "dino",
@@ -25,7 +25,7 @@ DINO = {
 
 @pytest.fixture
 def dino():
-    objective = Distilling(small_config(DINO), normaliser(), 80)
+    objective = DinoObjective(small_config(DINO), normalizer(), 80)
     return objective, PlainEngine(objective.module)
 
 
@@ -80,7 +80,7 @@ def test_the_teachers_temperature_warms_up(dino):
     assert values == pytest.approx([0.04, 0.055, 0.07, 0.07])
 
 
-def test_the_centre_is_the_first_mean_and_then_an_average(dino):
+def test_the_center_is_the_first_mean_and_then_an_average(dino):
     objective, engine = dino
     means = []
     for step in range(3):
@@ -89,13 +89,13 @@ def test_the_centre_is_the_first_mean_and_then_an_average(dino):
         means.append((objective._logits[0] + objective._logits[1]) / 2)
         objective.after_step(engine, step)
     expected = 0.9 * (0.9 * means[0] + 0.1 * means[1]) + 0.1 * means[2]
-    torch.testing.assert_close(engine.module.centre, expected)
+    torch.testing.assert_close(engine.module.center, expected)
     assert means[0].shape == (10,)
 
 
-def test_targets_are_centred_and_sharpened(dino):
+def test_targets_are_centered_and_sharpened(dino):
     objective, engine = dino
-    engine.module.centre.copy_(torch.arange(10) / 10)
+    engine.module.center.copy_(torch.arange(10) / 10)
     logits = torch.rand(8, 10, generator=torch.Generator().manual_seed(0))
     targets = objective._targets(engine, logits, 0)
     expected = [
@@ -125,7 +125,7 @@ def test_scores_of_unit_vectors_are_cosines():
 def test_local_crops_alternate_between_dates(dino, monkeypatch):
     objective, engine = dino
     batch = tile_batch()
-    batch.tiles[[1, 3]] = 1000  # the second dates: their normalised values are 0
+    batch.tiles[[1, 3]] = 1000  # the second dates: their normalized values are 0
     seen = []
     forward = type(objective.module).forward
     monkeypatch.setattr(type(objective.module), "forward", lambda self, *x: seen.append(x[0]) or forward(self, *x))

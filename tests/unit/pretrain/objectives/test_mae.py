@@ -11,11 +11,11 @@ from support.tiles import write_archive
 from pretrain.config import PretrainConfig
 from pretrain.data.augment import mask_noise
 from pretrain.data.stream import TileBatch
-from pretrain.models.initialize import initialise
-from pretrain.models.normalize import Normaliser
+from pretrain.models.initialize import initialize
+from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder, MaskedAutoencoding
+from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
 from pretrain.objectives.mae_decoder import choose_masks
 from pretrain.objectives.masked_loss import masked_targets
 from shards.format.manifest import read_manifest
@@ -28,7 +28,7 @@ BANDS = 80
 def _model(norm_pix: bool = True, mask_ratio: float = 0.5) -> MaskedAutoencoder:
     encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32)
     model = MaskedAutoencoder(encoder, BANDS, mask_ratio, norm_pix, decoder_width=16, decoder_heads=2)
-    initialise(model, "mae", 1)
+    initialize(model, "mae", 1)
     return model.eval()
 
 
@@ -61,7 +61,7 @@ def test_targets_are_the_patches_own_pixels_in_order():
     assert torch.equal(masked_targets(patches, False), patches.flatten(2))
 
 
-def test_normalised_targets_have_the_unbiased_variance_of_numpy():
+def test_normalized_targets_have_the_unbiased_variance_of_numpy():
     patches = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))  # 8 values: ddof matters, 7 %
     flat = patches.numpy().astype(np.float64).reshape(2, 3, 8)
     expected = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(flat.var(-1, ddof=1, keepdims=True) + 1e-6)
@@ -212,7 +212,7 @@ def ignoring(tmp_path):
         "decoder": {"width": 16, "depth": 1, "heads": 2},
     }
     config = small_config(mae, model={"image_size": 12}, train={"global_batch": 8})
-    objective = MaskedAutoencoding(config, Normaliser(manifest.mu, manifest.sigma), manifest)
+    objective = MaeObjective(config, Normalizer(manifest.mu, manifest.sigma), manifest)
     return objective, PlainEngine(objective.module), tiles
 
 
@@ -259,7 +259,7 @@ def test_pixels_of_a_view_count_where_missing_ones_give_nothing(ignoring):
     after, _, same = objective._views(batch)
     assert torch.equal(valid, same)
     assert valid.any()
-    moved = (after - before)[:, 1:2].abs() * objective.normalise.sigma[1] / 1000
+    moved = (after - before)[:, 1:2].abs() * objective.normalize.sigma[1] / 1000
     assert moved[valid].max() < 0.0011
     assert moved[~valid].max() > 0.5
 
@@ -283,8 +283,8 @@ def test_validation_leaves_missing_pixels_out_too(ignoring, ignore):
 def _angled(mu: float = 0.0) -> MaskedAutoencoder:
     bands = _images().shape[1]
     encoder = SpecViT(8, 4, width=16, depth=1, heads=2, mlp_hidden=32)
-    normalise = Normaliser([mu] * bands, [2.0] * bands)
-    return MaskedAutoencoder(encoder, bands, norm_pix=False, spectral_angle=0.5, normalise=normalise)
+    normalize = Normalizer([mu] * bands, [2.0] * bands)
+    return MaskedAutoencoder(encoder, bands, norm_pix=False, spectral_angle=0.5, normalize=normalize)
 
 
 def test_the_spectral_angle_is_that_of_the_digital_numbers():
@@ -297,7 +297,7 @@ def test_the_spectral_angle_is_that_of_the_digital_numbers():
 
 def test_the_loss_has_the_mean_angle_with_its_weight():
     model = _angled(mu=10.0).eval()
-    initialise(model, "mae", 1)
+    initialize(model, "mae", 1)
     images, noise = _images()[..., :8, :8], torch.tensor([[0.1, 0.9, 0.8, 0.7], [0.9, 0.1, 0.8, 0.7]])
     model.mask_ratio = 0.75
     with torch.no_grad():

@@ -5,18 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.objectives import normaliser, small_config, tile_batch
+from support.objectives import normalizer, small_config, tile_batch
 from support.plain_engine import PlainEngine
 from torch.nn import functional as F
 
-from pretrain.objectives.moco import MomentumContrasting
+from pretrain.objectives.moco import MocoObjective
 
 MOCO = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8, "momentum": 0.5}
 
 
 @pytest.fixture
 def moco():
-    objective = MomentumContrasting(small_config(MOCO), normaliser(), 80)
+    objective = MocoObjective(small_config(MOCO), normalizer(), 80)
     return objective, PlainEngine(objective.module)
 
 
@@ -95,7 +95,7 @@ def test_two_dates_are_two_views_of_a_location(moco, monkeypatch):
         objective, "_shuffled_keys", lambda engine, images, first: seen.append(images) or torch.ones(4, 8)
     )
     batch = tile_batch()
-    batch.tiles[[1, 3]] = 1000  # the second dates: their normalised values are 0
+    batch.tiles[[1, 3]] = 1000  # the second dates: their normalized values are 0
     objective.loss(engine, batch, 0)
     keys, queries = seen
     assert not keys[:2].any()

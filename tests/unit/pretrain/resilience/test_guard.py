@@ -97,5 +97,5 @@ def test_going_back_takes_the_window_and_keeps_the_count() -> None:
     earlier = guard.state()
     settled(guard, 3)
     judge(guard, math.nan)
-    guard.go_back(earlier)
+    guard.rollback(earlier)
     assert guard.state() == {**earlier, "skipped": 1, "in_a_row": 0}

@@ -12,7 +12,7 @@ import torch
 
 from pretrain.checkpointing.random_state import random_state, set_random_state
 from pretrain.config.run import CheckpointConfig
-from pretrain.loop.sample_log import SampleLedger
+from pretrain.loop.sample_log import SampleLog
 from pretrain.metrics.stragglers import Shares
 from pretrain.metrics.telemetry import last_saved_step
 from pretrain.resilience.run_folder import RunFolder
@@ -62,7 +62,7 @@ def test_the_ledger_forgets_steps_after_the_checkpoint_also_those_of_other_ranks
     lines = [json.dumps({"step": step, "samples": [step], "tiles": [0]}) for step in range(1, 6)]
     for rank in range(2):
         (tmp_path / f"samples-{rank:05d}.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "sam')
-    ledger = SampleLedger(tmp_path, 3)
+    ledger = SampleLog(tmp_path, 3)
     ledger.record(4, np.array([7, 8]), np.array([1, 2]))
     steps = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(tmp_path.iterdir())]
     assert [line["step"] for line in steps[0]] == [1, 2, 3, 4]

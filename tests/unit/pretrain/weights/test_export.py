@@ -14,7 +14,7 @@ from torch import nn
 
 import spectralforge
 from pretrain.models import resnet
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import PLAIN_VITS, SPEC_VITS, build_encoder
 from pretrain.weights.pretrained import PretrainedEncoder
 from shards.config import REPOSITORY
@@ -40,7 +40,7 @@ def _shallow():
 
 def _encoder(name: str) -> PretrainedEncoder:
     network = build_encoder(name, SIZE, bands=BANDS)
-    initialise(network, "test", 1)
+    initialize(network, "test", 1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for key, tensor in network.state_dict().items():  # norms that do something

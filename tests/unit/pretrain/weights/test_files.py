@@ -96,7 +96,7 @@ def test_a_folder_gives_the_encoder_in_it(exported):
     assert load_encoder(exported[0].parent)[1] == exported[2]
 
 
-def test_a_file_without_a_description_gets_one_without_normalisation(exported, tmp_path):
+def test_a_file_without_a_description_gets_one_without_normalization(exported, tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file(exported[1].state_dict(), path)
     encoder, told = load_encoder(path)
@@ -130,7 +130,7 @@ def test_a_description_that_no_encoder_fits_is_refused(exported, tmp_path, chang
 
 def test_a_description_with_more_than_is_known_is_read(exported, tmp_path):
     path = tmp_path / "newer.safetensors"
-    values = vars(small_description()) | {"licence": "Apache-2.0"}
+    values = vars(small_description()) | {"license": "Apache-2.0"}
     save_file(exported[1].state_dict(), path, metadata={"spectralforge": json.dumps(values)})
     assert load_encoder(path)[1] == small_description()
 
@@ -165,7 +165,7 @@ def test_a_refused_load_changes_nothing(exported):
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 
-def test_encode_is_the_encoder_on_normalised_tiles(exported):
+def test_encode_is_the_encoder_on_normalized_tiles(exported):
     _, encoder, description = exported
     tiles = _tiles()
     mu, sigma = (np.float32(values)[:, None, None] for values in (description.mu, description.sigma))
@@ -250,7 +250,7 @@ def test_a_card_claims_nothing_that_is_not_known():
     card = model_card(bare, 1, "weights.safetensors")
     assert "Objective: unknown." in card
     assert "Tiles seen: unknown." in card
-    assert "Normalisation: unknown." in card
+    assert "Normalization: unknown." in card
     assert 'load_encoder("weights.safetensors")' in card
 
 

@@ -24,18 +24,18 @@ from support.foreign_checkpoints import (
     with_head,
 )
 
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 from pretrain.weights.description import WeightsError
 from pretrain.weights.files import load_encoder, read_encoder
-from pretrain.weights.recognize import recognise
+from pretrain.weights.recognize import recognize
 
 SIZE = 16
 
 
 def _weights(name: str = "spec_vit_tiny", seed: int = 1, size: int = SIZE, **options):
     encoder = build_encoder(name, size, **options)
-    initialise(encoder, "test", seed)
+    initialize(encoder, "test", seed)
     weights = encoder.state_dict()
     for leaf, tensor in weights.items():
         if leaf.endswith("num_batches_tracked"):
@@ -366,11 +366,11 @@ def test_a_plain_encoder_without_its_first_layer_is_refused(tmp_path):
     assert "patch_embed.proj.weight is missing" in _error(_save(tmp_path, weights))
 
 
-def test_every_published_model_is_recognised_by_its_shapes(reference):
+def test_every_published_model_is_recognized_by_its_shapes(reference):
     published = json.loads((reference / "state_dict_keys.json").read_text())
     assert len(published) == 10
     for name, shapes in published.items():
         weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        described = recognise(weights, "", "student", name)
+        described = recognize(weights, "", "student", name)
         assert (described.architecture, described.image_size, described.patch_size) == (name, 128, 4)
         assert (described.bands, described.sensor) == (202, "enmap")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.foreign_checkpoints import lightning, mae, our_checkpoint, prefixed
-from support.objectives import normaliser, small_config
+from support.objectives import normalizer, small_config
 from support.plain_engine import PlainEngine
 from support.range_server import RangeServer
 from support.small_encoder import BANDS, SIZE, small_description, small_encoder
 
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.patches import resize_positions
 from pretrain.models.registry import SPEC_VITS, build_encoder
 from pretrain.objectives import build_objective
@@ -45,7 +45,7 @@ def _config(init, objective="mae", accept=(), **model):
 
 def _begin(init, objective="mae", manifest=None, accept=(), **model):
     config, manifest = _config(init, objective, accept, **model), manifest or _manifest()
-    return build_objective(config, normaliser(), manifest, read_initial_weights(config, manifest))
+    return build_objective(config, normalizer(), manifest, read_initial_weights(config, manifest))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,7 +147,7 @@ def test_other_bands_can_be_accepted_where_the_encoder_takes_any_number(exported
     assert _same(_begin(exported, "dino", manifest, accept=("init",)).module.encoder, small_encoder().state_dict())
     assert "accepted by checkpoint.accept" in capsys.readouterr().out
     plain = build_encoder("vit_tiny", 8, bands=BANDS)
-    initialise(plain, "test", 1)
+    initialize(plain, "test", 1)
     save_file(plain.state_dict(), tmp_path / "plain.safetensors")
     with pytest.raises(ConfigError, match="takes its own bands alone"):
         _begin(tmp_path / "plain.safetensors", "dino", manifest, accept=("init",), name="vit_tiny")

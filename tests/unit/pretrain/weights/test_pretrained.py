@@ -27,15 +27,15 @@ def _tiles(count: int = 3) -> np.ndarray:
 def test_bands_are_picked_by_wavelength_in_any_order(encoder):
     tiles, order = _tiles(), np.random.default_rng(1).permutation(BANDS + 5)
     more = np.concatenate([tiles, np.full((3, 5, SIZE, SIZE), 9, np.int16)], 1)[:, order]
-    centres = np.array([*encoder.wavelength_nm, *(2000.0 + 20 * number for number in range(5))])[order]
-    assert torch.equal(encoder.encode(more, centres + 0.3), encoder.encode(tiles))
+    centers = np.array([*encoder.wavelength_nm, *(2000.0 + 20 * number for number in range(5))])[order]
+    assert torch.equal(encoder.encode(more, centers + 0.3), encoder.encode(tiles))
 
 
 def test_a_missing_band_is_named(encoder):
-    centres = np.array(encoder.wavelength_nm)
-    centres[7] += 3.0
+    centers = np.array(encoder.wavelength_nm)
+    centers[7] += 3.0
     with pytest.raises(WeightsError, match=rf"{encoder.wavelength_nm[7]:g} nm \(1 of {BANDS} missing\).*resample"):
-        encoder.encode(_tiles(), centres)
+        encoder.encode(_tiles(), centers)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import spectralforge
 from finetune.encoders.model_file import InputDescription, TaskModel, save_task_model
 from finetune.heads.heads import build_head
 from finetune.tasks import get_task
-from pretrain.models.initialize import initialise
+from pretrain.models.initialize import initialize
 from pretrain.models.registry import SPEC_VITS, build_encoder
 from pretrain.weights.description import WeightsError
 from pretrain.weights.files import load_encoder
@@ -139,7 +139,7 @@ def test_a_saved_encoder_has_the_same_features(encoder, features, tmp_path, name
 
 def test_an_encoder_that_was_trained_on_is_saved_as_it_is(tmp_path):
     network = build_encoder("spec_resnet50", dilate=(False, False, True, True)).eval()
-    initialise(network, "test", 1)
+    initialize(network, "test", 1)
     dilated = PretrainedEncoder(
         network, small_description(architecture="spec_resnet50", dilation=[False, False, True, True])
     )

@@ -252,7 +252,7 @@ def test_an_unknown_key_unlike_any_other_lists_the_known_ones(refusal):
     assert refusal("{}", "zzzzzzzzz=1").endswith("; known here: optim, paths, note")
 
 
-def test_a_misspelt_required_key_is_reported_as_misspelt(refusal):
+def test_a_misspelled_required_key_is_reported_as_misspelled(refusal):
     message = refusal("paths: {dat: x}\n")
     assert "unknown key 'paths.dat'; did you mean 'paths.data'?" in message
 

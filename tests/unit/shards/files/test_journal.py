@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from support.processes import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.console import say
+from pretrain.console import log
 from pretrain.metrics.telemetry import Telemetry
 from shards.files.journal import BestEffort, Journal
 
@@ -108,7 +108,7 @@ def test_only_errors_of_its_kind_are_passed_over(tmp_path: Path) -> None:
 def test_a_console_on_a_full_disk_does_not_end_the_run(monkeypatch) -> None:
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stdout", full)
-        say("step 1")
+        log("step 1")
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # what is in the buffer can be written now
 
 

@@ -38,7 +38,7 @@ WRONG = {
     "empty": ("", "one column wavelength_nm"),
     "a column twice": ("wavelength_nm,fwhm_nm,Wavelength_nm\n400,10,500\n", "column wavelength_nm is there twice"),
     "flags twice": ("wavelength_nm;kept;fwhm_nm;kept\n400;1;10;0\n", "column kept is there twice"),
-    "a misspelt column": (
+    "a misspelled column": (
         "wavelenght_nm,fwhm_nm\n400,10\n",
         "did you mean wavelength_nm or wavelength_um by 'wavelenght_nm'?",
     ),
@@ -46,7 +46,7 @@ WRONG = {
         "wavelength;fwhm_nm\n400;10\n",
         "did you mean wavelength_um or wavelength_nm by 'wavelength'?",
     ),
-    "misspelt flags": ("wavelength_nm,fwhm_nm,keept\n400,10,0\n", "column 'keept' means nothing: did you mean kept?"),
+    "misspelled flags": ("wavelength_nm,fwhm_nm,keept\n400,10,0\n", "column 'keept' means nothing: did you mean kept?"),
     "both units": ("wavelength_nm,wavelength_um,fwhm_nm\n400,0.4,10\n", "one column wavelength_nm"),
     "no rows": ("wavelength_nm,fwhm_nm\n", "has no bands: give a row"),
     "nothing kept": ("wavelength_nm,fwhm_nm,kept\n400,10,0\n", "has no bands that are kept"),

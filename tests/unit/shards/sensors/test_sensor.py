@@ -60,13 +60,13 @@ def test_rgb_bands_are_red_green_and_blue(enmap):
     np.testing.assert_allclose([enmap.wavelength_nm[i] for i in enmap.rgb], [641, 556, 468], atol=3)
 
 
-def test_table_equals_the_characterisation_of_the_product(enmap, enmap_l2a):
+def test_table_equals_the_characterization_of_the_product(enmap, enmap_l2a):
     root = ElementTree.parse(enmap_l2a / "enmap_wavelength.xml").getroot()
     rows = sorted(
         (float(band.findtext("wavelengthCenterOfBand")), float(band.findtext("FWHMOfBand")))
         for band in root.iter("bandID")
     )
-    assert enmap.product_wavelength_nm == tuple(centre for centre, _ in rows)
+    assert enmap.product_wavelength_nm == tuple(center for center, _ in rows)
     assert enmap.fwhm_nm == tuple(rows[i][1] for i in enmap.kept)
 
 
@@ -89,7 +89,7 @@ def test_224_bands_in_detector_order_give_the_202_kept_ones(enmap):
     np.testing.assert_array_equal(stored[enmap.select_bands(224, stored)], enmap.wavelength_nm)
 
 
-def test_centres_of_another_product_version_are_accepted(enmap):
+def test_centers_of_another_product_version_are_accepted(enmap):
     shifted = np.asarray(enmap.product_wavelength_nm) + 0.2
     np.testing.assert_array_equal(enmap.select_bands(224, shifted), enmap.kept)
 
@@ -126,14 +126,14 @@ def test_bands_that_rounding_made_equal_are_told_apart_only_by_an_ordered_file(e
         enmap.select_bands(202, rounded[::-1])
 
 
-def _one_band_off(centres):
-    centres[100] += 1.01 * MATCH_TOLERANCE_NM
-    return centres
+def _one_band_off(centers):
+    centers[100] += 1.01 * MATCH_TOLERANCE_NM
+    return centers
 
 
-def _not_a_number(centres):
-    centres[100] = float("nan")
-    return centres
+def _not_a_number(centers):
+    centers[100] = float("nan")
+    return centers
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def _not_a_number(centres):
     [
         _one_band_off,
         _not_a_number,
-        lambda centres: centres / 1000,
-        lambda centres: np.linspace(400, 2500, len(centres)),
+        lambda centers: centers / 1000,
+        lambda centers: np.linspace(400, 2500, len(centers)),
     ],
-    ids=["one band off", "not a number", "micrometres", "another instrument"],
+    ids=["one band off", "not a number", "micrometers", "another instrument"],
 )
 @pytest.mark.parametrize("count", [202, 224])
 def test_wavelengths_of_something_else_are_refused(enmap, count, damage):
-    centres = np.array(enmap.wavelength_nm if count == 202 else enmap.product_wavelength_nm)
+    centers = np.array(enmap.wavelength_nm if count == 202 else enmap.product_wavelength_nm)
     with pytest.raises(TileError, match="wavelengths are not enmap's"):
-        enmap.select_bands(count, damage(centres))
+        enmap.select_bands(count, damage(centers))

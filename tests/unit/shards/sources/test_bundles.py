@@ -390,7 +390,7 @@ def test_a_pattern_is_for_folders(tiles, tmp_path, capfd):
     assert "--pattern chooses files of a folder" in capfd.readouterr().err
 
 
-def test_a_dry_run_of_labelled_tiles_tells_their_splits(source, tmp_path, capsys):
+def test_a_dry_run_of_labeled_tiles_tells_their_splits(source, tmp_path, capsys):
     for path in source.glob("*.tif"):
         write_tile(tmp_path / "labels" / path.name, np.zeros((SIZE, SIZE), np.uint8))
     command = ["pack", str(source), str(tmp_path / "shards"), "--labels", str(tmp_path / "labels"), "--dry-run"]

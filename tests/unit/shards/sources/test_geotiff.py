@@ -31,8 +31,8 @@ def test_224_bands_in_detector_order_are_sorted_and_cut_to_202(tmp_path, interle
     order = np.random.default_rng(2).permutation(224)
     values = spectra(1, 4, bands=224)
     scale = 1000 if units == "Micrometers" else 1
-    centres = [ENMAP.product_wavelength_nm[i] / scale for i in order]
-    path = write_tile(tmp_path / "a.tif", values[order], wavelengths=centres, units=units, interleave=interleave)
+    centers = [ENMAP.product_wavelength_nm[i] / scale for i in order]
+    path = write_tile(tmp_path / "a.tif", values[order], wavelengths=centers, units=units, interleave=interleave)
     np.testing.assert_array_equal(read_tile(path, ENMAP).values, values[list(ENMAP.kept)])
 
 
@@ -151,15 +151,15 @@ def test_a_folder_named_tif_is_refused(tmp_path):
 
 
 def test_a_wavelength_that_is_no_number_is_refused(tmp_path):
-    centres = [*ENMAP.wavelength_nm[:-1], "SWIR"]
-    _assert_refused(write_tile(tmp_path / "a.tif", spectra(0, 4), wavelengths=centres), "SWIR")
+    centers = [*ENMAP.wavelength_nm[:-1], "SWIR"]
+    _assert_refused(write_tile(tmp_path / "a.tif", spectra(0, 4), wavelengths=centers), "SWIR")
 
 
 @pytest.mark.parametrize("without", [201, 100, 0])
 def test_a_band_without_a_wavelength_among_others_with_one_is_refused(tmp_path, without):
-    centres = [*reversed(ENMAP.wavelength_nm)]
-    centres[without] = None
-    _assert_refused(write_tile(tmp_path / "a.tif", spectra(0, 4), wavelengths=centres), "wavelength")
+    centers = [*reversed(ENMAP.wavelength_nm)]
+    centers[without] = None
+    _assert_refused(write_tile(tmp_path / "a.tif", spectra(0, 4), wavelengths=centers), "wavelength")
 
 
 def test_tile_size_is_read_from_the_header_and_none_where_there_is_none(tmp_path):
@@ -230,8 +230,8 @@ def _tile(crs, x, y):
     return Tile(np.zeros((1, 10, 20), np.int16), crs, (30.0, 0.0, x, 0.0, -30.0, y))
 
 
-def test_the_centre_is_that_of_the_pixels():
-    lon, lat = _tile("EPSG:32633", 500000.0 - 300.0, 150.0).centre_lonlat()  # the zone's meridian, at the equator
+def test_the_center_is_that_of_the_pixels():
+    lon, lat = _tile("EPSG:32633", 500000.0 - 300.0, 150.0).center_lonlat()  # the zone's meridian, at the equator
     assert (lon, lat) == pytest.approx((15.0, 0.0), abs=1e-9)
 
 
@@ -239,19 +239,19 @@ def test_the_centre_is_that_of_the_pixels():
     ("crs", "x", "y"),
     [
         (None, 0.0, 0.0),
-        ('LOCAL_CS["grid",UNIT["metre",1]]', 0.0, 0.0),
+        ('LOCAL_CS["grid",UNIT["meter",1]]', 0.0, 0.0),
         ("EPSG:32633", 1e12, 1e12),
         ("EPSG:3857", 1e300, 1e300),  # PROJ alone would not come back
         ("EPSG:32633", 366015.0, math.nan),
     ],
 )
-def test_a_tile_without_a_place_on_earth_has_no_centre(crs, x, y):
-    assert all(math.isnan(degrees) for degrees in _tile(crs, x, y).centre_lonlat())
+def test_a_tile_without_a_place_on_earth_has_no_center(crs, x, y):
+    assert all(math.isnan(degrees) for degrees in _tile(crs, x, y).center_lonlat())
 
 
 def test_a_real_tile_knows_its_day_and_place(enmap_potsdam):
     path = sorted((enmap_potsdam / "images").glob("*.tif"))[0]
     tile = read_tile_bytes(path.read_bytes(), path.name, ENMAP, 32)
     assert tile.date == "2022-07-24"
-    assert tile.centre_lonlat() == pytest.approx((13.04, 52.42), abs=0.2)
+    assert tile.center_lonlat() == pytest.approx((13.04, 52.42), abs=0.2)
     np.testing.assert_array_equal(tile.values, read_tile(path, ENMAP).values)  # 224 bands in detector order

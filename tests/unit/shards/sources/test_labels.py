@@ -265,7 +265,7 @@ def test_pixels_that_an_aligned_label_does_not_cover_do_not_count(tmp_path):
     np.testing.assert_array_equal(read_label(path, IMAGE, "nearest"), expected)
 
 
-LOCAL = 'LOCAL_CS["site",UNIT["metre",1]]'
+LOCAL = 'LOCAL_CS["site",UNIT["meter",1]]'
 
 
 @pytest.mark.parametrize("crs", [None, LOCAL])

@@ -14,7 +14,7 @@ from shards.sources.layouts import SPLITS, TileSource, find_tiles
 from shards.sources.pairs import (
     _TileNames,
     find_label,
-    find_labelled,
+    find_labeled,
     published_split,
     read_lines,
     scene_of,
@@ -32,7 +32,7 @@ def _touch(folder, *names):
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labeled(tmp_path):
     names = [f"enmap/{place}/{scene}.tif" for place, scenes in ARCHIVE.items() for scene in scenes]
     _touch(tmp_path / "images", *names)
     _touch(tmp_path / "labels", *names)
@@ -42,54 +42,54 @@ def labelled(tmp_path):
     return tmp_path
 
 
-def _labelled(folder, splits=None, seed=0):
-    return find_labelled(folder / "images", Labels(folder / "labels", splits), "enmap", seed)
+def _labeled(folder, splits=None, seed=0):
+    return find_labeled(folder / "images", Labels(folder / "labels", splits), "enmap", seed)
 
 
-def test_without_split_files_places_are_split_by_the_seed(labelled):
-    tiles = _labelled(labelled)
-    assert [tile.key for tile in tiles] == [tile.key for tile in find_tiles(labelled / "images", "enmap")]
+def test_without_split_files_places_are_split_by_the_seed(labeled):
+    tiles = _labeled(labeled)
+    assert [tile.key for tile in tiles] == [tile.key for tile in find_tiles(labeled / "images", "enmap")]
     assert all(tile.mask == tile.path for tile in tiles)
     splits = {}
     for tile in tiles:
         splits.setdefault(tile.location, set()).add(tile.split)
     assert all(len(names) == 1 for names in splits.values())  # no place in two splits
     assert {tile.split for tile in tiles} == set(SPLITS)
-    assert tiles == _labelled(labelled)
-    assert any(tiles != _labelled(labelled, seed=seed) for seed in range(1, 6))
+    assert tiles == _labeled(labeled)
+    assert any(tiles != _labeled(labeled, seed=seed) for seed in range(1, 6))
 
 
 @pytest.mark.parametrize("as_mapping", [False, True])
-def test_split_files_name_the_tiles(labelled, as_mapping):
-    splits = {name: labelled / f"{name}.txt" for name in SPLITS} if as_mapping else labelled
-    assert [(tile.key, tile.split) for tile in _labelled(labelled, splits)] == [
+def test_split_files_name_the_tiles(labeled, as_mapping):
+    splits = {name: labeled / f"{name}.txt" for name in SPLITS} if as_mapping else labeled
+    assert [(tile.key, tile.split) for tile in _labeled(labeled, splits)] == [
         ("0000017_00003", "train"),
         ("0000231_00003", "train"),
         ("0150003_04411", "val"),
     ]
 
 
-def test_what_is_wrong_with_labels_or_split_files_is_named(labelled):
-    (labelled / "test.txt").write_text("0000017/00003.tif\n")
+def test_what_is_wrong_with_labels_or_split_files_is_named(labeled):
+    (labeled / "test.txt").write_text("0000017/00003.tif\n")
     with pytest.raises(SourceError, match=r"name enmap/0000017/00003\.tif twice \(test, train\)"):
-        _labelled(labelled, labelled)
-    (labelled / "test.txt").write_text("0000017/99999.tif\n0000231/00003.tif\n")
+        _labeled(labeled, labeled)
+    (labeled / "test.txt").write_text("0000017/99999.tif\n0000231/00003.tif\n")
     with pytest.raises(SourceError, match=r"1 of 2 tiles are not there, e\.g\. 0000017/99999\.tif"):
-        _labelled(labelled, labelled)
-    (labelled / "test.txt").unlink()
+        _labeled(labeled, labeled)
+    (labeled / "test.txt").unlink()
     with pytest.raises(SourceError, match="missing split file"):
-        _labelled(labelled, labelled)
-    (labelled / "labels/enmap/0000017/05120.tif").unlink()
+        _labeled(labeled, labeled)
+    (labeled / "labels/enmap/0000017/05120.tif").unlink()
     with pytest.raises(SourceError, match="no label tile for this image"):
-        _labelled(labelled)
-    shutil.rmtree(labelled / "labels")
+        _labeled(labeled)
+    shutil.rmtree(labeled / "labels")
     with pytest.raises(SourceError, match="no such folder or file of labels"):
-        _labelled(labelled)
+        _labeled(labeled)
 
 
-def test_fields_of_polygons_are_refused_for_a_folder(labelled):
+def test_fields_of_polygons_are_refused_for_a_folder(labeled):
     with pytest.raises(SourceError, match="label_field and label_layer are for polygons"):
-        find_labelled(labelled / "images", Labels(labelled / "labels", field="crop"), "enmap", 0)
+        find_labeled(labeled / "images", Labels(labeled / "labels", field="crop"), "enmap", 0)
 
 
 def test_a_label_of_another_format_has_the_name_of_its_image(tmp_path):

@@ -404,7 +404,7 @@ def test_ground_control_points_on_a_grid_are_its_transform(tmp_path):
     assert grid_of(path).crs == "EPSG:32633"
     np.testing.assert_allclose(grid_of(path).transform, tuple(turned)[:6], atol=1e-5)
     tile = read_tile(path, ENMAP)
-    assert np.isfinite(tile.centre_lonlat()).all()
+    assert np.isfinite(tile.center_lonlat()).all()
 
 
 def test_ground_control_points_that_no_grid_fits_are_kept_apart(tmp_path):

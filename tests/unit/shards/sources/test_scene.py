@@ -159,8 +159,8 @@ def test_the_metadata_of_a_published_product_is_read(enmap_l2a):
 # ---- the grid, layers and files as they may come ----
 
 
-def _cut(product, dest, right=0, down=0, metres=0.0, size=150):
-    """A part of a product, its pixel grid moved by ``metres`` to the east and the north."""
+def _cut(product, dest, right=0, down=0, meters=0.0, size=150):
+    """A part of a product, its pixel grid moved by ``meters`` to the east and the north."""
     folder = dest / product.name
     folder.mkdir(parents=True)
     for path in product.iterdir():
@@ -169,17 +169,17 @@ def _cut(product, dest, right=0, down=0, metres=0.0, size=150):
             continue
         with rasterio.open(path) as file:
             values = file.read(window=Window(right, down, size, size))
-            place = Affine.translation(metres, metres) @ file.transform @ Affine.translation(right, down)
+            place = Affine.translation(meters, meters) @ file.transform @ Affine.translation(right, down)
             profile = file.profile | {"height": size, "width": size, "transform": place}
         with rasterio.open(folder / path.name, "w", **profile) as file:
             file.write(values)
     return folder
 
 
-@pytest.mark.parametrize("metres", [0.0, 15.0, -11.0, 7.5])
-def test_products_at_any_offset_have_the_same_pixels_at_the_same_place(products, tmp_path, metres):
+@pytest.mark.parametrize("meters", [0.0, 15.0, -11.0, 7.5])
+def test_products_at_any_offset_have_the_same_pixels_at_the_same_place(products, tmp_path, meters):
     cuts = [(20, 40), (21, 40), (33, 51)]
-    folders = [_cut(products[0], tmp_path / str(number), *cut, metres) for number, cut in enumerate(cuts)]
+    folders = [_cut(products[0], tmp_path / str(number), *cut, meters) for number, cut in enumerate(cuts)]
     first, *others = ({s.location: tile for s, tile in _tiles(folder, size=32).values()} for folder in folders)
     for other in others:
         shared = first.keys() & other.keys()
@@ -187,7 +187,7 @@ def test_products_at_any_offset_have_the_same_pixels_at_the_same_place(products,
         for location in shared:
             np.testing.assert_array_equal(first[location].values, other[location].values)
             assert first[location].transform == other[location].transform
-    edges = {(tile.transform[2] - metres - 15, tile.transform[5] - metres - 15) for tile in first.values()}
+    edges = {(tile.transform[2] - meters - 15, tile.transform[5] - meters - 15) for tile in first.values()}
     assert all(x % 30 == 0 and y % 30 == 0 for x, y in edges)  # the place is the file's, not the grid's
 
 
@@ -269,7 +269,7 @@ def test_an_image_that_breaks_off_gives_its_whole_tiles_and_names_the_others(cop
             np.testing.assert_array_equal(tile.values, expected[key][1].values)
 
 
-def test_files_of_the_cloud_optimised_kind_are_the_same_product(copy):
+def test_files_of_the_cloud_optimized_kind_are_the_same_product(copy):
     expected = _tiles(copy)
     for path in copy.glob("*.TIF"):
         path.rename(path.with_name(f"{path.stem}_COG.tiff"))
@@ -341,7 +341,7 @@ def test_products_become_shards_with_their_places_dates_and_quality(products, pa
     for key, tile in expected.items():
         assert rows[key]["cloud"] == pytest.approx(tile.quality["cloud"])
         assert str(rows[key]["date"]) == tile.date
-        assert (rows[key]["lon"], rows[key]["lat"]) == pytest.approx(tile.centre_lonlat(), abs=1e-4)
+        assert (rows[key]["lon"], rows[key]["lat"]) == pytest.approx(tile.center_lonlat(), abs=1e-4)
     assert 12 < reader.table["lon"].min() < 15 and 51 < reader.table["lat"].min() < 53
     assert len(np.unique(reader.table["place"])) < len(reader)  # some places twice
     assert not list(packed.glob("spool*"))
@@ -462,7 +462,7 @@ def test_published_hyspecnet_files_are_read(request):
     assert straight.sums == archive.sums
 
 
-# ---- labelled ----
+# ---- labeled ----
 
 
 def test_label_tiles_and_splits_travel_with_their_tiles(tmp_path, capfd):

@@ -96,7 +96,7 @@ def test_only_pixels_whose_center_is_covered_count(tmp_path):
     assert _burned(path)[0].tolist() == [1, 1, NODATA, NODATA, 2, 2, 2, 2]
 
 
-def test_crossing_missing_and_unlabelled_features_do_no_harm(tmp_path):
+def test_crossing_missing_and_unlabeled_features_do_no_harm(tmp_path):
     bow = shapely.Polygon([(LEFT, TOP), (LEFT + 240, TOP - 240), (LEFT + 240, TOP), (LEFT, TOP - 240)])
     assert not bow.is_valid
     path = _write(tmp_path / "a.gpkg", [bow, None, shapely.Polygon(), _box(3, 7, 2, 1)], [1.0, 2.0, 3.0, np.nan])

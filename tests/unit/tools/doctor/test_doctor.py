@@ -243,12 +243,12 @@ def test_bytes_of_a_checkpoint_follow_optimizer_and_momentum_network() -> None:
 
 @pytest.mark.parametrize("path", ["mae/demo", "moco/demo", "dino/demo"])
 def test_weights_are_counted_without_building_them(path: str) -> None:
-    from pretrain.models.normalize import Normaliser
+    from pretrain.models.normalize import Normalizer
     from pretrain.objectives import build_objective
 
     run, bands = config(path), 202
     manifest = SimpleNamespace(tile_shape=(bands, 128, 128))
-    module = build_objective(run, Normaliser([1.0] * bands, [1.0] * bands), manifest).module  # type: ignore[arg-type]
+    module = build_objective(run, Normalizer([1.0] * bands, [1.0] * bands), manifest).module  # type: ignore[arg-type]
     assert disk.count_weights(run, bands) == sum(weight.numel() for weight in module.parameters())
 
 
@@ -288,13 +288,13 @@ def test_an_error_that_nobody_expected_is_a_red_row() -> None:
     assert row == Row("red", "ModuleNotFoundError: No module named 'tools.doctor.none'", row.mend)
 
 
-def test_rows_are_lines_without_colour_where_nobody_looks() -> None:
+def test_rows_are_lines_without_color_where_nobody_looks() -> None:
     row = Row("red", "x" * 200, "mend it", "more\nlines")
     plain = render("shards", row)
     assert plain.splitlines() == [f"shards              red     {'x' * 200}", f"{'':28}mend: mend it"]
     assert render("shards", row, verbose=True).splitlines()[2:] == [f"{'':28}more", f"{'':28}lines"]
-    coloured = render("shards", Row("green", "word " * 40), width=80, colour=True)
-    assert "\033[32mgreen" in coloured
-    assert all(len(line) <= 90 for line in coloured.splitlines())
+    colored = render("shards", Row("green", "word " * 40), width=80, color=True)
+    assert "\033[32mgreen" in colored
+    assert all(len(line) <= 90 for line in colored.splitlines())
     assert worst() == "green" and worst("yellow", "red", "green") == "red"
     assert summary(["green", "red", "green"]) == "2 green, 0 yellow, 1 red"
