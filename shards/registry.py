@@ -100,7 +100,7 @@ def _named(config: type[ConfigModel], name: str) -> type[ConfigModel]:
     field = config.model_fields.get("name")
     if field is not None and field.annotation == Literal[name]:
         return config
-    return create_model(config.__name__, __base__=config, __doc__=config.__doc__, name=(Literal[name], ...))
+    return create_model(config.__name__, __base__=config, __doc__=config.__doc__, name=(Literal[name], ...))  # type: ignore[arg-type]
 
 
 def _path(target: object) -> str:
