@@ -23,11 +23,11 @@ from shards.config import StrictModel
 from shards.errors import ShardError, TileError
 from shards.files.atomic import atomic_open, sweep, write_atomic
 from shards.files.untrusted import read_json_value, read_npy
-from shards.format.codec import PRESETS
 from shards.format.manifest import Rejected, ShardIndex, first_problem, read_json
 from shards.format.statistics import BandSums
 from shards.format.table import QUALITY
-from shards.pack.listing import ListedTile, PackRecord
+from shards.pack.listing import ListedTile
+from shards.pack.record import PackRecord
 from shards.pack.writer import Sample, checksum, encode_sample, index_path, write_shard
 from shards.sources.bundles import Bundle
 from shards.sources.layouts import TileSource
@@ -63,7 +63,7 @@ def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     sweep(folder, f"{stem}*")
     pieces = sorted(folder.glob(f"{stem}-*.index.json"))
     known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
-    sensor, codec = record.sensor, PRESETS[record.options["codec"]]
+    sensor, codec = record.sensor, record.codec
     rejected: dict[str, list[str]] = {}
 
     def encoded() -> Iterator[Sample]:

@@ -13,8 +13,9 @@ from shards.__main__ import main
 from shards.errors import ShardError
 from shards.format.manifest import ShardIndex, read_json, to_json
 from shards.pack.build import pack
-from shards.pack.listing import ListedTile, read_list, read_record, write_list, write_record
+from shards.pack.listing import ListedTile, read_list, write_list
 from shards.pack.merge import merge_shards
+from shards.pack.record import read_record, write_record
 from shards.pack.scan import Labels, PackConfig
 from shards.read.reader import ShardReader
 from shards.sources.layouts import TileSource
