@@ -128,7 +128,7 @@ def _workers(parser: argparse.ArgumentParser) -> None:
 
 def _pack(arguments: argparse.Namespace) -> int:
     from shards.pack import build, scan  # imported here: --help must not wait for GDAL
-    from shards.sources.scene import SceneLimits
+    from shards.sources.limits import SceneLimits
 
     begin = time.monotonic()
     names = SceneLimits.model_fields

@@ -14,8 +14,9 @@ from shards.order.random_bits import fold_in
 from shards.pack.record import RECORD, PackRecord, read_record
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import Sensor
-from shards.sources.bundles import Bundle, find_bundles
+from shards.sources.bundles import Bundle
 from shards.sources.geotiff import Tile, read_tile
+from shards.sources.inputs import find_bundles
 from shards.sources.labels import PIXELS, Labels, make_grid
 from shards.sources.pairs import find_label
 from shards.sources.plain import PlainTiles

@@ -125,7 +125,7 @@ def build_codec(config: dict[str, Any]) -> Codec:
     except (ValidationError, TypeError, ValueError) as error:
         what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise ShardError(f"tile codec {config}: this version can't build it: {what}") from None
-    raise ShardError(f"{CODECS.unknown(name)}; of numcodecs {', '.join(COMPRESSORS)}, and those of installed packages")
+    raise ShardError(f"{CODECS.unknown(name)}; of numcodecs {', '.join(COMPRESSORS)}")
 
 
 def codec_of(option: str) -> Codec:

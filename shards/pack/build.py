@@ -20,8 +20,9 @@ from shards.pack.record import PackRecord
 from shards.pack.scan import PackConfig, begin, cut_generation, list_spooled
 from shards.pack.writer import Sample, encode_sample, index_path, write_shard
 from shards.sensors.sensor import Sensor, get_sensor
-from shards.sources.bundles import Bundle, find_bundles
+from shards.sources.bundles import Bundle
 from shards.sources.geotiff import read_tile
+from shards.sources.inputs import find_bundles
 from shards.sources.labels import Labels, make_grid
 from shards.workers import counters, run_jobs
 

@@ -30,7 +30,7 @@ from shards.pack.listing import ListedTile
 from shards.pack.record import PackRecord
 from shards.pack.writer import Sample, checksum, encode_sample, index_path, write_shard
 from shards.sources.bundles import Bundle
-from shards.sources.layouts import TileSource
+from shards.sources.tile_names import SourceTile
 from shards.workers import counters, run_jobs
 
 PIECE_TILES = 256
@@ -142,10 +142,10 @@ def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
         tar = piece.name.removesuffix(".index.json")
         rows = zip(columns.location, columns.timestamp, columns.scene, columns.date, strict=True)
         for row, (location, timestamp, scene, date) in enumerate(rows):
-            source = TileSource(location, timestamp, name, scene, date or "")
+            source = SourceTile(location, timestamp, name, scene, date or "")
             tiles[source.key] = ListedTile(source, spooled=f"{tar}:{row}")
     for location, timestamp, path, reason in _read_mark(mark).rejected:
-        source = TileSource(location, timestamp, path)
+        source = SourceTile(location, timestamp, path)
         tiles[source.key] = ListedTile(source, rejected=reason)
     return tiles.values()
 

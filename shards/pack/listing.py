@@ -16,7 +16,7 @@ from shards.errors import ShardError, SourceError
 from shards.files.atomic import write_atomic
 from shards.files.names import inner_path, plain_name
 from shards.pack.record import Generation
-from shards.sources.layouts import TileSource
+from shards.sources.tile_names import SourceTile
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ListedTile:
         rejected: why the tile can't be used, where that is known already.
     """
 
-    source: TileSource
+    source: SourceTile
     spooled: str = ""
     rejected: str = ""
 
@@ -84,7 +84,7 @@ def _parse_line(line: str) -> ListedTile:
     row = line.split("\t")
     if len(row) != len(_SOURCE_FIELDS) + 2:
         raise ValueError(f"{len(row)} columns where {len(_SOURCE_FIELDS) + 2} were written")
-    source, spooled = TileSource(*row[:-2]), row[-2]
+    source, spooled = SourceTile(*row[:-2]), row[-2]
     inner_path(source.path)
     if source.mask:
         inner_path(source.mask)
@@ -95,4 +95,4 @@ def _parse_line(line: str) -> ListedTile:
     return ListedTile(source, spooled, row[-1])
 
 
-_SOURCE_FIELDS = [field.name for field in fields(TileSource)]
+_SOURCE_FIELDS = [field.name for field in fields(SourceTile)]

@@ -14,7 +14,7 @@ from shards.format.codec_registry import codec_of
 from shards.format.manifest import FORMAT, SealedModel, read_json, to_json
 from shards.format.table import QUALITY
 from shards.sensors.sensor import Sensor, get_sensor
-from shards.sources.scene import SceneLimits
+from shards.sources.limits import SceneLimits
 
 RECORD = "pack.json"
 

@@ -21,14 +21,16 @@ from shards.pack.intermediate import filtered_tiles, remove_spool, spooled_tiles
 from shards.pack.listing import ListedTile, cut_shards, read_list, write_list
 from shards.pack.record import RECORD, Generation, PackOptions, PackRecord, read_record, write_record
 from shards.sensors.sensor import Sensor, get_sensor
-from shards.sources.archive import Archive
-from shards.sources.bundles import Bundle, Inputs, find_inputs
+from shards.sources.bundles import Bundle
 from shards.sources.geotiff import read_tile
+from shards.sources.inputs import Inputs, find_inputs
 from shards.sources.labels import Labels
-from shards.sources.layouts import SPLITS, TileSource
+from shards.sources.layouts import SPLITS
+from shards.sources.limits import SceneLimits
 from shards.sources.pairs import find_labeled
-from shards.sources.plain import EMPTY, PlainScene, PlainTiles, probe
-from shards.sources.scene import METADATA, Scene, SceneLimits
+from shards.sources.plain import EMPTY, PlainTiles, probe
+from shards.sources.product import METADATA
+from shards.sources.tile_names import SourceTile
 from shards.sources.walk import is_data
 
 LOCK = "pack.lock"
@@ -195,17 +197,17 @@ def _find(
                 raise ConfigError(f"{told} does nothing with --labels: leave it out")
         tiles = find_labeled(source, labels, sensor.name, seed)
         beside = find_inputs(source, sensor)
-        if others := [*beside.containers, *beside.products]:
+        if others := beside.claimed_names():
             _tell(f"labels go with plain tiles: {len(others)} archives or products are left out, e.g. {others[0]}")
         return Inputs(source, source, sensor, tiles)
     inputs = find_inputs(source, sensor, config.pattern, _tell, taken)
-    if limits and not inputs.may_hold_products():
+    if limits and not inputs.claimed:
         raise ConfigError(
             f"{option} is a limit on tiles cut from EnMAP L2A products, and {source} holds none (no *{METADATA}): "
             "leave it out"
         )
     if not inputs.tiles and not inputs.bundles(config.size or inputs.size(), config.limits, cut=False):
-        shown = ", ".join(inputs.containers[:5])
+        shown = ", ".join(inputs.claimed_names()[:5])
         raise SourceError(f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product among {shown}")
     return inputs
 
@@ -309,17 +311,16 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
 
 
 def _describe_bundles(bundles: Sequence[Bundle], size: int) -> str:
-    kinds = {Archive: "archive", Scene: "product", PlainScene: "scene to cut", PlainTiles: "plain tile"}
     counts: Counter[str] = Counter()
     for bundle in bundles:
-        counts[kinds[type(bundle)]] += len(bundle.sources) if isinstance(bundle, PlainTiles) else 1
+        counts[bundle.kind] += len(bundle.sources) if isinstance(bundle, PlainTiles) else 1
     told = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(counts.items()))
     names = ", ".join(bundle.name for bundle in bundles[:5]) + (", ..." if len(bundles) > 5 else "")
     told = told.replace("scene to cuts", "scenes to cut")
     return f"{told} ({names}) -> tiles of {size}x{size} px; none of them is read yet"
 
 
-def _trial(source: Path, tiles: Sequence[TileSource], sensor: Sensor, size: int, codec: Codec) -> tuple[float, float]:
+def _trial(source: Path, tiles: Sequence[SourceTile], sensor: Sensor, size: int, codec: Codec) -> tuple[float, float]:
     """Ratio, and bytes of pixels per second and process, measured on 8 tiles spread over the list."""
     raw = stored = 0
     begin = None
