@@ -6,8 +6,8 @@ from typing import Any
 
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import CheckpointError, newest_verified, read_state, set_aside
-from pretrain.config import PretrainConfig
-from pretrain.config.optim import OptimConfig, TrainConfig
+from pretrain.config import DEFAULTS, PretrainConfig
+from pretrain.config.optim import TrainConfig
 from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.schedules import learning_rate
@@ -16,7 +16,7 @@ from pretrain.weights.initial_weights import location_hash
 from shards.errors import ForgeError
 
 STRUCTURE = {
-    "model": ("name", "patch_size"),
+    "model": ("name", "patch_size", "stem"),
     "objective": ("name", "decoder", "queue", "hidden", "dim", "head_norm", "bottleneck", "prototypes"),
 }
 """Keys of sections that say which weights there are: no checkpoint can follow another value."""
@@ -46,11 +46,20 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
         if (folder / "metrics.jsonl").exists():
             log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
-    state, manifest = read_state(path), inputs.manifest
+    state, manifest = _with_new_keys(read_state(path), config), inputs.manifest
     _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
     _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path)
     _announce_rates(state, config)
     return path
+
+
+def _with_new_keys(state: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
+    """The state with the defaults of those keys of named sections that its version did not have."""
+    saved = dict(state["config"])
+    for section in DEFAULTS:
+        now = getattr(config, section)
+        saved[section] = type(now).model_construct(name=now.name).model_dump(mode="json") | saved.get(section, {})
+    return {**state, "config": saved}
 
 
 def _check_same_structure(
@@ -113,7 +122,8 @@ def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
     """Say in a line where the learning rate goes on, if the schedule is no longer the checkpoint's."""
     before, step = state["config"], state["step"]
     try:
-        optim, train = OptimConfig.model_validate(before["optim"]), TrainConfig.model_validate(before["train"])
+        optim = type(config.optim).model_validate({"name": config.optim.name, **before["optim"]})
+        train = TrainConfig.model_validate(before["train"])
     except (ValueError, KeyError):  # of a version with other keys
         return
     planned = config.model_copy(update={"optim": optim, "train": train})

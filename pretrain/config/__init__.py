@@ -1,17 +1,28 @@
 """The typed config of a pretraining run. No torch here: a wrong key is answered before anything heavy loads."""
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pretrain.config.data import AugmentConfig, DataConfig, ProbeConfig
+from pretrain.config.data import AUGMENTATIONS, AugmentConfig, DataConfig, ProbeConfig
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig, ObjectiveConfig
-from pretrain.config.optim import OptimConfig, TrainConfig
+from pretrain.config.optim import OPTIMIZERS, OptimConfig, TrainConfig
 from pretrain.config.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
+from pretrain.models.registry import ENCODERS
 from shards.config import ConfigModel
 from shards.config.fields import PathText
+
+if TYPE_CHECKING:
+    AnyAugment = AugmentConfig
+    AnyModel = ModelConfig
+    AnyOptim = OptimConfig
+else:
+    AnyAugment, AnyModel, AnyOptim = AUGMENTATIONS.union(), ENCODERS.union(), OPTIMIZERS.union()
+
+DEFAULTS = {"augment": "crop", "model": "spec_vit_small", "objective": "mae", "optim": "adamw"}
+"""The implementation of each section that names none."""
 
 
 class PretrainConfig(ConfigModel):
@@ -22,11 +33,11 @@ class PretrainConfig(ConfigModel):
 
     run: RunConfig
     data: DataConfig
-    augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
+    augment: AnyAugment = Field(default={}, validate_default=True)
+    model: AnyModel = Field(default={}, validate_default=True)
     objective: ObjectiveConfig = MaeConfig()
     init: PathText | None = None
-    optim: OptimConfig = OptimConfig()
+    optim: AnyOptim = Field(default={}, validate_default=True)
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -35,10 +46,10 @@ class PretrainConfig(ConfigModel):
     log: LogConfig = LogConfig()
     probe: ProbeConfig | None = None
 
-    @field_validator("objective", mode="before")
+    @field_validator(*DEFAULTS, mode="before")
     @classmethod
-    def _mae_unless_named(cls, value: Any) -> Any:
-        return {"name": "mae", **value} if isinstance(value, dict) else value
+    def _default_unless_named(cls, value: Any, info: ValidationInfo) -> Any:
+        return {"name": DEFAULTS[str(info.field_name)], **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

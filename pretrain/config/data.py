@@ -1,5 +1,7 @@
 """What a run reads, how views of it are cut, and what it is probed on."""
 
+from typing import Any
+
 from shards.config import ConfigModel
 from shards.config.fields import (
     Code,
@@ -15,6 +17,7 @@ from shards.config.fields import (
     Unique,
 )
 from shards.order.selection import OrderConfig, ViewConfig
+from shards.registry import Registry
 
 
 class DataConfig(ConfigModel):
@@ -40,10 +43,17 @@ class AugmentConfig(ConfigModel):
     null: crops of exactly the image size, never resampled. ``blur``: probability of a Gaussian blur of 0.1 to 2
     pixels. ``clip``: normalized values beyond this many standard deviations are cut to it, null for none."""
 
+    name: str = "crop"
     crop_scale: Scale | None = (0.4, 1.0)
     flip: Switch = True
     blur: Share = 0.0
     clip: Rate | None = None
+
+
+AUGMENTATIONS: Registry[Any] = Registry("augmentation", config=AugmentConfig)
+"""What cuts views from tiles, by name: see ``pretrain.data.augment.Augmentation``."""
+
+AUGMENTATIONS.add("crop", "pretrain.data.augment:build_crop")
 
 
 class ProbeConfig(ConfigModel):

@@ -1,11 +1,12 @@
 """What a run minimizes: masked autoencoding, MoCo or DINO."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
 from shards.config.fields import NotNegative, OpenShare, Positive, Rate, Scale, Share, Switch, Weight
+from shards.registry import Registry
 
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -86,4 +87,14 @@ class DinoConfig(ConfigModel):
     local_crops: LocalCropsConfig = LocalCropsConfig()
 
 
-ObjectiveConfig = Annotated[MaeConfig | MocoConfig | DinoConfig, Field(discriminator="name")]
+OBJECTIVES: Registry[Any] = Registry("objective")
+"""Self-supervised objectives, by name: see ``pretrain.objectives.objective.Objective``."""
+
+OBJECTIVES.add("mae", "pretrain.objectives.mae:MaeObjective", MaeConfig)
+OBJECTIVES.add("moco", "pretrain.objectives.moco:MocoObjective", MocoConfig)
+OBJECTIVES.add("dino", "pretrain.objectives.dino:DinoObjective", DinoConfig)
+
+if TYPE_CHECKING:
+    ObjectiveConfig = MaeConfig | MocoConfig | DinoConfig
+else:
+    ObjectiveConfig = OBJECTIVES.union()

@@ -1,22 +1,23 @@
 """How weights move, for how long, and in what batches."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
 from shards.config.fields import Fraction, NotNegative, OpenShare, Positive, Rate, Unique, Weight
+from shards.registry import Registry
 
 
 class OptimConfig(ConfigModel):
-    """AdamW, or SGD with momentum ``betas[0]``, after a linear warm-up.
+    """The optimizer and its learning rates, after a linear warm-up: AdamW, or SGD with momentum ``betas[0]``.
 
     ``reference_batch``: the global batch that ``lr`` is for, from which it scales linearly; null: as it stands.
     ``schedule``: cosine decay to ``min_lr``, or a tenth at each share of the training in ``milestones``.
     ``layer_decay``: factor of the rate from each block to the one below. ``clip``: largest gradient norm, 0 for none.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: str = "adamw"
     lr: Rate = 1e-4
     reference_batch: Positive | None = None
     min_lr: Weight = 0.0
@@ -38,6 +39,13 @@ class OptimConfig(ConfigModel):
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f".milestones {list(self.milestones)} must ascend: write {sorted(self.milestones)}")
         return self
+
+
+OPTIMIZERS: Registry[Any] = Registry("optimizer", config=OptimConfig)
+"""Functions from parameter groups and the config to a torch optimizer, by name."""
+
+OPTIMIZERS.add("adamw", "pretrain.engine.optimizers:adamw")
+OPTIMIZERS.add("sgd", "pretrain.engine.optimizers:sgd")
 
 
 class TrainConfig(ConfigModel):

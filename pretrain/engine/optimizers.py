@@ -6,6 +6,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from pretrain.config.optim import OPTIMIZERS as OPTIMIZERS
 from pretrain.config.optim import OptimConfig
 
 LEVELS = 4
@@ -19,10 +20,17 @@ def build_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer of a pretraining run; its learning rate is set anew at each step."""
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)  # one pass over the states
+    return OPTIMIZERS[config.name](parameter_groups(model, config.weight_decay, config.layer_decay), config)
+
+
+def adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101), fused: one pass over the states."""
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def sgd(groups: list[dict], config: OptimConfig) -> torch.optim.SGD:
+    """SGD with momentum ``betas[0]``."""
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:

@@ -12,7 +12,6 @@ from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
 from pretrain.models.registry import build_encoder
-from pretrain.models.resnet import NO_DILATION
 from pretrain.weights.card import model_card
 from pretrain.weights.description import EncoderDescription, WeightsError
 from pretrain.weights.finite import find_non_finite
@@ -20,6 +19,7 @@ from pretrain.weights.formats import StoredEncoder, read_stored
 from pretrain.weights.recognize import recognize
 from pretrain.weights.report import LoadReport, compare
 from pretrain.weights.torch_files import Network
+from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -188,7 +188,16 @@ def _shape_of(
                 bn_group,
                 attention,
                 description.bands,
-                description.dilation or NO_DILATION,
+                description.dilation,
+                **description.options,
             )
-    except (ValueError, RuntimeError, OverflowError) as error:  # torch: sizes beyond what any tensor can have
+    except (
+        ConfigError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # torch: sizes beyond what any tensor can have
         raise WeightsError(f"{where}: {' '.join(str(error).split())}") from None

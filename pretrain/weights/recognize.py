@@ -5,7 +5,8 @@ import re
 
 from torch import Tensor
 
-from pretrain.models.registry import ENCODERS, PLAIN_VITS, SPEC_VITS
+from pretrain.models.published import PLAIN_VITS, SPEC_VITS
+from pretrain.models.registry import ENCODERS
 from pretrain.weights.description import EncoderDescription, WeightsError, describe_foreign
 
 _PUBLISHED_IMAGE, _PUBLISHED_PATCH = 128, 4

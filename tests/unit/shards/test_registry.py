@@ -40,6 +40,17 @@ def test_a_target_given_as_text_is_imported_when_asked_for(shapes):
     assert "square" in shapes and "oval" not in shapes
 
 
+def test_a_config_given_as_text_is_imported_when_asked_for():
+    registry: Registry[Any] = Registry("decimal", config="shards.registry:NoSuchConfig")
+    registry.add("decimal", "decimal:Decimal", "shards.config:ConfigModel")
+    assert registry.config("decimal")(name="decimal").name == "decimal"
+    with pytest.raises(ConfigError, match="unknown decimal 'float'"):
+        registry.config("float")
+    registry.add("float", float)
+    with pytest.raises(AttributeError, match="NoSuchConfig"):
+        registry.config("float")
+
+
 def test_an_unknown_name_is_one_line_with_the_nearest(shapes):
     with pytest.raises(ConfigError, match=r"unknown shape 'sqare': did you mean 'square'\? known are square, circle"):
         shapes["sqare"]
@@ -61,6 +72,6 @@ def test_the_union_tells_configs_apart_by_name(shapes):
         adapter.validate_python({"name": "oval"})
 
 
-def test_a_registry_needs_no_torch():
-    code = "import sys, shards.registry; print({'torch', 'numpy'} & set(sys.modules))"
+def test_a_registry_needs_neither_torch_nor_pydantic():
+    code = "import sys, shards.registry; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
