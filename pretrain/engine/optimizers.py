@@ -1,10 +1,12 @@
 """Optimizers: weight decay on matrices only, and a lower rate for lower layers where asked."""
 
+import copy
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.config.optim import OPTIMIZERS as OPTIMIZERS
 from pretrain.config.optim import OptimConfig
@@ -31,6 +33,32 @@ def adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
 def sgd(groups: list[dict], config: OptimConfig) -> torch.optim.SGD:
     """SGD with momentum ``betas[0]``."""
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer keeps for each weight.
+
+    Attributes:
+        moments: names of its tensors that have the weight's shape.
+        counts_steps: whether it counts updates under ``step``.
+    """
+
+    moments: tuple[str, ...]
+    counts_steps: bool
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """Find out what an optimizer keeps, by a step of a copy of it on a weight of its own."""
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones_like(weight)
+    trial = copy.copy(optimizer)
+    trial.state = defaultdict(dict)
+    trial.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
+    trial.step()
+    kept = trial.state[weight]
+    moments = (name for name, value in kept.items() if isinstance(value, Tensor) and value.shape == weight.shape)
+    return OptimizerState(tuple(moments), "step" in kept)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
