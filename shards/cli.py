@@ -58,7 +58,7 @@ def exit_code(command: Callable[[], int | None], kept: str = "") -> int:
     try:
         return command() or 0
     except ForgeError as error:
-        logger.error(error)
+        logger.error(str(error))
         logger.debug("raised here:", exc_info=True)
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wanted
