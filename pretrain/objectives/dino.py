@@ -87,7 +87,12 @@ class SelfDistillation(DinoNetwork):
     def __init__(self, encoder: Encoder, head: DinoHead, prototypes: int, temperature: float) -> None:
         super().__init__(encoder, head)
         self.temperature = temperature
-        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("centre", torch.zeros(prototypes))  # its name in checkpoints
+
+    @property
+    def center(self) -> Tensor:
+        """Mean of the teacher's logits, (prototypes,)."""
+        return self.centre
 
     def forward(self, crops: Any, targets: Tensor | None = None, frozen: bool = False) -> Any:
         """Loss of the student's views against the teacher's distributions of the large ones.
@@ -160,7 +165,7 @@ class DinoObjective(Objective):
 
     def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
         """The teacher's probabilities (2, B, prototypes) from its logits of the large views (2 * B, prototypes)."""
-        center = cast(SelfDistillation, engine.module).centre.float()
+        center = cast(SelfDistillation, engine.module).center.float()
         return ((logits - center) / self.teacher_temperature(step)).softmax(-1).view(2, -1, logits.shape[-1])
 
     def teacher_temperature(self, step: int) -> float:
@@ -177,7 +182,7 @@ class DinoObjective(Objective):
         self.momentum.update(engine, self.teacher_momentum(step))
         mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
         self._logits = []
-        center = cast(SelfDistillation, engine.module).centre
+        center = cast(SelfDistillation, engine.module).center
         moved = torch.where(center.any(), 1 - self.dino.centre_momentum, 1.0)  # the first mean is no average with zeros
         center.lerp_(mean.to(center.dtype), moved.to(center.dtype))
 
