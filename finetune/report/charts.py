@@ -1,144 +1,187 @@
-"""Drawings for the page, as SVG and PNG inside HTML: they scale, follow the page's colors and need no network."""
+"""Tables and drawings of the page: SVG and inline PNG, which scale, follow the page's colors and need no network.
+
+These functions compute positions, widths and colors; ``templates/charts.html`` holds the markup.
+"""
 
 import base64
 import io
 import math
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+TEMPLATES = Environment(
+    loader=PackageLoader("finetune.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_MACROS: Any = TEMPLATES.get_template("charts.html").module
 
 INK = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f", "#2c7a7b")
-"""Colors of rows in line charts; legible on light and dark ground."""
+"""Colors of the rows in line charts, legible on light and dark backgrounds."""
+
+LEFT, RIGHT, TOP, BOTTOM = 46, 546, 20, 210
+"""Edges of a line chart's plot area within its 560 x 246 view box."""
+
+Point = tuple[float, float]
 
 
-def bars(names: Sequence[str], colors: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> str:
-    """Horizontal bars, a group for each class or target, a bar for each row; values are shares of the longest."""
-    values = [value for _, line in rows for value in line if value is not None]
-    top = max([*values, 1e-9])
-    parts = []
-    for index, (name, color) in enumerate(zip(names, colors, strict=True)):
-        lines = []
-        for label, line in rows:
-            value = line[index]
-            width = 0.0 if value is None else 100 * max(value, 0.0) / top
-            told = "does not occur" if value is None else f"{value:.3f}"
-            lines.append(
-                f'<div class="bar" title="{escape(label)}: {told}"><span class="who">{escape(label)}</span>'
-                f'<span class="track"><span class="fill" style="width:{width:.1f}%;background:{color}"></span></span>'
-                f'<span class="value">{told if value is not None else "–"}</span></div>'
-            )
-        chip = f'<span class="chip" style="background:{color}"></span>'
-        parts.append(f'<div class="group"><div class="class">{chip}{escape(name)}</div>{"".join(lines)}</div>')
-    return f'<div class="bars">{"".join(parts)}</div>'
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        interval: shown in small print below the text; "" for none.
+        is_better: whether the cell carries the flag "better than untrained".
+        is_best: whether the cell is bold.
+    """
+
+    text: str
+    interval: str = ""
+    is_better: bool = False
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart, in the coordinates of the view box.
+
+    Attributes:
+        band: the outline of the interval around the line as SVG points; "" for none.
+    """
+
+    name: str
+    color: str
+    points: list[Point]
+    band: str
+
+    @property
+    def path(self) -> str:
+        """The points as SVG writes them."""
+        return _path(self.points)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A name and its color in a legend."""
+
+    name: str
+    color: str
+
+
+def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], kind: str = "") -> Markup:
+    """Return a table whose first column names the row.
+
+    Args:
+        kind: the table's CSS class.
+    """
+    return _MACROS.table(head, rows, kind)
+
+
+def bars(names: Sequence[str], colors: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> Markup:
+    """Return horizontal bars, one group per class or target and one bar per row, scaled to the longest bar.
+
+    Args:
+        rows: the label of each row, and its value for each name; None where a class does not occur.
+    """
+    top = max([1e-9, *(value for _, values in rows for value in values if value is not None)])
+    groups = [
+        (
+            name,
+            color,
+            [(label, values[index], 100 * max(values[index] or 0.0, 0.0) / top) for label, values in rows],
+        )
+        for index, (name, color) in enumerate(zip(names, colors, strict=True))
+    ]
+    return _MACROS.bars(groups)
 
 
 def lines(
     title: str,
-    series: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    series: Sequence[tuple[str, Sequence[Point]]],
     across: str,
     logarithmic: bool = False,
-    bands: Sequence[Sequence[tuple[float, float]]] | None = None,
-) -> str:
-    """A line chart with points.
+    bands: Sequence[Sequence[Point]] | None = None,
+) -> Markup:
+    """Return a line chart with points; empty without any point.
 
     Args:
-        series: name and points (x, y) of each line.
-        across: what x is.
-        logarithmic: of x.
+        series: the name and the points (x, y) of each line.
+        across: the label of the x axis.
+        logarithmic: whether the x axis is.
         bands: of each line, the interval (low, high) at each point.
     """
     points = [point for _, line in series for point in line]
     if not points:
-        return ""
-    lows = [low for band in bands or () for low, _ in band]
-    highs = [high for band in bands or () for _, high in band]
-    ys = [y for _, y in points] + lows + highs
+        return Markup("")
     xs = [math.log10(x) if logarithmic else x for x, _ in points]
+    ys = [y for _, y in points] + [end for band in bands or () for interval in band for end in interval]
     left, right, low, high = min(xs), max(xs), min(ys), max(ys)
     margin = 0.06 * (high - low) or 0.05
     low, high = low - margin, high + margin
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(x: float, y: float) -> Point:
         share = ((math.log10(x) if logarithmic else x) - left) / ((right - left) or 1)
-        return 46 + 500 * share, 210 - 190 * (y - low) / (high - low)
+        return LEFT + (RIGHT - LEFT) * share, BOTTOM - (BOTTOM - TOP) * (y - low) / (high - low)
 
-    drawn = [_grid(low, high)]
+    drawn = []
     for number, (name, line) in enumerate(series):
-        color = INK[number % len(INK)]
-        spots = [place(*point) for point in line]
+        outline: list[Point] = []
         if bands is not None:
-            edges = [place(x, one) for (x, _), (one, _) in zip(line, bands[number], strict=True)]
-            edges += [place(x, two) for (x, _), (_, two) in reversed(list(zip(line, bands[number], strict=True)))]
-            drawn.append(f'<polygon points="{_path(edges)}" fill="{color}" opacity="0.15"/>')
-        drawn.append(f'<polyline points="{_path(spots)}" fill="none" stroke="{color}" stroke-width="2"/>')
-        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{color}"/>' for x, y in spots]
-        drawn.append(f"<title>{escape(name)}</title>" if number == 0 else "")
-    ticks = sorted({x for x, _ in points})
-    ticks = ticks if len(ticks) <= 6 else [ticks[0], ticks[len(ticks) // 2], ticks[-1]]
-    for tick in ticks:
-        x, _ = place(tick, low)
-        drawn.append(f'<text x="{x:.1f}" y="226" text-anchor="middle">{tick:g}</text>')
-    drawn.append(f'<text x="296" y="242" text-anchor="middle">{escape(across)}</text>')
-    picture = f'<svg viewBox="0 0 560 246" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
-    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{legend([name for name, _ in series])}</figure>"
+            lower = [place(x, start) for (x, _), (start, _) in zip(line, bands[number], strict=True)]
+            upper = [place(x, end) for (x, _), (_, end) in zip(line, bands[number], strict=True)]
+            outline = lower + upper[::-1]
+        drawn.append(Line(name, INK[number % len(INK)], [place(*point) for point in line], _path(outline)))
+    values = [low + (high - low) * step / 4 for step in range(5)]
+    grid = [(place(points[0][0], value)[1], value) for value in values]
+    ticks = [(place(x, low)[0], x) for x in _ticks(points)]
+    return _MACROS.lines(title, across, grid, ticks, drawn)
 
 
-def legend(names: Sequence[str], colors: Sequence[str] = INK) -> str:
-    """Names with their colors."""
-    chips = [
-        f'<span class="key"><span class="chip" style="background:{colors[number % len(colors)]}"></span>'
-        f"{escape(name)}</span>"
-        for number, name in enumerate(names)
-    ]
-    return f'<div class="legend">{"".join(chips)}</div>'
+def confusion(names: Sequence[str], matrix: np.ndarray) -> Markup:
+    """Return a confusion matrix as a table, one row per label, each row in percent of its pixels.
 
-
-def confusion(names: Sequence[str], matrix: np.ndarray) -> str:
-    """A confusion matrix as a table, labels in rows, each row in percent of its labels."""
-    totals = matrix.sum(1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+    Args:
+        matrix: counts (labels, predictions).
+    """
     rows = []
-    for name, line, total in zip(names, shares, totals[:, 0], strict=True):
-        cells = [
-            f'<td style="--share:{share:.3f}" class="{"strong" if share > 0.55 else ""}">'
-            f"{f'{100 * share:.0f}' if total else ''}</td>"
-            for share in line
-        ]
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    return (
-        '<div class="scroll"><table class="confusion"><thead><tr><th>label \\ predicted, %</th>'
-        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    for name, counts in zip(names, matrix.astype(np.float64), strict=True):
+        total = counts.sum()
+        rows.append((name, (counts / total).tolist() if total else [None] * len(counts)))
+    return _MACROS.confusion(names, rows)
 
 
-def image(pixels: np.ndarray, alt: str) -> str:
-    """uint8 (H, W, 3) as an inline PNG, enlarged without smoothing."""
+def panels(legend: Sequence[Key], head: Sequence[str], rows: Sequence[Sequence[Markup]]) -> Markup:
+    """Return rows of images below a legend."""
+    return _MACROS.panels(legend, head, rows)
+
+
+def image(pixels: np.ndarray, alt: str) -> Markup:
+    """Return uint8 pixels (H, W, 3) as an inline PNG, enlarged without smoothing."""
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
     imsave(buffer, pixels, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    return _MACROS.image(base64.b64encode(buffer.getvalue()).decode(), alt)
 
 
 def colored(classes: np.ndarray, colors: Sequence[str]) -> np.ndarray:
-    """Class indices (H, W) in their colors, uint8 (H, W, 3); gray where nothing counts."""
+    """Return class indices (H, W) in their colors, uint8 (H, W, 3); pixels that are not counted are gray."""
     table = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors] + [[190, 190, 190]]
     return np.array(table, np.uint8)[np.clip(classes, 0, len(colors))]
 
 
-def _grid(low: float, high: float) -> str:
-    """Horizontal lines with their values."""
-    drawn = []
-    for step in range(5):
-        value = low + (high - low) * step / 4
-        y = 210 - 190 * step / 4
-        drawn.append(f'<line x1="46" x2="546" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        drawn.append(f'<text x="40" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    return "".join(drawn)
+def _ticks(points: Sequence[Point]) -> list[float]:
+    """All positions on the x axis, or the first, middle and last of many."""
+    xs = sorted({x for x, _ in points})
+    return xs if len(xs) <= 6 else [xs[0], xs[len(xs) // 2], xs[-1]]
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+def _path(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
