@@ -100,18 +100,16 @@ class Registry(Generic[Target]):
     def base(self) -> "type[NamedConfig]":
         """Base class of the configs."""
         if isinstance(self._base, str):
-            self._base = _import(self._base)
+            self._base = _import_config(self._base)
         return self._base
 
     def config(self, name: str) -> "type[NamedConfig]":
         """Return the config class of a name; raises ConfigError with the names that are known."""
         self._require(name)
         config = self._configs[name]
-        if isinstance(config, type):
-            return config
-        found: type[NamedConfig] = _import(config)
-        self._configs[name] = found
-        return found
+        if isinstance(config, str):
+            config = self._configs[name] = _import_config(config)
+        return config
 
     @property
     def configs(self) -> "dict[str, type[NamedConfig]]":
@@ -176,6 +174,10 @@ class Registry(Generic[Target]):
 def _import(path: str) -> Any:
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _import_config(path: str) -> "type[NamedConfig]":
+    return _import(path)
 
 
 def _path(target: object) -> str:
