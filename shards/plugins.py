@@ -4,6 +4,7 @@ A config names them, ``plugins: [lab.models, heads.py]``; a package that is inst
 point of the group ``spectralforge.plugins``, and needs no mention.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ from shards.errors import ConfigError
 
 GROUP = "spectralforge.plugins"
 """Entry point group of installed plugins."""
+
+_loaded: dict[str, Path] = {}
+"""Source file of each plugin of this process."""
 
 
 def load_plugins(plugins: Sequence[str], where: str) -> None:
@@ -29,10 +33,12 @@ def load_plugins(plugins: Sequence[str], where: str) -> None:
     """
     for plugin in plugins:
         if is_file(plugin):
-            path = Path(plugin).absolute()
+            path = Path(os.path.abspath(plugin))
             _import(str(path), partial(_run_file, path), where)
+            _loaded[path.name] = path
         else:
             _import(plugin, partial(import_module, plugin), where)
+            _loaded[plugin] = Path(str(sys.modules[plugin].__file__))
 
 
 @cache
@@ -43,6 +49,11 @@ def load_installed_plugins() -> None:
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist else "an installed package"
         _import(point.value, point.load, f"{package} (pip uninstall {package} removes it)")
+
+
+def plugin_files() -> dict[str, Path]:
+    """Return the source file of each plugin that this process has loaded, by the plugin's name."""
+    return dict(_loaded)
 
 
 def is_file(plugin: str) -> bool:
@@ -58,7 +69,7 @@ def absolute_plugin(plugin: str, folder: Path) -> str:
     if not is_file(plugin):
         return plugin
     beside = folder / plugin
-    return str((beside if beside.is_file() else Path(plugin)).absolute())
+    return os.path.abspath(beside if beside.is_file() else plugin)
 
 
 def _import(plugin: str, load: Callable[[], object], where: str) -> None:

@@ -4,7 +4,6 @@ Only pydantic and PyYAML are imported here, so that a wrong key is answered in w
 """
 
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,13 @@ from shards.config.errors import describe
 from shards.config.fields import expand_path, fill_in
 from shards.config.renames import rename_keys
 from shards.config.yaml import MOST_DEPTH, Unquoted, depth, dump_yaml, parse_yaml, typed
+from shards.console import get_logger, launched_rank
 from shards.errors import ConfigError
 from shards.files.text import read_text_file
 from shards.plugins import absolute_plugin, load_plugins
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 BRACED = re.compile(r"\$\{(\w+)\}")
 
 
@@ -71,8 +71,7 @@ def load_config(
         _apply_override(data, override)
     data = _substitute(data, str(path), assumed or {})
     if "plugins" in schema.model_fields:
-        _place_plugins(data, Path())
-        load_plugins([plugin for plugin in data.get("plugins") or [] if isinstance(plugin, str)], str(path))
+        load_plugins(_place_plugins(data, Path()), str(path))
     return check_config(data, schema, str(path))
 
 
@@ -84,7 +83,7 @@ def check_config(data: Any, schema: type[Schema], where: str) -> Schema:
         data, renamed = rename_keys(data, schema)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    for old, new in renamed:
+    for old, new in renamed if launched_rank() == 0 else ():
         logger.warning(
             "%s: key '%s' is now '%s': rename it; the next version does not know the old name", where, old, new
         )
@@ -139,16 +138,16 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read_with_bases(below, (*seen, path.resolve())), data)
 
 
-def _place_plugins(data: dict[str, Any], folder: Path) -> None:
-    """Make the paths of plugins absolute, relative to ``folder``; what is no list of text is left to the schema."""
+def _place_plugins(data: dict[str, Any], folder: Path) -> list[str]:
+    """Make the paths of plugins absolute, relative to ``folder``, and return the plugins.
+
+    What is not a list of text is left to the schema.
+    """
     plugins = data.get("plugins")
-    if isinstance(plugins, list):
-        data["plugins"] = [
-            absolute_plugin(os.path.expandvars(os.path.expanduser(plugin)), folder)
-            if isinstance(plugin, str)
-            else plugin
-            for plugin in plugins
-        ]
+    if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
+        return []
+    data["plugins"] = [absolute_plugin(os.path.expandvars(os.path.expanduser(plugin)), folder) for plugin in plugins]
+    return data["plugins"]
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
