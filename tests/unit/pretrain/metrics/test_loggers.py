@@ -106,6 +106,7 @@ def test_the_last_saved_step_is_read_from_the_records(tmp_path: Path) -> None:
 
 def test_other_ranks_write_and_say_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setenv("RANK", "1")
     _run(tmp_path, 0, range(1, 3))
     log("hello")
     assert list(tmp_path.iterdir()) == []
