@@ -224,6 +224,7 @@ NOT_COMPUTING = {
     "pretrain.loop.callbacks.saving": "files",
     "pretrain.metrics.timer": "times",
     "pretrain.console": "console",
+    "shards.progress": "console",
     "pretrain.resilience.watchdog": "limits",
     "shards": "package",
     "shards.files.untrusted": "files",
