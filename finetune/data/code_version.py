@@ -72,6 +72,10 @@ HEADS = (
 TUNING = (
     *HEADS,
     "finetune/protocols/full.py",
+    "finetune/protocols/training_batches.py",
+    "finetune/protocols/tuned_model.py",
+    "finetune/protocols/epoch_evaluation.py",
+    "pretrain/loop/loop.py",
     "pretrain/data/augment.py",
     "pretrain/engine/zero.py",
     "pretrain/resilience/guard.py",

@@ -11,7 +11,7 @@ from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.schedules import learning_rate
-from pretrain.metrics.telemetry import last_saved_step
+from pretrain.metrics.json_lines import last_saved_step
 from pretrain.weights.initial_weights import location_hash
 from shards.config.renames import rename_keys
 from shards.errors import ForgeError

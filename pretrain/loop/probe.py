@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.engine.zero import ZeroEngine
-from pretrain.loop.validation import check_stop
+from pretrain.loop.evaluating import check_stop
 from pretrain.objectives.objective import Objective
 from pretrain.resilience.guard import Diverged
 from pretrain.weights.finite import is_finite
