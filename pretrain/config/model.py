@@ -1,44 +1,35 @@
 """The encoder that a run trains."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
-from pretrain.models.registry import STEMS
-from shards.config import ConfigModel
+from pretrain.registries import STEMS
+from shards.config import NamedConfig
 from shards.config.fields import Positive
 
 
-def _as_section(value: Any) -> Any:
-    """Turn a name alone into the section with that name and no options."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-if TYPE_CHECKING:
-    StemConfig = ConfigModel
-else:
-    StemConfig = Annotated[STEMS.union(), BeforeValidator(_as_section)]
-
-
-class ModelConfig(ConfigModel):
-    """Base of every encoder's config.
-
-    ``image_size`` and ``patch_size`` in pixels; ``bn_group``: samples that share batch statistics; ``attention``:
-    kernel of transformers. ``stem``: what turns spectra into the features of pixels; null for the encoder's own.
-    """
+class ModelConfig(NamedConfig):
+    """The encoder. Encoders with options of their own extend this class."""
 
     is_vit: ClassVar[bool] = False
+    """Whether the encoder is a transformer on patches, which MAE can mask."""
 
-    name: str
     image_size: Positive = 128
+    """Side of the images that it is trained on, in pixels."""
     patch_size: Positive = 4
+    """Side of a ViT's patch, in pixels."""
     bn_group: Positive = 8
+    """Samples that share batch-norm statistics."""
     attention: Literal["auto", "xformers", "sdpa", "math"] = "auto"
-    stem: StemConfig | None = None
+    """Kernel of a ViT's attention; ``auto`` takes xformers on GPUs where it is installed, else torch's."""
+    stem: Annotated[NamedConfig, STEMS] | None = None
+    """What turns spectra into the features of pixels: a name, or a section with a name and options; null takes the
+    encoder's own."""
 
 
 class ViTConfig(ModelConfig):
-    """A vision transformer, whose patches divide its images."""
+    """A vision transformer."""
 
     is_vit: ClassVar[bool] = True
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.config.data import AUGMENTATIONS as AUGMENTATIONS
 from pretrain.config.data import AugmentConfig
+from pretrain.registries import AUGMENTATIONS
 from shards.order.random_bits import fold_in, uniform
 
 ASPECT = (3 / 4, 4 / 3)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.optim import OPTIMIZERS as OPTIMIZERS
 from pretrain.config.optim import OptimConfig
+from pretrain.registries import OPTIMIZERS
 
 LEVELS = 4
 """Layers share learning rates in this many steps: every parameter group costs ZeRO a round of collectives."""

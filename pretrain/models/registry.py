@@ -1,38 +1,14 @@
-"""Encoders and stems by name, open to other packages.
+"""Encoders and stems, built by name; see pretrain/registries.py for the names."""
 
->>> from pretrain.models.registry import ENCODERS
->>> @ENCODERS.register("my_encoder", config=MyEncoderConfig)
-... class MyEncoder(Encoder): ...
-
-Names are known without torch: an implementation is imported when it is built.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shards.registry import Registry
+from pretrain.registries import ENCODERS as ENCODERS
+from pretrain.registries import STEMS as STEMS
 
 if TYPE_CHECKING:
     from pretrain.models.encoder import Encoder
     from pretrain.models.stem import Stem
-
-VIT_SIZES = ("tiny", "small", "base", "large", "huge", "giant", "gigantic")
-
-ENCODERS: "Registry[Callable[..., Encoder]]" = Registry("encoder", config="pretrain.config.model:ModelConfig")
-"""Encoders: each is called with ``bands`` and the fields of its config, ``name`` among them, as keywords."""
-
-for _size in VIT_SIZES:
-    ENCODERS.add(f"spec_vit_{_size}", "pretrain.models.published:spec_vit", "pretrain.config.model:ViTConfig")
-ENCODERS.add("spec_resnet50", "pretrain.models.published:spec_resnet50")
-for _size in ("tiny", "small"):
-    ENCODERS.add(f"vit_{_size}", "pretrain.models.published:plain_vit", "pretrain.config.model:ViTConfig")
-ENCODERS.add("resnet50", "pretrain.models.published:resnet50")
-
-STEMS: "Registry[Callable[..., Stem]]" = Registry("stem")
-"""Stems: each is called with ``bands``, ``bn_group`` and the fields of its config but its name, as keywords."""
-
-STEMS.add("spectral_adapter", "pretrain.models.adapter:SpectralAdapter")
-STEMS.add("none", "pretrain.models.stem:NoStem")
 
 
 def build_encoder(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pretrain.config import PretrainConfig
-from pretrain.config.objective import OBJECTIVES as OBJECTIVES
+from pretrain.registries import OBJECTIVES
 
 if TYPE_CHECKING:
     from pretrain.models.normalize import Normalizer

@@ -60,7 +60,7 @@ def _vit(shapes: dict[str, tuple[int, ...]], prefix: str, is_spectral: bool, whe
     raise WeightsError(
         f"{where}: unknown architecture: a {kind} of width {width}, depth {depth} and MLP width {hidden}; the nearest, "
         f"{nearest}, has {' and '.join(f'{what} {value}' for what, value in differing.items())}; "
-        f"known are {', '.join(ENCODERS)}"
+        f"known are {', '.join(ENCODERS.names())}"
     )
 
 

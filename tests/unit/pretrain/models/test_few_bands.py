@@ -48,7 +48,7 @@ def test_the_adapter_takes_as_few_bands_as_is_said_and_no_fewer():
         adapter(torch.zeros(1, 2, fewest - 1))
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("spec_")])
+@pytest.mark.parametrize("name", [name for name in ENCODERS.names() if name.startswith("spec_")])
 def test_no_encoder_with_an_adapter_is_built_for_fewer(name):
     with pytest.raises(ValueError, match=f"{name} takes 75 bands or more, not 74"), torch.device("meta"):
         build_encoder(name, bands=74)
