@@ -90,7 +90,7 @@ def _in_words(description: EncoderDescription) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Convert one file; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.convert", description=__doc__)
-    parser.add_argument("source", type=Path, help="encoder file, training checkpoint, or the folder of a run")
+    parser.add_argument("source", help="encoder file, training checkpoint, folder of a run, or URL (https://, hf://)")
     parser.add_argument("dest", type=Path, help="file to write")
     parser.add_argument("--to", choices=("safetensors", "flat"), default="safetensors", help="(default: %(default)s)")
     parser.add_argument("--architecture", choices=ENCODERS, metavar="NAME", help="hold the weights against this one")
