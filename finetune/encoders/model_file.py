@@ -187,7 +187,7 @@ def _bare_encoder(path: Path) -> TaskModel:
     encoder, told = load_encoder(path)
     if not told.mu:
         raise WeightsError(
-            f"{path}: doesn't say how its images were normalized: python -m tools.convert FILE encoder.safetensors "
+            f"{path}: doesn't say how its images were normalized: spectralforge-convert FILE encoder.safetensors "
             "--statistics FOLDER adds it"
         )
     inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)

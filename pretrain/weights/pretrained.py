@@ -153,7 +153,7 @@ class PretrainedEncoder(nn.Module):
             if len(self.wavelength_nm) != count:
                 raise WeightsError(
                     f"the encoder's file doesn't say which {count} bands it takes: give images of just them without "
-                    "wavelengths_nm, or name its sensor, python -m tools.convert FILE encoder.safetensors --sensor NAME"
+                    "wavelengths_nm, or name its sensor, spectralforge-convert FILE encoder.safetensors --sensor NAME"
                 )
             centers = band_centers(wavelengths_nm)
             check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one for each band")
@@ -166,7 +166,7 @@ class PretrainedEncoder(nn.Module):
         if self.normalize is None:
             raise WeightsError(
                 "the encoder's file doesn't say how its images were normalized: give it the statistics, "
-                "python -m tools.convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
+                "spectralforge-convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
             )
         return batch, bands
 

@@ -100,7 +100,7 @@ def test_a_file_without_a_description_gets_one_without_normalization(exported, t
     encoder, told = load_encoder(path)
     assert (told.architecture, told.image_size, told.sensor, told.bands) == ("spec_vit_tiny", SIZE, "enmap", 202)
     assert (told.mu, told.sigma, told.wavelength_nm) == ([], [], list(get_sensor("enmap").wavelength_nm))
-    with pytest.raises(WeightsError, match=r"python -m tools.convert .* --statistics"):
+    with pytest.raises(WeightsError, match=r"spectralforge-convert .* --statistics"):
         PretrainedEncoder(encoder, told).encode(np.zeros((1, 202, SIZE, SIZE), np.int16))
 
 
