@@ -25,8 +25,8 @@ from finetune.evaluation.recipe import resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
 from finetune.evaluation.setting import Setting
 from finetune.metrics.scoring import example_rows
-from finetune.protocols.full import cut_batch
 from finetune.protocols.runner import Protocols, Stopped
+from finetune.protocols.training_batches import cut_batch
 from finetune.tasks import get_task
 from pretrain import distributed
 from pretrain.console import log
@@ -144,7 +144,7 @@ class Evaluator:
 
     def _tell(self, status: Status, done: int, wanted: int, part: str | None = None) -> None:
         if distributed.is_main():
-            self.run.tell(status, done, wanted, self.run.record.samples, part)
+            self.run.write_status(status, done, wanted, self.run.record.samples, part)
 
 
 def prepare(config: FinetuneConfig) -> Setting:
