@@ -1,13 +1,11 @@
 """Loggers by name, with their options."""
 
-from shards.config import ConfigModel
+from shards.config import NamedConfig
 from shards.registry import Registry
 
 
-class LoggerConfig(ConfigModel):
+class LoggerConfig(NamedConfig):
     """A logger without options."""
-
-    name: str
 
 
 LOGGERS: Registry = Registry("logger")
