@@ -25,8 +25,8 @@ from finetune.evaluation.recipe import resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
 from finetune.evaluation.setting import Setting
 from finetune.metrics.scoring import example_rows
-from finetune.protocols.full import cut_batch
 from finetune.protocols.runner import Protocols, Stopped
+from finetune.protocols.training_batches import cut_batch
 from finetune.tasks import get_task
 from pretrain import distributed
 from pretrain.console import log
@@ -34,6 +34,7 @@ from pretrain.resilience.run_folder import open_run
 from pretrain.resilience.status import Status
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.weights.files import load_encoder
+from pretrain.weights.hub_ranks import fetch_on_all_ranks
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import write_atomic
@@ -56,6 +57,7 @@ class Evaluator:
     def __init__(self, config: FinetuneConfig, watchdog: Watchdog) -> None:
         self.config, self.folder = config, Path(config.run.dir)
         self.run = open_run(self.folder, watchdog)
+        fetch_on_all_ranks(config.checkpoint)  # `prepare` finds the download
         self.setting: Setting = distributed.raise_on_all_ranks(lambda: prepare(config))
         self.protocols = Protocols(config, self.setting, self.folder, watchdog)
         self.names = ("pretrained", "random") if config.compare_random else ("pretrained",)
@@ -144,7 +146,7 @@ class Evaluator:
 
     def _tell(self, status: Status, done: int, wanted: int, part: str | None = None) -> None:
         if distributed.is_main():
-            self.run.tell(status, done, wanted, self.run.record.samples, part)
+            self.run.write_status(status, done, wanted, self.run.record.samples, part)
 
 
 def prepare(config: FinetuneConfig) -> Setting:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from tqdm import tqdm
 
 from finetune.config import LabeledDataConfig
 from finetune.data.layouts import Item, Split, declared_line, find_items
 from finetune.tasks import Task, get_task
 from shards.config import check_config
 from shards.errors import ConfigError, ForgeError
+from shards.progress import progress
 from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
 
@@ -94,7 +94,7 @@ def _check_split(items: list[Item], task: Task, name: str, workers: int) -> Find
     total = Finding(np.zeros(len(task.outputs) + 1, np.int64))
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda item: _check_item(item, task), items)
-        for one in tqdm(found, desc=f"check {name}", total=len(items), unit="tile", mininterval=1.0):
+        for one in progress(f"check {name}", len(items), found):
             total.add(one)
     return total
 

@@ -23,7 +23,7 @@ from finetune.heads.heads import HeadName, build_head
 from finetune.metrics.scores import Scores
 from finetune.metrics.scoring import Collector, Evaluation, is_better
 from finetune.protocols.frozen import HeadsDiverged, Sweep, Trained
-from finetune.protocols.full import Tuned, Tuning
+from finetune.protocols.full import TrainingPlan, Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbours
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import read_weights
@@ -111,7 +111,7 @@ class Protocols:
         """Tell the watchdog that work goes on, and hear from it whether it shall."""
         self.watchdog.begin("evaluation", number)
         if self.watchdog.run is not None:
-            self.watchdog.run.tell_part()
+            self.watchdog.run.report_progress()
         if self.watchdog.stop_requested():
             raise Stopped
 
@@ -246,20 +246,8 @@ class Protocols:
         encoder, outputs = model.encoder, len(self.task.outputs)
         model.head = build_head(head, self.task.kind, encoder.feature_dim, outputs, encoder.stride, recipe.bn_group)
         initialize(model.head, f"head.{head}", seed)
-        return Tuning(
-            model,
-            self.splits,
-            rows,
-            self.folder / "work" / part,
-            "none" if protocol == "frozen" else protocol,
-            self.config.model_copy(update={"select": self.recipe.select}),
-            recipe,
-            lr,
-            seed,
-            self.setting.baseline,
-            self.watchdog,
-            part,
-        )
+        plan = TrainingPlan(part, "none" if protocol == "frozen" else protocol, recipe, lr, seed, rows)
+        return Tuning(plan, model, self.setting, self.folder / "work" / part, self.config, self.watchdog)
 
     def _finish(self, part: Part, tuned: Tuned, result: Result) -> None:
         """Keep a training's results, and its weights where they are the best, and drop its checkpoints."""

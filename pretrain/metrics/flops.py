@@ -12,7 +12,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
 from pretrain.models.adapter import CHANNELS
 from pretrain.models.adapter import LAYERS as ADAPTER_LAYERS
-from pretrain.models.registry import PLAIN_VITS, SPEC_VITS, ViTSize
+from pretrain.models.published import PLAIN_VITS, SPEC_VITS, ViTSize
 from pretrain.models.resnet import FEATURES
 from pretrain.models.resnet import LAYERS as RESNET_LAYERS
 
@@ -63,6 +63,7 @@ def sample_flops(config: PretrainConfig, bands: int) -> Parts:
         head = 2 * (width * objective.hidden + objective.hidden * objective.dim)
         logits = 2 * objective.dim * objective.queue
         return _add(trained, view) | {"head": 4 * head + 2 * logits}  # the queue has no gradient
+    assert isinstance(objective, DinoConfig)
     local, count = objective.local_crops, objective.local_crops.count
     small = encoder_training_flops(model, bands, local.size)
     head = (3 * (2 + count) + 2) * dino_head_flops(width, objective)
@@ -72,8 +73,8 @@ def sample_flops(config: PretrainConfig, bands: int) -> Parts:
 def recomputed_flops(config: PretrainConfig, bands: int) -> int:
     """Operations of a sample that the backward pass does a second time: what HFU counts and MFU doesn't.
 
-    The first layer of the stem always (pretrain/models/stem.py); with activation checkpointing blocks, less the last
-    product of each, which nothing needs again, and the whole stem.
+    The first layer of the stem always (pretrain/models/spectral_features.py); with activation checkpointing blocks,
+    less the last product of each, which nothing needs again, and the whole stem.
     """
     model, objective = config.model, config.objective
     if isinstance(objective, MaeConfig):
@@ -86,6 +87,7 @@ def recomputed_flops(config: PretrainConfig, bands: int) -> int:
     view = _recomputed(config, bands, model.image_size, None)
     if isinstance(objective, MocoConfig):
         return view
+    assert isinstance(objective, DinoConfig)
     local = objective.local_crops
     return 2 * view + (local.count * _recomputed(config, bands, local.size, None) if local.count else 0)
 

@@ -13,26 +13,26 @@ from numcodecs import registry
 from numcodecs.abc import Codec
 from pydantic import ValidationError
 
-from shards.config import ConfigModel
+from shards.config import NamedConfig
 from shards.errors import ConfigError, ShardError
 from shards.files.untrusted import read_json_value
 from shards.format.codec import RawTile, SpectralPredictor
 from shards.registry import Registry
 
 
-class SpectralPredictorConfig(ConfigModel):
+class SpectralPredictorConfig(NamedConfig):
     """Options of `SpectralPredictor`."""
 
     pack_low: bool = False
 
 
-class NpyTileConfig(ConfigModel):
+class NpyTileConfig(NamedConfig):
     """Options of `shards.pack.foreign.NpyTile`."""
 
     bands_last: bool = False
 
 
-class GeoTiffTileConfig(ConfigModel):
+class GeoTiffTileConfig(NamedConfig):
     """Options of `shards.pack.foreign.GeoTiffTile`."""
 
     sensor: str
@@ -117,7 +117,7 @@ def build_codec(config: dict[str, Any]) -> Codec:
         raise ShardError(f"tile codec {config}: 'id' is missing")
     try:
         if name in CODECS:
-            typed = CODECS.configs[name].model_validate({"name": name, **options})
+            typed = CODECS.config(name).model_validate({"name": name, **options})
             codec = CODECS[name](**typed.model_dump(exclude={"name"}))
             return codec if name in (*_OWN, *_FOREIGN) else CheckedCodec(codec)
         if name in COMPRESSORS or name in registry.entries:

@@ -1,7 +1,6 @@
 """What is to be packed: options, the one scan of the archive, and the record that every later process reads."""
 
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from numcodecs.abc import Codec
 from pydantic import Field
 
 from shards.config import ConfigModel
+from shards.console import get_logger
 from shards.errors import ConfigError, ShardError, SourceError, TileError
 from shards.files.atomic import TEMPORARY, sweep
 from shards.files.lock import held
@@ -32,6 +32,8 @@ from shards.sources.plain import EMPTY, PlainTiles, probe
 from shards.sources.product import METADATA
 from shards.sources.tile_names import SourceTile
 from shards.sources.walk import is_data
+
+logger = get_logger(__name__)
 
 LOCK = "pack.lock"
 
@@ -213,7 +215,7 @@ def _find(
 
 
 def _tell(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr)
+    logger.warning(line)
 
 
 def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generation: Generation) -> PackRecord:

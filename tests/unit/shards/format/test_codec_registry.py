@@ -1,14 +1,17 @@
 """Codecs by name: the project's, those of plugins, compressors of numcodecs; all else is refused."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from numcodecs.abc import Codec
+from support.processes import REPOSITORY
 from support.tiles import spectra, write_archive
 
 from shards.__main__ import main
-from shards.config import ConfigModel
+from shards.config import NamedConfig
 from shards.errors import ConfigError, ShardError
 from shards.format.codec_registry import CODECS, PRESETS, build_codec, codec_of
 from shards.format.manifest import read_manifest
@@ -17,7 +20,7 @@ from shards.read.reader import ShardReader
 from shards.read.zarr_store import open_zarr
 
 
-class ShiftConfig(ConfigModel):
+class ShiftConfig(NamedConfig):
     """Options of `Shift`."""
 
     by: int = 1
@@ -45,7 +48,7 @@ class Shift(Codec):
 def shift() -> Iterator[None]:
     CODECS.add("shift", Shift, ShiftConfig)
     yield
-    CODECS.configs.pop("shift")
+    CODECS._configs.pop("shift")
     CODECS._targets.pop("shift")
 
 
@@ -99,3 +102,39 @@ def test_nothing_is_written_with_an_unknown_codec(tmp_path, capsys):
     assert main(["pack", str(tmp_path / "tiles"), str(tmp_path / "shards"), "--codec", "compakt"]) == 2
     assert "unknown codec 'compakt'" in capsys.readouterr().err
     assert not (tmp_path / "shards").exists()
+
+
+PLUGIN = """
+from numcodecs.abc import Codec
+from shards.format.codec_registry import CODECS
+
+@CODECS.register("plain_bytes")
+class PlainBytes(Codec):
+    codec_id = "plain_bytes"
+
+    def encode(self, buf):
+        return buf.tobytes()
+
+    def decode(self, buf, out=None):
+        return buf
+
+    def get_config(self):
+        return {"id": self.codec_id}
+"""
+
+
+def test_the_codec_of_a_plugin_packs_over_processes(tmp_path):
+    write_archive(tmp_path / "tiles")
+    (tmp_path / "lab_codec.py").write_text(PLUGIN)
+    plugin = ["--plugin", str(tmp_path / "lab_codec.py"), "--workers", "2"]
+    tiles, shards = str(tmp_path / "tiles"), str(tmp_path / "shards")
+    packing = ["pack", tiles, shards, "--codec", "plain_bytes", "--tiles-per-shard", "4"]
+    for command in (packing, ["verify", shards, "--source", tiles]):
+        done = subprocess.run(
+            [sys.executable, "-m", "shards", *command, *plugin],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -65,7 +65,7 @@ def plugin() -> Iterator[None]:
     TILE_SOURCES.add("npy_stack", NpyStacks)
     yield
     for registry, name in ((TILE_LAYOUTS, "site"), (TILE_SOURCES, "npy_stack")):
-        registry.configs.pop(name)
+        registry._configs.pop(name)  # type: ignore[attr-defined]
         registry._targets.pop(name)  # type: ignore[attr-defined]
 
 

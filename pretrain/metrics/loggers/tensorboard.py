@@ -1,0 +1,66 @@
+"""TensorBoard's event files, written at once and in the caller's thread.
+
+tensorboard's own writer has a thread that dies of a full disk, with a traceback, and takes the run with it.
+"""
+
+import io
+import os
+import socket
+import struct
+import time
+
+from matplotlib.figure import Figure
+
+from pretrain.config.loggers import LoggerConfig
+from pretrain.metrics.loggers.logger import LoggedRun, Logger
+from shards.files.journal import Journal
+
+
+class TensorBoard(Logger):
+    """Writes event files to ``tensorboard/`` in the run folder, a new one with the first record of each process.
+
+    Records of earlier files from ``run.first_step`` on are purged in TensorBoard.
+    """
+
+    def __init__(self, config: LoggerConfig, run: LoggedRun) -> None:
+        from tensorboard.compat.proto import event_pb2
+
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._journal = Journal(run.folder / "tensorboard" / name)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
+        purge = event_pb2.Event(wall_time=time.time(), step=run.first_step + 1, session_log=start)
+        self._header = _framed(version.SerializeToString()) + _framed(purge.SerializeToString())
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._add(step, Summary(value=[Summary.Value(tag=name, simple_value=one) for name, one in values.items()]))
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        width, height = (round(side) for side in figure.get_size_inches() * figure.dpi)
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=picture.getvalue())
+        self._add(step, Summary(value=[Summary.Value(tag=name, image=image)]))
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _add(self, step: int, summary: object) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=step, summary=summary)
+        if self._journal.append(self._header + _framed(event.SerializeToString())):
+            self._header = b""
+
+
+def _framed(record: bytes) -> bytes:
+    """Return a record as TFRecord files hold it: length, checksum of the length, record, checksum of the record."""
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    length = struct.pack("<Q", len(record))
+    checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, record)]
+    return length + checks[0] + record + checks[1]
