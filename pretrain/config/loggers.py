@@ -1,17 +1,17 @@
 """Loggers by name, with their options."""
 
-from shards.config import ConfigModel
+from typing import Any
+
+from shards.config import NamedConfig
 from shards.registry import Registry
 
 
-class LoggerConfig(ConfigModel):
-    """A logger without options."""
-
-    name: str
+class LoggerConfig(NamedConfig):
+    """Base of the configs of loggers."""
 
 
-LOGGERS: Registry = Registry("logger")
-LOGGERS.add("tensorboard", "pretrain.metrics.loggers.tensorboard:TensorBoard", LoggerConfig)
-LOGGERS.add("jsonl", "pretrain.metrics.loggers.json_lines:JsonLines", LoggerConfig)
+LOGGERS: Registry[Any] = Registry("logger", LoggerConfig)
+LOGGERS.add("tensorboard", "pretrain.metrics.loggers.tensorboard:TensorBoard")
+LOGGERS.add("jsonl", "pretrain.metrics.loggers.json_lines:JsonLines")
 
 DEFAULT_LOGGERS = (LoggerConfig(name="tensorboard"), LoggerConfig(name="jsonl"))
