@@ -10,7 +10,7 @@ from pretrain.config.model import ModelConfig, ViTConfig
 from pretrain.config.objective import MaeConfig, ObjectiveConfig
 from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.config.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
-from pretrain.registries import ENCODERS, OBJECTIVES
+from pretrain.registries import AUGMENTATIONS, ENCODERS, OBJECTIVES, OPTIMIZERS
 from shards.config import ConfigModel
 from shards.config.fields import PathText, Plugins
 
@@ -24,7 +24,7 @@ class PretrainConfig(ConfigModel):
     """Where the run writes, and its seed."""
     data: DataConfig
     """What is read."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: Annotated[AugmentConfig, AUGMENTATIONS] = AugmentConfig()
     """How views of a tile are cut."""
     model: Annotated[ModelConfig, ENCODERS] = ViTConfig(name="spec_vit_small")
     """The encoder."""
@@ -33,7 +33,7 @@ class PretrainConfig(ConfigModel):
     init: PathText | None = None
     """Encoder to begin from: the path or URL of any file that ``load_encoder`` reads; null draws weights from the
     seed."""
-    optim: OptimConfig = OptimConfig()
+    optim: Annotated[OptimConfig, OPTIMIZERS] = OptimConfig()
     """How weights move."""
     train: TrainConfig
     """How long, and in what batches."""
