@@ -76,6 +76,11 @@ class EncoderDescription:
         known = {"name", "image_size", "patch_size", "bn_group", "attention"}
         return {key: value for key, value in (self.config.get("model") or {}).items() if key not in known}
 
+    @property
+    def plugins(self) -> list[str]:
+        """Names of the plugins that the run loaded, one of which may have registered the encoder."""
+        return [str(plugin) for plugin in self.config.get("plugins") or ()]
+
     def to_header(self) -> dict[str, str]:
         """As metadata of a safetensors file."""
         return {HEADER_KEY: json.dumps(asdict(self))}
@@ -209,6 +214,8 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
         place = (public.get(section) or {}).get(key)
         if place:
             public[section][key] = last_name(place)
+    if public.get("plugins"):
+        public["plugins"] = [last_name(plugin) for plugin in public["plugins"]]
     if public.get("init"):
         public["init"] = last_name(public["init"])
     return public

@@ -9,7 +9,7 @@ from torch import Tensor
 from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
-from pretrain.models.registry import build_encoder
+from pretrain.models.registry import ENCODERS, build_encoder
 from pretrain.weights.description import EncoderDescription, WeightsError
 from pretrain.weights.finite import find_non_finite
 from pretrain.weights.report import LoadReport
@@ -75,7 +75,14 @@ def outline(
                 **description.options,
             )
     except _UNFIT as error:
-        raise WeightsError(f"{where}: {' '.join(str(error).split())}") from None
+        hint = "" if description.architecture in ENCODERS else _import_first(description.plugins)
+        raise WeightsError(f"{where}: {' '.join(str(error).split())}{hint}") from None
+
+
+def _import_first(plugins: list[str]) -> str:
+    """What to do about an encoder that a plugin registers; no file is trusted to name what is imported."""
+    names = ", ".join(map(repr, plugins))
+    return f"; its run loaded plugins: call spectralforge.load_plugins({names}) first" if plugins else ""
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str) -> None:
