@@ -13,7 +13,7 @@ def release_notes(changelog: str, version: str) -> str:
     Raises:
         ValueError: there is no such section, or nothing in it.
     """
-    heading = rf"^## \[?{re.escape(version)}\]?(?: .*)?$"
+    heading = rf"^## \[?{re.escape(version)}\]?(?: [^\n]*)?$"
     found = re.search(rf"{heading}\n(?P<text>.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     if found is None or not found["text"].strip():
         raise ValueError(f"CHANGELOG.md: no notes on {version}: rename the section 'Unreleased' before you tag")
