@@ -237,12 +237,18 @@ def load_pretrained(location: str | Path, plugins: Sequence[str] = (), **options
     """Load an encoder from a file of any format, a folder, a run, or a URL.
 
     Args:
-        location: see `load_encoder`; of a folder that holds ``encoder.safetensors``, this file.
+        location: a file of any format of docs/weights.md, a folder with ``encoder.safetensors``, the folder of a run or
+            of a checkpoint, or a URL.
         plugins: modules and .py files to import first, where the encoder is of a plugin.
-        options: those of `load_encoder`, such as ``image_size`` and ``network``.
+        options: ``image_size`` in pixels, to which position embeddings are interpolated; ``network``, "student" or
+            "teacher" of checkpoints that have both (default: DINO's teacher); and those of
+            `pretrain.weights.files.load_encoder`.
+
+    Returns:
+        The encoder in evaluation mode on the CPU, fp32.
 
     Raises:
-        WeightsError: nothing is there, it is damaged, or it holds no encoder in full.
+        WeightsError: the file is missing or damaged, or does not hold the whole encoder.
         ConfigError: a plugin can't be imported.
     """
     load_plugins(plugins, "load_encoder")
