@@ -81,9 +81,9 @@ def _run_here(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) 
 
 
 def _begin(shared: Any, plugins: Sequence[str]) -> None:
-    """In a worker: take the counters and plugins, and end when the parent is killed instead of waiting on a dead queue."""
-    _counters.shared = shared
     """In a worker: take counters and plugins, and end when the parent is killed instead of waiting on a dead queue."""
+    _counters.shared = shared
+    load_plugins(plugins, "worker")
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
