@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from pretrain.weights.pretrained import PretrainedEncoder
 from pretrain.weights.pretrained import load_pretrained as load_encoder
 from pretrain.weights.resample import resample
-from shards import plugins
 
 if TYPE_CHECKING:
     from pretrain.data.tile_tensors import open_dataset as open_dataset
@@ -24,20 +23,7 @@ if TYPE_CHECKING:
 
 from_pretrained = load_encoder
 
-__all__ = [
-    "PretrainedEncoder",
-    "from_pretrained",
-    "load_encoder",
-    "load_plugins",
-    "open_dataset",
-    "open_raster",
-    "resample",
-]
-
-
-def load_plugins(*names: str) -> None:
-    """Import modules, or Python files, that register encoders of their own; raises ConfigError where one can't be."""
-    plugins.load_plugins(names, "spectralforge.load_plugins")
+__all__ = ["PretrainedEncoder", "from_pretrained", "load_encoder", "open_dataset", "open_raster", "resample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -63,7 +63,7 @@ def _resolve_output(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 
 def build_parser(description: str) -> Parser:
     """Return the parser of all commands."""
-    parser = Parser(prog="python launch/slurm.py", description=description)
+    parser = Parser(prog="python launch/slurm.py", description=description, plugins=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, usage: str, summary: str) -> argparse.ArgumentParser:

@@ -76,11 +76,6 @@ class EncoderDescription:
         known = {"name", "image_size", "patch_size", "bn_group", "attention"}
         return {key: value for key, value in (self.config.get("model") or {}).items() if key not in known}
 
-    @property
-    def plugins(self) -> list[str]:
-        """Names of the plugins that the run loaded, one of which may have registered the encoder."""
-        return [str(plugin) for plugin in self.config.get("plugins") or ()]
-
     def to_header(self) -> dict[str, str]:
         """As metadata of a safetensors file."""
         return {HEADER_KEY: json.dumps(asdict(self))}

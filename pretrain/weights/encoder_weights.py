@@ -75,14 +75,15 @@ def outline(
                 **description.options,
             )
     except _UNFIT as error:
-        hint = "" if description.architecture in ENCODERS else _import_first(description.plugins)
-        raise WeightsError(f"{where}: {' '.join(str(error).split())}{hint}") from None
+        raise WeightsError(f"{where}: {' '.join(str(error).split())}{_plugins_hint(description)}") from None
 
 
-def _import_first(plugins: list[str]) -> str:
-    """What to do about an encoder that a plugin registers; no file is trusted to name what is imported."""
-    names = ", ".join(map(repr, plugins))
-    return f"; its run loaded plugins: call spectralforge.load_plugins({names}) first" if plugins else ""
+def _plugins_hint(description: EncoderDescription) -> str:
+    """Name the plugins of the run that trained an encoder, where its architecture is unknown without them."""
+    plugins = description.config.get("plugins") or []
+    if not plugins or description.architecture in ENCODERS:
+        return ""
+    return f"; its run had plugins={plugins}: give them to load_encoder, or as --plugins {','.join(plugins)}"
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str) -> None:

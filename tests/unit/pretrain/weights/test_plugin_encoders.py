@@ -1,7 +1,6 @@
 """Encoders that a plugin registers are exported, described, loaded and found in state dicts like the project's own."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from pretrain.weights.description import WeightsError
 from pretrain.weights.export import export_encoder
 from pretrain.weights.files import load_encoder
 from pretrain.weights.pretrained import PretrainedEncoder
+from shards.plugins import load_plugins
 
 BANDS, NAME = 80, "mean_spectrum"
 PLUGIN = f"""
@@ -46,7 +46,7 @@ class MeanSpectrum(Encoder):
 def plugin(tmp_path_factory):
     path = tmp_path_factory.mktemp("lab") / "mean_spectrum.py"
     path.write_text(PLUGIN)
-    spectralforge.load_plugins(str(path))
+    load_plugins([str(path)], "test")
     return path
 
 
@@ -63,14 +63,14 @@ def exported(plugin, tmp_path_factory):
 
 def test_an_export_is_loaded_with_the_options_of_its_encoder(exported):
     encoder, told = load_encoder(exported[0])
-    assert (told.architecture, told.plugins, encoder.feature_dim) == (NAME, ["mean_spectrum.py"], 6)
+    assert (told.architecture, told.config["plugins"], encoder.feature_dim) == (NAME, ["mean_spectrum.py"], 6)
     assert all(torch.equal(one, exported[1][name]) for name, one in encoder.state_dict().items())
     assert f"# {NAME}, mae" in exported[0].with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_state_dict_that_holds_one_gives_its_features(exported, tmp_path, suffix):
-    encoder = spectralforge.load_encoder(exported[0])
+def test_a_state_dict_that_holds_one_gives_its_features(exported, plugin, tmp_path, suffix):
+    encoder = spectralforge.load_encoder(exported[0], plugins=[str(plugin)])
     assert isinstance(encoder, PretrainedEncoder)
     state = nn.ModuleDict({"net": encoder, "head": nn.Linear(6, 2)}).state_dict()
     path = tmp_path / f"file{suffix}"
@@ -92,11 +92,5 @@ def test_where_the_plugin_is_not_loaded_the_line_names_it(exported, tmp_path):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     with pytest.raises(WeightsError, match="unknown encoder 'other_name'") as raised:
         load_encoder(path)
-    assert "its run loaded plugins: call spectralforge.load_plugins('other_name.py') first" in str(raised.value)
+    assert "its run had plugins=['other_name.py']: give them to load_encoder" in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-def test_a_plugin_is_loaded_once(plugin):
-    before = dict(sys.modules)
-    spectralforge.load_plugins(str(plugin))
-    assert dict(sys.modules) == before
