@@ -106,12 +106,15 @@ class FullConfig(ConfigModel):
     """Encoder and head trained together: all of the encoder (protocol full), its spectral adapter (adapter), or the
     adapter, patch embedding and first ``first_blocks`` blocks (blocks).
 
-    ``lrs``: each is trained, validation chooses. ``layer_decay``: factor of the rate from a block to the one below.
-    ``drop_path``: largest probability of leaving a block out. ``crop_scale``: range of a random crop's share of the
-    tile, null for none. ``bn_group``: samples that share batch statistics. ``save_every``: steps between checkpoints.
+    ``start``: the head that training begins from: the one that the frozen protocol finds on this encoder (LP-FT, arXiv
+    2202.10054), or random weights. ``lrs``: each is trained, validation chooses. ``layer_decay``: factor of the rate
+    from a block to the one below. ``drop_path``: largest probability of leaving a block out. ``crop_scale``: range of
+    a random crop's share of the tile, null for none. ``bn_group``: samples that share batch statistics.
+    ``save_every``: steps between checkpoints.
     """
 
     head: Head | None = None
+    start: Literal["probe", "random"] = "probe"
     lrs: Choices[Rate] = (1e-4,)
     weight_decay: Weight = 0.05
     epochs: Positive = 50
