@@ -13,6 +13,7 @@ from pretrain.data.inputs import Inputs
 from pretrain.engine.schedules import learning_rate
 from pretrain.metrics.json_lines import last_saved_step
 from pretrain.weights.initial_weights import location_hash
+from shards.config.renames import rename_keys
 from shards.errors import ForgeError
 
 STRUCTURE = {
@@ -47,6 +48,7 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
             log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
     state, manifest = read_state(path), inputs.manifest
+    state["config"], _ = rename_keys(state["config"], PretrainConfig)
     _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
     _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path)
     _announce_rates(state, config)
@@ -105,6 +107,8 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
             )
         log(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
     for key, old, new in _changes(before, now):
+        if not old and not new:  # a key that the checkpoint's version didn't have
+            continue
         if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
             log(f"changed since the checkpoint: {key}: {old} then, {new} now")
 

@@ -99,7 +99,7 @@ class EncoderProbe:
         if not (is_finite(train.features) and is_finite(val.features)):
             raise Diverged("diverged: the probe's features are NaN or infinite: lower optim.lr")
         return {
-            "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbours), val.labels),
+            "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbors), val.labels),
             "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),
         }
 

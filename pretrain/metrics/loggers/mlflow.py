@@ -47,11 +47,14 @@ class Mlflow(Logger):
         self._client.set_terminated(self._run_id)
 
     def _create(self, config: MlflowConfig, run: LoggedRun) -> str:
+        from mlflow.entities import Param
+
         found = self._client.get_experiment_by_name(config.experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(config.experiment)
         run_id: str = self._client.create_run(experiment, run_name=config.run_name or run.folder.name).info.run_id
-        for key, value in _flat(run.config):
-            self._client.log_param(run_id, key, value)
+        params = [Param(key, str(value)[:500]) for key, value in _flat(run.config)]
+        for begin in range(0, len(params), 100):  # of one request at most
+            self._client.log_batch(run_id, params=params[begin : begin + 100])
         run.write_id("mlflow", run_id)
         return run_id
 

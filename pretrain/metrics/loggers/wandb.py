@@ -1,5 +1,6 @@
 """Weights & Biases."""
 
+import io
 from typing import TYPE_CHECKING
 
 from pretrain.config.loggers import WandbConfig
@@ -40,7 +41,11 @@ class Wandb(Logger):
         self._run.log({"step": step, **values})
 
     def figure(self, step: int, name: str, figure: "Figure") -> None:
-        self._run.log({"step": step, name: self._image(figure)})
+        from PIL import Image
+
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        self._run.log({"step": step, name: self._image(Image.open(picture))})
 
     def close(self) -> None:
         self._run.finish()

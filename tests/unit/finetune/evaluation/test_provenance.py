@@ -19,6 +19,7 @@ CONFIG = FinetuneConfig.model_validate(
 )
 
 BY_CONTENT = {
+    "plugins": "their files are part of the code",
     "run.seed": "the rows that it draws, the splits and the twin's weights are hashed",
     "task": "its content is hashed",
     "checkpoint": "its weights are hashed",
