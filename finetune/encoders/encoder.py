@@ -60,9 +60,8 @@ class EncoderFile:
         if name == "random":
             told = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
             return told | {"sha256": sha256, "untrained": True}
-        path = Path(self.path)
         return {
-            "name": f"{path.parent.name}/{path.name}" if path.suffix else path.name,
+            "name": _short_name(self.path),
             "sha256": sha256,
             "architecture": known.architecture,
             "objective": known.objective,
@@ -123,6 +122,12 @@ class EncoderFile:
                 "folder with mu.npy and sigma.npy"
             )
         return self.description.mu, self.description.sigma
+
+
+def _short_name(location: str) -> str:
+    """The last parts of a path or URL, enough to tell encoders apart."""
+    path = Path(location.split("?")[0])
+    return f"{path.parent.name}/{path.name}" if path.suffix or "://" in location else path.name
 
 
 def fit_encoder(

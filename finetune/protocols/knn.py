@@ -15,11 +15,10 @@ from finetune.config import KnnConfig
 from finetune.data.datasets import LabeledSplit
 from finetune.encoders.features import Features
 from finetune.tasks import Task
+from pretrain.loop.nearest import nearest_vote
 from shards.order.random_bits import fold_in, permute
 
 BATCH = 32
-QUERIES = 4096
-"""Queries that are compared with the bank at once."""
 
 
 class NearestNeighbours:
@@ -49,17 +48,14 @@ class NearestNeighbours:
         """As `predict` of heads, from features of windows: classes (n, size, size), probabilities or values (n, K)."""
         dense = features.dim() == 4
         queries = features.permute(0, 2, 3, 1).flatten(0, 2) if dense else features
-        voted = torch.cat([self._vote(part) for part in F.normalize(queries, dim=1).split(QUERIES)])
+        voted = nearest_vote(
+            F.normalize(queries, dim=1), self.keys, self.votes, self.config.neighbors, self.config.temperature
+        )
         if not dense:
             return voted
         classes = voted.argmax(1).view(len(features), *features.shape[2:])
         factor = size // features.shape[2]
         return classes.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-
-    def _vote(self, queries: Tensor) -> Tensor:
-        similarity, nearest = (queries @ self.keys.T).topk(min(self.config.neighbors, len(self.keys)), dim=1)
-        weights = torch.softmax(similarity / self.config.temperature, dim=1)
-        return (weights[:, :, None] * self.votes[nearest].float()).sum(1)
 
     def _flat(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and their votes (n, K); positions of a map where no pixel counts are left out."""

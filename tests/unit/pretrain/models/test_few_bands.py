@@ -15,12 +15,12 @@ from finetune.encoders.encoder import EncoderFile
 from pretrain.data.inputs import open_inputs
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.registry import ENCODERS, build_encoder, fewest_bands
+from pretrain.weights.convert import main as convert
 from pretrain.weights.description import WeightsError, with_sensor
 from pretrain.weights.files import load_encoder, save_encoder
 from shards.errors import ConfigError
 from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import get_sensor
-from tools.convert import main as convert
 
 CHRIS = 62
 

@@ -10,15 +10,15 @@ from typing import cast
 import numpy as np
 import torch
 
+from launch.planner.activations import build_module, inputs
+from launch.planner.profile import Profile
+from launch.planner.step_time import OPTIMIZER_BYTES, grouped_flops
 from pretrain.config import PretrainConfig
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.engine.zero import ZeroEngine
 from pretrain.metrics.phase_timer import PhaseTimer
 from pretrain.models.initialize import initialize
 from pretrain.objectives.mae import MaskedAutoencoder
-from tools.planner.activations import build_module, inputs
-from tools.planner.profile import Profile
-from tools.planner.step_time import OPTIMIZER_BYTES, grouped_flops
 
 BANDS = 202
 STEPS = 5

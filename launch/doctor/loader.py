@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
@@ -15,8 +17,6 @@ from pretrain.metrics.flops import device_peak, sample_flops
 from shards.order.plan import SamplePlan, hold_out
 from shards.order.view import view_hash, view_rows
 from shards.read.reader import ShardReader
-from tools.doctor.cluster import Cluster, values
-from tools.doctor.table import Row
 
 MFU = 0.4
 """Share of a device's peak that a good run reaches; torchtitan reports 33 to 39 % for 8 B weights on H100s."""

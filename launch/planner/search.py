@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launch.planner.activations import Activations
+from launch.planner.memory import Layout, Moment, peak_memory
+from launch.planner.network import Cluster
+from launch.planner.step_time import Rates, StepTime, scaled, step_time
 from pretrain.config import PretrainConfig
 from shards.errors import ConfigError
-from tools.planner.activations import Activations
-from tools.planner.memory import Layout, Moment, peak_memory
-from tools.planner.network import Cluster
-from tools.planner.step_time import Rates, StepTime, scaled, step_time
 
 ROOM = 0.94  # of a GPU's memory: torch's allocator loses some of it between tensors (a guess)
 

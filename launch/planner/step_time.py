@@ -6,10 +6,10 @@ takes to write and read what they make. Communication hides behind the backward 
 
 from dataclasses import dataclass, replace
 
+from launch.planner.memory import Layout
+from launch.planner.network import Cluster, rounds_seconds, step_rounds
 from pretrain.config import PretrainConfig
 from pretrain.metrics.flops import recomputed_flops, sample_flops
-from tools.planner.memory import Layout
-from tools.planner.network import Cluster, rounds_seconds, step_rounds
 
 OVERLAP = 0.8  # share of compute that communication can hide behind: a guess until a run on a node measured it
 EXPOSED = 0.05  # share of communication that never hides

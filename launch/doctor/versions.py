@@ -10,8 +10,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from tools.doctor.cluster import Cluster, values
-from tools.doctor.table import Row, State, worst
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row, State, worst
 
 PACKAGES = ("torch", "deepspeed", "xformers", "webdataset", "zarr", "numcodecs", "numpy")
 """What the row shows, with Python and the CUDA libraries; details have all packages that the project asks for."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tools.doctor.cluster import Cluster, values
-from tools.doctor.table import Row, State, worst
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row, State, worst
 
 SHM = Path("/dev/shm")
 SHM_BYTES = 1 << 30

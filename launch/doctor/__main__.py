@@ -1,7 +1,7 @@
-"""Check a cluster before the queue: `python -m tools.doctor --config configs/pretrain/... [key.sub=value ...]`.
+"""Check a cluster before the queue: `python -m launch.doctor --config configs/pretrain/... [key.sub=value ...]`.
 
-Alone, or under a launcher as the run itself: `torchrun --nproc_per_node 2 -m tools.doctor --config ...`,
-`srun python -m tools.doctor --config ...`. Exit codes: 0 nothing red, 1 something red, 2 misuse.
+Alone, or under a launcher as the run itself: `torchrun --nproc_per_node 2 -m launch.doctor --config ...`,
+`srun python -m launch.doctor --config ...`. Exit codes: 0 nothing red, 1 something red, 2 misuse.
 """
 
 import os
@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, NoReturn
 
 from launch import runtime
 from launch.command import command_parser, is_main_process, parse_command
+from launch.doctor.limit import time_limit
+from launch.doctor.table import Printer, Row, State, summary
 from pretrain.config import PretrainConfig
-from tools.doctor.limit import time_limit
-from tools.doctor.table import Printer, Row, State, summary
 
 if TYPE_CHECKING:
-    from tools.doctor.cluster import Cluster
+    from launch.doctor.cluster import Cluster
 
 CHECKS = {
-    "versions": "tools.doctor.versions:check",
-    "launcher": "tools.doctor.machine:check_launcher",
-    "GPUs": "tools.doctor.machine:check_gpus",
-    "DeepSpeed config": "tools.doctor.deepspeed_config:check",
-    "clocks": "tools.doctor.network:check_clocks",
-    "bandwidth": "tools.doctor.network:check_bandwidth",
-    "file system": "tools.doctor.disk:check_file_system",
-    "room": "tools.doctor.disk:check_room",
-    "shards": "tools.doctor.data:check_shards",
-    "staging": "tools.doctor.data:check_staging",
-    "loader": "tools.doctor.loader:check",
+    "versions": "launch.doctor.versions:check",
+    "launcher": "launch.doctor.machine:check_launcher",
+    "GPUs": "launch.doctor.machine:check_gpus",
+    "DeepSpeed config": "launch.doctor.deepspeed_config:check",
+    "clocks": "launch.doctor.network:check_clocks",
+    "bandwidth": "launch.doctor.network:check_bandwidth",
+    "file system": "launch.doctor.disk:check_file_system",
+    "room": "launch.doctor.disk:check_room",
+    "shards": "launch.doctor.data:check_shards",
+    "staging": "launch.doctor.data:check_staging",
+    "loader": "launch.doctor.loader:check",
 }
 """Rows of the table, and their checks: each is imported by itself, so that a broken library costs one row."""
 
@@ -40,7 +40,7 @@ START_LIMIT_S, CHECK_LIMIT_S, END_LIMIT_S = 120.0, 180.0, 30.0
 
 def main(argv: list[str] | None = None) -> None:
     """Run all checks and print the table; ends the process."""
-    parser = command_parser(str(__doc__).splitlines()[0], "python -m tools.doctor")
+    parser = command_parser(str(__doc__).splitlines()[0], "python -m launch.doctor")
     parser.add_argument("--verbose", action="store_true", help="show all versions and the whole DeepSpeed config")
     config, arguments = parse_command(parser, argv, PretrainConfig)
     runtime.prepare_environment(config.run.threads)
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def examine(cluster: "Cluster", place: str) -> Row:
     """A check's row; an error in it that nobody expected is a red row, too."""
-    from tools.doctor.cluster import one_line
+    from launch.doctor.cluster import one_line
 
     try:
         row: Row = pkgutil.resolve_name(place)(cluster)
@@ -82,8 +82,8 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
     with time_limit(START_LIMIT_S, tell):
         try:
             runtime.prepare_torch(config.run.threads)
+            from launch.doctor.cluster import Cluster
             from pretrain.engine.zero import init_distributed
-            from tools.doctor.cluster import Cluster
 
             init_distributed()
             cluster = Cluster(config)

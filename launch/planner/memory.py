@@ -19,10 +19,10 @@ weights that are gathered: of one process alone they are views.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from launch.planner.activations import Activations, Device, Phase, Weights
 from pretrain.config import PretrainConfig
 from pretrain.config.engine import EngineConfig
 from pretrain.config.optim import OptimConfig
-from tools.planner.activations import Activations, Device, Phase, Weights
 
 Bytes = dict[str, int]
 """Memory by part."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.objective import MaeConfig
@@ -23,7 +24,6 @@ from pretrain.models.registry import build_encoder
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaskedAutoencoder
-from tools.planner.live_bytes import LiveBytes
 
 Device = Literal["cpu", "cuda"]
 """Whose sizes of parts the stem and the loss work in."""

@@ -8,7 +8,7 @@ Simple, which trade latency for bandwidth.
 from dataclasses import dataclass
 from typing import Literal
 
-from tools.planner.machines import Machine
+from launch.planner.machines import Machine
 
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce"]
 

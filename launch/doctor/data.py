@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.disk import nearest_existing
+from launch.doctor.table import Row
 from pretrain.config import PretrainConfig
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
 from shards.order.view import view_rows
 from shards.read.reader import ShardReader
-from tools.doctor.cluster import Cluster, values
-from tools.doctor.disk import nearest_existing
-from tools.doctor.table import Row
 
 TILES = 32
 """Tiles that each rank reads, each another choice."""

@@ -8,16 +8,16 @@ from argparse import Namespace
 from pathlib import Path
 
 from launch.command import command_parser, parse_command
+from launch.planner.machines import NAMES
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from shards.cli import Parser, exit_code, positive_float
 from shards.console import get_logger
 from shards.errors import ConfigError
-from tools.planner.machines import NAMES
 
 CUSTOM = ("--gpu-memory", "--gpu-tflops", "--gpu-hbm", "--gpu-nvlink", "--gpu-nic")
 
-logger = get_logger("tools.plan")
+logger = get_logger("launch.plan")
 
 NO_SHARDS = "not-known-yet"
 """What data.shards is where its environment variable is not set: a plan doesn't need the shards."""
@@ -25,7 +25,7 @@ NO_SHARDS = "not-known-yet"
 
 def build_parser() -> Parser:
     """Return the parser of the command."""
-    parser = command_parser(__doc__ or "", "python -m tools.plan")
+    parser = command_parser(__doc__ or "", "python -m launch.plan")
     parser.add_argument(
         "--gpus", default="1x8", metavar="NODESxGPUS", help="nodes and GPUs of each (default: %(default)s)"
     )
@@ -86,8 +86,8 @@ def _gpus(text: str) -> tuple[int, int]:
 
 
 def _calibrate(config: PretrainConfig, path: Path) -> int:
-    from tools.planner.calibrate import calibrate
-    from tools.planner.profile import write_profile
+    from launch.planner.calibrate import calibrate
+    from launch.planner.profile import write_profile
 
     profile = calibrate(config)
     write_profile(path, profile)
@@ -101,9 +101,9 @@ def _calibrate(config: PretrainConfig, path: Path) -> int:
 
 
 def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -> int:
-    from tools.planner.loader import known_tiles
-    from tools.planner.machines import find_machine
-    from tools.planner.network import Cluster
+    from launch.planner.loader import known_tiles
+    from launch.planner.machines import find_machine
+    from launch.planner.network import Cluster
 
     custom = {flag: getattr(arguments, flag[2:].replace("-", "_")) for flag in CUSTOM}
     machine = find_machine(arguments.gpu, custom, arguments.cores)
@@ -115,11 +115,11 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
 
     if bands < fewest_bands(config.model.name):
         raise ConfigError(f"key 'model.name': {too_few_bands(config.model.name, bands)}")
-    from tools.planner.activations import trace_activations
-    from tools.planner.profile import read_profile
-    from tools.planner.report import answers, config_lines, print_plan, print_ranking
-    from tools.planner.search import Problem, every_plan, micro_batches
-    from tools.planner.step_time import default_rates
+    from launch.planner.activations import trace_activations
+    from launch.planner.profile import read_profile
+    from launch.planner.report import answers, config_lines, print_plan, print_ranking
+    from launch.planner.search import Problem, every_plan, micro_batches
+    from launch.planner.step_time import default_rates
 
     precision = config.engine.precision
     rates = (

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from launch.doctor.cluster import Cluster
+from launch.doctor.table import Row
 from pretrain.config import PretrainConfig
 from pretrain.engine.zero import deepspeed_config
 from pretrain.models.registry import build_encoder
 from shards.errors import ConfigError
-from tools.doctor.cluster import Cluster
-from tools.doctor.table import Row
 
 MUST_BE_SET = {
     "train_micro_batch_size_per_gpu": "",

@@ -1,38 +1,39 @@
-"""Tensors out of files, under the names that they have there: safetensors, torch files, our checkpoints.
+"""Read tensors under the names that they have in a file: safetensors, torch files, our checkpoints.
 
-Nothing that a file holds is run: torch files are read with ``weights_only``. What our checkpoints look like is
-at the top of `pretrain/checkpointing/checkpoint.py`, which needs the training engine; this reads them without.
+No code of a file is run: torch files are read with ``weights_only``. `pretrain/checkpointing/checkpoint.py` documents
+the layout of our checkpoints; it needs the training engine, and this module reads them without it.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.weights.description import EncoderDescription, WeightsError, describe_run, read_tuned_header
+from pretrain.weights.description import TASK_KEY, EncoderDescription, WeightsError, describe_run, read_tuned_header
 from pretrain.weights.torch_files import Network, one_line, read_torch
 from shards.files.names import plain_name
 from shards.files.untrusted import read_json_value
 
 ENCODER_FILE = "encoder.safetensors"
 INDEX = ".index.json"
-_FOLDER_FILES = (ENCODER_FILE, "model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
+FOLDER_FILES = (ENCODER_FILE, "model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a file holds.
+class RawCheckpoint:
+    """The tensors of a file or a checkpoint's folder under the names that they have there.
 
     Attributes:
-        where: the file or checkpoint, for messages.
+        where: the file or folder, for messages.
         tensors: by their names in it.
-        others: names of what is there and was not read, or is no tensor.
-        description: what the file says of the encoder, None where it says nothing.
-        network: which network it is, where the file says so.
+        others: names of entries that were not read or are not tensors.
+        description: what the file says about its encoder; None where it says nothing.
+        prefix: of the names of the encoder that is described.
+        network: "student" or "teacher", where the file says so.
         heads: of our checkpoints, what was trained beside the encoder: decoder, heads.
     """
 
@@ -40,12 +41,13 @@ class Contents:
     tensors: dict[str, Tensor]
     others: list[str] = field(default_factory=list)
     description: EncoderDescription | None = None
+    prefix: str = ""
     network: str | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
 
 
-def read_contents(path: Path, network: Network = "auto") -> Contents:
-    """Read a file, or a checkpoint's folder, or the newest checkpoint of a run's folder.
+def read_raw_checkpoint(path: Path, network: Network = "auto") -> RawCheckpoint:
+    """Read a file, a checkpoint's folder, or the newest checkpoint in a run's folder.
 
     Raises:
         WeightsError: missing, damaged, not tensors, or without the network that was asked for.
@@ -66,15 +68,15 @@ def read_contents(path: Path, network: Network = "auto") -> Contents:
         return _read_safetensors(path)
     if start.startswith((_ZIP, _PICKLE)):
         tensors, others, inside = read_torch(path, network, start.startswith(_ZIP))
-        return Contents(str(path), tensors, others, None, inside)
+        return RawCheckpoint(str(path), tensors, others, network=inside)
     raise WeightsError(f"{path}: not a checkpoint: neither safetensors nor a torch file; check the path")
 
 
 def resolve(path: Path) -> Path:
-    """The file, or the folder of one of our checkpoints, that a path stands for: of a run, the newest.
+    """Return the file, or the folder of one of our checkpoints, that a path stands for: of a run, the newest one.
 
     Raises:
-        WeightsError: a folder without any.
+        WeightsError: a folder that holds neither.
     """
     if not path.is_dir():
         return path
@@ -83,7 +85,7 @@ def resolve(path: Path) -> Path:
 
 
 def parts_of(index: Path) -> dict[str, str]:
-    """Files in an index's folder, by the names of the tensors that they hold, as Hugging Face cuts large models.
+    """Return the file of each tensor that an index lists; Hugging Face splits large models in this way.
 
     Raises:
         WeightsError: no such index, or damaged.
@@ -95,16 +97,16 @@ def parts_of(index: Path) -> dict[str, str]:
         raise WeightsError(f"{index}: missing, or no index of weights ({error}); check the path") from None
 
 
-def _read_parts(index: Path, network: Network) -> Contents:
+def _read_parts(index: Path, network: Network) -> RawCheckpoint:
     """The tensors of all files that an index names."""
     parts = parts_of(index)
-    read = {part: read_contents(index.with_name(part), network) for part in sorted(set(parts.values()))}
+    read = {part: read_raw_checkpoint(index.with_name(part), network) for part in sorted(set(parts.values()))}
     missing = [name for name, part in parts.items() if name not in read[part].tensors]
     if missing:
         raise WeightsError(f"{index}: {parts[missing[0]]} lacks {missing[0]}; download its files again")
     tensors = {name: read[part].tensors[name] for name, part in parts.items()}
-    described = next((one.description for one in read.values() if one.description is not None), None)
-    return Contents(str(index), tensors, [], described, described.network if described else None)
+    described = next((one for one in read.values() if one.description is not None), RawCheckpoint("", {}))
+    return replace(described, where=str(index), tensors=tensors, others=[])
 
 
 def _file_in(folder: Path) -> Path:
@@ -113,7 +115,7 @@ def _file_in(folder: Path) -> Path:
     Raises:
         WeightsError: there is none.
     """
-    found = next((folder / name for name in _FOLDER_FILES if (folder / name).is_file()), None)
+    found = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
     if found is not None:
         return found
     mend = "name another"
@@ -124,7 +126,7 @@ def _file_in(folder: Path) -> Path:
     raise WeightsError(f"{folder}: neither checkpoints nor {ENCODER_FILE} in this folder; {mend}")
 
 
-def _read_safetensors(path: Path) -> Contents:
+def _read_safetensors(path: Path) -> RawCheckpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -134,7 +136,8 @@ def _read_safetensors(path: Path) -> Contents:
             f"{path}: not a whole safetensors file ({one_line(error)}); export or download it again"
         ) from None
     described = read_tuned_header(metadata, str(path))
-    return Contents(str(path), tensors, [], described, described.network if described else None)
+    prefix, network = "encoder." if TASK_KEY in metadata else "", described.network if described else None
+    return RawCheckpoint(str(path), tensors, description=described, prefix=prefix, network=network)
 
 
 # ---- our checkpoints ----
@@ -150,7 +153,7 @@ def _newest_step(folder: Path) -> Path | None:
     return None
 
 
-def _read_step(step: Path, network: Network) -> Contents:
+def _read_step(step: Path, network: Network) -> RawCheckpoint:
     seals = _read_seals(step / "checkpoint.json")
     _check(step / "state.json", seals)
     state = _read_json(step / "state.json")
@@ -176,7 +179,7 @@ def _read_step(step: Path, network: Network) -> Contents:
             ) from None
     which = "teacher" if take_teacher else "student"
     described = describe_run(state, which, str(step / "state.json"))
-    return Contents(str(step), tensors, list(heads), described, which, heads)
+    return RawCheckpoint(str(step), tensors, list(heads), described, network=which, heads=heads)
 
 
 def _read_seals(path: Path) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+from launch.planner.step_time import EFFICIENCY, Rates
 from shards.config import ConfigModel, check_config, parse_values
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
 from shards.files.text import read_text_file
-from tools.planner.step_time import EFFICIENCY, Rates
 
 
 class Profile(ConfigModel):

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from launch.doctor.cluster import Cluster
+from launch.doctor.table import Row
 from pretrain import distributed
-from tools.doctor.cluster import Cluster
-from tools.doctor.table import Row
 
 SIZES_MIB = {"cpu": (1, 8, 64), "cuda": (1, 32, 256)}
 REPEATS = {"cpu": 3, "cuda": 20}

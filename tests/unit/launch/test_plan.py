@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from launch.plan import main
+from launch.planner import activations
+from launch.planner.activations import trace_activations
+from launch.planner.loader import Tiles, reading
+from launch.planner.machines import MACHINES
+from launch.planner.memory import Layout, peak_memory, states
+from launch.planner.network import Cluster, collective_seconds, step_rounds
+from launch.planner.search import Problem, every_plan, micro_batches
+from launch.planner.step_time import default_rates
 from pretrain.config import PretrainConfig
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
-from tools.plan import main
-from tools.planner import activations
-from tools.planner.activations import trace_activations
-from tools.planner.loader import Tiles, reading
-from tools.planner.machines import MACHINES
-from tools.planner.memory import Layout, peak_memory, states
-from tools.planner.network import Cluster, collective_seconds, step_rounds
-from tools.planner.search import Problem, every_plan, micro_batches
-from tools.planner.step_time import default_rates
 
 TINY = {
     "run": {"dir": "runs/planned"},

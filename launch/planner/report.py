@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from tools.planner.loader import Tiles, reading
-from tools.planner.search import Plan, Problem
+from launch.planner.loader import Tiles, reading
+from launch.planner.search import Plan, Problem
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 ENOUGH = 0.9  # efficiency below which we call it the end of scaling

@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Return the parser of the command."""
-    parser = Parser(prog="python -m tools.convert", description=__doc__)
-    parser.add_argument("source", type=Path, help="encoder file, training checkpoint, or the folder of a run")
+    parser = Parser(prog="spectralforge-convert", description=__doc__)
+    parser.add_argument("source", help="encoder file, training checkpoint, folder of a run, or URL (https://, hf://)")
     parser.add_argument("dest", type=Path, help="file to write")
     parser.add_argument("--to", choices=("safetensors", "flat"), default="safetensors", help="(default: %(default)s)")
     parser.add_argument("--architecture", choices=ENCODERS, metavar="NAME", help="hold the weights against this one")

@@ -10,9 +10,9 @@ from support.foreign_checkpoints import dino, lightning, mae, with_head
 from support.small_encoder import small_encoder
 
 from pretrain.models.registry import build_encoder
+from pretrain.weights.convert import main
 from pretrain.weights.files import load_encoder
 from pretrain.weights.pretrained import PretrainedEncoder
-from tools.convert import main
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 from support.processes import REPOSITORY
 
+from launch.doctor import data, disk, loader, machine, network, versions
+from launch.doctor import deepspeed_config as resolved
+from launch.doctor.__main__ import examine
+from launch.doctor.table import Row, render, summary, worst
 from pretrain.config import PretrainConfig
 from pretrain.engine.zero import deepspeed_config
 from shards.config import load_config
-from tools.doctor import data, disk, loader, machine, network, versions
-from tools.doctor import deepspeed_config as resolved
-from tools.doctor.__main__ import examine
-from tools.doctor.table import Row, render, summary, worst
 
 GOOD = {
     "python": "3.11.7",
@@ -282,10 +282,10 @@ def test_the_tightest_rank_decides_about_the_loader() -> None:
 
 
 def test_an_error_that_nobody_expected_is_a_red_row() -> None:
-    row = examine(SimpleNamespace(), "tools.doctor.versions:check")  # type: ignore[arg-type]
+    row = examine(SimpleNamespace(), "launch.doctor.versions:check")  # type: ignore[arg-type]
     assert row.state == "red" and row.found.startswith("AttributeError: ") and "\n" not in row.found
-    row = examine(SimpleNamespace(), "tools.doctor.none:check")  # type: ignore[arg-type]
-    assert row == Row("red", "ModuleNotFoundError: No module named 'tools.doctor.none'", row.mend)
+    row = examine(SimpleNamespace(), "launch.doctor.none:check")  # type: ignore[arg-type]
+    assert row == Row("red", "ModuleNotFoundError: No module named 'launch.doctor.none'", row.mend)
 
 
 def test_rows_are_lines_without_color_where_nobody_looks() -> None:

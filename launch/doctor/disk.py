@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
@@ -18,8 +20,6 @@ from pretrain.resilience.run_folder import held_at_once
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
 from shards.read.reader import ShardReader
-from tools.doctor.cluster import Cluster, values
-from tools.doctor.table import Row
 
 PROBE_BYTES = 64 << 20
 SEEN_S = 10.0
