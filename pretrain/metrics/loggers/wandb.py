@@ -14,7 +14,8 @@ class Wandb(Logger):
     """Logs to a W&B run, whose files are in ``wandb/`` of the run folder; a resumed run continues the same W&B run.
 
     ``WANDB_API_KEY`` or ``wandb login`` gives the account. The x axis is ``step``: W&B drops records that go back in
-    its own count, and a run that resumes from a checkpoint does go back.
+    its own count, and a run that resumes from a checkpoint does go back. An offline run leaves a folder for each start,
+    with the same ID: ``wandb sync --append`` joins them.
     """
 
     def __init__(self, config: WandbConfig, run: LoggedRun) -> None:
@@ -22,13 +23,13 @@ class Wandb(Logger):
             import wandb
         except ImportError:
             raise missing_package("wandb", "wandb") from None
-        self._image = wandb.Image
+        self._wandb = wandb
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
             name=config.run_name or run.folder.name,
             id=run.read_id("wandb"),
-            resume="allow",
+            resume="allow" if config.mode == "online" else None,
             mode=config.mode,
             dir=run.folder,
             config=run.config,
@@ -45,7 +46,8 @@ class Wandb(Logger):
 
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        self._run.log({"step": step, name: self._image(Image.open(picture))})
+        self._run.log({"step": step, name: self._wandb.Image(Image.open(picture))})
 
     def close(self) -> None:
         self._run.finish()
+        self._wandb.teardown()  # waits for W&B's own process, which writes the files
