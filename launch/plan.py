@@ -111,10 +111,12 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
     cluster = Cluster(machine, nodes, gpus, net)
     tiles, bands = known_tiles(config.data.shards, arguments.codec, arguments.stream)
 
-    from pretrain.models.registry import fewest_bands, too_few_bands
+    from pretrain.models.registry import outline_encoder
 
-    if bands < fewest_bands(config.model.name):
-        raise ConfigError(f"key 'model.name': {too_few_bands(config.model.name, bands)}")
+    try:
+        outline_encoder(**config.model.model_dump(), bands=bands)
+    except ValueError as error:
+        raise ConfigError(f"key 'model.name': {error}") from None
     from launch.planner.activations import trace_activations
     from launch.planner.profile import read_profile
     from launch.planner.report import answers, config_lines, print_plan, print_ranking

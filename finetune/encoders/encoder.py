@@ -17,7 +17,7 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
 from pretrain.models.patches import sincos_positions
-from pretrain.models.registry import fewest_bands
+from pretrain.models.registry import outline_encoder
 from pretrain.models.vit import ViTEncoder
 from pretrain.weights.description import EncoderDescription
 from pretrain.weights.files import load_encoder
@@ -84,7 +84,7 @@ class EncoderFile:
                 raise ConfigError(
                     f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands alone: use resample"
                 )
-            fewest = fewest_bands(known.architecture)
+            fewest = outline_encoder(known.architecture, **known.options).min_bands
             if sensor.num_bands < fewest:
                 raise ConfigError(
                     f"key 'data.bands': native, but {known.architecture} takes {fewest} bands or more, and "

@@ -155,6 +155,7 @@ def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dic
             description.patch_size,
             bands=description.bands,
             dilate=saved.dilate,
+            **description.options,
         )
         outputs = len(saved.task.outputs)
         head = build_head(saved.head, saved.task.kind, encoder.feature_dim, outputs, encoder.stride)

@@ -15,6 +15,7 @@ from launch.command import command_parser, is_main_process, parse_command
 from launch.doctor.limit import time_limit
 from launch.doctor.table import Printer, Row, State, summary
 from pretrain.config import PretrainConfig
+from shards.cli import Parser
 
 if TYPE_CHECKING:
     from launch.doctor.cluster import Cluster
@@ -39,12 +40,10 @@ START_LIMIT_S, CHECK_LIMIT_S, END_LIMIT_S = 120.0, 180.0, 30.0
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all checks and print the table; ends the process."""
-    parser = command_parser(str(__doc__).splitlines()[0], "python -m launch.doctor")
-    parser.add_argument("--verbose", action="store_true", help="show all versions and the whole DeepSpeed config")
-    config, arguments = parse_command(parser, argv, PretrainConfig)
+    """Run all checks, print the table and end the process."""
+    config, arguments = parse_command(build_parser(), argv, PretrainConfig)
     runtime.prepare_environment(config.run.threads)
-    show = Printer(is_main_process(), arguments.verbose)
+    show = Printer(is_main_process(), getattr(arguments, "verbose", False))
     show.line(f"{'check':<19} {'state':<7} found")
     cluster = _gather_ranks(config, show)
     states: list[State] = ["green"]  # of the row of the ranks
@@ -55,6 +54,13 @@ def main(argv: list[str] | None = None) -> None:
         states.append(row.state)
     show.line(summary(states))
     _end(1 if "red" in states else 0)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command; --verbose shows all versions and the whole DeepSpeed config."""
+    return command_parser(
+        "Check a cluster before the queue, alone or under the launcher of the run.", "python -m launch.doctor"
+    )
 
 
 def examine(cluster: "Cluster", place: str) -> Row:

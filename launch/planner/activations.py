@@ -18,7 +18,7 @@ from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.models import stem
+from pretrain.models import spectral_features
 from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import ViTEncoder
@@ -195,7 +195,7 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
 @contextmanager
 def _sizes_of_parts(device: Device) -> Iterator[None]:
     """Fake tensors are on the CPU; what the stem and the loss do at a time is to be that of the run's device."""
-    tables = (stem.PIXELS, masked_loss.VALUES)
+    tables = (spectral_features.PIXELS, masked_loss.VALUES)
     kept = [table["cpu"] for table in tables]
     for table in tables:
         table["cpu"] = table[device]

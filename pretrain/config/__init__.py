@@ -11,7 +11,7 @@ from pretrain.config.model import ModelConfig, ViTConfig
 from pretrain.config.objective import MaeConfig, ObjectiveConfig
 from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.config.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
-from pretrain.registries import CALLBACKS, ENCODERS, OBJECTIVES
+from pretrain.registries import AUGMENTATIONS, CALLBACKS, ENCODERS, OBJECTIVES, OPTIMIZERS
 from shards.config import ConfigModel
 from shards.config.fields import PathText, Plugins
 
@@ -25,7 +25,7 @@ class PretrainConfig(ConfigModel):
     """Where the run writes, and its seed."""
     data: DataConfig
     """What is read."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: Annotated[AugmentConfig, AUGMENTATIONS] = AugmentConfig()
     """How views of a tile are cut."""
     model: Annotated[ModelConfig, ENCODERS] = ViTConfig(name="spec_vit_small")
     """The encoder."""
@@ -34,7 +34,7 @@ class PretrainConfig(ConfigModel):
     init: PathText | None = None
     """Encoder to begin from: the path or URL of any file that ``load_encoder`` reads; null draws weights from the
     seed."""
-    optim: OptimConfig = OptimConfig()
+    optim: Annotated[OptimConfig, OPTIMIZERS] = OptimConfig()
     """How weights move."""
     train: TrainConfig
     """How long, and in what batches."""

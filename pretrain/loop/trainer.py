@@ -206,7 +206,7 @@ class Trainer:
             with BestEffort(path):
                 write_atomic(path, dump_config(self.config))
         train, world = self.config.train, distributed.world_size()
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        parameters = self.engine.parameter_count
         log(
             f"WORLD SIZE {world} on {distributed.device().type}, {torch.get_num_threads()} threads each; "
             f"{self.config.model.name} + {self.config.objective.name}, {parameters / 1e6:.1f} M parameters, "

@@ -98,7 +98,9 @@ def build_parser() -> Parser:
     parser.add_argument("source", help="encoder file, training checkpoint, folder of a run, or URL (https://, hf://)")
     parser.add_argument("dest", type=Path, help="file to write")
     parser.add_argument("--to", choices=("safetensors", "flat"), default="safetensors", help="(default: %(default)s)")
-    parser.add_argument("--architecture", choices=ENCODERS, metavar="NAME", help="hold the weights against this one")
+    parser.add_argument(
+        "--architecture", choices=ENCODERS.names(), metavar="NAME", help="hold the weights against this one"
+    )
     parser.add_argument(
         "--sensor", metavar="NAME", help="whose bands it was trained on (default: the file's, or enmap)"
     )

@@ -10,10 +10,10 @@ from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
 from pretrain.models.registry import build_encoder
-from pretrain.models.resnet import NO_DILATION
 from pretrain.weights.description import EncoderDescription, WeightsError
 from pretrain.weights.finite import find_non_finite
 from pretrain.weights.report import LoadReport
+from shards.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class EncoderWeights:
         return replace(self, weights=weights, description=description, report=report)
 
 
+_UNFIT = (ConfigError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError)
+"""What building an encoder raises: for unknown names, options of another type, and sizes beyond any tensor's."""
+
+
 def outline(
     description: EncoderDescription, where: str, bn_group: int | None = None, attention: Backend = "auto"
 ) -> Encoder:
@@ -67,9 +71,10 @@ def outline(
                 bn_group,
                 attention,
                 description.bands,
-                description.dilation or NO_DILATION,
+                description.dilation,
+                **description.options,
             )
-    except (ValueError, RuntimeError, OverflowError) as error:  # torch: sizes beyond what any tensor can have
+    except _UNFIT as error:
         raise WeightsError(f"{where}: {' '.join(str(error).split())}") from None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.objectives import small_config
+from support.objectives import manifest, small_config
 from support.plain_engine import PlainEngine
 from support.tiles import write_tile
 
@@ -82,7 +82,7 @@ def contrast():
     """An encoder with drawn weights, in an objective."""
     moco = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8}
     normalize = Normalizer([1000.0] * 202, [600.0] * 202)
-    objective = MocoObjective(small_config(moco, model={"image_size": 12}), normalize, 202)
+    objective = MocoObjective(small_config(moco, model={"image_size": 12}), normalize, manifest(202))
     return objective, PlainEngine(objective.module)
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.models import stem
+from pretrain.models import spectral_features as stem
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.initialize import initialize
-from pretrain.models.stem import Layer, fold, plain_features, spectral_features, windows
+from pretrain.models.spectral_features import Layer, fold, plain_features, spectral_features, windows
 
 SHAPES = ((1, 3, 7, 5), (3, 4, 7, 5), (4, 5, 5, 3))  # in, out, kernel, stride
 
