@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from shards.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import torch
