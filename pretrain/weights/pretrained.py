@@ -236,11 +236,17 @@ def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:
     """Load an encoder from a file of any format, a folder, a run, or a URL.
 
     Args:
-        location: see `load_encoder`; of a folder that holds ``encoder.safetensors``, this file.
-        options: those of `load_encoder`, such as ``image_size`` and ``network``.
+        location: a file of any format of docs/weights.md, a folder with ``encoder.safetensors``, the folder of a run or
+            of a checkpoint, or a URL.
+        options: ``image_size`` in pixels, to which position embeddings are interpolated; ``network``, "student" or
+            "teacher" of checkpoints that have both (default: DINO's teacher); and those of
+            `pretrain.weights.files.load_encoder`.
+
+    Returns:
+        The encoder in evaluation mode on the CPU, fp32.
 
     Raises:
-        WeightsError: nothing is there, it is damaged, or it holds no encoder in full.
+        WeightsError: the file is missing or damaged, or does not hold the whole encoder.
     """
     path = fetch(location)
     exported = path / ENCODER_FILE
