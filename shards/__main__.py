@@ -9,7 +9,6 @@ from pathlib import Path
 from shards.cli import Parser, limit, part, positive, run_command, share, share_above_0, whole
 from shards.console import get_logger
 from shards.errors import ConfigError
-from shards.plugins import load_plugins
 
 MAX_BAD = 0.01
 
@@ -67,7 +66,6 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     limits = pack.add_argument_group("largest share of a tile's pixels, for L2A products ('none': no limit)")
     for name in ("cloud", "cloud-shadow", "haze", "cirrus", "snow", "nodata"):
         limits.add_argument(f"--max-{name}", type=limit, default=..., metavar="SHARE")
-    _plugins(pack)
     pack.set_defaults(run=_pack)
 
 
@@ -76,7 +74,6 @@ def _add_merge(commands: argparse._SubParsersAction) -> None:
     merge.add_argument("dest", type=Path, help="the folder that the parts wrote")
     _workers(merge)
     merge.add_argument("--max-bad", type=share, help=f"allowed share of bad tiles (default: {MAX_BAD})")
-    _plugins(merge)
     merge.set_defaults(run=_merge)
 
 
@@ -89,7 +86,6 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
         "--sample", type=share_above_0, default=1.0, metavar="SHARE", help="share of the tiles to look at"
     )
     _workers(verify)
-    _plugins(verify)
     verify.set_defaults(run=_verify)
 
 
@@ -98,7 +94,6 @@ def _add_stats(commands: argparse._SubParsersAction) -> None:
     stats.add_argument("folder", type=Path)
     stats.add_argument("--part", type=part, metavar="K/N", help="every N-th shard only; a run without it joins them")
     _workers(stats)
-    _plugins(stats)
     stats.set_defaults(run=_stats)
 
 
@@ -107,7 +102,6 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
     inspect.add_argument("folder", help="folder or URL")
     inspect.add_argument("--tile", help="sample key or row number to draw as RGB and spectra")
     inspect.add_argument("--picture", type=Path, default=Path("tile.png"), help="default: %(default)s")
-    _plugins(inspect)
     inspect.set_defaults(run=_inspect)
 
 
@@ -116,27 +110,7 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
     index.add_argument("folder", type=Path, help="folder of .tar files; table and manifest are written beside them")
     index.add_argument("--sensor", default="enmap", help="whose bands the tiles have (default: %(default)s)")
     _workers(index)
-    _plugins(index)
     index.set_defaults(run=_index)
-
-
-def _plugins(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        type=_plugin,
-        metavar="MODULE",
-        help="module or .py file that registers codecs, tile layouts or tile sources; may be given several times",
-    )
-
-
-def _plugin(text: str) -> str:
-    """Load a plugin."""
-    try:
-        load_plugins([text], "--plugin")
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--plugin: ")) from None
-    return text
 
 
 def _workers(parser: argparse.ArgumentParser) -> None:

@@ -80,10 +80,10 @@ def _run_here(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) 
         bar.close()
 
 
-def _begin(shared: Any, plugins: list[str]) -> None:
-    """In a worker: take the counters and plugins, and end when the parent is killed instead of waiting forever."""
-    load_plugins(plugins, "a worker process")
+def _begin(shared: Any, plugins: Sequence[str]) -> None:
+    """In a worker: take counters and plugins, and end when the parent is killed instead of waiting on a dead queue."""
     _counters.shared = shared
+    load_plugins(plugins, "worker")
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -126,7 +126,7 @@ class PlainBytes(Codec):
 def test_the_codec_of_a_plugin_packs_over_processes(tmp_path):
     write_archive(tmp_path / "tiles")
     (tmp_path / "lab_codec.py").write_text(PLUGIN)
-    plugin = ["--plugin", str(tmp_path / "lab_codec.py"), "--workers", "2"]
+    plugin = ["--plugins", str(tmp_path / "lab_codec.py"), "--workers", "2"]
     tiles, shards = str(tmp_path / "tiles"), str(tmp_path / "shards")
     packing = ["pack", tiles, shards, "--codec", "plain_bytes", "--tiles-per-shard", "4"]
     for command in (packing, ["verify", shards, "--source", tiles]):
