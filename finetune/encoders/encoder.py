@@ -177,7 +177,7 @@ def untrained_twin(encoder: Encoder, description: EncoderDescription, seed: int)
     if isinstance(encoder, ViTEncoder) and description.objective == "mae":
         encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
     for norm in grouped_batch_norms(encoder):
-        norm.forget()
+        norm.reset()
 
 
 def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:

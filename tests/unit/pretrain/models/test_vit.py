@@ -12,17 +12,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.engine.zero import compile_blocks
-from pretrain.models.activation_checkpointing import recomputed
+from pretrain.engine.zero import compile_units
+from pretrain.models.activation_checkpointing import checkpointed
 from pretrain.models.adapter import SpectralConv
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.compilation import Body
+from pretrain.models.compilation import compiling
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
 from pretrain.models.registry import ENCODERS, build_encoder
 from pretrain.models.resnet import Bottleneck
-from pretrain.models.vit import Block, SpecViT
+from pretrain.models.transformer import Block
+from pretrain.models.unit import set_activation_checkpointing
+from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.objectives.picture import unpatchify
 from shards.errors import ConfigError
@@ -327,22 +329,22 @@ def test_every_encoder_gives_vectors_and_maps_and_trains(name, stride):
 @pytest.mark.parametrize("name", ["spec_vit_tiny", "spec_resnet50"])
 def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
     results = []
-    for recompute in (False, True, "selective"):
+    for policy in ("none", "blocks", "selective"):
         encoder = build_encoder(name, 8, 4, bn_group=2)
         initialize(encoder, "test", 0)
         calls: list[str] = []
+        set_activation_checkpointing(encoder, policy)
         for part in encoder.modules():
-            if hasattr(part, "recompute"):
-                part.recompute = recompute
             if isinstance(part, Block | Bottleneck | SpectralConv):
                 part.register_forward_pre_hook(lambda module, inputs, calls=calls: calls.append(type(module).__name__))
         features = encoder.train()(_normal(4, 80, 8, 8))
         forward = len(calls)
         features.square().sum().backward()
-        again = {False: [], True: calls[:forward], "selective": [c for c in calls[:forward] if c != "SpectralConv"]}
-        assert sorted(calls[forward:]) == sorted(again[recompute])
+        blocks = [call for call in calls[:forward] if call != "SpectralConv"]
+        again = {"none": [], "blocks": calls[:forward], "selective": blocks}
+        assert sorted(calls[forward:]) == sorted(again[policy])
         gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
-        results.append((gradients, [norm.take_pending() for norm in grouped_batch_norms(encoder)]))
+        results.append((gradients, [norm.flush() for norm in grouped_batch_norms(encoder)]))
     for gradients, pending in results[1:]:
         for name, gradient in results[0][0].items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
@@ -354,35 +356,35 @@ def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
 def test_selective_recomputation_keeps_less_and_multiplies_nothing_twice():
     """Products are counted in the backward pass; bytes are those that are still there after the forward."""
     counted, kept = {}, {}
-    for recompute in (False, "selective", True):
+    for policy in ("none", "selective", "blocks"):
         block = Block(32, 2, 128, "sdpa")
         initialize(block, "test", 0)
         x = _normal(2, 64, 32).requires_grad_()
         with _LiveBytes() as live:
-            out = recomputed(block, recompute, x, None)
-        kept[recompute] = live.held()
+            out = checkpointed(block, policy, x, None)
+        kept[policy] = live.held()
         with FlopCounterMode(display=False) as counter:
-            recomputed(block, recompute, x, None).square().sum().backward()
-        counted[recompute] = counter.get_total_flops()
+            checkpointed(block, policy, x, None).square().sum().backward()
+        counted[policy] = counter.get_total_flops()
         del out
-    assert counted["selective"] == counted[False] < counted[True]
-    assert kept[True] < kept["selective"] < 0.8 * kept[False]
+    assert counted["selective"] == counted["none"] < counted["blocks"]
+    assert kept["blocks"] < kept["selective"] < 0.8 * kept["none"]
 
 
-def test_compiled_bodies_give_the_same_losses_and_gradients(monkeypatch):
+def test_compiled_functions_give_the_same_losses_and_gradients():
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     found = []
     for compiled in (False, True):
-        monkeypatch.setattr(Body, "compiles", compiled)
         model = _model()
         initialize(model, "test", 0)
         names = list(model.state_dict())
         if compiled:
-            compile_blocks(model)
+            compile_units(model)
         assert list(model.state_dict()) == names
         noise = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
-        losses = model.train()(_normal(4, 80, 8, 8), noise)[0]
+        with compiling(compiled):
+            losses = model.train()(_normal(4, 80, 8, 8), noise)[0]
         losses.mean().backward()
         found.append((losses.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)
