@@ -85,7 +85,7 @@ class GroupedBatchNorm(nn.Module):
             self._pending.append(torch.stack([mean, variance * (count / max(count - 1, 1))]))
 
     def flush(self) -> Tensor:
-        """Return (2 channels + 1,): sums of groups' means and unbiased variances since the last call, and their number."""
+        """Return sums of groups' means and unbiased variances since the last call and their number, (2 C + 1,)."""
         groups = len(self._pending)
         empty = torch.zeros_like(self.running_mean).repeat(2)  # under ZeRO-3 only buffers keep their shape
         sums = torch.stack(self._pending).sum(0).flatten() if groups else empty

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from pretrain.models.flops import Parts, count_flops, times
@@ -67,7 +66,7 @@ class Encoder(nn.Module, ABC):
             image_size: in pixels.
             visible: number of patches that go through it (MAE); None for all.
         """
-        return {"encoder": count_flops(self, torch.empty(1, bands, image_size, image_size, device="meta"))}
+        return {"encoder": count_flops(self, (1, bands, image_size, image_size))}
 
     def training_flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
         """Operations of a forward and a backward on one image, those recomputed left out."""

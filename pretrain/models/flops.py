@@ -1,23 +1,29 @@
 """Counting floating-point operations: a multiply-add is 2; norms, activations and losses are not counted."""
 
 import copy
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 Parts = dict[str, int]
 """Operations by part of the network."""
 
 
-def count_flops(module: nn.Module, *inputs: Tensor) -> int:
-    """Count the operations of a forward with torch's counter, on the meta device: nothing is computed.
+def count_flops(module: nn.Module, shape: Sequence[int]) -> int:
+    """Count the operations of a forward with torch's counter, on tensors without contents: nothing is computed.
 
     Args:
-        inputs: on the meta device.
+        shape: of the input.
     """
-    outline = copy.deepcopy(module).to("meta").eval()
-    with FlopCounterMode(display=False) as counter:
-        outline(*inputs)
+    outline = copy.deepcopy(module).eval()
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
+        functional_call(outline, empty, torch.empty(*shape))
     return counter.get_total_flops()
 
 

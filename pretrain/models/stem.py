@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
 from pretrain.models.flops import count_flops
@@ -31,7 +30,7 @@ class Stem(Unit, ABC):
 
     def flops(self, bands: int) -> int:
         """Operations of a forward on one pixel."""
-        return count_flops(self, torch.empty(1, 1, bands, device="meta"))
+        return count_flops(self, (1, 1, bands))
 
     def training_flops(self, bands: int) -> int:
         """Operations of a forward and a backward on one pixel, those recomputed left out."""
