@@ -23,6 +23,7 @@ class Encoder(nn.Module, ABC):
         bands: number of bands that it takes; None for any number from ``min_bands`` on.
         min_bands: fewest bands that it takes.
         size_multiple: height and width of images are multiples of it.
+        dense_dilation: ``dilate`` of ``build_encoder`` for maps of the image's resolution; empty where there is none.
     """
 
     feature_dim: int
@@ -30,6 +31,7 @@ class Encoder(nn.Module, ABC):
     bands: int | None = None
     min_bands: int = 1
     size_multiple: int = 1
+    dense_dilation: tuple[bool, ...] = ()
 
     def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled", *inputs: Any) -> Tensor:
         """Compute features of normalized images (B, C, H, W).

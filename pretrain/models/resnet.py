@@ -159,6 +159,8 @@ class SpecResNet(ResNetEncoder):
         stem: in front of the layers; None for the spectral adapter. Its name is ``spectral_adapter`` in any case.
     """
 
+    dense_dilation = (True, True, True, True)
+
     def __init__(
         self, dilate: Sequence[bool] = NO_DILATION, bn_group: int | None = None, stem: Stem | None = None
     ) -> None:

@@ -58,7 +58,8 @@ class ViTEncoder(Encoder):
     def _pooled(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Return class tokens."""
         sizes = [images] if isinstance(images, Tensor) else list(images)
-        patches, grids = [patchify(one, self.patch_size) for one in sizes], [self._grid_of(one) for one in sizes]
+        grids = [self._grid_of(one) for one in sizes]
+        patches = [patchify(one, self.patch_size) for one in sizes]
         return torch.cat([tokens[:, 0] for tokens in self._transform(patches, grids, None)])
 
     def _map(self, images: Tensor) -> Tensor:
