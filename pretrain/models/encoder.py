@@ -15,7 +15,7 @@ class Encoder(nn.Module, ABC):
     """Images in, features out.
 
     Everything that trains goes through ``forward``: under ZeRO-3 the weights exist nowhere else. An encoder implements
-    `_pooled`, `_map` and `_layers`; the other methods have defaults.
+    `_pooled` and `_map`; the other methods have defaults.
 
     Attributes:
         feature_dim: D, features per image or position.
@@ -52,9 +52,12 @@ class Encoder(nn.Module, ABC):
     def _map(self, images: Tensor) -> Tensor:
         """Compute the feature map (B, D, H / stride, W / stride)."""
 
-    @abstractmethod
     def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """Compute, of each layer that ``n`` asks for, its map (B, D, h, w) and its class token (B, 1, D), if any."""
+        """Compute, of each layer that ``n`` asks for, its map (B, D, h, w) and its class token (B, 1, D), if any.
+
+        By default the encoder is a single layer without a class token.
+        """
+        return [(self._map(images), None) for _ in layer_numbers(n, 1)]
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """List the parameters of each layer from the lowest, for layer-wise learning rates; others are above all."""
