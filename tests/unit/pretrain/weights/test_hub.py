@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from support.hub_server import HubServer
+from support.hub_server import HubServer, set_endpoint
 from support.range_server import RangeServer
 from support.small_encoder import small_description, small_encoder
 
@@ -95,13 +95,6 @@ def test_what_a_url_lacks_is_said_without_its_secrets(tmp_path):
 # ---- the Hugging Face Hub ----
 
 
-def _set_endpoint(monkeypatch, url):
-    """As ``HF_ENDPOINT``, which is read when huggingface_hub is imported."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
 @pytest.fixture
 def hub(exported, tmp_path, monkeypatch):
     """A repository with an encoder and its card."""
@@ -110,7 +103,7 @@ def hub(exported, tmp_path, monkeypatch):
     shutil.copy(exported[0], folder)
     (folder / "README.md").write_text("# small")
     with HubServer(REPOSITORY, folder) as server:
-        _set_endpoint(monkeypatch, server.url)
+        set_endpoint(monkeypatch, server.url)
         yield server
 
 
@@ -180,7 +173,7 @@ def test_a_gated_repository_says_where_to_ask(hub):
 def test_no_network_is_one_line(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        _set_endpoint(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}")
+        set_endpoint(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}")
         text = _error(f"hf://{REPOSITORY}")
     assert text.startswith(f"hf://{REPOSITORY}: the download failed (ConnectError: ")
 
