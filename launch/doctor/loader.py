@@ -13,7 +13,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.stream import TileStream, micro_batches
 from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.registries import OBJECTIVES
-from shards.order.plan import SamplePlan, hold_out
+from shards.order.plan import SamplePlan, train_val_split
 from shards.order.view import view_hash, view_rows
 from shards.read.reader import ShardReader
 
@@ -77,7 +77,7 @@ def _open_stream(config: PretrainConfig) -> TileStream:
     reader = ShardReader(data.shards, data.read_threads)
     rows = view_rows(data.view, reader.table)
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
-    train, _ = hold_out(reader.table, data.holdout, seed, rows)
+    train, _ = train_val_split(reader.table, data.holdout, seed, rows)
     plan = SamplePlan(reader.table, train, dataset, seed, data.order)
     timestamps = OBJECTIVES[config.objective.name].timestamps
     return TileStream(reader, plan, distributed.device(), data.prefetch, None, timestamps)

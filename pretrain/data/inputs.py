@@ -11,7 +11,7 @@ from pretrain.config import PretrainConfig
 from pretrain.models.registry import outline_encoder
 from shards.errors import ConfigError, ShardError
 from shards.format.manifest import Manifest
-from shards.order.plan import SamplePlan, held_out_hash, hold_out
+from shards.order.plan import SamplePlan, held_out_hash, train_val_split
 from shards.order.view import view_hash, view_rows
 from shards.read.quarantine import NoneLeft, Quarantine
 from shards.read.reader import ShardReader
@@ -69,7 +69,7 @@ def open_inputs(config: PretrainConfig) -> Inputs:
     _check_bands_suffice(config, reader.manifest)
     rows = view_rows(data.view, reader.table)
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
-    train, held_out = hold_out(reader.table, data.holdout, seed, rows)
+    train, held_out = train_val_split(reader.table, data.holdout, seed, rows)
     plan = SamplePlan(reader.table, train, dataset, seed, data.order)
     quarantine = Quarantine(plan.rows, plan.dataset, data.max_bad_tiles, folder, distributed.rank(), held_out)
     return Inputs(reader, plan, held_out, quarantine)

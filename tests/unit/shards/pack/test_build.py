@@ -515,7 +515,7 @@ def test_append_adds_new_shards_and_leaves_the_old_ones_alone(archive, copy, tmp
     reader = ShardReader(copy)
     _assert_reads(reader, archive[1] | more)
     grown = reader.table[reader.table["location"] == b"0000017"]
-    assert len(set(grown["place"])) == 1 and len(grown) == 3
+    assert len(set(grown["location_id"])) == 1 and len(grown) == 3
     assert pack(tmp_path / "more", copy, CONFIG, append=True).written == 0
     with pytest.raises(ShardError, match="nothing to append to"):
         pack(tmp_path / "more", tmp_path / "new", CONFIG, append=True)

@@ -345,7 +345,7 @@ def test_products_become_shards_with_their_places_dates_and_quality(products, pa
         assert str(rows[key]["date"]) == tile.date
         assert (rows[key]["lon"], rows[key]["lat"]) == pytest.approx(tile.center_lonlat(), abs=1e-4)
     assert 12 < reader.table["lon"].min() < 15 and 51 < reader.table["lat"].min() < 53
-    assert len(np.unique(reader.table["place"])) < len(reader)  # some places twice
+    assert len(np.unique(reader.table["location_id"])) < len(reader)  # some places twice
     assert not list(packed.glob("spool*"))
 
 
