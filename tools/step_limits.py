@@ -20,6 +20,7 @@ from pretrain.metrics.flops import PEAKS, sample_flops
 from pretrain.metrics.phase_timer import PHASES
 from pretrain.models import spectral_features
 from pretrain.objectives import masked_loss
+from pretrain.objectives.mae import build_mae
 from shards.cli import Parser, positive, run_command
 from tools import bench_step
 
@@ -95,7 +96,7 @@ def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[s
     """
     config = bench_step.run_config(name, micro_batch, 128, mask_ratio, "autocast")
     with _whole_batches(), FakeTensorMode():
-        model = bench_step.undrawn(config)
+        model = build_mae(config, bench_step.BANDS)
         tiles = torch.empty(micro_batch, bench_step.BANDS, 128, 128, dtype=torch.int16)
         noise = torch.empty(micro_batch, model.num_patches)
         with Counter(model) as counter:

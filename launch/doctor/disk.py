@@ -136,26 +136,23 @@ def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
 
 
 def count_weights(config: PretrainConfig, bands: int) -> int:
-    """Weights that a run trains, of a model that is built without memory."""
+    """Return the number of weights that a run trains, from a model that is built without memory."""
     from pretrain.models.registry import build_encoder
-    from pretrain.models.vit import ViTEncoder
     from pretrain.objectives.dino import DinoHead
-    from pretrain.objectives.mae_decoder import MaeDecoder
+    from pretrain.objectives.mae import build_mae
     from pretrain.objectives.moco import ProjectionHead
 
     model, objective = config.model, config.objective
     with torch.device("meta"):
-        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
-        width, head = encoder.feature_dim, nn.Module()
         if isinstance(objective, MaeConfig):
-            grid, outputs, sizes = model.image_size // model.patch_size, model.patch_size**2 * bands, objective.decoder
-            assert isinstance(encoder, ViTEncoder)
-            encoder.core.fix_positions()
-            head = MaeDecoder(width, grid, outputs, sizes.width, sizes.depth, sizes.heads, model.attention)
-        elif isinstance(objective, MocoConfig):
-            head = ProjectionHead(width, objective.hidden, objective.dim, objective.head_norm, model.bn_group)
+            return sum(weight.numel() for weight in build_mae(config, bands).parameters())
+        encoder, head = build_encoder(**model.model_dump(), bands=bands), nn.Module()
+        if isinstance(objective, MocoConfig):
+            head = ProjectionHead(
+                encoder.feature_dim, objective.hidden, objective.dim, objective.head_norm, model.bn_group
+            )
         elif isinstance(objective, DinoConfig):
-            head = DinoHead(width, objective.hidden, objective.bottleneck, objective.prototypes)
+            head = DinoHead(encoder.feature_dim, objective.hidden, objective.bottleneck, objective.prototypes)
     return sum(weight.numel() for part in (encoder, head) for weight in part.parameters())
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -11,11 +10,10 @@ from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.config.objective import MaeConfig
+from pretrain.data.inputs import plan_samples
 from pretrain.data.stream import TileStream, micro_batches
 from pretrain.metrics.flops import device_peak, sample_flops
-from shards.order.plan import SamplePlan, hold_out
-from shards.order.view import view_hash, view_rows
+from pretrain.registries import OBJECTIVES
 from shards.read.reader import ShardReader
 
 MFU = 0.4
@@ -73,15 +71,11 @@ def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, confi
 
 
 def _open_stream(config: PretrainConfig) -> TileStream:
-    """The run's stream, without staging: the doctor copies no shards."""
-    data, seed = config.data, config.run.seed
-    reader = ShardReader(data.shards, data.read_threads)
-    rows = view_rows(data.view, reader.table)
-    dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
-    train, _ = hold_out(reader.table, data.holdout, seed, rows)
-    plan = SamplePlan(reader.table, train, dataset, seed, data.order)
-    timestamps: Literal[1, 2] = 1 if isinstance(config.objective, MaeConfig) else 2
-    return TileStream(reader, plan, distributed.device(), data.prefetch, None, timestamps)
+    """Open the run's stream without staging: the doctor copies no shards."""
+    reader = ShardReader(config.data.shards, config.data.read_threads)
+    plan, _ = plan_samples(config, reader)
+    timestamps = OBJECTIVES[config.objective.name].timestamps
+    return TileStream(reader, plan, distributed.device(), config.data.prefetch, None, timestamps)
 
 
 def _measure(config: PretrainConfig, stream: TileStream, cluster: Cluster) -> Rates:

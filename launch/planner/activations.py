@@ -16,18 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
-from pretrain.config.model import ModelConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.models import spectral_features
-from pretrain.models.normalize import Normalizer
-from pretrain.models.registry import build_encoder
-from pretrain.models.vit import ViTEncoder
 from pretrain.objectives import masked_loss
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.mae import MaskedAutoencoder, build_mae
 
 Device = Literal["cpu", "cuda"]
 """Whose sizes of parts the stem and the loss work in."""
-
 
 GROUPS = (1, 2, 4)
 """Batch-norm groups of the micro batches that are traced."""
@@ -109,28 +104,12 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
     """
     group = config.model.bn_group
     with _sizes_of_parts(device), FakeTensorMode():
-        module = build_module(config, bands)
+        module = build_mae(config, bands)
         for part in module.modules():
             if hasattr(part, "recompute"):
                 part.recompute = checkpointing  # type: ignore[assignment]
         traces = tuple(tuple(trace_phases(module, config, bands, groups * group)) for groups in GROUPS)
         return Activations(_weights(module, traces[0]), group, traces)
-
-
-def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
-    """What a MAE run trains, with whatever contents torch gives it."""
-    model, mae = config.model, cast(MaeConfig, config.objective)
-    encoder = _encoder(model, bands)
-    decoder, normalize = mae.decoder, Normalizer([3000.0] * bands, [1732.0] * bands)
-    sizes = (mae.norm_pix, decoder.width, decoder.depth, decoder.heads, model.attention, mae.spectral_angle)
-    return MaskedAutoencoder(encoder, bands, mae.mask_ratio, *sizes, normalize)
-
-
-def _encoder(model: ModelConfig, bands: int) -> ViTEncoder:
-    encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
-    assert isinstance(encoder, ViTEncoder)
-    encoder.core.fix_positions()
-    return encoder
 
 
 def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:

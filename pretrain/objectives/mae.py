@@ -6,7 +6,7 @@ band), normalized per patch with unbiased variance; the loss is the mean squared
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from pretrain.data.augment import mask_noise
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.attention import Backend
+from pretrain.models.encoder import Encoder
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
+from pretrain.models.registry import build_encoder
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
 from pretrain.objectives.masked_loss import masked_targets, squared_errors
@@ -69,6 +71,25 @@ class MaskedAutoencoder(nn.Module):
             encoder.feature_dim, encoder.grid, outputs, decoder_width, decoder_depth, decoder_heads, backend
         )
         self.normalize = normalize
+
+    @classmethod
+    def from_config(cls, config: PretrainConfig, encoder: Encoder, bands: int, normalize: Normalizer) -> Self:
+        """Build the module of a run around its encoder, whose positions are fixed here."""
+        assert isinstance(encoder, ViTEncoder) and isinstance(config.objective, MaeConfig)
+        encoder.core.fix_positions()
+        mae, decoder = config.objective, config.objective.decoder
+        return cls(
+            encoder,
+            bands,
+            mae.mask_ratio,
+            mae.norm_pix,
+            decoder.width,
+            decoder.depth,
+            decoder.heads,
+            config.model.attention,
+            mae.spectral_angle,
+            normalize,
+        )
 
     @property
     def num_patches(self) -> int:
@@ -166,6 +187,12 @@ def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tens
     return gather_tokens(patchify(valid.float(), patch_size), masks.masked)[..., 0]
 
 
+def build_mae(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
+    """Build what a MAE run trains, for plans and benchmarks: torch-default weights, EnMAP-like normalization."""
+    encoder = build_encoder(**config.model.model_dump(), bands=bands)
+    return MaskedAutoencoder.from_config(config, encoder, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
+
+
 class MaeObjective(Objective):
     """MAE in a training run."""
 
@@ -175,25 +202,10 @@ class MaeObjective(Objective):
         self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
         super().__init__(config, normalize, manifest, initial)
-        mae, model = config.objective, config.model
-        assert isinstance(mae, MaeConfig)
-        self.ignore_nodata = mae.ignore_nodata
+        assert isinstance(config.objective, MaeConfig)
+        self.ignore_nodata = config.objective.ignore_nodata
         bands = manifest.tile_shape[0]
-        encoder = self.build_encoder()
-        assert isinstance(encoder, ViTEncoder)
-        encoder.core.fix_positions()
-        self.module = MaskedAutoencoder(
-            encoder,
-            bands,
-            mae.mask_ratio,
-            mae.norm_pix,
-            mae.decoder.width,
-            mae.decoder.depth,
-            mae.decoder.heads,
-            model.attention,
-            mae.spectral_angle,
-            normalize,
-        )
+        self.module = MaskedAutoencoder.from_config(config, self.build_encoder(), bands, normalize)
         self.fill(self.module)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
