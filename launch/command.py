@@ -31,7 +31,7 @@ def read_command(argv: list[str] | None, schema: type[Schema], description: str)
 
 def command_parser(description: str, prog: str | None = None) -> Parser:
     """Return the parser of every training command, to which some add arguments."""
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description, plugins=False)
     parser.add_argument("--config", help="YAML file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument("--help-config", action="store_true", help="print every key with its meaning and exit")

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING
 from shards.registry import Registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
+    from pretrain.config.callbacks import CallbackConfig
     from pretrain.data.augment import Augmentation
+    from pretrain.loop.callback import Callback
+    from pretrain.metrics.loggers.logger import Logger
     from pretrain.models.encoder import Encoder
     from pretrain.models.stem import Stem
     from pretrain.objectives.objective import Objective
@@ -53,3 +58,14 @@ OBJECTIVES: "Registry[type[Objective]]" = Registry("objective", "pretrain.config
 OBJECTIVES.add("mae", "pretrain.objectives.mae:MaeObjective", "pretrain.config.objective:MaeConfig")
 OBJECTIVES.add("moco", "pretrain.objectives.moco:MocoObjective", "pretrain.config.objective:MocoConfig")
 OBJECTIVES.add("dino", "pretrain.objectives.dino:DinoObjective", "pretrain.config.objective:DinoConfig")
+
+LOGGERS: "Registry[type[Logger]]" = Registry("logger", "pretrain.config.loggers:LoggerConfig")
+LOGGERS.add("tensorboard", "pretrain.metrics.loggers.tensorboard:TensorBoard")
+LOGGERS.add("jsonl", "pretrain.metrics.loggers.json_lines:JsonLines")
+LOGGERS.add("wandb", "pretrain.metrics.loggers.wandb:Wandb", "pretrain.config.loggers:WandbConfig")
+LOGGERS.add("mlflow", "pretrain.metrics.loggers.mlflow:Mlflow", "pretrain.config.loggers:MlflowConfig")
+
+CALLBACKS: "Registry[Callable[[CallbackConfig, Path], Callback]]" = Registry(
+    "callback", "pretrain.config.callbacks:CallbackConfig"
+)
+CALLBACKS.add("profiler", "pretrain.loop.callbacks.profiler:Profiler", "pretrain.config.callbacks:ProfilerConfig")

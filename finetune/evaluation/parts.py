@@ -3,6 +3,7 @@
 ::
 
     RUN/parts/<encoder>-<protocol>-<share>[-seed-lr]-<key>.npz    see results.py; the key is a hash of the provenance
+    RUN/parts/<encoder>-<protocol>-<share>-<key>.heads.safetensors    heads of the frozen protocol, see head_files.py
 
 Parts of another provenance stay where they are: what is set back is found again.
 """
@@ -42,6 +43,11 @@ class Part:
     name: str
     provenance: Provenance
     path: Path
+
+    @property
+    def heads(self) -> Path:
+        """The file of the heads that its training found, see head_files.py."""
+        return self.path.with_suffix(".heads.safetensors")
 
     def read(self) -> list[Result] | None:
         """Its results on every rank; None where it is to be done, which is said together with the reason."""

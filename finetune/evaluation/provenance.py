@@ -32,10 +32,13 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
     """How a protocol comes to its results, with every default and published value in place."""
     if protocol == "knn":
         return config.knn.model_dump(mode="json")
-    if protocol == "frozen" and recipe.frozen.bn == "frozen":
-        return {"heads": list(recipe.heads), "select": recipe.select, **_values(recipe.frozen)}
+    if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
+        heads = recipe.heads if protocol == "frozen" else (recipe.full_head,)
+        return {"heads": list(heads), "select": recipe.select, **_values(recipe.frozen)}
     full, own = (adapting(recipe.frozen, recipe.full), {"bn": "adapt"}) if protocol == "frozen" else (recipe.full, {})
     found = {**own, "select": recipe.select, **_values(full), "precision": config.engine.precision}
+    if full.start == "probe":
+        found["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
         del found["first_blocks"]
     guard = config.guard

@@ -24,6 +24,11 @@ class Recipe:
     heads: tuple[HeadName, ...]
     full_head: HeadName
 
+    @property
+    def probe(self) -> str:
+        """The protocol whose head full fine-tuning begins from: frozen, or one of that head alone."""
+        return "frozen" if self.frozen.bn == "frozen" and self.full_head in self.heads else "probe"
+
 
 def resolve_recipe(config: FinetuneConfig, task: Task, is_vit: bool) -> Recipe:
     """The recipe of a config.
@@ -40,7 +45,8 @@ def resolve_recipe(config: FinetuneConfig, task: Task, is_vit: bool) -> Recipe:
         shared = {"lrs": (told.lr,), "weight_decay": told.weight_decay, "epochs": told.epochs, "batch": told.batch}
         frozen = frozen.model_copy(update=shared | {"bn": "adapt", "heads": None, "evaluate_every": 1})
         own = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0, "head": None, "micro_batch": None}
-        full = full.model_copy(update=shared | own | {"crop_scale": told.crop_scale, "evaluate_every": 1})
+        of_task = {"crop_scale": told.crop_scale, "evaluate_every": 1, "start": "random"}
+        full = full.model_copy(update=shared | own | of_task)
         select = "loss"
     heads = frozen.heads or (published_head,)
     for key, names in (("frozen.heads", heads), ("full.head", (full.head or published_head,))):
@@ -55,4 +61,6 @@ def resolve_recipe(config: FinetuneConfig, task: Task, is_vit: bool) -> Recipe:
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:
     """The frozen protocol with ``bn: adapt``, as a training in which the encoder learns nothing but statistics."""
     taken = {key: getattr(frozen, key) for key in ("lrs", "weight_decay", "epochs", "batch", "evaluate_every")}
-    return full.model_copy(update=taken | {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0})
+    return full.model_copy(
+        update=taken | {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0, "start": "random"}
+    )

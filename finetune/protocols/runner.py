@@ -3,12 +3,14 @@
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from finetune.config import FinetuneConfig, FullConfig
 from finetune.data.datasets import LabeledSplit
@@ -16,6 +18,7 @@ from finetune.data.hashes import digest
 from finetune.encoders.features import Features, frozen_features
 from finetune.encoders.model_file import TaskModel
 from finetune.evaluation.best_model import BestModel
+from finetune.evaluation.head_files import load_head, save_heads
 from finetune.evaluation.parts import Part, Parts
 from finetune.evaluation.results import Result
 from finetune.evaluation.setting import Setting
@@ -99,8 +102,7 @@ class Protocols:
         found = part.read()
         if found is None:
             begin = time.monotonic()
-            run = self._knn if protocol == "knn" else self._frozen
-            found = run(name, fraction, part)
+            found = self._knn(name, fraction, part) if protocol == "knn" else self._frozen(name, fraction, part)
             seconds = (time.monotonic() - begin) / max(len(found), 1)
             found = [replace(one, seconds=seconds) for one in found]
             if distributed.is_main():
@@ -138,14 +140,14 @@ class Protocols:
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _frozen(self, name: str, fraction: float, part: Part) -> list[Result]:
-        """All heads, rates and seeds; seeds are shared out over the ranks."""
+        """Train all heads at all rates for all seeds; seeds are shared out over the ranks."""
         model = self.setting.model(name)
         features, rows = self._features(model, self.recipe.frozen.views), self.parts.rows(fraction)
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
         trained: list[Trained] = []
         diverged: HeadsDiverged | None = None
         try:
-            trained = self._sweep(model, features, rows).run(seeds) if seeds else []
+            trained = self._sweep(model, features, rows, part.provenance["heads"]).run(seeds) if seeds else []
         except HeadsDiverged as error:
             diverged = error
         distributed.store_barrier(self._alive)  # some ranks have a seed more
@@ -155,14 +157,18 @@ class Protocols:
             _result((name, "frozen", head, seed, fraction), lr, epoch, validation, test, curve, part)
             for head, seed, lr, epoch, validation, test, curve, _ in everyone
         ]
-        if name == "pretrained" and fraction == 1.0 and distributed.is_main():
+        if distributed.is_main():
+            save_heads(part.heads, {(head, seed): weights for head, seed, *_, weights in everyone})
+        if name == "pretrained" and fraction == 1.0 and "frozen" in self.config.protocol and distributed.is_main():
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
             for result, (head, *_, weights) in zip(results, everyone, strict=True):
                 heads = {f"head.{key}": value for key, value in weights.items()}
                 self.best_model.offer(model, head, encoder | heads, result)
         return results
 
-    def _sweep(self, model: TaskModel, features: dict[str, Features], rows: np.ndarray) -> Sweep:
+    def _sweep(
+        self, model: TaskModel, features: dict[str, Features], rows: np.ndarray, heads: Sequence[HeadName]
+    ) -> Sweep:
         return Sweep(
             features,
             self.splits,
@@ -170,7 +176,7 @@ class Protocols:
             self.task,
             model.encoder.stride,
             model.encoder.feature_dim,
-            self.recipe.heads,
+            tuple(heads),
             self.recipe.frozen,
             self.recipe.select,
             self.setting.baseline,
@@ -208,10 +214,11 @@ class Protocols:
         for lr, part in self.parts.trainings(name, protocol, fraction, seed).items():
             found = part.read()
             if found is None:
-                begin = time.monotonic()
                 rows = self.parts.rows(fraction)
+                start = self._probe(name, fraction, head, seed) if recipe.start == "probe" else None
+                begin = time.monotonic()
                 try:
-                    tuned = self._tuning(part.path.stem, name, protocol, recipe, head, rows, lr, seed).fit()
+                    tuned = self._tuning(part.path.stem, name, protocol, recipe, head, rows, lr, seed, start).fit()
                 except Diverged as error:  # on every rank alike; the other rates count
                     diverged = error
                     log(f"WARNING: {error}: lr {lr:g} is left out")
@@ -231,6 +238,26 @@ class Protocols:
             raise diverged
         return best
 
+    def _probe(self, name: str, fraction: float, head: HeadName, seed: int) -> dict[str, Tensor]:
+        """Return the head that training on frozen features finds for a seed, from its part or trained now (LP-FT)."""
+        protocol = self.recipe.probe
+        part = self.parts.whole(name, protocol, fraction)
+        found = self._read_head(part, head, seed)
+        if found is None:
+            if distributed.is_main():
+                part.path.unlink(missing_ok=True)  # of a version that kept no heads
+            distributed.barrier()
+            self._once(name, protocol, fraction)
+            found = self._read_head(part, head, seed)
+        assert found is not None
+        return found
+
+    def _read_head(self, part: Part, head: HeadName, seed: int) -> dict[str, Tensor] | None:
+        found: dict[str, Tensor] | None = distributed.broadcast_object(
+            load_head(part.heads, head, seed) if distributed.is_main() else None
+        )
+        return found
+
     def _tuning(
         self,
         part: str,
@@ -241,11 +268,14 @@ class Protocols:
         rows: np.ndarray,
         lr: float,
         seed: int,
+        start: dict[str, Tensor] | None,
     ) -> Tuning:
         model = self.setting.model(name, recipe.bn_group)
         encoder, outputs = model.encoder, len(self.task.outputs)
         model.head = build_head(head, self.task.kind, encoder.feature_dim, outputs, encoder.stride, recipe.bn_group)
         initialize(model.head, f"head.{head}", seed)
+        if start is not None:
+            model.head.load_state_dict(start)
         plan = TrainingPlan(part, "none" if protocol == "frozen" else protocol, recipe, lr, seed, rows)
         return Tuning(plan, model, self.setting, self.folder / "work" / part, self.config, self.watchdog)
 

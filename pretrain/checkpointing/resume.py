@@ -119,6 +119,8 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
             )
         log(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
     for key, old, new in _changes(before, now):
+        if not old and not new:  # a key that the checkpoint's version didn't have
+            continue
         if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
             log(f"changed since the checkpoint: {key}: {old} then, {new} now")
 

@@ -53,6 +53,7 @@ from pretrain.loop.probe import EncoderProbe
 from pretrain.metrics.processor import MetricsProcessor
 from pretrain.models.normalize import Normalizer
 from pretrain.objectives import build_objective
+from pretrain.registries import CALLBACKS
 from pretrain.resilience.guard import Guard
 from pretrain.resilience.run_folder import open_run
 from pretrain.resilience.watchdog import Watchdog
@@ -177,6 +178,8 @@ class Trainer:
             Divergence(str(folder), "lower optim.lr, or look at skipped.jsonl", rolls_back=True),
             Validation(config, objective, inputs),
             *([Probing(probe, objective)] if probe else []),
+            *([CALLBACKS["profiler"](config.log.profile, folder)] if config.log.profile else []),
+            *(CALLBACKS[one.name](one, folder) for one in config.callbacks),
             BadTileLimit([inputs.quarantine, *([probe.quarantine] if probe else [])], folder),
             Saving(config.checkpoint.every),
             GcControl(),

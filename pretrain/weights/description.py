@@ -209,6 +209,8 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
         place = (public.get(section) or {}).get(key)
         if place:
             public[section][key] = last_name(place)
+    if public.get("plugins"):
+        public["plugins"] = [last_name(plugin) for plugin in public["plugins"]]
     if public.get("init"):
         public["init"] = last_name(public["init"])
     return public

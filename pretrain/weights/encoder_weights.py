@@ -9,7 +9,7 @@ from torch import Tensor
 from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
-from pretrain.models.registry import build_encoder
+from pretrain.models.registry import ENCODERS, build_encoder
 from pretrain.weights.description import EncoderDescription, WeightsError
 from pretrain.weights.finite import find_non_finite
 from pretrain.weights.report import LoadReport
@@ -75,7 +75,15 @@ def outline(
                 **description.options,
             )
     except _UNFIT as error:
-        raise WeightsError(f"{where}: {' '.join(str(error).split())}") from None
+        raise WeightsError(f"{where}: {' '.join(str(error).split())}{_plugins_hint(description)}") from None
+
+
+def _plugins_hint(description: EncoderDescription) -> str:
+    """Name the plugins of the run that trained an encoder, where its architecture is unknown without them."""
+    plugins = description.config.get("plugins") or []
+    if not plugins or description.architecture in ENCODERS:
+        return ""
+    return f"; its run had plugins={plugins}: give them to load_encoder, or as --plugins {','.join(plugins)}"
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str) -> None:

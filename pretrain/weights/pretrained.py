@@ -27,6 +27,7 @@ from pretrain.weights.images import (
     value_range,
 )
 from pretrain.weights.raw_checkpoint import ENCODER_FILE
+from shards.plugins import load_plugins
 from shards.sensors.band_match import match_bands
 from shards.sensors.sensor import MATCH_TOLERANCE_NM, NODATA
 
@@ -232,12 +233,13 @@ def _keep_description(module: PretrainedEncoder, state: dict[str, Any], prefix: 
     state.setdefault(prefix + EXTRA_STATE, module.get_extra_state())
 
 
-def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:
+def load_pretrained(location: str | Path, plugins: Sequence[str] = (), **options: Any) -> PretrainedEncoder:
     """Load an encoder from a file of any format, a folder, a run, or a URL.
 
     Args:
         location: a file of any format of docs/weights.md, a folder with ``encoder.safetensors``, the folder of a run or
             of a checkpoint, or a URL.
+        plugins: modules and .py files to import first, where the encoder is of a plugin.
         options: ``image_size`` in pixels, to which position embeddings are interpolated; ``network``, "student" or
             "teacher" of checkpoints that have both (default: DINO's teacher); and those of
             `pretrain.weights.files.load_encoder`.
@@ -247,7 +249,9 @@ def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:
 
     Raises:
         WeightsError: the file is missing or damaged, or does not hold the whole encoder.
+        ConfigError: a plugin can't be imported.
     """
+    load_plugins(plugins, "load_encoder")
     path = fetch(location)
     exported = path / ENCODER_FILE
     return PretrainedEncoder(*load_encoder(exported if exported.is_file() else path, **options))

@@ -1,4 +1,4 @@
-"""One line on what a schema refuses: the dotted key, what it takes, what it was given, and how to write that."""
+"""Validation errors in one line: the dotted key, what it takes, what it was given, and how to write that."""
 
 import difflib
 import re
@@ -27,7 +27,7 @@ Kinds = dict[str, type[BaseModel]]
 
 
 def describe(error: ValidationError, schema: type[BaseModel], data: Any) -> str:
-    """One line for the first error in ``data``, with the nearest key where a key was unknown."""
+    """Describe the first error in ``data`` in one line, with the nearest key for an unknown one."""
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key, kind, kinds = _locate(_place(first), schema, data)
@@ -38,7 +38,7 @@ def describe(error: ValidationError, schema: type[BaseModel], data: Any) -> str:
 
 
 def _place(problem: Any) -> tuple[int | str, ...]:
-    """Where a problem is; a list that is too short as a whole."""
+    """Return the location of a problem: of a list that is too short, the list."""
     loc = problem["loc"]
     return loc[:-1] if problem["type"] == "missing" and isinstance(loc[-1], int) else loc
 
@@ -75,9 +75,10 @@ def _short(value: Any) -> str:
 
 
 def _locate(loc: tuple[int | str, ...], schema: type[BaseModel], data: Any) -> tuple[str, Any, Kinds]:
-    """The key of a pydantic location, the annotation of its value, and the kind of each section that has several.
+    """Return the key of a pydantic location, the annotation of its value, and the config class of each section that a
+    registry chooses.
 
-    The names that pydantic gives the members of a union are no part of the key.
+    The names that pydantic gives the members of a union are not part of the key.
     """
     parts: list[str] = []
     kinds: Kinds = {}
@@ -147,7 +148,7 @@ def _keys(schema: type[BaseModel], prefix: str, kinds: Kinds) -> Iterator[str]:
 
 
 def _mend(value: Any, annotation: Any) -> str:
-    """How to write what was probably meant: only what the key takes is advised."""
+    """Return how to write what was probably meant, if the key takes it."""
     if value is None:
         return ": an empty value is null: give a value, or remove the key"
     if isinstance(value, str) and "${" in value:
@@ -165,7 +166,7 @@ def _mend(value: Any, annotation: Any) -> str:
 
 
 def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
-    """Other ways to write a value, with what they are then."""
+    """Yield other ways to write a value, each with the value that it then is."""
     if isinstance(value, str):
         text = value.strip()
         if text.lower() in NOTHING:  # YAML writes it empty, ~ or null
