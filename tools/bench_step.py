@@ -35,8 +35,9 @@ from pretrain.config.objective import MaeConfig
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.models.initialize import initialize
+from pretrain.models.normalize import Normalizer
 from pretrain.models.published import SPEC_VITS
-from pretrain.objectives.mae import MaskedAutoencoder, build_mae
+from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
 from shards.cli import Parser, positive, run_command
 from shards.config import check_config
 from shards.errors import ConfigError
@@ -76,9 +77,15 @@ class Ratio:
     memory: float
 
 
+def undrawn(config: PretrainConfig) -> MaskedAutoencoder:
+    """Return the model of a run with this config, with torch-default weights."""
+    normalize = Normalizer([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
+    return MaeObjective.build_module(config, BANDS, normalize)
+
+
 def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
     """Return the model of a run with this config, with initial weights."""
-    module = build_mae(config, BANDS)
+    module = undrawn(config)
     initialize(module, "pretrain", config.run.seed)
     return module.to(device)
 

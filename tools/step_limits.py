@@ -18,9 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.metrics.flops import PEAKS, sample_flops
 from pretrain.metrics.phase_timer import PHASES
-from pretrain.models import spectral_features
+from pretrain.models import spectral_layers
 from pretrain.objectives import masked_loss
-from pretrain.objectives.mae import build_mae
 from shards.cli import Parser, positive, run_command
 from tools import bench_step
 
@@ -80,12 +79,12 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 @contextmanager
 def _whole_batches() -> Iterator[None]:
     """Work on whole batches: parts change only the number of operations to count."""
-    before = spectral_features.PIXELS["cpu"], masked_loss.VALUES["cpu"]
-    spectral_features.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
+    before = spectral_layers.PIXELS["cpu"], masked_loss.VALUES["cpu"]
+    spectral_layers.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
     try:
         yield
     finally:
-        spectral_features.PIXELS["cpu"], masked_loss.VALUES["cpu"] = before
+        spectral_layers.PIXELS["cpu"], masked_loss.VALUES["cpu"] = before
 
 
 def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[str, float]]:
@@ -96,7 +95,7 @@ def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[s
     """
     config = bench_step.run_config(name, micro_batch, 128, mask_ratio, "autocast")
     with _whole_batches(), FakeTensorMode():
-        model = build_mae(config, bench_step.BANDS)
+        model = bench_step.undrawn(config)
         tiles = torch.empty(micro_batch, bench_step.BANDS, 128, 128, dtype=torch.int16)
         noise = torch.empty(micro_batch, model.num_patches)
         with Counter(model) as counter:

@@ -8,14 +8,13 @@ import uuid
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
+from pretrain.registries import OBJECTIVES
 from pretrain.resilience.run_folder import held_at_once
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
@@ -25,8 +24,6 @@ PROBE_BYTES = 64 << 20
 SEEN_S = 10.0
 """That a rename may take to be seen by another host; NFS keeps attributes for 3 to 60 s by default."""
 
-MOMENTS = {"adamw": 2, "sgd": 1}
-"""Numbers that an optimizer keeps for each weight."""
 
 _FIX = "a run.dir on a file system that all nodes have mounted, and may write to"
 
@@ -131,29 +128,18 @@ def judge_room(weights: int, free: int, taken: int, config: PretrainConfig) -> R
 
 def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
     """Return the size of a checkpoint in fp32: weights, optimizer moments and momentum network."""
-    average = 0 if isinstance(config.objective, MaeConfig) else 1
-    return 4 * weights * (1 + MOMENTS[config.optim.name] + average)
+    from pretrain.engine.optimizers import build_optimizer, optimizer_state
+
+    moments = optimizer_state(build_optimizer(nn.Linear(2, 2), config.optim)).moments
+    average = int(OBJECTIVES[config.objective.name].keeps_average)
+    return 4 * weights * (1 + len(moments) + average)
 
 
 def count_weights(config: PretrainConfig, bands: int) -> int:
     """Return the number of weights that a run trains, from a model that is built without memory."""
-    from pretrain.models.registry import build_encoder
-    from pretrain.objectives.dino import DinoHead
-    from pretrain.objectives.mae import build_mae
-    from pretrain.objectives.moco import ProjectionHead
+    from pretrain.objectives import outline_module
 
-    model, objective = config.model, config.objective
-    with torch.device("meta"):
-        if isinstance(objective, MaeConfig):
-            return sum(weight.numel() for weight in build_mae(config, bands).parameters())
-        encoder, head = build_encoder(**model.model_dump(), bands=bands), nn.Module()
-        if isinstance(objective, MocoConfig):
-            head = ProjectionHead(
-                encoder.feature_dim, objective.hidden, objective.dim, objective.head_norm, model.bn_group
-            )
-        elif isinstance(objective, DinoConfig):
-            head = DinoHead(encoder.feature_dim, objective.hidden, objective.bottleneck, objective.prototypes)
-    return sum(weight.numel() for part in (encoder, head) for weight in part.parameters())
+    return sum(weight.numel() for weight in outline_module(config, bands).parameters())
 
 
 def nearest_existing(path: Path) -> Path:

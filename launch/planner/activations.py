@@ -17,12 +17,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.models import spectral_features
+from pretrain.models import spectral_layers
+from pretrain.models.batchnorm import grouped_batch_norms
+from pretrain.models.normalize import Normalizer
+from pretrain.models.unit import set_activation_checkpointing
 from pretrain.objectives import masked_loss
-from pretrain.objectives.mae import MaskedAutoencoder, build_mae
+from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
 
 Device = Literal["cpu", "cuda"]
 """Whose sizes of parts the stem and the loss work in."""
+
 
 GROUPS = (1, 2, 4)
 """Batch-norm groups of the micro batches that are traced."""
@@ -47,13 +51,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Weights:
-    """Sizes of a model's weights.
-
-    Attributes:
-        elements: of each trained parameter, in the order of their gradients.
-        buffers: bytes of all buffers.
-        largest: elements of the largest module's own parameters.
-    """
+    """Of a model: elements of each trained parameter in the order of its gradients, bytes of its buffers, and elements
+    of the largest module's own parameters."""
 
     elements: tuple[int, ...]
     buffers: int
@@ -109,12 +108,15 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
     """
     group = config.model.bn_group
     with _sizes_of_parts(device), FakeTensorMode():
-        module = build_mae(config, bands)
-        for part in module.modules():
-            if hasattr(part, "recompute"):
-                part.recompute = checkpointing  # type: ignore[assignment]
+        module = build_module(config, bands)
+        set_activation_checkpointing(module, "blocks" if checkpointing else "none")
         traces = tuple(tuple(trace_phases(module, config, bands, groups * group)) for groups in GROUPS)
         return Activations(_weights(module, traces[0]), group, traces)
+
+
+def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
+    """Return the module of a MAE run, with torch-default weights."""
+    return MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
 
 
 def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:
@@ -159,15 +161,9 @@ def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, 
         loss.backward()
     for hook in hooks:
         hook.remove()
-    for norm in _pending(module):
-        norm.take_pending()
+    for norm in grouped_batch_norms(module):
+        norm.flush()
     return iter(phases)
-
-
-def _pending(module: nn.Module) -> list:
-    from pretrain.models.batchnorm import grouped_batch_norms
-
-    return grouped_batch_norms(module)
 
 
 def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
@@ -179,7 +175,7 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
 @contextmanager
 def _sizes_of_parts(device: Device) -> Iterator[None]:
     """Use the run's device's block sizes in stem and loss, since fake tensors are on the CPU."""
-    tables = (spectral_features.PIXELS, masked_loss.VALUES)
+    tables = (spectral_layers.PIXELS, masked_loss.VALUES)
     kept = [table["cpu"] for table in tables]
     for table in tables:
         table["cpu"] = table[device]

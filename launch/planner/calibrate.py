@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from launch.planner.activations import inputs
+from launch.planner.activations import build_module, inputs
 from launch.planner.profile import Profile
 from launch.planner.step_time import OPTIMIZER_BYTES, grouped_flops
 from pretrain.config import PretrainConfig
@@ -18,7 +18,7 @@ from pretrain.engine.optimizers import build_optimizer
 from pretrain.engine.zero import ZeroEngine
 from pretrain.metrics.phase_timer import PhaseTimer
 from pretrain.models.initialize import initialize
-from pretrain.objectives.mae import MaskedAutoencoder, build_mae
+from pretrain.objectives.mae import MaskedAutoencoder
 
 BANDS = 202
 STEPS = 5
@@ -68,7 +68,7 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
     os.environ.update({name: str(value) for name, value in alone.items()})
     init_distributed()
     torch.set_num_threads(config.run.threads)
-    module = build_mae(config, BANDS)
+    module = build_module(config, BANDS)
     initialize(module, "pretrain", config.run.seed)
     optimizer = build_optimizer(module, config.optim)
     return ZeroEngine(module, optimizer, config.engine, config.train.micro_batch, 1, config.optim.clip)
@@ -106,7 +106,7 @@ def _whole(config: PretrainConfig) -> torch.nn.Module:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():  # under ZeRO-3 the engine's own weights have no elements
-        return build_mae(config, BANDS)
+        return build_module(config, BANDS)
 
 
 def _device() -> torch.device:

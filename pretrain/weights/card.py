@@ -90,7 +90,7 @@ def _input(description: EncoderDescription) -> str:
         lines.append("- mu and sigma are in the file's header and applied by `encode`.")
     else:
         lines.append("- Normalization: unknown.")
-    if description.architecture.startswith("spec_"):
+    if description.takes_any_bands:
         lines.append("- The weights take any number of bands from 75 on, normalized with statistics of their sensor.")
     return "\n".join(lines)
 

@@ -76,6 +76,12 @@ class EncoderDescription:
         known = {"name", "image_size", "patch_size", "bn_group", "attention"}
         return {key: value for key, value in (self.config.get("model") or {}).items() if key not in known}
 
+    @property
+    def takes_any_bands(self) -> bool:
+        """Whether the encoder takes any number of bands, from the fewest on."""
+        sizes = {"image_size": self.image_size, "patch_size": self.patch_size, "bands": self.bands}
+        return outline_encoder(self.architecture, **sizes, **self.options).bands is None
+
     def to_header(self) -> dict[str, str]:
         """Return the metadata of a safetensors file."""
         return {HEADER_KEY: json.dumps(asdict(self))}

@@ -21,6 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.console import log
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
+from pretrain.models.registry import outline_encoder
 from pretrain.weights.description import last_name
 from pretrain.weights.encoder_weights import EncoderWeights
 from pretrain.weights.files import load_strictly, read_encoder
@@ -142,7 +143,7 @@ def _check_same_encoder(read: EncoderWeights, path: Path, config: PretrainConfig
 def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, manifest: Manifest) -> None:
     """Refuse an encoder that was trained on other bands; ``checkpoint.accept`` allows one that takes any number."""
     told, bands = read.description, manifest.tile_shape[0]
-    any_number = config.model.name.startswith("spec_")
+    any_number = outline_encoder(**config.model.model_dump(), bands=bands).bands is None
     theirs = _in_words(told.sensor, told.bands, told.wavelength_nm)
     difference = f"key 'init': {path}: trained on {theirs}, and data.shards has "
     difference += _in_words(manifest.sensor, bands, manifest.wavelength_nm)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pretrain.models.compilation import is_exporting
 from pretrain.models.encoder import Encoder, Output
 from pretrain.models.normalize import Normalizer
-from pretrain.models.vit import ViTEncoder
 from pretrain.weights.description import EXTRA_STATE, EncoderDescription, WeightsError, from_extra_state, to_extra_state
 from pretrain.weights.files import export_weights, load_encoder
 from pretrain.weights.formats import bare_name
@@ -226,7 +225,7 @@ class PretrainedEncoder(nn.Module):
         return positions.tolist()
 
     def _check_size(self, batch: Images) -> None:
-        step = self.encoder.patch_size if isinstance(self.encoder, ViTEncoder) else 1
+        step = self.encoder.size_multiple
         height, width = batch.shape[2:]
         if height % step or width % step or not height or not width:
             raise WeightsError(f"images of {height} x {width} px: this encoder takes multiples of {step} px")

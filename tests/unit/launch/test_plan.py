@@ -15,7 +15,6 @@ from launch.planner.network import Cluster, collective_seconds, step_rounds
 from launch.planner.search import Problem, every_plan, micro_batches
 from launch.planner.step_time import default_rates
 from pretrain.config import PretrainConfig
-from pretrain.objectives.mae import build_mae
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
 
@@ -89,7 +88,7 @@ def test_stage_three_gathers_in_each_micro_batch_what_it_has_not_kept():
 def test_activations_are_affine_in_the_micro_batch(config, problem):
     predicted = problem.traces[False].phases(24)
     with activations._sizes_of_parts("cuda"), FakeTensorMode():
-        measured = list(activations.trace_phases(build_mae(config, 202), config, 202, 24))
+        measured = list(activations.trace_phases(activations.build_module(config, 202), config, 202, 24))
     for one, other in zip(predicted, measured, strict=True):
         assert one.peak == pytest.approx(other.peak, rel=0.01, abs=1e5)
 
