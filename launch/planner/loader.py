@@ -90,5 +90,5 @@ def _measured(path: Path, preset: str) -> float:
         raise ConfigError(f"--stream {path}: can't read it: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, StopIteration):
         raise ConfigError(
-            f"--stream {path}: no row 'ours {preset}, 1 thread'; write it by `python -m tools.bench_stream --json`"
+            f"--stream {path}: no row 'ours {preset}, 1 thread'; give what tools/bench_stream.py --json writes"
         ) from None

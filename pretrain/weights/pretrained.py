@@ -88,12 +88,16 @@ class PretrainedEncoder(nn.Module):
         norm: bool = False,
         wavelengths_nm: Sequence[float] | None = None,
     ) -> tuple:
-        """Features of several layers; see ``Encoder.get_intermediate_layers``."""
+        """Features of several layers, without gradients; see ``Encoder.get_intermediate_layers``."""
+        values = self.normalized(images, wavelengths_nm)
+        return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
+
+    def normalized(self, images: Any, wavelengths_nm: Sequence[float] | None = None) -> Tensor:
+        """Return images as the network ``encoder`` takes them, float32 (B, bands, H, W); raises as forward."""
         batch, bands = self._read(images, wavelengths_nm)
         if not len(batch):
             raise WeightsError("images: none are given; give one at least")
-        values = self._normalized(batch, bands, None)
-        return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
+        return self._normalized(batch, bands, None)
 
     def save(self, path: str | Path) -> Path:
         """Write an encoder file that ``load_encoder`` reads with the same features, and its model card beside it.

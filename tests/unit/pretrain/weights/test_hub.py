@@ -186,4 +186,4 @@ from pretrain.weights.hub import fetch
 fetch("hf://{REPOSITORY}")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "pip install aiohttp s3fs huggingface_hub" in done.stderr.splitlines()[-1]
+    assert "pip install 'spectralforge[remote]'" in done.stderr.splitlines()[-1]
