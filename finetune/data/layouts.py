@@ -21,7 +21,7 @@ from shards.read.reader import TileDataset, open_dataset
 from shards.sensors.sensor import NODATA, Sensor, get_sensor
 from shards.sources.geotiff import read_tile
 from shards.sources.labels import Labels, declared_nodata, read_grid
-from shards.sources.layouts import SPLITS, TileSource, find_tiles
+from shards.sources.layouts import SPLITS, find_tiles
 from shards.sources.pairs import (
     check_labels,
     find_label,
@@ -31,6 +31,7 @@ from shards.sources.pairs import (
     scene_of,
     split_by_location,
 )
+from shards.sources.tile_names import SourceTile
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 HELD_OUT_FIELDS = 0.2
@@ -153,7 +154,7 @@ def labels_of(data: LabeledDataConfig, path: Path, task: Task) -> Labels:
     )
 
 
-def _item_of_file(tile: TileSource, images: Path, labels: Labels, prefix: str, sensor: Sensor) -> Item:
+def _item_of_file(tile: SourceTile, images: Path, labels: Labels, prefix: str, sensor: Sensor) -> Item:
     image = images / tile.path
     label = partial(_label_of, labels, tile.path, prefix)
     return Item(
@@ -205,7 +206,7 @@ def _items_of_dataset(dataset: TileDataset, location: str) -> list[Item]:
         Item(
             name=key,
             place=names["location"][row],
-            scene=scene_of(TileSource(names["location"][row], names["timestamp"][row], "", scenes[row])),
+            scene=scene_of(SourceTile(names["location"][row], names["timestamp"][row], "", scenes[row])),
             identity=dataset.manifest.content_hash,
             image=partial(dataset.__getitem__, row),
             mask=partial(_mask_of_dataset, dataset, row, f"{location}: tile '{key}'"),

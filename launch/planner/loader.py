@@ -61,7 +61,7 @@ def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, i
     size, bands, source = SIZES[preset], 202, f"assumed: {preset} tiles of SpectralEarth"
     manifest = Path(shards) / "manifest.json"
     if manifest.is_file():
-        from shards.format.codec import PRESETS
+        from shards.format.codec_registry import PRESETS
         from shards.format.manifest import read_manifest
 
         found = read_manifest(manifest.parent)
