@@ -176,7 +176,7 @@ def _hold(folder: Path, patience: float) -> Lock:
     """
     path = folder / LOCK_FILE
     lock = Lock(path, from_living=False)
-    begin, told = time.monotonic(), False
+    begin, announced = time.monotonic(), False
     while not lock.acquire():
         waited = time.monotonic() - begin
         if waited > patience and _lives(path, waited):
@@ -185,8 +185,8 @@ def _hold(folder: Path, patience: float) -> Lock:
                 f"key 'run.dir': {folder}: another run is at work there (process {process}): {run_state(folder)}: "
                 "stop it, or choose another run.dir"
             )
-        if waited > 3 and not told:
-            told = True
+        if waited > 3 and not announced:
+            announced = True
             print(f"{folder}: waiting for {holder(path)}, which holds it: {run_state(folder)}", flush=True)
         time.sleep(0.2)
     return lock

@@ -163,9 +163,9 @@ class Watchdog:
             os._exit(1)
         if self._store is not None:
             _bounded(self._leave_together)
-        told = f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again"
-        self.leave_run("interrupted", told)
-        self._say(told)
+        message = f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again"
+        self.leave_run("interrupted", message)
+        self._print(message)
         os._exit(STOPPED)
 
     def _leave_together(self) -> None:
@@ -180,12 +180,12 @@ class Watchdog:
 
     def _give_up_saving(self) -> NoReturn:
         self._dump_stacks()
-        told = (
+        message = (
             f"rank {self.rank}: not saved within watchdog.grace = {self.limits.grace} s of {self.stop.reason} "
             f"(in {self.activity} at step {self._step}); the newest checkpoint is where the run stands"
         )
-        self.leave_run("interrupted", told)
-        self._say(told)
+        self.leave_run("interrupted", message)
+        self._print(message)
         os._exit(STOPPED)
 
     # ---- a hang ----
@@ -256,7 +256,7 @@ class Watchdog:
             )
         return "\n".join(lines)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self.rank == 0 or not self.stop.reason or not self.stop.reason.startswith("rank "):
             with suppress(OSError):
                 print(text, flush=True)
