@@ -28,8 +28,6 @@ from shards.read.reader import open_dataset
 from shards.sensors.resampling import response_matrix
 from shards.sensors.sensor import NODATA, Sensor, get_sensor
 
-FULL_RESOLUTION = (True,) * 4
-
 
 @dataclass(frozen=True)
 class EncoderFile:
@@ -80,7 +78,7 @@ class EncoderFile:
         if data.bands == "same":
             check_same_bands(known, sensor)
         elif data.bands == "native":
-            if not known.architecture.startswith("spec_") and known.bands != sensor.num_bands:
+            if not known.takes_any_bands and known.bands != sensor.num_bands:
                 raise ConfigError(
                     f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands alone: use resample"
                 )
@@ -139,8 +137,8 @@ def fit_encoder(
         ConfigError: it is not for such tiles.
     """
     is_vit = isinstance(encoder, ViTEncoder)
-    published = config.recipe == "published" and task.kind == "segmentation" and description.architecture.endswith("50")
-    dilate = FULL_RESOLUTION if published and description.architecture == "spec_resnet50" else (False,) * 4
+    published = config.recipe == "published" and task.kind == "segmentation"
+    dilate = encoder.dense_dilation if published and encoder.dense_dilation else (False,) * 4
     size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
     sensor = tile_sensor(config.data, task)
     if is_vit:  # positions are interpolated to the windows
@@ -177,7 +175,7 @@ def untrained_twin(encoder: Encoder, description: EncoderDescription, seed: int)
     if isinstance(encoder, ViTEncoder) and description.objective == "mae":
         encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
     for norm in grouped_batch_norms(encoder):
-        norm.forget()
+        norm.reset()
 
 
 def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:

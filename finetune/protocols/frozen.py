@@ -176,7 +176,7 @@ class Sweep:
         loss.backward()
         member.optimizer.step()
         for norm in grouped_batch_norms(member.head):
-            norm.move(norm.take_pending())
+            norm.move(norm.flush())
         member.losses.append(loss.detach())
 
     def _validate(self, members: list[Member], epoch: int) -> None:

@@ -2,7 +2,7 @@
 
 One all-reduce per step carries the loss and whether any rank was asked to stop; the gradient norm is global already.
 So every rank has the same numbers and makes the same decision. It is made between DeepSpeed's gradient norm and its
-update (see pretrain/engine), where DeepSpeed itself waits for the norm.
+update (pretrain/engine/deepspeed_adapter.py), where DeepSpeed itself waits for the norm.
 
 A skipped step still counts: its samples are seen, and learning rate and order continue as planned. Weights, moments,
 batch norms, momentum networks and queues stay as they were.
