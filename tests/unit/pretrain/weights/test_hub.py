@@ -112,13 +112,13 @@ def test_a_repository_or_a_file_of_the_hub_is_loaded(hub, exported, cache):
         encoder, told = load_encoder(location)
         assert told == exported[2]
         assert all(torch.equal(t, exported[1].state_dict()[name]) for name, t in encoder.state_dict().items())
-    assert hub.requests[f"/{REPOSITORY}/resolve/main/encoder.safetensors"] == 2  # one for each way to write it
+    assert hub.requests[f"/{REPOSITORY}/resolve/main/encoder.safetensors"] == 3  # one for each way to write it
 
 
 def test_a_download_from_the_hub_is_kept(hub, exported):
     assert load_pretrained(f"hf://{REPOSITORY}").description == exported[2]
     asked = hub.requests.total()
-    assert load_pretrained(f"hf://{REPOSITORY}/encoder.safetensors").description == exported[2]
+    assert load_pretrained(f"hf://{REPOSITORY}").description == exported[2]
     assert fetch_on_all_ranks(f"hf://{REPOSITORY}") == fetch(f"hf://{REPOSITORY}/")
     assert hub.requests.total() == asked
 
@@ -135,6 +135,12 @@ def test_the_endpoint_of_the_environment_is_asked(hub, cache):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith(str(cache)), done.stderr
     assert hub.requests[f"/{REPOSITORY}/resolve/main/encoder.safetensors"] == 1
+
+
+def test_the_encoder_of_a_repository_is_not_another_file_that_was_loaded_before(hub, exported):
+    save_encoder(hub.folder / "model.safetensors", small_encoder(2).state_dict(), small_description(version="2"))
+    assert load_encoder(f"hf://{REPOSITORY}/model.safetensors")[1].version == "2"
+    assert load_encoder(f"hf://{REPOSITORY}")[1] == exported[2]
 
 
 def test_weights_under_other_names_are_found(hub, exported):
