@@ -105,7 +105,7 @@ def test_an_outage_is_told_once_and_its_end_once(folder, server, remote, capsys)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2, lines
     assert re.search(r"no answer for \d+ s \(HTTP 503 .*\); tried again for 600 s", lines[0])
-    assert lines[1].startswith(f"{server.url}: answers again")
+    assert lines[1].startswith(f"warning: {server.url}: answers again")
 
 
 PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN]
