@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from finetune.heads.registry import HeadChoice
+from finetune.losses.registry import LossChoice
 from pretrain.config.engine import EngineConfig
 from pretrain.config.run import GuardConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
@@ -29,7 +31,6 @@ from shards.config.fields import (
 Protocol = Literal["knn", "frozen", "adapter", "blocks", "full"]
 Align = Literal["nearest"]
 Group = Literal["location", "scene"]
-Head = Literal["conv", "fcn", "linear", "mlp"]
 TaskName = Annotated[str, AfterValidator(expand_path), Says("the name of a task, or the path of its file")]
 
 
@@ -66,7 +67,7 @@ class LabeledDataConfig(ConfigModel):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [self.root is not None, self.shards is not None, bool(self.images or self.labels)]
-        if sum(given) != 1 or bool(self.images) != bool(self.labels):
+        if sum(given) != 1 or (self.labels and not self.images):
             raise ValueError("give one of .root, .shards, or .images with .labels")
         if self.shards is not None and self.splits:
             raise ValueError(".shards carry their splits: leave .splits out")
@@ -83,7 +84,7 @@ class FrozenConfig(ConfigModel):
     norms go on taking and moving statistics as the published code does, which can't use kept features.
     """
 
-    heads: Choices[Head] | None = None
+    heads: Choices[HeadChoice] | None = None
     lrs: Choices[Rate] = (3e-4, 1e-3, 3e-3)
     weight_decay: Weight = 1e-4
     epochs: Positive = 100
@@ -111,7 +112,7 @@ class FullConfig(ConfigModel):
     tile, null for none. ``bn_group``: samples that share batch statistics. ``save_every``: steps between checkpoints.
     """
 
-    head: Head | None = None
+    head: HeadChoice | None = None
     lrs: Choices[Rate] = (1e-4,)
     weight_decay: Weight = 0.05
     epochs: Positive = 50
@@ -157,6 +158,9 @@ class FinetuneConfig(ConfigModel):
     fractions: Choices[Fraction] = (1.0,)
     recipe: Literal["ours", "published"] = "ours"
     select: Literal["score", "loss"] = "score"
+    loss: LossChoice | None = None
+    """Loss that heads and models are trained with: its name, or a mapping with its name and options such as
+    ``class_weights``; null for the default of the task's kind."""
     knn: KnnConfig = KnnConfig()
     frozen: FrozenConfig = FrozenConfig()
     full: FullConfig = FullConfig()

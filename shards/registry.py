@@ -36,12 +36,12 @@ class Registry(Generic[Target]):
         configs: the typed config of each name; its field ``name`` has that one value.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, config: type[ConfigModel] = ConfigModel) -> None:
+        self.kind, self.base = kind, config
         self.configs: dict[str, type[ConfigModel]] = {}
         self._targets: dict[str, Target | str] = {}
 
-    def register(self, name: str, config: type[ConfigModel] = ConfigModel) -> Callable[[Decorated], Decorated]:
+    def register(self, name: str, config: type[ConfigModel] | None = None) -> Callable[[Decorated], Decorated]:
         """Decorate a class or function to register it under ``name``.
 
         Args:
@@ -58,13 +58,13 @@ class Registry(Generic[Target]):
 
         return decorate
 
-    def add(self, name: str, target: "Target | str", config: type[ConfigModel] = ConfigModel) -> None:
+    def add(self, name: str, target: "Target | str", config: type[ConfigModel] | None = None) -> None:
         """Register an object, or ``"module:attribute"`` to import when it is first asked for."""
         known = self._targets.get(name)
         if known is not None and _path(known) != _path(target):
             raise ConfigError(f"two {self.kind}s are named '{name}': {_path(known)} and {_path(target)}: rename one")
         self._targets[name] = target
-        self.configs[name] = _named(config, name)
+        self.configs[name] = _named(config or self.base, name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._targets
@@ -88,6 +88,20 @@ class Registry(Generic[Target]):
         near = difflib.get_close_matches(name, self._targets, n=1)
         hint = f": did you mean '{near[0]}'?" if near else ":"
         return f"unknown {self.kind} '{name}'{hint} known are {', '.join(self._targets)}, and what `plugins` adds"
+
+    def validate(self, value: Any) -> Any:
+        """Return the typed config of a section's values: a mapping with a key ``name``, or the name alone."""
+        if isinstance(value, self.base):
+            return value
+        options = {"name": value} if isinstance(value, str) else value
+        if not isinstance(options, dict) or options.get("name") not in self.configs:
+            raise ValueError(self.unknown(str(options)))
+        return self.configs[options["name"]].model_validate(options)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(self.validate)
 
     def union(self) -> Any:
         """The type of a config section with a key ``name``: one of all registered configs, told apart by that key."""

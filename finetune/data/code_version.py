@@ -17,7 +17,9 @@ from shards.config import REPOSITORY
 Stage = Literal["reading", "features", "heads", "tuning"]
 
 READING = (
-    "finetune/data/layouts.py",
+    "finetune/data/folders.py",
+    "finetune/data/label_rasters.py",
+    "finetune/data/tables.py",
     "shards/sensors/band_metadata.py",
     "shards/sources/digital_numbers.py",
     "shards/sources/geotiff.py",
@@ -53,14 +55,35 @@ FEATURES = (
 
 HEADS = (
     *FEATURES,
-    "finetune/heads/heads.py",
-    "finetune/protocols/knn.py",
+    "finetune/data/batches.py",
+    "finetune/evaluation/collector.py",
+    "finetune/evaluation/context.py",
+    "finetune/evaluation/selection.py",
+    "finetune/heads/build.py",
+    "finetune/heads/dense.py",
+    "finetune/heads/pooled.py",
+    "finetune/losses/classes.py",
+    "finetune/losses/dice.py",
+    "finetune/losses/loss.py",
+    "finetune/losses/targets.py",
     "finetune/metrics/scores.py",
     "finetune/protocols/frozen.py",
+    "finetune/protocols/knn.py",
     "finetune/protocols/runner.py",
-    "finetune/metrics/scoring.py",
-    "finetune/evaluation/setting.py",
     "finetune/tasks/__init__.py",
+    *(
+        f"finetune/tasks/kinds/{name}.py"
+        for name in (
+            "classes",
+            "classification",
+            "kind",
+            "multilabel",
+            "pixel_regression",
+            "regression",
+            "segmentation",
+            "targets",
+        )
+    ),
     "pretrain/models/initialize.py",
     "pretrain/engine/optimizers.py",
     "pretrain/engine/schedules.py",

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from finetune.data.code_version import code_version
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import digest
-from finetune.data.layouts import Item
+from finetune.data.items import Item
 from pretrain import distributed
 from shards.errors import ForgeError
 from shards.files.atomic import write_atomic
@@ -109,12 +109,12 @@ def _changed(found: Stamp) -> float:
     return max((max(one[2], one[3]) / 1e9 for one in found), default=0.0)
 
 
-def identify_images(splits: dict[str, LabeledSplit], path: Path, alive: Callable[[], None]) -> None:
+def identify_images(splits: dict[str, LabeledSplit], path: Path, heartbeat: Callable[[], None]) -> None:
     """Give every split the hashes of its images; ranks share the images that are not known from earlier.
 
     Args:
         path: of the cache.
-        alive: called now and then; see Watchdog.begin.
+        heartbeat: called now and then; see Watchdog.begin.
 
     Raises:
         TileError, SourceError: an image can't be read; on every rank.
@@ -128,10 +128,10 @@ def identify_images(splits: dict[str, LabeledSplit], path: Path, alive: Callable
     error: ForgeError | None = None
     hashed: list[tuple[str, int, str, Stamp, float]] = []
     try:
-        hashed = _hash(splits, mine, alive)
+        hashed = _hash(splits, mine, heartbeat)
     except ForgeError as raised:
         error = raised
-    distributed.store_barrier(alive)
+    distributed.store_barrier(heartbeat)
     distributed.raise_on_all_ranks(lambda: _raise(error))
     for name, place, found, before, started in (one for part in distributed.gather_objects(hashed) for one in part):
         known[name][place] = found
@@ -150,7 +150,7 @@ def _raise(error: ForgeError | None) -> None:
 
 
 def _hash(
-    splits: dict[str, LabeledSplit], chosen: list[tuple[str, int]], alive: Callable[[], None]
+    splits: dict[str, LabeledSplit], chosen: list[tuple[str, int]], heartbeat: Callable[[], None]
 ) -> list[tuple[str, int, str, Stamp, float]]:
     found: list[tuple[str, int, str, Stamp, float]] = []
     show = {"desc": "hash images", "unit": "tile", "mininterval": 1.0, "disable": not distributed.is_main()}
@@ -160,7 +160,7 @@ def _hash(
             hashes = splits[name].hash_images(places)
             found += [(name, *one, started) for one in zip(places, hashes, before, strict=True)]
             bar.update(len(places))
-            alive()
+            heartbeat()
     return found
 
 

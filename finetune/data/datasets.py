@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from finetune.data.hashes import array_hash, digest
-from finetune.data.layouts import Item
+from finetune.data.items import Item
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import kind_of
 from shards.errors import SourceError
 from shards.sensors.sensor import NODATA
 
@@ -23,8 +24,9 @@ VIEWS = 8
 class LabeledSplit:
     """One split of a task.
 
-    A segmentation's tile is cut into windows, the rim padded with missing values that don't count; a tile of another
-    task is one window: resized where it is floating point (HYPERVIEW's vary in size), else of that size already.
+    Where every pixel has a label, a tile is cut into windows, and the rim is padded with missing values that don't
+    count. Where a tile has one label, it is one window: resized if it is floating point (HYPERVIEW's vary in size),
+    else of that size already.
 
     Args:
         items: its tiles.
@@ -34,17 +36,16 @@ class LabeledSplit:
         quiet: without a progress bar.
 
     Attributes:
-        labels: int16 (N, S, S) class indices, uint8 (N, C) classes that occur, or float32 (N, T) targets.
-        tile_of: (N,) which of ``items`` a window is from; multilabel tiles without any label are left out.
+        labels: (N, ...) as the task's kind encodes them.
+        tile_of: (N,) which of ``items`` a window is from; tiles that the kind leaves out are none.
         declared: class codes that a label file declares to be its nodata value, so that they don't count.
 
     Raises:
-        SourceError, TileError: a label is missing, unreadable, of another size than expected, or has a code that is
-            neither a class nor to be ignored.
+        SourceError, TileError: a label is missing, unreadable, of another size than expected, or refused by the kind.
     """
 
     def __init__(self, items: Sequence[Item], task: Task, size: int, threads: int, keep: bool, quiet: bool) -> None:
-        self.items, self.task, self.size = items, task, size
+        self.items, self.task, self.kind, self.size = items, task, kind_of(task), size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
         self._keep, self._kept = keep, dict[int, np.ndarray]()
         self._lock = threading.Lock()
@@ -111,26 +112,20 @@ class LabeledSplit:
     # ---- one tile ----
 
     def _labels_of(self, item: Item) -> tuple[np.ndarray, int, str]:
-        """Labels of an item's windows, windows in a row of it, and a hash of its labels."""
-        if item.mask is None:
-            values = np.asarray([item.values], np.float32)
-            return values, 1, array_hash(values)
-        codes = item.mask()
-        unknown = self.task.unknown_codes(codes)
-        if unknown:
-            raise SourceError(
-                f"{item.name}: label code {unknown[0]} is no class of task {self.task.name}: add it to its classes, "
-                "or to 'ignore'"
-            )
-        missing = codes == NODATA
-        if missing.any() and not self.declared:
+        """Return the labels of an item's windows (none leaves it out), windows in a row, and a hash of its labels."""
+        raw = item.label()
+        problem = self.kind.find_problem(raw)
+        if problem:
+            raise SourceError(f"{item.name}: {problem}")
+        if (raw == NODATA).any() and not self.declared:
             self.declared |= self.task.class_codes & {item.nodata()}
-        if self.task.kind == "multilabel":
-            present = self.task.to_multihot(codes)[None][: not missing.all()]
-            return present, 1, array_hash(present)
-        indices = self.task.to_indices(codes)
-        windows = cut(indices, self.size, self.task.ignore_index)
-        return windows, -(-indices.shape[1] // self.size), array_hash(indices)
+        labels = self.kind.encode(raw)
+        if labels is None:
+            nothing = np.zeros(0, self.kind.label_type)
+            return nothing, 1, array_hash(nothing)
+        if not self.kind.is_dense:
+            return labels[None], 1, array_hash(labels[None])
+        return cut(labels, self.size, self.kind.fill), -(-labels.shape[-1] // self.size), array_hash(labels)
 
     def _tile(self, number: int) -> np.ndarray:
         with self._lock:
@@ -151,7 +146,7 @@ class LabeledSplit:
         return ready
 
     def _fit(self, item: Item, values: np.ndarray) -> np.ndarray:
-        if self.task.kind != "segmentation":
+        if not self.kind.is_dense:
             if values.dtype == np.float32:
                 return resize(values, self.size)
             if values.shape[1:] != (self.size, self.size):
@@ -160,7 +155,7 @@ class LabeledSplit:
         return values
 
     def _window(self, tile: np.ndarray, row: int) -> np.ndarray:
-        if self.task.kind != "segmentation":
+        if not self.kind.is_dense:
             return tile
         number = int(self.tile_of[row])
         place = row - int(self._first[number])
@@ -173,11 +168,14 @@ class LabeledSplit:
         return np.pad(window, ((0, 0), (0, short[0]), (0, short[1])), constant_values=NODATA) if any(short) else window
 
 
-def cut(labels: np.ndarray, size: int, fill: int) -> np.ndarray:
-    """(H, W) to windows (n, size, size), row by row; the rim is padded with ``fill``."""
-    padded = np.pad(labels, ((0, -labels.shape[0] % size), (0, -labels.shape[1] % size)), constant_values=fill)
-    rows, columns = padded.shape[0] // size, padded.shape[1] // size
-    return padded.reshape(rows, size, columns, size).transpose(0, 2, 1, 3).reshape(-1, size, size)
+def cut(labels: np.ndarray, size: int, fill: float) -> np.ndarray:
+    """Cut (..., H, W) into windows (n, ..., size, size), row by row; the rim is padded with ``fill``."""
+    height, width = labels.shape[-2:]
+    rim = [(0, 0)] * (labels.ndim - 2) + [(0, -height % size), (0, -width % size)]
+    padded = np.pad(labels, rim, constant_values=fill)
+    rows, columns = padded.shape[-2] // size, padded.shape[-1] // size
+    split = padded.reshape(*labels.shape[:-2], rows, size, columns, size)
+    return np.moveaxis(split, (-4, -2), (0, 1)).reshape(-1, *labels.shape[:-2], size, size)
 
 
 def resize(values: np.ndarray, size: int) -> np.ndarray:

@@ -8,11 +8,12 @@ import numpy as np
 
 from finetune.config import FinetuneConfig, LabeledDataConfig
 from finetune.data.datasets import LabeledSplit
-from finetune.data.layouts import Split
+from finetune.data.items import Split
 from finetune.encoders.features import encoder_hash
 from finetune.encoders.images import check_same_bands
 from finetune.encoders.model_file import InputDescription
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
@@ -54,12 +55,12 @@ class EncoderFile:
         size = self.size if self.is_vit else None
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
-    def told(self, name: str, sha256: str) -> dict[str, Any]:
-        """What results say of it, or of its untrained twin, whose weights have that hash."""
+    def describe(self, name: str, sha256: str) -> dict[str, Any]:
+        """Return what results record of the encoder, or of its random-init baseline, whose weights have that hash."""
         known = self.description
         if name == "random":
-            told = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
-            return told | {"sha256": sha256, "untrained": True}
+            record = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
+            return record | {"sha256": sha256, "untrained": True}
         path = Path(self.path)
         return {
             "name": f"{path.parent.name}/{path.name}" if path.suffix else path.name,
@@ -134,7 +135,7 @@ def fit_encoder(
         ConfigError: it is not for such tiles.
     """
     is_vit = isinstance(encoder, ViTEncoder)
-    published = config.recipe == "published" and task.kind == "segmentation" and description.architecture.endswith("50")
+    published = config.recipe == "published" and kind_of(task).is_dense and description.architecture.endswith("50")
     dilate = FULL_RESOLUTION if published and description.architecture == "spec_resnet50" else (False,) * 4
     size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
     sensor = tile_sensor(config.data, task)
@@ -154,7 +155,7 @@ def _window_size(task: Task, items: Split, description: EncoderDescription, mult
     """The encoder's image size; smaller for smaller tiles, and a whole tile for tasks that have one label a tile."""
     first = items["train"][0].image()
     side = max(first.shape[1:])
-    if task.kind == "segmentation":
+    if kind_of(task).is_dense:
         return min(description.image_size, -(-side // multiple) * multiple)
     if first.dtype == np.float32:  # is resized
         return description.image_size
@@ -166,7 +167,7 @@ def _window_size(task: Task, items: Split, description: EncoderDescription, mult
     return side
 
 
-def untrained_twin(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
+def initialize_as_pretraining(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
     """Give an encoder the weights that pretraining begins from."""
     initialize(encoder, "pretrain.encoder", seed)
     if isinstance(encoder, ViTEncoder) and description.objective == "mae":

@@ -8,9 +8,10 @@ from torch import Tensor
 from finetune.encoders.model_file import TaskModel, load_task_model, save_task_model
 from finetune.evaluation.parts import Part
 from finetune.evaluation.results import Result, read_part, write_part
+from finetune.evaluation.selection import is_better
+from finetune.heads.registry import HeadConfig
 from finetune.metrics.scores import Scores
-from finetune.metrics.scoring import is_better
-from finetune.tasks import Task
+from finetune.tasks.kinds.kind import TaskKind
 from pretrain.console import log
 from pretrain.weights.description import WeightsError
 
@@ -23,9 +24,9 @@ class BestModel:
         select: see FinetuneConfig.
     """
 
-    def __init__(self, folder: Path, task: Task, select: str) -> None:
+    def __init__(self, folder: Path, kind: TaskKind, select: str) -> None:
         self.file, self.note = folder / "model.safetensors", folder / "parts" / "best-model.npz"
-        self.task, self.select = task, select
+        self.kind, self.select = kind, select
         self._wanted: Sequence[Part] | None = None
 
     def begin(self, parts: Sequence[Part]) -> None:
@@ -46,7 +47,7 @@ class BestModel:
             log(f"{self.file.name} is not of the best result: {lost.name} is evaluated again for its weights")
             lost.path.unlink(missing_ok=True)
 
-    def offer(self, model: TaskModel, head_name: str, weights: dict[str, Tensor], result: Result) -> None:
+    def offer(self, model: TaskModel, head: HeadConfig, weights: dict[str, Tensor], result: Result) -> None:
         """Save a model where it is better than those before.
 
         Args:
@@ -55,7 +56,7 @@ class BestModel:
             result: of its training.
         """
         if self._is_better(result, self._noted()):
-            model.head_name = head_name
+            model.head_config = head
             save_task_model(self.file, model, weights)
             write_part(self.note, [result])
 
@@ -67,8 +68,8 @@ class BestModel:
             model = load_task_model(self.file)
         except WeightsError:
             return
-        if model.task is not None and model.task != self.task:
-            model.task = self.task
+        if model.task is not None and model.task != self.kind.task:
+            model.task = self.kind.task
             save_task_model(self.file, model)
 
     def _noted(self) -> Result | None:
@@ -81,4 +82,4 @@ class BestModel:
 
     def _is_better(self, result: Result, other: Result | None) -> bool:
         before = None if other is None else Scores(other.validation)
-        return is_better(self.task, self.select, Scores(result.validation), before)
+        return is_better(self.kind, self.select, Scores(result.validation), before)

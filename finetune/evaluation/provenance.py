@@ -32,10 +32,12 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
     """How a protocol comes to its results, with every default and published value in place."""
     if protocol == "knn":
         return config.knn.model_dump(mode="json")
+    loss = recipe.loss.to_plain()
     if protocol == "frozen" and recipe.frozen.bn == "frozen":
-        return {"heads": list(recipe.heads), "select": recipe.select, **_values(recipe.frozen)}
+        heads = [head.to_plain() for head in recipe.heads]
+        return {"heads": heads, "select": recipe.select, "loss": loss, **_values(recipe.frozen)}
     full, own = (adapting(recipe.frozen, recipe.full), {"bn": "adapt"}) if protocol == "frozen" else (recipe.full, {})
-    found = {**own, "select": recipe.select, **_values(full), "precision": config.engine.precision}
+    found = {**own, "select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if protocol != "blocks":
         del found["first_blocks"]
     guard = config.guard
@@ -71,7 +73,7 @@ def task_hash(task: Task) -> str:
     """Of the kind, the classes with their codes or the targets with their units, and what is ignored; titles and
     colors change nothing."""
     classes = [[one.name, list(one.all_codes)] for one in task.classes]
-    targets = [[one.name, one.description] for one in task.targets]
+    targets = [[one.name, one.description, *([one.unit] if one.unit else [])] for one in task.targets]
     ignored = task.ignore if isinstance(task.ignore, str) else sorted(task.ignore)
     return digest([task.kind, classes, targets, ignored])
 

@@ -1,11 +1,8 @@
-"""Scores from what is kept of every test tile, so that resampling tiles gives confidence intervals and paired tests.
-
-What is kept of a tile (its *unit*): segmentation, the confusion matrix (C, C), labels in rows; multilabel, the
-probabilities and the labels (2, C); regression, the predictions and the true values (2, T).
+"""Scores of a set of tiles, from labels and predictions or from sums over them.
 
 Names: OA overall accuracy, micro_iou as SpectralEarth reports it (equals OA / (2 - OA)), mIoU the mean over the classes
-that occur in labels or predictions; micro and macro F1; mAP macro and micro_mAP micro average precision; RMSE and R2,
-means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
+that occur in labels or predictions; micro and macro F1; mAP macro and micro_mAP micro average precision; RMSE, MAE and
+R2, means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
 """
 
 import math
@@ -13,12 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from finetune.tasks import Kind
-
-PRIMARY: dict[Kind, str] = {"segmentation": "mIoU", "multilabel": "mAP", "regression": "hyperview_score"}
-"""The score by which runs of a task are compared."""
-
-LOWER_IS_BETTER = {"loss", "RMSE", "hyperview_score"}
 THRESHOLD = 0.5
 """Probability from which a class of a multi-label task counts as predicted."""
 
@@ -38,22 +29,6 @@ class Scores:
         return all(math.isfinite(value) for value in self.values.values())
 
 
-def compute_scores(kind: Kind, units: np.ndarray, baseline: np.ndarray | None = None) -> Scores:
-    """Scores of a set of tiles.
-
-    Args:
-        units: (n, ...), see above.
-        baseline: regression: the training mean of each target (T,); the score's denominator is its MSE on ``units``.
-    """
-    if kind == "segmentation":
-        return segmentation_scores(units.sum(0, dtype=np.int64))
-    if kind == "multilabel":
-        return multilabel_scores(units[:, 0], units[:, 1] > 0.5)
-    assert baseline is not None
-    mean_error = ((units[:, 1] - baseline) ** 2).mean(0)
-    return regression_scores(units[:, 0], units[:, 1], mean_error)
-
-
 def segmentation_scores(confusion: np.ndarray) -> Scores:
     """From one confusion matrix (C, C), labels in rows."""
     hits = np.diagonal(confusion)
@@ -69,6 +44,20 @@ def segmentation_scores(confusion: np.ndarray) -> Scores:
         "average_accuracy": _mean(recall),
     }
     return Scores(_defined(values), {"iou": iou, "f1": f1, "accuracy": recall})
+
+
+def classification_scores(confusion: np.ndarray) -> Scores:
+    """From one confusion matrix (C, C) of tiles, labels in rows."""
+    hits = np.diagonal(confusion)
+    labeled, predicted = confusion.sum(1), confusion.sum(0)
+    f1, recall = _shares(2 * hits, labeled + predicted), _shares(hits, labeled)
+    total = int(confusion.sum())
+    values = {
+        "OA": float(hits.sum() / total) if total else None,
+        "macro_f1": _mean(f1),
+        "average_accuracy": _mean(recall),
+    }
+    return Scores(_defined(values), {"f1": f1, "accuracy": recall, "precision": _shares(hits, predicted)})
 
 
 def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
@@ -112,6 +101,23 @@ def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndar
     return Scores(_defined(values), {"rmse": rmse.tolist(), "r2": r2, "ratio": ratio.tolist()})
 
 
+def moment_scores(sums: np.ndarray) -> Scores:
+    """From sums over pixels, float64 (5, T).
+
+    Args:
+        sums: of each target: the number of pixels, absolute errors, squared errors, true values less any constant, and
+            the squares of these.
+    """
+    count, absolute, squares, centered, centered_squares = sums
+    there, number = count > 0, np.maximum(count, 1)
+    spread = centered_squares - centered**2 / number
+    rmse = _where(there, np.sqrt(squares / number))
+    mae = _where(there, absolute / number)
+    r2 = _where(there & (spread > 0), 1 - squares / np.maximum(spread, 1e-300))
+    values = {"RMSE": _mean(rmse), "MAE": _mean(mae), "R2": _mean(r2)}
+    return Scores(_defined(values), {"rmse": rmse, "mae": mae, "r2": r2})
+
+
 def tile_confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Confusion matrix (C, C) of the pixels that count: labels below C."""
     counts = labels < classes
@@ -121,6 +127,10 @@ def tile_confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> n
 
 def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
     return [float(part / whole) if whole > 0 else None for part, whole in zip(parts, wholes, strict=True)]
+
+
+def _where(defined: np.ndarray, values: np.ndarray) -> list[float | None]:
+    return [float(value) if known else None for known, value in zip(defined, values, strict=True)]
 
 
 def _mean(values: list[float | None]) -> float | None:

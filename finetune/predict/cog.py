@@ -40,6 +40,7 @@ class MapFormat:
         count: bands.
         nodata: the value of "no data".
         names: of the bands; may be empty.
+        units: of the bands' values; may be empty.
         tags: of the file, by name.
         classes: of a class map, the name of each value.
         colors: of a class map, red, green, blue and opacity of each value.
@@ -53,6 +54,7 @@ class MapFormat:
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, str] = field(default_factory=dict)
     colors: dict[int, Color] = field(default_factory=dict)
+    units: tuple[str, ...] = ()
     control_points: list[GroundControlPoint] = field(default_factory=list)
 
 
@@ -96,6 +98,8 @@ def _write_rows(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.nda
         file.update_tags(**raster.tags)
         for band, name in enumerate(raster.names, start=1):
             file.set_band_description(band, name)
+        for band, unit in enumerate(raster.units, start=1):
+            file.set_band_unit(band, unit)
         if raster.classes:
             file.update_tags(1, **{f"class_{value}": name for value, name in raster.classes.items()})
         if raster.colors:

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.config import FinetuneConfig, FullConfig
-from finetune.data.datasets import LabeledSplit, view_of
+from finetune.config import FullConfig
+from finetune.data.batches import epoch_order
+from finetune.data.datasets import view_of
 from finetune.encoders.model_file import TaskModel
-from finetune.heads.heads import count_labels, summed_loss
-from finetune.metrics.scores import PRIMARY, Scores
-from finetune.metrics.scoring import Collector, Evaluation, epoch_order, is_better
+from finetune.evaluation.collector import Evaluation
+from finetune.evaluation.context import EvaluationContext
+from finetune.evaluation.selection import is_better
+from finetune.losses.loss import Loss
+from finetune.metrics.scores import Scores
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import load_checkpoint, newest_verified, prune, save_checkpoint
 from pretrain.config.optim import OptimConfig
@@ -31,7 +34,6 @@ from pretrain.engine.schedules import warmup_cosine
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.vit import ViTEncoder
 from pretrain.resilience.guard import Diverged, Guard, Verdict
-from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ConfigError
 from shards.order.random_bits import fold_in, uniform
 
@@ -60,11 +62,10 @@ class TunedModel(nn.Module):
         moving: whether batch norms of an encoder that doesn't learn take and move statistics all the same.
     """
 
-    def __init__(self, model: TaskModel, trained: str, first_blocks: int, moving: bool) -> None:
+    def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, moving: bool) -> None:
         super().__init__()
-        assert model.task is not None and model.head is not None
-        self.encoder, self.head = model.encoder, model.head
-        self.kind, self.ignore_index = model.task.kind, model.task.ignore_index
+        assert model.head is not None
+        self.encoder, self.head, self.loss = model.encoder, model.head, loss
         self.whole = trained == "full" or moving
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(_learns(name, trained, first_blocks))
@@ -80,9 +81,9 @@ class TunedModel(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized images (B, C, S, S) and labels to (summed loss, scores)."""
-        features = self.encoder(images, "map" if self.kind == "segmentation" else "pooled")
+        features = self.encoder(images, self.loss.kind.features)
         scores = self.head(features).float()
-        return summed_loss(self.kind, scores, labels, self.ignore_index), scores
+        return self.loss.sum(scores, labels), scores
 
 
 def _learns(name: str, trained: str, first_blocks: int) -> bool:
@@ -103,46 +104,40 @@ class Tuning:
 
     Args:
         model: encoder, head and input on the CPU; its weights are where training begins.
-        splits: train, val and test.
         rows: training windows.
-        work: folder of its checkpoints.
-        trained: see TunedModel.
-        recipe: rates, epochs, batch and augmentation; ``lr`` is the one of this training.
-        name: on the console.
+        protocol: ``full``, ``blocks``, ``adapter``, or ``frozen`` with batch norms that adapt.
+        name: of the training, on the console and of the folder of its checkpoints.
     """
 
     def __init__(
         self,
+        context: EvaluationContext,
         model: TaskModel,
-        splits: dict[str, LabeledSplit],
         rows: np.ndarray,
-        work: Path,
-        trained: str,
-        config: FinetuneConfig,
-        recipe: FullConfig,
+        protocol: str,
         lr: float,
         seed: int,
-        baseline: np.ndarray | None,
-        watchdog: Watchdog,
         name: str,
     ) -> None:
-        assert model.task is not None
-        self.task, self.splits, self.rows, self.work = model.task, splits, rows, work
-        self.config, self.recipe, self.lr, self.seed = config, recipe, lr, seed
-        self.baseline, self.watchdog, self.name = baseline, watchdog, name
+        self.context, self.rows, self.lr, self.seed, self.name = context, rows, lr, seed, name
+        self.recipe, _ = context.tuning(protocol)
+        self.kind, self.splits, self.watchdog = context.kind, context.splits, context.watchdog
+        self.work, self.loss = context.folder / "work" / name, context.loss(rows)
+        recipe, config = self.recipe, context.config
         self.micro, accumulation = cut_batch(recipe, distributed.world_size())
         self.inputs = model.images.to(distributed.device())
-        tuned = TunedModel(model, trained, recipe.first_blocks, moving=trained == "none")  # only bn: adapt trains none
+        trained = "none" if protocol == "frozen" else protocol
+        tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, moving=trained == "none")
         self.vit = model.encoder if isinstance(model.encoder, ViTEncoder) else None
         optim = OptimConfig(lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay)
         self.engine = ZeroEngine(
             tuned, build_optimizer(tuned, optim), config.engine, self.micro, accumulation, recipe.clip
         )
-        self.guard = Guard(config.guard)
+        self.guard = Guard(context.config.guard)
         self.step, self.best, self.best_epoch = 0, Scores(), 0
         self.curve: list[dict[str, float]] = []
         self.losses: list[float] = []  # of the steps since the last evaluation
-        self.steps_per_epoch = -(-len(splits["train"]) // recipe.batch)
+        self.steps_per_epoch = -(-len(self.splits["train"]) // recipe.batch)
         self.steps = recipe.epochs * self.steps_per_epoch
         torch.manual_seed(seed * 100_003 + distributed.rank())  # of dropout; saved with checkpoints
 
@@ -205,7 +200,7 @@ class Tuning:
         world, batch = distributed.world_size(), self.recipe.batch
         rows, views, numbers = self._batch()
         labels = self.splits["train"].labels
-        counted = max(1, count_labels(self.task.kind, torch.from_numpy(labels[rows]), self.task.ignore_index))
+        counted = self.loss.count(torch.from_numpy(labels[rows])) or 1
         share = batch // world
         begin = distributed.rank() * share
         parts = [slice(first, first + self.micro) for first in range(begin, begin + share, self.micro)]
@@ -229,7 +224,7 @@ class Tuning:
     def _augmented(self, rows: np.ndarray, views: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         train, device = self.splits["train"], distributed.device()
         labels = train.labels[rows]
-        if self.task.kind == "segmentation":
+        if self.kind.is_dense:
             labels = np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
         with self.watchdog.doing("reading tiles"):
             tiles = torch.from_numpy(train.views(rows, views)).to(device)
@@ -267,13 +262,13 @@ class Tuning:
         self.losses = []
         values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
         self.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
-        primary = PRIMARY[self.task.kind]
+        primary = self.kind.primary
         log(
             f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
             f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
         )
         self._tell(at_once=True)
-        if is_better(self.task, self.config.select, found, self.best if self.best_epoch else None):
+        if is_better(self.kind, self.context.recipe.select, found, self.best if self.best_epoch else None):
             self.best, self.best_epoch = found, epoch
             self._save("best")
 
@@ -281,7 +276,7 @@ class Tuning:
         """A split's scores; as many forwards on every rank."""
         self.watchdog.begin("evaluation", self.step)
         split, world, batch = self.splits[name], distributed.world_size(), self.micro
-        collector = Collector(split, self.task, self.baseline)
+        collector = self.context.collector(name, self.loss)
         for turn in range(-(-len(split) // (batch * world))):
             numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
             rows = np.minimum(numbers, len(split) - 1)
@@ -339,7 +334,7 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
 
     Args:
         images: float32 (B, C, S, S), normalized.
-        labels: (B, S, S), or of another shape, which stay as they are.
+        labels: (B, S, S) or (B, T, S, S), or labels of whole tiles, which stay as they are.
         draws: (B, 4) in [0, 1): area, aspect, top, left.
         scale: range of the part's share of the area.
     """
@@ -349,11 +344,12 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
     rows = resampling(boxes[:, 0], boxes[:, 2], size, size, still, sharp)
     columns = resampling(boxes[:, 1], boxes[:, 3], size, size, still, sharp)
     cropped = resample(images, rows, columns)
-    if labels.shape[1:] != images.shape[2:]:
+    if labels.dim() < 3:
         return cropped, labels
     down, across = (torch.from_numpy(one.argmax(-1)).to(labels.device) for one in (rows, columns))
     batch = torch.arange(len(labels), device=labels.device)[:, None, None]
-    return cropped, labels[batch, down[:, :, None], across[:, None, :]]
+    picked = labels.movedim((-2, -1), (1, 2))[batch, down[:, :, None], across[:, None, :]]
+    return cropped, picked.movedim((1, 2), (-2, -1))
 
 
 def cut_batch(recipe: FullConfig, world: int) -> tuple[int, int]:

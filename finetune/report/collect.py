@@ -10,6 +10,7 @@ from finetune.evaluation.results import Provenance, Result, RunResults, read_res
 from finetune.report.compare import judge
 from finetune.report.names import name_rows, name_tasks
 from finetune.report.rows import Row, TaskReport
+from finetune.tasks.kinds.kind import kind_of
 from shards.config import parse_values
 from shards.errors import ConfigError
 from shards.files.text import read_text_file
@@ -92,9 +93,11 @@ def _sort(report: TaskReport) -> None:
 
 
 def _is_same(one: Result, two: Result) -> bool:
-    return (one.test, one.validation, one.units.shape) == (two.test, two.validation, two.units.shape) and bool(
-        (one.units == two.units).all()
-    )
+    return (one.test, one.validation, one.statistics.shape) == (
+        two.test,
+        two.validation,
+        two.statistics.shape,
+    ) and bool((one.statistics == two.statistics).all())
 
 
 def _row(found: list[Found], report: TaskReport, more: Provenance) -> Row:
@@ -124,11 +127,11 @@ def _test_labels(run: RunResults) -> Any:
     """What tells the labels of the test: their hash, or what earlier versions' results show of them."""
     if "labels" in run.data:
         return run.data["labels"]["test"]
-    of_first = run.results[0].units if run.results else None
-    if of_first is None:
+    if not run.results:
         return None
-    shown = of_first.sum(2) if run.task.kind == "segmentation" else of_first[:, 1]
-    return ["an earlier version", digest(shown.tolist())]
+    first = run.results[0].statistics  # confusion matrices, or predictions and labels
+    labels = first.sum(2) if kind_of(run.task).is_dense else first[:, 1]
+    return ["an earlier version", digest(labels.tolist())]
 
 
 def _settings(folder: Path, run: RunResults, result: Result) -> Provenance:

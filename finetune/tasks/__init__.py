@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
+from finetune.tasks.registry import TASK_KINDS
 from shards.config import ConfigModel, check_config, parse_values
 from shards.config.fields import (
     Code,
@@ -31,7 +32,14 @@ from shards.files.text import decode_text, read_text_file
 from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
 
-Kind = Literal["segmentation", "multilabel", "regression"]
+
+def _known_kind(name: str) -> str:
+    if name not in TASK_KINDS:
+        raise ValueError(TASK_KINDS.unknown(name))
+    return name
+
+
+KindName = Annotated[str, AfterValidator(_known_kind), Says("the name of a kind of task")]
 
 
 def _hex_color(text: str) -> str:
@@ -73,14 +81,16 @@ class TaskClass(ConfigModel):
 
 
 class Target(ConfigModel):
-    """A number to predict: a column of the tables."""
+    """A number to predict: a column of the tables, or a band of the target rasters, in ``unit``."""
 
     name: Name
     description: str = ""
+    unit: str = ""
 
 
 class Layout(ConfigModel):
-    """Where a download has its files: ``<root>/<folder>/<images>/<tile>`` and the same below ``labels``."""
+    """Where a download has its files: ``<root>/<folder>/<images>/<tile>`` and the same below ``labels``, which can also
+    be the name of a table of classes."""
 
     folder: InnerPath
     images: InnerPath
@@ -101,7 +111,8 @@ class PublishedRecipe(ConfigModel):
 class Task(ConfigModel):
     """A task, as its YAML has it: output i of a model is ``classes[i]`` or ``targets[i]``; index C means "don't count".
 
-    ``classes`` of segmentation (one a pixel) and multilabel (any number a tile), or ``targets`` of regression.
+    ``classes`` of segmentation (one a pixel), classification (one a tile) and multilabel (any number a tile), or
+    ``targets`` of regression (values of a tile) and pixel_regression (values of a pixel).
     ``ignore``: codes that don't count; ``others`` for all that no class has. ``NODATA``, which marks what a label file
     itself declares to be none, never counts. ``tiles``: how many each split has.
     """
@@ -109,7 +120,7 @@ class Task(ConfigModel):
     name: Name
     title: str = ""
     description: str
-    kind: Kind = "segmentation"
+    kind: KindName = "segmentation"
     sensor: Name = "enmap"
     layout: Layout | None = None
     tiles: dict[str, NotNegative] = Field(default={})
@@ -121,11 +132,7 @@ class Task(ConfigModel):
 
     @model_validator(mode="after")
     def _kind_has_outputs(self) -> Self:
-        wanted, other = ("targets", "classes") if self.kind == "regression" else ("classes", "targets")
-        if not getattr(self, wanted) or getattr(self, other):
-            raise ValueError(f".kind {self.kind} needs .{wanted} and no .{other}")
-        if self.kind != "regression" and len(self.classes) < 2:
-            raise ValueError(f"one class, '{self.classes[0].name}', can't be told from others: give the rest one, too")
+        TASK_KINDS[self.kind].check(self)
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from support.tiles import write_tile
 
 from finetune.config import LabeledDataConfig
-from finetune.data.layouts import Item, find_items, grouping, regroup
+from finetune.data.items import Item
+from finetune.data.layouts import find_items
+from finetune.data.regroup import grouping, regroup
 from finetune.tasks import get_task, task_names
 from shards.__main__ import main as shards
 from shards.errors import ConfigError, ForgeError, SourceError, TileError
@@ -46,11 +48,11 @@ def test_a_download_is_read_as_it_is(downloads, name):
     first = items["train"][0]
     assert first.image().shape[0] == get_sensor(task.sensor).num_bands
     if task.kind == "regression":
-        assert len(first.values) == 4
+        assert first.label().shape == (4,)
         assert first.image().dtype == np.float32
     else:
         assert first.image().dtype == np.int16
-        codes = np.unique([item.mask() for part in items.values() for item in part])
+        codes = np.unique([item.label() for part in items.values() for item in part])
         assert not task.unknown_codes(codes)
         assert (task.to_indices(codes) < len(task.classes)).sum() >= 3
 
@@ -65,7 +67,7 @@ def test_the_root_may_be_the_tasks_own_folder(downloads):
 def test_eurocrops_codes_beyond_int32_come_through(downloads):
     task = get_task("enmap_eurocrops")
     items = find_items(_data(downloads, "enmap_eurocrops"), task, 0)
-    codes = {int(code) for part in items.values() for item in part for code in np.unique(item.mask())}
+    codes = {int(code) for part in items.values() for item in part for code in np.unique(item.label())}
     assert max(codes) > 2**31
     assert codes - {0} <= {one.code for one in task.classes}
 
@@ -91,7 +93,7 @@ def test_shards_with_labels_give_the_same(downloads, tmp_path):
         assert len(by_place) == len(plain[split])
         for item in plain[split]:
             np.testing.assert_array_equal(by_place[item.place].image(), item.image())
-            np.testing.assert_array_equal(by_place[item.place].mask(), item.mask())
+            np.testing.assert_array_equal(by_place[item.place].label(), item.label())
             assert by_place[item.place].scene == item.scene
 
 
@@ -224,7 +226,7 @@ def test_tiles_that_name_no_scene_are_drawn_by_location_and_that_is_told(own, pa
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_label_files_declare_as_nodata_never_counts(own, packed):
     item = find_items(_own(own, packed), get_task("sample_materials"), 0)["train"][0]
-    codes = item.mask()
+    codes = item.label()
     assert (codes[0] == NODATA).all()
     assert set(np.unique(codes[1:])) == {1, 2}
     assert item.nodata() == (None if packed else 255)
@@ -232,7 +234,7 @@ def test_what_label_files_declare_as_nodata_never_counts(own, packed):
 
 def _grouped(sizes: list[int]) -> dict[str, list[Item]]:
     items = [
-        Item(f"{group}-{number}", f"place-{group}", "", "1", lambda: np.zeros(0))
+        Item(f"{group}-{number}", f"place-{group}", "", "1", lambda: np.zeros(0), lambda: np.zeros(0))
         for group, size in enumerate(sizes)
         for number in range(size)
     ]

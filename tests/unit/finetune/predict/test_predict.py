@@ -14,12 +14,13 @@ from support.tiles import GRID, NODATA, spectra, write_tile
 
 from finetune.__main__ import main
 from finetune.encoders.model_file import InputDescription, TaskModel, load_task_model, save_task_model
-from finetune.heads.heads import PUBLISHED, build_head
+from finetune.heads.build import build_head
 from finetune.predict import scene_map
 from finetune.predict.cog import MapFormat, write_cog
 from finetune.predict.scene_map import class_values, predict_scene
 from finetune.predict.sliding_window import WindowPlan, blend, window_weight
 from finetune.tasks import Task, TaskClass, get_task
+from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.initialize import initialize
 from pretrain.weights.files import save_encoder
 from shards.errors import ConfigError, SourceError
@@ -37,8 +38,9 @@ def small_model(kind="segmentation", **described):
     inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)
     if kind == "features":
         return TaskModel(encoder, told, inputs).eval()
-    task, name = get_task(TASKS[kind]), PUBLISHED[kind][0]
-    head = build_head(name, kind, encoder.feature_dim, len(task.outputs), encoder.stride)
+    task = get_task(TASKS[kind])
+    name = kind_of(task).published_heads[0]
+    head = build_head(name, kind_of(task), encoder.feature_dim, encoder.stride)
     initialize(head, "head", 3)
     return TaskModel(encoder, told, inputs, name, head, task).eval()
 

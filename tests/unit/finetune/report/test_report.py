@@ -12,10 +12,10 @@ import pytest
 
 from finetune.__main__ import main
 from finetune.evaluation.results import Result, RunResults, read_part, read_results, write_part, write_results
-from finetune.metrics.scores import compute_scores
 from finetune.report.collect import collect, find_runs, read_runs
 from finetune.report.rows import Row, TaskReport
 from finetune.tasks import Task, get_task
+from finetune.tasks.kinds.kind import kind_of
 
 TILES = 24
 VOID = {"meta", "img", "br", "line", "circle", "polyline", "polygon"}
@@ -81,7 +81,7 @@ def _result(
         true = (true > 0.5).astype(float) if task.kind == "multilabel" else true
         units = np.stack([right * true + (1 - right) * rng.random((TILES, outputs)), true], axis=1)
         maps = np.zeros((2, outputs), np.float32)
-    scores = compute_scores(task.kind, units, np.full(outputs, 0.5))
+    scores = kind_of(task).scores(units, np.full(outputs, 0.5))
     values = scores.values | {"loss": 1 - right}
     curve = [
         {"epoch": epoch, "train_loss": 1.0 / epoch, "validation_loss": 1.0, **scores.values} for epoch in (1, 2, 3)
@@ -147,7 +147,7 @@ def test_results_come_back_as_they_were_written(runs):
     before = _result(get_task("enmap_cdl"), "pretrained", 1, 0.8)
     after = run.results[0]
     assert (after.test, after.curve, after.by_output) == (before.test, before.curve, before.by_output)
-    np.testing.assert_array_equal(after.units, before.units)
+    np.testing.assert_array_equal(after.statistics, before.statistics)
     assert run.task == get_task("enmap_cdl")
 
 
@@ -160,7 +160,7 @@ def test_parts_come_back_as_they_were_written(tmp_path):
     assert after is not None
     for one, two in zip(before, after, strict=True):
         assert (one.seed, one.test) == (two.seed, two.test)
-        np.testing.assert_array_equal(one.units, two.units)
+        np.testing.assert_array_equal(one.statistics, two.statistics)
 
 
 def test_seeds_of_several_runs_are_one_row(runs):
@@ -368,9 +368,9 @@ def test_results_of_an_earlier_version_are_read_and_not_mixed_with_others(tmp_pa
 
 def test_undefined_scores_look_undefined(tmp_path):
     result = _result(CDL, "pretrained", 0, 0.8)
-    nothing = np.zeros_like(result.units)
-    scores = compute_scores("segmentation", nothing)
-    undefined = replace(result, test={"loss": 0.1}, by_output=scores.by_output, units=nothing, seed=1)
+    nothing = np.zeros_like(result.statistics)
+    scores = kind_of(get_task("enmap_cdl")).scores(nothing)
+    undefined = replace(result, test={"loss": 0.1}, by_output=scores.by_output, statistics=nothing, seed=1)
     write_run(tmp_path / "one", "enmap_cdl", [replace(undefined, protocol="full"), result])
     assert main(["report", str(tmp_path)]) == 0
     page = Page((tmp_path / "report.html").read_text())
@@ -422,7 +422,7 @@ def test_folders_without_results_are_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "no results.json here or below" in capsys.readouterr().err
     folder = write_run(tmp_path / "one", "enmap_cdl", [_result(CDL, "pretrained", 1, 0.4)])
-    (folder / "units.npz").write_bytes(b"PK")
+    (folder / "statistics.npz").write_bytes(b"PK")
     assert main(["report", str(folder)]) == 2
     assert "damaged results" in capsys.readouterr().err
 

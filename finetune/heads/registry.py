@@ -1,0 +1,65 @@
+"""The registry of task heads, with their options. Heads themselves are imported when the first one is built."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from shards.config import ConfigModel
+from shards.config.fields import OpenShare, Positive
+from shards.registry import Registry
+
+
+class HeadConfig(ConfigModel):
+    """Options of a head.
+
+    Attributes:
+        inputs: which features of the encoder it takes: ``map``, ``pooled``, or both.
+    """
+
+    name: str
+    inputs: ClassVar[tuple[str, ...]] = ("map", "pooled")
+
+    @property
+    def label(self) -> str:
+        """The name, with the options that differ from their defaults."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self._options.items())])
+
+    def to_plain(self) -> Any:
+        """Return what a config says: the name alone where all options have their defaults, else a mapping."""
+        return {"name": self.name, **self._options} if self._options else self.name
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        return {key: value for key, value in options.items() if key != "name"}
+
+
+class MapHeadConfig(HeadConfig):
+    """Options of a head on the feature map."""
+
+    inputs = ("map",)
+
+
+class MlpHeadConfig(HeadConfig):
+    """Hidden layers on pooled features: their widths, and the share of each that training drops."""
+
+    inputs = ("pooled",)
+    hidden: Annotated[tuple[Positive, ...], Field(strict=False)] = (2048, 1024)
+    dropout: OpenShare = 0.2
+
+
+HEADS: Registry[Any] = Registry("head", HeadConfig)
+"""Builders of heads: called with a HeadConfig and a `finetune.heads.build.HeadShape`, they return a module."""
+
+HEADS.add("conv", "finetune.heads.dense:build_conv", MapHeadConfig)
+HEADS.add("fcn", "finetune.heads.dense:build_fcn", MapHeadConfig)
+HEADS.add("linear", "finetune.heads.dense:build_linear")
+HEADS.add("mlp", "finetune.heads.pooled:build_mlp", MlpHeadConfig)
+
+HeadChoice = Annotated[HeadConfig, HEADS]
+"""Config value: the name of a head, or a mapping with its name and options."""
+
+
+def heads_for(features: str) -> list[str]:
+    """Return the names of the heads that take these features, ``map`` or ``pooled``."""
+    return [name for name, config in HEADS.configs.items() if features in config.inputs]  # type: ignore[attr-defined]
