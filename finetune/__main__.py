@@ -6,7 +6,7 @@ import sys
 from finetune import report
 from finetune.data import check
 from finetune.predict import command as predict
-from shards.errors import ForgeError
+from shards.cli import Parser, run_command
 
 
 def _list_tasks(arguments: argparse.Namespace) -> int:
@@ -24,31 +24,24 @@ def _list_tasks(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m finetune", description=str(__doc__).splitlines()[0])
+    """Run a command and return its exit code."""
+    return run_command(build_parser(), argv, kept="nothing was written")
+
+
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(prog="python -m finetune", description=str(__doc__).splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("tasks", help="list the known tasks").set_defaults(run=_list_tasks)
-    for name, module, told in (
+    for name, module, summary in (
         ("check", check, "verify a task's tiles, labels and lists"),
         ("report", report, "one page on any number of evaluations"),
         ("predict", predict, "a map of a whole scene"),
     ):
-        subparser = commands.add_parser(name, help=told)
+        subparser = commands.add_parser(name, help=summary)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        what = f"{error.filename}: " if error.filename else ""
-        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
+    return parser
 
 
 if __name__ == "__main__":

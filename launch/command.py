@@ -12,20 +12,24 @@ from collections.abc import Mapping
 from typing import NoReturn, TypeVar
 
 from launch.ranks import adopt_slurm_ranks, is_main_process
+from shards.cli import Parser, apply_verbosity
 from shards.config import ConfigModel, dump_config, load_config
+from shards.console import get_logger
 from shards.errors import ConfigError, ForgeError
 
 Schema = TypeVar("Schema", bound=ConfigModel)
 
+logger = get_logger(__name__)
+
 
 def read_command(argv: list[str] | None, schema: type[Schema], description: str) -> Schema:
-    """Parse ``--config FILE [key.sub=value ...]``; ends the process for --help, --print-config and misuse."""
+    """Parse ``--config FILE [key.sub=value ...]``; end the process for --help, --print-config and misuse."""
     return parse_command(command_parser(description), argv, schema)[0]
 
 
-def command_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """The arguments of every training command, for those that have more."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+def command_parser(description: str, prog: str | None = None) -> Parser:
+    """Return the parser of every training command, to which some add arguments."""
+    parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and end")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
@@ -39,7 +43,7 @@ def parse_command(
     schema: type[Schema],
     assumed: Mapping[str, str] | None = None,
 ) -> tuple[Schema, argparse.Namespace]:
-    """The config and all arguments; ends the process for --help, --print-config and misuse.
+    """Return the config and all arguments; end the process for --help, --print-config and misuse.
 
     Args:
         assumed: see `load_config`.
@@ -49,6 +53,7 @@ def parse_command(
         parser.print_usage = parser.print_help = lambda *_: None  # type: ignore[method-assign]
         parser.error = lambda _: _leave(2)  # type: ignore[assignment, method-assign]
     arguments = parser.parse_intermixed_args(argv)
+    apply_verbosity(arguments)
     try:
         config = load_config(arguments.config, arguments.overrides, schema, assumed)
     except ConfigError as error:
@@ -61,21 +66,21 @@ def parse_command(
 
 
 def fail(error: ForgeError) -> NoReturn:
-    """End the process with the error's exit code; rank 0 says why."""
+    """End the process with the error's exit code; rank 0 writes the error."""
     if is_main_process():
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        logger.error(str(error))
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             sys.exit(error.exit_code)
     _leave(error.exit_code)
 
 
 def _leave(code: int) -> NoReturn:
-    """End after rank 0 had time to speak, and all ranks to come this far: launchers end all as soon as one has failed.
+    """End the process after rank 0 had time to write its line and every rank had time to get here.
 
-    They do so by SIGTERM. That is no wish to stop, whose code would have the run started again. Slurm starts the tasks
-    of busy nodes seconds apart.
+    A launcher ends all ranks by SIGTERM as soon as one has failed, so SIGTERM must give the same exit code here, not
+    the code of a stopped run, which would be started again. Slurm starts the tasks of busy nodes seconds apart.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
     time.sleep(10 if "SLURM_STEP_NUM_TASKS" in os.environ else 3)
     sys.stdout.flush()
-    os._exit(code)  # an interpreter that winds down has given up its handlers
+    os._exit(code)  # an ordinary exit would drop the signal handler first

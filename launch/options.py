@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.launchers import LAUNCHERS
+from shards.cli import Parser, not_negative, positive
 
-FLAGS = ("--stage", "--no-requeue", "--dry-run", "--local")
+FLAGS = ("--stage", "--no-requeue", "--dry-run", "--local", "--quiet", "--verbose")
 """Options that no value follows."""
 
 
@@ -33,7 +34,7 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
             overrides.append(word)
         else:
             words.append(word)
-    parser = _parser(description)
+    parser = build_parser(description)
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         parser.error(
@@ -60,13 +61,14 @@ def _resolve_output(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     arguments.overrides = [word for word in arguments.overrides if not word.startswith("run.dir=")]
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python launch/slurm.py", description=description, allow_abbrev=False)
+def build_parser(description: str) -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(prog="python launch/slurm.py", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, usage: str, told: str) -> argparse.ArgumentParser:
+    def command(name: str, usage: str, summary: str) -> argparse.ArgumentParser:
         usage = f"%(prog)s {usage} --time LIMIT [option ...] [key.sub=value ...]  (--help tells all)"
-        return commands.add_parser(name, usage=usage, help=told, allow_abbrev=False)
+        return commands.add_parser(name, usage=usage, help=summary)
 
     run = command("pretrain", "--config FILE", "submit a run, or an array of runs")
     run.add_argument("--config", required=True, help="YAML file")
@@ -85,15 +87,15 @@ def _parser(description: str) -> argparse.ArgumentParser:
     pipeline.add_argument("--finetune", nargs="+", default=[], metavar="CONFIG", help="evaluate on these tasks, too")
     _add_seeds(pipeline)
     pipeline.add_argument("--tiles", required=True, help="what is sharded into the config's data.shards")
-    pipeline.add_argument("--parts", type=_positive, default=4, help="array tasks that shard (default: 4)")
-    pipeline.add_argument("--workers", type=_positive, default=8, help="CPUs of each (default: 8)")
+    pipeline.add_argument("--parts", type=positive, default=4, help="array tasks that shard (default: 4)")
+    pipeline.add_argument("--workers", type=positive, default=8, help="CPUs of each (default: 8)")
     pipeline.set_defaults(sweep=[])
     _add_job_options(pipeline)
     return parser
 
 
 def _add_seeds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=_positive, help="0 to N-1 of each evaluation (default: the config's seeds)")
+    parser.add_argument("--seeds", type=positive, help="0 to N-1 of each evaluation (default: the config's seeds)")
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -109,11 +111,11 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", help="limit of each job, such as 2:00:00; runs continue after it")
-    parser.add_argument("--nodes", type=_positive, default=1)
+    parser.add_argument("--nodes", type=positive, default=1)
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument("--gpus-per-node", type=_gpus, metavar="[TYPE:]N", help="one process each")
-    devices.add_argument("--tasks-per-node", type=_positive, default=1, help="on nodes without GPUs (default: 1)")
-    parser.add_argument("--cpus-per-task", type=_positive, help="default: run.threads + data.read_threads")
+    devices.add_argument("--tasks-per-node", type=positive, default=1, help="on nodes without GPUs (default: 1)")
+    parser.add_argument("--cpus-per-task", type=positive, help="default: run.threads + data.read_threads")
     parser.add_argument("--mem", help="of each node, such as 64G")
     parser.add_argument("--partition")
     parser.add_argument("--account")
@@ -126,18 +128,18 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the job (default: from run.dir)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="srun", help="what starts the ranks (default: srun)")
     parser.add_argument(
-        "--max-restarts", type=_not_negative, default=0, metavar="N", help="of torchrun within a job (default: 0)"
+        "--max-restarts", type=not_negative, default=0, metavar="N", help="of torchrun within a job (default: 0)"
     )
     parser.add_argument(
         "--signal-seconds",
-        type=_positive,
+        type=positive,
         help="time to save before the limit (default: a fifth of --time, at most 600)",
     )
     parser.add_argument("--stage", action="store_true", help="copy shards to $SLURM_TMPDIR on the nodes")
     parser.add_argument("--no-requeue", action="store_true", help="leave a stopped run stopped")
     parser.add_argument(
         "--retry-failures",
-        type=_not_negative,
+        type=not_negative,
         default=0,
         metavar="N",
         help="requeue a failed run too, until the Nth start",
@@ -146,23 +148,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single values of the config")
 
 
-def _positive(text: str) -> int:
-    """A whole number above 0; argparse makes one line of the error."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
 def _gpus(text: str) -> Gpus:
     kind, _, count = text.rpartition(":")
     if not re.fullmatch(r"[\w.-]*", kind) or not count.isdigit():
         raise argparse.ArgumentTypeError(f"{text}: write a number, or TYPE:NUMBER such as a100:4")
-    return Gpus(kind, _positive(count))
+    return Gpus(kind, positive(count))

@@ -16,35 +16,41 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launch import local
-from launch.command import fail
 from launch.jobs import Job, SlurmError, finetune_jobs, pipeline_jobs, pretrain_job, run_slurm
 from launch.options import parse
 from launch.preflight import check_free, check_inputs, check_queue, check_slurm
 from launch.sweeps import Evaluations, Run, evaluations, pretrain_runs
+from shards.cli import apply_verbosity, exit_code
+from shards.console import get_logger
 from shards.errors import ForgeError
+
+logger = get_logger("launch.slurm")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write and submit, run, or print."""
+    """Write and submit, run, or print; end the process where that fails."""
     arguments = parse(sys.argv[1:] if argv is None else argv, str(__doc__).split("\n\n")[1])
-    try:
-        if getattr(arguments, "local", False):
-            if code := _run_locally(arguments):
-                sys.exit(code)
-            return
-        jobs, runs = _jobs(arguments), _runs(arguments)
-        if arguments.dry_run:
-            _warn(arguments, runs)
-            for job in jobs:
-                print(f"# {job.script}\n{job.text()}")
-            return
-        check_slurm()
-        check_inputs(arguments, runs)
-        check_queue(jobs, runs)
-        check_free(runs)
-        _submit(jobs)
-    except ForgeError as error:
-        fail(error)
+    apply_verbosity(arguments)
+    if code := exit_code(lambda: _run(arguments), kept="what is queued stays"):
+        sys.exit(code)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run what the arguments name and return the exit code."""
+    if getattr(arguments, "local", False):
+        return _run_locally(arguments)
+    jobs, runs = _jobs(arguments), _runs(arguments)
+    if arguments.dry_run:
+        _warn(arguments, runs)
+        for job in jobs:
+            print(f"# {job.script}\n{job.text()}")
+        return 0
+    check_slurm()
+    check_inputs(arguments, runs)
+    check_queue(jobs, runs)
+    check_free(runs)
+    _submit(jobs)
+    return 0
 
 
 def _submit(jobs: list[Job]) -> None:
@@ -86,7 +92,7 @@ def _warn(arguments: argparse.Namespace, runs: list[Run]) -> None:
     try:
         check_inputs(arguments, runs)
     except ForgeError as error:
-        print(f"WARNING: {error}", file=sys.stderr)
+        logger.warning(str(error))
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:

@@ -1,19 +1,17 @@
-"""Console lines of a run: rank 0 only, and never a reason to fail."""
+"""Console lines of a run."""
 
-from contextlib import suppress
+from shards.console import get_logger
 
-from pretrain import distributed
+logger = get_logger(__name__)
 
 
 def log(text: str) -> None:
-    """A line on rank 0's console."""
-    if distributed.is_main():
-        with suppress(OSError):  # a log file on a full disk, or a terminal that was closed
-            print(text, flush=True)
+    """Write a line: rank 0's always, unless --quiet; those of other ranks, with their number, under --verbose."""
+    logger.info(text)
 
 
 def duration(seconds: float) -> str:
-    """``"2h 05m"``, ``"3m 20s"`` or ``"12s"``."""
+    """Return ``"2h 05m"``, ``"3m 20s"`` or ``"12s"``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -6,30 +6,22 @@ import sys
 import time
 from pathlib import Path
 
-from shards.cli import Parser, limit, part, positive, share, share_above_0, whole
-from shards.errors import ConfigError, ForgeError
+from shards.cli import Parser, limit, part, positive, run_command, share, share_above_0, whole
+from shards.console import get_logger
+from shards.errors import ConfigError
 
 MAX_BAD = 0.01
 
+logger = get_logger("shards")
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit code (0 done, 1 could not be finished or problems found, 2 misuse)."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        what = f"{error.filename}: " if error.filename else ""
-        print(f"error: {what}{error.strerror or error}; finished shards are kept", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: finished shards are kept, the same command continues", file=sys.stderr)
-        return 130
+    """Run a command and return its exit code: 0 done, 1 not finished or problems found, 2 misuse."""
+    return run_command(build_parser(), argv, kept="finished shards are kept, the same command continues")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
     parser = Parser(prog="python -m shards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pack(commands)
@@ -181,7 +173,7 @@ def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
     max_bad = MAX_BAD if arguments.max_bad is None else arguments.max_bad
     result = build.merge(arguments.dest, arguments.workers, max_bad, getattr(arguments, "source", None))
     for bad in result.rejected:
-        print(f"set aside: {bad.path}: {bad.reason}", file=sys.stderr)
+        logger.warning(f"set aside: {bad.path}: {bad.reason}")
     manifest, written = result.manifest, written + result.written
     raw = manifest.tiles * 2 * manifest.tile_shape[0] * manifest.tile_shape[1] * manifest.tile_shape[2]
     stored = sum(entry.size for entry in manifest.shards)

@@ -1,40 +1,113 @@
-"""Options of the command line: one line for a wrong value, as for every other error."""
+"""What every command shares: a parser whose errors are one line, option types, and exit codes."""
 
 import argparse
 import math
+import os
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from shards.console import get_logger, set_verbosity
+from shards.errors import ForgeError
+
+logger = get_logger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage before it."""
+    """A parser with ``--quiet`` and ``--verbose``, whose errors are one line without the usage before it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({"allow_abbrev": False} | options))
+        for flag, shown in (("quiet", "show warnings and errors only"), ("verbose", "show details, of all ranks")):
+            # SUPPRESS: a subcommand's default would replace what was given before the subcommand
+            self.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS, help=shown)
 
     def error(self, message: str) -> NoReturn:
-        told = message.removeprefix("argument ").split(":", 1)
-        option = told[0].split("/")[-1] if len(told) == 2 else ""
-        line = f"{option}:{told[1]}" if option.startswith("-") else message
-        print(f"error: {' '.join(line.split())}; `{self.prog} --help` lists the options", file=sys.stderr)
+        """Print one line that names the option, and exit with code 2."""
+        named, _, reason = message.removeprefix("argument ").partition(":")
+        option = named.split("/")[-1]
+        line = f"{option}:{reason}" if option.startswith("-") and reason else message
+        logger.error(f"{' '.join(line.split())}; `{self.prog} --help` lists the options")
         sys.exit(2)
 
 
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, kept: str = "") -> int:
+    """Parse a command line, call the function that the parser's default ``run`` names, and return the exit code.
+
+    Args:
+        parser: with ``set_defaults(run=function)``; the function takes the arguments and returns an exit code or None.
+        argv: the command line without the program's name; None for the process's own.
+        kept: what an interrupted command leaves, for the last line, e.g. "finished shards are kept".
+    """
+    arguments = parser.parse_args(argv)
+    apply_verbosity(arguments)
+    return exit_code(lambda: arguments.run(arguments), kept)
+
+
+def apply_verbosity(arguments: argparse.Namespace) -> None:
+    """Set the console's verbosity to ``--quiet`` or ``--verbose``."""
+    set_verbosity(getattr(arguments, "quiet", False), getattr(arguments, "verbose", False))
+
+
+def exit_code(command: Callable[[], int | None], kept: str = "") -> int:
+    """Call ``command`` and return its exit code; answer errors that a user can fix, and Ctrl-C, in one line.
+
+    Returns:
+        The command's own code (0 for None), ``ForgeError.exit_code``, 1 for an OSError, 130 for Ctrl-C.
+    """
+    try:
+        return command() or 0
+    except ForgeError as error:
+        logger.error(str(error))
+        logger.debug("raised here:", exc_info=True)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wanted
+        sys.stdout = open(os.devnull, "w")
+        return 1
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        logger.error(f"{name}{error.strerror or error}{'; ' if kept else ''}{kept}")
+        logger.debug("raised here:", exc_info=True)
+        return 1
+    except KeyboardInterrupt:
+        logger.warning(f"stopped{': ' if kept else ''}{kept}")
+        return 130
+
+
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     number = whole(text, "a whole number above 0")
     if number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return number
 
 
+def not_negative(text: str) -> int:
+    """Parse a whole number from 0."""
+    number = whole(text, "a whole number from 0")
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
+    return number
+
+
 def whole(text: str, wanted: str = "a whole number") -> int:
-    """A whole number."""
+    """Parse a whole number."""
     try:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}") from None
 
 
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return number
+
+
 def share(text: str) -> float:
-    """A share from 0 to 1."""
+    """Parse a share from 0 to 1."""
     number = _number(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
@@ -42,15 +115,23 @@ def share(text: str) -> float:
 
 
 def share_above_0(text: str) -> float:
-    """A share above 0, up to 1."""
+    """Parse a share above 0, up to 1."""
     number = _number(text)
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a share above 0 and up to 1")
     return number
 
 
+def share_below_1(text: str) -> float:
+    """Parse a share from 0, below 1."""
+    number = _number(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 and below 1")
+    return number
+
+
 def limit(text: str) -> float | None:
-    """A share from 0 to 1, or ``none`` for no limit."""
+    """Parse a share from 0 to 1, or ``none`` for no limit."""
     number = _number(text)
     if text != "none" and not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a share from 0 to 1 nor 'none'")
@@ -58,7 +139,7 @@ def limit(text: str) -> float | None:
 
 
 def part(text: str) -> tuple[int, int]:
-    """``K/N``: part K of N."""
+    """Parse ``K/N``: part K of N."""
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise argparse.ArgumentTypeError(f"'{text}' is not K/N with K from 1 to N")

@@ -1,14 +1,64 @@
-"""What worker processes have done so far, for one progress bar: counters in shared memory."""
+"""Progress of long commands: one look for every bar, and counters that worker processes share."""
 
 import sys
+from collections.abc import Iterable
 from multiprocessing.context import BaseContext
 from typing import Any
 
 from tqdm import tqdm
 
+from shards.console import is_quiet, launched_rank
+
+
+def progress(
+    what: str, total: int | None, items: Iterable | None = None, unit: str = "tile", done: int = 0, show: bool = True
+) -> tqdm:
+    """Return a tqdm bar with count, rate and ETA: of ``items``, or moved by ``update``.
+
+    A terminal shows it twice a second; a log file gets a line every 15 s. Other ranks than 0 show none, nor does
+    ``--quiet``.
+
+    Args:
+        what: name in front of the bar.
+        total: number of items where it is known.
+        done: items that were complete before this start.
+        show: False for no bar.
+    """
+    terminal = sys.stderr.isatty()
+    interval = 0.5 if terminal else 15.0
+    return tqdm(
+        items,
+        total=total,
+        initial=done,
+        unit=unit,
+        desc=what,
+        mininterval=interval,
+        maxinterval=interval,
+        smoothing=0.1,
+        dynamic_ncols=terminal,
+        file=sys.stderr if terminal else _Lines(),
+        disable=not show or is_quiet() or launched_rank() > 0,
+    )
+
+
+class _Lines:
+    """A file for tqdm that writes each state of a bar as a line of stderr, where tqdm would return the carriage."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line and line != self._last:
+            print(line, file=sys.stderr, flush=True)
+            self._last = line
+
+    def flush(self) -> None:
+        """Each line is flushed when it is written."""
+
 
 class Counters:
-    """Tiles done, bytes of pixels in, bytes of shard out; several processes add, one shows.
+    """Tiles done, bytes of pixels in and bytes of shards out, in memory that several processes add to.
 
     Args:
         context: of the processes that share the counters; None for this one alone.
@@ -19,7 +69,7 @@ class Counters:
         self._own = [0, 0, 0]
 
     def add(self, tiles: int, raw: int, stored: int) -> None:
-        """Count tiles, their pixels in bytes and their encoded size in bytes."""
+        """Count tiles, the bytes of their pixels and the bytes of their encoded form."""
         if self.shared is None:
             self._own = [a + b for a, b in zip(self._own, (tiles, raw, stored), strict=True)]
             return
@@ -28,24 +78,23 @@ class Counters:
                 self.shared[i] += value
 
     def values(self) -> tuple[int, int, int]:
-        """(tiles, bytes in, bytes out) so far."""
+        """Return (tiles, bytes in, bytes out) so far."""
         tiles, raw, stored = self._own if self.shared is None else self.shared[:]
         return tiles, raw, stored
 
 
 class Bar:
-    """A tqdm bar that follows counters: tiles/s, ETA, MB/s in and out, ratio. In a log file a line every 15 s."""
+    """A progress bar that follows counters and adds MB/s in, MB/s out and the compression ratio."""
 
     def __init__(self, counters: Counters, total: int | None, done: int, what: str) -> None:
-        interval = 0.5 if sys.stderr.isatty() else 15.0
         self._counters = counters
-        self._bar = tqdm(
-            total=total, initial=done, unit="tile", desc=what, mininterval=interval, maxinterval=interval, smoothing=0.1
-        )
+        self._bar = progress(what, total, done=done)
         self._initial = done
 
     def refresh(self) -> None:
-        """Show what the counters say now."""
+        """Show the counters' present values."""
+        if self._bar.disable:
+            return
         tiles, raw, stored = self._counters.values()
         elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
         if stored:
@@ -56,5 +105,6 @@ class Bar:
         self._bar.update(self._initial + tiles - self._bar.n)
 
     def close(self) -> None:
+        """Show the final values and leave the bar on the screen."""
         self.refresh()
         self._bar.close()

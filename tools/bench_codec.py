@@ -21,7 +21,7 @@ import numpy as np
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from shards.errors import ForgeError
+from shards.cli import Parser, positive, run_command
 from shards.format.codec import PRESETS
 from shards.pack.writer import checksum
 from shards.sensors.sensor import get_sensor
@@ -203,19 +203,24 @@ def load_tiles(source: Path | None) -> list[np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench_codec", description=__doc__)
+    """Measure, print and return the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="python -m tools.bench_codec", description=__doc__)
     parser.add_argument("tiles", type=Path, nargs="?", help="directory of GeoTIFF tiles (default: a synthetic sample)")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the table here as well")
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(run=_measure_and_print)
+    return parser
+
+
+def _measure_and_print(arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    try:
-        tiles = load_tiles(arguments.tiles)
-        rows, checksums = measure(tiles, arguments.rounds), measure_checksums(tiles, arguments.rounds)
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    tiles = load_tiles(arguments.tiles)
+    rows, checksums = measure(tiles, arguments.rounds), measure_checksums(tiles, arguments.rounds)
     print(f"{len(tiles)} tiles of {tiles[0].shape}; MB of pixels per CPU second of one thread, [quartiles]")
     print(f"{'codec':<32} {'ratio':>6} {'encode':>7} {'decode':>7} {'':<15} {'of memcpy':>9} {'2 threads':>9}")
     for row in rows:
@@ -228,7 +233,6 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         table = {"codecs": [asdict(row) for row in rows], "checksums_gb_s": checksums}
         arguments.json.write_text(json.dumps(table, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

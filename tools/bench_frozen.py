@@ -28,6 +28,7 @@ from launch.command import command_parser, fail, parse_command
 from pretrain import distributed
 from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
+from shards.cli import positive
 from shards.errors import ForgeError
 
 PUBLISHED_CROP = (0.4, 1.0)
@@ -153,7 +154,7 @@ def _told(rounds: list[Round], ours: Way, theirs: Way, scores: tuple[list[float]
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, and end the process."""
     parser = command_parser(str(__doc__).splitlines()[0], prog="python -m tools.bench_frozen")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=3, help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     config, arguments = parse_command(parser, argv, FinetuneConfig)
     runtime.prepare_environment(config.run.threads)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import PretrainConfig
-from shards.errors import ForgeError
+from shards.cli import Parser, run_command
 
 TOLERANCE = 0.10  # of memory
 STEPS = 5
@@ -162,15 +162,21 @@ def _in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare and print; 1 where a memory is off by more than 10 % or times are out of order."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench_plan", description=__doc__)
+    """Compare, print and return the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="python -m tools.bench_plan", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    arguments = parser.parse_args(argv)
-    try:
-        rows = compare(CASES)
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    parser.set_defaults(run=_compare_and_print)
+    return parser
+
+
+def _compare_and_print(arguments: argparse.Namespace) -> int:
+    """Return 1 where a memory is off by more than 10 % or two step times are out of order."""
+    rows = compare(CASES)
     print("| model | px | micro batch | checkpointing | ZeRO | predicted | measured | error | step s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:

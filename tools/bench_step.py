@@ -39,8 +39,9 @@ from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import SPEC_VITS, build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
+from shards.cli import Parser, positive, run_command
 from shards.config import check_config
-from shards.errors import ConfigError, ForgeError
+from shards.errors import ConfigError
 from tools.plain_mae import PlainMaskedAutoencoder
 
 BANDS = 202
@@ -257,13 +258,6 @@ def run_config(name: str, micro_batch: int, image_size: int, mask_ratio: float, 
     return check_config(sections, PretrainConfig, f"--models {name}")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
-
-
 def _print_table(config: PretrainConfig, rows: Sequence[Row], ratios: Sequence[Ratio]) -> None:
     gflop, mask = sum(sample_flops(config, BANDS).values()) / 1e9, cast(MaeConfig, config.objective).mask_ratio
     print(f"{config.model.name}, mask ratio {mask:g}: {gflop:.1f} GFLOP a tile")
@@ -279,44 +273,48 @@ def _print_table(config: PretrainConfig, rows: Sequence[Row], ratios: Sequence[R
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench_step", description=__doc__)
+    """Measure, print and return the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="python -m tools.bench_step", description=__doc__)
     parser.add_argument("--models", default="spec_vit_tiny,spec_vit_small", help="with commas (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=_positive, default=8, help="tiles of a step (default: %(default)s)")
-    parser.add_argument("--rounds", type=_positive, default=5, help="default: %(default)s")
-    parser.add_argument("--image-size", type=_positive, default=128, help="in pixels (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=positive, default=8, help="tiles of a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
+    parser.add_argument("--image-size", type=positive, default=128, help="in pixels (default: %(default)s)")
     parser.add_argument("--mask-ratios", default="0.75,0.9", help="with commas (default: %(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="with commas (default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "autocast"), default="fp32", help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(run=_measure_and_print)
+    return parser
+
+
+def _measure_and_print(arguments: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, 1 thread"
     setting = (
         f"{device}, torch {torch.__version__}, {arguments.precision}, micro batch {arguments.micro_batch}, "
         f"{arguments.image_size} px, {arguments.rounds} rounds"
     )
     all_rows, all_ratios = [], []
-    try:
-        ways = _ways(arguments.ways)
-        configs = [
-            run_config(name, arguments.micro_batch, arguments.image_size, float(ratio), arguments.precision)
-            for name in arguments.models.split(",")
-            for ratio in arguments.mask_ratios.split(",")
-        ]
-        print(f"{setting}; median [quartiles], peak memory", flush=True)
-        for config in configs:
-            rows, ratios = compare(config, arguments.rounds, ways)
-            _print_table(config, rows, ratios)
-            mask = {"mask_ratio": cast(MaeConfig, config.objective).mask_ratio}
-            all_rows += [mask | asdict(row) for row in rows]
-            all_ratios += [mask | asdict(ratio) for ratio in ratios]
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    ways = _ways(arguments.ways)
+    configs = [
+        run_config(name, arguments.micro_batch, arguments.image_size, float(ratio), arguments.precision)
+        for name in arguments.models.split(",")
+        for ratio in arguments.mask_ratios.split(",")
+    ]
+    print(f"{setting}; median [quartiles], peak memory", flush=True)
+    for config in configs:
+        rows, ratios = compare(config, arguments.rounds, ways)
+        _print_table(config, rows, ratios)
+        mask = {"mask_ratio": cast(MaeConfig, config.objective).mask_ratio}
+        all_rows += [mask | asdict(row) for row in rows]
+        all_ratios += [mask | asdict(ratio) for ratio in ratios]
     if arguments.json:
         figures = {"setting": setting, "rows": all_rows, "ratios": all_ratios}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
 
 
 def _ways(text: str) -> list[str]:

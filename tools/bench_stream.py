@@ -29,7 +29,7 @@ import rasterio
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shards.errors import ForgeError
+from shards.cli import Parser, positive, run_command
 from shards.format.codec import PRESETS
 from shards.pack.build import pack
 from shards.pack.scan import PackConfig
@@ -298,13 +298,24 @@ def targets(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench_stream", description=__doc__)
+    """Measure, print and return the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="python -m tools.bench_stream", description=__doc__)
     parser.add_argument("tiles", type=Path, nargs="?", help="directory of GeoTIFF tiles (default: a synthetic sample)")
-    parser.add_argument("--tiles", type=int, default=64, dest="count", help="how many to stream (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument(
+        "--tiles", type=positive, default=64, dest="count", help="how many to stream (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=positive, default=3, help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the table here as well")
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(run=_measure_and_print)
+    return parser
+
+
+def _measure_and_print(arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")  # peers warn of many things
     torch.set_num_threads(1)  # collating on all cores would be no speed of one
     folder = Path(tempfile.mkdtemp(prefix="bench-stream-"))
@@ -312,9 +323,6 @@ def main(argv: list[str] | None = None) -> int:
         loaded = load_tiles(arguments.tiles)
         tiles = [np.roll(loaded[number % len(loaded)], number, axis=2) for number in range(arguments.count)]
         rows = measure(tiles, arguments.rounds, folder)
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     mb = tiles[0].nbytes / 1e6
@@ -330,7 +338,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{what:<45} {found:6.2f}   (aim {aim:g})")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 from pretrain.models.registry import ENCODERS
 from pretrain.weights.description import EncoderDescription, WeightsError, with_sensor
 from pretrain.weights.files import read_encoder, save_encoder
-from shards.errors import ForgeError
+from shards.cli import Parser, run_command
 from shards.files.atomic import atomic_open
 
 
@@ -88,8 +88,13 @@ def _in_words(description: EncoderDescription) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Convert one file; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.convert", description=__doc__)
+    """Convert one file and return the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="python -m tools.convert", description=__doc__)
     parser.add_argument("source", type=Path, help="encoder file, training checkpoint, or the folder of a run")
     parser.add_argument("dest", type=Path, help="file to write")
     parser.add_argument("--to", choices=("safetensors", "flat"), default="safetensors", help="(default: %(default)s)")
@@ -101,12 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--network", choices=("student", "teacher"), default="auto", help="of checkpoints with both")
     parser.add_argument("--image-size", type=int, metavar="PX", help="interpolate position embeddings to this size")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    try:
-        convert(parser.parse_args(argv))
-    except (ForgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, ForgeError) else 1
-    return 0
+    parser.set_defaults(run=convert)
+    return parser
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from pretrain.resilience.signals import STOPPED
+from shards.cli import Parser, run_command
 from shards.config import REPOSITORY
 from shards.errors import ForgeError, SourceError
 from shards.sources.layouts import find_tiles, tile_root
@@ -37,25 +38,22 @@ class DemoError(ForgeError):
 
 def main(argv: list[str] | None = None) -> int:
     """Run all stages; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser = Parser(prog="make demo", description=__doc__)
     parser.add_argument("--tiles", type=Path, help="your own tiles instead of the synthetic sample")
     parser.add_argument("--labels", type=Path, help="label tiles of the same names as --tiles")
     parser.add_argument("--task", help="classes of the labels: a task's name or YAML file (default: codes as found)")
     parser.add_argument("--shards-only", action="store_true", help="stop when the shards are made")
     parser.add_argument("--short", action="store_true", help="a few steps only: shows that the path works")
-    arguments = parser.parse_args(argv)
-    try:
-        tiles, labels = (folder and folder.resolve() for folder in (arguments.tiles, arguments.labels))
-        name = prepare_shards(tiles, labels, arguments.short)
-        if not arguments.shards_only:
-            run_demo(tiles, labels, arguments.task, arguments.short, name)
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    parser.set_defaults(run=_run_stages)
+    return run_command(parser, argv)
+
+
+def _run_stages(arguments: argparse.Namespace) -> None:
+    tiles, labels = (folder and folder.resolve() for folder in (arguments.tiles, arguments.labels))
+    name = prepare_shards(tiles, labels, arguments.short)
+    if not arguments.shards_only:
+        run_demo(tiles, labels, arguments.task, arguments.short, name)
     print(f"demo: done in {time.monotonic() - BEGIN:.0f} s")
-    return 0
 
 
 def prepare_shards(tiles: Path | None, labels: Path | None, short: bool) -> str:

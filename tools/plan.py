@@ -4,38 +4,32 @@ Everything is predicted, by formulas and by tracing the model's shapes: docs/pla
 """
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 from launch.command import command_parser, parse_command
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from shards.errors import ConfigError, ForgeError
+from shards.cli import Parser, exit_code, positive_float
+from shards.console import get_logger
+from shards.errors import ConfigError
 from tools.planner.machines import NAMES
 
 CUSTOM = ("--gpu-memory", "--gpu-tflops", "--gpu-hbm", "--gpu-nvlink", "--gpu-nic")
+
+logger = get_logger("tools.plan")
 
 NO_SHARDS = "not-known-yet"
 """What data.shards is where its environment variable is not set: a plan doesn't need the shards."""
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is no positive number")
-    return value
-
-
-def parser() -> ArgumentParser:
-    """The command line."""
-    found = command_parser(__doc__ or "", "python -m tools.plan")
-    found.add_argument(
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = command_parser(__doc__ or "", "python -m tools.plan")
+    parser.add_argument(
         "--gpus", default="1x8", metavar="NODESxGPUS", help="nodes and GPUs of each (default: %(default)s)"
     )
-    found.add_argument("--gpu", default="h100", help=f"one of {', '.join(NAMES)} (default: %(default)s)")
+    parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(NAMES)} (default: %(default)s)")
     units = (
         "GB",
         "TFLOP/s at the run's precision",
@@ -44,44 +38,44 @@ def parser() -> ArgumentParser:
         "GB/s of network",
     )
     for flag, unit in zip(CUSTOM, units, strict=True):
-        found.add_argument(flag, type=float, metavar="X", help=f"of --gpu custom: {unit}")
-    found.add_argument(
-        "--net", type=_positive, metavar="GB/s", help="network of a node (default: the GPUs' NICs at 85 %%)"
+        parser.add_argument(flag, type=float, metavar="X", help=f"of --gpu custom: {unit}")
+    parser.add_argument(
+        "--net", type=positive_float, metavar="GB/s", help="network of a node (default: the GPUs' NICs at 85 %%)"
     )
-    found.add_argument("--cores", type=int, help="CPU cores of a node")
-    found.add_argument(
-        "--storage", type=_positive, default=20.0, metavar="GB/s", help="file system (default: %(default)g)"
+    parser.add_argument("--cores", type=int, help="CPU cores of a node")
+    parser.add_argument(
+        "--storage", type=positive_float, default=20.0, metavar="GB/s", help="file system (default: %(default)g)"
     )
-    found.add_argument(
+    parser.add_argument(
         "--codec", choices=("compact", "fast", "raw"), default="compact", help="where no shards are at hand"
     )
-    found.add_argument(
+    parser.add_argument(
         "--stream", type=Path, metavar="JSON", help="of tools.bench_stream, run on the machine that decodes"
     )
-    found.add_argument("--profile", type=Path, metavar="JSON", help="take the rates that --calibrate has measured")
-    found.add_argument(
+    parser.add_argument("--profile", type=Path, metavar="JSON", help="take the rates that --calibrate has measured")
+    parser.add_argument(
         "--calibrate", type=Path, metavar="JSON", help="measure this machine's device, write it there, end"
     )
-    found.add_argument("--write", type=Path, metavar="YAML", help="write the config with the fastest layout that fits")
-    found.add_argument("--rows", type=int, default=8, help="layouts to show (default: %(default)s)")
-    return found
+    parser.add_argument("--write", type=Path, metavar="YAML", help="write the config with the fastest layout that fits")
+    parser.add_argument("--rows", type=int, default=8, help="layouts to show (default: %(default)s)")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Plan and print; returns the exit code."""
-    config, arguments = parse_command(parser(), argv, PretrainConfig, {"data.shards": NO_SHARDS})
-    try:
-        if arguments.write is not None and config.data.shards == NO_SHARDS:
-            raise ConfigError("--write needs a config whose data.shards is known: set its variable, or data.shards=DIR")
-        if not isinstance(config.objective, MaeConfig):
-            raise ConfigError(f"objective.name {config.objective.name}: the planner plans mae only")
-        nodes, gpus = _gpus(arguments.gpus)
-        if arguments.calibrate is not None:
-            return _calibrate(config, arguments.calibrate)
-        return _plan(config, arguments, nodes, gpus)
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    """Print the plan and return the exit code."""
+    config, arguments = parse_command(build_parser(), argv, PretrainConfig, {"data.shards": NO_SHARDS})
+    return exit_code(lambda: _run(config, arguments))
+
+
+def _run(config: PretrainConfig, arguments: Namespace) -> int:
+    if arguments.write is not None and config.data.shards == NO_SHARDS:
+        raise ConfigError("--write needs a config whose data.shards is known: set its variable, or data.shards=DIR")
+    if not isinstance(config.objective, MaeConfig):
+        raise ConfigError(f"objective.name {config.objective.name}: the planner plans mae only")
+    nodes, gpus = _gpus(arguments.gpus)
+    if arguments.calibrate is not None:
+        return _calibrate(config, arguments.calibrate)
+    return _plan(config, arguments, nodes, gpus)
 
 
 def _gpus(text: str) -> tuple[int, int]:
@@ -148,10 +142,7 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
     for line in answers(plans, problem, tiles, arguments.storage * 1e9):
         print(line)
     if plans[0].reason:
-        print(
-            f"error: no layout of {config.model.name} fits: take more or larger GPUs with --gpus or --gpu",
-            file=sys.stderr,
-        )
+        logger.error(f"no layout of {config.model.name} fits: take more or larger GPUs with --gpus or --gpu")
         return 1
     print("\nUse: " + " ".join(config_lines(plans[0])))
     if arguments.write is not None:

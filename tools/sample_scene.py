@@ -14,9 +14,10 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
+from shards.cli import Parser, not_negative, positive, run_command, whole
 from shards.errors import ForgeError
 from shards.sensors.sensor import NODATA, get_sensor
-from tools.sample_data import Visit, make_place, render
+from tools.sample_tiles import Visit, make_place, render
 
 GROUND = 320
 """Side of the ground in pixels; a product shows part of it."""
@@ -123,22 +124,33 @@ def _metadata(options: SceneOptions) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make one product; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.sample_scene", description=__doc__)
+    """Make one product and return the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="python -m tools.sample_scene", description=__doc__)
     parser.add_argument("dest", type=Path, help="folder that the product's folder goes into")
-    parser.add_argument("--size", type=int, default=280, help="side in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the ground (default: %(default)s)")
-    parser.add_argument("--offset", default="0,0", metavar="X,Y", help="pixels right and down (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=280, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the ground (default: %(default)s)")
+    parser.add_argument(
+        "--offset", type=_offset, default="0,0", metavar="X,Y", help="pixels right and down (default: %(default)s)"
+    )
     parser.add_argument("--day", default="20220724", help="YYYYMMDD (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        right, down = (int(part) for part in arguments.offset.split(","))
-        options = SceneOptions(arguments.size, arguments.seed, (right, down), arguments.day)
-        print(make_scene(arguments.dest, options))
-    except (ForgeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser.set_defaults(run=_make)
+    return parser
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    options = SceneOptions(arguments.size, arguments.seed, arguments.offset, arguments.day)
+    print(make_scene(arguments.dest, options))
+
+
+def _offset(text: str) -> tuple[int, int]:
+    """Parse ``X,Y``."""
+    right, _, down = text.partition(",")
+    return whole(right, "X,Y in pixels"), whole(down, "X,Y in pixels")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from finetune.tasks.kinds.kind import kind_of
 from shards.errors import ConfigError
 from shards.sensors.resampling import response_matrix
 from shards.sensors.sensor import NODATA, get_sensor
-from tools.sample_data import PIXEL_M, Visit, make_place, render
+from tools.sample_tiles import PIXEL_M, Visit, make_place, render
 
 MASK_DTYPES = {"enmap_eurocrops": "float64", "enmap_corine": "int16", "enmap_treemap": "uint16"}
 """Of label tiles; the others are uint8."""

@@ -20,7 +20,7 @@ from pretrain.metrics.flops import PEAKS, sample_flops
 from pretrain.metrics.step_parts import PARTS
 from pretrain.models import stem
 from pretrain.objectives import masked_loss
-from shards.errors import ForgeError
+from shards.cli import Parser, positive, run_command
 from tools import bench_step
 
 BANDWIDTH = {"A100": 2.0e12, "H100": 3.35e12, "H200": 4.8e12}
@@ -108,31 +108,35 @@ def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.step_limits", description=__doc__)
+    """Print a table and return the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="python -m tools.step_limits", description=__doc__)
     parser.add_argument("--models", default="spec_vit_small,spec_vit_base,spec_vit_large,spec_vit_huge,spec_vit_giant")
     parser.add_argument("--mask-ratios", default="0.75,0.9", help="with commas (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=64, help="tiles of a step (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=positive, default=64, help="tiles of a step (default: %(default)s)")
     parser.add_argument("--gpu", choices=sorted(BANDWIDTH), default="H100", help="default: %(default)s")
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(run=_print_limits)
+    return parser
+
+
+def _print_limits(arguments: argparse.Namespace) -> None:
     peak, bandwidth = PEAKS[arguments.gpu][0], BANDWIDTH[arguments.gpu]
     print(f"{arguments.gpu}: {peak / 1e12:.0f} TFLOP/s in bf16, {bandwidth / 1e12:g} TB/s; ms for each tile")
     print("model            mask  GFLOP   GB  flops  bytes   bytes by part, ms")
-    try:
-        for name in arguments.models.split(","):
-            for ratio in map(float, arguments.mask_ratios.split(",")):
-                flops, parts = count(name, ratio, arguments.micro_batch)
-                moved = sum(parts.values())
-                told = "  ".join(f"{part} {one / bandwidth * 1e3:.3f}" for part, one in parts.items())
-                print(
-                    f"{name:<16} {ratio:4.2f} {flops / 1e9:6.0f} {moved / 1e9:4.1f} {flops / peak * 1e3:6.3f} "
-                    f"{moved / bandwidth * 1e3:6.3f}   {told}",
-                    flush=True,
-                )
-    except ForgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    for name in arguments.models.split(","):
+        for ratio in map(float, arguments.mask_ratios.split(",")):
+            flops, parts = count(name, ratio, arguments.micro_batch)
+            moved = sum(parts.values())
+            by_part = "  ".join(f"{part} {one / bandwidth * 1e3:.3f}" for part, one in parts.items())
+            print(
+                f"{name:<16} {ratio:4.2f} {flops / 1e9:6.0f} {moved / 1e9:4.1f} {flops / peak * 1e3:6.3f} "
+                f"{moved / bandwidth * 1e3:6.3f}   {by_part}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from tqdm import tqdm
 
 from finetune.config import LabeledDataConfig
 from finetune.data.items import Item, Split
@@ -21,6 +20,7 @@ from finetune.tasks import Task, get_task
 from finetune.tasks.kinds.kind import TaskKind, kind_of
 from shards.config import check_config
 from shards.errors import ConfigError, ForgeError
+from shards.progress import progress
 from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
 
@@ -95,7 +95,7 @@ def _check_split(items: list[Item], kind: TaskKind, name: str, workers: int) -> 
     total = Finding(np.zeros_like(kind.tally(None)))
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda item: _check_item(item, kind), items)
-        for one in tqdm(found, desc=f"check {name}", total=len(items), unit="tile", mininterval=1.0):
+        for one in progress(f"check {name}", len(items), found):
             total.add(one)
     return total
 

@@ -18,8 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from finetune.data.code_version import code_version
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import digest
@@ -28,6 +26,7 @@ from pretrain import distributed
 from shards.errors import ForgeError
 from shards.files.atomic import write_atomic
 from shards.files.untrusted import read_json_value
+from shards.progress import progress
 
 AT_REST = 3.0
 """Seconds since the last change from which a file's times are trusted; file systems' clocks tick in up to 2."""
@@ -153,8 +152,7 @@ def _hash(
     splits: dict[str, LabeledSplit], chosen: list[tuple[str, int]], heartbeat: Callable[[], None]
 ) -> list[tuple[str, int, str, Stamp, float]]:
     found: list[tuple[str, int, str, Stamp, float]] = []
-    show = {"desc": "hash images", "unit": "tile", "mininterval": 1.0, "disable": not distributed.is_main()}
-    with tqdm(total=len(chosen), **show) as bar:
+    with progress("hash images", len(chosen), show=distributed.is_main()) as bar:
         for name, places in _batches(chosen):
             started, before = time.time(), [stamp(splits[name].items[place]) for place in places]
             hashes = splits[name].hash_images(places)

@@ -8,13 +8,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from finetune.data.hashes import array_hash, digest
 from finetune.data.items import Item
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
 from shards.errors import SourceError
+from shards.progress import progress
 from shards.sensors.sensor import NODATA
 
 VIEWS = 8
@@ -49,9 +49,8 @@ class LabeledSplit:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
         self._keep, self._kept = keep, dict[int, np.ndarray]()
         self._lock = threading.Lock()
-        show = {"desc": "read labels", "unit": "tile", "disable": quiet, "mininterval": 1.0, "total": len(items)}
         self.declared: set[int] = set()
-        read = list(tqdm(self._pool.map(self._labels_of, items), **show))
+        read = list(progress("read labels", len(items), self._pool.map(self._labels_of, items), show=not quiet))
         self.items = [item for item, (labels, _, _) in zip(items, read, strict=True) if len(labels)]
         read = [one for one in read if len(one[0])]
         if not read:

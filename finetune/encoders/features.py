@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import zarr
 from torch import Tensor
-from tqdm import tqdm
 
 from finetune.data.code_version import code_version
 from finetune.data.datasets import LabeledSplit
@@ -28,6 +27,7 @@ from pretrain import distributed
 from pretrain.console import log
 from pretrain.weights.finite import is_finite
 from shards.errors import ConfigError, ForgeError
+from shards.progress import progress
 
 BATCH = 16
 COMPLETE = "complete"
@@ -135,9 +135,9 @@ class FeatureStore:
         begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
         orders = [np.arange(begin, min(begin + BATCH, len(split))) for begin in begins]
         images = split.batches(orders)
-        show = {"desc": f"features {name}", "unit": "batch", "mininterval": 1.0, "disable": not distributed.is_main()}
         with torch.no_grad():
-            for rows, read in tqdm(zip(orders, images, strict=True), total=len(orders), **show):
+            batches = zip(orders, images, strict=True)
+            for rows, read in progress(f"features {name}", len(orders), batches, "batch", show=distributed.is_main()):
                 for view in range(array.shape[1]):
                     tiles = torch.from_numpy(read).to(self.device)
                     found = _encode_tiles(model, _view_on_device(tiles, view))

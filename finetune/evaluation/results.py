@@ -11,7 +11,6 @@ Earlier versions wrote ``units.npz`` in place of ``statistics.npz``; it is still
 
 import io
 import json
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,13 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from finetune.tasks import Task
+from shards.console import get_logger
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
 from shards.files.untrusted import read_json_value, read_npz
 from shards.format.manifest import first_problem
+
+logger = get_logger(__name__)
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -197,7 +199,7 @@ def read_part(path: Path) -> list[Result] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError) as error:  # ValidationError too
-        print(f"warning: {path}: damaged ({type(error).__name__}): this training is done again", file=sys.stderr)
+        logger.warning(f"{path}: damaged ({type(error).__name__}): this training is done again")
         return None
 
 

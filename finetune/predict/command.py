@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shards.cli import positive, share_below_1
 from shards.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("output", type=Path, metavar="OUT.tif", help="Cloud-Optimized GeoTIFF to write")
     parser.add_argument(
-        "--overlap", type=_share, default=0.5, metavar="SHARE", help="of neighbouring windows (default: %(default)s)"
+        "--overlap",
+        type=share_below_1,
+        default=0.5,
+        metavar="SHARE",
+        help="overlap of neighboring windows (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=_positive, help="windows at once (default: 1 on a CPU, 16 on a GPU)")
+    parser.add_argument("--batch", type=positive, help="windows at once (default: 1 on a CPU, 16 on a GPU)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.tif where it exists")
 
@@ -83,17 +88,3 @@ def _tell(summary: "Summary", output: Path) -> None:
         f"{summary.shape[0]} x {summary.shape[1]} px from {summary.windows} windows{skipped} "
         f"in {summary.seconds:.1f} s: {output}"
     )
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share in [0, 1)")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value

@@ -1,7 +1,6 @@
 """A model over a whole scene, to a map: classes, probabilities, values, or features without a head."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from finetune.encoders.model_file import TaskModel
 from finetune.predict.cog import MapFormat, write_cog
@@ -17,7 +15,11 @@ from finetune.predict.scene_image import open_scene, scene_sensor
 from finetune.predict.sliding_window import Predict, WindowPlan, blend
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
+from shards.console import get_logger
+from shards.progress import progress
 from shards.sources.raster import Raster
+
+logger = get_logger(__name__)
 
 NODATA_NAME = "no data"
 
@@ -64,8 +66,7 @@ def predict_scene(
         raster = replace(raster, control_points=image.raster.control_points(plan.cell))
         _warn_of_place(image.raster)
         summary, total = Summary(plan.grid), len(plan.rows) * len(plan.columns)
-        interval = 0.5 if sys.stderr.isatty() else 15.0  # a line each in a log file
-        with tqdm(total=total, desc="predict", unit="window", mininterval=interval, maxinterval=interval) as bar:
+        with progress("predict", total, unit="window") as bar:
 
             def done(predicted: int, skipped: int) -> None:
                 summary.windows += predicted
@@ -87,12 +88,10 @@ def _warn_of_place(scene: Raster) -> None:
     if scene.grid.transform is not None:
         return
     if scene.control_points():
-        print(
-            f"note: {scene.name}: the map keeps its ground control points: warp it to a grid by them", file=sys.stderr
-        )
+        logger.warning(f"{scene.name}: the map keeps its ground control points: warp it to a grid by them")
         return
     rational = ": the coefficients (RPC) that it has are for its own pixels" if scene.file.rpcs else ""
-    print(f"warning: {scene.name} has no georeference, so the map has none either{rational}", file=sys.stderr)
+    logger.warning(f"{scene.name} has no georeference, so the map has none either{rational}")
 
 
 def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:

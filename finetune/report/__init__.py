@@ -1,11 +1,13 @@
 """`python -m finetune report RUNS... [--output DIR]`: results of any number of runs as one table and one page."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from shards.console import get_logger
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
+
+logger = get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,5 +44,5 @@ def run(arguments: argparse.Namespace) -> int:
     print(text.split("\n## ")[0])
     print(f"{output / 'report.html'}, report.md and report.csv")
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        logger.error(problem)
     return 1 if problems else 0

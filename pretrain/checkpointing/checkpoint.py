@@ -105,7 +105,8 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
             if name in weights.names:
                 buffer.detach().copy_(fitted.weight(name))
         set_state(engine, fitted.weight, fitted.moment, fitted.adam_step)
-        expected = hash_weights(fitted.owned()) if fitted.reshaped else state["weights_hash"]
+        changed = fitted.reshaped or weights.renamed
+        expected = hash_weights(fitted.owned()) if changed else state["weights_hash"]
     if momentum is not None:
         _load_momentum(momentum, path)
     random = path / f"random-{distributed.rank():05d}-of-{distributed.world_size():05d}.safetensors"

@@ -28,6 +28,7 @@ from shards.check.compare import (
     open_labels,
     source_sensor,
 )
+from shards.console import get_logger
 from shards.errors import ShardError, SourceError
 from shards.files.atomic import TEMPORARY
 from shards.files.names import inner_path
@@ -52,6 +53,8 @@ from shards.pack.listing import RECORD, PackRecord, read_list, read_record
 from shards.pack.merge import shard_name
 from shards.pack.writer import checksum, index_path
 from shards.workers import counters, run_jobs
+
+logger = get_logger(__name__)
 
 
 def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
@@ -94,7 +97,7 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
 
 def _report(plan: Plan, found: Findings, seconds: float) -> None:
     for line in found.notes:
-        print(f"note: {line}", file=sys.stderr)
+        logger.warning(line)
     for line in found.problems:
         print(f"problem: {line}", file=sys.stderr)
     count, source = len(found.problems), plan.sources.tiles

@@ -1,12 +1,15 @@
 """Files that a program can do without, such as logs: a full disk costs records, not the program."""
 
 import os
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from shards.console import get_logger
+
+logger = get_logger(__name__)
 
 QUIET_S = 600.0
 """Seconds after a line on a file before the next: on a disk that is almost full small writes succeed, and large ones
@@ -43,7 +46,7 @@ class BestEffort:
         if not self._told and time.monotonic() > self._quiet_until:
             self._told, self._quiet_until = True, time.monotonic() + QUIET_S
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            _warn(f"warning: {self.path}: not written: {reason}; the run goes on without it")
+            _warn(f"{self.path}: not written: {reason}; the run goes on without it")
         return True
 
 
@@ -93,5 +96,4 @@ class Journal:
 
 
 def _warn(text: str) -> None:
-    with suppress(OSError):  # stderr may be a file on the same disk
-        print(" ".join(text.split()), file=sys.stderr, flush=True)
+    logger.warning(" ".join(text.split()))

@@ -6,7 +6,6 @@ successor's lock alone.
 """
 
 import os
-import sys
 import threading
 import time
 import weakref
@@ -15,8 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from shards.console import get_logger
 from shards.files.atomic import temporary_path
 from shards.files.processes import ProcessId
+
+logger = get_logger(__name__)
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
@@ -102,7 +104,7 @@ def held(path: Path, poll_s: float = 0.2) -> Iterator[None]:
     lock, begin, told = Lock(path), time.monotonic(), False
     while not lock.acquire():
         if not told and time.monotonic() - begin > 3:
-            print(f"waiting for {holder(path) or 'another process'} to release {path}", file=sys.stderr)
+            logger.warning(f"waiting for {holder(path) or 'another process'} to release {path}")
             told = True
         time.sleep(poll_s)
     try:

@@ -6,13 +6,15 @@ over.
 """
 
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from shards.console import get_logger
 from shards.errors import UnreachableError
+
+logger = get_logger(__name__)
 
 PATIENCE_S = 600.0
 """How long a read of tiles is tried again; below the watchdog's limit of a step (``watchdog.step``, 900 s)."""
@@ -89,15 +91,11 @@ class Patience:
         with self._lock:
             told, self._told = self._told, True
         if not told:
-            print(
-                f"warning: {where}: no answer for {waited:.0f} s ({reason}); tried again for {seconds:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            logger.warning(f"{where}: no answer for {waited:.0f} s ({reason}); tried again for {seconds:.0f} s")
 
     def _tell_end(self, waited: float) -> None:
         if self._told:  # looked at without the lock: this is on every read's way
             with self._lock:
                 told, self._told = self._told, False
             if told:
-                print(f"{self._url}: answers again, after {waited:.0f} s of pauses", file=sys.stderr, flush=True)
+                logger.warning(f"{self._url}: answers again, after {waited:.0f} s of pauses")

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -20,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from shards.console import get_logger
 from shards.errors import ShardError, UnreachableError
 from shards.files.atomic import TEMPORARY, atomic_open
 from shards.files.lock import Lock
 from shards.files.storage import LocalStorage, Storage
+
+logger = get_logger(__name__)
 
 CHUNK = 8 << 20  # bytes fetched at a time, and in memory
 LOCK = ".lock"
@@ -218,7 +220,7 @@ class StagedStorage:
                 busy.append(name)  # another process took this one for dead and swept its file; or the source is away
             except ShardError as error:  # of the source: the file is read through
                 if not self._stop.is_set():
-                    print(f"warning: not staged: {error}", file=sys.stderr, flush=True)
+                    logger.warning(f"not staged: {error}")
             except OSError as error:
                 self._give_up(error)
                 return
@@ -226,7 +228,7 @@ class StagedStorage:
     def _give_up(self, error: OSError) -> None:
         self._stop.set()
         what = "nothing more is staged, the rest is read from"
-        print(f"warning: {self.folder}: {error.strerror}: {what} {self.url}", file=sys.stderr, flush=True)
+        logger.warning(f"{self.folder}: {error.strerror}: {what} {self.url}")
 
     def _stage(self, file: StagedFile) -> bool:
         """Fetch a file unless it is there; False where another process is at it."""

@@ -6,7 +6,6 @@ writes an index beside the tar; table and manifest follow as for our own shards.
 """
 
 import hashlib
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.console import get_logger
 from shards.errors import ShardError
 from shards.files.atomic import write_atomic
 from shards.format.codec import PRESETS, build_codec
@@ -43,6 +43,8 @@ from shards.sources.members import Links, Member, link_target
 from shards.sources.walk import is_data, member_name
 from shards.workers import counters, run_jobs
 
+logger = get_logger(__name__)
+
 KINDS = {"tile": "tile", "npy": "npy", "tif": "tif", "tiff": "tif"}
 
 
@@ -68,10 +70,10 @@ def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
     for found in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
         doubts.add(found)
     for line in doubts.lines():
-        print(f"note: {line}", file=sys.stderr)
+        logger.warning(line)
     rejected = [bad for tar in tars for bad in read_json(index_path(tar), ShardIndex).rejected]
     for bad in rejected:
-        print(f"set aside: {bad.path}: {bad.reason}", file=sys.stderr)
+        logger.warning(f"set aside: {bad.path}: {bad.reason}")
     manifest = join_shards(folder, [tar.name for tar in tars], config, shape, sensor, generations=1)
     print(
         f"indexed {manifest.tiles} tiles of {manifest.locations} locations in {len(tars)} tars "

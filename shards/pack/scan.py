@@ -1,7 +1,6 @@
 """What is to be packed: options, the one scan of the archive, and the record that every later process reads."""
 
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shards.config import ConfigModel
+from shards.console import get_logger
 from shards.errors import ConfigError, ShardError, SourceError, TileError
 from shards.files.atomic import TEMPORARY, sweep
 from shards.files.lock import held
@@ -40,6 +40,8 @@ from shards.sources.pairs import find_labeled
 from shards.sources.plain import EMPTY, PlainScene, PlainTiles, probe
 from shards.sources.scene import METADATA, Scene, SceneLimits
 from shards.sources.walk import is_data
+
+logger = get_logger(__name__)
 
 LOCK = "pack.lock"
 LABEL_OPTIONS = {"align": "align", "label_field": "field", "label_layer": "layer"}
@@ -217,7 +219,7 @@ def _find(
 
 
 def _tell(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr)
+    logger.warning(line)
 
 
 def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generation: Generation) -> PackRecord:

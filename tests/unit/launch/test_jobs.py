@@ -78,7 +78,7 @@ def test_an_option_of_sbatch_has_its_place(folder: Path, capsys: pytest.CaptureF
     assert "unrecognized arguments: --begin" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         dry(capsys, "pretrain", "--config", "config.yaml", "--name", "two\nlines")
-    assert "argument --name: 'two\\nlines': write one line of text" in capsys.readouterr().err
+    assert "--name: 'two\\nlines': write one line of text" in capsys.readouterr().err
 
 
 # ---- the script in bash ----

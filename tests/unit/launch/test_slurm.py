@@ -153,7 +153,7 @@ def test_counts_are_above_0(config: Path, capsys: pytest.CaptureFixture[str], op
     with pytest.raises(SystemExit) as ended:
         main(["pretrain", "--config", str(config), "--time", "2:00:00", option, "0"])
     assert ended.value.code == 2
-    assert "0 is not above 0" in capsys.readouterr().err
+    assert "'0' is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_a_pipeline_that_would_write_to_a_url_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,4 +102,4 @@ def test_misuse_is_one_line(arguments, error, capsys):
 def test_numbers_are_positive(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--rounds", "0"])
-    assert "--rounds: 0 is not positive" in capsys.readouterr().err
+    assert "--rounds: '0' is not a whole number above 0" in capsys.readouterr().err

@@ -91,6 +91,7 @@ def test_pictures_reach_tensorboard(tmp_path):
 
 def test_other_ranks_write_and_say_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setenv("RANK", "1")
     _run(tmp_path, 0, range(1, 3))
     log("hello")
     assert list(tmp_path.iterdir()) == []

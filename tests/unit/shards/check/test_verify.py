@@ -185,7 +185,7 @@ def test_tiles_of_an_archive_are_compared_with_a_second_reading_of_it(tmp_path, 
     assert code == 1 and "part_1.tar.gz: ends early or is damaged" in lines[0]
     code, lines, text = _verify(dest, capfd, "--source", source / "enmap/0000017")
     assert code == 1 and "no tile could be compared with it" in lines[-1]
-    assert "note: part_1.tar.gz: not in" in text
+    assert "warning: part_1.tar.gz: not in" in text
     code, lines, _ = _verify(dest, capfd, "--source", tmp_path / "none")
     assert code == 2 and len(lines) == 1
 
@@ -256,7 +256,7 @@ def test_leftovers_and_strangers_are_notes_not_problems(copy, capfd):
     (copy / "other.tar").write_bytes(b"")
     code, lines, text = _verify(copy, capfd)
     assert (code, lines) == (0, [])
-    assert text.count("note: ") == 2
+    assert text.count("warning: ") == 2
 
 
 def test_a_missing_shard_and_a_missing_folder(copy, tmp_path, capfd):

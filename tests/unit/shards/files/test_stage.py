@@ -29,7 +29,7 @@ NAMES = [f"shard-{number:06d}.tar" for number in range(6)]
 PROCESS = """
 import json, resource, sys
 from pathlib import Path
-from shards import stage
+from shards.files import stage
 from shards.files.storage import open_storage
 
 url, folder, files, names, quota, limit = json.loads(sys.argv[1])

@@ -223,7 +223,7 @@ def test_fields_that_cannot_be_true_are_a_line_a_field(source, tmp_path, capsys)
         members += [(f"{number}.npy", tile), (f"{number}.json", json.dumps(one).encode())]
     _tar(folder / "a.tar", members)
     assert main(["index", str(folder), "--workers", "1"]) == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(notes) == 3
     assert any("a.tar: sample '0': field 'lon' 999" in line and "in 2 samples" in line for line in notes)
     table = ShardReader(folder).table
