@@ -15,6 +15,7 @@ from finetune.data.items import Item
 from finetune.data.layouts import find_items
 from finetune.data.regroup import grouping, regroup
 from finetune.tasks import get_task, task_names
+from finetune.tasks.kinds.kind import kind_of
 from shards.__main__ import main as shards
 from shards.errors import ConfigError, ForgeError, SourceError, TileError
 from shards.sensors.sensor import NODATA, get_sensor
@@ -36,8 +37,9 @@ def _data(downloads, name: str, **changes) -> LabeledDataConfig:
     return LabeledDataConfig(**({"root": str(downloads), "splits": str(downloads / "splits" / name)} | changes))
 
 
-def test_ten_tasks_have_layouts():
-    assert len(DOWNLOADS) == 10
+def test_ten_published_tasks_and_two_samples_have_layouts():
+    assert len(DOWNLOADS) == 12
+    assert [name for name in DOWNLOADS if get_task(name).synthetic] == ["sample_covers", "sample_greenness"]
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
@@ -47,14 +49,14 @@ def test_a_download_is_read_as_it_is(downloads, name):
     assert sum(map(len, items.values())) == 10
     first = items["train"][0]
     assert first.image().shape[0] == get_sensor(task.sensor).num_bands
-    if task.kind == "regression":
-        assert first.label().shape == (4,)
-        assert first.image().dtype == np.float32
-    else:
-        assert first.image().dtype == np.int16
-        codes = np.unique([item.label() for part in items.values() for item in part])
-        assert not task.unknown_codes(codes)
+    labels = [item.label() for part in items.values() for item in part]
+    assert first.image().dtype == (np.float32 if task.name == "hyperview" else np.int16)
+    assert not any(kind_of(task).find_problem(label) for label in labels)
+    if task.classes:
+        codes = np.unique(labels)
         assert (task.to_indices(codes) < len(task.classes)).sum() >= 3
+    else:
+        assert all(len(label) == len(task.targets) for label in labels)
 
 
 def test_the_root_may_be_the_tasks_own_folder(downloads):
@@ -182,8 +184,8 @@ def test_tables_with_a_byte_order_mark_are_read(tmp_path):
     for table in (tmp_path / "splits" / "hyperview").iterdir():
         table.write_bytes(table.read_text().replace("\n", "\r\n").encode("utf-8-sig"))
     after = find_items(data, task, 0)
-    assert [[item.values for item in after[name]] for name in SPLITS] == [
-        [item.values for item in before[name]] for name in SPLITS
+    assert [[item.label().tolist() for item in after[name]] for name in SPLITS] == [
+        [item.label().tolist() for item in before[name]] for name in SPLITS
     ]
 
 

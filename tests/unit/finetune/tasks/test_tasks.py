@@ -38,7 +38,7 @@ def test_a_task_of_the_registry_loads(name):
     task = get_task(name)
     assert task.name == name
     assert task.description
-    assert len(task.outputs) > 1
+    assert task.outputs
     assert task.ignore_index == len(task.classes)
     for values in ([code for one in task.classes for code in one.all_codes], task.outputs):
         assert len(set(values)) == len(values)
