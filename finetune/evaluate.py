@@ -27,8 +27,8 @@ from finetune.evaluation.collector import example_rows
 from finetune.evaluation.context import EvaluationContext, EvaluationStopped
 from finetune.evaluation.recipe import resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
-from finetune.protocols.full import cut_batch
 from finetune.protocols.runner import Protocols
+from finetune.protocols.training_batches import cut_batch
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import TaskKind, kind_of
 from pretrain import distributed
@@ -147,7 +147,7 @@ class Evaluator:
 
     def _tell(self, status: Status, done: int, wanted: int, part: str | None = None) -> None:
         if distributed.is_main():
-            self.run.tell(status, done, wanted, self.run.record.samples, part)
+            self.run.write_status(status, done, wanted, self.run.record.samples, part)
 
 
 def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:

@@ -137,13 +137,13 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 def _tell_defect(watchdog: Watchdog | None, error: BaseException) -> None:
     """Before an error that nobody foresaw ends this process with a traceback."""
     if watchdog is not None:
-        watchdog.tell_failure(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
+        watchdog.report_failure(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
 
 
 def _abort(text: str, code: int, watchdog: Watchdog | None) -> NoReturn:
     """End this rank at once, saying which it is and why; the launcher ends the others."""
     if watchdog is not None:
-        watchdog.tell_failure(f"rank {os.environ['RANK']}: {text}")
+        watchdog.report_failure(f"rank {os.environ['RANK']}: {text}")
     with suppress(OSError):
         print(f"error: rank {os.environ['RANK']}: {text}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -1,26 +1,33 @@
 """Registries: implementations by name, each with its typed config, open to other people's packages.
 
-A registry knows one kind of thing, such as encoders or loggers. The project registers its own implementations in the
-same way as a plugin does::
+A registry holds one kind of thing, such as encoders or loggers. A plugin registers its own implementations::
 
-    from pretrain.models.registry import ENCODERS
+    from pretrain.config.objective import ObjectiveConfig
+    from pretrain.registries import OBJECTIVES
 
-    @ENCODERS.register("my_encoder", config=MyEncoderConfig)
-    class MyEncoder(Encoder): ...
+    class MyConfig(ObjectiveConfig):
+        temperature: float = 0.1
 
-Only names and configs are held at first: a target given as ``"module:attribute"`` is imported when it is first asked
-for, so that a config is checked without torch.
+    @OBJECTIVES.register("my_objective", MyConfig)
+    class MyObjective(Objective): ...
+
+The project registers its own in the same way, by the paths of targets and configs: ``"module:attribute"`` is imported
+when it is first asked for, so that a config is checked without torch, and a model is built without pydantic.
+
+A registry is also the type of a config section: ``objective: Annotated[ObjectiveConfig, OBJECTIVES]`` takes the keys of
+whichever implementation its key ``name`` chooses.
 """
 
 import difflib
 from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pydantic import Field, create_model
-
-from shards.config import ConfigModel
 from shards.errors import ConfigError
+from shards.plugins import load_installed_plugins
+
+if TYPE_CHECKING:
+    from shards.config import NamedConfig
 
 Target = TypeVar("Target")
 Decorated = TypeVar("Decorated")
@@ -31,25 +38,28 @@ class Registry(Generic[Target]):
 
     Args:
         kind: what the registry holds, singular, for messages: ``"encoder"``.
-
-    Attributes:
-        configs: the typed config of each name; its field ``name`` has that one value.
+        config: base class of the configs, or its ``"module:attribute"``; the config of an implementation that has no
+            options of its own.
+        default: name of the implementation that a config section without ``name`` stands for.
     """
 
-    def __init__(self, kind: str, config: type[ConfigModel] = ConfigModel) -> None:
-        self.kind, self.base = kind, config
-        self.configs: dict[str, type[ConfigModel]] = {}
+    def __init__(
+        self, kind: str, config: "type[NamedConfig] | str" = "shards.config:NamedConfig", default: str | None = None
+    ) -> None:
+        self.kind, self.default = kind, default
+        self._base = config
+        self._configs: dict[str, type[NamedConfig] | str] = {}
         self._targets: dict[str, Target | str] = {}
 
-    def register(self, name: str, config: type[ConfigModel] | None = None) -> Callable[[Decorated], Decorated]:
+    def register(self, name: str, config: "type[NamedConfig] | str | None" = None) -> Callable[[Decorated], Decorated]:
         """Decorate a class or function to register it under ``name``.
 
         Args:
             name: unique within the registry.
-            config: the options that it takes besides its name.
+            config: its options, a subclass of the registry's base class; None for the base class.
 
         Raises:
-            ConfigError: the name is taken by something else.
+            ConfigError: the name is taken, or the config is of another kind.
         """
 
         def decorate(target: Decorated) -> Decorated:
@@ -58,30 +68,53 @@ class Registry(Generic[Target]):
 
         return decorate
 
-    def add(self, name: str, target: "Target | str", config: type[ConfigModel] | None = None) -> None:
-        """Register an object, or ``"module:attribute"`` to import when it is first asked for."""
+    def add(self, name: str, target: "Target | str", config: "type[NamedConfig] | str | None" = None) -> None:
+        """Register an object, or the ``"module:attribute"`` of one; raises as `register`."""
         known = self._targets.get(name)
         if known is not None and _path(known) != _path(target):
             raise ConfigError(f"two {self.kind}s are named '{name}': {_path(known)} and {_path(target)}: rename one")
         self._targets[name] = target
-        self.configs[name] = _named(config or self.base, name)
+        self._configs[name] = self._base if config is None else config
+        if not isinstance(config, str | None) and not issubclass(config, self.base):
+            raise ConfigError(f"{self.kind} '{name}': its config {config.__name__} must extend {self.base.__name__}")
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._targets:
+            load_installed_plugins()
         return name in self._targets
 
     def __getitem__(self, name: str) -> Target:
-        """The implementation of a name; raises ConfigError with the names that are known."""
-        if name not in self._targets:
-            raise ConfigError(self.unknown(name))
+        """Return the implementation of a name; raises ConfigError with the names that are known."""
+        self._require(name)
         target = self._targets[name]
         if isinstance(target, str):
-            module, _, attribute = target.partition(":")
-            target = self._targets[name] = getattr(import_module(module), attribute)
+            target = self._targets[name] = _import(target)
         return target
 
     def names(self) -> tuple[str, ...]:
-        """All names, in the order of their registration."""
+        """Return all names, in the order of their registration."""
+        load_installed_plugins()
         return tuple(self._targets)
+
+    @property
+    def base(self) -> "type[NamedConfig]":
+        """Base class of the configs."""
+        if isinstance(self._base, str):
+            self._base = _import_config(self._base)
+        return self._base
+
+    def config(self, name: str) -> "type[NamedConfig]":
+        """Return the config class of a name; raises ConfigError with the names that are known."""
+        self._require(name)
+        config = self._configs[name]
+        if isinstance(config, str):
+            config = self._configs[name] = _import_config(config)
+        return config
+
+    @property
+    def configs(self) -> "dict[str, type[NamedConfig]]":
+        """The config class of each name."""
+        return {name: self.config(name) for name in self.names()}
 
     def unknown(self, name: str) -> str:
         """Describe an unknown name in one line: the nearest one, and all that are known."""
@@ -89,32 +122,62 @@ class Registry(Generic[Target]):
         hint = f": did you mean '{near[0]}'?" if near else ":"
         return f"unknown {self.kind} '{name}'{hint} known are {', '.join(self._targets)}, and what `plugins` adds"
 
-    def validate(self, value: Any) -> Any:
+    def _require(self, name: str) -> None:
+        if name not in self:
+            raise ConfigError(self.unknown(name))
+
+    # ---- as the type of a config section ----
+
+    def config_for(self, value: Any) -> "type[NamedConfig] | None":
+        """Return the config class that a section's values choose; None where they choose none."""
+        name = self._name_of(value)
+        return self.config(name) if isinstance(name, str) and name in self else None
+
+    def validate(self, value: Any) -> "NamedConfig":
         """Return the typed config of a section's values: a mapping with a key ``name``, or the name alone."""
+        from pydantic_core import PydanticKnownError
+
         if isinstance(value, self.base):
             return value
-        options = {"name": value} if isinstance(value, str) else value
-        if not isinstance(options, dict) or options.get("name") not in self.configs:
-            raise ValueError(self.unknown(str(options)))
-        return self.configs[options["name"]].model_validate(options)
+        if not isinstance(value, str | dict):
+            raise PydanticKnownError("model_type", {"class_name": self.base.__name__})
+        name, config = self._name_of(value), self.config_for(value)
+        if name is None:
+            raise PydanticKnownError("union_tag_not_found", {"discriminator": "'name'"})
+        if config is None:
+            known = ", ".join(map(repr, self._targets))
+            raise PydanticKnownError(
+                "union_tag_invalid", {"discriminator": "'name'", "tag": str(name), "expected_tags": known}
+            )
+        return config.model_validate({"name": name, **({} if isinstance(value, str) else value)})
+
+    def _name_of(self, value: Any) -> Any:
+        return value.get("name", self.default) if isinstance(value, dict) else value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
         return core_schema.no_info_plain_validator_function(self.validate)
 
-    def union(self) -> Any:
-        """The type of a config section with a key ``name``: one of all registered configs, told apart by that key."""
-        configs = tuple(self.configs.values())
-        return configs[0] if len(configs) == 1 else Annotated[Union[configs], Field(discriminator="name")]  # noqa: UP007
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Return one alternative a config class, with the names that take it."""
+        alternatives = []
+        for config in dict.fromkeys(self.configs.values()):
+            told = dict(handler.resolve_ref_schema(handler(config.__pydantic_core_schema__)))
+            names = [name for name, one in self.configs.items() if one is config]
+            required = {*told.get("required", []), "name"} - ({"name"} if self.default in names else set())
+            properties = told["properties"] | {"name": {**told["properties"]["name"], "enum": names}}
+            alternatives.append(told | {"properties": properties, "required": sorted(required)})
+        return {"anyOf": alternatives}
 
 
-def _named(config: type[ConfigModel], name: str) -> type[ConfigModel]:
-    """The config with a required field ``name`` of one value, unless it has it already."""
-    field = config.model_fields.get("name")
-    if field is not None and field.annotation == Literal[name]:
-        return config
-    return create_model(config.__name__, __base__=config, __doc__=config.__doc__, name=(Literal[name], ...))  # type: ignore[arg-type]
+def _import(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _import_config(path: str) -> "type[NamedConfig]":
+    return _import(path)
 
 
 def _path(target: object) -> str:

@@ -132,7 +132,7 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
     weights = traces[False].weights.total
     print(
         f"{config.model.name}, {weights / 1e6:.0f} million weights, {config.model.image_size} px, mask ratio "
-        f"{config.objective.mask_ratio:g}, {precision}, global batch {config.train.global_batch}, on {nodes} x {gpus} "  # type: ignore[union-attr]
+        f"{config.objective.mask_ratio:g}, {precision}, global batch {config.train.global_batch}, on {nodes} x {gpus} "  # type: ignore[attr-defined]
         f"{machine.name}, {cluster.bandwidth / 1e9:.0f} GB/s between them"
     )
     print_ranking(print, plans, arguments.rows)

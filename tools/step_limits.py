@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.metrics.flops import PEAKS, sample_flops
-from pretrain.metrics.step_parts import PARTS
+from pretrain.metrics.phase_timer import PHASES
 from pretrain.models import stem
 from pretrain.objectives import masked_loss
 from shards.cli import Parser, positive, run_command
@@ -42,7 +42,7 @@ class Counter(TorchDispatchMode):
         self.parts: dict[str, int] = {}
         self._now, self._outer = "loss", list[str]()
         for name, part in module.named_modules():
-            named = PARTS.get(name.rsplit(".", 1)[-1])
+            named = PHASES.get(name.rsplit(".", 1)[-1])
             if named is not None:
                 self._watch(part, named)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.config import REPOSITORY
+from shards.plugins import plugin_files
 
 Stage = Literal["reading", "features", "heads", "tuning"]
 
@@ -94,6 +95,10 @@ HEADS = (
 TUNING = (
     *HEADS,
     "finetune/protocols/full.py",
+    "finetune/protocols/training_batches.py",
+    "finetune/protocols/tuned_model.py",
+    "finetune/protocols/epoch_evaluation.py",
+    "pretrain/loop/loop.py",
     "pretrain/data/augment.py",
     "pretrain/engine/zero.py",
     "pretrain/resilience/guard.py",
@@ -105,8 +110,9 @@ STAGES: dict[Stage, tuple[str, ...]] = {"reading": READING, "features": FEATURES
 
 
 def code_version(stage: Stage) -> dict[str, str]:
-    """Hashes of the source files of a stage, by path."""
-    return {name: source_hash(REPOSITORY / name) for name in STAGES[stage]}
+    """Return a hash of each source file of a stage, by path, and of each plugin."""
+    files = {name: REPOSITORY / name for name in STAGES[stage]} | plugin_files()
+    return {name: source_hash(path) for name, path in files.items()}
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.encoders.images import ImageInput
 from finetune.heads.build import build_head
-from finetune.heads.registry import HEADS, HeadChoice, HeadConfig
+from finetune.heads.registry import HeadChoice, HeadConfig, head_config
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.encoder import Encoder
@@ -72,7 +72,7 @@ class TaskModel(nn.Module):
         encoder: Encoder,
         description: EncoderDescription,
         inputs: InputDescription,
-        head_config: HeadConfig | str | None = None,
+        head_choice: HeadConfig | str | None = None,
         head: nn.Module | None = None,
         task: Task | None = None,
         dilate: tuple[bool, ...] = (False,) * 4,
@@ -80,7 +80,7 @@ class TaskModel(nn.Module):
         super().__init__()
         self.encoder, self.description, self.inputs = encoder, description, inputs
         self.head, self.task, self.dilate = head, task, dilate
-        self.head_config: HeadConfig | None = HEADS.validate(head_config) if head_config else None
+        self.head_config = head_config(head_choice) if head_choice else None
         self.images = inputs.build()
 
     def scores(self, tiles: Tensor) -> Tensor:

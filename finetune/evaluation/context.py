@@ -81,7 +81,7 @@ class EvaluationContext:
         """
         self.watchdog.begin("evaluation", number)
         if self.watchdog.run is not None:
-            self.watchdog.run.tell_part()
+            self.watchdog.run.report_progress()
         if self.watchdog.stop_requested():
             raise EvaluationStopped
 

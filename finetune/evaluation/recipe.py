@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from finetune.config import FinetuneConfig, FrozenConfig, FullConfig
-from finetune.heads.registry import HEADS, HeadConfig, heads_for
-from finetune.losses.registry import LOSSES, LossConfig, losses_for
+from finetune.heads.registry import HeadConfig, head_config, heads_for
+from finetune.losses.registry import LossConfig, loss_config, losses_for
 from finetune.tasks.kinds.kind import TaskKind
 from shards.errors import ConfigError
 
@@ -33,7 +33,7 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Reci
     Raises:
         ConfigError: the task has no published recipe, or its kind takes another head or loss.
     """
-    published_head = HEADS.validate(kind.published_heads[0 if is_vit else 1])
+    published_head = head_config(kind.published_heads[0 if is_vit else 1])
     frozen, full, select, loss = config.frozen, config.full, config.select, config.loss
     if config.recipe == "published":
         told = kind.task.published
@@ -48,7 +48,7 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Reci
     for key, chosen in (("frozen.heads", heads), ("full.head", (full.head or published_head,))):
         for head in chosen:
             _check_name(key, head.name, "head", kind, heads_for(kind.features))
-    loss = LOSSES.validate(kind.loss) if loss is None else loss
+    loss = loss_config(kind.loss) if loss is None else loss
     _check_name("loss", loss.name, "loss", kind, losses_for(kind.form, kind.is_dense))
     _check_class_weights(loss, kind)
     return Recipe(frozen, full, select, heads, full.head or published_head, loss)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finetune.heads.registry import HEADS, HeadConfig, heads_for
+from finetune.heads.registry import HEADS, HeadConfig, head_config, heads_for
 from finetune.tasks.kinds.kind import LabelSummary, TaskKind
 
 
@@ -41,7 +41,7 @@ def build_head(
     Raises:
         ValueError: the head takes other features than the kind of task has.
     """
-    chosen: HeadConfig = HEADS.validate(config)
+    chosen = head_config(config)
     if kind.features not in chosen.inputs:
         known = ", ".join(heads_for(kind.features))
         raise ValueError(f"head '{chosen.name}' is none for {kind.task.kind}: choose from {known}")

@@ -1,23 +1,19 @@
 """The registry of task heads, with their options. Heads themselves are imported when the first one is built."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field
 
-from shards.config import ConfigModel
+from shards.config import NamedConfig
 from shards.config.fields import OpenShare, Positive
 from shards.registry import Registry
 
 
-class HeadConfig(ConfigModel):
-    """Options of a head.
+class HeadConfig(NamedConfig):
+    """Options of a head."""
 
-    Attributes:
-        inputs: which features of the encoder it takes: ``map``, ``pooled``, or both.
-    """
-
-    name: str
     inputs: ClassVar[tuple[str, ...]] = ("map", "pooled")
+    """Which features of the encoder it takes."""
 
     @property
     def label(self) -> str:
@@ -41,11 +37,13 @@ class MapHeadConfig(HeadConfig):
 
 
 class MlpHeadConfig(HeadConfig):
-    """Hidden layers on pooled features: their widths, and the share of each that training drops."""
+    """Options of hidden layers on pooled features."""
 
     inputs = ("pooled",)
     hidden: Annotated[tuple[Positive, ...], Field(strict=False)] = (2048, 1024)
+    """Widths of the hidden layers."""
     dropout: OpenShare = 0.2
+    """Share of a hidden layer that training drops."""
 
 
 HEADS: Registry[Any] = Registry("head", HeadConfig)
@@ -58,6 +56,11 @@ HEADS.add("mlp", "finetune.heads.pooled:build_mlp", MlpHeadConfig)
 
 HeadChoice = Annotated[HeadConfig, HEADS]
 """Config value: the name of a head, or a mapping with its name and options."""
+
+
+def head_config(value: Any) -> HeadConfig:
+    """Return the typed config of a head, from what a config or a saved model says."""
+    return cast(HeadConfig, HEADS.validate(value))
 
 
 def heads_for(features: str) -> list[str]:

@@ -1,10 +1,10 @@
 """The registry of losses, with their options. Losses themselves are imported when the first one is built."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from shards.config import ConfigModel
+from shards.config import NamedConfig
 from shards.config.fields import Rate, Weight
 from shards.registry import Registry
 
@@ -14,17 +14,13 @@ if TYPE_CHECKING:
 ClassWeights = Literal["balanced"] | Annotated[tuple[Weight, ...], Field(strict=False, min_length=2)]
 
 
-class LossConfig(ConfigModel):
-    """Options of a loss.
+class LossConfig(NamedConfig):
+    """Options of a loss."""
 
-    Attributes:
-        forms: of the labels that it compares scores with, see `finetune.tasks.kinds.kind.Form`.
-        needs_map: whether labels must be maps.
-    """
-
-    name: str
     forms: ClassVar[tuple[str, ...]] = ()
+    """Of the labels that it compares scores with, see `finetune.tasks.kinds.kind.Form`."""
     needs_map: ClassVar[bool] = False
+    """Whether labels must be maps."""
 
     def to_plain(self) -> Any:
         """Return what a config says: the name alone where all options have their defaults, else a mapping."""
@@ -33,53 +29,54 @@ class LossConfig(ConfigModel):
 
 
 class WeightedLossConfig(LossConfig):
-    """A loss with class weights.
-
-    ``class_weights``: one for each class in the task's order, or ``balanced`` for weights inverse to how often each
-    class occurs in the training labels. Of a multi-label task they weigh the tiles in which a class occurs.
-    """
+    """Options of a loss with class weights."""
 
     class_weights: ClassWeights | None = None
+    """A weight for each class in the task's order, or ``balanced`` for weights inverse to how often each class occurs
+    in the training labels. In a multi-label task they weigh the tiles in which a class occurs."""
 
 
 class CrossEntropyConfig(WeightedLossConfig):
-    """Cross-entropy over the classes."""
+    """Options of the cross-entropy over the classes."""
 
     forms = ("class",)
 
 
 class BinaryCrossEntropyConfig(WeightedLossConfig):
-    """Binary cross-entropy of each class of a multi-label task."""
+    """Options of the binary cross-entropy of each class."""
 
     forms = ("classes",)
 
 
 class FocalConfig(WeightedLossConfig):
-    """Focal loss (arXiv 1708.02002): cross-entropy times (1 - p)^gamma, p being the probability of the right answer."""
+    """Options of the focal loss (arXiv 1708.02002)."""
 
     forms = ("class", "classes")
     gamma: Weight = 2.0
+    """Exponent of (1 - p) that the cross-entropy is multiplied with, p being the probability of the right answer."""
 
 
 class DiceConfig(WeightedLossConfig):
-    """Soft dice loss of the classes in each tile, plus ``cross_entropy`` times the cross-entropy (0 for dice alone)."""
+    """Options of the soft dice loss."""
 
     forms = ("class",)
     needs_map = True
     cross_entropy: Weight = 1.0
+    """Factor of the cross-entropy that is added; 0 for dice alone."""
 
 
 class TargetLossConfig(LossConfig):
-    """Mean squared error (mse) or mean absolute error (l1) of the targets."""
+    """Options of the mean squared error (mse) and the mean absolute error (l1): none."""
 
     forms = ("value",)
 
 
 class HuberConfig(LossConfig):
-    """Huber loss: squared below ``delta``, absolute above; in standard deviations where targets are standardized."""
+    """Options of the Huber loss."""
 
     forms = ("value",)
     delta: Rate = 1.0
+    """Difference above which the loss is linear; in standard deviations where targets are standardized."""
 
 
 LOSSES: "Registry[type[Loss]]" = Registry("loss", LossConfig)
@@ -93,6 +90,11 @@ LOSSES.add("huber", "finetune.losses.targets:Huber", HuberConfig)
 
 LossChoice = Annotated[LossConfig, LOSSES]
 """Config value: the name of a loss, or a mapping with its name and options."""
+
+
+def loss_config(value: Any) -> LossConfig:
+    """Return the typed config of a loss, from what a config says."""
+    return cast(LossConfig, LOSSES.validate(value))
 
 
 def losses_for(form: str, is_dense: bool) -> list[str]:

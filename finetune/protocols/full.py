@@ -1,41 +1,65 @@
-"""Training through the encoder: all of it, its adapter, or its first blocks, by the ZeRO engine, resumable.
+"""Training through the encoder: all of it, its adapter, or its first blocks, in the loop of pretraining.
 
 ::
 
-    WORK/checkpoints/step-N/    where training goes on from, see pretrain/checkpointing/checkpoint.py
-    WORK/best/step-N/           the weights of the best validation score
+    WORK/checkpoints/step-N/    where training resumes, see pretrain/checkpointing/checkpoint.py
+    WORK/best/step-N/           the weights of the best validation scores
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.config import FullConfig
-from finetune.data.batches import epoch_order
-from finetune.data.datasets import view_of
 from finetune.encoders.model_file import TaskModel
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.context import EvaluationContext
-from finetune.evaluation.selection import is_better
-from finetune.losses.loss import Loss
 from finetune.metrics.scores import Scores
+from finetune.protocols.epoch_evaluation import EpochEvaluation
+from finetune.protocols.training_batches import LabeledBatch, TrainingBatches
+from finetune.protocols.training_status import TrainingStatus
+from finetune.protocols.tuned_model import TunedModel
 from pretrain import distributed
-from pretrain.checkpointing.checkpoint import load_checkpoint, newest_verified, prune, save_checkpoint
+from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.config.optim import OptimConfig
 from pretrain.console import log
-from pretrain.data.augment import crop_box, resample, resampling
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.engine.schedules import warmup_cosine
 from pretrain.engine.zero import ZeroEngine
+from pretrain.loop.callbacks.divergence import Divergence
+from pretrain.loop.callbacks.saving import Saving
+from pretrain.loop.loop import Loop, Schedule
 from pretrain.models.vit import ViTEncoder
-from pretrain.resilience.guard import Diverged, Guard, Verdict
-from shards.errors import ConfigError
+from pretrain.resilience.guard import Diverged, Guard
 from shards.order.random_bits import fold_in, uniform
+
+ADVICE = "lower full.lrs"
+"""What to do about a divergence."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What distinguishes one training of an evaluation from the others.
+
+    Attributes:
+        name: on the console, and of the folder of its checkpoints.
+        trained: which part of the encoder learns, see TunedModel.
+        recipe: epochs, batch size and augmentation.
+        lr: learning rate.
+        seed: of order, augmentation and dropout.
+        rows: training windows.
+    """
+
+    name: str
+    trained: str
+    recipe: FullConfig
+    lr: float
+    seed: int
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,229 +77,84 @@ class Tuned:
     checkpoint: Path
 
 
-class TunedModel(nn.Module):
-    """Encoder and head with their loss; what isn't trained stays in evaluation mode.
-
-    Args:
-        model: on the CPU.
-        trained: which part of the encoder learns: full, blocks, adapter or (bn: adapt) none.
-        moving: whether batch norms of an encoder that doesn't learn take and move statistics all the same.
-    """
-
-    def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, moving: bool) -> None:
-        super().__init__()
-        assert model.head is not None
-        self.encoder, self.head, self.loss = model.encoder, model.head, loss
-        self.whole = trained == "full" or moving
-        for name, parameter in self.encoder.named_parameters():
-            parameter.requires_grad_(_learns(name, trained, first_blocks))
-        self.train()
-
-    def train(self, mode: bool = True) -> "TunedModel":
-        super().train(mode)
-        if mode and not self.whole:
-            for part in self.encoder.modules():
-                own = list(part.parameters())
-                part.training = any(one.requires_grad for one in own)
-        return self
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized images (B, C, S, S) and labels to (summed loss, scores)."""
-        features = self.encoder(images, self.loss.kind.features)
-        scores = self.head(features).float()
-        return self.loss.sum(scores, labels), scores
-
-
-def _learns(name: str, trained: str, first_blocks: int) -> bool:
-    if trained in ("full", "none"):
-        return trained == "full"
-    if "spectral_adapter" in name:
-        return True
-    if trained == "adapter":
-        return False
-    blocks = [f"blocks.{number}." for number in range(first_blocks)]
-    stages = [f"layer{number + 1}." for number in range(first_blocks)]
-    first = ("patch_embed", "cls_token", "pos_embed", *blocks, *stages)
-    return any(f".{part}" in f".{name}" for part in first)
-
-
 class Tuning:
     """One training; every rank makes one.
 
     Args:
+        plan: of the training.
         model: encoder, head and input on the CPU; its weights are where training begins.
-        rows: training windows.
-        protocol: ``full``, ``blocks``, ``adapter``, or ``frozen`` with batch norms that adapt.
-        name: of the training, on the console and of the folder of its checkpoints.
+        context: data, task and config of the evaluation.
     """
 
-    def __init__(
-        self,
-        context: EvaluationContext,
-        model: TaskModel,
-        rows: np.ndarray,
-        protocol: str,
-        lr: float,
-        seed: int,
-        name: str,
-    ) -> None:
-        self.context, self.rows, self.lr, self.seed, self.name = context, rows, lr, seed, name
-        self.recipe, _ = context.tuning(protocol)
-        self.kind, self.splits, self.watchdog = context.kind, context.splits, context.watchdog
-        self.work, self.loss = context.folder / "work" / name, context.loss(rows)
-        recipe, config = self.recipe, context.config
-        self.micro, accumulation = cut_batch(recipe, distributed.world_size())
+    def __init__(self, plan: TrainingPlan, model: TaskModel, context: EvaluationContext) -> None:
+        self.plan, self.context = plan, context
+        self.loss = context.loss(plan.rows)
         self.inputs = model.images.to(distributed.device())
-        trained = "none" if protocol == "frozen" else protocol
-        tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, moving=trained == "none")
-        self.vit = model.encoder if isinstance(model.encoder, ViTEncoder) else None
-        optim = OptimConfig(lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay)
-        self.engine = ZeroEngine(
-            tuned, build_optimizer(tuned, optim), config.engine, self.micro, accumulation, recipe.clip
+        train, work = context.splits["train"], context.folder / "work" / plan.name
+        self.batches = TrainingBatches(train, plan.rows, self.loss, self.inputs, plan.recipe, plan.seed)
+        self.engine = self._build_engine(model)
+        self.best = CheckpointManager(work / "best", self.engine, keep=1)
+        per_epoch = self.batches.steps_per_epoch
+        self.evaluation = EpochEvaluation(
+            plan.name,
+            context.kind,
+            context.recipe.select,
+            plan.recipe,
+            per_epoch,
+            lambda: self._evaluate("val").scores,
+            self.best,
         )
-        self.guard = Guard(context.config.guard)
-        self.step, self.best, self.best_epoch = 0, Scores(), 0
-        self.curve: list[dict[str, float]] = []
-        self.losses: list[float] = []  # of the steps since the last evaluation
-        self.steps_per_epoch = -(-len(self.splits["train"]) // recipe.batch)
-        self.steps = recipe.epochs * self.steps_per_epoch
-        torch.manual_seed(seed * 100_003 + distributed.rank())  # of dropout; saved with checkpoints
+        steps, warmup = plan.recipe.epochs * per_epoch, plan.recipe.warmup_epochs * per_epoch
+        self.loop = Loop(
+            self.engine,
+            SupervisedStep(model, plan.recipe.drop_path, plan.seed),
+            Schedule(steps, plan.recipe.batch, lambda step: warmup_cosine(step, steps, warmup, plan.lr, 0.0)),
+            Guard(context.config.guard),
+            CheckpointManager(work / "checkpoints", self.engine, keep=2),
+            context.watchdog,
+            [
+                TrainingStatus(plan.name),
+                Divergence(plan.name, ADVICE, rolls_back=False),
+                self.evaluation,
+                Saving(plan.recipe.save_every),
+            ],
+        )
+        torch.manual_seed(plan.seed * 100_003 + distributed.rank())  # of dropout; saved with checkpoints
 
     def fit(self) -> Tuned | None:
-        """Train from the newest checkpoint on and test; None where the run was asked to stop, and has saved.
+        """Train from the newest checkpoint on, and test; None if the run was asked to stop, and has saved.
 
         Raises:
-            CheckpointError: the work folder's checkpoints are of another training, or none is whole.
-            Diverged: steps were skipped again and again.
+            CheckpointError: the work folder's checkpoints are of another training, or none is complete.
+            Diverged: steps were skipped again and again, or no epoch has finite validation scores.
         """
-        self._resume()
-        distributed.barrier()
-        while True:
-            if self._evaluation_is_due():
-                self._validate()
-            if self.step >= self.steps:
-                self.guard.check_end(self.step, self.name, "lower full.lrs")
-                return self._test()
-            verdict = self._train_step()
-            if verdict.stop:
-                self._save("checkpoints")
-                log(f"{self.name}: stopped at step {self.step} of {self.steps} and saved")
-                return None
-            if self.step % self.recipe.save_every == 0:
-                self._save("checkpoints")
-            self._tell()
+        name, loop = self.plan.name, self.loop
+        newest = loop.checkpoints.newest()
+        if newest is not None:
+            loop.resume(newest)
+            log(f"{name}: resumed at step {loop.step} of {loop.schedule.steps}")
+        loop.run(self.batches.from_step(loop.step))
+        if loop.stopping:
+            log(f"{name}: stopped at step {loop.step} of {loop.schedule.steps} and saved")
+            return None
+        return self._test()
 
-    def _tell(self, at_once: bool = False) -> None:
-        if self.watchdog.run is not None:
-            part = f"{self.name}, step {self.step} of {self.steps}"
-            self.watchdog.run.tell_part(part, self.step * self.recipe.batch, at_once)
-
-    # ---- one step ----
-
-    def _train_step(self) -> Verdict:
-        self.watchdog.begin("step", self.step)
-        warmup = self.recipe.warmup_epochs * self.steps_per_epoch
-        self.engine.set_lr(warmup_cosine(self.step, self.steps, warmup, self.lr, 0.0))
-        verdicts: list[Verdict] = []
-
-        def accept(loss: Tensor, grad_norm: Tensor | float) -> bool:
-            verdicts.append(self.guard.judge(loss, grad_norm, self.watchdog.stop_requested()))
-            return verdicts[0].reason is None
-
-        result = self.engine.step(self._losses(), accept)
-        self.step += 1
-        if result.applied:
-            self.losses.append(verdicts[0].loss)
-        else:
-            log(f"WARNING: {self.name}: step {self.step} skipped: {verdicts[0].reason}")
-        if self.guard.is_out_of_patience:
-            raise Diverged(
-                f"{self.name}: diverged at step {self.step}: {self.guard.in_a_row} steps in a row were skipped "
-                f"({verdicts[0].reason}): lower full.lrs"
-            )
-        return verdicts[0]
-
-    def _losses(self) -> Iterator[Tensor]:
-        """This rank's micro batches, divided by what counts in the whole batch: ranks weigh as they hold labels."""
-        world, batch = distributed.world_size(), self.recipe.batch
-        rows, views, numbers = self._batch()
-        labels = self.splits["train"].labels
-        counted = self.loss.count(torch.from_numpy(labels[rows])) or 1
-        share = batch // world
-        begin = distributed.rank() * share
-        parts = [slice(first, first + self.micro) for first in range(begin, begin + share, self.micro)]
-        for part in parts:
-            images, wanted = self._augmented(rows[part], views[part], numbers[part])
-            self._draw_paths(numbers[part])
-            loss, _ = self.engine(images, wanted)
-            yield loss * (world * len(parts) / counted)
-
-    def _batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Windows of this step, their views, and their numbers in the training."""
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        turn, batches = 0, list[tuple[np.ndarray, np.ndarray]]()
-        while len(batches) <= place:  # a smaller share of the tiles takes as many steps as all of them
-            batches += epoch_order(len(self.rows), self.recipe.batch, self.seed, epoch * 100_000 + turn)
-            turn += 1
-        places, views = batches[place]
-        numbers = np.arange(self.step * self.recipe.batch, (self.step + 1) * self.recipe.batch)
-        return self.rows[places], views, numbers
-
-    def _augmented(self, rows: np.ndarray, views: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        train, device = self.splits["train"], distributed.device()
-        labels = train.labels[rows]
-        if self.kind.is_dense:
-            labels = np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
-        with self.watchdog.doing("reading tiles"):
-            tiles = torch.from_numpy(train.views(rows, views)).to(device)
-        images, wanted = self.inputs(tiles), torch.from_numpy(labels).to(device)
-        if self.recipe.crop_scale is None:
-            return images, wanted
-        draws = uniform(fold_in(self.seed, "crop"), numbers, 4)
-        return crop_pairs(images, wanted, draws, self.recipe.crop_scale)
-
-    def _draw_paths(self, numbers: np.ndarray) -> None:
-        """Which samples leave out which blocks, keyed by sample: the same on any number of processes."""
-        if self.vit is None or not self.recipe.drop_path:
-            return
-        blocks = self.vit.core.blocks
-        draws = uniform(fold_in(self.seed, "path"), numbers, len(blocks))
-        for number, block in enumerate(blocks):
-            dropped = self.recipe.drop_path * number / max(len(blocks) - 1, 1)
-            keep = (draws[:, number] >= dropped) / (1 - dropped)
-            block.keep = torch.from_numpy(keep.astype(np.float32)).view(-1, 1, 1).to(distributed.device())
-
-    # ---- evaluating ----
-
-    def _evaluation_is_due(self) -> bool:
-        """At the end of an epoch, unless it was done before a resume."""
-        epoch, within = divmod(self.step, self.steps_per_epoch)
-        done = self.curve[-1]["epoch"] if self.curve else 0
-        wanted = epoch % self.recipe.evaluate_every == 0 or self.step == self.steps
-        return within == 0 and epoch > done and wanted
-
-    def _validate(self) -> None:
-        """Scores of the validation tiles; the best weights so far are saved."""
-        epoch = self.step // self.steps_per_epoch
-        found = self._evaluate("val").scores
-        train_loss = float(np.mean(self.losses)) if self.losses else float("nan")  # all skipped
-        self.losses = []
-        values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
-        self.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
-        primary = self.kind.primary
-        log(
-            f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
-            f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
+    def _build_engine(self, model: TaskModel) -> ZeroEngine:
+        recipe, trained = self.plan.recipe, self.plan.trained
+        moving = trained == "none"  # only bn: adapt trains none
+        tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, moving)
+        optim = OptimConfig(
+            lr=self.plan.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay
         )
-        self._tell(at_once=True)
-        if is_better(self.kind, self.context.recipe.select, found, self.best if self.best_epoch else None):
-            self.best, self.best_epoch = found, epoch
-            self._save("best")
+        optimizer, batches = build_optimizer(tuned, optim), self.batches
+        return ZeroEngine(
+            tuned, optimizer, self.context.config.engine, batches.micro, batches.accumulation, recipe.clip
+        )
 
     def _evaluate(self, name: str) -> Evaluation:
-        """A split's scores; as many forwards on every rank."""
-        self.watchdog.begin("evaluation", self.step)
-        split, world, batch = self.splits[name], distributed.world_size(), self.micro
+        """Return a split's scores; every rank calls it, and makes as many forward passes."""
+        self.loop.watchdog.begin("evaluation", self.loop.step)
+        split, world, batch = self.context.splits[name], distributed.world_size(), self.batches.micro
         collector = self.context.collector(name, self.loss)
         for turn in range(-(-len(split) // (batch * world))):
             numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
@@ -290,77 +169,47 @@ class Tuning:
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _test(self) -> Tuned:
-        path, _ = newest_verified(self.work / "best")
+        """Test the weights of the best validation scores."""
+        path = self.best.newest()
         if path is None:
-            raise Diverged(f"{self.name}: diverged: no epoch has finite validation scores: lower full.lrs")
-        load_checkpoint(self.engine, path)
-        return Tuned(self.best, self._evaluate("test"), self.best_epoch, self.curve, path)
-
-    # ---- saving ----
-
-    def _save(self, folder: str) -> None:
-        self.watchdog.begin("saving", self.step)
-        if self.watchdog.run is not None:
-            distributed.raise_on_all_ranks(self.watchdog.run.check_held)
-        state: dict[str, Any] = {
-            "step": self.step,
-            "guard": self.guard.state(),
-            "best": asdict(self.best),
-            "best_epoch": self.best_epoch,
-            "curve": self.curve,
-            "losses": self.losses,
-            "lr": self.lr,
-        }
-        save_checkpoint(self.engine, self.work / folder, state)
-        if distributed.is_main():
-            prune(self.work / folder, 1 if folder == "best" else 2, 0)
-        self._tell(at_once=True)
-
-    def _resume(self) -> None:
-        path, damaged = newest_verified(self.work / "checkpoints")
-        for problem in damaged.values():
-            log(f"WARNING: passed over a damaged checkpoint: {problem}")
-        if path is None:
-            return
-        state = load_checkpoint(self.engine, path)
-        self.guard.load(state["guard"])
-        self.step, self.best_epoch, self.curve = state["step"], state["best_epoch"], state["curve"]
-        self.best, self.losses = Scores(**state["best"]), state["losses"]
-        log(f"{self.name}: resumed at step {self.step} of {self.steps}")
+            raise Diverged(f"{self.plan.name}: diverged: no epoch has finite validation scores: {ADVICE}")
+        self.best.load(path)
+        found = self.evaluation
+        return Tuned(found.best, self._evaluate("test"), found.best_epoch, found.curve, path)
 
 
-def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """A random part of each image, resized to its size bilinearly, and the same of a label map by nearest neighbour.
+class SupervisedStep:
+    """The losses of labeled batches, with stochastic depth keyed by sample: the same on any number of processes.
 
     Args:
-        images: float32 (B, C, S, S), normalized.
-        labels: (B, S, S) or (B, T, S, S), or labels of whole tiles, which stay as they are.
-        draws: (B, 4) in [0, 1): area, aspect, top, left.
-        scale: range of the part's share of the area.
+        model: that is trained.
+        drop_path: largest probability of leaving a block out, of the last block.
+        seed: of the draws.
     """
-    size = images.shape[-1]
-    boxes = np.array([crop_box(draw, size, size, size, scale) for draw in draws])
-    still, sharp = np.zeros(len(boxes), bool), np.zeros(len(boxes))
-    rows = resampling(boxes[:, 0], boxes[:, 2], size, size, still, sharp)
-    columns = resampling(boxes[:, 1], boxes[:, 3], size, size, still, sharp)
-    cropped = resample(images, rows, columns)
-    if labels.dim() < 3:
-        return cropped, labels
-    down, across = (torch.from_numpy(one.argmax(-1)).to(labels.device) for one in (rows, columns))
-    batch = torch.arange(len(labels), device=labels.device)[:, None, None]
-    picked = labels.movedim((-2, -1), (1, 2))[batch, down[:, :, None], across[:, None, :]]
-    return cropped, picked.movedim((1, 2), (-2, -1))
 
+    def __init__(self, model: TaskModel, drop_path: float, seed: int) -> None:
+        self.blocks = list(model.encoder.core.blocks) if isinstance(model.encoder, ViTEncoder) and drop_path else []
+        self.drop_path, self.seed = drop_path, seed
 
-def cut_batch(recipe: FullConfig, world: int) -> tuple[int, int]:
-    """Micro batch and accumulation; raises ConfigError where they don't come out whole."""
-    if recipe.batch % world:
-        raise ConfigError(f"key 'full.batch': {recipe.batch} is no multiple of {world} processes")
-    share = recipe.batch // world
-    micro = min(recipe.micro_batch or share, share)
-    if share % micro or micro % recipe.bn_group:
-        raise ConfigError(
-            f"key 'full.batch': {recipe.batch} on {world} processes are {share} samples each, no multiple of "
-            f"full.micro_batch {micro} in groups of full.bn_group {recipe.bn_group}"
-        )
-    return micro, share // micro
+    def losses(self, engine: ZeroEngine, batches: Iterator[LabeledBatch], step: int) -> Iterator[Tensor]:
+        """Yield the losses of this rank's micro batches, weighted by the labels that they hold."""
+        for _ in range(engine.accumulation):
+            batch = next(batches)
+            self._draw_paths(batch.samples)
+            loss, _ = engine(batch.images, batch.labels)
+            yield loss * batch.weight
+
+    def after_step(self, engine: ZeroEngine, step: int) -> None:
+        """Nothing follows the weights."""
+
+    def drop_step(self) -> None:
+        """Micro batches leave nothing."""
+
+    def _draw_paths(self, samples: np.ndarray) -> None:
+        if not self.blocks:
+            return
+        draws = uniform(fold_in(self.seed, "path"), samples, len(self.blocks))
+        for number, block in enumerate(self.blocks):
+            dropped = self.drop_path * number / max(len(self.blocks) - 1, 1)
+            keep = (draws[:, number] >= dropped) / (1 - dropped)
+            block.keep = torch.from_numpy(keep.astype(np.float32)).view(-1, 1, 1).to(distributed.device())

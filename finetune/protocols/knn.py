@@ -58,7 +58,7 @@ class NearestNeighbors:
         return predicted.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
     def _vote(self, queries: Tensor) -> Tensor:
-        similarity, nearest = (queries @ self.keys.T).topk(min(self.config.neighbours, len(self.keys)), dim=1)
+        similarity, nearest = (queries @ self.keys.T).topk(min(self.config.neighbors, len(self.keys)), dim=1)
         weights = torch.softmax(similarity / self.config.temperature, dim=1)
         return (weights[:, :, None] * self.votes[nearest].float()).sum(1)
 

@@ -19,10 +19,10 @@ from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.parts import Part, Parts
 from finetune.evaluation.results import Result
 from finetune.evaluation.selection import is_better
-from finetune.heads.registry import HEADS, HeadConfig
+from finetune.heads.registry import HeadConfig, head_config
 from finetune.metrics.scores import Scores
 from finetune.protocols.frozen import HeadsDiverged, HeadSweep, Trained
-from finetune.protocols.full import Tuned, Tuning
+from finetune.protocols.full import TrainingPlan, Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbors
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import read_weights
@@ -36,7 +36,7 @@ QUERIES = 32
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SeedOutcome:
     """What a protocol found with one seed, on its way to a `Result`.
 
     Attributes:
@@ -126,7 +126,7 @@ class Protocols:
         train, rows = context.splits["train"], context.rows(fraction)
         bank = NearestNeighbors(features["train"], train, rows, context.kind, self.config.knn, seed)
         val, test = (self._vote(bank, features[split], split) for split in ("val", "test"))
-        return [_result(Outcome("knn", seed, val.scores, test), name, "knn", fraction, part)]
+        return [_result(SeedOutcome("knn", seed, val.scores, test), name, "knn", fraction, part)]
 
     def _vote(self, bank: NearestNeighbors, features: Features, name: str) -> Evaluation:
         """Evaluate a split; ranks share the windows."""
@@ -154,7 +154,7 @@ class Protocols:
         except HeadsDiverged as error:
             diverged = error
         distributed.store_barrier(context.heartbeat)  # some ranks have a seed more
-        mine = distributed.raise_on_all_ranks(lambda: _raise_or([_outcome(one) for one in trained], diverged))
+        mine = distributed.raise_on_all_ranks(lambda: _raise_or([_seed_outcome(one) for one in trained], diverged))
         outcomes = [one for some in distributed.gather_objects(mine) for one in some]
         results = [_result(one, name, "frozen", fraction, part) for one in outcomes]
         if name == "pretrained" and fraction == 1.0 and distributed.is_main():
@@ -162,7 +162,7 @@ class Protocols:
             for result, one in zip(results, outcomes, strict=True):
                 assert one.weights is not None
                 head = {f"head.{key}": value for key, value in one.weights.items()}
-                self.best_model.offer(model, HEADS.validate(one.head_options), encoder | head, result)
+                self.best_model.offer(model, head_config(one.head_options), encoder | head, result)
         return results
 
     def _features(self, model: TaskModel, views: int) -> dict[str, Features]:
@@ -210,10 +210,11 @@ class Protocols:
         model = context.model(name, recipe.bn_group)
         encoder = model.encoder
         model.head = context.head(head, encoder.feature_dim, encoder.stride, seed, rows, recipe.bn_group)
-        tuned = Tuning(context, model, rows, protocol, lr, seed, part.path.stem).fit()
+        plan = TrainingPlan(part.path.stem, "none" if protocol == "frozen" else protocol, recipe, lr, seed, rows)
+        tuned = Tuning(plan, model, context).fit()
         if tuned is None:
             return None
-        outcome = Outcome(head.label, seed, tuned.validation, tuned.test, lr, tuned.epoch, tuned.curve)
+        outcome = SeedOutcome(head.label, seed, tuned.validation, tuned.test, lr, tuned.epoch, tuned.curve)
         result = _result(outcome, name, protocol, fraction, part)
         result = replace(result, seconds=time.monotonic() - begin)
         if distributed.is_main():
@@ -232,21 +233,21 @@ class Protocols:
         shutil.rmtree(self.context.folder / "work" / part.path.stem, ignore_errors=True)
 
 
-def _outcome(one: Trained) -> Outcome:
+def _seed_outcome(one: Trained) -> SeedOutcome:
     """Return what other ranks need to know of a trained head."""
     trial, head = one.trial, one.trial.head_config
     validation = trial.best or Scores()
     selected = trial.lr, trial.best_epoch, trial.curve
-    return Outcome(head.label, trial.seed, validation, one.test, *selected, head.to_plain(), trial.best_weights)
+    return SeedOutcome(head.label, trial.seed, validation, one.test, *selected, head.to_plain(), trial.best_weights)
 
 
-def _raise_or(value: list[Outcome], error: ForgeError | None) -> list[Outcome]:
+def _raise_or(value: list[SeedOutcome], error: ForgeError | None) -> list[SeedOutcome]:
     if error is not None:
         raise error
     return value
 
 
-def _result(one: Outcome, encoder: str, protocol: str, fraction: float, part: Part) -> Result:
+def _result(one: SeedOutcome, encoder: str, protocol: str, fraction: float, part: Part) -> Result:
     """Return the result of an outcome; raises Diverged where its scores are non-finite."""
     for split, found in (("validation", one.validation), ("test", one.test.scores)):
         if not found.are_finite:

@@ -14,7 +14,7 @@ WORDS = {
     "epochs": "{} epochs",
     "warmup_epochs": "{} warm-up epochs",
     "views": "{} views",
-    "neighbours": "{} neighbours",
+    "neighbors": "{} neighbors",
     "lrs": "lr {}",
     "select": "selected by {}",
     "evaluate_every": "evaluated every {} epochs",

@@ -11,8 +11,9 @@ from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.schedules import learning_rate
-from pretrain.metrics.telemetry import last_saved_step
+from pretrain.metrics.json_lines import last_saved_step
 from pretrain.weights.initial_weights import location_hash
+from shards.config.renames import rename_keys
 from shards.errors import ForgeError
 
 STRUCTURE = {
@@ -47,6 +48,7 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
             log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
     state, manifest = read_state(path), inputs.manifest
+    state["config"], _ = rename_keys(state["config"], PretrainConfig)
     _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
     _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path)
     _announce_rates(state, config)

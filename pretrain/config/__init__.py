@@ -1,44 +1,54 @@
 """The typed config of a pretraining run. No torch here: a wrong key is answered before anything heavy loads."""
 
-from typing import Any, Self
+from typing import Annotated, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from pretrain.config.data import AugmentConfig, DataConfig, ProbeConfig
 from pretrain.config.engine import EngineConfig
-from pretrain.config.model import ModelConfig
-from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig, ObjectiveConfig
+from pretrain.config.model import ModelConfig, ViTConfig
+from pretrain.config.objective import MaeConfig, ObjectiveConfig
 from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.config.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
+from pretrain.registries import ENCODERS, OBJECTIVES
 from shards.config import ConfigModel
-from shards.config.fields import PathText
+from shards.config.fields import PathText, Plugins
 
 
 class PretrainConfig(ConfigModel):
-    """Everything about a run; saved with it as ``config.yaml``.
+    """Everything about a run; saved with it as ``config.yaml``."""
 
-    ``init``: encoder to begin from, a path or URL of any file that ``load_encoder`` reads; null: drawn from the seed.
-    """
-
+    plugins: Plugins = ()
+    """Modules and .py files that register encoders, objectives and the like; imported before the rest is read."""
     run: RunConfig
+    """Where the run writes, and its seed."""
     data: DataConfig
+    """What is read."""
     augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = MaeConfig()
+    """How views of a tile are cut."""
+    model: Annotated[ModelConfig, ENCODERS] = ViTConfig(name="spec_vit_small")
+    """The encoder."""
+    objective: Annotated[ObjectiveConfig, OBJECTIVES] = MaeConfig()
+    """What is minimized."""
     init: PathText | None = None
+    """Encoder to begin from: the path or URL of any file that ``load_encoder`` reads; null draws weights from the
+    seed."""
     optim: OptimConfig = OptimConfig()
+    """How weights move."""
     train: TrainConfig
+    """How long, and in what batches."""
     engine: EngineConfig = EngineConfig()
+    """How DeepSpeed divides and computes the model."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is saved, and how a run continues."""
     guard: GuardConfig = GuardConfig()
+    """Which steps are skipped."""
     watchdog: WatchdogConfig = WatchdogConfig()
+    """Limits of time."""
     log: LogConfig = LogConfig()
+    """What is logged."""
     probe: ProbeConfig | None = None
-
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _mae_unless_named(cls, value: Any) -> Any:
-        return {"name": "mae", **value} if isinstance(value, dict) else value
+    """Evaluation of the encoder during training, on labeled shards; null for none."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
@@ -50,52 +60,13 @@ class PretrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _objective_fits_the_model(self) -> Self:
-        model, objective = self.model, self.objective
-        if isinstance(objective, MaeConfig):
-            if not model.is_vit:
-                raise ValueError(
-                    f"objective mae needs a ViT to mask: model.name {model.name} is none; use moco or dino"
-                )
-            patches = (model.image_size // model.patch_size) ** 2
-            if int(patches * (1 - objective.mask_ratio)) < 1:
-                raise ValueError(
-                    f"objective.mask_ratio {objective.mask_ratio} leaves none of {patches} patches visible"
-                )
-        if isinstance(objective, DinoConfig) and objective.local_crops.count and model.is_vit:
-            if objective.local_crops.size % model.patch_size:
-                raise ValueError(
-                    f"model.patch_size {model.patch_size} does not divide local_crops.size {objective.local_crops.size}"
-                )
+    def _objective_fits(self) -> Self:
+        self.objective.check(self)
         return self
 
     @model_validator(mode="after")
-    def _queue_fits(self) -> Self:
-        objective, train = self.objective, self.train
-        if isinstance(objective, MocoConfig):
-            if objective.queue % train.global_batch:
-                raise ValueError(
-                    f"objective.queue {objective.queue} must be a multiple of train.global_batch {train.global_batch}"
-                )
-            if train.micro_batch < 2 * self.model.bn_group:
-                raise ValueError(
-                    f"train.micro_batch {train.micro_batch} must be at least two of model.bn_group "
-                    f"{self.model.bn_group}: keys are shuffled between groups, or batch norm gives them away"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _steps_hold_the_schedules(self) -> Self:
-        """Where a warm-up outlasts the training, its peak is never reached: no error, but not what was meant either."""
-        spans = {"optim.warmup_steps": self.optim.warmup_steps}
-        if isinstance(self.objective, DinoConfig):
-            names = ("warmup_temperature_steps", "freeze_last_layer_steps")
-            spans |= {f"objective.{name}": getattr(self.objective, name) for name in names}
-        if longer := [f"{name} {span}" for name, span in spans.items() if span > self.train.steps]:
-            raise ValueError(
-                f"{' and '.join(longer)} must be at most train.steps {self.train.steps}: lower that, or raise "
-                "train.steps"
-            )
+    def _warmup_ends(self) -> Self:
+        self.train.check_spans({"optim.warmup_steps": self.optim.warmup_steps})
         return self
 
     @model_validator(mode="after")
@@ -115,7 +86,7 @@ class PretrainConfig(ConfigModel):
         return self.optim.lr if reference is None else self.optim.lr * self.train.global_batch / reference
 
     def accumulation(self, world_size: int) -> int:
-        """Micro batches per step and process; raises ValueError where they don't come out whole."""
+        """Return the micro batches per step and process; raise ValueError where they are not whole."""
         per_round = self.train.micro_batch * world_size
         if self.train.global_batch % per_round:
             raise ValueError(

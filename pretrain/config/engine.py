@@ -11,28 +11,29 @@ Stage = Annotated[int, Field(ge=0, le=3)]
 
 
 class EngineConfig(ConfigModel):
-    """DeepSpeed. ``precision``: fp32; autocast (bf16 compute, fp32 parameters); bf16 (bf16 parameters, fp32 master).
-
-    ``activation_checkpointing``: what the backward pass computes again instead of keeping it, with the same numbers:
-    ``none``; ``selective``, all of a block but matrix products and attention; ``blocks``, blocks and stem: least
-    memory, a third more work. ``compile``: torch.compile for the stem's and the loss's arithmetic, and at stages 0 to 2
-    for the transformer blocks. ``reduce_bucket_size``, ``prefetch_bucket_size``: weights of one collective; null: an
-    eighth and a sixteenth of the model, within 1 to 50 million.
-    """
+    """How DeepSpeed divides and computes the model."""
 
     zero_stage: Stage = 3
+    """ZeRO stage: what is divided among processes. 0: nothing; 1: optimizer; 2: gradients, too; 3: weights, too."""
     precision: Literal["fp32", "autocast", "bf16"] = "autocast"
+    """fp32; autocast (compute in bf16, weights in fp32); or bf16 (weights in bf16 with a copy in fp32)."""
     activation_checkpointing: Literal["none", "selective", "blocks"] = "none"
+    """What the backward pass computes again, with the same numbers: nothing; ``selective``, all of a block but matrix
+    products and attention; ``blocks``, blocks and stem, for the least memory and a third more work."""
     compile: Switch = False
+    """Use torch.compile for the arithmetic of stem and loss and, at stages 0 to 2, for transformer blocks."""
     reduce_bucket_size: Positive | None = None
+    """Weights of one reduction; null: an eighth of the model, within 1 to 50 million."""
     prefetch_bucket_size: NotNegative | None = None
+    """Weights gathered ahead at stage 3; null: a sixteenth of the model, within 1 to 50 million."""
     param_persistence_threshold: NotNegative = 100_000
+    """Parameters of up to so many weights are not divided at stage 3."""
 
     def buckets(self, parameters: int) -> tuple[int, int]:
-        """Weights of one reduction and of one gathering, for a model of so many parameters.
+        """Return the weights of one reduction and of one gathering, for a model of ``parameters`` weights.
 
-        Several collectives a pass, so that all but the last can hide under the work; none so small that it is all
-        latency; and no buffers as large as a small model.
+        A pass has several collectives, so that all but the last overlap with compute; each is large enough not to be
+        bound by latency, and small beside the model.
         """
 
         def share(part: int) -> int:
@@ -42,7 +43,7 @@ class EngineConfig(ConfigModel):
         return share(8) if reduce is None else reduce, share(16) if prefetch is None else prefetch
 
     def sized(self, parameters: int) -> "EngineConfig":
-        """With its `buckets` filled in."""
+        """Return the config with its `buckets` filled in."""
         reduce, prefetch = self.buckets(parameters)
         return self.model_copy(update={"reduce_bucket_size": reduce, "prefetch_bucket_size": prefetch})
 

@@ -1,40 +1,36 @@
 """The encoder that a run trains."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from shards.config import ConfigModel
+from shards.config import NamedConfig
 from shards.config.fields import Positive
 
 
-class ModelConfig(ConfigModel):
-    """The encoder. ``image_size`` and ``patch_size`` in pixels; ``bn_group``: samples that share batch statistics."""
+class ModelConfig(NamedConfig):
+    """The encoder. Encoders with options of their own extend this class."""
 
-    name: Literal[
-        "spec_vit_tiny",
-        "spec_vit_small",
-        "spec_vit_base",
-        "spec_vit_large",
-        "spec_vit_huge",
-        "spec_vit_giant",
-        "spec_vit_gigantic",
-        "spec_resnet50",
-        "vit_tiny",
-        "vit_small",
-        "resnet50",
-    ] = "spec_vit_small"
+    is_vit: ClassVar[bool] = False
+    """Whether the encoder is a transformer on patches, which MAE can mask."""
+
     image_size: Positive = 128
+    """Side of the images that it is trained on, in pixels."""
     patch_size: Positive = 4
+    """Side of a ViT's patch, in pixels."""
     bn_group: Positive = 8
+    """Samples that share batch-norm statistics."""
     attention: Literal["auto", "xformers", "sdpa", "math"] = "auto"
+    """Kernel of a ViT's attention; ``auto`` takes xformers on GPUs where it is installed, else torch's."""
 
-    @property
-    def is_vit(self) -> bool:
-        return "vit" in self.name
+
+class ViTConfig(ModelConfig):
+    """A vision transformer."""
+
+    is_vit: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _patch_divides_image(self) -> Self:
-        if self.is_vit and self.image_size % self.patch_size:
+        if self.image_size % self.patch_size:
             raise ValueError(f".patch_size {self.patch_size} does not divide .image_size {self.image_size}")
         return self

@@ -13,25 +13,32 @@ Fixed = Literal[
 
 
 class RunConfig(ConfigModel):
-    """Where a run writes, and what it is seeded with."""
+    """Where a run writes, and its seed."""
 
     dir: PathText
+    """Folder of the run; a run that is started again continues what it finds there."""
     seed: Seed = 0
-    threads: Threads = 1  # CPU threads per process; launchers differ in what they set
+    """Seed of everything that is random."""
+    threads: Threads = 1
+    """CPU threads of torch, per process."""
 
 
 class CheckpointConfig(ConfigModel):
-    """Every how many steps, and what is kept: the last ``keep``, and for good those at multiples of ``keep_every``
-    (0: none). ``quota_gb``: room that the run folder may take. ``resume``: ``must`` makes it an error to find nothing
-    to continue. ``accept``: keys that may differ from the checkpoint's though they change the order of samples or
-    what weights mean, such as ``train.global_batch`` or ``dataset``; ``init``: begin from an encoder of other bands."""
+    """What is saved, and how a run continues."""
 
     every: Positive = 1000
+    """Steps between two checkpoints."""
     keep: Positive = 3
+    """Newest checkpoints that are kept."""
     keep_every: NotNegative = 0
+    """Checkpoints at multiples of these steps are kept for good; 0 for none."""
     quota_gb: Positive | None = None
+    """Largest size of the run folder, in gigabytes; null for no limit."""
     resume: Literal["auto", "must"] = "auto"
+    """Continue what is there (auto), or fail where nothing is (must)."""
     accept: tuple[Fixed, ...] = Field(default=(), strict=False)
+    """Keys that may differ from the checkpoint's although they change the order of samples or what weights mean;
+    ``init`` begins from an encoder of other bands."""
 
     @model_validator(mode="after")
     def _kept_ones_are_saved(self) -> Self:
@@ -41,31 +48,39 @@ class CheckpointConfig(ConfigModel):
 
 
 class GuardConfig(ConfigModel):
-    """Steps that are skipped: a loss or gradient norm that is no number, or more than ``sigma`` standard deviations
-    (0: any) above the mean of the last ``window`` steps. After ``patience`` in a row the weights go back."""
+    """Steps that are skipped: those whose loss or gradient norm is non-finite or an outlier."""
 
     window: Annotated[int, Field(ge=8, le=1_000_000)] = 128
+    """Steps whose mean and standard deviation a step is compared with."""
     sigma: Weight = 6.0
+    """Standard deviations above the mean from which a step is an outlier; 0 for any number."""
     patience: Positive = 5
+    """Steps skipped in a row after which the run returns to its last checkpoint."""
 
 
 class WatchdogConfig(ConfigModel):
-    """Limits in seconds, 0 for none: of the start, of one step, of a whole evaluation and of a save; ``grace``: from
-    being asked to stop until the run ends, saved or not (below the scheduler's own)."""
+    """Limits of time, in seconds; 0 for none."""
 
     setup: NotNegative = 1800
+    """Longest start."""
     step: NotNegative = 900
+    """Longest step."""
     evaluation: NotNegative = 3600
+    """Longest evaluation."""
     saving: NotNegative = 1800
+    """Longest save."""
     grace: NotNegative = 600
+    """Time from being asked to stop until the run ends, saved or not; set it below the scheduler's own."""
 
 
 class LogConfig(ConfigModel):
-    """Every how many steps: training scalars, and validation with its pictures (0: only at the end). ``samples``:
-    keep a ledger of every sample that every step trained on. ``peak_tflops``: of one device at the run's precision,
-    for MFU; null takes what its vendor says, where its name is known."""
+    """What is logged."""
 
     every: Positive = 10
+    """Steps between two lines of training metrics."""
     validate_every: NotNegative = 1000
+    """Steps between two validations with their pictures; 0 validates only at the end."""
     samples: Switch = False
+    """Keep a log of every sample that every step trained on."""
     peak_tflops: Rate | None = None
+    """Peak of one device at the run's precision, in TFLOP/s, for MFU; null takes the vendor's where it is known."""

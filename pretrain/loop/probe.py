@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.engine.zero import ZeroEngine
-from pretrain.loop.validation import check_stop
+from pretrain.loop.evaluating import check_stop
 from pretrain.objectives.objective import Objective
 from pretrain.resilience.guard import Diverged
 from pretrain.weights.finite import is_finite
@@ -99,7 +99,7 @@ class EncoderProbe:
         if not (is_finite(train.features) and is_finite(val.features)):
             raise Diverged("diverged: the probe's features are NaN or infinite: lower optim.lr")
         return {
-            "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbours), val.labels),
+            "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbors), val.labels),
             "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),
         }
 

@@ -63,6 +63,7 @@ def sample_flops(config: PretrainConfig, bands: int) -> Parts:
         head = 2 * (width * objective.hidden + objective.hidden * objective.dim)
         logits = 2 * objective.dim * objective.queue
         return _add(trained, view) | {"head": 4 * head + 2 * logits}  # the queue has no gradient
+    assert isinstance(objective, DinoConfig)
     local, count = objective.local_crops, objective.local_crops.count
     small = encoder_training_flops(model, bands, local.size)
     head = (3 * (2 + count) + 2) * dino_head_flops(width, objective)
@@ -86,6 +87,7 @@ def recomputed_flops(config: PretrainConfig, bands: int) -> int:
     view = _recomputed(config, bands, model.image_size, None)
     if isinstance(objective, MocoConfig):
         return view
+    assert isinstance(objective, DinoConfig)
     local = objective.local_crops
     return 2 * view + (local.count * _recomputed(config, bands, local.size, None) if local.count else 0)
 

@@ -63,7 +63,7 @@ class RunFolder:
                 self.record = replace(self.record, step=before.step, steps=before.steps, samples=before.samples)
             self._write(self.record)
 
-    def tell(
+    def write_status(
         self, status: Status, step: int, steps: int, samples: int = 0, part: str | None = None, reason: str = ""
     ) -> None:
         """Write ``status.json``: launchers change exit codes, this file doesn't. Rank 0 alone.
@@ -74,7 +74,7 @@ class RunFolder:
         record = replace(self.record, status=status, step=step, steps=steps, samples=samples, reason=reason)
         self._write(record if part is None else replace(record, part=part))
 
-    def tell_part(self, part: str | None = None, samples: int | None = None, at_once: bool = False) -> None:
+    def report_progress(self, part: str | None = None, samples: int | None = None, at_once: bool = False) -> None:
         """Where an evaluation is within a part; any rank may call it as often as it likes, rank 0 writes.
 
         Args:

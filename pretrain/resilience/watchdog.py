@@ -79,7 +79,7 @@ class Watchdog:
             self._world, self._store = dist.get_world_size(), store
             threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True).start()
 
-    def tell_failure(self, reason: str) -> None:
+    def report_failure(self, reason: str) -> None:
         """This rank is about to end with an error: launchers will stop the others by signals, which is no reason to
         ask for another start."""
         self.leave_run("failed", reason)

@@ -8,17 +8,21 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards.config.errors import describe
 from shards.config.fields import expand_path, fill_in
+from shards.config.renames import rename_keys
 from shards.config.yaml import MOST_DEPTH, Unquoted, depth, dump_yaml, parse_yaml, typed
+from shards.console import get_logger, launched_rank
 from shards.errors import ConfigError
 from shards.files.text import read_text_file
+from shards.plugins import absolute_plugin, load_plugins
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+logger = get_logger(__name__)
 BRACED = re.compile(r"\$\{(\w+)\}")
 
 
@@ -29,9 +33,19 @@ class StrictModel(BaseModel):
 
 
 class ConfigModel(StrictModel):
-    """Base of every config section; its numbers are finite."""
+    """Base of every config section: numbers are finite, and the docstring below a field is its description."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Old names of keys, accepted with a warning, and the new ones."""
+
+
+class NamedConfig(ConfigModel):
+    """Base of the config of a registered implementation; see `shards.registry.Registry`."""
+
+    name: str
+    """Name of the implementation."""
 
 
 Schema = TypeVar("Schema", bound=ConfigModel)
@@ -55,7 +69,10 @@ def load_config(
     data = _read_with_bases(path, ())
     for override in overrides:
         _apply_override(data, override)
-    return check_config(_substitute(data, str(path), assumed or {}), schema, str(path))
+    data = _substitute(data, str(path), assumed or {})
+    if "plugins" in schema.model_fields:
+        load_plugins(_place_plugins(data, Path()), str(path))
+    return check_config(data, schema, str(path))
 
 
 def check_config(data: Any, schema: type[Schema], where: str) -> Schema:
@@ -63,9 +80,17 @@ def check_config(data: Any, schema: type[Schema], where: str) -> Schema:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping of keys to values, found {_kind(data)}")
     try:
+        data, renamed = rename_keys(data, schema)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    for old, new in renamed if launched_rank() == 0 else ():
+        logger.warning(
+            "%s: key '%s' is now '%s': rename it; the next version does not know the old name", where, old, new
+        )
+    try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {describe(error, schema)}") from None
+        raise ConfigError(f"{where}: {describe(error, schema, data)}") from None
 
 
 def parse_values(text: str, where: str, suffix: str = ".yaml") -> Any:
@@ -100,6 +125,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     data = parse_values(read_text_file(path, f"{path}"), str(path), path.suffix)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a config is a YAML mapping of sections, found {_kind(data)}")
+    _place_plugins(data, path.parent)
     base = data.pop("base", None)
     if base is None:
         return data
@@ -110,6 +136,18 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: key 'base': {error}") from None
     return _merge(_read_with_bases(below, (*seen, path.resolve())), data)
+
+
+def _place_plugins(data: dict[str, Any], folder: Path) -> list[str]:
+    """Make the paths of plugins absolute, relative to ``folder``, and return the plugins.
+
+    What is not a list of text is left to the schema.
+    """
+    plugins = data.get("plugins")
+    if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
+        return []
+    data["plugins"] = [absolute_plugin(os.path.expandvars(os.path.expanduser(plugin)), folder) for plugin in plugins]
+    return data["plugins"]
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

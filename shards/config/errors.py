@@ -4,12 +4,23 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from shards.config.annotations import (
+    annotation_of,
+    bare_type,
+    is_union,
+    item_annotation,
+    metadata_of,
+    registry_of,
+    section_type,
+    section_types,
+    union_members,
+)
 from shards.config.fields import Says
 from shards.config.yaml import typed
 from shards.errors import ConfigError
@@ -20,12 +31,12 @@ NOTHING = ("", "none", "nil", "null")
 Kinds = dict[str, type[BaseModel]]
 
 
-def describe(error: ValidationError, schema: type[BaseModel]) -> str:
-    """One line for the first error, with the nearest key where a key was unknown."""
+def describe(error: ValidationError, schema: type[BaseModel], data: Any) -> str:
+    """One line for the first error in ``data``, with the nearest key where a key was unknown."""
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    key, kind, kinds = _locate(_place(first), schema)
-    keys = {_locate(_place(problem), schema)[0] for problem in problems}
+    key, kind, kinds = _locate(_place(first), schema, data)
+    keys = {_locate(_place(problem), schema, data)[0] for problem in problems}
     others = sum(not any(one != other and other.startswith(f"{one}.") for other in keys) for one in keys) - 1
     more = f" (and {others} more)" if others else ""
     return _line(first, key, kind, schema, kinds) + more
@@ -47,7 +58,9 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
         case "union_tag_invalid":
             tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             near = _nearest(str(tag), re.findall(r"'([^']*)'", known))
-            return f"key '{key}.name': '{tag}' is none of {known}{near}"
+            return f"key '{key}.name': '{tag}' is none of {known}{near or '; a plugin may add it'}"
+        case "union_tag_not_found":
+            return f"key '{key}.name' is required"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             if isinstance(value, dict):  # a section's rules name its own keys with a dot in front
@@ -66,10 +79,10 @@ def _short(value: Any) -> str:
 # ---- where ----
 
 
-def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, Any, Kinds]:
-    """The key of a pydantic location, the annotation of its value, and which kind of section each tag in it chose.
+def _locate(loc: tuple[int | str, ...], schema: type[BaseModel], data: Any) -> tuple[str, Any, Kinds]:
+    """The key of a pydantic location, the annotation of its value, and the kind of each section that has several.
 
-    Tags, and the names that pydantic gives the members of a union, are no part of the key.
+    The names that pydantic gives the members of a union are no part of the key.
     """
     parts: list[str] = []
     kinds: Kinds = {}
@@ -77,71 +90,30 @@ def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, A
     for part in loc:
         if part == "[key]":  # of a mapping
             continue
-        sections = list(_sections(here))
-        tagged = [section for section in sections if part in _tags(section)]
-        if len(sections) > 1 and tagged:
-            here = kinds[".".join(parts)] = tagged[0]
-        elif named := [section for section in sections if part in section.model_fields]:
+        if registry_of(here) and (chosen := section_type(here, data)):
+            here = kinds[".".join(parts)] = chosen
+        data = _value_at(data, part)
+        sections = list(section_types(here))
+        if named := [section for section in sections if part in section.model_fields]:
             parts.append(str(part))
-            here = _annotated(named[0].model_fields[str(part)])
-        elif sections or _items(here) is None:
-            if not sections and len(_members(here)) > 1:
+            here = annotation_of(named[0].model_fields[str(part)])
+        elif sections or item_annotation(here) is None:
+            if not sections and len(union_members(here)) > 1:
                 continue  # "list[int]" or "literal['others']"
             parts.append(str(part))
             here = None
-        elif isinstance(part, int) or get_origin(_bare(here)) is dict:
+        elif isinstance(part, int) or get_origin(bare_type(here)) is dict:
             parts.append(str(part))
-            here = _items(here, part)
+            here = item_annotation(here, part)
     return ".".join(parts), here, kinds
 
 
-def _annotated(field: FieldInfo) -> Any:
-    """A field's annotation with its bounds."""
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _members(annotation: Any) -> list[Any]:
-    """Members of a union but None, each with its bounds; else the annotation itself."""
-    bare = _bare(annotation)
-    if _is_union(bare):
-        found = [member for member in get_args(bare) if member is not NoneType]
-        outer = get_args(annotation)[1:] if bare is not annotation else ()
-        return [Annotated[member, *outer] if outer else member for member in found]
-    return [annotation]
-
-
-def _is_union(bare: Any) -> bool:
-    return get_origin(bare) in (Union, UnionType)
-
-
-def _items(annotation: Any, number: int | str = 0) -> Any:
-    """The annotation of a value in a list or mapping; None where it is neither."""
-    for member in _members(annotation):
-        bare = _strip(member)
-        if get_origin(bare) is dict:
-            return get_args(bare)[1]
-        if get_origin(bare) in (list, tuple):
-            args = get_args(bare)
-            return args[number] if isinstance(number, int) and len(args) > number and args[-1] is not ... else args[0]
-    return None
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The kinds of section that a field may hold; none where it holds a value."""
-    for member in _members(annotation):
-        bare = _bare(member)
-        if _is_union(bare):
-            yield from _sections(bare)
-        if isinstance(bare, type) and issubclass(bare, BaseModel):
-            yield bare
-
-
-def _tags(section: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(getattr(section.model_fields.get("name"), "annotation", None))
+def _value_at(data: Any, part: int | str) -> Any:
+    inside = isinstance(data, dict) or (isinstance(data, list | tuple) and isinstance(part, int))
+    try:
+        return data[part] if inside else None
+    except LookupError:
+        return None
 
 
 # ---- which key was meant ----
@@ -170,8 +142,9 @@ def _keys(schema: type[BaseModel], prefix: str, kinds: Kinds) -> Iterator[str]:
     for name, field in schema.model_fields.items():
         yield prefix + name
         chosen = kinds.get(prefix + name)
-        annotation = _annotated(field)
-        for kind in [chosen] if chosen else [*_sections(annotation), *_sections(_items(annotation))]:
+        annotation = annotation_of(field)
+        within = [*section_types(annotation), *section_types(item_annotation(annotation))]
+        for kind in [chosen] if chosen else within:
             yield from _keys(kind, f"{prefix}{name}.", kinds)
 
 
@@ -180,18 +153,18 @@ def _keys(schema: type[BaseModel], prefix: str, kinds: Kinds) -> Iterator[str]:
 
 def _expected(annotation: Any) -> str:
     """What a value is called: "a whole number, at least 1"."""
-    optional = ", or null" if NoneType in get_args(_bare(annotation)) else ""
-    told = " or ".join(dict.fromkeys(_one(member) for member in _members(annotation)))
+    optional = ", or null" if NoneType in get_args(bare_type(annotation)) else ""
+    told = " or ".join(dict.fromkeys(_one(member) for member in union_members(annotation)))
     return told + optional
 
 
 def _one(annotation: Any) -> str:
-    bare = _bare(annotation)
-    metadata = list(_flat(get_args(annotation)[1:])) if bare is not annotation else []
+    bare = bare_type(annotation)
+    metadata = list(_flat(metadata_of(annotation)))
     for item in metadata:
         if isinstance(item, Says):
             return item.text
-    if get_origin(bare) is Annotated or _is_union(bare):
+    if get_origin(bare) is Annotated or is_union(bare):
         return _expected(bare)
     bounds = _bounds(metadata)
     if get_origin(bare) is Literal:
@@ -231,7 +204,7 @@ def _mend(value: Any, annotation: Any) -> str:
         return ": an empty value is null: give a value, or remove the key"
     if isinstance(value, str) and "${" in value:
         return ": a variable is written ${NAME}, without a default"
-    kinds = [_strip(member) for member in _members(annotation)]
+    kinds = [bare_type(member) for member in union_members(annotation)]
     if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
         return ""
     adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -263,10 +236,3 @@ def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
             yield str(bool(value)).lower(), bool(value)
         yield f"'{value}' in quotes, on a command line \"'{value}'\"", str(value)
         yield f"[{value}]", [value]
-
-
-def _strip(annotation: Any) -> Any:
-    """An annotation without the bounds around it."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return annotation

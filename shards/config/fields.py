@@ -145,6 +145,9 @@ def expand_path(text: str) -> str:
     return path
 
 
+Plugins = Annotated[tuple[Name, ...], Field(strict=False)]
+"""Names of modules and paths of .py files: see `shards.plugins`."""
+
 PathText = Annotated[str, AfterValidator(expand_path), Says("a path")]
 
 PlainName = Annotated[str, AfterValidator(plain_name)]

@@ -21,11 +21,11 @@ class BestEffort:
     write succeeds.
 
     Args:
-        path: for messages.
+        path: what is written, for messages.
         errors: what may go wrong.
     """
 
-    def __init__(self, path: Path, errors: type[Exception] = OSError) -> None:
+    def __init__(self, path: Path | str, errors: type[Exception] = OSError) -> None:
         self.path, self.errors = path, errors
         self._missed, self._told, self._quiet_until = 0, False, 0.0
 

@@ -21,25 +21,24 @@ class ViewConfig(ConfigModel):
     """Conditions that a tile must meet, all of them; the default lets every tile pass.
 
     A tile of unknown position, date or cloud share does not meet a condition on it.
-
-    Attributes:
-        bbox: west, south, east, north in degrees (WGS 84), of tile centers. West may exceed east
-            (across the date line).
-        begin, end: first and last day of acquisition, ISO.
-        max_cloud, max_nodata: largest share of a tile's pixels.
-        split: of a labeled dataset.
-        keep, deny: text files, one scene, location or sample key a line; ``#`` begins a comment. Pretraining
-            leaves out the scenes of a test set by ``deny``.
     """
 
     bbox: Bounds | None = None
+    """West, south, east and north of tile centers, in degrees (WGS 84); west may exceed east (across the date line)."""
     begin: Day | None = None
+    """First day of acquisition, as 2022-06-30."""
     end: Day | None = None
+    """Last day of acquisition."""
     max_cloud: Share | None = None
+    """Largest share of clouded pixels."""
     max_nodata: Share | None = None
+    """Largest share of missing pixels."""
     split: Literal["train", "val", "test"] | None = None
+    """Split of a labeled dataset."""
     keep: PathText | None = None
+    """Text file of scenes, locations or sample keys, one a line (``#`` begins a comment): only these are used."""
     deny: PathText | None = None
+    """Text file as ``keep``: these are left out, such as the scenes of a test set."""
 
     @model_validator(mode="after")
     def _begin_before_end(self) -> Self:
@@ -53,14 +52,12 @@ class ViewConfig(ConfigModel):
 
 
 class OrderConfig(ConfigModel):
-    """How an epoch is ordered.
-
-    ``global`` shuffles all units: every read is at a random place, right for NVMe, page cache and Lustre.
-    ``windowed`` reads ``window`` shards at a time in shuffled order and shuffles inside them, right for
-    object stores, disks and staging. ``sampling``: an epoch visits every tile, or every location with one
-    of its timestamps.
-    """
+    """How an epoch is ordered."""
 
     shuffle: Literal["global", "windowed"] = "global"
+    """``global`` shuffles all units, so that every read is at a random place: for NVMe, page cache and Lustre.
+    ``windowed`` shuffles shards and, inside ``window`` of them at a time, tiles: for object stores, disks, staging."""
     window: Positive = 16
+    """Shards read at a time by ``windowed``."""
     sampling: Literal["tile", "location"] = "tile"
+    """An epoch visits every tile, or every location with one of its timestamps."""

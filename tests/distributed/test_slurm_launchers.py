@@ -131,7 +131,7 @@ def test_a_run_that_fails_fails_its_job_whatever_started_it(lab: Lab, whole: lis
 def test_evaluations_are_swept_on_several_processes(lab: Lab, whole: list[float]) -> None:
     options = ["--tasks-per-node", 2, "--cpus-per-task", 1, "--time", "30:00", "--launcher", "torchrun"]
     words = [sys.executable, SLURM, "finetune", "--config", lab.evaluation, *options, "run.dir=swept-scores"]
-    sweep = ["--seeds", 1, "--sweep", "knn.neighbours=3,5", f"checkpoint={lab.folder}/whole/encoder.safetensors"]
+    sweep = ["--seeds", 1, "--sweep", "knn.neighbors=3,5", f"checkpoint={lab.folder}/whole/encoder.safetensors"]
     done = subprocess.run(
         [*map(str, words), *map(str, sweep)],
         cwd=lab.folder,
@@ -145,8 +145,8 @@ def test_evaluations_are_swept_on_several_processes(lab: Lab, whole: list[float]
     lab.finish(report, "swept-scores", "COMPLETED", "FAILED", "CANCELLED")
     assert lab.cluster.state(report) == "COMPLETED", lab.output("swept-scores")
     folder = lab.folder / "swept-scores" / "crops"
-    for neighbours in (3, 5):
-        assert (folder / f"knn.neighbours={neighbours}" / "seed-0" / "results.json").exists()
+    for count in (3, 5):
+        assert (folder / f"knn.neighbors={count}" / "seed-0" / "results.json").exists()
     assert (lab.folder / "swept-scores" / "report" / "report.csv").exists()
 
 

@@ -13,7 +13,7 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.engine.zero import ZeroEngine
-from pretrain.metrics.step_parts import StepParts
+from pretrain.metrics.phase_timer import PhaseTimer
 from pretrain.models.initialize import initialize
 from pretrain.objectives.mae import MaskedAutoencoder
 from tools.planner.activations import build_module, inputs
@@ -22,7 +22,7 @@ from tools.planner.step_time import OPTIMIZER_BYTES, grouped_flops
 
 BANDS = 202
 STEPS = 5
-PARTS = ("stem", "encoder", "decoder")
+PHASES = ("stem", "encoder", "decoder")
 
 
 def calibrate(config: PretrainConfig) -> Profile:
@@ -30,18 +30,18 @@ def calibrate(config: PretrainConfig) -> Profile:
     group = config.model.bn_group
     engine = build_engine(with_micro_batch(config, group))
     weights = sum(parameter.numel() for parameter in _whole(config).parameters())
-    parts = StepParts(engine.module, None, _device())
+    parts = PhaseTimer(engine.module, None, _device())
     engine.mark = parts.mark
     times = [_seconds(engine, parts, with_micro_batch(config, size)) for size in (group, 2 * group)]
     flops = grouped_flops(config, BANDS)
-    slopes = {part: max((times[1][part] - times[0][part]) / group, times[1][part] / 20 / group) for part in PARTS}
+    slopes = {part: max((times[1][part] - times[0][part]) / group, times[1][part] / 20 / group) for part in PHASES}
     rest = sum(seconds for part, seconds in times[0].items() if part != "optimizer") - group * sum(slopes.values())
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, 1 thread"
     return Profile(
         device=name,
         precision=config.engine.precision,
         model=config.model.name,
-        flops={part: flops[part] / slopes[part] for part in PARTS},
+        flops={part: flops[part] / slopes[part] for part in PHASES},
         optimizer=OPTIMIZER_BYTES * weights / min(one["optimizer"] for one in times),
         fixed=max(0.0, rest),
     )
@@ -85,7 +85,7 @@ def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
     return step
 
 
-def _seconds(engine: ZeroEngine, parts: StepParts, config: PretrainConfig) -> dict[str, float]:
+def _seconds(engine: ZeroEngine, parts: PhaseTimer, config: PretrainConfig) -> dict[str, float]:
     """Median seconds of each part of a step."""
     step = step_of(engine, config)
     step()

@@ -240,7 +240,7 @@ def test_an_epochs_batches_are_full_and_visit_every_window():
 
 def test_neighbours_vote_for_their_own_class(splits):
     train, test = splits["train"], splits["test"]
-    bank = NearestNeighbors(Told(train), train, np.arange(24), kind_of(TASK), KnnConfig(neighbours=5), seed=0)
+    bank = NearestNeighbors(Told(train), train, np.arange(24), kind_of(TASK), KnnConfig(neighbors=5), seed=0)
     found = bank.predict(Told(test).batch(np.arange(5), np.zeros(5, int)), 8)
     assert found.shape == (5, 8, 8)
     assert (found.numpy() == test.labels).mean() > 0.95
@@ -268,7 +268,7 @@ def test_pooled_neighbours_give_weighted_means_of_labels():
             return torch.eye(4)[torch.from_numpy(rows)]
 
     bank = NearestNeighbors(
-        Pooled(), split, np.arange(4), kind_of(task), KnnConfig(neighbours=2, temperature=0.05), seed=0
+        Pooled(), split, np.arange(4), kind_of(task), KnnConfig(neighbors=2, temperature=0.05), seed=0
     )
     found = bank.predict(torch.tensor([[0.0, 0.0, 1.0, 0.0]]), 8)
     assert found[0].tolist() == pytest.approx([2.0] * 4, abs=1e-3)

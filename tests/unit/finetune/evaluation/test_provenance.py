@@ -24,6 +24,7 @@ CONFIG = FinetuneConfig.model_validate(
 )
 
 BY_CONTENT = {
+    "plugins": "their files are part of the code",
     "run.seed": "the rows that it draws, the splits and the twin's weights are hashed",
     "task": "its content is hashed",
     "checkpoint": "its weights are hashed",
@@ -250,7 +251,14 @@ NOT_COMPUTING = {
     "pretrain.weights.finite": "refuses values and changes none",
     "pretrain.weights.files": "finds and loads weights, which are hashed",
     "pretrain.models.activation_checkpointing": "the same numbers by less memory",
-    "pretrain.metrics.telemetry": "console",
+    "finetune.protocols.training_status": "console and status",
+    "pretrain.checkpointing.manager": "files",
+    "pretrain.loop.callback": "types",
+    "pretrain.loop.callbacks.divergence": "ends a run",
+    "pretrain.loop.callbacks.saving": "files",
+    "pretrain.metrics.timer": "times",
+    "pretrain.console": "console",
+    "shards.progress": "console",
     "pretrain.resilience.watchdog": "limits",
     "shards": "package",
     "shards.files.untrusted": "files",

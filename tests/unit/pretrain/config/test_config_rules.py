@@ -64,7 +64,7 @@ def check_refused(tmp_path, text, overrides, schema, says):
         (["guard.window=3"], "key 'guard.window': expected a whole number from 8 to 1000000, got 3"),
         (["watchdog.step=-1"], "key 'watchdog.step'"),
         (["log.every=0"], "key 'log.every'"),
-        (["probe={shards: x, neighbours: 0}"], "key 'probe.neighbours'"),
+        (["probe={shards: x, neighbors: 0}"], "key 'probe.neighbors'"),
         (["probe={shards: x, ignore: [0, 0]}"], "key 'probe.ignore': 0 is given twice: remove one of them"),
         # rules between keys
         (["augment.crop_scale=[1.0, 0.4]"], "key 'augment.crop_scale': [1.0, 0.4] must ascend: write [0.4, 1.0]"),
@@ -123,7 +123,7 @@ def test_a_pretraining_that_can_not_be_meant_is_refused(tmp_path, overrides, say
         (["frozen.heads=[]"], "key 'frozen.heads': expected a list of one value or more"),
         (["frozen.views=9"], "key 'frozen.views': expected a whole number from 1 to 8, got 9"),
         (["frozen.quota_gb=1e300"], "key 'frozen.quota_gb'"),
-        (["knn.neighbours=0"], "key 'knn.neighbours': expected a whole number of at least 1, got 0"),
+        (["knn.neighbors=0"], "key 'knn.neighbors': expected a whole number of at least 1, got 0"),
         (["knn.temperature=0"], "key 'knn.temperature'"),
         (["data.label_field=''"], "key 'data.label_field': expected a name, or null, got '': write null"),
         (["data.shards=x"], "give one of data.root, data.shards, or data.images with data.labels"),

@@ -113,7 +113,7 @@ def test_scores_of_an_encoder(labeled, contrast):
     """Spectra tell the classes, and so does an encoder of random weights; asked again, it scores the same."""
     objective, engine = contrast
     before = {name: value.clone() for name, value in objective.module.state_dict().items()}
-    probe = EncoderProbe(_config(labeled / "shards", neighbours=5), 202)
+    probe = EncoderProbe(_config(labeled / "shards", neighbors=5), 202)
     scores = probe.scores(objective, engine)
     assert scores == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
     assert all(torch.equal(value, before[name]) for name, value in objective.module.state_dict().items())

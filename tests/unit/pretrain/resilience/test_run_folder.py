@@ -1,6 +1,5 @@
 """One run at a time in a folder, room for its checkpoints, and what of a run's records survives a resume."""
 
-import json
 import random
 import subprocess
 import sys
@@ -12,9 +11,7 @@ import torch
 
 from pretrain.checkpointing.random_state import random_state, set_random_state
 from pretrain.config.run import CheckpointConfig
-from pretrain.loop.sample_log import SampleLog
 from pretrain.metrics.stragglers import Shares
-from pretrain.metrics.telemetry import last_saved_step
 from pretrain.resilience.run_folder import RunFolder
 from shards.errors import ConfigError
 
@@ -53,28 +50,9 @@ def test_the_quota_counts_those_kept_for_good(tmp_path: Path) -> None:
 
 
 def test_status_is_one_json_line(tmp_path: Path) -> None:
-    RunFolder(tmp_path).tell("stopped", 12, 100)
+    RunFolder(tmp_path).write_status("stopped", 12, 100)
     (line,) = (tmp_path / "status.json").read_text().splitlines()
     assert line.startswith('{"status": "stopped", "step": 12, "steps": 100, ')  # scripts look for it with grep
-
-
-def test_the_ledger_forgets_steps_after_the_checkpoint_also_those_of_other_ranks(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": step, "samples": [step], "tiles": [0]}) for step in range(1, 6)]
-    for rank in range(2):
-        (tmp_path / f"samples-{rank:05d}.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "sam')
-    ledger = SampleLog(tmp_path, 3)
-    ledger.record(4, np.array([7, 8]), np.array([1, 2]))
-    steps = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(tmp_path.iterdir())]
-    assert [line["step"] for line in steps[0]] == [1, 2, 3, 4]
-    assert steps[0][3] == {"step": 4, "samples": [7, 8], "tiles": [1, 2]}
-    assert [line["step"] for line in steps[1]] == [1, 2, 3]
-
-
-def test_the_last_saved_step_is_read_from_the_records(tmp_path: Path) -> None:
-    assert last_saved_step(tmp_path) is None
-    records = [{"step": 1, "loss": 1.0}, {"step": 2, "checkpoint_seconds": 0.5}, {"step": 3, "loss": 0.9}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records) + '{"step": 4, "chec')
-    assert last_saved_step(tmp_path) == 2
 
 
 def test_random_generators_go_on_where_they_were() -> None:

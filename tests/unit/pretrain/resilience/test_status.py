@@ -23,7 +23,7 @@ fcntl.flock = fcntl.lockf = refuse
 from pathlib import Path
 from pretrain.resilience.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
-folder.tell("running", 7, 100, 56)
+folder.write_status("running", 7, 100, 56)
 print("held", flush=True)
 time.sleep(60)
 """
@@ -95,14 +95,14 @@ def test_files_of_older_versions_and_damaged_ones_are_read(tmp_path: Path) -> No
 
 def test_the_first_end_is_kept_and_another_start_is_not_touched(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.tell("running", 3, 10, 24)
+    folder.write_status("running", 3, 10, 24)
     other_rank = RunFolder(tmp_path, leader=folder.record)
     other_rank.end("failed", "rank 1: CUDA out of memory\nand more")
     folder.end("failed", "lost another rank")
     record = read_record(tmp_path)
     assert record is not None
     assert (record.status, record.step, record.reason) == ("failed", 3, "rank 1: CUDA out of memory and more")
-    folder.tell("running", 4, 10, 32)
+    folder.write_status("running", 4, 10, 32)
     folder.release()
     folder.end("failed", "after it let go")
     assert run_state(tmp_path).record.reason == "after it let go"
@@ -117,8 +117,8 @@ def test_a_run_whose_folder_was_taken_over_writes_nothing_more_there(tmp_path: P
     first.check_held()
     (tmp_path / LOCK_FILE).unlink()  # what another host does with a lock that counts as stale
     second = RunFolder(tmp_path)
-    second.tell("running", 5, 10)
-    first.tell("running", 9, 10)
+    second.write_status("running", 5, 10)
+    first.write_status("running", 9, 10)
     first.end("failed", "lost")
     with pytest.raises(RunTaken, match="took the folder over while this one stood still"):
         first.check_held()
@@ -140,10 +140,10 @@ def test_a_full_disk_costs_records_and_one_line(tmp_path: Path, monkeypatch, cap
             raise OSError(28, "No space left on device")
 
         patch.setattr(os, "replace", full)
-        folder.tell("running", 1, 10)
-        folder.tell("running", 2, 10)
+        folder.write_status("running", 1, 10)
+        folder.write_status("running", 2, 10)
     assert capsys.readouterr().err.count("status.json: not written: No space left on device") == 1
-    folder.tell("running", 3, 10)
+    folder.write_status("running", 3, 10)
     assert "status.json: written again; 2 writes are missing" in capsys.readouterr().err
     assert run_state(tmp_path).record.step == 3
     assert [path.name for path in tmp_path.glob("*.tmp")] == []
@@ -152,7 +152,7 @@ def test_a_full_disk_costs_records_and_one_line(tmp_path: Path, monkeypatch, cap
 def test_the_command_prints_a_line_a_run_and_its_exit_code_is_for_scripts(tmp_path: Path, capsys) -> None:
     for name in ("good", "bad"):
         folder = RunFolder(tmp_path / name)
-        folder.tell("complete", 10, 10)
+        folder.write_status("complete", 10, 10)
         folder.release()
     good, bad = str(tmp_path / "good"), str(tmp_path / "bad")
     assert command.main(["status", good, bad]) == 0

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from support.processes import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pretrain.config.loggers import DEFAULT_LOGGERS
 from pretrain.console import log
-from pretrain.metrics.telemetry import Telemetry
+from pretrain.metrics.loggers.group import Loggers
+from pretrain.metrics.loggers.logger import LoggedRun
 from shards.files.journal import BestEffort, Journal
 
 
@@ -43,20 +45,20 @@ def fill(folder: Path) -> Path:
     return path
 
 
-def test_telemetry_of_a_run_on_a_full_disk_is_a_line_a_file_and_goes_on(small_disk: Path, capfd) -> None:
-    telemetry = Telemetry(small_disk, 0)
-    telemetry.record(1, {"loss": 1.0})
+def test_the_log_of_a_run_on_a_full_disk_is_a_line_a_file_and_goes_on(small_disk: Path, capfd) -> None:
+    loggers = Loggers(DEFAULT_LOGGERS, LoggedRun(small_disk))
+    loggers.record(1, {"loss": 1.0})
     filler = fill(small_disk)
     for step in range(2, 400):  # what is left of the pages in use is filled first
-        telemetry.record(step, {"loss": 1.0 / step, "lr": 1e-3})
-        telemetry.picture(step, "reconstruction", FIGURE)
+        loggers.record(step, {"loss": 1.0 / step, "lr": 1e-3})
+        loggers.figure(step, "reconstruction", FIGURE)
     shown = capfd.readouterr()
     assert shown.err.count("metrics.jsonl: not written: No space left on device; the run goes on without it") == 1
     assert shown.err.count("not written") == 2 and "Traceback" not in shown.err
     again = shown.err.count("written again; ")  # a picture may fail where a scalar still fits
     filler.unlink()
-    telemetry.record(400, {"loss": 0.5})
-    telemetry.close()
+    loggers.record(400, {"loss": 0.5})
+    loggers.close()
     assert again + capfd.readouterr().err.count("written again; ") == 2
     lines = [json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().splitlines()]  # all are whole
     assert (lines[0]["step"], lines[-1]) == (1, {"step": 400, "loss": 0.5})

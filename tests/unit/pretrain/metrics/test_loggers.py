@@ -1,23 +1,31 @@
-"""What a run tells of itself: TensorBoard and JSON lines say the same, also after a resume."""
+"""Loggers: TensorBoard and JSON lines hold the same, also after a resume; an error of a logger is one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain import distributed
+from pretrain.config.loggers import DEFAULT_LOGGERS
 from pretrain.console import duration, log
-from pretrain.metrics.telemetry import Telemetry
+from pretrain.metrics.json_lines import last_saved_step
+from pretrain.metrics.loggers.group import Loggers
+from pretrain.metrics.loggers.logger import LoggedRun
+
+
+def _loggers(folder: Path, first_step: int = 0) -> Loggers:
+    return Loggers(DEFAULT_LOGGERS, LoggedRun(folder, first_step))
 
 
 def _run(folder, first_step: int, steps: range, offset: float = 0.0) -> None:
-    telemetry = Telemetry(folder, first_step)
+    loggers = _loggers(folder, first_step)
     for step in steps:
-        telemetry.record(step, {"loss": offset + 1 / step, "lr": 1e-3 * step})
+        loggers.record(step, {"loss": offset + 1 / step, "lr": 1e-3 * step})
         if step % 2 == 0:
-            telemetry.record(step, {"validation_loss": offset + 2 / step})
-    telemetry.close()
+            loggers.record(step, {"validation_loss": offset + 2 / step})
+    loggers.close()
 
 
 def _lines(folder) -> list[dict]:
@@ -75,18 +83,25 @@ def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_recorded(tmp_path):
-    telemetry = Telemetry(tmp_path, 0)
-    telemetry.record(1, {"loss": 0.5})
+    loggers = _loggers(tmp_path)
+    loggers.record(1, {"loss": 0.5})
     assert _lines(tmp_path) == [{"step": 1, "loss": 0.5}]
-    telemetry.close()
+    loggers.close()
 
 
 def test_pictures_reach_tensorboard(tmp_path):
-    telemetry = Telemetry(tmp_path, 0)
-    telemetry.picture(3, "reconstruction", Figure(figsize=(1, 1)))
-    telemetry.close()
+    loggers = _loggers(tmp_path)
+    loggers.figure(3, "reconstruction", Figure(figsize=(1, 1)))
+    loggers.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [image.step for image in events.Images("reconstruction")] == [3]
+
+
+def test_the_last_saved_step_is_read_from_the_records(tmp_path: Path) -> None:
+    assert last_saved_step(tmp_path) is None
+    records = [{"step": 1, "loss": 1.0}, {"step": 2, "checkpoint_seconds": 0.5}, {"step": 3, "loss": 0.9}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records) + '{"step": 4, "chec')
+    assert last_saved_step(tmp_path) == 2
 
 
 def test_other_ranks_write_and_say_nothing(tmp_path, monkeypatch, capsys):

@@ -1,9 +1,9 @@
-"""Where the time of training steps goes: reading, stem, encoder, decoder or head, momentum network, optimizer, rest.
+"""The time of training steps by phase: data, stem, encoder, decoder or head, momentum network, optimizer, other.
 
-A step is a row of marks, each the beginning of a part. Going forward, hooks on the modules set them; coming back, the
-backward pass of a module begins when the gradient of its output is there. On a GPU marks are events on the stream that
-the work is queued on, read at log steps alone, so that no step waits for the device. Waits for other ranks lie inside
-the parts they hold up.
+A step is recorded as a list of marks, each of which begins a phase. Hooks on the modules set them in the forward pass;
+in the backward pass a module's phase begins when the gradient of its output arrives. On a GPU marks are CUDA events,
+which are read at log steps only, so that no step waits for the device. Time spent waiting for other ranks belongs to
+the phase that waits.
 """
 
 import time
@@ -15,27 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PARTS = {
+PHASES = {
     "spectral_adapter": "stem",
     "encoder": "encoder",
     "decoder": "decoder",
     "projection_head": "head",
     "head": "head",
 }
-"""Parts by the names of modules."""
+"""Phases by the names of modules."""
 
-MARKS = 20_000
-"""Marks between two looks at most: a GPU's events are not free. What follows them is left out of the shares."""
+MAX_MARKS = 20_000
+"""Marks kept between two reads, since CUDA events are not free; later steps are not counted."""
 
 Mark = tuple[str | None, "float | torch.cuda.Event"]
 
 
-class StepParts:
-    """Watches training steps of a module; evaluations are not counted.
+class PhaseTimer:
+    """Times the phases of a module's training steps; evaluations are not counted.
 
     Args:
-        module: what the engine trains, hooks on its forward already in place.
-        momentum: the network that follows it, if there is one.
+        module: what the engine trains, with its forward hooks in place.
+        momentum: the momentum network, if there is one.
         device: that the module is on.
     """
 
@@ -45,42 +45,50 @@ class StepParts:
         self._now: str | None = None
         self._outer: list[str | None] = []
         for name, part in module.named_modules():
-            named = PARTS.get(name.rsplit(".", 1)[-1])
-            if named is not None:
-                self._watch(part, named)
+            phase = PHASES.get(name.rsplit(".", 1)[-1])
+            if phase is not None:
+                self._watch(part, phase)
         if momentum is not None:
             self._watch(momentum, "momentum")
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """What it encloses is a step; time in between counts for nothing."""
-        self.mark("other")
+        """Time the enclosed step."""
+        self.start()
         try:
             yield
         finally:
-            self.mark(None)
-            self._outer.clear()
+            self.stop()
 
-    def mark(self, part: str | None) -> None:
-        """A part begins here; None: nothing does."""
-        self._now = part
-        if len(self._marks) < MARKS:
-            self._marks.append((part, self._time()))
+    def start(self) -> None:
+        """Begin a step."""
+        self.mark("other")
+
+    def stop(self) -> None:
+        """End a step; time until the next one is not counted."""
+        self.mark(None)
+        self._outer.clear()
+
+    def mark(self, phase: str | None) -> None:
+        """Begin a phase; None ends the current one."""
+        self._now = phase
+        if len(self._marks) < MAX_MARKS:
+            self._marks.append((phase, self._time()))
 
     def shares(self) -> dict[str, float]:
-        """Part of the step time of each part since the last look, adding up to 1; empty where there was no step.
+        """Return each phase's share of the step time since the last call; empty if there was no step.
 
-        On a GPU it waits for the device.
+        Shares add up to 1. On a GPU this waits for the device.
         """
         marks, self._marks = self._marks, []
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         seconds: dict[str, float] = {}
-        for (part, begin), (_, end) in pairwise(marks):
-            if part is not None:
-                seconds[part] = seconds.get(part, 0.0) + _between(begin, end)
+        for (phase, begin), (_, end) in pairwise(marks):
+            if phase is not None:
+                seconds[phase] = seconds.get(phase, 0.0) + _between(begin, end)
         total = sum(seconds.values())
-        return {part: value / total for part, value in seconds.items()} if total else {}
+        return {phase: value / total for phase, value in seconds.items()} if total else {}
 
     def _time(self) -> "float | torch.cuda.Event":
         if self._device.type != "cuda":
@@ -89,17 +97,17 @@ class StepParts:
         event.record()
         return event
 
-    def _watch(self, module: nn.Module, part: str) -> None:
+    def _watch(self, module: nn.Module, phase: str) -> None:
         def begin(*_: Any) -> None:
             if self._now is not None:
                 self._outer.append(self._now)
-                self.mark(part)
+                self.mark(phase)
 
         def end(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if self._outer:
                 self.mark(self._outer.pop())
                 for tensor in _tensors(output):
-                    tensor.register_hook(lambda _gradient: self.mark(part))
+                    tensor.register_hook(lambda _gradient: self.mark(phase))
 
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)

@@ -8,38 +8,36 @@ import os
 import socket
 import struct
 import time
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from pretrain.config.loggers import LoggerConfig
+from pretrain.metrics.loggers.logger import LoggedRun, Logger
 from shards.files.journal import Journal
 
 
-class EventFile:
-    """Scalars and pictures of a run, as TensorBoard reads them.
+class TensorBoard(Logger):
+    """Writes event files to ``tensorboard/`` in the run folder, a new one with the first record of each process.
 
-    Args:
-        folder: of event files; a new one is made in it with the first record.
-        first_step: what older files hold from this step on is purged in TensorBoard.
+    Records of earlier files from ``run.first_step`` on are purged in TensorBoard.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, config: LoggerConfig, run: LoggedRun) -> None:
         from tensorboard.compat.proto import event_pb2
 
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-        self._journal = Journal(folder / name)
+        self._journal = Journal(run.folder / "tensorboard" / name)
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
-        purge = event_pb2.Event(wall_time=time.time(), step=first_step, session_log=start)
-        self._start = _framed(version.SerializeToString()) + _framed(purge.SerializeToString())
+        purge = event_pb2.Event(wall_time=time.time(), step=run.first_step + 1, session_log=start)
+        self._header = _framed(version.SerializeToString()) + _framed(purge.SerializeToString())
 
-    def add_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        """One event with all scalars of a step."""
+    def scalars(self, step: int, values: dict[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._add(step, Summary(value=[Summary.Value(tag=name, simple_value=one) for name, one in scalars.items()]))
+        self._add(step, Summary(value=[Summary.Value(tag=name, simple_value=one) for name, one in values.items()]))
 
-    def add_figure(self, step: int, name: str, figure: Figure) -> None:
+    def figure(self, step: int, name: str, figure: Figure) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         picture = io.BytesIO()
@@ -55,12 +53,12 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event
 
         event = Event(wall_time=time.time(), step=step, summary=summary)
-        if self._journal.append(self._start + _framed(event.SerializeToString())):
-            self._start = b""
+        if self._journal.append(self._header + _framed(event.SerializeToString())):
+            self._header = b""
 
 
 def _framed(record: bytes) -> bytes:
-    """A record as TFRecord files hold it: length, its checksum, the record, its checksum."""
+    """Return a record as TFRecord files hold it: length, checksum of the length, record, checksum of the record."""
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     length = struct.pack("<Q", len(record))

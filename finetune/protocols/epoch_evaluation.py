@@ -1,0 +1,92 @@
+"""Validation scores at the ends of epochs; the weights of the best ones are kept."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.config import FullConfig
+from finetune.evaluation.selection import is_better
+from finetune.metrics.scores import Scores
+from finetune.tasks.kinds.kind import TaskKind
+from pretrain.checkpointing.manager import CheckpointManager
+from pretrain.console import log
+from pretrain.loop.callback import Callback, Outcome
+from pretrain.loop.loop import Loop
+
+
+class EpochEvaluation(Callback):
+    """Evaluates every ``recipe.evaluate_every`` epochs and after the last one.
+
+    Args:
+        name: of the training, on the console.
+        kind: whose primary score or loss is compared.
+        select: see FinetuneConfig.
+        recipe: number of epochs, and how often to evaluate.
+        steps_per_epoch: optimizer steps of an epoch.
+        validate: returns the validation scores; every rank calls it.
+        checkpoints: of the best weights so far.
+
+    Attributes:
+        best: the best validation scores so far.
+        best_epoch: their epoch, 0 before the first evaluation.
+        curve: one dict an evaluation: epoch, train_loss and the scores.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: TaskKind,
+        select: str,
+        recipe: FullConfig,
+        steps_per_epoch: int,
+        validate: Callable[[], Scores],
+        checkpoints: CheckpointManager,
+    ) -> None:
+        self.name, self.kind, self.select, self.recipe = name, kind, select, recipe
+        self.steps_per_epoch, self.validate, self.checkpoints = steps_per_epoch, validate, checkpoints
+        self.best, self.best_epoch = Scores(), 0
+        self.curve: list[dict[str, float]] = []
+        self._losses: list[float] = []  # of the steps since the last evaluation
+
+    def on_start(self, loop: Loop) -> None:
+        self._evaluate_if_due(loop)
+
+    def after_step(self, loop: Loop, outcome: Outcome) -> None:
+        if outcome.applied:
+            self._losses.append(outcome.verdict.loss)
+        if not loop.stopping:
+            self._evaluate_if_due(loop)
+
+    def state(self, loop: Loop) -> dict[str, Any]:
+        best = {"best": asdict(self.best), "best_epoch": self.best_epoch}
+        return {**best, "curve": self.curve, "losses": self._losses}
+
+    def load_state(self, loop: Loop, state: dict[str, Any], path: Path) -> None:
+        self.best, self.best_epoch = Scores(**state["best"]), state["best_epoch"]
+        self.curve, self._losses = state["curve"], state["losses"]
+
+    def _evaluate_if_due(self, loop: Loop) -> None:
+        epoch, within = divmod(loop.step, self.steps_per_epoch)
+        evaluated = self.curve[-1]["epoch"] if self.curve else 0  # before a resume
+        wanted = epoch % self.recipe.evaluate_every == 0 or loop.is_last
+        if within == 0 and epoch > evaluated and wanted:
+            self._evaluate(loop, epoch)
+
+    def _evaluate(self, loop: Loop, epoch: int) -> None:
+        loop.watchdog.begin("evaluation", loop.step)
+        found = self.validate()
+        train_loss = float(np.mean(self._losses)) if self._losses else float("nan")  # all skipped
+        self._losses = []
+        values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
+        self.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
+        primary = self.kind.primary
+        log(
+            f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
+            f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
+        )
+        if is_better(self.kind, self.select, found, self.best if self.best_epoch else None):
+            self.best, self.best_epoch = found, epoch
+            loop.save(self.checkpoints)

@@ -1,0 +1,130 @@
+"""The batches of a training through the encoder: windows in a drawn order, augmented, in micro batches of each rank."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.config import FullConfig
+from finetune.data.batches import epoch_order
+from finetune.data.datasets import LabeledSplit, view_of
+from finetune.encoders.images import ImageInput
+from finetune.losses.loss import Loss
+from pretrain import distributed
+from pretrain.data.augment import crop_box, resample, resampling
+from shards.errors import ConfigError
+from shards.order.random_bits import fold_in, uniform
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """A micro batch on this rank's device.
+
+    Attributes:
+        images: normalized, (B, C, S, S).
+        labels: see LabeledSplit.
+        samples: sample numbers in the training, (B,).
+        weight: of its summed loss in the mean of all micro batches of the step: ranks count as they hold labels.
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: np.ndarray
+    weight: float
+
+
+class TrainingBatches:
+    """Micro batches of a training, the same samples in the same order on any number of processes.
+
+    Args:
+        train: the training split.
+        rows: windows of it that are trained on.
+        loss: says what the labels of a batch weigh.
+        inputs: turns tiles into the encoder's input.
+        recipe: batch size and augmentation.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self, train: LabeledSplit, rows: np.ndarray, loss: Loss, inputs: ImageInput, recipe: FullConfig, seed: int
+    ) -> None:
+        self.train, self.rows, self.loss, self.inputs, self.recipe, self.seed = train, rows, loss, inputs, recipe, seed
+        self.micro, self.accumulation = cut_batch(recipe, distributed.world_size())
+        self.steps_per_epoch = -(-len(train) // recipe.batch)  # a smaller share takes as many steps as all tiles
+
+    def from_step(self, step: int) -> Iterator[LabeledBatch]:
+        """Yield this rank's micro batches of step ``step`` and all that follow, without end."""
+        while True:
+            yield from self._of_step(step)
+            step += 1
+
+    def _of_step(self, step: int) -> Iterator[LabeledBatch]:
+        world, batch = distributed.world_size(), self.recipe.batch
+        rows, views = self._drawn(step)
+        numbers = np.arange(step * batch, (step + 1) * batch)
+        counted = self.loss.count(torch.from_numpy(self.train.labels[rows])) or 1
+        begin = distributed.rank() * (batch // world)
+        for first in range(begin, begin + batch // world, self.micro):
+            part = slice(first, first + self.micro)
+            images, labels = self._augmented(rows[part], views[part], numbers[part])
+            yield LabeledBatch(images, labels, numbers[part], world * self.accumulation / counted)
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the windows of a step and their views 0..7."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        turn, batches = 0, list[tuple[np.ndarray, np.ndarray]]()
+        while len(batches) <= place:
+            batches += epoch_order(len(self.rows), self.recipe.batch, self.seed, epoch * 100_000 + turn)
+            turn += 1
+        places, views = batches[place]
+        return self.rows[places], views
+
+    def _augmented(self, rows: np.ndarray, views: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        device, labels = distributed.device(), self.train.labels[rows]
+        if self.loss.kind.is_dense:
+            labels = np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
+        tiles = torch.from_numpy(self.train.views(rows, views)).to(device)
+        images, wanted = self.inputs(tiles), torch.from_numpy(labels).to(device)
+        if self.recipe.crop_scale is None:
+            return images, wanted
+        draws = uniform(fold_in(self.seed, "crop"), numbers, 4)
+        return crop_pairs(images, wanted, draws, self.recipe.crop_scale)
+
+
+def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Crop each image and resize the crop bilinearly; label maps are cropped alike, by nearest neighbor.
+
+    Args:
+        images: float32 (B, C, S, S), normalized.
+        labels: (B, S, S) or (B, T, S, S), or labels of whole tiles, which are returned as they are.
+        draws: (B, 4) in [0, 1): area, aspect, top, left.
+        scale: range of the crop's share of the area.
+    """
+    size = images.shape[-1]
+    boxes = np.array([crop_box(draw, size, size, size, scale) for draw in draws])
+    still, sharp = np.zeros(len(boxes), bool), np.zeros(len(boxes))
+    rows = resampling(boxes[:, 0], boxes[:, 2], size, size, still, sharp)
+    columns = resampling(boxes[:, 1], boxes[:, 3], size, size, still, sharp)
+    cropped = resample(images, rows, columns)
+    if labels.dim() < 3:
+        return cropped, labels
+    down, across = (torch.from_numpy(one.argmax(-1)).to(labels.device) for one in (rows, columns))
+    batch = torch.arange(len(labels), device=labels.device)[:, None, None]
+    picked = labels.movedim((-2, -1), (1, 2))[batch, down[:, :, None], across[:, None, :]]
+    return cropped, picked.movedim((1, 2), (-2, -1))
+
+
+def cut_batch(recipe: FullConfig, world: int) -> tuple[int, int]:
+    """Return micro batch and accumulation; raises ConfigError if they aren't whole numbers."""
+    if recipe.batch % world:
+        raise ConfigError(f"key 'full.batch': {recipe.batch} is no multiple of {world} processes")
+    share = recipe.batch // world
+    micro = min(recipe.micro_batch or share, share)
+    if share % micro or micro % recipe.bn_group:
+        raise ConfigError(
+            f"key 'full.batch': {recipe.batch} on {world} processes are {share} samples each, no multiple of "
+            f"full.micro_batch {micro} in groups of full.bn_group {recipe.bn_group}"
+        )
+    return micro, share // micro

@@ -1,0 +1,54 @@
+"""An encoder and a head as one model with its loss, of which all or some parts learn."""
+
+from torch import Tensor, nn
+
+from finetune.encoders.model_file import TaskModel
+from finetune.losses.loss import Loss
+
+
+class TunedModel(nn.Module):
+    """Encoder and head with their loss; modules without trained parameters stay in evaluation mode.
+
+    Args:
+        model: on the CPU.
+        loss: of the task.
+        trained: which part of the encoder learns: full, blocks, adapter or (bn: adapt) none.
+        first_blocks: blocks that learn with ``blocks``.
+        moving: whether batch norms of an encoder that doesn't learn use and update batch statistics all the same.
+    """
+
+    def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, moving: bool) -> None:
+        super().__init__()
+        assert model.head is not None
+        self.encoder, self.head, self.loss = model.encoder, model.head, loss
+        self.whole = trained == "full" or moving
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(_learns(name, trained, first_blocks))
+        self.train()
+
+    def train(self, mode: bool = True) -> "TunedModel":
+        super().train(mode)
+        if mode and not self.whole:
+            for part in self.encoder.modules():
+                own = list(part.parameters())
+                part.training = any(one.requires_grad for one in own)
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the summed loss and the scores of normalized images (B, C, S, S)."""
+        features = self.encoder(images, self.loss.kind.features)
+        scores = self.head(features).float()
+        return self.loss.sum(scores, labels), scores
+
+
+def _learns(name: str, trained: str, first_blocks: int) -> bool:
+    if trained in ("full", "none"):
+        return trained == "full"
+    if "spectral_adapter" in name:
+        return True
+    if trained == "adapter":
+        return False
+    blocks = [f"blocks.{number}." for number in range(first_blocks)]
+    stages = [f"layer{number + 1}." for number in range(first_blocks)]
+    first = ("patch_embed", "cls_token", "pos_embed", *blocks, *stages)
+    return any(f".{part}" in f".{name}" for part in first)

@@ -1,0 +1,81 @@
+"""Scalars of training at every log step: to the loggers, and as a line on the console."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.config.loggers import DEFAULT_LOGGERS
+from pretrain.console import duration, log
+from pretrain.loop.callback import Callback, Outcome
+from pretrain.loop.loop import Loop
+from pretrain.metrics.loggers.group import Loggers
+from pretrain.metrics.loggers.logger import LoggedRun
+from pretrain.metrics.processor import MetricsProcessor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scalars = dict[str, float]
+
+
+class Logging(Callback):
+    """Collects the scalars of all callbacks every ``log.every`` steps, and writes whatever is logged of any step.
+
+    Args:
+        config: of the run.
+        metrics: measures the steps.
+        sources: return further scalars of a log step; every rank calls them.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, metrics: MetricsProcessor, *sources: Callable[[], Mapping[str, float]]
+    ) -> None:
+        self._config, self._metrics, self._sources = config, metrics, sources
+        self._loggers: Loggers | None = None
+
+    def on_start(self, loop: Loop) -> None:
+        config = self._config
+        run = LoggedRun(Path(config.run.dir), loop.step, config.model_dump(mode="json"))
+        self._loggers = Loggers(DEFAULT_LOGGERS, run)
+
+    def before_step(self, loop: Loop) -> None:
+        self._metrics.phases.start()
+
+    def after_step(self, loop: Loop, outcome: Outcome) -> None:
+        self._metrics.phases.stop()
+        if loop.step % self._config.log.every == 0 or loop.is_last or loop.stopping:
+            self._log_step(loop, outcome)
+
+    def on_log(self, loop: Loop, scalars: Scalars, figures: "dict[str, Figure]") -> None:
+        if self._loggers is not None:
+            self._loggers.record(loop.step, scalars)
+            for name, figure in figures.items():
+                self._loggers.figure(loop.step, name, figure)
+
+    def on_save(self, loop: Loop, path: Path, seconds: float) -> None:
+        loop.log({"checkpoint_seconds": seconds})
+        log(f"saved {path} in {seconds:.1f} s")
+
+    def on_end(self, loop: Loop) -> None:
+        if self._loggers is not None:
+            self._loggers.close()
+
+    def _log_step(self, loop: Loop, outcome: Outcome) -> None:
+        metrics, verdict = self._metrics.read(loop.step, loop.timer), outcome.verdict
+        lr = loop.schedule.lr(loop.step - 1)
+        scalars = {"lr": lr, **metrics.scalars}
+        for found in (*(source() for source in self._sources), *(one.scalars(loop) for one in loop.callbacks)):
+            scalars |= found
+        if verdict.reason is None:
+            scalars |= {"loss": verdict.loss, "grad_norm": verdict.grad_norm}
+        loop.log(scalars)
+        steps = loop.schedule.steps
+        left = (steps - loop.step) * loop.schedule.batch_size / scalars["tiles_per_second"]
+        log(
+            f"step {loop.step}/{steps}  loss {verdict.loss:.4f}  lr {lr:.2e}  grad norm {verdict.grad_norm:.2f}  "
+            f"{metrics}  ETA {duration(left)}"
+        )
+        if distributed.world_size() > 1:
+            log(f"  {metrics.shares}")

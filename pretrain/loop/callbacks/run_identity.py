@@ -1,0 +1,41 @@
+"""What a checkpoint says of its run: config, data, code, and the weights that the run began from."""
+
+from pathlib import Path
+from typing import Any
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.data.inputs import Inputs
+from pretrain.loop.callback import Callback
+from pretrain.loop.loop import Loop
+from pretrain.objectives.objective import Objective
+from pretrain.weights.export import code_version
+
+
+class RunIdentity(Callback):
+    """Puts into each checkpoint what `find_resume_point` compares and an export needs to know."""
+
+    def __init__(self, config: PretrainConfig, objective: Objective, inputs: Inputs) -> None:
+        self._config, self._inputs = config, inputs
+        self._lineage = {} if objective.initial is None else objective.initial.lineage
+
+    def state(self, loop: Loop) -> dict[str, Any]:
+        manifest = self._inputs.manifest
+        return {
+            "config": self._config.model_dump(mode="json"),
+            "world_size": distributed.world_size(),
+            "version": code_version(),
+            "init": self._lineage,
+            "data": {
+                "content_hash": self._inputs.plan.dataset,
+                "held_out": self._inputs.held_out_hash,
+                "sensor": manifest.sensor,
+                "wavelength_nm": manifest.wavelength_nm,
+                "fwhm_nm": manifest.fwhm_nm,
+                "mu": manifest.mean,
+                "sigma": manifest.std,
+            },
+        }
+
+    def load_state(self, loop: Loop, state: dict[str, Any], path: Path) -> None:
+        self._lineage = state.get("init") or {}

@@ -1,0 +1,118 @@
+"""The loss on held-out tiles, on views and masks that never change."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.console import log
+from pretrain.data.inputs import Inputs
+from pretrain.engine.zero import ZeroEngine
+from pretrain.loop.callback import Callback, Outcome
+from pretrain.loop.evaluating import check_stop, evaluating
+from pretrain.loop.loop import Loop
+from pretrain.objectives.objective import Objective
+from pretrain.resilience.guard import Diverged
+from shards.files.journal import BestEffort
+from shards.read.quarantine import NoneLeft
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Validation(Callback):
+    """Logs the validation loss and a figure of a held-out tile every ``log.validate_every`` steps and at the end.
+
+    Raises (on every rank):
+        Diverged: the loss is not finite.
+        TooManyBadSamples: more held-out tiles are damaged than ``data.max_bad_tiles``.
+    """
+
+    def __init__(self, config: PretrainConfig, objective: Objective, inputs: Inputs) -> None:
+        self._config, self._objective, self._inputs = config, objective, inputs
+        self._picture = Path(config.run.dir) / "reconstruction.png"
+        self._drawing = BestEffort(self._picture, Exception)
+
+    def after_step(self, loop: Loop, outcome: Outcome) -> None:
+        every = self._config.log.validate_every
+        due = loop.is_last or (every and loop.step % every == 0)
+        if due and not loop.stopping:
+            with evaluating(loop):
+                self._validate(loop)
+
+    def _validate(self, loop: Loop) -> None:
+        micro_batch, asked_to_stop = self._config.train.micro_batch, loop.watchdog.stop_requested
+        result = validate(self._objective, loop.engine, self._inputs, micro_batch, asked_to_stop)
+        if result is None:
+            return
+        loop.log({"validation_loss": result.loss})
+        tiles = len(self._inputs.held_out)
+        log(f"step {loop.step}  validation loss {result.loss:.4f} over {tiles} held-out tiles")
+        if not math.isfinite(result.loss):
+            raise Diverged(
+                f"{self._config.run.dir}: diverged by step {loop.step}: the validation loss is {result.loss}: lower "
+                "optim.lr"
+            )
+        if distributed.is_main() and result.figure is not None:
+            with self._drawing:
+                from pretrain.objectives.picture import save_figure
+
+                figure = result.figure()
+                save_figure(figure, self._picture)
+                loop.log({}, {"reconstruction": figure})
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Mean loss over all ranks' tiles, and how to draw the first of this rank's, if the objective has a figure."""
+
+    loss: float
+    figure: "Callable[[], Figure] | None"
+
+
+def validate(
+    objective: Objective,
+    engine: ZeroEngine,
+    inputs: Inputs,
+    micro_batch: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Validated | None:
+    """Return the mean loss over the held-out tiles, None if there are none to read; every rank calls it.
+
+    A damaged tile is replaced by another held-out tile.
+
+    Raises:
+        TooManyBadSamples: on every rank, if one is above the budget.
+        Stopped: a rank was asked to stop.
+    """
+    reader, held_out = inputs.reader, inputs.held_out
+    if not len(held_out):
+        return None
+    world, device = distributed.world_size(), distributed.device()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    figure = None
+    for turn in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
+        check_stop(asked_to_stop())
+        numbers = np.arange(micro_batch) + micro_batch * (turn * world + distributed.rank())
+        real = numbers < len(held_out)
+        numbers = np.where(real, numbers, 0)
+        tiles = torch.empty((micro_batch, *reader.tile_shape), dtype=torch.int16)
+        read = partial(reader.read, held_out[numbers], tiles.numpy(), inputs.quarantine)
+        try:
+            distributed.raise_on_all_ranks(read)  # a rank that failed alone would leave the others in the forward pass
+        except NoneLeft as error:
+            log(f"WARNING: no validation: {error}")
+            return None
+        evaluation = objective.evaluate(engine, tiles.to(device), numbers)
+        losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]
+        sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
+        figure = figure or evaluation.figure
+    total, count = distributed.all_reduce_sum(sums).tolist()
+    return Validated(total / count, figure)

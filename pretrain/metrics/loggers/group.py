@@ -1,0 +1,73 @@
+"""All loggers of a run behind one object."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure
+
+from pretrain import distributed
+from pretrain.config.loggers import LOGGERS, LoggerConfig
+from pretrain.metrics.loggers.logger import LoggedRun, Logger
+from shards.errors import ForgeError
+from shards.files.journal import BestEffort
+
+PAUSE_S = 60.0
+"""Seconds without calls to a logger after an error: a server that doesn't answer must not delay every step."""
+
+
+class Loggers:
+    """The loggers of a run; on ranks other than 0 every method does nothing.
+
+    Args:
+        configs: one for each logger.
+        run: what they log.
+
+    Raises:
+        ConfigError: on every rank, if a logger's package is missing.
+    """
+
+    def __init__(self, configs: Sequence[LoggerConfig], run: LoggedRun) -> None:
+        def build() -> list[_Sink]:
+            return [_Sink(config, run) for config in configs] if distributed.is_main() else []
+
+        self._sinks = distributed.raise_on_all_ranks(build)
+
+    def record(self, step: int, scalars: dict[str, float]) -> None:
+        """Log the scalars of a step."""
+        for sink in self._sinks if scalars else ():
+            sink.call(lambda logger: logger.scalars(step, scalars))
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Log a figure."""
+        for sink in self._sinks:
+            sink.call(lambda logger: logger.figure(step, name, figure))
+
+    def close(self) -> None:
+        """Close all loggers."""
+        for sink in self._sinks:
+            sink.call(lambda logger: logger.close())
+        self._sinks = []
+
+
+class _Sink:
+    """A logger whose errors are reported in one line."""
+
+    def __init__(self, config: LoggerConfig, run: LoggedRun) -> None:
+        self._effort = BestEffort(f"logger {config.name}", Exception)
+        self._logger: Logger | None = None
+        self._paused_until = 0.0
+        try:
+            self._logger = LOGGERS[config.name](config, run)
+        except ForgeError:
+            raise
+        except Exception as error:  # no network, no account: the run is worth more than this logger
+            with self._effort:
+                raise error
+
+    def call(self, method: Callable[[Logger], None]) -> None:
+        if self._logger is None or time.monotonic() < self._paused_until:
+            return
+        self._paused_until = time.monotonic() + PAUSE_S
+        with self._effort:
+            method(self._logger)
+            self._paused_until = 0.0

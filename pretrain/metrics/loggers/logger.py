@@ -1,0 +1,73 @@
+"""The interface of loggers."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pretrain.config.loggers import LoggerConfig
+from shards.errors import ConfigError
+from shards.files.atomic import write_atomic
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """What loggers know of a run.
+
+    Attributes:
+        folder: run folder.
+        first_step: step that the run starts or resumes from. Records of later steps are left over from a process that
+            died after its last checkpoint, and are logged again.
+        config: of the run, as plain JSON.
+    """
+
+    folder: Path
+    first_step: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def read_id(self, logger: str) -> str | None:
+        """Return the ID that a tracking service gave this run, None before `write_id`."""
+        path = self._id_file(logger)
+        return path.read_text(encoding="utf-8").strip() or None if path.exists() else None
+
+    def write_id(self, logger: str, run_id: str) -> None:
+        """Keep an ID in the run folder, so that a resumed run continues the same run of the service."""
+        write_atomic(self._id_file(logger), f"{run_id}\n")
+
+    def _id_file(self, logger: str) -> Path:
+        return self.folder / f"{logger}-run-id.txt"
+
+
+class Logger(ABC):
+    """Logs scalars and figures of a run. Made on rank 0 alone.
+
+    Exceptions that a logger raises are reported in one line, and the run goes on without that record. A ConfigError
+    raised by ``__init__`` ends the run before it starts.
+
+    Args:
+        config: the logger's options.
+        run: what is logged.
+    """
+
+    @abstractmethod
+    def __init__(self, config: LoggerConfig, run: LoggedRun) -> None: ...
+
+    @abstractmethod
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log scalars of a step; a step may have several such records with different names."""
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:  # noqa: B027  # optional
+        """Log a figure."""
+
+    def close(self) -> None:  # noqa: B027  # optional
+        """Write what is buffered; called once, when the run ends or fails."""
+
+
+def missing_package(logger: str, package: str) -> ConfigError:
+    """Return the error of a logger whose package is not installed."""
+    return ConfigError(
+        f"key 'log.loggers': {logger} needs the package {package}: pip install 'spectralforge[loggers]', or leave "
+        f"{logger} out"
+    )
