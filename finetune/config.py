@@ -216,7 +216,7 @@ class FinetuneConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
-        """The published recipe has epochs of its own, and no warm-up."""
+        """Check that warm-up ends; the published recipe has epochs of its own, and no warm-up."""
         if self.recipe == "ours" and self.full.warmup_epochs > self.full.epochs:
             raise ValueError(
                 f"full.warmup_epochs {self.full.warmup_epochs} must be at most full.epochs {self.full.epochs}: lower "
@@ -226,7 +226,7 @@ class FinetuneConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _adapting_batches_fit(self) -> Self:
-        """A frozen encoder whose batch norms adapt is trained by the engine, in the batches of ``full``."""
+        """Check batches of a frozen encoder whose batch norms adapt: the engine trains it, as in ``full``."""
         micro, group, batch = self.full.micro_batch or self.frozen.batch, self.full.bn_group, self.frozen.batch
         if self.recipe == "ours" and self.frozen.bn == "adapt" and (batch % micro or micro % group):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Look at a task's download before anyone trains on it: `python -m finetune check TASK ROOT --splits FOLDER`.
+"""Check a task's download before training on it: `python -m finetune check TASK ROOT --splits FOLDER`.
 
 Every listed tile is read in full with its label: files, bands, sizes, codes and missing values. One table, and a line
 for each thing that is wrong; exit code 1 where there is one.
@@ -25,12 +25,12 @@ from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
 
 SHOWN = 20
-"""Problems that are told one by one."""
+"""Problems that are printed one by one."""
 
 
 @dataclass
 class Finding:
-    """Of one tile, or of a split's tiles together.
+    """What was found in one tile, or in all tiles of a split.
 
     Attributes:
         tally: of the labels, see TaskKind.tally.
@@ -54,7 +54,7 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("task", help="name (see `python -m finetune tasks`), or a YAML file")
     parser.add_argument("root", nargs="?", help="folder that the download was unpacked into")
     parser.add_argument("--splits", help="folder of train.txt, val.txt and test.txt (of train.csv and val.csv)")
@@ -127,7 +127,7 @@ def _check_item(item: Item, kind: TaskKind) -> Finding:
 
 
 def _between(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
-    """What is wrong with the splits as a whole."""
+    """Describe what is wrong with the splits as a whole."""
     problems = []
     kind = kind_of(task)
     pairs = [*pairwise(SPLITS), ("train", "test")] if kind.splits_by_place else []
@@ -170,7 +170,7 @@ def _remarks(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
 
 
 def _table(task: Task, items: Split, found: dict[str, Finding]) -> str:
-    """Counts by split and class, or by target."""
+    """Return a table of tiles, shapes and labels by split."""
     rows = [["", *SPLITS], ["tiles", *(str(len(items[name])) for name in SPLITS)]]
     shapes = [sorted({"x".join(map(str, shape)) for shape in found[name].shapes}) for name in SPLITS]
     rows.append(["shape", *(", ".join(one[:2]) + (" ..." if len(one) > 2 else "") for one in shapes)])

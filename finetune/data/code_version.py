@@ -1,7 +1,7 @@
-"""The version of the code that a result comes from: a hash of each source file that numbers depend on.
+"""The version of the code that a result comes from: a hash of each source file that computes something.
 
-Comments, docstrings and blank lines don't count, and neither do files that only read, write or report: what they hand
-on is hashed by its content.
+Comments, docstrings and blank lines do not count. Files that only read, write or report are left out: what they pass on
+is hashed by its content.
 """
 
 import ast
@@ -27,7 +27,7 @@ READING = (
     "shards/sources/raster.py",
     "shards/sensors/sensor.py",
 )
-"""From an image's file to its array."""
+"""Code from the file of an image to its array."""
 
 FEATURES = (
     "finetune/data/datasets.py",
@@ -52,7 +52,7 @@ FEATURES = (
     ),
     "pretrain/weights/resample.py",
 )
-"""From an image's array to what an encoder makes of it."""
+"""Code from the array of an image to the encoder's features."""
 
 HEADS = (
     *FEATURES,
@@ -90,7 +90,7 @@ HEADS = (
     "pretrain/engine/schedules.py",
     "shards/order/random_bits.py",
 )
-"""From features to scores."""
+"""Code from features to scores."""
 
 TUNING = (
     *HEADS,
@@ -104,7 +104,7 @@ TUNING = (
     "pretrain/resilience/guard.py",
     "pretrain/models/activation_checkpointing.py",
 )
-"""From an image's array to scores, through an encoder that learns."""
+"""Code from the array of an image to scores, through an encoder that learns."""
 
 STAGES: dict[Stage, tuple[str, ...]] = {"reading": READING, "features": FEATURES, "heads": HEADS, "tuning": TUNING}
 
@@ -117,14 +117,14 @@ def code_version(stage: Stage) -> dict[str, str]:
 
 @cache
 def source_hash(path: Path) -> str:
-    """Hash of a Python file's statements."""
+    """Return the hash of a Python file's statements."""
     return hashlib.sha256("\n".join(statements(path.read_text(encoding="utf-8"))).encode()).hexdigest()[:16]
 
 
 def statements(source: str) -> list[str]:
-    """Lines of a source without comments, docstrings and blank lines.
+    """Return the lines of a source without comments, docstrings and blank lines.
 
-    Text is taken as it stands: dumps of the syntax tree differ between Python's versions.
+    The text itself is used, since dumps of the syntax tree differ between versions of Python.
     """
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -1,4 +1,4 @@
-"""Hashes of what images hold, kept between runs for as long as their files stay as they are.
+"""Hashes of the contents of images, kept between runs as long as their files are unchanged.
 
 ::
 
@@ -32,7 +32,7 @@ AT_REST = 3.0
 """Seconds since the last change from which a file's times are trusted; file systems' clocks tick in up to 2."""
 
 BATCH = 64
-"""Images that are hashed between two signs of life."""
+"""Images that are hashed between two heartbeats."""
 
 Stamp = list[list[Any]]
 """Name, size, times of modification and of status change in ns, and inode of every file that is read for an image."""
@@ -52,7 +52,7 @@ class ContentCache:
             pass
 
     def find(self, item: Item) -> str | None:
-        """The hash of an image whose files, or whose shards, are as they were."""
+        """Return the hash of an image whose files, or whose shards, are unchanged; None otherwise."""
         entry = self._entries.get(_name(item))
         return entry[1] if entry and entry[0] == stamp(item) else None
 
@@ -73,8 +73,8 @@ class ContentCache:
 
 
 def stamp(item: Item) -> Stamp:
-    """Of the image's file and those that are read with it (``x.hdr``, ``x.tif.aux.xml`` of ``x.tif``); empty for what
-    has an identity."""
+    """Return the stamp of an image's file and of those that are read with it (``x.hdr`` and ``x.tif.aux.xml`` of
+    ``x.tif``); empty for images with an identity."""
     found: Stamp = []
     if item.identity or item.file is None:
         return found
@@ -90,7 +90,7 @@ def stamp(item: Item) -> Stamp:
 
 @lru_cache(maxsize=64)
 def _beside(folder: Path, _: int) -> dict[str, list[str]]:
-    """Names in a folder by their stem: all that comes before any of their dots."""
+    """Return the names in a folder by their stem: all that comes before any of their dots."""
     found: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
         for end in [place for place, letter in enumerate(name) if letter == "." and place] + [len(name)]:
@@ -99,12 +99,12 @@ def _beside(folder: Path, _: int) -> dict[str, list[str]]:
 
 
 def _name(item: Item) -> str:
-    """Under which an image is kept."""
+    """Return the key that an image is kept under."""
     return f"{item.identity}/{item.name}" if item.identity else str(item.file.absolute() if item.file else "")
 
 
 def _changed(found: Stamp) -> float:
-    """When the newest of the files changed; never, where there are none to change."""
+    """Return when the newest of the files changed, in seconds since the epoch; 0 without files."""
     return max((max(one[2], one[3]) / 1e9 for one in found), default=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Labeled tiles as windows of the size that an encoder takes: labels in memory, images read when they are needed."""
+"""Labeled tiles as windows of the size that an encoder takes: labels in memory, images read when needed."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from shards.progress import progress
 from shards.sensors.sensor import NODATA
 
 VIEWS = 8
-"""Flips and rotations of a square."""
+"""Number of flips and rotations of a square."""
 
 
 class LabeledSplit:
@@ -65,25 +65,25 @@ class LabeledSplit:
 
     @property
     def labels_hash(self) -> str:
-        """Of the names and labels of all tiles as the task reads them, whatever the size of a window."""
+        """Hash of the names and labels of all tiles as the task reads them; the size of windows does not count."""
         return digest([[item.name, one] for item, one in zip(self.items, self._label_hashes, strict=True)])
 
     @property
     def images_hash(self) -> str:
-        """Of the names and images of all tiles."""
+        """Hash of the names and images of all tiles."""
         return digest([[item.name, one] for item, one in zip(self.items, self.image_hashes, strict=True)])
 
     @cached_property
     def image_hashes(self) -> list[str]:
-        """Of each tile's image; set by those who know them from earlier (finetune/data/contents.py)."""
+        """Hashes of the tiles' images; set from outside where they are known (finetune/data/contents.py)."""
         return self.hash_images(range(len(self.items)))
 
     def hash_images(self, places: Sequence[int]) -> list[str]:
-        """Hashes of the images of tiles ``places``, which are kept in memory like any that is read."""
+        """Return the hashes of the images of tiles ``places``; images are kept in memory like any that is read."""
         return list(self._pool.map(self._hash_image, places))
 
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """Windows (n, bands, S, S), int16, or float32 of a resized task.
+        """Return windows (n, bands, S, S): int16, or float32 where tiles are resized.
 
         Raises:
             TileError, SourceError: an image is unreadable, of other bands, or of another size than its label.
@@ -93,7 +93,7 @@ class LabeledSplit:
         return np.stack([self._window(read[int(self.tile_of[row])], int(row)) for row in rows])
 
     def batches(self, orders: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """`images` of each array of rows, the next being read meanwhile."""
+        """Yield the `images` of each array of rows, while the next ones are read."""
         with ThreadPoolExecutor(1) as ahead:
             pending = None
             for rows in orders:
@@ -105,7 +105,7 @@ class LabeledSplit:
                 yield pending.result()
 
     def views(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """`images`, each in one of the eight views."""
+        """Return `images`, each in one of the eight views."""
         return np.stack([view_of(image, int(view)) for image, view in zip(self.images(rows), views, strict=True)])
 
     # ---- one tile ----
@@ -137,7 +137,7 @@ class LabeledSplit:
         return array_hash(values)
 
     def _fitted(self, number: int, values: np.ndarray) -> np.ndarray:
-        """A tile's image, ready to be cut into windows; kept where images are."""
+        """Return a tile's image, ready to be cut into windows, and keep it where images are kept."""
         ready = self._fit(self.items[number], values)
         if self._keep:
             with self._lock:
@@ -178,11 +178,11 @@ def cut(labels: np.ndarray, size: int, fill: float) -> np.ndarray:
 
 
 def resize(values: np.ndarray, size: int) -> np.ndarray:
-    """float32 (C, h, w) to (C, size, size), bicubic with aligned corners as the published HYPERVIEW reader."""
+    """Resize float32 (C, h, w) to (C, size, size), bicubic with aligned corners as the published HYPERVIEW reader."""
     return F.interpolate(torch.from_numpy(values)[None], (size, size), mode="bicubic", align_corners=True)[0].numpy()
 
 
 def view_of(array: np.ndarray, view: int) -> np.ndarray:
-    """One of the eight flips and rotations (0 to 7) of the last two axes; 0 is the array itself."""
+    """Return one of the eight flips and rotations (0 to 7) of the last two axes; 0 is the array itself."""
     turned = np.rot90(array, view % 4, axes=(-2, -1))
     return np.ascontiguousarray(np.flip(turned, -1) if view >= 4 else turned)

@@ -51,7 +51,7 @@ class EncoderFile:
     is_vit: bool
 
     def build(self, bn_group: int | None = None) -> Encoder:
-        """The pretrained encoder, on the CPU."""
+        """Build the pretrained encoder, on the CPU."""
         size = self.size if self.is_vit else None
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
@@ -72,10 +72,10 @@ class EncoderFile:
         }
 
     def describe_input(self, data: LabeledDataConfig, train: LabeledSplit) -> InputDescription:
-        """How tiles become the encoder's input.
+        """Describe how tiles become the encoder's input.
 
         Raises:
-            ConfigError: bands, statistics and weights don't go together.
+            ConfigError: bands, statistics and weights do not match.
         """
         known, sensor = self.description, self.sensor
         response, wanted = None, sensor.num_bands
@@ -129,10 +129,10 @@ class EncoderFile:
 def fit_encoder(
     encoder: Encoder, description: EncoderDescription, config: FinetuneConfig, task: Task, items: Split
 ) -> EncoderFile:
-    """The checkpoint of a config, for these tiles.
+    """Fit the checkpoint of a config to these tiles.
 
     Raises:
-        ConfigError: it is not for such tiles.
+        ConfigError: the encoder does not take such tiles.
     """
     is_vit = isinstance(encoder, ViTEncoder)
     published = config.recipe == "published" and kind_of(task).is_dense and description.architecture.endswith("50")
@@ -145,14 +145,14 @@ def fit_encoder(
 
 
 def tile_sensor(data: LabeledDataConfig, task: Task) -> Sensor:
-    """Whose bands the tiles have: those that are stored with shards, else those of the task's sensor."""
+    """Return the sensor whose bands the tiles have: that of the shards, else that of the task."""
     if data.shards is None:
         return get_sensor(task.sensor)
     return sensor_of(open_dataset(data.shards).manifest)
 
 
 def _window_size(task: Task, items: Split, description: EncoderDescription, multiple: int) -> int:
-    """The encoder's image size; smaller for smaller tiles, and a whole tile for tasks that have one label a tile."""
+    """Return the encoder's image size, smaller for smaller tiles; the whole tile where a tile has one label."""
     first = items["train"][0].image()
     side = max(first.shape[1:])
     if kind_of(task).is_dense:
@@ -177,7 +177,7 @@ def initialize_as_pretraining(encoder: Encoder, description: EncoderDescription,
 
 
 def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each band over the training tiles, without missing values."""
+    """Return mean and standard deviation of each band over the training tiles, without missing values."""
     count, total, squares = 0.0, np.zeros(1), np.zeros(1)
     for item in train.items:
         values = item.image().astype(np.float64)

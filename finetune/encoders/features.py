@@ -31,7 +31,7 @@ from shards.progress import progress
 
 BATCH = 16
 COMPLETE = "complete"
-"""Attribute that a cache gets when all of it is there."""
+"""Attribute of a cache that is complete."""
 
 
 class FeaturesError(ForgeError):
@@ -48,11 +48,11 @@ class Features(Protocol):
     views: int
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        """Float32 features (n, D, g, g) or (n, D) of windows ``rows``, each in its view, on the device."""
+        """Return float32 features (n, D, g, g) or (n, D) of windows ``rows``, each in its view, on the device."""
 
 
 class KeptFeatures:
-    """From a cache; held in memory where ``in_memory``."""
+    """Features from a cache, held in memory if ``in_memory``."""
 
     def __init__(self, array: zarr.Array, device: torch.device, in_memory: bool) -> None:
         self.views, self.device = array.shape[1], device
@@ -70,7 +70,7 @@ class KeptFeatures:
 
 
 class FreshFeatures:
-    """Computed at every call."""
+    """Features that are computed at every call."""
 
     def __init__(self, model: TaskModel, split: LabeledSplit, views: int, device: torch.device) -> None:
         self.model, self.split, self.views, self.device = model, split, views, device
@@ -146,7 +146,7 @@ class FeatureStore:
 
 
 def _require_finite(features: Tensor) -> Tensor:
-    """The features; those of a diverged encoder or of broken tiles would vote, and be trained on, all the same."""
+    """Return the features; raises FeaturesError where an encoder has diverged or tiles are broken."""
     if not is_finite(features):
         raise FeaturesError(
             "features that are NaN or infinite (kept as float16, up to 65504): the encoder diverged, or the images of "
@@ -157,7 +157,7 @@ def _require_finite(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(model: TaskModel, split: LabeledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
-    """Float32 features of windows, each in its view: the map (n, D, g, g) of a segmentation, else pooled (n, D)."""
+    """Return float32 features of windows, each in its view: (n, D, g, g) of a dense kind of task, else (n, D)."""
     tiles = torch.from_numpy(split.views(rows, views)).to(device)
     return _encode_tiles(model, tiles)
 
@@ -168,7 +168,7 @@ def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
 
 
 def _view_on_device(tiles: Tensor, view: int) -> Tensor:
-    """As datasets.view_of."""
+    """Return the same as datasets.view_of."""
     turned = torch.rot90(tiles, view % 4, dims=(-2, -1))
     return turned.flip(-1) if view >= 4 else turned
 
@@ -222,7 +222,7 @@ def _input_tensors(model: TaskModel) -> tuple[Tensor | None, ...]:
 
 
 def encoder_hash(encoder: torch.nn.Module) -> str:
-    """SHA-256 of all weights and buffers by name."""
+    """Return the SHA-256 of all weights and buffers by name."""
     digest = hashlib.sha256()
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -117,7 +117,7 @@ def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | N
 
 
 def load_task_model(path: str | Path) -> TaskModel:
-    """A fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
+    """Load a fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
 
     Raises:
         WeightsError: missing, damaged, not finite, or an encoder whose normalization is unknown.
@@ -143,7 +143,7 @@ def load_task_model(path: str | Path) -> TaskModel:
 
 
 def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
-    """The model that a header describes, with these weights; errors are those of whatever doesn't fit."""
+    """Build the model that a header describes, with these weights; raises whatever error a mismatch causes."""
     saved = _CHECKED.validate_json(json.dumps(told))
     inputs, bands = saved.inputs, len(saved.inputs.wavelength_nm)
     if not len(inputs.mu) == len(inputs.sigma) == (bands if inputs.response is None else len(inputs.response)):
@@ -168,7 +168,7 @@ def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dic
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """The task's part of a safetensors header; None where the file is something else."""
+    """Return the task's part of a safetensors header; None where the file is something else."""
     if not path.is_file():
         return None
     try:

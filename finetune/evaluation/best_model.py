@@ -17,7 +17,7 @@ from pretrain.weights.description import WeightsError
 
 
 class BestModel:
-    """Keeps ``model.safetensors`` of a run, and remembers over restarts which result it is; for rank 0 alone.
+    """Keeps ``model.safetensors`` of a run and records which result it belongs to; used by rank 0 alone.
 
     Args:
         folder: of the run.
@@ -30,8 +30,9 @@ class BestModel:
         self._wanted: Sequence[Part] | None = None
 
     def begin(self, parts: Sequence[Part]) -> None:
-        """Count the model where it is of a wanted part, and have the part that it must be of done again where that part
-        is there and its weights are not.
+        """Compare the model to the parts that are wanted.
+
+        A better part whose weights are gone is removed, so that it is done again.
 
         Args:
             parts: those that are wanted now.
@@ -61,7 +62,7 @@ class BestModel:
             write_part(self.note, [result])
 
     def finish(self) -> None:
-        """Bring names and colors of the task up to date: they may change without a new training."""
+        """Update names and colors of the task in the file: they may change without a new training."""
         if self._noted() is None:
             return
         try:
@@ -73,7 +74,7 @@ class BestModel:
             save_task_model(self.file, model)
 
     def _noted(self) -> Result | None:
-        """The result that the file is of, if it is one of those that are wanted."""
+        """Return the result that the file belongs to, if it is one of those that are wanted."""
         noted = read_part(self.note) if self.file.is_file() else None
         if not noted:
             return None

@@ -1,10 +1,10 @@
-"""Finished parts of an evaluation: found again by all that they depend on, and done again where any of it changed.
+"""Finished parts of an evaluation, found again by all that they depend on, and done again where any of it changed.
 
 ::
 
     RUN/parts/<encoder>-<protocol>-<share>[-seed-lr]-<key>.npz    see results.py; the key is a hash of the provenance
 
-Parts of another provenance stay where they are: what is set back is found again.
+Parts of another provenance are kept: a setting that comes back finds them again.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from pretrain import distributed
 from pretrain.console import log
 
 KEY = 12
-"""Letters of a key in a file's name."""
+"""Letters of the key in the name of a file."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is done at once, and found again.
+    """A unit of work whose results are kept.
 
     Attributes:
         name: without the key.
@@ -39,7 +39,7 @@ class Part:
     path: Path
 
     def read(self) -> list[Result] | None:
-        """Its results on every rank; None where it is to be done, which is said together with the reason."""
+        """Return its results, on every rank; None where it must be done, which is logged with the reason."""
         found: list[Result] | None = distributed.broadcast_object(
             read_part(self.path) if distributed.is_main() else None
         )
@@ -53,7 +53,7 @@ class Part:
         write_part(self.path, results)
 
     def _changed(self) -> list[str]:
-        """What differs from the newest part of this name; empty where there is none."""
+        """Return what differs from the newest part of this name; empty where there is none."""
         earlier = [path for path in self.path.parent.glob("*.npz") if path.stem.rpartition("-")[0] == self.name]
         for path in sorted(earlier, key=lambda one: one.stat().st_mtime, reverse=True):
             if found := read_part(path):

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: ``results.json`` for people and scripts, and arrays from which the report draws.
+"""The results of an evaluation: ``results.json`` for people and scripts, and arrays for the report.
 
 ::
 
@@ -38,14 +38,14 @@ Provenance = dict[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One head or model, trained, selected on validation, tested once: what ``results.json`` says of it.
+    """One head or model, trained, selected on validation and tested once, as ``results.json`` records it.
 
     Attributes:
         encoder: key into the results' ``encoders``: ``pretrained`` or ``random``.
         protocol, head: how it was trained; kNN has the head ``knn``.
         fraction: share of the training tiles.
         lr, epoch: chosen by the validation score; None where nothing is trained.
-        validation, test: scores by name; those that are undefined are left out.
+        validation, test: scores by name; undefined ones are left out.
         by_output: lists over classes or targets, of the test.
         curve: one dict an evaluation: epoch, train_loss, validation_loss and the validation scores.
         seconds: of its training and evaluation.
@@ -84,7 +84,7 @@ class Result(Entry):
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What all results of a run have in common.
+    """What the results of a run have in common.
 
     Attributes:
         encoders: by key what is known of each: name, sha256, architecture, objective, samples_seen.
@@ -178,7 +178,7 @@ def _read_statistics(folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_part(path: Path, results: list[Result]) -> None:
-    """Results of one training, kept until all are done."""
+    """Write the results of one training, kept until all are done."""
     arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(one) for one in results]))}
     for number, one in enumerate(results):
         arrays |= {f"statistics-{number}": one.statistics, f"maps-{number}": one.maps}

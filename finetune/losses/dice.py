@@ -33,6 +33,6 @@ class Dice(CrossEntropy):
         return loss + self.config.cross_entropy * super().sum(scores, labels) if self.config.cross_entropy else loss
 
     def _tile_weights(self, labels: Tensor, counted: Tensor) -> Tensor:
-        """Weights of tiles (B,): of their labels, as `count` adds them up."""
+        """Return the weights of tiles (B,), the sums of their labels' weights."""
         weights = counted.float() if self.weights is None else weight_map(labels, self.weights.to(labels.device))
         return weights.flatten(1).sum(1, dtype=torch.float32)

@@ -30,7 +30,7 @@ class Scores:
 
 
 def segmentation_scores(confusion: np.ndarray) -> Scores:
-    """From one confusion matrix (C, C), labels in rows."""
+    """Compute scores from one confusion matrix (C, C), labels in rows."""
     hits = np.diagonal(confusion)
     labeled, predicted = confusion.sum(1), confusion.sum(0)
     union = labeled + predicted - hits
@@ -47,7 +47,7 @@ def segmentation_scores(confusion: np.ndarray) -> Scores:
 
 
 def classification_scores(confusion: np.ndarray) -> Scores:
-    """From one confusion matrix (C, C) of tiles, labels in rows."""
+    """Compute scores from one confusion matrix (C, C) of tiles, labels in rows."""
     hits = np.diagonal(confusion)
     labeled, predicted = confusion.sum(1), confusion.sum(0)
     f1, recall = _shares(2 * hits, labeled + predicted), _shares(hits, labeled)
@@ -61,7 +61,7 @@ def classification_scores(confusion: np.ndarray) -> Scores:
 
 
 def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
-    """From probabilities (n, C) and labels (n, C) bool; means are over the classes that occur in the labels."""
+    """Compute scores from probabilities (n, C) and labels (n, C) bool; means are over classes with a label."""
     predicted = probabilities >= THRESHOLD
     hits, claimed, present = (predicted & labels).sum(0), predicted.sum(0), labels.sum(0)
     f1 = [
@@ -80,7 +80,7 @@ def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under the precision-recall curve by steps, ties taken together; None without a positive."""
+    """Return the area under the precision-recall curve by steps, with ties as one step; None without a positive."""
     if not labels.any():
         return None
     order = np.argsort(-probabilities, kind="stable")
@@ -91,7 +91,11 @@ def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | 
 
 
 def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndarray) -> Scores:
-    """From predictions and true values (n, T), and the mean squared error of a fixed prediction for each target."""
+    """Compute scores from predictions and true values (n, T).
+
+    Args:
+        baseline: mean squared error of a fixed prediction for each target (T,).
+    """
     error = ((predicted - true) ** 2).mean(0)
     spread = true.var(0)
     ratio = error / np.maximum(baseline, 1e-12)
@@ -102,7 +106,7 @@ def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndar
 
 
 def moment_scores(sums: np.ndarray) -> Scores:
-    """From sums over pixels, float64 (5, T).
+    """Compute scores from sums over pixels, float64 (5, T).
 
     Args:
         sums: of each target: the number of pixels, absolute errors, squared errors, true values less any constant, and
@@ -119,7 +123,7 @@ def moment_scores(sums: np.ndarray) -> Scores:
 
 
 def tile_confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix (C, C) of the pixels that count: labels below C."""
+    """Return the confusion matrix (C, C) of the pixels that count: labels below C."""
     counts = labels < classes
     pairs = labels[counts].astype(np.int64) * classes + predicted[counts]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -134,7 +138,7 @@ def _where(defined: np.ndarray, values: np.ndarray) -> list[float | None]:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Over those that are there; None without any."""
+    """Return the mean of those that are defined; None without any."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else None
 

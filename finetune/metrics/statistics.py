@@ -1,7 +1,7 @@
-"""How sure a score is: bootstrap intervals over test places, and a paired test of two models on the same places.
+"""How certain a score is: bootstrap intervals over test places, and a paired test of two models on the same places.
 
-Tiles of one place are not independent, so places are drawn, not tiles. Scores that are no means over tiles (mIoU, mAP)
-are computed anew from every draw; what they are made of is added up over places first where it adds up.
+Tiles of one place are not independent, so places are drawn, not tiles. Scores that are not means over tiles (mIoU, mAP)
+are computed anew for every draw, from the per-tile statistics.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,9 @@ NaN where it is undefined. See TaskKind.resampled."""
 def bootstrap_interval(
     score: Score, runs: Runs, places: Sequence[str], draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of the task's primary score, mean over seeds, from draws of test places with replacement; draws
-    for which the score is undefined are left out, and without any other both ends are NaN.
+    """Return the 95 % interval of a score, mean over seeds, from draws of test places with replacement.
+
+    Draws for which the score is undefined are left out; both ends are NaN if it is undefined for all.
 
     Args:
         places: the place of each tile.
@@ -48,9 +49,9 @@ def paired_test(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of the difference of two models' primary scores: at random places, predictions are exchanged.
+    """Return the two-sided p-value of the difference of two models' scores, by exchanging predictions at random places.
 
-    Seeds are paired in order. With n places there are 2^n exchanges, so few places can't give a small p.
+    Seeds are paired in order. With n places there are 2^n exchanges, so few places cannot give a small p.
     """
     numbers = _numbers(places)
     random, count = np.random.default_rng(seed), int(numbers.max()) + 1
@@ -66,8 +67,8 @@ def paired_test(
 
 
 def _differences(score: Score, first: Runs, second: Runs, coins: np.ndarray) -> np.ndarray:
-    """Sum over seeds of the score of the first model minus that of the second, (draws,), where predictions for the
-    tiles with ``coins`` (draws, n) are exchanged."""
+    """Return the sum over seeds of the score of the first model minus that of the second (draws,), with predictions
+    exchanged for the tiles where ``coins`` (draws, n) is true."""
     found = np.zeros(len(coins))
     kept, exchanged = np.hstack([~coins, coins]).astype(float), np.hstack([coins, ~coins]).astype(float)
     for one, two in zip(first, second, strict=True):
@@ -77,17 +78,18 @@ def _differences(score: Score, first: Runs, second: Runs, coins: np.ndarray) -> 
 
 
 def smallest_p(places: Sequence[str], draws: int = DRAWS) -> float:
-    """The smallest p-value that `paired_test` can give with so many places, but for luck of the draw."""
+    """Return the smallest p-value that `paired_test` can be expected to give with these places."""
     return max(2.0 ** (1 - len(set(places))), 1 / (1 + draws))
 
 
 def draws_for(comparisons: int) -> int:
-    """Exchanges of each of so many tests, so that Holm's correction leaves a clear difference a p well below 0.05."""
+    """Return the number of exchanges for each of several tests, such that Holm's correction leaves a clear difference a
+    p-value well below 0.05."""
     return min(max(DRAWS, 50 * comparisons), MOST_DRAWS)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the order given."""
+    """Return p-values corrected for their number (Holm 1979), in the order given."""
     order = np.argsort(p_values)
     corrected, largest = np.empty(len(p_values)), 0.0
     for rank, index in enumerate(order):

@@ -84,7 +84,7 @@ def predict_scene(
 
 
 def _warn_of_place(scene: Raster) -> None:
-    """Say what a map can't have of where its scene lies."""
+    """Warn of what a map does not have of the scene's georeference."""
     if scene.grid.transform is not None:
         return
     if scene.control_points():
@@ -95,7 +95,7 @@ def _warn_of_place(scene: Raster) -> None:
 
 
 def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:
-    """Windows of the encoder's image size, a whole number of patches apart."""
+    """Plan windows of the encoder's image size, a whole number of patches apart."""
     size, stride = model.description.image_size, model.encoder.stride
     step = max(1, round(size * (1 - overlap) / stride)) * stride
     if model.task is None:
@@ -125,7 +125,7 @@ def predictor(model: TaskModel, device: torch.device, plan: WindowPlan) -> Predi
 
 
 def describe_map(model: TaskModel, scene: str) -> MapFormat:
-    """What the map of a scene, by its name, will be."""
+    """Return the format of the map of a scene."""
     task, told = model.task, model.description
     tags = {"scene": scene, "encoder": f"{told.architecture}, {told.objective or 'objective unknown'}"}
     if task is None:
@@ -145,7 +145,7 @@ def describe_map(model: TaskModel, scene: str) -> MapFormat:
 
 
 def class_values(task: Task) -> tuple[list[int], int]:
-    """The map's value of each class, and of "no data".
+    """Return the map's value of each class, and of "no data".
 
     The task's own codes where every class has one code of at most 65535, with 0 for no data (255 where 0 is a class);
     else 1, 2, 3, ... in the task's order, and 0.
@@ -159,7 +159,7 @@ def class_values(task: Task) -> tuple[list[int], int]:
 
 
 def _classes(parts: Iterator[np.ndarray], task: Task, summary: Summary) -> Iterator[np.ndarray]:
-    """Probabilities (C, rows, W), NaN without data, to the map's values (1, rows, W); counts them."""
+    """Turn probabilities (C, rows, W), NaN without data, into the map's values (1, rows, W), and count them."""
     values, nodata = class_values(task)
     table = np.array([*values, nodata], np.uint16 if max(*values, nodata) > 255 else np.uint8)
     names = [*task.outputs, NODATA_NAME]

@@ -52,7 +52,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Without the encoder and the share of the tiles."""
+        """Name without the encoder and the share of the tiles."""
         return f"{self.way}{self.rest}"
 
     def values(self, metric: str) -> list[float]:

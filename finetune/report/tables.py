@@ -22,12 +22,12 @@ UNDEFINED = "–"
 
 
 def title(metric: str) -> str:
-    """A score as a column's head."""
+    """Return the title of a score for the head of a column."""
     return METRICS[metric].title if metric in METRICS else metric
 
 
 def number(value: float, metric: str) -> str:
-    """A score as people read it."""
+    """Return a score as text."""
     if not math.isfinite(value):
         return UNDEFINED
     is_share = metric in METRICS and METRICS[metric].in_percent
@@ -35,13 +35,13 @@ def number(value: float, metric: str) -> str:
 
 
 def spread(row: Row, metric: str) -> str:
-    """Mean ± standard deviation; the latter only of several seeds."""
+    """Return mean ± standard deviation; the latter only for several seeds."""
     mean = number(row.mean(metric), metric)
     return f"{mean} ± {number(row.deviation(metric), metric)}" if len(row.values(metric)) > 1 else mean
 
 
 def cell(row: Row, metric: str) -> str:
-    """A row's primary score with its interval and flag."""
+    """Return a row's primary score with its interval and flag."""
     if not math.isfinite(row.mean(metric)):
         return UNDEFINED
     low, high = (number(one, metric) for one in row.interval)
@@ -49,7 +49,7 @@ def cell(row: Row, metric: str) -> str:
 
 
 def summary(reports: list[TaskReport]) -> list[list[str]]:
-    """Head and rows: a way of training an encoder in each, a task in each column."""
+    """Return head and rows of a table: a way of training an encoder in each row, a task in each column."""
     keys: dict[tuple[str, str], dict[int, Row]] = {}
     for place, report in enumerate(reports):
         rows = report.whole or report.rows
@@ -78,7 +78,7 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
 
 
 def comparisons(report: TaskReport) -> list[list[str]]:
-    """Head and rows of the tests of two trained rows; only a head where there are none."""
+    """Return head and rows of the tests of two trained rows; only a head where there are none."""
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
     for one in report.comparisons:
         names = [f"{row.label} · {row.name}" for row in (one.first, one.second)]
@@ -96,7 +96,7 @@ COMPARED = (
 
 
 def notes(reports: list[TaskReport]) -> list[str]:
-    """What must be known before a number is believed."""
+    """Return what a reader must know before trusting a number."""
     found = []
     by_name: dict[str, list[str]] = {}
     for report in reports:
@@ -125,7 +125,7 @@ def notes(reports: list[TaskReport]) -> list[str]:
 
 
 def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
-    """The whole report.
+    """Return the whole report.
 
     Args:
         more: notes beside those on the numbers.
@@ -173,7 +173,7 @@ def _table(lines: list[list[str]]) -> str:
 
 
 def comma_separated(reports: list[TaskReport]) -> str:
-    """One line a row and score: everything a script may want."""
+    """Return the report as CSV: one line for each row and score."""
     out = io.StringIO()
     writer = csv.writer(out)
     columns = "task checkpoint sha256 protocol head fraction seeds metric mean deviation low high p better"

@@ -1,4 +1,4 @@
-"""Tasks as data: one YAML file each, with sensor, classes or targets, layout of the download and published recipe."""
+"""Tasks as data: a YAML file each, with kind, sensor, classes or targets, layout of the download, published recipe."""
 
 import re
 from collections import Counter
@@ -43,7 +43,7 @@ KindName = Annotated[str, AfterValidator(_known_kind), Says("the name of a kind 
 
 
 def _hex_color(text: str) -> str:
-    """A color as ``#rrggbb`` in lower case."""
+    """Return a color as ``#rrggbb`` in lower case."""
     digits = text.strip().lower().removeprefix("#")
     if not re.fullmatch("#?(?:[0-9a-f]{3}){1,2}", text.strip().lower()):
         raise ValueError(f"expected a color such as '#ffaa00', got {text!r}")
@@ -64,7 +64,7 @@ class TaskClass(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _british_spelling(cls, data: Any) -> Any:
-        """Tasks in models and results that were written before say ``colour``."""
+        """Accept ``colour``, as tasks in models and results of earlier versions spell it."""
         if isinstance(data, dict) and "colour" in data and "color" not in data:
             return {("color" if key == "colour" else key): value for key, value in data.items()}
         return data
@@ -160,7 +160,7 @@ class Task(ConfigModel):
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
-        """Known codes, ascending, and the index of each; those to ignore have C."""
+        """Known codes, ascending, and the index of each; C for codes to ignore."""
         pairs = [(code, index) for index, one in enumerate(self.classes) for code in one.all_codes]
         if isinstance(self.ignore, list):
             pairs += [(code, self.ignore_index) for code in self.ignore]
@@ -168,13 +168,13 @@ class Task(ConfigModel):
         return np.array(codes, np.int64), np.array(indices, np.int64)
 
     def to_indices(self, codes: np.ndarray) -> np.ndarray:
-        """Label codes to class indices, int16 of the same shape; C where a code doesn't count."""
+        """Turn label codes into class indices, int16 of the same shape; C where a code does not count."""
         known, indices = self._table
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(known[place] == codes, indices[place], self.ignore_index).astype(np.int16)
 
     def unknown_codes(self, codes: np.ndarray) -> list[int]:
-        """Codes that are neither a class nor to be ignored; none where all others are."""
+        """Return codes that are neither a class nor to be ignored; none where all others are."""
         if self.ignore == "others":
             return []
         return sorted(set(np.unique(codes).tolist()) - set(self._table[0].tolist()) - {NODATA})
@@ -190,19 +190,19 @@ class Task(ConfigModel):
         return {one.name.strip().casefold(): one.all_codes[0] for one in self.classes}
 
     def to_multihot(self, codes: np.ndarray) -> np.ndarray:
-        """Which classes occur anywhere in a tile of label codes, uint8 (C,)."""
+        """Return which classes occur anywhere in a tile of label codes, uint8 (C,)."""
         present = np.zeros(self.ignore_index + 1, np.uint8)
         present[np.unique(self.to_indices(codes))] = 1
         return present[:-1]
 
 
 def task_names() -> list[str]:
-    """Names of the registry, sorted."""
+    """Return the names of the tasks that come with the project, sorted."""
     return sorted(entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if ".yaml" in entry.name)
 
 
 def get_task(name: str) -> Task:
-    """A task by registry name, or by the path of a YAML file.
+    """Return a task by its name, or by the path of a YAML file.
 
     Raises:
         ConfigError: unknown name (the known ones are listed) or a file that is no task.
@@ -219,7 +219,7 @@ def get_task(name: str) -> Task:
 
 
 def _with_table_beside(path: Path, task: Task) -> Task:
-    """The task with the band table that its file names, found from here or beside the file."""
+    """Return the task with the path of the band table that its file names, relative to here or beside the file."""
     if not task.sensor.lower().endswith(".csv"):
         return task
     try:
@@ -232,10 +232,10 @@ def _with_table_beside(path: Path, task: Task) -> Task:
 
 
 def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
-    """A task from YAML, or JSON by its suffix; bytes in UTF-8 or in what their byte order mark says.
+    """Parse a task from YAML, or JSON by its suffix; bytes in UTF-8 or in what their byte order mark says.
 
     Raises:
-        ConfigError: no such task; the line names ``where``.
+        ConfigError: not a task; the line names ``where``.
     """
     where = f"task '{where}'"
     try:
@@ -248,7 +248,7 @@ def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
 
 
 def _check_names(task: Task, where: str) -> None:
-    """Rules of task files; models and results that were written before may break them."""
+    """Check rules of task files, which models and results of earlier versions may break."""
     if unknown := sorted(task.tiles.keys() - set(SPLITS)):
         raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: name {', '.join(SPLITS)}")
     names = Counter(name.strip().casefold() for name in task.outputs)
@@ -257,5 +257,5 @@ def _check_names(task: Task, where: str) -> None:
 
 
 def dump_task(task: Task) -> str:
-    """The task as YAML, for files that must be understood without the registry."""
+    """Return the task as YAML, for files that must be understood without the registry."""
     return dump_yaml(task.model_dump(mode="json", exclude_defaults=True))

@@ -54,7 +54,7 @@ class PixelRegression(TargetKind):
         return scores.float()
 
     def votes(self, labels: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """A position votes for the mean of its pixels; it counts where every target has a value."""
+        """Let a position vote for the mean of its pixels; it counts where every target has a value."""
         count, targets, size, _ = labels.shape
         cells = labels.reshape(count, targets, grid, size // grid, grid, size // grid)
         there = np.isfinite(cells)

@@ -40,7 +40,7 @@ class Segmentation(ClassKind):
         return scores.softmax(1)
 
     def votes(self, labels: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """A position votes for the class that most of its pixels have."""
+        """Let a position vote for the class that most of its pixels have."""
         side = labels.shape[1] // grid
         cells = labels.reshape(len(labels), grid, side, grid, side)
         counts = np.stack([(cells == one).sum((2, 4)) for one in range(self.outputs)], -1)

@@ -130,17 +130,17 @@ def test_synthetic_tasks_and_few_places_are_said(tmp_path, capsys):
 )
 def test_every_kind_of_task_has_its_tables_and_drawings(tmp_path, name, shown):
     results = [make_result(get_task(name), "pretrained", 0, 0.9), make_result(get_task(name), "random", 0, 0.4)]
-    write_run(tmp_path, name, results)
-    (report,) = collect_reports(tmp_path)
+    folder = write_run(tmp_path / "run", name, results)
+    (report,) = collect_reports(folder)
     assert report.best().identity == "a" * 64
     assert report.best().is_better
-    assert main(["report", str(tmp_path)]) == 0
-    page = Page((tmp_path / "report.html").read_text())
+    assert main(["report", str(folder)]) == 0
+    page = Page((folder / "report.html").read_text())
     assert [text for text in shown if text not in page.text] == []
 
 
 def test_statistics_of_an_earlier_version_are_read(tmp_path):
-    write_run(tmp_path, "enmap_cdl", [make_result(CDL, "pretrained", 0, 0.8)])
-    now = read_results(tmp_path)
-    (tmp_path / "statistics.npz").rename(tmp_path / "units.npz")
-    np.testing.assert_array_equal(read_results(tmp_path).results[0].statistics, now.results[0].statistics)
+    folder = write_run(tmp_path / "run", "enmap_cdl", [make_result(CDL, "pretrained", 0, 0.8)])
+    now = read_results(folder)
+    (folder / "statistics.npz").rename(folder / "units.npz")
+    np.testing.assert_array_equal(read_results(folder).results[0].statistics, now.results[0].statistics)
