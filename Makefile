@@ -2,6 +2,7 @@
 #   make demo   the whole path on a laptop: tiles, shards, pretraining, stop and resume, evaluation
 #   make sample the shards of the demo alone, for the other demo configs
 #   make test   all tests but the nightly ones
+#   make docs   the documentation's site, in site/
 # make demo TILES=DIR [LABELS=DIR] [TASK=NAME] takes your own tiles; SHORT=1 makes it quick.
 
 # The newest Python that constraints.txt has versions for; make PYTHON=... takes another one.
@@ -10,9 +11,9 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	$$python -c 'import sys, venv, ensurepip; sys.exit($(NOT_OURS))' >/dev/null 2>&1 && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,gpu)
+EXTRAS := dev,docs$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,gpu)
 
-.PHONY: demo sample test lint nightly clean
+.PHONY: demo sample test lint docs nightly clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready
@@ -22,11 +23,15 @@ sample: $(VENV)/.ready
 	@$(BIN)/python -m tools.demo --shards-only
 
 # Process groups spend much of their time waiting: the unit tests fill the gaps, at a lower priority so as to delay none.
-test: $(VENV)/.ready lint
+test: $(VENV)/.ready lint docs
 	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest -m "not nightly" --durations=5 -n 2 --dist loadfile tests/unit tests/parity >$(VENV)/unit-tests.log 2>&1 & unit=$$!; \
 	trap 'kill $$unit' INT TERM; \
 	$(BIN)/python -m pytest -m "not nightly" --durations=15 tests/distributed tests/integration; code=$$?; \
 	wait $$unit || code=1; cat $(VENV)/unit-tests.log; exit $$code
+
+# A warning is an error (mkdocs.yml); the site is in site/.
+docs: $(VENV)/.ready
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 nightly: $(VENV)/.ready
 	@$(BIN)/python -m pytest -m nightly
@@ -49,4 +54,4 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) demo runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -127,6 +127,9 @@ class FullConfig(ConfigModel):
 
     head: HeadChoice | None = None
     """Head to train; null for the published one of the task."""
+    start: Literal["probe", "random"] = "probe"
+    """Head to begin from: ``probe`` takes the one that the frozen protocol finds on the same encoder and tiles (LP-FT,
+    arXiv 2202.10054), ``random`` draws its weights from the seed."""
     lrs: Choices[Rate] = (1e-4,)
     """Learning rates; each is trained, and validation chooses."""
     weight_decay: Weight = 0.05

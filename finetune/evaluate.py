@@ -37,6 +37,7 @@ from pretrain.resilience.run_folder import open_run
 from pretrain.resilience.status import Status
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.weights.files import load_encoder
+from pretrain.weights.hub_ranks import fetch_on_all_ranks
 from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import write_atomic
@@ -59,6 +60,7 @@ class Evaluator:
     def __init__(self, config: FinetuneConfig, watchdog: Watchdog) -> None:
         self.config, self.folder = config, Path(config.run.dir)
         self.run = open_run(self.folder, watchdog)
+        fetch_on_all_ranks(config.checkpoint)  # `prepare` finds the download
         self.context: EvaluationContext = distributed.raise_on_all_ranks(lambda: prepare(config, watchdog))
         self.protocols = Protocols(self.context)
         self.names = ("pretrained", "random") if config.compare_random else ("pretrained",)

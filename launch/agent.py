@@ -22,20 +22,20 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from pretrain.resilience.signals import STOPPED, StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""By which a run is asked to stop."""
+"""Signals that ask a run to stop."""
 
 
 def main(argv: list[str]) -> int:
-    """Start the node's ranks and wait for them; returns the exit code."""
+    """Start the node's ranks, wait for them, and return the exit code."""
     name, *arguments = argv
     return {"torchrun": run_torchrun, "deepspeed": run_deepspeed}[name](arguments)
 
 
 def run_torchrun(arguments: list[str]) -> int:
-    """Be a torchrun agent, in this process.
+    """Run a torchrun agent in this process.
 
-    The first signal has it pass SIGUSR1 on to the ranks and wait for them, for --shutdown-timeout at most. The handlers
-    of torchrun would do so, too, and stop waiting at the second signal.
+    At the first signal it passes SIGUSR1 on to the ranks and waits for them, for at most --shutdown-timeout.
+    torchrun's own handlers would stop waiting at the second signal.
     """
     # In a store that the agents keep, ranks that are started again would find what those before them have left.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -81,7 +81,7 @@ def run_torchrun(arguments: list[str]) -> int:
 
 
 def _hold_store(endpoint: str) -> object:
-    """The store at which the agents meet: the first node's agent shares it, and ends it with itself otherwise."""
+    """Open the store at which the agents meet, and keep it open after the first node's agent has finished."""
     from torch.distributed import TCPStore
 
     host, _, port = endpoint.rpartition(":")
@@ -89,7 +89,7 @@ def _hold_store(endpoint: str) -> object:
 
 
 def run_deepspeed(arguments: list[str]) -> int:
-    """Run the deepspeed command of this node; signals go past it and its launcher, which don't survive them."""
+    """Run the deepspeed command of this node; signals skip it and its launcher, which would not survive them."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--node_rank", os.environ["SLURM_NODEID"]]
     asked: list[int] = []
     for number in SIGNALS:
@@ -103,7 +103,7 @@ def run_deepspeed(arguments: list[str]) -> int:
 
 
 def _ignore_signals() -> None:
-    """In the child, whose children inherit it; ranks set handlers of their own."""
+    """Ignore signals in the child and, by inheritance, in its children; ranks set their own handlers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -120,7 +120,7 @@ def _signal_ranks(runner: int) -> None:
 
 
 def _address_towards(endpoint: str) -> str:
-    """This node's address on the network that leads to ``host:port``; names of nodes don't resolve everywhere."""
+    """Return this node's address on the network to ``host:port``; names of nodes do not resolve everywhere."""
     host, _, port = endpoint.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))  # sends nothing

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so a wrong key is answered at once, on every lau
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import NoReturn, TypeVar
 from launch.ranks import adopt_slurm_ranks, is_main_process
 from shards.cli import Parser, apply_verbosity
 from shards.config import ConfigModel, dump_config, load_config
+from shards.config.reference import help_page
 from shards.console import get_logger
 from shards.errors import ConfigError, ForgeError
 
@@ -23,15 +25,19 @@ logger = get_logger(__name__)
 
 
 def read_command(argv: list[str] | None, schema: type[Schema], description: str) -> Schema:
-    """Parse ``--config FILE [key.sub=value ...]``; end the process for --help, --print-config and misuse."""
+    """Parse ``--config FILE [key.sub=value ...]``; end the process for what only prints, and for misuse."""
     return parse_command(command_parser(description), argv, schema)[0]
 
 
 def command_parser(description: str, prog: str | None = None) -> Parser:
     """Return the parser of every training command, to which some add arguments."""
-    parser = Parser(prog=prog, description=description)
-    parser.add_argument("--config", required=True, help="YAML file")
-    parser.add_argument("--print-config", action="store_true", help="show the resolved config and end")
+    parser = Parser(prog=prog, description=description, plugins=False)
+    parser.add_argument("--config", help="YAML file")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--help-config", action="store_true", help="print every key with its meaning and exit")
+    parser.add_argument(
+        "--schema", action="store_true", help="print a JSON schema of the config, for editors, and exit"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replace single values of the config")
     return parser
@@ -43,7 +49,7 @@ def parse_command(
     schema: type[Schema],
     assumed: Mapping[str, str] | None = None,
 ) -> tuple[Schema, argparse.Namespace]:
-    """Return the config and all arguments; end the process for --help, --print-config and misuse.
+    """Return the config and all arguments; end the process for what only prints, and for misuse.
 
     Args:
         assumed: see `load_config`.
@@ -54,15 +60,25 @@ def parse_command(
         parser.error = lambda _: _leave(2)  # type: ignore[assignment, method-assign]
     arguments = parser.parse_intermixed_args(argv)
     apply_verbosity(arguments)
-    try:
-        config = load_config(arguments.config, arguments.overrides, schema, assumed)
+    described = arguments.help_config or arguments.schema
+    if arguments.config is None and not described:
+        parser.error("the following arguments are required: --config")
+    try:  # also of a config that is only described: it loads its plugins
+        config = load_config(arguments.config, arguments.overrides, schema, assumed) if arguments.config else None
     except ConfigError as error:
         fail(error)
-    if arguments.print_config:
+    if config is None or described or arguments.print_config:
         if is_main_process():
-            print(dump_config(config), end="")
+            print(_printed(arguments, schema, config), end="")
         sys.exit(0)
     return config, arguments
+
+
+def _printed(arguments: argparse.Namespace, schema: type[Schema], config: Schema | None) -> str:
+    """Return what a command prints in place of running."""
+    if arguments.schema:
+        return json.dumps(schema.model_json_schema(), indent=2) + "\n"
+    return help_page(schema) if config is None or arguments.help_config else dump_config(config)
 
 
 def fail(error: ForgeError) -> NoReturn:

@@ -27,22 +27,22 @@ OURS = {
     "open-mode": "run.dir: output is appended in its folder slurm/",
     "chdir": "cd: jobs run in the folder that they are submitted from",
 }
-"""Options of sbatch that scripts have already, and what sets each of them here."""
+"""Options of sbatch that scripts set themselves, and the option here that sets each."""
 SHORT = dict(
     J="job-name", N="nodes", n="ntasks", c="cpus-per-task", C="constraint", p="partition", A="account", q="qos",
     t="time", a="array", o="output", D="chdir",
 )  # fmt: skip
 SHARED = ("partition", "account", "qos", "constraint", "mem")
-"""Options that are sbatch's own, for every job of a submission."""
+"""Options passed on to sbatch for every job of a submission."""
 VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "mem": "MEM_PER_NODE"}
-"""Environment variables of sbatch that aren't named as their option is; all begin with SBATCH_."""
+"""Environment variables of sbatch, without SBATCH_, whose names differ from their options'."""
 
 
 def directives(arguments: argparse.Namespace) -> list[str]:
-    """Lines that every job of a submission has.
+    """Return the lines that every job of a submission has.
 
     Raises:
-        ConfigError: an extra line of --sbatch that is no option, or one that is set elsewhere.
+        ConfigError: an extra line of --sbatch is no option, or is set elsewhere.
     """
     wanted = [(name, getattr(arguments, name)) for name in SHARED]
     lines = [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in wanted if value]
@@ -50,7 +50,7 @@ def directives(arguments: argparse.Namespace) -> list[str]:
 
 
 def overridden(script: str) -> set[str]:
-    """Environment variables that would have sbatch disregard what a script says."""
+    """Return the environment variables that would override what a script says."""
     names = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
     if {"requeue", "no-requeue"} & names:
         names |= {"requeue", "no-requeue"}
@@ -58,7 +58,7 @@ def overridden(script: str) -> set[str]:
 
 
 def signal_seconds(arguments: argparse.Namespace) -> int:
-    """How long before the limit the tasks are told; Slurm may tell them a minute earlier."""
+    """Return how many seconds before the limit tasks are signaled; Slurm may signal them a minute earlier."""
     limit = limit_seconds(arguments.time)
     seconds = min(600, limit // 5) if arguments.signal_seconds is None else arguments.signal_seconds
     if seconds + 60 >= limit:
@@ -70,7 +70,7 @@ def signal_seconds(arguments: argparse.Namespace) -> int:
 
 
 def limit_seconds(time: str) -> int:
-    """Seconds of a time limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Return the seconds of a time limit in Slurm's formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if match is None:
         raise ConfigError(f"--time {time}: write minutes, minutes:seconds, hours:minutes:seconds or days-hours")
@@ -84,7 +84,7 @@ def limit_seconds(time: str) -> int:
 
 
 def _extra(line: str) -> str:
-    """An extra line, without the word #SBATCH that may stand before it."""
+    """Return an extra line without a leading #SBATCH."""
     text = re.sub(r"^#SBATCH\s", "", line.strip()).strip()
     try:
         words = shlex.split(text)

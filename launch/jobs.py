@@ -1,4 +1,4 @@
-"""Jobs for Slurm: readable sbatch scripts out of templates, checked before anything is queued."""
+"""Jobs for Slurm: readable sbatch scripts from templates, checked before anything is queued."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ trap 'echo "error: --setup $setup: ended the job with code $?${blamed:+ at: $bla
 trap - ERR EXIT
 """
 CLIENT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
-"""Variables that tell Slurm's commands which cluster is meant; all others are of the job they are found in."""
+"""Variables that say which cluster Slurm's commands talk to; the others describe the job that a process runs in."""
 
 
 class SlurmError(ForgeError):
@@ -46,7 +46,7 @@ class SlurmError(ForgeError):
 
 
 class SbatchTemplate(Template):
-    """A script with ``@name`` where values go: bash keeps its dollars."""
+    """A script with ``@name`` for values, so that bash keeps its dollars."""
 
     delimiter = "@"
 
@@ -72,7 +72,7 @@ class Job:
     elements: int = 0
 
     def text(self) -> str:
-        """The script."""
+        """Return the script."""
         text = (TEMPLATES / f"{self.template or self.stage}.sbatch").read_text()
         shared = {"root": quote(ROOT), "here": quote(Path.cwd()), "python": quote(sys.executable)}
         log = str(self.log.parent).replace("%", "%%") + f"/{self.log.name}"  # Slurm fills in %j and %a
@@ -83,7 +83,7 @@ class Job:
         return re.sub(r"\n{3,}", "\n\n", filled)  # what an option leaves out leaves no gap
 
     def submit(self, after: str | None) -> str:
-        """Hand it to Slurm, to begin when job ``after`` has succeeded. Returns its number."""
+        """Submit the job, to start after job ``after`` has succeeded, and return its number."""
         text = self.text()
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +98,9 @@ class Job:
 
 
 def run_slurm(*command: str, without: Collection[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands, as if outside of any job: submitted from within one, a run is none of its tasks
-    and has none of its limits.
+    """Run one of Slurm's commands as if outside of any job.
+
+    A run that is submitted from within a job is not one of its tasks, and has none of its limits.
 
     Args:
         without: environment variables that it isn't to see either.
@@ -116,20 +117,20 @@ def run_slurm(*command: str, without: Collection[str] = ()) -> subprocess.Comple
 
 
 def one_line(message: str) -> str:
-    """What a command of Slurm says."""
+    """Return the error message of a Slurm command in one line."""
     lines = [re.sub(r"^\w+: (error|fatal): ", "", line.strip()) for line in message.splitlines()]
     return "; ".join(line for line in lines if line)
 
 
 def pretrain_job(arguments: argparse.Namespace) -> Job:
-    """One run, or an array of runs, one for each combination of the swept values."""
+    """Return the job of one run, or of an array of runs, one for each combination of the swept values."""
     runs = pretrain_runs(arguments)
     folder = Path(runs[0].config.run.dir).absolute()
     return _run_job(arguments, folder, runs, is_array=bool(arguments.sweep))
 
 
 def finetune_jobs(arguments: argparse.Namespace, output: Path | None, checkpoint: Path | None = None) -> list[Job]:
-    """An array of evaluations, one for each config, combination and seed, and the report on all of them.
+    """Return the job array of evaluations, one for each config, combination and seed, and the job of their report.
 
     Args:
         output, checkpoint: see `evaluations`.
@@ -143,7 +144,7 @@ def finetune_jobs(arguments: argparse.Namespace, output: Path | None, checkpoint
 
 
 def _shared(arguments: argparse.Namespace) -> dict[str, str]:
-    """Values for all templates."""
+    """Return the values that all templates have."""
     setup = ""
     if arguments.setup:
         setup = SbatchTemplate(SETUP).substitute(setup_file=quote(Path(arguments.setup).absolute()))
@@ -151,7 +152,7 @@ def _shared(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _run_job(arguments: argparse.Namespace, folder: Path, runs: list[Run], is_array: bool) -> Job:
-    """A job that saves before its time is up and is requeued: one run, or an array of them.
+    """Return a job that saves before its time limit and is requeued: one run, or an array of runs.
 
     Args:
         folder: scripts and output go below it.
@@ -194,7 +195,7 @@ def _run_job(arguments: argparse.Namespace, folder: Path, runs: list[Run], is_ar
 
 
 def _resources(arguments: argparse.Namespace, runs: list[Run], is_array: bool) -> dict[str, str]:
-    """Values of the nodes, tasks, CPUs and GPUs of each run."""
+    """Return the nodes, tasks, CPUs and GPUs of each run."""
     processes = processes_per_node(arguments)
     tasks = 1 if LAUNCHERS[arguments.launcher].one_task_per_node else processes
     cpus = arguments.cpus_per_task or max(run.config.run.threads + run.config.data.read_threads for run in runs)
@@ -207,9 +208,9 @@ def _resources(arguments: argparse.Namespace, runs: list[Run], is_array: bool) -
 
 
 def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:
-    """Shard -> merge and statistics -> pretrain -> export -> fine-tune -> report, each after the one before.
+    """Return jobs that run one after another: shard, merge and statistics, pretrain, export, fine-tune, report.
 
-    All of them can be repeated. Fine-tuning and report are there where ``--finetune`` names configs.
+    Each can be repeated. Fine-tuning and report are included where ``--finetune`` names configs.
     """
     (run,) = pretrain_runs(arguments)
     config, folder = run.config, run.folder
@@ -240,5 +241,5 @@ def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:
 
 
 def quote(value: object) -> str:
-    """One word of bash."""
+    """Quote a value as one word of bash."""
     return shlex.quote(str(value))

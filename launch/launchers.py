@@ -1,6 +1,6 @@
-"""How a job starts its ranks: plain srun, torchrun, or DeepSpeed's command.
+"""How a job starts its ranks: plain srun, torchrun, or the deepspeed command.
 
-Whatever starts them, a signal to the tasks reaches the ranks, which save; the run's status.json says how it ended.
+With each of them, a signal to the tasks reaches the ranks, which save; status.json in the run folder says how it ended.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from shards.errors import ConfigError
 
 EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
-"""First words of variables that DeepSpeed hands to `srun --export`, a list that is separated by commas."""
+"""Prefixes of the variables that DeepSpeed passes to `srun --export`, a list separated by commas."""
 
 SRUN = """\
 # Plain srun, one task per device: signals reach the tasks, and one that dies takes the others with it.
@@ -56,7 +56,7 @@ class Launcher:
     """A way to start the ranks of a job.
 
     Attributes:
-        command: the part of the job script that does it.
+        command: the part of the job script that starts the ranks.
         one_task_per_node: whether Slurm starts one task on each node, which starts the ranks, or one task per rank.
     """
 
@@ -73,11 +73,7 @@ LAUNCHERS = {
 
 
 def check_launcher(arguments: argparse.Namespace, root: str, here: str) -> None:
-    """Refuse what the chosen launcher can't do.
-
-    Raises:
-        ConfigError: in one line.
-    """
+    """Raise ConfigError, in one line, for what the chosen launcher cannot do."""
     name = arguments.launcher
     if arguments.max_restarts and name != "torchrun":
         raise ConfigError(

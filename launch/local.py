@@ -19,11 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def check_local(arguments: argparse.Namespace) -> None:
-    """Refuse what one machine without Slurm can't do.
-
-    Raises:
-        ConfigError: in one line.
-    """
+    """Raise ConfigError, in one line, for what one machine without Slurm cannot do."""
     if arguments.nodes > 1:
         raise ConfigError(f"--nodes {arguments.nodes}: --local runs on this machine alone; leave --nodes out")
     if arguments.launcher not in ("srun", "torchrun"):
@@ -35,7 +31,7 @@ def check_local(arguments: argparse.Namespace) -> None:
 
 
 def commands(arguments: argparse.Namespace, runs: list[Run]) -> list[list[str]]:
-    """The command of each run."""
+    """Return the command of each run."""
     processes = processes_per_node(arguments)
     start = [sys.executable]
     if processes > 1 or arguments.launcher == "torchrun":
@@ -52,10 +48,10 @@ def commands(arguments: argparse.Namespace, runs: list[Run]) -> list[list[str]]:
 
 
 def run_all(arguments: argparse.Namespace, runs: list[Run], report: list[str] | None) -> int:
-    """Run one after the other; one that fails doesn't keep the others from running, a signal does.
+    """Run one after the other; a failed run does not stop those after it, a signal does.
 
     Args:
-        report: command that makes a page of all results, where at least one run is complete.
+        report: command that makes a page of all results, run if at least one run is complete.
 
     Returns:
         0 where all are complete, 75 where a signal stopped them, else 1.
@@ -77,7 +73,7 @@ def run_all(arguments: argparse.Namespace, runs: list[Run], report: list[str] | 
 
 
 class _Queue:
-    """Runs commands; a signal is passed on to the one that runs, and no other begins after it."""
+    """Runs commands; a signal is passed on to the running one, and no other starts after it."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -98,7 +94,7 @@ class _Queue:
 
 
 def table(runs: list[Run], codes: list[int | None]) -> str:
-    """A line for each run: how it ended, its exit code, how far it came and its last loss."""
+    """Return a table with a line for each run: how it ended, its exit code, its last step and loss."""
     rows = [("run", "ended", "code", "step", "loss")]
     for run, code in zip(runs, codes, strict=True):
         status = _last(run.folder / "status.json", "status")
@@ -114,7 +110,7 @@ def table(runs: list[Run], codes: list[int | None]) -> str:
 
 
 def _last(path: Path, key: str) -> dict:
-    """The last line of JSON that has a key; empty where there is none."""
+    """Return the last line of JSON that has a key; empty if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

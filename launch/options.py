@@ -9,11 +9,11 @@ from launch.launchers import LAUNCHERS
 from shards.cli import Parser, not_negative, positive
 
 FLAGS = ("--stage", "--no-requeue", "--dry-run", "--local", "--quiet", "--verbose")
-"""Options that no value follows."""
+"""Options without a value."""
 
 
 class Gpus(NamedTuple):
-    """GPUs of a node; as text, what sbatch reads."""
+    """GPUs of a node; its text is what sbatch reads."""
 
     kind: str
     number: int
@@ -23,7 +23,7 @@ class Gpus(NamedTuple):
 
 
 def parse(argv: list[str], description: str) -> argparse.Namespace:
-    """Options and overrides in any order, which subcommands of argparse don't take by themselves."""
+    """Parse options and overrides in any order, which argparse does not support in subcommands."""
     words: list[str] = []
     overrides: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
@@ -52,7 +52,7 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
 
 
 def _resolve_output(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """``run.dir=DIR`` means ``--output DIR``: each evaluation has a run.dir of its own below it."""
+    """Take ``run.dir=DIR`` for ``--output DIR``: each evaluation has its own run.dir below it."""
     folders = [word.partition("=")[2] for word in arguments.overrides if word.startswith("run.dir=")]
     if folders and arguments.output:
         parser.error("--output and run.dir= both name the folder of the runs; leave one of them out")
@@ -63,7 +63,7 @@ def _resolve_output(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 
 def build_parser(description: str) -> Parser:
     """Return the parser of all commands."""
-    parser = Parser(prog="python launch/slurm.py", description=description)
+    parser = Parser(prog="python launch/slurm.py", description=description, plugins=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, usage: str, summary: str) -> argparse.ArgumentParser:

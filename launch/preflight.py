@@ -1,6 +1,6 @@
-"""What is checked before anything is queued or run: inputs are there, and nobody is at work in a run's folder.
+"""Checks before anything is queued or run: inputs exist, and no other run works in a run folder.
 
-A file that is missing costs a day in the queue otherwise.
+Otherwise a missing file would be found after a day in the queue.
 """
 
 import argparse
@@ -20,7 +20,7 @@ INPUTS = ("root", "images", "labels", "splits", "statistics", "pretraining")
 
 
 def check_slurm() -> None:
-    """Raise SlurmError where this machine submits to no Slurm."""
+    """Raise SlurmError if sbatch is missing on this machine."""
     if shutil.which("sbatch") is None:
         raise SlurmError(
             "sbatch is missing: run this on a login node of the cluster, use --dry-run to see the scripts, or --local "
@@ -29,7 +29,7 @@ def check_slurm() -> None:
 
 
 def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
-    """Raise ConfigError where a file or folder that the runs read is missing; places behind URLs are not asked."""
+    """Raise ConfigError if a file or folder that the runs read is missing; URLs are not checked."""
     if arguments.setup and not Path(arguments.setup).is_file():
         raise ConfigError(f"--setup {arguments.setup}: no such file")
     for run in runs:
@@ -53,7 +53,7 @@ def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
 
 
 def check_free(runs: list[Run]) -> None:
-    """Raise ConfigError where somebody is at work in a run's folder, on this machine or another."""
+    """Raise ConfigError if another run works in a run's folder, on this machine or another."""
     for run in runs:
         state = run_state(run.folder)
         if state.condition in ("running", "suspended"):
@@ -64,7 +64,7 @@ def check_free(runs: list[Run]) -> None:
 
 
 def check_queue(jobs: list[Job], runs: list[Run]) -> None:
-    """Raise ConfigError where a job in the queue works in a run's folder, or an array is too long for this Slurm."""
+    """Raise ConfigError if a queued job works in a run's folder, or an array is too long for this Slurm."""
     queued = {}
     for line in run_slurm("squeue", "--me", "-h", "-o", "%A|%T|%o").stdout.splitlines():
         number, state, script = (*line.split("|", 2), "", "")[:3]
@@ -94,7 +94,7 @@ def _refuse_queued(folder: Path, found: tuple[str, str] | None) -> None:
 
 
 def _array_limit() -> int:
-    """Runs that an array may have; 0 where Slurm doesn't say."""
+    """Return the longest array that Slurm accepts; 0 if unknown."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", run_slurm("scontrol", "show", "config").stdout, re.MULTILINE)
     return int(match[1]) if match else 0
 

@@ -1,4 +1,4 @@
-"""Who this process is: its rank from a launcher's environment, Slurm's included. Nothing heavy is imported."""
+"""The rank of this process, from the environment of its launcher or of Slurm. Nothing heavy is imported."""
 
 import os
 import re
@@ -15,7 +15,7 @@ def adopt_slurm_ranks() -> None:
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Ranks of a task of a step; empty in a batch script or a shell of `salloc`, which have no number of tasks."""
+    """Return the ranks of a task of a step; empty in a batch script or a shell of `salloc`, which are no tasks."""
     if "SLURM_STEP_NUM_TASKS" not in environment or "SLURM_PROCID" not in environment:
         return {}
     names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -23,12 +23,12 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0, before a process group exists."""
+    """Return whether this is rank 0; works before a process group exists."""
     return int(os.environ.get("RANK", slurm_ranks(os.environ).get("RANK", "0"))) == 0
 
 
 def set_rendezvous() -> None:
-    """Set what is missing to find the other ranks: of a Slurm step, or of a process that is alone."""
+    """Set the variables that are missing to find the other ranks, for a Slurm step or a single process."""
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(_free_port())
@@ -39,12 +39,12 @@ def set_rendezvous() -> None:
 
 
 def step_port(job: str, step: str) -> int:
-    """A port that all tasks of a step agree on and that neighbouring jobs don't share, 20000 to 31999."""
+    """Return a port that all tasks of a step agree on and neighboring jobs don't share, 20000 to 31999."""
     return 20000 + (int(job) * 7 + int(step)) % 12000
 
 
 def _first_address(nodes: str) -> str:
-    """The address that Slurm uses of the first node of a list; its name where Slurm can't be asked here."""
+    """Return the address by which Slurm reaches the first node of a list; its name if scontrol does not work here."""
     first = first_node(nodes)
     try:
         words = _scontrol("show", "node", first, "-o").split()
@@ -54,7 +54,7 @@ def _first_address(nodes: str) -> str:
 
 
 def first_node(nodes: str) -> str:
-    """``"n03"`` of Slurm's list ``"n[03-05,9],m1"``."""
+    """Return the first node of Slurm's list: ``"n03"`` of ``"n[03-05,9],m1"``."""
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
@@ -69,7 +69,7 @@ def _free_port() -> int:
 
 
 def free_job_port(job: str) -> int:
-    """A free port of this machine for a job: the one of its number, or the next that is free."""
+    """Return a free port of this machine for a job: that of its number, or the next free one."""
     first = step_port(job, "0")
     for port in (*range(first, 32000), *range(20000, first)):
         with socket.socket() as probe, suppress(OSError):

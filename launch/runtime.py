@@ -1,4 +1,4 @@
-"""The process a launcher gives us: threads, signals, rendezvous defaults, and a clean end."""
+"""Set up and end a rank: threads, console, rendezvous defaults, errors in one line, and exit codes."""
 
 import errno
 import io
@@ -16,11 +16,11 @@ from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
 
 FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-"""What a disk says that is full, or a file system that went away."""
+"""Errors of a full disk, or of a file system that is gone."""
 
 
 class _Console(io.FileIO):
-    """Standard output or error as a file that can't fail: a log on a full disk, or a closed terminal, ends no run."""
+    """Standard output or error whose writes never fail: a full disk or a closed terminal must not end a run."""
 
     def write(self, data: Any) -> int:
         try:
@@ -30,7 +30,7 @@ class _Console(io.FileIO):
 
 
 def forgive_console() -> None:
-    """Let nothing that is printed, by whatever library, end this process."""
+    """Keep failing writes to the console, of any library, from ending this process."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before the start
@@ -43,7 +43,7 @@ def forgive_console() -> None:
 
 
 def prepare_environment(threads: int) -> None:
-    """Set what must be set before torch loads: threads, accelerator, a process group of one where no launcher is."""
+    """Set what must be set before torch loads: threads, backend of matplotlib, and the rendezvous."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # launchers differ: torchrun sets 1, deepspeed nothing
     os.environ.setdefault("MPLBACKEND", "Agg")
     set_rendezvous()
@@ -65,7 +65,7 @@ def prepare_torch(threads: int) -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Leave at once, with everything flushed: gloo's threads now and then abort an ordinary interpreter exit."""
+    """Exit at once, with streams flushed: gloo's threads sometimes abort an ordinary interpreter exit."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -81,10 +81,10 @@ def end_process(code: int) -> NoReturn:
 
 @contextmanager
 def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
-    """End this process in one line that says what is wrong, where it is not a defect of ours.
+    """End this process with one line for errors that a user can fix; others keep their traceback.
 
     Args:
-        watchdog: told before this process ends: it writes to the run's status, and tells the other ranks.
+        watchdog: writes the failure to the run's status and to the other ranks before this process ends.
     """
     import torch
 
@@ -128,20 +128,20 @@ def _out_of_memory(error: Exception) -> str:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed because a process of the group has ended."""
+    """Return whether a collective failed because a process of the group has ended."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection" in str(error)
 
 
 def _tell_defect(watchdog: Watchdog | None, error: BaseException) -> None:
-    """Before an error that nobody foresaw ends this process with a traceback."""
+    """Report an unexpected error, before it ends this process with a traceback."""
     if watchdog is not None:
         watchdog.report_failure(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
 
 
 def _abort(text: str, code: int, watchdog: Watchdog | None) -> NoReturn:
-    """End this rank at once, saying which it is and why; the launcher ends the others."""
+    """End this rank at once with a line that names it and the reason; the launcher ends the others."""
     if watchdog is not None:
         watchdog.report_failure(f"rank {os.environ['RANK']}: {text}")
     with suppress(OSError):

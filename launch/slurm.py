@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(jobs: list[Job]) -> None:
-    """Hand the jobs to Slurm, each to begin after the one before; all of them, or none."""
+    """Submit the jobs, each to start after the one before; all of them, or none."""
     numbers: list[str] = []
     for job in jobs:
         try:
@@ -69,7 +69,7 @@ def _submit(jobs: list[Job]) -> None:
 
 
 def _run_locally(arguments: argparse.Namespace) -> int:
-    """Run all, or print their commands; returns the exit code."""
+    """Run all runs, or print their commands, and return the exit code."""
     local.check_local(arguments)
     found = _evaluations(arguments) if arguments.command == "finetune" else None
     runs = found.runs if found else pretrain_runs(arguments)
@@ -88,7 +88,7 @@ def _run_locally(arguments: argparse.Namespace) -> int:
 
 
 def _warn(arguments: argparse.Namespace, runs: list[Run]) -> None:
-    """Of inputs that are missing: scripts may be printed on a machine that doesn't have them."""
+    """Warn of missing inputs: scripts may be printed on a machine that does not have them."""
     try:
         check_inputs(arguments, runs)
     except ForgeError as error:
@@ -104,7 +104,7 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
 
 
 def _runs(arguments: argparse.Namespace) -> list[Run]:
-    """All runs of a submission."""
+    """Return all runs of a submission."""
     if arguments.command == "finetune":
         return _evaluations(arguments).runs
     runs = pretrain_runs(arguments)

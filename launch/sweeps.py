@@ -15,7 +15,7 @@ from shards.config import load_config
 from shards.errors import ConfigError
 
 LONGEST_NAME = 200
-"""Characters of a folder's name; file systems allow 255 bytes."""
+"""Longest name of a folder, in bytes; file systems allow 255."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Runs of launch/finetune.py, and what their report covers.
+    """Runs of launch/finetune.py, and the folders that their report covers.
 
     Attributes:
         folder: of the job scripts and the report.
@@ -52,10 +52,10 @@ class Evaluations:
 
 
 def pretrain_runs(arguments: argparse.Namespace) -> list[Run]:
-    """One run, or one for each combination of the swept values, in a folder of its own below run.dir.
+    """Return one run, or one for each combination of the swept values, in its own folder below run.dir.
 
     Raises:
-        ConfigError: a config that is wrong, or whose global batch the processes can't share.
+        ConfigError: a config is wrong, or its global batch can't be divided among the processes.
     """
     runs = []
     for combination in combinations(arguments.sweep):
@@ -75,7 +75,7 @@ def pretrain_runs(arguments: argparse.Namespace) -> list[Run]:
 def evaluations(
     arguments: argparse.Namespace, output: Path | None = None, checkpoint: Path | None = None
 ) -> Evaluations:
-    """One run for each config, combination of swept values and seed.
+    """Return one run for each config, combination of swept values and seed.
 
     Args:
         output: runs go to ``output/<config>/<combination>/seed-<n>``; None takes each config's run.dir for
@@ -110,7 +110,7 @@ def evaluations(
 
 
 def _refuse_shared(runs: list[Run], message: Callable[[Run], str]) -> None:
-    """Raise ConfigError where two runs would write to the same folder."""
+    """Raise ConfigError if two runs would write to the same folder."""
     seen: set[Path] = set()
     for run in runs:
         if run.folder in seen:
@@ -119,7 +119,7 @@ def _refuse_shared(runs: list[Run], message: Callable[[Run], str]) -> None:
 
 
 def combinations(sweeps: list[str]) -> list[list[str]]:
-    """All combinations of the values of ``key=a,b`` as lists of overrides; one empty list without any."""
+    """Return all combinations of the values of ``key=a,b`` as lists of overrides; one empty list without any."""
     choices = []
     for sweep in sweeps:
         key, equals, values = sweep.partition("=")
@@ -134,7 +134,7 @@ def combinations(sweeps: list[str]) -> list[list[str]]:
 
 
 def split_values(text: str) -> list[str]:
-    """Split at commas, but for those inside quotes, a list or a mapping."""
+    """Split at commas that are not inside quotes, a list or a mapping."""
     values, depth, quote = [""], 0, ""
     for char in text:
         if quote:
@@ -150,7 +150,7 @@ def split_values(text: str) -> list[str]:
 
 
 def combination_name(combination: list[str]) -> str:
-    """A folder's name for swept values; empty without any."""
+    """Return a folder's name for swept values; empty without any."""
     name = re.sub(r"[^\w.=+-]+", "_", ",".join(combination))
     if len(name.encode()) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
@@ -158,5 +158,5 @@ def combination_name(combination: list[str]) -> str:
 
 
 def processes_per_node(arguments: argparse.Namespace) -> int:
-    """One for each GPU, or as many as --tasks-per-node says."""
+    """Return the number of GPUs of a node, or --tasks-per-node."""
     return arguments.gpus_per_node.number if arguments.gpus_per_node else arguments.tasks_per_node

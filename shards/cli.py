@@ -9,18 +9,31 @@ from typing import Any, NoReturn
 
 from shards.console import get_logger, set_verbosity
 from shards.errors import ForgeError
+from shards.plugins import load_plugins
 
 logger = get_logger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with ``--quiet`` and ``--verbose``, whose errors are one line without the usage before it."""
+    """A parser with ``--quiet`` and ``--verbose``, whose errors are one line without the usage before it.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    Args:
+        plugins: add ``--plugins``, for commands without a config that names them.
+    """
+
+    def __init__(self, *arguments: Any, plugins: bool = True, **options: Any) -> None:
         super().__init__(*arguments, **({"allow_abbrev": False} | options))
         for flag, shown in (("quiet", "show warnings and errors only"), ("verbose", "show details, of all ranks")):
             # SUPPRESS: a subcommand's default would replace what was given before the subcommand
             self.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS, help=shown)
+        if plugins:
+            self.add_argument(
+                "--plugins",
+                type=lambda text: text.split(","),
+                default=argparse.SUPPRESS,
+                metavar="NAME,...",
+                help="modules and .py files to import first, which register codecs, encoders and the like",
+            )
 
     def error(self, message: str) -> NoReturn:
         """Print one line that names the option, and exit with code 2."""
@@ -41,7 +54,12 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     """
     arguments = parser.parse_args(argv)
     apply_verbosity(arguments)
-    return exit_code(lambda: arguments.run(arguments), kept)
+
+    def run() -> int | None:
+        load_plugins(getattr(arguments, "plugins", ()), "--plugins")
+        return arguments.run(arguments)
+
+    return exit_code(run, kept)
 
 
 def apply_verbosity(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ GROUP = "spectralforge.plugins"
 """Entry point group of installed plugins."""
 
 _loaded: dict[str, Path] = {}
-"""Source file of each plugin of this process."""
+"""Source file of each plugin of this process, by what `load_plugins` was given."""
 
 
 def load_plugins(plugins: Sequence[str], where: str) -> None:
@@ -35,7 +35,7 @@ def load_plugins(plugins: Sequence[str], where: str) -> None:
         if is_file(plugin):
             path = Path(os.path.abspath(plugin))
             _import(str(path), partial(_run_file, path), where)
-            _loaded[path.name] = path
+            _loaded[str(path)] = path
         else:
             _import(plugin, partial(import_module, plugin), where)
             _loaded[plugin] = Path(str(sys.modules[plugin].__file__))
@@ -51,9 +51,14 @@ def load_installed_plugins() -> None:
         _import(point.value, point.load, f"{package} (pip uninstall {package} removes it)")
 
 
+def loaded_plugins() -> tuple[str, ...]:
+    """Return the plugins that this process has loaded, for `load_plugins` in a process that it starts."""
+    return tuple(_loaded)
+
+
 def plugin_files() -> dict[str, Path]:
     """Return the source file of each plugin that this process has loaded, by the plugin's name."""
-    return dict(_loaded)
+    return {path.name if is_file(plugin) else plugin: path for plugin, path in _loaded.items()}
 
 
 def is_file(plugin: str) -> bool:

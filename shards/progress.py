@@ -9,14 +9,17 @@ from tqdm import tqdm
 
 from shards.console import is_quiet, launched_rank
 
+TERMINAL_S, LOG_S = 0.5, 15.0
+"""Seconds between two states of a bar."""
+
 
 def progress(
     what: str, total: int | None, items: Iterable | None = None, unit: str = "tile", done: int = 0, show: bool = True
 ) -> tqdm:
     """Return a tqdm bar with count, rate and ETA: of ``items``, or moved by ``update``.
 
-    A terminal shows it twice a second; a log file gets a line every 15 s. Other ranks than 0 show none, nor does
-    ``--quiet``.
+    A terminal shows it twice a second. A log file gets a line every 15 s, so nothing of work that is done by then.
+    Only rank 0 shows bars, and none with ``--quiet``.
 
     Args:
         what: name in front of the bar.
@@ -25,7 +28,7 @@ def progress(
         show: False for no bar.
     """
     terminal = sys.stderr.isatty()
-    interval = 0.5 if terminal else 15.0
+    interval = TERMINAL_S if terminal else LOG_S
     return tqdm(
         items,
         total=total,
@@ -34,6 +37,7 @@ def progress(
         desc=what,
         mininterval=interval,
         maxinterval=interval,
+        delay=0 if terminal else interval,
         smoothing=0.1,
         dynamic_ncols=terminal,
         file=sys.stderr if terminal else _Lines(),

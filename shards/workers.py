@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from shards.errors import PackStopped
+from shards.plugins import load_plugins, loaded_plugins
 from shards.progress import Bar, Counters
 
 Result = TypeVar("Result")
@@ -43,7 +44,7 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     _counters = Counters(context)
     bar = Bar(_counters, total, done, what)
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (_counters.shared,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (_counters.shared, loaded_plugins())) as pool:
         waiting = {pool.submit(function, *job) for job in jobs}
         try:
             while waiting:
@@ -79,9 +80,10 @@ def _run_here(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) 
         bar.close()
 
 
-def _begin(shared: Any) -> None:
-    """In a worker: take the counters, and end when the parent is killed instead of waiting on a dead queue."""
+def _begin(shared: Any, plugins: Sequence[str]) -> None:
+    """In a worker: take counters and plugins, and end when the parent is killed instead of waiting on a dead queue."""
     _counters.shared = shared
+    load_plugins(plugins, "worker")
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -1,8 +1,9 @@
 """The planner against the real engine: memory and time of six runs, predicted and measured.
 
 Each case is a process of its own that trains a real module with DeepSpeed on one CPU thread. Memory is counted tensor
-by tensor as operations make them (tools/planner/live_bytes.py), since torch keeps no count on a CPU; time is the median
-of steps without that count. Predicted times take the rates that a calibration measures first, on the same machine.
+by tensor as operations make them (launch/planner/live_bytes.py), since torch keeps no count on a CPU; time is the
+median of steps without that count. Predicted times take the rates that a calibration measures first, on the same
+machine.
 """
 
 import argparse
@@ -85,8 +86,8 @@ def measure(case: Case) -> tuple[int, float]:
     """(peak bytes, seconds) of a step after the first two, which make the optimizer's states."""
     import torch
 
-    from tools.planner.calibrate import build_engine, step_of
-    from tools.planner.live_bytes import LiveBytes
+    from launch.planner.calibrate import build_engine, step_of
+    from launch.planner.live_bytes import LiveBytes
 
     torch.set_num_threads(1)
     config = case_config(case)
@@ -109,11 +110,11 @@ def predict(case: Case, profile: Any) -> tuple[int, float]:
     """What the planner says of a case on one process of this CPU."""
     import torch
 
-    from tools.planner.activations import trace_activations
-    from tools.planner.machines import MACHINES
-    from tools.planner.memory import Layout, peak_memory
-    from tools.planner.network import Cluster
-    from tools.planner.step_time import step_time
+    from launch.planner.activations import trace_activations
+    from launch.planner.machines import MACHINES
+    from launch.planner.memory import Layout, peak_memory
+    from launch.planner.network import Cluster
+    from launch.planner.step_time import step_time
 
     torch.set_num_threads(1)
     config = case_config(case)
@@ -130,7 +131,7 @@ def calibration() -> Any:
     """A profile of this CPU, of the smallest model."""
     import torch
 
-    from tools.planner.calibrate import calibrate
+    from launch.planner.calibrate import calibrate
 
     torch.set_num_threads(1)
     return calibrate(case_config(Case("spec_vit_tiny", 64, 8, False, 3)))

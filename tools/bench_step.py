@@ -36,7 +36,8 @@ from pretrain.engine.optimizers import build_optimizer
 from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
-from pretrain.models.registry import SPEC_VITS, build_encoder
+from pretrain.models.published import SPEC_VITS
+from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from shards.cli import Parser, positive, run_command

@@ -1,7 +1,7 @@
-"""The whole path on a laptop, by the commands a user would type: `make demo`.
+"""The whole path on a laptop, by the commands that a user types: `make demo`.
 
 Tiles -> shards and statistics -> MAE under ZeRO-3 on two processes, stopped half-way and resumed ->
-encoder file -> frozen and full fine-tuning against the untrained encoder -> a table.
+encoder file -> frozen and full fine-tuning against a randomly initialized encoder -> a table.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,9 @@ from shards.cli import Parser, run_command
 from shards.config import REPOSITORY
 from shards.errors import ForgeError, SourceError
 from shards.sources.layouts import find_tiles, tile_root
-from tools.sample_data import SampleOptions, holds_sample
+from tools.demo_screen import Screen, Shown
+from tools.sample_data import holds_sample
+from tools.sample_tiles import SampleOptions
 
 BEGIN = time.monotonic()
 SHORT = {
@@ -31,13 +32,16 @@ SHORT = {
 
 
 class DemoError(ForgeError):
-    """A stage that did not end as it should."""
+    """A command that did not end as it should."""
 
     exit_code = 1
 
 
+SCREEN = Screen(REPOSITORY / "runs" / "demo.log")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run all stages; returns the exit code."""
+    """Run all stages and return the exit code."""
     parser = Parser(prog="make demo", description=__doc__)
     parser.add_argument("--tiles", type=Path, help="your own tiles instead of the synthetic sample")
     parser.add_argument("--labels", type=Path, help="label tiles of the same names as --tiles")
@@ -53,11 +57,11 @@ def _run_stages(arguments: argparse.Namespace) -> None:
     name = prepare_shards(tiles, labels, arguments.short)
     if not arguments.shards_only:
         run_demo(tiles, labels, arguments.task, arguments.short, name)
-    print(f"demo: done in {time.monotonic() - BEGIN:.0f} s")
+    SCREEN.show(f"\ndone in {time.monotonic() - BEGIN:.0f} s")
 
 
 def prepare_shards(tiles: Path | None, labels: Path | None, short: bool) -> str:
-    """The first two stages; returns the demo's name."""
+    """Run the first two stages and return the demo's name."""
     name = _name(tiles, short)
     _check_tiles(tiles, labels)
     labeled = _labels_of(tiles, labels)
@@ -68,32 +72,32 @@ def prepare_shards(tiles: Path | None, labels: Path | None, short: bool) -> str:
     if tiles is not None:
         _stage("1/6", f"taking the tiles of {tiles}")
         if labeled is None:
-            print(f"{tiles} has no labels: pretraining uses it, the labeled task is the synthetic sample's")
+            SCREEN.show(f"{tiles} has no labels: pretraining uses it, the labeled task is the synthetic sample's")
     _stage("2/6", "tiles to WebDataset shards, with per-band statistics")
     _pack(tiles or sample, _shards(name), labeled if tiles else sample / "labels")
     return name
 
 
 def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool, name: str) -> None:
-    """The other stages, in order."""
+    """Run the other stages."""
     labeled, sample = _labels_of(tiles, labels), _sample(short)
     run, evaluation = _run(name), _run(f"{name}-finetune")
     shutil.rmtree(run, ignore_errors=True)
     shutil.rmtree(evaluation, ignore_errors=True)
-    options = [f"run.dir={run}", f"data.shards={_shards(name)}", *(SHORT["pretrain"] if short else [])]
+    options = [f"run.dir={_shown(run)}", f"data.shards={_shown(_shards(name))}", *(SHORT["pretrain"] if short else [])]
     _stage("3/6", f"pretraining with DeepSpeed ZeRO-3 on {_processes()} processes, to be stopped half-way")
     _pretrain_and_stop(run, options)
     _stage("4/6", "the same command again: it resumes")
     _expect(0, _start_pretraining(options).wait())
-    _stage("5/6", "evaluating the encoder, frozen and fully tuned, against an untrained one")
+    _stage("5/6", "evaluating the encoder, frozen and fully tuned, against a randomly initialized one")
     chosen = _evaluation_options(tiles or sample, labeled or sample / "labels", task, labeled is None)
     _python(
         *("launch/finetune.py", "--config", "configs/finetune/demo.yaml"),
-        *(f"run.dir={evaluation}", f"checkpoint={run / 'encoder.safetensors'}", *chosen),
+        *(f"run.dir={_shown(evaluation)}", f"checkpoint={_shown(run / 'encoder.safetensors')}", *chosen),
         *(SHORT["finetune"] if short else []),
     )
     _stage("6/6", "results")
-    _python("-m", "finetune", "report", str(evaluation))
+    _python("-m", "finetune", "report", _shown(evaluation))
     _summary(tiles, run, evaluation, short)
 
 
@@ -111,18 +115,18 @@ def _shards(name: str) -> Path:
 
 def _make_sample(sample: Path, locations: int) -> None:
     if sample.exists() and not holds_sample(sample, SampleOptions(locations)):
-        print(f"demo: {sample} is of another version: making it anew")
+        SCREEN.show(f"{_shown(sample)} is of another version: making it again")
         shutil.rmtree(sample)
-    _python("-m", "tools.sample_data", str(sample), "--locations", str(locations))
+    _python("-m", "tools.sample_data", _shown(sample), "--locations", str(locations))
 
 
 def _pack(tiles: Path, shards: Path, labels: Path | None) -> None:
-    command = ["-m", "shards", "pack", str(tiles), str(shards), "--tiles-per-shard", "8", "--max-bad", "0.1"]
+    command = ["-m", "shards", "pack", _shown(tiles), _shown(shards), "--tiles-per-shard", "8", "--max-bad", "0.1"]
     if labels is not None:
         splits = tiles / "splits"
-        command += ["--labels", str(labels), *(["--splits", str(splits)] if splits.is_dir() else [])]
+        command += ["--labels", _shown(labels), *(["--splits", _shown(splits)] if splits.is_dir() else [])]
     if shards.exists() and _run_python(*command) == 2:
-        print(f"demo: {shards} is of other tiles or options: packing anew")
+        SCREEN.show(f"{_shown(shards)} is of other tiles or options: packing again")
         shutil.rmtree(shards)
     if not (shards / "manifest.json").exists():
         _python(*command)
@@ -131,44 +135,48 @@ def _pack(tiles: Path, shards: Path, labels: Path | None) -> None:
 def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> None:
     task = json.loads((evaluation / "results.json").read_bytes())["task"]
     if short:
-        print("A short demo: a few steps show that the path works, the scores mean nothing.")
+        SCREEN.show("A short demo: a few steps show that the path works. The scores mean nothing.")
     if tiles is None:
-        print("The tiles are synthetic; the numbers above are what came out on this machine.")
+        SCREEN.show("The tiles are synthetic: the scores show that the path works, not how good the model is.")
     elif task.get("synthetic"):
-        print(f"Pretrained on {tiles}; the labeled tiles are synthetic.")
-    print(f"reconstruction picture: {run / 'reconstruction.png'}")
-    print(f"scores and class maps:  {evaluation / 'report.html'}")
-    print(f"TensorBoard:            .venv/bin/tensorboard --logdir {run / 'tensorboard'}")
-    print(f"encoder:                {run / 'encoder.safetensors'}")
-    print(f"map of a scene:         python -m finetune predict {evaluation / 'model.safetensors'} SCENE OUT.tif")
+        SCREEN.show(f"Pretrained on {tiles}; the labeled tiles are synthetic.")
+    SCREEN.show("\nOpen")
+    for path, what in (
+        (evaluation / "report.html", "scores, curves and class maps, in a browser"),
+        (run / "reconstruction.png", "a held-out tile: masked, predicted, true, and spectra"),
+        (run, "the pretraining run: encoder.safetensors, metrics.jsonl, checkpoints"),
+        (evaluation, "the evaluation: results.json and model.safetensors, for `python -m finetune predict`"),
+        (SCREEN.log, "all that the commands printed, with DeepSpeed's lines"),
+    ):
+        SCREEN.show(f"  {_shown(path):<38} {what}")
+    SCREEN.show("or run .venv/bin/tensorboard --logdir runs")
 
 
 def _pretrain_and_stop(run: Path, options: list[str]) -> None:
-    """Start, wait for half of the steps, send SIGTERM to one rank as a cluster would, expect a saved stop."""
+    """Start, wait for half of the steps, send SIGTERM to one rank as a cluster does, and expect a saved stop."""
     process = _start_pretraining(options)
     steps = None
-    while process.poll() is None:
+    while process.is_running():
         time.sleep(0.2)
         if steps is None and (run / "config.yaml").exists():
             steps = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"]
         if steps and _last_step(run) >= steps // 2:
-            print(f"demo: sending SIGTERM to rank 0 after step {_last_step(run)}", flush=True)
+            SCREEN.show(f"-> SIGTERM to rank 0 after step {_last_step(run)}, as a scheduler sends it")
             os.kill(int((run / "rank0.pid").read_text()), signal.SIGTERM)
             break
     _expect(STOPPED, process.wait())
-    print(f"demo: exit code {STOPPED}: stopped and saved, as asked (the launcher calls every code but 0 an error)")
+    SCREEN.show(f"-> exit code {STOPPED}: stopped and saved")
 
 
-def _start_pretraining(options: list[str]) -> subprocess.Popen:
+def _start_pretraining(options: list[str]) -> Shown:
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(_processes())]
     command = [*launcher, "launch/pretrain.py", "--config", "configs/pretrain/mae/demo.yaml", *options]
-    print("$ deepspeed " + " ".join(command[1:]), flush=True)
-    environment = os.environ | ({} if _gpus() else {"DS_ACCELERATOR": "cpu"})
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+    SCREEN.show("$ deepspeed " + " ".join(command[1:]))
+    return SCREEN.start(command, REPOSITORY, {} if _gpus() else {"DS_ACCELERATOR": "cpu"})
 
 
 def _processes() -> int:
-    """Two, but no more than there are GPUs where there are any: two processes can't share one under NCCL."""
+    """Return two, or one on a machine with one GPU: two processes can't share a GPU under NCCL."""
     return min(2, _gpus()) or 2
 
 
@@ -185,7 +193,7 @@ def _check_tiles(tiles: Path | None, labels: Path | None) -> None:
         if folder is not None and not folder.is_dir():
             raise SourceError(f"{folder}: no such directory")
     if tiles is not None:
-        find_tiles(tiles, "enmap")  # a folder without tiles is said before anything is made
+        find_tiles(tiles, "enmap")  # raises for a folder without tiles, before anything is made
 
 
 def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
@@ -195,19 +203,19 @@ def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
 
 
 def _evaluation_options(tiles: Path, labels: Path, task: str | None, is_sample: bool) -> list[str]:
-    """The labeled data: the user's, or the sample's where the user's tiles have no labels."""
+    """Return the options of the labeled data: the user's, or the sample's where the user's tiles have no labels."""
     tiles = labels.parent if is_sample else tiles
     splits = tiles / "splits"
     return [
         f"task={'sample_materials' if is_sample else task or _task_from_codes(labels)}",
-        f"data.images={tile_root(tiles, 'enmap')}",
-        f"data.labels={labels}",
-        f"data.splits={splits if splits.is_dir() else 'null'}",
+        f"data.images={_shown(tile_root(tiles, 'enmap'))}",
+        f"data.labels={_shown(labels)}",
+        f"data.splits={_shown(splits) if splits.is_dir() else 'null'}",
     ]
 
 
 def _task_from_codes(labels: Path) -> str:
-    """A task file with a class per code that occurs; 0 and 255 are taken as "unlabeled"."""
+    """Write a task file with a class for each code that occurs; 0 and 255 are taken as "unlabeled"."""
     import numpy as np
 
     from shards.sensors.sensor import NODATA
@@ -222,6 +230,11 @@ def _task_from_codes(labels: Path) -> str:
     path = REPOSITORY / "demo" / f"task-{labels.parent.name}.yaml"
     path.write_text(yaml.safe_dump(document | {"ignore": [0, 255]}, sort_keys=False), encoding="utf-8")
     return str(path)
+
+
+def _shown(path: Path) -> str:
+    """Return a path as the commands take it, which run in the repository's folder."""
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
 
 
 def _run(name: str) -> Path:
@@ -239,17 +252,17 @@ def _python(*command: str) -> None:
 
 
 def _run_python(*command: str) -> int:
-    print("$ python " + " ".join(command), flush=True)
-    return subprocess.run([sys.executable, *command], cwd=REPOSITORY).returncode
+    SCREEN.show("$ python " + " ".join(command))
+    return SCREEN.start([sys.executable, *command], REPOSITORY, {}).wait()
 
 
 def _expect(code: int, got: int) -> None:
     if got != code:
-        raise DemoError(f"the command above ended with exit code {got}, expected {code}")
+        raise DemoError(f"the command above ended with exit code {got}, expected {code}: see {_shown(SCREEN.log)}")
 
 
 def _stage(number: str, text: str) -> None:
-    print(f"\n=== {number} {text} (after {time.monotonic() - BEGIN:.0f} s)", flush=True)
+    SCREEN.show(f"\n=== {number} {text} (after {time.monotonic() - BEGIN:.0f} s)")
 
 
 if __name__ == "__main__":

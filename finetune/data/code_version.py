@@ -46,6 +46,7 @@ FEATURES = (
             "patches",
             "registry",
             "resnet",
+            "spectral_features",
             "stem",
             "vit",
         )
@@ -85,6 +86,7 @@ HEADS = (
             "targets",
         )
     ),
+    "pretrain/loop/nearest.py",
     "pretrain/models/initialize.py",
     "pretrain/engine/optimizers.py",
     "pretrain/engine/schedules.py",
@@ -100,6 +102,8 @@ TUNING = (
     "finetune/protocols/epoch_evaluation.py",
     "pretrain/loop/loop.py",
     "pretrain/data/augment.py",
+    "pretrain/engine/deepspeed_adapter.py",
+    "pretrain/engine/sharding.py",
     "pretrain/engine/zero.py",
     "pretrain/resilience/guard.py",
     "pretrain/models/activation_checkpointing.py",

@@ -18,7 +18,7 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
 from pretrain.models.patches import sincos_positions
-from pretrain.models.registry import fewest_bands
+from pretrain.models.registry import outline_encoder
 from pretrain.models.vit import ViTEncoder
 from pretrain.weights.description import EncoderDescription
 from pretrain.weights.files import load_encoder
@@ -61,9 +61,8 @@ class EncoderFile:
         if name == "random":
             record = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
             return record | {"sha256": sha256, "untrained": True}
-        path = Path(self.path)
         return {
-            "name": f"{path.parent.name}/{path.name}" if path.suffix else path.name,
+            "name": _short_name(self.path),
             "sha256": sha256,
             "architecture": known.architecture,
             "objective": known.objective,
@@ -86,7 +85,7 @@ class EncoderFile:
                 raise ConfigError(
                     f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands alone: use resample"
                 )
-            fewest = fewest_bands(known.architecture)
+            fewest = outline_encoder(known.architecture, **known.options).min_bands
             if sensor.num_bands < fewest:
                 raise ConfigError(
                     f"key 'data.bands': native, but {known.architecture} takes {fewest} bands or more, and "
@@ -124,6 +123,12 @@ class EncoderFile:
                 "folder with mu.npy and sigma.npy"
             )
         return self.description.mu, self.description.sigma
+
+
+def _short_name(location: str) -> str:
+    """The last parts of a path or URL, enough to tell encoders apart."""
+    path = Path(location.split("?")[0])
+    return f"{path.parent.name}/{path.name}" if path.suffix or "://" in location else path.name
 
 
 def fit_encoder(

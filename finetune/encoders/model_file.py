@@ -20,7 +20,9 @@ from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.encoder import Encoder
 from pretrain.models.registry import build_encoder
 from pretrain.weights.description import EncoderDescription, WeightsError, read_header
-from pretrain.weights.files import load_encoder, require_finite
+from pretrain.weights.encoder_weights import require_finite
+from pretrain.weights.files import load_encoder
+from pretrain.weights.hub import fetch
 from shards.files.atomic import write_atomic
 from shards.files.untrusted import read_json_value
 
@@ -122,7 +124,7 @@ def load_task_model(path: str | Path) -> TaskModel:
     Raises:
         WeightsError: missing, damaged, not finite, or an encoder whose normalization is unknown.
     """
-    path = Path(path)
+    path = fetch(path)
     told = _header(path)
     if told is None:
         return _bare_encoder(path)
@@ -155,6 +157,7 @@ def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dic
             description.patch_size,
             bands=description.bands,
             dilate=saved.dilate,
+            **description.options,
         )
         head = build_head(saved.head, kind_of(saved.task), encoder.feature_dim, encoder.stride)
     for name, module in (("encoder", encoder), ("head", head)):
@@ -186,7 +189,7 @@ def _bare_encoder(path: Path) -> TaskModel:
     encoder, told = load_encoder(path)
     if not told.mu:
         raise WeightsError(
-            f"{path}: doesn't say how its images were normalized: python -m tools.convert FILE encoder.safetensors "
+            f"{path}: doesn't say how its images were normalized: spectralforge-convert FILE encoder.safetensors "
             "--statistics FOLDER adds it"
         )
     inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)

@@ -3,6 +3,7 @@
 ::
 
     RUN/parts/<encoder>-<protocol>-<share>[-seed-lr]-<key>.npz    see results.py; the key is a hash of the provenance
+    RUN/parts/<encoder>-<protocol>-<share>-<key>.heads.safetensors    heads of the frozen protocol, see head_files.py
 
 Parts of another provenance are kept: a setting that comes back finds them again.
 """
@@ -37,6 +38,11 @@ class Part:
     name: str
     provenance: Provenance
     path: Path
+
+    @property
+    def heads(self) -> Path:
+        """The file of the heads that its training found, see head_files.py."""
+        return self.path.with_suffix(".heads.safetensors")
 
     def read(self) -> list[Result] | None:
         """Return its results, on every rank; None where it must be done, which is logged with the reason."""

@@ -32,11 +32,14 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
     if protocol == "knn":
         return config.knn.model_dump(mode="json")
     loss = recipe.loss.to_plain()
-    if protocol == "frozen" and recipe.frozen.bn == "frozen":
-        heads = [head.to_plain() for head in recipe.heads]
+    if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
+        chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
+        heads = [head.to_plain() for head in chosen]
         return {"heads": heads, "select": recipe.select, "loss": loss, **_values(recipe.frozen)}
     full, own = (adapting(recipe.frozen, recipe.full), {"bn": "adapt"}) if protocol == "frozen" else (recipe.full, {})
     found = {**own, "select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
+    if full.start == "probe":
+        found["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
         del found["first_blocks"]
     guard = config.guard

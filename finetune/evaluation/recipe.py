@@ -26,6 +26,11 @@ class Recipe:
     full_head: HeadConfig
     loss: LossConfig
 
+    @property
+    def probe(self) -> str:
+        """The protocol whose head full fine-tuning begins from: frozen, or one of that head alone."""
+        return "frozen" if self.frozen.bn == "frozen" and self.full_head in self.heads else "probe"
+
 
 def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Recipe:
     """Resolve the recipe of a config for a task.
@@ -42,7 +47,8 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Reci
         shared = {"lrs": (told.lr,), "weight_decay": told.weight_decay, "epochs": told.epochs, "batch": told.batch}
         frozen = frozen.model_copy(update=shared | {"bn": "adapt", "heads": None, "evaluate_every": 1})
         own = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0, "head": None, "micro_batch": None}
-        full = full.model_copy(update=shared | own | {"crop_scale": told.crop_scale, "evaluate_every": 1})
+        of_task = {"crop_scale": told.crop_scale, "evaluate_every": 1, "start": "random"}
+        full = full.model_copy(update=shared | own | of_task)
         select, loss = "loss", None
     heads = frozen.heads or (published_head,)
     for key, chosen in (("frozen.heads", heads), ("full.head", (full.head or published_head,))):
@@ -71,4 +77,6 @@ def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:
     """Return the frozen protocol with ``bn: adapt`` as a training in which the encoder learns only statistics."""
     taken = {key: getattr(frozen, key) for key in ("lrs", "weight_decay", "epochs", "batch", "evaluate_every")}
-    return full.model_copy(update=taken | {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0})
+    return full.model_copy(
+        update=taken | {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0, "start": "random"}
+    )

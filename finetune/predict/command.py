@@ -17,7 +17,9 @@ BATCH = {"cpu": 1, "cuda": 16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("checkpoint", type=Path, help="fine-tuned model, or an encoder of any format (its features)")
+    parser.add_argument(
+        "checkpoint", help="fine-tuned model, or an encoder of any format (its features); a file or URL"
+    )
     parser.add_argument(
         "scene", help="EnMAP L2A product, or a raster with the bands of the model's sensor: path, URL or /vsizip/ name"
     )

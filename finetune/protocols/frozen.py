@@ -70,12 +70,18 @@ class HeadSweep:
         encoder: gives the width and stride of the features.
         features: by split.
         rows: training windows.
+        heads: to train.
     """
 
     def __init__(
-        self, context: EvaluationContext, encoder: Encoder, features: dict[str, Features], rows: np.ndarray
+        self,
+        context: EvaluationContext,
+        encoder: Encoder,
+        features: dict[str, Features],
+        rows: np.ndarray,
+        heads: tuple[HeadConfig, ...],
     ) -> None:
-        self.context, self.features, self.rows = context, features, rows
+        self.context, self.features, self.rows, self.heads = context, features, rows, heads
         self.width, self.stride = encoder.feature_dim, encoder.stride
         self.kind, self.config, self.select = context.kind, context.recipe.frozen, context.recipe.select
         self.loss = context.loss(rows)
@@ -98,10 +104,6 @@ class HeadSweep:
                 self._validate(trials, epoch + 1)
                 self.context.heartbeat(epoch + 1)
         return self._test([self._choose(trials, seed, head) for seed in seeds for head in self.heads])
-
-    @property
-    def heads(self) -> tuple[HeadConfig, ...]:
-        return self.context.recipe.heads
 
     def _choose(self, trials: list[Trial], seed: int, head: HeadConfig) -> Trial:
         """Return the trial of a seed and head whose rate has the best validation score."""

@@ -16,11 +16,10 @@ from finetune.config import KnnConfig
 from finetune.data.datasets import LabeledSplit
 from finetune.encoders.features import Features
 from finetune.tasks.kinds.kind import TaskKind
+from pretrain.loop.nearest import nearest_vote
 from shards.order.random_bits import fold_in, permute
 
 BATCH = 32
-QUERIES = 4096
-"""Queries that are compared with the bank at once."""
 
 
 class NearestNeighbors:
@@ -49,18 +48,13 @@ class NearestNeighbors:
     def predict(self, features: Tensor, size: int) -> Tensor:
         """Predict from features (n, D, g, g) or (n, D) of windows of ``size`` pixels, in the shape of their labels."""
         is_map = features.dim() == 4
-        queries = features.permute(0, 2, 3, 1).flatten(0, 2) if is_map else features
-        voted = torch.cat([self._vote(part) for part in F.normalize(queries, dim=1).split(QUERIES)])
+        queries = F.normalize(features.permute(0, 2, 3, 1).flatten(0, 2) if is_map else features, dim=1)
+        voted = nearest_vote(queries, self.keys, self.votes, self.config.neighbors, self.config.temperature)
         if not is_map:
             return self.kind.from_votes(voted)
         grid, factor = features.shape[2], size // features.shape[2]
         predicted = self.kind.from_votes(voted.view(len(features), grid, grid, -1).permute(0, 3, 1, 2))
         return predicted.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-
-    def _vote(self, queries: Tensor) -> Tensor:
-        similarity, nearest = (queries @ self.keys.T).topk(min(self.config.neighbors, len(self.keys)), dim=1)
-        weights = torch.softmax(similarity / self.config.temperature, dim=1)
-        return (weights[:, :, None] * self.votes[nearest].float()).sum(1)
 
     def _flat(self, features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return vectors (n, D) and their votes (n, K); positions of a map where no label counts are left out."""

@@ -16,6 +16,7 @@ from finetune.encoders.model_file import TaskModel
 from finetune.evaluation.best_model import BestModel
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.context import EvaluationContext
+from finetune.evaluation.head_files import load_head, save_heads
 from finetune.evaluation.parts import Part, Parts
 from finetune.evaluation.results import Result
 from finetune.evaluation.selection import is_better
@@ -109,8 +110,7 @@ class Protocols:
         found = part.read()
         if found is None:
             begin = time.monotonic()
-            run = self._knn if protocol == "knn" else self._frozen
-            found = run(name, fraction, part)
+            found = self._knn(name, fraction, part) if protocol == "knn" else self._frozen(name, fraction, part)
             seconds = (time.monotonic() - begin) / max(len(found), 1)
             found = [replace(one, seconds=seconds) for one in found]
             if distributed.is_main():
@@ -142,22 +142,26 @@ class Protocols:
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _frozen(self, name: str, fraction: float, part: Part) -> list[Result]:
-        """Train and evaluate all heads, rates and seeds; seeds are shared out over the ranks."""
+        """Train and evaluate all heads at all rates for all seeds; seeds are shared out over the ranks."""
         context = self.context
         model, rows = context.model(name), context.rows(fraction)
         features = self._features(model, self.recipe.frozen.views)
+        heads = tuple(head_config(head) for head in part.provenance["heads"])
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
         trained: list[Trained] = []
         diverged: HeadsDiverged | None = None
         try:
-            trained = HeadSweep(context, model.encoder, features, rows).run(seeds) if seeds else []
+            sweep = HeadSweep(context, model.encoder, features, rows, heads)
+            trained = sweep.run(seeds) if seeds else []
         except HeadsDiverged as error:
             diverged = error
         distributed.store_barrier(context.heartbeat)  # some ranks have a seed more
         mine = distributed.raise_on_all_ranks(lambda: _raise_or([_seed_outcome(one) for one in trained], diverged))
         outcomes = [one for some in distributed.gather_objects(mine) for one in some]
         results = [_result(one, name, "frozen", fraction, part) for one in outcomes]
-        if name == "pretrained" and fraction == 1.0 and distributed.is_main():
+        if distributed.is_main():
+            save_heads(part.heads, {(one.head, one.seed): one.weights or {} for one in outcomes})
+        if name == "pretrained" and fraction == 1.0 and "frozen" in self.config.protocol and distributed.is_main():
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
             for result, one in zip(results, outcomes, strict=True):
                 assert one.weights is not None
@@ -199,17 +203,40 @@ class Protocols:
             raise diverged
         return best
 
+    def _probe(self, name: str, fraction: float, head: HeadConfig, seed: int) -> dict[str, Tensor]:
+        """Return the head that training on frozen features finds for a seed, from its part or trained now (LP-FT)."""
+        part = self.parts.whole(name, self.recipe.probe, fraction)
+        found = self._read_head(part, head, seed)
+        if found is None:
+            if distributed.is_main():
+                part.path.unlink(missing_ok=True)  # of a version that kept no heads
+            distributed.barrier()
+            self._once(name, self.recipe.probe, fraction)
+            found = self._read_head(part, head, seed)
+        assert found is not None
+        return found
+
+    def _read_head(self, part: Part, head: HeadConfig, seed: int) -> dict[str, Tensor] | None:
+        found: dict[str, Tensor] | None = distributed.broadcast_object(
+            load_head(part.heads, head.label, seed) if distributed.is_main() else None
+        )
+        return found
+
     def _tune(self, part: Part, name: str, protocol: str, fraction: float, lr: float, seed: int) -> Result | None:
         """Train one model and keep its result; None where the run was asked to stop.
 
         Raises:
             Diverged: the training, or its scores.
         """
-        begin, context, rows = time.monotonic(), self.context, self.context.rows(fraction)
+        context, rows = self.context, self.context.rows(fraction)
         recipe, head = context.tuning(protocol)
+        start = self._probe(name, fraction, head, seed) if recipe.start == "probe" else None
+        begin = time.monotonic()
         model = context.model(name, recipe.bn_group)
         encoder = model.encoder
         model.head = context.head(head, encoder.feature_dim, encoder.stride, seed, rows, recipe.bn_group)
+        if start is not None:
+            model.head.load_state_dict(start)
         plan = TrainingPlan(part.path.stem, "none" if protocol == "frozen" else protocol, recipe, lr, seed, rows)
         tuned = Tuning(plan, model, context).fit()
         if tuned is None:

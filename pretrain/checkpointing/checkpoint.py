@@ -112,7 +112,7 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
     random = path / f"random-{distributed.rank():05d}-of-{distributed.world_size():05d}.safetensors"
     if random.exists():
         set_random_state(load_file(random))
-    engine.deepspeed.global_steps = int(state["step"])
+    engine.adapter.steps = int(state["step"])
     held = hash_weights(gather_state(engine).weights)
     if held != expected:
         raise CheckpointError(

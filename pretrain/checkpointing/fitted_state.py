@@ -10,7 +10,7 @@ from pretrain import distributed
 from pretrain.checkpointing.tensor_files import CheckpointError, TensorFiles
 from pretrain.console import log
 from pretrain.engine.zero import ZeroEngine
-from pretrain.engine.zero_state import moment_names, parameter_shapes
+from pretrain.engine.zero_state import parameter_shapes
 from pretrain.models.patches import are_positions, fit_positions
 
 Shape = tuple[int, ...]
@@ -35,7 +35,7 @@ class FittedState:
         self, engine: ZeroEngine, weights: TensorFiles, moments: TensorFiles, state: dict[str, Any], path: Path
     ) -> None:
         self._engine, self._weights, self._moments = engine, weights, moments
-        self._parameters = parameter_shapes(engine.module)
+        self._parameters = parameter_shapes(engine)
         buffers = {name: tuple(buffer.shape) for name, buffer in engine.module.named_buffers()}
         self._shapes: dict[str, Shape] = self._parameters | buffers
         self._check_model("config" in state, path)
@@ -44,7 +44,7 @@ class FittedState:
         ]
         for name in self.reshaped:
             log(f"position embeddings interpolated: {name}: {weights.shape(name)} to {self._shapes[name]}")
-        wanted = {f"{name}/{moment}" for name in engine.names for moment in moment_names(engine)}
+        wanted = {f"{name}/{moment}" for name in engine.names for moment in engine.optimizer_state.moments}
         self._fresh = not wanted & moments.names
         if self._fresh and wanted:
             log("the checkpoint is of another optimizer: this one's moments begin at zero")

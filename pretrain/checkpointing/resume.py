@@ -7,17 +7,18 @@ from typing import Any
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import CheckpointError, newest_verified, read_state, set_aside
 from pretrain.config import PretrainConfig
-from pretrain.config.optim import OptimConfig, TrainConfig
+from pretrain.config.optim import TrainConfig
 from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.schedules import learning_rate
 from pretrain.metrics.json_lines import last_saved_step
+from pretrain.registries import OPTIMIZERS
 from pretrain.weights.initial_weights import location_hash
 from shards.config.renames import rename_keys
 from shards.errors import ForgeError
 
 STRUCTURE = {
-    "model": ("name", "patch_size"),
+    "model": ("name", "patch_size", "stem"),
     "objective": ("name", "decoder", "queue", "hidden", "dim", "head_norm", "bottleneck", "prototypes"),
 }
 """Keys of sections that say which weights there are: no checkpoint can follow another value."""
@@ -48,11 +49,22 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
             log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
     state, manifest = read_state(path), inputs.manifest
-    state["config"], _ = rename_keys(state["config"], PretrainConfig)
+    renamed, _ = rename_keys(state["config"], PretrainConfig)
+    state["config"] = _with_new_keys(renamed, config)
     _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
     _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path)
     _announce_rates(state, config)
     return path
+
+
+def _with_new_keys(saved: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
+    """Return a saved config with the defaults of those keys of its named sections that its version did not have."""
+    filled = dict(saved)
+    for section in ("augment", "model", "objective", "optim"):
+        now = getattr(config, section)
+        defaults = type(now).model_construct(name=now.name).model_dump(mode="json")
+        filled[section] = defaults | filled.get(section, {})
+    return filled
 
 
 def _check_same_structure(
@@ -107,6 +119,8 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
             )
         log(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
     for key, old, new in _changes(before, now):
+        if not old and not new:  # a key that the checkpoint's version didn't have
+            continue
         if key.split(".")[0] not in ("model", "objective", "checkpoint", "log", "watchdog") and key not in fixed:
             log(f"changed since the checkpoint: {key}: {old} then, {new} now")
 
@@ -115,7 +129,7 @@ def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
     """Say in a line where the learning rate goes on, if the schedule is no longer the checkpoint's."""
     before, step = state["config"], state["step"]
     try:
-        optim, train = OptimConfig.model_validate(before["optim"]), TrainConfig.model_validate(before["train"])
+        optim, train = OPTIMIZERS.validate(before["optim"]), TrainConfig.model_validate(before["train"])
     except (ValueError, KeyError):  # of a version with other keys
         return
     planned = config.model_copy(update={"optim": optim, "train": train})

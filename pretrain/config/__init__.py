@@ -2,15 +2,16 @@
 
 from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from pretrain.config.callbacks import CallbackConfig
 from pretrain.config.data import AugmentConfig, DataConfig, ProbeConfig
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig, ViTConfig
 from pretrain.config.objective import MaeConfig, ObjectiveConfig
 from pretrain.config.optim import OptimConfig, TrainConfig
 from pretrain.config.run import CheckpointConfig, GuardConfig, LogConfig, RunConfig, WatchdogConfig
-from pretrain.registries import ENCODERS, OBJECTIVES
+from pretrain.registries import AUGMENTATIONS, CALLBACKS, ENCODERS, OBJECTIVES, OPTIMIZERS
 from shards.config import ConfigModel
 from shards.config.fields import PathText, Plugins
 
@@ -24,7 +25,7 @@ class PretrainConfig(ConfigModel):
     """Where the run writes, and its seed."""
     data: DataConfig
     """What is read."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: Annotated[AugmentConfig, AUGMENTATIONS] = AugmentConfig()
     """How views of a tile are cut."""
     model: Annotated[ModelConfig, ENCODERS] = ViTConfig(name="spec_vit_small")
     """The encoder."""
@@ -33,7 +34,7 @@ class PretrainConfig(ConfigModel):
     init: PathText | None = None
     """Encoder to begin from: the path or URL of any file that ``load_encoder`` reads; null draws weights from the
     seed."""
-    optim: OptimConfig = OptimConfig()
+    optim: Annotated[OptimConfig, OPTIMIZERS] = OptimConfig()
     """How weights move."""
     train: TrainConfig
     """How long, and in what batches."""
@@ -49,6 +50,8 @@ class PretrainConfig(ConfigModel):
     """What is logged."""
     probe: ProbeConfig | None = None
     """Evaluation of the encoder during training, on labeled shards; null for none."""
+    callbacks: tuple[Annotated[CallbackConfig, CALLBACKS], ...] = Field(default=(), strict=False)
+    """Callbacks that the training loop has besides its own, called in this order."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

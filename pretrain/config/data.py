@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from shards.config import ConfigModel
+from shards.config import ConfigModel, NamedConfig
 from shards.config.fields import (
     Code,
     NotNegative,
@@ -43,9 +43,11 @@ class DataConfig(ConfigModel):
     """Damaged tiles that a run replaces by others before it gives up."""
 
 
-class AugmentConfig(ConfigModel):
-    """Views of a tile."""
+class AugmentConfig(NamedConfig):
+    """Views of a tile. Augmentations with options of their own extend this class."""
 
+    name: str = "crop"
+    """What cuts views from tiles."""
     crop_scale: Scale | None = (0.4, 1.0)
     """Range of a crop's share of the tile's area, resized to the image size; null crops exactly the image size."""
     flip: Switch = True

@@ -1,9 +1,10 @@
 """The encoder that a run trains."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from pretrain.registries import STEMS
 from shards.config import NamedConfig
 from shards.config.fields import Positive
 
@@ -22,6 +23,9 @@ class ModelConfig(NamedConfig):
     """Samples that share batch-norm statistics."""
     attention: Literal["auto", "xformers", "sdpa", "math"] = "auto"
     """Kernel of a ViT's attention; ``auto`` takes xformers on GPUs where it is installed, else torch's."""
+    stem: Annotated[NamedConfig, STEMS] | None = None
+    """What turns spectra into the features of pixels: a name, or a section with a name and options; null takes the
+    encoder's own."""
 
 
 class ViTConfig(ModelConfig):

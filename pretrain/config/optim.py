@@ -5,15 +5,15 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from shards.config import ConfigModel
+from shards.config import ConfigModel, NamedConfig
 from shards.config.fields import Fraction, NotNegative, OpenShare, Positive, Rate, Unique, Weight
 
 
-class OptimConfig(ConfigModel):
-    """The optimizer and its learning rate."""
+class OptimConfig(NamedConfig):
+    """The optimizer and its learning rate. Optimizers with options of their own extend this class."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum ``betas[0]``."""
+    name: str = "adamw"
+    """The optimizer: adamw, sgd (with momentum ``betas[0]``), or one of a plugin."""
     lr: Rate = 1e-4
     """Peak learning rate, for ``reference_batch`` where that is given."""
     reference_batch: Positive | None = None

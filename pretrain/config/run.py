@@ -4,6 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pretrain.config.callbacks import ProfilerConfig
+from pretrain.config.loggers import DEFAULT_LOGGERS, LoggerConfig
+from pretrain.registries import LOGGERS
 from shards.config import ConfigModel
 from shards.config.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
 
@@ -84,3 +87,8 @@ class LogConfig(ConfigModel):
     """Keep a log of every sample that every step trained on."""
     peak_tflops: Rate | None = None
     """Peak of one device at the run's precision, in TFLOP/s, for MFU; null takes the vendor's where it is known."""
+    loggers: tuple[Annotated[LoggerConfig, LOGGERS], ...] = Field(default=DEFAULT_LOGGERS, strict=False)
+    """Where scalars and figures go: names, or sections with a name and options. A run without ``jsonl`` doesn't notice
+    when its checkpoints are gone."""
+    profile: ProfilerConfig | None = None
+    """Trace of some steps, in ``profile/`` of the run folder; null for none."""

@@ -1,17 +1,20 @@
 """Views of tiles: crops, flips and blur in one resampling, on the device, from integers.
 
-What is drawn is keyed by (seed, view, sample number): the same on any rank, after any resume. A crop resized
-bilinearly, mirrored and blurred is linear and separable, so a view is ``rows @ image @ columns`` with two small
+Draws are keyed by (seed, view, sample number): they are the same on any rank and after any resume. A crop that is
+resized bilinearly, mirrored and blurred is linear and separable, so a view is ``rows @ image @ columns`` with two small
 matrices for each sample; unresampled crops have ones and zeros in them and come out exactly.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.config.data import AugmentConfig
+from pretrain.registries import AUGMENTATIONS
 from shards.order.random_bits import fold_in, uniform
 
 ASPECT = (3 / 4, 4 / 3)
@@ -24,9 +27,45 @@ BLUR_RADIUS = 6
 """Pixels on each side that a blur takes in (a kernel of 13)."""
 
 
+class Augmentation(ABC):
+    """How views are cut from tiles, registered in AUGMENTATIONS.
+
+    It is called with its config, the ``size`` of a view, and ``scale``: the range of the share of a tile's area that a
+    view shows where the objective sets it (DINO's local crops), else None.
+
+    Attributes:
+        size: height and width of a view in pixels.
+        resamples: whether a view has other pixels than the tile: then images are floating-point.
+    """
+
+    size: int
+    resamples: bool = True
+
+    @abstractmethod
+    def random_views(self, images: Tensor, samples: np.ndarray, key: int) -> Tensor:
+        """Cut one view of each image.
+
+        Args:
+            images: (B, C, H, W), float32, normalized, missing values at 0; of any dtype where nothing is resampled.
+            samples: sample numbers (B,), which key the draws.
+            key: of the seed and the kind of view.
+
+        Returns:
+            (B, C, size, size), of the images' dtype.
+        """
+
+    @abstractmethod
+    def center_views(self, images: Tensor) -> Tensor:
+        """Cut the evaluation view of images (B, C, H, W), without randomness, to (B, C, size, size)."""
+
+    def random_masks(self, masks: Tensor, samples: np.ndarray, key: int) -> Tensor:
+        """Cut what `random_views` cuts out of masks (B, 1, H, W), 0 to 1; override it where views change colors."""
+        return self.random_views(masks, samples, key)
+
+
 @dataclass(frozen=True)
-class Crop:
-    """How a view is cut from a tile.
+class Crop(Augmentation):
+    """Crop, mirror and blur.
 
     Attributes:
         size: height and width in pixels.
@@ -41,47 +80,44 @@ class Crop:
     blur: float = 0.0
 
     @property
-    def resamples(self) -> bool:
-        """Whether a view's pixels are others than the tile's."""
+    def resamples(self) -> bool:  # type: ignore[override]
         return self.crop_scale is not None or self.blur > 0
 
+    def random_views(self, images: Tensor, samples: np.ndarray, key: int) -> Tensor:
+        height, width = images.shape[-2:]
+        draws = uniform(key, samples, 8)
+        boxes = np.array([crop_box(draw, height, width, self.size, self.crop_scale) for draw in draws])
+        mirrored = (draws[:, 4:6] < 0.5) & self.flip
+        if not self.resamples:
+            return cut(images, boxes[:, :2], self.size, mirrored)
+        low, high = BLUR_SIGMA
+        sigma = np.where(draws[:, 6] < self.blur, low + draws[:, 7] * (high - low), 0.0)
+        rows = resampling(boxes[:, 0], boxes[:, 2], height, self.size, mirrored[:, 0], sigma)
+        columns = resampling(boxes[:, 1], boxes[:, 3], width, self.size, mirrored[:, 1], sigma)
+        return resample(images, rows, columns)
 
-def random_crops(images: Tensor, samples: np.ndarray, key: int, crop: Crop) -> Tensor:
-    """One view of each image.
-
-    Args:
-        images: (B, C, H, W), float32, normalized, missing values at 0; of any dtype where the crop doesn't resample.
-        samples: sample numbers (B,), which key the draws.
-        key: of the seed and the kind of crop.
-
-    Returns:
-        (B, C, size, size), of the images' dtype.
-    """
-    height, width = images.shape[-2:]
-    draws = uniform(key, samples, 8)
-    boxes = np.array([crop_box(draw, height, width, crop.size, crop.crop_scale) for draw in draws])
-    mirrored = (draws[:, 4:6] < 0.5) & crop.flip
-    if not crop.resamples:
-        return cut(images, boxes[:, :2], crop.size, mirrored)
-    low, high = BLUR_SIGMA
-    sigma = np.where(draws[:, 6] < crop.blur, low + draws[:, 7] * (high - low), 0.0)
-    rows = resampling(boxes[:, 0], boxes[:, 2], height, crop.size, mirrored[:, 0], sigma)
-    columns = resampling(boxes[:, 1], boxes[:, 3], width, crop.size, mirrored[:, 1], sigma)
-    return resample(images, rows, columns)
+    def center_views(self, images: Tensor) -> Tensor:
+        """Resize the whole image, or cut its center unresampled."""
+        batch, _, height, width = images.shape
+        if self.crop_scale is not None and (height, width) == (self.size, self.size):
+            return images
+        if self.crop_scale is None:
+            top, left = (height - self.size) // 2, (width - self.size) // 2
+            return images[:, :, top : top + self.size, left : left + self.size]
+        zeros, still = np.zeros(batch), np.zeros(batch, dtype=bool)
+        rows = resampling(zeros, zeros + height, height, self.size, still, zeros)
+        columns = resampling(zeros, zeros + width, width, self.size, still, zeros)
+        return resample(images, rows, columns)
 
 
-def center_crops(images: Tensor, crop: Crop) -> Tensor:
-    """Evaluation view of images (B, C, H, W): all of it resized, or its center unresampled; (B, C, size, size)."""
-    batch, _, height, width = images.shape
-    if crop.crop_scale is not None and (height, width) == (crop.size, crop.size):
-        return images
-    if crop.crop_scale is None:
-        top, left = (height - crop.size) // 2, (width - crop.size) // 2
-        return images[:, :, top : top + crop.size, left : left + crop.size]
-    zeros, still = np.zeros(batch), np.zeros(batch, dtype=bool)
-    rows = resampling(zeros, zeros + height, height, crop.size, still, zeros)
-    columns = resampling(zeros, zeros + width, width, crop.size, still, zeros)
-    return resample(images, rows, columns)
+def build_crop(config: AugmentConfig, size: int, scale: tuple[float, float] | None) -> Crop:
+    """Build the default augmentation."""
+    return Crop(size, config.crop_scale if scale is None else scale, config.flip, config.blur)
+
+
+def build_augmentation(config: AugmentConfig, size: int, scale: tuple[float, float] | None = None) -> Augmentation:
+    """Build the augmentation of a run; see `Augmentation`."""
+    return AUGMENTATIONS[config.name](config, size, scale)
 
 
 def crop_box(

@@ -8,7 +8,7 @@ import numpy as np
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.models.registry import fewest_bands, too_few_bands
+from pretrain.models.registry import outline_encoder
 from shards.errors import ConfigError, ShardError
 from shards.format.manifest import Manifest
 from shards.order.plan import SamplePlan, held_out_hash, hold_out
@@ -85,6 +85,7 @@ def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) 
 
 
 def _check_bands_suffice(config: PretrainConfig, manifest: Manifest) -> None:
-    bands = manifest.tile_shape[0]
-    if bands < fewest_bands(config.model.name):
-        raise ConfigError(f"key 'model.name': {too_few_bands(config.model.name, bands)} (sensor {manifest.sensor})")
+    try:
+        outline_encoder(**config.model.model_dump(), bands=manifest.tile_shape[0])
+    except ValueError as error:
+        raise ConfigError(f"key 'model.name': {error} (sensor {manifest.sensor})") from None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.engine.zero import ZeroEngine, move_batch_norms, shard_of
+from pretrain.engine.sharding import shard_of
+from pretrain.engine.zero import ZeroEngine, move_batch_norms
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.resnet import Bottleneck

@@ -1,12 +1,15 @@
 """Optimizers: weight decay on matrices only, and a lower rate for lower layers where asked."""
 
+import copy
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.config.optim import OptimConfig
+from pretrain.registries import OPTIMIZERS
 
 LEVELS = 4
 """Layers share learning rates in this many steps: every parameter group costs ZeRO a round of collectives."""
@@ -19,10 +22,43 @@ def build_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer of a pretraining run; its learning rate is set anew at each step."""
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)  # one pass over the states
+    return OPTIMIZERS[config.name](parameter_groups(model, config.weight_decay, config.layer_decay), config)
+
+
+def adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101), fused: one pass over the states."""
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def sgd(groups: list[dict], config: OptimConfig) -> torch.optim.SGD:
+    """SGD with momentum ``betas[0]``."""
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer keeps for each weight.
+
+    Attributes:
+        moments: names of its tensors that have the weight's shape.
+        counts_steps: whether it counts updates under ``step``.
+    """
+
+    moments: tuple[str, ...]
+    counts_steps: bool
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """Find out what an optimizer keeps, by a step of a copy of it on a weight of its own."""
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones_like(weight)
+    trial = copy.copy(optimizer)
+    trial.state = defaultdict(dict)
+    trial.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
+    trial.step()
+    kept = trial.state[weight]
+    moments = (name for name, value in kept.items() if isinstance(value, Tensor) and value.shape == weight.shape)
+    return OptimizerState(tuple(moments), "step" in kept)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:

@@ -1,9 +1,8 @@
-"""DeepSpeed, and nothing else of it elsewhere: typed config to its dict, initialize, one optimizer step."""
+"""A model under DeepSpeed ZeRO: the typed config as DeepSpeed's dict, forwards, and optimizer steps."""
 
-import os
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config.engine import EngineConfig
+from pretrain.engine.optimizers import optimizer_state
 from pretrain.models.activation_checkpointing import Recompute
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import Body
@@ -33,8 +33,8 @@ class StepResult:
 _RECOMPUTE: dict[str, Recompute] = {"none": False, "blocks": True, "selective": "selective"}
 
 Accept = Callable[[Tensor, "Tensor | float"], bool]
-"""From this rank's mean loss and the gradient norm before clipping (no finite positive number where a gradient is none)
-to whether the step is applied; called on every rank, with the same answer on all."""
+"""From this rank's mean loss and the gradient norm before clipping (negative or non-finite where a gradient is
+non-finite) to whether the step is applied; called on every rank, with the same answer on all."""
 
 
 def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, clip: float) -> dict[str, Any]:
@@ -72,20 +72,9 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
 
 def init_distributed() -> None:
     """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
-    import deepspeed
+    from pretrain.engine import deepspeed_adapter  # DeepSpeed takes seconds to import
 
-    warnings.filterwarnings("ignore", module="torch.distributed")  # deprecations inside DeepSpeed, on every step
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "gloo":
-        # Its shared-memory collectives are compiled at the first start, for two minutes; gloo needs none.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    else:
-        torch.cuda.set_device(distributed.device())
-        # what NCCL was at when a collective hangs; the last operations of every rank are kept and dumped
-        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(backend, verbose=False)
+    deepspeed_adapter.init_distributed()
 
 
 class ZeroEngine:
@@ -99,9 +88,12 @@ class ZeroEngine:
         clip: largest gradient norm, 0 for none.
 
     Attributes:
-        deepspeed: the wrapped engine, for checkpoints.
-        module: the model itself.
-        mark: told what the engine is at when a backward pass is over.
+        adapter: to DeepSpeed.
+        module: the model.
+        names: of the trained parameters.
+        parameter_count: elements of all parameters.
+        optimizer_state: what the optimizer keeps for each weight.
+        mark: callback invoked with the phase that begins after each backward pass.
     """
 
     mark: Callable[[str], None] = staticmethod(lambda part: None)
@@ -115,7 +107,7 @@ class ZeroEngine:
         accumulation: int,
         clip: float,
     ) -> None:
-        import deepspeed
+        from pretrain.engine import deepspeed_adapter
 
         self.config = config
         self.accumulation = accumulation
@@ -126,24 +118,18 @@ class ZeroEngine:
         if config.compile and config.zero_stage < 3:  # stage 3 gathers weights inside of the blocks
             compile_blocks(model)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
+        self.optimizer_state = optimizer_state(optimizer)
         exact = _contents(model) if config.precision == "bf16" else {}
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model.to(distributed.device()),
-            optimizer=optimizer,
-            config=deepspeed_config(config.sized(_count(model)), micro_batch, accumulation, clip),
-        )
-        self.module: nn.Module = self.deepspeed.module
+        settings = deepspeed_config(config.sized(self.parameter_count), micro_batch, accumulation, clip)
+        self.adapter = deepspeed_adapter.start(model.to(distributed.device()), optimizer, settings)
+        self.module: nn.Module = self.adapter.module
         self.module.train()
         self._set_masters(exact)
-        self._gate = _StageZeroGate(self) if config.zero_stage == 0 else _UpdateGate(self)
-
-    @property
-    def step_count(self) -> int:
-        """Optimizer steps taken, those before a resume included."""
-        return self.deepspeed.global_steps
 
     def set_lr(self, lr: float) -> None:
-        for group in self.deepspeed.optimizer.param_groups:
+        """Set the learning rate of all parameter groups, each times its ``lr_scale``."""
+        for group in self.adapter.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def step(self, losses: Iterable[Tensor], accept: Accept | None = None) -> StepResult:
@@ -154,29 +140,30 @@ class ZeroEngine:
             accept: asked before the weights move; None takes every step that DeepSpeed takes.
         """
         done: list[Tensor] = []
-        self._gate.accept = None if accept is None else lambda norm: accept(torch.stack(done).mean(), norm)
+        applied = False
         for loss in losses:
-            self.deepspeed.backward(loss)
+            self.adapter.engine.backward(loss)
             done.append(loss.detach())
-            last = len(done) == self.accumulation
-            self.mark("optimizer" if last else "other")
-            if last:
-                self._gate.before_step()
-            self.deepspeed.step()
-        applied = self._gate.applied and self.deepspeed.was_step_applied()
+            if len(done) < self.accumulation:
+                self.mark("other")
+                self.adapter.engine.step()
+            else:
+                self.mark("optimizer")
+                mean = torch.stack(done).mean()
+                applied = self.adapter.step(None if accept is None else partial(accept, mean))
         move_batch_norms(self.module, applied)
         return StepResult(torch.stack(done), applied)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, with the weights gathered by ZeRO and under the configured precision."""
-        return self.deepspeed(*args, **kwargs)
+        """Call the model with the weights gathered by ZeRO and under the configured precision."""
+        return self.adapter.engine(*args, **kwargs)
 
     def evaluation(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward in evaluation mode without gradients; all ranks must call it equally often."""
+        """Call the model in evaluation mode without gradients; all ranks must call it equally often."""
         self.module.eval()
         try:
             with torch.no_grad():
-                return self.deepspeed(*args, **kwargs)
+                return self.adapter.engine(*args, **kwargs)
         finally:
             self.module.train()
 
@@ -187,32 +174,20 @@ class ZeroEngine:
                 self.set_weight(parameter, exact.pop(name))
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Put a whole value into a trained weight's fp32 master (stage 0: into the weight); every rank calls it."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-        value = value.to(distributed.device())
-        if self.config.zero_stage == 0:
-            parameter.data.copy_(value)
-        elif self.config.zero_stage == 3:  # set_full would fail where the ranks don't divide the number of elements
-            safe_set_local_fp32_param(parameter, shard_of(value))
-        else:
-            safe_set_full_fp32_param(parameter, value)
+        """Set a trained weight's fp32 master (stage 0: the weight) to a whole value; every rank must call it."""
+        self.adapter.set_weight(parameter, value.to(distributed.device()))
 
     def autocast(self) -> torch.autocast:
-        """The precision that networks beside the engine compute in: bf16 unless the run is fp32."""
+        """Return the precision that networks beside the engine compute in: bf16 unless the run is fp32."""
         device = distributed.device().type
         return torch.autocast(device, torch.bfloat16, enabled=self.config.precision != "fp32")
 
     def shard_of(self, parameter: nn.Parameter) -> Tensor:
-        """This rank's 1/N of a trained weight, flat, fp32, padded with zeros.
+        """Return this rank's 1/N of a trained weight, flat, fp32, padded with zeros.
 
         The fp32 master under ZeRO-3 and wherever the model is fp32; bf16 weights of stage 2 as they are.
         """
-        if self.config.zero_stage < 3:
-            return shard_of(parameter.detach())
-        from deepspeed.utils import safe_get_local_fp32_param
-
-        return safe_get_local_fp32_param(parameter).flatten()
+        return self.adapter.shard_of(parameter)
 
 
 def compile_blocks(model: nn.Module) -> None:
@@ -222,80 +197,8 @@ def compile_blocks(model: nn.Module) -> None:
             part.compile()
 
 
-class _UpdateGate:
-    """Where a step can still be refused: between the gradient norm and the update.
-
-    ZeRO optimizers compute the norm and apply it in one call. Between the two they tell their loss scaler whether a
-    gradient was no number, and throw the step away if ``overflow`` is set. That is the seam: the norm is kept when it
-    is computed, and ``overflow`` is set where the step is not accepted, after DeepSpeed's own wait for the norm.
-    """
-
-    applied = True
-    accept: Callable[[Tensor | float], bool] | None = None
-
-    def __init__(self, engine: ZeroEngine) -> None:
-        optimizer = engine.deepspeed.optimizer
-        measure_name = "_get_norm_groups" if engine.config.zero_stage == 3 else "scaled_global_norm"
-        measure, update_scale = getattr(optimizer, measure_name), optimizer._update_scale
-        norm: list[Tensor | float] = []
-
-        def measure_and_keep() -> Any:
-            measured = measure()
-            norm[:] = [_combine(measured) if isinstance(measured, list) else measured]
-            return measured
-
-        def ask(overflow: bool) -> None:
-            # where a gradient overflowed before the norm was computed, there is none
-            accepted = self.accept is None or self.accept(norm.pop() if norm else -1.0)
-            optimizer.overflow = overflow or not accepted
-            update_scale(optimizer.overflow)
-
-        setattr(optimizer, measure_name, measure_and_keep)
-        optimizer._update_scale = ask
-
-    def before_step(self) -> None:
-        """Nothing is due before DeepSpeed's step."""
-
-
-class _StageZeroGate:
-    """At stage 0 the gradients are whole and reduced before DeepSpeed's step: without them, it moves nothing."""
-
-    def __init__(self, engine: ZeroEngine) -> None:
-        self.module = engine.module
-        self.applied = True
-        self.accept: Callable[[Tensor | float], bool] | None = None
-        clip = engine.deepspeed.clip_fp32_gradients
-        engine.deepspeed.clip_fp32_gradients = lambda: clip() if self.applied else None  # it fails without gradients
-
-    def before_step(self) -> None:
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        self.applied = self.accept is None or self.accept(torch.nn.utils.get_total_norm(gradients))
-        if not self.applied:
-            for parameter in self.module.parameters():
-                parameter.grad = None
-
-
-def _combine(group_norms: list) -> Tensor:
-    from deepspeed.runtime.utils import combine_grad_norm_groups
-
-    return combine_grad_norm_groups(group_norms)
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _contents(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def shard_of(values: Tensor) -> Tensor:
-    """This rank's 1/N of a tensor, flat, fp32, the last one padded with zeros: ZeRO-3's way to cut."""
-    world = distributed.world_size()
-    flat = values.flatten().float()
-    size = -(-flat.numel() // world)
-    padded = torch.cat([flat, flat.new_zeros(size * world - flat.numel())])
-    return padded.view(world, size)[distributed.rank()].clone()
 
 
 def move_batch_norms(module: nn.Module, applied: bool = True) -> None:

@@ -18,6 +18,7 @@ from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.engine.zero import ZeroEngine
 from pretrain.loop.evaluating import check_stop
+from pretrain.loop.nearest import nearest_vote
 from pretrain.objectives.objective import Objective
 from pretrain.resilience.guard import Diverged
 from pretrain.weights.finite import is_finite
@@ -99,7 +100,7 @@ class EncoderProbe:
         if not (is_finite(train.features) and is_finite(val.features)):
             raise Diverged("diverged: the probe's features are NaN or infinite: lower optim.lr")
         return {
-            "knn_accuracy": _accuracy(nearest_neighbours(train, val.features, self.probe.neighbors), val.labels),
+            "knn_accuracy": _accuracy(nearest_classes(train, val.features, self.probe.neighbors), val.labels),
             "linear_accuracy": _accuracy(ridge_classes(train, val.features), val.labels),
         }
 
@@ -172,17 +173,15 @@ class EncoderProbe:
         return features.flatten(1).T[taken], classes[taken]
 
 
-def nearest_neighbours(train: Cells, features: Tensor, neighbours: int) -> Tensor:
-    """Classes (N,) of features (N, D) by a vote of the nearest training cells, weighted by cosine similarity."""
-    similarity = F.normalize(features, dim=-1) @ F.normalize(train.features, dim=-1).T
-    nearest = similarity.topk(min(neighbours, len(train.labels)), dim=-1)
-    votes = torch.zeros(len(features), int(train.labels.max()) + 1)
-    votes.scatter_add_(1, train.labels[nearest.indices], (nearest.values / TEMPERATURE).exp())
-    return votes.argmax(-1)
+def nearest_classes(train: Cells, features: Tensor, neighbors: int) -> Tensor:
+    """Return the classes (N,) of features (N, D) by a vote of the nearest training cells."""
+    queries, keys = F.normalize(features, dim=-1), F.normalize(train.features, dim=-1)
+    votes = F.one_hot(train.labels).to(torch.uint8)
+    return nearest_vote(queries, keys, votes, neighbors, TEMPERATURE).argmax(-1)
 
 
 def ridge_classes(train: Cells, features: Tensor) -> Tensor:
-    """Classes (N,) of features (N, D) by ridge regression on one-hot labels of the training cells."""
+    """Return the classes (N,) of features (N, D) by ridge regression on one-hot labels of the training cells."""
     mean, spread = train.features.double().mean(0), train.features.double().std(0, unbiased=False) + 1e-6
     x = (train.features.double() - mean) / spread
     y = F.one_hot(train.labels).double()

@@ -53,6 +53,7 @@ from pretrain.loop.probe import EncoderProbe
 from pretrain.metrics.processor import MetricsProcessor
 from pretrain.models.normalize import Normalizer
 from pretrain.objectives import build_objective
+from pretrain.registries import CALLBACKS
 from pretrain.resilience.guard import Guard
 from pretrain.resilience.run_folder import open_run
 from pretrain.resilience.watchdog import Watchdog
@@ -177,6 +178,8 @@ class Trainer:
             Divergence(str(folder), "lower optim.lr, or look at skipped.jsonl", rolls_back=True),
             Validation(config, objective, inputs),
             *([Probing(probe, objective)] if probe else []),
+            *([CALLBACKS["profiler"](config.log.profile, folder)] if config.log.profile else []),
+            *(CALLBACKS[one.name](one, folder) for one in config.callbacks),
             BadTileLimit([inputs.quarantine, *([probe.quarantine] if probe else [])], folder),
             Saving(config.checkpoint.every),
             GcControl(),
@@ -203,7 +206,7 @@ class Trainer:
             with BestEffort(path):
                 write_atomic(path, dump_config(self.config))
         train, world = self.config.train, distributed.world_size()
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        parameters = self.engine.parameter_count
         log(
             f"WORLD SIZE {world} on {distributed.device().type}, {torch.get_num_threads()} threads each; "
             f"{self.config.model.name} + {self.config.objective.name}, {parameters / 1e6:.1f} M parameters, "

@@ -12,7 +12,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
 from pretrain.models.adapter import CHANNELS
 from pretrain.models.adapter import LAYERS as ADAPTER_LAYERS
-from pretrain.models.registry import PLAIN_VITS, SPEC_VITS, ViTSize
+from pretrain.models.published import PLAIN_VITS, SPEC_VITS, ViTSize
 from pretrain.models.resnet import FEATURES
 from pretrain.models.resnet import LAYERS as RESNET_LAYERS
 
@@ -73,8 +73,8 @@ def sample_flops(config: PretrainConfig, bands: int) -> Parts:
 def recomputed_flops(config: PretrainConfig, bands: int) -> int:
     """Operations of a sample that the backward pass does a second time: what HFU counts and MFU doesn't.
 
-    The first layer of the stem always (pretrain/models/stem.py); with activation checkpointing blocks, less the last
-    product of each, which nothing needs again, and the whole stem.
+    The first layer of the stem always (pretrain/models/spectral_features.py); with activation checkpointing blocks,
+    less the last product of each, which nothing needs again, and the whole stem.
     """
     model, objective = config.model, config.objective
     if isinstance(objective, MaeConfig):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pretrain.models.activation_checkpointing import Recompute, recomputed
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
-from pretrain.models.stem import Layer, spectral_features
+from pretrain.models.spectral_features import Layer, spectral_features
+from pretrain.models.stem import Stem
 
 CHANNELS = 128
 """Features per pixel that the adapter hands to the trunk."""
@@ -21,7 +22,7 @@ CHANNELS = 128
 LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, CHANNELS, 5, 3))  # in, out, kernel, stride; padding 1
 
 
-def fewest_bands() -> int:
+def _shortest_spectrum() -> int:
     """Length of the shortest spectrum that has a position left after all layers."""
     length = 1
     for _, _, kernel, stride in reversed(LAYERS):
@@ -51,17 +52,21 @@ class SpectralNorm(GroupedBatchNorm):
         return self.weight.clone(), self.bias.clone()
 
 
-class SpectralAdapter(nn.Module):
+class SpectralAdapter(Stem):
     """Spectra in, ``CHANNELS`` features per pixel out; any number of bands from 75 on with the same weights.
 
     Args:
         bn_group: samples that share batch-norm statistics (see GroupedBatchNorm).
+        bands: unused; every stem is called with it.
 
     Attributes:
         recompute: True drops the activations in training, and computes them again in the backward pass.
     """
 
-    def __init__(self, bn_group: int | None = None) -> None:
+    channels = CHANNELS
+    min_bands = _shortest_spectrum()
+
+    def __init__(self, bn_group: int | None = None, bands: int | None = None) -> None:
         super().__init__()
         self.bn_group = bn_group
         self.recompute: Recompute = False

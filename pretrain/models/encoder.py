@@ -15,10 +15,14 @@ class Encoder(nn.Module, ABC):
     Attributes:
         feature_dim: D, features per image or position.
         stride: pixels per side of a position of the feature map.
+        bands: number of bands that it takes; None for any number from ``min_bands`` on.
+        min_bands: fewest bands that it takes.
     """
 
     feature_dim: int
     stride: int
+    bands: int | None = None
+    min_bands: int = 1
 
     @abstractmethod
     def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled") -> Tensor:

@@ -1,56 +1,14 @@
-"""Encoders by name; the names and sizes are those of the published registry."""
+"""Encoders and stems, built by name; see pretrain/registries.py for the names."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pretrain.models import adapter
-from pretrain.models.attention import Backend
-from pretrain.models.encoder import Encoder
-from pretrain.models.resnet import NO_DILATION, PlainResNet, SpecResNet
-from pretrain.models.vit import PlainViT, SpecViT
+from pretrain.registries import ENCODERS as ENCODERS
+from pretrain.registries import STEMS as STEMS
 
-
-@dataclass(frozen=True)
-class ViTSize:
-    """Width, depth, heads and MLP width of a transformer."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_hidden: int
-
-
-SPEC_VITS = {
-    "spec_vit_tiny": ViTSize(192, 12, 3, 768),
-    "spec_vit_small": ViTSize(384, 12, 6, 1536),
-    "spec_vit_base": ViTSize(768, 12, 12, 3072),
-    "spec_vit_large": ViTSize(1024, 24, 16, 4096),
-    "spec_vit_huge": ViTSize(1280, 32, 16, 5120),
-    "spec_vit_giant": ViTSize(1536, 40, 24, 6144),
-    "spec_vit_gigantic": ViTSize(1664, 48, 16, 8192),
-}
-"""Tiny to giant are the published ones; the published giant has 1.14 billion parameters, the 1.84 billion of
-gigantic are what its model card says."""
-
-PLAIN_VITS = {"vit_tiny": SPEC_VITS["spec_vit_tiny"], "vit_small": SPEC_VITS["spec_vit_small"]}
-"""The same transformers on the bands themselves, for comparison."""
-
-ENCODERS = (*SPEC_VITS, "spec_resnet50", *PLAIN_VITS, "resnet50")
-"""All names."""
-
-
-def fewest_bands(name: str) -> int:
-    """The fewest bands that an encoder takes: the spectral adapter's convolutions need a spectrum of some length."""
-    return adapter.fewest_bands() if name.startswith("spec_") else 1
-
-
-def too_few_bands(name: str, bands: int) -> str:
-    """Why an encoder doesn't take so few bands, and which one does."""
-    plain = "resnet50" if name == "spec_resnet50" else " or ".join(PLAIN_VITS)
-    return (
-        f"{name} takes {fewest_bands(name)} bands or more, not {bands}: its published spectral adapter leaves nothing "
-        f"of a shorter spectrum; take {plain}, without an adapter and for any number of bands"
-    )
+if TYPE_CHECKING:
+    from pretrain.models.encoder import Encoder
+    from pretrain.models.stem import Stem
 
 
 def build_encoder(
@@ -58,32 +16,49 @@ def build_encoder(
     image_size: int = 128,
     patch_size: int = 4,
     bn_group: int | None = None,
-    attention: Backend = "auto",
+    attention: str = "auto",
     bands: int = 202,
-    dilate: Sequence[bool] = NO_DILATION,
-) -> Encoder:
-    """An encoder with torch-default contents; see ``initialize`` and ``load_encoder`` for weights.
+    dilate: Sequence[bool] = (),
+    **options: Any,
+) -> "Encoder":
+    """Build an encoder with torch-default contents; see ``initialize`` and ``load_encoder`` for weights.
 
     Args:
         name: one of ENCODERS.
-        image_size, patch_size, attention: of ViTs.
-        bn_group: samples that share batch-norm statistics.
-        bands: of plain encoders; Spec. ones take any number.
-        dilate: for each layer of Spec. ResNet-50, whether a dilation takes the place of its stride.
+        image_size, patch_size: in pixels.
+        bn_group: samples that share batch-norm statistics; None for all of a batch.
+        attention: kernel of transformers (see ``attention``).
+        bands: C; 0 where it isn't known and the encoder takes any number.
+        dilate: of a ResNet: for each layer, whether a dilation takes the place of its stride; empty for none.
+        options: other fields of the encoder's config.
 
     Raises:
-        ValueError: unknown name, a patch size that does not divide the image, or fewer bands than it takes.
+        ConfigError: no encoder has this name.
+        ValueError: sizes that don't fit, such as a patch size that does not divide the image, or too few bands.
     """
-    if bands and bands < fewest_bands(name):
-        raise ValueError(too_few_bands(name, bands))
-    if name in SPEC_VITS:
-        size = SPEC_VITS[name]
-        return SpecViT(image_size, patch_size, size.width, size.depth, size.heads, size.mlp_hidden, bn_group, attention)
-    if name in PLAIN_VITS:
-        size = PLAIN_VITS[name]
-        return PlainViT(bands, image_size, patch_size, size.width, size.depth, size.heads, size.mlp_hidden, attention)
-    if name == "spec_resnet50":
-        return SpecResNet(dilate, bn_group)
-    if name == "resnet50":
-        return PlainResNet(bands, bn_group)
-    raise ValueError(f"unknown encoder '{name}': known are {', '.join(ENCODERS)}")
+    sizes = {"image_size": image_size, "patch_size": patch_size, "bn_group": bn_group, "dilate": dilate}
+    encoder = ENCODERS[name](name=name, bands=bands, attention=attention, **sizes, **options)
+    if 0 < bands < encoder.min_bands:
+        raise ValueError(
+            f"{name} takes {encoder.min_bands} bands or more, not {bands}: its stem needs a longer spectrum; take "
+            "vit_tiny or vit_small or resnet50, which have no stem"
+        )
+    return encoder
+
+
+def outline_encoder(name: str, **options: Any) -> "Encoder":
+    """`build_encoder` on the meta device: an encoder without weights, to ask for its sizes and needs."""
+    import torch
+
+    with torch.device("meta"):
+        return build_encoder(name, **options)
+
+
+def build_stem(stem: Mapping[str, Any] | None, default: str, bands: int, bn_group: int | None) -> "Stem":
+    """Build the stem of an encoder.
+
+    Args:
+        stem: its ``name`` and options; None for ``default``.
+    """
+    options = {"name": default} if stem is None else dict(stem)
+    return STEMS[options.pop("name")](bands=bands, bn_group=bn_group, **options)

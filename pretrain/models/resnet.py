@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.activation_checkpointing import Recompute, recomputed
-from pretrain.models.adapter import CHANNELS, SpectralAdapter
+from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder, Output, layer_numbers
+from pretrain.models.stem import Stem
 
 FEATURES = 2048
 NO_DILATION = (False, False, False, False)
@@ -53,10 +54,11 @@ class Bottleneck(nn.Module):
 
 
 class ResNetLayers(nn.Module):
-    """The four layers of bottlenecks, behind the adapter's features or, given ``bands``, ResNet-50's own stem.
+    """The four layers of bottlenecks, behind a stem's features or, in the plain network, ResNet-50's own stem.
 
     Args:
-        bands: of the images, for the plain network; None for SpectralEarth's first block and stride.
+        channels: of the input, in front of SpectralEarth's first block and stride, or the bands of the plain network.
+        plain: begin as ResNet-50 does.
         dilate: for each layer, whether a dilation takes the place of its stride.
         bn_group: samples that share batch-norm statistics.
 
@@ -64,18 +66,18 @@ class ResNetLayers(nn.Module):
         recompute: which of the blocks' activations are dropped in training, and computed again in the backward pass.
     """
 
-    def __init__(self, bands: int | None, dilate: Sequence[bool], bn_group: int | None) -> None:
+    def __init__(self, channels: int, plain: bool, dilate: Sequence[bool], bn_group: int | None) -> None:
         super().__init__()
         self.bn_group = bn_group
         self.recompute: Recompute = False
-        if bands is not None:
-            self.conv1 = nn.Conv2d(bands, 64, 7, 2, padding=3, bias=False)
+        if plain:
+            self.conv1 = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
             self.bn1 = GroupedBatchNorm(64)
-        inputs, dilation = (CHANNELS if bands is None else 64), 1
+        inputs, dilation = (64 if plain else channels), 1
         for number, ((outputs, width, blocks), dilated) in enumerate(zip(LAYERS, dilate, strict=True)):
-            stride = 1 if dilated or (number == 0 and bands is not None) else 2
+            stride = 1 if dilated or (number == 0 and plain) else 2
             dilation *= 2 if dilated and number else 1  # the published option counts 1, 2, 4, 8
-            first = outputs if number == 0 and bands is None else width  # layer1.0 is as wide as its output
+            first = outputs if number == 0 and not plain else width  # layer1.0 is as wide as its output
             layer = [Bottleneck(inputs, first, outputs, stride, dilation)]
             layer += [Bottleneck(outputs, width, outputs, 1, dilation) for _ in range(blocks - 1)]
             self.add_module(f"layer{number + 1}", nn.Sequential(*layer))
@@ -123,18 +125,22 @@ class SpecResNet(ResNetEncoder):
     Args:
         dilate: see ResNetLayers; all four give a map of the image's resolution.
         bn_group: samples that share batch-norm statistics.
+        stem: in front of the layers; None for the spectral adapter. Its name is ``spectral_adapter`` in any case.
     """
 
-    def __init__(self, dilate: Sequence[bool] = NO_DILATION, bn_group: int | None = None) -> None:
+    def __init__(
+        self, dilate: Sequence[bool] = NO_DILATION, bn_group: int | None = None, stem: Stem | None = None
+    ) -> None:
         super().__init__()
         self.stride = 16 >> sum(dilate)
-        self.spectral_adapter = SpectralAdapter(bn_group)
-        self.resnet = ResNetLayers(None, dilate, bn_group)
+        self.spectral_adapter = SpectralAdapter(bn_group) if stem is None else stem
+        self.bands, self.min_bands = self.spectral_adapter.bands, self.spectral_adapter.min_bands
+        self.resnet = ResNetLayers(self.spectral_adapter.channels, False, dilate, bn_group)
 
     def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
         batch, _, height, width = images.shape
         pixels = images.flatten(2).transpose(1, 2)  # (B, H*W, C)
-        features = self.spectral_adapter(pixels).transpose(1, 2).reshape(batch, CHANNELS, height, width)
+        features = self.spectral_adapter(pixels).transpose(1, 2).reshape(batch, -1, height, width)
         return self.resnet(features, take)
 
 
@@ -147,8 +153,8 @@ class PlainResNet(ResNetEncoder, ResNetLayers):  # type: ignore[misc]  # its for
     """
 
     def __init__(self, bands: int, bn_group: int | None = None) -> None:
-        ResNetLayers.__init__(self, bands, NO_DILATION, bn_group)
-        self.stride = 32
+        ResNetLayers.__init__(self, bands, True, NO_DILATION, bn_group)
+        self.stride, self.bands = 32, bands
 
     def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
         if take is not None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.activation_checkpointing import Recompute, recomputed
-from pretrain.models.adapter import CHANNELS, SpectralAdapter
+from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.attention import Backend, Runs, attention
 from pretrain.models.encoder import Encoder, Output, layer_numbers
 from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
+from pretrain.models.stem import Stem
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -270,6 +271,7 @@ class SpecViT(ViTEncoder):
         width, depth, heads, mlp_hidden: of the transformer.
         bn_group: samples that share batch-norm statistics.
         backend: attention kernel.
+        stem: in front of the patches; None for the spectral adapter. Its name is ``spectral_adapter`` in any case.
     """
 
     def __init__(
@@ -282,12 +284,15 @@ class SpecViT(ViTEncoder):
         mlp_hidden: int,
         bn_group: int | None = None,
         backend: Backend = "auto",
+        stem: Stem | None = None,
     ) -> None:
         super().__init__()
         self.image_size, self.patch_size, self.stride = image_size, patch_size, patch_size
         self.feature_dim = width
-        self.spectral_adapter = SpectralAdapter(bn_group)
-        self.vit_core = VisionTransformer(image_size, patch_size, CHANNELS, width, depth, heads, mlp_hidden, backend)
+        self.spectral_adapter = SpectralAdapter(bn_group) if stem is None else stem
+        channels = self.spectral_adapter.channels
+        self.vit_core = VisionTransformer(image_size, patch_size, channels, width, depth, heads, mlp_hidden, backend)
+        self.bands, self.min_bands = self.spectral_adapter.bands, self.spectral_adapter.min_bands
         self.grid = self.vit_core.grid
 
     @property
@@ -300,7 +305,7 @@ class SpecViT(ViTEncoder):
     def _features(self, patches: Tensor) -> Tensor:
         batch, visible, pixels, bands = patches.shape
         features = self.spectral_adapter(patches.reshape(batch, visible * pixels, bands))
-        return features.view(batch, visible, pixels, CHANNELS)
+        return features.reshape(batch, visible, pixels, self.spectral_adapter.channels)
 
 
 class PlainViT(ViTEncoder, VisionTransformer):  # type: ignore[misc]  # its forward is the encoder's
@@ -323,6 +328,7 @@ class PlainViT(ViTEncoder, VisionTransformer):  # type: ignore[misc]  # its forw
         backend: Backend = "auto",
     ) -> None:
         VisionTransformer.__init__(self, image_size, patch_size, bands, width, depth, heads, mlp_hidden, backend)
+        self.bands = bands
         self.image_size, self.patch_size, self.stride = image_size, patch_size, patch_size
         self.feature_dim = width
 

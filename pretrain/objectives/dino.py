@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import DinoConfig
-from pretrain.data.augment import Crop, random_crops
+from pretrain.data.augment import Augmentation, build_augmentation
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
@@ -25,6 +25,7 @@ from pretrain.models.encoder import Encoder
 from pretrain.models.normalize import Normalizer
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from pretrain.weights.initial_weights import InitialWeights
+from shards.format.manifest import Manifest
 from shards.order.random_bits import fold_in
 
 
@@ -86,7 +87,12 @@ class SelfDistillation(DinoNetwork):
     def __init__(self, encoder: Encoder, head: DinoHead, prototypes: int, temperature: float) -> None:
         super().__init__(encoder, head)
         self.temperature = temperature
-        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("centre", torch.zeros(prototypes))  # its name in checkpoints
+
+    @property
+    def center(self) -> Tensor:
+        """Mean of the teacher's logits, (prototypes,)."""
+        return self.centre
 
     def forward(self, crops: Any, targets: Tensor | None = None, frozen: bool = False) -> Any:
         """Loss of the student's views against the teacher's distributions of the large ones.
@@ -117,27 +123,22 @@ class SelfDistillation(DinoNetwork):
 
 
 class DinoObjective(Objective):
-    """DINO in a training run.
-
-    Args:
-        bands: C.
-        initial: see Objective.
-    """
+    """DINO in a training run."""
 
     module: SelfDistillation
     momentum: MomentumNetwork
     timestamps = 2
 
     def __init__(
-        self, config: PretrainConfig, normalize: Normalizer, bands: int, initial: InitialWeights | None = None
+        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
-        super().__init__(config, normalize, initial)
+        super().__init__(config, normalize, manifest, initial)
         dino = config.objective
         assert isinstance(dino, DinoConfig)
         self.dino = dino
         local = dino.local_crops
-        self.local_crop = Crop(local.size, local.scale, config.augment.flip, config.augment.blur)
-        encoder = self.build_encoder(bands)
+        self.local_augment = build_augmentation(config.augment, local.size, local.scale)
+        encoder = self.build_encoder()
         head = DinoHead(encoder.feature_dim, dino.hidden, dino.bottleneck, dino.prototypes)
         self.module = SelfDistillation(encoder, head, dino.prototypes, dino.student_temperature)
         self.fill(self.module)
@@ -146,9 +147,9 @@ class DinoObjective(Objective):
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalize(batch.tiles)
-        large = torch.cat([self._view(images, batch, f"view {number}", number, self.crop) for number in (0, 1)])
+        large = torch.cat([self._view(images, batch, f"view {number}", number, self.augment) for number in (0, 1)])
         small = [
-            self._view(images, batch, f"local {number}", number % 2, self.local_crop)
+            self._view(images, batch, f"local {number}", number % 2, self.local_augment)
             for number in range(self.dino.local_crops.count)
         ]
         logits = self.momentum(engine, large)
@@ -159,12 +160,12 @@ class DinoObjective(Objective):
         self.scalars.add(feature_std=feature_spread(features), teacher_entropy=_entropy(targets))
         return losses.mean()
 
-    def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int, crop: Crop) -> Tensor:
-        return random_crops(images[batch.rows[:, timestamp]], batch.samples, fold_in(self.seed, name), crop)
+    def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int, augment: Augmentation) -> Tensor:
+        return augment.random_views(images[batch.rows[:, timestamp]], batch.samples, fold_in(self.seed, name))
 
     def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
         """The teacher's probabilities (2, B, prototypes) from its logits of the large views (2 * B, prototypes)."""
-        center = cast(SelfDistillation, engine.module).centre.float()
+        center = cast(SelfDistillation, engine.module).center.float()
         return ((logits - center) / self.teacher_temperature(step)).softmax(-1).view(2, -1, logits.shape[-1])
 
     def teacher_temperature(self, step: int) -> float:
@@ -181,7 +182,7 @@ class DinoObjective(Objective):
         self.momentum.update(engine, self.teacher_momentum(step))
         mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
         self._logits = []
-        center = cast(SelfDistillation, engine.module).centre
+        center = cast(SelfDistillation, engine.module).center
         moved = torch.where(center.any(), 1 - self.dino.center_momentum, 1.0)  # the first mean is no average with zeros
         center.lerp_(mean.to(center.dtype), moved.to(center.dtype))
 
@@ -192,7 +193,10 @@ class DinoObjective(Objective):
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         images = self.normalize(tiles)
         large = torch.cat(
-            [random_crops(images, numbers, fold_in(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)]
+            [
+                self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}"))
+                for view in (0, 1)
+            ]
         )
         with self.momentum.evaluating():
             logits = self.momentum(engine, large)

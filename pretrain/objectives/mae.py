@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.data.augment import center_crops, mask_noise, random_crops
+from pretrain.data.augment import mask_noise
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.attention import Backend
@@ -167,25 +167,19 @@ def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tens
 
 
 class MaeObjective(Objective):
-    """MAE in a training run.
-
-    Args:
-        manifest: of the shards.
-        initial: see Objective.
-    """
+    """MAE in a training run."""
 
     module: MaskedAutoencoder
 
     def __init__(
         self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
-        super().__init__(config, normalize, initial)
-        self.manifest = manifest
+        super().__init__(config, normalize, manifest, initial)
         mae, model = config.objective, config.model
         assert isinstance(mae, MaeConfig)
         self.ignore_nodata = mae.ignore_nodata
         bands = manifest.tile_shape[0]
-        encoder = self.build_encoder(bands)
+        encoder = self.build_encoder()
         assert isinstance(encoder, ViTEncoder)
         encoder.core.fix_positions()
         self.module = MaskedAutoencoder(
@@ -225,12 +219,12 @@ class MaeObjective(Objective):
     def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
         key = fold_in(self.seed, "crop")
-        tiles = self.normalize(batch.tiles) if self.crop.resamples else batch.tiles
-        images = random_crops(tiles, batch.samples, key, self.crop)
+        tiles = self.normalize(batch.tiles) if self.augment.resamples else batch.tiles
+        images = self.augment.random_views(tiles, batch.samples, key)
         noise = mask_noise(batch.samples, self.seed, self.module.num_patches, images.device)
         valid = torch.ones((), device=images.device)
         if self.ignore_nodata:
-            valid = random_crops(_has_value(batch.tiles), batch.samples, key, self.crop) > 0.999
+            valid = self.augment.random_masks(_has_value(batch.tiles), batch.samples, key) > 0.999
         return images, noise, valid
 
     def _count(self, noise: Tensor, valid: Tensor) -> Tensor:
@@ -238,9 +232,9 @@ class MaeObjective(Objective):
         return _masked_pixels(valid, masks, self.module.encoder.patch_size).sum()
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        views = center_crops(self.normalize(tiles), self.crop)
+        views = self.augment.center_views(self.normalize(tiles))
         noise = mask_noise(numbers, self.seed, self.module.num_patches, tiles.device, "validation")
-        valid = [center_crops(_has_value(tiles), self.crop) > 0.999] if self.ignore_nodata else []
+        valid = [self.augment.center_views(_has_value(tiles)) > 0.999] if self.ignore_nodata else []
         losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)
         return Evaluation(losses, partial(self._figure, views[0], predictions[0], masked[0]))
 

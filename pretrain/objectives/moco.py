@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MocoConfig
-from pretrain.data.augment import random_crops
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
@@ -26,6 +25,7 @@ from pretrain.models.encoder import Encoder
 from pretrain.models.normalize import Normalizer
 from pretrain.objectives.objective import Evaluation, Objective, feature_spread
 from pretrain.weights.initial_weights import InitialWeights
+from shards.format.manifest import Manifest
 from shards.order.random_bits import fold_in, permute
 
 
@@ -112,25 +112,20 @@ class MomentumContrast(ProjectedEncoder):
 
 
 class MocoObjective(Objective):
-    """MoCo in a training run.
-
-    Args:
-        bands: C.
-        initial: see Objective.
-    """
+    """MoCo in a training run."""
 
     module: MomentumContrast
     momentum: MomentumNetwork
     timestamps = 2
 
     def __init__(
-        self, config: PretrainConfig, normalize: Normalizer, bands: int, initial: InitialWeights | None = None
+        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
-        super().__init__(config, normalize, initial)
+        super().__init__(config, normalize, manifest, initial)
         moco, model = config.objective, config.model
         assert isinstance(moco, MocoConfig)
         self.rate, self.queue_length = moco.momentum, moco.queue
-        encoder = self.build_encoder(bands)
+        encoder = self.build_encoder()
         head = ProjectionHead(encoder.feature_dim, moco.hidden, moco.dim, moco.head_norm, model.bn_group)
         self.module = MomentumContrast(encoder, head, moco.dim, moco.queue, moco.temperature, config.run.seed)
         self.fill(self.module)
@@ -141,7 +136,7 @@ class MocoObjective(Objective):
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalize(batch.tiles)
         query, key = (
-            random_crops(images[batch.rows[:, view]], batch.samples, fold_in(self.seed, f"view {view}"), self.crop)
+            self.augment.random_views(images[batch.rows[:, view]], batch.samples, fold_in(self.seed, f"view {view}"))
             for view in (0, 1)
         )
         keys = self._shuffled_keys(engine, key, int(batch.samples[0]))
@@ -181,7 +176,7 @@ class MocoObjective(Objective):
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         images = self.normalize(tiles)
         query, key = (
-            random_crops(images, numbers, fold_in(self.seed, f"validation view {view}"), self.crop) for view in (0, 1)
+            self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}")) for view in (0, 1)
         )
         with self.momentum.evaluating():
             keys = self.momentum(engine, key)

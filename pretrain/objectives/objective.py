@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.data.augment import Crop
+from pretrain.data.augment import build_augmentation
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
@@ -20,6 +20,7 @@ from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
 from pretrain.weights.initial_weights import InitialWeights
+from shards.format.manifest import Manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +40,7 @@ class Objective(ABC):
     Args:
         config: of the run.
         normalize: digital numbers to z-scores, on the device.
+        manifest: of the shards.
         initial: weights to begin from; None draws them from the run's seed.
 
     Attributes:
@@ -53,17 +55,17 @@ class Objective(ABC):
     momentum: MomentumNetwork | None = None
     timestamps: Literal[1, 2] = 1
 
-    def __init__(self, config: PretrainConfig, normalize: Normalizer, initial: InitialWeights | None = None) -> None:
-        self.config, self.normalize, self.initial = config, normalize, initial
+    def __init__(
+        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
+    ) -> None:
+        self.config, self.normalize, self.manifest, self.initial = config, normalize, manifest, initial
         self.seed, self.steps = config.run.seed, config.train.steps
-        augment = config.augment
-        self.crop = Crop(config.model.image_size, augment.crop_scale, augment.flip, augment.blur)
+        self.augment = build_augmentation(config.augment, config.model.image_size)
         self.scalars = Scalars()
 
-    def build_encoder(self, bands: int) -> Encoder:
-        """The config's encoder, without contents yet."""
-        model = self.config.model
-        return build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+    def build_encoder(self) -> Encoder:
+        """Build the config's encoder for the shards' bands, without contents yet."""
+        return build_encoder(**self.config.model.model_dump(), bands=self.manifest.tile_shape[0])
 
     def fill(self, module: nn.Module) -> None:
         """Give the networks their first weights, before they are copied or shared."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.models.registry import fewest_bands, too_few_bands
+from pretrain.models.registry import outline_encoder
 from shards.errors import ForgeError
 from shards.files.untrusted import read_json_value
 from shards.sensors.sensor import get_sensor
@@ -69,6 +69,12 @@ class EncoderDescription:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", self.bands or len(self.wavelength_nm))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of ``build_encoder``: what the run's config says of the encoder besides the fields here."""
+        known = {"name", "image_size", "patch_size", "bn_group", "attention"}
+        return {key: value for key, value in (self.config.get("model") or {}).items() if key not in known}
 
     def to_header(self) -> dict[str, str]:
         """As metadata of a safetensors file."""
@@ -203,6 +209,8 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
         place = (public.get(section) or {}).get(key)
         if place:
             public[section][key] = last_name(place)
+    if public.get("plugins"):
+        public["plugins"] = [last_name(plugin) for plugin in public["plugins"]]
     if public.get("init"):
         public["init"] = last_name(public["init"])
     return public
@@ -236,8 +244,10 @@ def with_sensor(described: EncoderDescription, sensor: str, network: str | None 
         WeightsError: the encoder takes another number of bands.
     """
     known = get_sensor(sensor)
-    if known.num_bands < fewest_bands(described.architecture):
-        raise WeightsError(f"sensor '{sensor}': {too_few_bands(described.architecture, known.num_bands)}")
+    try:
+        outline_encoder(described.architecture, bands=known.num_bands, **described.options)
+    except ValueError as error:
+        raise WeightsError(f"sensor '{sensor}': {error}") from None
     if described.bands not in (0, known.num_bands):
         raise WeightsError(
             f"sensor '{sensor}' has {known.num_bands} bands, and this encoder is for {described.bands}: name another"

@@ -8,13 +8,16 @@ store a weight several times; a training checkpoint of MAE holds each three time
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pretrain.weights.containers import Contents, read_contents
 from pretrain.weights.description import EXTRA_STATE, EncoderDescription, WeightsError, from_extra_state
+from pretrain.weights.encoder_weights import EncoderWeights, outline, require_finite
+from pretrain.weights.raw_checkpoint import RawCheckpoint
+from pretrain.weights.recognize import recognize
+from pretrain.weights.report import compare
 from pretrain.weights.torch_files import Network
 
 HEADS = re.compile(r"(vit_core\.head|resnet\.fc|head|fc)\.")
@@ -41,7 +44,7 @@ _PRETRAINING = re.compile(
 )
 """What flat files may hold beside an encoder."""
 
-_SHELLS = frozenset(
+_WRAPPERS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module")
 )
 """What DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning put into names."""
@@ -91,73 +94,59 @@ LAYOUTS = (
 """Of the published code; each may stand below further prefixes. Anything else is found by the names of its weights."""
 
 
-@dataclass(frozen=True)
-class StoredEncoder:
-    """An encoder as it is in a file, under flat names.
-
-    Attributes:
-        where: the file, for messages.
-        layout: name of the format.
-        weights: by flat name.
-        left_out: names in the file that are no part of an encoder.
-        copies: names in the file that repeat a weight.
-        description: what the file says of it, None where it says nothing.
-        objective, network: as the file's layout tells; "" where it doesn't.
-        heads: see ``Contents``.
-    """
-
-    where: str
-    layout: str
-    weights: dict[str, Tensor]
-    left_out: list[str]
-    copies: list[str]
-    description: EncoderDescription | None
-    objective: str
-    network: str
-    heads: dict[str, Tensor]
+OURS = "encoder of this project"
+"""The layout of files that describe themselves."""
 
 
-def read_stored(path: Path, network: Network = "auto") -> StoredEncoder:
-    """Read the encoder of a file of any format, whole or not: what is missing shows when it is compared.
+def find_encoder(raw: RawCheckpoint, network: Network = "auto", architecture: str | None = None) -> EncoderWeights:
+    """Find the encoder among the tensors of a file of any format.
 
     Args:
-        network: which one, of a checkpoint that has two.
+        network: which one to take of a file that holds two.
+        architecture: what to compare the weights with; None for what the file says or the weights look like.
 
     Raises:
-        WeightsError: missing, damaged, without an encoder or the network asked for, or with copies that differ.
+        WeightsError: no encoder or not the network asked for, copies of a weight that differ, or weights that are
+            missing, unexpected, of another shape or not finite.
     """
-    contents = read_contents(path, network)
-    if not contents.tensors:
-        raise WeightsError(f"{contents.where}: not a checkpoint: it holds no tensors; check the path")
-    named, shells = _without_shells(contents)
-    layout = _find_layout(contents, named, network)
-    weights, left_out, copies = _to_flat_names(contents.where, named, layout)
-    described = contents.description or _described_beside(named, layout)
-    if described is not None and network not in ("auto", described.network):
-        raise WeightsError(f"{contents.where}: holds the {described.network}, not a {network}; name another file")
-    return StoredEncoder(
-        where=contents.where,
-        layout=layout.name if described is None else "encoder of this project",
-        weights=weights,
-        left_out=[name for name in left_out if not name.endswith(EXTRA_STATE)] + contents.others,
-        copies=copies + shells,
-        description=described,
-        objective="" if contents.network else layout.objective,  # a teacher in a container is anybody's
-        network=contents.network or layout.network,
-        heads=contents.heads,
-    )
+    if not raw.tensors:
+        raise WeightsError(f"{raw.where}: not a checkpoint: it holds no tensors; check the path")
+    named, wrapped = _without_wrappers(raw)
+    description = raw.description
+    if description is not None:  # its names are known, and need no search
+        layout = Layout(OURS, raw.prefix)
+    else:
+        layout = _find_layout(raw, named, network)
+        description = _described_beside(named, layout.prefix)
+    flat = _to_flat_names(raw.where, named, layout, keep_all=description is not None)
+    if description is not None and network not in ("auto", description.network):
+        raise WeightsError(f"{raw.where}: holds the {description.network}, not a {network}; name another file")
+    is_described = description is not None
+    if description is None:
+        objective = "" if raw.network else layout.objective  # a teacher in a container is anybody's
+        description = recognize(flat.weights, objective, raw.network or layout.network, raw.where)
+    if architecture is not None:
+        description = replace(description, architecture=architecture)
+    own = outline(description, raw.where).state_dict()
+    left_out = [name for name in flat.left_out if not name.endswith(EXTRA_STATE)] + raw.others
+    report = compare(own, flat.weights, flat.copies + wrapped, left_out)
+    report.require_all(raw.where, description.architecture)
+    weights = {name: flat.weights[name] for name in own}
+    require_finite(weights, raw.where)
+    name = OURS if is_described else layout.name
+    return EncoderWeights(raw.where, name, weights, description, report, is_described, raw.heads)
 
 
 def bare_name(name: str) -> str:
     """A weight's name without what DistributedDataParallel, torch.compile and their like have put into it."""
-    return ".".join(part for part in name.split(".") if part not in _SHELLS) or name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS) or name
 
 
-def _without_shells(contents: Contents) -> tuple[dict[str, Tensor], list[str]]:
+def _without_wrappers(raw: RawCheckpoint) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under the names that they have without what wraps modules, and names that repeat one."""
     named: dict[str, Tensor] = {}
     copies = []
-    for name, tensor in contents.tensors.items():
+    for name, tensor in raw.tensors.items():
         bare = bare_name(name)
         if bare not in named:
             named[bare] = tensor
@@ -165,28 +154,31 @@ def _without_shells(contents: Contents) -> tuple[dict[str, Tensor], list[str]]:
             copies.append(name)
         else:
             raise WeightsError(
-                f"{contents.where}: {name} and {bare} should be one weight and differ; save one of the networks alone"
+                f"{raw.where}: {name} and {bare} should be one weight and differ; save one of the networks alone"
             )
     return named, copies
 
 
-def _find_layout(contents: Contents, named: dict[str, Tensor], network: Network) -> Layout:
+def _find_layout(raw: RawCheckpoint, named: dict[str, Tensor], network: Network) -> Layout:
     """Where the encoder is: in a checkpoint of the published code, or below any prefix, which the names tell."""
-    where, roots = contents.where, _find_roots(named)
+    where, roots = raw.where, _find_roots(named)
     if not roots:
         first = next(iter(named))
         raise WeightsError(
             f"{where}: no encoder in it: none of its {len(named)} tensors (e.g. {first}) has a known name"
         )
     known = [found for layout in LAYOUTS for root in roots if (found := _below(root, layout, named)) is not None]
-    asked = [layout for layout in known if network in ("auto", layout.network) or contents.network is not None]
+    asked = [layout for layout in known if network in ("auto", layout.network) or raw.network is not None]
     if known and not asked:
         raise WeightsError(f"{where}: no {network} in it; leave the choice of the network out")
-    return asked[0] if asked else _choose(where, named, roots, "auto" if contents.network else network)
+    return asked[0] if asked else _choose(where, named, roots, "auto" if raw.network else network)
 
 
 def _find_roots(named: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Prefixes with an encoder below, and its flat names there; where none is whole, of what is most like one."""
+    """Prefixes with an encoder below, and its flat names there; where none is whole, of what is most like one.
+
+    An encoder is known by its names, or by the description that a `PretrainedEncoder` puts beside it.
+    """
     roots: dict[str, list[str]] = defaultdict(list)
     for name in named:
         found = _TRUNK.search(name)
@@ -198,6 +190,10 @@ def _find_roots(named: dict[str, Tensor]) -> dict[str, list[str]]:
 
     bodies = {root: names for root, names in roots.items() if has(root, _BODY)}
     whole = {root: names for root, names in bodies.items() if has(root, _STEM)}
+    for name in named:
+        root = f"{name.removesuffix(EXTRA_STATE)}encoder."
+        if name.endswith(EXTRA_STATE) and root not in whole and _described_beside(named, root) is not None:
+            whole[root] = [one.removeprefix(root) for one in named if one.startswith(root)]
     return whole or bodies or dict(roots)
 
 
@@ -236,17 +232,22 @@ def _choose(where: str, named: dict[str, Tensor], roots: dict[str, list[str]], n
     return Layout(name, first, network=kind, copies=tuple((root, "") for root in more))
 
 
-def _described_beside(named: dict[str, Tensor], layout: Layout) -> EncoderDescription | None:
+def _described_beside(named: dict[str, Tensor], prefix: str) -> EncoderDescription | None:
     """The description that a `PretrainedEncoder` adds to its state: its encoder is at ``encoder.`` beside it."""
-    outer = layout.prefix.removesuffix("encoder.")
-    state = named.get(outer + EXTRA_STATE)
+    state = named.get(prefix.removesuffix("encoder.") + EXTRA_STATE)
     return None if state is None else from_extra_state(state)
 
 
-def _to_flat_names(
-    where: str, named: dict[str, Tensor], layout: Layout
-) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Weights by flat name, names that are no part of the encoder, and names that repeat a weight."""
+class FlatWeights(NamedTuple):
+    """Weights by flat name, and names in the file that are no part of the encoder or repeat a weight."""
+
+    weights: dict[str, Tensor]
+    left_out: list[str]
+    copies: list[str]
+
+
+def _to_flat_names(where: str, named: dict[str, Tensor], layout: Layout, keep_all: bool) -> FlatWeights:
+    """The weights of a layout without its prefixes and second copies, and, unless ``keep_all``, without heads."""
     weights: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     copies: list[str] = []
@@ -256,7 +257,7 @@ def _to_flat_names(
     for prefix, flat_prefix in places:
         for name in (name for name in named if below[name] == prefix):
             flat = _unwrapped(flat_prefix + name[len(prefix) :])
-            if HEADS.match(flat) or _PRETRAINING.match(flat):
+            if not keep_all and (HEADS.match(flat) or _PRETRAINING.match(flat)):
                 continue
             if flat not in weights:
                 weights[flat], origin[flat] = named[name], name
@@ -267,7 +268,7 @@ def _to_flat_names(
                     f"{where}: {origin[flat]} and {name} should be one weight and differ; save the checkpoint again"
                 )
     used = {*origin.values(), *copies}
-    return weights, [name for name in named if name not in used], copies
+    return FlatWeights(weights, [name for name in named if name not in used], copies)
 
 
 def _unwrapped(name: str) -> str:

@@ -1,93 +1,143 @@
-"""Encoders from a folder or a URL, as model hubs hand them out; a download is kept and made once."""
+"""Locations of encoders to files on this machine: paths, URLs, and repositories of the Hugging Face Hub.
+
+A download is made once and kept in ``$SPECTRALFORGE_CACHE`` (``~/.cache/spectralforge``); remove it there to download
+it again.
+"""
 
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from pretrain.models.encoder import Encoder
-from pretrain.weights.containers import ENCODER_FILE, INDEX, parts_of
-from pretrain.weights.description import EncoderDescription, WeightsError
-from pretrain.weights.files import load_encoder
+from pretrain.weights.description import WeightsError
+from pretrain.weights.raw_checkpoint import ENCODER_FILE, FOLDER_FILES, INDEX, parts_of
 from shards.files.atomic import atomic_open
 
 CACHE_VARIABLE = "SPECTRALFORGE_CACHE"
-_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-_PIECE = 8 << 20  # bytes that are in memory of a download
+HUB = "hf://"
+_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", INDEX)
+_CHUNK = 8 << 20  # bytes of a download that are in memory
+_MISSING = {
+    "RepositoryNotFoundError": "no such repository; check its name, or log in where it is private (hf auth login)",
+    "GatedRepoError": "the repository is gated; ask for access on its page, and log in (hf auth login)",
+    "RevisionNotFoundError": "no such revision of the repository; check what follows the @",
+    "RemoteEntryNotFoundError": "no such file; check the URL",
+    "HfUriError": f"not the name of a repository; give {HUB}ORGANIZATION/NAME",
+}
+"""What errors of huggingface_hub mean, by the names of their classes."""
+
+Result = TypeVar("Result")
+_REMOTE = "install the extra 'remote': pip install aiohttp s3fs huggingface_hub"
 
 
-def from_pretrained(location: str | Path, **options: Any) -> tuple[Encoder, EncoderDescription]:
-    """The encoder in a folder, in a file or behind a URL of either.
+def fetch(location: str | Path) -> Path:
+    """Return the local path of a location, and download what is not on this machine.
 
     Args:
-        location: a folder with ``encoder.safetensors`` in it, or the file itself, of any format that
-            ``load_encoder`` reads; or ``https://``, ``s3://`` and what else fsspec knows. What was downloaded
-            stays in ``$SPECTRALFORGE_CACHE`` (``~/.cache/spectralforge``): remove it there to have it anew.
-        options: ``load_encoder``'s.
+        location: a path; a URL that fsspec knows (``https://``, ``s3://``), of a file or of a folder with
+            ``encoder.safetensors`` in it; or ``hf://ORGANIZATION/NAME[@REVISION][/FILE]``.
 
     Raises:
-        WeightsError: see ``load_encoder``; or nothing is at the URL, or the download broke off.
+        WeightsError: nothing is at the URL, or the download broke off.
     """
-    return load_encoder(local_path(location), **options)
-
-
-def local_path(location: str | Path) -> Path:
-    """Where the files of a location are on this machine, downloaded where they weren't; see `from_pretrained`."""
     if not isinstance(location, str | Path):
         raise WeightsError(f"load_encoder: {location!r}: give the path or URL of an encoder")
     text = str(location)
     if text.startswith("file://"):
-        location = unquote(urlsplit(text).path)
-    elif "://" in text:
-        return _download(text)
-    path = Path(location)
-    return path / ENCODER_FILE if (path / ENCODER_FILE).is_file() else path
+        return Path(unquote(urlsplit(text).path))
+    if text.startswith(HUB):
+        return _fetch_repository(text)
+    return _fetch_url(text) if "://" in text else Path(location)
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Return the folder of downloads."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "spectralforge")
 
 
-def _download(url: str) -> Path:
-    """The local copy of a URL's file, and of those that it names where it is an index, made where there is none."""
+def _fetch_url(url: str) -> Path:
     parts = urlsplit(url)
-    if not parts.path.endswith((*_FILES, INDEX)):
+    if not parts.path.endswith(_FILES):
         parts = parts._replace(path=f"{parts.path.rstrip('/')}/{ENCODER_FILE}")
-        url = parts.geturl()
-    copy = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / parts.path.rsplit("/", 1)[-1]
-    _fetch(url, copy)
+    url = parts.geturl()
+    return _download(url, _copies_of(url) / parts.path.rsplit("/", 1)[-1])
+
+
+def _fetch_repository(url: str) -> Path:
+    """The copy of a file of the Hub; of a repository, that of its encoder."""
+    if len(url.removeprefix(HUB).strip("/").split("/")) < 2:
+        raise WeightsError(f"{url}: no repository of the Hugging Face Hub; give {HUB}ORGANIZATION/NAME")
+    repository, name = url.rsplit("/", 1) if url.endswith(_FILES) else (url.rstrip("/"), "")
+    copies = _copies_of(repository)
+    name = name or next((known for known in FOLDER_FILES if (copies / known).is_file()), "")
+    name = name or _find_encoder_file(repository)
+    return _download(f"{repository}/{name}", copies / name)
+
+
+def _find_encoder_file(repository: str) -> str:
+    """The name of the encoder's file in a repository of the Hub."""
+
+    def list_files() -> list[str]:
+        import fsspec
+
+        files, path = fsspec.url_to_fs(repository)
+        return [name.removeprefix(f"{path}/") for name in files.ls(path, detail=False)]
+
+    names = _reach(repository, list_files)
+    found = next((name for name in FOLDER_FILES if name in names), None)
+    if found is None:
+        known = ", ".join(FOLDER_FILES)
+        raise WeightsError(f"{repository}: the repository has none of {known}; name its file, {repository}/FILE")
+    return found
+
+
+def _copies_of(url: str) -> Path:
+    return cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def _download(url: str, copy: Path) -> Path:
+    """Download a file, and those that it names where it is an index, unless their copies are there."""
+    if not copy.is_file():
+        _reach(url, lambda: _stream(url, copy))
     if copy.name.endswith(INDEX):
-        for part in sorted(set(parts_of(copy).values())):
-            beside = f"{parts.path.rsplit('/', 1)[0]}/{quote(part)}"
-            _fetch(parts._replace(path=beside).geturl(), copy.with_name(part))
+        parts = urlsplit(url)
+        for name in sorted(set(parts_of(copy).values())):
+            beside = f"{parts.path.rsplit('/', 1)[0]}/{quote(name)}"
+            _download(parts._replace(path=beside).geturl(), copy.with_name(name))
     return copy
 
 
-def _fetch(url: str, copy: Path) -> None:
-    """Download a file, unless its copy is there."""
-    if copy.is_file():
-        return
-    parts = urlsplit(url)
-    shown = re.sub(r"://[^/@]*@", "://", url.split("?")[0])  # messages are no place for a password or a signature
-    try:
-        import fsspec
+def _stream(url: str, copy: Path) -> None:
+    import fsspec
 
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with fsspec.open(url, "rb", **_streaming(parts.scheme)) as remote, atomic_open(copy) as local:
-            while piece := remote.read(_PIECE):
-                local.write(piece)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with fsspec.open(url, "rb", **_options(url)) as remote, atomic_open(copy) as local:
+        while chunk := remote.read(_CHUNK):
+            local.write(chunk)
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Options of fsspec to read a file in one go: not every HTTP server knows ranges."""
+    if url.startswith(HUB):
+        return {"block_size": 0}
+    return {"block_size": 0, "headers": {"Accept-Encoding": "identity"}} if url.startswith("http") else {}
+
+
+def _reach(url: str, action: Callable[[], Result]) -> Result:
+    """Call what reads a URL; its errors become one line without passwords and signatures."""
+    shown = re.sub(r"://[^/@]*@", "://", url.split("?")[0])
+    try:
+        return action()
     except ImportError as error:
-        raise WeightsError(f"{shown}: {error}; pip install -e '.[remote]' in the checkout") from None
-    except FileNotFoundError:
-        raise WeightsError(f"{shown}: no such file; check the URL") from None
+        raise WeightsError(f"{shown}: {error}; {_REMOTE}") from None
     except Exception as error:  # every backend has errors of its own
+        missing = next(
+            (_MISSING[name] for one in (error, error.__cause__) if (name := type(one).__name__) in _MISSING), ""
+        )
+        if missing or isinstance(error, FileNotFoundError):
+            raise WeightsError(f"{shown}: {missing or 'no such file; check the URL'}") from None
         reason = re.sub(r"https?://\S+", "", " ".join(str(error).split()))  # they repeat the whole URL
         raise WeightsError(f"{shown}: the download failed ({type(error).__name__}: {reason}); try again") from None
-
-
-def _streaming(scheme: str) -> dict[str, Any]:
-    """HTTP in one go: not every server of files knows ranges."""
-    return {"block_size": 0, "headers": {"Accept-Encoding": "identity"}} if scheme in ("http", "https") else {}

@@ -6,10 +6,8 @@ networks as copies. A resume takes its weights from the checkpoint and doesn't n
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +21,12 @@ from pretrain.config import PretrainConfig
 from pretrain.console import log
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
-from pretrain.weights.containers import INDEX, parts_of, resolve
 from pretrain.weights.description import last_name
-from pretrain.weights.files import EncoderWeights, load_strictly, read_encoder, resize_encoder
-from pretrain.weights.hub import local_path
+from pretrain.weights.encoder_weights import EncoderWeights
+from pretrain.weights.files import load_strictly, read_encoder
+from pretrain.weights.hub import fetch
+from pretrain.weights.hub_ranks import fetch_on_all_ranks
+from pretrain.weights.raw_checkpoint import INDEX, parts_of, resolve
 from shards.errors import ConfigError
 from shards.format.manifest import Manifest
 from shards.sensors.sensor import MATCH_TOLERANCE_NM
@@ -62,7 +62,7 @@ class InitialWeights:
         log(self.read.report.table())
         for line in self.read.report.reshaped:
             log(f"position embeddings interpolated: {line}")
-        if not self.read.described:
+        if not self.read.is_described:
             log("the file doesn't say which bands it was trained on: they are taken to be those of data.shards")
         heads = self.read.heads if told.objective == objective else {}
         for name, part in module.named_children():
@@ -80,7 +80,7 @@ def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialW
     location = config.init
     if location is None:
         return None
-    path = _fetch(location)
+    path = fetch_on_all_ranks(location, _find)
     read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifest))
     hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
     distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes))
@@ -114,24 +114,16 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256("".join([digest, *parts]).encode()).hexdigest()
 
 
-def _fetch(location: str) -> Path:
-    """The file on this machine: the first process downloads it, then one of each node, where nodes share no cache."""
-    path = Path()
-    for turn in (distributed.is_main(), os.environ.get("LOCAL_RANK", "0") == "0", True):
-        path = distributed.raise_on_all_ranks(partial(_find, location) if turn else Path)
-    return path if "://" in location else distributed.broadcast_object(path)  # a run that goes on: one checkpoint
-
-
 def _find(location: str) -> Path:
     """A file, or a checkpoint's folder: of a run, its newest checkpoint, which holds decoder and heads, too."""
-    return resolve(local_path(location) if "://" in location else Path(location))
+    return resolve(fetch(location))
 
 
 def _read(path: Path, config: PretrainConfig, manifest: Manifest) -> EncoderWeights:
     read = read_encoder(path)
     _check_same_encoder(read, path, config)
     _check_same_bands(read, path, config, manifest)
-    return resize_encoder(read, config.model.image_size, str(path)) if config.model.is_vit else read
+    return read.resized(config.model.image_size) if config.model.is_vit else read
 
 
 def _check_same_encoder(read: EncoderWeights, path: Path, config: PretrainConfig) -> None:
@@ -156,7 +148,7 @@ def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, 
     difference += _in_words(manifest.sensor, bands, manifest.wavelength_nm)
     if not any_number and told.bands != bands:
         raise ConfigError(f"{difference}: a {told.architecture} takes its own bands alone; name another file")
-    if not read.described or not told.wavelength_nm or _are_same(told.wavelength_nm, manifest.wavelength_nm):
+    if not read.is_described or not told.wavelength_nm or _are_same(told.wavelength_nm, manifest.wavelength_nm):
         return
     if "init" not in config.checkpoint.accept:
         raise ConfigError(

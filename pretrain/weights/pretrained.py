@@ -12,11 +12,10 @@ from pretrain.models.compilation import is_exporting
 from pretrain.models.encoder import Encoder, Output
 from pretrain.models.normalize import Normalizer
 from pretrain.models.vit import ViTEncoder
-from pretrain.weights.containers import ENCODER_FILE
 from pretrain.weights.description import EXTRA_STATE, EncoderDescription, WeightsError, from_extra_state, to_extra_state
-from pretrain.weights.files import export_weights
+from pretrain.weights.files import export_weights, load_encoder
 from pretrain.weights.formats import bare_name
-from pretrain.weights.hub import from_pretrained
+from pretrain.weights.hub import fetch
 from pretrain.weights.images import (
     Images,
     ValueRange,
@@ -27,6 +26,8 @@ from pretrain.weights.images import (
     to_tensor,
     value_range,
 )
+from pretrain.weights.raw_checkpoint import ENCODER_FILE
+from shards.plugins import load_plugins
 from shards.sensors.band_match import match_bands
 from shards.sensors.sensor import MATCH_TOLERANCE_NM, NODATA
 
@@ -153,7 +154,7 @@ class PretrainedEncoder(nn.Module):
             if len(self.wavelength_nm) != count:
                 raise WeightsError(
                     f"the encoder's file doesn't say which {count} bands it takes: give images of just them without "
-                    "wavelengths_nm, or name its sensor, python -m tools.convert FILE encoder.safetensors --sensor NAME"
+                    "wavelengths_nm, or name its sensor, spectralforge-convert FILE encoder.safetensors --sensor NAME"
                 )
             centers = band_centers(wavelengths_nm)
             check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one for each band")
@@ -166,7 +167,7 @@ class PretrainedEncoder(nn.Module):
         if self.normalize is None:
             raise WeightsError(
                 "the encoder's file doesn't say how its images were normalized: give it the statistics, "
-                "python -m tools.convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
+                "spectralforge-convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
             )
         return batch, bands
 
@@ -232,13 +233,25 @@ def _keep_description(module: PretrainedEncoder, state: dict[str, Any], prefix: 
     state.setdefault(prefix + EXTRA_STATE, module.get_extra_state())
 
 
-def load_pretrained(location: str | Path, **options: Any) -> PretrainedEncoder:
-    """The encoder in a file of any format, a folder, a run, or behind a URL (``hub.from_pretrained``).
+def load_pretrained(location: str | Path, plugins: Sequence[str] = (), **options: Any) -> PretrainedEncoder:
+    """Load an encoder from a file of any format, a folder, a run, or a URL.
 
     Args:
-        options: ``load_encoder``'s, e.g. ``image_size``, ``network``.
+        location: a file of any format of docs/weights.md, a folder with ``encoder.safetensors``, the folder of a run or
+            of a checkpoint, or a URL.
+        plugins: modules and .py files to import first, where the encoder is of a plugin.
+        options: ``image_size`` in pixels, to which position embeddings are interpolated; ``network``, "student" or
+            "teacher" of checkpoints that have both (default: DINO's teacher); and those of
+            `pretrain.weights.files.load_encoder`.
+
+    Returns:
+        The encoder in evaluation mode on the CPU, fp32.
 
     Raises:
-        WeightsError: nothing there, damaged, or not an encoder in full.
+        WeightsError: the file is missing or damaged, or does not hold the whole encoder.
+        ConfigError: a plugin can't be imported.
     """
-    return PretrainedEncoder(*from_pretrained(location, **options))
+    load_plugins(plugins, "load_encoder")
+    path = fetch(location)
+    exported = path / ENCODER_FILE
+    return PretrainedEncoder(*load_encoder(exported if exported.is_file() else path, **options))

@@ -5,7 +5,8 @@ import re
 
 from torch import Tensor
 
-from pretrain.models.registry import ENCODERS, PLAIN_VITS, SPEC_VITS
+from pretrain.models.published import PLAIN_VITS, SPEC_VITS
+from pretrain.models.registry import ENCODERS
 from pretrain.weights.description import EncoderDescription, WeightsError, describe_foreign
 
 _PUBLISHED_IMAGE, _PUBLISHED_PATCH = 128, 4
@@ -59,7 +60,7 @@ def _vit(shapes: dict[str, tuple[int, ...]], prefix: str, is_spectral: bool, whe
     raise WeightsError(
         f"{where}: unknown architecture: a {kind} of width {width}, depth {depth} and MLP width {hidden}; the nearest, "
         f"{nearest}, has {' and '.join(f'{what} {value}' for what, value in differing.items())}; "
-        f"known are {', '.join(ENCODERS)}"
+        f"known are {', '.join(ENCODERS.names())}"
     )
 
 

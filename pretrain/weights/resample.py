@@ -98,7 +98,8 @@ def _responses(target: Bands, centers: np.ndarray, widths: np.ndarray) -> np.nda
     wanted, wanted_widths = getattr(target, "wavelength_nm", None), getattr(target, "fwhm_nm", None)
     if wanted is None or wanted_widths is None or not len(wanted) or len(wanted) != len(wanted_widths):
         raise WeightsError(
-            "resample: 'to' doesn't say which bands it takes: give an encoder whose file does (tools.convert --sensor)"
+            "resample: 'to' doesn't say which bands it takes: give an encoder whose file does "
+            "(spectralforge-convert --sensor)"
         )
     matrix = response_matrix(wanted, wanted_widths, centers, widths)
     covered = int(matrix.any(1).sum())

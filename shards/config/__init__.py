@@ -1,4 +1,4 @@
-"""YAML to typed config: `base:` inheritance, `${VAR}`, `key.sub=value` overrides, errors that name the mend.
+"""YAML to typed config: `base:` inheritance, `${VAR}`, `key.sub=value` overrides, errors that name the fix.
 
 Only pydantic and PyYAML are imported here, so that a wrong key is answered in well under a second.
 """
@@ -60,7 +60,7 @@ def load_config(
         path: YAML file, or JSON by its suffix; a key ``base: other.yaml`` (relative to this file) is merged below it.
         overrides: ``key.sub=value`` strings; values are parsed as YAML.
         schema: the typed config.
-        assumed: by key, what takes the place of a value whose environment variables are not set.
+        assumed: by key, a value to use where the environment variables of the given one are not set.
 
     Raises:
         ConfigError: one line that names the file and key, and the nearest valid key.
@@ -76,7 +76,7 @@ def load_config(
 
 
 def check_config(data: Any, schema: type[Schema], where: str) -> Schema:
-    """The typed config of values that were given; raises ConfigError as `load_config`, a line that begins ``where``."""
+    """Return the typed config of given values; raises ConfigError as `load_config`, in a line that begins ``where``."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping of keys to values, found {_kind(data)}")
     try:
@@ -94,7 +94,7 @@ def check_config(data: Any, schema: type[Schema], where: str) -> Schema:
 
 
 def parse_values(text: str, where: str, suffix: str = ".yaml") -> Any:
-    """Values out of the text of a YAML file, or of a JSON file by its suffix; raises ConfigError in one line."""
+    """Parse the text of a YAML file, or of a JSON file by its suffix; raises ConfigError in one line."""
     if suffix.lower() != ".json":
         return parse_yaml(text, where)
     from shards.files.untrusted import read_json_value  # numpy
@@ -110,7 +110,7 @@ def parse_values(text: str, where: str, suffix: str = ".yaml") -> Any:
 
 
 def dump_config(config: StrictModel) -> str:
-    """The resolved config as YAML, in the order of the schema."""
+    """Return the resolved config as YAML, in the order of the schema."""
     return dump_yaml(config.model_dump())
 
 
@@ -175,7 +175,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _substitute(value: Any, where: str, assumed: Mapping[str, str], key: str = "") -> Any:
-    """Values with ``${VAR}`` filled in; text that had no quotes is typed anew."""
+    """Fill in ``${VAR}``; values without quotes get their type after that."""
     if isinstance(value, dict):
         return {name: _substitute(item, where, assumed, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, list):

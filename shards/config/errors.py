@@ -1,38 +1,33 @@
-"""One line on what a schema refuses: the dotted key, what it takes, what it was given, and how to write that."""
+"""Validation errors in one line: the dotted key, what it takes, what it was given, and how to write that."""
 
 import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
 from shards.config.annotations import (
     annotation_of,
     bare_type,
-    is_union,
     item_annotation,
-    metadata_of,
     registry_of,
     section_type,
     section_types,
     union_members,
 )
-from shards.config.fields import Says
+from shards.config.wording import expected
 from shards.config.yaml import typed
 from shards.errors import ConfigError
 
 LONGEST_VALUE = 300  # characters of a value in a message
-BOUNDS = {"ge": "of at least {}", "gt": "greater than {}", "le": "at most {}", "lt": "less than {}"}
 NOTHING = ("", "none", "nil", "null")
 Kinds = dict[str, type[BaseModel]]
 
 
 def describe(error: ValidationError, schema: type[BaseModel], data: Any) -> str:
-    """One line for the first error in ``data``, with the nearest key where a key was unknown."""
+    """Describe the first error in ``data`` in one line, with the nearest key for an unknown one."""
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key, kind, kinds = _locate(_place(first), schema, data)
@@ -43,7 +38,7 @@ def describe(error: ValidationError, schema: type[BaseModel], data: Any) -> str:
 
 
 def _place(problem: Any) -> tuple[int | str, ...]:
-    """Where a problem is; a list that is too short as a whole."""
+    """Return the location of a problem: of a list that is too short, the list."""
     loc = problem["loc"]
     return loc[:-1] if problem["type"] == "missing" and isinstance(loc[-1], int) else loc
 
@@ -68,7 +63,7 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
             return f"key '{key}': {message}" if key else message
     if kind is None:
         return f"key '{key}': {problem['msg'][0].lower()}{problem['msg'][1:]}, got {_short(value)}"
-    return f"key '{key}': expected {_expected(kind)}, got {_short(value)}{_mend(value, kind)}"
+    return f"key '{key}': expected {expected(kind)}, got {_short(value)}{_mend(value, kind)}"
 
 
 def _short(value: Any) -> str:
@@ -80,9 +75,10 @@ def _short(value: Any) -> str:
 
 
 def _locate(loc: tuple[int | str, ...], schema: type[BaseModel], data: Any) -> tuple[str, Any, Kinds]:
-    """The key of a pydantic location, the annotation of its value, and the kind of each section that has several.
+    """Return the key of a pydantic location, the annotation of its value, and the config class of each section that a
+    registry chooses.
 
-    The names that pydantic gives the members of a union are no part of the key.
+    The names that pydantic gives the members of a union are not part of the key.
     """
     parts: list[str] = []
     kinds: Kinds = {}
@@ -148,58 +144,11 @@ def _keys(schema: type[BaseModel], prefix: str, kinds: Kinds) -> Iterator[str]:
             yield from _keys(kind, f"{prefix}{name}.", kinds)
 
 
-# ---- what it takes ----
-
-
-def _expected(annotation: Any) -> str:
-    """What a value is called: "a whole number, at least 1"."""
-    optional = ", or null" if NoneType in get_args(bare_type(annotation)) else ""
-    told = " or ".join(dict.fromkeys(_one(member) for member in union_members(annotation)))
-    return told + optional
-
-
-def _one(annotation: Any) -> str:
-    bare = bare_type(annotation)
-    metadata = list(_flat(metadata_of(annotation)))
-    for item in metadata:
-        if isinstance(item, Says):
-            return item.text
-    if get_origin(bare) is Annotated or is_union(bare):
-        return _expected(bare)
-    bounds = _bounds(metadata)
-    if get_origin(bare) is Literal:
-        return ("one of " if len(get_args(bare)) > 1 else "") + ", ".join(map(repr, get_args(bare)))
-    if get_origin(bare) in (list, tuple):
-        return _list(bare, metadata)
-    if isinstance(bare, type) and issubclass(bare, BaseModel):
-        return f"a section with the keys {', '.join(bare.model_fields)}"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return names.get(bare, "another kind of value") + bounds
-
-
-def _list(bare: Any, metadata: list[Any]) -> str:
-    args = get_args(bare)
-    length = next((item.min_length for item in metadata if hasattr(item, "min_length")), 0)
-    if get_origin(bare) is tuple and args[-1] is not Ellipsis:
-        return f"a list of {len(args)} values, each {_expected(args[0])}"
-    return f"a list{' of one value or more' if length else ''}, each {_expected(args[0])}"
-
-
-def _flat(metadata: Sequence[Any]) -> Iterator[Any]:
-    for item in metadata:
-        yield from _flat(item.metadata) if isinstance(item, FieldInfo) else [item]
-
-
-def _bounds(metadata: list[Any]) -> str:
-    limits = {name: getattr(item, name) for item in metadata for name in BOUNDS if hasattr(item, name)}
-    if limits.keys() == {"ge", "le"}:
-        return f" from {limits['ge']} to {limits['le']}"
-    told = [text.format(limits[name]) for name, text in BOUNDS.items() if name in limits]
-    return f" {' and '.join(told)}" if told else ""
+# ---- how to write it ----
 
 
 def _mend(value: Any, annotation: Any) -> str:
-    """How to write what was probably meant: only what the key takes is advised."""
+    """Return how to write what was probably meant, if the key takes it."""
     if value is None:
         return ": an empty value is null: give a value, or remove the key"
     if isinstance(value, str) and "${" in value:
@@ -217,7 +166,7 @@ def _mend(value: Any, annotation: Any) -> str:
 
 
 def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
-    """Other ways to write a value, with what they are then."""
+    """Yield other ways to write a value, each with the value that it then is."""
     if isinstance(value, str):
         text = value.strip()
         if text.lower() in NOTHING:  # YAML writes it empty, ~ or null

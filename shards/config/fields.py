@@ -1,4 +1,4 @@
-"""Types of config values: each says what it takes, in one place, for the schema and for its messages."""
+"""Types of config values, with their bounds, for schemas and messages."""
 
 import os
 import re
@@ -11,14 +11,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from shards.files.names import inner_path, npy_name, plain_name, tar_name
 
 MOST = 2**31 - 1
-"""Of a count: what the libraries below take as an int32."""
+"""Largest count: libraries take it as an int32."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Says:
-    """What a value is called in messages, where its Python type and bounds don't tell."""
+    """What a value is called in messages, if its Python type and bounds do not say it."""
 
     text: str
 
@@ -34,7 +34,7 @@ NotNegative = Annotated[int, Field(ge=0), AfterValidator(_countable)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Code = Annotated[int, Field(ge=-(2**63), lt=2**63), Says("a whole number of 64 bits")]
-"""Of a class in a label tile."""
+"""Code of a class in a label tile."""
 
 Rate = Annotated[float, Field(gt=0)]
 Gigabytes = Annotated[float, Field(gt=0, le=1e9)]
@@ -57,7 +57,7 @@ Scale = Annotated[tuple[Fraction, Fraction], Field(strict=False), AfterValidator
 
 
 def unique(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """The items of a list; raises ValueError where one is given twice."""
+    """Return the items of a list; raise ValueError if one is given twice."""
     seen: set[Item] = set()
     for item in items:
         if item in seen:
@@ -68,14 +68,14 @@ def unique(items: tuple[Item, ...]) -> tuple[Item, ...]:
 
 Unique = Annotated[tuple[Item, ...], Field(strict=False), AfterValidator(unique)]
 Choices = Annotated[tuple[Item, ...], Field(strict=False, min_length=1), AfterValidator(unique)]
-"""A list without an entry twice; choices are at least one."""
+"""A list without duplicates; ``Choices`` has at least one item."""
 
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
-"""What YAML 1.1 has for true and false. For the reader it is text: a class may be called ``no``."""
+"""Words of YAML 1.1 for true and false. The parser reads them as text, since a class may be called ``no``."""
 
 
 def as_switch(value: Any) -> Any:
-    """True or False for yes, no, on and off in any case; other values as they are."""
+    """Return True or False for yes, no, on and off in any case, and other values as they are."""
     return SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
 
 
@@ -85,7 +85,7 @@ Switch = Annotated[bool, BeforeValidator(as_switch)]
 
 
 def _day_text(value: Any) -> Any:
-    """Of a date that Python code gives; configs have text."""
+    """Return a date, which Python code may give, as text."""
     return f"{value:%Y-%m-%d}" if isinstance(value, date) else value
 
 
@@ -102,14 +102,14 @@ VARIABLE = re.compile(r"\$\{(\w+)\}|\$([A-Za-z_]\w*)")
 
 
 def fill_in(text: str, pattern: re.Pattern[str] = VARIABLE, known: dict[str, str] | None = None) -> str:
-    """Text with the values of the environment variables that it names.
+    """Return text with environment variables filled in.
 
     Args:
         pattern: how a variable is written; one of its groups is the name.
         known: values that come before the environment's.
 
     Raises:
-        ValueError: a variable that is not set, or empty.
+        ValueError: a variable is not set, or empty.
     """
 
     def value_of(match: re.Match[str]) -> str:
@@ -124,10 +124,10 @@ def fill_in(text: str, pattern: re.Pattern[str] = VARIABLE, known: dict[str, str
 
 
 def expand_path(text: str) -> str:
-    """A path, or a URL, with ``~`` and environment variables replaced by what they stand for.
+    """Return a path or URL with ``~`` and environment variables expanded.
 
     Raises:
-        ValueError: it is empty, names a variable or a user that is not there, or has characters that no path has.
+        ValueError: it is empty, names a missing variable or user, or has characters that no path has.
     """
     path = fill_in(text)
     if "://" not in path:

@@ -1,7 +1,7 @@
-"""YAML that may be anybody's: plain values only, no silent surprises, and no larger in memory than its text promises.
+"""Safe YAML: plain values only, no surprising conversions, and bounded memory.
 
-Values are typed as YAML 1.2 does, so that ``no`` is text and ``1e-4`` a number. What YAML 1.1 reads as another number
-than it looks like is an error: ``0644`` (420) and ``12:30:00`` (45,000).
+Values have the types of YAML 1.2, so that ``no`` is text and ``1e-4`` a number. What YAML 1.1 would read as another
+number than it looks like is an error: ``0644`` (420) and ``12:30:00`` (45,000).
 """
 
 import re
@@ -15,7 +15,7 @@ from shards.errors import ConfigError
 
 MOST_DEPTH = 100
 MOST_NODES = 100_000
-"""Values in a document, with aliases written out: a task with thousands of codes has a tenth."""
+"""Most values in a document, aliases expanded; a task with thousands of codes has a tenth of it."""
 
 TAG = "tag:yaml.org,2002:"
 OCTAL, CLOCK = "!octal", "!clock"
@@ -31,7 +31,7 @@ TYPES = {
     f"{TAG}null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     f"{TAG}merge": (r"<<", "<"),
 }
-"""What a value without quotes is by its form, in this order, with its first characters; text otherwise."""
+"""Type of a value without quotes by its form, in this order, with its first characters; else text."""
 
 MENDS = (
     (r"found character '\\t'", "indent with spaces, not with tabs"),
@@ -47,11 +47,11 @@ MENDS = (
 
 
 class Unquoted(str):
-    """Text without quotes that holds a ``${VARIABLE}``: `typed` tells what it is once that is filled in."""
+    """Text without quotes that holds a ``${VARIABLE}``; `typed` gives its type once that is filled in."""
 
 
 class _Refused(ConstructorError):
-    """Valid YAML that surely means something else than it says."""
+    """Valid YAML that surely does not mean what it says."""
 
     def __init__(self, problem: str, node: yaml.Node) -> None:
         super().__init__(None, None, problem, node.start_mark)
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that this or another loader would read as something else."""
+    """Quotes text that this or another loader would read as another type."""
 
 
 for _tag, (_form, _first) in TYPES.items():
@@ -73,7 +73,7 @@ for _tag, (_form, _first) in TYPES.items():
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML document; None where it is empty.
+    """Parse a YAML document; None if it is empty.
 
     Raises:
         ConfigError: not YAML, a key twice, nested too deeply, or more than `MOST_NODES` values: one line that begins
@@ -89,10 +89,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def typed(text: str, where: str) -> Any:
-    """What YAML takes text without quotes for: a number, true, null or text.
+    """Return the value that YAML gives text without quotes: a number, true, null or text.
 
     Raises:
-        ConfigError: a number that would be read as another one.
+        ConfigError: a number would be read as another one.
     """
     loader = _Loader("")
     try:
@@ -105,7 +105,7 @@ def typed(text: str, where: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values as YAML that reads back the same, keys in their order."""
+    """Return plain values as YAML that reads back the same, with keys in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
@@ -130,7 +130,7 @@ def _load(text: str) -> Any:
 
 
 def _reason(error: yaml.YAMLError, text: str, mark: Any) -> str:
-    """What is wrong, and how to write it."""
+    """Return what is wrong and how to write it."""
     told = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).splitlines()[0]
     context = f"{getattr(error, 'context', '')} {told}"
     mend = next((mend for pattern, mend in MENDS if re.search(pattern, context)), None)
@@ -142,13 +142,13 @@ def _reason(error: yaml.YAMLError, text: str, mark: Any) -> str:
 
 
 def depth(text: str) -> int:
-    """Brackets that are open at once in YAML or JSON, those in quotes and comments counted too."""
+    """Return how many brackets are open at once in YAML or JSON, including those in quotes and comments."""
     steps = (1 if char in "[{" else -1 for char in text if char in "[]{}")
     return max(accumulate(steps), default=0)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values of a node with aliases written out; an alias of its own parent recurses for ever."""
+    """Count the values of a node, aliases expanded; an alias of its own parent recurses for ever."""
     if id(node) not in known:
         children = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
@@ -163,7 +163,7 @@ def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping without a key twice; keys that ``<<`` merges into it may be given anew."""
+    """Build a mapping without duplicate keys; keys that ``<<`` merges into it may be replaced."""
     first: dict[Any, int] = {}
     for key_node, _ in node.value:
         if key_node.tag == f"{TAG}merge":

@@ -63,10 +63,12 @@ def open_raster(
     """Open a raster of any format that GDAL reads: a path, a URL, a name within an archive (``/vsizip/...``).
 
     Args:
-        wavelength_nm, background: see `Raster`.
+        location: path, URL, or name within an archive.
+        wavelength_nm: see `Raster`.
+        background: see `Raster`.
 
     Raises:
-        TileError: missing, or no raster; the line names it.
+        TileError: the file is missing or is no raster.
     """
     name = str(location)
     options = _options(name)

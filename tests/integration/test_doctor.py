@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 
 def run_doctor(*options: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     launcher = [TORCHRUN, "--nproc_per_node", processes] if processes > 1 else [sys.executable]
-    command = [*launcher, "-m", "tools.doctor", "--config", DEMO, *options]
+    command = [*launcher, "-m", "launch.doctor", "--config", DEMO, *options]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"} | {"DS_ACCELERATOR": "cpu"}
     return subprocess.run(
         [str(part) for part in command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120
@@ -82,7 +82,7 @@ def test_what_is_broken_is_red_and_costs_no_other_check(shards: Path, tmp_path: 
     assert f"{tar}: tile '" in found["shards"][1] and "and 1 more of 2 ranks" in found["shards"][1]
     assert "train.micro_batch 16 x 2 processes" in found["DeepSpeed config"][1]
     assert done.stdout.count("mend: ") == len(red) + 1
-    assert "tools/doctor" not in done.stderr  # no traceback of ours
+    assert "launch/doctor" not in done.stderr  # no traceback of ours
     assert done.returncode == 1
 
 
@@ -94,7 +94,7 @@ def test_misuse_is_one_line_and_code_2() -> None:
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from tools.doctor.__main__ import main\n"
+        "import sys; from launch.doctor.__main__ import main\n"
         "try: main(['--help'])\n"
         "finally: print('torch' in sys.modules)"
     )

@@ -17,11 +17,16 @@ SOURCE_ONLY = {"deepspeed"}  # is published as source alone
 OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")  # pinned by torch itself, and only on some machines
 
 
-def requirements() -> list[str]:
-    """What setup.cfg asks for with all of its extras."""
+LARGE = "terratorch"
+"""An extra that brings some fifty packages of its own, which are not pinned here; it resolves beside our pins."""
+
+
+def requirements(large: bool = False) -> list[str]:
+    """What setup.cfg asks for with all of its extras; the large one only on demand."""
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
-    lists = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    extras = config["options.extras_require"]
+    lists = [config["options"]["install_requires"], *(extras[name] for name in extras if large or name != LARGE)]
     lines = (line.split("#")[0].strip() for text in lists for line in text.splitlines())
     return sorted({line for line in lines if line})
 
@@ -31,16 +36,15 @@ def pinned() -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_all_extras_resolve_to_pinned_wheels(python: str, machine: str) -> None:
+def resolve(python: str, machine: str, wanted: list[str]) -> set[str]:
+    """Names of the packages that an installer chooses for another Python and machine; skips without an index."""
     wheels = [option for name in sorted(pinned() - SOURCE_ONLY) for option in ("--only-binary", name)]
     target = ["--python-version", python, "--python-platform", f"{machine}-manylinux_2_28"]
     this = ["--python", sys.executable, "--no-python-downloads"]  # builds what is source alone
     command = ["uv", "pip", "compile", "-", *this, "--quiet", "--no-header", "--no-annotate", "-c", str(PINS)]
     done = subprocess.run(
         [sys.executable, "-m", *command, *target, *wheels],
-        input="\n".join(requirements()),
+        input="\n".join(wanted),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -49,9 +53,19 @@ def test_all_extras_resolve_to_pinned_wheels(python: str, machine: str) -> None:
     if "error sending request" in done.stderr or "Failed to fetch" in done.stderr:
         pytest.skip(f"needs a package index: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
-    chosen = {canonicalize_name(Requirement(line).name) for line in done.stdout.splitlines()}
+    return {canonicalize_name(Requirement(line).name) for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_all_extras_resolve_to_pinned_wheels(python: str, machine: str) -> None:
+    chosen = resolve(python, machine, requirements())
     assert ("xformers" in chosen) == (machine == "x86_64")
     assert {name for name in chosen - pinned() if not OF_TORCH.match(name)} == set()
+
+
+def test_the_large_extra_resolves_beside_the_pins() -> None:
+    assert LARGE in resolve("3.12", "x86_64", requirements(large=True))
 
 
 def _command(folder: Path, name: str, text: str) -> None:

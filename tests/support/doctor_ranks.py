@@ -10,11 +10,11 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from tools.doctor import network
-from tools.doctor.__main__ import _tell_late
-from tools.doctor.cluster import Cluster
-from tools.doctor.limit import time_limit
-from tools.doctor.table import Printer
+from launch.doctor import network
+from launch.doctor.__main__ import _tell_late
+from launch.doctor.cluster import Cluster
+from launch.doctor.limit import time_limit
+from launch.doctor.table import Printer
 
 
 def fail_on_second(rank: int) -> int:

@@ -11,15 +11,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from pretrain.models import adapter, registry
+from pretrain.models import adapter, published
 
-SIZE = registry.ViTSize(width=16, depth=2, heads=1, mlp_hidden=32)
+SIZE = published.ViTSize(width=16, depth=2, heads=1, mlp_hidden=32)
 ADAPTER_LAYERS = ((1, 4, 7, 5), (4, 8, 7, 5), (8, adapter.CHANNELS, 5, 3))
 
 
 def install_fixture_encoder(patch: pytest.MonkeyPatch) -> None:
     """Let the registry build the fixtures' encoder where it is asked for spec_vit_tiny, until ``patch`` is undone."""
-    patch.setitem(registry.SPEC_VITS, "spec_vit_tiny", SIZE)
+    patch.setitem(published.SPEC_VITS, "spec_vit_tiny", SIZE)
     patch.setattr(adapter, "LAYERS", ADAPTER_LAYERS)
 
 

@@ -69,7 +69,7 @@ def spoil(trainer, what: str) -> None:
     if what == "momentum":
         list(trainer.objective.momentum.shards.values())[-1].fill_(float("inf"))
     elif distributed.rank() == 1:
-        for state in trainer.engine.deepspeed.optimizer.optimizer.state.values():
+        for state in trainer.engine.adapter.base_optimizer.state.values():
             state["exp_avg_sq"].fill_(float("inf"))
 
 

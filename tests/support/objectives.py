@@ -6,6 +6,7 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.data.stream import TileBatch
 from pretrain.models.normalize import Normalizer
+from shards.format.manifest import Manifest
 
 BANDS, SIZE = 80, 12
 
@@ -22,6 +23,11 @@ def small_config(objective: dict, **sections: dict) -> PretrainConfig:
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section
     return PretrainConfig.model_validate(values)
+
+
+def manifest(bands: int = BANDS) -> Manifest:
+    """What objectives read of a manifest: the shape of tiles."""
+    return Manifest.model_construct(tile_shape=[bands, SIZE, SIZE])
 
 
 def normalizer() -> Normalizer:

@@ -64,9 +64,9 @@ def largest_master_error(config: PretrainConfig, trainer) -> float:
 
 def make_shallow() -> None:
     """Fewer blocks of the same kinds: ZeRO's hooks cost seconds a step in deep models, and blocks are all alike."""
-    from pretrain.models import registry, resnet
+    from pretrain.models import published, resnet
 
-    registry.SPEC_VITS["spec_vit_tiny"] = replace(registry.SPEC_VITS["spec_vit_tiny"], depth=3)
+    published.SPEC_VITS["spec_vit_tiny"] = replace(published.SPEC_VITS["spec_vit_tiny"], depth=3)
     resnet.LAYERS = tuple((outputs, width, 1) for outputs, width, _ in resnet.LAYERS)
 
 

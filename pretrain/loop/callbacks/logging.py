@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.config.loggers import DEFAULT_LOGGERS
 from pretrain.console import duration, log
 from pretrain.loop.callback import Callback, Outcome
 from pretrain.loop.loop import Loop
@@ -38,7 +37,7 @@ class Logging(Callback):
     def on_start(self, loop: Loop) -> None:
         config = self._config
         run = LoggedRun(Path(config.run.dir), loop.step, config.model_dump(mode="json"))
-        self._loggers = Loggers(DEFAULT_LOGGERS, run)
+        self._loggers = Loggers(config.log.loggers, run)
 
     def before_step(self, loop: Loop) -> None:
         self._metrics.phases.start()

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from matplotlib.figure import Figure
 
 from pretrain import distributed
-from pretrain.config.loggers import LOGGERS, LoggerConfig
+from pretrain.config.loggers import LoggerConfig
 from pretrain.metrics.loggers.logger import LoggedRun, Logger
+from pretrain.registries import LOGGERS
 from shards.errors import ForgeError
 from shards.files.journal import BestEffort
 

@@ -6,6 +6,17 @@ from shards.console import set_verbosity
 from shards.progress import Bar, Counters, progress
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("shards.progress.LOG_S", 0.0)
+
+
+def test_a_log_file_gets_nothing_of_short_work(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("shards.progress.LOG_S", 15.0)
+    assert list(progress("read", 3, [1, 2, 3])) == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_log_file_gets_whole_lines(capsys) -> None:
     assert list(progress("read", 3, [1, 2, 3])) == [1, 2, 3]
     lines = capsys.readouterr().err.splitlines()

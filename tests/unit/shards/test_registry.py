@@ -102,7 +102,7 @@ def test_a_section_has_the_config_that_its_name_chooses(schema, values, expected
         ({"shape": {"name": "square", "qqqq": 1}}, "unknown key 'shape.qqqq'; known here: shape.name, shape.side"),
         ({"shape": {"name": "circle"}}, "key 'shape.radius' is required"),
         ({"shape": {"side": "3"}}, "key 'shape.side': expected a whole number, got '3': write 3 without quotes"),
-        ({"shape": 3}, "key 'shape': expected a section with the keys name, got 3"),
+        ({"shape": 3}, "key 'shape': expected a name (square, circle), or a section with its keys, got 3"),
         ({"more": [{"name": "square", "sid": 1}]}, "unknown key 'more.0.sid'; did you mean 'more.0.side'?"),
     ],
 )

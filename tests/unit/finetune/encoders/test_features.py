@@ -170,7 +170,8 @@ def _sweep(splits: dict[str, LabeledSplit], seeds: tuple[int, ...] = (0,), rows:
     watchdog = Watchdog(CONFIG.watchdog, Path("x"), StopRequest())
     context = EvaluationContext(CONFIG, watchdog, TASK, {}, splits, *[None] * 2, recipe)  # type: ignore[arg-type]
     encoder = SimpleNamespace(feature_dim=8, stride=4)
-    return HeadSweep(context, encoder, features, np.arange(24) if rows is None else rows).run(seeds)  # type: ignore[arg-type]
+    rows = np.arange(24) if rows is None else rows
+    return HeadSweep(context, encoder, features, rows, heads).run(seeds)  # type: ignore[arg-type]
 
 
 def test_heads_learn_what_the_features_tell(splits):

@@ -84,6 +84,7 @@ OTHER_VALUES: dict[str, Any] = {
     "frozen.heads": (HEADS.validate("linear"),),
     "frozen.bn": "adapt",
     "full.head": HEADS.validate("linear"),
+    "full.start": "random",
     "loss": LOSSES.validate({"name": "focal", "gamma": 1.0}),
     "full.micro_batch": 16,
     "full.crop_scale": None,
@@ -121,7 +122,8 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
     config = _with(key, _another(key))
     changed = [one for one in ("knn", "frozen", "blocks", "full") if _told(config, one) != _told(CONFIG, one)]
     section = key.partition(".")[0]
-    expected = {"knn": ["knn"], "frozen": ["frozen"], "select": TRAINED, "loss": TRAINED}
+    of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else TRAINED  # where full starts
+    expected = {"knn": ["knn"], "frozen": of_probe, "select": TRAINED, "loss": TRAINED}
     wanted = ["blocks"] if key == "full.first_blocks" else expected.get(section, ["blocks", "full"])
     assert changed == wanted
 
@@ -258,6 +260,10 @@ NOT_COMPUTING = {
     "pretrain.loop.callbacks.saving": "files",
     "pretrain.metrics.timer": "times",
     "pretrain.console": "console",
+    "pretrain.registries": "names and targets",
+    "pretrain.weights.encoder_weights": "finds and loads weights, which are hashed",
+    "pretrain.weights.hub": "downloads weights, which are hashed",
+    "finetune.evaluation.head_files": "files",
     "shards.progress": "console",
     "pretrain.resilience.watchdog": "limits",
     "shards": "package",

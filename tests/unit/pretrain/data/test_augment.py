@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.augment import ASPECT, Crop, center_crops, crop_box, mask_noise, random_crops
+from pretrain.data.augment import ASPECT, Crop, crop_box, mask_noise
 from pretrain.models.normalize import Normalizer
 from shards.order.random_bits import fold_in, uniform
 from shards.sensors.sensor import NODATA
@@ -22,7 +22,7 @@ def _tiles(count: int) -> torch.Tensor:
 
 def _crops(tiles, samples, scale=(0.4, 1.0), seed=3, flip=True, size=6, normalize=IDENTITY, blur=0.0):
     crop = Crop(size, scale, flip, blur)
-    return random_crops(normalize(tiles), np.asarray(samples), fold_in(seed, "crop"), crop)
+    return crop.random_views(normalize(tiles), np.asarray(samples), fold_in(seed, "crop"))
 
 
 @pytest.mark.parametrize("scale", [None, (0.4, 1.0)])
@@ -138,16 +138,16 @@ def test_statistics_of_the_normalizer_are_no_weights():
 @pytest.mark.parametrize(("size", "first"), [(6, 3), (5, 3), (12, 0)])
 def test_a_center_crop_is_the_middle_unresampled(size, first):
     tiles = _tiles(2)
-    crops = center_crops(tiles.float(), Crop(size))
+    crops = Crop(size).center_views(tiles.float())
     assert torch.equal(crops, tiles[:, :, first : first + size, first : first + size].float())
 
 
 def test_a_resized_evaluation_view_is_the_whole_tile():
     tiles = _tiles(2)
-    halved = center_crops(tiles.float(), Crop(6, (0.4, 1.0)))
+    halved = Crop(6, (0.4, 1.0)).center_views(tiles.float())
     expected = torch.nn.functional.avg_pool2d(tiles.float(), 2)  # bilinear at half the size, no corners aligned
     torch.testing.assert_close(halved, expected)
-    assert torch.equal(center_crops(tiles.float(), Crop(SIZE, (0.4, 1.0))), tiles.float())
+    assert torch.equal(Crop(SIZE, (0.4, 1.0)).center_views(tiles.float()), tiles.float())
 
 
 def test_mask_noise_belongs_to_the_sample_and_the_purpose():

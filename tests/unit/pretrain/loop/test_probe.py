@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.objectives import small_config
+from support.objectives import manifest, small_config
 from support.plain_engine import PlainEngine
 from support.tiles import write_tile
 
 from pretrain.config.run import RunConfig
-from pretrain.loop.probe import CELLS, Cells, EncoderProbe, nearest_neighbours, ridge_classes
+from pretrain.loop.probe import CELLS, Cells, EncoderProbe, nearest_classes, ridge_classes
 from pretrain.models.normalize import Normalizer
 from pretrain.objectives.moco import MocoObjective
 from shards.errors import ConfigError
@@ -29,7 +29,7 @@ def _cells(count: int, seed: int, separable: bool = True) -> Cells:
 
 def test_neighbours_vote_by_similarity():
     train, features = _cells(50, 0, separable=False), _cells(40, 1, separable=False).features  # votes are close
-    predicted = nearest_neighbours(train, features, 7)
+    predicted = nearest_classes(train, features, 7)
     for feature, got in zip(features, predicted, strict=True):
         cosines = [float(torch.cosine_similarity(feature, other, dim=0)) for other in train.features]
         votes = {}
@@ -39,7 +39,7 @@ def test_neighbours_vote_by_similarity():
         assert int(got) == max(votes, key=votes.get)
 
 
-@pytest.mark.parametrize("classify", [lambda train, x: nearest_neighbours(train, x, 20), ridge_classes])
+@pytest.mark.parametrize("classify", [lambda train, x: nearest_classes(train, x, 20), ridge_classes])
 def test_what_features_tell_is_found_and_what_they_do_not_is_not(classify):
     for separable, low, high in ((True, 0.9, 1.0), (False, 0.2, 0.5)):
         train, test = _cells(600, 2, separable), _cells(400, 3, separable)
@@ -82,7 +82,7 @@ def contrast():
     """An encoder with drawn weights, in an objective."""
     moco = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8}
     normalize = Normalizer([1000.0] * 202, [600.0] * 202)
-    objective = MocoObjective(small_config(moco, model={"image_size": 12}), normalize, 202)
+    objective = MocoObjective(small_config(moco, model={"image_size": 12}), normalize, manifest(202))
     return objective, PlainEngine(objective.module)
 
 

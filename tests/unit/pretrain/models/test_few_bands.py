@@ -14,13 +14,13 @@ from finetune.config import LabeledDataConfig
 from finetune.encoders.encoder import EncoderFile
 from pretrain.data.inputs import open_inputs
 from pretrain.models.adapter import SpectralAdapter
-from pretrain.models.registry import ENCODERS, build_encoder, fewest_bands
+from pretrain.models.registry import ENCODERS, build_encoder, outline_encoder
+from pretrain.weights.convert import main as convert
 from pretrain.weights.description import WeightsError, with_sensor
 from pretrain.weights.files import load_encoder, save_encoder
 from shards.errors import ConfigError
 from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import get_sensor
-from tools.convert import main as convert
 
 CHRIS = 62
 
@@ -41,14 +41,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_the_adapter_takes_as_few_bands_as_is_said_and_no_fewer():
     adapter = SpectralAdapter()
-    fewest = fewest_bands("spec_vit_tiny")
+    fewest = outline_encoder("spec_vit_tiny").min_bands
     assert fewest == 75
     assert adapter(torch.zeros(1, 2, fewest)).shape == (1, 2, 128)
     with pytest.raises(RuntimeError):
         adapter(torch.zeros(1, 2, fewest - 1))
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("spec_")])
+@pytest.mark.parametrize("name", [name for name in ENCODERS.names() if name.startswith("spec_")])
 def test_no_encoder_with_an_adapter_is_built_for_fewer(name):
     with pytest.raises(ValueError, match=f"{name} takes 75 bands or more, not 74"), torch.device("meta"):
         build_encoder(name, bands=74)

@@ -25,6 +25,7 @@ from pretrain.models.resnet import Bottleneck
 from pretrain.models.vit import Block, SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.objectives.picture import unpatchify
+from shards.errors import ConfigError
 
 
 def _model(decoder_width: int = 16) -> MaskedAutoencoder:
@@ -101,7 +102,7 @@ def test_a_patch_size_that_does_not_divide_the_image_is_refused(image_size, patc
 
 
 def test_an_unknown_encoder_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match="unknown encoder 'vit': known are spec_vit_tiny, spec_vit_small"):
+    with pytest.raises(ConfigError, match="unknown encoder 'vit': known are spec_vit_tiny, spec_vit_small"):
         build_encoder("vit")
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support.objectives import normalizer, small_config, tile_batch
+from support.objectives import manifest, normalizer, small_config, tile_batch
 from support.plain_engine import PlainEngine
 
 from pretrain.objectives.dino import DinoObjective, Prototypes
@@ -25,7 +25,7 @@ DINO = {
 
 @pytest.fixture
 def dino():
-    objective = DinoObjective(small_config(DINO), normalizer(), 80)
+    objective = DinoObjective(small_config(DINO), normalizer(), manifest())
     return objective, PlainEngine(objective.module)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.objectives import normalizer, small_config, tile_batch
+from support.objectives import manifest, normalizer, small_config, tile_batch
 from support.plain_engine import PlainEngine
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ MOCO = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8, "momentum": 0.5}
 
 @pytest.fixture
 def moco():
-    objective = MocoObjective(small_config(MOCO), normalizer(), 80)
+    objective = MocoObjective(small_config(MOCO), normalizer(), manifest())
     return objective, PlainEngine(objective.module)
 
 

@@ -15,7 +15,8 @@ from torch import nn
 import spectralforge
 from pretrain.models import resnet
 from pretrain.models.initialize import initialize
-from pretrain.models.registry import PLAIN_VITS, SPEC_VITS, build_encoder
+from pretrain.models.published import PLAIN_VITS, SPEC_VITS
+from pretrain.models.registry import build_encoder
 from pretrain.weights.pretrained import PretrainedEncoder
 from shards.config import REPOSITORY
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.foreign_checkpoints import our_checkpoint
-from support.range_server import RangeServer
 from support.small_encoder import BANDS, SIZE, small_description, small_encoder
 from support.tiles import write_archive
 
@@ -20,7 +19,6 @@ from pretrain.weights.card import model_card
 from pretrain.weights.description import WeightsError
 from pretrain.weights.export import export_encoder
 from pretrain.weights.files import load_encoder, load_strictly, read_encoder, save_encoder
-from pretrain.weights.hub import from_pretrained
 from pretrain.weights.pretrained import PretrainedEncoder
 from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import get_sensor
@@ -102,7 +100,7 @@ def test_a_file_without_a_description_gets_one_without_normalization(exported, t
     encoder, told = load_encoder(path)
     assert (told.architecture, told.image_size, told.sensor, told.bands) == ("spec_vit_tiny", SIZE, "enmap", 202)
     assert (told.mu, told.sigma, told.wavelength_nm) == ([], [], list(get_sensor("enmap").wavelength_nm))
-    with pytest.raises(WeightsError, match=r"python -m tools.convert .* --statistics"):
+    with pytest.raises(WeightsError, match=r"spectralforge-convert .* --statistics"):
         PretrainedEncoder(encoder, told).encode(np.zeros((1, 202, SIZE, SIZE), np.int16))
 
 
@@ -261,52 +259,6 @@ def test_the_lines_of_a_card_run(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(spectralforge, "open_dataset", lambda folder: _tiles())
     exec(code, names)
     assert names["features"].shape == (1, 192)
-
-
-# ---- from_pretrained ----
-
-
-def test_an_encoder_comes_from_a_folder_or_its_file(exported):
-    path = exported[0]
-    for location in (path, str(path), path.parent, f"{path.parent}/", f"file://{path.parent}"):
-        assert from_pretrained(location)[1] == exported[2]
-    assert from_pretrained(path, image_size=24)[1].image_size == 24
-
-
-def test_a_download_is_made_once(exported, tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECTRALFORGE_CACHE", str(tmp_path / "cache"))
-    with RangeServer(exported[0].parent) as server:
-        for url in (f"{server.url}/encoder.safetensors", server.url, f"{server.url}/"):
-            encoder, told = from_pretrained(url)
-        assert server.requests == {"encoder.safetensors": 1}
-    assert told == exported[2]
-    assert all(torch.equal(t, exported[1].state_dict()[name]) for name, t in encoder.state_dict().items())
-    (copy,) = (tmp_path / "cache").rglob("*.*")
-    assert copy.read_bytes() == exported[0].read_bytes()
-
-
-@pytest.mark.parametrize(("fault", "says"), [("drop", "the download failed"), ("fail", "HTTP|the download failed|503")])
-def test_a_download_that_breaks_off_leaves_nothing(exported, tmp_path, monkeypatch, fault, says):
-    monkeypatch.setenv("SPECTRALFORGE_CACHE", str(tmp_path / "cache"))
-    with RangeServer(exported[0].parent) as server:
-        setattr(server, fault, 1)
-        with pytest.raises(WeightsError, match=says) as raised:
-            from_pretrained(server.url)
-        assert str(raised.value).startswith(f"{server.url}/encoder.safetensors: ")
-        assert "\n" not in str(raised.value)
-        assert list((tmp_path / "cache").rglob("*.*")) == []
-        assert from_pretrained(server.url)[1] == exported[2]
-
-
-def test_what_a_url_lacks_is_said_without_its_secrets(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECTRALFORGE_CACHE", str(tmp_path / "cache"))
-    with RangeServer(tmp_path) as server:
-        url = server.url.replace("://", "://me:secret@") + "/none.pth?signature=secret"
-        with pytest.raises(WeightsError, match="no such file; check the URL") as raised:
-            from_pretrained(url)
-    assert "secret" not in str(raised.value)
-    with pytest.raises(WeightsError, match=r"nonsense://x/encoder\.safetensors: the download failed"):
-        from_pretrained("nonsense://x")
 
 
 def test_models_need_torch_numpy_and_safetensors_alone():

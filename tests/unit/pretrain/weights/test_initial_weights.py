@@ -17,7 +17,8 @@ from support.small_encoder import BANDS, SIZE, small_description, small_encoder
 
 from pretrain.models.initialize import initialize
 from pretrain.models.patches import resize_positions
-from pretrain.models.registry import SPEC_VITS, build_encoder
+from pretrain.models.published import SPEC_VITS
+from pretrain.models.registry import build_encoder
 from pretrain.objectives import build_objective
 from pretrain.weights.description import WeightsError
 from pretrain.weights.export import export_encoder

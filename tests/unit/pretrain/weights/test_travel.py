@@ -19,7 +19,8 @@ from finetune.heads.build import build_head
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.initialize import initialize
-from pretrain.models.registry import SPEC_VITS, build_encoder
+from pretrain.models.published import SPEC_VITS
+from pretrain.models.registry import build_encoder
 from pretrain.weights.description import WeightsError
 from pretrain.weights.files import load_encoder
 from pretrain.weights.pretrained import PretrainedEncoder

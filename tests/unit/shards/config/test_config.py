@@ -1,15 +1,10 @@
 """YAML to typed config: what is read, and the one line that is said about what can't be."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from launch.command import read_command
-from pretrain.config import PretrainConfig
 from shards.config import REPOSITORY, ConfigModel, dump_config, load_config
 from shards.errors import ConfigError
 
@@ -232,21 +227,6 @@ def test_an_unknown_key_suggests_the_nearest_and_the_right_section(refusal, over
     assert message == f"run.yaml: unknown key '{key}'; did you mean '{suggestion}'?"
 
 
-@pytest.mark.parametrize(
-    ("override", "suggestion"),
-    [
-        ("train.lr=1e-3", "optim.lr"),
-        ("train.micro_batc=8", "train.micro_batch"),
-        ("data.bn_group=8", "model.bn_group"),
-        ("optim.mask_ratio=0.5", "objective.mask_ratio"),
-        ("train.zero_stage=2", "engine.zero_stage"),
-        ("objective.decoder.widht=64", "objective.decoder.width"),
-    ],
-)
-def test_wrong_keys_of_a_pretraining_run_lead_to_the_right_ones(refusal, override, suggestion):
-    assert f"did you mean '{suggestion}'?" in refusal(MINIMAL, override, schema=PretrainConfig)
-
-
 def test_an_unknown_key_unlike_any_other_lists_the_known_ones(refusal):
     assert refusal("{}", "optim.qqqqqqqq=1").endswith("; known here: optim.lr, optim.steps, optim.betas")
     assert refusal("{}", "zzzzzzzzz=1").endswith("; known here: optim, paths, note")
@@ -305,140 +285,3 @@ def test_the_resolved_config_reads_back_the_same(load, tmp_path, monkeypatch):
     config = load("optim: {lr: 1e-7, betas: [1e-3]}\n", "paths.data=${SCRATCH_TEST}", "note='1e-3'")
     again = load_config(_write(tmp_path / "again.yaml", dump_config(config)), [], Small)
     assert again == config
-
-
-def test_a_minimal_run_has_its_defaults(load):
-    config = load(MINIMAL, schema=PretrainConfig)
-    assert (config.train.steps, config.train.global_batch, config.train.micro_batch) == (5, 256, 64)
-    assert (config.engine.zero_stage, config.engine.precision) == (3, "autocast")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["engine.precision=bf16", "engine.zero_stage=1"], ["key 'engine'", "bf16", "zero_stage 2 or 3"]),
-        (["train.micro_batch=12"], ["train.micro_batch 12", "model.bn_group 8"]),
-        (["train.micro_batch=48"], ["train.global_batch 256", "train.micro_batch 48"]),
-        (["model.patch_size=5"], ["key 'model'", "patch_size 5", "image_size 128"]),
-        (["engine.zero_stage=4"], ["engine.zero_stage", "got 4"]),
-        (["model.name=spec_vit_gg"], ["model.name", "'spec_vit_gg'"]),
-        (["objective.mask_ratio=1"], ["objective.mask_ratio", "less than 1"]),
-        (["objective.name=simclr"], ["key 'objective.name': 'simclr' is none of 'mae', 'moco', 'dino'"]),
-        (["objective.name=moco", "train.global_batch=192"], ["objective.queue 32768", "train.global_batch 192"]),
-        (["objective.name=moco", "train.micro_batch=8"], ["train.micro_batch 8", "two of model.bn_group 8"]),
-        (["model.name=spec_resnet50"], ["objective mae needs a ViT", "spec_resnet50"]),
-        (["objective={name: dino, local_crops: {count: 2, size: 30}}"], ["patch_size 4", "local_crops.size 30"]),
-        (["objective.spectral_angle=0.1"], ["key 'objective'", "norm_pix false"]),
-        (["train.steps=0"], ["train.steps", "a whole number of at least 1"]),
-        (["data.holdout=1.0"], ["data.holdout", "less than 1"]),
-        (["augment.crop_scale=[0.5]"], ["augment.crop_scale"]),
-        (["optim.betas=[0.9, high]"], ["optim.betas"]),
-    ],
-)
-def test_values_of_a_run_that_do_not_fit_are_refused(refusal, overrides, words):
-    message = refusal(MINIMAL, *overrides, schema=PretrainConfig)
-    assert all(word in message for word in words)
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_bf16_is_accepted_with_a_stage(load, stage):
-    config = load(MINIMAL, "engine.precision=bf16", f"engine.zero_stage={stage}", schema=PretrainConfig)
-    assert config.engine.zero_stage == stage
-
-
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (2, 2), (4, 1)])
-def test_accumulation_makes_up_the_global_batch(load, world_size, accumulation):
-    assert load(MINIMAL, schema=PretrainConfig).accumulation(world_size) == accumulation
-
-
-@pytest.mark.parametrize("world_size", [3, 8])
-def test_a_number_of_processes_that_does_not_divide_the_global_batch_is_refused(load, world_size):
-    with pytest.raises(ValueError, match=f"x {world_size} processes"):
-        load(MINIMAL, schema=PretrainConfig).accumulation(world_size)
-
-
-def test_there_are_run_configs_to_check():
-    assert len(RUN_CONFIGS) >= 2
-
-
-@pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.stem)
-def test_every_run_config_of_the_repository_is_valid(path, monkeypatch, tmp_path):
-    for name in set(re.findall(r"\$\{(\w+)\}", "".join(config.read_text() for config in RUN_CONFIGS))) - {"REPO"}:
-        monkeypatch.setenv(name, str(tmp_path))  # a config may name it through its base
-    config = load_config(path, [], PretrainConfig)
-    again = load_config(_write(tmp_path / "again.yaml", dump_config(config)), [], PretrainConfig)
-    assert again == config
-
-
-def test_print_config_shows_what_reads_back_the_same(tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    path, overrides = str(_write(tmp_path / "run.yaml", MINIMAL)), ["optim.lr=1e-5", "augment.crop_scale=null"]
-    with pytest.raises(SystemExit) as caught:
-        read_command(["--config", path, "--print-config", *overrides], PretrainConfig, "")
-    assert caught.value.code == 0
-    again = load_config(_write(tmp_path / "again.yaml", capsys.readouterr().out), [], PretrainConfig)
-    assert again == load_config(path, overrides, PretrainConfig)
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["train.steps=9", "--config", "FILE", "optim.lr=0.5"],
-        ["--config", "FILE", "train.steps=9", "optim.lr=0.5"],
-        ["--local_rank=0", "--config=FILE", "train.steps=9", "optim.lr=0.5"],
-    ],
-)
-def test_overrides_may_stand_before_and_after_the_options_of_launchers(tmp_path, argv):
-    path = str(_write(tmp_path / "run.yaml", MINIMAL))
-    config = read_command([word.replace("FILE", path) for word in argv], PretrainConfig, "")
-    assert (config.train.steps, config.optim.lr) == (9, 0.5)
-
-
-def _run(*arguments, **environment):
-    """A command as the shell starts it: exit code, stdout, stderr without the import log, imported modules."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "PYTHONPATH")}
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments],
-        cwd=REPOSITORY,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    lines = result.stderr.splitlines()
-    imports = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
-    assert "argparse" in imports
-    return result.returncode, result.stdout, [line for line in lines if not line.startswith("import time:")], imports
-
-
-@pytest.fixture
-def demo():
-    return str(REPOSITORY / "configs/pretrain/mae/demo.yaml")
-
-
-def test_an_unknown_key_is_one_line_and_exit_code_2_before_torch_is_loaded(demo):
-    code, out, err, imports = _run("launch/pretrain.py", "--config", demo, "unknown.key=1")
-    assert (code, out, len(err)) == (2, "", 1)
-    assert err[0].startswith(f"error: {demo}: unknown key 'unknown'")
-    assert imports.isdisjoint({"torch", "deepspeed", "rasterio", "numpy"})
-
-
-@pytest.mark.parametrize("arguments", [["unknown.key=1"], ["--no-such-option"]])
-def test_the_other_ranks_say_nothing_and_end_with_the_same_code(demo, arguments):
-    assert _run("launch/pretrain.py", "--config", demo, *arguments, RANK="1")[:3] == (2, "", [])
-
-
-@pytest.mark.parametrize("command", [["launch/pretrain.py"], ["-m", "launch.pretrain"], ["-m", "shards"]])
-def test_help_is_shown_without_loading_anything_heavy(command):
-    code, out, err, imports = _run(*command, "--help")
-    assert (code, err) == (0, [])
-    assert "usage:" in out
-    assert imports.isdisjoint({"torch", "deepspeed", "rasterio", "numpy", "webdataset"})
-
-
-@pytest.mark.parametrize("arguments", [[], ["pack"], ["pack", "a", "b", "--workers", "x"], ["no-such-command"]])
-def test_misuse_of_the_shard_command_is_one_line_and_exit_code_2(arguments):
-    code, out, err, _ = _run("-m", "shards", *arguments)
-    assert (code, out, len(err)) == (2, "", 1)
-    assert err[0].startswith("error: ")
-    assert "--help` lists the options" in err[0]

@@ -1,0 +1,126 @@
+"""Check a cluster before the queue: `python -m launch.doctor --config configs/pretrain/... [key.sub=value ...]`.
+
+Alone, or under a launcher as the run itself: `torchrun --nproc_per_node 2 -m launch.doctor --config ...`,
+`srun python -m launch.doctor --config ...`. Exit codes: 0 nothing red, 1 something red, 2 misuse.
+"""
+
+import os
+import pkgutil
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from launch import runtime
+from launch.command import command_parser, is_main_process, parse_command
+from launch.doctor.limit import time_limit
+from launch.doctor.table import Printer, Row, State, summary
+from pretrain.config import PretrainConfig
+from shards.cli import Parser
+
+if TYPE_CHECKING:
+    from launch.doctor.cluster import Cluster
+
+CHECKS = {
+    "versions": "launch.doctor.versions:check",
+    "launcher": "launch.doctor.machine:check_launcher",
+    "GPUs": "launch.doctor.machine:check_gpus",
+    "DeepSpeed config": "launch.doctor.deepspeed_config:check",
+    "clocks": "launch.doctor.network:check_clocks",
+    "bandwidth": "launch.doctor.network:check_bandwidth",
+    "file system": "launch.doctor.disk:check_file_system",
+    "room": "launch.doctor.disk:check_room",
+    "shards": "launch.doctor.data:check_shards",
+    "staging": "launch.doctor.data:check_staging",
+    "loader": "launch.doctor.loader:check",
+}
+"""Rows of the table, and their checks: each is imported by itself, so that a broken library costs one row."""
+
+START_LIMIT_S, CHECK_LIMIT_S, END_LIMIT_S = 120.0, 180.0, 30.0
+"""That a rendezvous, a check and the end may take; where all is well, the longest check needs ten seconds."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all checks, print the table and end the process."""
+    config, arguments = parse_command(build_parser(), argv, PretrainConfig)
+    runtime.prepare_environment(config.run.threads)
+    show = Printer(is_main_process(), getattr(arguments, "verbose", False))
+    show.line(f"{'check':<19} {'state':<7} found")
+    cluster = _gather_ranks(config, show)
+    states: list[State] = ["green"]  # of the row of the ranks
+    for name, place in CHECKS.items():
+        with time_limit(CHECK_LIMIT_S, lambda name=name: _tell_late(cluster, name, show)):  # type: ignore[misc]
+            row = examine(cluster, place)
+        show(name, row)
+        states.append(row.state)
+    show.line(summary(states))
+    _end(1 if "red" in states else 0)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command; --verbose shows all versions and the whole DeepSpeed config."""
+    return command_parser(
+        "Check a cluster before the queue, alone or under the launcher of the run.", "python -m launch.doctor"
+    )
+
+
+def examine(cluster: "Cluster", place: str) -> Row:
+    """A check's row; an error in it that nobody expected is a red row, too."""
+    from launch.doctor.cluster import one_line
+
+    try:
+        row: Row = pkgutil.resolve_name(place)(cluster)
+    except Exception as error:  # any: one check must not cost the others
+        return Row("red", one_line(error), "no error that this check looks for: mend what the line names")
+    return row
+
+
+def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
+    """Start the process group; ends the process where that fails, since no check could follow."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    number, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    mend = "look for ranks that didn't start, then for MASTER_ADDR, MASTER_PORT and a firewall"
+
+    def tell() -> None:
+        problem = f"rank {number} of {size}: no answer by all ranks within {START_LIMIT_S:.0f} s at {address}"
+        show("ranks", Row("red", problem, mend))
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+
+    with time_limit(START_LIMIT_S, tell):
+        try:
+            runtime.prepare_torch(config.run.threads)
+            from launch.doctor.cluster import Cluster
+            from pretrain.engine.zero import init_distributed
+
+            init_distributed()
+            cluster = Cluster(config)
+        except Exception as error:  # any: torch, DeepSpeed, CUDA or the network
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            show("ranks", Row("red", f"rank {number} of {size} at {address}: {reason}", mend))
+            print(f"error: rank {number}: {reason}", file=sys.stderr, flush=True)
+            os._exit(1)
+    hosts = len(cluster.first_ranks)
+    show("ranks", Row("green", f"{cluster.size} on {hosts} host{'s' * (hosts > 1)}, at {address}"))
+    return cluster
+
+
+def _end(code: int) -> NoReturn:
+    """Leave together with the other ranks, or without them where one has died."""
+    with time_limit(END_LIMIT_S, lambda: None):
+        try:
+            runtime.end_process(code)
+        except Exception:  # of the barrier; the rows of the checks have told why
+            os._exit(1)
+
+
+def _tell_late(cluster: "Cluster", name: str, show: Printer) -> None:
+    """What a rank says when a check has not ended in time."""
+    cluster.own_up(name)
+    time.sleep(1.0)  # the late rank speaks first: a launcher ends all ranks as soon as one has ended
+    mend = "stderr names ranks that are late; where none is, the network between the ranks hangs"
+    show(name, Row("red", f"not all ranks were done within {CHECK_LIMIT_S:.0f} s", mend))
+    if cluster.rank:
+        time.sleep(2.0)
+
+
+if __name__ == "__main__":
+    main()

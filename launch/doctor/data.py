@@ -1,0 +1,120 @@
+"""The shards as every rank sees them, and the node's own disk that they may be copied to."""
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.disk import nearest_existing
+from launch.doctor.table import Row
+from pretrain.config import PretrainConfig
+from shards.errors import ConfigError
+from shards.files.atomic import write_atomic
+from shards.order.view import view_rows
+from shards.read.reader import ShardReader
+
+TILES = 32
+"""Tiles that each rank reads, each another choice."""
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Shards as one rank has found them; ``chosen``: tiles that pass the run's view; ``read``: tiles that were read."""
+
+    content_hash: str
+    tiles: int
+    chosen: int
+    shards: int
+    size: int
+    read: int
+
+
+def check_shards(cluster: Cluster) -> Row:
+    """Open from every rank, compare the content's hash, read tiles at random with their checksums."""
+    data = cluster.config.data
+    answers = cluster.everywhere(lambda: _open_and_read(cluster.config, cluster.rank))
+    failure = cluster.failure(answers)
+    if failure:
+        return Row("red", failure, f"what the line names; `python -m shards verify {data.shards}` reads every byte")
+    return judge_shards(values(answers), [cluster.name(rank) for rank in range(cluster.size)], data.shards)
+
+
+def judge_shards(opened: Sequence[Opened], names: Sequence[str], location: str) -> Row:
+    """The row of what the ranks with these names have opened."""
+    first = opened[0]
+    for name, other in zip(names, opened, strict=True):
+        if other.content_hash != first.content_hash:
+            found = f"{location}: {name} has content {other.content_hash[:12]}, rank 0 {first.content_hash[:12]}"
+            return Row("red", found, "one dataset at this path on every host: a stale copy or another mount")
+    found = (
+        f"{location}: content {first.content_hash[:12]} on every rank, {first.chosen} of {first.tiles} tiles in the "
+        f"view, {first.shards} shards of {first.size / 1e9:.2g} GB; {sum(one.read for one in opened)} tiles read, "
+        "checksums right"
+    )
+    return Row("green", found)
+
+
+def check_staging(cluster: Cluster) -> Row:
+    """The folder for node-local copies: writable on every host, with room for what it is to hold."""
+    data = cluster.config.data
+    if data.stage is None:
+        return Row("green", "not asked for (data.stage): shards are read where they are")
+    folder = Path(data.stage)
+    mend = "a data.stage on each node's own disk, such as $SLURM_TMPDIR"
+    is_first = cluster.rank in cluster.first_ranks
+    answers = cluster.everywhere(lambda: _stage_room(cluster.config, folder) if is_first else (0, 0))
+    failure = cluster.failure(answers)
+    if failure:
+        return Row("red", failure, mend)
+    free, wanted = min((values(answers)[rank] for rank in cluster.first_ranks), key=lambda pair: pair[0] - pair[1])
+    found = (
+        f"{folder}: writable on {len(cluster.first_ranks)} hosts, {free / 1e9:.1f} GB free for {wanted / 1e9:.1f} GB"
+    )
+    if free >= wanted:
+        return Row("green", found)
+    if data.stage_quota_gb:
+        return Row("red", found, f"data.stage_quota_gb={int(free // 10**9)} or less, or {mend}")
+    return Row("yellow", f"{found}: the rest is read from {data.shards}", mend)
+
+
+def _open_and_read(config: PretrainConfig, rank: int) -> Opened:
+    reader = ShardReader(config.data.shards, config.data.read_threads)
+    try:
+        smallest = min(reader.tile_shape[1:])
+        if config.augment.crop_scale is None and config.model.image_size > smallest:
+            raise ConfigError(f"model.image_size {config.model.image_size} px can't be cut from tiles of {smallest} px")
+        rows = view_rows(config.data.view, reader.table)
+        if not len(rows):
+            raise ConfigError("no tile meets the conditions of data.view")
+        chosen = np.random.default_rng(rank).choice(rows, min(len(rows), TILES), replace=False)
+        for begin in range(0, len(chosen), _AT_ONCE):
+            part = chosen[begin : begin + _AT_ONCE]
+            reader.read(part, np.empty((len(part), *reader.tile_shape), dtype=np.int16))
+        shards = reader.manifest.shards
+        size = sum(shard.size for shard in shards)
+        return Opened(reader.manifest.content_hash, len(reader), len(rows), len(shards), size, len(chosen))
+    finally:
+        reader.close()
+
+
+def _stage_room(config: PretrainConfig, folder: Path) -> tuple[int, int]:
+    """(free bytes, bytes wanted) of a folder that a file can be written to; it is left as it was found."""
+    existing = nearest_existing(folder)
+    probe = existing / f".doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        write_atomic(probe, "staging")
+    except OSError as error:
+        raise ConfigError(f"key 'data.stage': {existing} can't be written to: {error.strerror}") from None
+    finally:
+        probe.unlink(missing_ok=True)
+    free = shutil.disk_usage(existing).free
+    copied = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    whole = sum(shard.size for shard in ShardReader(config.data.shards).manifest.shards)
+    quota = config.data.stage_quota_gb
+    return free + copied, min(whole, quota * 10**9) if quota else whole

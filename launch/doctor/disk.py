@@ -1,0 +1,175 @@
+"""Where the run writes: files that appear whole and are seen by all ranks, and room for its checkpoints."""
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
+from pretrain.resilience.run_folder import held_at_once
+from shards.errors import ConfigError
+from shards.files.atomic import write_atomic
+from shards.read.reader import ShardReader
+
+PROBE_BYTES = 64 << 20
+SEEN_S = 10.0
+"""That a rename may take to be seen by another host; NFS keeps attributes for 3 to 60 s by default."""
+
+MOMENTS = {"adamw": 2, "sgd": 1}
+"""Numbers that an optimizer keeps for each weight."""
+
+_MEND = "a run.dir on a file system that all nodes have mounted, and may write to"
+
+
+def check_file_system(cluster: Cluster) -> Row:
+    """Write, fsync, rename and read back beside the run's folder, from all ranks."""
+    parent = nearest_existing(Path(cluster.config.run.dir))
+    folder = parent / distributed.broadcast_object(f".doctor-{uuid.uuid4().hex[:8]}")
+    try:
+        return _exchange_files(cluster, folder)
+    finally:
+        if cluster.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exchange_files(cluster: Cluster, folder: Path) -> Row:
+    writers = cluster.first_ranks
+    failure = cluster.failure(cluster.everywhere(lambda: _make(folder) if cluster.rank == 0 else None))
+    if failure:
+        return Row("red", failure, _MEND)
+    seconds, lateness = [], []
+    for mark, size in ((b"first", PROBE_BYTES), (b"second", 0)):  # the second replaces what a host may have cached
+        written = cluster.everywhere(partial(_write_probe, folder, cluster.rank, writers, mark, size))
+        failure = cluster.failure(written)
+        if failure:
+            return Row("red", failure, _MEND)
+        seconds.append(max(values(written)))
+        seen = cluster.everywhere(partial(_await_files, folder, writers, mark))
+        failure = cluster.failure(seen)
+        if failure:
+            return Row("red", failure, f"{_MEND}; on NFS, mounted with actimeo=3")
+        lateness.append(max(values(seen)))
+    rate = len(writers) * PROBE_BYTES / seconds[0] / 1e6
+    found = (
+        f"{folder.parent}: {rate:.0f} MB/s with fsync from {len(writers)} host{'s' * (len(writers) > 1)}, "
+        f"renames seen by all ranks within {max(lateness):.2f} s"
+    )
+    return Row("green", found)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise ConfigError(f"key 'run.dir': {folder.parent} can't be written to: {error.strerror}") from None
+
+
+def _write_probe(folder: Path, rank: int, writers: list[int], mark: bytes, size: int) -> float:
+    """Seconds that a writer takes to write ``mark`` and ``size`` bytes, fsync them and give the file its name."""
+    if rank not in writers:
+        return 0.0
+    data = mark + os.urandom(size)  # a file system that compresses would be too quick on zeros
+    begin = time.perf_counter()
+    write_atomic(folder / f"rank-{rank}", data)
+    return time.perf_counter() - begin
+
+
+def _await_files(folder: Path, writers: list[int], mark: bytes) -> float:
+    """Seconds until the writers' files begin with ``mark`` here; raises TimeoutError after SEEN_S."""
+    begin = time.perf_counter()
+    for rank in writers:
+        path = folder / f"rank-{rank}"
+        while not _begins_with(path, mark):
+            if time.perf_counter() - begin > SEEN_S:
+                raise TimeoutError(f"{path}: what rank {rank} renamed was not seen within {SEEN_S:.0f} s")
+            time.sleep(0.05)
+    return time.perf_counter() - begin
+
+
+def _begins_with(path: Path, data: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(data)) == data
+    except FileNotFoundError:
+        return False
+
+
+def check_room(cluster: Cluster) -> Row:
+    """Free space against the checkpoints that are kept at a time, and the one that is being written."""
+    config, folder = cluster.config, Path(cluster.config.run.dir)
+    answers = cluster.everywhere(lambda: _measure_room(config, folder) if cluster.rank == 0 else (0, 0, 0))
+    failure = cluster.failure(answers)
+    if failure:
+        return Row("yellow", f"not known: {failure}", "first what the rows 'shards' and 'file system' say")
+    weights, free, taken = values(answers)[0]
+    return judge_room(weights, free, taken, config)
+
+
+def judge_room(weights: int, free: int, taken: int, config: PretrainConfig) -> Row:
+    """The row of a model with so many weights, on a file system with ``free`` bytes, ``taken`` ones being ours."""
+    size = checkpoint_bytes(weights, config)
+    count = held_at_once(config.checkpoint, config.train.steps)
+    found = (
+        f"{free / 1e9:.1f} GB free"
+        + (f" and {taken / 1e9:.1f} GB of this run's checkpoints" if taken else "")
+        + f" for {count} x {size / 1e9:.2g} GB ({weights / 1e6:.1f} M weights); quotas are not looked at"
+    )
+    if free + taken < count * size:
+        return Row("red", found, f"free {(count * size - free - taken) / 1e9:.1f} GB, or lower checkpoint.keep")
+    return Row("green", found)
+
+
+def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
+    """A checkpoint in fp32: weights, the optimizer's moments, and the average of a momentum network."""
+    average = 0 if isinstance(config.objective, MaeConfig) else 1
+    return 4 * weights * (1 + MOMENTS[config.optim.name] + average)
+
+
+def count_weights(config: PretrainConfig, bands: int) -> int:
+    """Weights that a run trains, of a model that is built without memory."""
+    from pretrain.models.registry import build_encoder
+    from pretrain.models.vit import ViTEncoder
+    from pretrain.objectives.dino import DinoHead
+    from pretrain.objectives.mae_decoder import MaeDecoder
+    from pretrain.objectives.moco import ProjectionHead
+
+    model, objective = config.model, config.objective
+    with torch.device("meta"):
+        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+        width, head = encoder.feature_dim, nn.Module()
+        if isinstance(objective, MaeConfig):
+            grid, outputs, sizes = model.image_size // model.patch_size, model.patch_size**2 * bands, objective.decoder
+            assert isinstance(encoder, ViTEncoder)
+            encoder.core.fix_positions()
+            head = MaeDecoder(width, grid, outputs, sizes.width, sizes.depth, sizes.heads, model.attention)
+        elif isinstance(objective, MocoConfig):
+            head = ProjectionHead(width, objective.hidden, objective.dim, objective.head_norm, model.bn_group)
+        elif isinstance(objective, DinoConfig):
+            head = DinoHead(width, objective.hidden, objective.bottleneck, objective.prototypes)
+    return sum(weight.numel() for part in (encoder, head) for weight in part.parameters())
+
+
+def nearest_existing(path: Path) -> Path:
+    """A folder itself, or the nearest above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _measure_room(config: PretrainConfig, folder: Path) -> tuple[int, int, int]:
+    """(weights of the model, free bytes, bytes of this run's checkpoints)."""
+    bands = ShardReader(config.data.shards).tile_shape[0]
+    taken = 0
+    for path in (folder / "checkpoints").rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a run that is still saving
+            taken += path.stat().st_size if path.is_file() else 0
+    return count_weights(config, bands), shutil.disk_usage(nearest_existing(folder)).free, taken

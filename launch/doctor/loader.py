@@ -1,0 +1,123 @@
+"""The reader's rate, on all ranks at once as in training, against the rate at which the devices need samples."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.config.objective import MaeConfig
+from pretrain.data.stream import TileStream, micro_batches
+from pretrain.metrics.flops import device_peak, sample_flops
+from shards.order.plan import SamplePlan, hold_out
+from shards.order.view import view_hash, view_rows
+from shards.read.reader import ShardReader
+
+MFU = 0.4
+"""Share of a device's peak that a good run reaches; torchtitan reports 33 to 39 % for 8 B weights on H100s."""
+
+READ_S, MULTIPLY_S = 3.0, 0.5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """One rank's: samples a second that it reads, and that its device needs; ``flops`` a second of that device."""
+
+    read: float
+    needed: float
+    flops: float
+
+
+def check(cluster: Cluster) -> Row:
+    """Stream the run's own order through its own loader for some seconds."""
+    config = cluster.config
+    streams: list[TileStream] = []
+    opened = cluster.everywhere(lambda: streams.append(_open_stream(config)))
+    failure = cluster.failure(opened)
+    if failure:
+        return Row("yellow", f"not measured: {failure}", "first what the row 'shards' says")
+    shape = streams[0].reader.tile_shape
+    try:
+        answers = cluster.everywhere(lambda: _measure(config, streams[0], cluster))
+    finally:
+        streams[0].reader.close()
+    failure = cluster.failure(answers)
+    if failure:
+        return Row(
+            "red", failure, f"what the line names; `python -m shards verify {config.data.shards}` reads every byte"
+        )
+    sample_bytes = 2 * shape[0] * shape[1] * shape[2] * streams[0].timestamps
+    return judge(values(answers), [cluster.name(rank) for rank in range(cluster.size)], sample_bytes, config)
+
+
+def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, config: PretrainConfig) -> Row:
+    """The row of the ranks' rates; ``sample_bytes`` as int16, all dates of a sample together."""
+    slowest = min(range(len(rates)), key=lambda rank: rates[rank].read / rates[rank].needed)
+    one = rates[slowest]
+    read, needed = (f"{rate:.3g} samples/s ({rate * sample_bytes / 1e9:.2g} GB/s)" for rate in (one.read, one.needed))
+    found = (
+        f"{read} with {config.data.read_threads} threads on {names[slowest]}, the tightest; "
+        f"its device needs {needed} at {MFU:.0%} of {one.flops / 1e12:.3g} TFLOP/s"
+    )
+    if one.read >= one.needed:
+        return Row("green", found)
+    mend = f"more data.read_threads (now {config.data.read_threads}) and cores for them; pack with --codec fast"
+    if config.data.stage is None:
+        return Row("red", found, f"{mend}; data.stage on the nodes' own disks")
+    return Row("yellow", f"{found}: at least the first epoch waits, before data.stage has its copies", mend)
+
+
+def _open_stream(config: PretrainConfig) -> TileStream:
+    """The run's stream, without staging: the doctor copies no shards."""
+    data, seed = config.data, config.run.seed
+    reader = ShardReader(data.shards, data.read_threads)
+    rows = view_rows(data.view, reader.table)
+    dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
+    train, _ = hold_out(reader.table, data.holdout, seed, rows)
+    plan = SamplePlan(reader.table, train, dataset, seed, data.order)
+    timestamps: Literal[1, 2] = 1 if isinstance(config.objective, MaeConfig) else 2
+    return TileStream(reader, plan, distributed.device(), data.prefetch, None, timestamps)
+
+
+def _measure(config: PretrainConfig, stream: TileStream, cluster: Cluster) -> Rates:
+    read = _read_rate(config, stream, cluster.rank, cluster.size)
+    flops = device_peak(config.engine.precision) or _multiply_rate(config.engine.precision)
+    needed = MFU * flops / sum(sample_flops(config, stream.reader.tile_shape[0]).values())
+    return Rates(read, needed, flops)
+
+
+def _read_rate(config: PretrainConfig, stream: TileStream, rank: int, world_size: int) -> float:
+    """Samples a second over READ_S; the first micro batch, which allocates buffers, isn't counted."""
+    train = config.train
+    world_batch = train.micro_batch * world_size
+    batches = stream.batches(micro_batches(0, 1 << 40, world_batch, train.micro_batch, rank, world_size))
+    try:
+        next(batches)
+        count, begin = 0, time.perf_counter()
+        while not count or time.perf_counter() - begin < READ_S:
+            count += len(next(batches).samples)
+        return count / (time.perf_counter() - begin)
+    finally:
+        batches.close()
+
+
+def _multiply_rate(precision: str) -> float:
+    """Operations a second of large matrix products on this rank's device, for those whose peak isn't known."""
+    device = distributed.device()
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    size = 512 if device.type == "cpu" else 8192
+    one = torch.rand(size, size, device=device).to(dtype)
+    count, begin = -1, 0.0
+    while count < 1 or time.perf_counter() - begin < MULTIPLY_S:
+        one @ one
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        count += 1
+        if not count:  # the first one, which loads the library, isn't counted
+            begin = time.perf_counter()
+    return count * 2 * size**3 / (time.perf_counter() - begin)

@@ -1,0 +1,157 @@
+"""What the hosts give a run: equal GPUs, one for each rank, and cores, memory for exchange and files enough."""
+
+import os
+import resource
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row, State, worst
+
+SHM = Path("/dev/shm")
+SHM_BYTES = 1 << 30
+"""What NCCL's documentation asks containers for; Docker's default is 64 MiB, which it outgrows on a full node."""
+
+OPEN_FILES = 4096
+"""The reader keeps a quarter of the limit open, one file a shard; beyond that it opens them again and again."""
+
+MEMORY_SHARE = 0.95
+"""Of a GPU that must be free: a forgotten process on it takes more."""
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What one rank sees: usable cores, torch's threads, bytes of /dev/shm, most open files, tasks of a Slurm step."""
+
+    cores: frozenset[int]
+    threads: int
+    shm_bytes: int
+    open_files: int
+    slurm_tasks: int
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One rank's device: sizes in bytes; ``number`` is the device's own (UUID)."""
+
+    name: str
+    memory: int
+    free: int
+    number: str
+
+
+def check_launcher(cluster: Cluster) -> Row:
+    """Whether what the launcher started fits on the hosts."""
+    answers = cluster.everywhere(_look_at_host)
+    failure = cluster.failure(answers)
+    if failure:
+        return Row("red", failure, "a Linux host with /dev/shm")
+    return judge_hosts(values(answers), cluster.hosts, torch.cuda.is_available())
+
+
+def judge_hosts(ranks: Sequence[Host], hosts: Sequence[str], on_gpu: bool) -> Row:
+    """The row of what the ranks see on their hosts."""
+    problems: list[tuple[State, str, str]] = []
+    for host in dict.fromkeys(hosts):
+        here = [rank for rank, name in zip(ranks, hosts, strict=True) if name == host]
+        cores = len(frozenset[int]().union(*(rank.cores for rank in here)))
+        threads = sum(rank.threads for rank in here)
+        if threads > cores:
+            what = f"{host}: {threads} threads on {cores} cores slow each other down"
+            problems.append(("red", what, f"run.threads={max(cores // len(here), 1)}, or --cpus-per-task"))
+        if on_gpu and len(here) > 1 and here[0].shm_bytes < SHM_BYTES:
+            what = f"{host}: /dev/shm has {here[0].shm_bytes / 2**20:.0f} MiB, where NCCL wants 1024"
+            problems.append(("yellow", what, "docker run --shm-size=1g"))
+        if here[0].open_files < OPEN_FILES:
+            what = f"{host}: {here[0].open_files} open files allowed"
+            problems.append(("yellow", what, f"ulimit -Hn {OPEN_FILES} or more"))
+    if len(ranks) < max(rank.slurm_tasks for rank in ranks):
+        what = f"srun started {ranks[0].slurm_tasks} tasks, but only {len(ranks)} found each other"
+        problems.append(("red", what, "one launcher: `srun python -m ...` without RANK in the environment"))
+    first = ranks[0]
+    here_count = sum(host == hosts[0] for host in hosts)
+    found = (
+        f"{here_count} processes x {first.threads} threads on {hosts[0]} with {len(first.cores)} cores a process, "
+        f"/dev/shm {first.shm_bytes / 2**20:.0f} MiB, {first.open_files} open files"
+    )
+    return Row(
+        worst(*(state for state, _, _ in problems)),
+        "; ".join([found, *(what for _, what, _ in problems)]),
+        "; ".join(dict.fromkeys(mend for _, _, mend in problems)),
+    )
+
+
+def check_gpus(cluster: Cluster) -> Row:
+    """Whether every rank has a device of its own, all of one kind, with their memory free."""
+    answers = cluster.everywhere(_look_at_gpu)
+    failure = cluster.failure(answers)
+    if failure:
+        return Row("red", failure, "nvidia-smi on that host; CUDA_VISIBLE_DEVICES; a driver as new as torch's CUDA")
+    return judge_gpus([answer.value for answer in answers], [cluster.name(rank) for rank in range(cluster.size)])
+
+
+def judge_gpus(gpus: Sequence[Gpu | None], names: Sequence[str]) -> Row:
+    """The row of the ranks' devices; ``names`` of the ranks."""
+    if not any(gpus):
+        return Row("yellow", "none: this would train on the CPU", "run the doctor on a node of the GPU partition")
+    problems: list[tuple[State, str, str]] = []
+    first, owners = gpus[0], dict[str, str]()
+    for name, gpu in zip(names, gpus, strict=True):
+        if gpu is None or first is None:
+            lone = name if gpu is None else names[0]
+            problems.append(("red", f"{lone} has no GPU, others have", "the same --gpus-per-task for every task"))
+            continue
+        if (gpu.name, gpu.memory >> 30) != (first.name, first.memory >> 30):
+            what = f"{name} has {_describe(gpu)} where rank 0 has {_describe(first)}"
+            problems.append(("red", what, "ask for one kind of GPU: --constraint or --gres=gpu:KIND:N"))
+        if gpu.number in owners:
+            what = f"{name} and {owners[gpu.number]} have one GPU between them"
+            problems.append(("red", what, "as many processes per node as GPUs, and LOCAL_RANK of each its own"))
+        owners[gpu.number] = name
+        if gpu.free < MEMORY_SHARE * gpu.memory:
+            what = f"{name}: {(gpu.memory - gpu.free) / 2**30:.1f} GiB of its GPU are taken"
+            problems.append(("yellow", what, "nvidia-smi names the process that has it"))
+    found = f"{sum(gpu is not None for gpu in gpus)} x {_describe(first)}" if first else "not on every rank"
+    return Row(
+        worst(*(state for state, _, _ in problems)),
+        "; ".join([found, *(what for _, what, _ in problems)]),
+        "; ".join(dict.fromkeys(mend for _, _, mend in problems)),
+    )
+
+
+def _describe(gpu: Gpu) -> str:
+    return f"{gpu.name} of {gpu.memory / 2**30:.0f} GiB"
+
+
+def _look_at_host() -> Host:
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    return Host(
+        cores=frozenset(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        shm_bytes=shutil.disk_usage(SHM).total,
+        open_files=_most_open_files(),
+        slurm_tasks=int(tasks),
+    )
+
+
+def _most_open_files() -> int:
+    """The hard limit, up to which the reader raises the soft one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
+
+
+def _look_at_gpu() -> Gpu | None:
+    if not torch.cuda.is_available():
+        if DRIVER.exists():
+            raise RuntimeError(f"an NVIDIA driver is here, but torch {torch.__version__} finds no GPU")
+        return None
+    device = torch.device("cuda", torch.cuda.current_device())
+    free, memory = torch.cuda.mem_get_info(device)
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(properties.name, memory, free, str(properties.uuid))

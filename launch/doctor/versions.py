@@ -1,0 +1,197 @@
+"""Versions of what a run stands on: inside the project's ranges, no known-bad pair, the same on every rank."""
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from launch.doctor.cluster import Cluster, values
+from launch.doctor.table import Row, State, worst
+
+PACKAGES = ("torch", "deepspeed", "xformers", "webdataset", "zarr", "numcodecs", "numpy")
+"""What the row shows, with Python and the CUDA libraries; details have all packages that the project asks for."""
+
+Versions = Mapping[str, str]
+"""Version by name, of what is there: packages, and python, cuda, cudnn, nccl, driver."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Versions that don't work together; ``when`` holds where every name is there and in its range."""
+
+    when: dict[str, str]
+    state: State
+    what: str
+    mend: str
+    source: str
+
+
+KNOWN_BAD = (
+    Bad(
+        {"torch": "==2.9.0", "cudnn": ">=0"},
+        "red",
+        "torch 2.9.0 disables cuDNN's bf16 conv3d: 3 to 17 times the memory and far slower",
+        "torch 2.10 or newer",
+        "pytorch #166643, #166122, #174051",
+    ),
+    Bad(
+        {"cudnn": ">=9.8,<9.11"},
+        "red",
+        "cuDNN 9.8 to 9.10 give wrong conv3d results",
+        "a newer nvidia-cudnn wheel; unset LD_LIBRARY_PATH if it names another CUDA, which hides the wheel's",
+        "pytorch #163539",
+    ),
+    Bad(
+        {"cudnn": "<9.15.1"},
+        "yellow",
+        "cuDNN before 9.15.1: attention fails at lengths that 128 does not divide; torch takes a slower one on H100",
+        "a newer nvidia-cudnn wheel; unset LD_LIBRARY_PATH if it names another CUDA, which hides the wheel's",
+        "pytorch #169849",
+    ),
+    Bad(
+        {"torch": "==2.5.0", "cudnn": ">=0"},
+        "red",
+        "torch 2.5.0 prefers cuDNN's attention, which was taken back for its bugs",
+        "torch 2.10 or newer",
+        "pytorch #138522, #138529, #139298",
+    ),
+    Bad(
+        {"xformers": ">=0.0.34", "torch": "<2.10"},
+        "red",
+        "xformers 0.0.34 and newer are built for the stable ABI of torch 2.10",
+        "torch 2.10 or newer, or no xformers (model.attention falls back to torch's)",
+        "xformers 0.0.34 release notes",
+    ),
+    Bad(
+        {"xformers": "==0.0.33.*", "torch": "!=2.9.*"},
+        "red",
+        "xformers 0.0.33 is built for torch 2.9 alone",
+        "xformers 0.0.35 or newer",
+        "xformers 0.0.33 release notes",
+    ),
+    Bad(
+        {"numcodecs": "<=0.16.6", "zfpy": ">=1.0.1.post0"},
+        "red",
+        "importing numcodecs 0.16.6 crashes on zfpy's version 1.0.1.post0",
+        "pip uninstall zfpy",
+        "tried: ValueError for int('post0')",
+    ),
+    Bad(
+        {"deepspeed": "<0.19.3"},
+        "red",
+        "DeepSpeed before 0.19.3 breaks activation checkpointing with frozen weights and has other silent defaults",
+        "deepspeed 0.19.8 or newer",
+        "DeepSpeed #8148, #8068, #8035",
+    ),
+    Bad(
+        {"deepspeed": "<0.18.8"},
+        "red",
+        "DeepSpeed before 0.18.8: overlap_comm can give NaN or wrong losses",
+        "deepspeed 0.19.8 or newer",
+        "DeepSpeed #7898, #7188",
+    ),
+)
+
+
+def check(cluster: Cluster) -> Row:
+    """Rank 0's versions against the ranges and the table of bad pairs; every other rank's against rank 0's."""
+    answers = cluster.everywhere(find_versions)
+    failure = cluster.failure(answers)
+    if failure:
+        return Row("red", failure, "install the project there: pip install -c constraints.txt -e .")
+    per_rank = values(answers)
+    return judge(per_rank, _requirements(), [cluster.name(rank) for rank in range(cluster.size)])
+
+
+def judge(per_rank: Sequence[Versions], requirements: Sequence[str], names: Sequence[str]) -> Row:
+    """The row of all ranks' versions; ``names`` of the ranks."""
+    here = per_rank[0]
+    bad = known_bad(here)
+    problems = out_of_range(here, requirements)
+    differing = differences(per_rank, names)
+    shown = ("python", *PACKAGES, "cuda", "cudnn", "nccl", "driver")
+    found = [", ".join(f"{name} {here[name]}" for name in shown if name in here)]
+    found += problems + [f"{one.what} ({one.source})" for one in bad] + differing
+    mends = ["pip install -c constraints.txt -e ."] if problems else []
+    mends += [one.mend for one in bad] + (["the same environment on every host"] if differing else [])
+    state = worst("red" if problems or differing else "green", *(one.state for one in bad))
+    details = "\n".join(f"{name} {version}" for name, version in sorted(here.items()))
+    return Row(state, "; ".join(found), "; ".join(dict.fromkeys(mends)), details)
+
+
+def find_versions() -> dict[str, str]:
+    """What is installed and loaded in this process."""
+    import torch
+
+    found = {"python": platform.python_version()}
+    for name in {*PACKAGES, "zfpy", "spectralforge", *(Requirement(text).name for text in _requirements())}:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found["torch"] = torch.__version__  # of the one that is imported, with its build (+cpu)
+    if torch.version.cuda:
+        found |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+    cudnn = torch.backends.cudnn.version()
+    if cudnn:
+        found["cudnn"] = cudnn_version(cudnn)
+    return found | _driver()
+
+
+def cudnn_version(number: int) -> str:
+    """``91002`` is 9.10.2, and before cuDNN 9 ``8902`` was 8.9.2."""
+    major, rest = divmod(number, 10000 if number >= 90000 else 1000)
+    return f"{major}.{rest // 100}.{rest % 100}"
+
+
+def known_bad(versions: Versions) -> list[Bad]:
+    """Rows of the table that these versions fall under."""
+    return [bad for bad in KNOWN_BAD if all(_within(versions, name, range_) for name, range_ in bad.when.items())]
+
+
+def out_of_range(versions: Versions, requirements: Sequence[str]) -> list[str]:
+    """What the project asks for (``Requires-Dist`` lines) and isn't there, or not in its range."""
+    problems = []
+    for requirement in map(Requirement, requirements):
+        optional = requirement.marker is not None and "extra" in str(requirement.marker)
+        if requirement.name in versions:
+            if not _within(versions, requirement.name, str(requirement.specifier)):
+                problems.append(f"{requirement.name} {versions[requirement.name]} is not {requirement.specifier}")
+        elif not optional:
+            problems.append(f"{requirement.name} is not installed")
+    return problems
+
+
+def differences(per_rank: Sequence[Versions], names: Sequence[str]) -> list[str]:
+    """Ranks that have other versions than rank 0, each with the first that differs."""
+    lines = []
+    for name, theirs in zip(names[1:], per_rank[1:], strict=True):
+        other = [key for key in sorted({*per_rank[0], *theirs}) if per_rank[0].get(key) != theirs.get(key)]
+        if other:
+            mine, its = (one.get(other[0], "none") for one in (per_rank[0], theirs))
+            lines.append(f"{name} has {other[0]} {its} where rank 0 has {mine}")
+    return lines
+
+
+def _within(versions: Versions, name: str, range_: str) -> bool:
+    return name in versions and SpecifierSet(range_).contains(versions[name], prereleases=True)
+
+
+def _requirements() -> list[str]:
+    """The ranges of setup.cfg, as installed; those of development tools are no matter of a cluster."""
+    lines = metadata.requires("spectralforge") or []
+    python = metadata.metadata("spectralforge")["Requires-Python"]
+    kept = [line for line in lines if "extra ==" not in line or 'extra == "gpu"' in line]
+    return [*kept, f"python{python}"]
+
+
+def _driver() -> dict[str, str]:
+    """The NVIDIA driver's version, where there is one."""
+    path = Path("/proc/driver/nvidia/version")
+    match = re.search(r"\b(\d{3}\.\d+[\d.]*)\b", path.read_text()) if path.exists() else None
+    return {"driver": match[1]} if match else {}

@@ -1,0 +1,166 @@
+"""Plan a MAE run before asking for GPUs: memory and time by part, what fits, what is fastest, whether reading keeps up.
+
+Everything is predicted, by formulas and by tracing the model's shapes: docs/planning.md says how, and how well.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from launch.command import command_parser, parse_command
+from launch.planner.machines import NAMES
+from pretrain.config import PretrainConfig
+from pretrain.config.objective import MaeConfig
+from shards.cli import Parser, exit_code, positive_float
+from shards.console import get_logger
+from shards.errors import ConfigError
+
+CUSTOM = ("--gpu-memory", "--gpu-tflops", "--gpu-hbm", "--gpu-nvlink", "--gpu-nic")
+
+logger = get_logger("launch.plan")
+
+NO_SHARDS = "not-known-yet"
+"""What data.shards is where its environment variable is not set: a plan doesn't need the shards."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = command_parser(__doc__ or "", "python -m launch.plan")
+    parser.add_argument(
+        "--gpus", default="1x8", metavar="NODESxGPUS", help="nodes and GPUs of each (default: %(default)s)"
+    )
+    parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(NAMES)} (default: %(default)s)")
+    units = (
+        "GB",
+        "TFLOP/s at the run's precision",
+        "GB/s of its memory",
+        "GB/s of collectives in a node",
+        "GB/s of network",
+    )
+    for flag, unit in zip(CUSTOM, units, strict=True):
+        parser.add_argument(flag, type=float, metavar="X", help=f"of --gpu custom: {unit}")
+    parser.add_argument(
+        "--net", type=positive_float, metavar="GB/s", help="network of a node (default: the GPUs' NICs at 85 %%)"
+    )
+    parser.add_argument("--cores", type=int, help="CPU cores of a node")
+    parser.add_argument(
+        "--storage", type=positive_float, default=20.0, metavar="GB/s", help="file system (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--codec", choices=("compact", "fast", "raw"), default="compact", help="where no shards are at hand"
+    )
+    parser.add_argument(
+        "--stream", type=Path, metavar="JSON", help="of tools.bench_stream, run on the machine that decodes"
+    )
+    parser.add_argument("--profile", type=Path, metavar="JSON", help="take the rates that --calibrate has measured")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="JSON", help="measure this machine's device, write it there, end"
+    )
+    parser.add_argument("--write", type=Path, metavar="YAML", help="write the config with the fastest layout that fits")
+    parser.add_argument("--rows", type=int, default=8, help="layouts to show (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the plan and return the exit code."""
+    config, arguments = parse_command(build_parser(), argv, PretrainConfig, {"data.shards": NO_SHARDS})
+    return exit_code(lambda: _run(config, arguments))
+
+
+def _run(config: PretrainConfig, arguments: Namespace) -> int:
+    if arguments.write is not None and config.data.shards == NO_SHARDS:
+        raise ConfigError("--write needs a config whose data.shards is known: set its variable, or data.shards=DIR")
+    if not isinstance(config.objective, MaeConfig):
+        raise ConfigError(f"objective.name {config.objective.name}: the planner plans mae only")
+    nodes, gpus = _gpus(arguments.gpus)
+    if arguments.calibrate is not None:
+        return _calibrate(config, arguments.calibrate)
+    return _plan(config, arguments, nodes, gpus)
+
+
+def _gpus(text: str) -> tuple[int, int]:
+    nodes, _, gpus = text.lower().partition("x")
+    if not (nodes.isdecimal() and gpus.isdecimal() and int(nodes) and int(gpus)):
+        raise ConfigError(f"--gpus {text}: expected NODESxGPUS, such as 4x8")
+    return int(nodes), int(gpus)
+
+
+def _calibrate(config: PretrainConfig, path: Path) -> int:
+    from launch.planner.calibrate import calibrate
+    from launch.planner.profile import write_profile
+
+    profile = calibrate(config)
+    write_profile(path, profile)
+    for part, rate in profile.flops.items():
+        print(f"{part:<10} {rate / 1e12:8.3f} TFLOP/s")
+    print(
+        f"{'optimizer':<10} {profile.optimizer / 1e9:8.2f} GB/s; {profile.fixed * 1e3:.1f} ms of a micro batch besides"
+    )
+    print(f"{profile.device}, {profile.precision}: written to {path}; plan with --profile {path}")
+    return 0
+
+
+def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -> int:
+    from launch.planner.loader import known_tiles
+    from launch.planner.machines import find_machine
+    from launch.planner.network import Cluster
+
+    custom = {flag: getattr(arguments, flag[2:].replace("-", "_")) for flag in CUSTOM}
+    machine = find_machine(arguments.gpu, custom, arguments.cores)
+    net = None if arguments.net is None else arguments.net * 1e9
+    cluster = Cluster(machine, nodes, gpus, net)
+    tiles, bands = known_tiles(config.data.shards, arguments.codec, arguments.stream)
+
+    from pretrain.models.registry import outline_encoder
+
+    try:
+        outline_encoder(**config.model.model_dump(), bands=bands)
+    except ValueError as error:
+        raise ConfigError(f"key 'model.name': {error}") from None
+    from launch.planner.activations import trace_activations
+    from launch.planner.profile import read_profile
+    from launch.planner.report import answers, config_lines, print_plan, print_ranking
+    from launch.planner.search import Problem, every_plan, micro_batches
+    from launch.planner.step_time import default_rates
+
+    precision = config.engine.precision
+    rates = (
+        default_rates(cluster, precision) if arguments.profile is None else read_profile(arguments.profile, precision)
+    )
+    micro_batches(config, cluster.world)
+    traces = {on: trace_activations(config, bands, on, "cuda") for on in (False, True)}
+    problem = Problem(config, cluster, rates, traces, bands)
+    plans = every_plan(problem)
+    weights = traces[False].weights.total
+    print(
+        f"{config.model.name}, {weights / 1e6:.0f} million weights, {config.model.image_size} px, mask ratio "
+        f"{config.objective.mask_ratio:g}, {precision}, global batch {config.train.global_batch}, on {nodes} x {gpus} "  # type: ignore[attr-defined]
+        f"{machine.name}, {cluster.bandwidth / 1e9:.0f} GB/s between them"
+    )
+    print_ranking(print, plans, arguments.rows)
+    if not plans[0].reason:
+        print_plan(print, plans[0], problem)
+    print()
+    for line in answers(plans, problem, tiles, arguments.storage * 1e9):
+        print(line)
+    if plans[0].reason:
+        logger.error(f"no layout of {config.model.name} fits: take more or larger GPUs with --gpus or --gpu")
+        return 1
+    print("\nUse: " + " ".join(config_lines(plans[0])))
+    if arguments.write is not None:
+        _write(plans[0].config, arguments.write)
+    return 0
+
+
+def _write(config: PretrainConfig, path: Path) -> None:
+    from shards.config import dump_config
+    from shards.files.atomic import write_atomic
+
+    if not path.parent.is_dir():
+        raise ConfigError(f"--write {path}: no folder {path.parent}; make it first")
+    write_atomic(path, dump_config(config))
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""What a micro batch's forward and backward keep alive, from the real module on fake tensors: shapes without contents.
+
+A trace is a row of phases: the forward, then from each parameter's gradient to the next one's. What lives in each is
+affine in the micro batch from two batch-norm groups on (one group needs no joining, and is traced for itself; attention
+never writes its matrix), so two traces of small micro batches give every other one; a test holds that against a third.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from launch.planner.live_bytes import LiveBytes
+from pretrain.config import PretrainConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objective import MaeConfig
+from pretrain.models import spectral_features
+from pretrain.models.normalize import Normalizer
+from pretrain.models.registry import build_encoder
+from pretrain.models.vit import ViTEncoder
+from pretrain.objectives import masked_loss
+from pretrain.objectives.mae import MaskedAutoencoder
+
+Device = Literal["cpu", "cuda"]
+"""Whose sizes of parts the stem and the loss work in."""
+
+
+GROUPS = (1, 2, 4)
+"""Batch-norm groups of the micro batches that are traced."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """From one event to the next.
+
+    Attributes:
+        gradient: elements of the parameter whose gradient ends it, 0 for the forward.
+        module: that parameter's module.
+        peak: bytes of activations and of what is made on the way, weights and finished gradients left out.
+        made: bytes of all tensors that it makes.
+    """
+
+    gradient: int
+    module: str
+    peak: int
+    made: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a model: elements of each trained parameter in the order of its gradients, bytes of its buffers, and elements
+    of the largest module's own parameters."""
+
+    elements: tuple[int, ...]
+    buffers: int
+    largest: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.elements)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Phases as functions of the micro batch.
+
+    Attributes:
+        weights: of the model that was traced.
+        group: samples of a batch-norm group.
+    """
+
+    weights: Weights
+    group: int
+    _traces: tuple[tuple[Phase, ...], ...]
+
+    def phases(self, micro_batch: int) -> list[Phase]:
+        """In the order of time."""
+        one, two, four = self._traces
+        if micro_batch == self.group:
+            return list(one)
+        share = micro_batch / (2 * self.group) - 1
+        return [
+            replace(small, peak=max(0, round(small.peak + share * (large.peak - small.peak))))
+            for small, large in zip(two, four, strict=True)
+        ]
+
+    @property
+    def made(self) -> float:
+        """Bytes of tensors that a tile's forward and backward make."""
+        return sum(phase.made for phase in self._traces[-1]) / (GROUPS[-1] * self.group)
+
+    def peak(self, micro_batch: int) -> int:
+        """Bytes at the worst moment."""
+        return max(phase.peak for phase in self.phases(micro_batch))
+
+
+def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, device: Device) -> Activations:
+    """Trace a run's module at one, two and four batch-norm groups.
+
+    Args:
+        config: model, objective and precision of the run.
+        bands: C of its tiles.
+        checkpointing: activation checkpointing, whatever the config says.
+        device: that the run is for.
+    """
+    group = config.model.bn_group
+    with _sizes_of_parts(device), FakeTensorMode():
+        module = build_module(config, bands)
+        for part in module.modules():
+            if hasattr(part, "recompute"):
+                part.recompute = checkpointing  # type: ignore[assignment]
+        traces = tuple(tuple(trace_phases(module, config, bands, groups * group)) for groups in GROUPS)
+        return Activations(_weights(module, traces[0]), group, traces)
+
+
+def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
+    """What a MAE run trains, with whatever contents torch gives it."""
+    model, mae = config.model, cast(MaeConfig, config.objective)
+    encoder = _encoder(model, bands)
+    decoder, normalize = mae.decoder, Normalizer([3000.0] * bands, [1732.0] * bands)
+    sizes = (mae.norm_pix, decoder.width, decoder.depth, decoder.heads, model.attention, mae.spectral_angle)
+    return MaskedAutoencoder(encoder, bands, mae.mask_ratio, *sizes, normalize)
+
+
+def _encoder(model: ModelConfig, bands: int) -> ViTEncoder:
+    encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
+    assert isinstance(encoder, ViTEncoder)
+    encoder.core.fix_positions()
+    return encoder
+
+
+def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:
+    """Images, mask noise and, where missing pixels don't count, which do: as the objective hands them to the module."""
+    size, mae = config.model.image_size, cast(MaeConfig, config.objective)
+    floats = config.augment.crop_scale is not None
+    images = torch.zeros(micro_batch, bands, size, size, dtype=torch.float32 if floats else torch.int16)
+    noise = torch.rand(micro_batch, module.num_patches)
+    valid = [torch.ones(micro_batch, 1, size, size, dtype=torch.bool), torch.ones(())] if mae.ignore_nodata else []
+    return [images, noise, *valid]
+
+
+def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, micro_batch: int) -> Iterator[Phase]:
+    """Forward and backward of one micro batch, counted."""
+    names = {parameter: name.rpartition(".")[0] for name, parameter in module.named_parameters()}
+    arguments = inputs(config, module, bands, micro_batch)
+    phases: list[Phase] = []
+    with LiveBytes() as live:
+        live.add([*module.parameters(), *module.buffers(), *arguments])
+        base = live.now
+        live.restart()
+        live.made = 0
+
+        def ready(parameter: Tensor) -> None:
+            phases.append(
+                Phase(
+                    parameter.numel(),
+                    names[cast(nn.Parameter, parameter)],
+                    live.peak - base,
+                    live.made - sum(one.made for one in phases),
+                )
+            )
+            parameter.grad = None
+            live.restart()
+
+        hooks = [parameter.register_post_accumulate_grad_hook(ready) for parameter in module.parameters()]
+        precision = config.engine.precision
+        with torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext():
+            loss = module(*arguments)[0].mean()
+        phases.append(Phase(0, "forward", live.peak - base, live.made - sum(one.made for one in phases)))
+        live.restart()
+        loss.backward()
+    for hook in hooks:
+        hook.remove()
+    for norm in _pending(module):
+        norm.take_pending()
+    return iter(phases)
+
+
+def _pending(module: nn.Module) -> list:
+    from pretrain.models.batchnorm import grouped_batch_norms
+
+    return grouped_batch_norms(module)
+
+
+def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
+    own = [sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules()]
+    buffers = sum(one.numel() * one.element_size() for one in module.buffers())
+    return Weights(tuple(phase.gradient for phase in phases if phase.gradient), buffers, max(own))
+
+
+@contextmanager
+def _sizes_of_parts(device: Device) -> Iterator[None]:
+    """Fake tensors are on the CPU; what the stem and the loss do at a time is to be that of the run's device."""
+    tables = (spectral_features.PIXELS, masked_loss.VALUES)
+    kept = [table["cpu"] for table in tables]
+    for table in tables:
+        table["cpu"] = table[device]
+    try:
+        yield
+    finally:
+        for table, value in zip(tables, kept, strict=True):
+            table["cpu"] = value

@@ -1,0 +1,196 @@
+"""Memory of one GPU over a training step, by part: what DeepSpeed 0.19.8 allocates as our engine sets it up.
+
+Read from its source (runtime/zero/stage3.py, stage_1_and_2.py, engine.py) and held against counted tensors by
+tools/bench_plan.py. With P trained weights, N processes and w bytes a weight (4, under bf16 2):
+
+========= ================ ========== ======================== =========== ========================================
+stage     weights          master     gradients                AdamW       buckets of ``reduce_bucket_size``
+========= ================ ========== ======================== =========== ========================================
+0         4P               none       4P                       8P          none; a flat copy of the gradients
+1         wP               4P/N       wP until the step        8P/N        one for each dtype of communication
+2         wP               4P/N       4P/N                     8P/N        one for each dtype of communication
+3         wP/N             4P/N       4P/N                     8P/N        kept for good, one for each dtype
+========= ================ ========== ======================== =========== ========================================
+
+Where communication overlaps with the backward pass (on GPUs), stages 1 and 2 have each bucket twice. Stage 3 adds the
+weights that are gathered: of one process alone they are views.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from launch.planner.activations import Activations, Device, Phase, Weights
+from pretrain.config import PretrainConfig
+from pretrain.config.engine import EngineConfig
+from pretrain.config.optim import OptimConfig
+
+Bytes = dict[str, int]
+"""Memory by part."""
+
+REUSE = 1_000_000_000  # stage3_max_reuse_distance and stage3_max_live_parameters in pretrain/engine/zero.py
+TILE_SIZE = 128  # pixels that SpectralEarth's tiles measure: read whole, whatever is cut from them
+FALLBACK = 500_000_000  # elements of a flat copy at stage 0 (DeepSpeedEngine.buffered_allreduce_fallback)
+RUNTIME = 1_500_000_000  # CUDA context, cuBLAS and NCCL's buffers: a usual figure, not measured by us
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The worst moment of a step.
+
+    Attributes:
+        when: in words.
+        parts: bytes by part at that moment.
+    """
+
+    when: str
+    parts: Bytes
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How weights are spread.
+
+    Attributes:
+        stage: of ZeRO.
+        precision: the engine's.
+        world: processes.
+        device: ``cuda`` overlaps communication with the backward pass and reduces in place; ``cpu`` does neither.
+    """
+
+    stage: int
+    precision: str
+    world: int
+    device: Device
+
+    @property
+    def weight_bytes(self) -> int:
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def wires(self) -> tuple[int, ...]:
+        """Bytes of an element in each dtype that gradients travel in."""
+        return {"fp32": (4,), "autocast": (4, 2), "bf16": (2,)}[self.precision]
+
+    def share(self, size: int) -> int:
+        return -(-size // self.world)
+
+
+def peak_memory(
+    config: PretrainConfig, activations: Activations, layout: Layout, micro_batch: int, bands: int
+) -> Moment:
+    """The worst moment of a step under a layout, with the bytes of each part.
+
+    Args:
+        config: bucket sizes, optimizer, crops; its own stage, checkpointing and micro batch count for nothing.
+        activations: of the checkpointing that is meant.
+        bands: C of its tiles.
+    """
+    weights, engine = activations.weights, config.engine
+    kept = states(weights, config.optim, engine, layout) | _inputs(config, layout, micro_batch, bands)
+    moments = [
+        Moment(_when(phase), _sum(kept, parts))
+        for phase, parts in _backward(activations.phases(micro_batch), weights, engine, layout)
+    ]
+    moments.append(Moment("optimizer", _sum(kept, _optimizer(weights, layout))))
+    return max(moments, key=lambda moment: moment.total)
+
+
+def _when(phase: Phase) -> str:
+    return f"backward of {phase.module}" if phase.gradient else phase.module
+
+
+def _sum(one: Bytes, other: Bytes) -> Bytes:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
+
+
+def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: Layout) -> Bytes:
+    """What lives from step to step."""
+    total, width = weights.total, layout.weight_bytes
+    moments = 8 if optim.name == "adamw" else 4
+    parts = {"buffers": weights.buffers}
+    if layout.stage == 0:
+        return parts | {"weights": 4 * total, "optimizer": moments * total}
+    own = layout.share(total)
+    parts |= {"master": 4 * own, "optimizer": moments * own}
+    if layout.stage < 3:
+        left = width * total if layout.device == "cpu" else 0  # on a CPU stages 1 and 2 keep the first weights, too
+        return parts | {"weights": width * total + left}
+    small = sum(one for one in weights.elements if one <= engine.param_persistence_threshold)
+    gathered = {} if layout.world == 1 else {"gathered": _gather_bytes(layout) * small}
+    buckets = sum(layout.wires) * engine.buckets(total)[0]
+    return parts | {"weights": width * own, "gradients": 4 * own, "buckets": buckets} | gathered
+
+
+def _gather_bytes(layout: Layout) -> int:
+    return 4 if layout.precision == "fp32" else 2
+
+
+def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int) -> Bytes:
+    """Tiles as they were read, resampled images beside them, mask noise; on GPUs also the runtime's own memory."""
+    size = config.model.image_size
+    resampled = config.augment.crop_scale is not None
+    tiles = 2 * bands * (TILE_SIZE if resampled else size) ** 2
+    images = 4 * bands * size**2 if resampled else 0
+    noise = 4 * (size // config.model.patch_size) ** 2
+    parts = {"inputs": micro_batch * (tiles + images + noise)}
+    return parts | ({"runtime": RUNTIME} if layout.device == "cuda" else {})
+
+
+def _backward(
+    phases: list[Phase], weights: Weights, engine: EngineConfig, layout: Layout
+) -> Iterator[tuple[Phase, Bytes]]:
+    """What each phase adds: activations, gradients on their way, gathered weights."""
+    done, waiting, bucket = 0, 0, engine.buckets(weights.total)[0]
+    for phase in phases:
+        reduced = 0
+        if phase.gradient and waiting + phase.gradient > bucket:
+            reduced, waiting = waiting, 0
+        parts = {"activations": phase.peak} | _gradients(done, reduced, phase.gradient > 0, bucket, layout)
+        yield phase, parts | _gathered(done, weights, engine, layout)
+        done, waiting = done + phase.gradient, waiting + phase.gradient
+    if layout.stage == 1:  # what the bucket doesn't hold lives twice: as it was and averaged
+        waiting = 0
+        rest = 4 * max(0, done - bucket)
+        last = _gradients(0, 0, True, bucket, layout) | {"gradients": rest + 4 * layout.share(done)}
+    else:
+        last = _gradients(done, waiting, True, bucket, layout)
+    yield Phase(0, "last reduction", 0, 0), last
+
+
+def _gradients(done: int, reduced: int, begun: bool, bucket: int, layout: Layout) -> Bytes:
+    """Finished gradients, the buckets that come and go with them, and what a reduction of ``reduced`` makes."""
+    wire = min(layout.wires)
+    if layout.stage == 3:
+        copies = 2 if layout.device == "cpu" else 1  # gloo has no reduce-scatter: an all-reduce of another copy
+        cast = 1 if layout.precision == "autocast" else 0
+        return {"reduction": (copies + cast) * wire * reduced + (4 * layout.share(reduced) if wire < 4 else 0)}
+    if layout.stage == 0:
+        return {"gradients": 4 * done, "reduction": 4 * min(reduced, FALLBACK)}
+    doubled = 2 if layout.device == "cuda" else 1
+    buckets = doubled * len(layout.wires) * layout.weight_bytes * bucket if begun else 0
+    if layout.stage == 1:
+        return {"buckets": buckets, "gradients": layout.weight_bytes * done}
+    flat = wire * reduced if wire < 4 else 0
+    return {"buckets": buckets, "gradients": 4 * layout.share(done), "reduction": flat}
+
+
+def _gathered(done: int, weights: Weights, engine: EngineConfig, layout: Layout) -> Bytes:
+    """ZeRO-3's whole weights: those whose next use is near stay, others are fetched a bucket ahead."""
+    if layout.stage < 3 or layout.world == 1:
+        return {}
+    ahead = engine.buckets(weights.total)[1] + weights.largest
+    live = min(weights.total - done, max(REUSE // 2 + ahead - done, ahead))
+    return {"gathered": _gather_bytes(layout) * live}
+
+
+def _optimizer(weights: Weights, layout: Layout) -> Bytes:
+    """What the update makes beside the states: gradients, and their copy as one flat tensor."""
+    if layout.stage == 0:
+        return {"gradients": 4 * weights.total}
+    own = 4 * layout.share(weights.total)
+    flat = own if layout.stage == 3 or layout.precision != "bf16" else 0
+    return {"gradients": own, "flat gradients": flat} if layout.stage < 3 else {"flat gradients": flat}

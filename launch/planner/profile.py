@@ -1,0 +1,62 @@
+"""What a device was measured to achieve, as a file: made by --calibrate, taken by --profile."""
+
+import json
+from pathlib import Path
+
+from launch.planner.step_time import EFFICIENCY, Rates
+from shards.config import ConfigModel, check_config, parse_values
+from shards.errors import ConfigError
+from shards.files.atomic import write_atomic
+from shards.files.text import read_text_file
+
+
+class Profile(ConfigModel):
+    """One measured device.
+
+    Attributes:
+        device: its name.
+        precision: of the measured steps.
+        model: that they trained.
+        flops: achieved FLOP/s by part: stem, encoder, decoder.
+        optimizer: bytes/s of the update.
+        fixed: seconds of a micro batch that no operation explains.
+    """
+
+    device: str
+    precision: str
+    model: str
+    flops: dict[str, float]
+    optimizer: float
+    fixed: float
+
+    def rates(self, source: str) -> Rates:
+        """For the planner."""
+        return Rates(self.flops, self.optimizer, None, self.fixed, f"measured on {self.device} ({source})")
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Write it whole or not at all."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--calibrate {path}: no folder {path.parent}; make it first")
+    write_atomic(path, json.dumps(profile.model_dump(), indent=1) + "\n")
+
+
+def read_profile(path: Path, precision: str) -> Rates:
+    """The rates of a profile.
+
+    Raises:
+        ConfigError: it can't be read, is no profile, or is of another precision.
+    """
+    where = f"--profile {path}"
+    try:
+        values = parse_values(read_text_file(path, where), where, ".json")
+        profile = check_config(values, Profile, where)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; write a profile with --calibrate FILE") from None
+    if not all(profile.flops.get(part, 0) > 0 for part in EFFICIENCY) or profile.optimizer <= 0:
+        raise ConfigError(f"--profile {path}: it lacks a positive rate of {', '.join(EFFICIENCY)} or the optimizer")
+    if profile.precision != precision:
+        raise ConfigError(
+            f"--profile {path}: measured at precision {profile.precision}, but engine.precision is {precision}"
+        )
+    return profile.rates(str(path))

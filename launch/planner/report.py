@@ -1,0 +1,162 @@
+"""The plan in words: tables, the answers that users ask for, and the lines to put into a config."""
+
+from collections.abc import Callable, Sequence
+
+from launch.planner.loader import Tiles, reading
+from launch.planner.search import Plan, Problem
+
+WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
+ENOUGH = 0.9  # efficiency below which we call it the end of scaling
+
+Say = Callable[[str], None]
+
+
+def print_ranking(say: Say, plans: Sequence[Plan], shown: int) -> None:
+    """The fastest that fit, then the nearest misses with their reasons."""
+    fitting = [plan for plan in plans if not plan.reason]
+    say(f"\n{len(fitting)} of {len(plans)} layouts fit; the fastest:")
+    say("  ZeRO  checkpointing  micro batch   GB/GPU   step s   tiles/s  exposed comm")
+    for plan in fitting[:shown]:
+        say(_row(plan))
+    missing = sorted((plan for plan in plans if plan.reason), key=lambda plan: plan.moment.total)
+    if missing:
+        say("These don't fit, the nearest first:")
+    for plan in missing[:3]:
+        say(f"{_row(plan)}  {plan.reason}")
+
+
+def _row(plan: Plan) -> str:
+    time, checkpointing = plan.time, "on" if plan.checkpointing else "off"
+    return (
+        f"  {plan.stage:>4}  {checkpointing:>13}  {plan.micro_batch:>11}  "
+        f"{plan.moment.total / 1e9:>7.1f}  {time.seconds:>7.3f}  {time.tiles_per_s:>8.0f}  "
+        f"{time.exposed * 1e3:>9.1f} ms"
+    )
+
+
+def print_plan(say: Say, plan: Plan, problem: Problem) -> None:
+    """Memory and time of one plan by part, and what the whole run costs."""
+    say(f"\nMemory per GPU, at its worst ({plan.moment.when}):")
+    for part, size in sorted(plan.moment.parts.items(), key=lambda one: -one[1]):
+        if size >= 5e6:
+            say(f"  {part:<16} {size / 1e9:8.2f} GB")
+    say(f"  {'all':<16} {plan.moment.total / 1e9:8.2f} GB of {problem.cluster.machine.memory / 1e9:.1f}")
+    time, world = plan.time, problem.cluster.world
+    say("Time of a step:")
+    for part, seconds in time.parts.items():
+        if seconds > 0:
+            say(f"  {part:<16} {seconds * 1e3:8.1f} ms")
+    say(f"  {'communication':<16} {time.communication * 1e3:8.1f} ms, of which exposed {time.exposed * 1e3:.1f}")
+    peak = problem.cluster.machine.peak(plan.config.engine.precision)
+    say(f"  {'all':<16} {time.seconds * 1e3:8.1f} ms: {time.tiles_per_s:.0f} tiles/s, MFU {time.mfu(peak):.0%}")
+    steps = plan.config.train.steps
+    hours = steps * time.seconds / 3600
+    say(f"The run's {steps:,} steps: {hours:,.1f} hours, {hours * world:,.0f} GPU-hours; rates: {problem.rates.source}")
+
+
+def answers(plans: Sequence[Plan], problem: Problem, tiles: Tiles, storage: float) -> list[str]:
+    """Five questions as they apply to a config, each answered in a line or two.
+
+    Args:
+        plans: all layouts, ranked.
+        storage: bytes/s of the file system, for all nodes together.
+    """
+    fitting = [plan for plan in plans if not plan.reason]
+    if not fitting:
+        return [_fits(plans, problem)]
+    best = fitting[0]
+    return [
+        _fits(plans, problem),
+        _worth(fitting),
+        _fed(best, problem, tiles),
+        _storage(best, problem, tiles, storage),
+        *_scaling(fitting, problem),
+    ]
+
+
+def _fits(plans: Sequence[Plan], problem: Problem) -> str:
+    cluster, name = problem.cluster, problem.config.model.name
+    said = []
+    for checkpointing in (False, True):
+        sizes = [plan.micro_batch for plan in plans if plan.checkpointing == checkpointing and not plan.reason]
+        how = "with checkpointing" if checkpointing else "without"
+        said.append(f"{how} up to micro batch {max(sizes)}" if sizes else f"{how} at none")
+    fits = any(not plan.reason for plan in plans)
+    return (
+        f"Does {name} fit on {cluster.world} x {cluster.machine.name}? {'Yes' if fits else 'No'}: {', '.join(said)} "
+        f"(of those that divide the global batch of {problem.config.train.global_batch})."
+    )
+
+
+def _worth(fitting: Sequence[Plan]) -> str:
+    question = "Is ZeRO-3 worth it here?"
+    third = next((plan for plan in fitting if plan.stage == 3), None)
+    lower = next((plan for plan in fitting if plan.stage < 3), None)
+    if third is None:
+        return f"{question} No: its buckets and gathered weights leave no layout that fits."
+    if lower is None:
+        return f"{question} Yes: nothing else fits."
+    gain = third.time.tiles_per_s / lower.time.tiles_per_s - 1
+    saved = (lower.moment.total - third.moment.total) / 1e9
+    if gain > 0.01:
+        return f"{question} Yes: {gain:.1%} faster than ZeRO-{lower.stage}, whose memory forces a slower layout."
+    speed = f"{-gain:.1%} faster" if gain < -0.01 else "as fast to 1 %"
+    return (
+        f"{question} No: ZeRO-{lower.stage} fits at micro batch {lower.micro_batch} and is {speed}; "
+        f"ZeRO-3's best layout takes {abs(saved):.1f} GB {'less' if saved > 0 else 'more'} per GPU."
+    )
+
+
+def _fed(best: Plan, problem: Problem, tiles: Tiles) -> str:
+    cluster, machine = problem.cluster, problem.cluster.machine
+    each = best.time.tiles_per_s / cluster.world
+    need = reading(tiles, each, cluster.gpus, machine.cores, 1.0)
+    enough = "enough" if need.fed >= cluster.gpus else "NOT enough: the run is bound by reading"
+    return (
+        f"How many GPUs can a node's cores feed? {machine.cores} cores decode {machine.cores * tiles.per_core:,.0f} "
+        f"{tiles.preset} tiles/s, a GPU trains on {each:.0f}: {need.fed:.1f} GPUs, for {cluster.gpus} that is {enough}"
+        f". A GPU reads {need.gpu / 1e9:.2f} GB/s, a node {need.node / 1e9:.2f} GB/s; {need.cores:.1f} cores decode it "
+        f"({tiles.source})."
+    )
+
+
+def _storage(best: Plan, problem: Problem, tiles: Tiles, storage: float) -> str:
+    cluster = problem.cluster
+    need = reading(tiles, best.time.tiles_per_s / cluster.world, cluster.gpus, cluster.machine.cores, storage)
+    return (
+        f"From how many nodes does the file system limit? At {storage / 1e9:g} GB/s for all, from {need.nodes:,} nodes "
+        f"of {cluster.gpus} GPUs on; data.stage (node-local copies) lifts it after the first epoch."
+    )
+
+
+def _scaling(fitting: Sequence[Plan], problem: Problem) -> list[str]:
+    """ZeRO-3 against ZeRO-1 or 2 with one micro batch of each GPU a step, the hardest case."""
+    third = next((plan for plan in fitting if plan.stage == 3), None)
+    if third is None:
+        return ["Where does ZeRO-3 stop scaling? It fits at no micro batch here."]
+    efficiency = {}
+    for stage in (3, 2):
+        alone = None
+        for world in WORLDS:
+            time = problem.plan(stage, third.checkpointing, third.micro_batch, world).time
+            each = time.tiles_per_s / world
+            alone = alone or (time.tiles / world) / sum(time.parts.values())
+            efficiency[stage, world] = each / alone
+    end = next((world for world in WORLDS if efficiency[3, world] < ENOUGH), None)
+    where = f"below {ENOUGH:.0%} from {end} GPUs on" if end else f"not up to {WORLDS[-1]} GPUs"
+    lines = [
+        f"Where does ZeRO-3 stop scaling? By the model (micro batch {third.micro_batch}, not accumulated) {where}:",
+        "  GPUs      " + "".join(f"{world:>7}" for world in WORLDS),
+    ]
+    for stage in (3, 2):
+        lines.append(f"  ZeRO-{stage}    " + "".join(f"{efficiency[stage, world]:>7.0%}" for world in WORLDS))
+    return lines
+
+
+def config_lines(plan: Plan) -> list[str]:
+    """Overrides that make a run take the plan."""
+    return [
+        f"engine.zero_stage={plan.stage}",
+        f"engine.activation_checkpointing={plan.config.engine.activation_checkpointing}",
+        f"train.micro_batch={plan.micro_batch}",
+    ]

@@ -1,0 +1,120 @@
+"""Every layout that a run could take on some GPUs, ranked by tiles/s; those that don't fit say why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launch.planner.activations import Activations
+from launch.planner.memory import Layout, Moment, peak_memory
+from launch.planner.network import Cluster
+from launch.planner.step_time import Rates, StepTime, scaled, step_time
+from pretrain.config import PretrainConfig
+from shards.errors import ConfigError
+
+ROOM = 0.94  # of a GPU's memory: torch's allocator loses some of it between tensors (a guess)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One layout.
+
+    Attributes:
+        config: the run's, with this layout.
+        moment: its worst moment.
+        time: of its step.
+        reason: why it doesn't fit, empty where it does.
+    """
+
+    config: PretrainConfig
+    moment: Moment
+    time: StepTime
+    reason: str
+
+    @property
+    def stage(self) -> int:
+        return self.config.engine.zero_stage
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.config.engine.activation_checkpointing == "blocks"
+
+    @property
+    def micro_batch(self) -> int:
+        return self.config.train.micro_batch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is planned for.
+
+    Attributes:
+        traces: activations without and with checkpointing.
+        bands: C of the tiles.
+    """
+
+    config: PretrainConfig
+    cluster: Cluster
+    rates: Rates
+    traces: Mapping[bool, Activations]
+    bands: int
+
+    def plan(self, stage: int, checkpointing: bool, micro_batch: int, world: int | None = None) -> Plan:
+        """One layout, on ``world`` GPUs; the run's own number by default.
+
+        Where ``world`` is given the global batch is one micro batch of each GPU.
+        """
+        cluster = self.cluster if world is None else scaled(self.cluster, world)
+        config = with_layout(self.config, stage, checkpointing, micro_batch)
+        if world is not None:
+            train = config.train.model_copy(update={"global_batch": micro_batch * world})
+            config = config.model_copy(update={"train": train})
+        layout = Layout(stage, config.engine.precision, cluster.world, "cuda")
+        trace = self.traces[checkpointing]
+        moment = peak_memory(config, trace, layout, micro_batch, self.bands)
+        weights = trace.weights.total
+        time = step_time(config, self.bands, weights, trace.made, layout, cluster, self.rates)
+        return Plan(config, moment, time, _misfit(moment, cluster))
+
+
+def with_layout(config: PretrainConfig, stage: int, checkpointing: bool, micro_batch: int) -> PretrainConfig:
+    """A run's config with another layout, its losses the same."""
+    policy = "blocks" if checkpointing else "none"
+    engine = config.engine.model_copy(update={"zero_stage": stage, "activation_checkpointing": policy})
+    train = config.train.model_copy(update={"micro_batch": micro_batch})
+    return config.model_copy(update={"engine": engine, "train": train})
+
+
+def micro_batches(config: PretrainConfig, world: int) -> list[int]:
+    """Sizes that come out whole: multiples of the batch-norm group whose rounds divide the global batch.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    whole, group = config.train.global_batch, config.model.bn_group
+    if whole % (world * group):
+        raise ConfigError(
+            f"train.global_batch {whole} must be a multiple of {world} GPUs x model.bn_group {group}; "
+            f"the nearest above is {-(-whole // (world * group)) * world * group}"
+        )
+    each = whole // world
+    return [size for size in range(group, each + 1, group) if each % size == 0]
+
+
+def every_plan(problem: Problem) -> list[Plan]:
+    """ZeRO 1 to 3, with and without checkpointing, at every micro batch: those that fit first, the fastest first."""
+    config = problem.config
+    stages = (2, 3) if config.engine.precision == "bf16" else (1, 2, 3)
+    plans = [
+        problem.plan(stage, checkpointing, micro_batch)
+        for stage in stages
+        for checkpointing in (False, True)
+        for micro_batch in micro_batches(config, problem.cluster.world)
+    ]
+    return sorted(plans, key=lambda plan: (bool(plan.reason), -plan.time.tiles_per_s, plan.moment.total))
+
+
+def _misfit(moment: Moment, cluster: Cluster) -> str:
+    room = ROOM * cluster.machine.memory
+    if moment.total <= room:
+        return ""
+    over, (part, size) = moment.total - room, max(moment.parts.items(), key=lambda one: one[1])
+    return f"{over / 1e9:.1f} GB too many; most are {part}, {size / 1e9:.1f} GB ({moment.when})"

@@ -1,0 +1,121 @@
+"""Time of an optimizer step by part: operations by what the device achieves, communication by NCCL's model.
+
+A part takes its FLOPs (metrics/flops.py) over the achieved FLOP/s, all parts together at least as long as the memory
+takes to write and read what they make. Communication hides behind the backward pass but for a share of it.
+"""
+
+from dataclasses import dataclass, replace
+
+from launch.planner.memory import Layout
+from launch.planner.network import Cluster, rounds_seconds, step_rounds
+from pretrain.config import PretrainConfig
+from pretrain.metrics.flops import recomputed_flops, sample_flops
+
+OVERLAP = 0.8  # share of compute that communication can hide behind: a guess until a run on a node measured it
+EXPOSED = 0.05  # share of communication that never hides
+OPTIMIZER_BYTES = 30  # a weight: reading gradient, master and both moments, writing them and the weight
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device achieves.
+
+    Attributes:
+        flops: FLOP/s by part: stem, encoder, decoder.
+        memory: bytes/s of the optimizer's update.
+        traffic: bytes/s of the memory behind forward and backward, None where the FLOP/s are measured with it.
+        fixed: seconds of a micro batch that no operation explains.
+        source: in words.
+    """
+
+    flops: dict[str, float]
+    memory: float
+    traffic: float | None
+    fixed: float
+    source: str
+
+
+EFFICIENCY = {"stem": 0.25, "encoder": 0.45, "decoder": 0.40}
+"""Shares of the peak without a calibration: guesses, after the MFU that others publish for transformers."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Of one optimizer step, in seconds.
+
+    Attributes:
+        parts: of what this GPU computes, communication left out.
+        communication: all of it, hidden or not.
+        exposed: what of it the step waits for.
+        tiles: of the step, on all GPUs.
+        flops: that the mathematics needs of one GPU.
+    """
+
+    parts: dict[str, float]
+    communication: float
+    exposed: float
+    tiles: int
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values()) + self.exposed
+
+    @property
+    def tiles_per_s(self) -> float:
+        return self.tiles / self.seconds
+
+    def mfu(self, peak: float) -> float:
+        """Model FLOPs utilization of one GPU."""
+        return self.flops / self.seconds / peak
+
+
+def default_rates(cluster: Cluster, precision: str) -> Rates:
+    """Guessed shares of the vendor's peak."""
+    machine = cluster.machine
+    flops = {part: share * machine.peak(precision) for part, share in EFFICIENCY.items()}
+    return Rates(flops, machine.hbm, machine.hbm, 0.0, "guessed shares of the peak, no calibration")
+
+
+def grouped_flops(config: PretrainConfig, bands: int) -> dict[str, float]:
+    """Operations of a tile by part: stem, encoder, decoder."""
+    found = sample_flops(config, bands)
+    known = {"stem": found.get("stem", 0), "decoder": found["decoder"]}
+    return {**known, "encoder": sum(found.values()) - sum(known.values())}
+
+
+def step_time(
+    config: PretrainConfig, bands: int, weights: int, made: float, layout: Layout, cluster: Cluster, rates: Rates
+) -> StepTime:
+    """One step of a run with this config.
+
+    Args:
+        weights: P.
+        made: bytes of tensors that a tile's forward and backward make.
+        layout: stage and precision; they may differ from the config's.
+    """
+    accumulation = config.accumulation(layout.world)
+    tiles = accumulation * config.train.micro_batch
+    flops = grouped_flops(config, bands)
+    parts = {part: tiles * flops[part] / rates.flops[part] for part in ("stem", "encoder", "decoder")}
+    again = recomputed_flops(config, bands)
+    parts["recomputation"] = tiles * again / rates.flops["encoder"]
+    compute = sum(parts.values())
+    if rates.traffic is not None and 2 * made * tiles / rates.traffic > compute:
+        parts["memory-bound rest"] = 2 * made * tiles / rates.traffic - compute
+        compute += parts["memory-bound rest"]
+    parts["other"] = accumulation * rates.fixed
+    own = weights if layout.stage == 0 else layout.share(weights)
+    parts["optimizer"] = OPTIMIZER_BYTES * own / rates.memory
+    engine = config.engine
+    width, wire = 4 if layout.precision == "fp32" else 2, min(layout.wires)
+    rounds = step_rounds(layout.stage, weights, width, wire, accumulation, *engine.buckets(weights))
+    talk = rounds_seconds(rounds, cluster)
+    exposed = max(talk - OVERLAP * compute, EXPOSED * talk)
+    return StepTime(parts, talk, exposed, tiles * layout.world, tiles * sum(flops.values()))
+
+
+def scaled(cluster: Cluster, world: int) -> Cluster:
+    """The same machines, ``world`` of them."""
+    gpus = min(world, cluster.gpus)
+    return replace(cluster, nodes=max(1, world // gpus), gpus=gpus)

@@ -1,0 +1,350 @@
+"""The DeepSpeed adapter: the one module that imports DeepSpeed and uses what DeepSpeed doesn't document.
+
+DeepSpeed's public checkpoints are bound to the world size and stage that wrote them, and its step computes the norm and
+applies the update in one call. This project needs the state of a training by parameter name, and a decision between
+norm and update. Both rely on private attributes of DeepSpeed's engine and optimizers. `start` checks that all of them
+exist, so that a version without them ends in one line at the start.
+"""
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import deepspeed
+import torch
+from packaging.specifiers import SpecifierSet
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.console import log
+from pretrain.engine.sharding import shard_of
+from shards.errors import ForgeError
+
+TESTED = ">=0.19.8,<0.20"
+"""Versions that the tests run with; setup.cfg requires the same."""
+
+NO_NORM = -1.0
+"""Stands for the gradient norm of a step whose gradients overflowed before the norm was computed."""
+
+NormAccept = Callable[["Tensor | float"], bool]
+"""From the gradient norm before clipping to whether the step is applied; every rank gets the same answer."""
+
+
+def init_distributed() -> None:
+    """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+    warnings.filterwarnings("ignore", module="torch.distributed")  # deprecations inside DeepSpeed, on every step
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "gloo":
+        # DeepSpeed compiles its shared-memory collectives at the first start, for two minutes; gloo needs none.
+        _require(deepspeed, ["ops.__compatible_ops__"], "deepspeed")
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(distributed.device())
+        # keep the last operations of every rank and dump them when a collective hangs
+        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(backend, verbose=False)
+
+
+def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> "DeepSpeedAdapter":
+    """Initialize DeepSpeed and return the adapter of the config's ZeRO stage.
+
+    Args:
+        model: on this rank's device.
+        config: DeepSpeed's dict.
+
+    Raises:
+        ForgeError: this version of DeepSpeed lacks an attribute that the adapter uses.
+    """
+    if not SpecifierSet(TESTED).contains(deepspeed.__version__, prereleases=True):
+        log(f"WARNING: DeepSpeed {deepspeed.__version__} is outside of the tested versions {TESTED}")
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    stages = (StageZero, PartitionedOptimizer, PartitionedOptimizer, PartitionedWeights)
+    return stages[config["zero_optimization"]["stage"]](engine)
+
+
+class DeepSpeedAdapter(ABC):
+    """A model under DeepSpeed at one ZeRO stage. All ranks must call its methods alike: most are collective.
+
+    Weights are whole ones, those of the fp32 master where there is one.
+
+    Attributes:
+        engine, optimizer: DeepSpeed's.
+        module: the model.
+        MODULE, ENGINE, OPTIMIZER: names that it uses of DeepSpeed itself and of these two.
+    """
+
+    MODULE: ClassVar[Sequence[str]] = ()
+    ENGINE: ClassVar[Sequence[str]] = ("module", "optimizer", "global_steps", "was_step_applied")
+    OPTIMIZER: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, engine: Any) -> None:
+        _require(deepspeed, self.MODULE, "deepspeed")
+        _require(engine, self.ENGINE, type(engine).__name__)
+        _require(engine.optimizer, self.OPTIMIZER, type(engine.optimizer).__name__)
+        self.engine, self.optimizer = engine, engine.optimizer
+        self.module: nn.Module = engine.module
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, those before a resume included."""
+        return self.engine.global_steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self.engine.global_steps = value
+
+    @property
+    @abstractmethod
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer inside DeepSpeed's."""
+
+    @abstractmethod
+    def step(self, accept: NormAccept | None) -> bool:
+        """End the last micro batch of an optimizer step, and take the step unless ``accept`` refuses it.
+
+        Returns:
+            Whether the weights moved.
+        """
+
+    @abstractmethod
+    def flat_partitions(self) -> Iterable[Tensor]:
+        """Return the tensors that the torch optimizer steps: this rank's flat fp32 partitions, or the parameters."""
+
+    def get_weight(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.data
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.data.copy_(value)
+
+    def get_frozen(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.data
+
+    def set_frozen(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.data.copy_(value)
+
+    @abstractmethod
+    def get_moment(self, parameter: nn.Parameter, name: str) -> Tensor: ...
+
+    @abstractmethod
+    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None: ...
+
+    def link_moments(self) -> None:  # noqa: B027  # stages 1 and 2 alone need it
+        """Let parameters find moments that exist already; needed before they are read or set."""
+
+    def refresh_model_copies(self) -> None:  # noqa: B027  # stage 0 has no copies
+        """Update the copies of weights that the forward uses from fp32 masters that were set."""
+
+    def shard_of(self, parameter: nn.Parameter) -> Tensor:
+        """Return this rank's 1/N of a trained weight, flat, fp32, padded with zeros (see `sharding.shard_of`)."""
+        return shard_of(parameter.detach())
+
+    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        return tuple(parameter.shape)
+
+
+class StageZero(DeepSpeedAdapter):
+    """Stage 0: gradients are whole and reduced before DeepSpeed's step, which moves nothing without gradients."""
+
+    ENGINE = (*DeepSpeedAdapter.ENGINE, "clip_fp32_gradients")
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self._refused = False
+        self._clip_gradients = engine.clip_fp32_gradients
+        engine.clip_fp32_gradients = self._clip_unless_refused
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def step(self, accept: NormAccept | None) -> bool:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self._refused = accept is not None and not accept(torch.nn.utils.get_total_norm(gradients))
+        if self._refused:
+            for parameter in self.module.parameters():
+                parameter.grad = None
+        self.engine.step()
+        return not self._refused and self.engine.was_step_applied()
+
+    def _clip_unless_refused(self) -> None:
+        if not self._refused:  # DeepSpeed's function fails without gradients
+            self._clip_gradients()
+
+    def flat_partitions(self) -> Iterable[Tensor]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def get_moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+        return self.optimizer.state[parameter][name]
+
+    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        self.optimizer.state[parameter][name].copy_(value)
+
+
+class PartitionedAdapter(DeepSpeedAdapter):
+    """Stages 1 to 3.
+
+    A ZeRO optimizer computes the norm and applies the update in one call. In between it reports to its loss scaler
+    whether a gradient was non-finite, and discards the step if ``overflow`` is set. This wraps both methods on the
+    instance: the norm is kept when it is computed, and ``overflow`` is set where the step is refused.
+
+    Attributes:
+        NORM: name of the method that computes the norm.
+    """
+
+    NORM: ClassVar[str]
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        _require(self.optimizer, [self.NORM], type(self.optimizer).__name__)
+        self._accept: NormAccept | None = None
+        self._norm: Tensor | float = NO_NORM
+        self._compute_norm = getattr(self.optimizer, self.NORM)
+        self._report_overflow = self.optimizer._update_scale
+        setattr(self.optimizer, self.NORM, self._compute_and_keep_norm)
+        self.optimizer._update_scale = self._decide
+
+    def step(self, accept: NormAccept | None) -> bool:
+        self._accept, self._norm = accept, NO_NORM
+        self.engine.step()
+        return self.engine.was_step_applied()
+
+    def _compute_and_keep_norm(self) -> Any:
+        measured = self._compute_norm()
+        self._norm = self._combined(measured)
+        return measured
+
+    def _combined(self, measured: Any) -> Tensor | float:
+        return measured
+
+    def _decide(self, overflow: bool) -> None:
+        accepted = self._accept is None or self._accept(self._norm)
+        self.optimizer.overflow = overflow or not accepted
+        self._report_overflow(self.optimizer.overflow)
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+    def get_weight(self, parameter: nn.Parameter) -> Tensor:
+        return deepspeed.utils.safe_get_full_fp32_param(parameter)
+
+    def get_moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+        return deepspeed.utils.safe_get_full_optimizer_state(parameter, name)
+
+
+class PartitionedOptimizer(PartitionedAdapter):
+    """Stages 1 and 2: every rank has the weights, and 1/N of the fp32 masters and moments."""
+
+    NORM = "scaled_global_norm"
+    MODULE = (
+        "utils.safe_get_full_fp32_param utils.safe_set_full_fp32_param utils.safe_get_full_optimizer_state "
+        "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups"
+    ).split()
+    OPTIMIZER = (
+        "_update_scale overflow optimizer single_partition_of_fp32_groups _hp_optimizer_states_linked "
+        "_lazy_init_hp_params_optimizer_state real_dp_process_group parallel_partitioned_bit16_groups "
+        "bit16_groups_flat nccl_start_alignment_factor allgather_bucket_size"
+    ).split()
+
+    def flat_partitions(self) -> Iterable[Tensor]:
+        return self.optimizer.single_partition_of_fp32_groups
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+
+    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        deepspeed.utils.safe_set_full_optimizer_state(parameter, value, name)
+
+    def link_moments(self) -> None:
+        """DeepSpeed links parameters to moments once, for the first group only; link those of all groups."""
+        self.optimizer._hp_optimizer_states_linked = False
+        self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def refresh_model_copies(self) -> None:
+        optimizer = self.optimizer
+        for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+            rank = torch.distributed.get_rank(group=optimizer.real_dp_process_group[group])
+            optimizer.parallel_partitioned_bit16_groups[group][rank].data.copy_(flat.data)
+        deepspeed.runtime.utils.all_gather_dp_groups(
+            groups_flat=optimizer.bit16_groups_flat,
+            partitioned_param_groups=optimizer.parallel_partitioned_bit16_groups,
+            dp_process_group=optimizer.real_dp_process_group,
+            start_alignment_factor=optimizer.nccl_start_alignment_factor,
+            allgather_bucket_size=optimizer.allgather_bucket_size,
+        )
+
+
+class PartitionedWeights(PartitionedAdapter):
+    """Stage 3: every rank has 1/N of the weights, too."""
+
+    NORM = "_get_norm_groups"
+    MODULE = (
+        "utils.safe_get_full_fp32_param utils.safe_get_local_fp32_param utils.safe_set_local_fp32_param "
+        "utils.safe_get_full_optimizer_state utils.safe_set_local_optimizer_state "
+        "runtime.utils.combine_grad_norm_groups zero.GatheredParameters"
+    ).split()
+    OPTIMIZER = (
+        "_update_scale overflow optimizer fp32_partitioned_groups_flat fp16_partitioned_groups_flat "
+        "_partition_all_parameters _unflatten_partitioned_parameters persistent_parameters"
+    ).split()
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        for parameter in engine.module.parameters():
+            _require(parameter, ("ds_shape", "partition", "all_gather"), type(parameter).__name__)
+
+    def _combined(self, measured: Any) -> Tensor | float:
+        return deepspeed.runtime.utils.combine_grad_norm_groups(measured)
+
+    def flat_partitions(self) -> Iterable[Tensor]:
+        return self.optimizer.fp32_partitioned_groups_flat
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        # safe_set_full_fp32_param fails where the ranks don't divide the number of elements
+        deepspeed.utils.safe_set_local_fp32_param(parameter, shard_of(value))
+
+    def get_frozen(self, parameter: nn.Parameter) -> Tensor:
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.data.clone()
+
+    def set_frozen(self, parameter: nn.Parameter, value: Tensor) -> None:
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if distributed.is_main():
+                parameter.data.copy_(value)
+
+    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        deepspeed.utils.safe_set_local_optimizer_state(parameter, shard_of(value), name)
+
+    def refresh_model_copies(self) -> None:
+        optimizer = self.optimizer
+        optimizer._partition_all_parameters()  # an evaluation or a refused step leaves weights gathered
+        for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            optimizer.fp16_partitioned_groups_flat[group].data.copy_(flat.data)
+            optimizer._unflatten_partitioned_parameters(group)
+        persistent = optimizer.persistent_parameters
+        if persistent:  # these stay gathered between steps, so they are copies too
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    def shard_of(self, parameter: nn.Parameter) -> Tensor:
+        return deepspeed.utils.safe_get_local_fp32_param(parameter).flatten()
+
+    def shape(self, parameter: Any) -> tuple[int, ...]:
+        return tuple(parameter.ds_shape)
+
+
+def _require(owner: Any, names: Iterable[str], called: str) -> None:
+    """Raise ForgeError where an object lacks one of the dotted names."""
+    for name in names:
+        try:
+            attrgetter(name)(owner)
+        except AttributeError:
+            raise ForgeError(
+                f"DeepSpeed {deepspeed.__version__} has no {called}.{name}, which this version of SpectralForge uses: "
+                f"pip install 'deepspeed{TESTED}'"
+            ) from None

@@ -1,0 +1,67 @@
+"""MLflow."""
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from pretrain.config.loggers import MlflowConfig
+from pretrain.metrics.loggers.logger import LoggedRun, Logger, missing_package
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""Of a server that doesn't answer: MLflow's own are minutes, in which the training would wait."""
+
+
+class Mlflow(Logger):
+    """Logs to an MLflow run; a resumed run continues the same MLflow run.
+
+    The run is written to ``mlflow/`` in the run folder, unless the config or ``MLFLOW_TRACKING_URI`` names a server.
+    """
+
+    def __init__(self, config: MlflowConfig, run: LoggedRun) -> None:
+        for name, limit in LIMITS.items():
+            os.environ.setdefault(name, limit)
+        try:
+            from mlflow.tracking import MlflowClient
+        except ImportError:
+            raise missing_package("mlflow", "mlflow-skinny") from None
+        uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or (run.folder / "mlflow").resolve().as_uri()
+        if uri.startswith("file:"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self._client = MlflowClient(uri)
+        self._run_id = run.read_id("mlflow") or self._create(config, run)
+        self._client.update_run(self._run_id, status="RUNNING")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run_id, [Metric(name, float(one), now, step) for name, one in values.items()])
+
+    def figure(self, step: int, name: str, figure: "Figure") -> None:
+        self._client.log_figure(self._run_id, figure, f"{name}/step-{step:08d}.png")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)
+
+    def _create(self, config: MlflowConfig, run: LoggedRun) -> str:
+        from mlflow.entities import Param
+
+        found = self._client.get_experiment_by_name(config.experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(config.experiment)
+        run_id: str = self._client.create_run(experiment, run_name=config.run_name or run.folder.name).info.run_id
+        params = [Param(key, str(value)[:500]) for key, value in _flat(run.config)]
+        for begin in range(0, len(params), 100):  # of one request at most
+            self._client.log_batch(run_id, params=params[begin : begin + 100])
+        run.write_id("mlflow", run_id)
+        return run_id
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the values of nested sections under dotted keys."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return found

@@ -1,0 +1,202 @@
+"""The planner: NCCL's model by hand, activations affine in the micro batch, what fits and why, advice that loads."""
+
+from dataclasses import replace
+
+import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from launch.plan import main
+from launch.planner import activations
+from launch.planner.activations import trace_activations
+from launch.planner.loader import Tiles, reading
+from launch.planner.machines import MACHINES
+from launch.planner.memory import Layout, peak_memory, states
+from launch.planner.network import Cluster, collective_seconds, step_rounds
+from launch.planner.search import Problem, every_plan, micro_batches
+from launch.planner.step_time import default_rates
+from pretrain.config import PretrainConfig
+from shards.config import dump_config, load_config
+from shards.errors import ConfigError
+
+TINY = {
+    "run": {"dir": "runs/planned"},
+    "data": {"shards": "nowhere"},
+    "augment": {"crop_scale": None},
+    "model": {"name": "spec_vit_tiny", "image_size": 32, "bn_group": 4},
+    "objective": {"mask_ratio": 0.75, "decoder": {"width": 64, "depth": 2, "heads": 2}},
+    "train": {"steps": 100, "global_batch": 64, "micro_batch": 8},
+    "engine": {"precision": "fp32"},
+}
+NODE = Cluster(MACHINES["h100"], 1, 8)
+
+
+@pytest.fixture(scope="module")
+def config() -> PretrainConfig:
+    return PretrainConfig.model_validate(TINY)
+
+
+@pytest.fixture(scope="module")
+def problem(config) -> Problem:
+    traces = {on: trace_activations(config, 202, on, "cuda") for on in (False, True)}
+    return Problem(config, NODE, default_rates(NODE, "fp32"), traces, 202)
+
+
+@pytest.fixture
+def written(tmp_path, config):
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(config))
+    return path
+
+
+def _refused(capsys, *arguments) -> str:
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+# ---- network ----
+
+
+def test_collectives_take_what_nccls_model_says():
+    """A gigabyte over NVLink is all bandwidth; a kilobyte is all latency, and by the protocol of least."""
+    large = 8.4e-6 + 7 * 3.4e-6 + 1e9 * 7 / 8 / 361e9
+    assert collective_seconds("all_gather", 1e9, NODE) == pytest.approx(large)
+    small = 6.6e-6 + 7 * 0.6e-6 + 1e3 * 7 / 8 / (361e9 * 0.25)
+    assert collective_seconds("reduce_scatter", 1e3, NODE) == pytest.approx(small)
+    assert collective_seconds("all_reduce", 1e3, NODE) == pytest.approx(2 * small - 6.6e-6)
+    assert collective_seconds("all_gather", 1e9, replace(NODE, gpus=1)) == 0.0
+    nodes = Cluster(MACHINES["h100"], 4, 8, net=50e9)
+    far = 8.4e-6 + 28 * 3.4e-6 + 3 * 14e-6 + 1e9 * 31 / 32 / 50e9
+    assert collective_seconds("all_gather", 1e9, nodes) == pytest.approx(far)
+
+
+def test_stage_three_gathers_in_each_micro_batch_what_it_has_not_kept():
+    gathers, scatters = step_rounds(3, 2_000_000_000, 2, 2, 4, 50_000_000, 100_000_000)
+    assert gathers.size == 4 * 2 * 2_000_000_000 * (2 - 0.25)
+    assert gathers.count == 4 * (20 + 15)
+    assert (scatters.count, scatters.size) == (4 * 40, 4 * 2 * 2_000_000_000)
+    (reduces, once) = step_rounds(1, 2_000_000_000, 2, 2, 4, 50_000_000, 0)
+    assert (reduces.kind, reduces.count) == ("all_reduce", 40)
+    assert once.size == 2 * 2_000_000_000
+    assert step_rounds(2, 2_000_000_000, 2, 2, 4, 50_000_000, 0)[0].count == 160
+
+
+# ---- memory ----
+
+
+def test_activations_are_affine_in_the_micro_batch(config, problem):
+    predicted = problem.traces[False].phases(24)
+    with activations._sizes_of_parts("cuda"), FakeTensorMode():
+        measured = list(activations.trace_phases(activations.build_module(config, 202), config, 202, 24))
+    for one, other in zip(predicted, measured, strict=True):
+        assert one.peak == pytest.approx(other.peak, rel=0.01, abs=1e5)
+
+
+def test_checkpointing_and_stages_save_what_they_promise(config, problem):
+    plain, again = (max(phase.peak for phase in problem.traces[on].phases(32)) for on in (False, True))
+    assert again < 0.75 * plain
+    weights, parts = problem.traces[False].weights, {}
+    for stage in (1, 2, 3):
+        parts[stage] = states(weights, config.optim, config.engine, Layout(stage, "bf16", 8, "cuda"))
+    assert parts[1]["optimizer"] == parts[3]["optimizer"] == 8 * -(-weights.total // 8)
+    assert parts[1]["weights"] == 2 * weights.total
+    assert parts[3]["weights"] == 2 * -(-weights.total // 8)
+    layouts = [Layout(3, "fp32", world, "cuda") for world in (4, 8)]
+    four, eight = (peak_memory(config, problem.traces[False], one, 8, 202).total for one in layouts)
+    assert eight < four
+
+
+def test_what_does_not_fit_says_what_is_in_the_way(problem):
+    totals = sorted(plan.moment.total for plan in every_plan(problem))
+    memory = totals[len(totals) // 2] / 0.94
+    plans = every_plan(replace(problem, cluster=replace(NODE, machine=replace(NODE.machine, memory=memory))))
+    missing = [plan for plan in plans if plan.reason]
+    assert missing and not all(plan.reason for plan in plans)
+    assert all(plan.moment.total > 0.94 * memory for plan in missing)
+    assert "GB too many; most are" in missing[0].reason
+    fitting = [plan.time.tiles_per_s for plan in plans if not plan.reason]
+    assert fitting == sorted(fitting, reverse=True)
+
+
+def test_micro_batches_come_out_whole(config):
+    assert micro_batches(config, 2) == [4, 8, 16, 32]
+    with pytest.raises(ConfigError, match=r"a multiple of 32 GPUs x model.bn_group 4; the nearest above is 128"):
+        micro_batches(config, 32)
+
+
+# ---- reading ----
+
+
+def test_cores_and_file_systems_are_divided_by_what_gpus_need():
+    need = reading(Tiles("compact", 2.5e6, 200.0, "test"), 400.0, 8, 64, 20e9)
+    assert (need.gpu, need.node) == (1e9, 8e9)
+    assert (need.cores, need.fed) == (16.0, 32.0)
+    assert need.nodes == 3  # two nodes ask for 16 GB/s, the third for more than there is
+
+
+# ---- the command ----
+
+
+def test_the_advice_answers_and_loads(written, tmp_path, capsys):
+    dest = tmp_path / "planned.yaml"
+    assert main(["--config", str(written), "--gpus", "1x8", "--gpu", "h100", "--write", str(dest)]) == 0
+    said = capsys.readouterr().out
+    for question in (
+        "Does spec_vit_tiny fit on 8 x H100 80 GB? Yes",
+        "Is ZeRO-3 worth it here?",
+        "How many GPUs can a node's cores feed?",
+        "From how many nodes does the file system limit?",
+        "Where does ZeRO-3 stop scaling?",
+    ):
+        assert question in said
+    advice = dict(one.split("=") for one in said.split("Use: ")[1].split("\n")[0].split())
+    planned = load_config(dest, [], PretrainConfig)
+    assert planned.engine.zero_stage == int(advice["engine.zero_stage"])
+    assert planned.train.micro_batch == int(advice["train.micro_batch"])
+    assert planned.engine.activation_checkpointing == advice["engine.activation_checkpointing"]
+    assert planned.train.global_batch == 64
+
+
+def test_a_giant_needs_more_than_one_small_gpu(written, capsys):
+    giant = ["model.name=spec_vit_giant", "engine.precision=bf16", "engine.zero_stage=3", "train.global_batch=64"]
+    custom = ["--gpu", "custom", "--gpu-memory", "12", "--gpu-tflops", "100", "--gpu-hbm", "1000"]
+    rest = ["--gpu-nvlink", "50", "--gpu-nic", "10", "--gpus", "1x1"]
+    assert main(["--config", str(written), *giant, *custom, *rest]) == 1
+    out = capsys.readouterr()
+    assert "Does spec_vit_giant fit on 1 x custom GPU? No" in out.out
+    assert "error: no layout of spec_vit_giant fits" in out.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--gpu", "h10"], "--gpu h10: did you mean h100?"),
+        (["--gpus", "8"], "--gpus 8: expected NODESxGPUS, such as 4x8"),
+        (["--gpus", "0x8"], "--gpus 0x8: expected NODESxGPUS"),
+        (["--gpu", "custom"], "--gpu custom needs --gpu-memory"),
+        (["--gpu-memory", "80"], "--gpu-memory: it describes --gpu custom"),
+        (["--gpus", "3x8"], "train.global_batch 64 must be a multiple of 24 GPUs x model.bn_group 4"),
+        (["--stream", "absent.json"], "--stream absent.json: can't read it"),
+    ],
+)
+def test_misuse_is_one_line(arguments, error, written, capsys):
+    assert error in _refused(capsys, "--config", str(written), *arguments)
+
+
+def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ARCHIVE_THAT_IS_ELSEWHERE", raising=False)
+    path = tmp_path / "published.yaml"
+    path.write_text(dump_config(config).replace("nowhere", "${ARCHIVE_THAT_IS_ELSEWHERE}"))
+    assert main(["--config", str(path), "--gpus", "1x8"]) == 0
+    assert "assumed: compact tiles of SpectralEarth" in capsys.readouterr().out
+    unwritable = _refused(capsys, "--config", str(path), "--write", str(tmp_path / "planned.yaml"))
+    assert "--write needs a config whose data.shards is known" in unwritable
+    with pytest.raises(ConfigError, match="ARCHIVE_THAT_IS_ELSEWHERE, which is not set"):
+        load_config(path, [], PretrainConfig)
+
+
+def test_other_objectives_are_refused(config, tmp_path, capsys):
+    path = tmp_path / "dino.yaml"
+    path.write_text(dump_config(PretrainConfig.model_validate(TINY | {"objective": {"name": "dino"}})))
+    assert "objective.name dino: the planner plans mae only" in _refused(capsys, "--config", str(path))

@@ -1,0 +1,24 @@
+"""Hooks of MkDocs (`make docs`): the pages that are generated from the code and from files outside of docs/."""
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from tools.docs_commands import command_reference
+from tools.docs_reference import config_reference
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the reference of configs and commands, the changelog and the guide for contributors."""
+    pages = {
+        "reference/configs.md": config_reference(),
+        "reference/commands.md": command_reference(),
+        "changelog.md": (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "contributing.md": (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
