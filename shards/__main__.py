@@ -42,7 +42,13 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
         "--size", type=positive, help="tile height and width in pixels; larger rasters are cut (default: the commonest)"
     )
     pack.add_argument("--pattern", help="which files of SOURCE are tiles, e.g. '**/*_SPECTRAL_IMAGE.TIF'")
-    pack.add_argument("--codec", choices=("raw", "fast", "compact"), default="compact", help="default: %(default)s")
+    pack.add_argument(
+        "--codec",
+        default="compact",
+        metavar="CODEC",
+        help="raw, fast, compact, a codec of a plugin or of numcodecs (zstd, or its config as JSON); "
+        "default: %(default)s",
+    )
     pack.add_argument("--tiles-per-shard", type=positive, default=400, help="default: %(default)s, about 1 GB")
     pack.add_argument("--seed", type=whole, default=0, help="of the order of locations (default: %(default)s)")
     _workers(pack)
@@ -114,7 +120,7 @@ def _workers(parser: argparse.ArgumentParser) -> None:
 
 def _pack(arguments: argparse.Namespace) -> int:
     from shards.pack import build, scan  # imported here: --help must not wait for GDAL
-    from shards.sources.scene import SceneLimits
+    from shards.sources.limits import SceneLimits
 
     begin = time.monotonic()
     names = SceneLimits.model_fields

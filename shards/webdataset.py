@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shards.format.codec import build_codec
+from shards.format.codec_registry import build_codec
 from shards.format.manifest import Manifest
 
 

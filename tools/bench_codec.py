@@ -22,7 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from shards.cli import Parser, positive, run_command
-from shards.format.codec import PRESETS
+from shards.format.codec_registry import PRESETS
 from shards.pack.writer import checksum
 from shards.sensors.sensor import get_sensor
 from shards.sources.geotiff import read_tile

@@ -37,9 +37,7 @@ from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.published import SPEC_VITS
-from pretrain.models.registry import build_encoder
-from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
 from shards.cli import Parser, positive, run_command
 from shards.config import check_config
 from shards.errors import ConfigError
@@ -81,13 +79,8 @@ class Ratio:
 
 def undrawn(config: PretrainConfig) -> MaskedAutoencoder:
     """The model of a run with this config, its weights without contents."""
-    model, mae = config.model, cast(MaeConfig, config.objective)
-    encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention)
-    assert isinstance(encoder, SpecViT)
-    encoder.core.fix_positions()
-    sizes = (mae.norm_pix, mae.decoder.width, mae.decoder.depth, mae.decoder.heads)
     normalize = Normalizer([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
-    return MaskedAutoencoder(encoder, BANDS, mae.mask_ratio, *sizes, model.attention, normalize=normalize)
+    return MaeObjective.build_module(config, BANDS, normalize)
 
 
 def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:

@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.cli import Parser, positive, run_command
-from shards.format.codec import PRESETS
+from shards.format.codec_registry import PRESETS
 from shards.pack.build import pack
 from shards.pack.scan import PackConfig
 from shards.pack.writer import checksum

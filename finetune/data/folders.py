@@ -13,8 +13,8 @@ from finetune.tasks import Task
 from shards.errors import ConfigError, SourceError
 from shards.sensors.sensor import Sensor
 from shards.sources.geotiff import read_tile
-from shards.sources.layouts import TileSource
 from shards.sources.pairs import published_split, scene_of, split_by_location
+from shards.sources.tile_names import SourceTile
 
 
 def folders_of(data: LabeledDataConfig, task: Task) -> tuple[Path, Path | None]:
@@ -42,14 +42,14 @@ def folders_of(data: LabeledDataConfig, task: Task) -> tuple[Path, Path | None]:
 
 
 def split_tiles(
-    data: LabeledDataConfig, tiles: list[TileSource], images: Path, seed: int
-) -> dict[str, list[TileSource]]:
+    data: LabeledDataConfig, tiles: list[SourceTile], images: Path, seed: int
+) -> dict[str, list[SourceTile]]:
     """Split tiles by the lists of ``data.splits``, or 60/20/20 by location."""
     return published_split(Path(data.splits), tiles, images) if data.splits else split_by_location(tiles, seed)
 
 
 def item_of_file(
-    tile: TileSource, images: Path, sensor: Sensor, label: Callable[[], np.ndarray], **options: Any
+    tile: SourceTile, images: Path, sensor: Sensor, label: Callable[[], np.ndarray], **options: Any
 ) -> Item:
     """Return the item of a tile that is a file below ``images``.
 

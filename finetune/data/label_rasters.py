@@ -15,8 +15,9 @@ from shards.errors import ConfigError, SourceError
 from shards.read.reader import TileDataset, open_dataset
 from shards.sensors.sensor import NODATA, Sensor, get_sensor
 from shards.sources.labels import Labels, declared_nodata, read_grid
-from shards.sources.layouts import SPLITS, TileSource, find_tiles
+from shards.sources.layouts import SPLITS, find_tiles
 from shards.sources.pairs import check_labels, find_label, label_prefix, scene_of
+from shards.sources.tile_names import SourceTile
 
 
 def find_with_label_rasters(data: LabeledDataConfig, task: Task, seed: int) -> Split:
@@ -51,7 +52,7 @@ def labels_of(data: LabeledDataConfig, path: Path, task: Task) -> Labels:
     )
 
 
-def _item(tile: TileSource, images: Path, labels: Labels, prefix: str, sensor: Sensor) -> Item:
+def _item(tile: SourceTile, images: Path, labels: Labels, prefix: str, sensor: Sensor) -> Item:
     label = partial(_label_of, labels, tile.path, prefix)
     codes = partial(_read_labels, labels, label, images / tile.path)
     return item_of_file(tile, images, sensor, codes, nodata=partial(_declared_nodata, labels, label))
@@ -91,7 +92,7 @@ def _items_of_dataset(dataset: TileDataset, location: str) -> list[Item]:
         Item(
             name=key,
             place=names["location"][row],
-            scene=scene_of(TileSource(names["location"][row], names["timestamp"][row], "", scenes[row])),
+            scene=scene_of(SourceTile(names["location"][row], names["timestamp"][row], "", scenes[row])),
             identity=dataset.manifest.content_hash,
             image=partial(dataset.__getitem__, row),
             label=partial(_mask_of_dataset, dataset, row, f"{location}: tile '{key}'"),

@@ -13,8 +13,9 @@ from finetune.data.items import Split
 from finetune.tasks import Task
 from shards.errors import ConfigError, SourceError
 from shards.sensors.sensor import NODATA, get_sensor
-from shards.sources.layouts import SPLITS, TileSource, find_tiles
+from shards.sources.layouts import SPLITS, find_tiles
 from shards.sources.pairs import TileNames, read_text
+from shards.sources.tile_names import SourceTile
 
 
 def find_with_tile_classes(data: LabeledDataConfig, task: Task, seed: int) -> Split:
@@ -42,7 +43,7 @@ def find_with_tile_classes(data: LabeledDataConfig, task: Task, seed: int) -> Sp
     }
 
 
-def _classes_of_folders(tiles: list[TileSource], task: Task) -> dict[str, int]:
+def _classes_of_folders(tiles: list[SourceTile], task: Task) -> dict[str, int]:
     """Return the code of each tile, by path, from the name of the folder that the tile is in."""
     codes = {}
     for tile in tiles:
@@ -54,7 +55,7 @@ def _classes_of_folders(tiles: list[TileSource], task: Task) -> dict[str, int]:
 
 
 def _read_table(
-    path: Path, tiles: list[TileSource], images: Path, data: LabeledDataConfig, task: Task
+    path: Path, tiles: list[SourceTile], images: Path, data: LabeledDataConfig, task: Task
 ) -> dict[str, int]:
     """Return the code of each tile, by path, that a table names in its first column.
 

@@ -29,8 +29,6 @@ from shards.read.reader import open_dataset
 from shards.sensors.resampling import response_matrix
 from shards.sensors.sensor import NODATA, Sensor, get_sensor
 
-FULL_RESOLUTION = (True,) * 4
-
 
 @dataclass(frozen=True)
 class EncoderFile:
@@ -81,7 +79,7 @@ class EncoderFile:
         if data.bands == "same":
             check_same_bands(known, sensor)
         elif data.bands == "native":
-            if not known.architecture.startswith("spec_") and known.bands != sensor.num_bands:
+            if not known.takes_any_bands and known.bands != sensor.num_bands:
                 raise ConfigError(
                     f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands alone: use resample"
                 )
@@ -140,8 +138,8 @@ def fit_encoder(
         ConfigError: the encoder does not take such tiles.
     """
     is_vit = isinstance(encoder, ViTEncoder)
-    published = config.recipe == "published" and kind_of(task).is_dense and description.architecture.endswith("50")
-    dilate = FULL_RESOLUTION if published and description.architecture == "spec_resnet50" else (False,) * 4
+    published = config.recipe == "published" and kind_of(task).is_dense
+    dilate = encoder.dense_dilation if published and encoder.dense_dilation else (False,) * 4
     size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
     sensor = tile_sensor(config.data, task)
     if is_vit:  # positions are interpolated to the windows
@@ -178,7 +176,7 @@ def initialize_as_pretraining(encoder: Encoder, description: EncoderDescription,
     if isinstance(encoder, ViTEncoder) and description.objective == "mae":
         encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
     for norm in grouped_batch_norms(encoder):
-        norm.forget()
+        norm.reset()
 
 
 def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:

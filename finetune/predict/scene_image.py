@@ -14,8 +14,10 @@ from shards.errors import ConfigError, SourceError, TileError
 from shards.sensors.band_table import BandTable
 from shards.sensors.sensor import MATCH_TOLERANCE_NM, Sensor, get_sensor
 from shards.sources.grid import Grid
+from shards.sources.limits import SceneLimits
+from shards.sources.product import METADATA, Metadata, is_product
 from shards.sources.raster import Raster, open_raster
-from shards.sources.scene import CACHE_BYTES, METADATA, Metadata, Scene, SceneLimits, is_product
+from shards.sources.scene import CACHE_BYTES, Scene
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ import uuid
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.config.objective import DinoConfig, MaeConfig, MocoConfig
+from pretrain.registries import OBJECTIVES
 from pretrain.resilience.run_folder import held_at_once
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
@@ -25,8 +24,6 @@ PROBE_BYTES = 64 << 20
 SEEN_S = 10.0
 """That a rename may take to be seen by another host; NFS keeps attributes for 3 to 60 s by default."""
 
-MOMENTS = {"adamw": 2, "sgd": 1}
-"""Numbers that an optimizer keeps for each weight."""
 
 _MEND = "a run.dir on a file system that all nodes have mounted, and may write to"
 
@@ -131,32 +128,18 @@ def judge_room(weights: int, free: int, taken: int, config: PretrainConfig) -> R
 
 def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
     """A checkpoint in fp32: weights, the optimizer's moments, and the average of a momentum network."""
-    average = 0 if isinstance(config.objective, MaeConfig) else 1
-    return 4 * weights * (1 + MOMENTS[config.optim.name] + average)
+    from pretrain.engine.optimizers import build_optimizer, optimizer_state
+
+    moments = optimizer_state(build_optimizer(nn.Linear(2, 2), config.optim)).moments
+    average = int(OBJECTIVES[config.objective.name].keeps_average)
+    return 4 * weights * (1 + len(moments) + average)
 
 
 def count_weights(config: PretrainConfig, bands: int) -> int:
     """Weights that a run trains, of a model that is built without memory."""
-    from pretrain.models.registry import build_encoder
-    from pretrain.models.vit import ViTEncoder
-    from pretrain.objectives.dino import DinoHead
-    from pretrain.objectives.mae_decoder import MaeDecoder
-    from pretrain.objectives.moco import ProjectionHead
+    from pretrain.objectives import outline_module
 
-    model, objective = config.model, config.objective
-    with torch.device("meta"):
-        encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
-        width, head = encoder.feature_dim, nn.Module()
-        if isinstance(objective, MaeConfig):
-            grid, outputs, sizes = model.image_size // model.patch_size, model.patch_size**2 * bands, objective.decoder
-            assert isinstance(encoder, ViTEncoder)
-            encoder.core.fix_positions()
-            head = MaeDecoder(width, grid, outputs, sizes.width, sizes.depth, sizes.heads, model.attention)
-        elif isinstance(objective, MocoConfig):
-            head = ProjectionHead(width, objective.hidden, objective.dim, objective.head_norm, model.bn_group)
-        elif isinstance(objective, DinoConfig):
-            head = DinoHead(width, objective.hidden, objective.bottleneck, objective.prototypes)
-    return sum(weight.numel() for part in (encoder, head) for weight in part.parameters())
+    return sum(weight.numel() for weight in outline_module(config, bands).parameters())
 
 
 def nearest_existing(path: Path) -> Path:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -11,9 +10,9 @@ from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.config.objective import MaeConfig
 from pretrain.data.stream import TileStream, micro_batches
 from pretrain.metrics.flops import device_peak, sample_flops
+from pretrain.registries import OBJECTIVES
 from shards.order.plan import SamplePlan, hold_out
 from shards.order.view import view_hash, view_rows
 from shards.read.reader import ShardReader
@@ -80,7 +79,7 @@ def _open_stream(config: PretrainConfig) -> TileStream:
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
     train, _ = hold_out(reader.table, data.holdout, seed, rows)
     plan = SamplePlan(reader.table, train, dataset, seed, data.order)
-    timestamps: Literal[1, 2] = 1 if isinstance(config.objective, MaeConfig) else 2
+    timestamps = OBJECTIVES[config.objective.name].timestamps
     return TileStream(reader, plan, distributed.device(), data.prefetch, None, timestamps)
 
 

@@ -103,7 +103,7 @@ def check(cluster: Cluster) -> Row:
     answers = cluster.everywhere(find_versions)
     failure = cluster.failure(answers)
     if failure:
-        return Row("red", failure, "install the project there: pip install -c constraints.txt -e .")
+        return Row("red", failure, "install the project there, with all that it requires")
     per_rank = values(answers)
     return judge(per_rank, _requirements(), [cluster.name(rank) for rank in range(cluster.size)])
 
@@ -117,7 +117,7 @@ def judge(per_rank: Sequence[Versions], requirements: Sequence[str], names: Sequ
     shown = ("python", *PACKAGES, "cuda", "cudnn", "nccl", "driver")
     found = [", ".join(f"{name} {here[name]}" for name in shown if name in here)]
     found += problems + [f"{one.what} ({one.source})" for one in bad] + differing
-    mends = ["pip install -c constraints.txt -e ."] if problems else []
+    mends = [_install(problems, requirements)] if problems else []
     mends += [one.mend for one in bad] + (["the same environment on every host"] if differing else [])
     state = worst("red" if problems or differing else "green", *(one.state for one in bad))
     details = "\n".join(f"{name} {version}" for name, version in sorted(here.items()))
@@ -165,6 +165,15 @@ def out_of_range(versions: Versions, requirements: Sequence[str]) -> list[str]:
         elif not optional:
             problems.append(f"{requirement.name} is not installed")
     return problems
+
+
+def _install(problems: Sequence[str], requirements: Sequence[str]) -> str:
+    """The command that brings what `out_of_range` found into its range."""
+    names = {problem.split()[0] for problem in problems}
+    wanted = [
+        f"'{one.name}{one.specifier}'" for one in map(Requirement, requirements) if one.name in names - {"python"}
+    ]
+    return f"pip install {' '.join(wanted)}" if wanted else "another Python"
 
 
 def differences(per_rank: Sequence[Versions], names: Sequence[str]) -> list[str]:

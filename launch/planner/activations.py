@@ -16,14 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
-from pretrain.config.model import ModelConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.models import spectral_features
+from pretrain.models import spectral_layers
+from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
-from pretrain.models.registry import build_encoder
-from pretrain.models.vit import ViTEncoder
+from pretrain.models.unit import set_activation_checkpointing
 from pretrain.objectives import masked_loss
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
 
 Device = Literal["cpu", "cuda"]
 """Whose sizes of parts the stem and the loss work in."""
@@ -110,27 +109,14 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
     group = config.model.bn_group
     with _sizes_of_parts(device), FakeTensorMode():
         module = build_module(config, bands)
-        for part in module.modules():
-            if hasattr(part, "recompute"):
-                part.recompute = checkpointing  # type: ignore[assignment]
+        set_activation_checkpointing(module, "blocks" if checkpointing else "none")
         traces = tuple(tuple(trace_phases(module, config, bands, groups * group)) for groups in GROUPS)
         return Activations(_weights(module, traces[0]), group, traces)
 
 
 def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
-    """What a MAE run trains, with whatever contents torch gives it."""
-    model, mae = config.model, cast(MaeConfig, config.objective)
-    encoder = _encoder(model, bands)
-    decoder, normalize = mae.decoder, Normalizer([3000.0] * bands, [1732.0] * bands)
-    sizes = (mae.norm_pix, decoder.width, decoder.depth, decoder.heads, model.attention, mae.spectral_angle)
-    return MaskedAutoencoder(encoder, bands, mae.mask_ratio, *sizes, normalize)
-
-
-def _encoder(model: ModelConfig, bands: int) -> ViTEncoder:
-    encoder = build_encoder(model.name, model.image_size, model.patch_size, model.bn_group, model.attention, bands)
-    assert isinstance(encoder, ViTEncoder)
-    encoder.core.fix_positions()
-    return encoder
+    """Build what a MAE run trains, with whatever contents torch gives it."""
+    return MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
 
 
 def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:
@@ -175,15 +161,9 @@ def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, 
         loss.backward()
     for hook in hooks:
         hook.remove()
-    for norm in _pending(module):
-        norm.take_pending()
+    for norm in grouped_batch_norms(module):
+        norm.flush()
     return iter(phases)
-
-
-def _pending(module: nn.Module) -> list:
-    from pretrain.models.batchnorm import grouped_batch_norms
-
-    return grouped_batch_norms(module)
 
 
 def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
@@ -195,7 +175,7 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
 @contextmanager
 def _sizes_of_parts(device: Device) -> Iterator[None]:
     """Fake tensors are on the CPU; what the stem and the loss do at a time is to be that of the run's device."""
-    tables = (spectral_features.PIXELS, masked_loss.VALUES)
+    tables = (spectral_layers.PIXELS, masked_loss.VALUES)
     kept = [table["cpu"] for table in tables]
     for table in tables:
         table["cpu"] = table[device]

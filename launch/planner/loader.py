@@ -61,7 +61,7 @@ def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, i
     size, bands, source = SIZES[preset], 202, f"assumed: {preset} tiles of SpectralEarth"
     manifest = Path(shards) / "manifest.json"
     if manifest.is_file():
-        from shards.format.codec import PRESETS
+        from shards.format.codec_registry import PRESETS
         from shards.format.manifest import read_manifest
 
         found = read_manifest(manifest.parent)
@@ -90,5 +90,5 @@ def _measured(path: Path, preset: str) -> float:
         raise ConfigError(f"--stream {path}: can't read it: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, StopIteration):
         raise ConfigError(
-            f"--stream {path}: no row 'ours {preset}, 1 thread'; write it by `python -m tools.bench_stream --json`"
+            f"--stream {path}: no row 'ours {preset}, 1 thread'; give what tools/bench_stream.py --json writes"
         ) from None

@@ -12,6 +12,7 @@ from pretrain.console import log
 from pretrain.data.inputs import Inputs
 from pretrain.engine.schedules import learning_rate
 from pretrain.metrics.json_lines import last_saved_step
+from pretrain.models.registry import outline_encoder
 from pretrain.registries import OPTIMIZERS
 from pretrain.weights.initial_weights import location_hash
 from shards.config.renames import rename_keys
@@ -86,8 +87,8 @@ def _check_same_structure(
             f"other: set it back, or {mend}"
         )
     bands = len(data.get("wavelength_nm") or wavelength_nm)
-    if bands != len(wavelength_nm) and (config.objective.name == "mae" or not config.model.name.startswith("spec_")):
-        any_number = config.model.name.startswith("spec_")
+    any_number = outline_encoder(**config.model.model_dump(), bands=len(wavelength_nm)).bands is None
+    if bands != len(wavelength_nm) and (config.objective.name == "mae" or not any_number):
         mend = f"{anew} checkpoint.accept=[init]" if any_number else "train anew in another run.dir"
         raise CheckpointError(
             f"{path}: checkpoint of another run: data.shards has {len(wavelength_nm)} bands ({sensor}), and the run "

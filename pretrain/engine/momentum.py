@@ -1,9 +1,9 @@
 """Momentum networks (MoCo's key encoder, DINO's teacher): an average of a network over training, in fp32 shards.
 
-DeepSpeed keeps no fp32 partition of parameters that have no gradient, and a bf16 average never moves: at a
-momentum of 0.996 a step is below its rounding. So each rank keeps 1/N of every weight of the average in fp32,
-the same slice that ZeRO-3 gives it of the trained weight: an update needs no communication. A forward gathers
-the weights of one block at a time and drops them after it.
+DeepSpeed keeps no fp32 partition of parameters without gradients, and a bf16 average never changes: at a momentum of
+0.996 a step is below its rounding. So each rank keeps 1/N of every weight of the average in fp32, the same slice that
+ZeRO-3 gives it of the trained weight: an update needs no communication. A forward gathers the weights of one unit at a
+time and drops them afterwards.
 """
 
 import copy
@@ -16,23 +16,18 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.engine.sharding import shard_of
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
-from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.resnet import Bottleneck
-from pretrain.models.vit import Block
-
-_UNITS = (Block, Bottleneck, SpectralAdapter)
-"""Modules whose weights are gathered in one go; elsewhere, each module gathers its own."""
+from pretrain.models.unit import Unit
 
 
 class MomentumNetwork:
-    """An average of ``network``, beginning as its copy; it never has gradients.
+    """An average of ``network``, which starts as its copy and never has gradients.
 
     Args:
-        network: the trained one, with all its weights on this rank (before ZeRO takes them).
+        network: the trained one, with all its weights on this rank (before ZeRO partitions them).
 
     Attributes:
-        module: the averaged network; its weights exist during its forward alone.
+        module: the averaged network; its weights exist during its forward only.
         shards: this rank's fp32 slice of each weight, by name.
     """
 
@@ -50,13 +45,13 @@ class MomentumNetwork:
 
     @torch.no_grad()
     def __call__(self, engine: ZeroEngine, *inputs: object) -> Tensor:
-        """The averaged network's output, under the engine's precision; all ranks must call it equally often."""
-        with engine.autocast():
+        """Call the averaged network under the engine's precision; all ranks must call it equally often."""
+        with engine.forward_context():
             return self.module(*inputs)
 
     @contextmanager
     def evaluating(self) -> Generator[None, None, None]:
-        """Batch norms take their running statistics inside."""
+        """Let batch norms use their running statistics."""
         self.module.eval()
         try:
             yield
@@ -65,14 +60,14 @@ class MomentumNetwork:
 
     @torch.no_grad()
     def update(self, engine: ZeroEngine, momentum: float) -> None:
-        """average = momentum * average + (1 - momentum) * weights; batch norms keep statistics of their own."""
+        """Set average = momentum * average + (1 - momentum) * weights; batch norms update statistics of their own."""
         trained = dict(engine.module.named_parameters())
         for name, shard in self.shards.items():
             shard.lerp_(engine.shard_of(trained[name]), 1 - momentum)
         move_batch_norms(self.module)
 
     def owned_tensors(self) -> dict[str, Tensor]:
-        """This rank's share of whole weights and (rank 0) buffers, on the CPU; every rank must call it."""
+        """Return this rank's share of whole weights and (rank 0) buffers, on the CPU; every rank must call it."""
         owned = {}
         for number, name in enumerate(self.shards):
             self._gather([name])
@@ -85,27 +80,27 @@ class MomentumNetwork:
 
     @property
     def nbytes(self) -> int:
-        """Of all ranks' fp32 weights and the buffers."""
+        """Bytes of all ranks' fp32 weights and the buffers."""
         return 4 * sum(shape.numel() for shape in self._shapes.values()) + sum(b.nbytes for b in self.module.buffers())
 
     def tensor_names(self) -> list[str]:
-        """Names of all weights and buffers."""
+        """List the names of all weights and buffers."""
         return [*self.shards, *(name for name, _ in self.module.named_buffers())]
 
     @torch.no_grad()
     def set_tensor(self, name: str, value: Tensor) -> None:
-        """Put a whole weight or buffer in place; this rank keeps its slice."""
+        """Set a whole weight or buffer; this rank keeps its slice."""
         if name in self.shards:
             self.shards[name].copy_(shard_of(value.to(self.shards[name].device)))
         else:
             dict(self.module.named_buffers())[name].copy_(value)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a whole weight or buffer."""
+        """Return the shape of a whole weight or buffer."""
         return tuple(self._shapes[name] if name in self._shapes else dict(self.module.named_buffers())[name].shape)
 
     def _gather(self, names: list[str]) -> None:
-        """One all-gather for the weights of a unit."""
+        """Gather the weights of a unit in one collective."""
         world = distributed.world_size()
         sizes = [self.shards[name].numel() for name in names]
         mine = torch.cat([self.shards[name] for name in names])
@@ -120,8 +115,8 @@ class MomentumNetwork:
 
 
 def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, list[str]]]:
-    """Modules that gather, with the names of the weights that each of them does."""
-    whole = isinstance(module, _UNITS)
+    """Yield the modules that gather weights, each with their names: all of a unit, else those the module owns."""
+    whole = isinstance(module, Unit)
     names = [prefix + name for name, _ in module.named_parameters(recurse=whole)]
     if names:
         yield module, names

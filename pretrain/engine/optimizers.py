@@ -1,7 +1,6 @@
 """Optimizers: weight decay on matrices only, and a lower rate for lower layers where asked."""
 
 import copy
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.optim import OptimConfig
+from pretrain.models.encoder import Encoder
 from pretrain.registries import OPTIMIZERS
 
 LEVELS = 4
@@ -16,12 +16,12 @@ LEVELS = 4
 
 
 def build_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`."""
+    """Build AdamW over `parameter_groups`."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, fused=True)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a pretraining run; its learning rate is set anew at each step."""
+    """Build the optimizer of a training; its learning rate is set at each step."""
     return OPTIMIZERS[config.name](parameter_groups(model, config.weight_decay, config.layer_decay), config)
 
 
@@ -62,38 +62,39 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Trained parameters by (decay, ``lr_scale``), at most 2 * (LEVELS + 1) groups.
+    """Group trained parameters by (decay, ``lr_scale``) into at most 2 * (LEVELS + 1) groups.
 
-    Matrices and convolutions decay; norms, biases, and class, mask and position tokens don't. A parameter's rate
-    is ``layer_decay`` to the power of its distance from the top (arXiv 2003.10555), in LEVELS steps over the depth.
+    Matrices and convolutions decay; norms, biases, and what modules list as ``no_weight_decay`` (tokens, positions)
+    don't. A rate is scaled by ``layer_decay`` to the power of the layer's distance from the top of its encoder (arXiv
+    2003.10555; `Encoder.parameter_layers`), in LEVELS steps over the depth.
     """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    depth = max((_layer(name) or 0 for name in names), default=0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    spared = {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in getattr(module, "no_weight_decay", ())
+    }
+    scales = _layer_scales(model, layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_token = name.rsplit(".", 1)[-1] in ("cls_token", "mask_token", "pos_embed")
-            decay = 0.0 if parameter.dim() <= 1 or is_token else weight_decay
-            groups[decay, _scale(name, depth, layer_decay)].append(parameter)
+    for parameter in trained:
+        decay = 0.0 if parameter.dim() <= 1 or parameter in spared else weight_decay
+        groups[decay, scales.get(parameter, 1.0)].append(parameter)
     order = sorted(groups, key=lambda group: (-group[1], -group[0]))
     return [{"params": groups[key], "weight_decay": key[0], "lr_scale": key[1]} for key in order]
 
 
-def _scale(name: str, depth: int, layer_decay: float) -> float:
-    layer = _layer(name)
-    if layer_decay == 1.0 or layer is None:
-        return 1.0
-    level = layer * LEVELS // (depth + 1)
-    members = [number for number in range(depth + 1) if number * LEVELS // (depth + 1) == level]
-    return layer_decay ** (depth + 1 - sum(members) / len(members))
-
-
-def _layer(name: str) -> int | None:
-    """Layer of an encoder's parameter: 0 for stem and embedding, then blocks from 1; None for heads and decoders."""
-    inside = re.search(r"(?:^|\.)encoder\.(.*)", name)
-    if inside is None:
-        return None
-    block = re.search(r"(?:^|\.)(?:blocks\.(\d+)|layer(\d+))\.", inside[1])
-    if block:
-        return int(block[1]) + 1 if block[1] is not None else int(block[2])
-    return None if re.search(r"(?:^|core\.)norm\.", inside[1]) else 0
+def _layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
+    """Return the factor of the learning rate of each parameter in a layer of an encoder."""
+    scales: dict[nn.Parameter, float] = {}
+    if layer_decay == 1.0:
+        return scales
+    for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
+        layers = encoder.parameter_layers()
+        depth = max((number for number, layer in enumerate(layers) if any(p.requires_grad for p in layer)), default=0)
+        for number, layer in enumerate(layers[: depth + 1]):
+            level = number * LEVELS // (depth + 1)
+            members = [one for one in range(depth + 1) if one * LEVELS // (depth + 1) == level]
+            scale = layer_decay ** (depth + 1 - sum(members) / len(members))
+            scales |= dict.fromkeys(layer, scale)
+    return scales

@@ -1,6 +1,7 @@
 """A model under DeepSpeed ZeRO: the typed config as DeepSpeed's dict, forwards, and optimizer steps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config.engine import EngineConfig
 from pretrain.engine.optimizers import optimizer_state
-from pretrain.models.activation_checkpointing import Recompute
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.compilation import Body
-from pretrain.models.vit import Block
+from pretrain.models.compilation import compiling
+from pretrain.models.unit import set_activation_checkpointing, units
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ class StepResult:
     losses: Tensor
     applied: bool
 
-
-_RECOMPUTE: dict[str, Recompute] = {"none": False, "blocks": True, "selective": "selective"}
 
 Accept = Callable[[Tensor, "Tensor | float"], bool]
 """From this rank's mean loss and the gradient norm before clipping (negative or non-finite where a gradient is
@@ -111,12 +109,9 @@ class ZeroEngine:
 
         self.config = config
         self.accumulation = accumulation
-        for part in model.modules():
-            if hasattr(part, "recompute"):
-                part.recompute = _RECOMPUTE[config.activation_checkpointing]  # type: ignore[assignment]
-        Body.compiles = config.compile
-        if config.compile and config.zero_stage < 3:  # stage 3 gathers weights inside of the blocks
-            compile_blocks(model)
+        set_activation_checkpointing(model, config.activation_checkpointing)
+        if config.compile and config.zero_stage < 3:  # stage 3 gathers weights inside of the units
+            compile_units(model)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         self.optimizer_state = optimizer_state(optimizer)
@@ -156,13 +151,14 @@ class ZeroEngine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with the weights gathered by ZeRO and under the configured precision."""
-        return self.adapter.engine(*args, **kwargs)
+        with compiling(self.config.compile):
+            return self.adapter.engine(*args, **kwargs)
 
     def evaluation(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model in evaluation mode without gradients; all ranks must call it equally often."""
         self.module.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), compiling(self.config.compile):
                 return self.adapter.engine(*args, **kwargs)
         finally:
             self.module.train()
@@ -177,10 +173,13 @@ class ZeroEngine:
         """Set a trained weight's fp32 master (stage 0: the weight) to a whole value; every rank must call it."""
         self.adapter.set_weight(parameter, value.to(distributed.device()))
 
-    def autocast(self) -> torch.autocast:
-        """Return the precision that networks beside the engine compute in: bf16 unless the run is fp32."""
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        """Let networks beside the engine compute as it does: in bf16 unless the run is fp32, compiled if it is."""
         device = distributed.device().type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision != "fp32")
+        autocast = torch.autocast(device, torch.bfloat16, enabled=self.config.precision != "fp32")
+        with autocast, compiling(self.config.compile):
+            yield
 
     def shard_of(self, parameter: nn.Parameter) -> Tensor:
         """Return this rank's 1/N of a trained weight, flat, fp32, padded with zeros.
@@ -190,11 +189,11 @@ class ZeroEngine:
         return self.adapter.shard_of(parameter)
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile the transformer blocks of a model in place; names and weights stay. Nothing happens until a forward."""
-    for part in model.modules():
-        if isinstance(part, Block):
-            part.compile()
+def compile_units(model: nn.Module) -> None:
+    """Compile the units of a model that allow it, in place, at their first forward; names and weights stay."""
+    for unit in units(model):
+        if unit.compiles:
+            unit.compile()
 
 
 def _contents(model: nn.Module) -> dict[str, Tensor]:
@@ -202,9 +201,9 @@ def _contents(model: nn.Module) -> dict[str, Tensor]:
 
 
 def move_batch_norms(module: nn.Module, applied: bool = True) -> None:
-    """One all-reduce for all running statistics of a model; those of a step that was not applied are dropped."""
+    """Update all running statistics of a model with one all-reduce, or drop those of a step that was not applied."""
     norms = grouped_batch_norms(module)
-    pending = [norm.take_pending() for norm in norms]
+    pending = [norm.flush() for norm in norms]
     if norms and applied:
         merged = distributed.all_reduce_sum(torch.cat(pending))
         for norm, part in zip(norms, merged.split([len(one) for one in pending]), strict=True):

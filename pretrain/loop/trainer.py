@@ -120,7 +120,7 @@ class Trainer:
                 log(f"{self.folder} is complete at step {self.step}: raise train.steps or choose another run.dir")
             else:
                 self._announce()
-                with closing(self._batches()) as batches:
+                with closing(self._batches()) as batches, self.metrics.communication.installed():
                     self.loop.run(self.metrics.timed(batches))
             if self.loop.is_last:
                 self._export()
@@ -173,7 +173,7 @@ class Trainer:
             ReferenceLoss(config, objective, inputs),
             *([SampleLog(folder, inputs)] if config.log.samples else []),
             SkipLog(folder, inputs),
-            Logging(config, self.metrics, objective.scalars.take, lambda: inputs.reader.counters),
+            Logging(config, self.metrics, objective.scalars.flush, lambda: inputs.reader.counters),
             self.status,
             Divergence(str(folder), "lower optim.lr, or look at skipped.jsonl", rolls_back=True),
             Validation(config, objective, inputs),

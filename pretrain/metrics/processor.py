@@ -40,6 +40,10 @@ class MetricsProcessor:
         stream: that tiles come from.
         watchdog: is told when the rank waits for a collective.
         bands: of the tiles.
+
+    Attributes:
+        phases: of a step.
+        communication: waits for other ranks, measured while it is installed.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class MetricsProcessor:
         self.config, self.stream = config, stream
         momentum = None if objective.momentum is None else objective.momentum.module
         self.phases = PhaseTimer(objective.module, momentum, stream.device)
-        self._communication = CommunicationClock(watchdog)
+        self.communication = CommunicationClock(watchdog)
         self._model_flops = sum(sample_flops(config, bands).values())
         self._hardware_flops = self._model_flops + recomputed_flops(config, bands)
         peak = config.log.peak_tflops
@@ -72,7 +76,7 @@ class MetricsProcessor:
         interval = timer.read(
             step,
             data=self.stream.wait_seconds,
-            communication=self._communication.seconds(),
+            communication=self.communication.seconds(),
             decoded=self.stream.decoded_bytes,
         )
         grown, seconds = interval.increments, interval.seconds

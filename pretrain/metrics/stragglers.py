@@ -1,4 +1,4 @@
-"""Where each rank's time goes: reading tiles, computing, or waiting for the others; and which rank they wait for."""
+"""Where each rank's time goes: reading tiles, computing, or waiting for others; and which rank they wait for."""
 
 import time
 from collections.abc import Iterator
@@ -13,30 +13,39 @@ from pretrain import distributed
 from pretrain.resilience.watchdog import Watchdog
 
 SHOWN = 8
-"""Ranks in the table at most, the slowest."""
+"""Most ranks in the table: the slowest ones."""
 
 
 class CommunicationClock:
-    """Times every wait for a collective: on the host under gloo, on the compute stream under NCCL.
+    """Measures the waits for collectives while it is installed: on the host under gloo, on the GPU's stream under NCCL.
 
-    All of torch.distributed's collectives, DeepSpeed's too, end in ``Work.wait``, which is replaced by one that takes
-    the time. On a GPU it makes the stream wait, not the host: events around it tell how long the stream stood still.
+    All collectives of torch.distributed, DeepSpeed's among them, end in ``Work.wait``; there is no hook, so `installed`
+    replaces that method and restores it. On a GPU it makes the stream wait, not the host: events around it measure how
+    long the stream stood still.
 
     Args:
-        watchdog: told while this rank waits for others.
+        watchdog: receives the activity while this rank waits for others.
     """
 
     def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        wait = getattr(dist.Work.wait, "plain", dist.Work.wait)  # a later clock replaces an earlier one
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Measure every wait inside."""
+        wait = dist.Work.wait
 
         def timed(work: dist.Work, *arguments: Any, **options: Any) -> Any:
-            with self._timing(), watchdog.doing("waiting for other ranks"):
+            with self._timing(), self._watchdog.doing("waiting for other ranks"):
                 return wait(work, *arguments, **options)
 
-        timed.plain = wait  # type: ignore[attr-defined]
         dist.Work.wait = timed  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            dist.Work.wait = wait  # type: ignore[method-assign]
 
     @contextmanager
     def _timing(self) -> Iterator[None]:
@@ -52,7 +61,7 @@ class CommunicationClock:
             self._seconds += time.perf_counter() - begun
 
     def seconds(self) -> float:
-        """Waited so far; under NCCL this waits for the device, so ask for it at log steps alone."""
+        """Return the time waited so far; under NCCL this waits for the device: call it at log steps only."""
         if self._events:
             torch.cuda.synchronize()
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -62,7 +71,7 @@ class CommunicationClock:
 
 @dataclass(frozen=True)
 class Shares:
-    """Parts of the time since the last look, each 0 to 1: (ranks, 3), data, compute, communication."""
+    """Shares of the time since the last log step, each 0 to 1: (ranks, 3), data, compute, communication."""
 
     values: torch.Tensor
 
@@ -73,7 +82,7 @@ class Shares:
 
     @property
     def slowest(self) -> int:
-        """The rank that waits least for the others: they wait for it."""
+        """The rank that waits least: the others wait for it."""
         return int(self.values[:, 2].argmin())
 
     def __str__(self) -> str:
@@ -89,7 +98,7 @@ class Shares:
 
 
 def gather_shares(seconds: float, data: float, communication: float) -> Shares:
-    """Every rank's shares of ``seconds``; every rank calls it."""
+    """Gather every rank's shares of ``seconds``; every rank calls it."""
     compute = max(seconds - data - communication, 0.0)
     mine = torch.tensor([[data, compute, communication]], dtype=torch.float64, device=distributed.device())
     everyone = distributed.all_gather(mine).cpu()

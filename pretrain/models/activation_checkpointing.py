@@ -1,8 +1,9 @@
-"""Activation checkpointing: memory for time, with the same numbers (arXiv 1604.06174)."""
+"""Activation checkpointing: less memory for more time, with the same numbers (arXiv 1604.06174)."""
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,12 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-_again: ContextVar[bool] = ContextVar("recomputing", default=False)
+from pretrain.models.compilation import compiling, is_compiling
 
+Policy = Literal["none", "selective", "blocks"]
+"""Save all activations, inputs and the results of SAVED_OPS, or inputs alone; the rest is recomputed."""
 
-Recompute = bool | Literal["selective"]
-"""Keep everything (False), the inputs alone (True), or inputs and what is dear to compute again ("selective")."""
-
-_DEAR = {
+SAVED_OPS = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
@@ -27,39 +27,41 @@ _DEAR = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 }
+"""Operations that are expensive to recompute; ``selective`` saves their results."""
+
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 
-def recomputed(function: Callable[..., Any], policy: Recompute, *inputs: Any) -> Any:
-    """Call a function; by the policy, call it again in the backward pass instead of keeping what it computes."""
-    if not policy:
+def checkpointed(function: Callable[..., Any], policy: Policy, *inputs: Any) -> Any:
+    """Call a function; in the backward pass, call it again for the activations that the policy doesn't save."""
+    if policy == "none":
         return function(*inputs)
-    contexts = _selective if policy == "selective" else _whole
+    contexts = partial(_contexts, policy == "selective", is_compiling())
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-def _whole() -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _second_time()
-
-
-def _selective() -> tuple[AbstractContextManager, AbstractContextManager]:
-    keeping, giving = create_selective_checkpoint_contexts(_policy)
-    return keeping, _second_time(giving)
-
-
-def _policy(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _DEAR else CheckpointPolicy.PREFER_RECOMPUTE
-
-
 def is_recomputing() -> bool:
-    """Whether this is the second call: batch norms must not count it again."""
-    return _again.get()
+    """Whether this call repeats one of the forward pass: batch norms must not count its statistics again."""
+    return _recomputing.get()
+
+
+def _contexts(selective: bool, compiled: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of the forward pass and of the recomputation, which may run in another thread."""
+    if not selective:
+        return nullcontext(), _recomputation(compiled, nullcontext())
+    saving, loading = create_selective_checkpoint_contexts(_decide)
+    return saving, _recomputation(compiled, loading)
+
+
+def _decide(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @contextmanager
-def _second_time(inner: AbstractContextManager | None = None) -> Generator[None, None, None]:
-    token = _again.set(True)
+def _recomputation(compiled: bool, inner: AbstractContextManager) -> Generator[None, None, None]:
+    token = _recomputing.set(True)
     try:
-        with inner or nullcontext():
+        with compiling(compiled), inner:
             yield
     finally:
-        _again.reset(token)
+        _recomputing.reset(token)

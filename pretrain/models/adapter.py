@@ -2,7 +2,8 @@
 
 SpectralEarth writes it as Conv3d with kernels (k, 1, 1). Pixels never mix, so it runs here on a plain
 list of pixels: any subset of an image, for example the visible patches of MAE, gives exactly what the
-full image would give there. Parameter names and shapes are the published ones; the arithmetic is in stem.py.
+full image would give there. Parameter names and shapes are the published ones; the arithmetic is in
+spectral_features.py.
 """
 
 from functools import partial
@@ -11,9 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.activation_checkpointing import Recompute, recomputed
+from pretrain.models.activation_checkpointing import checkpointed
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
-from pretrain.models.spectral_features import Layer, spectral_features
+from pretrain.models.spectral_features import spectral_features
+from pretrain.models.spectral_layers import Layer
 from pretrain.models.stem import Stem
 
 CHANNELS = 128
@@ -40,15 +42,15 @@ class SpectralConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """The weights as a matrix (kernel * in, out), and the bias: copies, for under ZeRO-3 they exist here alone."""
+        """Copy the weights to a matrix (kernel * in, out), and the bias: under ZeRO-3 they exist here only."""
         return self.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous(), self.bias.clone()
 
 
 class SpectralNorm(GroupedBatchNorm):
-    """Batch norm whose arithmetic is the adapter's."""
+    """Scale, shift and statistics of a batch norm that the adapter computes."""
 
     def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Copies of scale and shift."""
+        """Return copies of scale and shift."""
         return self.weight.clone(), self.bias.clone()
 
 
@@ -59,8 +61,7 @@ class SpectralAdapter(Stem):
         bn_group: samples that share batch-norm statistics (see GroupedBatchNorm).
         bands: unused; every stem is called with it.
 
-    Attributes:
-        recompute: True drops the activations in training, and computes them again in the backward pass.
+    With activation checkpointing of ``blocks`` it is recomputed as a whole; ``selective`` doesn't affect it.
     """
 
     channels = CHANNELS
@@ -69,7 +70,6 @@ class SpectralAdapter(Stem):
     def __init__(self, bn_group: int | None = None, bands: int | None = None) -> None:
         super().__init__()
         self.bn_group = bn_group
-        self.recompute: Recompute = False
         for number, (inputs, outputs, kernel, stride) in enumerate(LAYERS):
             # The published module is a Sequential, so its parameters are called 0, 1, 3, 4, 6, 7.
             self.add_module(str(3 * number), SpectralConv(inputs, outputs, kernel, stride))
@@ -81,8 +81,20 @@ class SpectralAdapter(Stem):
         Raises:
             ValueError: fewer than 75 bands; in training, where the samples are no multiple of ``bn_group``.
         """
-        layers = partial(recomputed, self._features, self.training and self.recompute is True)
+        checkpointing = self.training and self.activation_checkpointing == "blocks"
+        layers = partial(checkpointed, self._features, "blocks" if checkpointing else "none")
         return by_groups(layers, pixels, self.bn_group if self.training else None)
+
+    def flops(self, bands: int) -> int:
+        return sum(_layer_flops(bands))
+
+    def training_flops(self, bands: int) -> int:
+        """Three forwards, less the gradient of the pixels."""
+        return 3 * self.flops(bands) - _layer_flops(bands)[0]
+
+    def recomputed_flops(self, bands: int, checkpointing: bool) -> int:
+        """The first layer in any case (see spectral_layers.py)."""
+        return _layer_flops(bands)[0] + checkpointing * self.flops(bands)
 
     def _features(self, pixels: Tensor) -> Tensor:
         device, spectra = pixels.device.type, pixels.flatten(0, 1)
@@ -93,7 +105,7 @@ class SpectralAdapter(Stem):
         positions = spectra.shape[1]
         for number, layer in enumerate(layers):
             positions = layer.positions(positions)
-            self._norm(number).note(moments[number], spectra.shape[0] * positions)
+            self._norm(number).record(moments[number], spectra.shape[0] * positions)
         return features.view(*pixels.shape[:2], CHANNELS)
 
     def _norm(self, number: int) -> SpectralNorm:
@@ -104,3 +116,12 @@ class SpectralAdapter(Stem):
         moments = None if norm.training else torch.stack([norm.running_mean, norm.running_var])
         (weight, bias), (scale, shift) = convolution(), norm()
         return Layer(convolution.kernel, convolution.stride, weight, bias, scale, shift, moments, norm.eps)
+
+
+def _layer_flops(bands: int) -> list[int]:
+    """Operations of each convolution on one pixel."""
+    layers, length = [], bands
+    for inputs, outputs, kernel, stride in LAYERS:
+        length = (length + 2 - kernel) // stride + 1
+        layers.append(2 * length * outputs * inputs * kernel)
+    return layers

@@ -3,8 +3,8 @@
 Ordinary batch norm takes statistics over whatever a forward happens to hold, so the loss depends on the
 number of ranks, the micro batch and accumulation (3 % at step 0 in a trial). Here each call in training
 is one group, a fixed number of consecutive samples of the global batch; micro batches are multiples of a
-group, so every way of cutting the batch gives the same numbers, without a collective. Running statistics
-move once per optimizer step, by the mean over all groups of all ranks.
+group, so every division of the batch gives the same numbers, without a collective. Running statistics
+are updated once per optimizer step, by the mean over all groups of all ranks.
 
 The layers in front of a batch norm run group by group too (``by_groups``): their gradients are small
 differences of large sums, and rounding them over different numbers of samples is what separates two runs
@@ -24,12 +24,12 @@ def by_groups(layers: Callable[[Tensor], Tensor], x: Tensor, group: int | None) 
     """Run ``layers`` on each group of ``group`` samples of ``x`` (samples, ...); None takes all as one group.
 
     Raises:
-        ValueError: the samples are no multiple of the group.
+        ValueError: the number of samples is not a multiple of the group.
     """
     if group is None or group == len(x):
         return layers(x)
     if len(x) % group:
-        raise ValueError(f"{len(x)} samples are no multiple of bn_group {group}")
+        raise ValueError(f"{len(x)} samples are not a multiple of bn_group {group}")
     return torch.cat([layers(part) for part in x.split(group)])
 
 
@@ -57,8 +57,8 @@ class GroupedBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
         self._pending: list[Tensor] = []
 
-    def forget(self) -> None:
-        """Put the running statistics back to those of an untrained layer."""
+    def reset(self) -> None:
+        """Reset the running statistics to those of an untrained layer."""
         self.running_mean.zero_()
         self.running_var.fill_(1.0)
         self.num_batches_tracked.zero_()
@@ -75,17 +75,17 @@ class GroupedBatchNorm(nn.Module):
 
     def _normalize(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out, mean, invstd = torch.native_batch_norm(values, weight, bias, None, None, True, 0.0, self.eps)
-        self.note(torch.stack([mean, invstd.pow(-2) - self.eps]).detach(), values.numel() // values.shape[1])
+        self.record(torch.stack([mean, invstd.pow(-2) - self.eps]).detach(), values.numel() // values.shape[1])
         return out
 
-    def note(self, moments: Tensor, count: int) -> None:
-        """Keep a group's mean and biased variance (2, channels) over ``count`` values for the running statistics."""
+    def record(self, moments: Tensor, count: int) -> None:
+        """Record a group's mean and biased variance (2, channels) over ``count`` values, for the running statistics."""
         if self.training and (torch.is_grad_enabled() or self.count_without_grad) and not is_recomputing():
             mean, variance = moments
             self._pending.append(torch.stack([mean, variance * (count / max(count - 1, 1))]))
 
-    def take_pending(self) -> Tensor:
-        """Sum of group (mean, unbiased variance) since the last call and the number of groups, (2 * channels + 1,)."""
+    def flush(self) -> Tensor:
+        """Return sums of groups' means and unbiased variances since the last call and their number, (2 C + 1,)."""
         groups = len(self._pending)
         empty = torch.zeros_like(self.running_mean).repeat(2)  # under ZeRO-3 only buffers keep their shape
         sums = torch.stack(self._pending).sum(0).flatten() if groups else empty
@@ -93,7 +93,7 @@ class GroupedBatchNorm(nn.Module):
         return torch.cat([sums, sums.new_tensor([float(groups)])])
 
     def move(self, pending: Tensor) -> None:
-        """Move the running statistics by one step, from ``take_pending`` summed over ranks."""
+        """Update the running statistics by one step, from the results of ``flush`` summed over ranks."""
         groups = pending[-1]
         mean, variance = (pending[:-1] / groups.clamp(min=1)).view(2, -1)
         weight = self.momentum * (groups > 0)
@@ -103,5 +103,5 @@ class GroupedBatchNorm(nn.Module):
 
 
 def grouped_batch_norms(model: nn.Module) -> list[GroupedBatchNorm]:
-    """All of a model's grouped batch norms, in a fixed order."""
+    """List a model's grouped batch norms, in a fixed order."""
     return [module for module in model.modules() if isinstance(module, GroupedBatchNorm)]

@@ -1,13 +1,22 @@
-"""Functions of tensors that torch.compile can fuse: they hold no weights, and so have no hooks of ZeRO's; exports."""
+"""Element-wise functions that torch.compile can fuse, and whether a model is being exported.
 
-from collections.abc import Callable
-from functools import update_wrapper
-from typing import Generic, ParamSpec, TypeVar
+The functions hold no weights, so ZeRO's hooks on modules don't interfere. They run compiled inside of `compiling`,
+which engines enter for their forwards. A backward pass may run in another thread: an autograd function keeps
+`is_compiling` in its forward and enters `compiling` in its backward.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
+
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
 def is_exporting() -> bool:
@@ -15,20 +24,27 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
-class Body(Generic[Inputs, Output]):
-    """A function that runs as it is written, or compiled once that is switched on for the process.
+def is_compiling() -> bool:
+    """Whether compilable functions run compiled here."""
+    return _compiling.get()
 
-    Attributes:
-        compiles: whether bodies are compiled.
-    """
 
-    compiles = False
+@contextmanager
+def compiling(enabled: bool = True) -> Generator[None, None, None]:
+    """Run compilable functions compiled, or as they are written."""
+    token = _compiling.set(enabled)
+    try:
+        yield
+    finally:
+        _compiling.reset(token)
 
-    def __init__(self, function: Callable[Inputs, Output]) -> None:
-        self._plain = function
-        self._compiled: Callable[Inputs, Output] = torch.compile(function, dynamic=True)
-        update_wrapper(self, function)
 
-    def __call__(self, *args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
-        function = self._compiled if Body.compiles else self._plain
-        return function(*args, **kwargs)
+def compilable(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
+    """Decorate a function of tensors that runs compiled inside of `compiling`."""
+    compiled = torch.compile(function, dynamic=True)
+
+    @wraps(function)
+    def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
+        return (compiled if is_compiling() else function)(*args, **kwargs)
+
+    return call

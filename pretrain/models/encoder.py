@@ -1,40 +1,90 @@
-"""What every encoder offers, so that objectives, tasks and notebooks need not know which one they have."""
+"""The interface of encoders: objectives, tasks and notebooks don't depend on a particular one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
+
+from pretrain.models.flops import Parts, count_flops, times
 
 Output = Literal["pooled", "map", "tokens"]
 
 
 class Encoder(nn.Module, ABC):
-    """Images in, features out. Everything goes through ``forward``: under ZeRO-3 weights exist nowhere else.
+    """Images in, features out.
+
+    Everything that trains goes through ``forward``: under ZeRO-3 the weights exist nowhere else. An encoder implements
+    `_pooled` and `_map`; the other methods have defaults.
 
     Attributes:
         feature_dim: D, features per image or position.
         stride: pixels per side of a position of the feature map.
         bands: number of bands that it takes; None for any number from ``min_bands`` on.
         min_bands: fewest bands that it takes.
+        size_multiple: height and width of images are multiples of it.
+        dense_dilation: ``dilate`` of ``build_encoder`` for maps of the image's resolution; empty where there is none.
     """
 
     feature_dim: int
     stride: int
     bands: int | None = None
     min_bands: int = 1
+    size_multiple: int = 1
+    dense_dilation: tuple[bool, ...] = ()
 
-    @abstractmethod
-    def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled") -> Tensor:
-        """Features of normalized images (B, C, H, W).
+    def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled", *inputs: Any) -> Tensor:
+        """Compute features of normalized images (B, C, H, W).
 
         Args:
-            images: one batch, or several of different sizes (crops), whose features are joined in order.
-            output: ``pooled`` gives one vector an image, (B, D); ``map`` (B, D, H / stride, W / stride).
+            images: one batch; for ``pooled`` also several of different sizes (crops), whose features are concatenated.
+            output: which of the methods below is called: ``pooled``, one vector an image, (B, D); ``map``, (B, D,
+                H / stride, W / stride); or ``tokens``, of patches (see `ViTEncoder.tokens`).
+            inputs: further ones of that method.
         """
+        return getattr(self, f"_{output}")(images, *inputs)
+
+    @abstractmethod
+    def _pooled(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Compute one vector an image, (B, D)."""
+
+    @abstractmethod
+    def _map(self, images: Tensor) -> Tensor:
+        """Compute the feature map (B, D, H / stride, W / stride)."""
+
+    def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """Compute, of each layer that ``n`` asks for, its map (B, D, h, w) and its class token (B, 1, D), if any.
+
+        By default the encoder is a single layer without a class token.
+        """
+        return [(self._map(images), None) for _ in layer_numbers(n, 1)]
+
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        """List the parameters of each layer from the lowest, for layer-wise learning rates; others are above all."""
+        return [list(self.parameters())]
+
+    def flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
+        """Operations of a forward on one image by part: those of the stem are ``stem``.
+
+        Args:
+            bands: C.
+            image_size: in pixels.
+            visible: number of patches that go through it (MAE); None for all.
+        """
+        return {"encoder": count_flops(self, (1, bands, image_size, image_size))}
+
+    def training_flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
+        """Operations of a forward and a backward on one image, those recomputed left out."""
+        return times(3, self.flops(bands, image_size, visible))
+
+    def recomputed_flops(
+        self, bands: int, image_size: int, visible: int | None = None, checkpointing: bool = False
+    ) -> int:
+        """Operations on one image that the backward pass repeats, with or without activation checkpointing."""
+        return 0
 
     def dense_features(self, images: Tensor) -> Tensor:
-        """The feature map (B, D, H / stride, W / stride) of normalized images (B, C, H, W)."""
+        """Compute the feature map (B, D, H / stride, W / stride) of normalized images (B, C, H, W)."""
         return self(images, "map")
 
     def get_intermediate_layers(
@@ -45,7 +95,7 @@ class Encoder(nn.Module, ABC):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> tuple:
-        """Features of several layers, with the arguments of timm's and DINOv2's function of this name.
+        """Compute features of several layers, with the arguments of timm's and DINOv2's function of this name.
 
         Args:
             images: normalized (B, C, H, W).
@@ -66,13 +116,9 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"a {type(self).__name__} has no class token: leave return_prefix_tokens out")
         return tuple(zip(features, tokens, strict=True))
 
-    @abstractmethod
-    def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """Of each layer that ``n`` asks for, its map (B, D, h, w) and its class token (B, 1, D), if it has one."""
-
 
 def layer_numbers(n: int | Sequence[int], depth: int) -> list[int]:
-    """The layers that ``n`` asks for, of ``depth``: the last n, or those of the numbers, negative ones from the end."""
+    """Return the numbers of the layers that ``n`` asks for: the last n, or those listed, negative ones from the end."""
     if isinstance(n, int) and not 1 <= n <= depth:
         raise ValueError(f"the last {n} layers were asked for; this encoder has {depth}")
     asked = range(depth - n, depth) if isinstance(n, int) else n

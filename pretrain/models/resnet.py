@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.models.activation_checkpointing import Recompute, recomputed
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
-from pretrain.models.encoder import Encoder, Output, layer_numbers
+from pretrain.models.encoder import Encoder, layer_numbers
+from pretrain.models.flops import Parts, times
 from pretrain.models.stem import Stem
+from pretrain.models.unit import Unit
 
 FEATURES = 2048
 NO_DILATION = (False, False, False, False)
 LAYERS = ((256, 64, 3), (512, 128, 4), (1024, 256, 6), (FEATURES, 512, 3))  # out, width, blocks
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Unit):
     """1x1, 3x3 and 1x1 convolution with batch norms around a shortcut.
 
     Args:
@@ -52,6 +53,15 @@ class Bottleneck(nn.Module):
         x = F.relu(self.bn2(self.conv2(x)))
         return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
+    def flops(self, side: int) -> tuple[int, int]:
+        """Operations on a map of this side, and the side of the output."""
+        after = -(-side // self.conv2.stride[0])
+        operations = side**2 * self.conv1.weight.numel()
+        operations += after**2 * (self.conv2.weight.numel() + self.conv3.weight.numel())
+        if self.downsample is not None:
+            operations += after**2 * cast(nn.Conv2d, self.downsample[0]).weight.numel()
+        return 2 * operations, after
+
 
 class ResNetLayers(nn.Module):
     """The four layers of bottlenecks, behind a stem's features or, in the plain network, ResNet-50's own stem.
@@ -61,15 +71,11 @@ class ResNetLayers(nn.Module):
         plain: begin as ResNet-50 does.
         dilate: for each layer, whether a dilation takes the place of its stride.
         bn_group: samples that share batch-norm statistics.
-
-    Attributes:
-        recompute: which of the blocks' activations are dropped in training, and computed again in the backward pass.
     """
 
     def __init__(self, channels: int, plain: bool, dilate: Sequence[bool], bn_group: int | None) -> None:
         super().__init__()
         self.bn_group = bn_group
-        self.recompute: Recompute = False
         if plain:
             self.conv1 = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
             self.bn1 = GroupedBatchNorm(64)
@@ -84,39 +90,64 @@ class ResNetLayers(nn.Module):
             inputs = outputs
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """The output of each of the four layers."""
+        """Compute the output of each of the four layers."""
         outputs = []
-        for number in range(len(LAYERS)):
-            for block in cast(nn.Sequential, self.get_submodule(f"layer{number + 1}")):
-                x = recomputed(block, self.training and self.recompute, x)
+        for layer in self.blocks():
+            for block in layer:
+                x = block.run(x)
             outputs.append(x)
         return outputs
 
-    def forward(self, x: Tensor, take: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """(B, channels, H, W) to (B, FEATURES, h, w), or the outputs of the layers in ``take``."""
-        if take is not None:
-            outputs = self.layers(x)
-            return [outputs[number] for number in take]
+    def blocks(self) -> list[list[Bottleneck]]:
+        """List the blocks of each layer."""
+        names = [f"layer{number + 1}" for number in range(len(LAYERS))]
+        return [cast(list[Bottleneck], list(self.get_submodule(name).children())) for name in names]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, FEATURES, h, w)."""
         return by_groups(lambda part: self.layers(part)[-1], x, self.bn_group if self.training else None)
+
+    def layer_flops(self, side: int) -> int:
+        """Operations of the four layers on a map of this side."""
+        total = 0
+        for block in (block for layer in self.blocks() for block in layer):
+            operations, side = block.flops(side)
+            total += operations
+        return total
 
 
 class ResNetEncoder(Encoder):
-    """The encoder's interface on top of ResNetLayers; pooled features are the mean over the map."""
+    """The encoder's interface on top of ResNetLayers; pooled features are the mean over the map.
+
+    Attributes:
+        core: the four layers.
+    """
 
     feature_dim = FEATURES
 
+    @property
     @abstractmethod
-    def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
-        """The last layer's map, or those of the layers in ``take``."""
+    def core(self) -> ResNetLayers: ...
 
-    def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled") -> Tensor:
-        if output == "map":
-            return cast(Tensor, self._map(cast(Tensor, images)))
+    @abstractmethod
+    def _layer_maps(self, images: Tensor) -> list[Tensor]:
+        """Compute the maps of the four layers."""
+
+    @abstractmethod
+    def _stem_parameters(self) -> list[nn.Parameter]:
+        """List the parameters below the four layers."""
+
+    def _pooled(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         sizes = [images] if isinstance(images, Tensor) else images
-        return torch.cat([cast(Tensor, self._map(one)).mean((2, 3)) for one in sizes])
+        return torch.cat([self._map(one).mean((2, 3)) for one in sizes])
 
     def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
-        return [(one, None) for one in self._map(images, layer_numbers(n, len(LAYERS)))]
+        maps = self._layer_maps(images)
+        return [(maps[number], None) for number in layer_numbers(n, len(LAYERS))]
+
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        layers = [[p for block in layer for p in block.parameters()] for layer in self.core.blocks()]
+        return [self._stem_parameters(), *layers]
 
 
 class SpecResNet(ResNetEncoder):
@@ -128,6 +159,8 @@ class SpecResNet(ResNetEncoder):
         stem: in front of the layers; None for the spectral adapter. Its name is ``spectral_adapter`` in any case.
     """
 
+    dense_dilation = (True, True, True, True)
+
     def __init__(
         self, dilate: Sequence[bool] = NO_DILATION, bn_group: int | None = None, stem: Stem | None = None
     ) -> None:
@@ -137,14 +170,40 @@ class SpecResNet(ResNetEncoder):
         self.bands, self.min_bands = self.spectral_adapter.bands, self.spectral_adapter.min_bands
         self.resnet = ResNetLayers(self.spectral_adapter.channels, False, dilate, bn_group)
 
-    def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
+    @property
+    def core(self) -> ResNetLayers:
+        return self.resnet
+
+    def _map(self, images: Tensor) -> Tensor:
+        return self.resnet(self._features(images))
+
+    def _layer_maps(self, images: Tensor) -> list[Tensor]:
+        return self.resnet.layers(self._features(images))
+
+    def _features(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         pixels = images.flatten(2).transpose(1, 2)  # (B, H*W, C)
-        features = self.spectral_adapter(pixels).transpose(1, 2).reshape(batch, -1, height, width)
-        return self.resnet(features, take)
+        return self.spectral_adapter(pixels).transpose(1, 2).reshape(batch, -1, height, width)
+
+    def _stem_parameters(self) -> list[nn.Parameter]:
+        return list(self.spectral_adapter.parameters())
+
+    def flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
+        stem = image_size**2 * self.spectral_adapter.flops(bands)
+        return {"stem": stem, "layers": self.resnet.layer_flops(image_size)}
+
+    def training_flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
+        stem = image_size**2 * self.spectral_adapter.training_flops(bands)
+        return times(3, self.flops(bands, image_size)) | {"stem": stem}
+
+    def recomputed_flops(
+        self, bands: int, image_size: int, visible: int | None = None, checkpointing: bool = False
+    ) -> int:
+        stem = image_size**2 * self.spectral_adapter.recomputed_flops(bands, checkpointing)
+        return stem + checkpointing * self.resnet.layer_flops(image_size)
 
 
-class PlainResNet(ResNetEncoder, ResNetLayers):  # type: ignore[misc]  # its forward is the encoder's
+class PlainResNet(ResNetEncoder, ResNetLayers):
     """ResNet-50 on the bands themselves: 7x7 stem, max pooling, overall stride 32. The published baseline.
 
     Args:
@@ -156,12 +215,30 @@ class PlainResNet(ResNetEncoder, ResNetLayers):  # type: ignore[misc]  # its for
         ResNetLayers.__init__(self, bands, True, NO_DILATION, bn_group)
         self.stride, self.bands = 32, bands
 
-    def _map(self, images: Tensor, take: list[int] | None = None) -> Tensor | list[Tensor]:
-        if take is not None:
-            outputs = self._stem_and_layers(images)
-            return [outputs[number] for number in take]
-        return by_groups(lambda part: self._stem_and_layers(part)[-1], images, self.bn_group if self.training else None)
+    @property
+    def core(self) -> ResNetLayers:
+        return self
 
-    def _stem_and_layers(self, images: Tensor) -> list[Tensor]:
+    def _map(self, images: Tensor) -> Tensor:
+        return by_groups(lambda part: self._layer_maps(part)[-1], images, self.bn_group if self.training else None)
+
+    def _layer_maps(self, images: Tensor) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
         return self.layers(F.max_pool2d(x, 3, 2, padding=1))
+
+    def _stem_parameters(self) -> list[nn.Parameter]:
+        return [*self.conv1.parameters(), *self.bn1.parameters()]
+
+    def flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
+        halved = -(-image_size // 2)
+        stem = 2 * halved**2 * self.conv1.weight.numel()
+        return {"stem": stem, "layers": self.layer_flops(-(-halved // 2))}
+
+    def training_flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
+        forward = self.flops(bands, image_size)
+        return times(3, forward) | {"stem": 2 * forward["stem"]}  # the image has no gradient
+
+    def recomputed_flops(
+        self, bands: int, image_size: int, visible: int | None = None, checkpointing: bool = False
+    ) -> int:
+        return checkpointing * self.flops(bands, image_size)["layers"]

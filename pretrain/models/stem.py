@@ -2,14 +2,17 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from pretrain.models.flops import count_flops
+from pretrain.models.unit import Unit
 
 
-class Stem(nn.Module, ABC):
+class Stem(Unit, ABC):
     """Spectra in, features per pixel out. Pixels never mix, so any subset of an image can go through it.
 
-    A stem is registered in ``pretrain.models.registry.STEMS``. It is called with the keywords ``bands`` (of the images)
-    and ``bn_group`` (samples that share batch-norm statistics, None for all), and with the options of its config.
+    A stem is registered in ``pretrain.registries.STEMS``. It is called with the keywords ``bands`` (of the images) and
+    ``bn_group`` (samples that share batch-norm statistics, None for all), and with the options of its config.
 
     Attributes:
         channels: features per pixel.
@@ -24,6 +27,18 @@ class Stem(nn.Module, ABC):
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
         """(samples, pixels, bands) normalized reflectance to (samples, pixels, channels)."""
+
+    def flops(self, bands: int) -> int:
+        """Operations of a forward on one pixel."""
+        return count_flops(self, (1, 1, bands))
+
+    def training_flops(self, bands: int) -> int:
+        """Operations of a forward and a backward on one pixel, those recomputed left out."""
+        return 3 * self.flops(bands)
+
+    def recomputed_flops(self, bands: int, checkpointing: bool) -> int:
+        """Operations on one pixel that the backward pass repeats, with or without activation checkpointing."""
+        return 0
 
 
 class NoStem(Stem):
@@ -40,3 +55,6 @@ class NoStem(Stem):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels
+
+    def flops(self, bands: int) -> int:
+        return 0

@@ -7,7 +7,7 @@ from pretrain.registries import OBJECTIVES
 
 if TYPE_CHECKING:
     from pretrain.models.normalize import Normalizer
-    from pretrain.objectives.objective import Objective
+    from pretrain.objectives.objective import Objective, ObjectiveModule
     from pretrain.weights.initial_weights import InitialWeights
     from shards.format.manifest import Manifest
 
@@ -17,3 +17,11 @@ def build_objective(
 ) -> "Objective":
     """Build the objective of a run, with weights drawn from the run's seed, or those of a file."""
     return OBJECTIVES[config.objective.name](config, normalize, manifest, initial)
+
+
+def outline_module(config: PretrainConfig, bands: int) -> "ObjectiveModule":
+    """Build what a run trains on the meta device: without weights, to count them and their operations."""
+    import torch
+
+    with torch.device("meta"):
+        return OBJECTIVES[config.objective.name].build_module(config, bands)

@@ -1,13 +1,14 @@
 """DINO on hyperspectral tiles: self-distillation without labels (arXiv 2104.14294).
 
-A student sees large and small crops of a location, of two dates where there are; it is trained to give the
-distribution over prototypes that a teacher, its own average over training, gives for the large crops. Centring
-and a low teacher temperature keep the teacher from collapse. The center moves once per optimizer step, by the
-mean over the whole batch, so neither ranks nor accumulation change a loss.
+A student sees large and small crops of a location, of two dates where they exist; it is trained to predict the
+distribution over prototypes that a teacher, its own average over training, assigns to the large crops. Centering
+and a low teacher temperature prevent collapse. The center is updated once per optimizer step, by the mean over the
+whole batch, so neither ranks nor accumulation change a loss.
 """
 
 import math
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,8 +23,16 @@ from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.encoder import Encoder
+from pretrain.models.flops import Parts, add, times
 from pretrain.models.normalize import Normalizer
-from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from pretrain.objectives.objective import (
+    Evaluation,
+    Objective,
+    ObjectiveModule,
+    build_module_encoder,
+    feature_spread,
+    recomputes_blocks,
+)
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest
 from shards.order.random_bits import fold_in
@@ -61,9 +70,14 @@ class DinoHead(nn.Module):
         x = self.layers(features.to(cast(nn.Linear, self.layers[0]).weight.dtype))
         return self.last_layer(F.normalize(x, dim=-1, eps=1e-6), frozen)
 
+    def flops(self) -> int:
+        """Operations of a forward on one image."""
+        layers = sum(layer.weight.numel() for layer in self.layers if isinstance(layer, nn.Linear))
+        return 2 * (layers + self.last_layer.weight.numel())
+
 
 class DinoNetwork(nn.Module):
-    """Encoder and head: the teacher is an average of both."""
+    """Encoder and head; the teacher is an average of both."""
 
     def __init__(self, encoder: Encoder, head: DinoHead) -> None:
         super().__init__()
@@ -74,7 +88,7 @@ class DinoNetwork(nn.Module):
         return self.head(self.encoder(images)).float()
 
 
-class SelfDistillation(DinoNetwork):
+class SelfDistillation(ObjectiveModule, DinoNetwork):
     """The student with its loss, and the center of the teacher's logits.
 
     Args:
@@ -94,8 +108,8 @@ class SelfDistillation(DinoNetwork):
         """Mean of the teacher's logits, (prototypes,)."""
         return self.centre
 
-    def forward(self, crops: Any, targets: Tensor | None = None, frozen: bool = False) -> Any:
-        """Loss of the student's views against the teacher's distributions of the large ones.
+    def losses(self, crops: Sequence[Tensor], targets: Tensor, frozen: bool = False) -> tuple[Tensor, ...]:
+        """Compute the loss of the student's views against the teacher's distributions of the large ones.
 
         Args:
             crops: views of each size, (V * B, C, S, S), view after view, the large ones first.
@@ -104,11 +118,8 @@ class SelfDistillation(DinoNetwork):
 
         Returns:
             Loss of each sample, float32 (B,): the mean over all pairs of a teacher's view and another one of the
-            student. Pooled features of the large views (2 * B, D). Without targets: the encoder's feature map
-            (B, D, h, w) of images.
+            student; pooled features of the large views (2 * B, D).
         """
-        if targets is None:
-            return self.encoder(crops, "map")
         features = self.encoder(crops)
         logits = self.head(features, frozen).float() / self.temperature
         batch = targets.shape[1]
@@ -128,22 +139,39 @@ class DinoObjective(Objective):
     module: SelfDistillation
     momentum: MomentumNetwork
     timestamps = 2
+    keeps_average = True
 
     def __init__(
         self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
         super().__init__(config, normalize, manifest, initial)
-        dino = config.objective
-        assert isinstance(dino, DinoConfig)
-        self.dino = dino
-        local = dino.local_crops
+        self.dino = cast(DinoConfig, config.objective)
+        local = self.dino.local_crops
         self.local_augment = build_augmentation(config.augment, local.size, local.scale)
-        encoder = self.build_encoder()
-        head = DinoHead(encoder.feature_dim, dino.hidden, dino.bottleneck, dino.prototypes)
-        self.module = SelfDistillation(encoder, head, dino.prototypes, dino.student_temperature)
-        self.fill(self.module)
-        self.momentum = MomentumNetwork(DinoNetwork(encoder, head))
+        self.momentum = MomentumNetwork(DinoNetwork(self.module.encoder, self.module.head))
         self._logits: list[Tensor] = []
+
+    @classmethod
+    def build_module(cls, config: PretrainConfig, bands: int, normalize: Normalizer | None = None) -> SelfDistillation:
+        dino, encoder = cast(DinoConfig, config.objective), build_module_encoder(config, bands)
+        head = DinoHead(encoder.feature_dim, dino.hidden, dino.bottleneck, dino.prototypes)
+        return SelfDistillation(encoder, head, dino.prototypes, dino.student_temperature)
+
+    @classmethod
+    def flops(cls, module: SelfDistillation, config: PretrainConfig, bands: int) -> Parts:
+        """Operations of the student on all views, forward and backward, and of the teacher on the large ones."""
+        size, local = config.model.image_size, cast(DinoConfig, config.objective).local_crops
+        large = add(module.encoder.training_flops(bands, size), module.encoder.flops(bands, size))
+        small = module.encoder.training_flops(bands, local.size)
+        head = (3 * (2 + local.count) + 2) * module.head.flops()
+        return add(times(2, large), times(local.count, small)) | {"head": head}
+
+    @classmethod
+    def recomputed_flops(cls, module: SelfDistillation, config: PretrainConfig, bands: int) -> int:
+        local, checkpointing = cast(DinoConfig, config.objective).local_crops, recomputes_blocks(config)
+        large = module.encoder.recomputed_flops(bands, config.model.image_size, checkpointing=checkpointing)
+        small = module.encoder.recomputed_flops(bands, local.size, checkpointing=checkpointing)
+        return 2 * large + local.count * small
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalize(batch.tiles)
@@ -205,12 +233,12 @@ class DinoObjective(Objective):
 
     @torch.no_grad()
     def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
-        """Of the teacher: its encoder is what DINO exports."""
-        with self.momentum.evaluating(), engine.autocast():
+        """Compute them by the teacher, whose encoder DINO exports."""
+        with self.momentum.evaluating(), engine.forward_context():
             return cast(Encoder, self.momentum.module.encoder)(images, "map")
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    """Mean entropy over samples, as a share of the uniform distribution's: 1 and 0 are the two ways to collapse."""
+    """Compute the mean entropy over samples, as a share of the uniform distribution's: 1 and 0 are both collapse."""
     entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1).mean()
     return entropy / math.log(probabilities.shape[-1])

@@ -6,11 +6,11 @@ band), normalized per patch with unbiased variance; the loss is the mean squared
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain import distributed
@@ -20,12 +20,20 @@ from pretrain.data.augment import mask_noise
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.attention import Backend
+from pretrain.models.flops import Parts
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
 from pretrain.objectives.masked_loss import masked_targets, squared_errors
-from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from pretrain.objectives.objective import (
+    Evaluation,
+    Objective,
+    ObjectiveModule,
+    build_module_encoder,
+    feature_spread,
+    recomputes_blocks,
+)
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest, sensor_of
 from shards.order.random_bits import fold_in
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(ObjectiveModule):
     """Encoder, decoder and loss.
 
     Args:
@@ -45,8 +53,10 @@ class MaskedAutoencoder(nn.Module):
         norm_pix: normalize the target per patch.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         spectral_angle: weight of the mean angle between predicted and true spectra, 0 for none.
-        normalize: what makes int16 images float; spectral angles are taken between what was there before.
+        normalize: of int16 images; spectral angles are taken between digital numbers.
     """
+
+    encoder: ViTEncoder
 
     def __init__(
         self,
@@ -72,25 +82,28 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """T: numbers of noise that a sample's mask takes."""
+        """T: random numbers that decide a sample's mask."""
         return self.encoder.grid**2
 
-    def forward(
-        self, images: Tensor, noise: Tensor | None = None, valid: Tensor | None = None, terms: Tensor | None = None
-    ) -> Any:
+    def count_patches(self) -> tuple[int, int]:
+        """Count the visible and the masked patches of an image."""
+        visible = int(self.num_patches * (1 - self.mask_ratio))
+        return visible, self.num_patches - visible
+
+    def losses(
+        self, images: Tensor, noise: Tensor, valid: Tensor | None = None, terms: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Reconstruct the masked patches of images (B, C, H, W) by mask noise (B, T).
 
         Args:
-            images: normalized, or int16 as tiles hold them: then only what is looked at becomes float.
+            images: normalized, or int16 as tiles are: then only the patches that are used become float.
             valid: bool (B, 1, H, W), pixels that count in the loss; None for all.
-            terms: with ``valid``: pixels that a sample's loss is divided by; its own number by default.
+            terms: with ``valid``: number of pixels that a sample's loss is divided by; None for its own.
 
         Returns:
             Loss of each sample, float32 (B,); prediction (B, M, p*p*C); grid ids of the masked patches (B, M); mean
-            of each sample's visible tokens (B, D). Without noise: the feature map (B, D, h, w) of the images.
+            of each sample's visible tokens (B, D).
         """
-        if noise is None:
-            return self.encoder(images, "map")
         masks = choose_masks(noise, self.mask_ratio)
         patches = patchify(images, self.encoder.patch_size)
         latent = self.encoder.tokens(self._floats(gather_tokens(patches, masks.visible)), masks.visible)
@@ -98,10 +111,10 @@ class MaskedAutoencoder(nn.Module):
         del patches
         prediction = self.decoder(latent, masks)
         counted = None if valid is None else _masked_pixels(valid, masks, self.encoder.patch_size)
-        losses = self._losses(prediction, truth, counted, terms)
+        losses = self._compare(prediction, truth, counted, terms)
         return losses, prediction, masks.masked, latent[:, 1:].mean(1)
 
-    def _losses(self, prediction: Tensor, truth: Tensor, counted: Tensor | None, terms: Tensor | None) -> Tensor:
+    def _compare(self, prediction: Tensor, truth: Tensor, counted: Tensor | None, terms: Tensor | None) -> Tensor:
         _, patches, pixels, _ = truth.shape
         if counted is None:
             weight = truth.new_ones(1, 1, pixels, dtype=torch.float32) / (patches * pixels)
@@ -175,14 +188,13 @@ class MaeObjective(Objective):
         self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
         super().__init__(config, normalize, manifest, initial)
-        mae, model = config.objective, config.model
-        assert isinstance(mae, MaeConfig)
-        self.ignore_nodata = mae.ignore_nodata
-        bands = manifest.tile_shape[0]
-        encoder = self.build_encoder()
-        assert isinstance(encoder, ViTEncoder)
+        self.ignore_nodata = cast(MaeConfig, config.objective).ignore_nodata
+
+    @classmethod
+    def build_module(cls, config: PretrainConfig, bands: int, normalize: Normalizer | None = None) -> MaskedAutoencoder:
+        mae, encoder = cast(MaeConfig, config.objective), cast(ViTEncoder, build_module_encoder(config, bands))
         encoder.core.fix_positions()
-        self.module = MaskedAutoencoder(
+        return MaskedAutoencoder(
             encoder,
             bands,
             mae.mask_ratio,
@@ -190,14 +202,26 @@ class MaeObjective(Objective):
             mae.decoder.width,
             mae.decoder.depth,
             mae.decoder.heads,
-            model.attention,
+            config.model.attention,
             mae.spectral_angle,
             normalize,
         )
-        self.fill(self.module)
+
+    @classmethod
+    def flops(cls, module: MaskedAutoencoder, config: PretrainConfig, bands: int) -> Parts:
+        visible, masked = module.count_patches()
+        decoder = module.decoder.flops(visible, masked, config.train.micro_batch)
+        return module.encoder.training_flops(bands, config.model.image_size, visible) | {"decoder": 3 * decoder}
+
+    @classmethod
+    def recomputed_flops(cls, module: MaskedAutoencoder, config: PretrainConfig, bands: int) -> int:
+        checkpointing, (visible, masked) = recomputes_blocks(config), module.count_patches()
+        encoder = module.encoder.recomputed_flops(bands, config.model.image_size, visible, checkpointing)
+        decoder = module.decoder.recomputed_flops(visible, masked, config.train.micro_batch) if checkpointing else 0
+        return encoder + decoder
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
-        """See Objective. Where missing pixels don't count, the divisor is the whole batch's number of those that do."""
+        """See Objective. Where missing pixels don't count, the divisor is the number of others in the whole batch."""
         if not self.ignore_nodata:
             yield from super().losses(engine, batches, step)
             return

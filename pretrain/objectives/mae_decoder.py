@@ -1,14 +1,14 @@
 """Masks of patches, and the decoder that predicts what they hide (MAE, arXiv 2111.06377)."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.activation_checkpointing import Recompute, recomputed
 from pretrain.models.attention import Backend
 from pretrain.models.patches import gather_tokens, sincos_positions
-from pretrain.models.vit import Block, Spread
+from pretrain.models.transformer import Block, Spread
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,15 @@ def choose_masks(noise: Tensor, mask_ratio: float) -> MaskedPatches:
 
 
 class MaeDecoder(nn.Module):
-    """Narrow transformer that predicts the pixels of masked patches from the visible tokens.
+    """Narrow transformer that predicts the pixels of masked patches from the visible tokens."""
 
-    Attributes:
-        recompute: which of the blocks' activations are dropped in training, and computed again in the backward pass.
-    """
-
+    no_weight_decay = ("mask_token",)
     decoder_pos_embed: Tensor
 
     def __init__(
         self, encoder_dim: int, grid: int, outputs: int, width: int, depth: int, heads: int, backend: Backend
     ) -> None:
         super().__init__()
-        self.recompute: Recompute = False
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("decoder_pos_embed", sincos_positions(width, grid))
         self.decoder_embed = nn.Linear(encoder_dim, width)
@@ -54,18 +50,43 @@ class MaeDecoder(nn.Module):
 
     def forward(self, latent: Tensor, masks: MaskedPatches) -> Tensor:
         """Encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, T - V, p*p*C)."""
-        recompute = self.training and self.recompute
         x, spread = self._tokens(latent, masks)
         last = len(self.decoder_blocks) - 1
-        for number, block in enumerate(self.decoder_blocks):
-            ids = 1 + masks.masked if number == last else None  # nobody looks at the others' outputs
-            x = recomputed(block, recompute, x, None, ids, spread if number == 0 else None)
+        for number, block in enumerate(self.block_list):
+            ids = 1 + masks.masked if number == last else None  # the outputs of other tokens are not used
+            x = block.run(x, None, ids, spread if number == 0 else None)
         return self.decoder_pred(self.decoder_norm(x))
 
-    def _tokens(self, latent: Tensor, masks: MaskedPatches) -> tuple[Tensor, Spread]:
-        """Distinct tokens (1, B * (1 + V) + T, D) in front of the first block, and how sequences are made of them.
+    @property
+    def block_list(self) -> list[Block]:
+        return cast(list[Block], list(self.decoder_blocks))
 
-        A mask token is the same in all samples, but for its position: the first block projects it once, not B times.
+    def flops(self, visible: int, masked: int, micro_batch: int) -> int:
+        """Operations of a forward on one sample of a micro batch.
+
+        The first block projects mask tokens once for the whole micro batch, the last makes outputs of masked tokens
+        alone.
+        """
+        width, depth = self.decoder_embed.out_features, len(self.decoder_blocks)
+        tokens, distinct = 1 + visible + masked, 1 + visible + (visible + masked) / micro_batch
+        projected = 6 * width**2 * (distinct + (depth - 1) * tokens)
+        finished = (2 * width**2 * 9 + 4 * tokens * width) * (masked + (depth - 1) * tokens)
+        return self._outer_flops(visible, masked) + round(projected) + finished
+
+    def recomputed_flops(self, visible: int, masked: int, micro_batch: int) -> int:
+        """Operations that activation checkpointing of blocks repeats: all but each block's last product."""
+        width, depth = self.decoder_embed.out_features, len(self.decoder_blocks)
+        last_products = 8 * width**2 * (masked + (depth - 1) * (1 + visible + masked))
+        return self.flops(visible, masked, micro_batch) - self._outer_flops(visible, masked) - last_products
+
+    def _outer_flops(self, visible: int, masked: int) -> int:
+        """Operations outside of the blocks: embedding of visible tokens, prediction of masked ones."""
+        return 2 * (1 + visible) * self.decoder_embed.weight.numel() + 2 * masked * self.decoder_pred.weight.numel()
+
+    def _tokens(self, latent: Tensor, masks: MaskedPatches) -> tuple[Tensor, Spread]:
+        """Return the distinct tokens (1, B * (1 + V) + T, D) for the first block, and how sequences consist of them.
+
+        Mask tokens of a position are equal in all samples: the first block projects them once, not B times.
         """
         own = self.decoder_embed(latent).to(self.mask_token.dtype)
         batch, count, width = own.shape

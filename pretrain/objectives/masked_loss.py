@@ -1,7 +1,7 @@
 """The loss of masked autoencoding (arXiv 2111.06377): squared errors of masked patches, a few samples at a time.
 
-Predictions and targets are as large as the tiles themselves in fp32, and torch's autograd keeps several of them. Here
-targets are made for a part of the batch at a time, and all that is kept is the gradient.
+Predictions and targets are as large as the tiles themselves in fp32, and torch's autograd saves several of them. Here
+targets are computed for a part of the batch at a time, and only the gradient is saved.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.models.compilation import Body
+from pretrain.models.compilation import compilable
 
 VALUES = {"cpu": 4_000_000, "cuda": 250_000_000}
 """Predicted values at a time, at least those of one sample."""
 
 
 def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = None) -> Tensor:
-    """Patches (B, M, p*p, C) to what the decoder has to predict, (B, M, p*p*C).
+    """Map patches (B, M, p*p, C) to the targets of the decoder, (B, M, p*p*C).
 
     Args:
         counted: (B, M, p*p), 1 where a pixel counts: mean and variance of a patch are theirs; None for all.
@@ -37,19 +37,19 @@ def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = Non
 
 
 def squared_errors(prediction: Tensor, targets: Callable[[slice], Tensor], weight: Tensor) -> Tensor:
-    """Mean over bands and weighted sum over pixels of squared errors, for each sample, float32 (B,).
+    """Compute each sample's weighted sum over pixels of the mean squared error over bands, float32 (B,).
 
     Args:
         prediction: (B, M, p*p*C).
-        targets: of some of the samples, (b, M, p*p*C).
+        targets: from a slice of the samples to their targets, (b, M, p*p*C).
         weight: of pixels, (B, M, p*p) or a shape that broadcasts to it.
     """
     return _SquaredErrors.apply(prediction, targets, weight)
 
 
-@Body
+@compilable
 def _weighed(prediction: Tensor, target: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (b,) and their gradient (b, M, p*p*C); share of each band's error, (b, M, p*p, 1)."""
+    """Return losses (b,) and their gradient (b, M, p*p*C), given the weight of each band's error, (b, M, p*p, 1)."""
     error = (prediction.float() - target).unflatten(2, (share.shape[2], -1))
     losses = (error.square().sum(-1, keepdim=True) * share).flatten(1).sum(1)
     return losses, error.mul_(2 * share).flatten(2)
@@ -75,5 +75,5 @@ class _SquaredErrors(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_losses: Tensor) -> Any:
-        gradient, ctx.gradient = ctx.gradient, None  # in place: there is no room for another, and no second time
+        gradient, ctx.gradient = ctx.gradient, None  # in place, to save memory: there is one backward
         return gradient.mul_(d_losses[:, None, None]), None, None

@@ -1,13 +1,13 @@
 """MoCo-v2 on hyperspectral tiles: two dates of a location are two views of it (arXiv 2003.04297, 2408.08447).
 
-The query encoder is trained to tell the key of its own location from a queue of keys of others. Keys come from
+The query encoder is trained to distinguish the key of its own location from a queue of keys of others. Keys come from
 a momentum copy of encoder and head. All keys of an optimizer step enter the queue at its end, in sample order,
-so neither ranks nor accumulation change a loss. Keys of a sample's own location are no negatives to it: in a small
-archive they would be most of the queue. The queue begins with random vectors, which are easy to tell apart: the
+so neither ranks nor accumulation change a loss. Keys of a sample's own location are not negatives for it: in a small
+archive they would be most of the queue. The queue starts with random vectors, which are easy to distinguish: the
 loss rises until it is full of real keys.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,8 +22,16 @@ from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder
+from pretrain.models.flops import Parts, add
 from pretrain.models.normalize import Normalizer
-from pretrain.objectives.objective import Evaluation, Objective, feature_spread
+from pretrain.objectives.objective import (
+    Evaluation,
+    Objective,
+    ObjectiveModule,
+    build_module_encoder,
+    feature_spread,
+    recomputes_blocks,
+)
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest
 from shards.order.random_bits import fold_in, permute
@@ -55,9 +63,13 @@ class ProjectionHead(nn.Module):
             self.bn_group if self.training else None,
         )
 
+    def flops(self) -> int:
+        """Operations of a forward on one image."""
+        return 2 * sum(layer.weight.numel() for layer in self.layers if isinstance(layer, nn.Linear))
+
 
 class ProjectedEncoder(nn.Module):
-    """Encoder and projection head: what MoCo keeps a momentum copy of."""
+    """Encoder and projection head, of which MoCo keeps a momentum copy."""
 
     def __init__(self, encoder: Encoder, projection_head: ProjectionHead) -> None:
         super().__init__()
@@ -71,7 +83,7 @@ class ProjectedEncoder(nn.Module):
         return F.normalize(self.projection_head(self.encoder(images)).float(), dim=-1)
 
 
-class MomentumContrast(ProjectedEncoder):
+class MomentumContrast(ObjectiveModule, ProjectedEncoder):
     """The query network with its queue and loss.
 
     Args:
@@ -88,18 +100,16 @@ class MomentumContrast(ProjectedEncoder):
         super().__init__(encoder, projection_head)
         self.temperature = temperature
         generator = torch.Generator().manual_seed(fold_in(seed, "queue") % 2**63)
-        self.register_buffer("queue", F.normalize(torch.randn(queue, dim, generator=generator), dim=-1))
+        vectors = torch.randn(queue, dim, generator=generator, device="cpu")
+        self.register_buffer("queue", F.normalize(vectors, dim=-1))
         self.register_buffer("queue_places", torch.full((queue,), -1))
 
-    def forward(self, images: Tensor, keys: Tensor | None = None, places: Tensor | None = None) -> Any:
-        """InfoNCE loss (arXiv 1807.03748) of normalized images (B, C, H, W) with keys (B, dim) of places (B,).
+    def losses(self, images: Tensor, keys: Tensor, places: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Compute InfoNCE (arXiv 1807.03748) of normalized images (B, C, H, W) with keys (B, dim) of places (B,).
 
         Returns:
-            Loss of each sample, float32 (B,); whether its own key was nearest, (B,); queries (B, dim). Without keys:
-            the encoder's feature map (B, D, h, w).
+            Loss of each sample, float32 (B,); whether its own key was nearest, (B,); queries (B, dim).
         """
-        if keys is None:
-            return self.encoder(images, "map")
         query = self.project(images)
         with torch.autocast(query.device.type, enabled=False):
             own = (query * keys).sum(1, keepdim=True)
@@ -117,21 +127,34 @@ class MocoObjective(Objective):
     module: MomentumContrast
     momentum: MomentumNetwork
     timestamps = 2
+    keeps_average = True
 
     def __init__(
         self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
     ) -> None:
         super().__init__(config, normalize, manifest, initial)
-        moco, model = config.objective, config.model
-        assert isinstance(moco, MocoConfig)
+        moco = cast(MocoConfig, config.objective)
         self.rate, self.queue_length = moco.momentum, moco.queue
-        encoder = self.build_encoder()
-        head = ProjectionHead(encoder.feature_dim, moco.hidden, moco.dim, moco.head_norm, model.bn_group)
-        self.module = MomentumContrast(encoder, head, moco.dim, moco.queue, moco.temperature, config.run.seed)
-        self.fill(self.module)
-        self.momentum = MomentumNetwork(ProjectedEncoder(encoder, head))
+        self.momentum = MomentumNetwork(ProjectedEncoder(self.module.encoder, self.module.projection_head))
         self._keys: list[Tensor] = []
         self._places: list[Tensor] = []
+
+    @classmethod
+    def build_module(cls, config: PretrainConfig, bands: int, normalize: Normalizer | None = None) -> MomentumContrast:
+        moco, encoder = cast(MocoConfig, config.objective), build_module_encoder(config, bands)
+        head = ProjectionHead(encoder.feature_dim, moco.hidden, moco.dim, moco.head_norm, config.model.bn_group)
+        return MomentumContrast(encoder, head, moco.dim, moco.queue, moco.temperature, config.run.seed)
+
+    @classmethod
+    def flops(cls, module: MomentumContrast, config: PretrainConfig, bands: int) -> Parts:
+        """Operations of the query, forward and backward, and of the key; the queue has no gradient."""
+        size, encoder = config.model.image_size, module.encoder
+        views = add(encoder.training_flops(bands, size), encoder.flops(bands, size))
+        return views | {"head": 4 * module.projection_head.flops() + 2 * 2 * module.queue.numel()}
+
+    @classmethod
+    def recomputed_flops(cls, module: MomentumContrast, config: PretrainConfig, bands: int) -> int:
+        return module.encoder.recomputed_flops(bands, config.model.image_size, checkpointing=recomputes_blocks(config))
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalize(batch.tiles)
@@ -160,7 +183,7 @@ class MocoObjective(Objective):
     def after_step(self, engine: ZeroEngine, step: int) -> None:
         self.momentum.update(engine, self.rate)
         keys, places = (distributed.all_gather(torch.cat(parts)) for parts in (self._keys, self._places))
-        self._forget()
+        self._reset()
         begin = step * len(keys) % self.queue_length
         module = cast(MomentumContrast, engine.module)
         module.queue[begin : begin + len(keys)] = keys.to(module.queue.dtype)
@@ -168,9 +191,9 @@ class MocoObjective(Objective):
 
     def drop_step(self) -> None:
         super().drop_step()
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._keys, self._places = [], []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:

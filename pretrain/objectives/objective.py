@@ -1,9 +1,9 @@
-"""What the training loop asks of an objective: losses of micro batches, and what follows an optimizer step."""
+"""The interface of objectives: losses of micro batches, and what follows an optimizer step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
 from pretrain.models.encoder import Encoder
+from pretrain.models.flops import Parts, times
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
@@ -34,8 +35,32 @@ class Evaluation:
     figure: "Callable[[], Figure] | None" = None
 
 
+class ObjectiveModule(nn.Module):
+    """Networks and loss of an objective: what the engine trains.
+
+    Under ZeRO the engine's call is the only way to the weights, so the module's methods are entered through forward.
+
+    Attributes:
+        encoder: what is exported.
+    """
+
+    encoder: Encoder
+
+    def forward(self, *inputs: Any, entry: str = "losses") -> Any:
+        """Call the method ``entry``: ``losses`` in training steps and validation, or ``feature_map``."""
+        return getattr(self, entry)(*inputs)
+
+    def losses(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Compute the loss of each sample, float32 (B,), and what else the objective needs of a forward."""
+        raise NotImplementedError
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Compute the encoder's feature map (B, D, h, w) of normalized images (B, C, H, W)."""
+        return self.encoder(images, "map")
+
+
 class Objective(ABC):
-    """One objective in one run.
+    """One objective in one run, registered in ``pretrain.registries.OBJECTIVES``.
 
     Args:
         config: of the run.
@@ -44,16 +69,17 @@ class Objective(ABC):
         initial: weights to begin from; None draws them from the run's seed.
 
     Attributes:
-        module: encoder, heads and loss: what the engine trains. Called with images alone, it gives the encoder's
-            feature map: under ZeRO the one way to its weights is the engine's.
+        module: what the engine trains.
         momentum: an average of the module's networks, or None.
+        scalars: what is logged besides the loss.
         timestamps: tiles of each sample, 1 or 2 dates of its location.
-        scalars: what is watched besides the loss.
+        keeps_average: whether it has a momentum network.
     """
 
-    module: nn.Module
+    module: ObjectiveModule
     momentum: MomentumNetwork | None = None
-    timestamps: Literal[1, 2] = 1
+    timestamps: ClassVar[Literal[1, 2]] = 1
+    keeps_average: ClassVar[bool] = False
 
     def __init__(
         self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
@@ -62,73 +88,108 @@ class Objective(ABC):
         self.seed, self.steps = config.run.seed, config.train.steps
         self.augment = build_augmentation(config.augment, config.model.image_size)
         self.scalars = Scalars()
+        self.module = self.build_module(config, manifest.tile_shape[0], normalize)
+        self._fill(self.module)
 
-    def build_encoder(self) -> Encoder:
-        """Build the config's encoder for the shards' bands, without contents yet."""
-        return build_encoder(**self.config.model.model_dump(), bands=self.manifest.tile_shape[0])
+    @classmethod
+    @abstractmethod
+    def build_module(cls, config: PretrainConfig, bands: int, normalize: Normalizer | None = None) -> ObjectiveModule:
+        """Build what the engine trains, without contents.
 
-    def fill(self, module: nn.Module) -> None:
-        """Give the networks their first weights, before they are copied or shared."""
+        Args:
+            bands: C.
+            normalize: for modules that take int16 images.
+        """
+
+    @classmethod
+    def flops(cls, module: Any, config: PretrainConfig, bands: int) -> Parts:
+        """Operations of one sample's share of a training step, by part: ``stem``, ``decoder`` and others.
+
+        Args:
+            module: of `build_module`, on any device.
+            bands: C.
+        """
+        return times(cls.timestamps, module.encoder.training_flops(bands, config.model.image_size))
+
+    @classmethod
+    def recomputed_flops(cls, module: Any, config: PretrainConfig, bands: int) -> int:
+        """Operations of one sample that the backward pass repeats."""
+        return cls.timestamps * module.encoder.recomputed_flops(
+            bands, config.model.image_size, checkpointing=recomputes_blocks(config)
+        )
+
+    def _fill(self, module: nn.Module) -> None:
+        """Set the networks' first weights, before they are copied or partitioned."""
         initialize(module, "pretrain", self.seed)
         if self.initial is not None:
             self.initial.put_into(module, self.config.objective.name)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
-        """Lazily the mean loss of each micro batch of an optimizer step (0, 1, ...)."""
+        """Yield the mean loss of each micro batch of an optimizer step (0, 1, ...)."""
         for _ in range(engine.accumulation):
             yield self.loss(engine, next(batches), step)
 
     @abstractmethod
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        """Mean loss of one micro batch: a forward of the engine on random views."""
+        """Compute the mean loss of one micro batch: a forward of the engine on random views."""
 
     def after_step(self, engine: ZeroEngine, step: int) -> None:  # noqa: B027  # most have nothing to do
         """Follow the weights after optimizer step ``step``; every rank calls it."""
 
     def drop_step(self) -> None:
-        """Forget what the micro batches of a step that was not applied have left."""
-        self.scalars.drop()
+        """Discard what the micro batches of a step that was not applied have left."""
+        self.scalars.reset()
         if self.momentum is not None:
             move_batch_norms(self.momentum.module, applied=False)
 
     @abstractmethod
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        """Losses of held-out tiles, int16 (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
+        """Compute losses of held-out tiles, int16 (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
 
     def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
-        """Feature map (B, D, h, w) of normalized images by the encoder that will be exported, in evaluation mode."""
-        return engine.evaluation(images)
+        """Compute the feature map (B, D, h, w) of normalized images by the encoder that will be exported."""
+        return engine.evaluation(images, entry="feature_map")
+
+
+def build_module_encoder(config: PretrainConfig, bands: int) -> Encoder:
+    """Build the config's encoder, without contents."""
+    return build_encoder(**config.model.model_dump(), bands=bands)
+
+
+def recomputes_blocks(config: PretrainConfig) -> bool:
+    """Whether activation checkpointing recomputes whole blocks."""
+    return config.engine.activation_checkpointing == "blocks"
 
 
 class Scalars:
-    """Means over micro batches and ranks of what objectives watch."""
+    """Means over micro batches and ranks of what objectives log."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def add(self, **values: Tensor) -> None:
-        """Take in the scalars of one micro batch, the same names each time."""
+        """Add the scalars of one micro batch, the same names each time."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value, dtype=torch.float32)) + value.detach()
         self._count += 1
 
-    def take(self) -> dict[str, float]:
-        """The means since the last call; every rank calls it."""
+    def flush(self) -> dict[str, float]:
+        """Return the means since the last call; every rank calls it."""
         if not self._count:
             return {}
         means = distributed.all_reduce_sum(torch.stack(list(self._sums.values())) / self._count)
         result = dict(zip(self._sums, (means / distributed.world_size()).tolist(), strict=True))
-        self.drop()
+        self.reset()
         return result
 
-    def drop(self) -> None:
-        """Begin anew."""
+    def reset(self) -> None:
+        """Discard all."""
         self._sums, self._count = {}, 0
 
 
 def feature_spread(features: Tensor) -> Tensor:
-    """How far a batch's features (B, D) are from collapse: 1 where their directions are isotropic, 0 where all agree.
+    """Measure how far features (B, D) are from collapse: 1 for isotropic directions, 0 where all agree.
 
     The standard deviation of the L2-normalized features over the batch, times sqrt(D) (SimSiam, arXiv 2011.10566).
     """

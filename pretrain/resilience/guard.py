@@ -2,7 +2,7 @@
 
 One all-reduce a step carries the loss and whether any rank was asked to stop; the gradient norm is global already.
 So every rank has the same numbers and comes to the same decision, between DeepSpeed's norm and its update
-(engine.py says how), where DeepSpeed itself waits for the norm.
+(pretrain/engine/deepspeed_adapter.py), where DeepSpeed itself waits for the norm.
 
 A skipped step takes its place all the same: its samples count as seen, and learning rate and order go on as planned;
 weights, moments, batch norms, momentum networks and queues stay as they were.

@@ -1,4 +1,4 @@
-"""The model card: what an encoder file's description says, for people."""
+"""Model cards: the description of an encoder file as Markdown."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ _OBJECTIVES = {
 
 
 def model_card(description: EncoderDescription, parameters: int, file: str) -> str:
-    """Markdown about one encoder.
+    """Return the model card of an encoder as Markdown.
 
     Args:
-        parameters: how many weights it has, buffers not counted.
-        file: its file's name.
+        parameters: its number of weights, without buffers.
+        file: name of its file.
     """
     sections = [
         f"# {description.architecture}, {description.objective or UNKNOWN}",
@@ -62,7 +62,7 @@ def _training(description: EncoderDescription) -> str:
 
 
 def _lineage(init: dict[str, Any]) -> str:
-    """What training began from, and what that began from."""
+    """What training began from, and what that file was trained from in turn."""
     seen = f", {init['samples_seen']} tiles seen" if init.get("samples_seen") else ""
     objective = f", {init['objective']}" if init.get("objective") else ""
     earlier = init.get("init")
@@ -90,7 +90,7 @@ def _input(description: EncoderDescription) -> str:
         lines.append("- mu and sigma are in the file's header and applied by `encode`.")
     else:
         lines.append("- Normalization: unknown.")
-    if description.architecture.startswith("spec_"):
+    if description.takes_any_bands:
         lines.append("- The weights take any number of bands from 75 on, normalized with statistics of their sensor.")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What an encoder's file says of itself: everything that is needed to use it, and where it came from."""
+"""The description in an encoder file: everything needed to use the encoder, and where it came from."""
 
 import copy
 import json
@@ -15,13 +15,13 @@ from shards.files.untrusted import read_json_value
 from shards.sensors.sensor import get_sensor
 
 HEADER_KEY = "spectralforge"
-"""Of the description in a safetensors header."""
+"""Key of the description in a safetensors header."""
 
 TASK_KEY = "spectralforge-task"
-"""Of what a fine-tuned model's header tells of its task."""
+"""Key of the task in the header of a fine-tuned model."""
 
 EXTRA_STATE = "_extra_state"
-"""torch's name for what a module adds to its state dict: here the description, as JSON in a uint8 tensor."""
+"""torch's name for the extra entry of a module in its state dict: here the description, as JSON in a uint8 tensor."""
 
 UNKNOWN = "unknown"
 
@@ -32,19 +32,19 @@ class WeightsError(ForgeError):
 
 @dataclass(frozen=True)
 class EncoderDescription:
-    """What is needed to use an encoder, kept in its file.
+    """Everything needed to use an encoder, stored in its file.
 
     Attributes:
         architecture, image_size, patch_size: arguments of ``build_encoder``.
         sensor, wavelength_nm, fwhm_nm: the bands it was trained on, in order.
         mu, sigma: per-band normalization of digital numbers; empty where it is unknown.
-        objective, samples_seen, dataset: how it was trained, the dataset by content hash; "" and 0 where unknown.
-        version: of the code that wrote the file.
-        clip: normalized values are cut at +-clip; None for none.
-        bands: how many an image has; 0 stands for as many as there are wavelengths.
+        objective, samples_seen, dataset: how it was trained; the dataset is a content hash. "" and 0 where unknown.
+        version: the version of the code that wrote the file.
+        clip: normalized values are clipped to ±clip; None for no clipping.
+        bands: number of bands of an image; 0 stands for the number of wavelengths.
         network: "student", the trained network, or "teacher", its average over training.
-        config: the whole config of the run, folders by their last name.
-        dilation: of a ResNet: for each layer, whether a dilation takes the place of its stride; empty for none.
+        config: the whole config of the run, with only the last part of each folder.
+        dilation: for each layer of a ResNet, whether a dilation replaces its stride; empty for none.
         init: what training began from (file, sha256, objective, samples_seen, and its own init); empty for new weights.
     """
 
@@ -76,13 +76,19 @@ class EncoderDescription:
         known = {"name", "image_size", "patch_size", "bn_group", "attention"}
         return {key: value for key, value in (self.config.get("model") or {}).items() if key not in known}
 
+    @property
+    def takes_any_bands(self) -> bool:
+        """Whether the encoder takes any number of bands, from the fewest on."""
+        sizes = {"image_size": self.image_size, "patch_size": self.patch_size, "bands": self.bands}
+        return outline_encoder(self.architecture, **sizes, **self.options).bands is None
+
     def to_header(self) -> dict[str, str]:
-        """As metadata of a safetensors file."""
+        """Return the metadata of a safetensors file."""
         return {HEADER_KEY: json.dumps(asdict(self))}
 
 
 def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | None:
-    """The description in a safetensors header, None where it has none; files of older versions lack some fields.
+    """Return the description in a safetensors header, or None; files of older versions lack some fields.
 
     Raises:
         WeightsError: the description is there and damaged.
@@ -96,10 +102,10 @@ def read_header(metadata: dict[str, str], where: str) -> EncoderDescription | No
 
 
 def read_tuned_header(metadata: dict[str, str], where: str) -> EncoderDescription | None:
-    """`read_header`; of a fine-tuned model, with the bands and statistics that its encoder was tuned for.
+    """Return `read_header`'s description; of a fine-tuned model, with the bands and statistics it was tuned for.
 
     Raises:
-        WeightsError: as `read_header`; or what the file says of its task is damaged.
+        WeightsError: see `read_header`; or the description of the task is damaged.
     """
     described = read_header(metadata, where)
     if described is None or TASK_KEY not in metadata:
@@ -112,13 +118,13 @@ def read_tuned_header(metadata: dict[str, str], where: str) -> EncoderDescriptio
 
 
 def to_extra_state(description: EncoderDescription | Mapping[str, Any]) -> Tensor:
-    """A description as part of a state dict."""
+    """Return a description as an entry of a state dict."""
     values = asdict(description) if isinstance(description, EncoderDescription) else dict(description)
     return torch.frombuffer(bytearray(json.dumps({HEADER_KEY: values}, default=str).encode()), dtype=torch.uint8)
 
 
 def from_extra_state(state: Tensor) -> EncoderDescription | None:
-    """The description in a state dict, None where the tensor is something else's."""
+    """Return the description in an entry of a state dict; None where the tensor is something else."""
     try:
         return _from_values(read_json_value(bytes(state.cpu().to(torch.uint8).flatten().tolist()))[HEADER_KEY])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
@@ -126,7 +132,7 @@ def from_extra_state(state: Tensor) -> EncoderDescription | None:
 
 
 def _from_values(values: dict[str, Any]) -> EncoderDescription:
-    """Errors are those of whatever is missing or no description."""
+    """Raises ValueError, KeyError or TypeError where fields are missing or of another type."""
     wanted = [one for one in fields(EncoderDescription) if one.name in values or _is_required(one)]
     found = {one.name: values[one.name] for one in wanted}
     _check_types(found)
@@ -134,7 +140,7 @@ def _from_values(values: dict[str, Any]) -> EncoderDescription:
 
 
 def _fine_tuned(described: EncoderDescription, inputs: dict[str, Any], dilate: list[bool]) -> EncoderDescription:
-    """The description of an encoder that was trained on for a task, whose images may have had other bands."""
+    """The description of a fine-tuned encoder, whose images may have had other bands."""
     known = ("mu", "sigma", "clip") if inputs.get("response") else ("mu", "sigma", "clip", *_BANDS)
     changed = {name: inputs[name] for name in known} | {"dilation": dilate if any(dilate) else []}
     _check_types(changed)
@@ -172,7 +178,7 @@ def _check_types(values: dict[str, Any]) -> None:
 
 
 def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDescription:
-    """The description of the encoder in one of our checkpoints, from its ``state.json``.
+    """Return the description of the encoder in one of our checkpoints, from its ``state.json``.
 
     Raises:
         WeightsError: the state lacks something.
@@ -203,7 +209,7 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
 
 
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config for others: folders, which tell of the machine and its users, to their last name."""
+    """A run's config without the folders of the machine: only the last part of each path is kept."""
     public = copy.deepcopy(config)
     for section, key in (("run", "dir"), ("data", "shards"), ("data", "stage"), ("probe", "shards")):
         place = (public.get(section) or {}).get(key)
@@ -217,17 +223,17 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def last_name(place: str) -> str:
-    """The last part of a path or URL, without a query, which may hold a signature."""
+    """Return the last part of a path or URL, without its query, which may hold a signature."""
     return str(place).split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def describe_foreign(
     architecture: str, image_size: int, patch_size: int, bands: int | None, objective: str, network: str
 ) -> EncoderDescription:
-    """The description of a file that has none: EnMAP's bands where they fit, normalization unknown.
+    """Return a description for a file that has none: EnMAP's bands where their number fits, normalization unknown.
 
     Args:
-        bands: that the encoder takes; None for any number.
+        bands: number of bands that the encoder takes; None for any.
     """
     described = EncoderDescription(
         architecture, image_size, patch_size, UNKNOWN, [], [], [], [], objective, 0, "", "", bands=bands or 0
@@ -237,7 +243,7 @@ def describe_foreign(
 
 
 def with_sensor(described: EncoderDescription, sensor: str, network: str | None = None) -> EncoderDescription:
-    """The description with the bands of a sensor of the registry, or of a band table (``get_sensor``).
+    """Return the description with the bands of a sensor: a name of the registry or a band table (``get_sensor``).
 
     Raises:
         ConfigError: no such sensor.

@@ -1,4 +1,4 @@
-"""From a checkpoint to an encoder file: reads the checkpoint's files alone, on any machine, without DeepSpeed."""
+"""Export the encoder of a checkpoint; only its files are read, so this works on any machine without DeepSpeed."""
 
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ def export_encoder(checkpoint: Path, dest: Path) -> None:
 
 
 def code_version() -> str:
-    """The installed version of the project, ``"unknown"`` in a bare checkout."""
+    """Return the installed version of the project; ``"unknown"`` where it is not installed."""
     try:
         return version("spectralforge")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Weights that are finite: NaN and infinity spread through a network within a step, and some scores hide them."""
+"""Checks that weights are finite: NaN and infinity spread through a network, and some scores hide them."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that holds NaN or infinity, e.g. ``'norm.weight' has 3 non-finite values of 384``; else None."""
+    """Describe the first tensor with NaN or infinity: ``'norm.weight' has 3 non-finite values of 384``, or None."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             bad = int((~torch.isfinite(_computable(tensor))).sum())
@@ -16,9 +16,9 @@ def find_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value of a floating-point tensor is NaN or infinite."""
+    """Return whether no value of a floating-point tensor is NaN or infinite."""
     values = _computable(tensor)
-    # anything non-finite makes the sum non-finite: one pass without a copy for those that are as they should be
+    # a non-finite value makes the sum non-finite: finite tensors need one pass without a copy
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 

@@ -1,8 +1,8 @@
-"""Every file format that holds an encoder, to the flat names that SpectralEarth publishes.
+"""Find an encoder in a file of any format, under the flat names that SpectralEarth publishes.
 
 Flat names are ``spectral_adapter.*`` with ``vit_core.*`` or ``resnet.*``, and those of a plain ViT or ResNet.
-Training checkpoints put them behind a prefix, beside decoders, heads and second networks, and some wrappers
-store a weight several times; a training checkpoint of MAE holds each three times and more.
+Training checkpoints put a prefix before them, and hold decoders, heads and second networks as well. Some wrappers
+store a weight several times; a training checkpoint of MAE holds each at least three times.
 """
 
 import re
@@ -21,7 +21,7 @@ from pretrain.weights.report import compare
 from pretrain.weights.torch_files import Network
 
 HEADS = re.compile(r"(vit_core\.head|resnet\.fc|head|fc)\.")
-"""Of tasks and of the published registry's classes; an encoder here ends at its features."""
+"""Heads of tasks and of the published registry's classes; an encoder ends at its features."""
 
 _NORM = r"(?:weight|bias|running_mean|running_var|num_batches_tracked)"
 _TRUNK = re.compile(
@@ -42,21 +42,21 @@ _PRETRAINING = re.compile(
     r"(decoder|projection_head|projection_head_momentum|student_head|teacher_head|criterion)\."
     rf"|(mask_token|queue\w*|n_averaged|{EXTRA_STATE})$"
 )
-"""What flat files may hold beside an encoder."""
+"""Other entries of pretraining that flat files may hold."""
 
 _WRAPPERS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module")
 )
-"""What DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning put into names."""
+"""Parts of names from DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning."""
 
 _AVERAGE = re.compile(r"momentum|(?:^|[._])ema(?:[._]|$)")
-"""Averages over training, and momentum networks, beside the network that is trained."""
+"""Names of moving averages and momentum networks."""
 
 _WRAPPED = (
     ("vit_core.patch_embed.spectral_adapter.", "spectral_adapter."),
     ("vit_core.patch_embed.original_patch_embed.", "vit_core.patch_embed."),
 )
-"""The published MAE, and newer code of its authors, puts the adapter into the patch embedding."""
+"""The published MAE, and newer code of its authors, put the adapter into the patch embedding."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Layout:
 
     Attributes:
         name: for the report.
-        prefix: of the encoder's names.
-        copies: prefixes under which the same weights stand again, and what they are in flat names.
-        objective: "" where it could be any.
-        network: which of the checkpoint's networks it is.
-        beside: prefix that is there, too; "" where none need be.
+        prefix: prefix of the encoder's names.
+        copies: prefixes of further copies of the weights, and the flat prefix that each stands for.
+        objective: the objective of the training; "" where it could be any.
+        network: which network of the checkpoint this is.
+        beside: another prefix that must occur in the file; "" for none.
     """
 
     name: str
@@ -91,7 +91,7 @@ LAYOUTS = (
     Layout("DINO training checkpoint, student", "student_backbone.", "dino"),
     Layout("MoCo training checkpoint", "backbone.", "moco", beside="backbone_momentum."),
 )
-"""Of the published code; each may stand below further prefixes. Anything else is found by the names of its weights."""
+"""Layouts of the published code, possibly below further prefixes; others are found by the names of their weights."""
 
 
 OURS = "encoder of this project"
@@ -138,12 +138,12 @@ def find_encoder(raw: RawCheckpoint, network: Network = "auto", architecture: st
 
 
 def bare_name(name: str) -> str:
-    """A weight's name without what DistributedDataParallel, torch.compile and their like have put into it."""
+    """Return the name of a weight without the parts that wrappers such as DistributedDataParallel have added."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS) or name
 
 
 def _without_wrappers(raw: RawCheckpoint) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under the names that they have without what wraps modules, and names that repeat one."""
+    """Tensors under their names without wrappers, and the names of repeated ones."""
     named: dict[str, Tensor] = {}
     copies = []
     for name, tensor in raw.tensors.items():
@@ -160,7 +160,7 @@ def _without_wrappers(raw: RawCheckpoint) -> tuple[dict[str, Tensor], list[str]]
 
 
 def _find_layout(raw: RawCheckpoint, named: dict[str, Tensor], network: Network) -> Layout:
-    """Where the encoder is: in a checkpoint of the published code, or below any prefix, which the names tell."""
+    """Where the encoder is: at a layout of the published code, or below any prefix that the names show."""
     where, roots = raw.where, _find_roots(named)
     if not roots:
         first = next(iter(named))
@@ -175,7 +175,7 @@ def _find_layout(raw: RawCheckpoint, named: dict[str, Tensor], network: Network)
 
 
 def _find_roots(named: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Prefixes with an encoder below, and its flat names there; where none is whole, of what is most like one.
+    """Prefixes with an encoder below, and its flat names there; where none is complete, those of the most similar.
 
     An encoder is known by its names, or by the description that a `PretrainedEncoder` puts beside it.
     """
@@ -198,7 +198,7 @@ def _find_roots(named: dict[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _below(root: str, layout: Layout, named: dict[str, Tensor]) -> Layout | None:
-    """The layout below the prefix that a root shows; None where this is another layout."""
+    """The layout at a root, with its prefixes completed; None where the root has another layout."""
     outer = root.removesuffix(layout.prefix)
     if outer == root or (outer and not outer.endswith(".")):
         return None
@@ -208,10 +208,10 @@ def _below(root: str, layout: Layout, named: dict[str, Tensor]) -> Layout | None
 
 
 def _choose(where: str, named: dict[str, Tensor], roots: dict[str, list[str]], network: Network) -> Layout:
-    """The encoder of a file that is no checkpoint of the published code: below any prefix, or several.
+    """The encoder of a file of other code: below any prefix, or below several.
 
     Raises:
-        WeightsError: it has no such network, or several encoders.
+        WeightsError: the file lacks the network, or holds several encoders.
     """
     teachers = [root for root in roots if "teacher" in root]
     averages = [root for root in roots if _AVERAGE.search(root)]
@@ -281,5 +281,5 @@ def _unwrapped(name: str) -> str:
 def _equal(one: Tensor, other: Tensor | None) -> bool:
     if other is None or one.dtype != other.dtype or one.shape != other.shape:
         return False
-    # copies of NaN are copies, too: that weights are finite is looked at elsewhere
+    # NaN equals NaN here; whether weights are finite is checked elsewhere
     return torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, 0, 0, equal_nan=True))

@@ -30,7 +30,6 @@ _MISSING = {
 """What errors of huggingface_hub mean, by the names of their classes."""
 
 Result = TypeVar("Result")
-_REMOTE = "install the extra 'remote': pip install aiohttp s3fs huggingface_hub"
 
 
 def fetch(location: str | Path) -> Path:
@@ -132,7 +131,7 @@ def _reach(url: str, action: Callable[[], Result]) -> Result:
     try:
         return action()
     except ImportError as error:
-        raise WeightsError(f"{shown}: {error}; {_REMOTE}") from None
+        raise WeightsError(f"{shown}: {error}; pip install 'spectralforge[remote]'") from None
     except Exception as error:  # every backend has errors of its own
         missing = next(
             (_MISSING[name] for one in (error, error.__cause__) if (name := type(one).__name__) in _MISSING), ""

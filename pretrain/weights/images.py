@@ -1,8 +1,7 @@
-"""Images as people have them (arrays and tensors of any kind, masked, scaled or not) to tensors of digital numbers.
+"""Convert images of any kind (arrays and tensors, masked or not, scaled or not) to tensors of digital numbers.
 
-What can be read in one way only is read so: masked pixels, NaN and infinities are missing, floats from 0 to 1 are
-reflectance. What can't be right is refused in one line: values that mark missing pixels without saying so would
-move features silently.
+Unambiguous input is accepted: masked pixels, NaN and infinities are missing, floats from 0 to 1 are reflectance.
+Impossible input is refused in one line, since unmarked missing pixels would change the features silently.
 """
 
 from collections.abc import Iterable
@@ -18,25 +17,25 @@ from shards.sensors.sensor import NODATA, SCALE
 from shards.sensors.spectrum import to_nanometers
 
 Images = np.ndarray | Tensor
-"""(B, bands, height, width) as it came: perhaps masked, of any byte order, strides and number type."""
+"""(B, bands, height, width) as given: possibly masked, of any byte order, strides and number type."""
 
 REFLECTANCE = (-1.0, 2.0)
 """Fractions within this range are reflectance."""
 
 SMALLEST_PEAK = 100.0
-"""Fractions that stay within +-this are no digital numbers: no image is darker than 1 % reflectance throughout."""
+"""Non-integer values within ± this are not digital numbers: no image is darker than 1 % reflectance throughout."""
 
 LARGEST = 100_000.0
-"""Nothing reflects ten times the light that falls on it."""
+"""The largest possible digital number: nothing reflects ten times the light that falls on it."""
 
 LIKELY = (-100.0, 30_000.0)
-"""A pixel with one value in all of its bands, beyond this range, marks "no measurement"."""
+"""A pixel with the same value outside this range in all bands marks "no measurement"."""
 
 USUAL_MARK = -9999
-"""What most products write where nothing was measured; as reflectance it would be -1."""
+"""The value that most products write where nothing was measured; as reflectance it would be -1."""
 
 WIDER = {"u1": "i2", "i1": "i2", "u2": "i4", "u4": "i8", "u8": "f8", "f2": "f4", "f12": "f8", "f16": "f8"}
-"""numpy's types that torch or a missing value has no room for, and those that hold them."""
+"""numpy types that torch lacks or that can't hold the marker of missing pixels, and the types that replace them."""
 
 WIDER_TENSORS = {
     torch.uint8: torch.int16,
@@ -48,10 +47,10 @@ WIDER_TENSORS = {
 
 
 def to_batch(images: Any) -> Images:
-    """Anything like an array, of one image (bands, height, width) or several, as several; nothing is copied.
+    """Return anything like an array, of one image (bands, height, width) or several, as a batch, without a copy.
 
     Raises:
-        WeightsError: no real numbers, or another rank.
+        WeightsError: values that are not real numbers, or another rank.
     """
     try:
         batch = _as_array(images)
@@ -83,7 +82,7 @@ def _as_array(images: Any) -> Images:
 
 
 def check_bands(batch: Images, count: int, hint: str) -> None:
-    """Raise WeightsError where images don't have so many bands; ``hint`` says what to do."""
+    """Raise WeightsError where images don't have ``count`` bands; ``hint`` says what to do."""
     shape = tuple(batch.shape)
     if shape[1] == count:
         return
@@ -94,10 +93,10 @@ def check_bands(batch: Images, count: int, hint: str) -> None:
 
 
 def band_centers(wavelengths_nm: Any, what: str = "wavelengths_nm") -> np.ndarray:
-    """Band centers in nm, float64 (bands,), of those in nm or micrometers.
+    """Return band centers in nm, float64 (bands,), given in nm or micrometers.
 
     Raises:
-        WeightsError: not a finite number above 0 for each band, or one center twice.
+        WeightsError: a band without a finite number above 0, or two bands with the same center.
     """
     centers = to_nanometers(band_numbers(wavelengths_nm, what))
     values, counts = np.unique(centers, return_counts=True)
@@ -109,7 +108,7 @@ def band_centers(wavelengths_nm: Any, what: str = "wavelengths_nm") -> np.ndarra
 
 
 def band_numbers(values: Any, what: str) -> np.ndarray:
-    """A number above 0 for each band, float64 (bands,); raises WeightsError for anything else."""
+    """Return one number above 0 for each band, float64 (bands,); raises WeightsError for anything else."""
     try:
         given = values.detach().cpu() if isinstance(values, Tensor) else values
         numbers = np.ma.filled(np.ma.asarray(given, dtype=np.float64), np.nan)
@@ -127,7 +126,7 @@ def band_numbers(values: Any, what: str) -> np.ndarray:
 
 
 def to_tensor(batch: Images) -> Tensor:
-    """Images of signed integers, or floats; masked pixels, NaN and infinities are `NODATA`."""
+    """Return images as signed integers or floats; masked pixels, NaN and infinities become `NODATA`."""
     values = batch if isinstance(batch, Tensor) else torch.from_numpy(_plain(batch))
     values = values.to(WIDER_TENSORS.get(values.dtype, values.dtype))
     if not values.is_floating_point():
@@ -138,7 +137,7 @@ def to_tensor(batch: Images) -> Tensor:
 
 
 def _plain(batch: np.ndarray) -> np.ndarray:
-    """What torch takes: native byte order, C-contiguous, writable, without a mask."""
+    """An array as torch needs it: native byte order, C-contiguous, writable, without a mask."""
     mask, data = np.ma.getmask(batch), np.ma.getdata(batch)
     kind = data.dtype.str[1:]
     data = data.astype(np.dtype(WIDER.get(kind, kind)), copy=False)
@@ -149,7 +148,7 @@ def _plain(batch: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Smallest and largest value that is not missing, and whether all are whole numbers."""
+    """The smallest and largest value that is not missing, and whether all values are integers."""
 
     low: float
     high: float
@@ -157,13 +156,13 @@ class ValueRange:
 
 
 def value_range(values: Tensor, scale: float = 1.0) -> ValueRange | None:
-    """The range of a tensor of `to_tensor`, None where all is missing.
+    """Return the range of a tensor of `to_tensor`; None where all pixels are missing.
 
     Args:
-        scale: that makes digital numbers of the values.
+        scale: factor that converts the values to digital numbers.
 
     Raises:
-        WeightsError: values that can only mark missing pixels, or that are no reflectance in any scale.
+        WeightsError: values that can only mark missing pixels, or that can't be reflectance in any scale.
     """
     values = values.detach()
     low, high = (float(end) for end in torch.aminmax(values)) if values.numel() else (0.0, 0.0)
@@ -183,7 +182,7 @@ def value_range(values: Tensor, scale: float = 1.0) -> ValueRange | None:
 
 
 def _check_marks(values: Tensor, lowest: Tensor, highest: Tensor, scale: float) -> None:
-    """Refuse unnamed marks of missing pixels. ``lowest``, ``highest``: over the bands of each pixel."""
+    """Refuse values that mark missing pixels; ``lowest`` and ``highest`` are over the bands of each pixel."""
     unlikely = (lowest * scale < LIKELY[0]) | (highest * scale > LIKELY[1])
     marks = (lowest == highest) & unlikely & (values.shape[1] > 2)
     if bool(marks.any()):
@@ -202,7 +201,7 @@ def _no_reflectance(value: float, where: str) -> str:
 
 
 def scale_of(ranges: Iterable[ValueRange | None]) -> float:
-    """What makes digital numbers of images with these values: 1, or ``SCALE`` for reflectance.
+    """Return the factor that converts images with these values to digital numbers: 1, or ``SCALE`` for reflectance.
 
     Raises:
         WeightsError: they are neither.

@@ -1,8 +1,8 @@
-"""Where a run's weights begin: an encoder file, config key ``init``, in place of what the seed draws.
+"""Initialize a run from an encoder file, config key ``init``, instead of from the seed.
 
-The file is any that `load_encoder` reads, here or behind a URL. It gives the encoder; decoder and heads are drawn
-from the seed unless it is our checkpoint of the same objective. Step, optimizer and schedule begin anew, and momentum
-networks as copies. A resume takes its weights from the checkpoint and doesn't need the file.
+The file is any that `load_encoder` reads, local or remote. It provides the encoder; decoder and heads are drawn from
+the seed, unless the file is our checkpoint of the same objective. Step, optimizer and schedule start anew, and momentum
+networks start as copies. A resumed run takes its weights from its checkpoint and doesn't need the file.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.console import log
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
+from pretrain.models.registry import outline_encoder
 from pretrain.weights.description import last_name
 from pretrain.weights.encoder_weights import EncoderWeights
 from pretrain.weights.files import load_strictly, read_encoder
@@ -34,12 +35,12 @@ from shards.sensors.sensor import MATCH_TOLERANCE_NM
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a file gives a run to begin from.
+    """The weights that a run starts from.
 
     Attributes:
-        path: of the file or checkpoint.
+        path: the file or checkpoint.
         read: its encoder, at the run's image size, and what was trained beside it.
-        lineage: what checkpoints and exports of the run tell of it.
+        lineage: what checkpoints and exports of the run record about the file.
     """
 
     path: Path
@@ -47,7 +48,7 @@ class InitialWeights:
     lineage: dict[str, Any]
 
     def put_into(self, module: nn.Module, objective: str) -> None:
-        """Fill a model's ``encoder``, strictly, and the parts beside it that the file holds whole.
+        """Load a model's ``encoder`` strictly, and those parts beside it that the file holds in full.
 
         Raises:
             WeightsError: not all of the encoder's weights are there.
@@ -71,10 +72,10 @@ class InitialWeights:
 
 
 def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialWeights | None:
-    """Read the file of ``config.init``, None where there is none; every rank calls it, and each gets the same.
+    """Read the file of ``config.init``; None where it is not set. Every rank calls this and gets the same weights.
 
     Raises:
-        ConfigError: the file's encoder is not the run's, in one line that names the difference.
+        ConfigError: the file holds another encoder than the run's; one line names the difference.
         WeightsError: see ``load_encoder``.
     """
     location = config.init
@@ -98,12 +99,12 @@ def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialW
 
 
 def location_hash(location: str) -> str:
-    """`file_hash` of what a location stands for now."""
+    """Return `file_hash` of the file that a location stands for now."""
     return file_hash(_find(location))
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of an encoder file; of a checkpoint's folder or an index, that of the list of its files' hashes."""
+    """Return the SHA-256 of an encoder file; for a checkpoint's folder or an index, that of its files' hashes."""
     if path.is_dir():
         return file_hash(path / "checkpoint.json")
     with open(path, "rb") as file:
@@ -140,9 +141,9 @@ def _check_same_encoder(read: EncoderWeights, path: Path, config: PretrainConfig
 
 
 def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, manifest: Manifest) -> None:
-    """Refuse an encoder of other bands, as its file tells; one that takes any number can be accepted."""
+    """Refuse an encoder that was trained on other bands; ``checkpoint.accept`` allows one that takes any number."""
     told, bands = read.description, manifest.tile_shape[0]
-    any_number = config.model.name.startswith("spec_")
+    any_number = outline_encoder(**config.model.model_dump(), bands=bands).bands is None
     theirs = _in_words(told.sensor, told.bands, told.wavelength_nm)
     difference = f"key 'init': {path}: trained on {theirs}, and data.shards has "
     difference += _in_words(manifest.sensor, bands, manifest.wavelength_nm)
@@ -168,7 +169,7 @@ def _are_same(one: list[float], other: list[float]) -> bool:
 
 
 def _fill(name: str, part: nn.Module, heads: Mapping[str, Tensor]) -> bool:
-    """Fill a decoder or head from a checkpoint that holds all of it; else it stays as it is."""
+    """Load a decoder or head from a checkpoint that holds all of it; otherwise leave it unchanged."""
     found = {}
     for key, own in part.state_dict().items():
         value = heads.get(f"{name}.{key}")

@@ -1,4 +1,4 @@
-"""An encoder as people use it: digital numbers in, features out; the file knows bands and normalization."""
+"""`PretrainedEncoder`: images in, features out, with the bands and normalization of the encoder's file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pretrain.models.compilation import is_exporting
 from pretrain.models.encoder import Encoder, Output
 from pretrain.models.normalize import Normalizer
-from pretrain.models.vit import ViTEncoder
 from pretrain.weights.description import EXTRA_STATE, EncoderDescription, WeightsError, from_extra_state, to_extra_state
 from pretrain.weights.files import export_weights, load_encoder
 from pretrain.weights.formats import bare_name
@@ -39,12 +38,12 @@ class PretrainedEncoder(nn.Module):
 
     Images are digital numbers (reflectance x 10000) or reflectance, (B, C, H, W) or one (C, H, W): arrays or tensors
     of any number type (pretrain/weights/images.py). -32768, NaN, infinities and masked pixels are missing. Where
-    ``wavelengths_nm`` (or micrometers) names the bands of an array, the encoder's are picked from it, in whatever order
-    it has them; without it, the array has exactly the encoder's bands. Bands of another sensor: ``resample``.
+    ``wavelengths_nm`` (or micrometers) names the bands of an array, the encoder's bands are picked from it, in any
+    order; otherwise the array must have exactly the encoder's bands. For bands of another sensor see ``resample``.
 
     Attributes:
         encoder: the network, in evaluation mode.
-        description: what its file says of it.
+        description: the description in its file.
     """
 
     def __init__(self, encoder: Encoder, description: EncoderDescription) -> None:
@@ -60,22 +59,22 @@ class PretrainedEncoder(nn.Module):
         return self.description.wavelength_nm
 
     def forward(self, images: Any, wavelengths_nm: Sequence[float] | None = None, output: Output = "pooled") -> Tensor:
-        """Features with gradients, for those who train on: pooled (B, D), or with ``output`` ``map`` (B, D, h, w).
+        """Return features with gradients: pooled (B, D), or with ``output="map"`` (B, D, h, w).
 
         Raises:
-            WeightsError: bands, size or values are not what the encoder takes, or how to normalize is unknown.
+            WeightsError: bands, size or values that the encoder doesn't take, or an unknown normalization.
         """
         batch, bands = self._read(images, wavelengths_nm)
         return self._features(batch, bands, None, output)
 
     @torch.no_grad()
     def encode(self, images: Any, wavelengths_nm: Sequence[float] | None = None, batch_size: int = 32) -> Tensor:
-        """Pooled features (B, D), float32, without gradients, ``batch_size`` images at a time; raises as forward."""
+        """Return pooled features, float32 (B, D), without gradients, ``batch_size`` images at a time."""
         return self._in_batches(images, wavelengths_nm, batch_size, "pooled")
 
     @torch.no_grad()
     def features(self, images: Any, wavelengths_nm: Sequence[float] | None = None, batch_size: int = 32) -> Tensor:
-        """The feature map (B, D, h, w), else as ``encode``."""
+        """Return the feature map (B, D, h, w); see ``encode``."""
         return self._in_batches(images, wavelengths_nm, batch_size, "map")
 
     @torch.no_grad()
@@ -88,24 +87,28 @@ class PretrainedEncoder(nn.Module):
         norm: bool = False,
         wavelengths_nm: Sequence[float] | None = None,
     ) -> tuple:
-        """Features of several layers; see ``Encoder.get_intermediate_layers``."""
+        """Return features of several layers without gradients; see ``Encoder.get_intermediate_layers``."""
+        values = self.normalized(images, wavelengths_nm)
+        return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
+
+    def normalized(self, images: Any, wavelengths_nm: Sequence[float] | None = None) -> Tensor:
+        """Return images as the network ``encoder`` takes them, float32 (B, bands, H, W); raises as forward."""
         batch, bands = self._read(images, wavelengths_nm)
         if not len(batch):
             raise WeightsError("images: none are given; give one at least")
-        values = self._normalized(batch, bands, None)
-        return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
+        return self._normalized(batch, bands, None)
 
     def save(self, path: str | Path) -> Path:
         """Write an encoder file that ``load_encoder`` reads with the same features, and its model card beside it.
 
         Args:
-            path: of the file, ``*.safetensors``, or a folder, in which it is ``encoder.safetensors``.
+            path: the file, ``*.safetensors``, or a folder for ``encoder.safetensors``.
 
         Returns:
             The file.
 
         Raises:
-            WeightsError: it can't be written, or the encoder's weights are no longer those of its architecture.
+            WeightsError: the file can't be written, or the weights no longer fit the architecture.
         """
         dest = Path(path)
         dest = dest if dest.suffix and not dest.is_dir() else dest / ENCODER_FILE
@@ -117,11 +120,11 @@ class PretrainedEncoder(nn.Module):
         return dest
 
     def get_extra_state(self) -> Tensor:
-        """The description, so that a state dict which holds this encoder's weights says how to use them."""
+        """Return the description, so that a state dict with this encoder's weights says how to use them."""
         return to_extra_state(self.description)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the description that belongs to the weights being loaded."""
+        """Adopt the description that belongs to the weights being loaded."""
         described = from_extra_state(state)
         if described is None:
             raise WeightsError("the state dict's description of its encoder is damaged; save it again")
@@ -147,7 +150,7 @@ class PretrainedEncoder(nn.Module):
         return torch.cat([self._features(part, bands, scale, output) for part in parts])
 
     def _read(self, images: Any, wavelengths_nm: Any) -> tuple[Images, list[int] | None]:
-        """Images as they come, checked but for their values, and the positions of the encoder's bands (None: all)."""
+        """Images as given, checked except for their values, and the positions of the encoder's bands (None for all)."""
         batch, bands = to_batch(images), None
         count = self.description.bands
         if wavelengths_nm is not None:
@@ -178,7 +181,7 @@ class PretrainedEncoder(nn.Module):
         return self.encoder(self._normalized(batch, bands, scale), output).float()
 
     def _normalized(self, batch: Images, bands: list[int] | None, scale: float | None) -> Tensor:
-        """float32 images of the encoder's bands, on its device; ``scale`` None: as their values tell."""
+        """float32 images of the encoder's bands on its device; ``scale=None`` infers the scale from their values."""
         assert self.normalize is not None
         values = self._numbers(batch, bands)
         if scale is None:
@@ -192,9 +195,9 @@ class PretrainedEncoder(nn.Module):
         return to_tensor(batch if bands is None else batch[:, bands]).to(self._device)
 
     def _range(self, batch: Images, values: Tensor) -> ValueRange | None:
-        """Of the values, but of integers that were on a GPU already: looking at them would wait for it.
+        """The range of the values; None for integers that are already on a GPU, since reading them would synchronize.
 
-        An export can't look either: it takes digital numbers.
+        None in an export, too, which takes digital numbers.
         """
         unseen = is_exporting() or (
             isinstance(batch, Tensor) and batch.device.type != "cpu" and not batch.is_floating_point()
@@ -222,14 +225,14 @@ class PretrainedEncoder(nn.Module):
         return positions.tolist()
 
     def _check_size(self, batch: Images) -> None:
-        step = self.encoder.patch_size if isinstance(self.encoder, ViTEncoder) else 1
+        step = self.encoder.size_multiple
         height, width = batch.shape[2:]
         if height % step or width % step or not height or not width:
             raise WeightsError(f"images of {height} x {width} px: this encoder takes multiples of {step} px")
 
 
 def _keep_description(module: PretrainedEncoder, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """State dicts of earlier versions hold weights alone: what the module says of itself stays."""
+    """Keep the module's description where a state dict of an earlier version has none."""
     state.setdefault(prefix + EXTRA_STATE, module.get_extra_state())
 
 

@@ -50,7 +50,7 @@ def read_raw_checkpoint(path: Path, network: Network = "auto") -> RawCheckpoint:
     """Read a file, a checkpoint's folder, or the newest checkpoint in a run's folder.
 
     Raises:
-        WeightsError: missing, damaged, not tensors, or without the network that was asked for.
+        WeightsError: the file is missing, damaged, without tensors, or lacks the network asked for.
     """
     path = resolve(path)
     if path.is_dir():
@@ -88,7 +88,7 @@ def parts_of(index: Path) -> dict[str, str]:
     """Return the file of each tensor that an index lists; Hugging Face splits large models in this way.
 
     Raises:
-        WeightsError: no such index, or damaged.
+        WeightsError: the index is missing or damaged.
     """
     try:
         named = dict(read_json_value(index.read_bytes())["weight_map"])
@@ -110,10 +110,10 @@ def _read_parts(index: Path, network: Network) -> RawCheckpoint:
 
 
 def _file_in(folder: Path) -> Path:
-    """The file of an encoder in a folder, under the names that this project, Hugging Face and timm give one.
+    """The encoder's file in a folder, by the names that this project, Hugging Face and timm use.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: there is no such file.
     """
     found = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
     if found is not None:
@@ -183,7 +183,7 @@ def _read_step(step: Path, network: Network) -> RawCheckpoint:
 
 
 def _read_seals(path: Path) -> dict[str, Any]:
-    """What a checkpoint's files are, by their names in its folder."""
+    """Size and hash of each file of a checkpoint, by name."""
     seals = _read_json(path).get("files")
     try:
         return {plain_name(name): seal for name, seal in dict(seals or {}).items()}
@@ -192,7 +192,7 @@ def _read_seals(path: Path) -> dict[str, Any]:
 
 
 def _check(path: Path, seals: dict[str, Any]) -> None:
-    """Refuse a file of a checkpoint that is not as it was written."""
+    """Raise WeightsError where a file of a checkpoint has changed since it was written."""
     try:
         with open(path, "rb") as file:
             found = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,4 +1,4 @@
-"""Which encoder weights are of, told from their names and shapes: most published files say nothing of themselves."""
+"""Recognize the encoder of weights by their names and shapes; most published files don't describe themselves."""
 
 import math
 import re
@@ -10,17 +10,17 @@ from pretrain.models.registry import ENCODERS
 from pretrain.weights.description import EncoderDescription, WeightsError, describe_foreign
 
 _PUBLISHED_IMAGE, _PUBLISHED_PATCH = 128, 4
-"""Pixels; also what stands for the sizes of a ResNet, which takes any."""
+"""Pixels; also the nominal sizes of a ResNet, which takes any size."""
 
 
 def recognize(weights: dict[str, Tensor], objective: str, network: str, where: str) -> EncoderDescription:
-    """Describe weights with flat names; where some are missing, by the others.
+    """Return the description of weights with flat names; missing weights are tolerated.
 
     Args:
-        objective, network: what is known of their training.
+        objective, network: what is known about their training.
 
     Raises:
-        WeightsError: none of our encoders; the line says what was found.
+        WeightsError: not one of our encoders; the line says what was found.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     is_spectral = any(name.startswith("spectral_adapter.") for name in shapes)
@@ -79,12 +79,12 @@ def _sizes(shapes: dict[str, tuple[int, ...]], prefix: str, where: str) -> tuple
 
 
 def _first_parts(shapes: dict[str, tuple[int, ...]]) -> str:
-    """What there is, by the first parts of its names."""
+    """The first parts of the names, for messages."""
     return ", ".join(list(dict.fromkeys(name.split(".")[0] for name in shapes))[:3])
 
 
 def _bands(shapes: dict[str, tuple[int, ...]], first: str, where: str) -> int:
-    """Bands that a plain encoder's first layer takes."""
+    """Number of bands that the first layer of a plain encoder takes."""
     if len(shapes.get(first, ())) != 4:
         raise WeightsError(f"{where}: {first} is missing: it tells how many bands a plain encoder takes")
     return shapes[first][1]

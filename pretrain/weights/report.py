@@ -1,4 +1,4 @@
-"""What of a file's weights fits a model, name by name."""
+"""Compare the weights of a file with those of a model, name by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,17 +12,17 @@ _EXAMPLES = 2  # names that stand for the others in a table
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of weights, by what became of them.
+    """The names of weights by the result of their comparison.
 
     Attributes:
-        total: weights that the model has.
+        total: number of weights of the model.
         matched: in the file with the model's shape.
-        missing: that the file lacks.
-        unexpected: in the file, and the model has none of that name.
-        misshapen: in both, of another shape, each with both shapes.
-        reshaped: position embeddings that were interpolated to another image size, with both shapes.
+        missing: in the model only.
+        unexpected: in the file only.
+        misshapen: in both with different shapes; each with both shapes.
+        reshaped: position embeddings interpolated to another image size; each with both shapes.
         copies: in the file, equal to a weight that was taken.
-        left_out: in the file, and no part of an encoder: heads, decoders, second networks.
+        left_out: in the file, but not part of an encoder: heads, decoders, second networks.
     """
 
     total: int
@@ -35,7 +35,7 @@ class LoadReport:
     left_out: list[str]
 
     def table(self) -> str:
-        """The report as text, a line for each kind."""
+        """Return the report as text, one line for each kind."""
         rows = [
             ("matched", self.matched),
             ("missing", self.missing),
@@ -52,10 +52,10 @@ class LoadReport:
         return "\n".join([*lines, f"{'share of the model':<18}{len(self.matched) / max(self.total, 1):>6.0%}"])
 
     def require_all(self, where: str, model: str) -> None:
-        """Refuse anything but all of the model and nothing else.
+        """Raise an error unless the file holds all weights of the model and no others.
 
         Args:
-            model: its name, the one that the weights are most like.
+            model: name of the model that the weights resemble most.
 
         Raises:
             WeightsError: one line that counts and names what is missing, unexpected or of another shape.
@@ -67,7 +67,7 @@ class LoadReport:
             raise WeightsError(f"{where}: weights of another model: {found}; use a whole checkpoint of this model")
 
     def with_reshaped(self, name: str, before: Tensor, after: Tensor) -> "LoadReport":
-        """The report after one weight was interpolated."""
+        """Return the report after one weight was interpolated."""
         return replace(self, reshaped=[*self.reshaped, f"{name}: {tuple(before.shape)} to {tuple(after.shape)}"])
 
 
@@ -77,10 +77,10 @@ def compare(
     copies: list[str] | None = None,
     left_out: list[str] | None = None,
 ) -> LoadReport:
-    """Compare a model's state with weights by name and shape; names come sorted, matched ones in the model's order.
+    """Compare a model's state with weights by name and shape; names are sorted, matched ones in the model's order.
 
     Args:
-        copies, left_out: of the file, beside ``weights``.
+        copies, left_out: names of the file's other entries.
     """
     shared = [name for name in own if name in weights]
     matched = [name for name in shared if own[name].shape == weights[name].shape]

@@ -1,4 +1,4 @@
-"""Spectra of any sensor to the bands of an encoder."""
+"""Resample spectra of any sensor to the bands of an encoder."""
 
 from typing import Any, Protocol
 
@@ -14,14 +14,14 @@ from shards.sensors.sensor import NODATA
 from shards.sensors.spectrum import widths_by_spacing
 
 FEWEST_COVERED = 0.25
-"""An encoder makes nothing of an image that has less than this share of its bands."""
+"""The smallest share of its bands that an encoder needs."""
 
 ENOUGH = 0.5
-"""A band of which no more than this share of the weights falls on measured bands is missing."""
+"""A band is missing where no more than this share of its weights falls on measured bands."""
 
 
 class Bands(Protocol):
-    """Anything with bands: an encoder's description, a sensor."""
+    """Anything with bands: the description of an encoder, or a sensor."""
 
     @property
     def wavelength_nm(self) -> Any: ...
@@ -39,15 +39,15 @@ def resample(cube: Any, wavelengths_nm: Any, fwhm_nm: Any = None, *, to: Any) ->
             an array or tensor of any number type. Masked pixels, NaN, infinities and -32768 are missing.
         wavelengths_nm: band centers of the cube in nm or micrometers, in any order.
         fwhm_nm: widths of the bands in the same unit; None takes the distance to the nearer neighbor.
-        to: an encoder of ``load_encoder``, or whatever has ``wavelength_nm`` and ``fwhm_nm``.
+        to: an encoder of ``load_encoder``, or any object with ``wavelength_nm`` and ``fwhm_nm``.
 
     Returns:
         Digital numbers of the same rank, float32, on the cube's device: a tensor (differentiable) of a tensor, else an
-        array. NaN, which ``encode`` takes as missing, stands where the cube has no measurement, and in bands that it
+        array. NaN, which ``encode`` treats as missing, marks pixels without a measurement and bands that the cube
         doesn't cover: beyond its ends and in its gaps.
 
     Raises:
-        WeightsError: bands and numbers don't go together, values that can't be reflectance, or bands that cover less
+        WeightsError: bands and wavelengths don't match, values can't be reflectance, or the bands cover less
             than a quarter of the encoder's.
     """
     batch, target = to_batch(cube), getattr(to, "description", to)
@@ -64,12 +64,12 @@ def resample(cube: Any, wavelengths_nm: Any, fwhm_nm: Any = None, *, to: Any) ->
 
 
 def apply_responses(values: Tensor, responses: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Bands (B, bands, H, W) of digital numbers to others, by weights (wanted, bands) of rows that add up to 1 or 0.
+    """Mix bands (B, bands, H, W) of digital numbers by weights (wanted, bands), whose rows add up to 1 or 0.
 
-    Where some of the bands are missing, those that are left count for all, as long as they have most of the weight.
+    Where some of the bands are missing, the others take over their weight if they have most of it.
 
     Returns:
-        float32 (B, wanted, H, W), and bool of the same shape: what is missing.
+        float32 (B, wanted, H, W), and a bool mask of the same shape: True where a value is missing.
     """
     responses = responses.float()
     absent = values == NODATA
@@ -81,7 +81,7 @@ def apply_responses(values: Tensor, responses: Tensor, scale: float = 1.0) -> tu
 
 
 def _bands(wavelengths_nm: Any, fwhm_nm: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Centers and widths in nm."""
+    """Band centers and widths in nm."""
     centers = band_centers(wavelengths_nm)
     if fwhm_nm is None:
         if len(centers) < 2:

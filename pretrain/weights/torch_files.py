@@ -1,4 +1,4 @@
-"""Tensors by name out of torch files: state dicts under any key, and whole pickled modules. No code of a file runs."""
+"""Read tensors from torch files: state dicts under any key, and pickled modules. No code of a file runs."""
 
 import pickle
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from pretrain.weights.description import EXTRA_STATE, WeightsError, to_extra_state
 
 Network = Literal["auto", "student", "teacher"]
-"""Which of a training's networks to take: the trained one, its average, or (``auto``) the better one that is there."""
+"""Which network of a run to take: the trained one, its moving average, or (``auto``) the better one available."""
 
 _CONTAINERS = {
     "auto": ("state_dict", "model", "teacher"),
@@ -25,10 +25,10 @@ _READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeEr
 
 
 def read_torch(path: Path, network: Network, is_zip: bool) -> tuple[dict[str, Tensor], list[str], str | None]:
-    """Tensors by dotted name, names of what is no tensor, and the network that the file says they are, or None.
+    """Return tensors by dotted name, the names of other entries, and which network they are, where the file says so.
 
     Raises:
-        WeightsError: damaged, a program, or objects that can't be left out.
+        WeightsError: the file is damaged, a compiled program, or holds objects that can't be skipped.
     """
     try:  # mapped, not read: of a training checkpoint, two thirds are the optimizer's
         with torch.serialization.safe_globals(_stand_ins(path) if is_zip else []):
@@ -56,7 +56,7 @@ def read_torch(path: Path, network: Network, is_zip: bool) -> tuple[dict[str, Te
 
 
 def _flatten(path: Path, named: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of nested dicts and modules by dotted name, and names of the rest; optimizers' states count as rest."""
+    """Tensors of nested dicts and modules by dotted name, and the names of all other entries and optimizer states."""
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
     waiting: list[tuple[str, Mapping[Any, Any]]] = [("", named)]
@@ -76,7 +76,7 @@ def _flatten(path: Path, named: Mapping[Any, Any]) -> tuple[dict[str, Tensor], l
 
 
 def _as_mapping(value: Any) -> Mapping[Any, Any] | None:
-    """A dict as it is, a pickled module as its state dict would be, nested; None for anything else."""
+    """A dict as it is, a pickled module as a nested state dict, None for anything else."""
     if isinstance(value, Mapping):
         return value
     state = getattr(value, "kept", None)
@@ -92,19 +92,19 @@ def _as_mapping(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _stand_ins(path: Path) -> list[Any]:
-    """An empty class for each foreign one that a file names, e.g. optimizers in a Lightning checkpoint's settings.
+    """An empty class for each class that a file names, such as optimizers in the settings of a Lightning checkpoint.
 
-    ``weights_only`` calls nothing but what it is told is safe, and these do nothing: data comes out, objects don't.
+    ``weights_only`` calls only what is declared safe, and these classes do nothing: data comes out, objects don't.
     """
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     return [(type("StandIn", (_StandIn,), {}), name) for name in names]
 
 
 class _StandIn:
-    """Takes whatever a pickle gives it, and keeps the attributes that the object had.
+    """Accepts whatever a pickle passes to it, and keeps the attributes of the object.
 
     Attributes:
-        kept: those attributes, as plain data.
+        kept: the attributes, as plain data.
     """
 
     kept: Any = None
@@ -135,5 +135,5 @@ def _refused(path: Path, error: str) -> WeightsError:
 
 
 def one_line(error: Exception) -> str:
-    """An error as part of a line: torch's go on for paragraphs."""
+    """Return the first sentence of an error; torch's messages are paragraphs."""
     return re.split(r"\. |\n", str(error))[0].strip() or type(error).__name__

@@ -11,15 +11,15 @@ import numpy as np
 from shards.errors import ForgeError, ShardError, SourceError, TileError
 from shards.format.manifest import Manifest, sensor_of
 from shards.order.random_bits import fold_in
-from shards.pack.listing import RECORD, PackRecord, read_record
+from shards.pack.record import RECORD, PackRecord, read_record
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import Sensor
-from shards.sources.bundles import Bundle, find_bundles
+from shards.sources.bundles import Bundle
 from shards.sources.geotiff import Tile, read_tile
+from shards.sources.inputs import find_bundles
 from shards.sources.labels import PIXELS, Labels, make_grid
 from shards.sources.pairs import find_label
 from shards.sources.plain import PlainTiles
-from shards.sources.scene import SceneLimits
 from shards.workers import counters
 
 
@@ -108,8 +108,10 @@ def open_labels(folder: Path, path: Path | None) -> Labels | None:
     """The labels at ``path``, to be read as `pack` read those in ``folder``."""
     if path is None:
         return None
-    told = read_record(folder).options if (folder / RECORD).exists() else {}
-    return Labels(path, None, *(told.get(option) for option in ("align", "label_field", "label_layer")))
+    if not (folder / RECORD).exists():
+        return Labels(path)
+    options = read_record(folder).options
+    return Labels(path, None, options.align, options.label_field, options.label_layer)
 
 
 def compare_label(plan: Plan, where: str, stored: np.ndarray, described: dict[str, Any]) -> Iterator[str]:
@@ -152,10 +154,11 @@ def bundle_jobs(
     """Jobs for `compare_bundle`: the archives and products among the sources that tiles came out of."""
     if plan.sources.tiles is None:
         return []
-    limits = SceneLimits(**record.options["limits"])
-    cut, pattern = record.options.get("cut", False), record.options["pattern"]
+    options = record.options
     try:
-        found_now = find_bundles(plan.sources.tiles, plan.sensor, plan.shape[1], limits, cut, pattern)
+        found_now = find_bundles(
+            plan.sources.tiles, plan.sensor, plan.shape[1], options.scene_limits, options.cut, options.pattern
+        )
     except SourceError as error:
         found.problems.append(str(error))
         return []

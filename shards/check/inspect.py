@@ -9,7 +9,7 @@ from shards.errors import ConfigError, ShardError
 from shards.files.storage import open_storage
 from shards.format.manifest import parse_json, sensor_of
 from shards.format.table import QUALITY
-from shards.pack.listing import RECORD, PackRecord
+from shards.pack.record import RECORD, PackRecord
 from shards.read.reader import ShardReader
 from shards.sensors.rgb import stretch
 from shards.sensors.sensor import NODATA, Sensor

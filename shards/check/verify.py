@@ -34,7 +34,7 @@ from shards.files.atomic import TEMPORARY
 from shards.files.names import inner_path
 from shards.files.untrusted import read_json_value, read_npy
 from shards.format import table
-from shards.format.codec import build_codec, is_foreign
+from shards.format.codec_registry import build_codec, is_foreign
 from shards.format.manifest import (
     MANIFEST,
     ShardEntry,
@@ -49,8 +49,9 @@ from shards.format.manifest import (
     to_json,
 )
 from shards.format.statistics import BandSums
-from shards.pack.listing import RECORD, PackRecord, read_list, read_record
+from shards.pack.listing import read_list
 from shards.pack.merge import shard_name
+from shards.pack.record import RECORD, PackRecord, read_record
 from shards.pack.writer import checksum, index_path
 from shards.workers import counters, run_jobs
 
@@ -195,7 +196,7 @@ def _check_history(plan: Plan, indexes: list[ShardIndex], found: Findings) -> li
                 aside |= {bad.path: bad.reason for bad in read_json(index_path(folder / name), ShardIndex).rejected}
             known |= unlisted
             bundled = _check_lists(plan, record, indexes, aside, found)
-            if plan.sources.tiles and not record.options["labels"]:  # a label may be to blame
+            if plan.sources.tiles and not record.options.labels:  # a label may be to blame
                 found.problems += check_rejected(plan, plan.sources.tiles, aside)
     for path in sorted(folder.iterdir()):
         if path.name.endswith(TEMPORARY):

@@ -51,7 +51,11 @@ class Section:
 
 def sections(schema: type[BaseModel]) -> Iterator[Section]:
     """Yield the sections of a config in the order of its keys, each before those within it."""
-    yield from _sections(schema, "", (), None)
+    seen = set()
+    for section in _sections(schema, "", (), None):
+        if (section.name, section.choices) not in seen:  # a section within several that a registry chooses
+            yield section
+        seen.add((section.name, section.choices))
 
 
 def help_page(schema: type[BaseModel]) -> str:
@@ -87,8 +91,10 @@ def _sections(schema: type[BaseModel], name: str, choices: tuple[str, ...], valu
         default = getattr(values, key, field.default)
         found = list(_within(annotation, dotted, default))
         if not found or _holds_choices(annotation) or field.default is None:
-            takes = f"one of {', '.join(choices)}" if choices and key == "name" else expected(annotation)
-            keys.append(Key(dotted, takes, _as_yaml(default), _one_line(field.description)))
+            takes, shown = expected(annotation), _as_yaml(default)
+            if choices and key == "name":
+                takes, shown = f"one of {', '.join(choices)}", shown if default in choices else REQUIRED
+            keys.append(Key(dotted, takes, shown, _one_line(field.description)))
         within += found
     yield Section(name, choices, _one_line(schema.__doc__), tuple(keys))
     yield from within
@@ -118,5 +124,10 @@ def _one_line(text: str | None) -> str:
 def _as_yaml(value: Any) -> str:
     if value is PydanticUndefined:
         return REQUIRED
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return json.dumps(plain, default=str) if plain != "" else "''"
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a section as plain values: the name alone, if nothing else is set."""
+    values = value.model_dump(mode="json", exclude_unset=True)
+    return values["name"] if values.keys() == {"name"} else values

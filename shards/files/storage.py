@@ -194,7 +194,7 @@ class RemoteStorage:
 
             self._filesystem, folder = url_to_fs(self._location, skip_instance_cache=True, **options)
         except (ImportError, ValueError) as error:
-            mend = "pip install -e '.[remote]' in the checkout" if isinstance(error, ImportError) else "check the URL"
+            mend = "pip install 'spectralforge[remote]'" if isinstance(error, ImportError) else "check the URL"
             raise ShardError(f"{self.url}: {_reason(error)}; {mend}") from None
         self._folder, self._process = folder.rstrip("/"), os.getpid()
 

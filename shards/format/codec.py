@@ -11,11 +11,10 @@ a fourth band 1 % and a tenth (`tools/bench_codec.py` measures what is here).
 
 import struct
 import threading
-from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numcodecs import Zstd, get_codec, register_codec
+from numcodecs import Zstd, register_codec
 from numcodecs.abc import Codec
 
 from shards.errors import ShardError
@@ -155,35 +154,6 @@ class RawTile(Codec):
 
 register_codec(SpectralPredictor)
 register_codec(RawTile)
-
-_OWN = (SpectralPredictor.codec_id, RawTile.codec_id)
-_FOREIGN = ("npy_tile", "geotiff_tile")  # shards/pack/foreign.py: in tars that `index` made readable
-
-PRESETS: dict[str, Codec] = {
-    "raw": RawTile(),
-    "fast": SpectralPredictor(pack_low=False),
-    "compact": SpectralPredictor(pack_low=True),
-}
-"""Chosen by measurement (`tools/bench_codec.py`): 1x, 2.0x and 2.6x smaller than int16."""
-
-
-def is_foreign(config: dict[str, Any]) -> bool:
-    """Whether a manifest's codec stands for tars of others, with members of their names and order."""
-    return config.get("id") in _FOREIGN
-
-
-def build_codec(config: dict[str, Any]) -> Codec:
-    """The codec that a manifest describes; raises ShardError for one that this version doesn't know."""
-    if is_foreign(config):
-        import_module("shards.pack.foreign")  # registers them; GDAL is imported only where a tile needs it
-    try:
-        codec = get_codec(dict(config))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"tile codec {config}: this version can't build it: {error}") from None
-    if codec.codec_id not in (*_OWN, *_FOREIGN):
-        known = ", ".join((*_OWN, *_FOREIGN))
-        raise ShardError(f"unknown tile codec '{config.get('id')}': this version decodes {known}")
-    return codec
 
 
 def _checked(tile: np.ndarray) -> np.ndarray:

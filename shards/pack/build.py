@@ -12,16 +12,17 @@ from pathlib import Path
 
 from shards.errors import ShardError, TileError
 from shards.files.atomic import sweep
-from shards.format.codec import PRESETS
 from shards.format.manifest import Rejected, ShardIndex, read_json
 from shards.pack.intermediate import SpoolReader, remove_spool, spool_bundles
-from shards.pack.listing import ListedTile, PackRecord, read_list
+from shards.pack.listing import ListedTile, read_list
 from shards.pack.merge import PackResult, merge_shards, missing_shards, shard_name
+from shards.pack.record import PackRecord
 from shards.pack.scan import PackConfig, begin, cut_generation, list_spooled
 from shards.pack.writer import Sample, encode_sample, index_path, write_shard
 from shards.sensors.sensor import Sensor, get_sensor
-from shards.sources.bundles import Bundle, find_bundles
+from shards.sources.bundles import Bundle
 from shards.sources.geotiff import read_tile
+from shards.sources.inputs import find_bundles
 from shards.sources.labels import Labels, make_grid
 from shards.workers import counters, run_jobs
 
@@ -78,9 +79,7 @@ def pack_part(
     record = begin(source, dest, config, sensor, labels, append)
     if not record.generations[-1].list_name:
         options = record.options
-        bundles = find_bundles(
-            source, sensor, options["size"], config.limits, options.get("cut", False), config.pattern
-        )
+        bundles = find_bundles(source, sensor, record.tile_size, config.limits, options.cut, config.pattern)
         spool_bundles(part.take(_unchanged(bundles, record, source)), dest, record, workers)
         record = list_spooled(dest, must=part.of == 1)
     if not record.generations[-1].list_name:
@@ -149,11 +148,11 @@ def _read_samples(
     source: Path, labels: Labels | None, tiles: list[ListedTile], sensor: Sensor, record: PackRecord
 ) -> Iterator[Sample | Rejected]:
     """Read and encode the tiles of a shard, one at a time; unusable ones come as `Rejected`."""
-    codec = PRESETS[record.options["codec"]]
+    codec = record.codec
     for tile_source in (tile.source for tile in tiles):
         path = source / tile_source.path
         try:
-            tile = read_tile(path, sensor, record.options["size"])
+            tile = read_tile(path, sensor, record.tile_size)
             grid = make_grid(tile.values.shape, tile.crs, tile.transform)
             mask = (
                 labels.read("" if labels.one_file else tile_source.mask, grid) if labels and tile_source.mask else None

@@ -18,7 +18,7 @@ import numpy as np
 from shards.console import get_logger
 from shards.errors import ShardError
 from shards.files.atomic import write_atomic
-from shards.format.codec import PRESETS, build_codec
+from shards.format.codec_registry import PRESETS, build_codec
 from shards.format.manifest import (
     FORMAT,
     MANIFEST,

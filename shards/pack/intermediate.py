@@ -23,14 +23,14 @@ from shards.config import StrictModel
 from shards.errors import ShardError, TileError
 from shards.files.atomic import atomic_open, sweep, write_atomic
 from shards.files.untrusted import read_json_value, read_npy
-from shards.format.codec import PRESETS
 from shards.format.manifest import Rejected, ShardIndex, first_problem, read_json
 from shards.format.statistics import BandSums
 from shards.format.table import QUALITY
-from shards.pack.listing import ListedTile, PackRecord
+from shards.pack.listing import ListedTile
+from shards.pack.record import PackRecord
 from shards.pack.writer import Sample, checksum, encode_sample, index_path, write_shard
 from shards.sources.bundles import Bundle
-from shards.sources.layouts import TileSource
+from shards.sources.tile_names import SourceTile
 from shards.workers import counters, run_jobs
 
 PIECE_TILES = 256
@@ -63,7 +63,7 @@ def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     sweep(folder, f"{stem}*")
     pieces = sorted(folder.glob(f"{stem}-*.index.json"))
     known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
-    sensor, codec = record.sensor, PRESETS[record.options["codec"]]
+    sensor, codec = record.sensor, record.codec
     rejected: dict[str, list[str]] = {}
 
     def encoded() -> Iterator[Sample]:
@@ -142,10 +142,10 @@ def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
         tar = piece.name.removesuffix(".index.json")
         rows = zip(columns.location, columns.timestamp, columns.scene, columns.date, strict=True)
         for row, (location, timestamp, scene, date) in enumerate(rows):
-            source = TileSource(location, timestamp, name, scene, date or "")
+            source = SourceTile(location, timestamp, name, scene, date or "")
             tiles[source.key] = ListedTile(source, spooled=f"{tar}:{row}")
     for location, timestamp, path, reason in _read_mark(mark).rejected:
-        source = TileSource(location, timestamp, path)
+        source = SourceTile(location, timestamp, path)
         tiles[source.key] = ListedTile(source, rejected=reason)
     return tiles.values()
 

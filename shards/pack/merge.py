@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from shards.errors import ShardError, TooManyBadTiles
 from shards.files.atomic import TEMPORARY, atomic_open, write_atomic
 from shards.format import table
-from shards.format.codec import PRESETS
 from shards.format.manifest import (
     FORMAT,
     MANIFEST,
@@ -29,7 +28,7 @@ from shards.format.manifest import (
     to_json,
 )
 from shards.format.statistics import BandSums
-from shards.pack.listing import PackRecord, read_record
+from shards.pack.record import PackRecord, read_record
 from shards.pack.writer import index_path
 from shards.sensors.sensor import NODATA, Sensor
 
@@ -73,8 +72,8 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
         )
     if not any(index.tiles.key for index in indexes):
         raise ShardError(f"{dest}: no usable tile among {listed}: check --sensor, --size and the limits")
-    sensor, size = record.sensor, record.options["size"]
-    codec, shape = PRESETS[record.options["codec"]].get_config(), [sensor.num_bands, size, size]
+    sensor, size = record.sensor, record.tile_size
+    codec, shape = record.codec.get_config(), [sensor.num_bands, size, size]
     manifest = join_shards(dest, names, codec, shape, sensor, len(record.generations))
     return PackResult(manifest, rejected, written)
 

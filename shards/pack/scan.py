@@ -5,8 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
+from numcodecs.abc import Codec
 from pydantic import Field
 
 from shards.config import ConfigModel
@@ -14,38 +15,27 @@ from shards.console import get_logger
 from shards.errors import ConfigError, ShardError, SourceError, TileError
 from shards.files.atomic import TEMPORARY, sweep
 from shards.files.lock import held
-from shards.format.codec import PRESETS
+from shards.format.codec_registry import codec_of
 from shards.format.manifest import FORMAT, MANIFEST, read_manifest
 from shards.pack.intermediate import filtered_tiles, remove_spool, spooled_tiles
-from shards.pack.listing import (
-    BAND_TABLE,
-    RECORD,
-    Generation,
-    ListedTile,
-    PackRecord,
-    cut_shards,
-    read_list,
-    read_record,
-    sensor_options,
-    write_list,
-    write_record,
-)
+from shards.pack.listing import ListedTile, cut_shards, read_list, write_list
+from shards.pack.record import RECORD, Generation, PackOptions, PackRecord, read_record, write_record
 from shards.sensors.sensor import Sensor, get_sensor
-from shards.sources.archive import Archive
-from shards.sources.bundles import Bundle, Inputs, find_inputs
+from shards.sources.bundles import Bundle
 from shards.sources.geotiff import read_tile
+from shards.sources.inputs import Inputs, find_inputs
 from shards.sources.labels import Labels
-from shards.sources.layouts import SPLITS, TileSource
+from shards.sources.layouts import SPLITS
+from shards.sources.limits import SceneLimits
 from shards.sources.pairs import find_labeled
-from shards.sources.plain import EMPTY, PlainScene, PlainTiles, probe
-from shards.sources.scene import METADATA, Scene, SceneLimits
+from shards.sources.plain import EMPTY, PlainTiles, probe
+from shards.sources.product import METADATA
+from shards.sources.tile_names import SourceTile
 from shards.sources.walk import is_data
 
 logger = get_logger(__name__)
 
 LOCK = "pack.lock"
-LABEL_OPTIONS = {"align": "align", "label_field": "field", "label_layer": "layer"}
-"""Options of pack that say how labels are read, by what `Labels` calls them."""
 
 
 class PackConfig(ConfigModel):
@@ -53,6 +43,7 @@ class PackConfig(ConfigModel):
 
     Attributes:
         size: of the tiles in pixels; rasters that are larger are cut. None takes the commonest among the tiles.
+        codec: a preset (``raw``, ``fast``, ``compact``), the id of a codec, or its config as JSON.
         pattern: which files of the source are tiles; None goes by their names.
         limits: on tiles cut from products.
     """
@@ -61,7 +52,7 @@ class PackConfig(ConfigModel):
     size: Annotated[int, Field(gt=0)] | None = None
     tiles_per_shard: Annotated[int, Field(gt=0)] = 400  # about 1 GB of 202x128x128 tiles, compact
     seed: int = 0
-    codec: Literal["raw", "fast", "compact"] = "compact"
+    codec: str = "compact"
     pattern: str | None = None
     limits: SceneLimits = SceneLimits()
 
@@ -77,6 +68,7 @@ def begin(
             raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
     if append and not (dest / RECORD).exists():
         raise ShardError(f"{dest}: nothing to append to; run pack without --append")
+    codec_of(config.codec)  # an unknown one is refused before anything is written
     new = not dest.exists()
     dest.mkdir(parents=True, exist_ok=True)
     try:
@@ -99,10 +91,7 @@ def _open_record(
         sweep(dest, f"{RECORD}.*")
         sweep(dest, "sources-*")
         if not (dest / RECORD).exists():
-            options = (
-                config.model_dump() | sensor_options(sensor) | {"labels": labels is not None} | label_options(labels)
-            )
-            record = PackRecord(format=FORMAT, options=options, generations=[])
+            record = PackRecord(format=FORMAT, options=_options(config, sensor, labels), generations=[])
             record = _scan(source, dest, record, config, sensor, labels)
         else:
             record = read_record(dest)
@@ -114,18 +103,25 @@ def _open_record(
         return record
 
 
-def label_options(labels: Labels | None) -> dict[str, str]:
-    """The options of labels that a record holds: those that were given."""
-    given = {} if labels is None else {option: getattr(labels, name) for option, name in LABEL_OPTIONS.items()}
-    return {option: value for option, value in given.items() if value is not None}
+def _options(config: PackConfig, sensor: Sensor, labels: Labels | None) -> PackOptions:
+    """Return what a record keeps of the options: optional ones only where they were given."""
+    options = config.model_dump() | {"sensor": sensor.name, "labels": labels is not None}
+    if not sensor.is_registered:
+        options["band_table"] = sensor.to_dict()
+    if labels is not None:
+        given = {"align": labels.align, "label_field": labels.field, "label_layer": labels.layer}
+        options |= {name: value for name, value in given.items() if value is not None}
+    return PackOptions(**options)
 
 
 def _same_options(dest: Path, record: PackRecord, config: PackConfig, sensor: Sensor, labels: Labels | None) -> None:
-    wanted = config.model_dump() | {"labels": labels is not None} | dict.fromkeys(LABEL_OPTIONS) | label_options(labels)
+    """Raise ShardError where a folder was begun with other options."""
+    wanted = _options(config, sensor, labels)
     _same_bands(dest, record, config.sensor, sensor)
-    del wanted["sensor"]
-    for name, value in wanted.items():
-        begun = record.options.get(name)
+    for name in PackOptions.model_fields:
+        begun, value = getattr(record.options, name), getattr(wanted, name)
+        if name in ("sensor", "band_table", "cut"):
+            continue
         if begun != value and not (name == "size" and value is None):
             raise ShardError(
                 f"{dest}: was packed from other options ({name}: {begun} then, {value} now); "
@@ -135,8 +131,8 @@ def _same_options(dest: Path, record: PackRecord, config: PackConfig, sensor: Se
 
 def _same_bands(dest: Path, record: PackRecord, name: str, sensor: Sensor) -> None:
     """A band table may lie elsewhere now, but it has to have the same bands."""
-    begun = record.options["sensor"]
-    if BAND_TABLE not in record.options and begun in (name, sensor.name):
+    begun = record.options.sensor
+    if record.options.band_table is None and begun in (name, sensor.name):
         return  # of the registry, or packed before bands were recorded
     if begun != sensor.name or record.sensor != sensor:
         what = f"sensor: {begun} then, {sensor.name} now" if begun != sensor.name else f"the bands of {name} differ"
@@ -164,16 +160,16 @@ def _scan(
 ) -> PackRecord:
     """The one scan: add a generation with the file list, or with the bundles that have to be read to know it."""
     options = record.options
-    inputs = _find(source, config, sensor, labels, _known(dest, record), options["seed"])
-    size = options["size"] or inputs.size()
-    cut = config.size is not None or options.get("cut", False) or inputs.lone
+    inputs = _find(source, config, sensor, labels, _known(dest, record), options.seed)
+    size = options.size or inputs.size()
+    cut = config.size is not None or options.cut or inputs.lone
     bundles = [] if labels else inputs.bundles(size, config.limits, cut)
-    options["size"] = size
+    record = record.with_options(size=size)
     if bundles:
         if cut:
-            options["cut"] = True
+            record = record.with_options(cut=True)
         generation = Generation(bundles=[[bundle.name, bundle.fingerprint()] for bundle in bundles])
-        record = record.model_copy(update={"generations": [*record.generations, generation]})
+        record = record.with_generations([*record.generations, generation])
         write_record(dest, record)
         return record
     listed = [ListedTile(tile) for tile in inputs.tiles]
@@ -203,17 +199,17 @@ def _find(
                 raise ConfigError(f"{told} does nothing with --labels: leave it out")
         tiles = find_labeled(source, labels, sensor.name, seed)
         beside = find_inputs(source, sensor)
-        if others := [*beside.containers, *beside.products]:
+        if others := beside.claimed_names():
             _tell(f"labels go with plain tiles: {len(others)} archives or products are left out, e.g. {others[0]}")
         return Inputs(source, source, sensor, tiles)
     inputs = find_inputs(source, sensor, config.pattern, _tell, taken)
-    if limits and not inputs.may_hold_products():
+    if limits and not inputs.claimed:
         raise ConfigError(
             f"{option} is a limit on tiles cut from EnMAP L2A products, and {source} holds none (no *{METADATA}): "
             "leave it out"
         )
     if not inputs.tiles and not inputs.bundles(config.size or inputs.size(), config.limits, cut=False):
-        shown = ", ".join(inputs.containers[:5])
+        shown = ", ".join(inputs.claimed_names()[:5])
         raise SourceError(f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product among {shown}")
     return inputs
 
@@ -235,7 +231,7 @@ def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generatio
         "list_name": name,
         "list_sha256": digest,
     }
-    record = record.model_copy(update={"generations": [*earlier, generation.model_copy(update=listed)]})
+    record = record.with_generations([*earlier, generation.model_copy(update=listed)])
     write_record(dest, record)
     return record
 
@@ -261,7 +257,7 @@ def list_spooled(dest: Path, must: bool) -> PackRecord:
 
 def _why_none(record: PackRecord, filtered: Mapping[str, int]) -> str:
     """Why bundles gave no tile, and the option that changes it."""
-    limits, size = SceneLimits(**record.options["limits"]), record.options["size"]
+    limits, size = record.options.scene_limits, record.tile_size
     broken = sorted((count, name) for name, count in filtered.items() if name in SceneLimits.model_fields)[::-1]
     if broken:
         counts = ", ".join(f"{count} by --max-{_dashed(name)} {getattr(limits, name):g}" for count, name in broken)
@@ -282,7 +278,7 @@ def _dashed(name: str) -> str:
 
 def cut_generation(record: PackRecord, tiles: Sequence[ListedTile]) -> list[list[ListedTile]]:
     """The shards of a generation's list, under the record's options."""
-    return cut_shards(tiles, record.options["tiles_per_shard"], record.options["seed"]) if tiles else []
+    return cut_shards(tiles, record.options.tiles_per_shard, record.options.seed) if tiles else []
 
 
 def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None, append: bool, workers: int) -> str:
@@ -295,7 +291,7 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
     record = read_record(dest) if append else None
     known = _known(dest, record) if record else {}
     inputs = _find(source, config, sensor, labels, known, config.seed)
-    size = config.size or (record.options["size"] if record else None) or inputs.size()
+    size = config.size or (record.tile_size if record else None) or inputs.size()
     bundles = [] if labels else inputs.bundles(size, config.limits, config.size is not None or inputs.lone)
     if bundles:
         return _describe_bundles(bundles, size)
@@ -304,7 +300,7 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
         return f"nothing to do: {dest} has all tiles of {source}"
     listed = [ListedTile(tile) for tile in tiles]
     shards = cut_shards(listed, config.tiles_per_shard, config.seed)
-    ratio, rate = _trial(source, tiles, sensor, size, config.codec)
+    ratio, rate = _trial(source, tiles, sensor, size, codec_of(config.codec))
     raw = len(tiles) * sensor.num_bands * size * size * 2
     free = shutil.disk_usage(next(folder for folder in (dest, *dest.absolute().parents) if folder.exists())).free
     splits = Counter(tile.split for tile in tiles)
@@ -317,17 +313,16 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
 
 
 def _describe_bundles(bundles: Sequence[Bundle], size: int) -> str:
-    kinds = {Archive: "archive", Scene: "product", PlainScene: "scene to cut", PlainTiles: "plain tile"}
     counts: Counter[str] = Counter()
     for bundle in bundles:
-        counts[kinds[type(bundle)]] += len(bundle.sources) if isinstance(bundle, PlainTiles) else 1
+        counts[bundle.kind] += len(bundle.sources) if isinstance(bundle, PlainTiles) else 1
     told = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(counts.items()))
     names = ", ".join(bundle.name for bundle in bundles[:5]) + (", ..." if len(bundles) > 5 else "")
     told = told.replace("scene to cuts", "scenes to cut")
     return f"{told} ({names}) -> tiles of {size}x{size} px; none of them is read yet"
 
 
-def _trial(source: Path, tiles: Sequence[TileSource], sensor: Sensor, size: int, codec: str) -> tuple[float, float]:
+def _trial(source: Path, tiles: Sequence[SourceTile], sensor: Sensor, size: int, codec: Codec) -> tuple[float, float]:
     """Ratio, and bytes of pixels per second and process, measured on 8 tiles spread over the list."""
     raw = stored = 0
     begin = None
@@ -336,7 +331,7 @@ def _trial(source: Path, tiles: Sequence[TileSource], sensor: Sensor, size: int,
             values = read_tile(source / tile.path, sensor, size).values
         except TileError:
             continue
-        encoded = len(PRESETS[codec].encode(values))
+        encoded = len(codec.encode(values))
         if begin is None:  # the first one pays for imports
             begin = time.monotonic()
         raw, stored = raw + values.nbytes, stored + encoded

@@ -21,7 +21,7 @@ from shards.format.table import QUALITY
 from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.geotiff import Tile
 from shards.sources.labels import as_stored
-from shards.sources.layouts import TileSource
+from shards.sources.tile_names import SourceTile
 
 
 def index_path(tar: Path) -> Path:
@@ -55,7 +55,7 @@ class Sample:
     row: dict[str, Any]
 
 
-def encode_sample(source: TileSource, tile: Tile, mask: np.ndarray | None, sensor: Sensor, codec: Codec) -> Sample:
+def encode_sample(source: SourceTile, tile: Tile, mask: np.ndarray | None, sensor: Sensor, codec: Codec) -> Sample:
     """Encode a tile, its label tile and what is known of both.
 
     Args:

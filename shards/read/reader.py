@@ -17,7 +17,8 @@ from shards.files.stage import StagedFile, StagedStorage
 from shards.files.storage import LocalStorage, Storage, open_storage
 from shards.files.untrusted import read_npy
 from shards.format import table
-from shards.format.codec import MOST, RawTile, SpectralPredictor, build_codec
+from shards.format.codec import MOST, RawTile, SpectralPredictor
+from shards.format.codec_registry import build_codec
 from shards.format.manifest import MANIFEST, Manifest, parse_json, read_manifest
 from shards.order.selection import ViewConfig
 from shards.order.view import view_rows

@@ -21,7 +21,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
 from zarr.registry import register_codec
 
 from shards.errors import ShardError
-from shards.format.codec import RawTile, SpectralPredictor, build_codec
+from shards.format.codec import RawTile, SpectralPredictor
+from shards.format.codec_registry import build_codec
 from shards.read.reader import ShardReader
 
 

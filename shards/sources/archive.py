@@ -5,7 +5,6 @@ archive (DLR delivers products as zips in a tar.gz), and an ENVI file with its h
 """
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,16 @@ from rasterio.io import MemoryFile
 from shards.errors import SourceError, TileError
 from shards.files.atomic import temporary_path
 from shards.sensors.sensor import Sensor
+from shards.sources.bundles import Bundle, TileOptions, TileSource, source_of_file
 from shards.sources.geotiff import Tile, tile_of
-from shards.sources.layouts import HEADER, PRODUCT, TileSource, distinct, envi_files, is_published, tile_of_name
+from shards.sources.layouts import envi_files
+from shards.sources.limits import SceneLimits
 from shards.sources.members import DAMAGE, MACHINE, TAR, ZIP, Links, Member, damaged, members, path_is_zip
 from shards.sources.plain import cut_raster, is_scene
+from shards.sources.product import METADATA, is_metadata, product_name, vsizip, zip_names
 from shards.sources.raster import open_raster
-from shards.sources.scene import METADATA, Scene, SceneLimits, is_metadata, vsizip, zip_names
+from shards.sources.scene import Scene
+from shards.sources.tile_names import HEADER, SourceTile, distinct, is_published, is_whole_product, tile_of_name
 from shards.sources.walk import is_data, member_name
 
 LARGEST_HEADER = 1 << 20
@@ -29,7 +32,7 @@ LARGEST_HEADER = 1 << 20
 
 
 @dataclass
-class Archive:
+class Archive(Bundle):
     """A `Bundle` of raster members, named as in any source directory, and of the products and archives among them.
 
     A later member of the same name replaces an earlier one, as in tar: its tile comes again, with the same key.
@@ -44,6 +47,8 @@ class Archive:
         left_out: beginnings of member names that belong to something else.
     """
 
+    kind = "archive"
+
     path: Path
     name: str
     sensor: Sensor
@@ -57,7 +62,7 @@ class Archive:
         status = self.path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
 
-    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         self.filtered.clear()
         last = "none"
         reading = _Reading(self, skip, scratch or Path(tempfile.gettempdir()) / "pack")
@@ -76,9 +81,9 @@ class Archive:
                 raise
             raise damaged(self.path, last, error) from None
 
-    def is_inner(self, name: str) -> bool:
-        """Whether a member is an archive or a zipped product."""
-        return name.lower().endswith((*TAR, ZIP)) and self.is_ours(name)
+    def inner_source(self, name: str) -> TileSource | None:
+        """Return what kind of source a member is by itself, such as an archive; None for a tile or anything else."""
+        return source_of_file(name) if self.is_ours(name) else None
 
     def is_ours(self, name: str) -> bool:
         return is_data(name) and not (self.left_out and name.startswith(self.left_out))
@@ -102,15 +107,16 @@ class _Reading:
         self._repeated: set[str] = set()
         self._nowhere: list[str] = []
 
-    def first(self, member: Member) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def first(self, member: Member) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """What a member holds when it comes by."""
         is_repeated = self._links.add(member)
         if is_repeated:
             self._repeated.add(member.name)
         if member.file is None or not self._archive.is_ours(member.name):
             return
-        if self._archive.is_inner(member.name):
-            yield from self._inner(member)
+        kind = self._archive.inner_source(member.name)
+        if kind is not None:
+            yield from self._inner(member, kind)
             return
         if member.name.lower().endswith(HEADER) and member.size <= LARGEST_HEADER:
             self._headers[member.name.lower()] = member.read()
@@ -132,13 +138,13 @@ class _Reading:
         self._nowhere = wanted.pop(-1, [])
         return wanted
 
-    def again(self, member: Member, name: str) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def again(self, member: Member, name: str) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """What a name means that could not be told when its content came by."""
         source = self._source(name)
         if source is not None and (name in self._repeated or source.key not in self._skip):
             yield from self._envi_tiles(member, source) if name in self._envi else self._tiles(member, source)
 
-    def lost(self) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def lost(self) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """Links that lead to nothing in the archive."""
         for name in self._nowhere:
             source, target = self._source(name), self._links.soft().get(name) or self._links.hard().get(name)
@@ -146,10 +152,10 @@ class _Reading:
                 yield source, TileError(f"{source.path}: a link to {target}, which is not in the archive")
 
     def _is_tile(self, name: str) -> bool:
-        ours = self._archive.is_ours(name) and not self._archive.is_inner(name)
+        ours = self._archive.is_ours(name) and self._archive.inner_source(name) is None
         return ours and tile_of_name(name, self._archive.sensor.name, None, name in self._envi) is not None
 
-    def _source(self, name: str) -> TileSource | None:
+    def _source(self, name: str) -> SourceTile | None:
         """The tile that a member's name tells; raises SourceError where two claim to be the same acquisition."""
         source = tile_of_name(name, self._archive.sensor.name, None, name in self._envi)
         if source is None:
@@ -164,7 +170,7 @@ class _Reading:
             source = replace(source, location=distinct(source.location, name))
         return replace(source, path=f"{self._archive.name}!{name}")
 
-    def _tiles(self, member: Member, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def _tiles(self, member: Member, source: SourceTile) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         try:
             data = member.read()
         except DAMAGE as error:
@@ -175,7 +181,7 @@ class _Reading:
         with MemoryFile(data) as memory:
             yield from self._read(memory.name, source)
 
-    def _envi_tiles(self, member: Member, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def _envi_tiles(self, member: Member, source: SourceTile) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """Tiles that GDAL finds only beside a header: data and header are copied to a temporary place."""
         names = (f"{member.name}{HEADER}".lower(), f"{member.name.rpartition('.')[0]}{HEADER}".lower())
         header = next((self._headers[name] for name in names if name in self._headers), b"")
@@ -189,7 +195,7 @@ class _Reading:
             path.unlink(missing_ok=True)
             beside.unlink(missing_ok=True)
 
-    def _read(self, path: str, source: TileSource) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def _read(self, path: str, source: SourceTile) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """The tile in a file, or the tiles that it is cut into."""
         archive = self._archive
         try:
@@ -201,18 +207,18 @@ class _Reading:
                     yield source, tile_of(raster, archive.sensor, archive.size)
         except TileError as error:
             told = str(error).replace(path, source.path)
-            product = PRODUCT.match(re.split("[!/]", source.path)[-1])
-            if product and product["image"] and not product["patch"]:
+            if is_whole_product(source.path.rpartition("!")[2]):
                 told += "; a whole product: unpack it and pack its folder"
             yield source, TileError(told)
 
-    def _inner(self, member: Member) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def _inner(self, member: Member, kind: TileSource) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """The tiles of a zipped product or an archive within this one."""
         archive, path = self._archive, self._temporary(member.name)
         try:
             member.copy_to(path)
             name = f"{archive.name}!{member.name}"
-            for bundle in open_container(path, name, archive.sensor, archive.size, archive.limits, archive.cut):
+            options = TileOptions(archive.sensor, archive.size, archive.limits, archive.cut)
+            for bundle in kind.open(path, name, options):
                 yield from bundle.tiles(self._skip, self._scratch)
                 for reason, count in bundle.filtered.items():
                     archive.filtered[reason] = archive.filtered.get(reason, 0) + count
@@ -229,32 +235,26 @@ class _Reading:
         return temporary_path(self._scratch.with_name(f"{self._scratch.name}-{digest}"))
 
 
-def open_container(
-    path: Path, name: str, sensor: Sensor, size: int, limits: SceneLimits, cut: bool
-) -> list[Archive | Scene]:
-    """The bundles that an archive or a zipped product makes; none for one without anything of ours.
+class ArchiveSource(TileSource):
+    """Archives and zip files, of tiles and of products."""
 
-    Args:
-        path: of the file, whatever its ending.
-        name: relative to the source.
+    def claims(self, name: str) -> bool:
+        return name.lower().endswith((*TAR, ZIP))
 
-    Raises:
-        SourceError: a zip file that can't be read.
-    """
-    if not name.lower().endswith(ZIP):
-        return [Archive(path, name, sensor, size, limits, cut)]
-    names = zip_names(path)
-    products = sorted(one for one in names if is_metadata(one))
-    left_out = tuple(f"{member_name(one)[: -len(METADATA)]}-SPECTRAL_IMAGE" for one in products)
-    rest = Archive(path, name, sensor, size, limits, cut, left_out)
-    ours = [one for one in map(member_name, names) if rest.is_ours(one)]
-    envi = envi_files(ours)
-    has_more = any(rest.is_inner(one) or tile_of_name(one, sensor.name, None, one in envi) for one in ours)
-    shared = has_more or len(products) > 1
-    scenes = [Scene(path, product_name(name, one, shared), sensor, size, limits, metadata_name=one) for one in products]
-    return [*scenes, rest] if has_more else [*scenes]
-
-
-def product_name(container: str, metadata: str, shared: bool) -> str:
-    """What a product is called: like the folder or zip file, unless it shares that with others."""
-    return f"{container}!{Path(metadata).name[: -len(METADATA)]}" if shared else container
+    def open(self, path: Path, name: str, options: TileOptions) -> list[Bundle]:
+        """Return an archive, or the products in a zip file and an archive of what else it holds."""
+        sensor, size, limits = options.sensor, options.size, options.limits
+        if not name.lower().endswith(ZIP):
+            return [Archive(path, name, sensor, size, limits, options.cut)]
+        names = zip_names(path)
+        products = sorted(one for one in names if is_metadata(one))
+        left_out = tuple(f"{member_name(one)[: -len(METADATA)]}-SPECTRAL_IMAGE" for one in products)
+        rest = Archive(path, name, sensor, size, limits, options.cut, left_out)
+        ours = [one for one in map(member_name, names) if rest.is_ours(one)]
+        envi = envi_files(ours)
+        has_more = any(rest.inner_source(one) or tile_of_name(one, sensor.name, None, one in envi) for one in ours)
+        shared = has_more or len(products) > 1
+        scenes = [
+            Scene(path, product_name(name, one, shared), sensor, size, limits, metadata_name=one) for one in products
+        ]
+        return [*scenes, rest] if has_more else [*scenes]

@@ -12,7 +12,8 @@ from shards.errors import SourceError, TileError
 from shards.files.text import encoding_of
 from shards.order.random_bits import fold_in
 from shards.sources.labels import Labels, as_stored, read_grid
-from shards.sources.layouts import LOCATION, SPLITS, TileSource, find_tiles, tile_root
+from shards.sources.layouts import LOCATION, SPLITS, find_tiles, tile_root
+from shards.sources.tile_names import SourceTile
 
 TRIED = 8
 """Labels that are read before anything is written."""
@@ -21,7 +22,7 @@ SIDECARS = (".hdr", ".xml", ".ovr", ".msk", ".tfw", ".wld", ".prj", ".txt", ".js
 """Files beside a raster that are no label of its name."""
 
 
-def find_labeled(images: Path, labels: Labels, sensor: str, seed: int) -> list[TileSource]:
+def find_labeled(images: Path, labels: Labels, sensor: str, seed: int) -> list[SourceTile]:
     """Tiles with their label tiles and splits, sorted.
 
     Args:
@@ -53,7 +54,7 @@ def find_labeled(images: Path, labels: Labels, sensor: str, seed: int) -> list[T
     return chosen
 
 
-def _try_labels(labels: Labels, images: Path, tiles: Sequence[TileSource]) -> None:
+def _try_labels(labels: Labels, images: Path, tiles: Sequence[SourceTile]) -> None:
     """Raise SourceError where none of a few labels fits its image: before a folder of shards is begun."""
     refused, tried = [], 0
     for tile in tiles[:: max(1, len(tiles) // TRIED)][:TRIED]:
@@ -120,20 +121,20 @@ def check_labels(labels: Labels, images: Sequence[Path]) -> None:
     check_overlap(layer, map(read_grid, images))
 
 
-def split_by_location(tiles: Sequence[TileSource], seed: int) -> dict[str, list[TileSource]]:
+def split_by_location(tiles: Sequence[SourceTile], seed: int) -> dict[str, list[SourceTile]]:
     """60/20/20 by location, in an order drawn from the seed; no place is in two splits."""
     names = sorted({tile.location for tile in tiles}, key=lambda name: fold_in(seed, "split", name))
     held = max(1, round(0.2 * len(names)))
     test, val = set(names[:held]), set(names[held : 2 * held])
-    split: dict[str, list[TileSource]] = {name: [] for name in SPLITS}
+    split: dict[str, list[SourceTile]] = {name: [] for name in SPLITS}
     for tile in tiles:
         split["test" if tile.location in test else "val" if tile.location in val else "train"].append(tile)
     return split
 
 
 def published_split(
-    splits: Path | Mapping[str, Path], tiles: Sequence[TileSource], images: Path
-) -> dict[str, list[TileSource]]:
+    splits: Path | Mapping[str, Path], tiles: Sequence[SourceTile], images: Path
+) -> dict[str, list[SourceTile]]:
     """Tiles by the split files that name them, one a line.
 
     A line is a tile's whole path below ``images``, or an ending of one path alone (``<location>/<scene>.tif``); the
@@ -175,10 +176,10 @@ def read_text(path: Path) -> str:
 class TileNames:
     """Tiles by all endings of their paths, with and without the extension."""
 
-    def __init__(self, tiles: Sequence[TileSource], images: Path) -> None:
+    def __init__(self, tiles: Sequence[SourceTile], images: Path) -> None:
         self._exact = {_normal(tile.path): [tile] for tile in tiles}
-        self._whole: dict[str, list[TileSource]] = {}
-        self._endings: dict[str, list[TileSource]] = {}
+        self._whole: dict[str, list[SourceTile]] = {}
+        self._endings: dict[str, list[SourceTile]] = {}
         self._above = images.absolute().parts
         for tile in tiles:
             for path in dict.fromkeys(_with_and_without_extension(_normal(tile.path))):
@@ -187,7 +188,7 @@ class TileNames:
                 for first in range(1, len(parts)):
                     self._endings.setdefault("/".join(parts[first:]), []).append(tile)
 
-    def find(self, line: str, where: Path) -> TileSource | None:
+    def find(self, line: str, where: Path) -> SourceTile | None:
         """The tile that a line names; raises SourceError where it could be two."""
         name = _normal(line)
         below = self._below(name)
@@ -220,7 +221,7 @@ def _with_and_without_extension(path: str) -> tuple[str, str]:
     return path, f"{folder}{slash}{name.rpartition('.')[0] or name}"
 
 
-def scene_of(tile: TileSource) -> str:
+def scene_of(tile: SourceTile) -> str:
     """The acquisition that a tile is of; empty where its name tells none (a made-up timestamp is no scene)."""
     published = LOCATION.fullmatch(tile.location) and re.fullmatch(r"\d{5}", tile.timestamp)
     return tile.scene or (tile.timestamp if published and tile.timestamp != "00000" else "")

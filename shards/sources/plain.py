@@ -11,10 +11,11 @@ from rasterio.windows import Window
 
 from shards.errors import TileError
 from shards.sensors.sensor import NODATA, Sensor
+from shards.sources.bundles import Bundle
 from shards.sources.geotiff import IDENTITY, Tile, read_tile
-from shards.sources.layouts import TileSource
 from shards.sources.raster import Raster, open_raster
 from shards.sources.scene import CACHE_BYTES
+from shards.sources.tile_names import SourceTile
 
 RIM, EMPTY = "px at the rims of scenes", "no measured pixel"
 """What is left out of a scene: pixels that fill no tile, and tiles without a pixel."""
@@ -23,7 +24,7 @@ PROBED = 32
 
 
 @dataclass
-class PlainTiles:
+class PlainTiles(Bundle):
     """A `Bundle` of tile files.
 
     Attributes:
@@ -32,9 +33,11 @@ class PlainTiles:
         size: height and width that tiles must have, in pixels.
     """
 
+    kind = "plain tile"
+
     folder: Path
     name: str
-    sources: list[TileSource]
+    sources: list[SourceTile]
     sensor: Sensor
     size: int
     filtered: dict[str, int] = field(default_factory=dict)
@@ -42,7 +45,7 @@ class PlainTiles:
     def fingerprint(self) -> str:
         return probe(self.folder, [source.path for source in self.sources])
 
-    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         for source in self.sources:
             if source.key not in skip:
                 path = self.folder / source.path
@@ -53,7 +56,7 @@ class PlainTiles:
 
 
 @dataclass
-class PlainScene:
+class PlainScene(Bundle):
     """A `Bundle`: one raster, cut from its upper left corner; what fills no tile at its right and lower rim is counted.
 
     Attributes:
@@ -63,9 +66,11 @@ class PlainScene:
         size: height and width of the tiles in pixels.
     """
 
+    kind = "scene to cut"
+
     path: Path
     name: str
-    source: TileSource
+    source: SourceTile
     sensor: Sensor
     size: int
     filtered: dict[str, int] = field(default_factory=dict)
@@ -74,7 +79,7 @@ class PlainScene:
         status = self.path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
 
-    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         self.filtered.clear()
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
             try:
@@ -88,11 +93,11 @@ class PlainScene:
 def cut_raster(
     raster: Raster,
     bands: Sequence[int],
-    source: TileSource,
+    source: SourceTile,
     size: int,
     skip: Container[str],
     filtered: dict[str, int],
-) -> Iterator[tuple[TileSource, Tile | TileError]]:
+) -> Iterator[tuple[SourceTile, Tile | TileError]]:
     """Tiles of a raster from its upper left corner.
 
     Args:

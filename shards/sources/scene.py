@@ -6,37 +6,40 @@ become shares of a tile's pixels; limits on them decide which tiles are kept.
 """
 
 import math
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Container, Iterator
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
-from xml.etree import ElementTree
-from xml.parsers.expat import ExpatError, ParserCreate
+from typing import Any
 
 import numpy as np
 import rasterio
-from pydantic import Field
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from shards.config import ConfigModel
 from shards.errors import SourceError, TileError
 from shards.files.untrusted import check_zipped
 from shards.sensors.sensor import NODATA, Sensor
+from shards.sources.bundles import Bundle, TileOptions, TileSource
 from shards.sources.geotiff import Tile
-from shards.sources.layouts import TileSource
+from shards.sources.limits import SceneLimits
+from shards.sources.product import (
+    METADATA,
+    Metadata,
+    is_metadata,
+    metadata_names,
+    product_name,
+    product_stem,
+    vsizip,
+    zip_names,
+)
 from shards.sources.raster import Raster, open_raster
-from shards.sources.walk import is_data, member_name
+from shards.sources.tile_names import SourceTile
 
-Share = Annotated[float, Field(ge=0, le=1)]
-METADATA = "-METADATA.XML"
-PATCH = re.compile(r"-Y[0-9]+_X[0-9]+-METADATA", re.IGNORECASE)
 RASTERS = r"(_COG)?\.(tiff?|bsq|bil|bip|dat|img)"
 """Endings of a product's rasters: products can be ordered as GeoTIFF, or in ENVI's interleaves."""
 
@@ -54,7 +57,6 @@ GRID_M, ORIGIN_M = 30.0, 15.0
 does not, cells take its nearest pixels and the tile keeps its true place.
 """
 
-GAIN = 0.0001
 MOST_METADATA_BYTES = 64 << 20  # a METADATA.XML has 300 kB
 CACHE_BYTES = 512 << 20
 """GDAL's block cache: a row of 512x512x224 blocks, the largest in use, is 350 MB. The default is a twentieth of
@@ -62,124 +64,8 @@ the memory: too little on small machines (8 times slower), and on large ones as 
 """
 
 
-class SceneLimits(ConfigModel):
-    """Largest share of a tile's pixels, None for no limit. ``nodata``: pixels with any kept band missing.
-
-    The thresholds of SpectralEarth's tiles are not documented. HySpecNet-11k took products of less than a
-    tenth of clouds; we ask that of every tile.
-    """
-
-    cloud: Share | None = 0.1
-    cloud_shadow: Share | None = None
-    haze: Share | None = None
-    cirrus: Share | None = None
-    snow: Share | None = None
-    nodata: Share | None = 0.1
-
-
-def is_product(path: Path) -> bool:
-    """Whether a path is a product: a folder or a zip file with one METADATA.XML in it.
-
-    Raises:
-        SourceError: an unreadable zip file, or several products in one.
-    """
-    names = metadata_names(path)
-    if len(names) > 1:
-        raise SourceError(f"{path}: {len(names)} products in one; give each a folder of its own")
-    return bool(names)
-
-
-def metadata_names(path: Path) -> list[str]:
-    """Names of the metadata files within a folder, or within a zip file; none for anything else.
-
-    Raises:
-        SourceError: an unreadable zip file: it may not go missing in silence.
-    """
-    if path.is_dir():
-        names = [entry.name for entry in os.scandir(path)]
-    elif path.suffix.lower() == ".zip" and path.is_file():
-        names = zip_names(path)
-    else:
-        return []
-    return sorted(name for name in names if is_metadata(name))
-
-
-def is_metadata(name: str) -> bool:
-    """Whether a file is the METADATA.XML of a product, and not of a patch that was cut from one."""
-    return name.upper().endswith(METADATA) and is_data(member_name(name)) and not PATCH.search(name)
-
-
-def zip_names(path: Path) -> list[str]:
-    """Names of the members of a zip file; raises SourceError where it can't be read."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.namelist()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise SourceError(f"{path}: not a readable zip file ({error}); download it again or move it away") from None
-
-
-def vsizip(path: Path) -> str:
-    """GDAL's name of a zip file; in braces it may have any ending."""
-    return f"/vsizip/{path}" if path.suffix.lower() == ".zip" else f"/vsizip/{{{path}}}"
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What METADATA.XML says, as far as tiles need it.
-
-    Attributes:
-        time: start of the acquisition, ``YYYYMMDDTHHMMSSZ``.
-        wavelength_nm: band centers in the order of the image.
-        background: pixel value of "no measurement".
-    """
-
-    time: str
-    wavelength_nm: tuple[float, ...]
-    background: float
-
-    @classmethod
-    def parse(cls, text: bytes, name: str) -> "Metadata":
-        """Read the XML; raises SourceError where something is missing or reflectance is scaled otherwise."""
-        try:
-            _refuse_doctype(text)
-            root = ElementTree.fromstring(text)
-            start = datetime.fromisoformat(_text(root, ".//temporalCoverage/startTime"))
-            bands = root.findall(".//bandCharacterisation/bandID")
-            centers = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
-            scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
-            background = float(_text(root, ".//backgroundValue"))
-        except (ElementTree.ParseError, ExpatError, ValueError, LookupError, RecursionError) as error:
-            raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
-        if scales != {(GAIN, 0.0)}:
-            odd = sorted(scales - {(GAIN, 0.0)})
-            raise SourceError(
-                f"{name}: gain and offset {odd[:1]} where {GAIN} and 0 (reflectance x 10000) were expected"
-            )
-        if start.utcoffset() != timedelta(0):
-            raise SourceError(f"{name}: start time {start.isoformat()} is not a UTC time")
-        return cls(start.strftime("%Y%m%dT%H%M%SZ"), centers, background)
-
-
-def _refuse_doctype(text: bytes) -> None:
-    """Raise ValueError for XML that declares entities, which can stand for gigabytes; products have none."""
-
-    def refuse(*_: object) -> None:
-        raise ValueError("it has a document type, which products have not")
-
-    parser = ParserCreate()
-    parser.StartDoctypeDeclHandler = refuse
-    parser.Parse(text, True)
-
-
-def _text(element: ElementTree.Element, path: str) -> str:
-    found = element.findtext(path)
-    if found is None:
-        raise ValueError(f"no element {path.removeprefix('.//')}")
-    return found.strip()
-
-
 @dataclass
-class Scene:
+class Scene(Bundle):
     """A `Bundle`: the tiles of one product.
 
     Attributes:
@@ -190,6 +76,8 @@ class Scene:
         metadata_name: of the METADATA.XML within ``path``; None where there is one alone.
     """
 
+    kind = "product"
+
     path: Path
     name: str
     sensor: Sensor
@@ -198,6 +86,10 @@ class Scene:
     filtered: dict[str, int] = field(default_factory=dict)
     metadata_name: str | None = None
 
+    @property
+    def product(self) -> str:  # type: ignore[override]
+        return product_stem(self.metadata_name) if self.metadata_name else ""
+
     def fingerprint(self) -> str:
         files = [self.path]
         if self.path.is_dir():
@@ -205,7 +97,7 @@ class Scene:
             files = sorted(file for file in self.path.iterdir() if file.name.startswith(stem))
         return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
-    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[TileSource, Tile | TileError]]:
+    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), self.open_image() as (image, bands, metadata):
             metadata_name = self._metadata_name()
             scene = Path(metadata_name).name[: -len(METADATA)]
@@ -213,7 +105,7 @@ class Scene:
             self.filtered.clear()
             for location, window in _cells(image.file, self.size):
                 date = f"{metadata.time[:4]}-{metadata.time[4:6]}-{metadata.time[6:8]}"
-                source = TileSource(location, metadata.time, f"{self.name}!{location}", scene, date)
+                source = SourceTile(location, metadata.time, f"{self.name}!{location}", scene, date)
                 if source.key in skip:
                     continue
                 tile = self._tile(image, window, bands, layers, date, source)
@@ -254,7 +146,7 @@ class Scene:
         bands: list[int],
         layers: dict[str, np.ndarray],
         date: str,
-        source: TileSource,
+        source: SourceTile,
     ) -> Tile | TileError | None:
         """One cell of the grid; None where it breaks a limit."""
         area = window.toslices()
@@ -354,3 +246,28 @@ def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:
         for column in range(first_column, last_column):
             window = Window(column * size - left, top - (row + 1) * size, size, size)
             yield f"{epsg}-{column}-{row}", window
+
+
+class EnmapProducts(TileSource):
+    """Unpacked EnMAP L2A products, found by their METADATA.XML."""
+
+    is_one_file = False
+
+    def claims(self, name: str) -> bool:
+        return is_metadata(name)
+
+    def owned_prefix(self, name: str) -> str:
+        return f"{name[: -len(METADATA)]}-SPECTRAL_IMAGE"
+
+    def open(self, path: Path, name: str, options: TileOptions) -> list[Bundle]:
+        return [Scene(path.parent, name, options.sensor, options.size, options.limits, metadata_name=path.name)]
+
+    def open_all(self, folder: Path, names: Sequence[str], options: TileOptions) -> list[Bundle]:
+        """Return the products; those that share a folder are named by their files, others by their folders."""
+        found: list[Bundle] = []
+        folders = Counter(name.rpartition("/")[0] for name in names)
+        for name in names:
+            below = name.rpartition("/")[0]
+            shown = product_name(below or folder.absolute().name, name, folders[below] > 1)
+            found += self.open(folder / name, shown, options)
+        return found

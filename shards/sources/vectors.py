@@ -30,7 +30,7 @@ try:
     import shapely
     from pyogrio.errors import DataLayerError, DataSourceError
 except ImportError as error:
-    raise ConfigError(f"labels of polygons need {error.name}: pip install -e '.[vector]' in the checkout") from None
+    raise ConfigError(f"labels of polygons need {error.name}: pip install 'spectralforge[vector]'") from None
 
 FIRST = 1000
 """Features whose values are looked at before anything is burned."""

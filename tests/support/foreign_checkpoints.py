@@ -143,7 +143,8 @@ def our_checkpoint(
         named = list((prefixed("encoder.", network) | (heads or {"decoder.mask_token": torch.ones(2)})).items())
         for rank in range(2):
             save_file(dict(named[rank::2]), folder / f"{kind}-{rank:05d}-of-00002.safetensors")
-    size = 4 * int((weights["vit_core.pos_embed"].shape[1] - 1) ** 0.5)
+    positions = weights.get("vit_core.pos_embed", torch.empty(1, 17, 0)).shape[1]
+    size = 4 * int((positions - 1) ** 0.5)
     state = {
         "step": step,
         "samples_seen": 16 * step,

@@ -18,8 +18,10 @@ from support.tiles import spectra
 
 from shards.config import REPOSITORY, load_config
 from shards.sensors.sensor import get_sensor
+from shards.sources.limits import SceneLimits
+from shards.sources.product import Metadata
 from shards.sources.raster import open_raster
-from shards.sources.scene import Metadata, Scene, SceneLimits
+from shards.sources.scene import Scene
 from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP, SIZE = get_sensor("enmap"), 8

@@ -18,12 +18,13 @@ from support.tiles import spectra, write_archive, write_tile
 
 from shards.errors import ForgeError
 from shards.files.untrusted import read_npy, read_npz
-from shards.format.codec import PRESETS
+from shards.format.codec_registry import PRESETS
 from shards.format.manifest import Manifest, SealedModel, ShardIndex
 from shards.pack.build import merge, pack
 from shards.pack.foreign import GeoTiffTile, NpyTile
 from shards.pack.index import index_tars
-from shards.pack.listing import PackRecord, read_list, read_record
+from shards.pack.listing import read_list
+from shards.pack.record import PackRecord, read_record
 from shards.pack.scan import Labels, PackConfig
 from shards.read.quarantine import Quarantine
 from shards.read.reader import ShardReader

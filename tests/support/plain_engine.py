@@ -15,15 +15,15 @@ class PlainEngine:
     def __call__(self, *inputs):
         return self.module(*inputs)
 
-    def evaluation(self, *inputs):
+    def evaluation(self, *inputs, **options):
         self.module.eval()
         try:
             with torch.no_grad():
-                return self.module(*inputs)
+                return self.module(*inputs, **options)
         finally:
             self.module.train()
 
-    def autocast(self):
+    def forward_context(self):
         return torch.autocast("cpu", torch.bfloat16, enabled=False)
 
     def shard_of(self, parameter):

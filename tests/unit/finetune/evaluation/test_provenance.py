@@ -252,6 +252,7 @@ NOT_COMPUTING = {
     "pretrain.weights.images": "of the Python API",
     "pretrain.weights.finite": "refuses values and changes none",
     "pretrain.weights.files": "finds and loads weights, which are hashed",
+    "pretrain.models.flops": "counts",
     "pretrain.models.activation_checkpointing": "the same numbers by less memory",
     "finetune.protocols.training_status": "console and status",
     "pretrain.checkpointing.manager": "files",

@@ -71,7 +71,8 @@ def test_no_row_of_the_table_fires_without_its_libraries_or_beside_its_range() -
 def test_what_is_missing_or_out_of_range_is_red() -> None:
     requirements = ["torch>=2.14", "zarr>=3.1", 'flash>=1; extra == "gpu"', "deepspeed<0.20,>=0.19.8"]
     assert versions.out_of_range(GOOD, requirements) == ["torch 2.13.0+cu128 is not >=2.14", "zarr is not installed"]
-    assert versions.judge([GOOD], requirements, NAMES[:1]).state == "red"
+    row = versions.judge([GOOD], requirements, NAMES[:1])
+    assert (row.state, row.mend) == ("red", "pip install 'torch>=2.14' 'zarr>=3.1'")
 
 
 def test_another_version_on_one_rank_is_red_and_names_it() -> None:

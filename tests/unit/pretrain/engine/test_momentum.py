@@ -86,7 +86,7 @@ def test_its_batch_norms_count_for_themselves(network):
             assert not torch.equal(value, own[name]), name
     with average.evaluating():
         average(engine, _images(1))
-    assert not any(norm.take_pending()[-1] for norm in grouped_batch_norms(average.module))
+    assert not any(norm.flush()[-1] for norm in grouped_batch_norms(average.module))
 
 
 def test_its_batch_norms_move_by_the_groups_of_all_forwards(network):

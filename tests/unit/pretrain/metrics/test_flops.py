@@ -6,15 +6,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import PretrainConfig
-from pretrain.metrics.flops import (
-    encoder_flops,
-    encoder_training_flops,
-    mae_decoder_flops,
-    peak_flops,
-    recomputed_flops,
-    sample_flops,
-)
+from pretrain.metrics.flops import peak_flops, recomputed_flops, sample_flops
+from pretrain.models.encoder import Encoder
 from pretrain.models.registry import build_encoder
+from pretrain.models.stem import NoStem, Stem
+from pretrain.models.unit import set_activation_checkpointing
 from pretrain.objectives.dino import DinoHead
 from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.objectives.mae_decoder import choose_masks
@@ -46,13 +42,12 @@ def _count(function) -> int:
     ],
 )
 def test_encoders_forward_and_backward(name, size, patch, bands):
-    config = _config(model={"name": name, "image_size": size, "patch_size": patch}, objective={"name": "dino"})
-    expected = 2 * sum(encoder_flops(config.model, bands).values())
     with FakeTensorMode():  # shapes alone: the largest fit any machine
         encoder = build_encoder(name, size, patch, attention="math", bands=bands)
         images = torch.empty(2, bands, size, size)
+        expected = 2 * sum(encoder.flops(bands, size).values())
         assert _count(lambda: encoder(images)) == pytest.approx(expected, rel=0.02)
-        training = 2 * sum(encoder_training_flops(config.model, bands).values())
+        training = 2 * sum(encoder.training_flops(bands, size).values())
         assert _count(lambda: encoder(images).sum().backward()) == pytest.approx(training, rel=0.02)
 
 
@@ -71,11 +66,11 @@ def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
         model(images, noise)
     by_module = {name: sum(counts.values()) / 2 for name, counts in counter.get_flop_counts().items()}
     visible = choose_masks(noise, ratio).visible.shape[1]
-    parts = encoder_flops(config.model, 202, visible=visible)
+    parts = encoder.flops(202, 64, visible)
     assert by_module["MaskedAutoencoder.encoder.spectral_adapter"] == pytest.approx(parts["stem"], rel=0.02)
     core = parts["patch_embed"] + parts["blocks"] + parts["attention"]
     assert by_module["MaskedAutoencoder.encoder.vit_core"] == pytest.approx(core, rel=0.02)
-    decoding = mae_decoder_flops(config.model, config.objective, 202, 2)["decoder"]
+    decoding = model.decoder.flops(visible, 256 - visible, 2)
     assert by_module["MaskedAutoencoder.decoder"] == pytest.approx(decoding, rel=0.02)
     training = _count(lambda: model(images, noise)[0].mean().backward())
     assert 2 * sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)
@@ -94,13 +89,20 @@ def test_what_the_backward_pass_does_twice(checkpointing, depth):
     model = MaskedAutoencoder(
         build_encoder("spec_vit_tiny", 32, attention="math"), 202, 0.75, True, 128, depth, 4, "math"
     )
-    for part in model.modules():
-        if hasattr(part, "recompute"):
-            part.recompute = checkpointing
+    set_activation_checkpointing(model, "blocks" if checkpointing else "none")
     done = _count(lambda: model(torch.randn(4, 202, 32, 32), torch.rand(4, 64))[0].mean().backward())
     needed = sum(sample_flops(config, 202).values())
     assert 4 * (needed + recomputed_flops(config, 202)) == pytest.approx(done, rel=0.01)
     assert 4 * needed < done
+
+
+def test_an_encoder_and_a_stem_without_formulas_are_counted_by_torch():
+    encoder = build_encoder("spec_vit_tiny", 32, attention="math")
+    own = sum(encoder.flops(202, 32).values())
+    assert sum(Encoder.flops(encoder, 202, 32).values()) == pytest.approx(own, rel=0.02)
+    stem = encoder.spectral_adapter
+    assert Stem.flops(stem, 202) == pytest.approx(stem.flops(202), rel=0.02)
+    assert NoStem(202).flops(202) == Stem.flops(NoStem(202), 202) == 0
 
 
 def test_mocos_step_is_three_queries_and_a_key():

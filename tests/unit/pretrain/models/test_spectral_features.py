@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.models import spectral_features as stem
+from pretrain.models import spectral_layers
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.initialize import initialize
-from pretrain.models.spectral_features import Layer, fold, plain_features, spectral_features, windows
+from pretrain.models.spectral_features import plain_features, spectral_features
+from pretrain.models.spectral_layers import Layer, col2im, im2col
 
 SHAPES = ((1, 3, 7, 5), (3, 4, 7, 5), (4, 5, 5, 3))  # in, out, kernel, stride
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setitem(stem.PIXELS, "cpu", 5)
+    monkeypatch.setitem(spectral_layers.PIXELS, "cpu", 5)
 
 
 def _weights(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -64,7 +65,7 @@ def test_features_moments_and_gradients_are_autograds(fixed, bands):
 def test_the_size_of_parts_changes_nothing_but_rounding(monkeypatch):
     results = []
     for size in (1, 5, 1000):
-        monkeypatch.setitem(stem.PIXELS, "cpu", size)
+        monkeypatch.setitem(spectral_layers.PIXELS, "cpu", size)
         results.append(_run(spectral_features, _spectra(torch.float32), (0, 0, 0)))
     for other in results[1:]:
         torch.testing.assert_close(other[0], results[0][0], rtol=1e-5, atol=1e-5)
@@ -104,24 +105,24 @@ def test_a_second_backward_pass_gives_the_same():
         assert torch.equal(mine, theirs)
 
 
-def test_windows_are_a_convolutions_and_fold_is_their_adjoint():
+def test_im2col_is_that_of_a_convolution_and_col2im_its_adjoint():
     layer = _layers(_weights(), (0, 0, 0))[1]
     x, weight = torch.randn(4, 23, 3, dtype=torch.float64), layer.weight
-    out = windows(x, layer) @ weight
+    out = im2col(x, layer) @ weight
     kernel = weight.view(7, 3, 4).permute(2, 1, 0)
     torch.testing.assert_close(out.transpose(1, 2), F.conv1d(x.transpose(1, 2), kernel, stride=5, padding=1))
-    cut = windows(x, layer)
-    other = torch.randn_like(cut)
-    assert float((cut * other).sum()) == pytest.approx(float((x * fold(other, layer, 23)).sum()))
+    columns = im2col(x, layer)
+    other = torch.randn_like(columns)
+    assert float((columns * other).sum()) == pytest.approx(float((x * col2im(other, layer, 23)).sum()))
 
 
-def test_recomputation_keeps_the_pixels_alone():
-    """The saved tensors of a recomputed adapter are dropped, and its gradients are the same."""
+def test_activation_checkpointing_saves_the_pixels_alone():
+    """The saved tensors of a recomputed adapter are freed, and its gradients are the same."""
     gradients, kept = [], []
-    for recompute in (False, True):
+    for policy in ("none", "blocks"):
         adapter = SpectralAdapter()
         initialize(adapter, "stem", 0)
-        adapter.recompute = recompute
+        adapter.activation_checkpointing = policy
         sizes: list[int] = []
 
         def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:

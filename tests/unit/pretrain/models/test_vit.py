@@ -1,80 +1,22 @@
-"""The ViT's pieces: positions, patches, sizes, and weights drawn from names."""
+"""Vision transformers: sizes, tokens, crops of several sizes, intermediate layers."""
 
-import gc
-import math
 import re
-import shutil
-import weakref
 
-import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.engine.zero import compile_blocks
-from pretrain.models.activation_checkpointing import recomputed
-from pretrain.models.adapter import SpectralConv
-from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.compilation import Body
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
-from pretrain.models.patches import gather_tokens, patchify, resize_positions, sincos_positions
+from pretrain.models.patches import resize_positions, sincos_positions
 from pretrain.models.registry import ENCODERS, build_encoder
-from pretrain.models.resnet import Bottleneck
-from pretrain.models.vit import Block, SpecViT
+from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.objectives.picture import unpatchify
 from shards.errors import ConfigError
 
 
 def _model(decoder_width: int = 16) -> MaskedAutoencoder:
     encoder = SpecViT(8, 4, width=16, depth=2, heads=2, mlp_hidden=32, bn_group=2)
     return MaskedAutoencoder(encoder, 80, 0.5, True, decoder_width=decoder_width, decoder_heads=2)
-
-
-@pytest.mark.parametrize(("width", "grid"), [(16, 4), (192, 3), (512, 32)])
-def test_positions_are_sines_and_cosines_of_column_then_row(width, grid):
-    table = sincos_positions(width, grid)
-    assert table.shape == (1, 1 + grid * grid, width)
-    assert table.dtype == torch.float32
-    assert not table[0, 0].any()
-    quarter = width // 4
-    for row, column in [(0, 0), (0, grid - 1), (grid - 1, 0), (grid // 2, 1)]:
-        token = table[0, 1 + row * grid + column].tolist()
-        for index in (0, 1, quarter - 1):
-            rate = 1 / 10000 ** (4 * index / width)
-            expected = [f(place * rate) for place in (column, row) for f in (math.sin, math.cos)]
-            assert token[index::quarter] == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("patch_size", [1, 2, 4])
-def test_a_patch_holds_its_pixels_row_by_row_with_spectra_last(patch_size):
-    images = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8)
-    patches = patchify(images, patch_size)
-    grid = 8 // patch_size
-    assert patches.shape == (2, grid**2, patch_size**2, 3)
-    for row in range(8):
-        for column in range(8):
-            patch = (row // patch_size) * grid + column // patch_size
-            pixel = (row % patch_size) * patch_size + column % patch_size
-            assert torch.equal(patches[:, patch, pixel], images[:, :, row, column])
-
-
-@pytest.mark.parametrize("patch_size", [1, 2, 4])
-def test_unpatchify_undoes_patchify(patch_size):
-    images = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    back = unpatchify(patchify(images, patch_size)[0].numpy(), patch_size)
-    np.testing.assert_array_equal(back, images[0].permute(1, 2, 0).numpy())
-
-
-@pytest.mark.parametrize("rest", [(), (2,), (3, 2)])
-def test_gathered_tokens_are_those_of_the_ids(rest):
-    tokens = torch.randn(2, 6, *rest, generator=torch.Generator().manual_seed(0))
-    ids = torch.tensor([[5, 0, 2], [1, 1, 3]])
-    picked = gather_tokens(tokens, ids)
-    for sample in range(2):
-        assert torch.equal(picked[sample], tokens[sample, ids[sample]])
 
 
 def test_tokens_depend_on_where_a_patch_lies():
@@ -119,76 +61,6 @@ def test_fixed_positions_are_a_buffer_under_the_same_name():
     assert set(encoder.state_dict()) == before
     assert "vit_core.pos_embed" not in dict(encoder.named_parameters())
     assert torch.equal(encoder.vit_core.pos_embed, sincos_positions(16, 2))
-
-
-# ---- initialize ----
-
-
-def test_initialize_fills_every_parameter():
-    model = _model()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(float("nan"))
-    initialize(model, "run", 1)
-    unfilled = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
-    assert unfilled == []
-
-
-def test_initial_weights_depend_on_the_seed_and_the_name_alone():
-    one, other = _model(), _model(decoder_width=32)
-    torch.manual_seed(123)
-    initialize(one, "run", 1)
-    torch.manual_seed(456)
-    initialize(other.decoder, "run.decoder", 1)  # another order, and modules of other sizes in between
-    initialize(other.encoder, "run.encoder", 1)
-    for (name, first), second in zip(one.encoder.named_parameters(), other.encoder.parameters(), strict=True):
-        assert torch.equal(first, second), name
-
-
-def test_initialize_leaves_torchs_own_generator():
-    model = _model()
-    before = torch.get_rng_state()
-    initialize(model, "run", 1)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("name", "seed"), [("run", 2), ("other", 1)])
-def test_another_seed_or_name_gives_other_weights(name, seed):
-    one, other = _model(), _model()
-    initialize(one, "run", 1)
-    initialize(other, name, seed)
-    for (label, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
-        constant = first.dim() == 1
-        assert torch.equal(first, second) == constant, label
-
-
-def test_layers_of_one_shape_get_different_weights():
-    model = _model()
-    initialize(model, "run", 1)
-    first, second = (model.encoder.vit_core.blocks[block].mlp.fc1.weight for block in (0, 1))
-    assert not torch.equal(first, second)
-
-
-def test_norms_begin_at_one_and_biases_at_zero():
-    model = _model()
-    initialize(model, "run", 1)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            assert (parameter == (1.0 if name.endswith("weight") else 0.0)).all(), name
-
-
-def test_spreads_are_those_of_the_published_rules():
-    encoder = build_encoder("spec_vit_tiny", image_size=32)
-    initialize(encoder, "run", 1)
-    core = encoder.vit_core
-    assert float(core.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.05)
-    bound = math.sqrt(6 / (192 + 768))  # Xavier
-    assert float(core.blocks[0].mlp.fc1.weight.detach().abs().max()) == pytest.approx(bound, rel=1e-3)
-    assert float(core.patch_embed.proj.weight.detach().abs().max()) == pytest.approx(
-        math.sqrt(6 / (192 + 128 * 16)), rel=1e-3
-    )
-    convolution = encoder.spectral_adapter.get_submodule("3").weight
-    assert float(convolution.detach().abs().max()) == pytest.approx(1 / math.sqrt(32 * 7), rel=1e-2)  # torch's default
 
 
 @pytest.mark.parametrize(
@@ -322,90 +194,3 @@ def test_every_encoder_gives_vectors_and_maps_and_trains(name, stride):
         name for name, parameter in encoder.named_parameters() if parameter.grad is None or not parameter.grad.any()
     }
     assert still == {key for key in encoder.state_dict() if re.search(r"spectral_adapter\.[036]\.bias", key)}
-
-
-@pytest.mark.parametrize("name", ["spec_vit_tiny", "spec_resnet50"])
-def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
-    results = []
-    for recompute in (False, True, "selective"):
-        encoder = build_encoder(name, 8, 4, bn_group=2)
-        initialize(encoder, "test", 0)
-        calls: list[str] = []
-        for part in encoder.modules():
-            if hasattr(part, "recompute"):
-                part.recompute = recompute
-            if isinstance(part, Block | Bottleneck | SpectralConv):
-                part.register_forward_pre_hook(lambda module, inputs, calls=calls: calls.append(type(module).__name__))
-        features = encoder.train()(_normal(4, 80, 8, 8))
-        forward = len(calls)
-        features.square().sum().backward()
-        again = {False: [], True: calls[:forward], "selective": [c for c in calls[:forward] if c != "SpectralConv"]}
-        assert sorted(calls[forward:]) == sorted(again[recompute])
-        gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
-        results.append((gradients, [norm.take_pending() for norm in grouped_batch_norms(encoder)]))
-    for gradients, pending in results[1:]:
-        for name, gradient in results[0][0].items():
-            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
-        for one, other in zip(results[0][1], pending, strict=True):
-            assert other[-1] == one[-1] == 2
-            torch.testing.assert_close(other, one)
-
-
-def test_selective_recomputation_keeps_less_and_multiplies_nothing_twice():
-    """Products are counted in the backward pass; bytes are those that are still there after the forward."""
-    counted, kept = {}, {}
-    for recompute in (False, "selective", True):
-        block = Block(32, 2, 128, "sdpa")
-        initialize(block, "test", 0)
-        x = _normal(2, 64, 32).requires_grad_()
-        with _LiveBytes() as live:
-            out = recomputed(block, recompute, x, None)
-        kept[recompute] = live.held()
-        with FlopCounterMode(display=False) as counter:
-            recomputed(block, recompute, x, None).square().sum().backward()
-        counted[recompute] = counter.get_total_flops()
-        del out
-    assert counted["selective"] == counted[False] < counted[True]
-    assert kept[True] < kept["selective"] < 0.8 * kept[False]
-
-
-def test_compiled_bodies_give_the_same_losses_and_gradients(monkeypatch):
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    found = []
-    for compiled in (False, True):
-        monkeypatch.setattr(Body, "compiles", compiled)
-        model = _model()
-        initialize(model, "test", 0)
-        names = list(model.state_dict())
-        if compiled:
-            compile_blocks(model)
-        assert list(model.state_dict()) == names
-        noise = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
-        losses = model.train()(_normal(4, 80, 8, 8), noise)[0]
-        losses.mean().backward()
-        found.append((losses.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)
-    for name, gradient in found[0][1].items():
-        worst = float((found[1][1][name] - gradient).abs().max())
-        assert worst <= 1e-5 * max(float(gradient.abs().max()), 1e-2), name
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Bytes of tensors that operations inside have made and that are still held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for one in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(one, torch.Tensor):
-                storage = one.untyped_storage()
-                self._made[storage._cdata] = weakref.ref(storage)
-        return result
-
-    def held(self) -> int:
-        gc.collect()
-        return sum(storage().nbytes() for storage in self._made.values() if storage() is not None)

@@ -106,10 +106,10 @@ def test_two_dates_are_two_views_of_a_location(moco, monkeypatch):
 def test_a_run_watches_the_spread_of_its_queries(moco):
     objective, engine = moco
     objective.loss(engine, tile_batch(), 0)
-    scalars = objective.scalars.take()
+    scalars = objective.scalars.flush()
     assert 0 < scalars["feature_std"] <= 1.01
     assert 0 <= scalars["contrast_accuracy"] <= 1
-    assert objective.scalars.take() == {}
+    assert objective.scalars.flush() == {}
 
 
 def test_validation_is_the_same_each_time_and_moves_nothing(moco):

@@ -1,15 +1,12 @@
-"""Every format that holds an encoder gives the same encoder, bit for bit; everything wrong with one is one line."""
+"""Every format that holds an encoder gives the same encoder, bit for bit."""
 
-import functools
 import json
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.encoder_files import SIZE, drawn_weights, loading_error, save_torch
 from support.foreign_checkpoints import (
     classification,
     dino,
@@ -24,47 +21,25 @@ from support.foreign_checkpoints import (
     with_head,
 )
 
-from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
-from pretrain.weights.description import WeightsError
 from pretrain.weights.files import load_encoder, read_encoder
 from pretrain.weights.recognize import recognize
-
-SIZE = 16
-
-
-def _weights(name: str = "spec_vit_tiny", seed: int = 1, size: int = SIZE, **options):
-    encoder = build_encoder(name, size, **options)
-    initialize(encoder, "test", seed)
-    weights = encoder.state_dict()
-    for leaf, tensor in weights.items():
-        if leaf.endswith("num_batches_tracked"):
-            tensor.fill_(2**40 + seed)  # no float32 holds it
-        if leaf.endswith("running_mean"):
-            tensor += 0.25 * seed
-    return weights
 
 
 @pytest.fixture(scope="module")
 def vit():
-    return _weights()
+    return drawn_weights()
 
 
 @pytest.fixture(scope="module")
 def other():
     """A second network beside it."""
-    return _weights(seed=2)
+    return drawn_weights(seed=2)
 
 
 @pytest.fixture(scope="module")
 def resnet():
-    return _weights("spec_resnet50")
-
-
-def _save(folder, content):
-    path = folder / "file.pth"
-    torch.save(content, path)
-    return path
+    return drawn_weights("spec_resnet50")
 
 
 def _same(path, weights, **options):
@@ -81,15 +56,6 @@ def _same(path, weights, **options):
     with torch.no_grad():
         assert torch.equal(encoder(images), twin.eval()(images))
     return description
-
-
-def _error(path, **options) -> str:
-    with pytest.raises(WeightsError) as raised:
-        load_encoder(path, **options)
-    text = str(raised.value)
-    assert "\n" not in text
-    assert text.startswith(str(path))
-    return text
 
 
 FORMATS = {
@@ -116,7 +82,7 @@ OF_VITS = {
 
 @pytest.mark.parametrize("name", FORMATS | OF_VITS)
 def test_a_spec_vit_is_the_same_from_every_format(vit, tmp_path, name):
-    described = _same(_save(tmp_path, (FORMATS | OF_VITS)[name](vit)), vit)
+    described = _same(save_torch(tmp_path, (FORMATS | OF_VITS)[name](vit)), vit)
     assert (described.architecture, described.image_size, described.patch_size) == ("spec_vit_tiny", SIZE, 4)
     assert (described.sensor, described.bands, described.mu) == ("enmap", 202, [])
     assert described.network == ("teacher" if name in ("teacher", "DINO") else "student")
@@ -124,14 +90,14 @@ def test_a_spec_vit_is_the_same_from_every_format(vit, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["flat", "classes", "MoCo", "segmentation", "classification", "regression"])
 def test_a_spec_resnet_is_the_same_from_every_format(resnet, tmp_path, name):
-    assert _same(_save(tmp_path, FORMATS[name](resnet)), resnet).architecture == "spec_resnet50"
+    assert _same(save_torch(tmp_path, FORMATS[name](resnet)), resnet).architecture == "spec_resnet50"
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "resnet50"])
 @pytest.mark.parametrize("bands", [202, 12])
 def test_plain_baselines_tell_their_bands(tmp_path, name, bands):
-    weights = _weights(name, bands=bands)
-    described = _same(_save(tmp_path, lightning(prefixed("model.", weights))), weights)
+    weights = drawn_weights(name, bands=bands)
+    described = _same(save_torch(tmp_path, lightning(prefixed("model.", weights))), weights)
     assert (described.architecture, described.bands) == (name, bands)
     assert described.sensor == ("enmap" if bands == 202 else "unknown")
 
@@ -141,7 +107,7 @@ def test_a_training_checkpoint_of_mae_has_the_published_number_of_keys(vit):
 
 
 def test_what_was_done_with_each_name_is_told(vit, tmp_path):
-    read = read_encoder(_save(tmp_path, lightning(mae(vit))))
+    read = read_encoder(save_torch(tmp_path, lightning(mae(vit))))
     report = read.report
     assert read.layout == "MAE training checkpoint"
     assert read.description.objective == "mae"
@@ -157,20 +123,20 @@ def test_what_was_done_with_each_name_is_told(vit, tmp_path):
 
 
 def test_either_network_of_dino_comes_when_asked_for(vit, other, tmp_path):
-    path = _save(tmp_path, lightning(dino(vit, other)))
+    path = save_torch(tmp_path, lightning(dino(vit, other)))
     assert _same(path, other).network == "teacher"
     assert _same(path, other, network="teacher").network == "teacher"
     assert _same(path, vit, network="student").network == "student"
-    path = _save(tmp_path, {"student": vit, "teacher": other})
+    path = save_torch(tmp_path, {"student": vit, "teacher": other})
     assert _same(path, other).network == "teacher"
     assert _same(path, vit, network="student").network == "student"
 
 
 def test_a_network_that_is_not_there_is_refused(vit, tmp_path):
-    assert "no teacher in it" in _error(_save(tmp_path, lightning(moco(vit, vit))), network="teacher")
-    assert "no teacher in it" in _error(_save(tmp_path, vit), network="teacher")
+    assert "no teacher in it" in loading_error(save_torch(tmp_path, lightning(moco(vit, vit))), network="teacher")
+    assert "no teacher in it" in loading_error(save_torch(tmp_path, vit), network="teacher")
     step = our_checkpoint(tmp_path / "run", 1, vit)
-    assert "this run has no teacher" in _error(step, network="teacher")
+    assert "this run has no teacher" in loading_error(step, network="teacher")
 
 
 def test_safetensors_of_flat_names_need_no_description(vit, tmp_path):
@@ -184,6 +150,16 @@ def test_safetensors_of_flat_names_need_no_description(vit, tmp_path):
 def test_files_of_the_old_torch_format_are_read(vit, tmp_path):
     torch.save(vit, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     _same(tmp_path / "old.pt", vit)
+
+
+def test_every_published_model_is_recognized_by_its_shapes(reference):
+    published = json.loads((reference / "state_dict_keys.json").read_text())
+    assert len(published) == 10
+    for name, shapes in published.items():
+        weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        described = recognize(weights, "", "student", name)
+        assert (described.architecture, described.image_size, described.patch_size) == (name, 128, 4)
+        assert (described.bands, described.sensor) == (202, "enmap")
 
 
 # ---- our checkpoints ----
@@ -224,153 +200,15 @@ def test_a_damaged_checkpoint_is_refused(vit, tmp_path, name, how):
     file.unlink()
     if how != "gone":
         file.write_bytes(data[:-2] if how == "cut" else b"x" + data[1:])
-    text = _error(tmp_path)
+    text = loading_error(tmp_path)
     assert str(file) in text
     assert "take another checkpoint of the run" in text
 
 
 def test_a_state_of_something_else_is_refused(vit, tmp_path):
     our_checkpoint(tmp_path, 10, vit, config={"model": {"name": "spec_vit_tiny"}})
-    assert "not the state of a pretraining run" in _error(tmp_path)
+    assert "not the state of a pretraining run" in loading_error(tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    assert "neither checkpoints nor encoder.safetensors in this folder" in _error(tmp_path)
-
-
-# ---- files that are refused ----
-
-
-@pytest.mark.parametrize("prefix", ["", "model.encoder."])
-def test_missing_extra_and_misshapen_weights_are_refused(vit, tmp_path, prefix):
-    weights = dict(vit)
-    del weights["vit_core.blocks.3.norm1.bias"]
-    weights["vit_core.blocks.3.gamma"] = torch.ones(192)
-    weights["vit_core.norm.weight"] = torch.ones(191)
-    text = _error(_save(tmp_path, prefixed(prefix, weights)))
-    assert "169 of 171 match" in text
-    assert "1 missing (e.g. vit_core.blocks.3.norm1.bias)" in text
-    assert "1 unexpected (e.g. vit_core.blocks.3.gamma)" in text
-    assert "1 of another shape (e.g. vit_core.norm.weight: (191,) instead of (192,))" in text
-
-
-@pytest.mark.parametrize("name", ["vit_core.pos_embed", "vit_core.patch_embed.proj.weight", "vit_core.cls_token"])
-def test_a_weight_that_tells_the_architecture_is_missed_too(vit, tmp_path, name):
-    weights = {key: tensor for key, tensor in _weights(size=128).items() if key != name}
-    assert f"170 of 171 match, 1 missing (e.g. {name})" in _error(_save(tmp_path, weights))
-
-
-def test_an_unknown_name_in_a_flat_file_is_refused(vit, tmp_path):
-    assert "1 unexpected (e.g. extra.weight)" in _error(_save(tmp_path, vit | {"extra.weight": torch.ones(1)}))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "encoder.vit.vit_core.blocks.0.mlp.fc1.bias",
-        "encoder.vit.patch_embed.proj.bias",
-        "encoder.vit.spec_vit.vit_core.patch_embed.spectral_adapter.0.bias",
-    ],
-)
-def test_copies_that_differ_are_refused(vit, tmp_path, name):
-    state = mae(vit)
-    state[name] = state[name] + 1
-    text = _error(_save(tmp_path, lightning(state)))
-    assert name in text
-    assert "should be one weight and differ" in text
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.99])
-def test_a_truncated_torch_file_is_refused(vit, tmp_path, zipped, share):
-    path = tmp_path / "whole.pth"
-    torch.save(vit, path, _use_new_zipfile_serialization=zipped)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    assert "not a whole torch file" in _error(path)
-
-
-@pytest.mark.parametrize("data", [b"", b"hello", b"\x89HDF\r\n\x1a\n" + bytes(100)])
-def test_a_file_of_another_kind_is_refused(tmp_path, data):
-    (tmp_path / "file.pth").write_bytes(data)
-    assert "not a checkpoint: neither safetensors nor a torch file" in _error(tmp_path / "file.pth")
-
-
-@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), 7])
-def test_a_torch_file_without_names_is_refused(tmp_path, content):
-    assert "not tensors by name" in _error(_save(tmp_path, content))
-
-
-@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"epoch": 3}])
-def test_a_file_without_tensors_is_refused(tmp_path, content):
-    assert "it holds no tensors" in _error(_save(tmp_path, content))
-
-
-def test_tensors_of_something_else_are_refused(tmp_path):
-    text = _error(_save(tmp_path, {"stem.weight": torch.ones(1), "stem.bias": torch.ones(1)}))
-    assert "none of its 2 tensors (e.g. stem.weight) has a known name" in text
-
-
-class _HyperParameters:
-    """Stands for what a training framework pickles beside the weights."""
-
-
-class _Runs:
-    """A pickle that calls a function where it is loaded in full."""
-
-    def __init__(self, function, path) -> None:
-        self.function, self.path = function, path
-
-    def __reduce__(self):
-        return self.function, (str(self.path),)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [_HyperParameters(), functools.partial(torch.optim.AdamW, lr=1e-3), Path("x")],
-    ids=["own", "partial", "path"],
-)
-def test_objects_beside_the_weights_are_passed_over(vit, tmp_path, value):
-    path = _save(tmp_path, lightning(vit, hyper_parameters={"optimizer": value}))
-    encoder, _ = load_encoder(path)
-    assert all(torch.equal(tensor, vit[name]) for name, tensor in encoder.state_dict().items())
-
-
-def test_nothing_that_a_file_names_is_run(vit, tmp_path):
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    load_encoder(_save(tmp_path, lightning(vit, hyper_parameters=_Runs(shutil.rmtree, precious))))
-    text = _error(_save(tmp_path, lightning(vit, hyper_parameters=_Runs(os.rmdir, precious))))
-    assert "posix.rmdir" in text
-    assert "weights_only=False)['state_dict'], DEST)" in text
-    assert precious.is_dir()
-
-
-def test_an_unknown_architecture_says_what_was_found(vit, tmp_path):
-    shallow = {name: tensor for name, tensor in vit.items() if ".blocks.11." not in name}
-    text = _error(_save(tmp_path, shallow))
-    assert "a Spec. ViT of width 192, depth 11 and MLP width 768" in text
-    assert "spec_vit_gigantic" in text
-    adapter = {name: tensor for name, tensor in vit.items() if name.startswith("spectral_adapter.")}
-    assert "neither transformer blocks nor residual layers" in _error(_save(tmp_path, adapter))
-
-
-def test_positions_that_are_no_square_are_refused(vit, tmp_path):
-    weights = vit | {"vit_core.pos_embed": torch.zeros(1, 16, 192)}
-    assert "has 16 positions" in _error(_save(tmp_path, weights))
-
-
-def test_a_plain_encoder_without_its_first_layer_is_refused(tmp_path):
-    weights = _weights("vit_tiny", bands=12)
-    del weights["patch_embed.proj.weight"]
-    assert "patch_embed.proj.weight is missing" in _error(_save(tmp_path, weights))
-
-
-def test_every_published_model_is_recognized_by_its_shapes(reference):
-    published = json.loads((reference / "state_dict_keys.json").read_text())
-    assert len(published) == 10
-    for name, shapes in published.items():
-        weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        described = recognize(weights, "", "student", name)
-        assert (described.architecture, described.image_size, described.patch_size) == (name, 128, 4)
-        assert (described.bands, described.sensor) == (202, "enmap")
+    assert "neither checkpoints nor encoder.safetensors in this folder" in loading_error(tmp_path)

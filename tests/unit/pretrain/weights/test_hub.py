@@ -12,6 +12,7 @@ from support.hub_server import HubServer
 from support.range_server import RangeServer
 from support.small_encoder import small_description, small_encoder
 
+from finetune.encoders.model_file import load_task_model
 from pretrain.weights.description import WeightsError
 from pretrain.weights.files import load_encoder, save_encoder
 from pretrain.weights.hub import fetch
@@ -129,6 +130,12 @@ def test_a_download_from_the_hub_is_kept(hub, exported):
     assert hub.requests.total() == asked
 
 
+def test_models_for_prediction_come_from_the_hub_too(hub, exported):
+    model = load_task_model(f"hf://{REPOSITORY}")
+    assert model.description == exported[2]
+    assert all(torch.equal(t, exported[1].state_dict()[name]) for name, t in model.encoder.state_dict().items())
+
+
 def test_the_endpoint_of_the_environment_is_asked(hub, cache):
     code = f"from pretrain.weights.hub import fetch; print(fetch('hf://{REPOSITORY}'))"
     environment = os.environ | {"HF_ENDPOINT": hub.url}
@@ -186,4 +193,4 @@ from pretrain.weights.hub import fetch
 fetch("hf://{REPOSITORY}")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "pip install aiohttp s3fs huggingface_hub" in done.stderr.splitlines()[-1]
+    assert "pip install 'spectralforge[remote]'" in done.stderr.splitlines()[-1]

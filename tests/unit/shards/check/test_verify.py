@@ -13,11 +13,12 @@ from shards.__main__ import main
 from shards.errors import ShardError
 from shards.format.manifest import ShardIndex, read_json, to_json
 from shards.pack.build import pack
-from shards.pack.listing import ListedTile, read_list, read_record, write_list, write_record
+from shards.pack.listing import ListedTile, read_list, write_list
 from shards.pack.merge import merge_shards
+from shards.pack.record import read_record, write_record
 from shards.pack.scan import Labels, PackConfig
 from shards.read.reader import ShardReader
-from shards.sources.layouts import TileSource
+from shards.sources.tile_names import SourceTile
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_a_file_that_was_set_aside_and_is_whole_now_is_named(tmp_path, capfd):
 
 def test_a_listed_tile_that_is_neither_stored_nor_set_aside_is_named(copy, capfd):
     record = read_record(copy)
-    tiles = [*read_list(copy, record.generations[0]), ListedTile(TileSource("7777777", "00001", "lost.tif"))]
+    tiles = [*read_list(copy, record.generations[0]), ListedTile(SourceTile("7777777", "00001", "lost.tif"))]
     name, digest = write_list(copy, 0, tiles)
     listed = record.generations[0].model_copy(update={"list_name": name, "list_sha256": digest})
     write_record(copy, record.model_copy(update={"generations": [listed]}))

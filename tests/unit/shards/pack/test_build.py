@@ -27,7 +27,8 @@ from shards.pack.scan import PackConfig
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import get_sensor
 from shards.sources.geotiff import read_tile
-from shards.sources.layouts import TileSource, find_tiles
+from shards.sources.layouts import find_tiles
+from shards.sources.tile_names import SourceTile
 from shards.webdataset import decoder
 
 CONFIG = PackConfig(tiles_per_shard=3)
@@ -117,7 +118,7 @@ def test_a_location_is_in_one_shard_alone(packed):
 
 
 def _sources(counts):
-    return [ListedTile(TileSource(f"{i:07d}", f"{j:05d}", "")) for i, count in enumerate(counts) for j in range(count)]
+    return [ListedTile(SourceTile(f"{i:07d}", f"{j:05d}", "")) for i, count in enumerate(counts) for j in range(count)]
 
 
 def test_a_shard_closes_at_the_first_whole_location_that_reaches_its_size():

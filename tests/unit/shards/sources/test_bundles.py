@@ -18,10 +18,10 @@ from shards.pack.build import pack
 from shards.pack.scan import PackConfig
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import get_sensor
-from shards.sources import bundles as bundles_module
+from shards.sources import inputs
 from shards.sources.archive import Archive
 from shards.sources.geotiff import read_tile
-from shards.sources.scene import SceneLimits
+from shards.sources.limits import SceneLimits
 from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP = get_sensor("enmap")
@@ -315,9 +315,9 @@ def test_headers_of_all_files_are_read_only_where_a_probe_is_a_scene(tmp_path, m
     for number in range(80):
         write_tile(tmp_path / f"t{number}.tif", spectra(0, SIZE, 2), nodata=NODATA)
     opened = []
-    shape = bundles_module.raster_shape
-    monkeypatch.setattr(bundles_module, "raster_shape", lambda path: opened.append(path) or shape(path))
-    assert bundles_module.find_bundles(tmp_path, ENMAP, SIZE, SceneLimits(), cut=True) == []
+    shape = inputs.raster_shape
+    monkeypatch.setattr(inputs, "raster_shape", lambda path: opened.append(path) or shape(path))
+    assert inputs.find_bundles(tmp_path, ENMAP, SIZE, SceneLimits(), cut=True) == []
     assert len(opened) <= 40
 
 
@@ -367,7 +367,7 @@ def source(tiles, tmp_path):
         (["--max-cloud", "nan"], "--max-cloud: 'nan' is neither a share from 0 to 1 nor 'none'"),
         (["--max-haze", "-1"], "--max-haze: '-1' is neither a share from 0 to 1 nor 'none'"),
         (["--max-bad", "2"], "--max-bad: '2' is not a share from 0 to 1"),
-        (["--codec", "zip"], "--codec: invalid choice"),
+        (["--codec", "zip"], "unknown codec 'zip'"),
         (["--sise", "3"], "unrecognized arguments: --sise"),
     ],
 )

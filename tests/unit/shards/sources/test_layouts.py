@@ -14,9 +14,10 @@ from support.tiles import ARCHIVE
 from shards.errors import SourceError
 from shards.sensors.sensor import get_sensor
 from shards.sources import walk
-from shards.sources.bundles import find_bundles
-from shards.sources.layouts import TileSource, distinct_keys, find_tiles, tile_of_name
-from shards.sources.scene import SceneLimits
+from shards.sources.inputs import find_bundles
+from shards.sources.layouts import distinct_keys, find_tiles
+from shards.sources.limits import SceneLimits
+from shards.sources.tile_names import SourceTile, tile_of_name
 
 
 def _touch(folder, *names):
@@ -35,7 +36,7 @@ def test_spectralearth_layout_is_found_in_the_folder_and_one_below(tmp_path, pre
     _touch(tmp_path, *_archive_names(prefix))
     tiles = find_tiles(tmp_path, "enmap")
     expected = [(place, scene, f"{prefix}{place}/{scene}.tif") for place in ARCHIVE for scene in ARCHIVE[place]]
-    assert tiles == [TileSource(*row) for row in sorted(expected)]
+    assert tiles == [SourceTile(*row) for row in sorted(expected)]
     assert tiles[0].key == "0000017_00003"
 
 

@@ -10,7 +10,7 @@ from support.tiles import ARCHIVE
 
 from shards.errors import SourceError
 from shards.sources.labels import Labels
-from shards.sources.layouts import SPLITS, TileSource, find_tiles
+from shards.sources.layouts import SPLITS, find_tiles
 from shards.sources.pairs import (
     TileNames,
     find_label,
@@ -20,6 +20,7 @@ from shards.sources.pairs import (
     scene_of,
     split_by_location,
 )
+from shards.sources.tile_names import SourceTile
 
 
 def _touch(folder, *names):
@@ -115,7 +116,7 @@ def _names(tmp_path, *lines: str, tiles=DEEP, images=Path("/data/set/images"), e
     for path in lists.values():
         path.write_bytes(b"")
     lists["train"].write_bytes(end.join(lines).encode(encoding))
-    sources = [TileSource(path.replace("/", "-"), "00000", path) for path in tiles]
+    sources = [SourceTile(path.replace("/", "-"), "00000", path) for path in tiles]
     return [tile.path for tile in published_split(lists, sources, images)["train"]]
 
 
@@ -181,7 +182,7 @@ def test_a_list_that_is_no_text_is_one_line(tmp_path):
 @given(st.lists(st.text("ab/", min_size=1, max_size=8), min_size=1, unique=True))
 def test_every_tile_is_found_by_its_own_path(names):
     paths = sorted({"/".join(filter(None, name.split("/"))) + "x.tif" for name in names})
-    tiles = [TileSource(path, "00000", path) for path in paths]
+    tiles = [SourceTile(path, "00000", path) for path in paths]
     finder = TileNames(tiles, Path("/data"))
     assert [finder.find(path, Path("list")).path for path in paths] == paths
 
@@ -190,14 +191,14 @@ def test_every_tile_is_found_by_its_own_path(names):
 
 
 def test_only_names_that_tell_a_scene_have_one():
-    assert scene_of(TileSource("0000017", "05120", "0000017/05120.tif")) == "05120"
-    assert scene_of(TileSource("DT1-001", "20220724T104526Z", "p.tif", "ENMAP01-scene")) == "ENMAP01-scene"
-    assert scene_of(TileSource("t0", "00000", "t0.tif")) == ""
-    assert scene_of(TileSource("1234567", "00000", "1234567.tif")) == ""
+    assert scene_of(SourceTile("0000017", "05120", "0000017/05120.tif")) == "05120"
+    assert scene_of(SourceTile("DT1-001", "20220724T104526Z", "p.tif", "ENMAP01-scene")) == "ENMAP01-scene"
+    assert scene_of(SourceTile("t0", "00000", "t0.tif")) == ""
+    assert scene_of(SourceTile("1234567", "00000", "1234567.tif")) == ""
 
 
 def test_a_location_is_in_one_split():
-    tiles = [TileSource(f"place{number % 7}", str(number), "") for number in range(40)]
+    tiles = [SourceTile(f"place{number % 7}", str(number), "") for number in range(40)]
     split = split_by_location(tiles, 3)
     places = [{tile.location for tile in split[name]} for name in SPLITS]
     assert sorted(map(len, places)) == [1, 1, 5]

@@ -30,7 +30,9 @@ from shards.read.reader import ShardReader
 from shards.sensors.sensor import get_sensor
 from shards.sources.archive import Archive
 from shards.sources.layouts import find_tiles
-from shards.sources.scene import Metadata, Scene, SceneLimits, is_product
+from shards.sources.limits import SceneLimits
+from shards.sources.product import Metadata, is_product
+from shards.sources.scene import Scene
 from tools import sample_scene
 from tools.sample_scene import SceneOptions, make_scene
 

@@ -1,0 +1,198 @@
+"""What a source holds: plain tiles, and bundles of many tiles that are read once (shards/sources/bundles.py).
+
+One walk finds all of it, at any depth. A folder of tiles alone is packed file by file (shards/pack/build.py);
+everything else as bundles (shards/pack/intermediate.py), plain tiles beside them included.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.errors import SourceError
+from shards.sensors.sensor import Sensor
+from shards.sources.bundles import TILE_SOURCES, Bundle, TileOptions, tile_sources
+from shards.sources.layouts import find_listed, find_tiles, no_tiles
+from shards.sources.limits import SceneLimits
+from shards.sources.members import TAR, ZIP
+from shards.sources.plain import PlainScene, PlainTiles, is_scene, probes, raster_shape
+from shards.sources.tile_names import SourceTile, location_of, tile_of_name
+from shards.sources.walk import list_files
+
+DEFAULT_SIZE = 128
+"""Of tiles cut from a product, as published; archives are taken to hold such tiles unless --size says else."""
+
+TILES_A_BUNDLE = 2048
+"""Of plain tiles beside bundles: each bundle is read by one process."""
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+@dataclass
+class Inputs:
+    """What a source holds.
+
+    Attributes:
+        folder: that names are relative to.
+        tiles: rasters by name, sorted.
+        claimed: names of the files that hold many tiles, by their kind in ``TILE_SOURCES``.
+        lone: whether the source is one raster file.
+    """
+
+    source: Path
+    folder: Path
+    sensor: Sensor
+    tiles: list[SourceTile] = field(default_factory=list)
+    claimed: dict[str, list[str]] = field(default_factory=dict)
+    lone: bool = False
+
+    def size(self) -> int:
+        """Tile size where none is given: the commonest among the tiles, in pixels.
+
+        Raises:
+            SourceError: there are tiles, but no square one among those that are probed.
+        """
+        if not self.tiles:
+            return DEFAULT_SIZE
+        shapes = {tile.path: raster_shape(self.folder / tile.path) for tile in probes(self.tiles)}
+        read = {path: shape for path, shape in shapes.items() if shape}
+        if self.lone and read:
+            return min(DEFAULT_SIZE, *next(iter(read.values())))
+        sizes = Counter(height for height, width in read.values() if height == width)
+        if sizes:
+            return sizes.most_common(1)[0][0]
+        if self.claimed:
+            return DEFAULT_SIZE
+        for path, (height, width) in read.items():
+            raise SourceError(
+                f"{self.source}: none of {len(shapes)} tiles is a readable square GeoTIFF, e.g. {path} is of "
+                f"{height}x{width} px: cut them into tiles, e.g. with --size {min(DEFAULT_SIZE, height, width)}"
+            )
+        raise SourceError(
+            f"{self.source}: none of {len(shapes)} tiles is a readable square GeoTIFF, e.g. {next(iter(shapes))}: "
+            "no raster that GDAL reads; --pattern chooses others"
+        )
+
+    def claimed_names(self) -> list[str]:
+        """Names of the files that hold many tiles."""
+        return [name for names in self.claimed.values() for name in names]
+
+    def bundles(self, size: int, limits: SceneLimits, cut: bool) -> list[Bundle]:
+        """Return everything as bundles, sorted by name; none where there are plain tiles alone.
+
+        Args:
+            size: of the tiles in pixels.
+            limits: on the quality of tiles cut from products.
+            cut: whether rasters larger than a tile are cut.
+
+        Raises:
+            SourceError: a file can't be read, or one product is there twice.
+        """
+        options = TileOptions(self.sensor, size, limits, cut)
+        found: list[Bundle] = []
+        for kind, names in self.claimed.items():
+            found += TILE_SOURCES[kind]().open_all(self.folder, names, options)
+        self._refuse_twice(found)
+        scenes = self._scenes(size) if cut else set()
+        for tile in self.tiles:
+            if tile.path in scenes:
+                found.append(PlainScene(self.folder / tile.path, tile.path, tile, self.sensor, size))
+        rest = [tile for tile in self.tiles if tile.path not in scenes]
+        if found:
+            for number, first in enumerate(range(0, len(rest), TILES_A_BUNDLE), 1):
+                chunk = rest[first : first + TILES_A_BUNDLE]
+                found.append(PlainTiles(self.folder, f"plain tiles {number}", chunk, self.sensor, size))
+        return sorted(found, key=lambda bundle: bundle.name)
+
+    def _scenes(self, size: int) -> set[str]:
+        """Paths of the rasters to cut: all headers are read where one of the probes is such a raster."""
+        if self.lone:
+            return {tile.path for tile in self.tiles}
+        if not any(is_scene(raster_shape(self.folder / tile.path), size) for tile in probes(self.tiles)):
+            return set()
+        return {tile.path for tile in self.tiles if is_scene(raster_shape(self.folder / tile.path), size)}
+
+    def _refuse_twice(self, bundles: list[Bundle]) -> None:
+        first: dict[str, str] = {}
+        for bundle in bundles:
+            other = first.setdefault(bundle.product, bundle.name)
+            if bundle.product and other != bundle.name:
+                raise SourceError(
+                    f"{self.source}: {other} and {bundle.name} are the same product ({bundle.product}): "
+                    "remove one of them"
+                )
+
+
+def find_inputs(
+    source: Path,
+    sensor: Sensor,
+    pattern: str | None = None,
+    tell: Callable[[str], None] = _ignore,
+    taken: Mapping[str, str] | None = None,
+) -> Inputs:
+    """What a folder holds, or what a file is.
+
+    Args:
+        pattern: which files of the folder are tiles; then nothing else is looked for.
+        tell, taken: see `find_tiles`.
+
+    Raises:
+        SourceError: nothing is there that could be packed.
+    """
+    if not source.exists():
+        raise SourceError(f"{source}: no such directory of tiles")
+    if source.is_file():
+        if pattern is not None:
+            raise SourceError(f"{source}: --pattern chooses files of a folder, and this is a file: leave it out")
+        return _one_file(source, sensor)
+    if pattern is not None:
+        return Inputs(source, source, sensor, find_tiles(source, sensor.name, pattern, tell, taken))
+    listing, claimed = list_files(source), {}
+    for name, kind in tile_sources():
+        names = [one for one in listing.files if kind.claims(one)]
+        owned = tuple(prefix for one in names if (prefix := kind.owned_prefix(one)))
+        if names:
+            claimed[name] = sorted(listing.once(names, source))
+            taken_here = set(names)
+            listing.files = [one for one in listing.files if one not in taken_here and not one.startswith(owned)]
+    tiles = find_listed(listing, source, sensor.name, tell, taken or {})
+    if not (tiles or claimed):
+        raise no_tiles(source)
+    return Inputs(source, source, sensor, tiles, claimed)
+
+
+def _one_file(source: Path, sensor: Sensor) -> Inputs:
+    name, folder = source.name, source.absolute().parent
+    kind = next((kind for kind, one in tile_sources() if one.is_one_file and one.claims(name)), None)
+    if kind is not None:
+        return Inputs(source, folder, sensor, claimed={kind: [name]})
+    if raster_shape(source) is None:
+        raise SourceError(
+            f"{source}: neither an archive ({', '.join((*TAR, ZIP))}) nor a raster: name a folder, an archive, an "
+            "EnMAP L2A product, or a file that GDAL reads"
+        )
+    tile = tile_of_name(name, sensor.name) or SourceTile(location_of(name), "00000", name)
+    return Inputs(source, folder, sensor, [tile], lone=True)
+
+
+def find_bundles(
+    source: Path,
+    sensor: Sensor,
+    size: int,
+    limits: SceneLimits,
+    cut: bool = False,
+    pattern: str | None = None,
+) -> list[Bundle]:
+    """The bundles of a source (`Inputs.bundles`).
+
+    Raises:
+        SourceError: also where a file is no bundle.
+    """
+    bundles = find_inputs(source, sensor, pattern).bundles(size, limits, cut)
+    if source.is_file() and not bundles:
+        raise SourceError(
+            f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product: nothing to pack in it"
+        )
+    return bundles

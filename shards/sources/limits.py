@@ -1,0 +1,24 @@
+"""Limits on the quality of tiles that are cut from products."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from shards.config import ConfigModel
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SceneLimits(ConfigModel):
+    """Largest share of a tile's pixels, None for no limit. ``nodata``: pixels with any kept band missing.
+
+    The thresholds of SpectralEarth's tiles are not documented. HySpecNet-11k took products of less than a
+    tenth of clouds; we ask that of every tile.
+    """
+
+    cloud: Share | None = 0.1
+    cloud_shadow: Share | None = None
+    haze: Share | None = None
+    cirrus: Share | None = None
+    snow: Share | None = None
+    nodata: Share | None = 0.1

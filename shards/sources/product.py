@@ -1,0 +1,128 @@
+"""EnMAP L2A products: which files are products, and what their METADATA.XML says."""
+
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.parsers.expat import ExpatError, ParserCreate
+
+from shards.errors import SourceError
+from shards.sources.walk import is_data, member_name
+
+METADATA = "-METADATA.XML"
+PATCH = re.compile(r"-Y[0-9]+_X[0-9]+-METADATA", re.IGNORECASE)
+GAIN = 0.0001
+
+
+def is_product(path: Path) -> bool:
+    """Whether a path is a product: a folder or a zip file with one METADATA.XML in it.
+
+    Raises:
+        SourceError: an unreadable zip file, or several products in one.
+    """
+    names = metadata_names(path)
+    if len(names) > 1:
+        raise SourceError(f"{path}: {len(names)} products in one; give each a folder of its own")
+    return bool(names)
+
+
+def metadata_names(path: Path) -> list[str]:
+    """Names of the metadata files within a folder, or within a zip file; none for anything else.
+
+    Raises:
+        SourceError: an unreadable zip file: it may not go missing in silence.
+    """
+    if path.is_dir():
+        names = [entry.name for entry in os.scandir(path)]
+    elif path.suffix.lower() == ".zip" and path.is_file():
+        names = zip_names(path)
+    else:
+        return []
+    return sorted(name for name in names if is_metadata(name))
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file is the METADATA.XML of a product, and not of a patch that was cut from one."""
+    return name.upper().endswith(METADATA) and is_data(member_name(name)) and not PATCH.search(name)
+
+
+def zip_names(path: Path) -> list[str]:
+    """Names of the members of a zip file; raises SourceError where it can't be read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.namelist()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise SourceError(f"{path}: not a readable zip file ({error}); download it again or move it away") from None
+
+
+def vsizip(path: Path) -> str:
+    """GDAL's name of a zip file; in braces it may have any ending."""
+    return f"/vsizip/{path}" if path.suffix.lower() == ".zip" else f"/vsizip/{{{path}}}"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What METADATA.XML says, as far as tiles need it.
+
+    Attributes:
+        time: start of the acquisition, ``YYYYMMDDTHHMMSSZ``.
+        wavelength_nm: band centers in the order of the image.
+        background: pixel value of "no measurement".
+    """
+
+    time: str
+    wavelength_nm: tuple[float, ...]
+    background: float
+
+    @classmethod
+    def parse(cls, text: bytes, name: str) -> "Metadata":
+        """Read the XML; raises SourceError where something is missing or reflectance is scaled otherwise."""
+        try:
+            _refuse_doctype(text)
+            root = ElementTree.fromstring(text)
+            start = datetime.fromisoformat(_text(root, ".//temporalCoverage/startTime"))
+            bands = root.findall(".//bandCharacterisation/bandID")
+            centers = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
+            scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
+            background = float(_text(root, ".//backgroundValue"))
+        except (ElementTree.ParseError, ExpatError, ValueError, LookupError, RecursionError) as error:
+            raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
+        if scales != {(GAIN, 0.0)}:
+            odd = sorted(scales - {(GAIN, 0.0)})
+            raise SourceError(
+                f"{name}: gain and offset {odd[:1]} where {GAIN} and 0 (reflectance x 10000) were expected"
+            )
+        if start.utcoffset() != timedelta(0):
+            raise SourceError(f"{name}: start time {start.isoformat()} is not a UTC time")
+        return cls(start.strftime("%Y%m%dT%H%M%SZ"), centers, background)
+
+
+def _refuse_doctype(text: bytes) -> None:
+    """Raise ValueError for XML that declares entities, which can stand for gigabytes; products have none."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it has a document type, which products have not")
+
+    parser = ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(text, True)
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    found = element.findtext(path)
+    if found is None:
+        raise ValueError(f"no element {path.removeprefix('.//')}")
+    return found.strip()
+
+
+def product_stem(metadata: str) -> str:
+    """Return the name of a product from the path of its METADATA.XML."""
+    return Path(metadata).name[: -len(METADATA)]
+
+
+def product_name(container: str, metadata: str, shared: bool) -> str:
+    """Return what a product is called: like its folder or zip file, unless it shares that with others."""
+    return f"{container}!{product_stem(metadata)}" if shared else container

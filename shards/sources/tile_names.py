@@ -1,0 +1,213 @@
+"""What the name of a tile file tells: the place, the acquisition, and the sample key that they make.
+
+Names alone tell layouts apart, so that one scan of the directories is all that a shared file system sees. The layouts
+are registered in ``TILE_LAYOUTS``: SpectralEarth's ``<sensor>/<7 digits>/<5 digits>.tif``, patches named like the EnMAP
+product that they were cut from (HySpecNet), and any other raster, which is a location of its own.
+
+A location is a name of ``[A-Za-z0-9_-]``, made of the file's path alone: every run of other characters becomes ``-``. A
+path with characters beyond ASCII, or with nothing else, gets a hash of it behind (`location_of`).
+"""
+
+import fnmatch
+import hashlib
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from shards.registry import Registry
+
+GEOTIFF = (".tif", ".tiff")
+HEADER = ".hdr"
+SIDECARS = (HEADER, ".aux.xml", ".ovr", ".msk")
+"""Files beside a raster that no pattern means."""
+
+_SCENE = r"(?P<scene>ENMAP01-____L2A-(?P<datatake>DT\d{10})_(?P<time>\d{8}T\d{6}Z)_(?P<tile>\d{3})_V\d{6}_\d{8}T\d{6}Z)"
+_IMAGE = r"(?:-(?P<patch>Y\d+_X\d+))?-SPECTRAL_IMAGE(?:_COG)?\.tiff?"
+
+
+@dataclass(frozen=True, order=True)
+class SourceTile:
+    """A tile where it lies before it is packed.
+
+    Attributes:
+        location: name of the place; tiles of one location stay together.
+        timestamp: name of the acquisition (SpectralEarth's scene id), sorted as text.
+        path: file path relative to the source directory, with ``/``; ``<archive>!<member>`` in an archive.
+        scene: acquisition or product that it was cut from, where known.
+        date: day of acquisition, ISO, where known.
+        mask: its label tile relative to the labels folder, or the one file that holds all; for labeled datasets.
+        split: ``"train"``, ``"val"`` or ``"test"``, for labeled datasets.
+    """
+
+    location: str
+    timestamp: str
+    path: str
+    scene: str = ""
+    date: str = ""
+    mask: str = ""
+    split: str = ""
+
+    @property
+    def key(self) -> str:
+        """Sample key in the tar: ``[A-Za-z0-9_-]+``, since a dot would split a WebDataset sample."""
+        return f"{self.location}_{self.timestamp}"
+
+
+class TileLayout(ABC):
+    """A way of naming tile files. A file is of the layout where ``pattern`` matches an end of its relative path.
+
+    Attributes:
+        is_published: whether a name says which place and acquisition the tile is, so that two files of one key are
+            an error; in other layouts the second file gets a location of its own.
+        excludes_others: whether all other rasters of a folder are left out where one file is of this layout.
+    """
+
+    pattern: re.Pattern[str]
+    is_published = False
+    excludes_others = False
+
+    @abstractmethod
+    def tile(self, path: str, match: re.Match[str], sensor: str, is_chosen: bool) -> SourceTile | None:
+        """Return the tile of a path, or None where files of this name are no tiles.
+
+        Args:
+            match: of ``pattern``.
+            sensor: name of the sensor.
+            is_chosen: whether the user chose the file by ``--pattern``.
+        """
+
+
+TILE_LAYOUTS: Registry[type[TileLayout]] = Registry("tile layout")
+"""Layouts of tile files. The one that was registered last is tried first, so that a plugin's come before ours."""
+
+
+@TILE_LAYOUTS.register("raster")
+class RasterLayout(TileLayout):
+    """Any raster: a location of its own."""
+
+    pattern = re.compile("$")
+
+    def tile(self, path: str, match: re.Match[str], sensor: str, is_chosen: bool) -> SourceTile | None:
+        return SourceTile(location_of(path), "00000", path)
+
+
+@TILE_LAYOUTS.register("enmap_cut")
+class EnmapCutLayout(TileLayout):
+    """A file whose name begins with the name of an EnMAP product: cut from it by somebody in a way of their own."""
+
+    pattern = re.compile(rf"(?:^|/){_SCENE}[^/]*$", re.IGNORECASE | re.ASCII)
+
+    def tile(self, path: str, match: re.Match[str], sensor: str, is_chosen: bool) -> SourceTile | None:
+        time = match["time"]
+        return SourceTile(location_of(path), time, path, match["scene"], f"{time[:4]}-{time[4:6]}-{time[6:8]}")
+
+
+@TILE_LAYOUTS.register("enmap_image")
+class EnmapImageLayout(EnmapCutLayout):
+    """The spectral image of an EnMAP product, or HySpecNet's patch of one: a location is a patch of a datatake."""
+
+    pattern = re.compile(rf"(?:^|/){_SCENE}{_IMAGE}\Z", re.IGNORECASE | re.ASCII)
+    is_published = True
+
+    def tile(self, path: str, match: re.Match[str], sensor: str, is_chosen: bool) -> SourceTile | None:
+        location = "-".join(filter(None, [match["datatake"], match["tile"], _safe(match["patch"] or "")]))
+        time = match["time"]
+        return SourceTile(location, time, path, match["scene"], f"{time[:4]}-{time[4:6]}-{time[6:8]}")
+
+
+@TILE_LAYOUTS.register("enmap_quality")
+class EnmapQualityLayout(TileLayout):
+    """Quality layers and quicklooks of EnMAP products and patches, which are no tiles."""
+
+    pattern = re.compile(r"-QL_[^/]*$", re.IGNORECASE)
+
+    def tile(self, path: str, match: re.Match[str], sensor: str, is_chosen: bool) -> SourceTile | None:
+        return None
+
+
+@TILE_LAYOUTS.register("spectralearth")
+class SpectralEarthLayout(TileLayout):
+    """SpectralEarth's ``<sensor>/<location>/<scene>.tif``; label tiles have the same names below another folder."""
+
+    pattern = re.compile(
+        r"(?:^|(?P<root>[^/]+)/)(?P<location>\d{7})/(?P<timestamp>\d{5})\.tiff?\Z", re.IGNORECASE | re.ASCII
+    )
+    is_published = excludes_others = True
+
+    def tile(self, path: str, match: re.Match[str], sensor: str, is_chosen: bool) -> SourceTile | None:
+        root = match["root"]
+        if root in (None, sensor, "images") or is_chosen or root == path.split("/")[0]:
+            return SourceTile(match["location"], match["timestamp"], path)
+        return None
+
+
+def layout_of(path: str) -> tuple[TileLayout, re.Match[str]]:
+    """Return the layout of a relative path, and its match."""
+    for name in reversed(TILE_LAYOUTS.names()):
+        layout = TILE_LAYOUTS[name]()
+        if match := layout.pattern.search(path):
+            return layout, match
+    raise AssertionError("the layout 'raster' matches every path")
+
+
+def tile_of_name(path: str, sensor: str, pattern: str | None = None, is_envi: bool = False) -> SourceTile | None:
+    """Return the tile that a relative path names, None for a file that is no tile.
+
+    Args:
+        pattern: which files are tiles; None takes GeoTIFF and ENVI files.
+        is_envi: whether an ENVI header lies beside it.
+    """
+    if path.lower().endswith(SIDECARS):
+        return None
+    if pattern is not None:
+        if not _matches(path.split("/"), pattern.split("/")):
+            return None
+    elif not (is_envi or path.lower().endswith(GEOTIFF)):
+        return None
+    layout, match = layout_of(path)
+    return layout.tile(path, match, sensor, pattern is not None)
+
+
+def is_published(path: str) -> bool:
+    """Return whether a path's layout says which place and acquisition the tile is."""
+    return layout_of(path)[0].is_published
+
+
+def is_whole_product(path: str) -> bool:
+    """Return whether a path is named like the spectral image of a whole EnMAP product."""
+    match = EnmapImageLayout.pattern.search(path)
+    return match is not None and not match["patch"]
+
+
+def location_of(path: str) -> str:
+    """Return the location of a file that is a location of its own: its path without the ending, in safe characters."""
+    whole = stem(path)
+    location = _safe(whole)
+    return location if location and whole.isascii() else distinct(location, path)
+
+
+def distinct(location: str, path: str) -> str:
+    """Return a location with a hash of the path behind it."""
+    # a Mac writes letters with marks as two characters, others as one
+    digest = hashlib.sha256(unicodedata.normalize("NFC", path).encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{location}-{digest}" if location else digest
+
+
+def stem(path: str) -> str:
+    """Return a path without the ending of its last part."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.rpartition('.')[0] or name}"
+
+
+def _matches(names: list[str], pattern: list[str]) -> bool:
+    """Return whether a path fits a shell pattern, both split at ``/``: ``*`` stays within a name, unlike in fnmatch."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_matches(names[i:], pattern[1:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
