@@ -1,4 +1,4 @@
-"""The few collectives the project uses, on the default process group; alone they are no-ops."""
+"""Collectives on the default process group; without one they are no-ops for a single process."""
 
 import itertools
 import os
@@ -17,22 +17,22 @@ _TURNS = itertools.count()
 
 
 def rank() -> int:
-    """This process's number, 0 alone."""
+    """Return this process's number; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 alone."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes files and the console."""
+    """Return whether this process writes files and the console."""
     return rank() == 0
 
 
 def device() -> torch.device:
-    """This process's accelerator, or the CPU."""
+    """Return this process's accelerator, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -46,7 +46,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather(values: Tensor) -> Tensor:
-    """Every rank's (n, ...) one after the other, (world size * n, ...), in rank order."""
+    """Concatenate every rank's (n, ...) in rank order, (world size * n, ...)."""
     if world_size() == 1:
         return values
     everyone = values.new_empty(world_size() * len(values), *values.shape[1:])
@@ -55,12 +55,12 @@ def all_gather(values: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank; every rank gets the same answer."""
+    """Return whether the flag is set on any rank; every rank gets the same answer."""
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device())).item())
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, in rank order, on every rank."""
+    """Return every rank's value, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -69,7 +69,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every rank."""
+    """Return rank 0's value on every rank."""
     if world_size() == 1:
         return value
     box = [value]
@@ -78,9 +78,9 @@ def broadcast_object(value: Any) -> Any:
 
 
 def raise_on_all_ranks(work: Callable[[], Result]) -> Result:
-    """Do local work on every rank; where it fails on one, every rank raises that rank's error.
+    """Call a local function on every rank; if it fails on one, every rank raises that rank's error.
 
-    Without it, the others would wait for the failed rank in their next collective.
+    Otherwise the others would wait for the failed rank in their next collective.
     """
     result: Any = None
     error: ForgeError | None = None
@@ -96,10 +96,10 @@ def raise_on_all_ranks(work: Callable[[], Result]) -> Result:
 
 
 def store_barrier(meanwhile: Callable[[], None]) -> None:
-    """Wait for all ranks however long they take, where a collective would give up after minutes.
+    """Wait for all ranks without a time limit; a collective would fail after minutes.
 
     Args:
-        meanwhile: called now and then; what it raises ends the wait.
+        meanwhile: called several times a second; what it raises ends the wait.
     """
     if world_size() == 1:
         return

@@ -1,24 +1,126 @@
-"""Shards in any stock WebDataset pipeline: one decoder function. (WebDataset itself imports torch; this doesn't.)"""
+"""Shards as a stock WebDataset stream: a ready pipeline, and the decoder for a pipeline of one's own.
 
-from collections.abc import Callable
+WebDataset imports torch, so it is imported when a pipeline is made: `shards` itself needs no torch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.errors import ShardError
+from shards.files.storage import open_storage
+from shards.files.untrusted import read_json_value, read_npy
 from shards.format.codec_registry import build_codec
-from shards.format.manifest import Manifest
+from shards.format.manifest import MANIFEST, Manifest, parse_json
+
+if TYPE_CHECKING:
+    from webdataset import WebDataset
+
+TILE_MEMBERS = {"npy_tile": ("npy",), "geotiff_tile": ("tif", "tiff")}
+"""Extensions of the tile members of indexed tars, by the id of the codec; of our own shards it is ``tile``."""
+
+
+def pipeline(
+    urls: str | Path | Sequence[str | Path], shuffle: int = 64, seed: int = 0, manifest: Manifest | None = None
+) -> "WebDataset":
+    """Return a stream of decoded samples, split by rank and by DataLoader worker, in shuffled order.
+
+    A sample is ``{"__key__": str, "tile": int16 (bands, height, width), "json": dict}``, with ``"mask"``, integer
+    (height, width), where tiles have labels. In an epoch every tile comes exactly once, from one worker of one rank:
+    whole shards are shared out, so that ranks may get different numbers of tiles, and more processes than shards
+    leave some without any. `shards.read.reader` gives an order that depends on no number of processes.
+
+    The rank is that of ``torch.distributed`` or of ``RANK`` and ``WORLD_SIZE`` when this function is called. An epoch's
+    order depends on ``seed`` and on how often the stream was iterated in the process: with
+    ``DataLoader(..., persistent_workers=True)`` every epoch has another one.
+
+    Args:
+        urls: a folder or URL of shards, packed or indexed, or some tars of one.
+        shuffle: samples in the buffer that tiles are drawn from, for each worker; 0 keeps the order of the tars.
+        manifest: of the tars; None reads the one beside them.
+
+    Raises:
+        ShardError: there is no readable manifest; later, a tile is damaged.
+    """
+    import webdataset as wds
+
+    tars, manifest = _find_tars(urls, manifest)
+    rank, world_size, _, _ = wds.utils.pytorch_worker_info()
+    stream = wds.WebDataset(
+        tars,
+        shardshuffle=len(tars) if shuffle else False,
+        detshuffle=True,
+        nodesplitter=partial(_every_nth, first=rank, step=world_size),
+        workersplitter=wds.split_by_worker,
+        empty_check=False,
+        seed=seed,
+    )
+    if shuffle:
+        stream = stream.compose(wds.detshuffle(shuffle, shuffle, seed=seed))
+    return stream.map(SampleDecoder(manifest))
+
+
+class SampleDecoder:
+    """Decodes a sample's members; others are left out, since WebDataset's decoders would unpickle some of them.
+
+    Args:
+        manifest: of the sample's shards.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._decode, self._names = decoder(manifest), _tile_members(manifest)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Return the decoded sample; raises ShardError where it has no tile, or a damaged member."""
+        found: dict[str, Any] = {"__key__": sample["__key__"]}
+        where = f"{sample.get('__url__', 'shards')}: sample '{sample['__key__']}'"
+        name = next((name for name in self._names if name in sample), None)
+        if name is None:
+            raise ShardError(f"{where}: has no member .{' or .'.join(self._names)}")
+        try:
+            found["tile"] = self._decode(name, sample[name])
+            if "json" in sample:
+                found["json"] = read_json_value(sample["json"])
+            if "mask.npy" in sample:
+                found["mask"] = read_npy(sample["mask.npy"])
+        except (ShardError, ValueError) as error:
+            raise ShardError(f"{where}: {error}") from None
+        return found
 
 
 def decoder(manifest: Manifest) -> Callable[[str, bytes], np.ndarray | None]:
-    """Decoder of tiles: ``wds.WebDataset(urls, shardshuffle=False).decode(decoder(manifest))``.
+    """Return a decoder of tiles for `webdataset.WebDataset(urls, shardshuffle=False).decode(decoder(manifest))`.
 
-    Tiles come out as int16 (bands, height, width) under ``"tile"``; other members are left to WebDataset's own
-    decoders, so that ``"json"`` is a dict and ``"mask.npy"`` an array. Raises ShardError for damaged bytes.
+    Tiles come out as int16 (bands, height, width) under the extension of their member, ``"tile"`` in our own shards;
+    other members are left to WebDataset's own decoders. Raises ShardError for damaged bytes.
     """
-    codec = build_codec(manifest.codec)
+    return partial(_decode_tile, _tile_members(manifest), build_codec(manifest.codec), tuple(manifest.tile_shape))
 
-    def decode(key: str, data: bytes) -> np.ndarray | None:
-        if key.rsplit(".", 1)[-1] != "tile":
-            return None
-        return codec.decode(data, np.empty(manifest.tile_shape, dtype=np.int16))
 
-    return decode
+def _decode_tile(names: tuple[str, ...], codec: Any, shape: tuple[int, ...], key: str, data: bytes) -> Any:
+    if key.removeprefix(".") not in names:
+        return None
+    return codec.decode(data, np.empty(shape, dtype=np.int16))
+
+
+def _tile_members(manifest: Manifest) -> tuple[str, ...]:
+    return TILE_MEMBERS.get(manifest.codec["id"], ("tile",))
+
+
+def _find_tars(urls: str | Path | Sequence[str | Path], manifest: Manifest | None) -> tuple[list[str], Manifest]:
+    """Return the paths or URLs of the tars, and their manifest."""
+    given = [str(urls)] if isinstance(urls, str | Path) else [str(url) for url in urls]
+    is_folder = len(given) == 1 and not given[0].endswith(".tar")
+    folder = given[0].rstrip("/") if is_folder else given[0].rpartition("/")[0] or "."
+    if manifest is None:
+        storage = open_storage(folder)
+        manifest = parse_json(storage.read(MANIFEST), Manifest, f"{folder}/{MANIFEST}")
+    return [f"{folder}/{entry.name}" for entry in manifest.shards] if is_folder else given, manifest
+
+
+def _every_nth(tars: Iterator[Any], first: int, step: int) -> Iterator[Any]:
+    return islice(tars, first, None, step)

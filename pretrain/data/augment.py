@@ -123,7 +123,7 @@ def build_augmentation(config: AugmentConfig, size: int, scale: tuple[float, flo
 def crop_box(
     draw: np.ndarray, height: int, width: int, size: int, crop_scale: tuple[float, float] | None
 ) -> tuple[int, int, int, int]:
-    """(top, left, rows, columns) in pixels from four numbers in [0, 1): area, aspect, top, left."""
+    """Return (top, left, rows, columns) in pixels for four numbers in [0, 1): area, aspect, top, left."""
     if crop_scale is None:
         rows, columns = size, size
     else:
@@ -137,7 +137,7 @@ def crop_box(
 
 
 def cut(images: Tensor, corners: np.ndarray, size: int, mirrored: np.ndarray) -> Tensor:
-    """Squares of images (B, C, H, W) from their (top, left) (B, 2), each axis mirrored or not (B, 2)."""
+    """Cut squares of images (B, C, H, W) at (top, left) (B, 2), each axis mirrored or not (B, 2)."""
     steps = np.arange(size)
     places = corners[:, :, None] + np.where(mirrored[:, :, None], steps[::-1], steps)  # (B, 2, size)
     rows, columns = torch.from_numpy(places).to(images.device, non_blocking=True).unbind(1)
@@ -148,7 +148,7 @@ def cut(images: Tensor, corners: np.ndarray, size: int, mirrored: np.ndarray) ->
 def resampling(
     begin: np.ndarray, length: np.ndarray, source: int, size: int, mirrored: np.ndarray, sigma: np.ndarray
 ) -> np.ndarray:
-    """Matrices float32 (B, size, source) that cut, resize bilinearly, mirror and blur one axis.
+    """Build matrices float32 (B, size, source) that cut, resize bilinearly, mirror and blur one axis.
 
     Args:
         begin, length: of the crop in source pixels (B,).
@@ -172,7 +172,7 @@ def resampling(
 
 
 def _blur(size: int, sigma: float) -> np.ndarray:
-    """Gaussian of a kernel of 2 * BLUR_RADIUS + 1 as a matrix (size, size), edges repeated."""
+    """Build the matrix (size, size) of a Gaussian blur with a kernel of 2 * BLUR_RADIUS + 1; edges are repeated."""
     taps = np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
     weights = np.exp(-0.5 * (taps / sigma) ** 2)
     weights /= weights.sum()
@@ -184,12 +184,12 @@ def _blur(size: int, sigma: float) -> np.ndarray:
 
 
 def resample(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w)."""
+    """Compute rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w)."""
     left, right = (torch.from_numpy(one).to(images.device, non_blocking=True) for one in (rows, columns))
     return left[:, None] @ (images @ right.transpose(1, 2)[:, None])
 
 
 def mask_noise(samples: np.ndarray, seed: int, patches: int, device: torch.device, name: str = "mask") -> Tensor:
-    """Noise in [0, 1) that decides which patches are masked, float32 (B, patches)."""
+    """Draw noise in [0, 1) that decides which patches are masked, float32 (B, patches)."""
     noise = uniform(fold_in(seed, name), samples, patches).astype(np.float32)
     return torch.from_numpy(noise).to(device, non_blocking=True)

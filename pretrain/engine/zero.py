@@ -36,7 +36,7 @@ non-finite) to whether the step is applied; called on every rank, with the same 
 
 
 def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, clip: float) -> dict[str, Any]:
-    """The DeepSpeed dict, from buckets that are `sized`. Defaults that changed between its versions are all set."""
+    """Build DeepSpeed's dict from a config whose buckets are `sized`; it sets all defaults that changed in versions."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -164,7 +164,7 @@ class ZeroEngine:
             self.module.train()
 
     def _set_masters(self, exact: dict[str, Tensor]) -> None:
-        """DeepSpeed makes the fp32 master from weights that are bf16 already: give it what was rounded away."""
+        """Set fp32 masters to the exact weights: DeepSpeed creates them from weights that are already bf16."""
         for name, parameter in self.module.named_parameters():
             if name in exact:
                 self.set_weight(parameter, exact.pop(name))
@@ -184,7 +184,7 @@ class ZeroEngine:
     def shard_of(self, parameter: nn.Parameter) -> Tensor:
         """Return this rank's 1/N of a trained weight, flat, fp32, padded with zeros.
 
-        The fp32 master under ZeRO-3 and wherever the model is fp32; bf16 weights of stage 2 as they are.
+        It is the fp32 master under ZeRO-3 and wherever the model is fp32, and the bf16 weight at stage 2.
         """
         return self.adapter.shard_of(parameter)
 

@@ -41,7 +41,7 @@ def checkpointed(function: Callable[..., Any], policy: Policy, *inputs: Any) -> 
 
 
 def is_recomputing() -> bool:
-    """Whether this call repeats one of the forward pass: batch norms must not count its statistics again."""
+    """Return whether this call repeats one of the forward pass, whose statistics batch norms must not count again."""
     return _recomputing.get()
 
 

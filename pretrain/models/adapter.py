@@ -25,7 +25,7 @@ LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, CHANNELS, 5, 3))  # in, out, kerne
 
 
 def _shortest_spectrum() -> int:
-    """Length of the shortest spectrum that has a position left after all layers."""
+    """Return the length of the shortest spectrum that has a position left after all layers."""
     length = 1
     for _, _, kernel, stride in reversed(LAYERS):
         length = (length - 1) * stride + kernel - 2
@@ -76,10 +76,10 @@ class SpectralAdapter(Stem):
             self.add_module(str(3 * number + 1), SpectralNorm(outputs))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(samples, pixels, bands) normalized reflectance to (samples, pixels, CHANNELS).
+        """Map (samples, pixels, bands) normalized reflectance to (samples, pixels, CHANNELS).
 
         Raises:
-            ValueError: fewer than 75 bands; in training, where the samples are no multiple of ``bn_group``.
+            ValueError: fewer than 75 bands; in training, where the number of samples is not a multiple of ``bn_group``.
         """
         checkpointing = self.training and self.activation_checkpointing == "blocks"
         layers = partial(checkpointed, self._features, "blocks" if checkpointing else "none")
@@ -93,7 +93,7 @@ class SpectralAdapter(Stem):
         return 3 * self.flops(bands) - _layer_flops(bands)[0]
 
     def recomputed_flops(self, bands: int, checkpointing: bool) -> int:
-        """The first layer in any case (see spectral_layers.py)."""
+        """Count the first layer in any case (see spectral_layers.py)."""
         return _layer_flops(bands)[0] + checkpointing * self.flops(bands)
 
     def _features(self, pixels: Tensor) -> Tensor:

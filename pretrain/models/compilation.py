@@ -20,12 +20,12 @@ _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
 def is_exporting() -> bool:
-    """Whether the model is being recorded, by torch.export, torch.jit.trace or torch.onnx: values are unknown then."""
+    """Return whether the model is being recorded, by torch.export, torch.jit.trace or torch.onnx, without values."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def is_compiling() -> bool:
-    """Whether compilable functions run compiled here."""
+    """Return whether compilable functions run compiled here."""
     return _compiling.get()
 
 

@@ -1,4 +1,4 @@
-"""First contents of weights, each drawn from (seed, its own name): independent of order, ranks and ZeRO stage."""
+"""First values of weights, each drawn from (seed, its own name): independent of order, ranks and ZeRO stage."""
 
 import math
 
@@ -26,7 +26,7 @@ def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:
     if leaf in ("cls_token", "mask_token", "pos_embed"):
         nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
     elif parameter.dim() == 1:
-        last_of_block = ".bn3." in name  # a residual block begins as its shortcut (arXiv 1706.02677)
+        last_of_block = ".bn3." in name  # a residual block starts as its shortcut (arXiv 1706.02677)
         parameter.fill_(1.0 if leaf == "weight" and not last_of_block else 0.0)
     elif parameter.dim() == 5:
         nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)

@@ -28,11 +28,11 @@ class Normalizer(nn.Module):
         self.register_buffer("sigma", torch.tensor(list(sigma), dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """int16 (..., bands, height, width) to float32 of the same shape."""
+        """Map int16 (..., bands, height, width) to float32 of the same shape."""
         return self._normalize(tiles, self.mu, self.sigma)
 
     def spectra(self, pixels: Tensor) -> Tensor:
-        """int16 (..., bands) to float32 of the same shape."""
+        """Map int16 (..., bands) to float32 of the same shape."""
         return self._normalize(pixels, self.mu.flatten(), self.sigma.flatten())
 
     def _normalize(self, values: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:

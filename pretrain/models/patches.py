@@ -1,4 +1,4 @@
-"""Images as patches of pixels, and where patches are: grids, positions, picking the visible ones.
+"""Patches of images and their positions: cutting, sine-cosine tables, interpolation, gathering.
 
 Shapes: B samples, T patches of the grid, V visible ones, C bands, p patch size, D width.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) to (B, T, p*p, C): the pixels of each patch, row by row, spectra last."""
+    """Cut images (B, C, H, W) into patches (B, T, p*p, C): the pixels of each patch, row by row, spectra last."""
     batch, bands, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
     grid = images.view(batch, bands, rows, patch_size, columns, patch_size)
@@ -26,7 +26,7 @@ def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions (1, 1 + grid*grid, width), zeros for the class token (MAE, arXiv 2111.06377)."""
+    """Build sine-cosine positions (1, 1 + grid*grid, width), zeros for the class token (MAE, arXiv 2111.06377)."""
     frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], 1)  # (grid, width / 2)
@@ -37,7 +37,7 @@ def sincos_positions(width: int, grid: int) -> Tensor:
 
 
 def fit_positions(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
-    """A table of positions for the square grid of another shape, interpolated; any other tensor as it is."""
+    """Interpolate a table of positions to the square grid of another shape; return any other tensor as it is."""
     if tuple(value.shape) == tuple(shape) or not are_positions(name, value.shape, shape):
         return value
     side = math.isqrt(shape[1] - 1)
@@ -45,13 +45,13 @@ def fit_positions(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def are_positions(name: str, *shapes: Sequence[int]) -> bool:
-    """Whether a weight is a table of positions that can be interpolated from one of these shapes to another."""
+    """Return whether a weight is a table of positions that can be interpolated between these shapes."""
     squares = [len(shape) == 3 and shape[1] > 1 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1 for shape in shapes]
     return name.endswith("pos_embed") and all(squares) and len({shape[-1] for shape in shapes}) == 1
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings (1, 1 + s*s, D) to a grid of other rows and columns; the class token's stays.
+    """Interpolate position embeddings (1, 1 + s*s, D) to another grid; the class token's is unchanged.
 
     Bicubic with antialiasing, as DINOv2 and timm resample them.
     """

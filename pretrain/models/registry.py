@@ -47,7 +47,7 @@ def build_encoder(
 
 
 def outline_encoder(name: str, **options: Any) -> "Encoder":
-    """`build_encoder` on the meta device: an encoder without weights, to ask for its sizes and needs."""
+    """Build an encoder on the meta device: without weights, to ask for its sizes and needs."""
     import torch
 
     with torch.device("meta"):

@@ -104,7 +104,7 @@ class ResNetLayers(nn.Module):
         return [cast(list[Bottleneck], list(self.get_submodule(name).children())) for name in names]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to (B, FEATURES, h, w)."""
+        """Map (B, channels, H, W) to (B, FEATURES, h, w)."""
         return by_groups(lambda part: self.layers(part)[-1], x, self.bn_group if self.training else None)
 
     def layer_flops(self, side: int) -> int:

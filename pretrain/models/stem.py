@@ -26,7 +26,7 @@ class Stem(Unit, ABC):
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
-        """(samples, pixels, bands) normalized reflectance to (samples, pixels, channels)."""
+        """Map (samples, pixels, bands) normalized reflectance to (samples, pixels, channels)."""
 
     def flops(self, bands: int) -> int:
         """Operations of a forward on one pixel."""

@@ -32,7 +32,7 @@ class PatchProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, V, p*p, features) to (B, V, D)."""
+        """Map (B, V, p*p, features) to (B, V, D)."""
         weight = self.weight.flatten(2).transpose(1, 2).flatten(1)  # (D, p*p*features), pixels before features
         return F.linear(patches.flatten(2).to(weight.dtype), weight, self.bias)
 

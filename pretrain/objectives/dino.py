@@ -46,8 +46,10 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, inputs))
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
-        """(B, inputs) to (B, count); ``frozen``: no gradient reaches the prototypes."""
-        weight = self.weight.detach() + 0 * self.weight if frozen else self.weight  # zero, not None: ZeRO waits for it
+        """Map (B, inputs) to (B, count); with ``frozen`` no gradient reaches the prototypes."""
+        weight = (
+            self.weight.detach() + 0 * self.weight if frozen else self.weight
+        )  # a gradient of zero: ZeRO waits for one
         return F.linear(x, F.normalize(weight, dim=1))
 
 
@@ -66,7 +68,7 @@ class DinoHead(nn.Module):
         self.last_layer = Prototypes(bottleneck, prototypes)
 
     def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
-        """(B, inputs) to logits (B, prototypes)."""
+        """Map (B, inputs) to logits (B, prototypes)."""
         x = self.layers(features.to(cast(nn.Linear, self.layers[0]).weight.dtype))
         return self.last_layer(F.normalize(x, dim=-1, eps=1e-6), frozen)
 
@@ -84,7 +86,7 @@ class DinoNetwork(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images (B, C, H, W) to logits (B, prototypes), float32."""
+        """Map normalized images (B, C, H, W) to logits (B, prototypes), float32."""
         return self.head(self.encoder(images)).float()
 
 
@@ -192,18 +194,18 @@ class DinoObjective(Objective):
         return augment.random_views(images[batch.rows[:, timestamp]], batch.samples, fold_in(self.seed, name))
 
     def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
-        """The teacher's probabilities (2, B, prototypes) from its logits of the large views (2 * B, prototypes)."""
+        """Compute the teacher's probabilities (2, B, prototypes) from logits of the large views (2 * B, prototypes)."""
         center = cast(SelfDistillation, engine.module).center.float()
         return ((logits - center) / self.teacher_temperature(step)).softmax(-1).view(2, -1, logits.shape[-1])
 
     def teacher_temperature(self, step: int) -> float:
-        """Linear from the first to the final temperature, then constant."""
+        """Return the temperature of a step: linear from the first to the final one, then constant."""
         first, final = self.dino.teacher_temperature, self.dino.final_teacher_temperature
         share = min(1.0, step / max(self.dino.warmup_temperature_steps, 1))
         return first + (final - first) * share if self.dino.warmup_temperature_steps else final
 
     def teacher_momentum(self, step: int) -> float:
-        """Cosine from ``momentum`` to 1 over the whole training."""
+        """Return the momentum of a step: a cosine from ``momentum`` to 1 over the training."""
         return 1 - (1 - self.dino.momentum) * (math.cos(math.pi * step / self.steps) + 1) / 2
 
     def after_step(self, engine: ZeroEngine, step: int) -> None:
@@ -211,7 +213,7 @@ class DinoObjective(Objective):
         mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
         self._logits = []
         center = cast(SelfDistillation, engine.module).center
-        moved = torch.where(center.any(), 1 - self.dino.center_momentum, 1.0)  # the first mean is no average with zeros
+        moved = torch.where(center.any(), 1 - self.dino.center_momentum, 1.0)  # the first mean is taken as it is
         center.lerp_(mean.to(center.dtype), moved.to(center.dtype))
 
     def drop_step(self) -> None:

@@ -49,7 +49,7 @@ class MaskedAutoencoder(ObjectiveModule):
     Args:
         encoder: its positions should be fixed (``encoder.core.fix_positions()``) for training.
         bands: C.
-        mask_ratio: share of patches that the encoder doesn't see.
+        mask_ratio: share of patches that are masked.
         norm_pix: normalize the target per patch.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         spectral_angle: weight of the mean angle between predicted and true spectra, 0 for none.
@@ -133,16 +133,16 @@ class MaskedAutoencoder(ObjectiveModule):
         return losses
 
     def _floats(self, patches: Tensor) -> Tensor:
-        """Normalized pixels of patches (..., C)."""
+        """Normalize pixels of patches (..., C)."""
         if patches.is_floating_point():
             return patches
         assert self.normalize is not None, "int16 images need a normalizer"
         return self.normalize.spectra(patches)
 
     def _angles(self, prediction: Tensor, truth: Tensor) -> Tensor:
-        """Angles in radians between spectra of digital numbers, (B, M, p*p) (spectral angle mapper, Kruse et al. 1993).
+        """Compute angles in radians between spectra of digital numbers, (B, M, p*p) (Kruse et al. 1993).
 
-        As 2 atan2(|a - b|, |a + b|) of unit spectra a, b, which keeps its precision and gradient at small angles.
+        They are 2 atan2(|a - b|, |a + b|) of unit spectra a, b, which is precise and has a gradient at small angles.
         """
         assert self.normalize is not None, "spectral angles need a normalizer"
         mu, sigma = self.normalize.mu.flatten(), self.normalize.sigma.flatten()
@@ -150,10 +150,10 @@ class MaskedAutoencoder(ObjectiveModule):
         return 2 * torch.atan2(_length(a - b), _length(a + b))
 
     def reconstruct(self, image: Tensor, prediction: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches of one normalized image (C, H, W), true and as predicted, each (T, p*p, C).
+        """Return the patches of one normalized image (C, H, W), true and predicted, each (T, p*p, C).
 
-        Where targets were normalized per patch, the prediction is put back on the true patch's mean and
-        spread, as usual for pictures: it shows the predicted shape, not the level. Uses no weights.
+        Where targets were normalized per patch, the prediction takes the mean and deviation of the true patch, as usual
+        for pictures: it shows the predicted shape, not the level. No weights are used.
         """
         truth = patchify(image[None], self.encoder.patch_size)[0]
         predicted = truth.clone()
@@ -170,12 +170,12 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _has_value(tiles: Tensor) -> Tensor:
-    """int16 (B, C, H, W) to float (B, 1, H, W): 1 where a pixel has all bands."""
+    """Map int16 (B, C, H, W) to float (B, 1, H, W): 1 where a pixel has all bands."""
     return (tiles != NODATA).all(1, keepdim=True).float()
 
 
 def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tensor:
-    """bool (B, 1, H, W) to float (B, M, p*p): which pixels of the masked patches count."""
+    """Map bool (B, 1, H, W) to float (B, M, p*p): 1 where a pixel of the masked patches counts."""
     return gather_tokens(patchify(valid.float(), patch_size), masks.masked)[..., 0]
 
 
@@ -241,7 +241,7 @@ class MaeObjective(Objective):
         return losses.mean()
 
     def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
+        """Return images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
         key = fold_in(self.seed, "crop")
         tiles = self.normalize(batch.tiles) if self.augment.resamples else batch.tiles
         images = self.augment.random_views(tiles, batch.samples, key)

@@ -1,4 +1,4 @@
-"""Masks of patches, and the decoder that predicts what they hide (MAE, arXiv 2111.06377)."""
+"""Masks of patches, and the decoder that predicts masked patches (MAE, arXiv 2111.06377)."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -49,7 +49,7 @@ class MaeDecoder(nn.Module):
         self.decoder_pred = nn.Linear(width, outputs)
 
     def forward(self, latent: Tensor, masks: MaskedPatches) -> Tensor:
-        """Encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, T - V, p*p*C)."""
+        """Map encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, T - V, p*p*C)."""
         x, spread = self._tokens(latent, masks)
         last = len(self.decoder_blocks) - 1
         for number, block in enumerate(self.block_list):

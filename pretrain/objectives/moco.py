@@ -38,7 +38,7 @@ from shards.order.random_bits import fold_in, permute
 
 
 class ProjectionHead(nn.Module):
-    """Two linear layers with a ReLU between; with ``norm``, batch norms behind each, as the published code has them.
+    """Two linear layers with a ReLU between; with ``norm``, a batch norm after each, as in the published code.
 
     Args:
         inputs, hidden, outputs: widths.
@@ -56,7 +56,7 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential(*steps)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, inputs) to (B, outputs)."""
+        """Map (B, inputs) to (B, outputs)."""
         return by_groups(
             self.layers,
             features.to(cast(nn.Linear, self.layers[0]).weight.dtype),
@@ -76,7 +76,7 @@ class ProjectedEncoder(nn.Module):
         self.encoder, self.projection_head = encoder, projection_head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images (B, C, H, W) to unit vectors (B, dim), float32."""
+        """Map normalized images (B, C, H, W) to unit vectors (B, dim), float32."""
         return self.project(images)
 
     def project(self, images: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ class MomentumContrast(ObjectiveModule, ProjectedEncoder):
     """The query network with its queue and loss.
 
     Args:
-        queue: keys that it holds, each (dim,) of length 1.
-        seed: of the vectors that the queue begins with.
+        queue: number of keys in the queue, each (dim,) of length 1.
+        seed: of the vectors that the queue starts with.
     """
 
     queue: Tensor
@@ -170,9 +170,10 @@ class MocoObjective(Objective):
         return losses.mean()
 
     def _shuffled_keys(self, engine: ZeroEngine, images: Tensor, first_sample: int) -> Tensor:
-        """Keys with batch-norm groups of other samples than the queries', or the groups would give the pairs away.
+        """Compute keys in batch-norm groups of other samples than the queries', or statistics would reveal the pairs.
 
-        Shuffled within the micro batch, keyed by its first sample: no exchange between ranks (MoCo's shuffling BN).
+        They are shuffled within the micro batch, keyed by its first sample, without exchange between ranks (MoCo's
+        shuffling BN).
         """
         length = len(images)
         order = permute(fold_in(self.seed, "shuffle", first_sample), length, np.arange(length))

@@ -157,7 +157,7 @@ def build_module_encoder(config: PretrainConfig, bands: int) -> Encoder:
 
 
 def recomputes_blocks(config: PretrainConfig) -> bool:
-    """Whether activation checkpointing recomputes whole blocks."""
+    """Return whether activation checkpointing recomputes whole blocks."""
     return config.engine.activation_checkpointing == "blocks"
 
 

@@ -1,4 +1,4 @@
-"""The reconstruction picture: one held-out tile as RGB and as spectra, masked, predicted and true."""
+"""The reconstruction picture: a held-out tile as RGB and as spectra, masked, predicted and true."""
 
 import io
 from pathlib import Path
@@ -16,11 +16,11 @@ from shards.sensors.spectrum import gaps
 matplotlib.use("Agg")
 
 MASKED = 0.35
-"""Brightness of the patches that the encoder doesn't see: gray."""
+"""Brightness of masked patches: gray."""
 
 
 def unpatchify(patches: np.ndarray, patch_size: int) -> np.ndarray:
-    """(T, p*p, C) back to an image (H, W, C)."""
+    """Join patches (T, p*p, C) to an image (H, W, C)."""
     grid = round(len(patches) ** 0.5)
     image = patches.reshape(grid, grid, patch_size, patch_size, -1).transpose(0, 2, 1, 3, 4)
     return image.reshape(grid * patch_size, grid * patch_size, -1)
@@ -61,7 +61,7 @@ def reconstruction_figure(
 
 
 def _draw_spectra(axes: Axes, truth: np.ndarray, predicted: np.ndarray, masked: np.ndarray, sensor: Sensor) -> None:
-    """Mean spectra of three masked patches, spread over the range of brightness."""
+    """Draw mean spectra of three masked patches, from dark to bright."""
     order = np.argsort(truth[masked].mean((1, 2)))
     chosen = masked[order[[len(order) // 10, len(order) // 2, -1 - len(order) // 10]]]
     centers, widths = np.asarray(sensor.wavelength_nm), np.asarray(sensor.fwhm_nm)

@@ -69,8 +69,9 @@ def _fetch_repository(url: str) -> Path:
     """The copy of a file of the Hub; of a repository, that of its encoder."""
     if len(url.removeprefix(HUB).strip("/").split("/")) < 2:
         raise WeightsError(f"{url}: no repository of the Hugging Face Hub; give {HUB}ORGANIZATION/NAME")
-    repository, name = url.rsplit("/", 1) if url.endswith(_FILES) else (url.rstrip("/"), "")
-    copies = _copies_of(repository)
+    url = url.rstrip("/")
+    repository, name = url.rsplit("/", 1) if url.endswith(_FILES) else (url, "")
+    copies = _copies_of(url)
     name = name or next((known for known in FOLDER_FILES if (copies / known).is_file()), "")
     name = name or _find_encoder_file(repository)
     return _download(f"{repository}/{name}", copies / name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from support.hub_server import HubServer, set_endpoint
 from support.small_encoder import small_description, small_encoder
 
 from finetune.config import FinetuneConfig
@@ -204,3 +205,16 @@ def test_parts_of_an_earlier_version_are_done_again_and_said(start):
         write_part(old, [replace(one, provenance={}) for one in found])
     _, said = start()
     assert "version changed: pretrained-frozen-1 is evaluated again" in said
+
+
+def test_an_encoder_of_the_hub_is_the_same_as_its_file(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECTRALFORGE_CACHE", str(tmp_path / "cache"))
+    before, _ = start()
+    with HubServer("lab/encoder", start.data / "1") as server:  # type: ignore[attr-defined]
+        set_endpoint(monkeypatch, server.url)
+        after, _ = start(checkpoint="hf://lab/encoder")
+        assert server.requests["/lab/encoder/resolve/main/encoder.safetensors"] == 1
+    assert after.encoders["pretrained"] == before.encoders["pretrained"] | {"name": "lab/encoder"}
+    assert [one.test for one in after.results] == [one.test for one in before.results]

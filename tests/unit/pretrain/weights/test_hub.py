@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from support.hub_server import HubServer
+from support.hub_server import HubServer, set_endpoint
 from support.range_server import RangeServer
 from support.small_encoder import small_description, small_encoder
 
@@ -95,13 +95,6 @@ def test_what_a_url_lacks_is_said_without_its_secrets(tmp_path):
 # ---- the Hugging Face Hub ----
 
 
-def _set_endpoint(monkeypatch, url):
-    """As ``HF_ENDPOINT``, which is read when huggingface_hub is imported."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
 @pytest.fixture
 def hub(exported, tmp_path, monkeypatch):
     """A repository with an encoder and its card."""
@@ -110,7 +103,7 @@ def hub(exported, tmp_path, monkeypatch):
     shutil.copy(exported[0], folder)
     (folder / "README.md").write_text("# small")
     with HubServer(REPOSITORY, folder) as server:
-        _set_endpoint(monkeypatch, server.url)
+        set_endpoint(monkeypatch, server.url)
         yield server
 
 
@@ -119,13 +112,13 @@ def test_a_repository_or_a_file_of_the_hub_is_loaded(hub, exported, cache):
         encoder, told = load_encoder(location)
         assert told == exported[2]
         assert all(torch.equal(t, exported[1].state_dict()[name]) for name, t in encoder.state_dict().items())
-    assert hub.requests[f"/{REPOSITORY}/resolve/main/encoder.safetensors"] == 2  # one for each way to write it
+    assert hub.requests[f"/{REPOSITORY}/resolve/main/encoder.safetensors"] == 3  # one for each way to write it
 
 
 def test_a_download_from_the_hub_is_kept(hub, exported):
     assert load_pretrained(f"hf://{REPOSITORY}").description == exported[2]
     asked = hub.requests.total()
-    assert load_pretrained(f"hf://{REPOSITORY}/encoder.safetensors").description == exported[2]
+    assert load_pretrained(f"hf://{REPOSITORY}").description == exported[2]
     assert fetch_on_all_ranks(f"hf://{REPOSITORY}") == fetch(f"hf://{REPOSITORY}/")
     assert hub.requests.total() == asked
 
@@ -142,6 +135,12 @@ def test_the_endpoint_of_the_environment_is_asked(hub, cache):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith(str(cache)), done.stderr
     assert hub.requests[f"/{REPOSITORY}/resolve/main/encoder.safetensors"] == 1
+
+
+def test_the_encoder_of_a_repository_is_not_another_file_that_was_loaded_before(hub, exported):
+    save_encoder(hub.folder / "model.safetensors", small_encoder(2).state_dict(), small_description(version="2"))
+    assert load_encoder(f"hf://{REPOSITORY}/model.safetensors")[1].version == "2"
+    assert load_encoder(f"hf://{REPOSITORY}")[1] == exported[2]
 
 
 def test_weights_under_other_names_are_found(hub, exported):
@@ -180,7 +179,7 @@ def test_a_gated_repository_says_where_to_ask(hub):
 def test_no_network_is_one_line(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        _set_endpoint(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}")
+        set_endpoint(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}")
         text = _error(f"hf://{REPOSITORY}")
     assert text.startswith(f"hf://{REPOSITORY}: the download failed (ConnectError: ")
 

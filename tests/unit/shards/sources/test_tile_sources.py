@@ -80,9 +80,7 @@ def test_a_layout_of_a_plugin_comes_before_ours(tmp_path, plugin):
 
 
 def test_files_of_a_plugins_source_are_packed_from_folders_and_archives(tmp_path, plugin):
-    stacks = {
-        name: np.stack([spectra(first + number, 8) for number in range(3)]) for name, first in (("a", 0), ("b", 3))
-    }
+    stacks = {name: np.stack([spectra(seed, 8) for seed in seeds]) for name, seeds in (("a", (0, 1)), ("b", (2, 3)))}
     (tmp_path / "tiles").mkdir()
     np.save(tmp_path / "tiles" / "a.stack.npy", stacks["a"])
     np.save(tmp_path / "b.stack.npy", stacks["b"])
