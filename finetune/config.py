@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from finetune.heads.registry import HeadChoice
+from finetune.losses.registry import LossChoice
 from pretrain.config.engine import EngineConfig
 from pretrain.config.run import GuardConfig, RunConfig, WatchdogConfig
 from shards.config import ConfigModel
@@ -31,7 +33,6 @@ from shards.config.fields import (
 Protocol = Literal["knn", "frozen", "adapter", "blocks", "full"]
 Align = Literal["nearest"]
 Group = Literal["location", "scene"]
-Head = Literal["conv", "fcn", "linear", "mlp"]
 TaskName = Annotated[str, AfterValidator(expand_path), Says("the name of a task, or the path of its file")]
 
 
@@ -43,13 +44,14 @@ class LabeledDataConfig(ConfigModel):
     images: PathText | None = None
     """Folder of tiles."""
     labels: PathText | None = None
-    """Folder of label tiles with the names of the images; or one file for all of them, a raster or polygons."""
+    """Folder of label tiles with the names of the images; or one file for all of them: a raster, polygons, or for
+    classification a table (.csv). Null takes the name of each image's folder for its class."""
     shards: PathText | None = None
     """Folder or URL of labeled shards."""
     align: Align | None = None
     """``nearest`` brings labels of another grid to the images'; null refuses them."""
     label_field: Name | None = None
-    """Field of polygons that holds the class."""
+    """Field of polygons, or column of a table, that holds the class."""
     label_layer: Name | None = None
     """Layer of the polygons, where their file has several."""
     splits: PathText | None = None
@@ -73,7 +75,7 @@ class LabeledDataConfig(ConfigModel):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [self.root is not None, self.shards is not None, bool(self.images or self.labels)]
-        if sum(given) != 1 or bool(self.images) != bool(self.labels):
+        if sum(given) != 1 or (self.labels and not self.images):
             raise ValueError("give one of .root, .shards, or .images with .labels")
         if self.shards is not None and self.splits:
             raise ValueError(".shards carry their splits: leave .splits out")
@@ -85,7 +87,7 @@ class LabeledDataConfig(ConfigModel):
 class FrozenConfig(ConfigModel):
     """Heads on a frozen encoder: each is trained at each rate for each seed, on features that are computed once."""
 
-    heads: Choices[Head] | None = None
+    heads: Choices[HeadChoice] | None = None
     """Heads to train; null for the published one of the task."""
     lrs: Choices[Rate] = (3e-4, 1e-3, 3e-3)
     """Learning rates; validation chooses."""
@@ -123,7 +125,7 @@ class FullConfig(ConfigModel):
     """Encoder and head trained together: all of the encoder (protocol full), its spectral adapter (adapter), or the
     adapter, patch embedding and first blocks (blocks)."""
 
-    head: Head | None = None
+    head: HeadChoice | None = None
     """Head to train; null for the published one of the task."""
     start: Literal["probe", "random"] = "probe"
     """Head to begin from: ``probe`` takes the one that the frozen protocol finds on the same encoder and tiles (LP-FT,
@@ -191,9 +193,12 @@ class FinetuneConfig(ConfigModel):
     fractions: Choices[Fraction] = (1.0,)
     """Shares of the training tiles, smaller ones within larger ones."""
     recipe: Literal["ours", "published"] = "ours"
-    """``published`` puts the task's published rates, epochs, batch and augmentation in place of those here."""
+    """``published`` puts the task's published rates, epochs, batch, loss and augmentation in place of those here."""
     select: Literal["score", "loss"] = "score"
     """What the best epoch and rate are chosen by, on the validation tiles."""
+    loss: LossChoice | None = None
+    """Loss that heads and models are trained with: its name, or a mapping with its name and options such as
+    ``class_weights``; null for the default of the task's kind."""
     knn: KnnConfig = KnnConfig()
     """Protocol ``knn``."""
     frozen: FrozenConfig = FrozenConfig()
@@ -214,7 +219,7 @@ class FinetuneConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
-        """The published recipe has epochs of its own, and no warm-up."""
+        """Check that warm-up ends; the published recipe has epochs of its own, and no warm-up."""
         if self.recipe == "ours" and self.full.warmup_epochs > self.full.epochs:
             raise ValueError(
                 f"full.warmup_epochs {self.full.warmup_epochs} must be at most full.epochs {self.full.epochs}: lower "
@@ -224,7 +229,7 @@ class FinetuneConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _adapting_batches_fit(self) -> Self:
-        """A frozen encoder whose batch norms adapt is trained by the engine, in the batches of ``full``."""
+        """Check batches of a frozen encoder whose batch norms adapt: the engine trains it, as in ``full``."""
         micro, group, batch = self.full.micro_batch or self.frozen.batch, self.full.bn_group, self.frozen.batch
         if self.recipe == "ours" and self.frozen.bn == "adapt" and (batch % micro or micro % group):
             raise ValueError(

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,7 @@ import numpy as np
 from finetune.config import FinetuneConfig
 from finetune.encoders.features import BATCH, encode
 from finetune.evaluate import prepare
-from finetune.evaluation.setting import Setting
-from finetune.metrics.scores import PRIMARY
+from finetune.evaluation.context import EvaluationContext
 from finetune.protocols.runner import Protocols
 from launch import runtime
 from launch.command import command_parser, fail, parse_command
@@ -68,16 +67,19 @@ class Way:
     """A recipe and what it works on."""
 
     config: FinetuneConfig
-    setting: Setting
+    context: EvaluationContext
 
     def protocols(self, folder: Path) -> Protocols:
-        return Protocols(self.config, self.setting, folder, Watchdog(self.config.watchdog, folder, StopRequest()))
+        """Return the protocols of a run in another folder."""
+        run = self.config.run.model_copy(update={"dir": str(folder)})
+        watchdog = Watchdog(self.config.watchdog, folder, StopRequest())
+        return Protocols(replace(self.context, config=self.config.model_copy(update={"run": run}), watchdog=watchdog))
 
     def test_scores(self, protocols: Protocols) -> list[float]:
         """The task's primary score of each seed."""
         results = protocols.run("pretrained", "frozen", 1.0)
         assert results is not None  # nobody asked to stop
-        return [one.test[PRIMARY[self.setting.task.kind]] for one in results]
+        return [one.test[self.context.kind.primary] for one in results]
 
 
 def both_ways(config: FinetuneConfig) -> tuple[Way, Way]:
@@ -88,7 +90,11 @@ def both_ways(config: FinetuneConfig) -> tuple[Way, Way]:
     crops = config.full.model_copy(update={"crop_scale": PUBLISHED_CROP})
     published = {"frozen": adapting, "full": crops, "seeds": config.seeds[:1], "select": "loss"}
     theirs = ours.model_copy(update=published)
-    return Way(ours, prepare(ours)), Way(theirs, prepare(theirs))
+    return _way(ours), _way(theirs)
+
+
+def _way(config: FinetuneConfig) -> Way:
+    return Way(config, prepare(config, Watchdog(config.watchdog, Path(config.run.dir), StopRequest())))
 
 
 def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
@@ -99,15 +105,15 @@ def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
         scores: list[list[float]] = []
         total = _seconds(lambda: scores.append(ours.test_scores(sweep)))
         one_training = _seconds(lambda: scores.append(theirs.test_scores(published)))
-    trainings = len(ours.config.seeds) * len(ours.config.frozen.lrs) * len(ours.setting.recipe.heads)
+    trainings = len(ours.config.seeds) * len(ours.config.frozen.lrs) * len(ours.context.recipe.heads)
     features = sweep.feature_seconds
     return Round(one_pass, features, total - features, one_training, trainings), scores[0], scores[1]
 
 
 def _encode_everything(protocols: Protocols) -> None:
     """All views of the training tiles and one of the others, keeping nothing."""
-    model = protocols.setting.model("pretrained").to(distributed.device())
-    for name, split in protocols.splits.items():
+    model = protocols.context.model("pretrained").to(distributed.device())
+    for name, split in protocols.context.splits.items():
         for view in range(protocols.recipe.frozen.views if name == "train" else 1):
             for first in range(0, len(split), BATCH):
                 rows = np.arange(first, min(first + BATCH, len(split)))
@@ -125,13 +131,13 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def _told(rounds: list[Round], ours: Way, theirs: Way, scores: tuple[list[float], list[float]]) -> str:
-    name, frozen = PRIMARY[ours.setting.task.kind], ours.config.frozen
+    name, frozen = ours.context.kind.primary, ours.config.frozen
     trainings = rounds[0].trainings
-    windows = {split: len(part) for split, part in ours.setting.splits.items()}
+    windows = {split: len(part) for split, part in ours.context.splits.items()}
     deviation = f" ± {statistics.stdev(scores[0]):.3f}" if len(scores[0]) > 1 else ""
     return "\n".join(
         [
-            f"{ours.setting.task.name}: {windows} windows, {frozen.epochs} epochs, median [range] of {len(rounds)}",
+            f"{ours.context.task.name}: {windows} windows, {frozen.epochs} epochs, median [range] of {len(rounds)}",
             f"ours: {trainings} trainings on {frozen.views} kept views, batch norms frozen, rate by validation score: "
             f"features {_spread([one.features for one in rounds], '.1f')} s, "
             f"heads {_spread([one.heads for one in rounds], '.1f')} s, "

@@ -3,7 +3,9 @@
 ::
 
     DEST/<folder>/<images>/<location>/<scene>.tif   the sensor's bands, int16, pixel-interleaved
-    DEST/<folder>/<labels>/<location>/<scene>.tif   codes of the task, in a dtype that such maps come in
+    DEST/<folder>/<labels>/<location>/<scene>.tif   codes of the task, in a dtype that such maps come in; values of a
+                                                    pixel regression
+    DEST/<folder>/labels.csv                        tile and class, of a classification
     DEST/hyperview/images/<number>.npz              array "data" (150, h, w) of any size
     DEST/splits/<task>/{train,val,test}.txt         or train.csv and val.csv of hyperview
 
@@ -11,6 +13,8 @@ Scores on them show that the path works, nothing more.
 """
 
 import csv
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +22,10 @@ import rasterio
 from rasterio.transform import Affine
 
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import kind_of
 from shards.errors import ConfigError
 from shards.sensors.resampling import response_matrix
-from shards.sensors.sensor import get_sensor
+from shards.sensors.sensor import NODATA, get_sensor
 from tools.sample_tiles import PIXEL_M, Visit, make_place, render
 
 MASK_DTYPES = {"enmap_eurocrops": "float64", "enmap_corine": "int16", "enmap_treemap": "uint16"}
@@ -45,15 +50,19 @@ def make_task_sample(dest: Path, task: Task, tiles: int = 15, size: int = 32, se
             f"{folder if folder.exists() else splits}: exists already; remove it or choose another folder"
         )
     splits.mkdir(parents=True)
-    if task.kind == "regression":
-        _make_tables(folder / task.layout.images, splits, task, tiles, seed)
+    images, source = folder / task.layout.images, kind_of(task).labels_from
+    if source == "tables":
+        _make_tables(images, splits, task, tiles, seed)
     else:
         assert task.layout.labels is not None
-        _make_tiles(folder / task.layout.images, folder / task.layout.labels, splits, task, tiles, size, seed)
+        write = {"rasters": _write_codes, "tile_classes": _write_class, "target_rasters": _write_values}[source]
+        _make_tiles(images, partial(write, folder / task.layout.labels, task), splits, task, tiles, size, seed)
     return f"{folder}: {tiles} synthetic tiles of {task.title or task.name}, lists in {splits}"
 
 
-def _make_tiles(images: Path, labels: Path, splits: Path, task: Task, tiles: int, size: int, seed: int) -> None:
+def _make_tiles(
+    images: Path, write_label: "WriteLabel", splits: Path, task: Task, tiles: int, size: int, seed: int
+) -> None:
     names = []
     for number in range(tiles):
         names.append(f"{1000 + 37 * number:07d}/{4134 + number % SCENES:05d}.tif")
@@ -61,10 +70,46 @@ def _make_tiles(images: Path, labels: Path, splits: Path, task: Task, tiles: int
         values, materials = _render(rng, task, size)
         grid = Affine(PIXEL_M, 0.0, 300000.0 + 5000.0 * number, 0.0, -PIXEL_M, 5800000.0)
         _write(images / names[-1], values, grid)
-        _write(labels / names[-1], _codes(task, materials, number)[None], grid)
+        write_label(names[-1], number, values, materials, grid)
     cuts = np.cumsum([round(SHARES["train"] * tiles), round(SHARES["val"] * tiles)])
     for split, part in zip(SHARES, np.split(np.array(names), cuts), strict=True):
         (splits / f"{split}.txt").write_text("\n".join(part.tolist()))  # without the last newline, as some are
+
+
+WriteLabel = Callable[[str, int, np.ndarray, np.ndarray, Affine], None]
+"""Writes the label of a tile, by its name, number, values (bands, size, size), materials (size, size) and grid."""
+
+
+def _write_codes(
+    labels: Path, task: Task, name: str, number: int, values: np.ndarray, materials: np.ndarray, grid: Affine
+) -> None:
+    _write(labels / name, _codes(task, materials, number)[None], grid)
+
+
+def _write_class(
+    table: Path, task: Task, name: str, number: int, values: np.ndarray, materials: np.ndarray, grid: Affine
+) -> None:
+    """Add a line with the material that covers most of the tile."""
+    most = int(np.bincount(materials.ravel(), minlength=7)[1:].argmax())
+    with open(table, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if number == 0:
+            writer.writerow(["tile", "class"])
+        writer.writerow([name, task.outputs[most]])
+
+
+def _write_values(
+    labels: Path, task: Task, name: str, number: int, values: np.ndarray, materials: np.ndarray, grid: Affine
+) -> None:
+    """Write how green each pixel is, as hundredths in int16, and without a value where nothing was measured."""
+    wavelength = np.asarray(get_sensor(task.sensor).wavelength_nm)
+    red, infrared = (values[np.abs(wavelength - nm).argmin()].astype(np.float64) for nm in (660, 850))
+    index = (infrared - red) / np.maximum(infrared + red, 1)
+    greenness = np.rint(100 * np.clip(100 * (index - 0.1) / 0.7, 0, 100))
+    stored = np.where((values == NODATA).any(0), -1, greenness).astype(np.int16)
+    _write(labels / name, stored[None], grid, nodata=-1)
+    with rasterio.open(labels / name, "r+") as file:
+        file.scales = (0.01,)
 
 
 def _render(rng: np.random.Generator, task: Task, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,10 +135,10 @@ def _codes(task: Task, materials: np.ndarray, number: int) -> np.ndarray:
     return np.array(table, dtype=MASK_DTYPES.get(task.name, "uint8"))[materials]
 
 
-def _write(path: Path, values: np.ndarray, grid: Affine) -> None:
+def _write(path: Path, values: np.ndarray, grid: Affine, nodata: float | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     bands, height, width = values.shape
-    options = {"driver": "GTiff", "interleave": "pixel", "crs": "EPSG:32633", "transform": grid}
+    options = {"driver": "GTiff", "interleave": "pixel", "crs": "EPSG:32633", "transform": grid, "nodata": nodata}
     with rasterio.open(path, "w", count=bands, height=height, width=width, dtype=values.dtype, **options) as file:
         file.write(values)
 

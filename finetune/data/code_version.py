@@ -1,7 +1,7 @@
-"""The version of the code that a result comes from: a hash of each source file that numbers depend on.
+"""The version of the code that a result comes from: a hash of each source file that computes something.
 
-Comments, docstrings and blank lines don't count, and neither do files that only read, write or report: what they hand
-on is hashed by its content.
+Comments, docstrings and blank lines do not count. Files that only read, write or report are left out: what they pass on
+is hashed by its content.
 """
 
 import ast
@@ -18,14 +18,16 @@ from shards.plugins import plugin_files
 Stage = Literal["reading", "features", "heads", "tuning"]
 
 READING = (
-    "finetune/data/layouts.py",
+    "finetune/data/folders.py",
+    "finetune/data/label_rasters.py",
+    "finetune/data/tables.py",
     "shards/sensors/band_metadata.py",
     "shards/sources/digital_numbers.py",
     "shards/sources/geotiff.py",
     "shards/sources/raster.py",
     "shards/sensors/sensor.py",
 )
-"""From an image's file to its array."""
+"""Code from the file of an image to its array."""
 
 FEATURES = (
     "finetune/data/datasets.py",
@@ -55,25 +57,46 @@ FEATURES = (
     ),
     "pretrain/weights/resample.py",
 )
-"""From an image's array to what an encoder makes of it."""
+"""Code from the array of an image to the encoder's features."""
 
 HEADS = (
     *FEATURES,
-    "finetune/heads/heads.py",
-    "finetune/protocols/knn.py",
+    "finetune/data/batches.py",
+    "finetune/evaluation/collector.py",
+    "finetune/evaluation/context.py",
+    "finetune/evaluation/selection.py",
+    "finetune/heads/build.py",
+    "finetune/heads/dense.py",
+    "finetune/heads/pooled.py",
+    "finetune/losses/classes.py",
+    "finetune/losses/dice.py",
+    "finetune/losses/loss.py",
+    "finetune/losses/targets.py",
     "finetune/metrics/scores.py",
     "finetune/protocols/frozen.py",
+    "finetune/protocols/knn.py",
     "finetune/protocols/runner.py",
-    "finetune/metrics/scoring.py",
-    "finetune/evaluation/setting.py",
     "finetune/tasks/__init__.py",
+    *(
+        f"finetune/tasks/kinds/{name}.py"
+        for name in (
+            "classes",
+            "classification",
+            "kind",
+            "multilabel",
+            "pixel_regression",
+            "regression",
+            "segmentation",
+            "targets",
+        )
+    ),
     "pretrain/loop/nearest.py",
     "pretrain/models/initialize.py",
     "pretrain/engine/optimizers.py",
     "pretrain/engine/schedules.py",
     "shards/order/random_bits.py",
 )
-"""From features to scores."""
+"""Code from features to scores."""
 
 TUNING = (
     *HEADS,
@@ -89,7 +112,7 @@ TUNING = (
     "pretrain/resilience/guard.py",
     "pretrain/models/activation_checkpointing.py",
 )
-"""From an image's array to scores, through an encoder that learns."""
+"""Code from the array of an image to scores, through an encoder that learns."""
 
 STAGES: dict[Stage, tuple[str, ...]] = {"reading": READING, "features": FEATURES, "heads": HEADS, "tuning": TUNING}
 
@@ -102,14 +125,14 @@ def code_version(stage: Stage) -> dict[str, str]:
 
 @cache
 def source_hash(path: Path) -> str:
-    """Hash of a Python file's statements."""
+    """Return the hash of a Python file's statements."""
     return hashlib.sha256("\n".join(statements(path.read_text(encoding="utf-8"))).encode()).hexdigest()[:16]
 
 
 def statements(source: str) -> list[str]:
-    """Lines of a source without comments, docstrings and blank lines.
+    """Return the lines of a source without comments, docstrings and blank lines.
 
-    Text is taken as it stands: dumps of the syntax tree differ between Python's versions.
+    The text itself is used, since dumps of the syntax tree differ between versions of Python.
     """
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

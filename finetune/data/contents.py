@@ -1,4 +1,4 @@
-"""Hashes of what images hold, kept between runs for as long as their files stay as they are.
+"""Hashes of the contents of images, kept between runs as long as their files are unchanged.
 
 ::
 
@@ -21,7 +21,7 @@ from typing import Any
 from finetune.data.code_version import code_version
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import digest
-from finetune.data.layouts import Item
+from finetune.data.items import Item
 from pretrain import distributed
 from shards.errors import ForgeError
 from shards.files.atomic import write_atomic
@@ -32,7 +32,7 @@ AT_REST = 3.0
 """Seconds since the last change from which a file's times are trusted; file systems' clocks tick in up to 2."""
 
 BATCH = 64
-"""Images that are hashed between two signs of life."""
+"""Images that are hashed between two heartbeats."""
 
 Stamp = list[list[Any]]
 """Name, size, times of modification and of status change in ns, and inode of every file that is read for an image."""
@@ -52,7 +52,7 @@ class ContentCache:
             pass
 
     def find(self, item: Item) -> str | None:
-        """The hash of an image whose files, or whose shards, are as they were."""
+        """Return the hash of an image whose files, or whose shards, are unchanged; None otherwise."""
         entry = self._entries.get(_name(item))
         return entry[1] if entry and entry[0] == stamp(item) else None
 
@@ -73,8 +73,8 @@ class ContentCache:
 
 
 def stamp(item: Item) -> Stamp:
-    """Of the image's file and those that are read with it (``x.hdr``, ``x.tif.aux.xml`` of ``x.tif``); empty for what
-    has an identity."""
+    """Return the stamp of an image's file and of those that are read with it (``x.hdr`` and ``x.tif.aux.xml`` of
+    ``x.tif``); empty for images with an identity."""
     found: Stamp = []
     if item.identity or item.file is None:
         return found
@@ -90,7 +90,7 @@ def stamp(item: Item) -> Stamp:
 
 @lru_cache(maxsize=64)
 def _beside(folder: Path, _: int) -> dict[str, list[str]]:
-    """Names in a folder by their stem: all that comes before any of their dots."""
+    """Return the names in a folder by their stem: all that comes before any of their dots."""
     found: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
         for end in [place for place, letter in enumerate(name) if letter == "." and place] + [len(name)]:
@@ -99,21 +99,21 @@ def _beside(folder: Path, _: int) -> dict[str, list[str]]:
 
 
 def _name(item: Item) -> str:
-    """Under which an image is kept."""
+    """Return the key that an image is kept under."""
     return f"{item.identity}/{item.name}" if item.identity else str(item.file.absolute() if item.file else "")
 
 
 def _changed(found: Stamp) -> float:
-    """When the newest of the files changed; never, where there are none to change."""
+    """Return when the newest of the files changed, in seconds since the epoch; 0 without files."""
     return max((max(one[2], one[3]) / 1e9 for one in found), default=0.0)
 
 
-def identify_images(splits: dict[str, LabeledSplit], path: Path, alive: Callable[[], None]) -> None:
+def identify_images(splits: dict[str, LabeledSplit], path: Path, heartbeat: Callable[[], None]) -> None:
     """Give every split the hashes of its images; ranks share the images that are not known from earlier.
 
     Args:
         path: of the cache.
-        alive: called now and then; see Watchdog.begin.
+        heartbeat: called now and then; see Watchdog.begin.
 
     Raises:
         TileError, SourceError: an image can't be read; on every rank.
@@ -127,10 +127,10 @@ def identify_images(splits: dict[str, LabeledSplit], path: Path, alive: Callable
     error: ForgeError | None = None
     hashed: list[tuple[str, int, str, Stamp, float]] = []
     try:
-        hashed = _hash(splits, mine, alive)
+        hashed = _hash(splits, mine, heartbeat)
     except ForgeError as raised:
         error = raised
-    distributed.store_barrier(alive)
+    distributed.store_barrier(heartbeat)
     distributed.raise_on_all_ranks(lambda: _raise(error))
     for name, place, found, before, started in (one for part in distributed.gather_objects(hashed) for one in part):
         known[name][place] = found
@@ -149,7 +149,7 @@ def _raise(error: ForgeError | None) -> None:
 
 
 def _hash(
-    splits: dict[str, LabeledSplit], chosen: list[tuple[str, int]], alive: Callable[[], None]
+    splits: dict[str, LabeledSplit], chosen: list[tuple[str, int]], heartbeat: Callable[[], None]
 ) -> list[tuple[str, int, str, Stamp, float]]:
     found: list[tuple[str, int, str, Stamp, float]] = []
     with progress("hash images", len(chosen), show=distributed.is_main()) as bar:
@@ -158,7 +158,7 @@ def _hash(
             hashes = splits[name].hash_images(places)
             found += [(name, *one, started) for one in zip(places, hashes, before, strict=True)]
             bar.update(len(places))
-            alive()
+            heartbeat()
     return found
 
 

@@ -1,4 +1,4 @@
-"""Labeled tiles as windows of the size that an encoder takes: labels in memory, images read when they are needed."""
+"""Labeled tiles as windows of the size that an encoder takes: labels in memory, images read when needed."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,21 +10,23 @@ import torch
 from torch.nn import functional as F
 
 from finetune.data.hashes import array_hash, digest
-from finetune.data.layouts import Item
+from finetune.data.items import Item
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import kind_of
 from shards.errors import SourceError
 from shards.progress import progress
 from shards.sensors.sensor import NODATA
 
 VIEWS = 8
-"""Flips and rotations of a square."""
+"""Number of flips and rotations of a square."""
 
 
 class LabeledSplit:
     """One split of a task.
 
-    A segmentation's tile is cut into windows, the rim padded with missing values that don't count; a tile of another
-    task is one window: resized where it is floating point (HYPERVIEW's vary in size), else of that size already.
+    Where every pixel has a label, a tile is cut into windows, and the rim is padded with missing values that don't
+    count. Where a tile has one label, it is one window: resized if it is floating point (HYPERVIEW's vary in size),
+    else of that size already.
 
     Args:
         items: its tiles.
@@ -34,17 +36,16 @@ class LabeledSplit:
         quiet: without a progress bar.
 
     Attributes:
-        labels: int16 (N, S, S) class indices, uint8 (N, C) classes that occur, or float32 (N, T) targets.
-        tile_of: (N,) which of ``items`` a window is from; multilabel tiles without any label are left out.
+        labels: (N, ...) as the task's kind encodes them.
+        tile_of: (N,) which of ``items`` a window is from; tiles that the kind leaves out are none.
         declared: class codes that a label file declares to be its nodata value, so that they don't count.
 
     Raises:
-        SourceError, TileError: a label is missing, unreadable, of another size than expected, or has a code that is
-            neither a class nor to be ignored.
+        SourceError, TileError: a label is missing, unreadable, of another size than expected, or refused by the kind.
     """
 
     def __init__(self, items: Sequence[Item], task: Task, size: int, threads: int, keep: bool, quiet: bool) -> None:
-        self.items, self.task, self.size = items, task, size
+        self.items, self.task, self.kind, self.size = items, task, kind_of(task), size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
         self._keep, self._kept = keep, dict[int, np.ndarray]()
         self._lock = threading.Lock()
@@ -64,25 +65,25 @@ class LabeledSplit:
 
     @property
     def labels_hash(self) -> str:
-        """Of the names and labels of all tiles as the task reads them, whatever the size of a window."""
+        """Hash of the names and labels of all tiles as the task reads them; the size of windows does not count."""
         return digest([[item.name, one] for item, one in zip(self.items, self._label_hashes, strict=True)])
 
     @property
     def images_hash(self) -> str:
-        """Of the names and images of all tiles."""
+        """Hash of the names and images of all tiles."""
         return digest([[item.name, one] for item, one in zip(self.items, self.image_hashes, strict=True)])
 
     @cached_property
     def image_hashes(self) -> list[str]:
-        """Of each tile's image; set by those who know them from earlier (finetune/data/contents.py)."""
+        """Hashes of the tiles' images; set from outside where they are known (finetune/data/contents.py)."""
         return self.hash_images(range(len(self.items)))
 
     def hash_images(self, places: Sequence[int]) -> list[str]:
-        """Hashes of the images of tiles ``places``, which are kept in memory like any that is read."""
+        """Return the hashes of the images of tiles ``places``; images are kept in memory like any that is read."""
         return list(self._pool.map(self._hash_image, places))
 
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """Windows (n, bands, S, S), int16, or float32 of a resized task.
+        """Return windows (n, bands, S, S): int16, or float32 where tiles are resized.
 
         Raises:
             TileError, SourceError: an image is unreadable, of other bands, or of another size than its label.
@@ -92,7 +93,7 @@ class LabeledSplit:
         return np.stack([self._window(read[int(self.tile_of[row])], int(row)) for row in rows])
 
     def batches(self, orders: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """`images` of each array of rows, the next being read meanwhile."""
+        """Yield the `images` of each array of rows, while the next ones are read."""
         with ThreadPoolExecutor(1) as ahead:
             pending = None
             for rows in orders:
@@ -104,32 +105,26 @@ class LabeledSplit:
                 yield pending.result()
 
     def views(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """`images`, each in one of the eight views."""
+        """Return `images`, each in one of the eight views."""
         return np.stack([view_of(image, int(view)) for image, view in zip(self.images(rows), views, strict=True)])
 
     # ---- one tile ----
 
     def _labels_of(self, item: Item) -> tuple[np.ndarray, int, str]:
-        """Labels of an item's windows, windows in a row of it, and a hash of its labels."""
-        if item.mask is None:
-            values = np.asarray([item.values], np.float32)
-            return values, 1, array_hash(values)
-        codes = item.mask()
-        unknown = self.task.unknown_codes(codes)
-        if unknown:
-            raise SourceError(
-                f"{item.name}: label code {unknown[0]} is no class of task {self.task.name}: add it to its classes, "
-                "or to 'ignore'"
-            )
-        missing = codes == NODATA
-        if missing.any() and not self.declared:
+        """Return the labels of an item's windows (none leaves it out), windows in a row, and a hash of its labels."""
+        raw = item.label()
+        problem = self.kind.find_problem(raw)
+        if problem:
+            raise SourceError(f"{item.name}: {problem}")
+        if (raw == NODATA).any() and not self.declared:
             self.declared |= self.task.class_codes & {item.nodata()}
-        if self.task.kind == "multilabel":
-            present = self.task.to_multihot(codes)[None][: not missing.all()]
-            return present, 1, array_hash(present)
-        indices = self.task.to_indices(codes)
-        windows = cut(indices, self.size, self.task.ignore_index)
-        return windows, -(-indices.shape[1] // self.size), array_hash(indices)
+        labels = self.kind.encode(raw)
+        if labels is None:
+            nothing = np.zeros(0, self.kind.label_type)
+            return nothing, 1, array_hash(nothing)
+        if not self.kind.is_dense:
+            return labels[None], 1, array_hash(labels[None])
+        return cut(labels, self.size, self.kind.fill), -(-labels.shape[-1] // self.size), array_hash(labels)
 
     def _tile(self, number: int) -> np.ndarray:
         with self._lock:
@@ -142,7 +137,7 @@ class LabeledSplit:
         return array_hash(values)
 
     def _fitted(self, number: int, values: np.ndarray) -> np.ndarray:
-        """A tile's image, ready to be cut into windows; kept where images are."""
+        """Return a tile's image, ready to be cut into windows, and keep it where images are kept."""
         ready = self._fit(self.items[number], values)
         if self._keep:
             with self._lock:
@@ -150,7 +145,7 @@ class LabeledSplit:
         return ready
 
     def _fit(self, item: Item, values: np.ndarray) -> np.ndarray:
-        if self.task.kind != "segmentation":
+        if not self.kind.is_dense:
             if values.dtype == np.float32:
                 return resize(values, self.size)
             if values.shape[1:] != (self.size, self.size):
@@ -159,7 +154,7 @@ class LabeledSplit:
         return values
 
     def _window(self, tile: np.ndarray, row: int) -> np.ndarray:
-        if self.task.kind != "segmentation":
+        if not self.kind.is_dense:
             return tile
         number = int(self.tile_of[row])
         place = row - int(self._first[number])
@@ -172,19 +167,22 @@ class LabeledSplit:
         return np.pad(window, ((0, 0), (0, short[0]), (0, short[1])), constant_values=NODATA) if any(short) else window
 
 
-def cut(labels: np.ndarray, size: int, fill: int) -> np.ndarray:
-    """(H, W) to windows (n, size, size), row by row; the rim is padded with ``fill``."""
-    padded = np.pad(labels, ((0, -labels.shape[0] % size), (0, -labels.shape[1] % size)), constant_values=fill)
-    rows, columns = padded.shape[0] // size, padded.shape[1] // size
-    return padded.reshape(rows, size, columns, size).transpose(0, 2, 1, 3).reshape(-1, size, size)
+def cut(labels: np.ndarray, size: int, fill: float) -> np.ndarray:
+    """Cut (..., H, W) into windows (n, ..., size, size), row by row; the rim is padded with ``fill``."""
+    height, width = labels.shape[-2:]
+    rim = [(0, 0)] * (labels.ndim - 2) + [(0, -height % size), (0, -width % size)]
+    padded = np.pad(labels, rim, constant_values=fill)
+    rows, columns = padded.shape[-2] // size, padded.shape[-1] // size
+    split = padded.reshape(*labels.shape[:-2], rows, size, columns, size)
+    return np.moveaxis(split, (-4, -2), (0, 1)).reshape(-1, *labels.shape[:-2], size, size)
 
 
 def resize(values: np.ndarray, size: int) -> np.ndarray:
-    """float32 (C, h, w) to (C, size, size), bicubic with aligned corners as the published HYPERVIEW reader."""
+    """Resize float32 (C, h, w) to (C, size, size), bicubic with aligned corners as the published HYPERVIEW reader."""
     return F.interpolate(torch.from_numpy(values)[None], (size, size), mode="bicubic", align_corners=True)[0].numpy()
 
 
 def view_of(array: np.ndarray, view: int) -> np.ndarray:
-    """One of the eight flips and rotations (0 to 7) of the last two axes; 0 is the array itself."""
+    """Return one of the eight flips and rotations (0 to 7) of the last two axes; 0 is the array itself."""
     turned = np.rot90(array, view % 4, axes=(-2, -1))
     return np.ascontiguousarray(np.flip(turned, -1) if view >= 4 else turned)

@@ -9,12 +9,12 @@ import xxhash
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value; the order of keys does not count."""
+    """Return the SHA-256 of a JSON value; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def array_hash(array: np.ndarray) -> str:
-    """Hash of an array's type, shape and values."""
+    """Return the hash of an array's dtype, shape and values."""
     whole = np.ascontiguousarray(array)
     found = xxhash.xxh3_128(f"{whole.dtype.str} {whole.shape} ".encode())
     found.update(whole.reshape(-1).view(np.uint8).data)

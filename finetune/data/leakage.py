@@ -1,11 +1,11 @@
-"""Overlap audit: which test tiles come from scenes that the encoder has been pretrained on."""
+"""Leakage: which test tiles come from scenes that the encoder was pretrained on."""
 
-from finetune.data.layouts import Item
+from finetune.data.items import Item
 from shards.read.reader import ShardReader
 
 
 def seen_in_pretraining(shards: str | None, tiles: list[Item]) -> list[bool] | None:
-    """Whether each tile's scene is among those of the pretraining shards; None without shards to look into.
+    """Return whether each tile's scene is among those of the pretraining shards; None without shards to look into.
 
     Raises:
         ShardError: there are no shards.

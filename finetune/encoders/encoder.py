@@ -8,11 +8,12 @@ import numpy as np
 
 from finetune.config import FinetuneConfig, LabeledDataConfig
 from finetune.data.datasets import LabeledSplit
-from finetune.data.layouts import Split
+from finetune.data.items import Split
 from finetune.encoders.features import encoder_hash
 from finetune.encoders.images import check_same_bands
 from finetune.encoders.model_file import InputDescription
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
@@ -48,16 +49,16 @@ class EncoderFile:
     is_vit: bool
 
     def build(self, bn_group: int | None = None) -> Encoder:
-        """The pretrained encoder, on the CPU."""
+        """Build the pretrained encoder, on the CPU."""
         size = self.size if self.is_vit else None
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
-    def told(self, name: str, sha256: str) -> dict[str, Any]:
-        """What results say of it, or of its untrained twin, whose weights have that hash."""
+    def describe(self, name: str, sha256: str) -> dict[str, Any]:
+        """Return what results record of the encoder, or of its random-init baseline, whose weights have that hash."""
         known = self.description
         if name == "random":
-            told = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
-            return told | {"sha256": sha256, "untrained": True}
+            record = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
+            return record | {"sha256": sha256, "untrained": True}
         return {
             "name": _short_name(self.path),
             "sha256": sha256,
@@ -68,10 +69,10 @@ class EncoderFile:
         }
 
     def describe_input(self, data: LabeledDataConfig, train: LabeledSplit) -> InputDescription:
-        """How tiles become the encoder's input.
+        """Describe how tiles become the encoder's input.
 
         Raises:
-            ConfigError: bands, statistics and weights don't go together.
+            ConfigError: bands, statistics and weights do not match.
         """
         known, sensor = self.description, self.sensor
         response, wanted = None, sensor.num_bands
@@ -131,13 +132,13 @@ def _short_name(location: str) -> str:
 def fit_encoder(
     encoder: Encoder, description: EncoderDescription, config: FinetuneConfig, task: Task, items: Split
 ) -> EncoderFile:
-    """The checkpoint of a config, for these tiles.
+    """Fit the checkpoint of a config to these tiles.
 
     Raises:
-        ConfigError: it is not for such tiles.
+        ConfigError: the encoder does not take such tiles.
     """
     is_vit = isinstance(encoder, ViTEncoder)
-    published = config.recipe == "published" and task.kind == "segmentation"
+    published = config.recipe == "published" and kind_of(task).is_dense
     dilate = encoder.dense_dilation if published and encoder.dense_dilation else (False,) * 4
     size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
     sensor = tile_sensor(config.data, task)
@@ -147,17 +148,17 @@ def fit_encoder(
 
 
 def tile_sensor(data: LabeledDataConfig, task: Task) -> Sensor:
-    """Whose bands the tiles have: those that are stored with shards, else those of the task's sensor."""
+    """Return the sensor whose bands the tiles have: that of the shards, else that of the task."""
     if data.shards is None:
         return get_sensor(task.sensor)
     return sensor_of(open_dataset(data.shards).manifest)
 
 
 def _window_size(task: Task, items: Split, description: EncoderDescription, multiple: int) -> int:
-    """The encoder's image size; smaller for smaller tiles, and a whole tile for tasks that have one label a tile."""
+    """Return the encoder's image size, smaller for smaller tiles; the whole tile where a tile has one label."""
     first = items["train"][0].image()
     side = max(first.shape[1:])
-    if task.kind == "segmentation":
+    if kind_of(task).is_dense:
         return min(description.image_size, -(-side // multiple) * multiple)
     if first.dtype == np.float32:  # is resized
         return description.image_size
@@ -169,7 +170,7 @@ def _window_size(task: Task, items: Split, description: EncoderDescription, mult
     return side
 
 
-def untrained_twin(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
+def initialize_as_pretraining(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
     """Give an encoder the weights that pretraining begins from."""
     initialize(encoder, "pretrain.encoder", seed)
     if isinstance(encoder, ViTEncoder) and description.objective == "mae":
@@ -179,7 +180,7 @@ def untrained_twin(encoder: Encoder, description: EncoderDescription, seed: int)
 
 
 def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each band over the training tiles, without missing values."""
+    """Return mean and standard deviation of each band over the training tiles, without missing values."""
     count, total, squares = 0.0, np.zeros(1), np.zeros(1)
     for item in train.items:
         values = item.image().astype(np.float64)

@@ -9,6 +9,7 @@ All ranks compute a share. A cache is used by any later run with the same key.
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from finetune.data.code_version import code_version
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash, digest
 from finetune.encoders.model_file import TaskModel
+from finetune.tasks.kinds.kind import kind_of
 from pretrain import distributed
 from pretrain.console import log
 from pretrain.weights.finite import is_finite
@@ -29,7 +31,7 @@ from shards.progress import progress
 
 BATCH = 16
 COMPLETE = "complete"
-"""Attribute that a cache gets when all of it is there."""
+"""Attribute of a cache that is complete."""
 
 
 class FeaturesError(ForgeError):
@@ -46,11 +48,11 @@ class Features(Protocol):
     views: int
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        """Float32 features (n, D, g, g) or (n, D) of windows ``rows``, each in its view, on the device."""
+        """Return float32 features (n, D, g, g) or (n, D) of windows ``rows``, each in its view, on the device."""
 
 
 class KeptFeatures:
-    """From a cache; held in memory where ``in_memory``."""
+    """Features from a cache, held in memory if ``in_memory``."""
 
     def __init__(self, array: zarr.Array, device: torch.device, in_memory: bool) -> None:
         self.views, self.device = array.shape[1], device
@@ -68,7 +70,7 @@ class KeptFeatures:
 
 
 class FreshFeatures:
-    """Computed at every call."""
+    """Features that are computed at every call."""
 
     def __init__(self, model: TaskModel, split: LabeledSplit, views: int, device: torch.device) -> None:
         self.model, self.split, self.views, self.device = model, split, views, device
@@ -77,53 +79,74 @@ class FreshFeatures:
         return _require_finite(encode(self.model, self.split, rows, views, self.device))
 
 
-def frozen_features(
-    model: TaskModel,
-    split: LabeledSplit,
-    views: int,
-    cache: Path,
-    quota_gb: float,
-    memory_gb: float,
-    device: torch.device,
-    name: str,
-    alive: Callable[[], None] = lambda: None,
-) -> Features:
-    """Features of a split, kept below ``cache`` if they fit the quota; every rank calls it.
+@dataclass(frozen=True)
+class FeatureStore:
+    """Keeps features of frozen encoders as Zarr arrays; every rank has one, and computes a share.
 
-    Args:
-        model: encoder and input, on the device; its head is not used.
-        quota_gb: of this cache; larger ones are not written, and features are computed at every use.
-        memory_gb: caches up to this size are held in memory.
-        name: of the split, for the progress bar.
-        alive: called after every batch, see Watchdog.begin.
-
-    Raises:
-        ConfigError: the cache folder can't be written.
-        FeaturesError: they are not finite.
+    Attributes:
+        folder: of the arrays, one a key.
+        quota_gb: larger arrays are not written, and features are computed at every use.
+        memory_gb: arrays up to this size are held in memory.
+        device: that encoders run on.
+        heartbeat: called after every batch, see Watchdog.begin.
     """
-    shape = (len(split), views, *_feature_shape(model, split))
-    size_gb = 2 * float(np.prod(shape)) / 1e9
-    if size_gb > quota_gb:
-        log(
-            f"features of {name}: {size_gb:.1f} GB are more than frozen.quota_gb {quota_gb:g}: computed again at every "
-            "use; raise it, or lower frozen.views"
-        )
-        return FreshFeatures(model, split, views, device)
-    path = cache / f"{_key(model, split, views)}.zarr"
-    if not distributed.broadcast_object(_is_complete(path)):
-        log(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, once")
-        distributed.raise_on_all_ranks(lambda: _create(path, shape) if distributed.is_main() else None)
-        distributed.barrier()
-        _fill(path, model, split, views, device, name, alive)
-        distributed.store_barrier(alive)
-        if distributed.is_main():
-            zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
-        distributed.barrier()
-    return KeptFeatures(zarr.open_array(path, mode="r"), device, in_memory=size_gb <= memory_gb)
+
+    folder: Path
+    quota_gb: float
+    memory_gb: float
+    device: torch.device
+    heartbeat: Callable[[], None] = lambda: None
+
+    def load(self, model: TaskModel, split: LabeledSplit, views: int, name: str) -> Features:
+        """Return the features of a split, computed now where they are not kept; every rank calls it.
+
+        Args:
+            model: encoder and input, on the device; its head is not used.
+            views: how many of the eight views.
+            name: of the split, for messages.
+
+        Raises:
+            ConfigError: the folder can't be written.
+            FeaturesError: they are not finite.
+        """
+        shape = (len(split), views, *_feature_shape(model, split))
+        size_gb = 2 * float(np.prod(shape)) / 1e9
+        if size_gb > self.quota_gb:
+            log(
+                f"features of {name}: {size_gb:.1f} GB are more than frozen.quota_gb {self.quota_gb:g}: computed again "
+                "at every use; raise it, or lower frozen.views"
+            )
+            return FreshFeatures(model, split, views, self.device)
+        path = self.folder / f"{_key(model, split, views)}.zarr"
+        if not distributed.broadcast_object(_is_complete(path)):
+            log(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, once")
+            distributed.raise_on_all_ranks(lambda: _create(path, shape) if distributed.is_main() else None)
+            distributed.barrier()
+            self._fill(path, model, split, name)
+            distributed.store_barrier(self.heartbeat)
+            if distributed.is_main():
+                zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
+            distributed.barrier()
+        return KeptFeatures(zarr.open_array(path, mode="r"), self.device, in_memory=size_gb <= self.memory_gb)
+
+    def _fill(self, path: Path, model: TaskModel, split: LabeledSplit, name: str) -> None:
+        """Write this rank's share of the batches; a batch is a chunk, so no two ranks write one file."""
+        array = zarr.open_array(path, mode="r+")
+        begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
+        orders = [np.arange(begin, min(begin + BATCH, len(split))) for begin in begins]
+        images = split.batches(orders)
+        with torch.no_grad():
+            batches = zip(orders, images, strict=True)
+            for rows, read in progress(f"features {name}", len(orders), batches, "batch", show=distributed.is_main()):
+                for view in range(array.shape[1]):
+                    tiles = torch.from_numpy(read).to(self.device)
+                    found = _encode_tiles(model, _view_on_device(tiles, view))
+                    array[rows[0] : rows[-1] + 1, view] = found.half().cpu().numpy()
+                self.heartbeat()
 
 
 def _require_finite(features: Tensor) -> Tensor:
-    """The features; those of a diverged encoder or of broken tiles would vote, and be trained on, all the same."""
+    """Return the features; raises FeaturesError where an encoder has diverged or tiles are broken."""
     if not is_finite(features):
         raise FeaturesError(
             "features that are NaN or infinite (kept as float16, up to 65504): the encoder diverged, or the images of "
@@ -134,43 +157,18 @@ def _require_finite(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(model: TaskModel, split: LabeledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
-    """Float32 features of windows, each in its view: the map (n, D, g, g) of a segmentation, else pooled (n, D)."""
+    """Return float32 features of windows, each in its view: (n, D, g, g) of a dense kind of task, else (n, D)."""
     tiles = torch.from_numpy(split.views(rows, views)).to(device)
     return _encode_tiles(model, tiles)
 
 
 def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
     assert model.task is not None
-    dense = model.task.kind == "segmentation"
-    return model.encoder(model.images(tiles), "map" if dense else "pooled").float()
-
-
-def _fill(
-    path: Path,
-    model: TaskModel,
-    split: LabeledSplit,
-    views: int,
-    device: torch.device,
-    name: str,
-    alive: Callable[[], None],
-) -> None:
-    """This rank's share of the batches; a batch is a chunk, so no two ranks write one file."""
-    array = zarr.open_array(path, mode="r+")
-    begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
-    orders = [np.arange(begin, min(begin + BATCH, len(split))) for begin in begins]
-    images = split.batches(orders)
-    with torch.no_grad():
-        batches = zip(orders, images, strict=True)
-        for rows, read in progress(f"features {name}", len(orders), batches, "batch", show=distributed.is_main()):
-            for view in range(views):
-                tiles = torch.from_numpy(read).to(device)
-                found = _encode_tiles(model, _view_on_device(tiles, view))
-                array[rows[0] : rows[-1] + 1, view] = found.half().cpu().numpy()
-            alive()
+    return model.encoder(model.images(tiles), kind_of(model.task).features).float()
 
 
 def _view_on_device(tiles: Tensor, view: int) -> Tensor:
-    """As datasets.view_of."""
+    """Return the same as datasets.view_of."""
     turned = torch.rot90(tiles, view % 4, dims=(-2, -1))
     return turned.flip(-1) if view >= 4 else turned
 
@@ -198,8 +196,8 @@ def _is_complete(path: Path) -> bool:
 def _feature_shape(model: TaskModel, split: LabeledSplit) -> tuple[int, ...]:
     assert model.task is not None
     side = split.size // model.encoder.stride
-    dense = model.task.kind == "segmentation"
-    return (model.encoder.feature_dim, side, side) if dense else (model.encoder.feature_dim,)
+    width = model.encoder.feature_dim
+    return (width, side, side) if kind_of(model.task).is_dense else (width,)
 
 
 def _key(model: TaskModel, split: LabeledSplit, views: int) -> str:
@@ -209,7 +207,7 @@ def _key(model: TaskModel, split: LabeledSplit, views: int) -> str:
         "tiles": split.images_hash,
         "window": [split.size, split.labels.shape[0]],
         "views": views,
-        "kind": model.task.kind,
+        "features": kind_of(model.task).features,
         "encoder": [encoder_hash(model.encoder), known.architecture, known.patch_size, list(model.dilate)],
         "input": [None if one is None else array_hash(one.cpu().numpy()) for one in _input_tensors(model)],
         "clip": images.normalize.clip,
@@ -224,7 +222,7 @@ def _input_tensors(model: TaskModel) -> tuple[Tensor | None, ...]:
 
 
 def encoder_hash(encoder: torch.nn.Module) -> str:
-    """SHA-256 of all weights and buffers by name."""
+    """Return the SHA-256 of all weights and buffers by name."""
     digest = hashlib.sha256()
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -37,7 +37,7 @@ class ImageInput(nn.Module):
         self.register_buffer("response", matrix, persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Digital numbers (B, bands, H, W), int16 or float32, to normalized float32; what is missing becomes 0."""
+        """Digital numbers (B, bands, H, W), int16 or float32, to normalized float32; missing values become 0."""
         if self.response is None:
             return self.normalize(tiles)
         mixed, missing = apply_responses(tiles, self.response)

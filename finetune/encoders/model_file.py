@@ -13,8 +13,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from finetune.encoders.images import ImageInput
-from finetune.heads.heads import HeadName, build_head, predict
+from finetune.heads.build import build_head
+from finetune.heads.registry import HeadChoice, HeadConfig, head_config
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.encoder import Encoder
 from pretrain.models.registry import build_encoder
 from pretrain.weights.description import EncoderDescription, WeightsError, read_header
@@ -49,7 +51,7 @@ class _Saved:
     """The task's part of a model's header."""
 
     task: Task
-    head: HeadName
+    head: HeadChoice
     inputs: InputDescription
     dilate: tuple[bool, bool, bool, bool]
 
@@ -62,7 +64,7 @@ class TaskModel(nn.Module):
 
     Attributes:
         encoder, description: the encoder, and what its file says of it.
-        head, task: None for a bare encoder, whose output is its feature map.
+        head, head_config, task: None for a bare encoder, whose output is its feature map.
         inputs: which bands tiles have, and how they are normalized.
         dilate: of a ResNet's encoder.
     """
@@ -72,29 +74,29 @@ class TaskModel(nn.Module):
         encoder: Encoder,
         description: EncoderDescription,
         inputs: InputDescription,
-        head_name: str = "",
+        head_choice: HeadConfig | str | None = None,
         head: nn.Module | None = None,
         task: Task | None = None,
         dilate: tuple[bool, ...] = (False,) * 4,
     ) -> None:
         super().__init__()
         self.encoder, self.description, self.inputs = encoder, description, inputs
-        self.head_name, self.head, self.task, self.dilate = head_name, head, task, dilate
+        self.head, self.task, self.dilate = head, task, dilate
+        self.head_config = head_config(head_choice) if head_choice else None
         self.images = inputs.build()
 
     def scores(self, tiles: Tensor) -> Tensor:
-        """Of digital numbers (B, bands, S, S): scores (B, C, S, S) of segmentation, (B, K) of other tasks, and without
-        a head the feature map (B, D, S / stride, S / stride)."""
+        """Digital numbers (B, bands, S, S) to scores: (B, K, S, S) where every pixel has a label, else (B, K);
+        without a head the feature map (B, D, S / stride, S / stride)."""
         images = self.images(tiles)
         if self.task is None or self.head is None:
             return self.encoder.dense_features(images).float()
-        dense = self.task.kind == "segmentation"
-        return self.head(self.encoder(images, "map" if dense else "pooled")).float()
+        return self.head(self.encoder(images, kind_of(self.task).features)).float()
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Predictions: classes (B, S, S), probabilities (B, C), values (B, K); features without a head."""
+        """Digital numbers to predictions of the shape of labels, see `TaskKind.predict`; features without a head."""
         scores = self.scores(tiles)
-        return scores if self.task is None else predict(self.task.kind, scores)
+        return scores if self.task is None else kind_of(self.task).predict(scores)
 
 
 def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | None = None) -> None:
@@ -103,10 +105,10 @@ def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | N
     Args:
         weights: of encoder and head by name, where the model itself doesn't hold them (ZeRO-3).
     """
-    assert model.task is not None
+    assert model.task is not None and model.head_config is not None
     told: dict[str, Any] = {
         "task": model.task.model_dump(mode="json", exclude_defaults=True),
-        "head": model.head_name,
+        "head": model.head_config.to_plain(),
         "inputs": asdict(model.inputs),
         "dilate": list(model.dilate),
     }
@@ -117,7 +119,7 @@ def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | N
 
 
 def load_task_model(path: str | Path) -> TaskModel:
-    """A fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
+    """Load a fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
 
     Raises:
         WeightsError: missing, damaged, not finite, or an encoder whose normalization is unknown.
@@ -143,7 +145,7 @@ def load_task_model(path: str | Path) -> TaskModel:
 
 
 def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
-    """The model that a header describes, with these weights; errors are those of whatever doesn't fit."""
+    """Build the model that a header describes, with these weights; raises whatever error a mismatch causes."""
     saved = _CHECKED.validate_json(json.dumps(told))
     inputs, bands = saved.inputs, len(saved.inputs.wavelength_nm)
     if not len(inputs.mu) == len(inputs.sigma) == (bands if inputs.response is None else len(inputs.response)):
@@ -157,8 +159,7 @@ def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dic
             dilate=saved.dilate,
             **description.options,
         )
-        outputs = len(saved.task.outputs)
-        head = build_head(saved.head, saved.task.kind, encoder.feature_dim, outputs, encoder.stride)
+        head = build_head(saved.head, kind_of(saved.task), encoder.feature_dim, encoder.stride)
     for name, module in (("encoder", encoder), ("head", head)):
         for key, tensor in module.state_dict().items():
             if weights[f"{name}.{key}"].shape != tensor.shape:
@@ -170,7 +171,7 @@ def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dic
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """The task's part of a safetensors header; None where the file is something else."""
+    """Return the task's part of a safetensors header; None where the file is something else."""
     if not path.is_file():
         return None
     try:

@@ -8,29 +8,31 @@ from torch import Tensor
 from finetune.encoders.model_file import TaskModel, load_task_model, save_task_model
 from finetune.evaluation.parts import Part
 from finetune.evaluation.results import Result, read_part, write_part
+from finetune.evaluation.selection import is_better
+from finetune.heads.registry import HeadConfig
 from finetune.metrics.scores import Scores
-from finetune.metrics.scoring import is_better
-from finetune.tasks import Task
+from finetune.tasks.kinds.kind import TaskKind
 from pretrain.console import log
 from pretrain.weights.description import WeightsError
 
 
 class BestModel:
-    """Keeps ``model.safetensors`` of a run, and remembers over restarts which result it is; for rank 0 alone.
+    """Keeps ``model.safetensors`` of a run and records which result it belongs to; used by rank 0 alone.
 
     Args:
         folder: of the run.
         select: see FinetuneConfig.
     """
 
-    def __init__(self, folder: Path, task: Task, select: str) -> None:
+    def __init__(self, folder: Path, kind: TaskKind, select: str) -> None:
         self.file, self.note = folder / "model.safetensors", folder / "parts" / "best-model.npz"
-        self.task, self.select = task, select
+        self.kind, self.select = kind, select
         self._wanted: Sequence[Part] | None = None
 
     def begin(self, parts: Sequence[Part]) -> None:
-        """Count the model where it is of a wanted part, and have the part that it must be of done again where that part
-        is there and its weights are not.
+        """Compare the model to the parts that are wanted.
+
+        A better part whose weights are gone is removed, so that it is done again.
 
         Args:
             parts: those that are wanted now.
@@ -46,7 +48,7 @@ class BestModel:
             log(f"{self.file.name} is not of the best result: {lost.name} is evaluated again for its weights")
             lost.path.unlink(missing_ok=True)
 
-    def offer(self, model: TaskModel, head_name: str, weights: dict[str, Tensor], result: Result) -> None:
+    def offer(self, model: TaskModel, head: HeadConfig, weights: dict[str, Tensor], result: Result) -> None:
         """Save a model where it is better than those before.
 
         Args:
@@ -55,24 +57,24 @@ class BestModel:
             result: of its training.
         """
         if self._is_better(result, self._noted()):
-            model.head_name = head_name
+            model.head_config = head
             save_task_model(self.file, model, weights)
             write_part(self.note, [result])
 
     def finish(self) -> None:
-        """Bring names and colors of the task up to date: they may change without a new training."""
+        """Update names and colors of the task in the file: they may change without a new training."""
         if self._noted() is None:
             return
         try:
             model = load_task_model(self.file)
         except WeightsError:
             return
-        if model.task is not None and model.task != self.task:
-            model.task = self.task
+        if model.task is not None and model.task != self.kind.task:
+            model.task = self.kind.task
             save_task_model(self.file, model)
 
     def _noted(self) -> Result | None:
-        """The result that the file is of, if it is one of those that are wanted."""
+        """Return the result that the file belongs to, if it is one of those that are wanted."""
         noted = read_part(self.note) if self.file.is_file() else None
         if not noted:
             return None
@@ -81,4 +83,4 @@ class BestModel:
 
     def _is_better(self, result: Result, other: Result | None) -> bool:
         before = None if other is None else Scores(other.validation)
-        return is_better(self.task, self.select, Scores(result.validation), before)
+        return is_better(self.kind, self.select, Scores(result.validation), before)

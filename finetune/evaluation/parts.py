@@ -1,39 +1,34 @@
-"""Finished parts of an evaluation: found again by all that they depend on, and done again where any of it changed.
+"""Finished parts of an evaluation, found again by all that they depend on, and done again where any of it changed.
 
 ::
 
     RUN/parts/<encoder>-<protocol>-<share>[-seed-lr]-<key>.npz    see results.py; the key is a hash of the provenance
     RUN/parts/<encoder>-<protocol>-<share>-<key>.heads.safetensors    heads of the frozen protocol, see head_files.py
 
-Parts of another provenance stay where they are: what is set back is found again.
+Parts of another provenance are kept: a setting that comes back finds them again.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from finetune.config import FinetuneConfig
 from finetune.data.code_version import code_version
 from finetune.data.contents import identify_images
 from finetune.data.hashes import digest
 from finetune.encoders.features import encoder_hash
+from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.provenance import differences, of_data, of_encoder, of_rows, of_training
 from finetune.evaluation.results import Provenance, Result, read_part, write_part
-from finetune.evaluation.setting import Setting
-from finetune.metrics.scoring import subset_rows
 from pretrain import distributed
 from pretrain.console import log
 
 KEY = 12
-"""Letters of a key in a file's name."""
+"""Letters of the key in the name of a file."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is done at once, and found again.
+    """A unit of work whose results are kept.
 
     Attributes:
         name: without the key.
@@ -50,7 +45,7 @@ class Part:
         return self.path.with_suffix(".heads.safetensors")
 
     def read(self) -> list[Result] | None:
-        """Its results on every rank; None where it is to be done, which is said together with the reason."""
+        """Return its results, on every rank; None where it must be done, which is logged with the reason."""
         found: list[Result] | None = distributed.broadcast_object(
             read_part(self.path) if distributed.is_main() else None
         )
@@ -64,7 +59,7 @@ class Part:
         write_part(self.path, results)
 
     def _changed(self) -> list[str]:
-        """What differs from the newest part of this name; empty where there is none."""
+        """Return what differs from the newest part of this name; empty where there is none."""
         earlier = [path for path in self.path.parent.glob("*.npz") if path.stem.rpartition("-")[0] == self.name]
         for path in sorted(earlier, key=lambda one: one.stat().st_mtime, reverse=True):
             if found := read_part(path):
@@ -74,50 +69,41 @@ class Part:
 
 
 class Parts:
-    """The parts of an evaluation; every rank makes one and asks for the same.
+    """The parts of an evaluation; every rank makes one and asks for the same."""
 
-    Args:
-        folder: of the run.
-        alive: called now and then while images are hashed.
-    """
-
-    def __init__(self, config: FinetuneConfig, setting: Setting, folder: Path, alive: Callable[[], None]) -> None:
-        self.config, self.setting, self.folder, self.alive = config, setting, folder, alive
-
-    def rows(self, fraction: float) -> np.ndarray:
-        """Training windows of a share of the tiles."""
-        return subset_rows(self.setting.splits["train"], fraction, self.config.run.seed)
+    def __init__(self, context: EvaluationContext) -> None:
+        self.context, self.config = context, context.config
 
     def provenance(self, name: str, protocol: str, fraction: float) -> Provenance:
-        """All that results depend on but their seeds."""
-        setting = self.setting
+        """Return all that results depend on but their seeds."""
+        context = self.context
         return {
-            **of_training(protocol, setting.recipe, self.config),
-            **of_rows(self.rows(fraction)),
+            **of_training(protocol, context.recipe, self.config),
+            **of_rows(context.rows(fraction)),
             **self._data,
-            **of_encoder(setting.encoder, self.encoder_hashes[name]),
-            "code": code_version("tuning" if setting.is_tuned(protocol) else "heads"),
+            **of_encoder(context.encoder, self.encoder_hashes[name]),
+            "code": code_version("tuning" if context.is_tuned(protocol) else "heads"),
         }
 
     def whole(self, name: str, protocol: str, fraction: float) -> Part:
-        """The one part of a protocol on features: all its heads, rates and seeds."""
+        """Return the one part of a protocol on features: all its heads, rates and seeds."""
         seeds = self.config.seeds[:1] if protocol == "knn" else self.config.seeds
         provenance = self.provenance(name, protocol, fraction) | {"seeds": list(seeds)}
         return self._part(f"{name}-{protocol}-{fraction:g}", provenance)
 
     def trainings(self, name: str, protocol: str, fraction: float, seed: int) -> dict[float, Part]:
-        """The parts of one seed of a protocol that runs the encoder, by rate; other rates don't touch them."""
-        recipe, head = self.setting.tuning(protocol)
+        """Return the parts of one seed of a protocol that runs the encoder, by rate; other rates don't touch them."""
+        recipe, head = self.context.tuning(protocol)
         shared = {key: one for key, one in self.provenance(name, protocol, fraction).items() if key != "lrs"}
-        shared |= {"head": head, "seed": seed}
+        shared |= {"head": head.to_plain(), "seed": seed}
         stem = f"{name}-{protocol}-{fraction:g}-seed{seed}"
         return {lr: self._part(f"{stem}-lr{lr:g}", shared | {"lr": lr}) for lr in recipe.lrs}
 
     def with_models(self) -> list[Part]:
-        """Those whose models are offered for prediction: trained on all tiles."""
+        """Return the parts whose models are offered for prediction: those trained on all tiles."""
         found: list[Part] = []
         for protocol in self.config.protocol if 1.0 in self.config.fractions else ():
-            if self.setting.is_tuned(protocol):
+            if self.context.is_tuned(protocol):
                 for seed in self.config.seeds:
                     found += self.trainings("pretrained", protocol, 1.0, seed).values()
             elif protocol != "knn":
@@ -128,15 +114,15 @@ class Parts:
     def encoder_hashes(self) -> dict[str, str]:
         """Hashes of the weights that training begins from, by ``pretrained`` and ``random``."""
         wanted = self.config.compare_random and distributed.is_main()
-        twin = distributed.broadcast_object(encoder_hash(self.setting.model("random").encoder) if wanted else "")
-        return {"pretrained": self.setting.encoder.sha256, "random": twin}
+        random = distributed.broadcast_object(encoder_hash(self.context.model("random").encoder) if wanted else "")
+        return {"pretrained": self.context.encoder.sha256, "random": random}
 
     @cached_property
     def _data(self) -> Provenance:
-        setting = self.setting
-        identify_images(setting.splits, self.folder / "contents.json", self.alive)
-        return of_data(setting.task, setting.splits, self.config.data.bands, setting.inputs)
+        context = self.context
+        identify_images(context.splits, context.folder / "contents.json", context.heartbeat)
+        return of_data(context.task, context.splits, self.config.data.bands, context.inputs)
 
     def _part(self, name: str, provenance: Provenance) -> Part:
-        path = self.folder / "parts" / f"{name}-{digest(provenance)[:KEY]}.npz"
+        path = self.context.folder / "parts" / f"{name}-{digest(provenance)[:KEY]}.npz"
         return Part(name, provenance, path)

@@ -1,8 +1,7 @@
 """What a result depends on, by name: the key of a finished part, and what the report tells rows apart by.
 
-Everything stands here by its content: files, folders and names in a config are not in it, the numbers that they lead to
-are. A value of a config that is in none of these lists changes no result (test_provenance.py goes
-through all of them).
+Everything is recorded by its content: not the files, folders and names in a config, but the numbers that they lead to.
+A value of a config that is in none of these lists changes no result (test_provenance.py checks all of them).
 """
 
 from dataclasses import asdict
@@ -22,21 +21,23 @@ from shards.config import ConfigModel
 from shards.sources.layouts import SPLITS
 
 OF_ENCODER = ("encoder", "architecture", "window", "dilate", "statistics")
-"""Names that an encoder brings with it."""
+"""Names that belong to the encoder."""
 
 NO_MATTER = {"quota_gb", "save_every", "heads", "head", "bn"}
-"""Of a recipe: what changes no result, or is told in another way."""
+"""Keys of a recipe that change no result, or are recorded in another way."""
 
 
 def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Provenance:
-    """How a protocol comes to its results, with every default and published value in place."""
+    """Return how a protocol computes its results, with every default and published value in place."""
     if protocol == "knn":
         return config.knn.model_dump(mode="json")
+    loss = recipe.loss.to_plain()
     if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
-        heads = recipe.heads if protocol == "frozen" else (recipe.full_head,)
-        return {"heads": list(heads), "select": recipe.select, **_values(recipe.frozen)}
+        chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
+        heads = [head.to_plain() for head in chosen]
+        return {"heads": heads, "select": recipe.select, "loss": loss, **_values(recipe.frozen)}
     full, own = (adapting(recipe.frozen, recipe.full), {"bn": "adapt"}) if protocol == "frozen" else (recipe.full, {})
-    found = {**own, "select": recipe.select, **_values(full), "precision": config.engine.precision}
+    found = {**own, "select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if full.start == "probe":
         found["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
@@ -50,7 +51,7 @@ def _values(section: ConfigModel) -> dict[str, Any]:
 
 
 def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: InputDescription) -> Provenance:
-    """What is read, as the encoder and the head get it."""
+    """Return what is read, as the encoder and the head get it."""
     found: Provenance = {"task": task_hash(task)}
     found |= {f"{name} labels": splits[name].labels_hash for name in SPLITS}
     found |= {f"{name} images": splits[name].images_hash for name in SPLITS}
@@ -60,27 +61,27 @@ def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: Inp
 
 
 def of_encoder(file: EncoderFile, sha256: str) -> Provenance:
-    """The weights that training begins from, and the network that they are of."""
+    """Return the weights that training begins from, and their network."""
     told = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
     return {"encoder": sha256, **told}
 
 
 def of_rows(rows: np.ndarray) -> Provenance:
-    """Which windows are trained on."""
+    """Return which windows are trained on."""
     return {"training windows": array_hash(rows)}
 
 
 def task_hash(task: Task) -> str:
-    """Of the kind, the classes with their codes or the targets with their units, and what is ignored; titles and
-    colors change nothing."""
+    """Return the hash of the kind, the classes with their codes or the targets with their units, and what is ignored;
+    titles and colors do not count."""
     classes = [[one.name, list(one.all_codes)] for one in task.classes]
-    targets = [[one.name, one.description] for one in task.targets]
+    targets = [[one.name, one.description, *([one.unit] if one.unit else [])] for one in task.targets]
     ignored = task.ignore if isinstance(task.ignore, str) else sorted(task.ignore)
     return digest([task.kind, classes, targets, ignored])
 
 
 def differences(new: Provenance, old: Provenance) -> list[str]:
-    """Names whose values differ, in the order of ``new``; of the code, the files."""
+    """Return the names whose values differ, in the order of ``new``, and for code the files."""
     found: list[str] = []
     for name in dict.fromkeys((*new, *old)):
         one, two = new.get(name), old.get(name)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from finetune.config import FinetuneConfig, FrozenConfig, FullConfig
-from finetune.heads.heads import HEADS, PUBLISHED, HeadName
-from finetune.tasks import Task
+from finetune.heads.registry import HeadConfig, head_config, heads_for
+from finetune.losses.registry import LossConfig, loss_config, losses_for
+from finetune.tasks.kinds.kind import TaskKind
 from shards.errors import ConfigError
 
 
@@ -21,8 +22,9 @@ class Recipe:
     frozen: FrozenConfig
     full: FullConfig
     select: str
-    heads: tuple[HeadName, ...]
-    full_head: HeadName
+    heads: tuple[HeadConfig, ...]
+    full_head: HeadConfig
+    loss: LossConfig
 
     @property
     def probe(self) -> str:
@@ -30,36 +32,50 @@ class Recipe:
         return "frozen" if self.frozen.bn == "frozen" and self.full_head in self.heads else "probe"
 
 
-def resolve_recipe(config: FinetuneConfig, task: Task, is_vit: bool) -> Recipe:
-    """The recipe of a config.
+def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Recipe:
+    """Resolve the recipe of a config for a task.
 
     Raises:
-        ConfigError: the task has no published recipe, or not that head.
+        ConfigError: the task has no published recipe, or its kind takes another head or loss.
     """
-    published_head = PUBLISHED[task.kind][0 if is_vit else 1]
-    frozen, full, select = config.frozen, config.full, config.select
+    published_head = head_config(kind.published_heads[0 if is_vit else 1])
+    frozen, full, select, loss = config.frozen, config.full, config.select, config.loss
     if config.recipe == "published":
-        told = task.published
+        told = kind.task.published
         if told is None:
-            raise ConfigError(f"key 'recipe': published, but task {task.name} has none: use ours")
+            raise ConfigError(f"key 'recipe': published, but task {kind.task.name} has none: use ours")
         shared = {"lrs": (told.lr,), "weight_decay": told.weight_decay, "epochs": told.epochs, "batch": told.batch}
         frozen = frozen.model_copy(update=shared | {"bn": "adapt", "heads": None, "evaluate_every": 1})
         own = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0, "head": None, "micro_batch": None}
         of_task = {"crop_scale": told.crop_scale, "evaluate_every": 1, "start": "random"}
         full = full.model_copy(update=shared | own | of_task)
-        select = "loss"
+        select, loss = "loss", None
     heads = frozen.heads or (published_head,)
-    for key, names in (("frozen.heads", heads), ("full.head", (full.head or published_head,))):
-        wrong = [name for name in names if name not in HEADS[task.kind]]
-        if wrong:
-            raise ConfigError(
-                f"key '{key}': {wrong[0]} is no head for {task.kind}: choose from {', '.join(HEADS[task.kind])}"
-            )
-    return Recipe(frozen, full, select, heads, full.head or published_head)
+    for key, chosen in (("frozen.heads", heads), ("full.head", (full.head or published_head,))):
+        for head in chosen:
+            _check_name(key, head.name, "head", kind, heads_for(kind.features))
+    loss = loss_config(kind.loss) if loss is None else loss
+    _check_name("loss", loss.name, "loss", kind, losses_for(kind.form, kind.is_dense))
+    _check_class_weights(loss, kind)
+    return Recipe(frozen, full, select, heads, full.head or published_head, loss)
+
+
+def _check_name(key: str, name: str, what: str, kind: TaskKind, known: list[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"key '{key}': {name} is no {what} for {kind.task.kind}: choose from {', '.join(known)}")
+
+
+def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
+    weights = getattr(loss, "class_weights", None)
+    if isinstance(weights, tuple) and len(weights) != kind.outputs:
+        raise ConfigError(
+            f"key 'loss.class_weights': {len(weights)} weights for the {kind.outputs} classes of task "
+            f"{kind.task.name}: give one for each, or balanced"
+        )
 
 
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:
-    """The frozen protocol with ``bn: adapt``, as a training in which the encoder learns nothing but statistics."""
+    """Return the frozen protocol with ``bn: adapt`` as a training in which the encoder learns only statistics."""
     taken = {key: getattr(frozen, key) for key in ("lrs", "weight_decay", "epochs", "batch", "evaluate_every")}
     return full.model_copy(
         update=taken | {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0, "start": "random"}

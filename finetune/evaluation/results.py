@@ -1,10 +1,12 @@
-"""What an evaluation leaves: ``results.json`` for people and scripts, and arrays from which the report draws.
+"""The results of an evaluation: ``results.json`` for people and scripts, and arrays for the report.
 
 ::
 
     RUN/results.json    task, encoders, data, and one entry a trained head or model
-    RUN/units.npz       result-I: what is kept of every test tile (finetune/metrics/scores.py), of entry I
+    RUN/statistics.npz  result-I: per-tile statistics of the test tiles (TaskKind.accumulate), of entry I
     RUN/examples.npz    a few test tiles: rgb, labels, and map-I: what entry I predicts for them
+
+Earlier versions wrote ``units.npz`` in place of ``statistics.npz``; it is still read.
 """
 
 import io
@@ -36,14 +38,14 @@ Provenance = dict[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One head or model, trained, selected on validation, tested once: what ``results.json`` says of it.
+    """One head or model, trained, selected on validation and tested once, as ``results.json`` records it.
 
     Attributes:
         encoder: key into the results' ``encoders``: ``pretrained`` or ``random``.
         protocol, head: how it was trained; kNN has the head ``knn``.
         fraction: share of the training tiles.
         lr, epoch: chosen by the validation score; None where nothing is trained.
-        validation, test: scores by name; those that are undefined are left out.
+        validation, test: scores by name; undefined ones are left out.
         by_output: lists over classes or targets, of the test.
         curve: one dict an evaluation: epoch, train_loss, validation_loss and the validation scores.
         seconds: of its training and evaluation.
@@ -72,24 +74,24 @@ class Result(Entry):
     """An entry with its arrays.
 
     Attributes:
-        units: what is kept of every test tile, in the order of ``RunResults.tiles``.
-        maps: predictions for the example tiles: classes (n, S, S), or outputs (n, K).
+        statistics: per-tile statistics of the test tiles, in the order of ``RunResults.tiles``.
+        maps: predictions for the example tiles, of the shape of their labels.
     """
 
-    units: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    statistics: np.ndarray = field(default_factory=lambda: np.zeros(0))
     maps: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What all results of a run have in common.
+    """What the results of a run have in common.
 
     Attributes:
         encoders: by key what is known of each: name, sha256, architecture, objective, samples_seen.
         data: tiles per split, hashes of images and labels, sensor, how it was split.
         tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
-            pretraining shards (None without an audit).
-        baseline: regression: the training mean of each target.
+            pretraining shards (None where nobody asked).
+        baseline: the training mean of each target; None for classes.
         cost: seconds by part.
     """
 
@@ -110,7 +112,7 @@ class RunResults(RunHeader):
     """All of one run.
 
     Attributes:
-        rgb, labels: of the example tiles, uint8 (n, S, S, 3) and class indices (n, S, S) or values (n, K).
+        rgb, labels: of the example tiles, uint8 (n, S, S, 3), and as the task's kind encodes them.
     """
 
     results: list[Result]
@@ -118,17 +120,16 @@ class RunResults(RunHeader):
     labels: np.ndarray
 
 
-ARRAYS = ("units", "maps")
 _HEADER, _ENTRIES = TypeAdapter(RunHeader), TypeAdapter(list[Entry])
 
 
 def write_results(folder: Path, run: RunResults) -> None:
     """Write the three files, ``results.json`` last."""
     entries = [_entry(one) for one in run.results]
-    units = {f"result-{number}": one.units for number, one in enumerate(run.results)}
+    statistics = {f"result-{number}": one.statistics for number, one in enumerate(run.results)}
     examples = {"rgb": run.rgb, "labels": run.labels}
     examples |= {f"map-{number}": one.maps for number, one in enumerate(run.results)}
-    _write_arrays(folder / "units.npz", units)
+    _write_arrays(folder / "statistics.npz", statistics)
     _write_arrays(folder / "examples.npz", examples)
     header = {one.name: getattr(run, one.name) for one in fields(RunHeader)}
     header["task"] = run.task.model_dump(mode="json", exclude_defaults=True)
@@ -154,9 +155,9 @@ def read_results(folder: Path) -> RunResults:
         undescribed = {one.encoder for one in entries} - header.encoders.keys()
         if undescribed:
             raise ValueError(f"nothing is said of the encoder '{min(undescribed)}'")
-        units, examples = read_npz(folder / "units.npz"), read_npz(folder / "examples.npz")
+        statistics, examples = _read_statistics(folder), read_npz(folder / "examples.npz")
         results = [
-            Result(**vars(entry), units=units[f"result-{number}"], maps=examples[f"map-{number}"])
+            Result(**vars(entry), statistics=statistics[f"result-{number}"], maps=examples[f"map-{number}"])
             for number, entry in enumerate(entries)
         ]
         return RunResults(**vars(header), results=results, rgb=examples["rgb"], labels=examples["labels"])
@@ -170,22 +171,29 @@ def read_results(folder: Path) -> RunResults:
         raise ConfigError(f"{folder}: damaged results (no array {error}): run the evaluation again") from None
 
 
+def _read_statistics(folder: Path) -> dict[str, np.ndarray]:
+    """Read per-tile statistics, under the name of this version or of earlier ones."""
+    path, earlier = folder / "statistics.npz", folder / "units.npz"
+    return read_npz(earlier if earlier.is_file() and not path.is_file() else path)
+
+
 def write_part(path: Path, results: list[Result]) -> None:
-    """Results of one training, kept until all are done."""
+    """Write the results of one training, kept until all are done."""
     arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(one) for one in results]))}
     for number, one in enumerate(results):
-        arrays |= {f"{name}-{number}": getattr(one, name) for name in ARRAYS}
+        arrays |= {f"statistics-{number}": one.statistics, f"maps-{number}": one.maps}
     path.parent.mkdir(exist_ok=True)
     _write_arrays(path, arrays)
 
 
 def read_part(path: Path) -> list[Result] | None:
-    """What `write_part` wrote; None where it did not, or where it is damaged: the training is done again."""
+    """Read what `write_part` wrote; None where it did not, or where it is damaged: the training is done again."""
     try:
         arrays = read_npz(path)
+        arrays |= {key.replace("units-", "statistics-"): value for key, value in arrays.items()}  # of earlier versions
         entries = _ENTRIES.validate_json(str(arrays["entries"]))
         return [
-            Result(**vars(entry), units=arrays[f"units-{number}"], maps=arrays[f"maps-{number}"])
+            Result(**vars(entry), statistics=arrays[f"statistics-{number}"], maps=arrays[f"maps-{number}"])
             for number, entry in enumerate(entries)
         ]
     except FileNotFoundError:

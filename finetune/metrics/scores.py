@@ -1,11 +1,8 @@
-"""Scores from what is kept of every test tile, so that resampling tiles gives confidence intervals and paired tests.
-
-What is kept of a tile (its *unit*): segmentation, the confusion matrix (C, C), labels in rows; multilabel, the
-probabilities and the labels (2, C); regression, the predictions and the true values (2, T).
+"""Scores of a set of tiles, from labels and predictions or from sums over them.
 
 Names: OA overall accuracy, micro_iou as SpectralEarth reports it (equals OA / (2 - OA)), mIoU the mean over the classes
-that occur in labels or predictions; micro and macro F1; mAP macro and micro_mAP micro average precision; RMSE and R2,
-means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
+that occur in labels or predictions; micro and macro F1; mAP macro and micro_mAP micro average precision; RMSE, MAE and
+R2, means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
 """
 
 import math
@@ -13,12 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from finetune.tasks import Kind
-
-PRIMARY: dict[Kind, str] = {"segmentation": "mIoU", "multilabel": "mAP", "regression": "hyperview_score"}
-"""The score by which runs of a task are compared."""
-
-LOWER_IS_BETTER = {"loss", "RMSE", "hyperview_score"}
 THRESHOLD = 0.5
 """Probability from which a class of a multi-label task counts as predicted."""
 
@@ -38,24 +29,8 @@ class Scores:
         return all(math.isfinite(value) for value in self.values.values())
 
 
-def compute_scores(kind: Kind, units: np.ndarray, baseline: np.ndarray | None = None) -> Scores:
-    """Scores of a set of tiles.
-
-    Args:
-        units: (n, ...), see above.
-        baseline: regression: the training mean of each target (T,); the score's denominator is its MSE on ``units``.
-    """
-    if kind == "segmentation":
-        return segmentation_scores(units.sum(0, dtype=np.int64))
-    if kind == "multilabel":
-        return multilabel_scores(units[:, 0], units[:, 1] > 0.5)
-    assert baseline is not None
-    mean_error = ((units[:, 1] - baseline) ** 2).mean(0)
-    return regression_scores(units[:, 0], units[:, 1], mean_error)
-
-
 def segmentation_scores(confusion: np.ndarray) -> Scores:
-    """From one confusion matrix (C, C), labels in rows."""
+    """Compute scores from one confusion matrix (C, C), labels in rows."""
     hits = np.diagonal(confusion)
     labeled, predicted = confusion.sum(1), confusion.sum(0)
     union = labeled + predicted - hits
@@ -71,8 +46,22 @@ def segmentation_scores(confusion: np.ndarray) -> Scores:
     return Scores(_defined(values), {"iou": iou, "f1": f1, "accuracy": recall})
 
 
+def classification_scores(confusion: np.ndarray) -> Scores:
+    """Compute scores from one confusion matrix (C, C) of tiles, labels in rows."""
+    hits = np.diagonal(confusion)
+    labeled, predicted = confusion.sum(1), confusion.sum(0)
+    f1, recall = _shares(2 * hits, labeled + predicted), _shares(hits, labeled)
+    total = int(confusion.sum())
+    values = {
+        "OA": float(hits.sum() / total) if total else None,
+        "macro_f1": _mean(f1),
+        "average_accuracy": _mean(recall),
+    }
+    return Scores(_defined(values), {"f1": f1, "accuracy": recall, "precision": _shares(hits, predicted)})
+
+
 def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
-    """From probabilities (n, C) and labels (n, C) bool; means are over the classes that occur in the labels."""
+    """Compute scores from probabilities (n, C) and labels (n, C) bool; means are over classes with a label."""
     predicted = probabilities >= THRESHOLD
     hits, claimed, present = (predicted & labels).sum(0), predicted.sum(0), labels.sum(0)
     f1 = [
@@ -91,7 +80,7 @@ def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under the precision-recall curve by steps, ties taken together; None without a positive."""
+    """Return the area under the precision-recall curve by steps, with ties as one step; None without a positive."""
     if not labels.any():
         return None
     order = np.argsort(-probabilities, kind="stable")
@@ -102,7 +91,11 @@ def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | 
 
 
 def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndarray) -> Scores:
-    """From predictions and true values (n, T), and the mean squared error of a fixed prediction for each target."""
+    """Compute scores from predictions and true values (n, T).
+
+    Args:
+        baseline: mean squared error of a fixed prediction for each target (T,).
+    """
     error = ((predicted - true) ** 2).mean(0)
     spread = true.var(0)
     ratio = error / np.maximum(baseline, 1e-12)
@@ -112,8 +105,25 @@ def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndar
     return Scores(_defined(values), {"rmse": rmse.tolist(), "r2": r2, "ratio": ratio.tolist()})
 
 
+def moment_scores(sums: np.ndarray) -> Scores:
+    """Compute scores from sums over pixels, float64 (5, T).
+
+    Args:
+        sums: of each target: the number of pixels, absolute errors, squared errors, true values less any constant, and
+            the squares of these.
+    """
+    count, absolute, squares, centered, centered_squares = sums
+    there, number = count > 0, np.maximum(count, 1)
+    spread = centered_squares - centered**2 / number
+    rmse = _where(there, np.sqrt(squares / number))
+    mae = _where(there, absolute / number)
+    r2 = _where(there & (spread > 0), 1 - squares / np.maximum(spread, 1e-300))
+    values = {"RMSE": _mean(rmse), "MAE": _mean(mae), "R2": _mean(r2)}
+    return Scores(_defined(values), {"rmse": rmse, "mae": mae, "r2": r2})
+
+
 def tile_confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix (C, C) of the pixels that count: labels below C."""
+    """Return the confusion matrix (C, C) of the pixels that count: labels below C."""
     counts = labels < classes
     pairs = labels[counts].astype(np.int64) * classes + predicted[counts]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -123,8 +133,12 @@ def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
     return [float(part / whole) if whole > 0 else None for part, whole in zip(parts, wholes, strict=True)]
 
 
+def _where(defined: np.ndarray, values: np.ndarray) -> list[float | None]:
+    return [float(value) if known else None for known, value in zip(defined, values, strict=True)]
+
+
 def _mean(values: list[float | None]) -> float | None:
-    """Over those that are there; None without any."""
+    """Return the mean of those that are defined; None without any."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else None
 

@@ -1,4 +1,4 @@
-"""Cloud-Optimized GeoTIFFs, written from rows as they come: tiled, with overviews, and there whole or not at all."""
+"""Cloud-Optimized GeoTIFFs, written row by row: tiled, with overviews, and complete or absent."""
 
 import math
 import warnings
@@ -34,12 +34,13 @@ class RasterError(ForgeError):
 
 @dataclass(frozen=True)
 class MapFormat:
-    """What a map is, but for its pixels and their grid.
+    """The format of a map, without its pixels and their grid.
 
     Attributes:
         count: bands.
         nodata: the value of "no data".
         names: of the bands; may be empty.
+        units: of the bands' values; may be empty.
         tags: of the file, by name.
         classes: of a class map, the name of each value.
         colors: of a class map, red, green, blue and opacity of each value.
@@ -53,6 +54,7 @@ class MapFormat:
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, str] = field(default_factory=dict)
     colors: dict[int, Color] = field(default_factory=dict)
+    units: tuple[str, ...] = ()
     control_points: list[GroundControlPoint] = field(default_factory=list)
 
 
@@ -84,7 +86,7 @@ def write_cog(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarr
 
 
 def _write_rows(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarray]) -> None:
-    """Uncompressed, a strip a row: what is finished is on the disk, and nothing is written twice."""
+    """Write rows uncompressed, one strip for each, so that nothing is written twice."""
     profile = {"driver": "GTiff", "dtype": raster.dtype, "count": raster.count, "nodata": raster.nodata}
     layout = {"interleave": "pixel", "blockysize": 1, "bigtiff": "if_safer"}
     place: dict[str, Any] = {"height": grid.height, "width": grid.width, "crs": grid.crs}
@@ -96,6 +98,8 @@ def _write_rows(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.nda
         file.update_tags(**raster.tags)
         for band, name in enumerate(raster.names, start=1):
             file.set_band_description(band, name)
+        for band, unit in enumerate(raster.units, start=1):
+            file.set_band_unit(band, unit)
         if raster.classes:
             file.update_tags(1, **{f"class_{value}": name for value, name in raster.classes.items()})
         if raster.colors:
@@ -121,7 +125,7 @@ def _optimize(plain: Path, path: Path, raster: MapFormat) -> None:
 
 
 def _compare(plain: Path, path: Path) -> None:
-    """Read everything back: GDAL says nothing of what fails when it closes a file."""
+    """Read everything back: GDAL does not report what fails when it closes a file."""
     with rasterio.open(plain) as source, rasterio.open(path) as written:
         for _, window in written.block_windows(1):
             if not np.array_equal(source.read(window=window), written.read(window=window), equal_nan=True):
@@ -131,7 +135,7 @@ def _compare(plain: Path, path: Path) -> None:
 
 
 def _category_names(classes: dict[int, str]) -> bytes:
-    """GDAL's sidecar file: TIFF has no place for the names of values."""
+    """Return GDAL's sidecar file, since TIFF has no place for the names of values."""
     root = ElementTree.Element("PAMDataset")
     names = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
     for value in range(max(classes) + 1):
@@ -141,7 +145,7 @@ def _category_names(classes: dict[int, str]) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A scene without a georeference gives a map without one, and no warnings."""
+    """Silence warnings of scenes without a georeference, which give maps without one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield

@@ -16,7 +16,7 @@ BATCH = {"cpu": 1, "cuda": 16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument(
         "checkpoint", help="fine-tuned model, or an encoder of any format (its features); a file or URL"
     )

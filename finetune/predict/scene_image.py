@@ -37,7 +37,7 @@ class SceneImage:
         return self.raster.grid
 
     def rows(self, begin: int, end: int) -> np.ndarray:
-        """Rows ``begin`` to ``end`` as int16 (bands, end - begin, width), NODATA where nothing was measured.
+        """Read rows ``begin`` to ``end`` as int16 (bands, end - begin, width), NODATA where nothing was measured.
 
         Raises:
             SourceError: the file is damaged there, or holds something else than digital numbers.
@@ -69,12 +69,12 @@ def open_scene(scene: str | Path, sensor: Sensor) -> Iterator[SceneImage]:
 
 
 def is_remote(scene: str) -> bool:
-    """Whether a scene is no file of this machine that a path could name."""
+    """Return whether a scene is not a local file that a path could name."""
     return "://" in scene or scene.startswith("/vsi")
 
 
 def _open_product(path: Path, sensor: Sensor, stack: ExitStack) -> SceneImage | None:
-    """An EnMAP L2A product, or None for another raster."""
+    """Open an EnMAP L2A product; None for another raster."""
     if not path.exists():
         raise SourceError(f"{path}: no such scene")
     if is_product(path):
@@ -96,8 +96,8 @@ def _open_raster(scene: str, sensor: Sensor, stack: ExitStack) -> SceneImage:
 
 
 def scene_sensor(model: TaskModel) -> Sensor:
-    """The sensor whose scenes a model takes: that of the registry where it has the model's bands, for it knows the
-    full product too; else the model's own bands.
+    """Return the sensor whose scenes a model takes: the registered one if it has the model's bands, since it also knows
+    the full product, else the model's own bands.
 
     Raises:
         ConfigError: the model's file doesn't say which bands it takes.

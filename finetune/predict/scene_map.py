@@ -14,6 +14,7 @@ from finetune.predict.cog import MapFormat, write_cog
 from finetune.predict.scene_image import open_scene, scene_sensor
 from finetune.predict.sliding_window import Predict, WindowPlan, blend
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import kind_of
 from shards.console import get_logger
 from shards.progress import progress
 from shards.sources.raster import Raster
@@ -45,9 +46,10 @@ def predict_scene(
 ) -> Summary:
     """Map a scene; ``output`` appears when all of it is written.
 
-    Segmentation gives the class of each pixel (see `class_values`), multilabel tasks a float32 band of probabilities
-    for each class and regression one of values for each target, both with a pixel for each square of pixels that
-    lie under the same windows (half a window at half overlap); a bare encoder its features, a pixel a patch.
+    Kinds of task with one class for each pixel or tile give a map of classes (see `class_values`); others a float32
+    band for each output: probabilities of a multilabel task, values in the target's unit of a regression. Where a tile
+    has one label, a pixel of the map is a square of pixels that lie under the same windows (half a window at half
+    overlap). A bare encoder gives its features, a pixel for each patch.
 
     Args:
         scene: see `open_scene`.
@@ -73,14 +75,16 @@ def predict_scene(
 
             predict = predictor(model.to(device), device, plan)
             parts = blend(plan, image.rows, predict, _channels(model), batch, done)
-            rows = _classes(parts, model.task, summary) if model.task and _is_dense(model) else parts
+            rows = (
+                _classes(parts, model.task, summary) if model.task and kind_of(model.task).map == "classes" else parts
+            )
             write_cog(output, raster, image.grid.coarsened(plan.cell), rows)
     summary.seconds = time.monotonic() - began
     return summary
 
 
 def _warn_of_place(scene: Raster) -> None:
-    """Say what a map can't have of where its scene lies."""
+    """Warn of what a map does not have of the scene's georeference."""
     if scene.grid.transform is not None:
         return
     if scene.control_points():
@@ -91,27 +95,28 @@ def _warn_of_place(scene: Raster) -> None:
 
 
 def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:
-    """Windows of the encoder's image size, a whole number of patches apart."""
+    """Plan windows of the encoder's image size, a whole number of patches apart."""
     size, stride = model.description.image_size, model.encoder.stride
     step = max(1, round(size * (1 - overlap) / stride)) * stride
     if model.task is None:
         cell = stride
     else:
-        cell = 1 if _is_dense(model) else math.gcd(size, step)  # the largest of which all lie under the same windows
+        cell = (
+            1 if kind_of(model.task).is_dense else math.gcd(size, step)
+        )  # the largest of which all lie under the same windows
     return WindowPlan(height, width, size, step, cell)
 
 
 def predictor(model: TaskModel, device: torch.device, plan: WindowPlan) -> Predict:
-    """The model, on ``device``, as a function of windows: probabilities, values or features for each cell."""
+    """Return the model, on ``device``, as a function of windows: probabilities, values or features for each cell."""
     side = plan.size // plan.cell
+    kind = None if model.task is None else kind_of(model.task)
 
     def predict(windows: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             outputs = model.scores(torch.from_numpy(windows).to(device))
-            if model.task is not None and model.task.kind == "segmentation":
-                outputs = outputs.softmax(1)
-            elif model.task is not None and model.task.kind == "multilabel":
-                outputs = outputs.sigmoid()
+            if kind is not None:
+                outputs = kind.blendable(outputs)
             if outputs.ndim == 2:
                 outputs = outputs[:, :, None, None].expand(-1, -1, side, side)
             return outputs.cpu().numpy()
@@ -120,14 +125,15 @@ def predictor(model: TaskModel, device: torch.device, plan: WindowPlan) -> Predi
 
 
 def describe_map(model: TaskModel, scene: str) -> MapFormat:
-    """What the map of a scene, by its name, will be."""
+    """Return the format of the map of a scene."""
     task, told = model.task, model.description
     tags = {"scene": scene, "encoder": f"{told.architecture}, {told.objective or 'objective unknown'}"}
     if task is None:
         return MapFormat(_channels(model), "float32", math.nan, tags=tags)
     tags |= {"task": task.name, "kind": task.kind}
-    if not _is_dense(model):
-        return MapFormat(_channels(model), "float32", math.nan, tuple(task.outputs), tags)
+    if kind_of(task).map == "values":
+        units = tuple(one.unit for one in task.targets)
+        return MapFormat(_channels(model), "float32", math.nan, tuple(task.outputs), tags, units=units)
     values, nodata = class_values(task)
     dtype = "uint8" if max(*values, nodata) <= 255 else "uint16"
     classes = {nodata: NODATA_NAME} | dict(zip(values, task.outputs, strict=True))
@@ -139,7 +145,7 @@ def describe_map(model: TaskModel, scene: str) -> MapFormat:
 
 
 def class_values(task: Task) -> tuple[list[int], int]:
-    """The map's value of each class, and of "no data".
+    """Return the map's value of each class, and of "no data".
 
     The task's own codes where every class has one code of at most 65535, with 0 for no data (255 where 0 is a class);
     else 1, 2, 3, ... in the task's order, and 0.
@@ -153,7 +159,7 @@ def class_values(task: Task) -> tuple[list[int], int]:
 
 
 def _classes(parts: Iterator[np.ndarray], task: Task, summary: Summary) -> Iterator[np.ndarray]:
-    """Probabilities (C, rows, W), NaN without data, to the map's values (1, rows, W); counts them."""
+    """Turn probabilities (C, rows, W), NaN without data, into the map's values (1, rows, W), and count them."""
     values, nodata = class_values(task)
     table = np.array([*values, nodata], np.uint16 if max(*values, nodata) > 255 else np.uint8)
     names = [*task.outputs, NODATA_NAME]
@@ -166,7 +172,3 @@ def _classes(parts: Iterator[np.ndarray], task: Task, summary: Summary) -> Itera
 
 def _channels(model: TaskModel) -> int:
     return len(model.task.outputs) if model.task else model.encoder.feature_dim
-
-
-def _is_dense(model: TaskModel) -> bool:
-    return model.task is not None and model.task.kind == "segmentation"

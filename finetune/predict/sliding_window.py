@@ -1,8 +1,8 @@
 """Overlapping windows over a scene of any size, blended into one map; only the rows that are still open are kept.
 
 Every output belongs to a square cell of pixels: one pixel of a class map, one patch of a feature map. Where windows
-overlap, a cell is their mean, weighted by a raised cosine: a window counts most in its middle, where it knows the
-surroundings, and next to nothing at its rim, so that no seams show.
+overlap, a cell is their mean, weighted by a raised cosine: a window counts most in its middle, where it sees the
+surroundings, and least at its rim, so that no seams show.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,12 +37,12 @@ class WindowPlan:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Cells down and right; the last ones may reach beyond the scene."""
+        """Number of cells down and across; the last ones may reach beyond the scene."""
         return -(-self.height // self.cell), -(-self.width // self.cell)
 
     @property
     def rows(self) -> list[int]:
-        """First pixel row of each row of windows. The last ends with the scene, but for a part of a cell."""
+        """First pixel row of each row of windows; the last row ends with the scene, up to a part of a cell."""
         return self._begins(self.height)
 
     @property
@@ -103,7 +103,7 @@ class OpenRows:
         self._weights[place] += self._weight
 
     def close(self, rows: int) -> np.ndarray:
-        """Take rows of cells off the top: weighted means (K, rows, cells); NaN where no window was."""
+        """Remove rows of cells from the top and return their weighted means (K, rows, cells), NaN without a window."""
         weights = self._weights[:rows]
         means = np.full_like(self._sums[:, :rows], np.nan)
         np.divide(self._sums[:, :rows], weights, out=means, where=weights > 0)
@@ -113,7 +113,7 @@ class OpenRows:
 
 
 def window_weight(side: int) -> np.ndarray:
-    """Raised cosine, float32 (side, side): positive everywhere; at half overlap neighbours add up to one."""
+    """Return a raised cosine, float32 (side, side): positive everywhere; at half overlap neighbors add up to one."""
     ramp = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
     return np.outer(ramp, ramp).astype(np.float32)
 
@@ -126,7 +126,7 @@ def blend(
     Args:
         channels: K outputs a cell.
         batch: windows at once.
-        done: told after each step how many windows were predicted, and how many left out for want of data.
+        done: called after each step with the number of windows that were predicted, and of those without data.
 
     Yields:
         float32 (K, some rows, columns of the grid), NaN in cells in which the scene has no data.
@@ -152,6 +152,6 @@ def blend(
 
 
 def _cells(pixels: np.ndarray, cell: int) -> np.ndarray:
-    """Whether any pixel of each cell is true: bool (H, W) to (H / cell, W / cell)."""
+    """Return whether any pixel of each cell is true: bool (H, W) to (H / cell, W / cell)."""
     height, width = pixels.shape
     return np.any(pixels.reshape(height // cell, cell, width // cell, cell), axis=(1, 3))

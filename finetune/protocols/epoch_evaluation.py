@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from finetune.config import FullConfig
-from finetune.metrics.scores import PRIMARY, Scores
-from finetune.metrics.scoring import is_better
-from finetune.tasks import Task
+from finetune.evaluation.selection import is_better
+from finetune.metrics.scores import Scores
+from finetune.tasks.kinds.kind import TaskKind
 from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.console import log
 from pretrain.loop.callback import Callback, Outcome
@@ -22,7 +22,7 @@ class EpochEvaluation(Callback):
 
     Args:
         name: of the training, on the console.
-        task: whose primary score or loss is compared.
+        kind: whose primary score or loss is compared.
         select: see FinetuneConfig.
         recipe: number of epochs, and how often to evaluate.
         steps_per_epoch: optimizer steps of an epoch.
@@ -38,14 +38,14 @@ class EpochEvaluation(Callback):
     def __init__(
         self,
         name: str,
-        task: Task,
+        kind: TaskKind,
         select: str,
         recipe: FullConfig,
         steps_per_epoch: int,
         validate: Callable[[], Scores],
         checkpoints: CheckpointManager,
     ) -> None:
-        self.name, self.task, self.select, self.recipe = name, task, select, recipe
+        self.name, self.kind, self.select, self.recipe = name, kind, select, recipe
         self.steps_per_epoch, self.validate, self.checkpoints = steps_per_epoch, validate, checkpoints
         self.best, self.best_epoch = Scores(), 0
         self.curve: list[dict[str, float]] = []
@@ -82,11 +82,11 @@ class EpochEvaluation(Callback):
         self._losses = []
         values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
         self.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
-        primary = PRIMARY[self.task.kind]
+        primary = self.kind.primary
         log(
             f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
             f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
         )
-        if is_better(self.task, self.select, found, self.best if self.best_epoch else None):
+        if is_better(self.kind, self.select, found, self.best if self.best_epoch else None):
             self.best, self.best_epoch = found, epoch
             loop.save(self.checkpoints)

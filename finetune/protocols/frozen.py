@@ -4,45 +4,45 @@ Heads of one seed share order and views, so each batch of features is fetched on
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.config import FrozenConfig
-from finetune.data.datasets import LabeledSplit, view_of
+from finetune.data.batches import epoch_order
+from finetune.data.datasets import view_of
 from finetune.encoders.features import Features
-from finetune.heads.heads import HeadName, build_head, count_labels, summed_loss
+from finetune.evaluation.collector import Evaluation
+from finetune.evaluation.context import EvaluationContext
+from finetune.evaluation.selection import is_better
+from finetune.heads.registry import HeadConfig
 from finetune.metrics.scores import Scores
-from finetune.metrics.scoring import Collector, Evaluation, epoch_order, is_better
-from finetune.tasks import Task
 from pretrain.console import log
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.schedules import warmup_cosine
 from pretrain.models.batchnorm import grouped_batch_norms
-from pretrain.models.initialize import initialize
+from pretrain.models.encoder import Encoder
 from shards.errors import ForgeError
 
 EVALUATION_BATCH = 64
 
 
 class HeadsDiverged(ForgeError):
-    """Training a kind of head came to losses that aren't finite at every learning rate."""
+    """Training a head led to non-finite losses at every learning rate."""
 
     exit_code = 76
 
 
 @dataclass
-class Member:
-    """One head of the sweep.
+class Trial:
+    """One head at one rate for one seed.
 
     Attributes:
-        diverged_at: epoch by which its losses or scores were no longer finite: it is not chosen, whatever its best.
+        diverged_at: epoch by which its losses or scores were non-finite; it is not chosen, whatever its best score.
     """
 
-    name: HeadName
+    head_config: HeadConfig
     lr: float
     seed: int
     head: nn.Module
@@ -57,99 +57,90 @@ class Member:
 
 @dataclass(frozen=True)
 class Trained:
-    """The best head of one kind for one seed, tested once."""
+    """The best trial of one head and seed, tested once."""
 
-    member: Member
+    trial: Trial
     test: Evaluation
 
 
-class Sweep:
+class HeadSweep:
     """The heads of one encoder on one share of the training tiles.
 
     Args:
-        features, splits: by split.
+        encoder: gives the width and stride of the features.
+        features: by split.
         rows: training windows.
-        stride, width: of the encoder's features.
-        names: of the heads.
-        select: see FinetuneConfig.
-        baseline: regression: the training mean of each target.
-        alive: called at every evaluation with the epoch.
+        heads: to train.
     """
 
     def __init__(
         self,
+        context: EvaluationContext,
+        encoder: Encoder,
         features: dict[str, Features],
-        splits: dict[str, LabeledSplit],
         rows: np.ndarray,
-        task: Task,
-        stride: int,
-        width: int,
-        names: tuple[HeadName, ...],
-        config: FrozenConfig,
-        select: str,
-        baseline: np.ndarray | None,
-        alive: Callable[[int], None] = lambda _: None,
+        heads: tuple[HeadConfig, ...],
     ) -> None:
-        self.features, self.splits, self.rows, self.task = features, splits, rows, task
-        self.stride, self.width, self.names, self.config = stride, width, names, config
-        self.select, self.baseline, self.alive = select, baseline, alive
-        labels = splits["train"].labels
-        self.steps_per_epoch = -(-len(labels) // config.batch)  # a smaller share takes as many steps as all tiles
+        self.context, self.features, self.rows, self.heads = context, features, rows, heads
+        self.width, self.stride = encoder.feature_dim, encoder.stride
+        self.kind, self.config, self.select = context.kind, context.recipe.frozen, context.recipe.select
+        self.loss = context.loss(rows)
+        self.labels = context.splits["train"].labels
+        # a smaller share of the tiles takes as many steps as all of them
+        self.steps_per_epoch = -(-len(self.labels) // self.config.batch)
 
     def run(self, seeds: tuple[int, ...]) -> list[Trained]:
-        """Train for these seeds; of each kind of head and seed, the rate with the best validation score is tested.
+        """Train for these seeds, and test the rate with the best validation score of each head and seed.
 
         Raises:
-            HeadsDiverged: a kind of head diverged at every rate.
+            HeadsDiverged: a head diverged at every rate.
         """
-        members = [self._member(name, lr, seed) for seed in seeds for name in self.names for lr in self.config.lrs]
+        trials = [self._trial(head, lr, seed) for seed in seeds for head in self.heads for lr in self.config.lrs]
         epochs = self.config.epochs
         for epoch in range(epochs):
             for seed in seeds:
-                self._train_epoch([one for one in members if one.seed == seed], epoch)
+                self._train_epoch([one for one in trials if one.seed == seed], epoch)
             if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == epochs:
-                self._validate(members, epoch + 1)
-                self.alive(epoch + 1)
-        return self._test([self._choose(members, seed, name) for seed in seeds for name in self.names])
+                self._validate(trials, epoch + 1)
+                self.context.heartbeat(epoch + 1)
+        return self._test([self._choose(trials, seed, head) for seed in seeds for head in self.heads])
 
-    def _choose(self, members: list[Member], seed: int, name: str) -> Member:
-        """Of a seed and kind of head, the rate with the best validation score."""
-        best: Member | None = None
-        for one in members:
-            if (one.seed, one.name) == (seed, name) and one.diverged_at is None:
+    def _choose(self, trials: list[Trial], seed: int, head: HeadConfig) -> Trial:
+        """Return the trial of a seed and head whose rate has the best validation score."""
+        best: Trial | None = None
+        for one in trials:
+            if (one.seed, one.head_config) == (seed, head) and one.diverged_at is None:
                 assert one.best is not None
-                if is_better(self.task, self.select, one.best, None if best is None else best.best):
+                if is_better(self.kind, self.select, one.best, None if best is None else best.best):
                     best = one
         if best is None:
             rates = ", ".join(f"{lr:g}" for lr in self.config.lrs)
-            raise HeadsDiverged(f"frozen: head '{name}' diverged at every rate ({rates}): lower frozen.lrs")
+            raise HeadsDiverged(f"frozen: head '{head.label}' diverged at every rate ({rates}): lower frozen.lrs")
         return best
 
-    def _member(self, name: HeadName, lr: float, seed: int) -> Member:
-        head = build_head(name, self.task.kind, self.width, len(self.task.outputs), self.stride)
-        initialize(head, f"head.{name}", seed)
-        head.to(self._device)
-        return Member(name, lr, seed, head, build_adamw(head, lr, (0.9, 0.999), self.config.weight_decay))
+    def _trial(self, config: HeadConfig, lr: float, seed: int) -> Trial:
+        head = self.context.head(config, self.width, self.stride, seed, self.rows).to(self._device)
+        return Trial(config, lr, seed, head, build_adamw(head, lr, (0.9, 0.999), self.config.weight_decay))
 
     @property
     def _device(self) -> torch.device:
         return self.features["train"].batch(self.rows[:1], np.zeros(1, np.int64)).device
 
-    def _train_epoch(self, members: list[Member], epoch: int) -> None:
-        """One epoch of all heads of one seed."""
-        seed, labels = members[0].seed, self.splits["train"].labels
+    def _train_epoch(self, trials: list[Trial], epoch: int) -> None:
+        """Train all heads of one seed for one epoch."""
+        seed = trials[0].seed
         torch.manual_seed(seed * 100_003 + epoch)  # of dropout
         for number, (places, draws) in enumerate(self._batches(seed, epoch)):
             rows = self.rows[places]
             views = draws % self.features["train"].views
             features = self.features["train"].batch(rows, views)
-            wanted = torch.from_numpy(self._seen(labels[rows], views)).to(features.device)
+            wanted = torch.from_numpy(self._turned(self.labels[rows], views)).to(features.device)
             lr_share = self._lr_share(epoch * self.steps_per_epoch + number)
-            for member in members:
-                self._step(member, features, wanted, lr_share)
+            for trial in trials:
+                self._step(trial, features, wanted, lr_share)
 
     def _batches(self, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As many as an epoch of all tiles has."""
+        """Return as many batches as an epoch of all tiles has."""
         batches: list[tuple[np.ndarray, np.ndarray]] = []
         turn = 0
         while len(batches) < self.steps_per_epoch:
@@ -157,58 +148,58 @@ class Sweep:
             turn += 1
         return batches[: self.steps_per_epoch]
 
-    def _seen(self, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Labels as the views show them."""
-        if self.task.kind != "segmentation":
+    def _turned(self, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Return labels as the views show them."""
+        if not self.kind.is_dense:
             return labels
         return np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
 
     def _lr_share(self, step: int) -> float:
         return warmup_cosine(step, self.config.epochs * self.steps_per_epoch, 0, 1.0, 0.0)
 
-    def _step(self, member: Member, features: Tensor, labels: Tensor, lr_share: float) -> None:
-        member.head.train()
-        counted = max(1, count_labels(self.task.kind, labels, self.task.ignore_index))
-        loss = summed_loss(self.task.kind, member.head(features), labels, self.task.ignore_index) / counted
-        for group in member.optimizer.param_groups:
-            group["lr"] = member.lr * lr_share
-        member.optimizer.zero_grad()
+    def _step(self, trial: Trial, features: Tensor, labels: Tensor, lr_share: float) -> None:
+        trial.head.train()
+        loss = self.loss.mean(trial.head(features), labels)
+        for group in trial.optimizer.param_groups:
+            group["lr"] = trial.lr * lr_share
+        trial.optimizer.zero_grad()
         loss.backward()
-        member.optimizer.step()
-        for norm in grouped_batch_norms(member.head):
+        trial.optimizer.step()
+        for norm in grouped_batch_norms(trial.head):
             norm.move(norm.flush())
-        member.losses.append(loss.detach())
+        trial.losses.append(loss.detach())
 
-    def _validate(self, members: list[Member], epoch: int) -> None:
-        """Validation scores of all heads; a head's best weights are kept."""
-        for member, found in zip(members, self._evaluate(members, "val"), strict=True):
-            train_loss = float(torch.stack(member.losses).mean())
-            member.losses.clear()
+    def _validate(self, trials: list[Trial], epoch: int) -> None:
+        """Compute the validation scores of all heads, and keep each head's best weights."""
+        for trial, found in zip(trials, self._evaluate(trials, "val"), strict=True):
+            train_loss = float(torch.stack(trial.losses).mean())
+            trial.losses.clear()
             values = {
                 f"validation_{name}" if name == "loss" else name: value for name, value in found.scores.values.items()
             }
-            member.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
-            if member.diverged_at is None and not (math.isfinite(train_loss) and found.scores.are_finite):
-                member.diverged_at = epoch
-                log(f"WARNING: frozen: head '{member.name}' diverged at lr {member.lr:g} by epoch {epoch}: left out")
-            if is_better(self.task, self.select, found.scores, member.best):
-                member.best, member.best_epoch = found.scores, epoch
-                member.best_weights = {name: one.detach().clone() for name, one in member.head.state_dict().items()}
+            trial.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
+            if trial.diverged_at is None and not (math.isfinite(train_loss) and found.scores.are_finite):
+                trial.diverged_at = epoch
+                head = trial.head_config.label
+                log(f"WARNING: frozen: head '{head}' diverged at lr {trial.lr:g} by epoch {epoch}: left out")
+            if is_better(self.kind, self.select, found.scores, trial.best):
+                trial.best, trial.best_epoch = found.scores, epoch
+                trial.best_weights = {name: one.detach().clone() for name, one in trial.head.state_dict().items()}
 
-    def _test(self, members: list[Member]) -> list[Trained]:
-        for member in members:
-            member.head.load_state_dict(member.best_weights)
-        found = self._evaluate(members, "test")
-        return [Trained(member, one) for member, one in zip(members, found, strict=True)]
+    def _test(self, trials: list[Trial]) -> list[Trained]:
+        for trial in trials:
+            trial.head.load_state_dict(trial.best_weights)
+        found = self._evaluate(trials, "test")
+        return [Trained(trial, one) for trial, one in zip(trials, found, strict=True)]
 
     @torch.no_grad()
-    def _evaluate(self, members: list[Member], name: str) -> list[Evaluation]:
-        split = self.splits[name]
-        collectors = [Collector(split, self.task, self.baseline) for _ in members]
+    def _evaluate(self, trials: list[Trial], name: str) -> list[Evaluation]:
+        split = self.context.splits[name]
+        collectors = [self.context.collector(name, self.loss) for _ in trials]
         for begin in range(0, len(split), EVALUATION_BATCH):
             rows = np.arange(begin, min(begin + EVALUATION_BATCH, len(split)))
             features = self.features[name].batch(rows, np.zeros(len(rows), np.int64))
-            for member, collector in zip(members, collectors, strict=True):
-                member.head.eval()
-                collector.add_scores(rows, member.head(features))
+            for trial, collector in zip(trials, collectors, strict=True):
+                trial.head.eval()
+                collector.add_scores(rows, trial.head(features))
         return [collector.finish() for collector in collectors]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.config import FinetuneConfig, FullConfig
+from finetune.config import FullConfig
 from finetune.encoders.model_file import TaskModel
-from finetune.evaluation.setting import Setting
+from finetune.evaluation.collector import Evaluation
+from finetune.evaluation.context import EvaluationContext
 from finetune.metrics.scores import Scores
-from finetune.metrics.scoring import Collector, Evaluation
 from finetune.protocols.epoch_evaluation import EpochEvaluation
 from finetune.protocols.training_batches import LabeledBatch, TrainingBatches
 from finetune.protocols.training_status import TrainingStatus
@@ -35,7 +35,6 @@ from pretrain.loop.callbacks.saving import Saving
 from pretrain.loop.loop import Loop, Schedule
 from pretrain.models.vit import ViTEncoder
 from pretrain.resilience.guard import Diverged, Guard
-from pretrain.resilience.watchdog import Watchdog
 from shards.order.random_bits import fold_in, uniform
 
 ADVICE = "lower full.lrs"
@@ -84,32 +83,22 @@ class Tuning:
     Args:
         plan: of the training.
         model: encoder, head and input on the CPU; its weights are where training begins.
-        setting: data and task.
-        work: folder of its checkpoints.
-        config: of the evaluation.
-        watchdog: receives heartbeats.
+        context: data, task and config of the evaluation.
     """
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        model: TaskModel,
-        setting: Setting,
-        work: Path,
-        config: FinetuneConfig,
-        watchdog: Watchdog,
-    ) -> None:
-        self.plan, self.setting = plan, setting
+    def __init__(self, plan: TrainingPlan, model: TaskModel, context: EvaluationContext) -> None:
+        self.plan, self.context = plan, context
+        self.loss = context.loss(plan.rows)
         self.inputs = model.images.to(distributed.device())
-        train = setting.splits["train"]
-        self.batches = TrainingBatches(train, plan.rows, setting.task, self.inputs, plan.recipe, plan.seed)
-        self.engine = self._build_engine(model, config)
+        train, work = context.splits["train"], context.folder / "work" / plan.name
+        self.batches = TrainingBatches(train, plan.rows, self.loss, self.inputs, plan.recipe, plan.seed)
+        self.engine = self._build_engine(model)
         self.best = CheckpointManager(work / "best", self.engine, keep=1)
         per_epoch = self.batches.steps_per_epoch
         self.evaluation = EpochEvaluation(
             plan.name,
-            setting.task,
-            setting.recipe.select,
+            context.kind,
+            context.recipe.select,
             plan.recipe,
             per_epoch,
             lambda: self._evaluate("val").scores,
@@ -120,9 +109,9 @@ class Tuning:
             self.engine,
             SupervisedStep(model, plan.recipe.drop_path, plan.seed),
             Schedule(steps, plan.recipe.batch, lambda step: warmup_cosine(step, steps, warmup, plan.lr, 0.0)),
-            Guard(config.guard),
+            Guard(context.config.guard),
             CheckpointManager(work / "checkpoints", self.engine, keep=2),
-            watchdog,
+            context.watchdog,
             [
                 TrainingStatus(plan.name),
                 Divergence(plan.name, ADVICE, rolls_back=False),
@@ -150,20 +139,23 @@ class Tuning:
             return None
         return self._test()
 
-    def _build_engine(self, model: TaskModel, config: FinetuneConfig) -> ZeroEngine:
+    def _build_engine(self, model: TaskModel) -> ZeroEngine:
         recipe, trained = self.plan.recipe, self.plan.trained
-        tuned = TunedModel(model, trained, recipe.first_blocks, moving=trained == "none")  # only bn: adapt trains none
+        moving = trained == "none"  # only bn: adapt trains none
+        tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, moving)
         optim = OptimConfig(
             lr=self.plan.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay
         )
         optimizer, batches = build_optimizer(tuned, optim), self.batches
-        return ZeroEngine(tuned, optimizer, config.engine, batches.micro, batches.accumulation, recipe.clip)
+        return ZeroEngine(
+            tuned, optimizer, self.context.config.engine, batches.micro, batches.accumulation, recipe.clip
+        )
 
     def _evaluate(self, name: str) -> Evaluation:
         """Return a split's scores; every rank calls it, and makes as many forward passes."""
         self.loop.watchdog.begin("evaluation", self.loop.step)
-        split, world, batch = self.setting.splits[name], distributed.world_size(), self.batches.micro
-        collector = Collector(split, self.setting.task, self.setting.baseline)
+        split, world, batch = self.context.splits[name], distributed.world_size(), self.batches.micro
+        collector = self.context.collector(name, self.loss)
         for turn in range(-(-len(split) // (batch * world))):
             numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
             rows = np.minimum(numbers, len(split) - 1)

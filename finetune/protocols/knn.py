@@ -1,7 +1,8 @@
-"""Nearest neighbours on frozen features: no training, so nothing but the encoder is judged.
+"""Nearest neighbors on frozen features: no training, so nothing but the encoder is judged.
 
-A segmentation's positions vote with the class that most of their pixels have; a tile of a multi-label task with its
-classes; of a regression with its values (weighted kNN of arXiv 1805.01978, as DINO evaluates).
+Weighted kNN of arXiv 1805.01978, as DINO evaluates. The kind of task says what a neighbor votes for: a position of the
+feature map for the class that most of its pixels have, or for the mean of their values; a tile for its classes or
+values.
 """
 
 from collections.abc import Iterator
@@ -14,29 +15,29 @@ from torch.nn import functional as F
 from finetune.config import KnnConfig
 from finetune.data.datasets import LabeledSplit
 from finetune.encoders.features import Features
-from finetune.tasks import Task
+from finetune.tasks.kinds.kind import TaskKind
 from pretrain.loop.nearest import nearest_vote
 from shards.order.random_bits import fold_in, permute
 
 BATCH = 32
 
 
-class NearestNeighbours:
+class NearestNeighbors:
     """A bank of training features with what they vote for.
 
     Args:
-        rows: training windows that are in it; unmirrored view only.
+        rows: training windows that are in it, in their first view.
     """
 
     def __init__(
-        self, features: Features, split: LabeledSplit, rows: np.ndarray, task: Task, config: KnnConfig, seed: int
+        self, features: Features, split: LabeledSplit, rows: np.ndarray, kind: TaskKind, config: KnnConfig, seed: int
     ) -> None:
-        self.task, self.config = task, config
+        self.kind, self.config = kind, config
         keys, votes = [], []
         for number, part in enumerate(_parts(rows)):
             room = max(1, config.bank * len(part) // len(rows))
             found = features.batch(part, np.zeros(len(part), np.int64))
-            vectors, choices = self._flat(found, torch.from_numpy(split.labels[part]).to(found.device))
+            vectors, choices = self._flat(found, split.labels[part])
             if len(vectors) > room:
                 kept = permute(fold_in(seed, "bank", number), len(vectors), np.arange(room))
                 vectors, choices = vectors[torch.from_numpy(kept)], choices[torch.from_numpy(kept)]
@@ -45,28 +46,21 @@ class NearestNeighbours:
         self.keys, self.votes = F.normalize(torch.cat(keys), dim=1), torch.cat(votes)
 
     def predict(self, features: Tensor, size: int) -> Tensor:
-        """As `predict` of heads, from features of windows: classes (n, size, size), probabilities or values (n, K)."""
-        dense = features.dim() == 4
-        queries = features.permute(0, 2, 3, 1).flatten(0, 2) if dense else features
-        voted = nearest_vote(
-            F.normalize(queries, dim=1), self.keys, self.votes, self.config.neighbors, self.config.temperature
-        )
-        if not dense:
-            return voted
-        classes = voted.argmax(1).view(len(features), *features.shape[2:])
-        factor = size // features.shape[2]
-        return classes.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        """Predict from features (n, D, g, g) or (n, D) of windows of ``size`` pixels, in the shape of their labels."""
+        is_map = features.dim() == 4
+        queries = F.normalize(features.permute(0, 2, 3, 1).flatten(0, 2) if is_map else features, dim=1)
+        voted = nearest_vote(queries, self.keys, self.votes, self.config.neighbors, self.config.temperature)
+        if not is_map:
+            return self.kind.from_votes(voted)
+        grid, factor = features.shape[2], size // features.shape[2]
+        predicted = self.kind.from_votes(voted.view(len(features), grid, grid, -1).permute(0, 3, 1, 2))
+        return predicted.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
-    def _flat(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (n, D) and their votes (n, K); positions of a map where no pixel counts are left out."""
-        if features.dim() == 2:
-            return features, labels.float()
-        classes, grid = len(self.task.classes), features.shape[2]
-        one_hot = F.one_hot(labels.long(), classes + 1)[..., :classes].permute(0, 3, 1, 2).float()
-        shares = F.avg_pool2d(one_hot, labels.shape[1] // grid)
-        counts = shares.sum(1) > 0
-        majority = F.one_hot(shares.argmax(1), classes).to(torch.uint8)
-        return features.permute(0, 2, 3, 1)[counts], majority[counts]
+    def _flat(self, features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return vectors (n, D) and their votes (n, K); positions of a map where no label counts are left out."""
+        votes, counts = self.kind.votes(labels, grid=features.shape[2] if features.dim() == 4 else 1)
+        vectors = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
+        return vectors[torch.from_numpy(counts)], torch.from_numpy(votes[counts]).to(features.device)
 
 
 def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from finetune.config import FullConfig
+from finetune.data.batches import epoch_order
 from finetune.data.datasets import LabeledSplit, view_of
 from finetune.encoders.images import ImageInput
-from finetune.heads.heads import count_labels
-from finetune.metrics.scoring import epoch_order
-from finetune.tasks import Task
+from finetune.losses.loss import Loss
 from pretrain import distributed
 from pretrain.data.augment import crop_box, resample, resampling
 from shards.errors import ConfigError
@@ -42,16 +41,16 @@ class TrainingBatches:
     Args:
         train: the training split.
         rows: windows of it that are trained on.
-        task: of the labels.
+        loss: says what the labels of a batch weigh.
         inputs: turns tiles into the encoder's input.
         recipe: batch size and augmentation.
         seed: of order and augmentation.
     """
 
     def __init__(
-        self, train: LabeledSplit, rows: np.ndarray, task: Task, inputs: ImageInput, recipe: FullConfig, seed: int
+        self, train: LabeledSplit, rows: np.ndarray, loss: Loss, inputs: ImageInput, recipe: FullConfig, seed: int
     ) -> None:
-        self.train, self.rows, self.task, self.inputs, self.recipe, self.seed = train, rows, task, inputs, recipe, seed
+        self.train, self.rows, self.loss, self.inputs, self.recipe, self.seed = train, rows, loss, inputs, recipe, seed
         self.micro, self.accumulation = cut_batch(recipe, distributed.world_size())
         self.steps_per_epoch = -(-len(train) // recipe.batch)  # a smaller share takes as many steps as all tiles
 
@@ -65,9 +64,7 @@ class TrainingBatches:
         world, batch = distributed.world_size(), self.recipe.batch
         rows, views = self._drawn(step)
         numbers = np.arange(step * batch, (step + 1) * batch)
-        counted = max(
-            1, count_labels(self.task.kind, torch.from_numpy(self.train.labels[rows]), self.task.ignore_index)
-        )
+        counted = self.loss.count(torch.from_numpy(self.train.labels[rows])) or 1
         begin = distributed.rank() * (batch // world)
         for first in range(begin, begin + batch // world, self.micro):
             part = slice(first, first + self.micro)
@@ -86,7 +83,7 @@ class TrainingBatches:
 
     def _augmented(self, rows: np.ndarray, views: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         device, labels = distributed.device(), self.train.labels[rows]
-        if self.task.kind == "segmentation":
+        if self.loss.kind.is_dense:
             labels = np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
         tiles = torch.from_numpy(self.train.views(rows, views)).to(device)
         images, wanted = self.inputs(tiles), torch.from_numpy(labels).to(device)
@@ -101,7 +98,7 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
 
     Args:
         images: float32 (B, C, S, S), normalized.
-        labels: (B, S, S), or labels of whole tiles, which are returned as they are.
+        labels: (B, S, S) or (B, T, S, S), or labels of whole tiles, which are returned as they are.
         draws: (B, 4) in [0, 1): area, aspect, top, left.
         scale: range of the crop's share of the area.
     """
@@ -111,11 +108,12 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
     rows = resampling(boxes[:, 0], boxes[:, 2], size, size, still, sharp)
     columns = resampling(boxes[:, 1], boxes[:, 3], size, size, still, sharp)
     cropped = resample(images, rows, columns)
-    if labels.shape[1:] != images.shape[2:]:
+    if labels.dim() < 3:
         return cropped, labels
     down, across = (torch.from_numpy(one.argmax(-1)).to(labels.device) for one in (rows, columns))
     batch = torch.arange(len(labels), device=labels.device)[:, None, None]
-    return cropped, labels[batch, down[:, :, None], across[:, None, :]]
+    picked = labels.movedim((-2, -1), (1, 2))[batch, down[:, :, None], across[:, None, :]]
+    return cropped, picked.movedim((1, 2), (-2, -1))
 
 
 def cut_batch(recipe: FullConfig, world: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from finetune.encoders.model_file import TaskModel
-from finetune.heads.heads import summed_loss
+from finetune.losses.loss import Loss
 
 
 class TunedModel(nn.Module):
@@ -11,16 +11,16 @@ class TunedModel(nn.Module):
 
     Args:
         model: on the CPU.
+        loss: of the task.
         trained: which part of the encoder learns: full, blocks, adapter or (bn: adapt) none.
         first_blocks: blocks that learn with ``blocks``.
         moving: whether batch norms of an encoder that doesn't learn use and update batch statistics all the same.
     """
 
-    def __init__(self, model: TaskModel, trained: str, first_blocks: int, moving: bool) -> None:
+    def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, moving: bool) -> None:
         super().__init__()
-        assert model.task is not None and model.head is not None
-        self.encoder, self.head = model.encoder, model.head
-        self.kind, self.ignore_index = model.task.kind, model.task.ignore_index
+        assert model.head is not None
+        self.encoder, self.head, self.loss = model.encoder, model.head, loss
         self.whole = trained == "full" or moving
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(_learns(name, trained, first_blocks))
@@ -36,9 +36,9 @@ class TunedModel(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed loss and the scores of normalized images (B, C, S, S)."""
-        features = self.encoder(images, "map" if self.kind == "segmentation" else "pooled")
+        features = self.encoder(images, self.loss.kind.features)
         scores = self.head(features).float()
-        return summed_loss(self.kind, scores, labels, self.ignore_index), scores
+        return self.loss.sum(scores, labels), scores
 
 
 def _learns(name: str, trained: str, first_blocks: int) -> bool:

@@ -11,7 +11,7 @@ logger = get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("runs", nargs="+", type=Path, help="folders of evaluations, at any depth")
     parser.add_argument("--output", type=Path, help="folder of report.html, .md and .csv (default: the first of RUNS)")
 

@@ -171,12 +171,6 @@ def image(pixels: np.ndarray, alt: str) -> Markup:
     return _MACROS.image(base64.b64encode(buffer.getvalue()).decode(), alt)
 
 
-def colored(classes: np.ndarray, colors: Sequence[str]) -> np.ndarray:
-    """Return class indices (H, W) in their colors, uint8 (H, W, 3); pixels that are not counted are gray."""
-    table = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors] + [[190, 190, 190]]
-    return np.array(table, np.uint8)[np.clip(classes, 0, len(colors))]
-
-
 def _ticks(points: Sequence[Point]) -> list[float]:
     """All positions on the x axis, or the first, middle and last of many."""
     xs = sorted({x for x, _ in points})

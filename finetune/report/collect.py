@@ -1,4 +1,4 @@
-"""From folders of runs to rows: which results belong together, and which are the same."""
+"""From folders of runs to rows: which results belong together, and which are equal."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from finetune.evaluation.results import Provenance, Result, RunResults, read_res
 from finetune.report.compare import judge
 from finetune.report.names import name_rows, name_tasks
 from finetune.report.rows import Row, TaskReport
+from finetune.tasks.kinds.kind import kind_of
 from shards.config import parse_values
 from shards.errors import ConfigError
 from shards.files.text import read_text_file
@@ -22,7 +23,7 @@ EARLIER = {"knn": ("knn",), "frozen": ("frozen", "full", "recipe", "select"), "f
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Folders with results, at or below the given ones; each once, by whatever name it is given.
+    """Return the folders with results at or below the given ones, each once.
 
     Raises:
         ConfigError: a folder is missing.
@@ -37,7 +38,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Results of all folders, and a line for each that can't be read."""
+    """Read the results of all folders; returns a line for each that can't be read as well."""
     runs, problems = [], []
     for folder in folders:
         try:
@@ -48,8 +49,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def collect(runs: Iterable[Run]) -> list[TaskReport]:
-    """Put results together: what agrees in everything but the seed is a row; rows of the same task, test tiles and
-    labels are a task's report. A result that is there twice counts once."""
+    """Group results: those that agree in everything but the seed are a row; rows of the same task, test tiles and
+    labels are a task's report. Duplicates count once."""
     reports: dict[str, TaskReport] = {}
     groups: dict[str, dict[str, list[Found]]] = {}
     for folder, run in runs:
@@ -73,7 +74,7 @@ def collect(runs: Iterable[Run]) -> list[TaskReport]:
 
 
 def _rows(found: list[Found], report: TaskReport) -> list[Row]:
-    """One row, or where two runs have other scores for the same seed, one a run."""
+    """Return one row, or a row for each run where runs have different scores for the same seed."""
     by_seed: dict[int, Found] = {}
     for folder, run, result in found:
         _, _, before = by_seed.setdefault(result.seed, (folder, run, result))
@@ -84,7 +85,7 @@ def _rows(found: list[Found], report: TaskReport) -> list[Row]:
 
 
 def _sort(report: TaskReport) -> None:
-    """Rows of an encoder together, and its protocols; both as they were found."""
+    """Sort rows by encoder and protocol, both in the order in which they were found."""
     labels, protocols = (list(dict.fromkeys(getattr(row, key) for row in report.rows)) for key in ("label", "protocol"))
     report.rows.sort(
         key=lambda row: (row.is_untrained, labels.index(row.label), protocols.index(row.protocol), -row.fraction)
@@ -92,9 +93,11 @@ def _sort(report: TaskReport) -> None:
 
 
 def _is_same(one: Result, two: Result) -> bool:
-    return (one.test, one.validation, one.units.shape) == (two.test, two.validation, two.units.shape) and bool(
-        (one.units == two.units).all()
-    )
+    return (one.test, one.validation, one.statistics.shape) == (
+        two.test,
+        two.validation,
+        two.statistics.shape,
+    ) and bool((one.statistics == two.statistics).all())
 
 
 def _row(found: list[Found], report: TaskReport, more: Provenance) -> Row:
@@ -121,18 +124,18 @@ def _row(found: list[Found], report: TaskReport, more: Provenance) -> Row:
 
 
 def _test_labels(run: RunResults) -> Any:
-    """What tells the labels of the test: their hash, or what earlier versions' results show of them."""
+    """Return what identifies the test labels: their hash, or what results of earlier versions show of them."""
     if "labels" in run.data:
         return run.data["labels"]["test"]
-    of_first = run.results[0].units if run.results else None
-    if of_first is None:
+    if not run.results:
         return None
-    shown = of_first.sum(2) if run.task.kind == "segmentation" else of_first[:, 1]
-    return ["an earlier version", digest(shown.tolist())]
+    first = run.results[0].statistics  # confusion matrices, or predictions and labels
+    labels = first.sum(2) if kind_of(run.task).is_dense else first[:, 1]
+    return ["an earlier version", digest(labels.tolist())]
 
 
 def _settings(folder: Path, run: RunResults, result: Result) -> Provenance:
-    """What a result depends on, but the seed; of an earlier version's, what its config tells."""
+    """Return what a result depends on besides the seed; for earlier versions, as far as the config tells."""
     if result.provenance:
         return {key: value for key, value in result.provenance.items() if key != "encoder"}
     settings: Provenance = {"version": "earlier"}

@@ -1,11 +1,11 @@
-"""Intervals of all rows, and paired tests: of an encoder against its untrained twin, and of any two rows."""
+"""Intervals of all rows, and paired tests: of an encoder against its random-init baseline, and of any two rows."""
 
 from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 
-from finetune.metrics.scores import LOWER_IS_BETTER
+from finetune.metrics.metric import lower_is_better
 from finetune.metrics.statistics import bootstrap_interval, draws_for, holm, paired_test
 from finetune.report.rows import Comparison, Row, TaskReport
 
@@ -14,30 +14,32 @@ SIGNIFICANT = 0.05
 
 
 def judge(reports: Sequence[TaskReport]) -> None:
-    """Intervals and tests of all rows. Tests against twins are corrected together over all tasks, those between other
-    rows as well."""
-    against_twins: list[Pair] = []
+    """Compute intervals and tests of all rows.
+
+    Tests against random-init baselines are corrected together over all tasks, and those between other rows are as well.
+    """
+    against_baselines: list[Pair] = []
     between: list[Pair] = []
     for report in reports:
         for row in report.rows:
-            units = [one.units for one in row.results]
-            row.interval = bootstrap_interval(report.task.kind, units, report.run.places, report.baseline)
-            twin = _twin(row, report)
-            if twin is not None:
-                against_twins.append((report, row, twin))
+            statistics = [one.statistics for one in row.results]
+            row.interval = bootstrap_interval(report.resampled, statistics, report.run.places)
+            baseline = _random_init(row, report)
+            if baseline is not None:
+                against_baselines.append((report, row, baseline))
         between += [(report, *pair) for pair in _pairs(report.rows)]
-    for (report, row, twin), p in zip(against_twins, _tested(against_twins), strict=True):
+    for (report, row, baseline), p in zip(against_baselines, _tested(against_baselines), strict=True):
         row.p = p
-        sign = -1 if report.primary in LOWER_IS_BETTER else 1
-        row.is_better = sign * (row.mean(report.primary) - twin.mean(report.primary)) > 0 and p < SIGNIFICANT
+        sign = -1 if lower_is_better(report.primary) else 1
+        row.is_better = sign * (row.mean(report.primary) - baseline.mean(report.primary)) > 0 and p < SIGNIFICANT
     for (report, one, two), p in zip(between, _tested(between), strict=True):
         difference = one.mean(report.primary) - two.mean(report.primary)
         report.comparisons.append(Comparison(one, two, difference, p))
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Trained rows of one protocol and share of the tiles, two by two: one encoder in two settings, two encoders in one
-    setting, and where two encoders have none in common, in those that they have."""
+    """Return pairs of trained rows of one protocol and share of the tiles: one encoder in two settings, two encoders in
+    one setting, and where two encoders have none in common, in those that they have."""
     trained = [row for row in rows if not row.is_untrained]
     pairs = [
         (one, two)
@@ -57,19 +59,19 @@ def _of_encoders(one: Row, two: Row) -> tuple:
 
 
 def _tested(pairs: Sequence[Pair]) -> list[float]:
-    """Corrected p-values."""
+    """Return corrected p-values."""
     draws = draws_for(len(pairs))
     return holm([_p(*pair, draws) for pair in pairs])
 
 
 def _p(report: TaskReport, one: Row, two: Row, draws: int) -> float:
     first, second = _paired(one, two)
-    return paired_test(report.task.kind, first, second, report.run.places, report.baseline, draws)
+    return paired_test(report.resampled, first, second, report.run.places, draws)
 
 
 def _paired(one: Row, two: Row) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Units of the seeds that both have, or in order where they share none."""
-    mine, theirs = ({result.seed: result.units for result in row.results} for row in (one, two))
+    """Return the statistics of the seeds that both have, or in order where they share none."""
+    mine, theirs = ({result.seed: result.statistics for result in row.results} for row in (one, two))
     common = sorted(mine.keys() & theirs.keys())
     if common:
         return [mine[seed] for seed in common], [theirs[seed] for seed in common]
@@ -77,8 +79,8 @@ def _paired(one: Row, two: Row) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _twin(row: Row, report: TaskReport) -> Row | None:
-    """The same network untrained, in the same setting; of several, that of the same run."""
+def _random_init(row: Row, report: TaskReport) -> Row | None:
+    """Return the same network untrained, in the same setting; of several, that of the same run."""
     if row.is_untrained:
         return None
     found = [
@@ -93,6 +95,6 @@ def _twin(row: Row, report: TaskReport) -> Row | None:
 
 
 def _shared(row: Row) -> dict:
-    """Settings that a twin has, too."""
+    """Return the settings that a random-init baseline has, too."""
     own = {"run", "seed of the weights"}
     return {key: value for key, value in row.settings.items() if key not in own}

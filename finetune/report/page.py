@@ -12,7 +12,6 @@ from finetune.report.rows import Row, TaskReport
 from finetune.report.tables import (
     COMPARED,
     LEGEND,
-    SHOWN,
     cell,
     comparisons,
     notes,
@@ -25,8 +24,6 @@ from finetune.report.tables import (
 
 MOST_LINES = 8
 """The best rows, as many as are drawn in one chart."""
-
-NOT_COUNTED = charts.Key("not counted", "#bebebe")
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,8 @@ def _task_page(report: TaskReport) -> TaskPage:
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
     sections = [_comparisons(report), _by_output(report), _curves(report), _fractions(report)]
-    if task.kind == "segmentation":
-        sections += [_confusion(report), _panels(report)]
-    found = [section for section in [*sections, _cost(report)] if section is not None]
+    sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
+    found = [section for section in sections if section is not None]
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), found)
 
 
@@ -88,7 +84,7 @@ def _cell(text: str) -> Cell:
 
 
 def _scores(report: TaskReport) -> Markup:
-    metrics = SHOWN[report.task.kind]
+    metrics = report.kind.metrics
     lines = [["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]]
     for row in report.rows:
         first = cell(row, report.primary)
@@ -105,12 +101,7 @@ def _comparisons(report: TaskReport) -> Section | None:
 
 def _by_output(report: TaskReport) -> Section | None:
     """Bars of the classes or targets."""
-    kind, task = report.task.kind, report.task
-    metric, heading = {
-        "segmentation": ("iou", "IoU by class"),
-        "multilabel": ("average_precision", "Average precision by class"),
-        "regression": ("rmse", "RMSE by target (lower is better)"),
-    }[kind]
+    task, (metric, heading) = report.task, report.kind.by_output
     colors = [one.color for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
     rows = [(_label(row), row.by_output(metric)) for row in _drawn(report)[:6]]
     return Section(heading, charts.bars(task.outputs, colors, rows)) if rows else None
@@ -150,24 +141,35 @@ def _fractions(report: TaskReport) -> Section | None:
     return Section("With fewer labels", drawn)
 
 
-def _confusion(report: TaskReport) -> Section:
+def _confusion(report: TaskReport) -> Section | None:
     best = report.best()
-    matrix = np.sum([one.units.sum(0) for one in best.results], axis=0)
+    found = [report.kind.confusion(one.statistics) for one in best.results]
+    matrices = [matrix for matrix in found if matrix is not None]
+    if not matrices:
+        return None
     text = Markup("<p>{}, all seeds added up</p>").format(_label(best))
-    return Section("Confusion", text + charts.confusion(report.task.outputs, matrix))
+    return Section("Confusion", text + charts.confusion(report.task.outputs, np.sum(matrices, axis=0)))
 
 
-def _panels(report: TaskReport) -> Section:
+def _tables(report: TaskReport) -> list[Section]:
+    """The tables that the kind of task adds."""
+    statistics = [one.statistics for one in report.best().results]
+    return [Section(heading, _table(rows)) for heading, rows in report.kind.tables(statistics)]
+
+
+def _panels(report: TaskReport) -> Section | None:
     """A few test windows: the image, the label, and what the first seed of each row predicts."""
-    run, task = report.run, report.task
-    colors = [one.color for one in task.classes]
+    run, kind = report.run, report.kind
     shown = [row for row in _drawn(report) if row.results[0].maps.shape == run.labels.shape][:4]
     lines = []
     for at, (rgb, label) in enumerate(zip(run.rgb, run.labels, strict=True)):
-        pictures = [("image", rgb), ("label", charts.colored(label, colors))]
-        pictures += [(_label(row), charts.colored(row.results[0].maps[at], colors)) for row in shown]
-        lines.append([charts.image(pixels, f"test window {at + 1}, {name}") for name, pixels in pictures])
-    legend = [*map(charts.Key, task.outputs, colors), NOT_COUNTED]
+        maps = [(_label(row), row.results[0].maps[at]) for row in shown]
+        pictures = [(name, kind.picture(values, label)) for name, values in [("label", label), *maps]]
+        if any(pixels is None for _, pixels in pictures):
+            return None
+        drawn = [("image", rgb), *((name, pixels) for name, pixels in pictures if pixels is not None)]
+        lines.append([charts.image(pixels, f"test window {at + 1}, {name}") for name, pixels in drawn])
+    legend = [charts.Key(name, color) for name, color in kind.legend()]
     return Section("Predictions", charts.panels(legend, ["image", "label", *map(_label, shown)], lines))
 
 

@@ -1,14 +1,16 @@
 """Rows and tasks of a report: results that agree in everything but the seed, on one set of test tiles and labels."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from finetune.evaluation.results import Provenance, Result, RunResults
-from finetune.metrics.scores import LOWER_IS_BETTER, PRIMARY, compute_scores
+from finetune.metrics.metric import lower_is_better
 from finetune.metrics.statistics import smallest_p
 from finetune.tasks import Task
+from finetune.tasks.kinds.kind import TaskKind, kind_of
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Row:
         run, folder: that its first result is from.
         results: by seed, ascending.
         interval: 95 % of the primary score.
-        p: of the paired test against the untrained twin, corrected; None without one, or of the twin itself.
+        p: of the paired test against the random-init baseline, corrected; None without one, or of the baseline itself.
     """
 
     label: str
@@ -50,25 +52,25 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Without the encoder and the share of the tiles."""
+        """Name without the encoder and the share of the tiles."""
         return f"{self.way}{self.rest}"
 
     def values(self, metric: str) -> list[float]:
-        """Test scores of the seeds; fewer where a score is undefined."""
+        """Return the test scores of the seeds; fewer where a score is undefined."""
         return [one.test[metric] for one in self.results if metric in one.test]
 
     def mean(self, metric: str) -> float:
-        """NaN where the score is undefined or not finite."""
+        """Return the mean over seeds; NaN where the score is undefined or non-finite."""
         values = self.values(metric)
         return float(np.mean(values)) if values else float("nan")
 
     def deviation(self, metric: str) -> float:
-        """Sample standard deviation over seeds; 0 of a single one."""
+        """Return the sample standard deviation over seeds; 0 of a single one."""
         values = self.values(metric)
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def by_output(self, metric: str) -> list[float | None]:
-        """Mean over seeds for each class or target; None where it occurs in none."""
+        """Return the mean over seeds for each class or target; None where it occurs in none."""
         columns = zip(*(one.by_output[metric] for one in self.results), strict=True)
         there = [[value for value in column if value is not None] for column in columns]
         means = [float(np.mean(values)) if values else None for values in there]
@@ -107,9 +109,19 @@ class TaskReport:
     comparisons: list[Comparison] = field(default_factory=list)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    @cached_property
+    def kind(self) -> TaskKind:
+        """The kind of the task."""
+        return kind_of(self.task)
+
     @property
     def primary(self) -> str:
-        return PRIMARY[self.task.kind]
+        """The score by which rows are compared."""
+        return self.kind.primary
+
+    def resampled(self, statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the primary score of resampled sets of test tiles, see TaskKind.resampled."""
+        return self.kind.resampled(statistics, weights, self.baseline)
 
     @property
     def whole(self) -> list[Row]:
@@ -117,13 +129,13 @@ class TaskReport:
         return [row for row in self.rows if row.fraction == 1.0]
 
     def ranked(self, rows: list[Row]) -> list[Row]:
-        """Best mean primary score first, undefined ones last."""
-        sign = 1 if self.primary in LOWER_IS_BETTER else -1
+        """Sort rows by their mean primary score, the best first and undefined ones last."""
+        sign = 1 if lower_is_better(self.primary) else -1
         means = {id(row): sign * row.mean(self.primary) for row in rows}
         return sorted(rows, key=lambda row: (not np.isfinite(means[id(row)]), means[id(row)]))
 
     def best(self) -> Row:
-        """The row with the best mean primary score."""
+        """Return the row with the best mean primary score."""
         return self.ranked(self.whole or self.rows)[0]
 
     @property
@@ -131,9 +143,9 @@ class TaskReport:
         return smallest_p(self.run.places)
 
     def without_seen(self, row: Row) -> list[float]:
-        """Primary score of each seed on the test tiles whose scene was not pretrained on; none if it is undefined."""
+        """Return the primary score of each seed on the test tiles whose scene was not pretrained on, where defined."""
         unseen = ~np.asarray(row.run.seen, bool)
-        found = [compute_scores(self.task.kind, one.units[unseen], self.baseline) for one in row.results]
+        found = [self.kind.scores(one.statistics[unseen], self.baseline) for one in row.results]
         return [one.values[self.primary] for one in found if self.primary in one.values]
 
     @property

@@ -5,32 +5,15 @@ import io
 import math
 from collections.abc import Sequence
 
-from finetune.metrics.scores import LOWER_IS_BETTER
+from finetune.metrics.metric import METRICS, lower_is_better
 from finetune.report.compare import SIGNIFICANT
 from finetune.report.rows import Row, TaskReport
 
-NOT_PERCENT = {"loss", "RMSE", "R2", "hyperview_score"}
-SHOWN = {
-    "segmentation": ("mIoU", "macro_f1", "OA", "average_accuracy", "micro_iou"),
-    "multilabel": ("mAP", "micro_mAP", "macro_f1", "micro_f1", "OA"),
-    "regression": ("hyperview_score", "RMSE", "R2"),
-}
-"""Scores of each kind of task, the primary one first."""
-
-TITLES = {
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "micro_iou": "micro IoU",
-    "micro_mAP": "micro mAP",
-    "average_accuracy": "average accuracy",
-    "hyperview_score": "Hyperview score",
-}
-
 LEGEND = (
     "Mean ± standard deviation over seeds, and in brackets the 95 % bootstrap interval over test places. Percent, but "
-    "RMSE, R2 and the Hyperview score, of which lower is better (R2: higher). mIoU, macro F1 and mAP are means over "
-    "the classes that occur; micro IoU is what SpectralEarth reports as IoU and equals OA / (2 - OA). ▲: better than "
-    "the same network with the weights that pretraining begins from, by a paired permutation test over places "
+    "RMSE, MAE, R2 and the Hyperview score, of which lower is better (R2: higher). mIoU, macro F1 and mAP are means "
+    "over the classes that occur; micro IoU is what SpectralEarth reports as IoU and equals OA / (2 - OA). ▲: better "
+    "than the same network with the weights that pretraining begins from, by a paired permutation test over places "
     "(p < 0.05 after Holm's correction for all such tests on this page). –: undefined. A row's seeds agree in all "
     "else; settings in which rows differ stand in their names, contents by the first letters of a hash."
 )
@@ -39,25 +22,26 @@ UNDEFINED = "–"
 
 
 def title(metric: str) -> str:
-    """A score as a column's head."""
-    return TITLES.get(metric, metric)
+    """Return the title of a score for the head of a column."""
+    return METRICS[metric].title if metric in METRICS else metric
 
 
 def number(value: float, metric: str) -> str:
-    """A score as people read it."""
+    """Return a score as text."""
     if not math.isfinite(value):
         return UNDEFINED
-    return f"{value:.3f}" if metric in NOT_PERCENT else f"{100 * value:.1f}"
+    is_share = metric in METRICS and METRICS[metric].in_percent
+    return f"{100 * value:.1f}" if is_share else f"{value:.3f}"
 
 
 def spread(row: Row, metric: str) -> str:
-    """Mean ± standard deviation; the latter only of several seeds."""
+    """Return mean ± standard deviation; the latter only for several seeds."""
     mean = number(row.mean(metric), metric)
     return f"{mean} ± {number(row.deviation(metric), metric)}" if len(row.values(metric)) > 1 else mean
 
 
 def cell(row: Row, metric: str) -> str:
-    """A row's primary score with its interval and flag."""
+    """Return a row's primary score with its interval and flag."""
     if not math.isfinite(row.mean(metric)):
         return UNDEFINED
     low, high = (number(one, metric) for one in row.interval)
@@ -65,7 +49,7 @@ def cell(row: Row, metric: str) -> str:
 
 
 def summary(reports: list[TaskReport]) -> list[list[str]]:
-    """Head and rows: a way of training an encoder in each, a task in each column."""
+    """Return head and rows of a table: a way of training an encoder in each row, a task in each column."""
     keys: dict[tuple[str, str], dict[int, Row]] = {}
     for place, report in enumerate(reports):
         rows = report.whole or report.rows
@@ -79,7 +63,7 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
             keys.setdefault((row.label, f"{name}{share}"), {})[place] = row
     head = ["checkpoint", "protocol"]
     for report in reports:
-        arrow = " ↓" if report.primary in LOWER_IS_BETTER else ""
+        arrow = " ↓" if lower_is_better(report.primary) else ""
         head.append(f"{report.title}: {title(report.primary)}{arrow}")
     lines = [head]
     for (label, name), by_task in keys.items():
@@ -94,7 +78,7 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
 
 
 def comparisons(report: TaskReport) -> list[list[str]]:
-    """Head and rows of the tests of two trained rows; only a head where there are none."""
+    """Return head and rows of the tests of two trained rows; only a head where there are none."""
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
     for one in report.comparisons:
         names = [f"{row.label} · {row.name}" for row in (one.first, one.second)]
@@ -112,7 +96,7 @@ COMPARED = (
 
 
 def notes(reports: list[TaskReport]) -> list[str]:
-    """What must be known before a number is believed."""
+    """Return what a reader must know before trusting a number."""
     found = []
     by_name: dict[str, list[str]] = {}
     for report in reports:
@@ -141,14 +125,14 @@ def notes(reports: list[TaskReport]) -> list[str]:
 
 
 def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
-    """The whole report.
+    """Return the whole report.
 
     Args:
         more: notes beside those on the numbers.
     """
     parts = ["# Evaluation", _table(summary(reports)), LEGEND, *more, *notes(reports)]
     for report in reports:
-        metrics = SHOWN[report.task.kind]
+        metrics = report.kind.metrics
         head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
         lines = [head]
         for row in report.rows:
@@ -162,7 +146,7 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
 
 
 def overlap(report: TaskReport) -> str:
-    """The overlap audit in words and numbers; empty without one."""
+    """Describe the leakage of pretraining scenes into the test; empty where nobody asked."""
     best = report.best()
     if best.run.seen is None:
         return ""
@@ -189,14 +173,14 @@ def _table(lines: list[list[str]]) -> str:
 
 
 def comma_separated(reports: list[TaskReport]) -> str:
-    """One line a row and score: everything a script may want."""
+    """Return the report as CSV: one line for each row and score."""
     out = io.StringIO()
     writer = csv.writer(out)
     columns = "task checkpoint sha256 protocol head fraction seeds metric mean deviation low high p better"
     writer.writerow([*columns.split(), "settings", "title"])
     for report in reports:
         for row in report.rows:
-            for metric in SHOWN[report.task.kind]:
+            for metric in report.kind.metrics:
                 judged: list[object] = ["", "", "", ""]
                 if metric == report.primary:
                     low, high = (_finite(one) for one in row.interval)

@@ -1,4 +1,4 @@
-"""Evaluations that have not ended: a report says of each how far it is, and which parts are missing."""
+"""Evaluations that have not ended: how far each is, and which parts are missing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ SHOWN = 6
 
 
 def unfinished(folders: Sequence[Path]) -> list[str]:
-    """A line for each evaluation at or below the folders that is not complete; one that is not looked at twice."""
+    """Return a line for each evaluation at or below the folders that is not complete."""
     found: dict[Path, str | None] = {}
     for folder in folders:
         for path in sorted(folder.rglob("config.yaml")):
@@ -23,7 +23,7 @@ def unfinished(folders: Sequence[Path]) -> list[str]:
 
 
 def _line(folder: Path) -> str | None:
-    """What there is to say of a run's folder; None of a complete one, and of what is no evaluation."""
+    """Describe the folder of an unfinished run; None for a complete one, and for what is no evaluation."""
     config, status = _config(folder / "config.yaml"), _status(folder / "status.json")
     if config is None:
         return None
@@ -46,7 +46,7 @@ def _line(folder: Path) -> str | None:
 
 
 def _wanted(config: dict[str, Any]) -> list[str]:
-    """Parts in the order in which they are done (finetune/evaluate.py)."""
+    """Return the parts in the order in which they are done (finetune/evaluate.py)."""
     names = ("pretrained", "random") if config.get("compare_random", True) else ("pretrained",)
     return [
         f"{name} {protocol}" + (f" of {100 * fraction:g} % of the tiles" if fraction != 1 else "")
@@ -57,7 +57,7 @@ def _wanted(config: dict[str, Any]) -> list[str]:
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """The config of an evaluation; None where it is another's, or damaged."""
+    """Read the config of an evaluation; None where it is another config, or damaged."""
     try:
         content = parse_values(read_text_file(path, str(path)), str(path))
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Tasks as data: one YAML file each, with sensor, classes or targets, layout of the download and published recipe."""
+"""Tasks as data: a YAML file each, with kind, sensor, classes or targets, layout of the download, published recipe."""
 
 import re
 from collections import Counter
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
+from finetune.tasks.registry import TASK_KINDS
 from shards.config import ConfigModel, check_config, parse_values
 from shards.config.fields import (
     Code,
@@ -31,11 +32,18 @@ from shards.files.text import decode_text, read_text_file
 from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
 
-Kind = Literal["segmentation", "multilabel", "regression"]
+
+def _known_kind(name: str) -> str:
+    if name not in TASK_KINDS:
+        raise ValueError(TASK_KINDS.unknown(name))
+    return name
+
+
+KindName = Annotated[str, AfterValidator(_known_kind), Says("the name of a kind of task")]
 
 
 def _hex_color(text: str) -> str:
-    """A color as ``#rrggbb`` in lower case."""
+    """Return a color as ``#rrggbb`` in lower case."""
     digits = text.strip().lower().removeprefix("#")
     if not re.fullmatch("#?(?:[0-9a-f]{3}){1,2}", text.strip().lower()):
         raise ValueError(f"expected a color such as '#ffaa00', got {text!r}")
@@ -56,7 +64,7 @@ class TaskClass(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _british_spelling(cls, data: Any) -> Any:
-        """Tasks in models and results that were written before say ``colour``."""
+        """Accept ``colour``, as tasks in models and results of earlier versions spell it."""
         if isinstance(data, dict) and "colour" in data and "color" not in data:
             return {("color" if key == "colour" else key): value for key, value in data.items()}
         return data
@@ -73,14 +81,16 @@ class TaskClass(ConfigModel):
 
 
 class Target(ConfigModel):
-    """A number to predict: a column of the tables."""
+    """A number to predict: a column of the tables, or a band of the target rasters, in ``unit``."""
 
     name: Name
     description: str = ""
+    unit: str = ""
 
 
 class Layout(ConfigModel):
-    """Where a download has its files: ``<root>/<folder>/<images>/<tile>`` and the same below ``labels``."""
+    """Where a download has its files: ``<root>/<folder>/<images>/<tile>`` and the same below ``labels``, which can also
+    be the name of a table of classes."""
 
     folder: InnerPath
     images: InnerPath
@@ -101,7 +111,8 @@ class PublishedRecipe(ConfigModel):
 class Task(ConfigModel):
     """A task, as its YAML has it: output i of a model is ``classes[i]`` or ``targets[i]``; index C means "don't count".
 
-    ``classes`` of segmentation (one a pixel) and multilabel (any number a tile), or ``targets`` of regression.
+    ``classes`` of segmentation (one a pixel), classification (one a tile) and multilabel (any number a tile), or
+    ``targets`` of regression (values of a tile) and pixel_regression (values of a pixel).
     ``ignore``: codes that don't count; ``others`` for all that no class has. ``NODATA``, which marks what a label file
     itself declares to be none, never counts. ``tiles``: how many each split has.
     """
@@ -109,7 +120,7 @@ class Task(ConfigModel):
     name: Name
     title: str = ""
     description: str
-    kind: Kind = "segmentation"
+    kind: KindName = "segmentation"
     sensor: Name = "enmap"
     layout: Layout | None = None
     tiles: dict[str, NotNegative] = Field(default={})
@@ -121,11 +132,7 @@ class Task(ConfigModel):
 
     @model_validator(mode="after")
     def _kind_has_outputs(self) -> Self:
-        wanted, other = ("targets", "classes") if self.kind == "regression" else ("classes", "targets")
-        if not getattr(self, wanted) or getattr(self, other):
-            raise ValueError(f".kind {self.kind} needs .{wanted} and no .{other}")
-        if self.kind != "regression" and len(self.classes) < 2:
-            raise ValueError(f"one class, '{self.classes[0].name}', can't be told from others: give the rest one, too")
+        TASK_KINDS[self.kind].check(self)
         return self
 
     @model_validator(mode="after")
@@ -153,7 +160,7 @@ class Task(ConfigModel):
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
-        """Known codes, ascending, and the index of each; those to ignore have C."""
+        """Known codes, ascending, and the index of each; C for codes to ignore."""
         pairs = [(code, index) for index, one in enumerate(self.classes) for code in one.all_codes]
         if isinstance(self.ignore, list):
             pairs += [(code, self.ignore_index) for code in self.ignore]
@@ -161,13 +168,13 @@ class Task(ConfigModel):
         return np.array(codes, np.int64), np.array(indices, np.int64)
 
     def to_indices(self, codes: np.ndarray) -> np.ndarray:
-        """Label codes to class indices, int16 of the same shape; C where a code doesn't count."""
+        """Turn label codes into class indices, int16 of the same shape; C where a code does not count."""
         known, indices = self._table
         place = np.searchsorted(known, codes).clip(max=len(known) - 1)
         return np.where(known[place] == codes, indices[place], self.ignore_index).astype(np.int16)
 
     def unknown_codes(self, codes: np.ndarray) -> list[int]:
-        """Codes that are neither a class nor to be ignored; none where all others are."""
+        """Return codes that are neither a class nor to be ignored; none where all others are."""
         if self.ignore == "others":
             return []
         return sorted(set(np.unique(codes).tolist()) - set(self._table[0].tolist()) - {NODATA})
@@ -183,19 +190,19 @@ class Task(ConfigModel):
         return {one.name.strip().casefold(): one.all_codes[0] for one in self.classes}
 
     def to_multihot(self, codes: np.ndarray) -> np.ndarray:
-        """Which classes occur anywhere in a tile of label codes, uint8 (C,)."""
+        """Return which classes occur anywhere in a tile of label codes, uint8 (C,)."""
         present = np.zeros(self.ignore_index + 1, np.uint8)
         present[np.unique(self.to_indices(codes))] = 1
         return present[:-1]
 
 
 def task_names() -> list[str]:
-    """Names of the registry, sorted."""
+    """Return the names of the tasks that come with the project, sorted."""
     return sorted(entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if ".yaml" in entry.name)
 
 
 def get_task(name: str) -> Task:
-    """A task by registry name, or by the path of a YAML file.
+    """Return a task by its name, or by the path of a YAML file.
 
     Raises:
         ConfigError: unknown name (the known ones are listed) or a file that is no task.
@@ -212,7 +219,7 @@ def get_task(name: str) -> Task:
 
 
 def _with_table_beside(path: Path, task: Task) -> Task:
-    """The task with the band table that its file names, found from here or beside the file."""
+    """Return the task with the path of the band table that its file names, relative to here or beside the file."""
     if not task.sensor.lower().endswith(".csv"):
         return task
     try:
@@ -225,10 +232,10 @@ def _with_table_beside(path: Path, task: Task) -> Task:
 
 
 def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
-    """A task from YAML, or JSON by its suffix; bytes in UTF-8 or in what their byte order mark says.
+    """Parse a task from YAML, or JSON by its suffix; bytes in UTF-8 or in what their byte order mark says.
 
     Raises:
-        ConfigError: no such task; the line names ``where``.
+        ConfigError: not a task; the line names ``where``.
     """
     where = f"task '{where}'"
     try:
@@ -241,7 +248,7 @@ def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
 
 
 def _check_names(task: Task, where: str) -> None:
-    """Rules of task files; models and results that were written before may break them."""
+    """Check rules of task files, which models and results of earlier versions may break."""
     if unknown := sorted(task.tiles.keys() - set(SPLITS)):
         raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: name {', '.join(SPLITS)}")
     names = Counter(name.strip().casefold() for name in task.outputs)
@@ -250,5 +257,5 @@ def _check_names(task: Task, where: str) -> None:
 
 
 def dump_task(task: Task) -> str:
-    """The task as YAML, for files that must be understood without the registry."""
+    """Return the task as YAML, for files that must be understood without the registry."""
     return dump_yaml(task.model_dump(mode="json", exclude_defaults=True))

@@ -130,23 +130,35 @@ def resample(codes: np.ndarray, label: Grid, image: Grid, origin: tuple[int, int
     Args:
         codes: int64, the part of the label that begins at ``origin`` (row, column).
     """
+    values = resample_values(codes.astype(np.float64), label, image, NODATA, origin)  # exact for codes below 2**53
+    return values.astype(np.int64)
+
+
+def resample_values(
+    values: np.ndarray, label: Grid, image: Grid, nodata: float, origin: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """Return the value nearest to the center of each image pixel, float64; ``nodata`` where the label doesn't reach.
+
+    Args:
+        values: float64, the part of the label that begins at ``origin`` (row, column).
+    """
     assert label.transform is not None and image.transform is not None
     crs = label.crs or image.crs or "EPSG:3857"  # none on both sides: any will do
     a, b, _, d, e, _ = label.transform
     ((x, y),) = _apply(label.transform, np.array([[origin[1], origin[0]]]))
-    out = np.full(image.shape, NODATA, np.float64)  # exact for codes below 2**53
+    out = np.full(image.shape, nodata, np.float64)
     reproject(
-        codes.astype(np.float64),
+        values,
         out,
         src_transform=Affine(a, b, x, d, e, y),
         src_crs=crs,
-        src_nodata=NODATA,
+        src_nodata=nodata,
         dst_transform=Affine(*image.transform),
         dst_crs=image.crs or crs,
-        dst_nodata=NODATA,
+        dst_nodata=nodata,
         resampling=Resampling.nearest,
     )
-    return out.astype(np.int64)
+    return out
 
 
 def _corners(grid: Grid) -> np.ndarray:

@@ -143,7 +143,7 @@ def published_split(
     Raises:
         SourceError: a file is missing, or a line names no tile, or several.
     """
-    names = _TileNames(tiles, images)
+    names = TileNames(tiles, images)
     split = {}
     for name in SPLITS:
         path = splits / f"{name}.txt" if isinstance(splits, Path) else splits[name]
@@ -173,7 +173,7 @@ def read_text(path: Path) -> str:
         raise SourceError(f"{path}: not a text file in {encoding} ({error.reason}): save it as UTF-8") from None
 
 
-class _TileNames:
+class TileNames:
     """Tiles by all endings of their paths, with and without the extension."""
 
     def __init__(self, tiles: Sequence[SourceTile], images: Path) -> None:

@@ -15,6 +15,7 @@ from support.processes import REPOSITORY, run_ranks
 from finetune.encoders.model_file import load_task_model
 from finetune.evaluation.results import Result, RunResults, read_results
 from finetune.tasks import dump_task, get_task, task_names
+from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 from pretrain.weights.description import EncoderDescription
@@ -85,10 +86,13 @@ SEGMENTED = (
 )
 """What is run in several ways that must give the same."""
 
+DICE = ("protocol=[frozen,full]", "full.micro_batch=4", "loss={name: dice, class_weights: balanced}")
+"""A loss whose parts must add up over ranks and micro batches."""
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """All runs: ten tasks and the uninterrupted one on one process; the others on two."""
+    """All runs: the tasks and the uninterrupted one on one process; the others on two."""
     lab = Lab(tmp_path_factory.mktemp("finetune"))
     config, *options = SEGMENTED
     short = lab.folder / "short.yaml"  # the task, but for its published number of epochs
@@ -100,13 +104,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         for path in sorted(CONFIGS.glob("*.yaml"))
         if path.stem in {name.removeprefix("enmap_") for name in TASKS}
     ]
-    assert len(tasks) == 10
+    assert len(tasks) == 12
     with pytest.MonkeyPatch.context() as patch:
         lab.launch(
             1,
             [
                 *tasks,
                 lab.job(config, "whole", *options),
+                lab.job(config, "dice", *DICE),
                 lab.job(config, "stopped", *options, stop_at_epoch=2),
                 lab.job(config, "stopped", *options, stop_at=0),
                 lab.job(config, "stopped", *options, stop_at=1),
@@ -125,6 +130,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
             2,
             [
                 lab.job(config, "two", *options),
+                lab.job(config, "dice-two", *DICE),
+                lab.job("sample_greenness.yaml", "greenness-two", "protocol=[frozen,full]"),
                 lab.job(config, "stopped", *options),
                 published,
                 lab.job(config, "bad-batch", "protocol=full", "full.batch=4", "full.bn_group=4"),
@@ -141,9 +148,7 @@ def test_every_task_runs_from_its_own_config(lab: Lab, name: str) -> None:
     assert [one.protocol for one in run.results] == ["knn", "frozen", "full"]
     outputs, tiles = len(run.task.outputs), len(run.tiles)
     for one in run.results:
-        assert one.units.shape == (
-            (tiles, outputs, outputs) if run.task.kind == "segmentation" else (tiles, 2, outputs)
-        )
+        assert one.statistics.shape == (tiles, *kind_of(run.task).statistics_shape)
         assert all(np.isfinite(value) for value in one.test.values())
         assert all(len(values) == outputs for values in one.by_output.values())
     assert run.rgb.dtype == np.uint8
@@ -167,6 +172,26 @@ def _same(one: Result, two: Result, tolerance: float) -> None:
 def test_two_processes_give_what_one_gives(lab: Lab) -> None:
     for one, two in zip(lab.results("whole").results, lab.results("two").results, strict=True):
         _same(one, two, 1e-5)
+
+
+@pytest.mark.parametrize(("name", "two"), [("dice", "dice-two"), ("sample_greenness", "greenness-two")])
+def test_weighted_losses_and_values_of_pixels_are_those_of_one_process(lab: Lab, name: str, two: str) -> None:
+    trained = [one for one in lab.results(name).results if one.protocol != "knn"]
+    for one, other in zip(trained, lab.results(two).results, strict=True):
+        _same(one, other, 1e-4)
+
+
+def test_values_of_pixels_are_in_the_unit_of_the_targets(lab: Lab) -> None:
+    run = lab.results("sample_greenness")
+    (frozen,) = [one for one in run.results if one.protocol == "frozen"]
+    assert run.baseline is not None
+    assert frozen.test["RMSE"] < 60  # of values between 0 and 100, in two epochs
+    labels = run.labels[np.isfinite(run.labels)]
+    assert 20 < labels.mean() < 90
+    assert abs(frozen.maps.mean() - labels.mean()) < 40
+    model = load_task_model(lab.folder / "sample_greenness" / "model.safetensors")
+    assert model.head is not None
+    assert float(model.head.mean) == pytest.approx(run.baseline[0], rel=1e-3)
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(lab: Lab) -> None:

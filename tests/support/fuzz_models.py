@@ -145,13 +145,14 @@ def _read_encoder(folder: Path) -> None:
 
 def _task_model(folder: Path) -> None:
     from finetune.encoders.model_file import InputDescription, TaskModel, save_task_model
-    from finetune.heads.heads import build_head
+    from finetune.heads.build import build_head
     from finetune.tasks import get_task
+    from finetune.tasks.kinds.kind import kind_of
 
     folder.mkdir()
     told, task, encoder = small_description(), get_task("sample_materials"), small_encoder()
     inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)
-    head = build_head("linear", task.kind, encoder.feature_dim, len(task.outputs), encoder.stride)
+    head = build_head("linear", kind_of(task), encoder.feature_dim, encoder.stride)
     save_task_model(folder / "model.safetensors", TaskModel(encoder, told, inputs, "linear", head, task))
 
 

@@ -59,7 +59,7 @@ def test_unknown_codes_and_bands_are_named(download, capsys, tmp_path):
     write_tile(one, np.zeros((5, 16, 16), np.int16))
     assert main(["check", "sample_materials", "--images", str(images), "--labels", str(labels)]) == 1
     out = capsys.readouterr().out
-    assert "is no class of sample_materials: add it to its classes, or to 'ignore'" in out
+    assert "is no class of task sample_materials: add it to its classes, or to 'ignore'" in out
     assert "5 bands and no wavelengths: expected the 202 bands of enmap" in out
 
 

@@ -13,7 +13,7 @@ from finetune.data import contents
 from finetune.data.contents import ContentCache, identify_images, stamp
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash
-from finetune.data.layouts import Item
+from finetune.data.items import Item
 from finetune.tasks import get_task
 
 TASK = get_task("sample_materials")

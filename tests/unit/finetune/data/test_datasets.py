@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.data.datasets import LabeledSplit, cut, resize, view_of
-from finetune.data.layouts import Item
+from finetune.data.items import Item
 from finetune.tasks import Task, get_task
 from shards.errors import SourceError
 from shards.sensors.sensor import NODATA
@@ -17,7 +17,7 @@ def _item(number: int, height: int = 6, width: int = 6, **changes) -> Item:
     rng = np.random.default_rng(number)
     image = rng.integers(0, 4000, (3, height, width)).astype(np.int16)
     codes = rng.integers(0, 7, (height, width))
-    told = {"image": lambda: image, "mask": lambda: codes} | changes
+    told = {"image": lambda: image, "label": lambda: codes} | changes
     return Item(f"tile-{number}", f"place-{number}", "scene", "1", **told)
 
 
@@ -30,7 +30,7 @@ def test_windows_are_cut_in_rows_and_the_rim_is_missing_and_not_counted():
     split = _split([_item(1, 4, 4), item], 4)
     assert (len(split), split.tile_of.tolist()) == (5, [0, 1, 1, 1, 1])
     images = split.images(np.arange(5))
-    values, codes = item.image(), TASK.to_indices(item.mask())
+    values, codes = item.image(), TASK.to_indices(item.label())
     for window in range(4):
         top, left = 4 * (window // 2), 4 * (window % 2)
         for row in range(4):
@@ -46,7 +46,7 @@ def test_images_are_read_once_where_they_are_kept(keep):
     reads = []
     image = np.zeros((3, 8, 8), np.int16)
     split = _split(
-        [_item(0, 8, 8, image=lambda: reads.append(1) or image, mask=lambda: np.ones((8, 8), int))], 4, keep=keep
+        [_item(0, 8, 8, image=lambda: reads.append(1) or image, label=lambda: np.ones((8, 8), int))], 4, keep=keep
     )
     split.images(np.array([0, 3]))
     split.images(np.array([1]))
@@ -63,14 +63,14 @@ def test_batches_are_the_images_of_each_order():
 def test_a_multilabel_tile_is_one_window_with_the_classes_that_occur():
     codes = np.full((6, 6), 999)
     codes[0, :3] = 112, 523, 111
-    split = _split([_item(0, mask=lambda: codes)], 6, CORINE)
+    split = _split([_item(0, label=lambda: codes)], 6, CORINE)
     assert split.labels.shape == (1, 19)
     assert np.flatnonzero(split.labels[0]).tolist() == [0, 18]
 
 
 def test_fields_of_any_size_are_resized():
     values = np.linspace(0, 1, 3 * 5 * 9, dtype=np.float32).reshape(3, 5, 9)
-    item = Item("7", "field", "field", "1", lambda: values, None, (0.1, 0.2, 0.3, 0.4))
+    item = Item("7", "field", "field", "1", lambda: values, lambda: np.array([0.1, 0.2, 0.3, 0.4]))
     split = _split([item], 8, get_task("hyperview"))
     image = split.images(np.array([0]))[0]
     assert image.shape == (3, 8, 8)
@@ -109,17 +109,17 @@ def test_a_code_outside_the_table_is_named():
     with pytest.raises(
         SourceError, match=r"tile-0: label code 7 is no class of task sample_materials: add it to its classes"
     ):
-        _split([_item(0, mask=lambda: np.full((6, 6), 7))], 6)
+        _split([_item(0, label=lambda: np.full((6, 6), 7))], 6)
 
 
 def test_an_image_smaller_than_its_label_is_named():
-    split = _split([_item(0, image=lambda: np.zeros((3, 4, 4), np.int16), mask=lambda: np.ones((8, 8), int))], 4)
+    split = _split([_item(0, image=lambda: np.zeros((3, 4, 4), np.int16), label=lambda: np.ones((8, 8), int))], 4)
     with pytest.raises(SourceError, match="tile-0: the image is smaller than its label tile"):
         split.images(np.array([3]))
 
 
 def test_tiles_of_another_size_are_named_where_a_tile_is_one_window():
-    split = _split([_item(0, mask=lambda: np.full((6, 6), 111))], 8, CORINE)
+    split = _split([_item(0, label=lambda: np.full((6, 6), 111))], 8, CORINE)
     with pytest.raises(SourceError, match=r"tile-0: \(6, 6\) px where the other tiles have 8"):
         split.images(np.array([0]))
 
@@ -127,15 +127,15 @@ def test_tiles_of_another_size_are_named_where_a_tile_is_one_window():
 def test_pixels_without_a_label_do_not_count_in_any_kind():
     codes = np.full((6, 6), 1)
     codes[0] = NODATA
-    assert (_split([_item(0, mask=lambda: codes)], 6).labels[0, 0] == TASK.ignore_index).all()
+    assert (_split([_item(0, label=lambda: codes)], 6).labels[0, 0] == TASK.ignore_index).all()
     corine = np.where(codes == 1, 111, NODATA)
-    assert np.flatnonzero(_split([_item(0, mask=lambda: corine)], 6, CORINE).labels[0]).tolist() == [0]
+    assert np.flatnonzero(_split([_item(0, label=lambda: corine)], 6, CORINE).labels[0]).tolist() == [0]
 
 
 def test_a_multilabel_tile_without_any_label_is_left_out():
     """All zeros would say that no class occurs in it."""
     none, urban = np.full((6, 6), NODATA), np.full((6, 6), 111)
-    items = [_item(0, mask=lambda: none), _item(1, mask=lambda: urban)]
+    items = [_item(0, label=lambda: none), _item(1, label=lambda: urban)]
     split = _split(items, 6, CORINE)
     assert [item.name for item in split.items] == ["tile-1"]
     assert (split.tile_of.tolist(), split.labels.shape) == ([0], (1, 19))
@@ -148,13 +148,13 @@ def test_a_multilabel_tile_without_any_label_is_left_out():
 def test_a_class_code_that_a_file_declares_as_nodata_is_kept_for_a_warning(nodata, declared):
     codes = np.full((6, 6), 2)
     codes[0] = NODATA
-    assert _split([_item(0, mask=lambda: codes, nodata=lambda: nodata)], 6).declared == declared
+    assert _split([_item(0, label=lambda: codes, nodata=lambda: nodata)], 6).declared == declared
 
 
 def test_labels_that_were_corrected_in_place_are_others():
     def hash_of(code: int) -> str:
         codes = np.ones((6, 6), int)
         codes[2, 3] = code
-        return _split([_item(0, mask=lambda: codes)], 6).labels_hash
+        return _split([_item(0, label=lambda: codes)], 6).labels_hash
 
     assert hash_of(1) == hash_of(1) != hash_of(2)

@@ -11,8 +11,11 @@ from pydantic import ValidationError
 from support.tiles import write_tile
 
 from finetune.config import LabeledDataConfig
-from finetune.data.layouts import Item, find_items, grouping, regroup
+from finetune.data.items import Item
+from finetune.data.layouts import find_items
+from finetune.data.regroup import grouping, regroup
 from finetune.tasks import get_task, task_names
+from finetune.tasks.kinds.kind import kind_of
 from shards.__main__ import main as shards
 from shards.errors import ConfigError, ForgeError, SourceError, TileError
 from shards.sensors.sensor import NODATA, get_sensor
@@ -34,8 +37,9 @@ def _data(downloads, name: str, **changes) -> LabeledDataConfig:
     return LabeledDataConfig(**({"root": str(downloads), "splits": str(downloads / "splits" / name)} | changes))
 
 
-def test_ten_tasks_have_layouts():
-    assert len(DOWNLOADS) == 10
+def test_ten_published_tasks_and_two_samples_have_layouts():
+    assert len(DOWNLOADS) == 12
+    assert [name for name in DOWNLOADS if get_task(name).synthetic] == ["sample_covers", "sample_greenness"]
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
@@ -45,14 +49,14 @@ def test_a_download_is_read_as_it_is(downloads, name):
     assert sum(map(len, items.values())) == 10
     first = items["train"][0]
     assert first.image().shape[0] == get_sensor(task.sensor).num_bands
-    if task.kind == "regression":
-        assert len(first.values) == 4
-        assert first.image().dtype == np.float32
-    else:
-        assert first.image().dtype == np.int16
-        codes = np.unique([item.mask() for part in items.values() for item in part])
-        assert not task.unknown_codes(codes)
+    labels = [item.label() for part in items.values() for item in part]
+    assert first.image().dtype == (np.float32 if task.name == "hyperview" else np.int16)
+    assert not any(kind_of(task).find_problem(label) for label in labels)
+    if task.classes:
+        codes = np.unique(labels)
         assert (task.to_indices(codes) < len(task.classes)).sum() >= 3
+    else:
+        assert all(len(label) == len(task.targets) for label in labels)
 
 
 def test_the_root_may_be_the_tasks_own_folder(downloads):
@@ -65,7 +69,7 @@ def test_the_root_may_be_the_tasks_own_folder(downloads):
 def test_eurocrops_codes_beyond_int32_come_through(downloads):
     task = get_task("enmap_eurocrops")
     items = find_items(_data(downloads, "enmap_eurocrops"), task, 0)
-    codes = {int(code) for part in items.values() for item in part for code in np.unique(item.mask())}
+    codes = {int(code) for part in items.values() for item in part for code in np.unique(item.label())}
     assert max(codes) > 2**31
     assert codes - {0} <= {one.code for one in task.classes}
 
@@ -91,7 +95,7 @@ def test_shards_with_labels_give_the_same(downloads, tmp_path):
         assert len(by_place) == len(plain[split])
         for item in plain[split]:
             np.testing.assert_array_equal(by_place[item.place].image(), item.image())
-            np.testing.assert_array_equal(by_place[item.place].mask(), item.mask())
+            np.testing.assert_array_equal(by_place[item.place].label(), item.label())
             assert by_place[item.place].scene == item.scene
 
 
@@ -180,8 +184,8 @@ def test_tables_with_a_byte_order_mark_are_read(tmp_path):
     for table in (tmp_path / "splits" / "hyperview").iterdir():
         table.write_bytes(table.read_text().replace("\n", "\r\n").encode("utf-8-sig"))
     after = find_items(data, task, 0)
-    assert [[item.values for item in after[name]] for name in SPLITS] == [
-        [item.values for item in before[name]] for name in SPLITS
+    assert [[item.label().tolist() for item in after[name]] for name in SPLITS] == [
+        [item.label().tolist() for item in before[name]] for name in SPLITS
     ]
 
 
@@ -224,7 +228,7 @@ def test_tiles_that_name_no_scene_are_drawn_by_location_and_that_is_told(own, pa
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_label_files_declare_as_nodata_never_counts(own, packed):
     item = find_items(_own(own, packed), get_task("sample_materials"), 0)["train"][0]
-    codes = item.mask()
+    codes = item.label()
     assert (codes[0] == NODATA).all()
     assert set(np.unique(codes[1:])) == {1, 2}
     assert item.nodata() == (None if packed else 255)
@@ -232,7 +236,7 @@ def test_what_label_files_declare_as_nodata_never_counts(own, packed):
 
 def _grouped(sizes: list[int]) -> dict[str, list[Item]]:
     items = [
-        Item(f"{group}-{number}", f"place-{group}", "", "1", lambda: np.zeros(0))
+        Item(f"{group}-{number}", f"place-{group}", "", "1", lambda: np.zeros(0), lambda: np.zeros(0))
         for group, size in enumerate(sizes)
         for number in range(size)
     ]

@@ -1,8 +1,10 @@
 """Features of a frozen encoder: computed once, kept, and never those of something else; what is trained on them."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,19 +12,29 @@ import torch
 import zarr
 from support.small_encoder import small_description, small_encoder
 
-from finetune.config import FrozenConfig, KnnConfig
+from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, KnnConfig
+from finetune.data.batches import epoch_order, subset_rows
 from finetune.data.datasets import LabeledSplit, view_of
-from finetune.data.layouts import Item
-from finetune.encoders.features import BATCH, Features, FreshFeatures, KeptFeatures, frozen_features
+from finetune.data.items import Item
+from finetune.encoders.features import BATCH, Features, FeatureStore, FreshFeatures, KeptFeatures
 from finetune.encoders.model_file import InputDescription, TaskModel
-from finetune.metrics.scoring import epoch_order, subset_rows
-from finetune.protocols.frozen import HeadsDiverged, Sweep
-from finetune.protocols.knn import NearestNeighbours
+from finetune.evaluation.context import EvaluationContext
+from finetune.evaluation.recipe import Recipe
+from finetune.heads.registry import HEADS
+from finetune.losses.registry import LOSSES
+from finetune.protocols.frozen import HeadsDiverged, HeadSweep
+from finetune.protocols.knn import NearestNeighbors
 from finetune.tasks import Task, get_task
+from finetune.tasks.kinds.kind import kind_of
+from pretrain.resilience.signals import StopRequest
+from pretrain.resilience.watchdog import Watchdog
 
 CPU = torch.device("cpu")
 BANDS, SIZE, COUNT = 80, 8, BATCH + 3  # the last batch is a short one
 TASK = get_task("sample_materials")
+CONFIG = FinetuneConfig.model_validate(
+    {"run": {"dir": "x"}, "task": "sample_materials", "data": {"root": "x"}, "checkpoint": "x"}, strict=False
+)
 
 
 def _items(seed: int = 0, count: int = COUNT) -> list[Item]:
@@ -52,7 +64,7 @@ def kept(tmp_path: Path) -> Kept:
     def features(
         model: TaskModel, split: LabeledSplit, views: int = 2, quota: float = 1.0, memory: float = 1.0
     ) -> Features:
-        return frozen_features(model, split, views, tmp_path, quota, memory, CPU, "train")
+        return FeatureStore(tmp_path, quota, memory, CPU).load(model, split, views, "train")
 
     features.folder = tmp_path  # type: ignore[attr-defined]
     return features
@@ -152,27 +164,31 @@ def splits() -> dict[str, LabeledSplit]:
 def _sweep(splits: dict[str, LabeledSplit], seeds: tuple[int, ...] = (0,), rows: np.ndarray | None = None, **changes):
     told = {"lrs": (3e-2,), "epochs": 30, "batch": 8, "evaluate_every": 10, "views": 1}
     features = {name: Told(split) for name, split in splits.items()}
-    names = changes.pop("names", ("linear",))
-    config = FrozenConfig(**(told | changes))
+    heads = tuple(HEADS.validate(name) for name in changes.pop("names", ("linear",)))
+    loss = LOSSES.validate(changes.pop("loss", "cross_entropy"))
+    recipe = Recipe(FrozenConfig(**(told | changes)), FullConfig(), "score", heads, heads[0], loss)
+    watchdog = Watchdog(CONFIG.watchdog, Path("x"), StopRequest())
+    context = EvaluationContext(CONFIG, watchdog, TASK, {}, splits, *[None] * 2, recipe)  # type: ignore[arg-type]
+    encoder = SimpleNamespace(feature_dim=8, stride=4)
     rows = np.arange(24) if rows is None else rows
-    return Sweep(features, splits, rows, TASK, 4, 8, names, config, "score", None).run(seeds)
+    return HeadSweep(context, encoder, features, rows, heads).run(seeds)  # type: ignore[arg-type]
 
 
 def test_heads_learn_what_the_features_tell(splits):
     conv, linear = _sweep(splits, names=("conv", "linear"))
-    assert (conv.member.name, linear.member.name) == ("conv", "linear")
+    assert (conv.trial.head_config.name, linear.trial.head_config.name) == ("conv", "linear")
     for one in (conv, linear):
         assert one.test.scores.values["OA"] > 0.8
-        assert [point["epoch"] for point in one.member.curve] == [10, 20, 30]
-        assert one.member.best_epoch in (10, 20, 30)
-        assert one.test.units.shape == (5, 6, 6)
-        assert one.test.units.sum() == 5 * 64
+        assert [point["epoch"] for point in one.trial.curve] == [10, 20, 30]
+        assert one.trial.best_epoch in (10, 20, 30)
+        assert one.test.statistics.shape == (5, 6, 6)
+        assert one.test.statistics.sum() == 5 * 64
 
 
 def test_of_several_rates_the_best_by_validation_is_tested(splits):
     alone = [_sweep(splits, lrs=(lr,))[0] for lr in (1e-6, 3e-2)]
     (best,) = _sweep(splits, lrs=(1e-6, 3e-2))
-    assert best.member.lr == 3e-2
+    assert best.trial.lr == 3e-2
     assert best.test.scores == alone[1].test.scores
 
 
@@ -180,7 +196,7 @@ def test_a_rate_that_diverges_is_left_out_and_the_others_count(splits, capsys):
     (alone,) = _sweep(splits, lrs=(3e-2,))
     for rates in ((1e38, 3e-2), (3e-2, 1e38)):
         (best,) = _sweep(splits, lrs=rates)
-        assert best.member.lr == 3e-2
+        assert best.trial.lr == 3e-2
         assert best.test.scores == alone.test.scores
     assert "WARNING: frozen: head 'linear' diverged at lr 1e+38 by epoch 10: left out" in capsys.readouterr().out
     with pytest.raises(
@@ -194,19 +210,19 @@ def test_heads_trained_together_are_those_trained_alone(splits):
     for seed, one in zip((0, 1), together, strict=True):
         (alone,) = _sweep(splits, seeds=(seed,), lrs=(1e-3, 1e-2))
         assert alone.test.scores == one.test.scores
-        assert alone.member.curve == one.member.curve
+        assert alone.trial.curve == one.trial.curve
 
 
 def test_seeds_differ(splits):
     first, second = _sweep(splits, seeds=(0, 1))
-    assert first.member.curve != second.member.curve
+    assert first.trial.curve != second.trial.curve
 
 
 def test_a_share_of_the_tiles_takes_as_many_steps(splits):
     rows = subset_rows(splits["train"], 0.1, 0)
     (one,) = _sweep(splits, rows=rows)
     assert len(rows) == 2
-    assert [point["epoch"] for point in one.member.curve] == [10, 20, 30]
+    assert [point["epoch"] for point in one.trial.curve] == [10, 20, 30]
 
 
 def test_shares_are_nested():
@@ -225,21 +241,23 @@ def test_an_epochs_batches_are_full_and_visit_every_window():
 
 def test_neighbours_vote_for_their_own_class(splits):
     train, test = splits["train"], splits["test"]
-    bank = NearestNeighbours(Told(train), train, np.arange(24), TASK, KnnConfig(neighbors=5), seed=0)
+    bank = NearestNeighbors(Told(train), train, np.arange(24), kind_of(TASK), KnnConfig(neighbors=5), seed=0)
     found = bank.predict(Told(test).batch(np.arange(5), np.zeros(5, int)), 8)
     assert found.shape == (5, 8, 8)
     assert (found.numpy() == test.labels).mean() > 0.95
 
 
 def test_a_bank_is_bounded(splits):
-    bank = NearestNeighbours(Told(splits["train"]), splits["train"], np.arange(24), TASK, KnnConfig(bank=10), seed=0)
+    bank = NearestNeighbors(
+        Told(splits["train"]), splits["train"], np.arange(24), kind_of(TASK), KnnConfig(bank=10), seed=0
+    )
     assert len(bank.keys) <= 10
 
 
 def test_pooled_neighbours_give_weighted_means_of_labels():
     task = get_task("hyperview")
     items = [
-        Item(str(one), "", "", "1", lambda: np.zeros((1, 8, 8), np.float32), None, (float(one),) * 4)
+        Item(str(one), "", "", "1", lambda: np.zeros((1, 8, 8), np.float32), partial(np.full, 4, float(one)))
         for one in range(4)
     ]
     split = LabeledSplit(items, task, 8, 1, True, True)
@@ -250,6 +268,8 @@ def test_pooled_neighbours_give_weighted_means_of_labels():
         def batch(self, rows: np.ndarray, views: np.ndarray) -> torch.Tensor:
             return torch.eye(4)[torch.from_numpy(rows)]
 
-    bank = NearestNeighbours(Pooled(), split, np.arange(4), task, KnnConfig(neighbors=2, temperature=0.05), seed=0)
+    bank = NearestNeighbors(
+        Pooled(), split, np.arange(4), kind_of(task), KnnConfig(neighbors=2, temperature=0.05), seed=0
+    )
     found = bank.predict(torch.tensor([[0.0, 0.0, 1.0, 0.0]]), 8)
     assert found[0].tolist() == pytest.approx([2.0] * 4, abs=1e-3)

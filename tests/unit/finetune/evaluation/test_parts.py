@@ -160,14 +160,14 @@ def test_changed_code_is_evaluated_again_and_a_docstring_is_not(start, tmp_path,
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(code_version.REPOSITORY / name, code / name)
     monkeypatch.setattr(code_version, "REPOSITORY", code)
-    heads = code / "finetune" / "heads.py"
-    heads.write_text(heads.read_text().replace('"""Task heads.', '"""The heads of tasks.') + "\n# and no more\n")
+    heads = code / "finetune" / "heads" / "dense.py"
+    heads.write_text(heads.read_text().replace('"""Heads on', '"""The heads on') + "\n# and no more\n")
     _, said = start()
     assert "evaluated again" not in said
     heads.write_text(heads.read_text() + "\nMORE = 1\n")
     code_version.source_hash.cache_clear()
     _, said = start()
-    assert "code (finetune/heads/heads.py) changed: pretrained-frozen-1 is evaluated again" in said
+    assert "code (finetune/heads/dense.py) changed: pretrained-frozen-1 is evaluated again" in said
     assert "features of" not in said  # of those, nothing has changed
 
 

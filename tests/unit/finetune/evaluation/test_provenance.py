@@ -1,6 +1,7 @@
 """The key of a finished part: everything that changes results changes it, and nothing else does."""
 
 import ast
+import re
 from typing import Any, get_args
 
 import pytest
@@ -10,8 +11,12 @@ from finetune.config import FinetuneConfig
 from finetune.data.code_version import STAGES, code_version, statements
 from finetune.evaluation.provenance import differences, of_training, task_hash
 from finetune.evaluation.recipe import Recipe, resolve_recipe
+from finetune.heads.registry import HEADS
+from finetune.losses.registry import LOSSES
 from finetune.tasks import Task, get_task
+from finetune.tasks.kinds.kind import kind_of
 from shards.config import REPOSITORY
+from shards.errors import ConfigError
 
 TASK = get_task("enmap_cdl")
 CONFIG = FinetuneConfig.model_validate(
@@ -73,12 +78,14 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
+TRAINED = ["frozen", "blocks", "full"]
 KEYS = [key for key in _leaves(FinetuneConfig) if not key.startswith("watchdog.")]
 OTHER_VALUES: dict[str, Any] = {
-    "frozen.heads": ("linear",),
+    "frozen.heads": (HEADS.validate("linear"),),
     "frozen.bn": "adapt",
-    "full.head": "linear",
+    "full.head": HEADS.validate("linear"),
     "full.start": "random",
+    "loss": LOSSES.validate({"name": "focal", "gamma": 1.0}),
     "full.micro_batch": 16,
     "full.crop_scale": None,
     "engine.precision": "fp32",
@@ -102,8 +109,8 @@ def _another(key: str) -> Any:
 
 
 def _told(config: FinetuneConfig, protocol: str) -> dict[str, Any]:
-    recipe: Recipe = resolve_recipe(config, TASK, is_vit=True)
-    head = {"head": recipe.full_head} if protocol not in ("knn", "frozen") else {}  # see Parts.trainings
+    recipe: Recipe = resolve_recipe(config, kind_of(TASK), is_vit=True)
+    head = {"head": recipe.full_head.to_plain()} if protocol not in ("knn", "frozen") else {}  # see Parts.trainings
     return of_training(protocol, recipe, config) | head
 
 
@@ -115,8 +122,8 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
     config = _with(key, _another(key))
     changed = [one for one in ("knn", "frozen", "blocks", "full") if _told(config, one) != _told(CONFIG, one)]
     section = key.partition(".")[0]
-    of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else ["frozen", "blocks", "full"]  # where full starts
-    expected = {"knn": ["knn"], "frozen": of_probe, "select": ["frozen", "blocks", "full"]}
+    of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else TRAINED  # where full starts
+    expected = {"knn": ["knn"], "frozen": of_probe, "select": TRAINED, "loss": TRAINED}
     wanted = ["blocks"] if key == "full.first_blocks" else expected.get(section, ["blocks", "full"])
     assert changed == wanted
 
@@ -163,6 +170,27 @@ def test_what_a_task_says_of_labels_changes_its_hash(changes):
     assert task_hash(_task(**changes)) != task_hash(_task())
 
 
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        ("mse", "key 'loss': mse is no loss for segmentation: choose from cross_entropy, focal, dice"),
+        (
+            {"name": "focal", "class_weights": [1, 2]},
+            "key 'loss.class_weights': 2 weights for the 14 classes of task enmap_cdl: give one for each, or balanced",
+        ),
+    ],
+)
+def test_a_loss_of_another_kind_is_one_line(loss, says):
+    config = CONFIG.model_copy(update={"loss": LOSSES.validate(loss)})
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        resolve_recipe(config, kind_of(TASK), is_vit=True)
+
+
+def test_the_published_recipe_has_the_published_loss():
+    config = CONFIG.model_copy(update={"loss": LOSSES.validate("focal"), "recipe": "published"})
+    assert resolve_recipe(config, kind_of(TASK), is_vit=True).loss.name == "cross_entropy"
+
+
 def test_the_unit_of_a_target_changes_the_hash_and_a_color_or_title_does_not():
     def soil(unit: str) -> Task:
         return _task(kind="regression", classes=[], ignore=[], targets=[{"name": "p", "description": unit}])
@@ -202,7 +230,12 @@ NOT_COMPUTING = {
     "finetune.config": "values are hashed",
     "finetune.encoders.encoder": "describes the input, which is hashed",
     "finetune.data.hashes": "keys",
-    "finetune.data.layouts": "images and labels are hashed",
+    "finetune.data.items": "images and labels are hashed",
+    "finetune.heads.registry": "values are hashed",
+    "finetune.losses.registry": "values are hashed",
+    "finetune.metrics.metric": "titles; the direction of a score",
+    "finetune.metrics.resampled": "of the report",
+    "finetune.tasks.registry": "names",
     "finetune.evaluation.parts": "keys",
     "finetune.evaluation.recipe": "values are hashed",
     "finetune.evaluation.results": "files",
@@ -267,7 +300,7 @@ def test_what_the_hashed_code_imports_is_hashed_too_or_known_not_to_compute(stag
     later = {
         "tuning": set(),
         "heads": {"finetune.protocols.full"},
-        "features": {"finetune.heads.heads", "finetune.tasks"},
+        "features": {"finetune.heads.build", "finetune.tasks", "finetune.tasks.kinds.kind"},
     }[stage]
     forgotten = {one: where for one, where in imported.items() if one not in hashed | later | NOT_COMPUTING.keys()}
     assert not forgotten, "add these to finetune/data/code_version.py, or say here why they compute nothing"

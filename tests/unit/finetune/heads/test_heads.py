@@ -1,24 +1,29 @@
-"""The segmentation head: published names, sizes for each patch size, groups, loss."""
+"""Heads: published names, sizes for each patch size, groups, options."""
 
+import numpy as np
 import pytest
 import torch
 from support.small_encoder import BANDS
 from torch import nn
 
-from finetune.heads.heads import (
-    HEADS,
-    PUBLISHED,
-    ConvHead,
-    FcnHead,
-    MlpHead,
-    build_head,
-    count_labels,
-    predict,
-    summed_loss,
-)
+from finetune.heads.build import Standardized, build_head, fit_to_labels
+from finetune.heads.dense import ConvHead, FcnHead
+from finetune.heads.pooled import MlpHead
+from finetune.heads.registry import HEADS, heads_for
+from finetune.tasks import get_task
+from finetune.tasks.kinds.kind import LabelSummary, TaskKind, kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
+
+TASKS = {
+    "segmentation": "sample_materials",
+    "multilabel": "enmap_corine",
+    "classification": "sample_covers",
+    "regression": "hyperview",
+    "pixel_regression": "sample_greenness",
+}
+KINDS: dict[str, TaskKind] = {kind: kind_of(get_task(name)) for kind, name in TASKS.items()}
 
 
 def _head(patch_size: int = 4, bn_group: int | None = None) -> ConvHead:
@@ -83,49 +88,12 @@ def test_groups_of_samples_are_normalized_apart():
     assert not torch.allclose(_head()(features), torch.cat(parts), atol=1e-3)
 
 
-def test_loss_is_summed_over_the_pixels_that_count():
-    scores = torch.randn(2, 5, 3, 3, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 6, (2, 3, 3), generator=torch.Generator().manual_seed(1)).short()
-    expected = 0.0
-    for sample, row, column in (labels != 5).nonzero().tolist():
-        expected -= float(scores[sample, :, row, column].log_softmax(0)[labels[sample, row, column]])
-    assert float(summed_loss("segmentation", scores, labels, 5)) == pytest.approx(expected, rel=1e-5)
-    assert count_labels("segmentation", labels, 5) == int((labels != 5).sum())
-
-
-def test_losses_of_other_tasks_are_torchs():
-    scores = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    hot = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.uint8)
-    expected = nn.functional.binary_cross_entropy_with_logits(scores, hot.float()) * 12
-    torch.testing.assert_close(summed_loss("multilabel", scores, hot, 4), expected)
-    torch.testing.assert_close(summed_loss("regression", scores, scores + 2, 0), torch.tensor(48.0))
-    assert count_labels("multilabel", hot, 4) == 12
-
-
-def test_loss_of_half_precision_scores_is_fp32():
-    scores = torch.zeros(1, 5, 64, 64, dtype=torch.bfloat16)
-    loss = summed_loss("segmentation", scores, torch.zeros(1, 64, 64, dtype=torch.long), 5)
-    assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(4096 * 1.609438, rel=1e-5)
-
-
-def test_nothing_to_count_is_a_loss_of_zero():
-    labels = torch.full((1, 3, 3), 5)
-    assert float(summed_loss("segmentation", torch.randn(1, 5, 3, 3), labels, 5)) == 0.0
-
-
-def test_predictions():
-    assert predict("segmentation", torch.tensor([[[[0.1, 3.0]], [[0.2, -1.0]]]])).tolist() == [[[1, 0]]]
-    assert predict("multilabel", torch.tensor([[0.0, 100.0]])).tolist() == [[0.5, 1.0]]
-    assert predict("regression", torch.tensor([[0.25]])).tolist() == [[0.25]]
-
-
 def test_the_fcn_head_is_the_published_one():
-    head = build_head("fcn", "segmentation", 24, 5, 1)
+    head = build_head("fcn", KINDS["segmentation"], 24, 1)
     assert isinstance(head, FcnHead)
     initialize(head, "head", 1)
     published = nn.Sequential(
-        nn.Conv2d(24, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 5, 1)
+        nn.Conv2d(24, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 6, 1)
     )
     published.load_state_dict({key.removeprefix("classifier."): value for key, value in head.state_dict().items()})
     for training in (False, True):  # training moves torch's running statistics at once
@@ -134,7 +102,7 @@ def test_the_fcn_head_is_the_published_one():
 
 
 def test_the_mlp_head_is_the_published_one():
-    head = build_head("mlp", "regression", 24, 4, 4)
+    head = build_head("mlp", KINDS["regression"], 24, 4)
     assert isinstance(head, MlpHead)
     initialize(head, "head", 1)
     drop = nn.Dropout(0.2)
@@ -147,17 +115,38 @@ def test_the_mlp_head_is_the_published_one():
     assert not torch.equal(head(vectors), head(vectors))  # dropout
 
 
-@pytest.mark.parametrize("kind", ["segmentation", "multilabel", "regression"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_every_head_of_a_kind_gives_its_outputs(kind):
-    for name in {*HEADS[kind], *PUBLISHED[kind]}:
-        head = build_head(name, kind, 24, 5, 4)
-        features = _features() if kind == "segmentation" else torch.randn(4, 24)
-        assert head(features).shape == ((4, 5, 12, 12) if kind == "segmentation" else (4, 5))
+    names = heads_for(kind.features)
+    assert set(kind.published_heads) <= set(names)
+    for name in names:
+        head = build_head(name, kind, 24, 4)
+        features = _features() if kind.is_dense else torch.randn(4, 24)
+        assert head(features).shape == ((4, kind.outputs, 12, 12) if kind.is_dense else (4, kind.outputs))
+
+
+def test_a_heads_options_are_in_its_label_and_come_back_from_what_is_saved():
+    config = HEADS.validate({"name": "mlp", "hidden": [64], "dropout": 0.5})
+    assert config.label == "mlp hidden=[64] dropout=0.5"
+    assert HEADS.validate(config.to_plain()) == config
+    assert HEADS.validate("mlp").to_plain() == "mlp"
+    head = build_head(config, KINDS["regression"], 24, 4)
+    assert [tuple(one.shape) for one in head.parameters() if one.dim() == 2] == [(64, 24), (4, 64)]
+
+
+def test_a_head_of_standardized_targets_speaks_in_their_unit():
+    kind = KINDS["pixel_regression"]
+    head = build_head("linear", kind, 24, 4)
+    assert isinstance(head, Standardized)
+    before = head(_features())
+    fit_to_labels(head, LabelSummary(mean=np.full(kind.outputs, 250.0), std=np.full(kind.outputs, 80.0)))
+    torch.testing.assert_close(head(_features()), 80 * before + 250)
+    assert {"mean", "std"} <= head.state_dict().keys()
 
 
 def test_a_head_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="head 'mlp' is none for segmentation: choose from conv, fcn, linear"):
-        build_head("mlp", "segmentation", 24, 5, 4)
+        build_head("mlp", KINDS["segmentation"], 24, 4)
 
 
 def test_a_head_brings_a_resnets_map_back_to_pixels():

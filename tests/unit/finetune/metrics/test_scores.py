@@ -7,7 +7,6 @@ from torchmetrics import functional as reference
 
 from finetune.metrics.scores import (
     average_precision,
-    compute_scores,
     multilabel_scores,
     regression_scores,
     segmentation_scores,
@@ -20,14 +19,14 @@ def _maps(seed: int, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, classes, (4, 9, 9)), rng.integers(0, classes + 1, (4, 9, 9))  # the last is ignored
 
 
-def _units(predicted: np.ndarray, labels: np.ndarray, classes: int = 5) -> np.ndarray:
+def _confusions(predicted: np.ndarray, labels: np.ndarray, classes: int = 5) -> np.ndarray:
     return np.stack([tile_confusion(one, label, classes) for one, label in zip(predicted, labels, strict=True)])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_segmentation_scores_are_torchmetrics(seed):
     predicted, labels = _maps(seed)
-    found = compute_scores("segmentation", _units(predicted, labels))
+    found = segmentation_scores(_confusions(predicted, labels).sum(0))
     told = {"num_classes": 5, "ignore_index": 5}
     p, t = torch.from_numpy(predicted), torch.from_numpy(labels)
     assert found.values["OA"] == pytest.approx(
@@ -43,7 +42,7 @@ def test_segmentation_scores_are_torchmetrics(seed):
 
 
 def test_micro_iou_is_a_function_of_the_accuracy():
-    found = compute_scores("segmentation", _units(*_maps(7))).values
+    found = segmentation_scores(_confusions(*_maps(7)).sum(0)).values
     assert found["micro_iou"] == pytest.approx(found["OA"] / (2 - found["OA"]))
 
 
@@ -92,8 +91,7 @@ def test_a_class_without_a_label_has_no_average_precision_and_no_say_in_the_mean
 def test_regression_scores_are_torchmetrics_and_the_baseline_is_fixed():
     rng = np.random.default_rng(0)
     true, predicted = rng.normal(size=(30, 4)), rng.normal(size=(30, 4))
-    units = np.stack([predicted, true], axis=1)
-    found = compute_scores("regression", units, baseline=np.zeros(4))
+    found = regression_scores(predicted, true, (true**2).mean(0))
     p, t = torch.from_numpy(predicted), torch.from_numpy(true)
     rmse = reference.mean_squared_error(p, t, squared=False, num_outputs=4)
     assert found.by_output["rmse"] == pytest.approx(rmse.tolist(), rel=1e-6)

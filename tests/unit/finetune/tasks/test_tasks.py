@@ -38,7 +38,7 @@ def test_a_task_of_the_registry_loads(name):
     task = get_task(name)
     assert task.name == name
     assert task.description
-    assert len(task.outputs) > 1
+    assert task.outputs
     assert task.ignore_index == len(task.classes)
     for values in ([code for one in task.classes for code in one.all_codes], task.outputs):
         assert len(set(values)) == len(values)
@@ -89,7 +89,7 @@ def test_a_missing_file_is_named(tmp_path):
         (TASK + "---\nname: other\n", "write one document"),
         (TASK + "name: again\n", "line 7: key 'name' is given twice, first in line 1"),
         (TASK + "kind:\n\tregression\n", "indent with spaces"),
-        (TASK + "kind: segmentaton\n", "key 'kind': expected one of 'segmentation', 'multilabel', 'regression'"),
+        (TASK + "kind: segmentaton\n", "key 'kind': unknown task kind 'segmentaton': did you mean 'segmentation'?"),
         (TASK + "tiles: {trian: 3}\n", "key 'tiles.trian': no such split: name train, val, test"),
         (TASK + "tiles: {train: -3}\n", "key 'tiles.train': expected a whole number of at least 0, got -3"),
         (

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from finetune.encoders import features as feature_file
 from finetune.encoders.features import FeaturesError, KeptFeatures
 from finetune.encoders.model_file import InputDescription, TaskModel, load_task_model, save_task_model
+from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.parts import Part
-from finetune.heads.heads import build_head
+from finetune.evaluation.selection import is_better
+from finetune.heads.build import build_head
 from finetune.metrics.scores import Scores
-from finetune.metrics.scoring import Evaluation, is_better
 from finetune.protocols.runner import _result
 from finetune.tasks import get_task
+from finetune.tasks.kinds.kind import kind_of
 from pretrain.checkpointing.checkpoint import NonFiniteState, TensorFiles, _check_finite
 from pretrain.config.run import GuardConfig
 from pretrain.resilience.guard import Diverged, Guard
@@ -104,7 +106,7 @@ def test_a_task_model_whose_head_diverged_is_neither_written_nor_read(tmp_path: 
     told = small_description()
     inputs = InputDescription("enmap", told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, None)
     encoder = small_encoder()
-    head = build_head("linear", TASK.kind, encoder.feature_dim, len(TASK.outputs), encoder.stride)
+    head = build_head("linear", kind_of(TASK), encoder.feature_dim, encoder.stride)
     model = TaskModel(encoder, told, inputs, "linear", head, TASK)
     save_task_model(tmp_path / "good.safetensors", model)
     load_task_model(tmp_path / "good.safetensors")
@@ -131,10 +133,10 @@ def test_a_training_that_skipped_its_last_steps_has_not_ended_well_whatever_its_
 def test_scores_that_are_not_finite_never_win_and_never_keep_others_from_winning(value: float) -> None:
     good, bad = Scores({"mIoU": 0.1, "loss": 2.0}), Scores({"mIoU": 0.9, "loss": value})
     for select in ("score", "loss"):
-        assert not is_better(TASK, select, bad, None)
-        assert not is_better(TASK, select, bad, good)
-        assert is_better(TASK, select, good, bad)
-        assert is_better(TASK, select, good, None)
+        assert not is_better(kind_of(TASK), select, bad, None)
+        assert not is_better(kind_of(TASK), select, bad, good)
+        assert is_better(kind_of(TASK), select, good, bad)
+        assert is_better(kind_of(TASK), select, good, None)
     assert Scores({"mIoU": 0.1}, {"iou": [None, 0.2]}).are_finite  # a class without pixels has no score
 
 

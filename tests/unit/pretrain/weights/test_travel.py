@@ -15,8 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 
 import spectralforge
 from finetune.encoders.model_file import InputDescription, TaskModel, save_task_model
-from finetune.heads.heads import build_head
+from finetune.heads.build import build_head
 from finetune.tasks import get_task
+from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.initialize import initialize
 from pretrain.models.published import SPEC_VITS
 from pretrain.models.registry import build_encoder
@@ -182,7 +183,7 @@ def test_a_fine_tuned_model_gives_its_encoder_with_the_input_that_it_was_tuned_f
         clip=5.0,
         response=None if native else np.eye(BANDS, bands).tolist(),
     )
-    head = build_head("linear", "segmentation", 192, len(task.outputs), 4)
+    head = build_head("linear", kind_of(task), 192, 4)
     model = TaskModel(small_encoder(), told, inputs, "linear", head, task).eval()
     save_task_model(tmp_path / "model.safetensors", model)
     loaded = spectralforge.load_encoder(tmp_path)

@@ -12,7 +12,7 @@ from shards.errors import SourceError
 from shards.sources.labels import Labels
 from shards.sources.layouts import SPLITS, find_tiles
 from shards.sources.pairs import (
-    _TileNames,
+    TileNames,
     find_label,
     find_labeled,
     published_split,
@@ -183,7 +183,7 @@ def test_a_list_that_is_no_text_is_one_line(tmp_path):
 def test_every_tile_is_found_by_its_own_path(names):
     paths = sorted({"/".join(filter(None, name.split("/"))) + "x.tif" for name in names})
     tiles = [SourceTile(path, "00000", path) for path in paths]
-    finder = _TileNames(tiles, Path("/data"))
+    finder = TileNames(tiles, Path("/data"))
     assert [finder.find(path, Path("list")).path for path in paths] == paths
 
 

@@ -1,51 +1,31 @@
-"""Task heads. Parameter names of the published heads are theirs, so that published heads can be loaded."""
+"""Heads on the feature map, for tasks with a label for each pixel. Parameter names of the published heads are theirs,
+so that published heads can be loaded."""
 
-from typing import Literal, cast
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from finetune.tasks import Kind
+from finetune.heads.build import HeadShape
+from finetune.heads.registry import HeadConfig
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 
-HeadName = Literal["conv", "fcn", "linear", "mlp"]
-HEADS: dict[Kind, tuple[HeadName, ...]] = {
-    "segmentation": ("conv", "fcn", "linear"),
-    "multilabel": ("linear", "mlp"),
-    "regression": ("mlp", "linear"),
-}
-"""Heads of each kind of task."""
 
-PUBLISHED: dict[Kind, tuple[HeadName, HeadName]] = {
-    "segmentation": ("conv", "fcn"),
-    "multilabel": ("linear", "linear"),
-    "regression": ("mlp", "mlp"),
-}
-"""SpectralEarth's head of each kind of task: for a ViT, and for a ResNet."""
+def build_conv(config: HeadConfig, shape: HeadShape) -> nn.Module:
+    """Build SpectralEarth's segmentation head for ViTs."""
+    return ConvHead(shape.features, shape.outputs, shape.stride, shape.bn_group)
 
 
-def build_head(
-    name: HeadName, kind: Kind, features: int, outputs: int, stride: int, bn_group: int | None = None
-) -> nn.Module:
-    """A head on an encoder's feature map (segmentation) or pooled features.
+def build_fcn(config: HeadConfig, shape: HeadShape) -> nn.Module:
+    """Build SpectralEarth's segmentation head for ResNets."""
+    return FcnHead(shape.features, shape.outputs, shape.stride, shape.bn_group)
 
-    Args:
-        features: D of the encoder.
-        outputs: classes or targets.
-        stride: pixels per side of a position of the feature map.
-        bn_group: samples that share batch statistics in training; None for all of a batch.
 
-    Raises:
-        ValueError: a head that the kind of task doesn't have.
-    """
-    if name not in HEADS[kind]:
-        raise ValueError(f"head '{name}' is none for {kind}: choose from {', '.join(HEADS[kind])}")
-    if kind == "segmentation":
-        if name == "conv":
-            return ConvHead(features, outputs, stride, bn_group)
-        return FcnHead(features, outputs, stride, bn_group) if name == "fcn" else DenseLinear(features, outputs, stride)
-    return MlpHead(features, outputs, bn_group) if name == "mlp" else nn.Linear(features, outputs)
+def build_linear(config: HeadConfig, shape: HeadShape) -> nn.Module:
+    """Build a linear probe: of each position of the feature map, or of pooled features."""
+    if shape.is_dense:
+        return DenseLinear(shape.features, shape.outputs, shape.stride)
+    return nn.Linear(shape.features, shape.outputs)
 
 
 class ConvHead(nn.Module):
@@ -125,58 +105,5 @@ class DenseLinear(nn.Module):
         return F.interpolate(scores, scale_factor=self.stride, mode="bilinear", align_corners=False)
 
 
-class MlpHead(nn.Module):
-    """SpectralEarth's regression head: batch norm, then D -> 2048 -> 1024 -> outputs with ReLU and dropout 0.2.
-
-    The names are numbers, as in the published Sequential.
-    """
-
-    DROPOUT = 0.2
-
-    def __init__(self, features: int, outputs: int, bn_group: int | None) -> None:
-        super().__init__()
-        self.bn_group = bn_group
-        self.add_module("0", GroupedBatchNorm(features))
-        for name, before, after in (("1", features, 2048), ("4", 2048, 1024), ("7", 1024, outputs)):
-            self.add_module(name, nn.Linear(before, after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pooled features (B, D) to outputs (B, K)."""
-        x = by_groups(self.get_submodule("0"), x, self.bn_group if self.training else None)
-        for name in ("1", "4"):
-            layer = cast(nn.Linear, self.get_submodule(name))
-            x = F.dropout(F.relu(layer(x.to(layer.weight.dtype))), self.DROPOUT, self.training)
-        return self.get_submodule("7")(x)
-
-
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.flatten(2)).view_as(x)
-
-
-# ---- losses and predictions ----
-
-
-def summed_loss(kind: Kind, scores: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Loss added up over what counts, float32 scalar; divide by `count_labels` of the whole batch.
-
-    Args:
-        scores: (B, C, S, S), or (B, K).
-        labels: class indices (B, S, S); multi-hot (B, C); or targets (B, K).
-    """
-    if kind == "segmentation":
-        return F.cross_entropy(scores.float(), labels.long(), ignore_index=ignore_index, reduction="sum")
-    if kind == "multilabel":
-        return F.binary_cross_entropy_with_logits(scores.float(), labels.float(), reduction="sum")
-    return F.mse_loss(scores.float(), labels.float(), reduction="sum")
-
-
-def count_labels(kind: Kind, labels: Tensor, ignore_index: int) -> int:
-    """Pixels, or outputs, that `summed_loss` adds up."""
-    return int((labels != ignore_index).sum()) if kind == "segmentation" else labels.numel()
-
-
-def predict(kind: Kind, scores: Tensor) -> Tensor:
-    """From scores: classes (B, S, S); probabilities (B, C); or values (B, K)."""
-    if kind == "segmentation":
-        return scores.argmax(1)
-    return torch.sigmoid(scores.float()) if kind == "multilabel" else scores.float()

@@ -1,0 +1,25 @@
+"""Which windows are trained on, and in which order: drawn from seeds, equal on any number of processes."""
+
+import numpy as np
+
+from finetune.data.datasets import LabeledSplit
+from shards.order.random_bits import fold_in, permute, uniform
+
+
+def epoch_order(length: int, batch: int, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the batches of an epoch as (positions in the rows, views 0..7), in an order drawn from seed and epoch.
+
+    The last batch is filled up from the epoch's beginning, so that all are of one size.
+    """
+    steps = -(-length // batch)
+    places = permute(fold_in(seed, "finetune", epoch), length, np.arange(steps * batch) % length)
+    draws = (uniform(fold_in(seed, "view", epoch), np.arange(steps * batch), 1)[:, 0] * 8).astype(np.int64)
+    return [(places[begin : begin + batch], draws[begin : begin + batch]) for begin in range(0, steps * batch, batch)]
+
+
+def subset_rows(split: LabeledSplit, fraction: float, seed: int) -> np.ndarray:
+    """Return the windows of a share of the tiles, at least one; smaller shares lie within larger ones."""
+    tiles = len(split.items)
+    order = permute(fold_in(seed, "fraction"), tiles, np.arange(tiles))
+    chosen = order[: max(1, round(fraction * tiles))]
+    return np.flatnonzero(np.isin(split.tile_of, chosen))

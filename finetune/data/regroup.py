@@ -1,0 +1,54 @@
+"""Splits that are drawn anew, so that no location, or no scene, is in two of them."""
+
+import hashlib
+
+from finetune.config import Group, LabeledDataConfig
+from finetune.data.items import Item, Split
+from shards.errors import SourceError
+from shards.sources.layouts import SPLITS
+
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def grouping(data: LabeledDataConfig, items: Split) -> Group | None:
+    """Return what splits are drawn by: locations where scenes are asked for and no tile names one."""
+    if data.group == "scene" and not any(item.scene for name in SPLITS for item in items[name]):
+        return "location"
+    return data.group
+
+
+def regroup(items: Split, by: Group | None, seed: int) -> Split:
+    """Split the same tiles anew, near the same sizes, so that no location (or scene) is in two splits.
+
+    A tile without a scene goes with its location. No split is empty.
+
+    Raises:
+        SourceError: all tiles are of one or two groups.
+    """
+    everything = [item for name in SPLITS for item in items[name]]
+    groups: dict[str, list[Item]] = {}
+    for item in everything:
+        groups.setdefault(item.scene if by == "scene" and item.scene else item.place, []).append(item)
+    if len(groups) < len(SPLITS):
+        other = "data.group=location" if by == "scene" else "more locations"
+        count = f"{len(groups)} {by}{'' if len(groups) == 1 else 's'}"
+        raise SourceError(
+            f"data.group={by}: {len(everything)} tiles of {count} can't fill three splits: use {other}, or "
+            "name the tiles of each split (data.splits)"
+        )
+    wanted = {name: len(items[name]) for name in SPLITS}
+    if not all(wanted.values()):
+        wanted = {name: round(SHARES[name] * len(everything)) for name in SPLITS}
+    split: Split = {name: [] for name in SPLITS}
+    # large groups first; each goes to the split that lacks most of its share, the last ones to splits that have none
+    for number, group in enumerate(sorted(groups, key=lambda one: (-len(groups[one]), draw(one, seed)))):
+        empty = [name for name in SPLITS if not split[name]]
+        choice = empty if len(empty) == len(groups) - number else SPLITS
+        emptiest = max(choice, key=lambda name: (wanted[name] - len(split[name])) / max(wanted[name], 1))
+        split[emptiest] += groups[group]
+    return split
+
+
+def draw(text: str, seed: int) -> bytes:
+    """Return what texts are sorted by for an order drawn from a seed."""
+    return hashlib.sha256(f"{seed} {text}".encode()).digest()

@@ -1,0 +1,81 @@
+"""From predictions of a split's windows to the statistics of its tiles and their scores."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.data.datasets import LabeledSplit
+from finetune.losses.loss import Loss
+from finetune.metrics.scores import Scores
+from finetune.tasks.kinds.kind import TaskKind
+
+EXAMPLES = 6
+"""Test windows whose predictions are kept as pictures."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A split's scores.
+
+    Attributes:
+        scores: by name, ``loss`` among the values.
+        statistics: per-tile statistics (tiles, *TaskKind.statistics_shape).
+        maps: predictions for the windows of `example_rows`.
+    """
+
+    scores: Scores
+    statistics: np.ndarray
+    maps: np.ndarray
+
+
+class Collector:
+    """Collects predictions of a split in any order and from any rank; what ranks collect adds up.
+
+    Args:
+        baseline: the training mean of each target; None for classes.
+        loss: None where predictions do not come from scores.
+    """
+
+    def __init__(
+        self, split: LabeledSplit, kind: TaskKind, baseline: np.ndarray | None, loss: Loss | None = None
+    ) -> None:
+        self.split, self.kind, self.baseline, self.loss = split, kind, baseline, loss
+        self.statistics = np.zeros((len(split.items), *kind.statistics_shape))
+        self.loss_sums = np.zeros(2)  # sum, and what it is divided by
+        self.examples = example_rows(len(split))
+        self.maps = np.zeros((len(self.examples), *split.labels.shape[1:]), np.float32)
+
+    def add_scores(self, rows: np.ndarray, scores: Tensor) -> None:
+        """Add a model's scores (n, ...) of windows ``rows``, and their loss."""
+        if self.loss is not None:
+            labels = torch.from_numpy(self.split.labels[rows]).to(scores.device)
+            self.loss_sums += [float(self.loss.sum(scores, labels)), self.loss.count(labels)]
+        self.add(rows, self.kind.predict(scores).cpu().numpy())
+
+    def add(self, rows: np.ndarray, predicted: np.ndarray) -> None:
+        """Add predictions (n, ...) of windows ``rows``, of the shape of their labels."""
+        for row, one, labels in zip(rows.tolist(), predicted, self.split.labels[rows], strict=True):
+            self.kind.accumulate(self.statistics[self.split.tile_of[row]], one, labels, self.baseline)
+            self.maps[self.examples == row] = one
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Everything that was collected, flat float64; those of ranks are added."""
+        return np.concatenate([self.loss_sums, self.statistics.ravel(), self.maps.ravel()])
+
+    def finish(self, sums: np.ndarray | None = None) -> Evaluation:
+        """Compute the scores of this collector's sums, or of all ranks' sums."""
+        parts = self.sums if sums is None else sums
+        loss, statistics, maps = np.split(parts, [2, 2 + self.statistics.size])
+        statistics = statistics.reshape(self.statistics.shape).astype(self.kind.tile_type)
+        found = self.kind.scores(statistics, self.baseline)
+        values = found.values | ({"loss": float(loss[0] / loss[1])} if loss[1] else {})
+        maps = maps.reshape(self.maps.shape).astype(self.kind.label_type)
+        return Evaluation(Scores(values, found.by_output), statistics, maps)
+
+
+def example_rows(length: int) -> np.ndarray:
+    """Return the windows that are drawn, spread over a split of ``length`` windows."""
+    return np.unique(np.linspace(0, length - 1, EXAMPLES + 2)[1:-1].round().astype(np.int64))

@@ -1,0 +1,151 @@
+"""What an evaluation works on, read and checked: the one object that its protocols share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from finetune.config import FinetuneConfig, FullConfig
+from finetune.data.batches import subset_rows
+from finetune.data.datasets import LabeledSplit
+from finetune.data.items import Split
+from finetune.encoders.encoder import EncoderFile, initialize_as_pretraining
+from finetune.encoders.features import FeatureStore
+from finetune.encoders.model_file import InputDescription, TaskModel
+from finetune.evaluation.collector import Collector
+from finetune.evaluation.recipe import Recipe, adapting
+from finetune.heads.build import build_head, fit_to_labels
+from finetune.heads.registry import HeadConfig
+from finetune.losses.loss import Loss, build_loss
+from finetune.tasks import Task
+from finetune.tasks.kinds.kind import LabelSummary, TaskKind, kind_of
+from pretrain import distributed
+from pretrain.models.initialize import initialize
+from pretrain.resilience.watchdog import Watchdog
+
+
+class EvaluationStopped(Exception):
+    """A rank was asked to stop while there was nothing to save that isn't saved."""
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What an evaluation works on; every rank has the same.
+
+    Attributes:
+        items: tiles by split.
+        splits: their windows by split.
+        inputs: how tiles become the encoder's input.
+        recipe: how heads and models are trained.
+    """
+
+    config: FinetuneConfig
+    watchdog: Watchdog
+    task: Task
+    items: Split
+    splits: dict[str, LabeledSplit]
+    encoder: EncoderFile
+    inputs: InputDescription
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.config.run.dir)
+
+    @cached_property
+    def kind(self) -> TaskKind:
+        """The kind of the task."""
+        return kind_of(self.task)
+
+    @cached_property
+    def labels(self) -> LabelSummary:
+        """Summary of all training labels."""
+        return self.kind.summarize(self.splits["train"].labels)
+
+    @property
+    def baseline(self) -> np.ndarray | None:
+        """The training mean of each target (T,); None for classes."""
+        return self.labels.mean
+
+    def heartbeat(self, number: int = 0) -> None:
+        """Report to the watchdog that work goes on.
+
+        Args:
+            number: of an epoch, for messages.
+
+        Raises:
+            EvaluationStopped: the run was asked to stop.
+        """
+        self.watchdog.begin("evaluation", number)
+        if self.watchdog.run is not None:
+            self.watchdog.run.report_progress()
+        if self.watchdog.stop_requested():
+            raise EvaluationStopped
+
+    # ---- data ----
+
+    def rows(self, fraction: float) -> np.ndarray:
+        """Return the training windows of a share of the tiles."""
+        return subset_rows(self.splits["train"], fraction, self.config.run.seed)
+
+    def collector(self, split: str, loss: Loss | None = None) -> Collector:
+        """Return a collector of predictions for a split."""
+        return Collector(self.splits[split], self.kind, self.baseline, loss)
+
+    # ---- models ----
+
+    def model(self, name: str, bn_group: int | None = None) -> TaskModel:
+        """Build encoder and input, without a head, on the CPU.
+
+        Args:
+            name: ``pretrained`` or ``random``.
+        """
+        file = self.encoder
+        encoder = file.build(bn_group)
+        if name == "random":
+            initialize_as_pretraining(encoder, file.description, self.config.run.seed)
+        return TaskModel(encoder, file.description, self.inputs, task=self.task, dilate=file.dilate).eval()
+
+    def head(
+        self, config: HeadConfig, features: int, stride: int, seed: int, rows: np.ndarray, bn_group: int | None = None
+    ) -> nn.Module:
+        """Build a head with the weights that training begins from, on the CPU.
+
+        Args:
+            features, stride: of the encoder.
+            rows: training windows, whose labels standardize targets.
+        """
+        head = build_head(config, self.kind, features, stride, bn_group)
+        initialize(head, f"head.{config.name}", seed)
+        fit_to_labels(head, self._summary(rows))
+        return head
+
+    def loss(self, rows: np.ndarray) -> Loss:
+        """Build the loss of a training on these windows."""
+        return build_loss(self.recipe.loss, self.kind, self._summary(rows))
+
+    def _summary(self, rows: np.ndarray) -> LabelSummary:
+        return self.kind.summarize(self.splits["train"].labels[rows])
+
+    @property
+    def feature_store(self) -> FeatureStore:
+        """Where features of frozen encoders are kept."""
+        config = self.config
+        limits = config.frozen.quota_gb, config.data.memory_gb
+        return FeatureStore(self.folder / "features", *limits, distributed.device(), self.heartbeat)
+
+    # ---- protocols ----
+
+    def is_tuned(self, protocol: str) -> bool:
+        """Return whether the encoder runs in every step of a protocol, and not once for features."""
+        return protocol != "knn" and (protocol != "frozen" or self.recipe.frozen.bn == "adapt")
+
+    def tuning(self, protocol: str) -> tuple[FullConfig, HeadConfig]:
+        """Return recipe and head of a protocol that runs the encoder in every step."""
+        recipe = self.recipe
+        if protocol == "frozen":
+            return adapting(recipe.frozen, recipe.full), recipe.heads[0]
+        return recipe.full, recipe.full_head

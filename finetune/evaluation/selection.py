@@ -1,0 +1,21 @@
+"""Which epoch, rate or model is the better one by its validation scores."""
+
+from finetune.metrics.metric import lower_is_better
+from finetune.metrics.scores import Scores
+from finetune.tasks.kinds.kind import TaskKind
+
+
+def is_better(kind: TaskKind, select: str, new: Scores, old: Scores | None) -> bool:
+    """Return whether validation scores are better than those so far, by the task's primary score or by the loss.
+
+    Those of a head that diverged never are: an argmax of NaN is a class, too, so all scores must be finite.
+    """
+    if not new.are_finite:
+        return False
+    if old is None or not old.are_finite:
+        return True
+    name = "loss" if select == "loss" else kind.primary
+    one, two = new.values.get(name), old.values.get(name)
+    if one is None or two is None:  # undefined
+        return one is not None
+    return one < two if lower_is_better(name) else one > two

@@ -1,0 +1,1 @@
+"""Losses of labeled tasks, chosen by the config key ``loss``."""

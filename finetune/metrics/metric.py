@@ -1,0 +1,40 @@
+"""How scores are told: titles, whether in percent, and which direction is better."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score by its name in results.
+
+    Attributes:
+        title: in tables.
+        in_percent: shown times 100.
+    """
+
+    title: str
+    in_percent: bool = True
+    lower_is_better: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric("loss", in_percent=False, lower_is_better=True),
+    "OA": Metric("OA"),
+    "mIoU": Metric("mIoU"),
+    "micro_iou": Metric("micro IoU"),
+    "macro_f1": Metric("macro F1"),
+    "micro_f1": Metric("micro F1"),
+    "average_accuracy": Metric("average accuracy"),
+    "mAP": Metric("mAP"),
+    "micro_mAP": Metric("micro mAP"),
+    "RMSE": Metric("RMSE", in_percent=False, lower_is_better=True),
+    "MAE": Metric("MAE", in_percent=False, lower_is_better=True),
+    "R2": Metric("R2", in_percent=False),
+    "hyperview_score": Metric("Hyperview score", in_percent=False, lower_is_better=True),
+}
+"""All scores by name; a task kind with scores of its own adds them here."""
+
+
+def lower_is_better(name: str) -> bool:
+    """Return whether a lower value of a score is better."""
+    return METRICS[name].lower_is_better if name in METRICS else False

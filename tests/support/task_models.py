@@ -1,0 +1,58 @@
+"""Small models of every kind of task with drawn weights, and maps of scenes by them."""
+
+import rasterio
+import torch
+from support.small_encoder import BANDS, small_description, small_encoder
+from support.tiles import NODATA, spectra, write_tile
+
+from finetune.encoders.model_file import InputDescription, TaskModel
+from finetune.heads.build import build_head
+from finetune.predict.scene_map import predict_scene
+from finetune.tasks import get_task
+from finetune.tasks.kinds.kind import kind_of
+from pretrain.models.initialize import initialize
+from shards.sensors.sensor import get_sensor
+
+CPU, ENMAP = torch.device("cpu"), get_sensor("enmap")
+TASKS = {
+    "segmentation": "sample_materials",
+    "multilabel": "enmap_corine",
+    "classification": "sample_covers",
+    "regression": "hyperview",
+    "pixel_regression": "sample_greenness",
+}
+
+
+def small_model(kind="segmentation", **described):
+    """A model of a kind of task, or a bare encoder for the kind "features", with drawn weights."""
+    encoder, told = small_encoder(), small_description(**described)
+    inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)
+    if kind == "features":
+        return TaskModel(encoder, told, inputs).eval()
+    task = get_task(TASKS[kind])
+    name = kind_of(task).published_heads[0]
+    head = build_head(name, kind_of(task), encoder.feature_dim, encoder.stride)
+    initialize(head, "head", 3)
+    return TaskModel(encoder, told, inputs, name, head, task).eval()
+
+
+def enmap_bands():
+    """Changes to a description for the 202 bands of EnMAP."""
+    told = {"wavelength_nm": list(ENMAP.wavelength_nm), "fwhm_nm": list(ENMAP.fwhm_nm)}
+    return told | {"mu": [2000.0] * ENMAP.num_bands, "sigma": [1500.0] * ENMAP.num_bands}
+
+
+def map_of(tmp_path, model, values, name="map.tif", overlap=0.5, batch=5):
+    """Pixels (bands, height, width) and metadata of the map of a scene with these values, and the summary."""
+    scene = write_tile(tmp_path / "scene.tif", values, nodata=NODATA)
+    summary = predict_scene(model, scene, tmp_path / name, overlap, batch, CPU)
+    with rasterio.open(tmp_path / name) as file:
+        return file.read(), file.profile, summary
+
+
+def scene_values():
+    """A scene of 17 x 22 px: no multiple of anything, with missing bands, and no data at its left and lower rims."""
+    values = spectra(7, 22, BANDS)[:, :17]
+    values[:, :, :9] = NODATA
+    values[:, 15:, :] = NODATA
+    return values
