@@ -92,12 +92,16 @@ def test_an_exported_encoder_is_loaded_with_its_plugins(lab: Path, pretrained: P
     assert "unknown encoder 'lab_conv'" in refused.stderr and "--plugins lab_encoder.py,lab_stem.py" in refused.stderr
 
 
-def test_evaluation_and_report_know_head_and_kind(lab: Path, pretrained: Path) -> None:
+def test_evaluation_report_and_maps_know_head_and_kind(lab: Path, pretrained: Path) -> None:
     python(lab, "-m", "tools.sample_data", ".", "--task", "sample_covers", "--tiles", 15, "--size", 16)
     python(lab, REPOSITORY / "launch/finetune.py", "--config", "finetune.yaml")
     python(lab, *FILES["report.sh"].split()[1:])
     page = (lab / "report/report.html").read_text()
     assert "lab_covers" in page and "lab_dropout dropout=0.1" in page
+    plugins = "lab_encoder.py,lab_stem.py,lab_head.py,lab_kind.py"
+    scene = next(lab.glob("sample/enmap/*/*.tif"))
+    python(lab, "-m", "finetune", "predict", "--plugins", plugins, "scores/model.safetensors", scene, "map.tif")
+    assert read(lab / "map.tif").shape[0] == 1
 
 
 def test_help_lists_the_keys_of_plugins(lab: Path) -> None:
