@@ -3,18 +3,18 @@
 ::
 
     RUN/checkpoints/
-      latest                                   the name of the newest, for people and scripts; loading looks itself
+      latest                                   name of the newest, for people and scripts; loading doesn't use it
       step-00000200/
         weights-00000-of-00002.safetensors     fp32 parameters and buffers by name, split over the writing ranks
         optimizer-00000-of-00002.safetensors   Adam's exp_avg and exp_avg_sq (SGD's momentum) by parameter name
         teacher-00000-of-00002.safetensors     the momentum network of MoCo and DINO, fp32
-        random-00000-of-00002.safetensors      that rank's random generators
+        random-00000-of-00002.safetensors      random generators of that rank
         state.json                             step, samples seen, guard, config, dataset, hash of all weights
         checkpoint.json                        size and SHA-256 of each file; written last
       step-00000400.tmp/                       being written, or left by a kill: never read
       step-00000300.damaged/                   failed its hashes at a resume, kept until step 300 is saved again
 
-The staged folder gets its name only when the files of all ranks are on disk.
+The staged folder is renamed only when the files of all ranks are on disk.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ DAMAGED = ".damaged"
 
 
 class CheckpointNotWritten(CheckpointError):
-    """A save that failed; the checkpoint before is whole."""
+    """A save that failed; the checkpoint before it is complete."""
 
     exit_code = 1
 
@@ -59,12 +59,12 @@ def save_checkpoint(
     """Write ``folder/step-N``, N from ``state["step"]``; every rank must call it.
 
     Args:
-        momentum: the average that belongs to the engine's weights, where the objective has one.
-        state: plain JSON, the same on all ranks; read back by ``read_state``.
+        momentum: the momentum network that belongs to the engine's weights, if the objective has one.
+        state: plain JSON, the same on all ranks; `read_state` returns it.
 
     Raises:
-        CheckpointNotWritten: on every rank, where one couldn't write: nothing is left of this checkpoint.
-        NonFiniteState: on every rank, where one holds NaN or infinity: nothing is left of this checkpoint, either.
+        CheckpointNotWritten: on every rank, if one couldn't write; nothing is left of this checkpoint.
+        NonFiniteState: on every rank, if one holds NaN or infinity; nothing is left of this checkpoint.
     """
     final = folder / f"step-{state['step']:08d}"
     staged = final.with_name(final.name + TEMPORARY)
@@ -88,12 +88,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | None = None) -> dict[str, Any]:
-    """Put a checkpoint's weights, buffers, moments and random generators into an engine of any world size and stage.
+    """Load weights, buffers, moments and random generators into an engine of any world size and ZeRO stage.
 
     Returns:
-        The checkpoint's state. What the engine holds afterwards is gathered again and has the hash that was saved.
-        Position embeddings of another image size are interpolated, and moments that it lacks begin at zero: both in
-        a line on the console.
+        The checkpoint's state. The engine's weights are gathered again afterwards and must have the saved hash.
+        Position embeddings of another image size are interpolated, and missing moments begin at zero, with a line on
+        the console.
 
     Raises:
         CheckpointError: it holds another model, or the engine doesn't hold what was loaded.
@@ -126,16 +126,16 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
 
 
 def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | None, dict[Path, str]]:
-    """The newest checkpoint whose every file has its size and hash; every rank calls it, each hashes some files.
+    """Return the newest checkpoint whose files all match their sizes and hashes; every rank calls it.
 
     Args:
-        before: only look at those of earlier steps.
+        before: only consider checkpoints of earlier steps.
 
     Returns:
-        The checkpoint, None where there are none; and newer ones that are damaged, with a line on each.
+        The checkpoint, None if there are none; and the newer ones that are damaged, with a line on each.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole: training anew would hide the loss.
+        CheckpointError: there are checkpoints and all are damaged: to train from scratch would hide the loss.
     """
     damaged: dict[Path, str] = {}
     found = distributed.broadcast_object(list_checkpoints(folder))
@@ -154,20 +154,20 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
 
 
 def step_of(path: Path) -> int:
-    """The step after which a checkpoint was saved."""
+    """Return the step after which a checkpoint was saved."""
     return int(path.name.removeprefix("step-"))
 
 
 def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a checkpoint, in one line that names the file, or None.
+    """Describe what is wrong with a checkpoint in one line that names the file; None if nothing is.
 
     Args:
-        part, parts: look at every ``parts``-th file alone, beginning with number ``part``.
+        part, parts: only check every ``parts``-th file, beginning with number ``part``.
     """
     try:
         files = read_json_value((path / SEAL).read_bytes())["files"]
@@ -187,9 +187,9 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def prune(folder: Path, keep: int, keep_every: int) -> None:
-    """Remove checkpoints but the last ``keep`` and those at multiples of ``keep_every``; rank 0 alone calls it.
+    """Remove all checkpoints except the last ``keep`` and those at multiples of ``keep_every``; only rank 0 calls it.
 
-    It follows a save, whose files were read back and hashed: so a whole one is among the last ``keep``.
+    It follows a save, whose files were read back and hashed, so that one of the last ``keep`` is complete.
     """
     for path in list_checkpoints(folder)[:-keep]:
         if not keep_every or step_of(path) % keep_every:
@@ -197,7 +197,7 @@ def prune(folder: Path, keep: int, keep_every: int) -> None:
 
 
 def set_aside(damaged: Iterable[Path]) -> None:
-    """Rename damaged checkpoints, so that they neither count as kept nor are looked at again; rank 0 alone."""
+    """Rename damaged checkpoints, so that they neither count as kept nor are checked again; only rank 0 calls it."""
     for path in damaged:
         aside = path.with_name(path.name + DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
@@ -205,10 +205,10 @@ def set_aside(damaged: Iterable[Path]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint.
+    """Return the JSON state of a checkpoint.
 
     Raises:
-        CheckpointError: it is damaged, or of another format.
+        CheckpointError: the state is damaged, or of another format.
     """
     try:
         state = read_json_value((path / STATE).read_bytes())
@@ -227,7 +227,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path, prefix: str, kind: Literal["weights", "teacher"] = "weights") -> dict[str, Tensor]:
-    """All weights and buffers below ``prefix.``, without it, from the files alone."""
+    """Return all weights and buffers whose names begin with ``prefix.``, without it, from the files of a checkpoint."""
     with TensorFiles(path, kind) as weights:
         return {
             name.removeprefix(f"{prefix}."): weights.get(name)
@@ -251,7 +251,7 @@ def _load_momentum(momentum: MomentumNetwork, path: Path) -> None:
 
 
 def _on_main(work: Callable[[], None], final: Path) -> None:
-    """Rank 0's part of a save; the disk's errors become one line."""
+    """Do rank 0's part of a save; errors of the disk become one line."""
     if distributed.is_main():
         try:
             work()
@@ -266,7 +266,7 @@ def _stage(staged: Path) -> None:
 
 
 def _check_finite(kinds: dict[str, dict[str, Tensor]], staged: Path, final: Path) -> None:
-    """Look at this rank's share, before any of it is on disk: a run can't come back from a checkpoint with NaN."""
+    """Check this rank's share before any of it is written: no run recovers from a checkpoint with NaN."""
     for kind, tensors in kinds.items():
         problem = find_non_finite(tensors)
         if problem is not None:

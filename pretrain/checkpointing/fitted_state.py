@@ -1,4 +1,4 @@
-"""A checkpoint's weights and moments for an engine whose model or optimizer is not quite what was saved."""
+"""A checkpoint's weights and moments, fitted to an engine whose image size or optimizer differs from what was saved."""
 
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,18 @@ Shape = tuple[int, ...]
 
 
 class FittedState:
-    """Weights and moments by name, as the engine needs them.
+    """Weights and moments by name, in the shapes that the engine needs.
 
     Args:
-        state: of the checkpoint.
-        path: its folder.
+        state: JSON state of the checkpoint.
+        path: folder of the checkpoint.
 
     Attributes:
         reshaped: position embeddings that are interpolated to the grid of another image size.
-        adam_step: updates that Adam has made; 0 where its moments are new.
+        adam_step: updates that Adam has made; 0 if its moments are new.
 
     Raises:
-        CheckpointError: of another model: no weights of it, or of other shapes.
+        CheckpointError: the checkpoint is of another model: weights are missing or have other shapes.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class FittedState:
         self.adam_step = 0.0 if self._fresh else float(state["adam_step"])
 
     def weight(self, name: str) -> Tensor:
-        """A parameter or buffer, whole."""
+        """Return a whole parameter or buffer."""
         return fit_positions(name, self._weights.get(name), self._shapes[name])
 
     def moment(self, name: str) -> Tensor:
-        """Of the optimizer, by ``parameter/moment``; zeros where it is new, or the parameter has changed its shape."""
+        """Return the moment ``parameter/moment``; zeros if it is new, or the parameter's shape has changed."""
         parameter = name.rsplit("/", 1)[0]
         if self._fresh or parameter in self.reshaped:
             return torch.zeros(self._shapes[parameter])
         return self._moments.get(name)
 
     def owned(self) -> dict[str, Tensor]:
-        """This rank's share of the weights, and (rank 0) buffers, as `gather_state` shares them."""
+        """Return this rank's share of the weights, and on rank 0 the buffers, divided as by `gather_state`."""
         world, rank = distributed.world_size(), distributed.rank()
         mine = [name for number, name in enumerate(self._parameters) if number % world == rank]
         mine += [name for name in self._shapes if name not in self._parameters and distributed.is_main()]

@@ -1,5 +1,8 @@
-"""The states of all random generators of a process. What a run draws is keyed by sample, so that it does not depend
-on them; a library may use them all the same, and a resume at the same world size gives them back."""
+"""The states of all random generators of a process.
+
+What a run draws is keyed by sample and doesn't depend on them. Libraries may use them all the same, and a resume at the
+same world size restores them.
+"""
 
 import random
 
@@ -9,7 +12,7 @@ from torch import Tensor
 
 
 def random_state() -> dict[str, Tensor]:
-    """The states of Python's, numpy's, torch's and the device's generators, as tensors by name."""
+    """Return the states of Python's, NumPy's, torch's and the device's generators, as tensors by name."""
     version, words, gauss = random.getstate()
     assert version == 3
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -25,7 +28,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor]) -> None:
-    """Give all generators of this process the states that `random_state` told."""
+    """Restore the generators of this process to the states that `random_state` returned."""
     gauss = state["python_gauss"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))
     position, has_gauss = state["numpy_position"].tolist()

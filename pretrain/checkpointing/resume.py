@@ -1,4 +1,4 @@
-"""Where a run continues: the newest whole checkpoint, if it is of this run; never silently from the beginning."""
+"""Where a run resumes: the newest complete checkpoint, if it is of this run; never silently from the beginning."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -22,11 +22,11 @@ STRUCTURE = {
     "model": ("name", "patch_size", "stem"),
     "objective": ("name", "decoder", "queue", "hidden", "dim", "head_norm", "bottleneck", "prototypes"),
 }
-"""Keys of sections that say which weights there are: no checkpoint can follow another value."""
+"""Keys that decide which weights the model has: a checkpoint can't be continued with another value."""
 
 
 def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
-    """The checkpoint to continue from, None for a new run; every rank calls it.
+    """Return the checkpoint to resume from, None for a new run; every rank calls it.
 
     Raises:
         CheckpointError: the run has made progress, or ``checkpoint.resume`` is ``must``, and no checkpoint is whole;
@@ -71,7 +71,7 @@ def _with_new_keys(saved: dict[str, Any], config: PretrainConfig) -> dict[str, A
 def _check_same_structure(
     state: dict[str, Any], config: PretrainConfig, sensor: str, wavelength_nm: list[float], path: Path
 ) -> None:
-    """Refuse what no checkpoint can follow, accepted or not, because there are other weights then."""
+    """Refuse changes after which the model has other weights, accepted or not."""
     before, now, data = state["config"], config.model_dump(mode="json"), state["data"]
     anew = f"begin a new run with this encoder: another run.dir and init={path}"
     for section, names in STRUCTURE.items():
@@ -97,7 +97,7 @@ def _check_same_structure(
 
 
 def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, held_out: str, path: Path) -> None:
-    """What fixes the order of samples and the meaning of weights must not change within a run, unless accepted."""
+    """Refuse changes of what fixes the order of samples and the meaning of weights, unless accepted."""
     before, now = state["config"], config.model_dump(mode="json")
     fixed = {
         "init": _init(state, before, now),
@@ -127,7 +127,7 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
 
 
 def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
-    """Say in a line where the learning rate goes on, if the schedule is no longer the checkpoint's."""
+    """Log where the learning rate continues, if the schedule is no longer the checkpoint's."""
     before, step = state["config"], state["step"]
     try:
         optim, train = OPTIMIZERS.validate(before["optim"]), TrainConfig.model_validate(before["train"])
@@ -148,7 +148,7 @@ def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
 
 
 def _init(state: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> tuple[Any, Any]:
-    """The files that the run began from, then and now; equal where the contents are, wherever the file lies now."""
+    """Return the files that the run began from, then and now; equal if their contents are, wherever they lie."""
     old, new = before.get("init"), now["init"]
     saved = (state.get("init") or {}).get("sha256")
     if old == new or new is None or saved is None:
@@ -162,9 +162,9 @@ def _init(state: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) ->
 def _holdout(
     state: dict[str, Any], before: dict[str, Any], now: dict[str, Any], dataset: str, held_out: str
 ) -> tuple[Any, Any]:
-    """The shares that are held out, then and now; where they agree and the places don't, words that say so.
+    """Return the shares that are held out, then and now; a description if the shares agree and the locations don't.
 
-    Of another dataset, other places are no surprise: that it is another must be accepted anyhow.
+    Another dataset has other locations, and has to be accepted anyway.
     """
     old, new = before["data"]["holdout"], now["data"]["holdout"]
     places = state["data"].get("held_out")  # None of versions that held out an exact number of places
@@ -179,7 +179,7 @@ def _first_change(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Keys, dotted, whose values differ, with both."""
+    """Return the dotted keys whose values differ, with both values."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [(prefix.rstrip("."), old, new)]
     found = []

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's files of one kind, wherever each lies."""
+"""The tensors in a checkpoint's files of one kind, such as ``weights``."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ OLD_PREFIXES = {"normalise.": "normalize."}
 
 
 class CheckpointError(ForgeError):
-    """A checkpoint that is damaged, missing where one was expected, or of another run; told on all ranks alike."""
+    """A checkpoint is damaged, missing, or of another run; raised on all ranks."""
 
     everywhere = True
 
 
 class NonFiniteState(Diverged):
-    """Weights, moments or statistics that are NaN or infinite: not saved, and not loaded."""
+    """Weights, moments or statistics are NaN or infinite; they are neither saved nor loaded."""
 
 
 class TensorFiles:
-    """The tensors of all parts of one kind, read one by one; NonFiniteState for one with NaN or infinity."""
+    """The tensors of all files of one kind, read one by one; `get` raises NonFiniteState for NaN and infinity."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self._path, self._kind = path, kind

@@ -1,7 +1,7 @@
-"""What an encoder knows during training: nearest neighbours and a linear map on frozen features of labeled tiles.
+"""Accuracies of simple classifiers on frozen features during training: nearest neighbors and a linear map.
 
-Cells of the feature map are classified by the label that most of their pixels have. Both classifiers are closed
-forms, so a curve over training shows the encoder alone (kNN as in DINO, arXiv 2104.14294; ridge regression).
+A cell of the feature map has the label of most of its pixels. Both classifiers have closed forms, so that a curve over
+training shows the encoder alone (kNN as in DINO, arXiv 2104.14294; ridge regression).
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ from shards.read.reader import ShardReader
 from shards.sensors.sensor import NODATA
 
 CELLS = 32
-"""Cells taken of each tile at most."""
+"""Most cells taken from each tile."""
 
 TEMPERATURE = 0.07
-"""Of a neighbour's vote."""
+"""Temperature of a neighbor's vote."""
 
 RIDGE = 1e-2
-"""Weight of the ridge regression's penalty, for standardized features, per sample."""
+"""Penalty of the ridge regression per sample, for standardized features."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Cells:
 
 
 class EncoderProbe:
-    """Probe of a run, on labeled shards.
+    """Evaluates the encoder of a run on labeled shards.
 
     Args:
         config: of the run, with ``probe``.
-        bands: of the run's tiles.
+        bands: number of bands of the run's tiles.
 
     Raises:
         ConfigError, ShardError: the shards have no labels, other bands, or tiles smaller than the image.
@@ -78,7 +78,7 @@ class EncoderProbe:
         )
 
     def _labeled(self, split: Literal["train", "val"]) -> np.ndarray:
-        """int64: tile rows of a split that have a label tile."""
+        """Return the rows of the split's tiles that have labels, int64."""
         rows = view_rows(ViewConfig(split=split), self.reader.table)
         rows = rows[self.reader.table["mask_length"][rows] > 0]
         if not len(rows):
@@ -90,11 +90,11 @@ class EncoderProbe:
     def scores(
         self, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """Accuracies on the val cells; every rank calls it.
+        """Return the accuracies on the val cells; every rank calls it.
 
         Raises:
             Stopped: a rank was asked to stop.
-            Diverged: features are not finite, which accuracies would not show.
+            Diverged: features are non-finite, which accuracies would not show.
         """
         train, val = (self._cells(split, objective, engine, asked_to_stop) for split in ("train", "val"))
         if not (is_finite(train.features) and is_finite(val.features)):
@@ -111,7 +111,7 @@ class EncoderProbe:
         engine: ZeroEngine,
         asked_to_stop: Callable[[], bool],
     ) -> Cells:
-        """Cells of tiles drawn by the run's seed; ranks share the tiles."""
+        """Return the cells of tiles drawn by the run's seed; the tiles are divided among the ranks."""
         labeled, world = self.splits[split], distributed.world_size()
         order = permute(fold_in(self.seed, "probe", split), len(labeled), np.arange(len(labeled)))
         chosen = labeled[order][: -(-self.probe.samples // CELLS)]
@@ -138,9 +138,9 @@ class EncoderProbe:
         return Cells(features, labels)
 
     def _read(self, row: int) -> tuple[Tensor, Tensor]:
-        """The center of a tile, int16 (C, size, size), and of its label tile (size, size).
+        """Return the center of a tile, int16 (C, size, size), and of its label tile, int64 (size, size).
 
-        Where either is damaged, both are those of another tile of the split.
+        If either is damaged, both are taken from another tile of the split.
         """
         values = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
         attempt, wanted = 0, row
@@ -162,7 +162,7 @@ class EncoderProbe:
         return torch.from_numpy(values[0][window].copy()), torch.from_numpy(codes[window].astype(np.int64))
 
     def _draw(self, number: int, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Some cells of one tile: features (n, D) and labels (n,)."""
+        """Return some cells of one tile: features (n, D) and labels (n,)."""
         stride = labels.shape[0] // features.shape[-1]
         pixels = labels.unfold(0, stride, stride).unfold(1, stride, stride).flatten(2)
         classes = pixels.mode(-1).values.flatten()

@@ -1,11 +1,11 @@
-"""Which steps are applied: a loss or gradient norm that is no number, or far above those before, skips the step.
+"""Decides which steps are applied: one with a non-finite or unusually large loss or gradient norm is skipped.
 
-One all-reduce a step carries the loss and whether any rank was asked to stop; the gradient norm is global already.
-So every rank has the same numbers and comes to the same decision, between DeepSpeed's norm and its update
-(pretrain/engine/deepspeed_adapter.py), where DeepSpeed itself waits for the norm.
+One all-reduce per step carries the loss and whether any rank was asked to stop; the gradient norm is global already.
+So every rank has the same numbers and makes the same decision. It is made between DeepSpeed's gradient norm and its
+update (pretrain/engine/deepspeed_adapter.py), where DeepSpeed itself waits for the norm.
 
-A skipped step takes its place all the same: its samples count as seen, and learning rate and order go on as planned;
-weights, moments, batch norms, momentum networks and queues stay as they were.
+A skipped step still counts: its samples are seen, and learning rate and order continue as planned. Weights, moments,
+batch norms, momentum networks and queues stay as they were.
 """
 
 import math
@@ -23,7 +23,7 @@ from shards.errors import ForgeError
 
 
 class Diverged(ForgeError):
-    """Steps are skipped again and again, and going back to a checkpoint did not help."""
+    """Training has diverged: steps are skipped again and again, or its state is non-finite."""
 
     exit_code = 76
     everywhere = True
@@ -31,12 +31,12 @@ class Diverged(ForgeError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one step, the same on all ranks.
+    """The decision on one step, the same on all ranks.
 
     Attributes:
         loss: mean over the global batch.
-        grad_norm: before clipping; NaN where the gradient is no number.
-        reason: why the step is skipped, None where it is applied.
+        grad_norm: before clipping; NaN if the gradient is non-finite.
+        reason: why the step is skipped; None if it is applied.
         stop: whether any rank was asked to stop.
     """
 
@@ -54,8 +54,8 @@ class Guard:
 
     Attributes:
         skipped: steps skipped since the start of the run.
-        in_a_row: of them, those since the last applied step.
-        not_finite: of those, the last ones whose loss or gradient was no number.
+        in_a_row: steps skipped since the last applied one.
+        not_finite: how many of these, counted from the last one back, had a non-finite loss or gradient.
     """
 
     def __init__(self, config: GuardConfig) -> None:
@@ -65,11 +65,11 @@ class Guard:
         self._norms: deque[float] = deque(maxlen=config.window)
 
     def judge(self, loss: Tensor, grad_norm: Tensor | float, stop: bool) -> Verdict:
-        """Decide on a step; every rank calls it.
+        """Return the decision on a step; every rank calls it.
 
         Args:
             loss: this rank's mean, on the device.
-            grad_norm: global; negative or not finite where the gradient is no number.
+            grad_norm: global; negative or non-finite if the gradient is non-finite.
             stop: whether this rank was asked to stop.
         """
         mine = torch.stack([loss.double(), torch.tensor(float(stop), dtype=torch.float64, device=loss.device)])
@@ -89,31 +89,38 @@ class Guard:
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether so many steps in a row were skipped that the weights must be what is wrong."""
+        """Whether so many steps in a row were skipped that the weights must be the cause."""
         return self.in_a_row >= self.config.patience
 
     def check_end(self, step: int, where: str, advice: str) -> None:
-        """Raise Diverged where a training that ends after ``step`` steps has skipped all, or the last few of them, for
-        losses that are no numbers, whatever its patience: its weights are of long before."""
+        """Raise Diverged if the training ends after ``step`` steps, all or the last few of which were non-finite.
+
+        This holds for any patience: the weights are those of long before.
+
+        Args:
+            step: optimizer steps of the training.
+            where: the training, for the message.
+            advice: what to do, for the message.
+        """
         if self.not_finite >= min(step, GuardConfig().patience):
             raise Diverged(
-                f"{where}: diverged: loss or gradient was no number in the last {self.not_finite} of {step} steps: "
+                f"{where}: diverged: loss or gradient was non-finite in the last {self.not_finite} of {step} steps: "
                 f"{advice}"
             )
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON; the same on all ranks."""
+        """Return the state as plain JSON, the same on all ranks."""
         counts = {"skipped": self.skipped, "in_a_row": self.in_a_row, "not_finite": self.not_finite}
         return {**counts, "losses": list(self._losses), "norms": list(self._norms)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` told."""
+        """Restore what `state` returned."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self.not_finite = state.get("not_finite", 0)
         self._take_window(state)
 
     def rollback(self, state: dict[str, Any]) -> None:
-        """Take over the window of an earlier `state`, but keep the count: the weights went back, the run did not."""
+        """Restore the window of an earlier `state` and keep the counts: the weights went back, the run did not."""
         self.in_a_row = self.not_finite = 0
         self._take_window(state)
 
@@ -123,7 +130,7 @@ class Guard:
 
     def _unusual(self, name: str, value: float, window: deque[float]) -> str | None:
         if not math.isfinite(value):
-            return f"{name} is no number"
+            return f"{name} is non-finite"
         if self.config.sigma and 2 * len(window) >= self.config.window:
             mean, spread = statistics.fmean(window), statistics.pstdev(window)
             if value > mean + self.config.sigma * max(spread, 0.01 * abs(mean)):

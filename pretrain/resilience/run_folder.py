@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time in it, its state for scripts, and room for its checkpoints."""
+"""The folder of a run: locked by one run at a time, with its status for scripts and room for its checkpoints."""
 
 import json
 import os
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pretrain.resilience.watchdog import Watchdog
 
 RECORD_S = 5.0
-"""Seconds between two records of the same part of an evaluation."""
+"""Seconds between two records of an evaluation's progress."""
 
 
 class RunTaken(ForgeError):
-    """Another run works in the folder by now: this one was suspended or cut off for so long that it counted as dead."""
+    """Another run has taken the folder over: this one was suspended or cut off for so long that it seemed dead."""
 
     exit_code = 1
 
@@ -33,15 +33,15 @@ class RunFolder:
     """A run's hold on its folder; every rank has one, and rank 0's is the lock.
 
     Args:
-        path: made where it is missing.
-        patience: seconds to wait for a run in it that is about to end.
-        leader: on other ranks, the record that rank 0's RunFolder began with; None locks the folder.
+        path: created if it is missing.
+        patience: seconds to wait for another run in it to end.
+        leader: on ranks other than 0, the record that rank 0's RunFolder began with; None locks the folder.
 
     Attributes:
-        record: what ``status.json`` says, or would say if it could be written.
+        record: the content of ``status.json``, even if it could not be written.
 
     Raises:
-        ConfigError: it can't be written, or another run is at work in it.
+        ConfigError: the folder can't be written, or another run is at work in it.
     """
 
     def __init__(self, path: Path, patience: float = 15.0, leader: RunRecord | None = None) -> None:
@@ -66,27 +66,27 @@ class RunFolder:
     def write_status(
         self, status: Status, step: int, steps: int, samples: int = 0, part: str | None = None, reason: str = ""
     ) -> None:
-        """Write ``status.json``: launchers change exit codes, this file doesn't. Rank 0 alone.
+        """Write ``status.json``; only rank 0 calls it. Launchers change exit codes, this file tells the truth.
 
         Args:
-            part: of an evaluation; None leaves it as it is.
+            part: current part of an evaluation; None keeps the last one.
         """
         record = replace(self.record, status=status, step=step, steps=steps, samples=samples, reason=reason)
         self._write(record if part is None else replace(record, part=part))
 
     def report_progress(self, part: str | None = None, samples: int | None = None, at_once: bool = False) -> None:
-        """Where an evaluation is within a part; any rank may call it as often as it likes, rank 0 writes.
+        """Record the progress of an evaluation within a part; every rank may call it at any time, rank 0 writes.
 
         Args:
-            part, samples: None leaves them as they are.
-            at_once: also where the last record is younger than ``RECORD_S``.
+            part, samples: None keeps the last ones.
+            at_once: write even if the last record is younger than ``RECORD_S``.
         """
         if self._lock is not None and (at_once or time.monotonic() - self._written > RECORD_S):
             record = self.record if part is None else replace(self.record, part=part)
             self._write(record if samples is None else replace(record, samples=samples))
 
     def end(self, status: Status, reason: str) -> None:
-        """Write why the run ended, unless its end was written before: the first rank that fails knows why.
+        """Record why the run ended, unless its end is recorded already: the first rank that fails knows why.
 
         Any rank and any thread may call it.
         """
@@ -96,7 +96,7 @@ class RunFolder:
             self._write(replace(last, status=status, reason=" ".join(reason.split())[:1600]))
 
     def check_held(self) -> None:
-        """Raise RunTaken where another run has taken the folder over."""
+        """Raise RunTaken if another run has taken the folder over."""
         if self._lock is not None and not self._lock.is_held():
             taker = holder(self.path / LOCK_FILE)
             by = f" ({taker})" if taker else ""
@@ -117,7 +117,7 @@ class RunFolder:
             self._lock.release()
 
     def _write(self, record: RunRecord) -> None:
-        """By rename, without waiting for the disk: this happens at every log step."""
+        """Write by rename, without fsync: this happens at every log step."""
         self.record, self._written = replace(record, time=now()), time.monotonic()
         if self._lock is not None and not self._released and not self._lock.is_held():
             return  # the file is another run's
@@ -131,7 +131,7 @@ class RunFolder:
                 raise
 
     def check_room(self, config: CheckpointConfig, checkpoint_bytes: int, steps: int) -> None:
-        """Raise ConfigError where the checkpoints that the run will hold at once don't fit disk or quota."""
+        """Raise ConfigError if the checkpoints that the run will keep at once don't fit the disk or the quota."""
         held = held_at_once(config, steps)
         need = held * checkpoint_bytes
         there = sum(path.stat().st_size for path in self.path.glob("checkpoints/step-*/*"))
@@ -150,7 +150,7 @@ class RunFolder:
 
 
 def open_run(path: Path, watchdog: "Watchdog") -> RunFolder:
-    """Take a run's folder; every rank calls it. From now on the watchdog writes there how the run ends.
+    """Open and lock a run's folder; every rank calls it. The watchdog then records there how the run ends.
 
     Raises:
         ConfigError: on every rank, see RunFolder.
@@ -164,16 +164,19 @@ def open_run(path: Path, watchdog: "Watchdog") -> RunFolder:
 
 
 def held_at_once(config: CheckpointConfig, steps: int) -> int:
-    """Checkpoints that a run of so many steps has on disk at most: those kept, and the one being written."""
+    """Return the most checkpoints that a run of ``steps`` steps has on disk: those kept, and the one being written."""
     return config.keep + (steps // config.keep_every if config.keep_every else 0) + 1
 
 
 def _hold(folder: Path, patience: float) -> Lock:
-    """Take the folder's lock. A holder that can't be looked at from here is waited for until it has shown that it
-    lives, or was silent for so long that it counts as dead."""
+    """Acquire the folder's lock.
+
+    A holder on another host is waited for until it shows that it is alive, or has been silent for so long that it
+    counts as dead.
+    """
     path = folder / LOCK_FILE
     lock = Lock(path, from_living=False)
-    begin, told = time.monotonic(), False
+    begin, announced = time.monotonic(), False
     while not lock.acquire():
         waited = time.monotonic() - begin
         if waited > patience and _lives(path, waited):
@@ -182,15 +185,15 @@ def _hold(folder: Path, patience: float) -> Lock:
                 f"key 'run.dir': {folder}: another run is at work there (process {process}): {run_state(folder)}: "
                 "stop it, or choose another run.dir"
             )
-        if waited > 3 and not told:
-            told = True
+        if waited > 3 and not announced:
+            announced = True
             print(f"{folder}: waiting for {holder(path)}, which holds it: {run_state(folder)}", flush=True)
         time.sleep(0.2)
     return lock
 
 
 def _lives(path: Path, waited: float) -> bool:
-    """Whether a lock's holder is known to live: its process is seen, or it was heard of since the wait began."""
+    """Return whether a lock's holder is alive: its process exists here, or it sent a heartbeat since the wait began."""
     try:
         state = ProcessId.parse(path.read_text()).state()
         return state in ("alive", "suspended") or silence(path) < waited

@@ -1,6 +1,6 @@
-"""Being asked to stop: by SIGTERM, SIGUSR1 or SIGINT to this process, or by the end of the `deepspeed` command.
+"""Requests to stop: SIGTERM, SIGUSR1 or SIGINT to this process, or the end of the `deepspeed` command.
 
-Light on purpose: launch/pretrain.py makes a `StopRequest` before anything heavy is imported.
+This module imports nothing heavy: launch/pretrain.py makes a `StopRequest` before anything else.
 """
 
 import os
@@ -11,19 +11,18 @@ from pathlib import Path
 from types import FrameType
 
 STOPPED = 75
-"""Exit code of a run that was asked to stop and has saved, or had nothing to save yet: start the same command again
-(EX_TEMPFAIL)."""
+"""Exit code (EX_TEMPFAIL) of a run that was asked to stop and has saved, or had nothing to save yet: the same command
+continues it."""
 
 
 class StopRequest:
-    """Handlers for the signals by which schedulers and users stop a run; SIGCONT, which Slurm adds, is ignored.
+    """Handles the signals by which schedulers and users stop a run; SIGCONT, which Slurm adds, is ignored.
 
-    Until ``watched`` is set, by the watchdog that takes over, nothing is there to save: a signal ends the process
-    with `STOPPED` at once.
+    Until the watchdog sets ``watched``, there is nothing to save: a signal ends the process at once with `STOPPED`.
 
     Attributes:
-        reason: who asked, None while nobody has.
-        since: when, by time.monotonic.
+        reason: who asked; None if nobody has.
+        since: when, in time.monotonic seconds.
         pipe: file descriptor from which every signal's number can be read, even while the main thread waits in C.
     """
 
@@ -45,19 +44,19 @@ class StopRequest:
         return self.reason is not None
 
     def set(self, reason: str) -> None:
-        """Ask; who asked first is kept."""
+        """Request a stop; the first reason is kept."""
         if self.reason is None:
             self.since = time.monotonic()
             self.reason = reason
 
     def read_signals(self) -> None:
-        """Take note of signals in ``pipe``; to be called when it is readable."""
+        """Read the signals in ``pipe``; call it when the pipe is readable."""
         for number in os.read(self.pipe, 64):
             if number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self.set(signal.Signals(number).name)
 
     def look_for_launcher(self) -> None:
-        """Ask where the `deepspeed` command that started this process is gone."""
+        """Request a stop if the `deepspeed` command that started this process is gone."""
         if self._launchers is not None and _parents() != self._launchers:
             self.set("the deepspeed command is gone")
 
@@ -68,7 +67,7 @@ class StopRequest:
 
 
 def _parents() -> tuple[int, int]:
-    """Process numbers of parent and grandparent; 0 where they can't be told."""
+    """Return the process IDs of parent and grandparent; 0 if unknown."""
     parent = os.getppid()
     try:
         return parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])

@@ -1,4 +1,4 @@
-"""``status.json`` of a run, and what the run is really doing: a process that was killed can't write that it was.
+"""``status.json`` of a run, and what the run is really doing: a killed process can't write that it was killed.
 
 ::
 
@@ -6,8 +6,8 @@
      "time": "2026-03-01T12:00:00+00:00", "started": ..., "host": "n03", "pid": 4711, "pid_start": "81734",
      "machine": ..., "job": "1234"}
 
-Written at the start, at every log step, at every save, and at the end. An evaluation counts the parts that are done as
-steps, and names the one under way.
+It is written at the start, at every log step, at every save, and at the end. For an evaluation, steps are its finished
+parts, and ``part`` is the current one.
 """
 
 import os
@@ -23,21 +23,21 @@ from shards.files.processes import ProcessId
 from shards.files.untrusted import read_json_value
 
 Status = Literal["running", "stopped", "interrupted", "complete", "failed"]
-"""``stopped``: asked to, and saved; ``interrupted``: asked to, with nothing saved since the start."""
+"""``stopped``: asked to stop, and saved; ``interrupted``: asked to stop before there was anything to save."""
 
 STATUS_FILE, LOCK_FILE = "status.json", "run.lock"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of ``status.json``; files of older versions have the first three fields alone.
+    """The content of ``status.json``; files of older versions have the first three fields only.
 
     Attributes:
-        part: of an evaluation: what is under way, and where it is.
-        reason: why it failed or was interrupted, in one line.
-        time, started: of this record and of the process, ISO 8601.
+        part: current part of an evaluation, and its progress.
+        reason: why the run failed or was interrupted, in one line.
+        time, started: when the record was written and the process started, ISO 8601.
         pid_start, machine: see ProcessId.
-        job: of Slurm.
+        job: ID of the Slurm job.
     """
 
     status: str
@@ -71,12 +71,12 @@ class RunRecord:
 
 
 def now() -> str:
-    """The time as records have it."""
+    """Return the current time in the format of records."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """What ``status.json`` of a run folder says; None where it is missing or damaged."""
+    """Return the record of a run folder; None if it is missing or damaged."""
     try:
         values = read_json_value((folder / STATUS_FILE).read_bytes())
         known = {field.name: values[field.name] for field in fields(RunRecord) if field.name in values}
@@ -93,14 +93,14 @@ _EMPTY = RunRecord("")
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run is doing.
+    """The state of a run.
 
     Attributes:
-        condition: its status; for ``running`` also whether that can be: ``suspended`` by a signal, ``dead``, or
-            ``silent`` on a host that can't be looked at from here; ``unknown`` without a readable ``status.json``.
-        record: that file's content.
+        condition: its status. A run whose status is ``running`` may be ``suspended`` by a signal, ``dead``, or
+            ``silent`` on another host; ``unknown`` without a readable ``status.json``.
+        record: the content of ``status.json``.
         heard: seconds since the last record.
-        silence: seconds since the last sign of life, of record or lock.
+        silence: seconds since the last record or heartbeat of the lock.
     """
 
     condition: str
@@ -128,7 +128,7 @@ class RunState:
 
 
 def run_state(folder: Path) -> RunState:
-    """What the run in a folder is doing, from its record, its process where that can be seen, and its lock."""
+    """Return the state of the run in a folder, from its record, its lock, and its process if that is on this host."""
     record = read_record(folder)
     if record is None:
         return RunState("unknown", _EMPTY, 0.0, 0.0)
@@ -151,7 +151,7 @@ def _condition(record: RunRecord, silent_for: float) -> str:
 
 
 def _since(moment: str, path: Path) -> float:
-    """Seconds since a record's time; of a version that wrote none, since the file was written."""
+    """Return the seconds since a record's time; for versions that wrote none, since the file was written."""
     try:
         then = datetime.fromisoformat(moment).timestamp()
     except ValueError:

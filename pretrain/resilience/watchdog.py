@@ -1,10 +1,10 @@
-"""A thread beside the training of each rank: it hears signals at once, tells the other ranks, and ends what hangs.
+"""A thread beside the training of each rank that reacts to signals, tells the other ranks, and ends hung runs.
 
-The ranks' watchdogs talk through the process group's key-value store, over connections of their own, so they do
-while the main threads wait in a collective. What they exchange: that the run was asked to stop, and, when a phase
-has taken longer than its limit, where each rank is.
+Watchdogs communicate through the process group's key-value store over connections of their own, so that they work
+while the main threads wait in a collective. They exchange that the run was asked to stop, and, when a phase has taken
+longer than its limit, where each rank is.
 
-A run that was asked to stop saves by agreement of all ranks (guard.py). Before the first step there is nothing to
+A run that was asked to stop saves once all ranks have agreed (guard.py). Before the first step there is nothing to
 save, and the watchdogs end their processes at once.
 """
 
@@ -36,19 +36,19 @@ HUNG = 77
 
 Phase = Literal["setup", "step", "evaluation", "saving"]
 TICK, ANSWER = 0.5, 4.0
-"""Seconds between two looks, and seconds that ranks have to say where they are."""
+"""Seconds between two checks, and seconds that ranks have to report where they are."""
 
 
 class Watchdog:
-    """Watches one process; nothing is watched before ``start``.
+    """Watches one process, from ``start`` on.
 
     Args:
-        limits: seconds of each phase, 0 for none, and of grace.
-        folder: of the run; stacks go to ``stacks-RANK.txt`` there.
-        stop: to hear and to tell.
+        limits: seconds for each phase, 0 for no limit, and of grace.
+        folder: run folder; stacks are written to ``stacks-RANK.txt`` there.
+        stop: this process's request to stop, set by signals or by other ranks.
 
     Attributes:
-        run: this rank's hold on the folder, once it has one: how the run ends is written there.
+        run: this rank's RunFolder, once it is open: the end of the run is recorded there.
     """
 
     def __init__(self, limits: WatchdogConfig, folder: Path, stop: StopRequest) -> None:
@@ -61,16 +61,16 @@ class Watchdog:
         self._since = time.monotonic()
         self._store: dist.Store | None = None
         self._world = 1
-        self._told = False
+        self._stop_announced = False
         self._other_failed = self._asked = False
 
     def start(self) -> None:
-        """Begin to watch; from now on signals no longer end the process in its tracks."""
+        """Start watching; from now on a signal requests a stop instead of ending the process at once."""
         self.stop.watched = True
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def connect(self) -> None:
-        """Talk to the other ranks' watchdogs from now on; to be called when the process group is there."""
+        """Connect to the other ranks' watchdogs; call it when the process group exists."""
         import torch.distributed as dist
 
         if dist.get_world_size() > 1:
@@ -80,35 +80,37 @@ class Watchdog:
             threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True).start()
 
     def report_failure(self, reason: str) -> None:
-        """This rank is about to end with an error: launchers will stop the others by signals, which is no reason to
-        ask for another start."""
+        """Report that this rank ends with an error.
+
+        Launchers then stop the other ranks by signals, which must not look like a request to start again.
+        """
         self.leave_run("failed", reason)
         store = self._store
         if store is not None:
             _bounded(lambda: store.set("failed", str(self.rank)))
 
     def leave_run(self, status: "Status", reason: str) -> None:
-        """Write how the run ended, unless that is written already, and let go of its folder: this process ends."""
+        """Record how the run ended, unless that is recorded already, and release its folder: this process ends."""
         if self.run is not None:
             self.run.end(status, reason)
             self.run.release()
 
     @property
     def ends_as_asked(self) -> bool:
-        """Whether to end now, with nothing saved, is what the run was asked for, and not another rank's failure."""
+        """Whether ending now without a save is what the run was asked for, rather than another rank's failure."""
         return self.stop.is_set and self._phase == "setup" and not self._other_failed
 
     def begin(self, phase: Phase, step: int) -> None:
-        """The main thread enters a phase, after ``step`` steps; its time begins anew."""
+        """Record that the main thread enters a phase after ``step`` steps, and restart the phase's time."""
         self._phase, self._step, self._since, self.activity = phase, step, time.monotonic(), phase
 
     def stop_requested(self) -> bool:
-        """Whether this rank, or as far as it has heard another, was asked to stop."""
+        """Return whether this rank, or another one that has told it so, was asked to stop."""
         return self.stop.is_set
 
     @contextmanager
     def doing(self, activity: str) -> Iterator[None]:
-        """What the main thread is at within a phase, for whoever asks why it takes so long."""
+        """Name what the main thread does within a phase, for the diagnosis of a hang."""
         before, self.activity = self.activity, activity
         yield
         self.activity = before
@@ -131,17 +133,17 @@ class Watchdog:
                 self._end_hung()
 
     def _exchange(self) -> None:
-        """Tell and hear who was asked to stop, who has failed, and whether another rank asks where this one is.
+        """Exchange who was asked to stop, who has failed, and whether another rank asks where this one is.
 
-        In a thread of its own: a call waits for as long as rank 0, which keeps the store, stands still.
+        This has a thread of its own, since a call blocks while rank 0, which holds the store, is suspended.
         """
         assert self._store is not None
         while True:
             try:
-                if self.stop.is_set and not self._told:
-                    self._tell_stop()
+                if self.stop.is_set and not self._stop_announced:
+                    self._announce_stop()
                 elif self._store.check(["stop"]):
-                    self._told = True
+                    self._stop_announced = True
                     self.stop.set(self._store.get("stop").decode())
                 self._other_failed = self._store.check(["failed"])
                 self._asked = self._store.check(["hang"])
@@ -149,28 +151,28 @@ class Watchdog:
                 self._other_failed = True
             time.sleep(TICK)
 
-    def _tell_stop(self) -> None:
+    def _announce_stop(self) -> None:
         assert self._store is not None
-        self._told = True
+        self._stop_announced = True
         self._store.set("stop", f"rank {self.rank}: {self.stop.reason}")
 
     def _leave_setup(self) -> NoReturn:
-        """Nothing to save: the newest checkpoint, if there is one, is where the run stands."""
+        """End the process before the first step: the newest checkpoint, if there is one, is the state of the run."""
         if self._other_failed:
             self.leave_run("failed", "another rank failed before the first step; its output says why")
             os._exit(1)
         if self._store is not None:
             _bounded(self._leave_together)
-        told = f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again"
-        self.leave_run("interrupted", told)
-        self._say(told)
+        message = f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again"
+        self.leave_run("interrupted", message)
+        self._print(message)
         os._exit(STOPPED)
 
     def _leave_together(self) -> None:
-        """What is left of a group whose first rank is gone fails with errors."""
+        """Wait until all ranks have come here: the rest of a group whose rank 0 is gone would fail with errors."""
         assert self._store is not None
-        if not self._told:
-            self._tell_stop()
+        if not self._stop_announced:
+            self._announce_stop()
         arrived, until = self._store.add("left", 1), time.monotonic() + ANSWER
         while arrived < self._world and time.monotonic() < until:
             time.sleep(0.1)
@@ -178,18 +180,18 @@ class Watchdog:
 
     def _give_up_saving(self) -> NoReturn:
         self._dump_stacks()
-        told = (
+        message = (
             f"rank {self.rank}: not saved within watchdog.grace = {self.limits.grace} s of {self.stop.reason} "
             f"(in {self.activity} at step {self._step}); the newest checkpoint is where the run stands"
         )
-        self.leave_run("interrupted", told)
-        self._say(told)
+        self.leave_run("interrupted", message)
+        self._print(message)
         os._exit(STOPPED)
 
     # ---- a hang ----
 
     def _end_hung(self) -> NoReturn:
-        """Dump stacks, collect where every rank is, let one rank name the late ones, and end."""
+        """Dump stacks, collect where every rank is, let one rank name the late ones, and end the process."""
         self._dump_stacks()
         everyone = self._collect()
         if self.rank == min(everyone):
@@ -208,7 +210,7 @@ class Watchdog:
             faulthandler.dump_traceback(all_threads=True)
 
     def _collect(self) -> dict[int, dict]:
-        """Where the ranks are that answer in time, this one always."""
+        """Return where each rank is that answers in time, this one included."""
         mine = {
             "phase": self._phase,
             "step": self._step,
@@ -231,7 +233,7 @@ class Watchdog:
                 everyone[rank] = json.loads(self._store.get(f"rank {rank}"))
 
     def _diagnosis(self, everyone: dict[int, dict]) -> str:
-        """One line that names the ranks that the others wait for, and a line for each of a few ranks."""
+        """Return a line that names the ranks that the others wait for, and a line for each of a few ranks."""
         silent = [rank for rank in range(self._world) if rank not in everyone]
         behind = min(place["step"] for place in everyone.values())
         late = silent or [
@@ -254,14 +256,14 @@ class Watchdog:
             )
         return "\n".join(lines)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self.rank == 0 or not self.stop.reason or not self.stop.reason.startswith("rank "):
             with suppress(OSError):
                 print(text, flush=True)
 
 
 def _bounded(talk: Callable[[], None]) -> None:
-    """Talk to the store, but not for longer than ranks have to answer, whatever became of it."""
+    """Call the store, but return after twice ``ANSWER`` seconds even if it doesn't answer."""
 
     def quietly() -> None:
         with suppress(RuntimeError):

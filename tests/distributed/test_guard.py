@@ -1,4 +1,4 @@
-"""Steps that are no numbers on one rank are skipped on all; weights go back after some in a row; disks get full."""
+"""Non-finite steps of one rank are skipped on all; weights go back after some in a row; disks get full."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all_and_its_tiles_are_named(runs: 
     }
     (skip,) = skips(runs / "once")
     assert skip["step"] == 5
-    assert skip["reason"] == "loss is no number"
+    assert skip["reason"] == "loss is non-finite"
     assert [batch["rank"] for batch in skip["batches"]] == [1, 1]
     assert all(len(batch["tiles"]) == 2 and batch["loss"] == "nan" for batch in skip["batches"])
     assert records(runs / "once", "skipped_steps")[10] == 1
@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(runs: Path) -> None:
 
 def test_a_run_that_skipped_all_of_its_steps_is_not_complete(runs: Path) -> None:
     error = (runs / "patient" / "error.txt").read_text()
-    assert error.startswith("76 True ") and "was no number in the last 3 of 3 steps" in error
+    assert error.startswith("76 True ") and "was non-finite in the last 3 of 3 steps" in error
     assert not (runs / "patient" / "encoder.safetensors").exists()
     assert run_state(runs / "patient").condition == "failed"
 

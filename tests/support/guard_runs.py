@@ -1,7 +1,7 @@
 """Trainings with poisoned steps, for tests/distributed/test_guard.py: `python guard_runs.py JOBS.json`, as every rank.
 
-A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are no
-numbers; with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte; with
+A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are
+NaN; with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte; with
 {"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later; with
 {"spoil": {"what", "step"}}: after the losses of that step (1, 2, ...) part of the state gets infinite.
 """

@@ -20,5 +20,5 @@ class Probing(Callback):
             with evaluating(loop):
                 scores = self.probe.scores(self._objective, loop.engine, loop.watchdog.stop_requested)
                 loop.log(scores)
-                told = "  ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items())
-                log(f"step {loop.step}  {told}")
+                shown = "  ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items())
+                log(f"step {loop.step}  {shown}")

@@ -1,4 +1,4 @@
-"""The guard's rule in one process: what is no number, what is far above its window, and what is remembered."""
+"""The guard's rule in one process: what is non-finite, what is far above its window, and what is remembered."""
 
 import json
 import math
@@ -24,13 +24,13 @@ def settled(guard: Guard, count: int = 8) -> Guard:
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_is_skipped_from_the_first_step_on(loss: float) -> None:
     guard = Guard(GuardConfig())
-    assert judge(guard, loss) == "loss is no number"
+    assert judge(guard, loss) == "loss is non-finite"
     assert (guard.skipped, guard.in_a_row) == (1, 1)
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
 def test_a_gradient_that_is_no_number_is_skipped(norm: float) -> None:
-    assert judge(Guard(GuardConfig()), 1.0, norm) == "gradient norm is no number"
+    assert judge(Guard(GuardConfig()), 1.0, norm) == "gradient norm is non-finite"
 
 
 def test_a_spike_is_more_than_sigma_deviations_above_the_mean() -> None:
