@@ -36,7 +36,7 @@ def convert(options: argparse.Namespace) -> None:
         description = with_sensor(description, options.sensor)
     if options.statistics:
         description = _with_statistics(description, options.statistics)
-    print(f"{options.source}: {read.layout}, {description.network} network, {_in_words(description)}")
+    print(f"{options.source}: {read.format}, {description.network} network, {_in_words(description)}")
     print(read.report.table())
     options.dest.parent.mkdir(parents=True, exist_ok=True)
     if options.to == "flat":

@@ -22,14 +22,14 @@ class EncoderWeights:
 
     Attributes:
         where: the file or checkpoint that they were read from, for messages.
-        layout: name of the format of that file.
+        format: name of the format of that file.
         report: how the names in the file matched.
         is_described: whether the file itself says what its encoder was trained on; otherwise the sensor is a guess.
         heads: of our checkpoints, what was trained beside the encoder, under the names of the pretraining module.
     """
 
     where: str
-    layout: str
+    format: str
     weights: dict[str, Tensor]
     description: EncoderDescription
     report: LoadReport

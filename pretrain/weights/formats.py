@@ -60,7 +60,7 @@ _WRAPPED = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class NamingScheme:
     """Where one kind of checkpoint keeps the encoder.
 
     Attributes:
@@ -80,22 +80,22 @@ class Layout:
     beside: str = ""
 
 
-LAYOUTS = (
-    Layout(
+SCHEMES = (
+    NamingScheme(
         "MAE training checkpoint",
         "encoder.vit.spec_vit.",
         "mae",
         copies=(("encoder.vit.vit_core.", "vit_core."), ("encoder.vit.", "vit_core.")),
     ),
-    Layout("DINO training checkpoint, teacher", "teacher_backbone.", "dino", "teacher"),
-    Layout("DINO training checkpoint, student", "student_backbone.", "dino"),
-    Layout("MoCo training checkpoint", "backbone.", "moco", beside="backbone_momentum."),
+    NamingScheme("DINO training checkpoint, teacher", "teacher_backbone.", "dino", "teacher"),
+    NamingScheme("DINO training checkpoint, student", "student_backbone.", "dino"),
+    NamingScheme("MoCo training checkpoint", "backbone.", "moco", beside="backbone_momentum."),
 )
-"""Layouts of the published code, possibly below further prefixes; others are found by the names of their weights."""
+"""Schemes of the published code, possibly below further prefixes; others are found by the names of their weights."""
 
 
 OURS = "encoder of this project"
-"""The layout of files that describe themselves."""
+"""The format of files that describe themselves."""
 
 
 def find_encoder(raw: RawCheckpoint, network: Network = "auto", architecture: str | None = None) -> EncoderWeights:
@@ -114,17 +114,17 @@ def find_encoder(raw: RawCheckpoint, network: Network = "auto", architecture: st
     named, wrapped = _without_wrappers(raw)
     description = raw.description
     if description is not None:  # its names are known, and need no search
-        layout = Layout(OURS, raw.prefix)
+        scheme = NamingScheme(OURS, raw.prefix)
     else:
-        layout = _find_layout(raw, named, network)
-        description = _described_beside(named, layout.prefix)
-    flat = _to_flat_names(raw.where, named, layout, keep_all=description is not None)
+        scheme = _find_scheme(raw, named, network)
+        description = _described_beside(named, scheme.prefix)
+    flat = _to_flat_names(raw.where, named, scheme, keep_all=description is not None)
     if description is not None and network not in ("auto", description.network):
         raise WeightsError(f"{raw.where}: holds the {description.network}, not a {network}; name another file")
     is_described = description is not None
     if description is None:
-        objective = "" if raw.network else layout.objective  # a teacher in a container is anybody's
-        description = recognize(flat.weights, objective, raw.network or layout.network, raw.where)
+        objective = "" if raw.network else scheme.objective  # a teacher in a container is anybody's
+        description = recognize(flat.weights, objective, raw.network or scheme.network, raw.where)
     if architecture is not None:
         description = replace(description, architecture=architecture)
     own = outline(description, raw.where).state_dict()
@@ -133,7 +133,7 @@ def find_encoder(raw: RawCheckpoint, network: Network = "auto", architecture: st
     report.require_all(raw.where, description.architecture)
     weights = {name: flat.weights[name] for name in own}
     require_finite(weights, raw.where)
-    name = OURS if is_described else layout.name
+    name = OURS if is_described else scheme.name
     return EncoderWeights(raw.where, name, weights, description, report, is_described, raw.heads)
 
 
@@ -159,16 +159,16 @@ def _without_wrappers(raw: RawCheckpoint) -> tuple[dict[str, Tensor], list[str]]
     return named, copies
 
 
-def _find_layout(raw: RawCheckpoint, named: dict[str, Tensor], network: Network) -> Layout:
-    """Where the encoder is: at a layout of the published code, or below any prefix that the names show."""
+def _find_scheme(raw: RawCheckpoint, named: dict[str, Tensor], network: Network) -> NamingScheme:
+    """Where the encoder is: by a scheme of the published code, or below any prefix that the names show."""
     where, roots = raw.where, _find_roots(named)
     if not roots:
         first = next(iter(named))
         raise WeightsError(
             f"{where}: no encoder in it: none of its {len(named)} tensors (e.g. {first}) has a known name"
         )
-    known = [found for layout in LAYOUTS for root in roots if (found := _below(root, layout, named)) is not None]
-    asked = [layout for layout in known if network in ("auto", layout.network) or raw.network is not None]
+    known = [found for scheme in SCHEMES for root in roots if (found := _below(root, scheme, named)) is not None]
+    asked = [scheme for scheme in known if network in ("auto", scheme.network) or raw.network is not None]
     if known and not asked:
         raise WeightsError(f"{where}: no {network} in it; leave the choice of the network out")
     return asked[0] if asked else _choose(where, named, roots, "auto" if raw.network else network)
@@ -197,17 +197,17 @@ def _find_roots(named: dict[str, Tensor]) -> dict[str, list[str]]:
     return whole or bodies or dict(roots)
 
 
-def _below(root: str, layout: Layout, named: dict[str, Tensor]) -> Layout | None:
-    """The layout at a root, with its prefixes completed; None where the root has another layout."""
-    outer = root.removesuffix(layout.prefix)
+def _below(root: str, scheme: NamingScheme, named: dict[str, Tensor]) -> NamingScheme | None:
+    """The scheme at a root, with its prefixes completed; None where the root has another scheme."""
+    outer = root.removesuffix(scheme.prefix)
     if outer == root or (outer and not outer.endswith(".")):
         return None
-    if not any(name.startswith(outer + layout.beside) for name in named):
+    if not any(name.startswith(outer + scheme.beside) for name in named):
         return None
-    return replace(layout, prefix=root, copies=tuple((outer + prefix, flat) for prefix, flat in layout.copies))
+    return replace(scheme, prefix=root, copies=tuple((outer + prefix, flat) for prefix, flat in scheme.copies))
 
 
-def _choose(where: str, named: dict[str, Tensor], roots: dict[str, list[str]], network: Network) -> Layout:
+def _choose(where: str, named: dict[str, Tensor], roots: dict[str, list[str]], network: Network) -> NamingScheme:
     """The encoder of a file of other code: below any prefix, or below several.
 
     Raises:
@@ -229,7 +229,7 @@ def _choose(where: str, named: dict[str, Tensor], roots: dict[str, list[str]], n
             )
     name = f"weights below '{first.rstrip('.')}'" if first else "flat weights"
     kind = "teacher" if first in teachers or (first in averages and network == "teacher") else "student"
-    return Layout(name, first, network=kind, copies=tuple((root, "") for root in more))
+    return NamingScheme(name, first, network=kind, copies=tuple((root, "") for root in more))
 
 
 def _described_beside(named: dict[str, Tensor], prefix: str) -> EncoderDescription | None:
@@ -246,12 +246,12 @@ class FlatWeights(NamedTuple):
     copies: list[str]
 
 
-def _to_flat_names(where: str, named: dict[str, Tensor], layout: Layout, keep_all: bool) -> FlatWeights:
-    """The weights of a layout without its prefixes and second copies, and, unless ``keep_all``, without heads."""
+def _to_flat_names(where: str, named: dict[str, Tensor], scheme: NamingScheme, keep_all: bool) -> FlatWeights:
+    """The weights of a scheme without its prefixes and second copies, and, unless ``keep_all``, without heads."""
     weights: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     copies: list[str] = []
-    places = ((layout.prefix, ""), *layout.copies)
+    places = ((scheme.prefix, ""), *scheme.copies)
     deepest = sorted((prefix for prefix, _ in places), key=len, reverse=True)
     below = {name: next((one for one in deepest if name.startswith(one)), None) for name in named}
     for prefix, flat_prefix in places:

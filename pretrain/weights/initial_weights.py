@@ -56,7 +56,7 @@ class InitialWeights:
         told = self.read.description
         load_strictly(cast(Encoder, module.get_submodule("encoder")), self.read.weights, str(self.path))
         log(
-            f"initialized from {self.path} (sha256 {self.lineage['sha256'][:16]}): {self.read.layout}, "
+            f"initialized from {self.path} (sha256 {self.lineage['sha256'][:16]}): {self.read.format}, "
             f"{told.architecture}, {told.network} network, {told.objective or 'unknown objective'}, "
             f"{told.samples_seen or 'unknown'} tiles seen; step, optimizer and schedule begin anew"
         )

@@ -109,7 +109,7 @@ def test_a_training_checkpoint_of_mae_has_the_published_number_of_keys(vit):
 def test_what_was_done_with_each_name_is_told(vit, tmp_path):
     read = read_encoder(save_torch(tmp_path, lightning(mae(vit))))
     report = read.report
-    assert read.layout == "MAE training checkpoint"
+    assert read.format == "MAE training checkpoint"
     assert read.description.objective == "mae"
     assert report.matched == list(vit) == list(read.weights)
     # both heads with classes, the mask token and twenty names of the decoder are no part of the encoder
