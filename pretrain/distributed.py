@@ -104,8 +104,8 @@ def store_barrier(meanwhile: Callable[[], None]) -> None:
     if world_size() == 1:
         return
     store, turn = dist.distributed_c10d._get_default_store(), next(_TURNS)
-    store.set(f"patient/{turn}/{rank()}", "here")
-    while not store.check([f"patient/{turn}/{one}" for one in range(world_size())]):
+    store.set(f"store_barrier/{turn}/{rank()}", "here")
+    while not store.check([f"store_barrier/{turn}/{one}" for one in range(world_size())]):
         meanwhile()
         time.sleep(0.2)
 

@@ -1,1 +1,1 @@
-"""Planner, converter, benchmarks and sample data: may import everything, is imported by nothing but tests."""
+"""The demo, synthetic samples, benchmarks and documentation pages: may import everything; nothing imports them."""

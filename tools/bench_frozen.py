@@ -1,4 +1,4 @@
-"""Frozen protocol, ours against the published way, on one task in one run: time and scores side by side.
+"""The frozen protocol against the published way on one task: time and scores, side by side in one run.
 
     python -m tools.bench_frozen --config configs/finetune/demo.yaml [key.sub=value ...] [--rounds 3]
 
@@ -58,13 +58,13 @@ class Round:
 
     @property
     def overhead(self) -> float:
-        """Ours over one pass of the encoder and the heads' time."""
+        """Our time over that of one pass of the encoder and the heads."""
         return (self.features + self.heads) / (self.one_pass + self.heads)
 
 
 @dataclass(frozen=True)
 class Way:
-    """A recipe and what it works on."""
+    """A recipe and its data."""
 
     config: FinetuneConfig
     context: EvaluationContext
@@ -76,14 +76,14 @@ class Way:
         return Protocols(replace(self.context, config=self.config.model_copy(update={"run": run}), watchdog=watchdog))
 
     def test_scores(self, protocols: Protocols) -> list[float]:
-        """The task's primary score of each seed."""
+        """Return the task's primary score for each seed."""
         results = protocols.run("pretrained", "frozen", 1.0)
         assert results is not None  # nobody asked to stop
         return [one.test[self.context.kind.primary] for one in results]
 
 
 def both_ways(config: FinetuneConfig) -> tuple[Way, Way]:
-    """Ours as configured, and one training as published: adapting batch norms, crops, selection by loss."""
+    """Return our recipe as configured, and one training as published."""
     heads = config.frozen.model_copy(update={"bn": "frozen"})
     ours = config.model_copy(update={"protocol": ("frozen",), "fractions": (1.0,), "frozen": heads})
     adapting = heads.model_copy(update={"bn": "adapt", "lrs": heads.lrs[:1], "evaluate_every": 1})
@@ -98,7 +98,7 @@ def _way(config: FinetuneConfig) -> Way:
 
 
 def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
-    """One round, and the test scores of both ways."""
+    """Return one round's times, and the test scores of both ways."""
     with tempfile.TemporaryDirectory() as folder:
         sweep, published = ours.protocols(Path(folder) / "ours"), theirs.protocols(Path(folder) / "theirs")
         one_pass = _seconds(lambda: _encode_everything(sweep))
@@ -111,7 +111,7 @@ def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
 
 
 def _encode_everything(protocols: Protocols) -> None:
-    """All views of the training tiles and one of the others, keeping nothing."""
+    """Encode all views of the training tiles and one of the others, and keep nothing."""
     model = protocols.context.model("pretrained").to(distributed.device())
     for name, split in protocols.context.splits.items():
         for view in range(protocols.recipe.frozen.views if name == "train" else 1):

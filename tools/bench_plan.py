@@ -28,7 +28,7 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class Case:
-    """A run to predict: ``size`` in pixels."""
+    """A run to predict; ``size`` in pixels."""
 
     model: str
     size: int
@@ -49,7 +49,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """A case: bytes and seconds of a step, predicted and measured."""
+    """One case: bytes and seconds of a step, predicted and measured."""
 
     case: Case
     predicted_bytes: int
@@ -59,12 +59,12 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Of the predicted memory, relative to the measured."""
+        """Error of the predicted memory, relative to the measured one."""
         return self.predicted_bytes / self.measured_bytes - 1
 
 
 def case_config(case: Case) -> PretrainConfig:
-    """The run of a case: fp32, crops of the image size."""
+    """Return the config of a case: fp32, crops of the image size."""
     return PretrainConfig.model_validate(
         {
             "run": {"dir": "none"},
@@ -83,7 +83,7 @@ def case_config(case: Case) -> PretrainConfig:
 
 
 def measure(case: Case) -> tuple[int, float]:
-    """(peak bytes, seconds) of a step after the first two, which make the optimizer's states."""
+    """Return (peak bytes, seconds) of a step after two warm-up steps, which allocate the optimizer's states."""
     import torch
 
     from launch.planner.calibrate import build_engine, step_of
@@ -107,7 +107,7 @@ def measure(case: Case) -> tuple[int, float]:
 
 
 def predict(case: Case, profile: Any) -> tuple[int, float]:
-    """What the planner says of a case on one process of this CPU."""
+    """Return the planner's prediction for a case on one process of this CPU."""
     import torch
 
     from launch.planner.activations import trace_activations
@@ -128,7 +128,7 @@ def predict(case: Case, profile: Any) -> tuple[int, float]:
 
 
 def calibration() -> Any:
-    """A profile of this CPU, of the smallest model."""
+    """Return a profile of this CPU from the smallest model."""
     import torch
 
     from launch.planner.calibrate import calibrate
@@ -149,7 +149,7 @@ def compare(cases: Sequence[Case]) -> list[Row]:
 
 
 def ranking_errors(rows: Sequence[Row]) -> int:
-    """Pairs of cases whose step times are predicted in the wrong order."""
+    """Return the number of pairs of cases whose step times are predicted in the wrong order."""
     pairs = [(one, other) for number, one in enumerate(rows) for other in rows[:number]]
     return sum(
         (one.predicted_seconds < other.predicted_seconds) != (one.measured_seconds < other.measured_seconds)

@@ -1,4 +1,4 @@
-"""A MAE step as this project takes it, against the plain order of work and against itself under DeepSpeed.
+"""A MAE step against the plain implementation, and under DeepSpeed against a plain torch loop.
 
 - ``plain``: what the published code does (tools/plain_mae.py), in a loop of plain torch with torch's AdamW.
 - ``ours``: int16 to the device, visible patches gathered before the stem, and what docs/performance.md lists, in the
@@ -53,7 +53,7 @@ WAYS = ("plain", "ours", "zero1", "zero3")
 
 @dataclass(frozen=True)
 class Row:
-    """One way: tiles per second, median with quartiles; peak of memory; MFU where the device's peak is known."""
+    """One way: tiles per second (median, quartiles), peak memory, and MFU if the device's peak is known."""
 
     model: str
     way: str
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One way to another: speed in the same round, median with quartiles; memory."""
+    """One way relative to another: speed in the same round (median, quartiles), and memory."""
 
     model: str
     way: str
@@ -78,20 +78,20 @@ class Ratio:
 
 
 def undrawn(config: PretrainConfig) -> MaskedAutoencoder:
-    """The model of a run with this config, its weights without contents."""
+    """Return the model of a run with this config, with torch-default weights."""
     normalize = Normalizer([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
     return MaeObjective.build_module(config, BANDS, normalize)
 
 
 def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
-    """The model of a run with this config, with its first weights."""
+    """Return the model of a run with this config, with initial weights."""
     module = undrawn(config)
     initialize(module, "pretrain", config.run.seed)
     return module.to(device)
 
 
 def batch(config: PretrainConfig, model: MaskedAutoencoder, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random tiles, int16 (B, C, H, W), and mask noise (B, T): a micro batch, the same for every process."""
+    """Return random tiles, int16 (B, C, H, W), and mask noise (B, T), the same in every process."""
     generator = torch.Generator().manual_seed(0)
     size, count = config.model.image_size, config.train.micro_batch
     tiles = torch.randint(0, 6000, (count, BANDS, size, size), dtype=torch.int16, generator=generator)
@@ -99,7 +99,7 @@ def batch(config: PretrainConfig, model: MaskedAutoencoder, device: torch.device
 
 
 def loss_difference(config: PretrainConfig) -> float:
-    """The largest relative difference between the losses of plain and ours, in evaluation mode and fp32."""
+    """Return the largest relative difference between the losses of plain and ours, in fp32 evaluation mode."""
     torch.backends.cudnn.allow_tf32 = False  # its 10 bits would hide what is compared here
     device = _device()
     model = build(config, device).eval()
@@ -111,7 +111,7 @@ def loss_difference(config: PretrainConfig) -> float:
 
 
 def measure(config: PretrainConfig, way: str) -> tuple[float, int]:
-    """(seconds per step, peak bytes) of training steps in this process."""
+    """Return (seconds per step, peak bytes) of training steps in this process."""
     torch.set_num_threads(config.run.threads)
     device = _device()
     model = build(config, device)
@@ -133,7 +133,7 @@ def measure(config: PretrainConfig, way: str) -> tuple[float, int]:
 def _plain_step(
     config: PretrainConfig, model: MaskedAutoencoder, way: str, tiles: Tensor, noise: Tensor
 ) -> Callable[[], None]:
-    """A step in a loop of plain torch."""
+    """Return a step of a plain torch loop."""
     plain = PlainMaskedAutoencoder(model) if way == "plain" else None
     if plain is not None:
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(plain.parameters(), lr=config.optim.lr)
@@ -151,7 +151,7 @@ def _plain_step(
 
 
 def _engine_step(config: PretrainConfig, model: MaskedAutoencoder, tiles: Tensor, noise: Tensor) -> Callable[[], None]:
-    """A step of the training loop's engine, on one process."""
+    """Return a step of the training engine on one process."""
     from pretrain.engine.zero import ZeroEngine, init_distributed
 
     with socket.socket() as free:
@@ -180,7 +180,7 @@ def _device() -> torch.device:
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Of tensors on a GPU; on a CPU of the whole process, Python and torch included."""
+    """Return peak bytes: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     # not getrusage's ru_maxrss: a child begins with the maximum of the process that started it
@@ -234,7 +234,7 @@ def _row(config: PretrainConfig, way: str, rates: np.ndarray, peak_bytes: int) -
 
 
 def run_config(name: str, micro_batch: int, image_size: int, mask_ratio: float, precision: str) -> PretrainConfig:
-    """The config of a run that trains like this.
+    """Return the config of a run.
 
     Raises:
         ConfigError: an unknown model, or sizes that don't fit.

@@ -1,4 +1,4 @@
-"""MAE in the plain order of work, that of the published code, to measure ours against.
+"""MAE in the published order of work, to measure ours against.
 
 Float images; the stem as Conv3d and BatchNorm3d over every pixel; patch embedding of all tokens, and then the mask; a
 decoder that makes outputs of all tokens; the loss on copies in fp32.

@@ -74,7 +74,7 @@ def make_sample(dest: Path, options: SampleOptions) -> str:
 
 
 def holds_sample(dest: Path, options: SampleOptions) -> bool:
-    """Whether ``dest`` is the sample of these options, made by this version."""
+    """Return whether ``dest`` is the sample of these options, made by this version."""
     return _recorded(dest) == _record(options)
 
 
@@ -83,7 +83,7 @@ def _record(options: SampleOptions) -> dict[str, int]:
 
 
 def _recorded(dest: Path) -> object:
-    """What ``dest`` says of itself; None where it says nothing readable."""
+    """Return the contents of ``dest``'s sample.json; None if it is missing or damaged."""
     try:
         return json.loads((dest / "sample.json").read_bytes())
     except (OSError, ValueError):
@@ -91,7 +91,7 @@ def _recorded(dest: Path) -> object:
 
 
 def _fill(folder: Path, options: SampleOptions) -> int:
-    """Write the whole sample into ``folder``; returns the number of tiles."""
+    """Write the whole sample into ``folder`` and return the number of tiles."""
     folder.mkdir(parents=True)
     scenes: dict[str, list[str]] = {}
     visits = plan_visits(options)
@@ -124,7 +124,7 @@ def _write(path: Path, values: np.ndarray, grid: Affine) -> None:
 
 
 def _write_splits(folder: Path, scenes: dict[str, list[str]], seed: int) -> None:
-    """60/20/20 of the locations, drawn at random: location numbers go with nothing, but let that not matter."""
+    """Write random splits of the locations, 60/20/20."""
     folder.mkdir()
     drawn = np.random.default_rng([seed, len(scenes) + 1]).permutation(sorted(scenes)).tolist()
     fifth = round(len(drawn) / 5)

@@ -1,4 +1,4 @@
-"""A small EnMAP L2A product that is true in format: METADATA.XML, SPECTRAL_IMAGE and the quality layers.
+"""A small EnMAP L2A product in the real format: METADATA.XML, SPECTRAL_IMAGE and the quality layers.
 
 For tests and the documentation of `python -m shards pack`: the spectra are those of tools/sample_data.py,
 the ground is made up. Products of one seed show the same ground, cut out at an offset.
@@ -26,12 +26,12 @@ CRS = "EPSG:32633"
 
 
 class SceneError(ForgeError):
-    """Options that make no product."""
+    """Options that give no product."""
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What fixes a product: side in pixels, seed of the ground, offset (right, down) of the cut, month and day."""
+    """Options of a product: side in pixels, seed of the ground, offset (right, down) of the cut, month and day."""
 
     size: int = 280
     seed: int = 0
@@ -65,7 +65,7 @@ def make_scene(dest: Path, options: SceneOptions) -> Path:
 
 
 def _image(options: SceneOptions) -> np.ndarray:
-    """The whole ground as int16 (224, GROUND, GROUND); the vapour gaps hold noise about nothing."""
+    """Return the whole ground as int16 (224, GROUND, GROUND), with noise in the water-vapor gaps."""
     rng, sensor = np.random.default_rng(options.seed), get_sensor("enmap")
     tile, _ = render(rng, make_place(rng, GROUND), Visit(1, int(options.day[4:6]) / 12 - 0.4, False))
     image = rng.integers(-30, 60, (len(sensor.product_wavelength_nm), GROUND, GROUND)).astype(np.int16)
@@ -74,7 +74,7 @@ def _image(options: SceneOptions) -> np.ndarray:
 
 
 def _quality(options: SceneOptions) -> dict[str, np.ndarray]:
-    """Quality layers of the ground, uint8: a cloud with its shadow, a veil of cirrus, haze in a corner, no snow."""
+    """Return the quality layers of the ground, uint8: a cloud and its shadow, cirrus, haze in a corner, no snow."""
     row, column = np.mgrid[0:GROUND, 0:GROUND]
     cloud = (row - 130) ** 2 + (column - 190) ** 2 < 32**2
     shadow = (row - 150) ** 2 + (column - 165) ** 2 < 30**2
@@ -90,7 +90,7 @@ def _quality(options: SceneOptions) -> dict[str, np.ndarray]:
 
 
 def _add_swath_edge(image: np.ndarray) -> None:
-    """Nothing was measured left of a slanted line."""
+    """Set pixels left of a slanted line to no data."""
     row, column = np.mgrid[0 : image.shape[1], 0 : image.shape[2]]
     image[:, column < 70 - row // 4] = NODATA
 
@@ -104,7 +104,7 @@ def _write(path: Path, values: np.ndarray, place: Affine, nodata: float | None) 
 
 
 def _metadata(options: SceneOptions) -> bytes:
-    """The elements of METADATA.XML that say what the pixels are, under their real names."""
+    """Return the elements of METADATA.XML that describe the pixels, under their real names."""
     root = ElementTree.Element("level_X")
     base = ElementTree.SubElement(root, "base")
     ElementTree.SubElement(base, "level").text = "L2A"

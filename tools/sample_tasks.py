@@ -1,4 +1,4 @@
-"""Tiny synthetic copies of the downstream tasks' downloads: same folders, file names, bands, dtypes and lists.
+"""Small synthetic copies of the downstream tasks' downloads: same folders, names, bands, dtypes and lists.
 
 ::
 
@@ -37,7 +37,7 @@ COLUMNS = ("sample_index", "company", "field", "cover", "sampling", "lab_method"
 
 
 def make_task_sample(dest: Path, task: Task, tiles: int = 15, size: int = 32, seed: int = 0) -> str:
-    """Write a task's copy below ``dest``; returns a line that says what was written.
+    """Write a task's copy below ``dest`` and return a line on what was written.
 
     Raises:
         ConfigError: the task has no layout, or its copy is there already.
@@ -113,7 +113,7 @@ def _write_values(
 
 
 def _render(rng: np.random.Generator, task: Task, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tile of the task's sensor int16 (bands, size, size) and materials (size, size), 0 where mixed."""
+    """Return a tile of the task's sensor, int16 (bands, size, size), and materials (size, size), 0 where mixed."""
     visit = Visit(scene=1, season=float(rng.uniform(0, 0.5)), margin=bool(rng.random() < 0.1))
     values, materials = render(rng, make_place(rng, size), visit)
     enmap, sensor = get_sensor("enmap"), get_sensor(task.sensor)
@@ -129,7 +129,7 @@ def _render(rng: np.random.Generator, task: Task, size: int) -> tuple[np.ndarray
 
 
 def _codes(task: Task, materials: np.ndarray, number: int) -> np.ndarray:
-    """Material m of tile n to the code of class m - 1 + 6 n, so that all classes occur; 0 stays 0."""
+    """Map material m of tile n to the code of class m - 1 + 6 n, so that all classes occur; 0 stays 0."""
     firsts = [one.all_codes[number % len(one.all_codes)] for one in task.classes]
     table = [0, *(firsts[(material + 6 * number) % len(firsts)] for material in range(6))]
     return np.array(table, dtype=MASK_DTYPES.get(task.name, "uint8"))[materials]
@@ -144,7 +144,7 @@ def _write(path: Path, values: np.ndarray, grid: Affine, nodata: float | None = 
 
 
 def _make_tables(images: Path, splits: Path, task: Task, tiles: int, seed: int) -> None:
-    """Fields of any size whose targets follow their mean spectrum."""
+    """Write fields of any size whose targets follow their mean spectra."""
     images.mkdir(parents=True)
     rows = []
     for number in range(tiles):

@@ -16,12 +16,12 @@ MIXED_BELOW = 0.75
 
 
 class SampleError(ForgeError):
-    """Options that make no sample, or a destination that holds something else."""
+    """Options that give no sample, or a destination that holds something else."""
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What fixes the sample: number of locations, tile side in pixels, seed."""
+    """Options of the sample: number of locations, tile side in pixels, seed."""
 
     locations: int = 40
     size: int = 128
@@ -40,7 +40,7 @@ class SampleOptions:
 
 
 def smooth_field(rng: np.random.Generator, size: int, length: float) -> np.ndarray:
-    """Random field float32 (size, size) of mean 0, variance 1 and correlation length in pixels."""
+    """Return a random field float32 (size, size) of mean 0, variance 1 and correlation length in pixels."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * np.exp(-((np.pi * frequency * length) ** 2))
     field = np.fft.irfft2(spectrum, s=(size, size))
@@ -48,7 +48,7 @@ def smooth_field(rng: np.random.Generator, size: int, length: float) -> np.ndarr
 
 
 def blur(layers: np.ndarray, sigma: float = 0.7) -> np.ndarray:
-    """The sensor's point spread over layers (K, H, W): Gaussian, sigma in pixels, borders continued."""
+    """Apply the sensor's point spread to layers (K, H, W): Gaussian, sigma in pixels, edges replicated."""
     taps = np.exp(-(np.arange(-2, 3) ** 2) / (2 * sigma**2)).astype(np.float32)
     taps /= taps.sum()
     for axis in (1, 2):
@@ -61,7 +61,7 @@ def blur(layers: np.ndarray, sigma: float = 0.7) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Place:
-    """What stays from date to date.
+    """Properties of a location that stay from date to date.
 
     Attributes:
         parcels: int (size, size), the parcel of each pixel.
@@ -79,7 +79,7 @@ class Place:
 
 
 def make_place(rng: np.random.Generator, size: int) -> Place:
-    """Parcels of about 9 x 9 pixels; like sorts with like, since the class follows smooth fields."""
+    """Return parcels of about 9 x 9 pixels, whose classes follow smooth fields."""
     count = max(9, size * size // 80)
     centers = rng.uniform(0, size, (count, 2)).astype(np.float32)
     parcels = _nearest(rng, size, centers)
@@ -97,7 +97,7 @@ def make_place(rng: np.random.Generator, size: int) -> Place:
 
 
 def _nearest(rng: np.random.Generator, size: int, centers: np.ndarray) -> np.ndarray:
-    """The nearest center (count, 2) of each pixel of a grid warped by some pixels, so that borders are curved."""
+    """Return the nearest center (count, 2) of each pixel of a warped grid, so that borders are curved."""
     row, column = np.mgrid[0:size, 0:size].astype(np.float32)
     row, column = (axis + 2.0 * smooth_field(rng, size, 6.0) for axis in (row, column))
     return ((row[..., None] - centers[:, 0]) ** 2 + (column[..., None] - centers[:, 1]) ** 2).argmin(-1)
@@ -116,7 +116,7 @@ class Visit:
 
 
 def plan_visits(options: SampleOptions) -> list[list[Visit]]:
-    """The dates of each location: a quarter have two, a tenth of the tiles a margin, at least one of each."""
+    """Return the dates of each location: a quarter have two, a tenth of the tiles a margin, at least one each."""
     rng = np.random.default_rng([options.seed, 0])
     twice = set(rng.permutation(options.locations)[: max(1, round(options.locations / 4))].tolist())
     tiles = options.locations + len(twice)
@@ -130,7 +130,7 @@ def plan_visits(options: SampleOptions) -> list[list[Visit]]:
 
 
 def render(rng: np.random.Generator, place: Place, visit: Visit) -> tuple[np.ndarray, np.ndarray]:
-    """One date of a place: int16 tile (202, size, size) and labels uint8 (size, size)."""
+    """Return one date of a place: int16 tile (202, size, size) and labels uint8 (size, size)."""
     size = place.parcels.shape[0]
     weights = blur(_weights(rng, place, visit))
     spectra = endmembers(visit.season, place.region).reshape(-1, len(NM)) * _gain(rng)
@@ -146,7 +146,7 @@ def render(rng: np.random.Generator, place: Place, visit: Visit) -> tuple[np.nda
 
 
 def _weights(rng: np.random.Generator, place: Place, visit: Visit) -> np.ndarray:
-    """How much of each endmember is in each pixel, float32 (24, size, size), sum 1."""
+    """Return the share of each endmember in each pixel, float32 (24, size, size), sum 1."""
     ploughed = (place.classes == 0) & (rng.random(len(place.classes)) < 0.1 * visit.season)
     classes = np.where(ploughed, CLASSES.index("bare soil"), place.classes)[place.parcels]
     u, v = place.traits
@@ -156,7 +156,7 @@ def _weights(rng: np.random.Generator, place: Place, visit: Visit) -> np.ndarray
 
 
 def terrain_light(rng: np.random.Generator, height: np.ndarray, season: float) -> np.ndarray:
-    """Sunlight on the slopes relative to flat ground, float32 (size, size), after an incomplete correction."""
+    """Return sunlight on slopes relative to flat ground, float32 (size, size), after an incomplete correction."""
     zenith, azimuth = np.radians(30 + 25 * season), np.radians(rng.uniform(145, 170))
     south, east = np.gradient(height, PIXEL_M)
     uphill = -south * np.cos(azimuth) + east * np.sin(azimuth)  # towards the sun
@@ -165,25 +165,25 @@ def terrain_light(rng: np.random.Generator, height: np.ndarray, season: float) -
 
 
 def _gain(rng: np.random.Generator) -> np.ndarray:
-    """What the atmospheric correction leaves: gain, tilt, oxygen and water vapour; factor float32 (202,)."""
+    """Return residuals of the atmospheric correction (gain, tilt, oxygen, water vapor) as a factor float32 (202,)."""
     gain, tilt, vapour, oxygen = 1 + rng.normal(0, 0.07), rng.normal(0, 0.05), rng.normal(0, 0.06), rng.normal(0, 0.03)
     gas = vapour * (dip(940, 16) + 1.3 * dip(1130, 20) + 2 * dip(1380, 30) + 2 * dip(1870, 60))
     return (gain * (1 + tilt * (NM - 1400) / 1000) * np.exp(-gas - oxygen * dip(761, 4))).astype(np.float32)
 
 
 def _haze(rng: np.random.Generator) -> np.ndarray:
-    """Aerosol over- or undercorrected: reflectance float32 (202,), mostly in the blue."""
+    """Return over- or undercorrected aerosol: reflectance float32 (202,), mostly in the blue."""
     return (rng.normal(0, 0.004) * (NM / 450) ** -2.5).astype(np.float32)
 
 
 def noise_at_30_percent() -> np.ndarray:
-    """Standard deviation of the noise at reflectance 0.3, float32 (202,): worse at the ends and in vapour bands."""
+    """Return the noise's standard deviation at reflectance 0.3, float32 (202,)."""
     ratio = np.interp(NM, [418, 495, 800, 1000, 1300, 1700, 2200, 2446], [200, 350, 330, 260, 250, 230, 170, 90])
     return (0.3 / (ratio * (1 - 0.5 * dip(1380, 40) - 0.4 * dip(1870, 60)))).astype(np.float32)
 
 
 def sensor_noise(rng: np.random.Generator, signal: np.ndarray) -> np.ndarray:
-    """Noise float32 like the signal (202, size, size): a quarter of the variance is electronics, the rest photons."""
+    """Return noise float32 like the signal (202, size, size): a quarter electronics, the rest photons."""
     spread = np.sqrt(0.25 + 0.75 * np.clip(signal, 0, None) / 0.3)
     noise = rng.standard_normal(signal.shape, dtype=np.float32) * spread
     stripes = 0.4 * rng.standard_normal((len(NM), 1, signal.shape[2]), dtype=np.float32)
@@ -191,7 +191,7 @@ def sensor_noise(rng: np.random.Generator, signal: np.ndarray) -> np.ndarray:
 
 
 def _margin(rng: np.random.Generator, size: int) -> np.ndarray:
-    """What the swath doesn't cover, bool (size, size): a slanted edge on the left or on the right."""
+    """Return the pixels outside the swath, bool (size, size): a slanted edge on the left or right."""
     row, column = np.mgrid[0:size, 0:size]
     outside = column + 0.2 * row < rng.uniform(0.15, 0.35) * size
     return outside if rng.random() < 0.5 else outside[::-1, ::-1]

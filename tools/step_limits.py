@@ -1,4 +1,4 @@
-"""The two limits of a MAE step: its operations over a device's peak, and its bytes over the memory's bandwidth.
+"""The two limits of a MAE step: its operations over a device's peak, its bytes over the memory bandwidth.
 
 Operations are those of metrics/flops.py. Bytes are counted: the step (forward, backward; bf16 autocast) runs on
 tensors without contents, and what each operation reads and writes is added up, by part. That is eager execution, one
@@ -35,7 +35,7 @@ FREE = (
 
 
 class Counter(TorchDispatchMode):
-    """Adds up the bytes of operations by the part of the network that they belong to."""
+    """Counts the bytes of operations by the part of the network that they belong to."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _whole_batches() -> Iterator[None]:
-    """No parts of pixels or samples: they change nothing but the number of operations to count."""
+    """Work on whole batches: parts change only the number of operations to count."""
     before = spectral_layers.PIXELS["cpu"], masked_loss.VALUES["cpu"]
     spectral_layers.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
     try:
@@ -88,7 +88,7 @@ def _whole_batches() -> Iterator[None]:
 
 
 def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[str, float]]:
-    """Operations of a tile's share of a step, and its bytes by part.
+    """Return a tile's share of a step's operations, and its bytes by part.
 
     Raises:
         ConfigError: an unknown model, or sizes that don't fit.

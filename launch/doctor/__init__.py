@@ -1,1 +1,1 @@
-"""Checks of a cluster before the queue: what a run needs of it, one row each, green or red (docs/doctor.md)."""
+"""Checks of a cluster before a run: one row for each requirement, green, yellow or red (docs/doctor.md)."""

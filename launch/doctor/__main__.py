@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     cluster = _gather_ranks(config, show)
     states: list[State] = ["green"]  # of the row of the ranks
     for name, place in CHECKS.items():
-        with time_limit(CHECK_LIMIT_S, lambda name=name: _tell_late(cluster, name, show)):  # type: ignore[misc]
+        with time_limit(CHECK_LIMIT_S, lambda name=name: _report_late(cluster, name, show)):  # type: ignore[misc]
             row = examine(cluster, place)
         show(name, row)
         states.append(row.state)
@@ -64,28 +64,28 @@ def build_parser() -> Parser:
 
 
 def examine(cluster: "Cluster", place: str) -> Row:
-    """A check's row; an error in it that nobody expected is a red row, too."""
+    """Return a check's row; an unexpected error is a red row, too."""
     from launch.doctor.cluster import one_line
 
     try:
         row: Row = pkgutil.resolve_name(place)(cluster)
     except Exception as error:  # any: one check must not cost the others
-        return Row("red", one_line(error), "no error that this check looks for: mend what the line names")
+        return Row("red", one_line(error), "no error that this check looks for: fix what the line names")
     return row
 
 
 def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
-    """Start the process group; ends the process where that fails, since no check could follow."""
+    """Start the process group, or end the process, since no check could follow."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     number, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    mend = "look for ranks that didn't start, then for MASTER_ADDR, MASTER_PORT and a firewall"
+    fix = "look for ranks that didn't start, then for MASTER_ADDR, MASTER_PORT and a firewall"
 
-    def tell() -> None:
+    def report() -> None:
         problem = f"rank {number} of {size}: no answer by all ranks within {START_LIMIT_S:.0f} s at {address}"
-        show("ranks", Row("red", problem, mend))
+        show("ranks", Row("red", problem, fix))
         print(f"error: {problem}", file=sys.stderr, flush=True)
 
-    with time_limit(START_LIMIT_S, tell):
+    with time_limit(START_LIMIT_S, report):
         try:
             runtime.prepare_torch(config.run.threads)
             from launch.doctor.cluster import Cluster
@@ -95,7 +95,7 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
             cluster = Cluster(config)
         except Exception as error:  # any: torch, DeepSpeed, CUDA or the network
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            show("ranks", Row("red", f"rank {number} of {size} at {address}: {reason}", mend))
+            show("ranks", Row("red", f"rank {number} of {size} at {address}: {reason}", fix))
             print(f"error: rank {number}: {reason}", file=sys.stderr, flush=True)
             os._exit(1)
     hosts = len(cluster.first_ranks)
@@ -104,20 +104,20 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
 
 
 def _end(code: int) -> NoReturn:
-    """Leave together with the other ranks, or without them where one has died."""
+    """End together with the other ranks, or without them if one has died."""
     with time_limit(END_LIMIT_S, lambda: None):
         try:
             runtime.end_process(code)
-        except Exception:  # of the barrier; the rows of the checks have told why
+        except Exception:  # of the barrier; the rows say why
             os._exit(1)
 
 
-def _tell_late(cluster: "Cluster", name: str, show: Printer) -> None:
-    """What a rank says when a check has not ended in time."""
+def _report_late(cluster: "Cluster", name: str, show: Printer) -> None:
+    """Report that a check did not end in time."""
     cluster.own_up(name)
     time.sleep(1.0)  # the late rank speaks first: a launcher ends all ranks as soon as one has ended
-    mend = "stderr names ranks that are late; where none is, the network between the ranks hangs"
-    show(name, Row("red", f"not all ranks were done within {CHECK_LIMIT_S:.0f} s", mend))
+    fix = "stderr names ranks that are late; where none is, the network between the ranks hangs"
+    show(name, Row("red", f"not all ranks were done within {CHECK_LIMIT_S:.0f} s", fix))
     if cluster.rank:
         time.sleep(2.0)
 

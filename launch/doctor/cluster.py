@@ -1,4 +1,4 @@
-"""The ranks under examination: local work on all of them at once, whose failures are gathered and never awaited."""
+"""The ranks of the doctor: local work on all of them at once, with errors gathered instead of hangs."""
 
 import socket
 import sys
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Answer(Generic[Value]):
-    """What one rank's work gave: a value, or the one line of its error."""
+    """The result of one rank's work: a value, or its error in one line."""
 
     value: Value | None
     error: str | None = None
@@ -48,17 +48,17 @@ class Cluster:
         self._working = True
         try:
             answer: Answer[Value] = Answer(work())
-        except Exception as error:  # any: the doctor's task is to tell of it
+        except Exception as error:  # any: the doctor reports it
             answer = Answer(None, one_line(error))
         self._working = False
         return distributed.gather_objects(answer)
 
     def name(self, rank: int) -> str:
-        """A rank as messages call it."""
+        """Return a rank's name for messages."""
         return f"rank {rank} ({self.hosts[rank]})"
 
     def failure(self, answers: Sequence[Answer]) -> str | None:
-        """The first failed rank, its error, and how many more failed; None where all went well."""
+        """Return the first failed rank, its error and the number of other failures; None if all succeeded."""
         failed = [rank for rank, answer in enumerate(answers) if answer.error is not None]
         if not failed:
             return None
@@ -66,18 +66,18 @@ class Cluster:
         return f"{self.name(failed[0])}: {answers[failed[0]].error}{more}"
 
     def own_up(self, check: str) -> None:
-        """Say on stderr that this rank is the late one, where it is: the others wait for it in vain."""
+        """Print on stderr that this rank is late, if it is the one that the others wait for."""
         if self._working:
             print(f"doctor: {self.name(self.rank)} is late: still at '{check}'", file=sys.stderr, flush=True)
 
 
 def values(answers: Sequence[Answer[Value]]) -> list[Value]:
-    """All ranks' values, where none failed."""
+    """Return all ranks' values; none may have failed."""
     return [answer.value for answer in answers if answer.value is not None]
 
 
 def one_line(error: BaseException) -> str:
-    """An error without its traceback."""
+    """Return an error without its traceback, in one line."""
     if isinstance(error, ForgeError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

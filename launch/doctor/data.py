@@ -1,4 +1,4 @@
-"""The shards as every rank sees them, and the node's own disk that they may be copied to."""
+"""The shards as every rank sees them, and the node-local folder for copies of them."""
 
 import shutil
 import uuid
@@ -25,7 +25,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Opened:
-    """Shards as one rank has found them; ``chosen``: tiles that pass the run's view; ``read``: tiles that were read."""
+    """Shards as one rank sees them; ``chosen``: tiles in the run's view; ``read``: tiles that were read."""
 
     content_hash: str
     tiles: int
@@ -36,7 +36,7 @@ class Opened:
 
 
 def check_shards(cluster: Cluster) -> Row:
-    """Open from every rank, compare the content's hash, read tiles at random with their checksums."""
+    """Open the shards on every rank, compare their content hashes, and read random tiles with checksums."""
     data = cluster.config.data
     answers = cluster.everywhere(lambda: _open_and_read(cluster.config, cluster.rank))
     failure = cluster.failure(answers)
@@ -46,7 +46,7 @@ def check_shards(cluster: Cluster) -> Row:
 
 
 def judge_shards(opened: Sequence[Opened], names: Sequence[str], location: str) -> Row:
-    """The row of what the ranks with these names have opened."""
+    """Return the row for what the ranks with these names opened."""
     first = opened[0]
     for name, other in zip(names, opened, strict=True):
         if other.content_hash != first.content_hash:
@@ -61,17 +61,17 @@ def judge_shards(opened: Sequence[Opened], names: Sequence[str], location: str) 
 
 
 def check_staging(cluster: Cluster) -> Row:
-    """The folder for node-local copies: writable on every host, with room for what it is to hold."""
+    """Check that the folder for node-local copies is writable on every host and has enough room."""
     data = cluster.config.data
     if data.stage is None:
         return Row("green", "not asked for (data.stage): shards are read where they are")
     folder = Path(data.stage)
-    mend = "a data.stage on each node's own disk, such as $SLURM_TMPDIR"
+    fix = "a data.stage on each node's own disk, such as $SLURM_TMPDIR"
     is_first = cluster.rank in cluster.first_ranks
     answers = cluster.everywhere(lambda: _stage_room(cluster.config, folder) if is_first else (0, 0))
     failure = cluster.failure(answers)
     if failure:
-        return Row("red", failure, mend)
+        return Row("red", failure, fix)
     free, wanted = min((values(answers)[rank] for rank in cluster.first_ranks), key=lambda pair: pair[0] - pair[1])
     found = (
         f"{folder}: writable on {len(cluster.first_ranks)} hosts, {free / 1e9:.1f} GB free for {wanted / 1e9:.1f} GB"
@@ -79,8 +79,8 @@ def check_staging(cluster: Cluster) -> Row:
     if free >= wanted:
         return Row("green", found)
     if data.stage_quota_gb:
-        return Row("red", found, f"data.stage_quota_gb={int(free // 10**9)} or less, or {mend}")
-    return Row("yellow", f"{found}: the rest is read from {data.shards}", mend)
+        return Row("red", found, f"data.stage_quota_gb={int(free // 10**9)} or less, or {fix}")
+    return Row("yellow", f"{found}: the rest is read from {data.shards}", fix)
 
 
 def _open_and_read(config: PretrainConfig, rank: int) -> Opened:
@@ -104,7 +104,7 @@ def _open_and_read(config: PretrainConfig, rank: int) -> Opened:
 
 
 def _stage_room(config: PretrainConfig, folder: Path) -> tuple[int, int]:
-    """(free bytes, bytes wanted) of a folder that a file can be written to; it is left as it was found."""
+    """Return (free bytes, bytes wanted) of a folder after writing a probe file, which is removed."""
     existing = nearest_existing(folder)
     probe = existing / f".doctor-{uuid.uuid4().hex[:8]}"
     try:

@@ -1,4 +1,4 @@
-"""What DeepSpeed makes of the run's config: nothing that matters may be left to a default of its version."""
+"""DeepSpeed's reading of the run's config: no key that matters may be left to a default of its version."""
 
 import json
 from collections.abc import Mapping
@@ -45,11 +45,11 @@ _NAMES = {
 } | {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}
 """Names of DeepSpeed's ZeRO fields that have another one in its dict."""
 
-_MEND = "set it in pretrain/engine/zero.py, deepspeed_config"
+_FIX = "set it in pretrain/engine/zero.py, deepspeed_config"
 
 
 def check(cluster: Cluster) -> Row:
-    """The dict that the run would start with, and DeepSpeed's reading of it."""
+    """Compare the dict that the run starts with and DeepSpeed's reading of it."""
     config = cluster.config
     try:
         accumulation = config.accumulation(cluster.size)
@@ -60,20 +60,20 @@ def check(cluster: Cluster) -> Row:
     unset = left_to_defaults(given)
     if unset:
         lines = [f"{key} is left to DeepSpeed's default" + (f" ({why})" if why else "") for key, why in unset.items()]
-        return Row("red", "; ".join(lines), _MEND, json.dumps(given, indent=2))
+        return Row("red", "; ".join(lines), _FIX, json.dumps(given, indent=2))
     parsed = _parse(given)
     changed = misread(given, parsed)
     details = (
         json.dumps(given, indent=2) + "\nleft to DeepSpeed's defaults:\n" + json.dumps(_rest(given, parsed), indent=2)
     )
     if changed:
-        return Row("red", "; ".join(changed), _MEND, details)
+        return Row("red", "; ".join(changed), _FIX, details)
     batch = f"global batch {config.train.global_batch} = {config.train.micro_batch} x {cluster.size} x {accumulation}"
     return Row("green", f"{batch}, {describe(config, given)}; all {len(required_keys(given))} set", "", details)
 
 
 def _parameters(config: PretrainConfig) -> int:
-    """Of the encoder, which is most of what is trained."""
+    """Return the number of the encoder's parameters, which are most of what is trained."""
     model = config.model
     with torch.device("meta"):
         encoder = build_encoder(model.name, model.image_size, model.patch_size)
@@ -81,17 +81,17 @@ def _parameters(config: PretrainConfig) -> int:
 
 
 def required_keys(given: Mapping[str, Any]) -> list[str]:
-    """Keys of MUST_BE_SET that this run's precision needs."""
+    """Return the keys of MUST_BE_SET that this run's precision needs."""
     return [key for key in MUST_BE_SET if not key.startswith("bf16.") or "bf16" in given]
 
 
 def left_to_defaults(given: Mapping[str, Any]) -> dict[str, str]:
-    """Keys that the dict lacks, with what DeepSpeed would make of each."""
+    """Return the keys that the dict lacks, with DeepSpeed's default for each."""
     return {key: MUST_BE_SET[key] for key in required_keys(given) if _lookup(given, key) is None}
 
 
 def describe(config: PretrainConfig, given: Mapping[str, Any]) -> str:
-    """What matters of the dict, in words."""
+    """Return the settings that matter, in words."""
     zero = given["zero_optimization"]
     buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
     sizes = "/".join(f"{zero[bucket] / 1e6:g}" for bucket in buckets)
@@ -104,13 +104,13 @@ def describe(config: PretrainConfig, given: Mapping[str, Any]) -> str:
 
 
 def misread(given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[str]:
-    """Values that DeepSpeed reads otherwise than they were given."""
+    """Return the values that DeepSpeed reads otherwise than given."""
     pairs = [(key, _lookup(given, key), _lookup(parsed, key)) for key in required_keys(given)]
     return [f"{key} is given as {wanted} and read by DeepSpeed as {got}" for key, wanted, got in pairs if wanted != got]
 
 
 def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSpeed's reading of a dict, its defaults filled in, under the names of the dict.
+    """Return DeepSpeed's reading of a dict, with its defaults, under the names of the dict.
 
     Raises:
         ConfigError: it refuses the dict.
@@ -133,7 +133,7 @@ def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rest(given: Mapping[str, Any], parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """What DeepSpeed filled in."""
+    """Return what DeepSpeed filled in."""
     zero = parsed["zero_optimization"]
     return {name: value for name, value in zero.items() if name not in given["zero_optimization"]}
 

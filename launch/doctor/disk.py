@@ -1,4 +1,4 @@
-"""Where the run writes: files that appear whole and are seen by all ranks, and room for its checkpoints."""
+"""The file system of the run folder: renames that all ranks see, and room for checkpoints."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ SEEN_S = 10.0
 """That a rename may take to be seen by another host; NFS keeps attributes for 3 to 60 s by default."""
 
 
-_MEND = "a run.dir on a file system that all nodes have mounted, and may write to"
+_FIX = "a run.dir on a file system that all nodes have mounted, and may write to"
 
 
 def check_file_system(cluster: Cluster) -> Row:
@@ -43,18 +43,18 @@ def _exchange_files(cluster: Cluster, folder: Path) -> Row:
     writers = cluster.first_ranks
     failure = cluster.failure(cluster.everywhere(lambda: _make(folder) if cluster.rank == 0 else None))
     if failure:
-        return Row("red", failure, _MEND)
+        return Row("red", failure, _FIX)
     seconds, lateness = [], []
     for mark, size in ((b"first", PROBE_BYTES), (b"second", 0)):  # the second replaces what a host may have cached
         written = cluster.everywhere(partial(_write_probe, folder, cluster.rank, writers, mark, size))
         failure = cluster.failure(written)
         if failure:
-            return Row("red", failure, _MEND)
+            return Row("red", failure, _FIX)
         seconds.append(max(values(written)))
         seen = cluster.everywhere(partial(_await_files, folder, writers, mark))
         failure = cluster.failure(seen)
         if failure:
-            return Row("red", failure, f"{_MEND}; on NFS, mounted with actimeo=3")
+            return Row("red", failure, f"{_FIX}; on NFS, mounted with actimeo=3")
         lateness.append(max(values(seen)))
     rate = len(writers) * PROBE_BYTES / seconds[0] / 1e6
     found = (
@@ -72,7 +72,7 @@ def _make(folder: Path) -> None:
 
 
 def _write_probe(folder: Path, rank: int, writers: list[int], mark: bytes, size: int) -> float:
-    """Seconds that a writer takes to write ``mark`` and ``size`` bytes, fsync them and give the file its name."""
+    """Return the seconds that a writer takes to write, fsync and rename ``mark`` and ``size`` bytes."""
     if rank not in writers:
         return 0.0
     data = mark + os.urandom(size)  # a file system that compresses would be too quick on zeros
@@ -82,7 +82,7 @@ def _write_probe(folder: Path, rank: int, writers: list[int], mark: bytes, size:
 
 
 def _await_files(folder: Path, writers: list[int], mark: bytes) -> float:
-    """Seconds until the writers' files begin with ``mark`` here; raises TimeoutError after SEEN_S."""
+    """Return the seconds until the writers' files begin with ``mark`` here; raise TimeoutError after SEEN_S."""
     begin = time.perf_counter()
     for rank in writers:
         path = folder / f"rank-{rank}"
@@ -102,7 +102,7 @@ def _begins_with(path: Path, data: bytes) -> bool:
 
 
 def check_room(cluster: Cluster) -> Row:
-    """Free space against the checkpoints that are kept at a time, and the one that is being written."""
+    """Compare free space with the checkpoints that exist at a time, including the one being written."""
     config, folder = cluster.config, Path(cluster.config.run.dir)
     answers = cluster.everywhere(lambda: _measure_room(config, folder) if cluster.rank == 0 else (0, 0, 0))
     failure = cluster.failure(answers)
@@ -113,7 +113,7 @@ def check_room(cluster: Cluster) -> Row:
 
 
 def judge_room(weights: int, free: int, taken: int, config: PretrainConfig) -> Row:
-    """The row of a model with so many weights, on a file system with ``free`` bytes, ``taken`` ones being ours."""
+    """Return the row for a model of ``weights`` weights with ``free`` bytes and ``taken`` bytes of this run."""
     size = checkpoint_bytes(weights, config)
     count = held_at_once(config.checkpoint, config.train.steps)
     found = (
@@ -127,7 +127,7 @@ def judge_room(weights: int, free: int, taken: int, config: PretrainConfig) -> R
 
 
 def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
-    """A checkpoint in fp32: weights, the optimizer's moments, and the average of a momentum network."""
+    """Return the size of a checkpoint in fp32: weights, optimizer moments and momentum network."""
     from pretrain.engine.optimizers import build_optimizer, optimizer_state
 
     moments = optimizer_state(build_optimizer(nn.Linear(2, 2), config.optim)).moments
@@ -136,20 +136,20 @@ def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
 
 
 def count_weights(config: PretrainConfig, bands: int) -> int:
-    """Weights that a run trains, of a model that is built without memory."""
+    """Return the number of weights that a run trains, from a model that is built without memory."""
     from pretrain.objectives import outline_module
 
     return sum(weight.numel() for weight in outline_module(config, bands).parameters())
 
 
 def nearest_existing(path: Path) -> Path:
-    """A folder itself, or the nearest above it that is there."""
+    """Return a folder itself, or the nearest existing one above it."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _measure_room(config: PretrainConfig, folder: Path) -> tuple[int, int, int]:
-    """(weights of the model, free bytes, bytes of this run's checkpoints)."""
+    """Return (weights of the model, free bytes, bytes of this run's checkpoints)."""
     bands = ShardReader(config.data.shards).tile_shape[0]
     taken = 0
     for path in (folder / "checkpoints").rglob("*"):

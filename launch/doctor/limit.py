@@ -1,4 +1,4 @@
-"""An end to every wait: a rank that doesn't answer, or a network that swallows packets, must not hang the doctor."""
+"""Time limits: a rank that doesn't answer, or a network that drops packets, must not hang the doctor."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def time_limit(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
-    """End the process with code 1, after ``tell()``, where the block takes longer.
+    """End the process with code 1, after ``tell()``, if the block takes longer.
 
     From a thread: what hangs is mostly a collective, which no exception reaches.
     """

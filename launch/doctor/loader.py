@@ -1,4 +1,4 @@
-"""The reader's rate, on all ranks at once as in training, against the rate at which the devices need samples."""
+"""The reader's rate, on all ranks at once as in training, against the rate that the devices need."""
 
 import time
 from collections.abc import Sequence
@@ -10,11 +10,10 @@ from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.data.inputs import plan_samples
 from pretrain.data.stream import TileStream, micro_batches
 from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.registries import OBJECTIVES
-from shards.order.plan import SamplePlan, hold_out
-from shards.order.view import view_hash, view_rows
 from shards.read.reader import ShardReader
 
 MFU = 0.4
@@ -25,7 +24,7 @@ READ_S, MULTIPLY_S = 3.0, 0.5
 
 @dataclass(frozen=True)
 class Rates:
-    """One rank's: samples a second that it reads, and that its device needs; ``flops`` a second of that device."""
+    """Samples a second that one rank reads, and that its device needs; ``flops`` of that device a second."""
 
     read: float
     needed: float
@@ -33,7 +32,7 @@ class Rates:
 
 
 def check(cluster: Cluster) -> Row:
-    """Stream the run's own order through its own loader for some seconds."""
+    """Stream the run's order through the run's loader for some seconds."""
     config = cluster.config
     streams: list[TileStream] = []
     opened = cluster.everywhere(lambda: streams.append(_open_stream(config)))
@@ -55,7 +54,7 @@ def check(cluster: Cluster) -> Row:
 
 
 def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, config: PretrainConfig) -> Row:
-    """The row of the ranks' rates; ``sample_bytes`` as int16, all dates of a sample together."""
+    """Return the row for the ranks' rates; ``sample_bytes`` as int16, all dates of a sample together."""
     slowest = min(range(len(rates)), key=lambda rank: rates[rank].read / rates[rank].needed)
     one = rates[slowest]
     read, needed = (f"{rate:.3g} samples/s ({rate * sample_bytes / 1e9:.2g} GB/s)" for rate in (one.read, one.needed))
@@ -65,22 +64,18 @@ def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, confi
     )
     if one.read >= one.needed:
         return Row("green", found)
-    mend = f"more data.read_threads (now {config.data.read_threads}) and cores for them; pack with --codec fast"
+    fix = f"more data.read_threads (now {config.data.read_threads}) and cores for them; pack with --codec fast"
     if config.data.stage is None:
-        return Row("red", found, f"{mend}; data.stage on the nodes' own disks")
-    return Row("yellow", f"{found}: at least the first epoch waits, before data.stage has its copies", mend)
+        return Row("red", found, f"{fix}; data.stage on the nodes' own disks")
+    return Row("yellow", f"{found}: at least the first epoch waits, before data.stage has its copies", fix)
 
 
 def _open_stream(config: PretrainConfig) -> TileStream:
-    """The run's stream, without staging: the doctor copies no shards."""
-    data, seed = config.data, config.run.seed
-    reader = ShardReader(data.shards, data.read_threads)
-    rows = view_rows(data.view, reader.table)
-    dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
-    train, _ = hold_out(reader.table, data.holdout, seed, rows)
-    plan = SamplePlan(reader.table, train, dataset, seed, data.order)
+    """Open the run's stream without staging: the doctor copies no shards."""
+    reader = ShardReader(config.data.shards, config.data.read_threads)
+    plan, _ = plan_samples(config, reader)
     timestamps = OBJECTIVES[config.objective.name].timestamps
-    return TileStream(reader, plan, distributed.device(), data.prefetch, None, timestamps)
+    return TileStream(reader, plan, distributed.device(), config.data.prefetch, None, timestamps)
 
 
 def _measure(config: PretrainConfig, stream: TileStream, cluster: Cluster) -> Rates:
@@ -91,7 +86,7 @@ def _measure(config: PretrainConfig, stream: TileStream, cluster: Cluster) -> Ra
 
 
 def _read_rate(config: PretrainConfig, stream: TileStream, rank: int, world_size: int) -> float:
-    """Samples a second over READ_S; the first micro batch, which allocates buffers, isn't counted."""
+    """Return samples a second over READ_S, after a first micro batch that allocates the buffers."""
     train = config.train
     world_batch = train.micro_batch * world_size
     batches = stream.batches(micro_batches(0, 1 << 40, world_batch, train.micro_batch, rank, world_size))
@@ -106,7 +101,7 @@ def _read_rate(config: PretrainConfig, stream: TileStream, rank: int, world_size
 
 
 def _multiply_rate(precision: str) -> float:
-    """Operations a second of large matrix products on this rank's device, for those whose peak isn't known."""
+    """Return the FLOP/s of large matrix products on this rank's device, whose peak isn't known."""
     device = distributed.device()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     size = 512 if device.type == "cpu" else 8192

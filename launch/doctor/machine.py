@@ -1,4 +1,4 @@
-"""What the hosts give a run: equal GPUs, one for each rank, and cores, memory for exchange and files enough."""
+"""The hosts of a run: one GPU of the same kind for each rank, and enough cores, shared memory and files."""
 
 import os
 import resource
@@ -27,7 +27,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Host:
-    """What one rank sees: usable cores, torch's threads, bytes of /dev/shm, most open files, tasks of a Slurm step."""
+    """One rank's view: usable cores, torch's threads, bytes of /dev/shm, open-file limit, tasks of a Slurm step."""
 
     cores: frozenset[int]
     threads: int
@@ -38,7 +38,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One rank's device: sizes in bytes; ``number`` is the device's own (UUID)."""
+    """One rank's device, sizes in bytes; ``number`` is its UUID."""
 
     name: str
     memory: int
@@ -47,7 +47,7 @@ class Gpu:
 
 
 def check_launcher(cluster: Cluster) -> Row:
-    """Whether what the launcher started fits on the hosts."""
+    """Check that the processes that the launcher started fit on the hosts."""
     answers = cluster.everywhere(_look_at_host)
     failure = cluster.failure(answers)
     if failure:
@@ -56,7 +56,7 @@ def check_launcher(cluster: Cluster) -> Row:
 
 
 def judge_hosts(ranks: Sequence[Host], hosts: Sequence[str], on_gpu: bool) -> Row:
-    """The row of what the ranks see on their hosts."""
+    """Return the row for what the ranks see on their hosts."""
     problems: list[tuple[State, str, str]] = []
     for host in dict.fromkeys(hosts):
         here = [rank for rank, name in zip(ranks, hosts, strict=True) if name == host]
@@ -83,12 +83,12 @@ def judge_hosts(ranks: Sequence[Host], hosts: Sequence[str], on_gpu: bool) -> Ro
     return Row(
         worst(*(state for state, _, _ in problems)),
         "; ".join([found, *(what for _, what, _ in problems)]),
-        "; ".join(dict.fromkeys(mend for _, _, mend in problems)),
+        "; ".join(dict.fromkeys(fix for _, _, fix in problems)),
     )
 
 
 def check_gpus(cluster: Cluster) -> Row:
-    """Whether every rank has a device of its own, all of one kind, with their memory free."""
+    """Check that every rank has a device of its own, all of one kind, with free memory."""
     answers = cluster.everywhere(_look_at_gpu)
     failure = cluster.failure(answers)
     if failure:
@@ -97,7 +97,7 @@ def check_gpus(cluster: Cluster) -> Row:
 
 
 def judge_gpus(gpus: Sequence[Gpu | None], names: Sequence[str]) -> Row:
-    """The row of the ranks' devices; ``names`` of the ranks."""
+    """Return the row for the devices of the ranks with these names."""
     if not any(gpus):
         return Row("yellow", "none: this would train on the CPU", "run the doctor on a node of the GPU partition")
     problems: list[tuple[State, str, str]] = []
@@ -121,7 +121,7 @@ def judge_gpus(gpus: Sequence[Gpu | None], names: Sequence[str]) -> Row:
     return Row(
         worst(*(state for state, _, _ in problems)),
         "; ".join([found, *(what for _, what, _ in problems)]),
-        "; ".join(dict.fromkeys(mend for _, _, mend in problems)),
+        "; ".join(dict.fromkeys(fix for _, _, fix in problems)),
     )
 
 
@@ -141,7 +141,7 @@ def _look_at_host() -> Host:
 
 
 def _most_open_files() -> int:
-    """The hard limit, up to which the reader raises the soft one."""
+    """Return the hard limit of open files, up to which the reader raises the soft one."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 

@@ -1,4 +1,4 @@
-"""The ranks' network: bandwidth of the two collectives that ZeRO lives on, and how far the clocks are apart."""
+"""The ranks' network: bandwidth of the two collectives that ZeRO uses most, and clock offsets."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ Rates = Mapping[tuple[str, int], float]
 
 
 def check_bandwidth(cluster: Cluster) -> Row:
-    """Bus bandwidth of all-reduce and all-gather, as nccl-tests define it, and whether their results are right."""
+    """Measure the bus bandwidth of all-reduce and all-gather as nccl-tests do, and check their results."""
     if cluster.size == 1:
         return Row("yellow", "one process: nothing to measure", "run the doctor under the run's launcher")
     device = distributed.device()
@@ -37,15 +37,15 @@ def check_bandwidth(cluster: Cluster) -> Row:
         for name, collective in (("all-reduce", _all_reduce), ("all-gather", _all_gather)):
             seconds, right = _measure(collective, mib << 20, device)
             if not right:
-                mend = "NCCL_DEBUG=INFO shows the path that it takes; try NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1"
-                return Row("red", f"{name} of {mib} MiB over {dist.get_backend()} gives wrong numbers", mend)
+                fix = "NCCL_DEBUG=INFO shows the path that it takes; try NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1"
+                return Row("red", f"{name} of {mib} MiB over {dist.get_backend()} gives wrong numbers", fix)
             share = (cluster.size - 1) / cluster.size * (2 if name == "all-reduce" else 1)
             rates[name, mib] = share * (mib << 20) / seconds / 1e9
     return judge_bandwidth(rates, device.type == "cuda", len(cluster.first_ranks), str(dist.get_backend()))
 
 
 def judge_bandwidth(rates: Rates, on_gpu: bool, hosts: int, backend: str) -> Row:
-    """The row of measured rates. On CPUs any rate is well: gloo there is for tests."""
+    """Return the row for measured rates; on CPUs any rate passes, since gloo is for tests there."""
     parts = []
     for collective in dict.fromkeys(name for name, _ in rates):
         sizes = {mib: rate for (name, mib), rate in rates.items() if name == collective}
@@ -54,16 +54,16 @@ def judge_bandwidth(rates: Rates, on_gpu: bool, hosts: int, backend: str) -> Row
     limit, where = (INSIDE_NODE_GBS, "inside a node") if hosts == 1 else (BETWEEN_NODES_GBS, "between nodes")
     slowest = min(max(rate for (name, _), rate in rates.items() if name == one) for one, _ in rates)
     if on_gpu and slowest < limit:
-        mend = (
+        fix = (
             "NCCL_DEBUG=INFO shows the path: `nvidia-smi topo -m` and NCCL_P2P_DISABLE inside a node, "
             "NCCL_SOCKET_IFNAME and NCCL_IB_HCA between nodes"
         )
-        return Row("red", f"{found}: under {limit:g} GB/s {where}", mend)
+        return Row("red", f"{found}: under {limit:g} GB/s {where}", fix)
     return Row("green", found)
 
 
 def check_clocks(cluster: Cluster) -> Row:
-    """Every rank's clock against rank 0's, by pings through a gloo group."""
+    """Compare every rank's clock with rank 0's, by pings through a gloo group."""
     if cluster.size == 1:
         return Row("yellow", "one process: nothing to compare", "run the doctor under the run's launcher")
     group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
@@ -72,7 +72,7 @@ def check_clocks(cluster: Cluster) -> Row:
 
 
 def judge_clocks(offsets: Sequence[tuple[float, float]], names: Sequence[str]) -> Row:
-    """The row of (seconds ahead of rank 0, round trip in seconds) of the ranks with these names."""
+    """Return the row for (seconds ahead of rank 0, round trip in seconds) of the ranks with these names."""
     ahead, trip = max(offsets, key=lambda offset: abs(offset[0]))
     name = names[list(offsets).index((ahead, trip))]
     side = "ahead of" if ahead >= 0 else "behind"
@@ -83,7 +83,7 @@ def judge_clocks(offsets: Sequence[tuple[float, float]], names: Sequence[str]) -
 
 
 def _clock_offset(cluster: Cluster, other: int, group: dist.ProcessGroup | None) -> tuple[float, float]:
-    """Rank 0 gets (seconds that ``other`` is ahead, round trip) of the quickest ping; the rest of the ranks nothing."""
+    """Return (seconds that ``other`` is ahead, round trip) of the fastest ping on rank 0; (0, 0) elsewhere."""
     stamp = torch.zeros(1, dtype=torch.float64)
     trips = []
     for _ in range(PINGS):
@@ -101,8 +101,11 @@ def _clock_offset(cluster: Cluster, other: int, group: dist.ProcessGroup | None)
 
 
 def _measure(collective: Callable[[Tensor], Tensor], size: int, device: torch.device) -> tuple[float, bool]:
-    """(seconds on the slowest rank, whether every rank's result was right) of a collective whose result has ``size``
-    bytes; a first one, which opens the connections, isn't counted."""
+    """Return (seconds on the slowest rank, whether every rank's result was right) of a collective.
+
+    Args:
+        size: bytes of the result. A first collective, which opens the connections, isn't counted.
+    """
     length = size // 4 // distributed.world_size() * distributed.world_size()
     values = torch.full((length,), float(distributed.rank() + 1), device=device)
     right = bool(abs(collective(values).double().mean().item() - _expected(collective)) < 1e-3)
@@ -118,17 +121,17 @@ def _measure(collective: Callable[[Tensor], Tensor], size: int, device: torch.de
 
 
 def _all_reduce(values: Tensor) -> Tensor:
-    """Sum of ``values`` over ranks, as large as they are."""
+    """Sum ``values`` over ranks."""
     return distributed.all_reduce_sum(values.clone())
 
 
 def _all_gather(values: Tensor) -> Tensor:
-    """Every rank's share of ``values``, together as large as they are."""
+    """Gather every rank's share of ``values``, which together have their size."""
     return distributed.all_gather(values[: len(values) // distributed.world_size()])
 
 
 def _expected(collective: Callable[[Tensor], Tensor]) -> float:
-    """Mean of the result where rank r gives r + 1."""
+    """Return the mean of the result if rank r contributes r + 1."""
     world = distributed.world_size()
     total = world * (world + 1) / 2
     return total if collective is _all_reduce else total / world

@@ -1,4 +1,4 @@
-"""The rows of the one table: what was found, whether that is well, and the mend where it isn't."""
+"""Rows of the doctor's table: what was found, its state, and how to fix it."""
 
 import os
 import shutil
@@ -21,18 +21,18 @@ class Row:
     Attributes:
         state: green; yellow: a warning, or not checkable here; red: a run would fail or crawl.
         found: in one line.
-        mend: what to do about yellow or red.
+        fix: what to do about yellow or red.
         details: more lines, shown with --verbose.
     """
 
     state: State
     found: str
-    mend: str = ""
+    fix: str = ""
     details: str = ""
 
 
 def worst(*states: State) -> State:
-    """The most alarming of some states; green of none."""
+    """Return the worst of some states; green of none."""
     order: tuple[State, ...] = ("green", "yellow", "red")
     return max(states, key=order.index, default="green")
 
@@ -60,20 +60,20 @@ class Printer:
 
 
 def render(name: str, row: Row, width: int | None = None, color: bool = False, verbose: bool = False) -> str:
-    """A row as text, in lines of ``width`` characters; None: one line for what was found and one for the mend."""
+    """Return a row as text in lines of ``width`` characters; None gives one line each for finding and fix."""
     state = f"{row.state:<7}"
     if color:
         state = f"{_CODES[row.state]}{state}{_RESET}"
     lines = _fold(row.found, width)
-    if row.mend:
-        lines += _fold(f"mend: {row.mend}", width)
+    if row.fix:
+        lines += _fold(f"fix: {row.fix}", width)
     if verbose:
         lines += row.details.splitlines()
     return f"{name:<19} {state} " + f"\n{'':{_INDENT}}".join(lines)
 
 
 def summary(states: list[State]) -> str:
-    """The table's last line."""
+    """Return the table's last line."""
     return ", ".join(f"{states.count(state)} {state}" for state in ("green", "yellow", "red"))
 
 

@@ -1,4 +1,4 @@
-"""Versions of what a run stands on: inside the project's ranges, no known-bad pair, the same on every rank."""
+"""Package versions: inside the project's ranges, no known-bad pair, the same on every rank."""
 
 import platform
 import re
@@ -22,12 +22,12 @@ Versions = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Bad:
-    """Versions that don't work together; ``when`` holds where every name is there and in its range."""
+    """Versions that don't work together; ``when`` applies if every name is installed and in its range."""
 
     when: dict[str, str]
     state: State
     what: str
-    mend: str
+    fix: str
     source: str
 
 
@@ -99,7 +99,7 @@ KNOWN_BAD = (
 
 
 def check(cluster: Cluster) -> Row:
-    """Rank 0's versions against the ranges and the table of bad pairs; every other rank's against rank 0's."""
+    """Check rank 0's versions against the ranges and the known-bad pairs, and every other rank's against rank 0's."""
     answers = cluster.everywhere(find_versions)
     failure = cluster.failure(answers)
     if failure:
@@ -109,7 +109,7 @@ def check(cluster: Cluster) -> Row:
 
 
 def judge(per_rank: Sequence[Versions], requirements: Sequence[str], names: Sequence[str]) -> Row:
-    """The row of all ranks' versions; ``names`` of the ranks."""
+    """Return the row for the versions of the ranks with these names."""
     here = per_rank[0]
     bad = known_bad(here)
     problems = out_of_range(here, requirements)
@@ -117,15 +117,15 @@ def judge(per_rank: Sequence[Versions], requirements: Sequence[str], names: Sequ
     shown = ("python", *PACKAGES, "cuda", "cudnn", "nccl", "driver")
     found = [", ".join(f"{name} {here[name]}" for name in shown if name in here)]
     found += problems + [f"{one.what} ({one.source})" for one in bad] + differing
-    mends = [_install(problems, requirements)] if problems else []
-    mends += [one.mend for one in bad] + (["the same environment on every host"] if differing else [])
+    fixes = [_install(problems, requirements)] if problems else []
+    fixes += [one.fix for one in bad] + (["the same environment on every host"] if differing else [])
     state = worst("red" if problems or differing else "green", *(one.state for one in bad))
     details = "\n".join(f"{name} {version}" for name, version in sorted(here.items()))
-    return Row(state, "; ".join(found), "; ".join(dict.fromkeys(mends)), details)
+    return Row(state, "; ".join(found), "; ".join(dict.fromkeys(fixes)), details)
 
 
 def find_versions() -> dict[str, str]:
-    """What is installed and loaded in this process."""
+    """Return the versions that are installed and loaded in this process."""
     import torch
 
     found = {"python": platform.python_version()}
@@ -144,18 +144,18 @@ def find_versions() -> dict[str, str]:
 
 
 def cudnn_version(number: int) -> str:
-    """``91002`` is 9.10.2, and before cuDNN 9 ``8902`` was 8.9.2."""
+    """Return cuDNN's version as text: ``91002`` is 9.10.2, and before cuDNN 9 ``8902`` was 8.9.2."""
     major, rest = divmod(number, 10000 if number >= 90000 else 1000)
     return f"{major}.{rest // 100}.{rest % 100}"
 
 
 def known_bad(versions: Versions) -> list[Bad]:
-    """Rows of the table that these versions fall under."""
+    """Return the rows of the table that apply to these versions."""
     return [bad for bad in KNOWN_BAD if all(_within(versions, name, range_) for name, range_ in bad.when.items())]
 
 
 def out_of_range(versions: Versions, requirements: Sequence[str]) -> list[str]:
-    """What the project asks for (``Requires-Dist`` lines) and isn't there, or not in its range."""
+    """Return the requirements (``Requires-Dist`` lines) that are missing or not in their range."""
     problems = []
     for requirement in map(Requirement, requirements):
         optional = requirement.marker is not None and "extra" in str(requirement.marker)
@@ -177,7 +177,7 @@ def _install(problems: Sequence[str], requirements: Sequence[str]) -> str:
 
 
 def differences(per_rank: Sequence[Versions], names: Sequence[str]) -> list[str]:
-    """Ranks that have other versions than rank 0, each with the first that differs."""
+    """Return the ranks whose versions differ from rank 0's, each with the first difference."""
     lines = []
     for name, theirs in zip(names[1:], per_rank[1:], strict=True):
         other = [key for key in sorted({*per_rank[0], *theirs}) if per_rank[0].get(key) != theirs.get(key)]
@@ -192,7 +192,7 @@ def _within(versions: Versions, name: str, range_: str) -> bool:
 
 
 def _requirements() -> list[str]:
-    """The ranges of setup.cfg, as installed; those of development tools are no matter of a cluster."""
+    """Return the ranges of setup.cfg as installed, without those of extras for development."""
     lines = metadata.requires("spectralforge") or []
     python = metadata.metadata("spectralforge")["Requires-Python"]
     kept = [line for line in lines if "extra ==" not in line or 'extra == "gpu"' in line]
@@ -200,7 +200,7 @@ def _requirements() -> list[str]:
 
 
 def _driver() -> dict[str, str]:
-    """The NVIDIA driver's version, where there is one."""
+    """Return the NVIDIA driver's version; None without one."""
     path = Path("/proc/driver/nvidia/version")
     match = re.search(r"\b(\d{3}\.\d+[\d.]*)\b", path.read_text()) if path.exists() else None
     return {"driver": match[1]} if match else {}

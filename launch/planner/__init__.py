@@ -1,1 +1,1 @@
-"""What a pretraining run will need: memory, time and reading, predicted before any GPU is asked for."""
+"""Predictions for a pretraining run before it has GPUs: memory, step time and reading."""

@@ -1,4 +1,4 @@
-"""What a micro batch's forward and backward keep alive, from the real module on fake tensors: shapes without contents.
+"""Memory that the forward and backward of a micro batch keep alive, from the real module on fake tensors.
 
 A trace is a row of phases: the forward, then from each parameter's gradient to the next one's. What lives in each is
 affine in the micro batch from two batch-norm groups on (one group needs no joining, and is traced for itself; attention
@@ -34,7 +34,7 @@ GROUPS = (1, 2, 4)
 
 @dataclass(frozen=True)
 class Phase:
-    """From one event to the next.
+    """The time from one event to the next.
 
     Attributes:
         gradient: elements of the parameter whose gradient ends it, 0 for the forward.
@@ -77,7 +77,7 @@ class Activations:
     _traces: tuple[tuple[Phase, ...], ...]
 
     def phases(self, micro_batch: int) -> list[Phase]:
-        """In the order of time."""
+        """Return the phases of a micro batch in the order of time."""
         one, two, four = self._traces
         if micro_batch == self.group:
             return list(one)
@@ -89,11 +89,11 @@ class Activations:
 
     @property
     def made(self) -> float:
-        """Bytes of tensors that a tile's forward and backward make."""
+        """Bytes of tensors that a tile's forward and backward allocate."""
         return sum(phase.made for phase in self._traces[-1]) / (GROUPS[-1] * self.group)
 
     def peak(self, micro_batch: int) -> int:
-        """Bytes at the worst moment."""
+        """Return the peak bytes of a micro batch."""
         return max(phase.peak for phase in self.phases(micro_batch))
 
 
@@ -115,12 +115,12 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
 
 
 def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
-    """Build what a MAE run trains, with whatever contents torch gives it."""
+    """Return the module of a MAE run, with torch-default weights."""
     return MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
 
 
 def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:
-    """Images, mask noise and, where missing pixels don't count, which do: as the objective hands them to the module."""
+    """Return images, mask noise and, with ``ignore_nodata``, which pixels count, as the objective passes them."""
     size, mae = config.model.image_size, cast(MaeConfig, config.objective)
     floats = config.augment.crop_scale is not None
     images = torch.zeros(micro_batch, bands, size, size, dtype=torch.float32 if floats else torch.int16)
@@ -130,7 +130,7 @@ def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_
 
 
 def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, micro_batch: int) -> Iterator[Phase]:
-    """Forward and backward of one micro batch, counted."""
+    """Trace forward and backward of one micro batch and yield its phases."""
     names = {parameter: name.rpartition(".")[0] for name, parameter in module.named_parameters()}
     arguments = inputs(config, module, bands, micro_batch)
     phases: list[Phase] = []
@@ -174,7 +174,7 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
 
 @contextmanager
 def _sizes_of_parts(device: Device) -> Iterator[None]:
-    """Fake tensors are on the CPU; what the stem and the loss do at a time is to be that of the run's device."""
+    """Use the run's device's block sizes in stem and loss, since fake tensors are on the CPU."""
     tables = (spectral_layers.PIXELS, masked_loss.VALUES)
     kept = [table["cpu"] for table in tables]
     for table in tables:

@@ -1,4 +1,4 @@
-"""A few measured steps of the run's own module on this machine: what its device achieves, part by part.
+"""A few measured steps of the run's own module on this machine: what its device achieves by part.
 
 Two micro batches are timed. What grows with the tiles is a part's rate; what doesn't is the engine's own work.
 """
@@ -48,14 +48,14 @@ def calibrate(config: PretrainConfig) -> Profile:
 
 
 def with_micro_batch(config: PretrainConfig, micro_batch: int) -> PretrainConfig:
-    """The config with one micro batch a step, and neither checkpointing nor resampled crops."""
+    """Return the config with one micro batch a step, without checkpointing and resampled crops."""
     train = config.train.model_copy(update={"micro_batch": micro_batch, "global_batch": micro_batch})
     engine = config.engine.model_copy(update={"activation_checkpointing": "none"})
     return config.model_copy(update={"train": train, "engine": engine})
 
 
 def build_engine(config: PretrainConfig) -> ZeroEngine:
-    """The training loop's engine around a run's module, on one process of its own."""
+    """Return the training engine around a run's module, on one process."""
     import os
     import socket
 
@@ -75,7 +75,7 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
 
 
 def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
-    """A training step on one micro batch of tiles without content."""
+    """Return a training step on one micro batch of empty tiles."""
     module = cast(MaskedAutoencoder, engine.module)
     arguments = [one.to(_device()) for one in inputs(config, module, BANDS, config.train.micro_batch)]
 
@@ -86,7 +86,7 @@ def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
 
 
 def _seconds(engine: ZeroEngine, parts: PhaseTimer, config: PretrainConfig) -> dict[str, float]:
-    """Median seconds of each part of a step."""
+    """Return the median seconds of each part of a step."""
     step = step_of(engine, config)
     step()
     parts.shares()

@@ -1,4 +1,4 @@
-"""Bytes of live tensors, counted as operations make them: on a CPU torch keeps no such count, on fake tensors none can.
+"""Bytes of live tensors, counted while operations run: torch has no such count on CPUs and fake tensors.
 
 As torch.distributed._tools.mem_tracker does it: every storage that an operation hands out is counted once, and taken
 off when its last owner drops it.
@@ -36,12 +36,12 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were there before."""
+        """Count tensors that exist already."""
         for tensor in tensors:
             self._see(tensor)
 
     def restart(self) -> None:
-        """Forget the peak."""
+        """Reset the peak."""
         self.peak = self.now
 
     def _see(self, tensor: Tensor) -> None:

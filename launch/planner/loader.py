@@ -1,4 +1,4 @@
-"""Whether tiles come as fast as they are trained on: bytes from the file system, and cores to decode them."""
+"""Whether reading keeps up with training: bytes from the file system, and cores to decode them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Need:
 
 
 def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, int]:
-    """Size and speed of tiles, and their bands: from the run's manifest where it can be read, else SpectralEarth's.
+    """Return size, decoding speed and bands of tiles, from the run's manifest or else of SpectralEarth.
 
     Args:
         shards: data.shards.
@@ -73,7 +73,7 @@ def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, i
 
 
 def reading(tiles: Tiles, tiles_per_s: float, gpus: int, cores: int, storage: float) -> Need:
-    """What one GPU's ``tiles_per_s`` ask of a node of ``gpus`` and of a file system of ``storage`` bytes/s."""
+    """Return what one GPU's ``tiles_per_s`` need of a node of ``gpus`` and a file system of ``storage`` bytes/s."""
     gpu, node = tiles_per_s * tiles.size, tiles_per_s * tiles.size * gpus
     fed = cores * tiles.per_core / tiles_per_s
     return Need(gpu, node, tiles_per_s * gpus / tiles.per_core, fed, int(storage // node) + 1)

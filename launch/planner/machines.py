@@ -1,4 +1,4 @@
-"""GPUs and the nodes they sit in. Figures are the vendors' unless a comment says otherwise; none is measured by us."""
+"""GPUs and their nodes. Figures are the vendors' unless a comment says otherwise; none was measured by us."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Machine:
     cores: int
 
     def peak(self, precision: str) -> float:
-        """FLOP/s at a run's precision."""
+        """Return the peak FLOP/s at a run's precision."""
         return self.flops["fp32" if precision == "fp32" else "bf16"]
 
 
@@ -57,7 +57,7 @@ NAMES = (*MACHINES, "custom")
 
 
 def find_machine(name: str, custom: dict[str, float | None], cores: int | None) -> Machine:
-    """A machine of the table, or the one that flags describe.
+    """Return a machine of the table, or the one that flags describe.
 
     Args:
         name: of --gpu.

@@ -1,4 +1,4 @@
-"""Memory of one GPU over a training step, by part: what DeepSpeed 0.19.8 allocates as our engine sets it up.
+"""Memory of one GPU over a training step, by part, as DeepSpeed 0.19.8 allocates it under our engine.
 
 Read from its source (runtime/zero/stage3.py, stage_1_and_2.py, engine.py) and held against counted tensors by
 tools/bench_plan.py. With P trained weights, N processes and w bytes a weight (4, under bf16 2):
@@ -35,7 +35,7 @@ RUNTIME = 1_500_000_000  # CUDA context, cuBLAS and NCCL's buffers: a usual figu
 
 @dataclass(frozen=True)
 class Moment:
-    """The worst moment of a step.
+    """The moment of a step with the most memory in use.
 
     Attributes:
         when: in words.
@@ -52,7 +52,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Layout:
-    """How weights are spread.
+    """How weights are distributed.
 
     Attributes:
         stage: of ZeRO.
@@ -72,7 +72,7 @@ class Layout:
 
     @property
     def wires(self) -> tuple[int, ...]:
-        """Bytes of an element in each dtype that gradients travel in."""
+        """Return the bytes of an element in each dtype that gradients are reduced in."""
         return {"fp32": (4,), "autocast": (4, 2), "bf16": (2,)}[self.precision]
 
     def share(self, size: int) -> int:
@@ -82,7 +82,7 @@ class Layout:
 def peak_memory(
     config: PretrainConfig, activations: Activations, layout: Layout, micro_batch: int, bands: int
 ) -> Moment:
-    """The worst moment of a step under a layout, with the bytes of each part.
+    """Return the moment of a step with the most memory in use under a layout, with the bytes of each part.
 
     Args:
         config: bucket sizes, optimizer, crops; its own stage, checkpointing and micro batch count for nothing.
@@ -108,7 +108,7 @@ def _sum(one: Bytes, other: Bytes) -> Bytes:
 
 
 def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: Layout) -> Bytes:
-    """What lives from step to step."""
+    """Return the bytes that live from step to step."""
     total, width = weights.total, layout.weight_bytes
     moments = 8 if optim.name == "adamw" else 4
     parts = {"buffers": weights.buffers}
@@ -130,7 +130,7 @@ def _gather_bytes(layout: Layout) -> int:
 
 
 def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int) -> Bytes:
-    """Tiles as they were read, resampled images beside them, mask noise; on GPUs also the runtime's own memory."""
+    """Return the bytes of tiles, resampled images and mask noise; on GPUs also of the runtime."""
     size = config.model.image_size
     resampled = config.augment.crop_scale is not None
     tiles = 2 * bands * (TILE_SIZE if resampled else size) ** 2
@@ -143,7 +143,7 @@ def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int
 def _backward(
     phases: list[Phase], weights: Weights, engine: EngineConfig, layout: Layout
 ) -> Iterator[tuple[Phase, Bytes]]:
-    """What each phase adds: activations, gradients on their way, gathered weights."""
+    """Return what each phase adds: activations, gradients in flight, gathered weights."""
     done, waiting, bucket = 0, 0, engine.buckets(weights.total)[0]
     for phase in phases:
         reduced = 0
@@ -162,7 +162,7 @@ def _backward(
 
 
 def _gradients(done: int, reduced: int, begun: bool, bucket: int, layout: Layout) -> Bytes:
-    """Finished gradients, the buckets that come and go with them, and what a reduction of ``reduced`` makes."""
+    """Return the bytes of finished gradients, their buckets, and what a reduction of ``reduced`` allocates."""
     wire = min(layout.wires)
     if layout.stage == 3:
         copies = 2 if layout.device == "cpu" else 1  # gloo has no reduce-scatter: an all-reduce of another copy
@@ -179,7 +179,7 @@ def _gradients(done: int, reduced: int, begun: bool, bucket: int, layout: Layout
 
 
 def _gathered(done: int, weights: Weights, engine: EngineConfig, layout: Layout) -> Bytes:
-    """ZeRO-3's whole weights: those whose next use is near stay, others are fetched a bucket ahead."""
+    """Return the bytes of ZeRO-3's gathered weights: those used again soon stay, others are prefetched by bucket."""
     if layout.stage < 3 or layout.world == 1:
         return {}
     ahead = engine.buckets(weights.total)[1] + weights.largest
@@ -188,7 +188,7 @@ def _gathered(done: int, weights: Weights, engine: EngineConfig, layout: Layout)
 
 
 def _optimizer(weights: Weights, layout: Layout) -> Bytes:
-    """What the update makes beside the states: gradients, and their copy as one flat tensor."""
+    """Return what the update allocates besides the states: gradients, and their copy as one flat tensor."""
     if layout.stage == 0:
         return {"gradients": 4 * weights.total}
     own = 4 * layout.share(weights.total)

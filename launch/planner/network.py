@@ -1,4 +1,4 @@
-"""Time of collectives by NCCL's own model of a ring (NCCL, src/graph/tuning.cc), and what ZeRO asks of them.
+"""Time of ZeRO's collectives, by NCCL's own model of a ring (NCCL, src/graph/tuning.cc).
 
 One collective of B bytes over N processes on M nodes takes ``base + (N - M) * inside + (M - 1) * between``, plus
 (N - 1)/N of B (all-reduce: twice that) over the bus bandwidth. NCCL takes the fastest of its protocols LL, LL128 and
@@ -62,7 +62,7 @@ class Round:
 
 
 def collective_seconds(kind: Kind, size: float, cluster: Cluster) -> float:
-    """One collective of ``size`` bytes (of the whole, gathered tensor)."""
+    """Return the seconds of one collective of ``size`` bytes (of the whole, gathered tensor)."""
     world, nodes = cluster.world, cluster.nodes
     if world == 1:
         return 0.0
@@ -77,7 +77,7 @@ def collective_seconds(kind: Kind, size: float, cluster: Cluster) -> float:
 def step_rounds(
     stage: int, weights: int, width: int, wire: int, accumulation: int, bucket: int, prefetch: int
 ) -> list[Round]:
-    """Collectives of an optimizer step.
+    """Return the collectives of an optimizer step.
 
     Args:
         weights: P.
@@ -110,7 +110,7 @@ def step_rounds(
 
 
 def rounds_seconds(rounds: list[Round], cluster: Cluster) -> float:
-    """All of them, one after another."""
+    """Return the seconds of all collectives, one after another."""
     return sum(one.count * collective_seconds(one.kind, one.size / one.count, cluster) for one in rounds if one.count)
 
 

@@ -1,4 +1,4 @@
-"""What a device was measured to achieve, as a file: made by --calibrate, taken by --profile."""
+"""Measured rates of a device as a file: written by --calibrate, read by --profile."""
 
 import json
 from pathlib import Path
@@ -30,19 +30,19 @@ class Profile(ConfigModel):
     fixed: float
 
     def rates(self, source: str) -> Rates:
-        """For the planner."""
+        """Return the rates for the planner."""
         return Rates(self.flops, self.optimizer, None, self.fixed, f"measured on {self.device} ({source})")
 
 
 def write_profile(path: Path, profile: Profile) -> None:
-    """Write it whole or not at all."""
+    """Write a profile atomically."""
     if not path.parent.is_dir():
         raise ConfigError(f"--calibrate {path}: no folder {path.parent}; make it first")
     write_atomic(path, json.dumps(profile.model_dump(), indent=1) + "\n")
 
 
 def read_profile(path: Path, precision: str) -> Rates:
-    """The rates of a profile.
+    """Read the rates of a profile.
 
     Raises:
         ConfigError: it can't be read, is no profile, or is of another precision.

@@ -1,4 +1,4 @@
-"""The plan in words: tables, the answers that users ask for, and the lines to put into a config."""
+"""The plan as text: tables, answers to five questions, and overrides for the config."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ Say = Callable[[str], None]
 
 
 def print_ranking(say: Say, plans: Sequence[Plan], shown: int) -> None:
-    """The fastest that fit, then the nearest misses with their reasons."""
+    """Print the fastest layouts that fit, then the nearest ones that don't, with reasons."""
     fitting = [plan for plan in plans if not plan.reason]
     say(f"\n{len(fitting)} of {len(plans)} layouts fit; the fastest:")
     say("  ZeRO  checkpointing  micro batch   GB/GPU   step s   tiles/s  exposed comm")
@@ -35,7 +35,7 @@ def _row(plan: Plan) -> str:
 
 
 def print_plan(say: Say, plan: Plan, problem: Problem) -> None:
-    """Memory and time of one plan by part, and what the whole run costs."""
+    """Print memory and time of one plan by part, and the cost of the whole run."""
     say(f"\nMemory per GPU, at its worst ({plan.moment.when}):")
     for part, size in sorted(plan.moment.parts.items(), key=lambda one: -one[1]):
         if size >= 5e6:
@@ -55,7 +55,7 @@ def print_plan(say: Say, plan: Plan, problem: Problem) -> None:
 
 
 def answers(plans: Sequence[Plan], problem: Problem, tiles: Tiles, storage: float) -> list[str]:
-    """Five questions as they apply to a config, each answered in a line or two.
+    """Return the answers to five questions about a config, a line or two each.
 
     Args:
         plans: all layouts, ranked.
@@ -130,7 +130,7 @@ def _storage(best: Plan, problem: Problem, tiles: Tiles, storage: float) -> str:
 
 
 def _scaling(fitting: Sequence[Plan], problem: Problem) -> list[str]:
-    """ZeRO-3 against ZeRO-1 or 2 with one micro batch of each GPU a step, the hardest case."""
+    """Compare ZeRO-3 with ZeRO-1 or 2 at one micro batch per GPU and step, the hardest case."""
     third = next((plan for plan in fitting if plan.stage == 3), None)
     if third is None:
         return ["Where does ZeRO-3 stop scaling? It fits at no micro batch here."]
@@ -154,7 +154,7 @@ def _scaling(fitting: Sequence[Plan], problem: Problem) -> list[str]:
 
 
 def config_lines(plan: Plan) -> list[str]:
-    """Overrides that make a run take the plan."""
+    """Return the overrides that give a run the plan's layout."""
     return [
         f"engine.zero_stage={plan.stage}",
         f"engine.activation_checkpointing={plan.config.engine.activation_checkpointing}",

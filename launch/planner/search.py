@@ -1,4 +1,4 @@
-"""Every layout that a run could take on some GPUs, ranked by tiles/s; those that don't fit say why."""
+"""All layouts of a run on some GPUs, ranked by tiles/s; those that don't fit say why."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Problem:
     bands: int
 
     def plan(self, stage: int, checkpointing: bool, micro_batch: int, world: int | None = None) -> Plan:
-        """One layout, on ``world`` GPUs; the run's own number by default.
+        """Return the plan of one layout on ``world`` GPUs, by default the run's own number.
 
         Where ``world`` is given the global batch is one micro batch of each GPU.
         """
@@ -76,7 +76,7 @@ class Problem:
 
 
 def with_layout(config: PretrainConfig, stage: int, checkpointing: bool, micro_batch: int) -> PretrainConfig:
-    """A run's config with another layout, its losses the same."""
+    """Return a run's config with another layout; its losses stay the same."""
     policy = "blocks" if checkpointing else "none"
     engine = config.engine.model_copy(update={"zero_stage": stage, "activation_checkpointing": policy})
     train = config.train.model_copy(update={"micro_batch": micro_batch})
@@ -84,7 +84,7 @@ def with_layout(config: PretrainConfig, stage: int, checkpointing: bool, micro_b
 
 
 def micro_batches(config: PretrainConfig, world: int) -> list[int]:
-    """Sizes that come out whole: multiples of the batch-norm group whose rounds divide the global batch.
+    """Return the micro batches that divide the work: multiples of the batch-norm group.
 
     Raises:
         ConfigError: there are none.
@@ -100,7 +100,7 @@ def micro_batches(config: PretrainConfig, world: int) -> list[int]:
 
 
 def every_plan(problem: Problem) -> list[Plan]:
-    """ZeRO 1 to 3, with and without checkpointing, at every micro batch: those that fit first, the fastest first."""
+    """Return plans for ZeRO 1 to 3, with and without checkpointing, at every micro batch, the best first."""
     config = problem.config
     stages = (2, 3) if config.engine.precision == "bf16" else (1, 2, 3)
     plans = [

@@ -1,4 +1,4 @@
-"""Time of an optimizer step by part: operations by what the device achieves, communication by NCCL's model.
+"""Time of an optimizer step by part: operations over achieved FLOP/s, communication by NCCL's model.
 
 A part takes its FLOPs (metrics/flops.py) over the achieved FLOP/s, all parts together at least as long as the memory
 takes to write and read what they make. Communication hides behind the backward pass but for a share of it.
@@ -41,7 +41,7 @@ EFFICIENCY = {"stem": 0.25, "encoder": 0.45, "decoder": 0.40}
 
 @dataclass(frozen=True)
 class StepTime:
-    """Of one optimizer step, in seconds.
+    """Seconds of one optimizer step by part.
 
     Attributes:
         parts: of what this GPU computes, communication left out.
@@ -66,19 +66,19 @@ class StepTime:
         return self.tiles / self.seconds
 
     def mfu(self, peak: float) -> float:
-        """Model FLOPs utilization of one GPU."""
+        """Return the model FLOPs utilization of one GPU."""
         return self.flops / self.seconds / peak
 
 
 def default_rates(cluster: Cluster, precision: str) -> Rates:
-    """Guessed shares of the vendor's peak."""
+    """Return guessed shares of the vendor's peak."""
     machine = cluster.machine
     flops = {part: share * machine.peak(precision) for part, share in EFFICIENCY.items()}
     return Rates(flops, machine.hbm, machine.hbm, 0.0, "guessed shares of the peak, no calibration")
 
 
 def grouped_flops(config: PretrainConfig, bands: int) -> dict[str, float]:
-    """Operations of a tile by part: stem, encoder, decoder."""
+    """Return the operations of a tile by part: stem, encoder, decoder."""
     found = sample_flops(config, bands)
     known = {"stem": found.get("stem", 0), "decoder": found["decoder"]}
     return {**known, "encoder": sum(found.values()) - sum(known.values())}
@@ -87,7 +87,7 @@ def grouped_flops(config: PretrainConfig, bands: int) -> dict[str, float]:
 def step_time(
     config: PretrainConfig, bands: int, weights: int, made: float, layout: Layout, cluster: Cluster, rates: Rates
 ) -> StepTime:
-    """One step of a run with this config.
+    """Return the time of one step of a run.
 
     Args:
         weights: P.
@@ -116,6 +116,6 @@ def step_time(
 
 
 def scaled(cluster: Cluster, world: int) -> Cluster:
-    """The same machines, ``world`` of them."""
+    """Return a cluster of ``world`` of the same machines."""
     gpus = min(world, cluster.gpus)
     return replace(cluster, nodes=max(1, world // gpus), gpus=gpus)

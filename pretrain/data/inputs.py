@@ -62,17 +62,23 @@ def open_inputs(config: PretrainConfig) -> Inputs:
     Raises:
         ConfigError, ShardError: what can't be trained on, in one line.
     """
-    data, seed, folder = config.data, config.run.seed, Path(config.run.dir)
+    data, folder = config.data, Path(config.run.dir)
     quota = data.stage_quota_gb and data.stage_quota_gb * 10**9
     reader = ShardReader(data.shards, data.read_threads, Path(data.stage) if data.stage else None, quota)
     _check_image_fits(config, reader.tile_shape)
     _check_bands_suffice(config, reader.manifest)
+    plan, held_out = plan_samples(config, reader)
+    quarantine = Quarantine(plan.rows, plan.dataset, data.max_bad_tiles, folder, distributed.rank(), held_out)
+    return Inputs(reader, plan, held_out, quarantine)
+
+
+def plan_samples(config: PretrainConfig, reader: ShardReader) -> tuple[SamplePlan, np.ndarray]:
+    """Return the order of a run's training tiles, and the rows of the tiles held out."""
+    data, seed = config.data, config.run.seed
     rows = view_rows(data.view, reader.table)
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
     train, held_out = hold_out(reader.table, data.holdout, seed, rows)
-    plan = SamplePlan(reader.table, train, dataset, seed, data.order)
-    quarantine = Quarantine(plan.rows, plan.dataset, data.max_bad_tiles, folder, distributed.rank(), held_out)
-    return Inputs(reader, plan, held_out, quarantine)
+    return SamplePlan(reader.table, train, dataset, seed, data.order), held_out
 
 
 def _check_image_fits(config: PretrainConfig, tile_shape: tuple[int, int, int]) -> None:

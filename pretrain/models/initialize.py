@@ -13,12 +13,18 @@ def initialize(module: nn.Module, name: str, seed: int) -> None:
 
     Truncated normal (std 0.02) for tokens, Xavier-uniform for linear weights, torch's default He-uniform for
     the adapter's convolutions, He-normal for a ResNet's (arXiv 1502.01852), ones and zeros for norms and biases.
+    A module that needs other values has a method ``initialize_parameter(name, parameter, generator)`` for its own.
     """
     for parameter_name, parameter in module.named_parameters():
         full = f"{name}.{parameter_name}"
         generator = torch.Generator().manual_seed(fold_in(seed, full) % 2**63)
+        owner_name, _, leaf = parameter_name.rpartition(".")
+        own = getattr(module.get_submodule(owner_name), "initialize_parameter", None)
         with torch.no_grad():
-            _fill(full, parameter, generator)
+            if own is None:
+                _fill(full, parameter, generator)
+            else:
+                own(leaf, parameter, generator)
 
 
 def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:

@@ -34,7 +34,7 @@ def config(path: str = "mae/demo", *overrides: str) -> PretrainConfig:
 
 def test_versions_that_fit_are_green() -> None:
     row = versions.judge([GOOD, GOOD], ["torch>=2.10", "python>=3.11", 'xformers>=0.0.35; extra == "gpu"'], NAMES)
-    assert row.state == "green" and not row.mend
+    assert row.state == "green" and not row.fix
     assert "torch 2.13.0+cu128" in row.found and "cudnn 9.20.0" in row.found
 
 
@@ -58,21 +58,21 @@ def test_a_known_bad_pair_is_named_with_its_source_and_mend(changed: dict, state
     row = versions.judge([GOOD | changed], [], NAMES[:1])
     assert row.state == state
     assert source in row.found
-    assert row.mend
+    assert row.fix
 
 
 def test_no_row_of_the_table_fires_without_its_libraries_or_beside_its_range() -> None:
     assert not versions.known_bad({"torch": "2.9.0+cpu"})  # no cuDNN, no harm
     assert not versions.known_bad(GOOD | {"cudnn": "9.15.1"})
     assert not versions.known_bad(GOOD | {"deepspeed": "0.19.3"})
-    assert all(bad.what and bad.mend and bad.source for bad in versions.KNOWN_BAD)
+    assert all(bad.what and bad.fix and bad.source for bad in versions.KNOWN_BAD)
 
 
 def test_what_is_missing_or_out_of_range_is_red() -> None:
     requirements = ["torch>=2.14", "zarr>=3.1", 'flash>=1; extra == "gpu"', "deepspeed<0.20,>=0.19.8"]
     assert versions.out_of_range(GOOD, requirements) == ["torch 2.13.0+cu128 is not >=2.14", "zarr is not installed"]
     row = versions.judge([GOOD], requirements, NAMES[:1])
-    assert (row.state, row.mend) == ("red", "pip install 'torch>=2.14' 'zarr>=3.1'")
+    assert (row.state, row.fix) == ("red", "pip install 'torch>=2.14' 'zarr>=3.1'")
 
 
 def test_another_version_on_one_rank_is_red_and_names_it() -> None:
@@ -155,7 +155,7 @@ def test_threads_are_counted_over_the_cores_that_a_hosts_processes_have_together
     assert machine.judge_hosts([*bound, host()], hosts, True).state == "green"
     row = machine.judge_hosts([host(threads=8)] * 3, hosts, True)
     assert row.state == "red"
-    assert "a: 16 threads on 8 cores" in row.found and "run.threads=4" in row.mend
+    assert "a: 16 threads on 8 cores" in row.found and "run.threads=4" in row.fix
 
 
 def test_little_shared_memory_and_few_files_are_warnings_and_lone_tasks_are_red() -> None:
@@ -231,7 +231,7 @@ def test_room_is_for_the_kept_checkpoints_and_one_more() -> None:
     assert disk.judge_room(10**9, need, 0, run).state == "green"
     assert disk.judge_room(10**9, need - 10**9, 2 * 10**9, run).state == "green"  # what lies there will be replaced
     row = disk.judge_room(10**9, need - 3 * 10**9, 0, run)
-    assert row.state == "red" and row.mend == "free 3.0 GB, or lower checkpoint.keep"
+    assert row.state == "red" and row.fix == "free 3.0 GB, or lower checkpoint.keep"
 
 
 def test_bytes_of_a_checkpoint_follow_optimizer_and_momentum_network() -> None:
@@ -286,13 +286,13 @@ def test_an_error_that_nobody_expected_is_a_red_row() -> None:
     row = examine(SimpleNamespace(), "launch.doctor.versions:check")  # type: ignore[arg-type]
     assert row.state == "red" and row.found.startswith("AttributeError: ") and "\n" not in row.found
     row = examine(SimpleNamespace(), "launch.doctor.none:check")  # type: ignore[arg-type]
-    assert row == Row("red", "ModuleNotFoundError: No module named 'launch.doctor.none'", row.mend)
+    assert row == Row("red", "ModuleNotFoundError: No module named 'launch.doctor.none'", row.fix)
 
 
 def test_rows_are_lines_without_color_where_nobody_looks() -> None:
-    row = Row("red", "x" * 200, "mend it", "more\nlines")
+    row = Row("red", "x" * 200, "fix it", "more\nlines")
     plain = render("shards", row)
-    assert plain.splitlines() == [f"shards              red     {'x' * 200}", f"{'':28}mend: mend it"]
+    assert plain.splitlines() == [f"shards              red     {'x' * 200}", f"{'':28}fix: fix it"]
     assert render("shards", row, verbose=True).splitlines()[2:] == [f"{'':28}more", f"{'':28}lines"]
     colored = render("shards", Row("green", "word " * 40), width=80, color=True)
     assert "\033[32mgreen" in colored

@@ -81,3 +81,19 @@ def test_spreads_are_those_of_the_published_rules():
     )
     convolution = encoder.spectral_adapter.get_submodule("3").weight
     assert float(convolution.detach().abs().max()) == pytest.approx(1 / math.sqrt(32 * 7), rel=1e-2)  # torch's default
+
+
+def test_a_module_can_initialize_its_own_parameters():
+    class Scaled(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.temperature = torch.nn.Parameter(torch.tensor(0.0))
+
+        def initialize_parameter(self, name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+            parameter.fill_(0.07 if name == "temperature" else 0.5)
+
+    model = torch.nn.Sequential(Scaled(), torch.nn.Linear(2, 2))
+    initialize(model, "run", 1)
+    assert float(model[0].temperature) == pytest.approx(0.07)
+    assert (model[0].weight == 0.5).all()
+    assert not model[1].bias.any() and model[1].weight.any()

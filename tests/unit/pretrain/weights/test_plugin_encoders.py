@@ -33,12 +33,11 @@ class MeanSpectrum(Encoder):
         super().__init__()
         self.feature_dim, self.stride, self.head = width, 1, nn.Conv2d(bands, width, 1)
 
-    def forward(self, images, output="pooled"):
-        features = self.head(images)
-        return features if output == "map" else features.mean((2, 3))
+    def _pooled(self, images):
+        return self._map(images).mean((2, 3))
 
-    def _layers(self, images, n, norm):
-        return [(self.head(images), None)]
+    def _map(self, images):
+        return self.head(images)
 """
 
 
