@@ -115,10 +115,10 @@ def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: it refuses the dict.
     """
-    from deepspeed.runtime.config import DeepSpeedConfig
+    from pretrain.engine.deepspeed_adapter import read_config
 
     try:
-        parsed = DeepSpeedConfig(json.loads(json.dumps(given)))
+        parsed = read_config(json.loads(json.dumps(given)))
     except Exception as error:  # its assertions, and pydantic's errors
         raise ConfigError(f"DeepSpeed refuses the config: {' '.join(str(error).split())}") from None
     zero = {_NAMES.get(name, name): value for name, value in parsed.zero_config.model_dump(mode="json").items()}

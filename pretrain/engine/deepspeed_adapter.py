@@ -23,11 +23,9 @@ from pretrain.console import log
 from pretrain.engine.sharding import shard_of
 from shards.errors import ForgeError
 
-TESTED = ">=0.19.8,<0.20"
-"""Versions that the tests run with; setup.cfg requires the same."""
+TESTED = ">=0.19.8,<0.20"  # versions that the tests run with; setup.cfg requires the same
 
-NO_NORM = -1.0
-"""Stands for the gradient norm of a step whose gradients overflowed before the norm was computed."""
+NO_NORM = -1.0  # for a step whose gradients overflowed before the norm was computed
 
 NormAccept = Callable[["Tensor | float"], bool]
 """From the gradient norm before clipping to whether the step is applied; every rank gets the same answer."""
@@ -43,11 +41,15 @@ def init_distributed() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(distributed.device())
-        # keep the last operations of every rank and dump them when a collective hangs
-        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")  # operations of every rank, dumped at a hang
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed(backend, verbose=False)
+
+
+def read_config(config: dict[str, Any]) -> Any:
+    """Return DeepSpeed's own reading of its dict; raises what DeepSpeed raises."""
+    return deepspeed.runtime.config.DeepSpeedConfig(config)
 
 
 def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> "DeepSpeedAdapter":
@@ -69,8 +71,6 @@ def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, 
 
 class DeepSpeedAdapter(ABC):
     """A model under DeepSpeed at one ZeRO stage. All ranks must call its methods alike: most are collective.
-
-    Weights are whole ones, those of the fp32 master where there is one.
 
     Attributes:
         engine, optimizer: DeepSpeed's.
@@ -116,6 +116,7 @@ class DeepSpeedAdapter(ABC):
         """Return the tensors that the torch optimizer steps: this rank's flat fp32 partitions, or the parameters."""
 
     def get_weight(self, parameter: nn.Parameter) -> Tensor:
+        """Return a whole weight, that of the fp32 master where there is one."""
         return parameter.data
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -166,8 +167,7 @@ class StageZero(DeepSpeedAdapter):
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         self._refused = accept is not None and not accept(torch.nn.utils.get_total_norm(gradients))
         if self._refused:
-            for parameter in self.module.parameters():
-                parameter.grad = None
+            self.module.zero_grad()
         self.engine.step()
         return not self._refused and self.engine.was_step_applied()
 
