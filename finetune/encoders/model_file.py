@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from pretrain.weights.files import load_encoder
 from pretrain.weights.hub import fetch
 from shards.files.atomic import write_atomic
 from shards.files.untrusted import read_json_value
+from shards.format.manifest import first_problem
 
 HEADER_KEY = "spectralforge-task"
 
@@ -139,6 +140,10 @@ def load_task_model(path: str | Path) -> TaskModel:
     require_finite(weights, str(path))
     try:
         return _rebuild(told, description, weights).eval()
+    except ValidationError as error:  # of the header
+        raise WeightsError(
+            f"{path}: its description is damaged, or names what a plugin adds: give --plugins ({first_problem(error)})"
+        ) from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         what = str(error).splitlines()[0]
         raise WeightsError(f"{path}: its description is damaged or doesn't fit its weights ({what})") from None

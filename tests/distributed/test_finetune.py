@@ -13,7 +13,8 @@ import torch
 from support.processes import REPOSITORY, run_ranks
 
 from finetune.encoders.model_file import load_task_model
-from finetune.evaluation.results import Result, RunResults, read_part, read_results
+from finetune.evaluation.head_files import load_head
+from finetune.evaluation.results import Result, RunResults, read_results
 from finetune.tasks import dump_task, get_task, task_names
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.initialize import initialize
@@ -90,7 +91,7 @@ DICE = ("protocol=[frozen,full]", "full.micro_batch=4", "loss={name: dice, class
 """A loss whose parts must add up over ranks and micro batches."""
 
 
-START = ("frozen.heads=[linear]", "full.head=linear", "full.lrs=[1e-12]", "frozen.lrs=[1e-2]", "frozen.epochs=4")
+START = ("protocol=[full]", "frozen.heads=[linear]", "full.head=linear", "full.lrs=[1e-12]", "frozen.lrs=[1e-2]")
 """A full fine-tuning that stays where it starts."""
 
 
@@ -125,8 +126,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
                 lab.job(
                     config, "diverged", "protocol=full", "full.lrs=[1e30]", "full.epochs=8", "full.evaluate_every=8"
                 ),
-                lab.job(config, "start", *START, "protocol=[full,frozen]"),
-                lab.job(config, "start", *START, "protocol=[full]", "full.start=random"),
+                lab.job(config, "start", *START),
+                lab.job(config, "drawn", *START, "full.start=random"),
                 lab.job("desis_cdl.yaml", "bad-bands", "data.bands=same"),
                 lab.job("desis_cdl.yaml", "resampled", "data.bands=resample", "protocol=[knn]"),
             ],
@@ -226,14 +227,16 @@ def test_the_published_recipe_lets_batch_norms_adapt_and_nothing_else(lab: Lab) 
     assert all(name.rsplit(".", 1)[-1] in moved for name in changed)
 
 
-def test_full_fine_tuning_begins_from_the_head_of_the_frozen_protocol_or_from_none(lab: Lab) -> None:
-    """The head is trained first, though the frozen protocol's results come later, which find it again."""
-    found = [one for path in (lab.folder / "start" / "parts").glob("pretrained-*.npz") for one in read_part(path) or []]
-    losses = {one.provenance.get("start", "frozen"): one.test["loss"] for one in found}
-    assert len(found) == len(losses) == 3
-    assert losses["probe"] == pytest.approx(losses["frozen"], rel=1e-4)
-    assert losses["random"] != pytest.approx(losses["frozen"], rel=1e-2)
-    assert len(list((lab.folder / "start" / "parts").glob("*.heads.safetensors"))) == 1
+def test_full_fine_tuning_begins_from_the_head_of_the_frozen_protocol_or_from_a_drawn_one(lab: Lab) -> None:
+    """The head is trained first, though the frozen protocol isn't asked for."""
+    (path,) = (lab.folder / "start" / "parts").glob("pretrained-frozen-*.heads.safetensors")
+    frozen = load_head(path, "linear", 0)
+    start, drawn = (load_task_model(lab.folder / name / "model.safetensors").head for name in ("start", "drawn"))
+    assert frozen is not None and start is not None and drawn is not None
+    for name, weight in start.state_dict().items():
+        torch.testing.assert_close(weight, frozen[name], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(drawn.state_dict()["linear.weight"], frozen["linear.weight"], atol=1e-3)
+    assert not list((lab.folder / "drawn" / "parts").glob("*frozen*"))
 
 
 def test_only_what_a_protocol_names_learns(lab: Lab) -> None:

@@ -20,7 +20,7 @@ from finetune.evaluation.parts import Part
 from finetune.evaluation.selection import is_better
 from finetune.heads.build import build_head
 from finetune.metrics.scores import Scores
-from finetune.protocols.runner import _result
+from finetune.protocols.runner import SeedOutcome, _result
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.checkpointing.checkpoint import NonFiniteState, TensorFiles, _check_finite
@@ -144,7 +144,7 @@ def test_a_result_whose_test_scores_are_not_finite_is_an_error() -> None:
     good = Scores({"mIoU": 0.5, "loss": 1.0})
     found = Evaluation(Scores({"mIoU": 0.5, "loss": math.nan}), np.zeros(1), np.zeros(1))
     with pytest.raises(Diverged, match=r"pretrained, knn, head knn, seed 0, fraction 1: test scores .*\(loss nan\)"):
-        _result(("pretrained", "knn", "knn", 0, 1.0), None, None, good, found, [], Part("", {}, Path()))
+        _result(SeedOutcome("knn", 0, good, found), "pretrained", "knn", 1.0, Part("", {}, Path()))
 
 
 class Array:
