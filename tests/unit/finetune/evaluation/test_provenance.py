@@ -239,6 +239,7 @@ NOT_COMPUTING = {
     "finetune.evaluation.parts": "keys",
     "finetune.evaluation.recipe": "values are hashed",
     "finetune.evaluation.results": "files",
+    "shards.format.manifest": "words an error",
     "pretrain.checkpointing.checkpoint": "files",
     "pretrain.config": "values are hashed",
     "pretrain.config.data": "values are hashed",
