@@ -11,7 +11,7 @@ from pretrain.config import PretrainConfig
 from pretrain.models.registry import outline_encoder
 from shards.errors import ConfigError, ShardError
 from shards.format.manifest import Manifest
-from shards.order.plan import SamplePlan, held_out_hash, hold_out
+from shards.order.plan import SamplePlan, held_out_hash, train_val_split
 from shards.order.view import view_hash, view_rows
 from shards.read.quarantine import NoneLeft, Quarantine
 from shards.read.reader import ShardReader
@@ -77,7 +77,7 @@ def plan_samples(config: PretrainConfig, reader: ShardReader) -> tuple[SamplePla
     data, seed = config.data, config.run.seed
     rows = view_rows(data.view, reader.table)
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))
-    train, held_out = hold_out(reader.table, data.holdout, seed, rows)
+    train, held_out = train_val_split(reader.table, data.holdout, seed, rows)
     return SamplePlan(reader.table, train, dataset, seed, data.order), held_out
 
 

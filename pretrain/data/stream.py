@@ -121,7 +121,7 @@ class TileStream:
                     return
                 tiles, rows = self._tiles(samples)
                 self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
-                places = self.reader.table["place"][tiles[rows[:, 0]]].astype(np.int64)
+                places = self.reader.table["location_id"][tiles[rows[:, 0]]].astype(np.int64)
                 ready.put(_Filled(self._to_device(buffer[: len(tiles)]), samples, rows, places, buffer))
             ready.put(None)
         except BaseException as error:

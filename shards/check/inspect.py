@@ -42,7 +42,7 @@ def summary(reader: ShardReader) -> str:
     manifest, table = reader.manifest, reader.table
     raw = len(table) * 2 * int(np.prod(manifest.tile_shape))
     stored = sum(entry.size for entry in manifest.shards)
-    visits = np.bincount(table["place"])
+    visits = np.bincount(table["location_id"])
     sizes = [entry.size / 1e6 for entry in manifest.shards]
     lines = {
         "dataset": f"{reader.location} (format {manifest.format}, content {manifest.content_hash[:16]})",

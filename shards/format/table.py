@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.lib.recfunctions import rename_fields
 
 from shards.errors import ShardError
 
@@ -29,6 +30,8 @@ NUMBERS = {
     **dict.fromkeys(QUALITY, "f4"),
 }
 COLUMNS = (*TEXT, *NUMBERS)
+STORED_NAMES = {"place": "location_id"}
+"""Columns that have another name in the file, whose bytes stay those of earlier versions."""
 
 
 def join(shards: Sequence[dict[str, list[Any]]], numbers: Sequence[int]) -> np.ndarray:
@@ -39,7 +42,7 @@ def join(shards: Sequence[dict[str, list[Any]]], numbers: Sequence[int]) -> np.n
         numbers: each shard's position in the manifest.
 
     Returns:
-        The columns, and ``shard`` (u4) and ``place`` (u4: a number for each location, in order of
+        The columns, and ``shard`` (u4) and ``location_id`` (u4: a number for each location, in order of
         appearance). Text columns are bytes as wide as their longest entry.
 
     Raises:
@@ -52,7 +55,7 @@ def join(shards: Sequence[dict[str, list[Any]]], numbers: Sequence[int]) -> np.n
         except (ValueError, OverflowError, TypeError) as error:
             raise ShardError(f"column '{name}' of the indexes: {error}; index or pack the shards again") from None
     columns["shard"] = np.repeat(np.asarray(numbers, dtype="u4"), [len(shard["key"]) for shard in shards])
-    columns["place"] = _places(columns["location"])
+    columns["location_id"] = _location_ids(columns["location"])
     table = np.empty(len(columns["key"]), dtype=[(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():
         table[name] = column
@@ -68,7 +71,7 @@ def _column(name: str, values: list[Any]) -> np.ndarray:
     return np.asarray(values, dtype=NUMBERS[name])  # None becomes NaN
 
 
-def _places(locations: np.ndarray) -> np.ndarray:
+def _location_ids(locations: np.ndarray) -> np.ndarray:
     """u4: a number for each location, 0 for the first one that appears."""
     if not len(locations):
         return np.zeros(0, dtype="u4")
@@ -81,6 +84,7 @@ def _places(locations: np.ndarray) -> np.ndarray:
 def to_bytes(table: np.ndarray) -> bytes:
     """The ``.npy`` file of a table; no pickle, the same bytes for the same rows."""
     buffer = io.BytesIO()
+    table = rename_fields(table, {new: old for old, new in STORED_NAMES.items()})
     np.lib.format.write_array(buffer, table, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
@@ -94,7 +98,8 @@ def from_bytes(data: bytes, name: str) -> np.ndarray:
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         if len(shape) != 1 or not 0 <= shape[0] * dtype.itemsize <= len(data) or not _are_columns(dtype):
             raise ValueError("other columns or rows")
-        return np.frombuffer(data, dtype=dtype, count=shape[0], offset=file.tell())
+        stored = np.frombuffer(data, dtype=dtype, count=shape[0], offset=file.tell())
+        return rename_fields(stored, STORED_NAMES)
     except Exception as error:  # numpy parses the header as Python: damage ends in errors of any kind
         raise ShardError(
             f"{name}: not a tile table ({type(error).__name__}); run `python -m shards merge` on its folder"

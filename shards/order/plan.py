@@ -17,7 +17,7 @@ from shards.order.random_bits import fold_in, hash_names, permute, uniform
 from shards.order.selection import OrderConfig
 
 
-def hold_out(
+def train_val_split(
     table: np.ndarray, share: float, seed: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split tile rows into (training, held out) by location, so that no place is in both.
@@ -41,7 +41,7 @@ def hold_out(
     rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
     if share == 0:
         return rows, rows[:0]
-    places, first = np.unique(table["place"][rows], return_index=True)
+    places, first = np.unique(table["location_id"][rows], return_index=True)
     draws = hash_names(fold_in(seed, "hold out"), table["location"][rows][first])
     chosen = draws < np.uint64(min(int(share * 2**64), 2**64 - 1))
     if not chosen.any() and len(places):
@@ -51,7 +51,7 @@ def hold_out(
             f"key 'data.holdout': {len(places)} locations are too few to hold out {share:g} of them and to train on "
             "others: lower it, or set 0 to hold out none"
         )
-    held = np.isin(table["place"][rows], places[chosen])
+    held = np.isin(table["location_id"][rows], places[chosen])
     return rows[~held], rows[held]
 
 
@@ -80,7 +80,7 @@ class Units:
         """Units of tile rows, one a tile or one a location."""
         if sampling == "tile":
             return cls(rows, np.arange(len(rows) + 1), table["shard"][rows])
-        places = table["place"][rows]
+        places = table["location_id"][rows]
         order = np.lexsort((rows, places))  # a location that grew by --append has rows in several shards
         first = np.flatnonzero(np.diff(places[order], prepend=-1))
         grouped = rows[order]

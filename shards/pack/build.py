@@ -13,11 +13,11 @@ from pathlib import Path
 from shards.errors import ShardError, TileError
 from shards.files.atomic import sweep
 from shards.format.manifest import Rejected, ShardIndex, read_json
-from shards.pack.intermediate import SpoolReader, remove_spool, spool_bundles
+from shards.pack.intermediate import IntermediateReader, remove_intermediate_shards, write_intermediate_shards
 from shards.pack.listing import ListedTile, read_list
 from shards.pack.merge import PackResult, merge_shards, missing_shards, shard_name
 from shards.pack.record import PackRecord
-from shards.pack.scan import PackConfig, begin, cut_generation, list_spooled
+from shards.pack.scan import PackConfig, begin, cut_generation, list_intermediate_tiles
 from shards.pack.writer import Sample, encode_sample, index_path, write_shard
 from shards.sensors.sensor import Sensor, get_sensor
 from shards.sources.bundles import Bundle
@@ -80,8 +80,8 @@ def pack_part(
     if not record.generations[-1].list_name:
         options = record.options
         bundles = find_bundles(source, sensor, record.tile_size, config.limits, options.cut, config.pattern)
-        spool_bundles(part.take(_unchanged(bundles, record, source)), dest, record, workers)
-        record = list_spooled(dest, must=part.of == 1)
+        write_intermediate_shards(part.take(_unchanged(bundles, record, source)), dest, record, workers)
+        record = list_intermediate_tiles(dest, must=part.of == 1)
     if not record.generations[-1].list_name:
         return 0  # other parts still read their bundles; `merge` goes on from here
     return _write_missing(dest, record, part, workers, source, labels)
@@ -93,13 +93,13 @@ def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | No
     Raises:
         ShardError: a part is not finished; the line names what is missing.
     """
-    record = list_spooled(dest, must=True)
+    record = list_intermediate_tiles(dest, must=True)
     missing = missing_shards(dest, record)
     if missing and not record.generations[-1].bundles:
         raise ShardError(f"{dest}: {len(missing)} shards are not written yet, e.g. {missing[0]}: run their parts again")
     written = _write_missing(dest, record, Part(), workers, None, None) if missing else 0
     result = merge_shards(dest, max_bad, written, source)
-    filtered = remove_spool(dest, len(record.generations))
+    filtered = remove_intermediate_shards(dest, len(record.generations))
     return replace(result, filtered=filtered)
 
 
@@ -137,7 +137,7 @@ def _write_one(
     """One job: the shard ``tar`` from its tiles, wherever they lie."""
     sensor = record.sensor
     if record.generations[generation].bundles:
-        samples: Iterator[Sample | Rejected] = SpoolReader(tar.parent, generation).samples(tiles)
+        samples: Iterator[Sample | Rejected] = IntermediateReader(tar.parent, generation).samples(tiles)
     else:
         assert source is not None  # `merge` refuses to write these
         samples = _read_samples(source, labels, tiles, sensor, record)

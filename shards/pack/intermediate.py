@@ -1,9 +1,9 @@
-"""Bundles (archives, products) become shards in two steps, without unpacking anything to disk.
+"""Intermediate shards: how bundles (archives, products) become shards without being unpacked to disk.
 
-A bundle yields its tiles in the order of its bytes, a shard wants them in the order of the permuted
-list. So each bundle is read once as a stream, and its tiles are encoded into *pieces*: shards in order
-of arrival, in a folder of their own, closed every few hundred tiles. When all bundles are read the list
-is known, and the shards are assembled by copying encoded bytes. A killed run keeps its finished pieces.
+A bundle yields its tiles in the order of its bytes, and a shard needs them in the order of the permuted list. So each
+bundle is read once as a stream, and its tiles are encoded into intermediate shards: in order of arrival, in a folder of
+their own, closed every few hundred tiles. When all bundles are read the list is known, and the shards are assembled by
+copying encoded bytes. A killed run keeps its finished intermediate shards.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from shards.sources.bundles import Bundle
 from shards.sources.tile_names import SourceTile
 from shards.workers import counters, run_jobs
 
-PIECE_TILES = 256
+TILES_A_SHARD = 256
 
 
 class _DoneMark(StrictModel):
@@ -44,25 +44,25 @@ class _DoneMark(StrictModel):
     filtered: dict[str, int]
 
 
-def spool_folder(dest: Path, generation: int) -> Path:
-    """Where the pieces of a generation wait; it can be removed when the manifest is there."""
+def intermediate_folder(dest: Path, generation: int) -> Path:
+    """Return where the intermediate shards of a generation wait; it can be removed when the manifest is there."""
     return dest / f"spool-{generation:03d}"
 
 
-def spool_bundles(bundles: Sequence[Bundle], dest: Path, record: PackRecord, workers: int) -> None:
-    """Encode all tiles of the bundles into pieces; bundles that were finished earlier are skipped."""
-    folder = spool_folder(dest, len(record.generations) - 1)
+def write_intermediate_shards(bundles: Sequence[Bundle], dest: Path, record: PackRecord, workers: int) -> None:
+    """Encode all tiles of the bundles into intermediate shards; bundles that were finished earlier are skipped."""
+    folder = intermediate_folder(dest, len(record.generations) - 1)
     folder.mkdir(exist_ok=True)
     jobs = [(bundle, folder, record) for bundle in bundles if not _done_mark(folder, bundle.name).exists()]
-    for _ in run_jobs(_spool_one, jobs, workers, None, 0, "read"):
+    for _ in run_jobs(_read_bundle, jobs, workers, None, 0, "read"):
         pass
 
 
-def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
+def _read_bundle(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     stem = _stem(bundle.name)
     sweep(folder, f"{stem}*")
-    pieces = sorted(folder.glob(f"{stem}-*.index.json"))
-    known = {key for piece in pieces for key in read_json(piece, ShardIndex).tiles.key}
+    indexes = sorted(folder.glob(f"{stem}-*.index.json"))
+    known = {key for index in indexes for key in read_json(index, ShardIndex).tiles.key}
     sensor, codec = record.sensor, record.codec
     rejected: dict[str, list[str]] = {}
 
@@ -77,15 +77,15 @@ def _spool_one(bundle: Bundle, folder: Path, record: PackRecord) -> None:
             yield sample
 
     samples = encoded()
-    for number, first in enumerate(samples, start=len(pieces)):  # a piece begins with the first tile that it holds
-        piece = itertools.chain([first], itertools.islice(samples, PIECE_TILES - 1))
-        _write_piece(folder / f"{stem}-{number:05d}.tar", piece, sensor.num_bands)
+    for number, first in enumerate(samples, start=len(indexes)):  # a shard begins with the first tile that it holds
+        chunk = itertools.chain([first], itertools.islice(samples, TILES_A_SHARD - 1))
+        _write_shard(folder / f"{stem}-{number:05d}.tar", chunk, sensor.num_bands)
     mark = {"bundle": bundle.name, "rejected": [*rejected.values()], "filtered": bundle.filtered}
     write_atomic(_done_mark(folder, bundle.name), json.dumps(mark) + "\n")
 
 
-def _write_piece(tar: Path, samples: Iterable[Sample], bands: int) -> None:
-    """A piece, and its tiles' sums beside it: written before the index, which says that all is there."""
+def _write_shard(tar: Path, samples: Iterable[Sample], bands: int) -> None:
+    """Write an intermediate shard, and its tiles' sums before its index, which says that all is there."""
     sums: list[list[list[int]]] = []
 
     def with_sums() -> Iterator[Sample]:
@@ -106,7 +106,7 @@ def _sums_path(tar: Path) -> Path:
 
 
 def _stem(name: str) -> str:
-    """File name for a bundle's pieces: short, and another one for every bundle."""
+    """Return how file names of a bundle's intermediate shards begin: short, and different for every bundle."""
     return "bundle-" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -114,9 +114,9 @@ def _done_mark(folder: Path, name: str) -> Path:
     return folder / f"{_stem(name)}.done.json"
 
 
-def spooled_tiles(dest: Path, record: PackRecord, must: bool) -> list[ListedTile] | None:
-    """The list that the spooled bundles make, sorted; None (or with ``must`` an error) while some are missing."""
-    folder = spool_folder(dest, len(record.generations) - 1)
+def intermediate_tiles(dest: Path, record: PackRecord, must: bool) -> list[ListedTile] | None:
+    """Return the sorted list of the tiles of all bundles; None (or with ``must`` an error) while some are not read."""
+    folder = intermediate_folder(dest, len(record.generations) - 1)
     tiles: dict[str, ListedTile] = {}
     for name, _ in record.generations[-1].bundles:
         mark = _done_mark(folder, name)
@@ -137,13 +137,13 @@ def spooled_tiles(dest: Path, record: PackRecord, must: bool) -> list[ListedTile
 def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
     """The tiles of a bundle; of those with one key the last one counts."""
     tiles: dict[str, ListedTile] = {}
-    for piece in sorted(folder.glob(f"{_stem(name)}-*.index.json")):
-        columns = read_json(piece, ShardIndex).tiles
-        tar = piece.name.removesuffix(".index.json")
+    for index in sorted(folder.glob(f"{_stem(name)}-*.index.json")):
+        columns = read_json(index, ShardIndex).tiles
+        tar = index.name.removesuffix(".index.json")
         rows = zip(columns.location, columns.timestamp, columns.scene, columns.date, strict=True)
         for row, (location, timestamp, scene, date) in enumerate(rows):
             source = SourceTile(location, timestamp, name, scene, date or "")
-            tiles[source.key] = ListedTile(source, spooled=f"{tar}:{row}")
+            tiles[source.key] = ListedTile(source, intermediate=f"{tar}:{row}")
     for location, timestamp, path, reason in _read_mark(mark).rejected:
         source = SourceTile(location, timestamp, path)
         tiles[source.key] = ListedTile(source, rejected=reason)
@@ -152,7 +152,7 @@ def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
 
 def filtered_tiles(dest: Path, record: PackRecord) -> dict[str, int]:
     """How many tiles of the last generation broke which limit."""
-    folder, filtered = spool_folder(dest, len(record.generations) - 1), Counter[str]()
+    folder, filtered = intermediate_folder(dest, len(record.generations) - 1), Counter[str]()
     for mark in sorted(folder.glob("*.done.json")):
         filtered.update(_read_mark(mark).filtered)
     return dict(filtered)
@@ -166,40 +166,40 @@ def _read_mark(path: Path) -> _DoneMark:
         raise ShardError(f"{path}: damaged ({what}); remove {path.parent} and pack again") from None
 
 
-def remove_spool(dest: Path, generations: int) -> dict[str, int]:
-    """Remove the pieces of a finished dataset; returns how many tiles of products broke which limit."""
+def remove_intermediate_shards(dest: Path, generations: int) -> dict[str, int]:
+    """Remove the intermediate shards of a finished dataset; returns how many tiles of products broke which limit."""
     filtered: Counter[str] = Counter()
     for number in range(generations):
-        folder = spool_folder(dest, number)
+        folder = intermediate_folder(dest, number)
         for mark in sorted(folder.glob("*.done.json")):
             filtered.update(_read_mark(mark).filtered)
         shutil.rmtree(folder, ignore_errors=True)
     return dict(filtered)
 
 
-class SpoolReader:
-    """Samples out of the pieces of a generation, as they were encoded."""
+class IntermediateReader:
+    """Samples out of the intermediate shards of a generation, as they were encoded."""
 
     def __init__(self, dest: Path, generation: int) -> None:
-        self._folder = spool_folder(dest, generation)
+        self._folder = intermediate_folder(dest, generation)
         self._indexes: dict[str, tuple[ShardIndex, np.ndarray]] = {}
 
     def samples(self, tiles: Sequence[ListedTile]) -> Iterator[Sample | Rejected]:
-        """The sample of each listed tile; raises ShardError where a piece is missing or damaged."""
+        """Yield the sample of each listed tile; raises ShardError where an intermediate shard is missing or damaged."""
         for tile in tiles:
             if tile.rejected:
                 yield Rejected(path=tile.source.path, reason=tile.rejected)
                 continue
-            piece, _, row = tile.spooled.rpartition(":")
-            sample = self._sample(piece, int(row))
+            shard, _, row = tile.intermediate.rpartition(":")
+            sample = self._sample(shard, int(row))
             counters().add(1, 0, len(sample.tile))
             yield sample
 
-    def _sample(self, piece: str, row: int) -> Sample:
-        tar = self._folder / f"{piece}.tar"
-        if piece not in self._indexes:
-            self._indexes[piece] = read_json(index_path(tar), ShardIndex), _read_sums(_sums_path(tar))
-        index, sums = self._indexes[piece]
+    def _sample(self, shard: str, row: int) -> Sample:
+        tar = self._folder / f"{shard}.tar"
+        if shard not in self._indexes:
+            self._indexes[shard] = read_json(index_path(tar), ShardIndex), _read_sums(_sums_path(tar))
+        index, sums = self._indexes[shard]
         columns = index.tiles
         encoded = _read(tar, columns.offset[row], columns.length[row])
         if checksum(encoded) != columns.checksum[row]:

@@ -24,12 +24,12 @@ class ListedTile:
     """A line of the file list: a tile, and for one that came out of a bundle where it waits.
 
     Attributes:
-        spooled: ``<piece>:<row>`` in the spool folder, or empty for a file of the source directory.
+        intermediate: ``<shard>:<row>`` of its intermediate shard; empty for a file of the source directory.
         rejected: why the tile can't be used, where that is known already.
     """
 
     source: SourceTile
-    spooled: str = ""
+    intermediate: str = ""
     rejected: str = ""
 
 
@@ -54,7 +54,7 @@ def write_list(folder: Path, number: int, tiles: Sequence[ListedTile]) -> tuple[
     name = f"sources-{number:03d}.tsv"
     lines = ["\t".join([*_SOURCE_FIELDS, "spooled", "rejected"])]
     for tile in tiles:
-        row = [*astuple(tile.source), tile.spooled, " ".join(tile.rejected.split())]
+        row = [*astuple(tile.source), tile.intermediate, " ".join(tile.rejected.split())]
         if any("\t" in text or "\n" in text or "\r" in text for text in row):
             raise SourceError(f"{tile.source.path!r}: a tab or line break in a file name; rename the file")
         lines.append("\t".join(row))
@@ -84,15 +84,15 @@ def _parse_line(line: str) -> ListedTile:
     row = line.split("\t")
     if len(row) != len(_SOURCE_FIELDS) + 2:
         raise ValueError(f"{len(row)} columns where {len(_SOURCE_FIELDS) + 2} were written")
-    source, spooled = SourceTile(*row[:-2]), row[-2]
+    source, intermediate = SourceTile(*row[:-2]), row[-2]
     inner_path(source.path)
     if source.mask:
         inner_path(source.mask)
-    if spooled:
-        piece, _, number = spooled.rpartition(":")
-        plain_name(piece)
+    if intermediate:
+        shard, _, number = intermediate.rpartition(":")
+        plain_name(shard)
         int(number)
-    return ListedTile(source, spooled, row[-1])
+    return ListedTile(source, intermediate, row[-1])
 
 
 _SOURCE_FIELDS = [field.name for field in fields(SourceTile)]

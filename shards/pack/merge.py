@@ -141,7 +141,7 @@ def join_shards(
         dtype="int16",
         codec=codec,
         tiles=len(tiles),
-        locations=int(tiles["place"].max()) + 1,
+        locations=int(tiles["location_id"].max()) + 1,
         rejected=rejected,
         mean=sums.mean().tolist(),
         std=sums.std().tolist(),

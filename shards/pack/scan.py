@@ -17,7 +17,7 @@ from shards.files.atomic import TEMPORARY, sweep
 from shards.files.lock import held
 from shards.format.codec_registry import codec_of
 from shards.format.manifest import FORMAT, MANIFEST, read_manifest
-from shards.pack.intermediate import filtered_tiles, remove_spool, spooled_tiles
+from shards.pack.intermediate import filtered_tiles, intermediate_tiles, remove_intermediate_shards
 from shards.pack.listing import ListedTile, cut_shards, read_list, write_list
 from shards.pack.record import RECORD, Generation, PackOptions, PackRecord, read_record, write_record
 from shards.sensors.sensor import Sensor, get_sensor
@@ -219,7 +219,7 @@ def _tell(line: str) -> None:
 
 
 def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generation: Generation) -> PackRecord:
-    """Save the list of a generation, new or just spooled, and what follows from it; tiles known before stay out."""
+    """Save the list of a generation without the tiles of earlier ones, and return the record with it."""
     earlier = [old for old in record.generations if old.list_name]
     known = _known(dest, record)
     tiles = [tile for tile in tiles if tile.source.key not in known]
@@ -236,19 +236,19 @@ def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generatio
     return record
 
 
-def list_spooled(dest: Path, must: bool) -> PackRecord:
-    """Make the list of the last generation from its spooled bundles, once all of them are there."""
+def list_intermediate_tiles(dest: Path, must: bool) -> PackRecord:
+    """Make the list of the last generation from its intermediate shards, once all bundles are read."""
     with held(dest / LOCK):
         record = read_record(dest)
         generation = record.generations[-1]
         if generation.list_name:
             return record
-        tiles = spooled_tiles(dest, record, must)
+        tiles = intermediate_tiles(dest, record, must)
         if tiles is None:
             return record
         if not tiles and len(record.generations) == 1:
             filtered = filtered_tiles(dest, record)
-            remove_spool(dest, 1)  # nothing was begun: the archives can be mended and packed again
+            remove_intermediate_shards(dest, 1)  # nothing was begun: the archives can be mended and packed again
             (dest / RECORD).unlink()
             names = ", ".join(name for name, _ in generation.bundles[:5])
             raise SourceError(f"{names}: {_why_none(record, filtered)}")

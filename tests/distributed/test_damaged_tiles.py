@@ -10,7 +10,7 @@ from support.faults import Training
 from support.tiles import write_archive
 
 from pretrain.checkpointing.checkpoint import read_state
-from shards.order.plan import hold_out
+from shards.order.plan import train_val_split
 from shards.pack.build import PackConfig, pack
 from shards.read.reader import ShardReader
 
@@ -51,7 +51,7 @@ def flip_a_byte(shards: Path, row: int) -> None:
 def test_a_damaged_held_out_tile_ends_no_run(setup, tmp_path):
     config, packed = setup
     shards = Path(shutil.copytree(packed, tmp_path / "shards"))
-    train, held_out = hold_out(ShardReader(shards).table, HOLDOUT, SEED)
+    train, held_out = train_val_split(ShardReader(shards).table, HOLDOUT, SEED)
     flip_a_byte(shards, int(held_out[0]))
     training = Training(tmp_path / "run", config, f"data.shards={shards}")
     begun = training.launch(1)
@@ -77,7 +77,7 @@ def test_a_damaged_held_out_tile_ends_no_run(setup, tmp_path):
 def test_above_the_budget_a_run_ends_in_one_line(setup, tmp_path):
     config, packed = setup
     shards = Path(shutil.copytree(packed, tmp_path / "shards"))
-    _, held_out = hold_out(ShardReader(shards).table, HOLDOUT, SEED)
+    _, held_out = train_val_split(ShardReader(shards).table, HOLDOUT, SEED)
     flip_a_byte(shards, int(held_out[0]))
     ended = Training(tmp_path / "run", config, f"data.shards={shards}", "data.max_bad_tiles=0").launch(1)
     assert ended.codes == [1]

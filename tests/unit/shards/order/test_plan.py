@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.tables import archive_table, make_table
 
 from shards.errors import ConfigError
-from shards.order.plan import SamplePlan, hold_out, rank_samples
+from shards.order.plan import SamplePlan, rank_samples, train_val_split
 from shards.order.random_bits import fold_in, permute, random_bits, uniform
 from shards.order.selection import OrderConfig
 
@@ -48,7 +48,7 @@ def test_the_orders_are_pinned():
     table = make_table([["a", "a", "b"], ["c", "d", "d"], ["e"]])
     found = [_plan(dataset="0" * 64, order=order, table=table).tiles(np.arange(9)).tolist() for order in ORDERS[:4]]
     assert found == ORDER
-    assert hold_out(make_table([[f"{i:07d}" for i in range(20)]]), 0.2, seed=3)[1].tolist() == HELD_OUT
+    assert train_val_split(make_table([[f"{i:07d}" for i in range(20)]]), 0.2, seed=3)[1].tolist() == HELD_OUT
 
 
 # ---- held-out locations ----
@@ -56,7 +56,7 @@ def test_the_orders_are_pinned():
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5])
 def test_no_location_is_both_trained_on_and_held_out(share):
-    train, held = hold_out(TABLE, share, seed=0)
+    train, held = train_val_split(TABLE, share, seed=0)
     assert sorted([*train, *held]) == list(range(len(TABLE)))
     places = [set(TABLE["location"][rows]) for rows in (train, held)]
     assert places[0].isdisjoint(places[1])
@@ -67,7 +67,7 @@ def test_no_location_is_both_trained_on_and_held_out(share):
 
 def test_the_held_out_locations_depend_on_their_names_and_the_seed_alone():
     def names(table, seed):
-        return set(table["location"][hold_out(table, 0.1, seed)[1]])
+        return set(table["location"][train_val_split(table, 0.1, seed)[1]])
 
     names_of = [name.decode() for name in TABLE["location"]]
     assert names(TABLE, 0) == names(make_table([names_of[::-1]]), 0)
@@ -77,7 +77,7 @@ def test_the_held_out_locations_depend_on_their_names_and_the_seed_alone():
 def test_a_wider_text_column_holds_out_the_same_locations():
     short = make_table([[f"{i:07d}" for i in range(50)]])
     mixed = make_table([[f"{i:07d}" for i in range(50)] + ["a-very-long-name-of-a-place"]])
-    held = [set(table["location"][hold_out(table, 0.1, 3)[1]]) for table in (short, mixed)]
+    held = [set(table["location"][train_val_split(table, 0.1, 3)[1]]) for table in (short, mixed)]
     assert held[0] == held[1] - {b"a-very-long-name-of-a-place"}
 
 
@@ -88,7 +88,8 @@ def test_a_location_keeps_its_side_when_the_dataset_grows(before, more, share, s
     small, large = make_table([names[:before]]), make_table([rng.sample(names, len(names))])
     try:
         (train, held), (train_later, held_later) = (
-            [set(table["location"][rows].tolist()) for rows in hold_out(table, share, seed)] for table in (small, large)
+            [set(table["location"][rows].tolist()) for rows in train_val_split(table, share, seed)]
+            for table in (small, large)
         )
     except ConfigError:
         return
@@ -98,25 +99,25 @@ def test_a_location_keeps_its_side_when_the_dataset_grows(before, more, share, s
 
 
 def test_the_share_is_held_out_over_many_seeds():
-    counts = [len(set(TABLE["location"][hold_out(TABLE, 0.1, seed)[1]])) for seed in range(100)]
+    counts = [len(set(TABLE["location"][train_val_split(TABLE, 0.1, seed)[1]])) for seed in range(100)]
     assert 14 < np.mean(counts) < 16
 
 
 def test_only_given_rows_are_split():
     rows = np.arange(10, 60)
-    train, held = hold_out(TABLE, 0.2, 0, rows)
+    train, held = train_val_split(TABLE, 0.2, 0, rows)
     assert sorted([*train, *held]) == rows.tolist()
 
 
 def test_a_share_of_zero_holds_nothing_out():
-    train, held = hold_out(TABLE, 0, seed=0)
+    train, held = train_val_split(TABLE, 0, seed=0)
     assert (len(train), len(held)) == (len(TABLE), 0)
 
 
 @pytest.mark.parametrize(("locations", "share"), [(["a", "a"], 0.01), (["a", "b"], 0.9)])
 def test_too_few_locations_to_hold_out_are_refused(locations, share):
     with pytest.raises(ConfigError, match=r"'data\.holdout'"):
-        hold_out(make_table([locations]), share, seed=0)
+        train_val_split(make_table([locations]), share, seed=0)
 
 
 # ---- epochs ----
@@ -131,7 +132,7 @@ def test_an_epoch_visits_every_unit_once(locations, seed, epoch, order):
     if order.sampling == "tile":
         assert sorted(visited) == rows.tolist()
     else:
-        assert sorted(table["place"][visited]) == sorted(set(table["place"][rows]))
+        assert sorted(table["location_id"][visited]) == sorted(set(table["location_id"][rows]))
         assert set(visited) <= set(rows)
 
 
@@ -186,7 +187,7 @@ def test_location_sampling_draws_all_timestamps_over_the_epochs():
     counts = np.zeros(len(TABLE), dtype=int)
     for epoch in range(60):
         counts[_epoch(plan, epoch)] += 1
-    sizes = np.bincount(TABLE["place"])[TABLE["place"]]
+    sizes = np.bincount(TABLE["location_id"])[TABLE["location_id"]]
     assert np.all(counts[sizes == 1] == 60)
     assert counts[sizes == 3].min() > 5
     assert abs(counts[sizes == 3].mean() - 20) < 1e-9
@@ -195,9 +196,9 @@ def test_location_sampling_draws_all_timestamps_over_the_epochs():
 def test_pairs_are_two_timestamps_of_one_location_where_there_are_two():
     plan = _plan(order=OrderConfig(sampling="location"))
     pairs = plan.pairs(np.arange(3 * len(plan)))
-    places = TABLE["place"][pairs]
+    places = TABLE["location_id"][pairs]
     np.testing.assert_array_equal(places[:, 0], places[:, 1])
-    single = np.bincount(TABLE["place"])[places[:, 0]] == 1
+    single = np.bincount(TABLE["location_id"])[places[:, 0]] == 1
     assert np.all((pairs[:, 0] == pairs[:, 1]) == single)
     np.testing.assert_array_equal(pairs[:, 0], plan.tiles(np.arange(3 * len(plan))))
 

@@ -70,7 +70,7 @@ def test_tars_of_webdataset_are_read_like_our_own(source, tmp_path, capsys, kind
     assert found.keys() == source[1].keys()
     for key, tile in source[1].items():
         np.testing.assert_array_equal(found[key], tile)
-    assert len(np.unique(reader.table["place"])) == (6 if described else 10)
+    assert len(np.unique(reader.table["location_id"])) == (6 if described else 10)
     assert _hashes(folder) == before
     straight = pack(source[0], tmp_path / "own", PackConfig()).manifest
     assert reader.manifest.sums == straight.sums

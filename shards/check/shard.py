@@ -1,0 +1,167 @@
+"""One shard checked from the bytes up: its hash, its tar members, and every chosen tile with its label."""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from shards.check.compare import Findings, Plan, compare, compare_label
+from shards.errors import ShardError
+from shards.files.names import inner_path
+from shards.files.untrusted import read_json_value, read_npy
+from shards.format.codec_registry import build_codec, is_foreign
+from shards.format.manifest import ShardEntry, ShardIndex, Sums, TileColumns, read_json
+from shards.format.statistics import BandSums
+from shards.pack.writer import checksum, index_path
+from shards.workers import counters
+
+
+def check_shard(plan: Plan, number: int) -> Findings:
+    """All checks of one shard, which can be anything by now."""
+    found, entry = Findings(), plan.manifest.shards[number]
+    tar = plan.folder / entry.name
+    if not tar.exists():
+        found.problems.append(f"{tar}: missing; copy or pack it again")
+        return found
+    with found.guard(tar):
+        found.problems += _check_file(tar, entry, whole=plan.sample == 1)
+    try:
+        index = read_index(plan.folder, entry)
+    except ShardError:
+        return found  # named already, where all indexes are read
+    described: dict[int, dict[str, Any]] = {}
+    with found.guard(tar):
+        if is_foreign(plan.manifest.codec):
+            found.problems += _check_foreign_members(tar, index.tiles)
+        else:
+            found.problems += _check_members(plan, tar, index.tiles, described)
+    with found.guard(tar), open(tar, "rb") as file:
+        _check_tiles(plan, tar, file, index, described, found)
+    if plan.sample == 1:
+        found.size = tar.stat().st_size
+    return found
+
+
+def read_index(folder: Path, entry: ShardEntry) -> ShardIndex:
+    """Return the index of a shard; raises ShardError where it is not the one that the manifest names."""
+    path = index_path(folder / entry.name)
+    index = read_json(path, ShardIndex)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != entry.index_sha256:
+        raise ShardError(f"{path}: not the index that the manifest names")
+    return index
+
+
+def _check_file(tar: Path, entry: ShardEntry, whole: bool) -> Iterator[str]:
+    size = tar.stat().st_size
+    if size != entry.size:
+        yield f"{tar}: {size} bytes where {entry.size} were written; copy or pack it again"
+    elif whole:
+        with open(tar, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                yield f"{tar}: its SHA-256 is not the manifest's: damaged; copy or pack it again"
+
+
+def _check_members(plan: Plan, tar: Path, columns: TileColumns, described: dict[int, dict[str, Any]]) -> Iterator[str]:
+    """A stock tar reader finds the members that the index tells, in order. ``described`` takes the JSONs by row."""
+    wanted: list[tuple[str, int, tuple[int, int] | None]] = []
+    for row, key in enumerate(columns.key):
+        wanted += [(f"{key}.tile", row, (columns.offset[row], columns.length[row])), (f"{key}.json", row, None)]
+        if columns.mask_length[row]:
+            wanted.append((f"{key}.mask.npy", row, (columns.mask_offset[row], columns.mask_length[row])))
+    end, count = 0, 0
+    with tarfile.open(tar, "r:") as archive:
+        for count, member in enumerate(archive, start=1):
+            where = f"{tar}: member '{member.name}' at byte {member.offset_data}"
+            name, row, place = wanted[count - 1] if count <= len(wanted) else ("end of the tar", 0, None)
+            if member.offset < end or member.name != name:
+                yield f"{where}: the index tells '{name}'"
+                return  # all that follows is shifted
+            end = member.offset_data + member.size
+            if place is None:
+                yield from _check_description(plan, where, archive.extractfile(member), columns, row, described)
+            elif place != (member.offset_data, member.size):
+                yield f"{where} of {member.size} bytes: the index tells byte {place[0]} and {place[1]} bytes"
+    if count < len(wanted):
+        yield f"{tar}: a tar reader finds {count} of {len(wanted)} members, no '{wanted[count][0]}' after byte {end}"
+
+
+_DESCRIBED = [name for name in TileColumns.model_fields if not name.endswith(("offset", "length", "checksum"))]
+
+
+def _check_description(
+    plan: Plan, where: str, file: IO[bytes] | None, columns: TileColumns, row: int, described: dict[int, dict[str, Any]]
+) -> Iterator[str]:
+    try:
+        told = dict(read_json_value(file.read() if file else b""))
+    except (ValueError, TypeError) as error:
+        yield f"{where}: not a description: {error}"
+        return
+    wanted = {name: getattr(columns, name)[row] for name in _DESCRIBED}
+    wanted |= {"shape": list(plan.shape), "dtype": "int16", "sensor": plan.manifest.sensor}
+    differs = [name for name in wanted if told.get(name, ...) != wanted[name]]
+    if differs:
+        yield f"{where}: '{differs[0]}' is not what the index says"
+    described[row] = told
+
+
+def _check_foreign_members(tar: Path, columns: TileColumns) -> Iterator[str]:
+    """A stock tar reader finds a member wherever the index says that a tile lies."""
+    with tarfile.open(tar, "r:") as archive:
+        found = {member.offset_data: member.size for member in archive}
+    for key, offset, length in zip(columns.key, columns.offset, columns.length, strict=True):
+        if found.get(offset) != length:
+            yield f"{tar}: tile '{key}' at byte {offset} is no member of {length} bytes"
+
+
+def _check_tiles(
+    plan: Plan, tar: Path, file: IO[bytes], index: ShardIndex, described: dict[int, dict[str, Any]], found: Findings
+) -> None:
+    """Checksums, decoding and statistics of the chosen tiles, and their source files where they are given."""
+    codec, columns, before = build_codec(plan.manifest.codec), index.tiles, len(found.problems)
+    sums, values = BandSums.empty(plan.shape[0]), np.empty(plan.shape, dtype=np.int16)
+    for row, key in enumerate(columns.key):
+        if not plan.chooses(key):
+            continue
+        source = _source_of(described.get(row, {}))
+        found.tiles += 1
+        found.size += columns.length[row] + columns.mask_length[row]
+        counters().add(1, values.nbytes, columns.length[row])
+        where = f"{tar}: tile '{key}' at byte {columns.offset[row]}"
+        with found.guard(where):
+            codec.decode(_read(file, columns.offset[row], columns.length[row], columns.checksum[row]), values)
+            sums.add(BandSums.of(values))
+            if plan.sources.tiles and source and "!" not in source:  # archives and products: compare_bundle
+                found.problems += compare(where, plan.sources.tiles / source, values, plan.read_source)
+                found.compared += 1
+        if columns.mask_length[row]:
+            where = f"{tar}: label tile '{key}' at byte {columns.mask_offset[row]}"
+            with found.guard(where):
+                place = columns.mask_offset[row], columns.mask_length[row], columns.mask_checksum[row]
+                mask = read_npy(_read(file, *place))
+                if mask.shape != plan.shape[1:]:
+                    found.problems.append(f"{where}: {mask.shape} where {plan.shape[1:]} was expected")
+                if plan.labels and source:
+                    found.problems += compare_label(plan, where, mask, described[row])
+    if plan.sample == 1 and len(found.problems) == before and Sums(**vars(sums)) != index.sums:
+        found.problems.append(f"{index_path(tar)}: its sums are not those of the tiles in {tar}")
+
+
+def _source_of(described: dict[str, Any]) -> str:
+    """The tile's file as its description tells it; "" where it tells none, or one outside the sources."""
+    try:
+        return inner_path(str(described["source"]))
+    except (KeyError, ValueError):
+        return ""
+
+
+def _read(file: IO[bytes], offset: int, length: int, wanted: int) -> bytes:
+    file.seek(offset)
+    data = file.read(length)
+    if len(data) != length:
+        raise ShardError(f"cut short: {length} bytes were written")
+    if checksum(data) != wanted:
+        raise ShardError("fails its checksum")
+    return data

@@ -1,0 +1,207 @@
+"""Options of pack for archives, products and scenes: limits, dry runs, and one line for those that do nothing."""
+
+import io
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from support.tiles import GRID, NODATA, spectra, write_tile
+
+from shards.__main__ import main
+from shards.pack.build import pack
+from shards.pack.scan import PackConfig
+from shards.read.reader import ShardReader
+from shards.sensors.sensor import get_sensor
+from shards.sources.geotiff import read_tile
+from tools.sample_scene import SceneOptions, make_scene
+
+ENMAP = get_sensor("enmap")
+
+SIZE = 4
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """Bytes of GeoTIFFs by a letter, each with pixels of its own."""
+    folder = tmp_path_factory.mktemp("tiles")
+    return {
+        name: write_tile(folder / f"{name}.tif", spectra(seed, SIZE), nodata=NODATA).read_bytes()
+        for seed, name in enumerate("abc")
+    }
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory):
+    return make_scene(tmp_path_factory.mktemp("product"), SceneOptions(size=150))
+
+
+def _pixels(name):
+    return spectra("abc".index(name), SIZE)
+
+
+def _tar(path, members, mode="w"):
+    """``members``: (name, bytes), or (name, type, target)."""
+    with tarfile.open(path, mode) as tar:
+        for name, *what in members:
+            info = tarfile.TarInfo(name)
+            if len(what) == 2:
+                info.type, info.linkname = what
+                tar.addfile(info)
+            else:
+                info.size = len(what[0])
+                tar.addfile(info, io.BytesIO(what[0]))
+    return path
+
+
+def _read_all(folder):
+    reader = ShardReader(folder)
+    out = np.empty((len(reader), *reader.tile_shape), np.int16)
+    reader.read(range(len(reader)), out)
+    return {reader.key(row): tile for row, tile in enumerate(out)}
+
+
+def _write_envi(path, values, driver="ENVI", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"crs": "EPSG:32633", "transform": GRID, "dtype": values.dtype, "count": len(values), "nodata": NODATA}
+    height, width = values.shape[1:]
+    with rasterio.open(path, "w", driver=driver, height=height, width=width, **(told | options)) as file:
+        file.write(values)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mosaic():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 5000, (202, 19, 14)).astype(np.int16)
+
+
+def test_where_limits_leave_nothing_the_option_is_named_and_it_works(product, tmp_path, capfd):
+    source = Path(shutil.copytree(product, tmp_path / product.name))
+    with rasterio.open(next(source.glob("*CLOUD.TIF")), "r+") as file:
+        file.write(np.ones((1, file.height, file.width), np.uint8))
+    command = ["pack", str(source), str(tmp_path / "shards"), "--size", "64", "--workers", "1"]
+    assert main(command) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "by --max-cloud 0.1" in line
+    assert main([*command, *line.rpartition("take all of them with ")[2].split()]) == 0
+
+
+@pytest.fixture
+def source(tiles, tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, data in tiles.items():
+        (folder / f"{name}.tif").write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--splits", "."], "--splits does nothing without --labels"),
+        (["--labels", "absent"], "absent: no such folder"),
+        (["--labels", ".", "--splits", "absent"], "absent: no such folder"),
+        (["--labels", ".", "--pattern", "*.tif"], "--pattern does nothing with --labels"),
+        (["--max-cloud", "0.5"], "--max-cloud is a limit on tiles cut from EnMAP L2A products"),
+        (["--max-nodata", "none", "--dry-run"], "--max-nodata is a limit"),
+        (["--part", "1/2", "--dry-run"], "--part does nothing with --dry-run"),
+        (["--part", "1/2", "--max-bad", "0.5"], "--max-bad does nothing with --part"),
+        (["--append"], "nothing to append to"),
+        (["--append", "--dry-run"], "nothing"),
+        (["--pattern", "*.jp2"], "expected files like '*.jp2'"),
+        (["--size", "x"], "--size: 'x' is not a whole number above 0"),
+        (["--size", "0"], "--size: '0' is not a whole number above 0"),
+        (["--size", "-3"], "--size: '-3' is not a whole number above 0"),
+        (["--workers", "1.5"], "--workers: '1.5' is not a whole number above 0"),
+        (["--seed", "a"], "--seed: 'a' is not a whole number"),
+        (["--part", "3/2"], "--part: '3/2' is not K/N with K from 1 to N"),
+        (["--max-cloud", "nan"], "--max-cloud: 'nan' is neither a share from 0 to 1 nor 'none'"),
+        (["--max-haze", "-1"], "--max-haze: '-1' is neither a share from 0 to 1 nor 'none'"),
+        (["--max-bad", "2"], "--max-bad: '2' is not a share from 0 to 1"),
+        (["--codec", "zip"], "unknown codec 'zip'"),
+        (["--sise", "3"], "unrecognized arguments: --sise"),
+    ],
+)
+def test_options_that_do_nothing_or_are_wrong_are_one_line(source, tmp_path, capfd, monkeypatch, options, told):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["pack", str(source), str(tmp_path / "shards"), *options])
+    except SystemExit as exit:
+        code = exit.code
+    output = capfd.readouterr()
+    assert (code, output.out) == (2, "")
+    (line,) = output.err.splitlines()
+    assert line.startswith("error: ") and told in line
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_pattern_is_for_folders(tiles, tmp_path, capfd):
+    path = _tar(tmp_path / "a.tar", [("x.tif", tiles["a"])])
+    assert main(["pack", str(path), str(tmp_path / "shards"), "--pattern", "*.tif"]) == 2
+    assert "--pattern chooses files of a folder" in capfd.readouterr().err
+
+
+def test_a_dry_run_of_labeled_tiles_tells_their_splits(source, tmp_path, capsys):
+    for path in source.glob("*.tif"):
+        write_tile(tmp_path / "labels" / path.name, np.zeros((SIZE, SIZE), np.uint8))
+    command = ["pack", str(source), str(tmp_path / "shards"), "--labels", str(tmp_path / "labels"), "--dry-run"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("3 tiles with labels (1 train, 1 val, 1 test) of 3 locations")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_dry_run_of_bundles_tells_what_would_be_read(source, tiles, tmp_path, capsys):
+    _tar(source / "x.tar", [("x.tif", tiles["a"])])
+    assert main(["pack", str(source), str(tmp_path / "shards"), "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("1 archive, 3 plain tiles (plain tiles 1, x.tar) -> tiles of 4x4 px")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_what_collides_with_a_tile_that_was_packed_before_is_added_beside_it(source, tiles, tmp_path):
+    os.rename(source / "a.tif", source / "a_1.tif")
+    pack(source, tmp_path / "shards", PackConfig())
+    (source / "a-1.tif").write_bytes(tiles["c"])
+    pack(source, tmp_path / "shards", PackConfig(), append=True)
+    found = _read_all(tmp_path / "shards")
+    assert len(found) == 4
+    np.testing.assert_array_equal(found["a-1_00000"], _pixels("a"))
+    (other,) = found.keys() - {"a-1_00000", "b_00000", "c_00000"}
+    np.testing.assert_array_equal(found[other], _pixels("c"))
+
+
+def test_a_link_that_leads_nowhere_is_set_aside(source, tmp_path):
+    (source / "d.tif").symlink_to("gone.tif")
+    result = pack(source, tmp_path / "shards", PackConfig(), max_bad=0.3)
+    assert result.manifest.tiles == 3 and [Path(bad.path).name for bad in result.rejected] == ["d.tif"]
+
+
+def test_envi_tiles_are_packed_beside_geotiffs(source, tmp_path):
+    path = _write_envi(source / "E.DAT", spectra(7, SIZE))
+    pack(source, tmp_path / "shards", PackConfig())
+    found = _read_all(tmp_path / "shards")
+    assert found.keys() == {"a_00000", "b_00000", "c_00000", "E_00000"}
+    np.testing.assert_array_equal(found["E_00000"], read_tile(path, ENMAP).values)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
+@pytest.mark.parametrize("driver", ["GTiff", "ENVI"])
+def test_a_scene_in_an_archive_is_cut_too(mosaic, tmp_path, name, driver):
+    path = _write_envi(tmp_path / "d" / ("mosaic.tif" if driver == "GTiff" else "mosaic.bsq"), mosaic, driver)
+    if name.endswith("zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for one in path.parent.iterdir():
+                file.write(one, one.name)
+    else:
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            tar.add(path.parent, ".")
+    dest = tmp_path / "shards"
+    pack(tmp_path / name, dest, PackConfig(size=6))
+    found = _read_all(dest)
+    assert len(found) == 6
+    np.testing.assert_array_equal(found["mosaic-2-1_00000"], mosaic[:, 12:18, 6:12])
+    assert main(["verify", str(dest), "--source", str(tmp_path / name), "--workers", "1"]) == 0
