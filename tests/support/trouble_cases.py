@@ -8,15 +8,27 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from support.trouble_network import (
+    BATCH,
+    SEED,
+    Network,
+    bare_steps,
+    batch,
+    close,
+    engine,
+    network,
+    plain_losses,
+    train,
+    weights,
+)
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from launch import runtime
 from pretrain import distributed
@@ -30,110 +42,18 @@ from pretrain.checkpointing.checkpoint import (
     set_aside,
     step_of,
 )
-from pretrain.config.engine import EngineConfig
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.optimizers import build_adamw
-from pretrain.engine.zero import ZeroEngine, deepspeed_config
+from pretrain.engine.zero import deepspeed_config
 from pretrain.engine.zero_state import gather_state, hash_weights
 from pretrain.models.initialize import initialize
 
-WIDTH, BATCH, SEED = 8, 8, 5
 CASES: dict[str, Callable[[Path], None]] = {}
 
 
 def case(function: Callable[[Path], None]) -> Callable[[Path], None]:
     CASES[function.__name__] = function
     return function
-
-
-class Network(nn.Module):
-    """Two layers; a vector that belongs to the parent, as class and mask tokens do; a layer that may be frozen."""
-
-    def __init__(self, frozen: bool = False, recompute: bool = False) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(WIDTH, 16), nn.Linear(16, 1)
-        self.token = nn.Parameter(torch.full((1, 16), 0.1))
-        self.fixed = nn.Linear(16, 16)
-        self.fixed.requires_grad_(not frozen)
-        self.keep_recomputing = recompute
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.keep_recomputing:
-            hidden = checkpoint(self.body, x, use_reentrant=False)
-        else:
-            hidden = self.body(x)
-        return self.second(hidden + self.token).squeeze(-1)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.fixed(torch.tanh(self.first(x.to(self.token.dtype))))
-
-
-def network(**options: bool) -> Network:
-    module = Network(**options)
-    initialize(module, "troubles", SEED)
-    with torch.no_grad():
-        module.token.fill_(0.1)
-    return module
-
-
-def engine(
-    module: nn.Module,
-    stage: int = 3,
-    precision: str = "fp32",
-    accumulation: int = 1,
-    clip: float = 0.0,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> ZeroEngine:
-    config = EngineConfig(zero_stage=stage, precision=precision, param_persistence_threshold=0)  # type: ignore[arg-type]
-    optimizer = optimizer or build_adamw(module, 1e-2, (0.9, 0.95), 0.1)
-    micro = BATCH // (distributed.world_size() * accumulation)
-    return ZeroEngine(module, optimizer, config, micro, accumulation, clip)
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    """The whole batch of a step: inputs (B, WIDTH) and targets (B,)."""
-    x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(step))
-    return x, torch.sin(x.sum(1))
-
-
-def train(zero: ZeroEngine, first: int, steps: int, factor: float = 1.0, accept=None) -> list[float]:
-    """Losses of some steps over the whole batch, shared by the ranks and cut by accumulation."""
-    losses = []
-    for step in range(first, first + steps):
-        x, y = (part.chunk(distributed.world_size())[distributed.rank()] for part in batch(step))
-        parts = zip(x.chunk(zero.accumulation), y.chunk(zero.accumulation), strict=True)
-        result = zero.step((F.mse_loss(zero(a).float(), b) * factor for a, b in parts), accept)
-        losses.append(float(distributed.all_reduce_sum(result.losses.mean()) / distributed.world_size()))
-    return losses
-
-
-def plain_losses(steps: int, clip: float = 0.0) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """What torch alone gives on the whole batch: losses, gradient norms before clipping, weights at the end."""
-    module = network()
-    optimizer = build_adamw(module, 1e-2, (0.9, 0.95), 0.1)
-    losses, norms = [], []
-    for step in range(steps):
-        x, y = batch(step)
-        loss = F.mse_loss(module(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), clip or 1e9)))
-        optimizer.step()
-        losses.append(loss.item())
-    return losses, norms, {name: value.detach().clone() for name, value in module.named_parameters()}
-
-
-def weights(zero: ZeroEngine) -> dict[str, Tensor]:
-    """All weights, on every rank."""
-    owned = gather_state(zero).weights
-    return {name: value for part in distributed.gather_objects(owned) for name, value in part.items()}
-
-
-def close(actual: list[float], expected: list[float], rel: float = 1e-5) -> None:
-    assert np.allclose(actual, expected, rtol=rel, atol=0), f"{actual} where {expected} was expected"
-
-
-# ---- the cases, named by their subject ----
 
 
 @case
@@ -263,21 +183,10 @@ def overlapped_communication_changes_no_loss(folder: Path) -> None:
             optimizer = build_adamw(module, 1e-2, (0.9, 0.95), 0.1)
             bare, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
             bare.module.train()
-            losses[overlap, stage] = [float(one) for one in _bare_steps(bare, 4)]
+            losses[overlap, stage] = [float(one) for one in bare_steps(bare, 4)]
     for stage in (2, 3):
         assert losses[True, stage] == losses[False, stage]
         assert np.isfinite(losses[True, stage]).all()
-
-
-def _bare_steps(bare: Any, steps: int) -> list[Tensor]:
-    found = []
-    for step in range(steps):
-        x, y = (part.chunk(distributed.world_size())[distributed.rank()] for part in batch(step))
-        loss = F.mse_loss(bare(x), y)
-        bare.backward(loss)
-        bare.step()
-        found.append(loss.detach())
-    return found
 
 
 @case
