@@ -1,4 +1,4 @@
-"""The typed config of what is read and in which order. No numpy here: a wrong key is answered before anything loads."""
+"""Typed configs of the tiles to read and their order; no numpy import, so that wrong keys are reported quickly."""
 
 from typing import Annotated, Literal, Self
 
