@@ -54,7 +54,7 @@ class Storage(Protocol):
 
 
 def open_storage(location: str | Path) -> Storage:
-    """Return the storage of a path, a ``file://`` URL or any URL that fsspec supports (``s3://``, ``https://`` etc.)."""
+    """Return the storage of a path, a ``file://`` URL or any URL that fsspec supports (``s3://``, ``https://``)."""
     text = str(location)
     if text.startswith("file://"):
         return LocalStorage(Path(unquote(urlsplit(text).path)))
