@@ -1,4 +1,4 @@
-"""Floor 0: tiles in, WebDataset tar shards out, and back again in an exactly resumable order."""
+"""Pack tiles into WebDataset tar shards, and read them back in an exactly resumable order."""
 
 from typing import TYPE_CHECKING, Any
 

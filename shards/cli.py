@@ -63,7 +63,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
 
 def apply_verbosity(arguments: argparse.Namespace) -> None:
-    """Set the console's verbosity to ``--quiet`` or ``--verbose``."""
+    """Set the console's verbosity from ``--quiet`` and ``--verbose``."""
     set_verbosity(getattr(arguments, "quiet", False), getattr(arguments, "verbose", False))
 
 

@@ -29,7 +29,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class ConfigError(ForgeError):
-    """A config file, key, value or command line that can't be accepted."""
+    """A config file, key, value or command line that is invalid."""
 
 
 class TileError(ForgeError):

@@ -35,7 +35,7 @@ Decorated = TypeVar("Decorated")
 
 
 class Registry(Generic[Target]):
-    """Implementations of one kind, by name.
+    """A mapping from names to implementations of one kind.
 
     Args:
         kind: singular noun for messages, such as ``"encoder"``.
@@ -114,7 +114,7 @@ class Registry(Generic[Target]):
 
     @property
     def configs(self) -> "dict[str, type[NamedConfig]]":
-        """The config class of each name."""
+        """Config class of each name."""
         return {name: self.config(name) for name in self.names()}
 
     def unknown(self, name: str) -> str:

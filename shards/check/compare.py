@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass
 class Findings:
-    """Problem lines, notes, tiles read, tiles compared with their sources, bytes read."""
+    """Results of checks: problem lines, notes, tiles read, tiles compared with their sources, bytes read."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -133,7 +133,7 @@ def _check_tiles(
         with found.guard(where):
             codec.decode(_read(file, columns.offset[row], columns.length[row], columns.checksum[row]), values)
             sums.add(BandSums.of(values))
-            if plan.sources.tiles and source and "!" not in source:  # archives and products: compare_bundle
+            if plan.sources.tiles and source and "!" not in source:  # compare_bundle handles archives and products
                 found.problems += compare(where, plan.sources.tiles / source, values, plan.read_source)
                 found.compared += 1
         if columns.mask_length[row]:

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from shards.errors import ShardError, UnreachableError
 from shards.files.patience import OPENING_S, PATIENCE_S, Patience, Trouble
 
-TIMEOUT_S = 60.0  # of one attempt
+TIMEOUT_S = 60.0  # timeout of one attempt
 MOST_WHOLE = 4 << 30  # maximum bytes of a manifest or tile table, enough for ten million tiles
 PIECE = 16 << 20  # maximum bytes of one remote request
 MOST_FILES = 1 << 16  # maximum limit of open files that a process requests

@@ -34,7 +34,7 @@ _scratch = threading.local()
 
 
 class SpectralPredictor(Codec):
-    """numcodecs codec for tiles (bands, height, width) int16.
+    """numcodecs codec for int16 tiles (bands, height, width).
 
     Args:
         pack_low: whether to compress the plane of low bytes too: 25 % smaller, 2.5 times slower to decode.
@@ -50,7 +50,7 @@ class SpectralPredictor(Codec):
 
     def encode(self, tile: np.ndarray) -> bytes:
         """Pack an int16 tile (bands, height, width); raises ValueError for other dtypes or ranks, or an empty tile."""
-        from shards.format import kernels  # compiled code: 0.3 s to import
+        from shards.format import kernels  # importing compiled code takes 0.3 s
 
         tile = _checked(tile)
         bands, height, width = tile.shape

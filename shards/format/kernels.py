@@ -1,4 +1,4 @@
-"""Native loops of the tile codec, compiled by numba at first use and cached on disk.
+"""Native loops of the tile codec, compiled by numba on first use and cached on disk.
 
 They release the GIL. The prediction is computed in IEEE float32 in a fixed order, without fast-math, so that LLVM
 neither reorders nor contracts operations: the same coefficients give the same prediction on every machine, which makes

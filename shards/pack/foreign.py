@@ -32,7 +32,7 @@ class NpyTile(Codec):
         return buffer.getvalue()
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
+        """Return the tile, in ``out`` if given, int16 (bands, height, width); raises ShardError for damaged bytes."""
         from shards.files.untrusted import read_npy
 
         try:
@@ -73,7 +73,7 @@ class GeoTiffTile(Codec):
         raise ValueError("GeoTIFF members are read only; pack tiles with one of our codecs")
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
+        """Return the tile, in ``out`` if given, int16 (bands, height, width); raises ShardError for damaged bytes."""
         from shards.sources.geotiff import read_tile_bytes
 
         content = bytes(data)

@@ -115,7 +115,7 @@ def _done_mark(folder: Path, name: str) -> Path:
 
 
 def intermediate_tiles(dest: Path, record: PackRecord, must: bool) -> list[ListedTile] | None:
-    """Return the sorted tiles of all bundles; if some are not read yet, return None, or with ``must`` raise an error."""
+    """Return the sorted tiles of all bundles; if some are not read yet, return None or (``must``) raise an error."""
     folder = intermediate_folder(dest, len(record.generations) - 1)
     tiles: dict[str, ListedTile] = {}
     for name, _ in record.generations[-1].bundles:

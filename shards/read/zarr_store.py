@@ -65,7 +65,7 @@ class SpectralPredictorCodec(ArrayBytesCodec):
 
 @dataclass(frozen=True)
 class TileCodec(ArrayBytesCodec):
-    """Tiles of foreign tars (shards/pack/foreign.py) as a Zarr v3 codec, for int16 chunks (1, bands, height, width).
+    """Codecs of foreign tars (shards/pack/foreign.py) as a Zarr v3 codec for int16 chunks (1, bands, height, width).
 
     Args:
         codec: numcodecs config of the tile codec.
