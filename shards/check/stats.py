@@ -46,7 +46,7 @@ def stats(folder: Path, part: tuple[int, int] | None, workers: int) -> int:
     """Measure a shard folder, or a part of it; print a table and write ``stats.json``, mu.npy and sigma.npy.
 
     Args:
-        part: (K, N) measures every N-th shard only and saves ``stats-part-*.npz``; None joins a complete set of parts.
+        part: (K, N) measures every N-th shard and saves ``stats-part-*.npz``; None joins the parts, or measures all.
 
     Raises:
         ShardError: if a shard or the manifest is damaged, or parts are missing or belong to other shards.
