@@ -62,7 +62,7 @@ class Collector:
 
     @property
     def sums(self) -> np.ndarray:
-        """Return everything collected so far as a flat float64 array; arrays of ranks can be added."""
+        """Everything collected so far as a flat float64 array; the arrays of ranks can be added."""
         return np.concatenate([self.loss_sums, self.statistics.ravel(), self.maps.ravel()])
 
     def finish(self, sums: np.ndarray | None = None) -> Evaluation:

@@ -132,7 +132,7 @@ class EvaluationContext:
 
     @property
     def feature_store(self) -> FeatureStore:
-        """Return the store for features of frozen encoders."""
+        """The store for features of frozen encoders."""
         config = self.config
         limits = config.frozen.quota_gb, config.data.memory_gb
         return FeatureStore(self.folder / "features", *limits, distributed.device(), self.heartbeat)

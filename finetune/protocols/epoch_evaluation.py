@@ -49,7 +49,7 @@ class EpochEvaluation(Callback):
         self.steps_per_epoch, self.validate, self.checkpoints = steps_per_epoch, validate, checkpoints
         self.best, self.best_epoch = Scores(), 0
         self.curve: list[dict[str, float]] = []
-        self._losses: list[float] = []  # of the steps since the last evaluation
+        self._losses: list[float] = []  # losses since the last evaluation
 
     def on_start(self, loop: Loop) -> None:
         self._evaluate_if_due(loop)
