@@ -101,8 +101,8 @@ class FrozenConfig(ConfigModel):
     views: Annotated[int, Field(ge=1, le=8)] = 8
     """Number of flips and rotations of a tile for which features are computed."""
     bn: Literal["frozen", "adapt"] = "frozen"
-    """``adapt`` lets the encoder's batch norms use and update batch statistics as in the published code, which excludes
-    cached features."""
+    """``adapt`` lets the encoder's batch norms use and update batch statistics as in the published code, which rules
+    out cached features."""
     quota_gb: Gigabytes = 100.0
     """Maximum size of features cached on disk, in gigabytes."""
     evaluate_every: Positive = 5

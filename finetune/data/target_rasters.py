@@ -81,7 +81,7 @@ def _read(raster: Raster, grid: Grid, align: Align | None) -> np.ndarray:
 
 
 def _values(raster: Raster, window: Window | None = None) -> np.ndarray:
-    """Read all bands as float64, NaN where there is no value."""
+    """Read all bands as float64, with NaN for missing values."""
     stored = raster.file.read(raster.bands, window=window, masked=True)
     values = stored.astype(np.float64).filled(np.nan)
     values[~(np.abs(values) < LARGEST_FLOAT)] = np.nan

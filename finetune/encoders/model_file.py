@@ -141,7 +141,7 @@ def load_task_model(path: str | Path) -> TaskModel:
     require_finite(weights, str(path))
     try:
         return _rebuild(told, description, weights).eval()
-    except ValidationError as error:  # of the header
+    except ValidationError as error:  # raised by the header
         raise WeightsError(
             f"{path}: its description is damaged, or names what a plugin adds: give --plugins ({first_problem(error)})"
         ) from None

@@ -67,7 +67,7 @@ def of_encoder(file: EncoderFile, sha256: str) -> Provenance:
 
 
 def of_rows(rows: np.ndarray) -> Provenance:
-    """Return which windows are trained on."""
+    """Return the identity of the training windows."""
     return {"training windows": array_hash(rows)}
 
 

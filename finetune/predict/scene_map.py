@@ -95,7 +95,7 @@ def _warn_of_place(scene: Raster) -> None:
 
 
 def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:
-    """Plan windows of the encoder's image size, a whole number of patches apart."""
+    """Plan windows of the encoder's image size with a step of full patches."""
     size, stride = model.description.image_size, model.encoder.stride
     step = max(1, round(size * (1 - overlap) / stride)) * stride
     if model.task is None:
