@@ -173,7 +173,7 @@ def _read_header(path: Path) -> dict[str, str]:
 
 
 def _described(descriptions: Sequence[str | None]) -> Texts:
-    """Find centers in band descriptions: ``423 nm`` anywhere; without a unit only if all bands have a number."""
+    """Find centers in band descriptions: ``423 nm`` anywhere; without a unit only if all bands have plausible ones."""
     found = [(match[1], match[2]) if (match := _WITHIN.search(text or "")) else None for text in descriptions]
     if any(found):
         return [one and " ".join(one) for one in found]

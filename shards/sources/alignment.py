@@ -1,4 +1,4 @@
-"""Checks whether a label and its image cover the same ground, pixel by pixel.
+"""Alignment of a label with its image: whether both cover the same ground, pixel by pixel.
 
 Every check uses one mapping: the corners of the label's grid in the image's pixel coordinates, whatever the names of
 the two coordinate reference systems.

@@ -114,7 +114,7 @@ class Training:
 
 
 def _wait(ranks: list[subprocess.Popen], faulty: bool) -> tuple[float, bool]:
-    """Wait for all ranks; after a failure end the others, as srun does. Return the time and whether one was killed."""
+    """Wait for all ranks, ending them after a failure as srun does; return when it began and whether any was killed."""
     since = time.monotonic()
     failed: float | None = None
     while None in [rank.poll() for rank in ranks]:

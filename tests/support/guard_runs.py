@@ -1,6 +1,6 @@
 """Training runs with faulty steps for tests/distributed/test_guard.py: `python guard_runs.py JOBS.json` on each rank.
 
-A job is a zero_runs job with one of these keys. {"poison": {"rank", "steps"}}: the losses of these steps (0, 1, ...)
+A job is a zero_runs job with these optional keys. {"poison": {"rank", "steps"}}: the losses of these steps (0, 1, ...)
 are NaN on that rank. {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte.
 {"signal_in": phase}: rank 1 receives two signals when it enters that phase after step 3 or later.
 {"spoil": {"what", "step"}}: part of the state becomes infinite after the losses of that step (1, 2, ...).

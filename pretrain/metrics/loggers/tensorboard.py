@@ -19,7 +19,7 @@ from shards.files.journal import Journal
 class TensorBoard(Logger):
     """Writes event files to ``tensorboard/`` in the run folder; each process starts a new file with its first record.
 
-    TensorBoard discards the records of earlier files from ``run.first_step`` on.
+    TensorBoard discards the records of earlier files after ``run.first_step``.
     """
 
     def __init__(self, config: LoggerConfig, run: LoggedRun) -> None:
