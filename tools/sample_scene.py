@@ -144,7 +144,10 @@ def build_parser() -> Parser:
 
 def _make(arguments: argparse.Namespace) -> None:
     options = SceneOptions(arguments.size, arguments.seed, arguments.offset, arguments.day)
-    print(make_scene(arguments.dest, options))
+    try:
+        print(make_scene(arguments.dest, options))
+    except FileExistsError as error:
+        raise ForgeError(f"{error.filename} exists: remove it, or choose another --day or folder") from None
 
 
 def _offset(text: str) -> tuple[int, int]:
