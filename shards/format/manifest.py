@@ -242,7 +242,7 @@ def parse_json(data: bytes, model: type[Model], name: str) -> Model:
         parsed = model.model_validate(content)
     except ValidationError as error:
         raise ShardError(f"{name}: damaged: {first_problem(error)}") from None
-    except UnicodeEncodeError:  # pydantic, on a key that is no valid text
+    except UnicodeEncodeError:  # raised by pydantic for a key that is not valid text
         raise ShardError(f"{name}: damaged: a key holds half of a character") from None
     if parsed.checksum != parsed.sealed().checksum:
         raise ShardError(f"{name}: damaged: its checksum does not fit; restore it, or remove it and pack again")
