@@ -1,1 +1,1 @@
-"""Floor 2: from an exported encoder to numbers; tasks, heads, protocols, metrics, report."""
+"""Floor 2: evaluation of an exported encoder; tasks, heads, protocols, metrics, report."""

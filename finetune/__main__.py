@@ -1,4 +1,4 @@
-"""`python -m finetune tasks|check|report|predict`: tasks and their data, results in one page, maps of whole scenes."""
+"""`python -m finetune tasks|check|report|predict`: tasks and their data, results on one page, maps of full scenes."""
 
 import argparse
 import sys

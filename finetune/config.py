@@ -1,4 +1,4 @@
-"""The typed config of an evaluation. No torch here: a wrong key is answered before anything heavy loads."""
+"""The typed config of an evaluation. Torch is not imported, so a wrong key is reported before anything heavy loads."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -44,33 +44,34 @@ class LabeledDataConfig(ConfigModel):
     images: PathText | None = None
     """Folder of tiles."""
     labels: PathText | None = None
-    """Folder of label tiles with the names of the images; or one file for all of them: a raster, polygons, or for
-    classification a table (.csv). Null takes the name of each image's folder for its class."""
+    """Folder of label tiles with the names of the images, or one file for all of them: a raster, polygons, or for
+    classification a table (.csv). Null uses the name of each image's folder as its class."""
     shards: PathText | None = None
     """Folder or URL of labeled shards."""
     align: Align | None = None
-    """``nearest`` brings labels of another grid to the images'; null refuses them."""
+    """``nearest`` resamples labels on another grid to the images' grid; null rejects them."""
     label_field: Name | None = None
     """Field of polygons, or column of a table, that holds the class."""
     label_layer: Name | None = None
-    """Layer of the polygons, where their file has several."""
+    """Layer of the polygons, if their file has several."""
     splits: PathText | None = None
     """Folder of train.txt, val.txt and test.txt in the published format, or of the tables of a regression; null
     splits 60/20/20 by location."""
     group: Group | None = None
-    """Draw the splits anew, in the same sizes, so that no location, or no scene, is in two of them; null keeps them.
-    A tile that names no scene goes with its location."""
+    """Redraw the splits, with the same sizes, so that no location, or no scene, is in two of them; null keeps them.
+    A tile without a scene is grouped by its location."""
     bands: Literal["same", "native", "resample"] = "same"
-    """``same`` as the encoder's, or an error; ``native``, as the tiles have them; ``resample`` to the encoder's."""
+    """``same`` requires the encoder's bands, ``native`` keeps the tiles', ``resample`` resamples to the encoder's."""
     statistics: PathText | None = None
-    """Folder with mu.npy and sigma.npy of the tiles; null takes the encoder's for the encoder's bands, else the
-    training tiles' own."""
+    """Folder with mu.npy and sigma.npy of the tiles; null uses the encoder's statistics for the encoder's bands, else
+    statistics of the training tiles."""
     pretraining: PathText | None = None
-    """Shards whose scenes are looked for among the test tiles; null takes what the encoder's file names."""
+    """Pretraining shards whose scenes are searched for among the test tiles; null uses those named in the encoder's
+    file."""
     read_threads: Threads = 4
     """Threads that read tiles, per process."""
     memory_gb: Gigabytes = 8.0
-    """Size up to which images are kept in memory, in gigabytes."""
+    """Maximum size of images kept in memory, in gigabytes."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -85,25 +86,25 @@ class LabeledDataConfig(ConfigModel):
 
 
 class FrozenConfig(ConfigModel):
-    """Heads on a frozen encoder: each is trained at each rate for each seed, on features that are computed once."""
+    """Heads on a frozen encoder: each is trained at each rate with each seed, on features that are computed once."""
 
     heads: Choices[HeadChoice] | None = None
-    """Heads to train; null for the published one of the task."""
+    """Heads to train; null for the task's published head."""
     lrs: Choices[Rate] = (3e-4, 1e-3, 3e-3)
-    """Learning rates; validation chooses."""
+    """Learning rates; the best one on validation is used."""
     weight_decay: Weight = 1e-4
     """Decoupled weight decay."""
     epochs: Positive = 100
     """Epochs of training."""
     batch: Positive = 32
-    """Tiles of one step."""
+    """Tiles per step."""
     views: Annotated[int, Field(ge=1, le=8)] = 8
-    """Flips and rotations of a tile that features are computed for."""
+    """Number of flips and rotations of a tile for which features are computed."""
     bn: Literal["frozen", "adapt"] = "frozen"
-    """``adapt`` lets the encoder's batch norms take and move statistics as the published code does, which can't use
-    kept features."""
+    """``adapt`` lets the encoder's batch norms use and update batch statistics as in the published code, which rules
+    out cached features."""
     quota_gb: Gigabytes = 100.0
-    """Size up to which features are kept on disk, in gigabytes."""
+    """Maximum size of features cached on disk, in gigabytes."""
     evaluate_every: Positive = 5
     """Epochs between two evaluations on the validation tiles."""
 
@@ -114,46 +115,46 @@ class KnnConfig(ConfigModel):
     RENAMED: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors"}
 
     neighbors: Positive = 20
-    """Nearest neighbors that vote."""
+    """Number of nearest neighbors that vote."""
     temperature: Rate = 0.07
     """Divisor of the similarities."""
     bank: Positive = 100_000
-    """Most training features that neighbors are looked for among."""
+    """Maximum number of training features that are searched for neighbors."""
 
 
 class FullConfig(ConfigModel):
-    """Encoder and head trained together: all of the encoder (protocol full), its spectral adapter (adapter), or the
+    """Encoder and head trained together: the full encoder (protocol full), its spectral adapter (adapter), or the
     adapter, patch embedding and first blocks (blocks)."""
 
     head: HeadChoice | None = None
-    """Head to train; null for the published one of the task."""
+    """Head to train; null for the task's published head."""
     start: Literal["probe", "random"] = "probe"
-    """Head to begin from: ``probe`` takes the one that the frozen protocol finds on the same encoder and tiles (LP-FT,
-    arXiv 2202.10054), ``random`` draws its weights from the seed."""
+    """Initialization of the head: ``probe`` starts from the frozen protocol's head on the same encoder and tiles
+    (LP-FT, arXiv 2202.10054), ``random`` draws its weights from the seed."""
     lrs: Choices[Rate] = (1e-4,)
-    """Learning rates; each is trained, and validation chooses."""
+    """Learning rates; each is trained, and the best one on validation is used."""
     weight_decay: Weight = 0.05
     """Decoupled weight decay."""
     epochs: Positive = 50
     """Epochs of training."""
     batch: Positive = 32
-    """Tiles of one step, over all processes."""
+    """Tiles per step, over all processes."""
     micro_batch: Positive | None = None
-    """Tiles of one forward and backward pass of a process; null for a step's batch at once."""
+    """Tiles per forward and backward pass of a process; null for the full batch of a step."""
     bn_group: Positive = 4
-    """Samples that share batch-norm statistics."""
+    """Number of samples that share batch-norm statistics."""
     warmup_epochs: NotNegative = 5
     """Epochs of linear warm-up."""
     clip: Weight = 1.0
-    """Largest norm of the gradient; 0 for none."""
+    """Maximum gradient norm; 0 disables clipping."""
     layer_decay: Fraction = 0.75
-    """Factor of the learning rate from each block to the one below."""
+    """Factor on the learning rate from each block to the one below."""
     drop_path: OpenShare = 0.1
-    """Largest probability of leaving a block out."""
+    """Maximum probability of dropping a block."""
     crop_scale: Scale | None = (0.4, 1.0)
-    """Range of a random crop's share of the tile's area; null for no crops."""
+    """Range of the random crop's area, as a fraction of the tile's area; null for no crops."""
     first_blocks: NotNegative = 2
-    """Blocks that protocol ``blocks`` trains."""
+    """Number of blocks that protocol ``blocks`` trains."""
     evaluate_every: Positive = 1
     """Epochs between two evaluations on the validation tiles."""
     save_every: Positive = 200
@@ -174,28 +175,28 @@ class FinetuneConfig(ConfigModel):
     """Everything about an evaluation; saved with it as ``config.yaml``."""
 
     plugins: Plugins = ()
-    """Modules and .py files that register encoders, heads and the like; imported before the rest is read."""
+    """Modules and .py files that register encoders, heads and other components; imported before the rest is read."""
     run: RunConfig
-    """Where the evaluation writes, and the seed of its splits."""
+    """Output folder of the evaluation, and the seed of its splits."""
     task: TaskName
     """Name of a task, or the path of its file."""
     data: LabeledDataConfig
-    """Where labeled tiles are."""
+    """Location of the labeled tiles."""
     checkpoint: PathText
     """Encoder to evaluate: its file, folder or run."""
     compare_random: Switch = True
-    """Evaluate the weights that pretraining began from as well."""
+    """Evaluate the initial weights of pretraining as well."""
     protocol: Choices[Protocol] = ("knn", "frozen", "full")
-    """What of the encoder is trained: nothing (knn), nothing but a head (frozen), its spectral adapter (adapter), its
-    first blocks (blocks), or all of it (full)."""
+    """Parts of the model to train: nothing (knn), only a head (frozen), or a head with the encoder's spectral adapter
+    (adapter), its first blocks (blocks), or the full encoder (full)."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
     fractions: Choices[Fraction] = (1.0,)
-    """Shares of the training tiles, smaller ones within larger ones."""
+    """Fractions of the training tiles; smaller ones are subsets of larger ones."""
     recipe: Literal["ours", "published"] = "ours"
-    """``published`` puts the task's published rates, epochs, batch, loss and augmentation in place of those here."""
+    """``published`` replaces rates, epochs, batch, loss and augmentation by the task's published ones."""
     select: Literal["score", "loss"] = "score"
-    """What the best epoch and rate are chosen by, on the validation tiles."""
+    """Criterion for the best epoch and rate, on the validation tiles."""
     loss: LossChoice | None = None
     """Loss that heads and models are trained with: its name, or a mapping with its name and options such as
     ``class_weights``; null for the default of the task's kind."""
@@ -206,11 +207,11 @@ class FinetuneConfig(ConfigModel):
     full: FullConfig = FullConfig()
     """Protocols ``adapter``, ``blocks`` and ``full``."""
     engine: EngineConfig = EngineConfig()
-    """How DeepSpeed divides and computes the model."""
+    """How DeepSpeed partitions and computes the model."""
     guard: GuardConfig = GuardConfig()
     """Which steps are skipped."""
     watchdog: WatchdogConfig = WatchdogConfig(evaluation=0)
-    """Limits of time."""
+    """Time limits."""
 
     @field_validator("protocol", mode="before")
     @classmethod
@@ -219,7 +220,7 @@ class FinetuneConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
-        """Check that warm-up ends; the published recipe has epochs of its own, and no warm-up."""
+        """Check that warm-up ends; the published recipe has its own epochs and no warm-up."""
         if self.recipe == "ours" and self.full.warmup_epochs > self.full.epochs:
             raise ValueError(
                 f"full.warmup_epochs {self.full.warmup_epochs} must be at most full.epochs {self.full.epochs}: lower "
@@ -229,7 +230,7 @@ class FinetuneConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _adapting_batches_fit(self) -> Self:
-        """Check batches of a frozen encoder whose batch norms adapt: the engine trains it, as in ``full``."""
+        """Check the batches of a frozen encoder whose batch norms adapt: the engine trains it, as in ``full``."""
         micro, group, batch = self.full.micro_batch or self.frozen.batch, self.full.bn_group, self.frozen.batch
         if self.recipe == "ours" and self.frozen.bn == "adapt" and (batch % micro or micro % group):
             raise ValueError(

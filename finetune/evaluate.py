@@ -6,9 +6,9 @@
       config.yaml  results.json  statistics.npz  examples.npz    see finetune/evaluation/results.py
       model.safetensors      the pretrained encoder's best model by validation, for prediction
       features/KEY.zarr      features of the frozen protocols
-      parts/NAME.npz         finished trainings: the same command goes on after them
-      work/NAME/             checkpoints of the training that is under way
-      rank0.pid run.lock status.json    as of a pretraining run; status.json counts parts
+      parts/NAME.npz         finished trainings: rerunning the command continues after them
+      work/NAME/             checkpoints of the training in progress
+      rank0.pid run.lock status.json    as in a pretraining run; status.json counts parts
 """
 
 import shutil
@@ -51,10 +51,10 @@ TRAINED = {"adapter", "blocks", "full"}
 
 
 class Evaluator:
-    """One run; every rank makes one, and `evaluate` is to be called on all.
+    """One run; every rank creates an evaluator and must call `evaluate`.
 
     Raises:
-        ConfigError, WeightsError, SourceError, TileError: what can't be evaluated, on every rank, in one line.
+        ConfigError, WeightsError, SourceError, TileError: the config can't be evaluated; on every rank, in one line.
     """
 
     def __init__(self, config: FinetuneConfig, watchdog: Watchdog) -> None:
@@ -66,7 +66,7 @@ class Evaluator:
         self.names = ("pretrained", "random") if config.compare_random else ("pretrained",)
 
     def evaluate(self) -> bool:
-        """Run what is not done yet and write the results; returns False if it was asked to stop, and has saved."""
+        """Run the missing parts and write the results; return False if a stop was requested, after saving."""
         try:
             return self._evaluate()
         except ForgeError as error:
@@ -153,10 +153,10 @@ class Evaluator:
 
 
 def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
-    """Read what a config names; local work, the same on every rank.
+    """Read the inputs that a config names; local work, the same on every rank.
 
     Raises:
-        ConfigError, WeightsError, SourceError, TileError: in one line.
+        ConfigError, WeightsError, SourceError, TileError: an input is missing or invalid; in one line.
     """
     task = get_task(config.task)
     kind = kind_of(task)
@@ -180,7 +180,7 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
 
 
 def _check_labels(name: str, split: LabeledSplit, kind: TaskKind) -> None:
-    """Warn of outputs without a label; raise ConfigError where a split has no label at all."""
+    """Warn about outputs without a label; raise ConfigError if a split has no labels."""
     if split.declared:
         log(f"WARNING: {name}: {declared_line(split.declared)}")
     there = kind.known(kind.tally(split.labels))

@@ -1,1 +1,1 @@
-"""Floor 3: entry points. argv, environment and YAML become typed configs; the work is done below."""
+"""Floor 3: entry points. they turn argv, environment and YAML into typed configs; the floors below do the work."""

@@ -1,8 +1,8 @@
-"""The task on each node of a Slurm job whose ranks another launcher starts: `agent.py torchrun|deepspeed ARGUMENTS`.
+"""The task on each node of a Slurm job with torchrun or deepspeed as its launcher: `agent.py torchrun|deepspeed ARGS`.
 
-srun's signals reach this process, and on some clusters none of its children. torchrun by itself would end with a
-traceback and exit code 1, and the deepspeed command would die and leave its ranks behind, which Slurm then kills. Here
-the ranks get the signal and the time to save, and the exit code is theirs.
+srun's signals reach this process but, on some clusters, none of its children. torchrun alone would end with a
+traceback and exit code 1, and the deepspeed command would die and leave its ranks behind for Slurm to kill. The agent
+passes the signal to the ranks, gives them time to save, and returns their exit code.
 """
 
 import os
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> int:
 def run_torchrun(arguments: list[str]) -> int:
     """Run a torchrun agent in this process.
 
-    At the first signal it passes SIGUSR1 on to the ranks and waits for them, for at most --shutdown-timeout.
-    torchrun's own handlers would stop waiting at the second signal.
+    The first signal sends SIGUSR1 to the ranks and waits for them, for at most --shutdown-timeout. torchrun's own
+    handlers would stop waiting at the second signal.
     """
-    # In a store that the agents keep, ranks that are started again would find what those before them have left.
+    # In a store owned by the agents, restarted ranks would find keys of the previous ranks.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -55,7 +55,7 @@ def run_torchrun(arguments: list[str]) -> int:
     try:
         for number in SIGNALS:
             signal.signal(number, stop)
-        options = ["--signals-to-handle=SIGHUP"]  # leaves those above alone
+        options = ["--signals-to-handle=SIGHUP"]  # keeps torchrun from handling the signals above
         endpoint = next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), None)
         if endpoint is not None:
             is_host = os.environ["SLURM_NODEID"] == "0"
@@ -74,14 +74,14 @@ def run_torchrun(arguments: list[str]) -> int:
         return 1
     finally:
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # srun's, when a task ends before the others
+            signal.signal(number, signal.SIG_IGN)  # sent by srun when a task ends before the others
         if store is not None:
-            time.sleep(2)  # the other agents take their leave of it
+            time.sleep(2)  # lets the other agents disconnect
     return 0
 
 
 def _hold_store(endpoint: str) -> object:
-    """Open the store at which the agents meet, and keep it open after the first node's agent has finished."""
+    """Open the agents' rendezvous store, and keep it open after the first node's agent has finished."""
     from torch.distributed import TCPStore
 
     host, _, port = endpoint.rpartition(":")
@@ -89,14 +89,14 @@ def _hold_store(endpoint: str) -> object:
 
 
 def run_deepspeed(arguments: list[str]) -> int:
-    """Run the deepspeed command of this node; signals skip it and its launcher, which would not survive them."""
+    """Run the deepspeed command of this node; signals bypass it and its launcher, which would not survive them."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--node_rank", os.environ["SLURM_NODEID"]]
     asked: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda number, frame: asked.append(number))
     child = subprocess.Popen([*command, *arguments], preexec_fn=_ignore_signals)
     while child.poll() is None:
-        if asked:  # again and again: a rank that has just begun doesn't hear yet
+        if asked:  # repeatedly: a rank that has just started has no handler yet
             _signal_ranks(child.pid)
         time.sleep(0.5)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
@@ -120,7 +120,7 @@ def _signal_ranks(runner: int) -> None:
 
 
 def _address_towards(endpoint: str) -> str:
-    """Return this node's address on the network to ``host:port``; names of nodes do not resolve everywhere."""
+    """Return this node's address on the network to ``host:port``; node names do not resolve everywhere."""
     host, _, port = endpoint.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))  # sends nothing
@@ -128,5 +128,5 @@ def _address_towards(endpoint: str) -> str:
 
 
 if __name__ == "__main__":
-    StopRequest()  # until the launcher is there, nothing is there to save: a signal ends this process with code 75
+    StopRequest()  # before the launcher starts there is nothing to save: a signal ends this process with code 75
     sys.exit(main(sys.argv[1:]))

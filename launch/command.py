@@ -1,6 +1,6 @@
-"""What every training command shares: argv to typed config, and errors as one line from rank 0.
+"""Code shared by all training commands: parsing argv to a typed config, and reporting errors as one line from rank 0.
 
-Nothing heavy is imported here, so a wrong key is answered at once, on every launcher.
+Nothing heavy is imported here, so a wrong key is reported at once under every launcher.
 """
 
 import argparse
@@ -25,12 +25,12 @@ logger = get_logger(__name__)
 
 
 def read_command(argv: list[str] | None, schema: type[Schema], description: str) -> Schema:
-    """Parse ``--config FILE [key.sub=value ...]``; end the process for what only prints, and for misuse."""
+    """Parse ``--config FILE [key.sub=value ...]``; end the process for options that only print, and for misuse."""
     return parse_command(command_parser(description), argv, schema)[0]
 
 
 def command_parser(description: str, prog: str | None = None) -> Parser:
-    """Return the parser of every training command, to which some add arguments."""
+    """Return the base parser of all training commands."""
     parser = Parser(prog=prog, description=description, plugins=False)
     parser.add_argument("--config", help="YAML file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
@@ -49,7 +49,7 @@ def parse_command(
     schema: type[Schema],
     assumed: Mapping[str, str] | None = None,
 ) -> tuple[Schema, argparse.Namespace]:
-    """Return the config and all arguments; end the process for what only prints, and for misuse.
+    """Return the config and all arguments; end the process for options that only print, and for misuse.
 
     Args:
         assumed: see `load_config`.
@@ -63,7 +63,7 @@ def parse_command(
     described = arguments.help_config or arguments.schema
     if arguments.config is None and not described:
         parser.error("the following arguments are required: --config")
-    try:  # also of a config that is only described: it loads its plugins
+    try:  # also for options that only print: reading the config loads its plugins
         config = load_config(arguments.config, arguments.overrides, schema, assumed) if arguments.config else None
     except ConfigError as error:
         fail(error)
@@ -75,7 +75,7 @@ def parse_command(
 
 
 def _printed(arguments: argparse.Namespace, schema: type[Schema], config: Schema | None) -> str:
-    """Return what a command prints in place of running."""
+    """Return the text that a command prints instead of running."""
     if arguments.schema:
         return json.dumps(schema.model_json_schema(), indent=2) + "\n"
     return help_page(schema) if config is None or arguments.help_config else dump_config(config)
@@ -91,10 +91,10 @@ def fail(error: ForgeError) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process after rank 0 had time to write its line and every rank had time to get here.
+    """End the process after giving rank 0 time to write its line and every rank time to arrive here.
 
-    A launcher ends all ranks by SIGTERM as soon as one has failed, so SIGTERM must give the same exit code here, not
-    the code of a stopped run, which would be started again. Slurm starts the tasks of busy nodes seconds apart.
+    A launcher terminates all ranks with SIGTERM as soon as one fails, so SIGTERM must give the same exit code here, not
+    the code of a stopped run, which would be restarted. Slurm starts the tasks of busy nodes seconds apart.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
     time.sleep(10 if "SLURM_STEP_NUM_TASKS" in os.environ else 3)

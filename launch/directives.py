@@ -1,4 +1,4 @@
-"""The #SBATCH lines of a job: where, for how long and on whose account it runs."""
+"""The #SBATCH lines of a job: partition, time limit, account and other resources."""
 
 import argparse
 import re
@@ -27,7 +27,7 @@ OURS = {
     "open-mode": "run.dir: output is appended in its folder slurm/",
     "chdir": "cd: jobs run in the folder that they are submitted from",
 }
-"""Options of sbatch that scripts set themselves, and the option here that sets each."""
+"""Options of sbatch that scripts set themselves, and the option of this command that sets each."""
 SHORT = dict(
     J="job-name", N="nodes", n="ntasks", c="cpus-per-task", C="constraint", p="partition", A="account", q="qos",
     t="time", a="array", o="output", D="chdir",
@@ -39,10 +39,10 @@ VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "mem": "MEM_PER_NODE"}
 
 
 def directives(arguments: argparse.Namespace) -> list[str]:
-    """Return the lines that every job of a submission has.
+    """Return the lines shared by all jobs of a submission.
 
     Raises:
-        ConfigError: an extra line of --sbatch is no option, or is set elsewhere.
+        ConfigError: an extra line of --sbatch is not an option, or is set elsewhere.
     """
     wanted = [(name, getattr(arguments, name)) for name in SHARED]
     lines = [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in wanted if value]
@@ -50,7 +50,7 @@ def directives(arguments: argparse.Namespace) -> list[str]:
 
 
 def overridden(script: str) -> set[str]:
-    """Return the environment variables that would override what a script says."""
+    """Return the environment variables that would override options of a script."""
     names = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
     if {"requeue", "no-requeue"} & names:
         names |= {"requeue", "no-requeue"}
@@ -58,7 +58,7 @@ def overridden(script: str) -> set[str]:
 
 
 def signal_seconds(arguments: argparse.Namespace) -> int:
-    """Return how many seconds before the limit tasks are signaled; Slurm may signal them a minute earlier."""
+    """Return the seconds between the signal to tasks and the limit; Slurm may signal up to a minute earlier."""
     limit = limit_seconds(arguments.time)
     seconds = min(600, limit // 5) if arguments.signal_seconds is None else arguments.signal_seconds
     if seconds + 60 >= limit:
@@ -70,7 +70,7 @@ def signal_seconds(arguments: argparse.Namespace) -> int:
 
 
 def limit_seconds(time: str) -> int:
-    """Return the seconds of a time limit in Slurm's formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Parse a time limit in Slurm's formats (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) to seconds."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if match is None:
         raise ConfigError(f"--time {time}: write minutes, minutes:seconds, hours:minutes:seconds or days-hours")

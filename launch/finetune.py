@@ -1,7 +1,7 @@
 """Evaluate an encoder: `deepspeed launch/finetune.py --config configs/finetune/cdl.yaml checkpoint=FILE [...]`.
 
-The same file runs under `deepspeed`, `torchrun`, `srun` and plain `python`. It goes on after what its run folder
-holds. Exit codes: 0 complete, 1 failed, 2 misuse, 75 stopped by a signal and saved, 76 diverged, 77 hung.
+The same file runs under `deepspeed`, `torchrun`, `srun` and plain `python`. It resumes from the contents of its run
+folder. Exit codes: 0 complete, 1 failed, 2 misuse, 75 stopped by a signal and saved, 76 diverged, 77 hung.
 """
 
 import sys
@@ -23,7 +23,7 @@ from pretrain.resilience.watchdog import Watchdog
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate until complete or stopped; ends the process."""
+    """Evaluate until complete or stopped, then end the process."""
     stop = globals().get("STOP") or StopRequest()
     config = read_command(argv, FinetuneConfig, str(__doc__).splitlines()[0])
     runtime.forgive_console()

@@ -1,4 +1,4 @@
-"""Jobs for Slurm: readable sbatch scripts from templates, checked before anything is queued."""
+"""Slurm jobs: readable sbatch scripts from templates, checked before anything is queued."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ trap 'echo "error: --setup $setup: ended the job with code $?${blamed:+ at: $bla
 trap - ERR EXIT
 """
 CLIENT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
-"""Variables that say which cluster Slurm's commands talk to; the others describe the job that a process runs in."""
+"""Variables that select the cluster of Slurm's commands; other variables describe the job of the current process."""
 
 
 class SlurmError(ForgeError):
@@ -46,7 +46,7 @@ class SlurmError(ForgeError):
 
 
 class SbatchTemplate(Template):
-    """A script with ``@name`` for values, so that bash keeps its dollars."""
+    """A script template with ``@name`` placeholders, so that bash's ``$`` needs no escaping."""
 
     delimiter = "@"
 
@@ -56,12 +56,12 @@ class Job:
     """A script to submit.
 
     Attributes:
-        stage: its template.
-        script: where it is written.
-        log: what its output goes to, with Slurm's %j and %a.
-        values: for the template's names.
-        template: where the stage has none of its own name.
-        elements: runs of an array; 0 for a job that is none.
+        stage: name of its template.
+        script: path of the script.
+        log: path of its output, with Slurm's %j and %a.
+        values: values of the template's placeholders.
+        template: template to use if the stage has none of its own name.
+        elements: number of runs in an array; 0 for a job that is not an array.
     """
 
     stage: str
@@ -77,13 +77,13 @@ class Job:
         shared = {"root": quote(ROOT), "here": quote(Path.cwd()), "python": quote(sys.executable)}
         log = str(self.log.parent).replace("%", "%%") + f"/{self.log.name}"  # Slurm fills in %j and %a
         own = {"script": quote(self.script), "folder": quote(self.script.parent), "log": quote(log)}
-        text = text.replace("@launch\n", self.values.get("launch", ""))  # before the names in it are filled in
-        text = text.replace("[@]", "[@@]")  # all elements of an array of bash
+        text = text.replace("@launch\n", self.values.get("launch", ""))  # before its placeholders are filled in
+        text = text.replace("[@]", "[@@]")  # bash syntax for all elements of an array
         filled = SbatchTemplate(text).substitute(shared | own | self.values)
-        return re.sub(r"\n{3,}", "\n\n", filled)  # what an option leaves out leaves no gap
+        return re.sub(r"\n{3,}", "\n\n", filled)  # omitted options leave no gap
 
     def submit(self, after: str | None) -> str:
-        """Submit the job, to start after job ``after`` has succeeded, and return its number."""
+        """Submit the job, to start after job ``after`` has succeeded, and return its job ID."""
         text = self.text()
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -98,12 +98,12 @@ class Job:
 
 
 def run_slurm(*command: str, without: Collection[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands as if outside of any job.
+    """Run a Slurm command as if outside any job.
 
-    A run that is submitted from within a job is not one of its tasks, and has none of its limits.
+    A run submitted from within a job is not one of its tasks and does not inherit its limits.
 
     Args:
-        without: environment variables that it isn't to see either.
+        without: additional environment variables to hide from the command.
 
     Raises:
         SlurmError: the command can't be run.
@@ -117,7 +117,7 @@ def run_slurm(*command: str, without: Collection[str] = ()) -> subprocess.Comple
 
 
 def one_line(message: str) -> str:
-    """Return the error message of a Slurm command in one line."""
+    """Return the error message of a Slurm command as one line."""
     lines = [re.sub(r"^\w+: (error|fatal): ", "", line.strip()) for line in message.splitlines()]
     return "; ".join(line for line in lines if line)
 
@@ -144,7 +144,7 @@ def finetune_jobs(arguments: argparse.Namespace, output: Path | None, checkpoint
 
 
 def _shared(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the values that all templates have."""
+    """Return the values shared by all templates."""
     setup = ""
     if arguments.setup:
         setup = SbatchTemplate(SETUP).substitute(setup_file=quote(Path(arguments.setup).absolute()))
@@ -155,7 +155,7 @@ def _run_job(arguments: argparse.Namespace, folder: Path, runs: list[Run], is_ar
     """Return a job that saves before its time limit and is requeued: one run, or an array of runs.
 
     Args:
-        folder: scripts and output go below it.
+        folder: parent folder of scripts and output.
     """
     check_launcher(arguments, str(ROOT), str(Path.cwd()))
     program, seconds = runs[0].program, signal_seconds(arguments)
@@ -169,7 +169,7 @@ def _run_job(arguments: argparse.Namespace, folder: Path, runs: list[Run], is_ar
     grace = min(run.config.watchdog.grace or seconds for run in runs)
     words = [quote(override) for override in arguments.overrides]
     words += ['"${sweep[@]}"'] if is_array else []
-    if grace > seconds * 9 // 10:  # a save that hangs is given up, and requeued, before Slurm ends the job for good
+    if grace > seconds * 9 // 10:  # a hanging save is aborted and requeued before Slurm ends the job for good
         grace = seconds * 9 // 10
         words.append(f"watchdog.grace={grace}")
     words += ['"run.dir=$run"', *(['"data.stage=$SLURM_TMPDIR/shards"'] if arguments.stage else [])]
@@ -210,7 +210,7 @@ def _resources(arguments: argparse.Namespace, runs: list[Run], is_array: bool) -
 def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:
     """Return jobs that run one after another: shard, merge and statistics, pretrain, export, fine-tune, report.
 
-    Each can be repeated. Fine-tuning and report are included where ``--finetune`` names configs.
+    Each job can be repeated. Fine-tuning and report are included if ``--finetune`` names configs.
     """
     (run,) = pretrain_runs(arguments)
     config, folder = run.config, run.folder

@@ -1,6 +1,6 @@
 """How a job starts its ranks: plain srun, torchrun, or the deepspeed command.
 
-With each of them, a signal to the tasks reaches the ranks, which save; status.json in the run folder says how it ended.
+With each launcher, a signal to the tasks reaches the ranks, which save; status.json in the run folder records the end.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from shards.errors import ConfigError
 
 EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
-"""Prefixes of the variables that DeepSpeed passes to `srun --export`, a list separated by commas."""
+"""Prefixes of the variables that DeepSpeed passes to `srun --export` as a comma-separated list."""
 
 SRUN = """\
 # Plain srun, one task per device: signals reach the tasks, and one that dies takes the others with it.
@@ -57,7 +57,7 @@ class Launcher:
 
     Attributes:
         command: the part of the job script that starts the ranks.
-        one_task_per_node: whether Slurm starts one task on each node, which starts the ranks, or one task per rank.
+        one_task_per_node: whether Slurm starts one task per node, which starts the ranks, or one task per rank.
     """
 
     command: str
@@ -73,7 +73,7 @@ LAUNCHERS = {
 
 
 def check_launcher(arguments: argparse.Namespace, root: str, here: str) -> None:
-    """Raise ConfigError, in one line, for what the chosen launcher cannot do."""
+    """Raise ConfigError, in one line, for options that the launcher does not support."""
     name = arguments.launcher
     if arguments.max_restarts and name != "torchrun":
         raise ConfigError(

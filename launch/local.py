@@ -1,4 +1,4 @@
-"""Runs without Slurm: one after the other on this machine, and a table of how they ended."""
+"""Runs without Slurm: sequentially on this machine, with a table of their outcomes."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def check_local(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError, in one line, for what one machine without Slurm cannot do."""
+    """Raise ConfigError, in one line, for options that need Slurm."""
     if arguments.nodes > 1:
         raise ConfigError(f"--nodes {arguments.nodes}: --local runs on this machine alone; leave --nodes out")
     if arguments.launcher not in ("srun", "torchrun"):
@@ -48,13 +48,13 @@ def commands(arguments: argparse.Namespace, runs: list[Run]) -> list[list[str]]:
 
 
 def run_all(arguments: argparse.Namespace, runs: list[Run], report: list[str] | None) -> int:
-    """Run one after the other; a failed run does not stop those after it, a signal does.
+    """Run all runs sequentially; a signal stops the remaining ones, a failed run does not.
 
     Args:
-        report: command that makes a page of all results, run if at least one run is complete.
+        report: command that writes a page of all results; executed if at least one run is complete.
 
     Returns:
-        0 where all are complete, 75 where a signal stopped them, else 1.
+        0 if all are complete, 75 if a signal stopped them, else 1.
     """
     queue = _Queue()
     codes: list[int | None] = []
@@ -73,7 +73,7 @@ def run_all(arguments: argparse.Namespace, runs: list[Run], report: list[str] | 
 
 
 class _Queue:
-    """Runs commands; a signal is passed on to the running one, and no other starts after it."""
+    """Runs commands; a signal is passed to the running command, and no further command starts."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -94,7 +94,7 @@ class _Queue:
 
 
 def table(runs: list[Run], codes: list[int | None]) -> str:
-    """Return a table with a line for each run: how it ended, its exit code, its last step and loss."""
+    """Return a table with one line per run: outcome, exit code, last step and loss."""
     rows = [("run", "ended", "code", "step", "loss")]
     for run, code in zip(runs, codes, strict=True):
         status = _last(run.folder / "status.json", "status")
@@ -110,7 +110,7 @@ def table(runs: list[Run], codes: list[int | None]) -> str:
 
 
 def _last(path: Path, key: str) -> dict:
-    """Return the last line of JSON that has a key; empty if there is none."""
+    """Return the last JSON line that has a key; empty if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -13,7 +13,7 @@ FLAGS = ("--stage", "--no-requeue", "--dry-run", "--local", "--quiet", "--verbos
 
 
 class Gpus(NamedTuple):
-    """GPUs of a node; its text is what sbatch reads."""
+    """GPUs of a node; its string form is sbatch's syntax."""
 
     kind: str
     number: int
@@ -28,7 +28,7 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     overrides: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
         is_value = before.startswith("--") and "=" not in before and before not in FLAGS
-        if before == "--sbatch":  # its value begins with dashes
+        if before == "--sbatch":  # its value starts with dashes
             words[-1] += f"={word}"
         elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*=.*", word, re.DOTALL) and not is_value:
             overrides.append(word)
@@ -52,7 +52,7 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
 
 
 def _resolve_output(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Take ``run.dir=DIR`` for ``--output DIR``: each evaluation has its own run.dir below it."""
+    """Interpret ``run.dir=DIR`` as ``--output DIR``: each evaluation has its own run.dir below it."""
     folders = [word.partition("=")[2] for word in arguments.overrides if word.startswith("run.dir=")]
     if folders and arguments.output:
         parser.error("--output and run.dir= both name the folder of the runs; leave one of them out")

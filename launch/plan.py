@@ -1,6 +1,6 @@
-"""Plan a MAE run before asking for GPUs: memory and time by part, what fits, what is fastest, whether reading keeps up.
+"""Plan an MAE run before requesting GPUs: memory and time by part, layouts that fit, the fastest one, reading speed.
 
-Everything is predicted, by formulas and by tracing the model's shapes: docs/planning.md says how, and how well.
+Everything is predicted by formulas and by tracing the model's shapes; docs/planning.md describes method and accuracy.
 """
 
 import sys
@@ -20,7 +20,7 @@ CUSTOM = ("--gpu-memory", "--gpu-tflops", "--gpu-hbm", "--gpu-nvlink", "--gpu-ni
 logger = get_logger("launch.plan")
 
 NO_SHARDS = "not-known-yet"
-"""What data.shards is where its environment variable is not set: a plan doesn't need the shards."""
+"""Value of data.shards if its environment variable is not set: a plan doesn't need the shards."""
 
 
 def build_parser() -> Parser:

@@ -1,6 +1,6 @@
-"""Checks before anything is queued or run: inputs exist, and no other run works in a run folder.
+"""Checks before anything is queued or run: inputs exist, and no other run uses a run folder.
 
-Otherwise a missing file would be found after a day in the queue.
+Without them, a missing file would be noticed only after a day in the queue.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
         data = run.config.data
         if isinstance(run.config, FinetuneConfig):
             wanted = {f"data.{key}": getattr(data, key) for key in INPUTS}
-            if arguments.command == "finetune":  # a pipeline makes its checkpoint itself
+            if arguments.command == "finetune":  # a pipeline creates its own checkpoint
                 wanted["checkpoint"] = run.config.checkpoint
-        elif (run.folder / "checkpoints").exists():  # continues from there
+        elif (run.folder / "checkpoints").exists():  # resumes from there
             wanted = {}
         else:
             wanted = {"init": run.config.init}
@@ -53,7 +53,7 @@ def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
 
 
 def check_free(runs: list[Run]) -> None:
-    """Raise ConfigError if another run works in a run's folder, on this machine or another."""
+    """Raise ConfigError if another run uses a run's folder, on this machine or another."""
     for run in runs:
         state = run_state(run.folder)
         if state.condition in ("running", "suspended"):
@@ -64,7 +64,7 @@ def check_free(runs: list[Run]) -> None:
 
 
 def check_queue(jobs: list[Job], runs: list[Run]) -> None:
-    """Raise ConfigError if a queued job works in a run's folder, or an array is too long for this Slurm."""
+    """Raise ConfigError if a queued job uses a run's folder, or an array exceeds this Slurm's limit."""
     queued = {}
     for line in run_slurm("squeue", "--me", "-h", "-o", "%A|%T|%o").stdout.splitlines():
         number, state, script = (*line.split("|", 2), "", "")[:3]
@@ -94,7 +94,7 @@ def _refuse_queued(folder: Path, found: tuple[str, str] | None) -> None:
 
 
 def _array_limit() -> int:
-    """Return the longest array that Slurm accepts; 0 if unknown."""
+    """Return the maximum array size that Slurm accepts; 0 if unknown."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", run_slurm("scontrol", "show", "config").stdout, re.MULTILINE)
     return int(match[1]) if match else 0
 

@@ -1,7 +1,7 @@
 """Pretrain an encoder: `deepspeed launch/pretrain.py --config configs/pretrain/mae/demo.yaml [key.sub=value ...]`.
 
-The same file runs under `deepspeed`, `torchrun`, `srun` and plain `python`. It continues whatever its run folder
-holds. Exit codes: 0 complete, 1 failed, 2 misuse, 75 stopped by a signal and saved, 76 diverged, 77 hung.
+The same file runs under `deepspeed`, `torchrun`, `srun` and plain `python`. It resumes from the contents of its run
+folder. Exit codes: 0 complete, 1 failed, 2 misuse, 75 stopped by a signal and saved, 76 diverged, 77 hung.
 """
 
 import sys
@@ -23,7 +23,7 @@ from pretrain.resilience.watchdog import Watchdog
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run until complete or stopped; ends the process."""
+    """Pretrain until complete or stopped, then end the process."""
     stop = globals().get("STOP") or StopRequest()
     config = read_command(argv, PretrainConfig, str(__doc__).splitlines()[0])
     runtime.forgive_console()

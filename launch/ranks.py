@@ -15,7 +15,7 @@ def adopt_slurm_ranks() -> None:
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the ranks of a task of a step; empty in a batch script or a shell of `salloc`, which are no tasks."""
+    """Return the ranks of a task of a step; empty in a batch script or `salloc` shell, which are not tasks."""
     if "SLURM_STEP_NUM_TASKS" not in environment or "SLURM_PROCID" not in environment:
         return {}
     names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -28,28 +28,28 @@ def is_main_process() -> bool:
 
 
 def set_rendezvous() -> None:
-    """Set the variables that are missing to find the other ranks, for a Slurm step or a single process."""
+    """Set missing rendezvous variables, for a Slurm step or a single process."""
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(_free_port())
     if "SLURM_STEP_NUM_TASKS" in os.environ:
-        if "MASTER_ADDR" not in os.environ:  # to ask Slurm from every rank is work for its controller
+        if "MASTER_ADDR" not in os.environ:  # asking Slurm from every rank would load its controller
             os.environ["MASTER_ADDR"] = _first_address(os.environ["SLURM_STEP_NODELIST"])
         os.environ.setdefault("MASTER_PORT", str(step_port(os.environ["SLURM_JOB_ID"], os.environ["SLURM_STEP_ID"])))
 
 
 def step_port(job: str, step: str) -> int:
-    """Return a port that all tasks of a step agree on and neighboring jobs don't share, 20000 to 31999."""
+    """Return a port in 20000 to 31999 that all tasks of a step agree on and neighboring jobs don't share."""
     return 20000 + (int(job) * 7 + int(step)) % 12000
 
 
 def _first_address(nodes: str) -> str:
-    """Return the address by which Slurm reaches the first node of a list; its name if scontrol does not work here."""
+    """Return the address at which Slurm reaches the first node of a list; its name if scontrol does not work here."""
     first = first_node(nodes)
     try:
         words = _scontrol("show", "node", first, "-o").split()
         return next(word.removeprefix("NodeAddr=") for word in words if word.startswith("NodeAddr="))
-    except (OSError, subprocess.SubprocessError, StopIteration):  # in a container, say
+    except (OSError, subprocess.SubprocessError, StopIteration):  # for example in a container
         return first
 
 
@@ -69,7 +69,7 @@ def _free_port() -> int:
 
 
 def free_job_port(job: str) -> int:
-    """Return a free port of this machine for a job: that of its number, or the next free one."""
+    """Return a free port of this machine for a job: the one derived from its number, or the next free one."""
     first = step_port(job, "0")
     for port in (*range(first, 32000), *range(20000, first)):
         with socket.socket() as probe, suppress(OSError):

@@ -1,4 +1,4 @@
-"""Set up and end a rank: threads, console, rendezvous defaults, errors in one line, and exit codes."""
+"""Setup and exit of a rank: threads, console, rendezvous defaults, one-line errors, and exit codes."""
 
 import errno
 import io
@@ -16,7 +16,7 @@ from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
 
 FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-"""Errors of a full disk, or of a file system that is gone."""
+"""Errors of a full disk or an unavailable file system."""
 
 
 class _Console(io.FileIO):
@@ -30,20 +30,20 @@ class _Console(io.FileIO):
 
 
 def forgive_console() -> None:
-    """Keep failing writes to the console, of any library, from ending this process."""
+    """Keep failed console writes, from any library, from ending this process."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before the start
             setattr(sys, name, open(os.devnull, "w"))
             continue
-        with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by something that is no file
+        with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by an object that is not a file
             console = io.BufferedWriter(_Console(stream.fileno(), "wb", closefd=False))
             options = {"errors": stream.errors, "line_buffering": True}
             setattr(sys, name, io.TextIOWrapper(console, encoding=stream.encoding, **options))
 
 
 def prepare_environment(threads: int) -> None:
-    """Set what must be set before torch loads: threads, backend of matplotlib, and the rendezvous."""
+    """Set variables that torch needs before loading: threads, matplotlib's backend, and the rendezvous."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # launchers differ: torchrun sets 1, deepspeed nothing
     os.environ.setdefault("MPLBACKEND", "Agg")
     set_rendezvous()
@@ -65,13 +65,13 @@ def prepare_torch(threads: int) -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Exit at once, with streams flushed: gloo's threads sometimes abort an ordinary interpreter exit."""
+    """Exit immediately after flushing streams: gloo's threads sometimes abort an ordinary interpreter exit."""
     import torch.distributed as dist
 
     if dist.is_initialized():
-        with suppress(RuntimeError):  # a rank that is gone by now had done its part
+        with suppress(RuntimeError):  # a rank that has exited by now was done
             dist.barrier()
-        if dist.get_backend() == "nccl":  # to destroy gloo's groups is what aborts, one time in a hundred
+        if dist.get_backend() == "nccl":  # destroying gloo's groups aborts about once in a hundred times
             dist.destroy_process_group()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a log file on a full disk
@@ -106,18 +106,18 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
             f"{error.filename or 'run.dir'}: {error.strerror}: the last checkpoint is whole; start again", 1, watchdog
         )
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch's words on a CPU
+        if "can't allocate memory" in str(error):  # torch's message on a CPU
             _abort(_out_of_memory(error), 1, watchdog)
         if not _is_lost_peer(error):
             _tell_defect(watchdog, error)
             raise
-        time.sleep(1)  # why it has ended may still be on its way to this rank's watchdog
+        time.sleep(1)  # the reason may still be on its way to this rank's watchdog
         if watchdog is not None and watchdog.ends_as_asked:
             watchdog.leave_run("interrupted", "stopped before the first step: nothing to save")
             os._exit(STOPPED)
-        told = str(error).splitlines()[0].split(". This is typically")[0]  # gloo goes on for sentences
+        told = str(error).splitlines()[0].split(". This is typically")[0]  # gloo appends several sentences
         _abort(f"lost another rank, or never met it: {told}; its output says why", 1, watchdog)
-    except BaseException as error:  # a library's sys.exit, too
+    except BaseException as error:  # includes a library's sys.exit
         _tell_defect(watchdog, error)
         raise
 
@@ -135,13 +135,13 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 
 
 def _tell_defect(watchdog: Watchdog | None, error: BaseException) -> None:
-    """Report an unexpected error, before it ends this process with a traceback."""
+    """Report an unexpected error before it ends this process with a traceback."""
     if watchdog is not None:
         watchdog.report_failure(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
 
 
 def _abort(text: str, code: int, watchdog: Watchdog | None) -> NoReturn:
-    """End this rank at once with a line that names it and the reason; the launcher ends the others."""
+    """End this rank immediately, printing one line with its number and the reason; the launcher ends the others."""
     if watchdog is not None:
         watchdog.report_failure(f"rank {os.environ['RANK']}: {text}")
     with suppress(OSError):

@@ -1,9 +1,9 @@
 """Submit to Slurm: `python launch/slurm.py pretrain --config configs/... --nodes 2 --gpus-per-node 4 --time 2:00:00`.
 
-`pretrain` submits one run, or with --sweep an array of runs; `finetune` an array of evaluations (configs x swept values
-x seeds) and the report on them; `pipeline` chains sharding, merging, pretraining, export and these by dependencies.
-Scripts are written below the run folder, from the templates in launch/templates/; --dry-run prints them. Everything is
-validated before anything is queued. --local runs a sweep or evaluations here, one after the other, without Slurm.
+`pretrain` submits one run, or with --sweep an array of runs; `finetune` submits an array of evaluations (configs x
+swept values x seeds) and their report; `pipeline` chains sharding, merging, pretraining, export and evaluations by
+dependencies. Scripts are written below the run folder, from the templates in launch/templates/; --dry-run prints them.
+Everything is validated before anything is queued. --local runs a sweep or evaluations here, one by one, without Slurm.
 """
 
 import argparse
@@ -28,7 +28,7 @@ logger = get_logger("launch.slurm")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write and submit, run, or print; end the process where that fails."""
+    """Write and submit the scripts, run them locally, or print them; end the process on failure."""
     arguments = parse(sys.argv[1:] if argv is None else argv, str(__doc__).split("\n\n")[1])
     apply_verbosity(arguments)
     if code := exit_code(lambda: _run(arguments), kept="what is queued stays"):
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run what the arguments name and return the exit code."""
+    """Execute the command that the arguments name and return the exit code."""
     if getattr(arguments, "local", False):
         return _run_locally(arguments)
     jobs, runs = _jobs(arguments), _runs(arguments)
@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(jobs: list[Job]) -> None:
-    """Submit the jobs, each to start after the one before; all of them, or none."""
+    """Submit the jobs, each to start after the previous one; either all of them or none."""
     numbers: list[str] = []
     for job in jobs:
         try:
@@ -88,7 +88,7 @@ def _run_locally(arguments: argparse.Namespace) -> int:
 
 
 def _warn(arguments: argparse.Namespace, runs: list[Run]) -> None:
-    """Warn of missing inputs: scripts may be printed on a machine that does not have them."""
+    """Warn about missing inputs: scripts may be printed on a machine that does not have them."""
     try:
         check_inputs(arguments, runs)
     except ForgeError as error:

@@ -1,4 +1,4 @@
-"""The runs of one submission: each combination of swept values, and each config and seed of evaluations."""
+"""The runs of one submission: one per combination of swept values, and per config and seed for evaluations."""
 
 import argparse
 import hashlib
@@ -15,7 +15,7 @@ from shards.config import load_config
 from shards.errors import ConfigError
 
 LONGEST_NAME = 200
-"""Longest name of a folder, in bytes; file systems allow 255."""
+"""Maximum length of a folder name in bytes; file systems allow 255."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Run:
     Attributes:
         program: script in launch/ that runs it, ``pretrain`` or ``finetune``.
         file: its config file.
-        overrides: those of this run alone; the submission's stand before them.
-        folder: its run.dir, absolute.
-        config: as resolved from all of these.
+        overrides: overrides of this run only, applied after the submission's.
+        folder: its absolute run.dir.
+        config: config resolved from all of these.
     """
 
     program: str
@@ -42,7 +42,7 @@ class Evaluations:
     """Runs of launch/finetune.py, and the folders that their report covers.
 
     Attributes:
-        folder: of the job scripts and the report.
+        folder: folder of the job scripts and the report.
         reported: folders in which the report looks for results.
     """
 
@@ -52,10 +52,10 @@ class Evaluations:
 
 
 def pretrain_runs(arguments: argparse.Namespace) -> list[Run]:
-    """Return one run, or one for each combination of the swept values, in its own folder below run.dir.
+    """Return one run, or one per combination of the swept values, each in its own folder below run.dir.
 
     Raises:
-        ConfigError: a config is wrong, or its global batch can't be divided among the processes.
+        ConfigError: a config is invalid, or its global batch is not divisible among the processes.
     """
     runs = []
     for combination in combinations(arguments.sweep):
@@ -78,9 +78,9 @@ def evaluations(
     """Return one run for each config, combination of swept values and seed.
 
     Args:
-        output: runs go to ``output/<config>/<combination>/seed-<n>``; None takes each config's run.dir for
+        output: runs go to ``output/<config>/<combination>/seed-<n>``; None uses each config's run.dir as
             ``output/<config>``.
-        checkpoint: that is evaluated, in a pipeline, whose overrides are its pretraining's; None where the config
+        checkpoint: checkpoint to evaluate in a pipeline, whose overrides belong to its pretraining; None if the config
             or an override names it.
     """
     given = arguments.overrides if checkpoint is None else []
@@ -150,7 +150,7 @@ def split_values(text: str) -> list[str]:
 
 
 def combination_name(combination: list[str]) -> str:
-    """Return a folder's name for swept values; empty without any."""
+    """Return the folder name for swept values; empty if there are none."""
     name = re.sub(r"[^\w.=+-]+", "_", ",".join(combination))
     if len(name.encode()) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
@@ -158,5 +158,5 @@ def combination_name(combination: list[str]) -> str:
 
 
 def processes_per_node(arguments: argparse.Namespace) -> int:
-    """Return the number of GPUs of a node, or --tasks-per-node."""
+    """Return the number of GPUs per node, or --tasks-per-node."""
     return arguments.gpus_per_node.number if arguments.gpus_per_node else arguments.tasks_per_node

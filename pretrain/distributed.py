@@ -17,7 +17,7 @@ _TURNS = itertools.count()
 
 
 def rank() -> int:
-    """Return this process's number; 0 without a process group."""
+    """Return this process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -27,7 +27,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this process writes files and the console."""
+    """Return whether this process is rank 0, which writes files and to the console."""
     return rank() == 0
 
 
@@ -46,7 +46,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather(values: Tensor) -> Tensor:
-    """Concatenate every rank's (n, ...) in rank order, (world size * n, ...)."""
+    """Concatenate the tensors (n, ...) of all ranks in rank order, (world size * n, ...)."""
     if world_size() == 1:
         return values
     everyone = values.new_empty(world_size() * len(values), *values.shape[1:])
@@ -78,9 +78,9 @@ def broadcast_object(value: Any) -> Any:
 
 
 def raise_on_all_ranks(work: Callable[[], Result]) -> Result:
-    """Call a local function on every rank; if it fails on one, every rank raises that rank's error.
+    """Call a local function on every rank; if it fails on one rank, raise that rank's error on every rank.
 
-    Otherwise the others would wait for the failed rank in their next collective.
+    Otherwise the other ranks would wait for the failed rank in their next collective.
     """
     result: Any = None
     error: ForgeError | None = None
@@ -99,7 +99,7 @@ def store_barrier(meanwhile: Callable[[], None]) -> None:
     """Wait for all ranks without a time limit; a collective would fail after minutes.
 
     Args:
-        meanwhile: called several times a second; what it raises ends the wait.
+        meanwhile: called several times a second; an exception that it raises ends the wait.
     """
     if world_size() == 1:
         return

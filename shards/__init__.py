@@ -1,4 +1,4 @@
-"""Floor 0: tiles in, WebDataset tar shards out, and back again in an exactly resumable order."""
+"""Pack tiles into WebDataset tar shards, and read them back in an exactly resumable order."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ _HOME = {"open_dataset": "shards.read.reader", "open_zarr": "shards.read.zarr_st
 
 
 def __getattr__(name: str) -> Any:
-    """``shards.open_zarr`` and ``shards.open_dataset``, loaded at first use: a command's --help needs neither."""
+    """Import ``shards.open_zarr`` and ``shards.open_dataset`` on first use, so that ``--help`` of a command is fast."""
     if name not in _HOME:
         raise AttributeError(f"module 'shards' has no attribute '{name}'")
     from importlib import import_module

@@ -114,12 +114,12 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
 
 
 def _workers(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0))  # what SLURM gave us, not what the node has
+    cores = len(os.sched_getaffinity(0))  # the cores that SLURM allocated, not all cores of the node
     parser.add_argument("--workers", type=positive, default=cores, help="processes (default: all cores)")
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from shards.pack import build, scan  # imported here: --help must not wait for GDAL
+    from shards.pack import build, scan  # imported here so that --help doesn't wait for GDAL
     from shards.sources.limits import SceneLimits
 
     begin = time.monotonic()
@@ -153,7 +153,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Options that would do nothing beside the others; raises ConfigError."""
+    """Raise ConfigError if an option has no effect in combination with the others."""
     if arguments.labels is None:
         if arguments.align or arguments.label_field or arguments.label_layer:
             raise ConfigError("--align, --label-field and --label-layer say how labels are read: give --labels, too")
@@ -172,7 +172,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
-    """Join what is written, and say at the end what there is."""
+    """Merge the shards into a dataset and print a summary."""
     from shards.pack import build
     from shards.sources.plain import RIM
 

@@ -1,4 +1,4 @@
-"""What every command shares: a parser whose errors are one line, option types, and exit codes."""
+"""Shared by all commands: a parser with one-line errors, option types, and exit codes."""
 
 import argparse
 import math
@@ -15,16 +15,16 @@ logger = get_logger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with ``--quiet`` and ``--verbose``, whose errors are one line without the usage before it.
+    """An argument parser with ``--quiet`` and ``--verbose`` that reports errors in one line, without the usage.
 
     Args:
-        plugins: add ``--plugins``, for commands without a config that names them.
+        plugins: add ``--plugins``, for commands without a config file that lists plugins.
     """
 
     def __init__(self, *arguments: Any, plugins: bool = True, **options: Any) -> None:
         super().__init__(*arguments, **({"allow_abbrev": False} | options))
         for flag, shown in (("quiet", "show warnings and errors only"), ("verbose", "show details, of all ranks")):
-            # SUPPRESS: a subcommand's default would replace what was given before the subcommand
+            # SUPPRESS: a subcommand's default would override an option given before the subcommand
             self.add_argument(f"--{flag}", action="store_true", default=argparse.SUPPRESS, help=shown)
         if plugins:
             self.add_argument(
@@ -45,12 +45,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, kept: str = "") -> int:
-    """Parse a command line, call the function that the parser's default ``run`` names, and return the exit code.
+    """Parse a command line, call the parser's default ``run``, and return the exit code.
 
     Args:
-        parser: with ``set_defaults(run=function)``; the function takes the arguments and returns an exit code or None.
-        argv: the command line without the program's name; None for the process's own.
-        kept: what an interrupted command leaves, for the last line, e.g. "finished shards are kept".
+        parser: has ``set_defaults(run=function)``; the function takes the arguments and returns an exit code or None.
+        argv: command line without the program's name; ``sys.argv`` if None.
+        kept: what an interrupted command leaves behind, appended to its last line, e.g. "finished shards are kept".
     """
     arguments = parser.parse_args(argv)
     apply_verbosity(arguments)
@@ -63,12 +63,12 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
 
 def apply_verbosity(arguments: argparse.Namespace) -> None:
-    """Set the console's verbosity to ``--quiet`` or ``--verbose``."""
+    """Set the console's verbosity from ``--quiet`` and ``--verbose``."""
     set_verbosity(getattr(arguments, "quiet", False), getattr(arguments, "verbose", False))
 
 
 def exit_code(command: Callable[[], int | None], kept: str = "") -> int:
-    """Call ``command`` and return its exit code; answer errors that a user can fix, and Ctrl-C, in one line.
+    """Call ``command`` and return its exit code; report errors that the user can fix, and Ctrl-C, in one line.
 
     Returns:
         The command's own code (0 for None), ``ForgeError.exit_code``, 1 for an OSError, 130 for Ctrl-C.
@@ -79,7 +79,7 @@ def exit_code(command: Callable[[], int | None], kept: str = "") -> int:
         logger.error(str(error))
         logger.debug("raised here:", exc_info=True)
         return error.exit_code
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wanted
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
         sys.stdout = open(os.devnull, "w")
         return 1
     except OSError as error:
@@ -93,7 +93,7 @@ def exit_code(command: Callable[[], int | None], kept: str = "") -> int:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number above 0."""
+    """Parse an integer above 0."""
     number = whole(text, "a whole number above 0")
     if number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
@@ -101,7 +101,7 @@ def positive(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    """Parse a whole number from 0."""
+    """Parse a non-negative integer."""
     number = whole(text, "a whole number from 0")
     if number < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
@@ -109,7 +109,7 @@ def not_negative(text: str) -> int:
 
 
 def whole(text: str, wanted: str = "a whole number") -> int:
-    """Parse a whole number."""
+    """Parse an integer."""
     try:
         return int(text)
     except ValueError:
@@ -125,7 +125,7 @@ def positive_float(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Parse a share from 0 to 1."""
+    """Parse a fraction in [0, 1]."""
     number = _number(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
@@ -133,7 +133,7 @@ def share(text: str) -> float:
 
 
 def share_above_0(text: str) -> float:
-    """Parse a share above 0, up to 1."""
+    """Parse a fraction in (0, 1]."""
     number = _number(text)
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a share above 0 and up to 1")
@@ -141,7 +141,7 @@ def share_above_0(text: str) -> float:
 
 
 def share_below_1(text: str) -> float:
-    """Parse a share from 0, below 1."""
+    """Parse a fraction in [0, 1)."""
     number = _number(text)
     if not 0 <= number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 and below 1")
@@ -149,7 +149,7 @@ def share_below_1(text: str) -> float:
 
 
 def limit(text: str) -> float | None:
-    """Parse a share from 0 to 1, or ``none`` for no limit."""
+    """Parse a fraction in [0, 1], or ``none`` for no limit."""
     number = _number(text)
     if text != "none" and not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a share from 0 to 1 nor 'none'")

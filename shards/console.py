@@ -1,7 +1,7 @@
-"""Console lines of every command: Python's ``logging`` below the name "spectralforge", with ranks.
+"""Console output of all commands: Python's ``logging`` under the name "spectralforge", aware of ranks.
 
-INFO goes to stdout as it is, warnings and errors go to stderr with their level in front. INFO comes from rank 0 alone,
-unless a command runs with ``--verbose``; a line of another rank begins with its number.
+INFO records are written to stdout unchanged; warnings and errors are written to stderr with their level as a prefix.
+Only rank 0 shows INFO records unless a command runs with ``--verbose``; lines of other ranks start with the rank.
 """
 
 import logging
@@ -20,7 +20,7 @@ def get_logger(module: str) -> logging.Logger:
 
 
 def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:
-    """Set what is shown: warnings and errors (``quiet``), INFO of rank 0 (neither), or everything (``verbose``)."""
+    """Show warnings and errors only (``quiet``), everything (``verbose``), or by default also INFO of rank 0."""
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logging.getLogger(NAME).setLevel(level)
 
@@ -31,12 +31,12 @@ def is_quiet() -> bool:
 
 
 def launched_rank() -> int:
-    """Return this process's rank from its launcher's environment, 0 where there is none."""
+    """Return the rank that the launcher set in the environment, 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 class ConsoleHandler(logging.Handler):
-    """Write records to stdout or stderr, above a progress bar where one is shown; never a reason to fail."""
+    """Write records to stdout or stderr, above any progress bar; write errors are ignored."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether this rank shows the record."""
@@ -44,7 +44,7 @@ class ConsoleHandler(logging.Handler):
         return launched_rank() == 0 or record.levelno >= logging.WARNING or everything
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, with a level above INFO and a rank above 0 in front."""
+        """Return the line, prefixed with levels above INFO and ranks above 0."""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         rank = f"rank {launched_rank()}: " if launched_rank() else ""
         return f"{level}{rank}{super().format(record)}"
@@ -52,7 +52,7 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        with suppress(OSError, ValueError):  # a log file on a full disk, or a terminal that was closed
+        with suppress(OSError, ValueError):  # the disk of the log file is full, or the terminal was closed
             if sys.stderr.isatty():
                 tqdm.write(self.format(record), file=stream)
                 stream.flush()
@@ -61,7 +61,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def _attach_handler() -> None:
-    """Show our lines, in commands and in notebooks, without touching the root logger of the application."""
+    """Attach the handler, for commands and notebooks alike, without touching the application's root logger."""
     logger = logging.getLogger(NAME)
     logger.addHandler(ConsoleHandler())
     logger.setLevel(logging.INFO)

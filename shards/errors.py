@@ -1,13 +1,13 @@
-"""The errors that a user can mend: each is one line that names the file, key or rank, and the mend."""
+"""Errors that the user can fix: each is one line that names the file, key or rank, and the fix."""
 
 import re
 
 
 class ForgeError(Exception):
-    """Base of all errors that are shown to the user as one line, without a traceback.
+    """Base class of all errors that are shown to the user as one line, without a traceback.
 
-    ``exit_code`` is what a command returns: 2 for misuse, 1 for work that could not be finished.
-    ``everywhere``: every process of a group raises it, so one of them may speak for all.
+    ``exit_code`` is the exit code of the command: 2 for misuse, 1 for work that could not be finished.
+    ``everywhere`` is True if all processes of a group raise the error, so that one of them can report it for all.
     """
 
     exit_code = 2
@@ -16,47 +16,47 @@ class ForgeError(Exception):
     def __init__(self, message: str = "") -> None:
         line = _CONTROLS.sub(" ", message.encode(errors="backslashreplace").decode())
         line = "".join(char if char.isprintable() else " " for char in line)
-        if len(line) > LONGEST:  # what is wrong stands at its beginning, and what to do at its end
+        if len(line) > LONGEST:  # the cause is at the start, the fix at the end
             line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
         super().__init__(line)
 
 
 LONGEST = 1600
-"""Characters of a message: a value out of a damaged file may be of any length."""
+"""Maximum number of characters of a message: a value from a damaged file can have any length."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-"""What breaks a line, or steers a terminal: names out of files may hold it, and half of a character (a surrogate)."""
+"""Characters that break a line or control a terminal: names read from files can contain them, and lone surrogates."""
 
 
 class ConfigError(ForgeError):
-    """A config file, key, value or command line that can't be accepted."""
+    """A config file, key, value or command line that is invalid."""
 
 
 class TileError(ForgeError):
-    """One source tile that can't be used; sharding sets it aside and goes on."""
+    """A source tile that can't be used; packing sets it aside and continues."""
 
 
 class SourceError(ForgeError):
-    """A source directory that is missing, empty or of no known layout."""
+    """A source directory that is missing, empty or has an unknown layout."""
 
 
 class ShardError(ForgeError):
-    """A shard, index or manifest that is missing, damaged or of another format."""
+    """A shard, index or manifest that is missing, damaged or in another format."""
 
 
 class UnreachableError(ShardError):
-    """A place that does not answer, or lets nobody in: it says nothing of the files there, which may be whole."""
+    """A storage that does not respond or denies access; the files in it may be intact."""
 
     exit_code = 1
 
 
 class PackStopped(ForgeError):
-    """Sharding was cut off; what is finished stays."""
+    """Packing was interrupted; finished shards are kept."""
 
     exit_code = 1
 
 
 class TooManyBadTiles(ForgeError):
-    """More than the allowed share of the tiles was unusable."""
+    """The fraction of unusable tiles exceeds the limit."""
 
     exit_code = 1

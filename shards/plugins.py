@@ -1,7 +1,7 @@
-"""Plugins: modules and Python files of other people, which register encoders, objectives, loggers and the like.
+"""Plugins: third-party modules and Python files that register encoders, objectives, loggers and the like.
 
-A config names them, ``plugins: [lab.models, heads.py]``; a package that is installed may declare its own by an entry
-point of the group ``spectralforge.plugins``, and needs no mention.
+A config lists them: ``plugins: [lab.models, heads.py]``. An installed package can declare plugins as entry points of
+the group ``spectralforge.plugins``; these need not be listed.
 """
 
 import os
@@ -18,18 +18,18 @@ GROUP = "spectralforge.plugins"
 """Entry point group of installed plugins."""
 
 _loaded: dict[str, Path] = {}
-"""Source file of each plugin of this process, by what `load_plugins` was given."""
+"""Source file of each plugin loaded in this process, by the string that was passed to `load_plugins`."""
 
 
 def load_plugins(plugins: Sequence[str], where: str) -> None:
-    """Import plugins, each once in a process.
+    """Import plugins, each once per process.
 
     Args:
-        plugins: names of modules, and paths of files that end in ``.py``.
-        where: what names them, for messages.
+        plugins: module names, and paths of files that end in ``.py``.
+        where: config key or option that lists them, for messages.
 
     Raises:
-        ConfigError: one can't be imported: one line with the plugin, the line of its file and the cause.
+        ConfigError: if a plugin can't be imported; the message names the plugin, the line of its file and the cause.
     """
     for plugin in plugins:
         if is_file(plugin):
@@ -43,8 +43,8 @@ def load_plugins(plugins: Sequence[str], where: str) -> None:
 
 @cache
 def load_installed_plugins() -> None:
-    """Import what installed packages declare; raises ConfigError as `load_plugins`, with the name of the package."""
-    from importlib.metadata import entry_points  # takes a while
+    """Import the plugins of installed packages; raises ConfigError like `load_plugins`, naming the package."""
+    from importlib.metadata import entry_points  # slow to import
 
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist else "an installed package"
@@ -52,7 +52,7 @@ def load_installed_plugins() -> None:
 
 
 def loaded_plugins() -> tuple[str, ...]:
-    """Return the plugins that this process has loaded, for `load_plugins` in a process that it starts."""
+    """Return the plugins that this process has loaded, as arguments for `load_plugins` in a child process."""
     return tuple(_loaded)
 
 
@@ -62,14 +62,14 @@ def plugin_files() -> dict[str, Path]:
 
 
 def is_file(plugin: str) -> bool:
-    """Return whether a plugin is given as the path of a file rather than the name of a module."""
+    """Return whether a plugin is a file path rather than a module name."""
     return plugin.endswith(".py")
 
 
 def absolute_plugin(plugin: str, folder: Path) -> str:
-    """Return a plugin with the path of its file made absolute: relative to ``folder``, else to the working directory.
+    """Make the file path of a plugin absolute, relative to ``folder`` or else to the working directory.
 
-    The names of modules are returned as they are.
+    Module names are returned unchanged.
     """
     if not is_file(plugin):
         return plugin
@@ -93,7 +93,7 @@ def _import(plugin: str, load: Callable[[], object], where: str) -> None:
 
 
 def _run_file(path: Path) -> None:
-    """Import a file as a module of its own name, ``spectralforge_plugin_<stem>``."""
+    """Import a file as a module named ``spectralforge_plugin_<stem>``."""
     name = f"spectralforge_plugin_{path.stem}"
     if name in sys.modules:
         first = sys.modules[name].__file__
@@ -113,7 +113,7 @@ def _run_file(path: Path) -> None:
 
 
 def _line(error: Exception, plugin: str) -> str:
-    """Return the line of the plugin's own code at which it failed, or nothing."""
+    """Return the line of the plugin's own code that failed, as ", line N", or an empty string."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

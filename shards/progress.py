@@ -1,4 +1,4 @@
-"""Progress of long commands: one look for every bar, and counters that worker processes share."""
+"""Progress of long commands: uniform progress bars, and counters shared by worker processes."""
 
 import sys
 from collections.abc import Iterable
@@ -10,22 +10,22 @@ from tqdm import tqdm
 from shards.console import is_quiet, launched_rank
 
 TERMINAL_S, LOG_S = 0.5, 15.0
-"""Seconds between two states of a bar."""
+"""Seconds between updates of a bar."""
 
 
 def progress(
     what: str, total: int | None, items: Iterable | None = None, unit: str = "tile", done: int = 0, show: bool = True
 ) -> tqdm:
-    """Return a tqdm bar with count, rate and ETA: of ``items``, or moved by ``update``.
+    """Return a tqdm bar with count, rate and ETA that iterates over ``items`` or is advanced by ``update``.
 
-    A terminal shows it twice a second. A log file gets a line every 15 s, so nothing of work that is done by then.
-    Only rank 0 shows bars, and none with ``--quiet``.
+    On a terminal it is redrawn twice a second. A log file gets a line every 15 s, and none for shorter work.
+    Only rank 0 shows bars; ``--quiet`` hides them.
 
     Args:
-        what: name in front of the bar.
-        total: number of items where it is known.
-        done: items that were complete before this start.
-        show: False for no bar.
+        what: label of the bar.
+        total: number of items, None if unknown.
+        done: items completed by earlier runs.
+        show: whether to show the bar.
     """
     terminal = sys.stderr.isatty()
     interval = TERMINAL_S if terminal else LOG_S
@@ -46,7 +46,7 @@ def progress(
 
 
 class _Lines:
-    """A file for tqdm that writes each state of a bar as a line of stderr, where tqdm would return the carriage."""
+    """A file for tqdm that prints each state of a bar as a line on stderr instead of overwriting the previous one."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -58,14 +58,14 @@ class _Lines:
             self._last = line
 
     def flush(self) -> None:
-        """Each line is flushed when it is written."""
+        """Do nothing: each line is flushed when it is written."""
 
 
 class Counters:
-    """Tiles done, bytes of pixels in and bytes of shards out, in memory that several processes add to.
+    """Counters of tiles done, pixel bytes read and shard bytes written, in memory shared by several processes.
 
     Args:
-        context: of the processes that share the counters; None for this one alone.
+        context: multiprocessing context of the processes that share the counters; None for a single process.
     """
 
     def __init__(self, context: BaseContext | None = None) -> None:
@@ -73,7 +73,7 @@ class Counters:
         self._own = [0, 0, 0]
 
     def add(self, tiles: int, raw: int, stored: int) -> None:
-        """Count tiles, the bytes of their pixels and the bytes of their encoded form."""
+        """Add tiles, the bytes of their pixels and the bytes of their encoded form."""
         if self.shared is None:
             self._own = [a + b for a, b in zip(self._own, (tiles, raw, stored), strict=True)]
             return
@@ -96,7 +96,7 @@ class Bar:
         self._initial = done
 
     def refresh(self) -> None:
-        """Show the counters' present values."""
+        """Show the current values of the counters."""
         if self._bar.disable:
             return
         tiles, raw, stored = self._counters.values()

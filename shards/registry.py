@@ -1,6 +1,6 @@
-"""Registries: implementations by name, each with its typed config, open to other people's packages.
+"""Registries: named implementations with typed configs, which third-party packages can extend.
 
-A registry holds one kind of thing, such as encoders or loggers. A plugin registers its own implementations::
+A registry holds implementations of one kind, such as encoders or loggers. A plugin registers its own::
 
     from pretrain.config.objective import ObjectiveConfig
     from pretrain.registries import OBJECTIVES
@@ -11,11 +11,12 @@ A registry holds one kind of thing, such as encoders or loggers. A plugin regist
     @OBJECTIVES.register("my_objective", MyConfig)
     class MyObjective(Objective): ...
 
-The project registers its own in the same way, by the paths of targets and configs: ``"module:attribute"`` is imported
-when it is first asked for, so that a config is checked without torch, and a model is built without pydantic.
+The project registers its own implementations in the same way, by the paths of targets and configs. A path
+``"module:attribute"`` is imported on first use, so that configs are validated without torch and models are built
+without pydantic.
 
-A registry is also the type of a config section: ``objective: Annotated[ObjectiveConfig, OBJECTIVES]`` takes the keys of
-whichever implementation its key ``name`` chooses.
+A registry is also the type of a config section: ``objective: Annotated[ObjectiveConfig, OBJECTIVES]`` accepts the keys
+of the implementation that its key ``name`` selects.
 """
 
 import difflib
@@ -34,13 +35,13 @@ Decorated = TypeVar("Decorated")
 
 
 class Registry(Generic[Target]):
-    """Implementations of one kind, by name.
+    """A mapping from names to implementations of one kind.
 
     Args:
-        kind: what the registry holds, singular, for messages: ``"encoder"``.
-        config: base class of the configs, or its ``"module:attribute"``; the config of an implementation that has no
-            options of its own.
-        default: name of the implementation that a config section without ``name`` stands for.
+        kind: singular noun for messages, such as ``"encoder"``.
+        config: base class of the configs, or its ``"module:attribute"``; also the config of an implementation
+            without options.
+        default: name of the implementation that a config section without ``name`` selects.
     """
 
     def __init__(
@@ -56,10 +57,10 @@ class Registry(Generic[Target]):
 
         Args:
             name: unique within the registry.
-            config: its options, a subclass of the registry's base class; None for the base class.
+            config: class of its options, a subclass of the registry's base class; None for the base class.
 
         Raises:
-            ConfigError: the name is taken, or the config is of another kind.
+            ConfigError: if the name is taken or the config does not extend the base class.
         """
 
         def decorate(target: Decorated) -> Decorated:
@@ -69,7 +70,7 @@ class Registry(Generic[Target]):
         return decorate
 
     def add(self, name: str, target: "Target | str", config: "type[NamedConfig] | str | None" = None) -> None:
-        """Register an object, or the ``"module:attribute"`` of one; raises as `register`."""
+        """Register an object or its ``"module:attribute"``; raises like `register`."""
         known = self._targets.get(name)
         if known is not None and _path(known) != _path(target):
             raise ConfigError(f"two {self.kind}s are named '{name}': {_path(known)} and {_path(target)}: rename one")
@@ -84,7 +85,7 @@ class Registry(Generic[Target]):
         return name in self._targets
 
     def __getitem__(self, name: str) -> Target:
-        """Return the implementation of a name; raises ConfigError with the names that are known."""
+        """Return the implementation of a name; raises ConfigError with the known names."""
         self._require(name)
         target = self._targets[name]
         if isinstance(target, str):
@@ -92,7 +93,7 @@ class Registry(Generic[Target]):
         return target
 
     def names(self) -> tuple[str, ...]:
-        """Return all names, in the order of their registration."""
+        """Return all names in order of registration."""
         load_installed_plugins()
         return tuple(self._targets)
 
@@ -104,7 +105,7 @@ class Registry(Generic[Target]):
         return self._base
 
     def config(self, name: str) -> "type[NamedConfig]":
-        """Return the config class of a name; raises ConfigError with the names that are known."""
+        """Return the config class of a name; raises ConfigError with the known names."""
         self._require(name)
         config = self._configs[name]
         if isinstance(config, str):
@@ -113,11 +114,11 @@ class Registry(Generic[Target]):
 
     @property
     def configs(self) -> "dict[str, type[NamedConfig]]":
-        """The config class of each name."""
+        """Config class of each name."""
         return {name: self.config(name) for name in self.names()}
 
     def unknown(self, name: str) -> str:
-        """Describe an unknown name in one line: the nearest one, and all that are known."""
+        """Return a one-line message for an unknown name, with the closest name and all known ones."""
         near = difflib.get_close_matches(name, self._targets, n=1)
         hint = f": did you mean '{near[0]}'?" if near else ":"
         return f"unknown {self.kind} '{name}'{hint} known are {', '.join(self._targets)}, and what `plugins` adds"
@@ -129,12 +130,12 @@ class Registry(Generic[Target]):
     # ---- as the type of a config section ----
 
     def config_for(self, value: Any) -> "type[NamedConfig] | None":
-        """Return the config class that a section's values choose; None where they choose none."""
+        """Return the config class that a section's values select, or None."""
         name = self._name_of(value)
         return self.config(name) if isinstance(name, str) and name in self else None
 
     def validate(self, value: Any) -> "NamedConfig":
-        """Return the typed config of a section's values: a mapping with a key ``name``, or the name alone."""
+        """Return the typed config of a section's values: a mapping with a key ``name``, or just the name."""
         from pydantic_core import PydanticKnownError
 
         if isinstance(value, self.base):
@@ -160,7 +161,7 @@ class Registry(Generic[Target]):
         return core_schema.no_info_plain_validator_function(self.validate)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """Return one alternative a config class, with the names that take it."""
+        """Return a schema with one alternative per config class and the names that use it."""
         alternatives = []
         for config in dict.fromkeys(self.configs.values()):
             told = dict(handler.resolve_ref_schema(handler(config.__pydantic_core_schema__)))

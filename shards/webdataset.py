@@ -1,6 +1,6 @@
-"""Shards as a stock WebDataset stream: a ready pipeline, and the decoder for a pipeline of one's own.
+"""Shards as a standard WebDataset stream: a complete pipeline, and a decoder for custom pipelines.
 
-WebDataset imports torch, so it is imported when a pipeline is made: `shards` itself needs no torch.
+WebDataset imports torch, so it is imported only when a pipeline is built: `shards` itself does not need torch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from webdataset import WebDataset
 
 TILE_MEMBERS = {"npy_tile": ("npy",), "geotiff_tile": ("tif", "tiff")}
-"""Extensions of the tile members of indexed tars, by the id of the codec; of our own shards it is ``tile``."""
+"""Extensions of the tile members of indexed tars by codec id; shards written by `pack` use ``tile``."""
 
 
 def pipeline(
@@ -29,22 +29,22 @@ def pipeline(
 ) -> "WebDataset":
     """Return a stream of decoded samples, split by rank and by DataLoader worker, in shuffled order.
 
-    A sample is ``{"__key__": str, "tile": int16 (bands, height, width), "json": dict}``, with ``"mask"``, integer
-    (height, width), where tiles have labels. In an epoch every tile comes exactly once, from one worker of one rank:
-    whole shards are shared out, so that ranks may get different numbers of tiles, and more processes than shards
-    leave some without any. `shards.read.reader` gives an order that depends on no number of processes.
+    A sample is ``{"__key__": str, "tile": int16 (bands, height, width), "json": dict}``. Labeled tiles also have
+    ``"mask"``, integer (height, width). An epoch yields every tile exactly once, from one worker of one rank. Complete
+    shards are distributed, so ranks can get different numbers of tiles, and some processes get none if there are more
+    processes than shards. The order of `shards.read.reader` does not depend on the number of processes.
 
-    The rank is that of ``torch.distributed`` or of ``RANK`` and ``WORLD_SIZE`` when this function is called. An epoch's
-    order depends on ``seed`` and on how often the stream was iterated in the process: with
-    ``DataLoader(..., persistent_workers=True)`` every epoch has another one.
+    The rank is taken from ``torch.distributed`` or from ``RANK`` and ``WORLD_SIZE`` when this function is called. The
+    order of an epoch depends on ``seed`` and on how many times the process has iterated over the stream: with
+    ``DataLoader(..., persistent_workers=True)`` it differs between epochs.
 
     Args:
-        urls: a folder or URL of shards, packed or indexed, or some tars of one.
-        shuffle: samples in the buffer that tiles are drawn from, for each worker; 0 keeps the order of the tars.
-        manifest: of the tars; None reads the one beside them.
+        urls: folder or URL of shards, packed or indexed, or a list of its tars.
+        shuffle: size of each worker's shuffle buffer in samples; 0 keeps the order of the tars.
+        manifest: manifest of the tars; None reads the one in their folder.
 
     Raises:
-        ShardError: there is no readable manifest; later, a tile is damaged.
+        ShardError: if there is no readable manifest or, during iteration, if a tile is damaged.
     """
     import webdataset as wds
 
@@ -65,17 +65,17 @@ def pipeline(
 
 
 class SampleDecoder:
-    """Decodes a sample's members; others are left out, since WebDataset's decoders would unpickle some of them.
+    """A decoder of samples that drops unknown members, since WebDataset's decoders would unpickle some of them.
 
     Args:
-        manifest: of the sample's shards.
+        manifest: manifest of the samples' shards.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._decode, self._names = decoder(manifest), _tile_members(manifest)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Return the decoded sample; raises ShardError where it has no tile, or a damaged member."""
+        """Return the decoded sample; raises ShardError if it has no tile or a member is damaged."""
         found: dict[str, Any] = {"__key__": sample["__key__"]}
         where = f"{sample.get('__url__', 'shards')}: sample '{sample['__key__']}'"
         name = next((name for name in self._names if name in sample), None)
@@ -95,8 +95,8 @@ class SampleDecoder:
 def decoder(manifest: Manifest) -> Callable[[str, bytes], np.ndarray | None]:
     """Return a decoder of tiles for `webdataset.WebDataset(urls, shardshuffle=False).decode(decoder(manifest))`.
 
-    Tiles come out as int16 (bands, height, width) under the extension of their member, ``"tile"`` in our own shards;
-    other members are left to WebDataset's own decoders. Raises ShardError for damaged bytes.
+    Tiles are returned as int16 (bands, height, width) under the extension of their member, ``"tile"`` in packed
+    shards; WebDataset's own decoders handle the other members. Raises ShardError for damaged bytes.
     """
     return partial(_decode_tile, _tile_members(manifest), build_codec(manifest.codec), tuple(manifest.tile_shape))
 

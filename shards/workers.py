@@ -1,4 +1,4 @@
-"""Jobs over processes: results as they come, a bar that moves between them, and no orphan after a kill."""
+"""Parallel jobs: results as they complete, a progress bar, and no orphaned workers after a kill."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ _counters = Counters()
 
 
 def counters() -> Counters:
-    """The counters of the work that this process has a part in."""
+    """Return the counters of the jobs that this process runs."""
     return _counters
 
 
@@ -28,12 +28,12 @@ def run_jobs(
     """Call ``function(*job)`` for every job and yield the results in order of completion.
 
     Args:
-        workers: processes; with 1 the jobs run in this one, which also works in a notebook.
-        total, done: of the bar, in tiles; what the jobs count by `counters` moves it.
-        what: the bar's name.
+        workers: number of processes; with 1 the jobs run in this process, which also works in a notebook.
+        total, done: total and initial position of the bar, in tiles; the jobs advance it through `counters`.
+        what: label of the bar.
 
     Raises:
-        PackStopped: a worker process died.
+        PackStopped: if a worker process died.
     """
     global _counters
     if workers == 1 or len(jobs) <= 1:
@@ -81,7 +81,7 @@ def _run_here(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) 
 
 
 def _begin(shared: Any, plugins: Sequence[str]) -> None:
-    """In a worker: take counters and plugins, and end when the parent is killed instead of waiting on a dead queue."""
+    """Initialize a worker: set counters, load plugins, and exit when the parent is killed."""
     _counters.shared = shared
     load_plugins(plugins, "worker")
 

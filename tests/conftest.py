@@ -1,4 +1,4 @@
-"""Paths to what a clone doesn't have: tests that need it skip and say so."""
+"""Paths to data that a clone does not contain; tests that need them are skipped with a message."""
 
 import os
 from pathlib import Path
@@ -18,23 +18,23 @@ def _folder(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """Outputs of the published models for rule-made weights."""
+    """Return the folder of the published models' outputs for deterministic weights."""
     return _folder("reference")
 
 
 @pytest.fixture(scope="session")
 def spectral_earth_sample() -> Path:
-    """Ten tiles in SpectralEarth's layout."""
+    """Return the folder of ten tiles in SpectralEarth's layout."""
     return _folder("spectral_earth_sample")
 
 
 @pytest.fixture(scope="session")
 def enmap_potsdam() -> Path:
-    """Eighteen real, labeled EnMAP tiles."""
+    """Return the folder of eighteen real, labeled EnMAP tiles."""
     return _folder("enmap_potsdam")
 
 
 @pytest.fixture(scope="session")
 def enmap_l2a() -> Path:
-    """The band characterization of the L2A product."""
+    """Return the folder of the L2A product's band characterization."""
     return _folder("enmap_l2a")

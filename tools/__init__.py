@@ -1,1 +1,1 @@
-"""The demo, synthetic samples, benchmarks and documentation pages: may import everything; nothing imports them."""
+"""Demo, synthetic samples, benchmarks and documentation pages: they may import everything, and nothing imports them."""

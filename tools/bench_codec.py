@@ -1,7 +1,7 @@
-"""Tile codecs side by side: size, speed of a core, and what a checksum costs. Ratios are what counts.
+"""Compare tile codecs: size, speed per core, and the cost of checksums. Only ratios are meaningful.
 
-Rounds are interleaved (every codec once, then again), times are CPU time of the thread, and each round goes
-over more memory than the last-level cache holds, so that memcpy is not a cache's speed.
+Rounds are interleaved (every codec once, then again), times are CPU time of the thread, and each round processes
+more memory than the last-level cache holds, so that memcpy does not measure the cache.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from shards.sources.layouts import find_tiles
 from tools.sample_data import SampleOptions, make_sample
 
 WORKING_SET = 256 << 20
-"""Bytes of pixels that one round decodes: beyond the last-level cache of most machines."""
+"""Bytes of pixels decoded per round: larger than the last-level cache of most machines."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One codec: ratio to int16; MB of pixels per CPU second, median and quartiles; the same with two threads."""
+    """One codec: ratio to int16; MB of pixels per CPU second (median, quartiles); the same with two threads."""
 
     name: str
     ratio: float
@@ -48,7 +48,7 @@ class Row:
 
 
 class BandDifference:
-    """A baseline: difference of neighbouring bands, then a compressor of numcodecs."""
+    """A baseline: difference of neighboring bands, followed by a compressor of numcodecs."""
 
     def __init__(self, compressor: Any) -> None:
         self._compressor = compressor
@@ -60,12 +60,12 @@ class BandDifference:
 
     def decode(self, data: bytes, out: np.ndarray) -> None:
         self._compressor.decode(data, out)
-        for band in range(1, len(out)):  # whole rows at a time: faster than np.cumsum
+        for band in range(1, len(out)):  # full rows at a time: faster than np.cumsum
             out[band] += out[band - 1]
 
 
 class GeoTiff:
-    """A baseline: GDAL's deflate with predictor 2, pixel-interleaved, as archives are often published."""
+    """A baseline: GDAL's deflate with predictor 2, pixel-interleaved, as in many published archives."""
 
     def encode(self, tile: np.ndarray) -> bytes:
         shape = {"count": len(tile), "height": tile.shape[1], "width": tile.shape[2], "dtype": "int16"}
@@ -80,8 +80,8 @@ class GeoTiff:
 
 
 def codecs() -> dict[str, Any]:
-    """What is compared, by name."""
-    numcodecs.blosc.use_threads = False  # its own threads would not be in this one's CPU time
+    """Return the compared codecs by name."""
+    numcodecs.blosc.use_threads = False  # CPU time of this thread would not include its threads
     blosc = numcodecs.Blosc
     found: dict[str, Any] = dict(PRESETS)
     found["band difference + blosc zstd 3"] = BandDifference(blosc("zstd", 3, blosc.BITSHUFFLE))
@@ -98,14 +98,14 @@ def codecs() -> dict[str, Any]:
 
 
 def measure(tiles: Sequence[np.ndarray], rounds: int) -> list[Row]:
-    """All codecs on the same tiles."""
+    """Measure all codecs on the same tiles."""
     found, pixels = codecs(), sum(tile.nbytes for tile in tiles)
     repeats = max(1, -(-WORKING_SET // pixels))
     outs = [[np.empty_like(tile) for tile in tiles] for _ in range(repeats)]
     encoded: dict[str, list[bytes]] = {}
     encoding = {}
     for name, codec in found.items():
-        codec.encode(tiles[0])  # compiled and warm
+        codec.encode(tiles[0])  # compiles and warms up
         encoding[name], encoded[name] = _timed(_encode, codec, tiles)
         _decode(codec, encoded[name], outs[:1])
     times: dict[str, list[float]] = {name: [] for name in ("memcpy", *found)}
@@ -158,7 +158,7 @@ def _speeds(total: float, times: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _scaling(codec: Any, encoded: Sequence[bytes], outs: Sequence[Sequence[np.ndarray]]) -> float:
-    """Wall time of one thread over that of two, for twice the same work shared."""
+    """Return the speedup of two threads over one for the same work, in wall time."""
     begin = time.perf_counter()
     _decode(codec, encoded, outs)
     one = time.perf_counter() - begin
@@ -171,7 +171,7 @@ def _scaling(codec: Any, encoded: Sequence[bytes], outs: Sequence[Sequence[np.nd
 
 
 def measure_checksums(tiles: Sequence[np.ndarray], rounds: int) -> dict[str, float]:
-    """GB/s of each checksum and of memcpy on the bytes of the tiles."""
+    """Return the GB/s of each checksum and of memcpy on the bytes of the tiles."""
     functions: dict[str, Callable[[np.ndarray], object]] = {"memcpy": np.copy, "xxh3": checksum}
     try:
         import google_crc32c
@@ -192,7 +192,7 @@ def _apply(function: Callable[[np.ndarray], object], tiles: Sequence[np.ndarray]
 
 
 def load_tiles(source: Path | None) -> list[np.ndarray]:
-    """Tiles of a directory, or of a synthetic sample made for the occasion."""
+    """Return the tiles of a directory, or of a temporary synthetic sample."""
     sensor = get_sensor("enmap")
     if source is not None:
         return [read_tile(source / tile.path, sensor).values for tile in find_tiles(source, sensor.name)]

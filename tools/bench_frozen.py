@@ -1,10 +1,11 @@
-"""The frozen protocol against the published way on one task: time and scores, side by side in one run.
+"""Compare time and scores of the frozen protocol and the published method on one task.
 
     python -m tools.bench_frozen --config configs/finetune/demo.yaml [key.sub=value ...] [--rounds 3]
 
-Ours: features of every view once, then all heads x rates x seeds on what is kept. The published way runs the encoder
-over a crop of every tile in every epoch of every training, batch norms adapting; one training (first rate, first seed)
-is timed and multiplied by the number of trainings in the sweep. Rounds alternate; ratios are of the same round.
+Ours computes features of every view once, then trains all heads x rates x seeds on the cached features. The published
+method runs the encoder on a crop of every tile in every epoch of every training, with adapting batch norms; one
+training (first rate, first seed) is timed and multiplied by the number of trainings in the sweep. Rounds alternate;
+ratios are taken within a round.
 """
 
 import json
@@ -39,10 +40,10 @@ class Round:
     """Seconds of one round.
 
     Attributes:
-        one_pass: the encoder over the same views, keeping nothing.
-        features, heads: of ours.
-        published: of one training the published way.
-        trainings: in the sweep.
+        one_pass: one pass of the encoder over the same views, without storing features.
+        features, heads: feature computation and head training of our method.
+        published: one training with the published method.
+        trainings: number of trainings in the sweep.
     """
 
     one_pass: float
@@ -58,7 +59,7 @@ class Round:
 
     @property
     def overhead(self) -> float:
-        """Our time over that of one pass of the encoder and the heads."""
+        """Our time divided by that of one pass of the encoder plus the heads."""
         return (self.features + self.heads) / (self.one_pass + self.heads)
 
 
@@ -70,7 +71,7 @@ class Way:
     context: EvaluationContext
 
     def protocols(self, folder: Path) -> Protocols:
-        """Return the protocols of a run in another folder."""
+        """Return the protocols of a run in the given folder."""
         run = self.config.run.model_copy(update={"dir": str(folder)})
         watchdog = Watchdog(self.config.watchdog, folder, StopRequest())
         return Protocols(replace(self.context, config=self.config.model_copy(update={"run": run}), watchdog=watchdog))
@@ -78,12 +79,12 @@ class Way:
     def test_scores(self, protocols: Protocols) -> list[float]:
         """Return the task's primary score for each seed."""
         results = protocols.run("pretrained", "frozen", 1.0)
-        assert results is not None  # nobody asked to stop
+        assert results is not None  # no stop was requested
         return [one.test[self.context.kind.primary] for one in results]
 
 
 def both_ways(config: FinetuneConfig) -> tuple[Way, Way]:
-    """Return our recipe as configured, and one training as published."""
+    """Return our recipe as configured, and the published recipe for one training."""
     heads = config.frozen.model_copy(update={"bn": "frozen"})
     ours = config.model_copy(update={"protocol": ("frozen",), "fractions": (1.0,), "frozen": heads})
     adapting = heads.model_copy(update={"bn": "adapt", "lrs": heads.lrs[:1], "evaluate_every": 1})
@@ -98,7 +99,7 @@ def _way(config: FinetuneConfig) -> Way:
 
 
 def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
-    """Return one round's times, and the test scores of both ways."""
+    """Return one round's times, and the test scores of both methods."""
     with tempfile.TemporaryDirectory() as folder:
         sweep, published = ours.protocols(Path(folder) / "ours"), theirs.protocols(Path(folder) / "theirs")
         one_pass = _seconds(lambda: _encode_everything(sweep))
@@ -111,7 +112,7 @@ def measure(ours: Way, theirs: Way) -> tuple[Round, list[float], list[float]]:
 
 
 def _encode_everything(protocols: Protocols) -> None:
-    """Encode all views of the training tiles and one of the others, and keep nothing."""
+    """Encode all views of the training tiles and one view of the others, without storing features."""
     model = protocols.context.model("pretrained").to(distributed.device())
     for name, split in protocols.context.splits.items():
         for view in range(protocols.recipe.frozen.views if name == "train" else 1):

@@ -1,9 +1,8 @@
-"""The planner against the real engine: memory and time of six runs, predicted and measured.
+"""Compare the planner's predictions with the real engine: memory and time of six runs.
 
-Each case is a process of its own that trains a real module with DeepSpeed on one CPU thread. Memory is counted tensor
-by tensor as operations make them (launch/planner/live_bytes.py), since torch keeps no count on a CPU; time is the
-median of steps without that count. Predicted times take the rates that a calibration measures first, on the same
-machine.
+Each case runs in a separate process that trains a real module with DeepSpeed on one CPU thread. Memory is counted
+tensor by tensor as operations allocate them (launch/planner/live_bytes.py), since torch has no memory statistics on a
+CPU; time is the median of steps without counting. Predicted times use the rates of a calibration on the same machine.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from typing import Any
 from pretrain.config import PretrainConfig
 from shards.cli import Parser, run_command
 
-TOLERANCE = 0.10  # of memory
+TOLERANCE = 0.10  # relative error of memory
 STEPS = 5
 
 
@@ -49,7 +48,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One case: bytes and seconds of a step, predicted and measured."""
+    """One case: predicted and measured bytes and seconds of a step."""
 
     case: Case
     predicted_bytes: int
@@ -83,7 +82,7 @@ def case_config(case: Case) -> PretrainConfig:
 
 
 def measure(case: Case) -> tuple[int, float]:
-    """Return (peak bytes, seconds) of a step after two warm-up steps, which allocate the optimizer's states."""
+    """Return (peak bytes, seconds) of a step after two warm-up steps, which allocate the optimizer states."""
     import torch
 
     from launch.planner.calibrate import build_engine, step_of
@@ -121,7 +120,7 @@ def predict(case: Case, profile: Any) -> tuple[int, float]:
     layout = Layout(case.stage, "fp32", 1, "cpu")
     trace = trace_activations(config, 202, case.checkpointing, "cpu")
     moment = peak_memory(config, trace, layout, case.micro_batch, 202)
-    alone = Cluster(MACHINES["h100"], 1, 1)  # on one process no collective takes time, whatever the network
+    alone = Cluster(MACHINES["h100"], 1, 1)  # collectives take no time on one process, whatever the network
     rates = profile.rates("this run")
     time_of_step = step_time(config, 202, trace.weights.total, trace.made, layout, alone, rates)
     return moment.total, time_of_step.seconds
@@ -176,7 +175,7 @@ def build_parser() -> Parser:
 
 
 def _compare_and_print(arguments: argparse.Namespace) -> int:
-    """Return 1 where a memory is off by more than 10 % or two step times are out of order."""
+    """Compare and print; return 1 if a memory is off by more than 10 % or two step times are out of order."""
     rows = compare(CASES)
     print("| model | px | micro batch | checkpointing | ZeRO | predicted | measured | error | step s |")
     print("|---|---|---|---|---|---|---|---|---|")

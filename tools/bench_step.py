@@ -1,14 +1,14 @@
-"""A MAE step against the plain implementation, and under DeepSpeed against a plain torch loop.
+"""Compare an MAE step with the plain implementation, and DeepSpeed with a plain torch loop.
 
-- ``plain``: what the published code does (tools/plain_mae.py), in a loop of plain torch with torch's AdamW.
-- ``ours``: int16 to the device, visible patches gathered before the stem, and what docs/performance.md lists, in the
-  same plain loop.
-- ``zero1``, ``zero3``: ours by the training loop's engine, DeepSpeed ZeRO of that stage on one process.
+- ``plain``: the published algorithm (tools/plain_mae.py), in a plain torch loop with torch's AdamW.
+- ``ours``: int16 to the device, visible patches gathered before the stem, and the optimizations in
+  docs/performance.md, in the same plain loop.
+- ``zero1``, ``zero3``: ours in the training loop's engine, DeepSpeed ZeRO of that stage on one process.
 
-All have the same weights; that plain and ours give the same losses in evaluation mode is checked first. (In training,
-batch norm takes its statistics over all pixels in the one and over visible ones in the other.) A step is all that
-follows reading: normalization, forward, backward, AdamW, on random int16 tiles. Every measurement has a process of its
-own, so that a peak of memory is its own; rounds are interleaved, and ratios are of the same round.
+All use the same weights; the losses of plain and ours are first checked to agree in evaluation mode. (In training,
+plain computes batch-norm statistics over all pixels, ours over visible ones.) A step is everything after reading:
+normalization, forward, backward, AdamW, on random int16 tiles. Every measurement runs in a separate process, so that
+memory peaks are independent; rounds are interleaved, and ratios are taken within a round.
 """
 
 import argparse
@@ -44,8 +44,8 @@ from shards.errors import ConfigError
 from tools.plain_mae import PlainMaskedAutoencoder
 
 BANDS = 202
-TOLERANCE = 1e-5  # relative, between the losses of both ways
-STEPS, SECONDS = 2, 1.0  # a measurement takes at least so many steps and so long, after one that is not counted
+TOLERANCE = 1e-5  # relative difference between the losses of plain and ours
+STEPS, SECONDS = 2, 1.0  # minimum steps and duration of a measurement, after one warm-up step
 
 
 WAYS = ("plain", "ours", "zero1", "zero3")
@@ -53,7 +53,7 @@ WAYS = ("plain", "ours", "zero1", "zero3")
 
 @dataclass(frozen=True)
 class Row:
-    """One way: tiles per second (median, quartiles), peak memory, and MFU if the device's peak is known."""
+    """One variant: tiles per second (median, quartiles), peak memory, and MFU if the device's peak is known."""
 
     model: str
     way: str
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One way relative to another: speed in the same round (median, quartiles), and memory."""
+    """One variant relative to another: speed in the same round (median, quartiles), and memory."""
 
     model: str
     way: str
@@ -100,7 +100,7 @@ def batch(config: PretrainConfig, model: MaskedAutoencoder, device: torch.device
 
 def loss_difference(config: PretrainConfig) -> float:
     """Return the largest relative difference between the losses of plain and ours, in fp32 evaluation mode."""
-    torch.backends.cudnn.allow_tf32 = False  # its 10 bits would hide what is compared here
+    torch.backends.cudnn.allow_tf32 = False  # its 10-bit mantissa would hide differences
     device = _device()
     model = build(config, device).eval()
     tiles, noise = batch(config, model, device)
@@ -180,16 +180,16 @@ def _device() -> torch.device:
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Return peak bytes: of tensors on a GPU, of the whole process on a CPU."""
+    """Return peak bytes of tensors on a GPU, or of the complete process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    # not getrusage's ru_maxrss: a child begins with the maximum of the process that started it
+    # not getrusage's ru_maxrss: a child inherits the maximum of its parent process
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def compare(config: PretrainConfig, rounds: int, ways: Sequence[str]) -> tuple[list[Row], list[Ratio]]:
-    """Measure some ways of one model; ratios are of ours to plain, and of the others to ours.
+    """Measure variants of one model; ratios compare ours to plain, and the others to ours.
 
     Raises:
         AssertionError: the losses of plain and ours differ.
@@ -201,7 +201,7 @@ def compare(config: PretrainConfig, rounds: int, ways: Sequence[str]) -> tuple[l
         raise AssertionError(f"{name}: losses of plain and ours differ by {difference:.1e}, more than {TOLERANCE:g}")
     found: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
     for number in range(rounds):
-        for way in list(ways)[:: -1 if number % 2 else 1]:  # none is always the first
+        for way in list(ways)[:: -1 if number % 2 else 1]:  # alternate the order
             found[way].append(_in_own_process(measure, config, way))
     rates = {way: config.train.micro_batch / np.array([seconds for seconds, _ in found[way]]) for way in ways}
     peaks = {way: max(peak for _, peak in found[way]) for way in ways}
@@ -237,7 +237,7 @@ def run_config(name: str, micro_batch: int, image_size: int, mask_ratio: float, 
     """Return the config of a run.
 
     Raises:
-        ConfigError: an unknown model, or sizes that don't fit.
+        ConfigError: the model is unknown, or the sizes don't fit.
     """
     if name not in SPEC_VITS:
         raise ConfigError(f"--models {name}: a model with a spectral stem and patches is one of {', '.join(SPEC_VITS)}")

@@ -1,10 +1,9 @@
-"""Ways to stream tiles into batches, side by side in one run on the same tiles: ours, the published way, peers.
+"""Compare readers that stream the same tiles into batches: ours, the published one, and other libraries.
 
-Every way yields int16 batches of 16 in a shuffled order on one core, torch on one thread, unless its name says
-otherwise; the page cache is warm, epochs are interleaved.
-Peers run as their users run them: their own default collate into fresh tensors, in this process. Ours and the
-mmap limit fill a preallocated batch, since that is what each of them is for. Peers that are not
-installed (extra "bench") are named and left out.
+Every reader yields int16 batches of 16 in a shuffled order on one core, with torch on one thread, unless its name says
+otherwise; the page cache is warm and epochs are interleaved. Other libraries run in their default configuration: their
+own collate function into new tensors, in this process. Ours and the mmap limit fill a preallocated batch, as designed.
+Libraries that are not installed (extra "bench") are listed and skipped.
 """
 
 import argparse
@@ -43,7 +42,7 @@ Epoch = Callable[[], Iterator[int]]
 
 @dataclass(frozen=True)
 class Row:
-    """One way: tiles per second and per CPU second, median with quartiles; its files relative to int16."""
+    """One reader: tiles per second and per CPU second (median, quartiles); file size relative to int16."""
 
     name: str
     tiles_per_s: float
@@ -54,7 +53,7 @@ class Row:
 
 
 class _Files(Dataset):
-    """A file a tile, in a shuffled order, as the published loader reads them."""
+    """One file per tile, in a shuffled order, as in the published loader."""
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> None:
         self._paths, self._read = paths, read
@@ -81,7 +80,7 @@ def _lengths(batches: Any, part: int | str) -> Iterator[int]:
 
 
 def rasterio_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, Epoch, int]]:
-    """GeoTIFFs of one tile each, pixel-interleaved as published, plain and deflated; also through tifffile."""
+    """Yield readers of one-tile GeoTIFFs, pixel-interleaved as published, plain and deflated; also through tifffile."""
     for name, options in (("uncompressed", {}), ("deflate", {"compress": "deflate", "predictor": 2})):
         paths = [folder / name / f"{number}.tif" for number in range(len(tiles))]
         paths[0].parent.mkdir(parents=True)
@@ -105,7 +104,7 @@ def _tifffile_way(paths: Sequence[Path], size: int) -> Iterator[tuple[str, Epoch
 
 
 def webdataset_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, Epoch, int]]:
-    """WebDataset: .npy members, and our compact bytes in its decoder hook."""
+    """Yield WebDataset readers: .npy members, and our codec in its decoder hook."""
     import webdataset as wds
 
     for name, encode in (("npy", _npy), ("compact", PRESETS["compact"].encode)):
@@ -131,7 +130,7 @@ def _npy(tile: np.ndarray) -> bytes:
 
 
 def litdata_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, Epoch, int]]:
-    """LitData: arrays, and our compact bytes."""
+    """Yield LitData readers: arrays, and our codec."""
     try:
         from litdata import StreamingDataLoader, StreamingDataset
         from litdata.streaming.writer import BinaryWriter
@@ -156,8 +155,8 @@ def _collate_compact(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tenso
 
 
 def mosaic_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, Epoch, int]]:
-    """MosaicML Streaming: arrays, and our compact bytes."""
-    # its image datasets want a torchvision that fits torch; nothing here needs them
+    """Yield MosaicML Streaming readers: arrays, and our codec."""
+    # its image datasets require a matching torchvision; they are not used here
     sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
     try:
         from streaming import MDSWriter, StreamingDataset
@@ -178,7 +177,7 @@ def mosaic_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str
 
 
 def mmap_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, Epoch, int]]:
-    """The limit: one file mapped into memory, copied tile by tile into a batch; also with our checksum of each."""
+    """Yield the upper limit: one memory-mapped file, copied tile by tile into a batch; also with our checksums."""
     path = folder / "all.npy"
     np.save(path, np.stack(tiles))
     mapped, batch = np.load(path, mmap_mode="r"), np.empty((BATCH, *tiles[0].shape), np.int16)
@@ -196,7 +195,7 @@ def mmap_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, 
 
 
 def our_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, Epoch, int]]:
-    """Shards by ShardReader, of the GeoTIFFs that `rasterio_ways` wrote."""
+    """Yield ShardReader on shards of the GeoTIFFs that `rasterio_ways` wrote."""
     codecs: tuple[Literal["raw", "fast", "compact"], ...] = ("raw", "fast", "compact")
     for codec in codecs:
         dest = folder / f"shards-{codec}"
@@ -237,7 +236,7 @@ def _size(folder: Path) -> int:
 
 
 def measure(tiles: Sequence[np.ndarray], rounds: int, folder: Path) -> list[Row]:
-    """All ways on the same tiles; a first epoch of each warms caches and is not counted."""
+    """Measure all readers on the same tiles; the first epoch of each warms caches and is not counted."""
     raw = sum(tile.nbytes for tile in tiles)
     sources = (rasterio_ways, webdataset_ways, litdata_ways, mosaic_ways, mmap_ways, our_ways)
     ways = [way for source in sources for way in source(folder, tiles)]
@@ -255,7 +254,7 @@ def measure(tiles: Sequence[np.ndarray], rounds: int, folder: Path) -> list[Row]
 
 
 def _rate(epoch: Epoch, expected: int) -> tuple[float, float]:
-    """Tiles per second of wall time and of CPU time, workers' included."""
+    """Return tiles per second of wall time and of CPU time, including workers."""
     wall, cpu = time.perf_counter(), _cpu_seconds()
     count = sum(epoch())
     if count != expected:
@@ -264,7 +263,7 @@ def _rate(epoch: Epoch, expected: int) -> tuple[float, float]:
 
 
 def _cpu_seconds() -> float:
-    """CPU seconds of this process, and of its children that live (the workers of a DataLoader)."""
+    """Return the CPU seconds of this process and its live children (the workers of a DataLoader)."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     total, ticks = own.ru_utime + own.ru_stime, os.sysconf("SC_CLK_TCK")
     for path in Path("/proc/self/task").glob("*/children"):
@@ -275,7 +274,7 @@ def _cpu_seconds() -> float:
 
 
 def targets(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
-    """(what, ratio found in this run, ratio aimed at)."""
+    """Return (description, measured ratio, target ratio) of each target."""
     speed = {row.name: row.tiles_per_s for row in rows}
     cpu = {row.name: row.per_cpu_s for row in rows}
     size = {row.name: row.size for row in rows}
@@ -316,8 +315,8 @@ def build_parser() -> Parser:
 
 
 def _measure_and_print(arguments: argparse.Namespace) -> None:
-    warnings.simplefilter("ignore")  # peers warn of many things
-    torch.set_num_threads(1)  # collating on all cores would be no speed of one
+    warnings.simplefilter("ignore")  # other libraries emit many warnings
+    torch.set_num_threads(1)  # collating must not use more than one core
     folder = Path(tempfile.mkdtemp(prefix="bench-stream-"))
     try:
         loaded = load_tiles(arguments.tiles)

@@ -1,7 +1,7 @@
-"""The whole path on a laptop, by the commands that a user types: `make demo`.
+"""The complete workflow on a laptop, with the commands that a user types: `make demo`.
 
-Tiles -> shards and statistics -> MAE under ZeRO-3 on two processes, stopped half-way and resumed ->
-encoder file -> frozen and full fine-tuning against a randomly initialized encoder -> a table.
+Tiles -> shards and statistics -> MAE under ZeRO-3 on two processes, stopped halfway and resumed ->
+encoder file -> frozen and full fine-tuning compared with a randomly initialized encoder -> a table.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHORT = {
 
 
 class DemoError(ForgeError):
-    """A command that did not end as it should."""
+    """A command did not end as expected."""
 
     exit_code = 1
 
@@ -79,7 +79,7 @@ def prepare_shards(tiles: Path | None, labels: Path | None, short: bool) -> str:
 
 
 def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: bool, name: str) -> None:
-    """Run the other stages."""
+    """Run the remaining stages."""
     labeled, sample = _labels_of(tiles, labels), _sample(short)
     run, evaluation = _run(name), _run(f"{name}-finetune")
     shutil.rmtree(run, ignore_errors=True)
@@ -153,7 +153,7 @@ def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> No
 
 
 def _pretrain_and_stop(run: Path, options: list[str]) -> None:
-    """Start, wait for half of the steps, send SIGTERM to one rank as a cluster does, and expect a saved stop."""
+    """Start a run, send SIGTERM to one rank after half of the steps as a cluster does, and require a saved stop."""
     process = _start_pretraining(options)
     steps = None
     while process.is_running():
@@ -193,7 +193,7 @@ def _check_tiles(tiles: Path | None, labels: Path | None) -> None:
         if folder is not None and not folder.is_dir():
             raise SourceError(f"{folder}: no such directory")
     if tiles is not None:
-        find_tiles(tiles, "enmap")  # raises for a folder without tiles, before anything is made
+        find_tiles(tiles, "enmap")  # raises if the folder has no tiles, before anything is written
 
 
 def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
@@ -203,7 +203,7 @@ def _labels_of(tiles: Path | None, labels: Path | None) -> Path | None:
 
 
 def _evaluation_options(tiles: Path, labels: Path, task: str | None, is_sample: bool) -> list[str]:
-    """Return the options of the labeled data: the user's, or the sample's where the user's tiles have no labels."""
+    """Return the options of the labeled data: the user's, or the sample's if the user's tiles have no labels."""
     tiles = labels.parent if is_sample else tiles
     splits = tiles / "splits"
     return [
@@ -215,7 +215,7 @@ def _evaluation_options(tiles: Path, labels: Path, task: str | None, is_sample: 
 
 
 def _task_from_codes(labels: Path) -> str:
-    """Write a task file with a class for each code that occurs; 0 and 255 are taken as "unlabeled"."""
+    """Write a task file with a class for each code that occurs; 0 and 255 count as "unlabeled"."""
     import numpy as np
 
     from shards.sensors.sensor import NODATA
@@ -233,7 +233,7 @@ def _task_from_codes(labels: Path) -> str:
 
 
 def _shown(path: Path) -> str:
-    """Return a path as the commands take it, which run in the repository's folder."""
+    """Return a path as used by commands, which run in the repository's folder."""
     return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
 
 

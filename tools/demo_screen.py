@@ -1,4 +1,4 @@
-"""What `make demo` shows of its commands: a log file gets every line, the screen those that a person wants to see."""
+"""Output of `make demo`: the log file receives every line of its commands, the screen only the relevant ones."""
 
 import os
 import re
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TextIO
 
 LAUNCHER = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[[A-Z]+\] \[\w+\.py")
-"""DeepSpeed's own lines, of the launcher and of each rank."""
+"""Lines of DeepSpeed itself, from the launcher and each rank."""
 
 DETAIL = re.compile(r"  data/compute/communication by rank")
 PROGRESS = re.compile(r"(?P<name>.*?):?\s+(\d+%\||\d+/\d+\s|epoch \d+/)")
 
 
 class Screen:
-    """Shows lines; on a terminal, a progress line replaces the one before it.
+    """Shows lines; on a terminal, a progress line replaces the previous one.
 
     Args:
-        log: file for every line; the first line replaces an older file.
+        log: file for every line; the first line overwrites an older file.
     """
 
     def __init__(self, log: Path) -> None:
@@ -49,7 +49,7 @@ class Screen:
         self._file.write(f"{line}\n")
 
     def _draw(self, line: str, name: str | None) -> None:
-        """Draw over a progress line of the same name; other lines begin below it."""
+        """Overwrite a progress line of the same name; other lines start below it."""
         if self._progress is not None:
             sys.stdout.write("\r\x1b[2K" if name == self._progress else "\n")
         width = shutil.get_terminal_size().columns - 1
@@ -72,7 +72,7 @@ class Screen:
 
 
 class Shown:
-    """A command at work, whose output goes to a screen."""
+    """A running command whose output goes to a screen."""
 
     def __init__(self, screen: Screen, process: subprocess.Popen) -> None:
         self._process = process
@@ -80,11 +80,11 @@ class Shown:
         self._thread.start()
 
     def is_running(self) -> bool:
-        """Return whether the command has not ended."""
+        """Return whether the command is still running."""
         return self._process.poll() is None
 
     def wait(self) -> int:
-        """Return the exit code, after the last line was shown."""
+        """Wait until the last line is shown and return the exit code."""
         code = self._process.wait()
         self._thread.join(timeout=5)  # a grandchild may hold the pipe open
         return code

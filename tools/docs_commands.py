@@ -1,4 +1,4 @@
-"""The reference page of all commands, from the help of their parsers."""
+"""The reference page of all commands, generated from their help."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from launch.command import command_parser
 from launch.options import build_parser as slurm_parser
 
 LINE = 100
-"""Characters of a line of help."""
+"""Maximum characters per line of help."""
 
 
 def _training(name: str, description: str) -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ COMMANDS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "Synthetic tiles": tools.sample_data.build_parser,
     "Synthetic product": tools.sample_scene.build_parser,
 }
-"""By heading, what builds the parser of a command."""
+"""Functions that build the parser of each command, by heading."""
 
 
 def command_reference() -> str:
@@ -49,7 +49,7 @@ def command_reference() -> str:
         "[more codes](../reliability.md).",
     ]
     columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(LINE)  # where argparse wraps
+    os.environ["COLUMNS"] = str(LINE)  # line width of argparse
     try:
         for heading, build in COMMANDS.items():
             lines += ["", f"## {heading}"]
@@ -63,7 +63,7 @@ def command_reference() -> str:
 
 
 def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Yield the parsers of subcommands, or the parser itself where it has none."""
+    """Yield the parsers of subcommands, or the parser itself if it has none."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not groups:
         yield parser

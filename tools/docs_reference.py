@@ -1,4 +1,4 @@
-"""Reference pages of the documentation that are generated: every key of the configs, as Markdown."""
+"""The generated reference page of the documentation: every key of the configs, as Markdown."""
 
 from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
@@ -9,7 +9,7 @@ TITLES: dict[str, type[ConfigModel]] = {"Pretraining": PretrainConfig, "Fine-tun
 
 
 def config_reference() -> str:
-    """Return a page on every key of the configs of pretraining and fine-tuning."""
+    """Return a page with every key of the pretraining and fine-tuning configs."""
     lines = [
         "# Configuration",
         "",

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs (`make docs`): the pages that are generated from the code and from files outside of docs/."""
+"""MkDocs hooks (`make docs`): pages generated from the code and from files outside docs/."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the reference of configs and commands, the changelog and the guide for contributors."""
+    """Add the reference of configs and commands, the changelog and the contributing guide."""
     pages = {
         "reference/configs.md": config_reference(),
         "reference/commands.md": command_reference(),

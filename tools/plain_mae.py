@@ -1,7 +1,7 @@
-"""MAE in the published order of work, to measure ours against.
+"""MAE with the published order of operations, as a baseline for ours.
 
-Float images; the stem as Conv3d and BatchNorm3d over every pixel; patch embedding of all tokens, and then the mask; a
-decoder that makes outputs of all tokens; the loss on copies in fp32.
+Images are float; the stem applies Conv3d and BatchNorm3d to every pixel; all tokens are embedded before masking; the
+decoder computes outputs for all tokens; the loss works on fp32 copies.
 """
 
 from typing import cast
@@ -21,7 +21,7 @@ class PlainMaskedAutoencoder(nn.Module):
     """The same network as ``ours``, with its weights; its transformer blocks are ours.
 
     Args:
-        ours: with a spectral ViT; don't use it afterwards, the blocks are shared.
+        ours: model with a spectral ViT; don't use it afterwards, since the blocks are shared.
     """
 
     def __init__(self, ours: MaskedAutoencoder) -> None:
@@ -43,7 +43,7 @@ class PlainMaskedAutoencoder(nn.Module):
         self.to(proj.weight.device)
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Losses (B,) of normalized images (B, C, H, W) by mask noise (B, T)."""
+        """Return losses (B,) of normalized images (B, C, H, W), masked by noise (B, T)."""
         masks = choose_masks(noise, self.mask_ratio)
         positions = cast(Tensor, self.pos_embed)
         tokens = self.proj(self.stem(images[:, None]).mean(2)).flatten(2).transpose(1, 2) + positions[:, 1:]

@@ -1,4 +1,4 @@
-"""Print the section of CHANGELOG.md on one version: `python tools/release_notes.py 0.1.0`."""
+"""Print the section of CHANGELOG.md for a version: `python tools/release_notes.py 0.1.0`."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ def release_notes(changelog: str, version: str) -> str:
     """Return the text below ``## VERSION`` (or ``## [VERSION] - DATE``), without its heading.
 
     Raises:
-        ValueError: there is no such section, or nothing in it.
+        ValueError: the section is missing or empty.
     """
     heading = rf"^## \[?{re.escape(version)}\]?(?: [^\n]*)?$"
     found = re.search(rf"{heading}\n(?P<text>.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)

@@ -1,7 +1,7 @@
 """A synthetic sample in SpectralEarth's layout, for the demo and tests: `python -m tools.sample_data DEST`.
 
-Every pixel is a mixture of six materials on the true 202-band wavelength axis. Physically plausible,
-and made up: scores on it show that the path works, not how good a model is.
+Every pixel is a mixture of six materials on the true 202-band wavelength axis. The data are
+physically plausible but synthetic: scores on them show that the workflow runs, not how good a model is.
 
 ::
 
@@ -33,7 +33,7 @@ from tools.sample_tasks import make_task_sample
 from tools.sample_tiles import PIXEL_M, SampleError, SampleOptions, make_place, plan_visits, render
 
 RECIPE = 1
-"""Raised with every change of what the same options give, so that an older sample isn't taken for this one."""
+"""Increment whenever the same options give a different sample, so that older samples are not mistaken for it."""
 
 README = """\
 These tiles are synthetic. No satellite measured them; no place on Earth looks like this.
@@ -54,7 +54,7 @@ Labels: {classes}; 0 = no label (mixed or not measured). Splits are by location.
 
 
 def make_sample(dest: Path, options: SampleOptions) -> str:
-    """Make the sample in ``dest``, or leave it where it is this one already; returns a line that says which.
+    """Make the sample in ``dest`` unless it already holds this sample; return a line that reports which.
 
     Raises:
         SampleError: ``dest`` holds something else.
@@ -74,7 +74,7 @@ def make_sample(dest: Path, options: SampleOptions) -> str:
 
 
 def holds_sample(dest: Path, options: SampleOptions) -> bool:
-    """Return whether ``dest`` is the sample of these options, made by this version."""
+    """Return whether ``dest`` holds the sample of these options, made by this version."""
     return _recorded(dest) == _record(options)
 
 
@@ -91,7 +91,7 @@ def _recorded(dest: Path) -> object:
 
 
 def _fill(folder: Path, options: SampleOptions) -> int:
-    """Write the whole sample into ``folder`` and return the number of tiles."""
+    """Write the complete sample into ``folder`` and return the number of tiles."""
     folder.mkdir(parents=True)
     scenes: dict[str, list[str]] = {}
     visits = plan_visits(options)
@@ -99,7 +99,7 @@ def _fill(folder: Path, options: SampleOptions) -> int:
         for number, dates in enumerate(visits):
             name = f"{1000 + 37 * number:07d}"
             scenes[name] = [f"{visit.scene:05d}.tif" for visit in dates]
-            rng = np.random.default_rng([options.seed, number + 1])  # 0 is plan_visits'
+            rng = np.random.default_rng([options.seed, number + 1])  # plan_visits uses 0
             place = make_place(rng, options.size)
             grid = Affine(PIXEL_M, 0.0, 300000.0 + 5000.0 * number, 0.0, -PIXEL_M, 5800000.0)
             for visit, scene in zip(dates, scenes[name], strict=True):

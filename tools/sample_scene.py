@@ -1,7 +1,7 @@
 """A small EnMAP L2A product in the real format: METADATA.XML, SPECTRAL_IMAGE and the quality layers.
 
-For tests and the documentation of `python -m shards pack`: the spectra are those of tools/sample_data.py,
-the ground is made up. Products of one seed show the same ground, cut out at an offset.
+Used in tests and the documentation of `python -m shards pack`. The spectra are those of tools/sample_data.py, and the
+ground is synthetic. Products with the same seed show the same ground, cropped at an offset.
 """
 
 import argparse
@@ -20,18 +20,18 @@ from shards.sensors.sensor import NODATA, get_sensor
 from tools.sample_tiles import Visit, make_place, render
 
 GROUND = 320
-"""Side of the ground in pixels; a product shows part of it."""
+"""Side of the ground in pixels; a product shows a part of it."""
 CORNER = Affine(30.0, 0.0, 366015.0, 0.0, -30.0, 5809965.0)
 CRS = "EPSG:32633"
 
 
 class SceneError(ForgeError):
-    """Options that give no product."""
+    """Options do not describe a valid product."""
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """Options of a product: side in pixels, seed of the ground, offset (right, down) of the cut, month and day."""
+    """Options of a product: side in pixels, seed of the ground, offset (right, down) of the crop, month and day."""
 
     size: int = 280
     seed: int = 0
@@ -45,7 +45,7 @@ class SceneOptions:
 
 
 def make_scene(dest: Path, options: SceneOptions) -> Path:
-    """Write the product's folder into ``dest`` and return it; raises SceneError for a cut beyond the ground."""
+    """Write the product's folder into ``dest`` and return it; raise SceneError for a crop beyond the ground."""
     right, down = options.offset
     if min(options.offset) < 0 or max(options.offset) + options.size > GROUND:
         raise SceneError(f"size {options.size} at offset {options.offset}: the ground has {GROUND}x{GROUND} px")
@@ -65,7 +65,7 @@ def make_scene(dest: Path, options: SceneOptions) -> Path:
 
 
 def _image(options: SceneOptions) -> np.ndarray:
-    """Return the whole ground as int16 (224, GROUND, GROUND), with noise in the water-vapor gaps."""
+    """Return the complete ground as int16 (224, GROUND, GROUND), with noise in the water-vapor gaps."""
     rng, sensor = np.random.default_rng(options.seed), get_sensor("enmap")
     tile, _ = render(rng, make_place(rng, GROUND), Visit(1, int(options.day[4:6]) / 12 - 0.4, False))
     image = rng.integers(-30, 60, (len(sensor.product_wavelength_nm), GROUND, GROUND)).astype(np.int16)
@@ -144,7 +144,10 @@ def build_parser() -> Parser:
 
 def _make(arguments: argparse.Namespace) -> None:
     options = SceneOptions(arguments.size, arguments.seed, arguments.offset, arguments.day)
-    print(make_scene(arguments.dest, options))
+    try:
+        print(make_scene(arguments.dest, options))
+    except FileExistsError as error:
+        raise ForgeError(f"{error.filename} exists: remove it, or choose another --day or folder") from None
 
 
 def _offset(text: str) -> tuple[int, int]:

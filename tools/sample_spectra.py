@@ -24,7 +24,7 @@ def _step(edge_nm: float, width_nm: float) -> np.ndarray:
 
 
 CHLOROPHYLL = _step(708, 9) + 1.3 * dip(440, 40) + 0.5 * dip(490, 25) + 0.5 * dip(640, 30) + 1.4 * dip(672, 21)
-"""Absorbance of leaf pigments per unit; more of it moves the red edge to longer waves by itself."""
+"""Absorbance of leaf pigments per unit; more pigment shifts the red edge to longer wavelengths."""
 
 LIQUID_WATER = (
     0.07 * dip(970, 28) + 0.2 * dip(1190, 42) + 1.6 * dip(1450, 80) + 2.4 * dip(1940, 120) + 2.2 * dip(2550, 280)
@@ -39,23 +39,23 @@ def leaves(pigment: float, water: float, plateau: float) -> np.ndarray:
 
 
 def straw() -> np.ndarray:
-    """Return dry plants: no red edge, lignin and cellulose at 1730, 2100 and 2300 nm."""
+    """Return dry plants: no red edge, lignin and cellulose absorption at 1730, 2100 and 2300 nm."""
     rise = 0.08 + 0.36 * (1 - np.exp(-(NM - 400) / 450))
     return rise * (1 - 0.07 * dip(1730, 30) - 0.17 * dip(2100, 55) - 0.14 * dip(2300, 40))
 
 
 def earth(moisture: float, clay: float, iron: float) -> np.ndarray:
-    """Return soil: rising, iron at 870 nm, clay at 2205 nm, darker when moist."""
+    """Return soil: a rising spectrum, iron at 870 nm, clay at 2205 nm, darker when moist."""
     rise = 0.05 + 0.38 * (1 - np.exp(-(NM - 400) / 650))
     return rise * (1 - iron * dip(870, 80)) * (1 - clay * dip(2205, 20)) * np.exp(-moisture * (0.3 + LIQUID_WATER))
 
 
 def concrete(brightness: float, carbonate: float) -> np.ndarray:
-    """Return roofs and roads: nearly flat, carbonate at 2340 nm."""
+    """Return roofs and roads: a nearly flat spectrum, carbonate at 2340 nm."""
     return brightness * (0.8 + 0.25 * (1 - np.exp(-(NM - 400) / 250))) * (1 - carbonate * dip(2340, 28))
 
 
-# ---- classes: a spectrum for two properties u, v in 0..1, season 0 (early summer) to 1, region (3,) about 0 ----
+# ---- classes: a spectrum from two properties u, v in 0..1, season 0 (early summer) to 1, region (3,) around 0 ----
 
 
 def cropland(u: float, v: float, season: float, region: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def cropland(u: float, v: float, season: float, region: np.ndarray) -> np.ndarra
 
 
 def grassland(u: float, v: float, season: float, region: np.ndarray) -> np.ndarray:
-    """Return cover u with dry litter v; close to cropland, with less pigment and water."""
+    """Return plant cover u with dry litter v; similar to cropland, with less pigment and water."""
     dry = 0.03 + 0.22 * v + 0.18 * season
     green = leaves(1.45 - 0.5 * dry + 0.2 * region[0], 0.85 - 0.4 * dry + 0.15 * region[1], 0.44 + 0.02 * region[2])
     cover = 0.7 + 0.25 * u
@@ -97,7 +97,7 @@ def built_up(u: float, v: float, season: float, region: np.ndarray) -> np.ndarra
 
 
 def open_water(u: float, v: float, season: float, region: np.ndarray) -> np.ndarray:
-    """Return water with sediment u and algae v: dark, falling, black beyond 900 nm but for sky glint."""
+    """Return water with sediment u and algae v: dark, falling, black beyond 900 nm except for sky glint."""
     clear = 0.035 * np.exp(-(NM - 420) / 140)
     sediment = (0.01 + 0.05 * u) * np.exp(-(((NM - 590) / 100) ** 2))
     algae = 1 - (0.1 + 0.3 * v + 0.1 * season) * dip(672, 15)
@@ -114,7 +114,7 @@ MATERIALS: dict[str, Material] = {
     "water": open_water,
 }
 CLASSES = tuple(MATERIALS)
-"""Code 1 to 6, as finetune/tasks/sample_materials.yaml lists them."""
+"""Classes of codes 1 to 6, as listed in finetune/tasks/sample_materials.yaml."""
 
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 

@@ -1,15 +1,15 @@
-"""Small synthetic copies of the downstream tasks' downloads: same folders, names, bands, dtypes and lists.
+"""Small synthetic copies of the downstream tasks' downloads, with the same folders, names, bands, dtypes and lists.
 
 ::
 
     DEST/<folder>/<images>/<location>/<scene>.tif   the sensor's bands, int16, pixel-interleaved
-    DEST/<folder>/<labels>/<location>/<scene>.tif   codes of the task, in a dtype that such maps come in; values of a
+    DEST/<folder>/<labels>/<location>/<scene>.tif   codes of the task, in a common dtype of such maps; values for a
                                                     pixel regression
-    DEST/<folder>/labels.csv                        tile and class, of a classification
+    DEST/<folder>/labels.csv                        tile and class, for a classification
     DEST/hyperview/images/<number>.npz              array "data" (150, h, w) of any size
-    DEST/splits/<task>/{train,val,test}.txt         or train.csv and val.csv of hyperview
+    DEST/splits/<task>/{train,val,test}.txt         or train.csv and val.csv for hyperview
 
-Scores on them show that the path works, nothing more.
+Scores on them only show that the workflow runs.
 """
 
 import csv
@@ -29,7 +29,7 @@ from shards.sensors.sensor import NODATA, get_sensor
 from tools.sample_tiles import PIXEL_M, Visit, make_place, render
 
 MASK_DTYPES = {"enmap_eurocrops": "float64", "enmap_corine": "int16", "enmap_treemap": "uint16"}
-"""Of label tiles; the others are uint8."""
+"""Dtypes of label tiles; all others are uint8."""
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 SCENES = 4
@@ -37,10 +37,10 @@ COLUMNS = ("sample_index", "company", "field", "cover", "sampling", "lab_method"
 
 
 def make_task_sample(dest: Path, task: Task, tiles: int = 15, size: int = 32, seed: int = 0) -> str:
-    """Write a task's copy below ``dest`` and return a line on what was written.
+    """Write a task's copy below ``dest`` and return a summary line.
 
     Raises:
-        ConfigError: the task has no layout, or its copy is there already.
+        ConfigError: the task has no layout, or its copy already exists.
     """
     if task.layout is None:
         raise ConfigError(f"task {task.name} has no layout of a download to copy")
@@ -73,11 +73,11 @@ def _make_tiles(
         write_label(names[-1], number, values, materials, grid)
     cuts = np.cumsum([round(SHARES["train"] * tiles), round(SHARES["val"] * tiles)])
     for split, part in zip(SHARES, np.split(np.array(names), cuts), strict=True):
-        (splits / f"{split}.txt").write_text("\n".join(part.tolist()))  # without the last newline, as some are
+        (splits / f"{split}.txt").write_text("\n".join(part.tolist()))  # no trailing newline, as in some lists
 
 
 WriteLabel = Callable[[str, int, np.ndarray, np.ndarray, Affine], None]
-"""Writes the label of a tile, by its name, number, values (bands, size, size), materials (size, size) and grid."""
+"""Writes the label of a tile, given its name, number, values (bands, size, size), materials (size, size) and grid."""
 
 
 def _write_codes(
@@ -89,7 +89,7 @@ def _write_codes(
 def _write_class(
     table: Path, task: Task, name: str, number: int, values: np.ndarray, materials: np.ndarray, grid: Affine
 ) -> None:
-    """Add a line with the material that covers most of the tile."""
+    """Add a line with the dominant material of the tile."""
     most = int(np.bincount(materials.ravel(), minlength=7)[1:].argmax())
     with open(table, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -101,7 +101,7 @@ def _write_class(
 def _write_values(
     labels: Path, task: Task, name: str, number: int, values: np.ndarray, materials: np.ndarray, grid: Affine
 ) -> None:
-    """Write how green each pixel is, as hundredths in int16, and without a value where nothing was measured."""
+    """Write the greenness of each pixel in hundredths as int16, with nodata for unmeasured pixels."""
     wavelength = np.asarray(get_sensor(task.sensor).wavelength_nm)
     red, infrared = (values[np.abs(wavelength - nm).argmin()].astype(np.float64) for nm in (660, 850))
     index = (infrared - red) / np.maximum(infrared + red, 1)
@@ -119,7 +119,7 @@ def _render(rng: np.random.Generator, task: Task, size: int) -> tuple[np.ndarray
     enmap, sensor = get_sensor("enmap"), get_sensor(task.sensor)
     if sensor is not enmap:
         matrix = response_matrix(sensor.wavelength_nm, sensor.fwhm_nm, enmap.wavelength_nm, enmap.fwhm_nm)
-        beyond = np.flatnonzero(~matrix.any(1))  # a few that EnMAP's tiles don't cover: like the nearest that they have
+        beyond = np.flatnonzero(~matrix.any(1))  # bands that EnMAP's tiles don't cover: copy the nearest covered one
         distance = np.abs(np.asarray(sensor.wavelength_nm)[beyond, None] - enmap.wavelength_nm)
         matrix[beyond, distance.argmin(1)] = 1
         missing = values[0] == np.iinfo(np.int16).min
@@ -144,7 +144,7 @@ def _write(path: Path, values: np.ndarray, grid: Affine, nodata: float | None = 
 
 
 def _make_tables(images: Path, splits: Path, task: Task, tiles: int, seed: int) -> None:
-    """Write fields of any size whose targets follow their mean spectra."""
+    """Write fields of varying sizes whose targets depend on their mean spectra."""
     images.mkdir(parents=True)
     rows = []
     for number in range(tiles):

@@ -16,7 +16,7 @@ MIXED_BELOW = 0.75
 
 
 class SampleError(ForgeError):
-    """Options that give no sample, or a destination that holds something else."""
+    """Options are invalid, or the destination holds something else."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def blur(layers: np.ndarray, sigma: float = 0.7) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Place:
-    """Properties of a location that stay from date to date.
+    """Properties of a location that are constant over dates.
 
     Attributes:
         parcels: int (size, size), the parcel of each pixel.
         classes: int (parcels,), the class of each parcel, 0 to 5.
         traits: float32 (2, size, size), the properties u and v of a pixel's material, 0 to 1.
-        region: float64 (6, 3), how the materials of this location differ from elsewhere's.
+        region: float64 (6, 3), regional deviations of the materials.
         height: float32 (size, size), terrain in m.
     """
 
@@ -90,7 +90,7 @@ def make_place(rng: np.random.Generator, size: int) -> Place:
     return Place(
         parcels=parcels,
         classes=np.stack(scores).argmax(0),
-        traits=(1 / (1 + np.exp(-1.7 * np.stack(traits)))).astype(np.float32),  # about uniform
+        traits=(1 / (1 + np.exp(-1.7 * np.stack(traits)))).astype(np.float32),  # approximately uniform
         region=rng.normal(0, 1, (len(CLASSES), 3)),
         height=rng.uniform(10, 50) * smooth_field(rng, size, 12.0),
     )
@@ -108,7 +108,7 @@ def _nearest(rng: np.random.Generator, size: int, centers: np.ndarray) -> np.nda
 
 @dataclass(frozen=True)
 class Visit:
-    """One date of a location: its scene, season 0 (early summer) to 1 (autumn), and a swath margin or none."""
+    """One date of a location: its scene, season 0 (early summer) to 1 (autumn), and whether it has a swath margin."""
 
     scene: int
     season: float
@@ -116,7 +116,7 @@ class Visit:
 
 
 def plan_visits(options: SampleOptions) -> list[list[Visit]]:
-    """Return the dates of each location: a quarter have two, a tenth of the tiles a margin, at least one each."""
+    """Return the dates of each location: a quarter have two dates, a tenth of the tiles a margin, at least one each."""
     rng = np.random.default_rng([options.seed, 0])
     twice = set(rng.permutation(options.locations)[: max(1, round(options.locations / 4))].tolist())
     tiles = options.locations + len(twice)
@@ -146,7 +146,7 @@ def render(rng: np.random.Generator, place: Place, visit: Visit) -> tuple[np.nda
 
 
 def _weights(rng: np.random.Generator, place: Place, visit: Visit) -> np.ndarray:
-    """Return the share of each endmember in each pixel, float32 (24, size, size), sum 1."""
+    """Return the fraction of each endmember in each pixel, float32 (24, size, size), with sum 1."""
     ploughed = (place.classes == 0) & (rng.random(len(place.classes)) < 0.1 * visit.season)
     classes = np.where(ploughed, CLASSES.index("bare soil"), place.classes)[place.parcels]
     u, v = place.traits
@@ -159,7 +159,7 @@ def terrain_light(rng: np.random.Generator, height: np.ndarray, season: float) -
     """Return sunlight on slopes relative to flat ground, float32 (size, size), after an incomplete correction."""
     zenith, azimuth = np.radians(30 + 25 * season), np.radians(rng.uniform(145, 170))
     south, east = np.gradient(height, PIXEL_M)
-    uphill = -south * np.cos(azimuth) + east * np.sin(azimuth)  # towards the sun
+    uphill = -south * np.cos(azimuth) + east * np.sin(azimuth)  # toward the sun
     relative = (1 - np.tan(zenith) * uphill) / np.sqrt(1 + south**2 + east**2)
     return np.clip(1 + 0.7 * (relative - 1), 0.5, 1.5).astype(np.float32)
 
@@ -172,18 +172,18 @@ def _gain(rng: np.random.Generator) -> np.ndarray:
 
 
 def _haze(rng: np.random.Generator) -> np.ndarray:
-    """Return over- or undercorrected aerosol: reflectance float32 (202,), mostly in the blue."""
+    """Return the reflectance of over- or undercorrected aerosol, float32 (202,), mostly in the blue."""
     return (rng.normal(0, 0.004) * (NM / 450) ** -2.5).astype(np.float32)
 
 
 def noise_at_30_percent() -> np.ndarray:
-    """Return the noise's standard deviation at reflectance 0.3, float32 (202,)."""
+    """Return the standard deviation of the noise at reflectance 0.3, float32 (202,)."""
     ratio = np.interp(NM, [418, 495, 800, 1000, 1300, 1700, 2200, 2446], [200, 350, 330, 260, 250, 230, 170, 90])
     return (0.3 / (ratio * (1 - 0.5 * dip(1380, 40) - 0.4 * dip(1870, 60)))).astype(np.float32)
 
 
 def sensor_noise(rng: np.random.Generator, signal: np.ndarray) -> np.ndarray:
-    """Return noise float32 like the signal (202, size, size): a quarter electronics, the rest photons."""
+    """Return float32 noise shaped like the signal (202, size, size): a quarter electronic, the rest photon noise."""
     spread = np.sqrt(0.25 + 0.75 * np.clip(signal, 0, None) / 0.3)
     noise = rng.standard_normal(signal.shape, dtype=np.float32) * spread
     stripes = 0.4 * rng.standard_normal((len(NM), 1, signal.shape[2]), dtype=np.float32)

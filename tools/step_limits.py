@@ -1,8 +1,8 @@
 """The two limits of a MAE step: its operations over a device's peak, its bytes over the memory bandwidth.
 
-Operations are those of metrics/flops.py. Bytes are counted: the step (forward, backward; bf16 autocast) runs on
-tensors without contents, and what each operation reads and writes is added up, by part. That is eager execution, one
-kernel an operation; what caches and fused kernels save comes off. AdamW adds 28 bytes for each parameter.
+Operations are those of metrics/flops.py. Bytes are counted by part: the step (forward, backward; bf16 autocast) runs on
+tensors without storage, and the bytes that each operation reads and writes are summed. This assumes eager execution
+with one kernel per operation; caches and fused kernels need fewer bytes. AdamW adds 28 bytes per parameter.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from shards.cli import Parser, positive, run_command
 from tools import bench_step
 
 BANDWIDTH = {"A100": 2.0e12, "H100": 3.35e12, "H200": 4.8e12}
-"""Bytes per second of device memory, by the vendors' sheets."""
+"""Bytes per second of device memory, from the vendors' data sheets."""
 
 ADAMW_BYTES = 28  # fp32 weight, two moments: read and written; gradient: read
 FREE = (
     *("view", "expand", "permute", "transpose", "split", "slice", "select", "unsqueeze", "squeeze", "t.", "as_strided"),
     *("detach", "_unsafe_view", "unfold.", "alias", "unbind", "empty", "new_empty", "device"),
 )
-"""Operations that move nothing."""
+"""Operations that move no data."""
 
 
 class Counter(TorchDispatchMode):
@@ -78,7 +78,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _whole_batches() -> Iterator[None]:
-    """Work on whole batches: parts change only the number of operations to count."""
+    """Process full batches: splitting them only changes the number of operations to count."""
     before = spectral_layers.PIXELS["cpu"], masked_loss.VALUES["cpu"]
     spectral_layers.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
     try:
@@ -88,10 +88,10 @@ def _whole_batches() -> Iterator[None]:
 
 
 def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[str, float]]:
-    """Return a tile's share of a step's operations, and its bytes by part.
+    """Return the operations and the bytes by part of a step, per tile.
 
     Raises:
-        ConfigError: an unknown model, or sizes that don't fit.
+        ConfigError: the model is unknown, or the sizes don't fit.
     """
     config = bench_step.run_config(name, micro_batch, 128, mask_ratio, "autocast")
     with _whole_batches(), FakeTensorMode():

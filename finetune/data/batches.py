@@ -1,4 +1,4 @@
-"""Which windows are trained on, and in which order: drawn from seeds, equal on any number of processes."""
+"""The windows of each epoch and their order, drawn from seeds; the same for any number of processes."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from shards.order.random_bits import fold_in, permute, uniform
 
 
 def epoch_order(length: int, batch: int, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the batches of an epoch as (positions in the rows, views 0..7), in an order drawn from seed and epoch.
+    """Return the batches of an epoch as (positions in the rows, views 0..7), in an order that seed and epoch determine.
 
-    The last batch is filled up from the epoch's beginning, so that all are of one size.
+    The last batch is filled up from the start of the epoch, so all batches have the same size.
     """
     steps = -(-length // batch)
     places = permute(fold_in(seed, "finetune", epoch), length, np.arange(steps * batch) % length)
@@ -18,7 +18,7 @@ def epoch_order(length: int, batch: int, seed: int, epoch: int) -> list[tuple[np
 
 
 def subset_rows(split: LabeledSplit, fraction: float, seed: int) -> np.ndarray:
-    """Return the windows of a share of the tiles, at least one; smaller shares lie within larger ones."""
+    """Return the windows of a fraction of the tiles, at least one; smaller fractions are subsets of larger ones."""
     tiles = len(split.items)
     order = permute(fold_in(seed, "fraction"), tiles, np.arange(tiles))
     chosen = order[: max(1, round(fraction * tiles))]

@@ -1,7 +1,7 @@
 """Check a task's download before training on it: `python -m finetune check TASK ROOT --splits FOLDER`.
 
-Every listed tile is read in full with its label: files, bands, sizes, codes and missing values. One table, and a line
-for each thing that is wrong; exit code 1 where there is one.
+Every listed tile is read in full with its label, to check files, bands, sizes, codes and missing values. The command
+prints one table and one line per problem, and exits with code 1 if there are problems.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
 
 SHOWN = 20
-"""Problems that are printed one by one."""
+"""Number of problems that are printed individually."""
 
 
 @dataclass
@@ -33,9 +33,9 @@ class Finding:
     """What was found in one tile, or in all tiles of a split.
 
     Attributes:
-        tally: of the labels, see TaskKind.tally.
-        missing: pixels without a measurement, of ``pixels``.
-        declared: pixels by class code that their label file declares to be its nodata value.
+        tally: tally of the labels, see TaskKind.tally.
+        missing: number of pixels without a measurement, out of ``pixels``.
+        declared: number of pixels by class code, for codes that the label file declares as its nodata value.
     """
 
     tally: np.ndarray
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check, print, and return the exit code."""
+    """Check the tiles, print the findings and return the exit code."""
     task = get_task(arguments.task)
     named = ("root", "splits", "images", "labels", "align", "label_field", "label_layer", "shards")
     given = {name: getattr(arguments, name) for name in named}

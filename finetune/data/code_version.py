@@ -1,7 +1,7 @@
 """The version of the code that a result comes from: a hash of each source file that computes something.
 
-Comments, docstrings and blank lines do not count. Files that only read, write or report are left out: what they pass on
-is hashed by its content.
+Comments, docstrings and blank lines do not count. Files that only read, write or report are left out: their
+output is hashed by content.
 """
 
 import ast
@@ -27,7 +27,7 @@ READING = (
     "shards/sources/raster.py",
     "shards/sensors/sensor.py",
 )
-"""Code from the file of an image to its array."""
+"""Code that turns the file of an image into an array."""
 
 FEATURES = (
     "finetune/data/datasets.py",
@@ -57,7 +57,7 @@ FEATURES = (
     ),
     "pretrain/weights/resample.py",
 )
-"""Code from the array of an image to the encoder's features."""
+"""Code that turns the array of an image into the encoder's features."""
 
 HEADS = (
     *FEATURES,
@@ -96,7 +96,7 @@ HEADS = (
     "pretrain/engine/schedules.py",
     "shards/order/random_bits.py",
 )
-"""Code from features to scores."""
+"""Code that turns features into scores."""
 
 TUNING = (
     *HEADS,
@@ -112,7 +112,7 @@ TUNING = (
     "pretrain/resilience/guard.py",
     "pretrain/models/activation_checkpointing.py",
 )
-"""Code from the array of an image to scores, through an encoder that learns."""
+"""Code that turns the array of an image into scores, through an encoder that is trained."""
 
 STAGES: dict[Stage, tuple[str, ...]] = {"reading": READING, "features": FEATURES, "heads": HEADS, "tuning": TUNING}
 

@@ -1,13 +1,13 @@
-"""Hashes of the contents of images, kept between runs as long as their files are unchanged.
+"""Content hashes of images, cached between runs as long as the files are unchanged.
 
 ::
 
-    RUN/contents.json    by file: sizes and times of all that is read with it, and the hash of the decoded image;
-                         of shards, by the manifest's hash
+    RUN/contents.json    by file: sizes and times of the file and its sidecars, and the hash of the decoded image;
+                         for shards: by the hash of the manifest
 
-A hash is of the decoded image, so a copied, moved or touched file is the same image. An entry is kept only where its
-files had been at rest for a while: one that is written twice within a tick of the file system's clock may not look
-changed (as in git's index).
+The decoded image is hashed, so a copied, moved or touched file counts as the same image. An entry is kept only if its
+files had not changed for a while: a file that is written twice within a tick of the file system's clock may look
+unchanged (as in git's index).
 """
 
 import json
@@ -29,17 +29,17 @@ from shards.files.untrusted import read_json_value
 from shards.progress import progress
 
 AT_REST = 3.0
-"""Seconds since the last change from which a file's times are trusted; file systems' clocks tick in up to 2."""
+"""Seconds after the last change before a file's times are trusted; file system clocks tick every 2 s or faster."""
 
 BATCH = 64
-"""Images that are hashed between two heartbeats."""
+"""Number of images that are hashed between two heartbeats."""
 
 Stamp = list[list[Any]]
-"""Name, size, times of modification and of status change in ns, and inode of every file that is read for an image."""
+"""Name, size, modification and status change times in ns, and inode of every file that is read for an image."""
 
 
 class ContentCache:
-    """Hashes of images by path, in a JSON file; a damaged one, or one of another reader's code, counts as empty."""
+    """Hashes of images by path, in a JSON file; a file that is damaged or from other reader code counts as empty."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._reader = path, digest(code_version("reading"))
@@ -52,7 +52,7 @@ class ContentCache:
             pass
 
     def find(self, item: Item) -> str | None:
-        """Return the hash of an image whose files, or whose shards, are unchanged; None otherwise."""
+        """Return the hash of an image if its files or shards are unchanged, else None."""
         entry = self._entries.get(_name(item))
         return entry[1] if entry and entry[0] == stamp(item) else None
 
@@ -60,8 +60,8 @@ class ContentCache:
         """Keep the hash of an image.
 
         Args:
-            before: its stamp before it was read.
-            started: when that was, in seconds since the epoch.
+            before: stamp of the image before it was read.
+            started: time of that stamp, in seconds since the epoch.
         """
         if stamp(item) == before and _changed(before) < started - AT_REST:
             self._entries[_name(item)] = [before, found]
@@ -73,8 +73,8 @@ class ContentCache:
 
 
 def stamp(item: Item) -> Stamp:
-    """Return the stamp of an image's file and of those that are read with it (``x.hdr`` and ``x.tif.aux.xml`` of
-    ``x.tif``); empty for images with an identity."""
+    """Return the stamp of an image's file and its sidecars (``x.hdr`` and ``x.tif.aux.xml`` of ``x.tif``); empty for
+    images with an identity."""
     found: Stamp = []
     if item.identity or item.file is None:
         return found
@@ -83,14 +83,14 @@ def stamp(item: Item) -> Stamp:
         try:
             now = os.stat(folder / name)
         except OSError:
-            continue  # removed meanwhile
+            continue  # removed in the meantime
         found.append([name, now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
     return found
 
 
 @lru_cache(maxsize=64)
 def _beside(folder: Path, _: int) -> dict[str, list[str]]:
-    """Return the names in a folder by their stem: all that comes before any of their dots."""
+    """Return the names in a folder by their stem: the part before the first dot."""
     found: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
         for end in [place for place, letter in enumerate(name) if letter == "." and place] + [len(name)]:
@@ -99,24 +99,24 @@ def _beside(folder: Path, _: int) -> dict[str, list[str]]:
 
 
 def _name(item: Item) -> str:
-    """Return the key that an image is kept under."""
+    """Return the cache key of an image."""
     return f"{item.identity}/{item.name}" if item.identity else str(item.file.absolute() if item.file else "")
 
 
 def _changed(found: Stamp) -> float:
-    """Return when the newest of the files changed, in seconds since the epoch; 0 without files."""
+    """Return the latest change time of the files, in seconds since the epoch; 0 without files."""
     return max((max(one[2], one[3]) / 1e9 for one in found), default=0.0)
 
 
 def identify_images(splits: dict[str, LabeledSplit], path: Path, heartbeat: Callable[[], None]) -> None:
-    """Give every split the hashes of its images; ranks share the images that are not known from earlier.
+    """Set the image hashes of every split; ranks divide the images that are not in the cache.
 
     Args:
-        path: of the cache.
-        heartbeat: called now and then; see Watchdog.begin.
+        path: path of the cache.
+        heartbeat: called regularly; see Watchdog.begin.
 
     Raises:
-        TileError, SourceError: an image can't be read; on every rank.
+        TileError, SourceError: an image can't be read; raised on every rank.
     """
     cache = ContentCache(path) if distributed.is_main() else None
     known: dict[str, list[str | None]] = distributed.broadcast_object(

@@ -1,4 +1,4 @@
-"""Labeled tiles as windows of the size that an encoder takes: labels in memory, images read when needed."""
+"""Labeled tiles as windows of the encoder's input size: labels in memory, images read on demand."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,24 +24,24 @@ VIEWS = 8
 class LabeledSplit:
     """One split of a task.
 
-    Where every pixel has a label, a tile is cut into windows, and the rim is padded with missing values that don't
-    count. Where a tile has one label, it is one window: resized if it is floating point (HYPERVIEW's vary in size),
-    else of that size already.
+    If every pixel has a label, a tile is cut into windows, and its border is padded with missing values that don't
+    count. If a tile has one label, it is one window: floating-point tiles are resized (HYPERVIEW's vary in size),
+    others already have the window size.
 
     Args:
-        items: its tiles.
-        size: of a window in pixels.
-        threads: that read.
-        keep: keep images in memory once they are read.
-        quiet: without a progress bar.
+        items: tiles of the split.
+        size: window size in pixels.
+        threads: number of reader threads.
+        keep: whether to keep images in memory after reading them.
+        quiet: whether to hide the progress bar.
 
     Attributes:
-        labels: (N, ...) as the task's kind encodes them.
-        tile_of: (N,) which of ``items`` a window is from; tiles that the kind leaves out are none.
-        declared: class codes that a label file declares to be its nodata value, so that they don't count.
+        labels: (N, ...) labels as the task's kind encodes them.
+        tile_of: (N,) index into ``items`` of each window; tiles that the kind leaves out have no windows.
+        declared: class codes that a label file declares as its nodata value; they don't count.
 
     Raises:
-        SourceError, TileError: a label is missing, unreadable, of another size than expected, or refused by the kind.
+        SourceError, TileError: a label is missing, unreadable, of unexpected size, or refused by the kind.
     """
 
     def __init__(self, items: Sequence[Item], task: Task, size: int, threads: int, keep: bool, quiet: bool) -> None:
@@ -65,7 +65,7 @@ class LabeledSplit:
 
     @property
     def labels_hash(self) -> str:
-        """Hash of the names and labels of all tiles as the task reads them; the size of windows does not count."""
+        """Hash of the names and labels of all tiles as the task reads them, independent of the window size."""
         return digest([[item.name, one] for item, one in zip(self.items, self._label_hashes, strict=True)])
 
     @property
@@ -75,25 +75,25 @@ class LabeledSplit:
 
     @cached_property
     def image_hashes(self) -> list[str]:
-        """Hashes of the tiles' images; set from outside where they are known (finetune/data/contents.py)."""
+        """Hashes of the tiles' images; set by the caller if they are cached (finetune/data/contents.py)."""
         return self.hash_images(range(len(self.items)))
 
     def hash_images(self, places: Sequence[int]) -> list[str]:
-        """Return the hashes of the images of tiles ``places``; images are kept in memory like any that is read."""
+        """Return the image hashes of tiles ``places``; images are kept in memory as in any other read."""
         return list(self._pool.map(self._hash_image, places))
 
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """Return windows (n, bands, S, S): int16, or float32 where tiles are resized.
+        """Return windows (n, bands, S, S), int16, or float32 if tiles are resized.
 
         Raises:
-            TileError, SourceError: an image is unreadable, of other bands, or of another size than its label.
+            TileError, SourceError: an image is unreadable, has other bands, or differs in size from its label.
         """
         tiles = np.unique(self.tile_of[rows])
         read = dict(zip(tiles.tolist(), self._pool.map(self._tile, tiles.tolist()), strict=True))
         return np.stack([self._window(read[int(self.tile_of[row])], int(row)) for row in rows])
 
     def batches(self, orders: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the `images` of each array of rows, while the next ones are read."""
+        """Yield the `images` of each array of rows, reading the next ones in the background."""
         with ThreadPoolExecutor(1) as ahead:
             pending = None
             for rows in orders:
@@ -111,7 +111,7 @@ class LabeledSplit:
     # ---- one tile ----
 
     def _labels_of(self, item: Item) -> tuple[np.ndarray, int, str]:
-        """Return the labels of an item's windows (none leaves it out), windows in a row, and a hash of its labels."""
+        """Return the labels of an item's windows (empty leaves it out), windows per row, and a hash of its labels."""
         raw = item.label()
         problem = self.kind.find_problem(raw)
         if problem:
@@ -137,7 +137,7 @@ class LabeledSplit:
         return array_hash(values)
 
     def _fitted(self, number: int, values: np.ndarray) -> np.ndarray:
-        """Return a tile's image, ready to be cut into windows, and keep it where images are kept."""
+        """Return a tile's image, ready to be cut into windows; store it if images are kept in memory."""
         ready = self._fit(self.items[number], values)
         if self._keep:
             with self._lock:
@@ -168,7 +168,7 @@ class LabeledSplit:
 
 
 def cut(labels: np.ndarray, size: int, fill: float) -> np.ndarray:
-    """Cut (..., H, W) into windows (n, ..., size, size), row by row; the rim is padded with ``fill``."""
+    """Cut (..., H, W) into windows (n, ..., size, size), row by row; the border is padded with ``fill``."""
     height, width = labels.shape[-2:]
     rim = [(0, 0)] * (labels.ndim - 2) + [(0, -height % size), (0, -width % size)]
     padded = np.pad(labels, rim, constant_values=fill)
@@ -178,7 +178,7 @@ def cut(labels: np.ndarray, size: int, fill: float) -> np.ndarray:
 
 
 def resize(values: np.ndarray, size: int) -> np.ndarray:
-    """Resize float32 (C, h, w) to (C, size, size), bicubic with aligned corners as the published HYPERVIEW reader."""
+    """Resize float32 (C, h, w) to (C, size, size), bicubic, aligned corners, as in the published HYPERVIEW reader."""
     return F.interpolate(torch.from_numpy(values)[None], (size, size), mode="bicubic", align_corners=True)[0].numpy()
 
 

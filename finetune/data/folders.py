@@ -1,4 +1,4 @@
-"""Which folders hold the images and the labels of a task, and the tiles in them."""
+"""The folders that hold the images and labels of a task, and the tiles in them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ from shards.sources.tile_names import SourceTile
 
 
 def folders_of(data: LabeledDataConfig, task: Task) -> tuple[Path, Path | None]:
-    """Return the folder of images, and the folder or file of labels.
+    """Return the image folder, and the label folder or file.
 
     Raises:
         ConfigError, SourceError: the task has no layout, or a folder is missing.
@@ -54,7 +54,7 @@ def item_of_file(
     """Return the item of a tile that is a file below ``images``.
 
     Args:
-        options: other fields of the item.
+        options: further fields of the item.
     """
     file = images / tile.path
     reader = partial(_read_image, file, sensor)

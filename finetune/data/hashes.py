@@ -9,7 +9,7 @@ import xxhash
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON value; the order of keys does not count."""
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,15 +13,15 @@ class Item:
 
     Attributes:
         name: unique in the task.
-        place: what must not be in two groups of a bootstrap: the location, or the field.
-        scene: the acquisition that it was cut from; empty where nothing says.
-        identity: together with the name, different for different content, where that is known without reading it.
-        image: reads (bands, height, width), int16 or float32.
-        label: reads the label as its source has it: codes (height, width) int64 on the image's grid, ``NODATA`` where
-            there is none; one code, of shape (); values (T,); or target values (T, height, width), NaN where there are
-            none.
-        nodata: reads the code that the label file declares to be none, where it declares one.
-        file: of the image, where it has one of its own.
+        place: resampling unit of the bootstrap, never split between two groups: the location, or the field.
+        scene: acquisition that the tile was cut from; empty if unknown.
+        identity: identifies the content together with the name, if known without reading the tile.
+        image: reads the image (bands, height, width), int16 or float32.
+        label: reads the label as stored in its source: codes (height, width) int64 on the image's grid, ``NODATA`` for
+            unlabeled pixels; one code, of shape (); values (T,); or target values (T, height, width), NaN where
+            undefined.
+        nodata: reads the code that the label file declares as its nodata value, if any.
+        file: path of the image, if it has a file of its own.
     """
 
     name: str

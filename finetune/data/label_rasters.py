@@ -1,4 +1,4 @@
-"""Class codes of pixels: from rasters beside the images, from polygons, or from labeled shards."""
+"""Per-pixel class codes, read from rasters next to the images, from polygons, or from labeled shards."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -41,7 +41,7 @@ def find_with_label_rasters(data: LabeledDataConfig, task: Task, seed: int) -> S
 
 
 def labels_of(data: LabeledDataConfig, path: Path, task: Task) -> Labels:
-    """Return how the labels of a task are read from a folder or file."""
+    """Return the reader of a task's labels for a folder or file."""
     return Labels(
         path=path,
         align=data.align,
@@ -72,7 +72,7 @@ def _declared_nodata(labels: Labels, label: Callable[[], str]) -> int | None:
 
 
 def declared_line(codes: Iterable[int]) -> str:
-    """Describe that label files declare a class code to be their nodata value."""
+    """Return the line that lists class codes which label files declare as their nodata value."""
     told = ", ".join(f"{codes[code]:,} px of {code}" if isinstance(codes, Counter) else str(code) for code in codes)
     return (
         f"label files declare a class code as nodata, so it doesn't count ({told}); where it is a class, remove the "

@@ -1,4 +1,4 @@
-"""The tiles of a task, by split, wherever its labels come from."""
+"""The tiles of a task by split, for every source of labels."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from shards.registry import Registry
 from shards.sources.layouts import SPLITS
 
 LabelSource = Callable[[LabeledDataConfig, Task, int], Split]
-"""Finds the tiles of each split with their labels, by the config, the task and the seed of splits that are drawn."""
+"""Finds the tiles of each split with their labels, given the config, the task and the seed of random splits."""
 
 LABEL_SOURCES: Registry[LabelSource] = Registry("label source")
 LABEL_SOURCES.add("rasters", "finetune.data.label_rasters:find_with_label_rasters")
@@ -27,7 +27,7 @@ def find_items(
     """Find the tiles of train, val and test.
 
     Args:
-        tell: called with a line on what is done in another way than ``data`` says.
+        tell: called with one line for each deviation from ``data``.
 
     Raises:
         SourceError: a folder, list, tile or label is missing, or a split is empty.

@@ -1,14 +1,14 @@
-"""Leakage: which test tiles come from scenes that the encoder was pretrained on."""
+"""Leakage: test tiles from scenes that the encoder was pretrained on."""
 
 from finetune.data.items import Item
 from shards.read.reader import ShardReader
 
 
 def seen_in_pretraining(shards: str | None, tiles: list[Item]) -> list[bool] | None:
-    """Return whether each tile's scene is among those of the pretraining shards; None without shards to look into.
+    """Return whether each tile's scene is in the pretraining shards; None if no shards are given.
 
     Raises:
-        ShardError: there are no shards.
+        ShardError: the location holds no shards.
     """
     if shards is None:
         return None

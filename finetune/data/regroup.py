@@ -1,4 +1,4 @@
-"""Splits that are drawn anew, so that no location, or no scene, is in two of them."""
+"""New random splits in which no location, or no scene, is in two of them."""
 
 import hashlib
 
@@ -11,19 +11,19 @@ SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
 def grouping(data: LabeledDataConfig, items: Split) -> Group | None:
-    """Return what splits are drawn by: locations where scenes are asked for and no tile names one."""
+    """Return the grouping of the splits; scenes fall back to locations if no tile names a scene."""
     if data.group == "scene" and not any(item.scene for name in SPLITS for item in items[name]):
         return "location"
     return data.group
 
 
 def regroup(items: Split, by: Group | None, seed: int) -> Split:
-    """Split the same tiles anew, near the same sizes, so that no location (or scene) is in two splits.
+    """Redraw the splits, with nearly the same sizes, so that no location (or scene) is in two of them.
 
-    A tile without a scene goes with its location. No split is empty.
+    A tile without a scene is grouped by its location. No split is empty.
 
     Raises:
-        SourceError: all tiles are of one or two groups.
+        SourceError: there are fewer than three groups.
     """
     everything = [item for name in SPLITS for item in items[name]]
     groups: dict[str, list[Item]] = {}
@@ -40,7 +40,7 @@ def regroup(items: Split, by: Group | None, seed: int) -> Split:
     if not all(wanted.values()):
         wanted = {name: round(SHARES[name] * len(everything)) for name in SPLITS}
     split: Split = {name: [] for name in SPLITS}
-    # large groups first; each goes to the split that lacks most of its share, the last ones to splits that have none
+    # large groups first; each goes to the split furthest below its target size, the last ones to empty splits
     for number, group in enumerate(sorted(groups, key=lambda one: (-len(groups[one]), draw(one, seed)))):
         empty = [name for name in SPLITS if not split[name]]
         choice = empty if len(empty) == len(groups) - number else SPLITS
@@ -50,5 +50,5 @@ def regroup(items: Split, by: Group | None, seed: int) -> Split:
 
 
 def draw(text: str, seed: int) -> bytes:
-    """Return what texts are sorted by for an order drawn from a seed."""
+    """Return the sort key of a text for an order drawn from a seed."""
     return hashlib.sha256(f"{seed} {text}".encode()).digest()

@@ -1,4 +1,4 @@
-"""Targets of whole tiles from tables, as HYPERVIEW publishes them: train.csv and val.csv, images as npz."""
+"""Per-tile targets from tables in the layout of HYPERVIEW: train.csv and val.csv, images as npz."""
 
 import csv
 import io
@@ -21,15 +21,15 @@ from shards.sources.layouts import SPLITS
 from shards.sources.pairs import read_text
 
 HELD_OUT_FIELDS = 0.2
-"""Share of HYPERVIEW's fields that are taken out of its training table to choose by: it has no test table, so the
-published validation table is the test."""
+"""Fraction of HYPERVIEW's fields held out of its training table for validation: HYPERVIEW has no test table, so the
+published validation table is the test split."""
 
 
 def find_in_tables(data: LabeledDataConfig, task: Task, seed: int) -> Split:
-    """Find the tiles that the tables below ``data.splits`` name.
+    """Find the tiles that the tables in ``data.splits`` name.
 
     Raises:
-        ConfigError, SourceError: a table is missing, or a line names no tile or no value.
+        ConfigError, SourceError: a table is missing, or a line has no known tile or no valid value.
     """
     if data.shards is not None:
         raise ConfigError(f"key 'data.shards': shards hold label rasters, task {task.name} needs tables: use data.root")
@@ -41,7 +41,7 @@ def find_in_tables(data: LabeledDataConfig, task: Task, seed: int) -> Split:
     read = {name: _read_table(path, task, images, bands) for name, path in tables.items() if path.exists()}
     if "train" not in read or not ("val" in read or "test" in read):
         raise SourceError(f"{data.splits}: needs the tables train.csv and val.csv")
-    if "test" not in read:  # as published: see HELD_OUT_FIELDS
+    if "test" not in read:  # as published, see HELD_OUT_FIELDS
         test = read.pop("val")
         fields = sorted({item.place for item in read["train"]}, key=lambda one: draw(one, seed))
         held_out = set(fields[: max(1, round(HELD_OUT_FIELDS * len(fields)))])

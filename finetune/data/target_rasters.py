@@ -1,4 +1,4 @@
-"""Values of pixels, such as canopy height or biomass: rasters beside the images, a band for each target."""
+"""Per-pixel targets, such as canopy height or biomass, in rasters next to the images, one band per target."""
 
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from shards.sources.raster import Raster, open_raster
 
 
 def find_with_target_rasters(data: LabeledDataConfig, task: Task, seed: int) -> Split:
-    """Find tiles in folders with target rasters of the same names, or with one raster for all.
+    """Find tiles in folders with target rasters of the same names, or with one raster for all tiles.
 
     Raises:
         ConfigError, SourceError: a folder, list, tile or raster is missing.
@@ -50,14 +50,14 @@ def read_target(path: Path, grid: Grid, align: Align | None = None) -> np.ndarra
     """Read a raster of values on an image's grid.
 
     Args:
-        align: ``nearest`` resamples a raster whose pixels are not the image's.
+        align: ``nearest`` resamples a raster on another grid than the image's.
 
     Returns:
-        float32 (bands, height, width) by the file's scale and offset; NaN where the file has no value: its nodata
-        value, masks, alpha band, NaN, and the lowest float32.
+        float32 (bands, height, width), after the file's scale and offset; NaN for missing values: the nodata value,
+        masks, the alpha band, NaN, and the lowest float32.
 
     Raises:
-        TileError: unreadable, or not the image's pixels; one line.
+        TileError: the raster is unreadable or on another grid; one line.
     """
     with open_raster(path) as raster:
         try:
@@ -81,7 +81,7 @@ def _read(raster: Raster, grid: Grid, align: Align | None) -> np.ndarray:
 
 
 def _values(raster: Raster, window: Window | None = None) -> np.ndarray:
-    """Read all bands as float64, NaN where there is no value."""
+    """Read all bands as float64, with NaN for missing values."""
     stored = raster.file.read(raster.bands, window=window, masked=True)
     values = stored.astype(np.float64).filled(np.nan)
     values[~(np.abs(values) < LARGEST_FLOAT)] = np.nan

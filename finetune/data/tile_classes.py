@@ -1,4 +1,4 @@
-"""One class a tile: from a table (.csv) that names tiles, or from the names of the folders that tiles are in."""
+"""One class per tile, from a table (.csv) that names tiles, or from the names of the tiles' folders."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ from shards.sources.tile_names import SourceTile
 
 
 def find_with_tile_classes(data: LabeledDataConfig, task: Task, seed: int) -> Split:
-    """Find tiles with their classes: by the table of labels where there is one, else by the names of their folders.
+    """Find tiles with their classes, from the table of labels if there is one, else from the names of their folders.
 
-    Images that a table doesn't name are left out.
+    Images that the table doesn't name are left out.
 
     Raises:
-        ConfigError, SourceError: a folder, table or tile is missing, or a class is none of the task.
+        ConfigError, SourceError: a folder, table or tile is missing, or a class is not one of the task's.
     """
     if data.shards is not None or data.label_layer or data.align:
         raise ConfigError(
@@ -44,7 +44,7 @@ def find_with_tile_classes(data: LabeledDataConfig, task: Task, seed: int) -> Sp
 
 
 def _classes_of_folders(tiles: list[SourceTile], task: Task) -> dict[str, int]:
-    """Return the code of each tile, by path, from the name of the folder that the tile is in."""
+    """Return the code of each tile by path, from the name of its folder."""
     codes = {}
     for tile in tiles:
         folder = Path(tile.path).parent.name
@@ -57,7 +57,7 @@ def _classes_of_folders(tiles: list[SourceTile], task: Task) -> dict[str, int]:
 def _read_table(
     path: Path, tiles: list[SourceTile], images: Path, data: LabeledDataConfig, task: Task
 ) -> dict[str, int]:
-    """Return the code of each tile, by path, that a table names in its first column.
+    """Return the code of each tile by path, for the tiles named in the first column of a table.
 
     The class is in the column ``data.label_field``, or in the second of two columns, as a code or a name.
     """
@@ -95,7 +95,7 @@ def _class_column(header: list[str], field: str | None, path: Path) -> int:
 
 
 def _code_of(text: str, task: Task, where: str) -> int:
-    """Return the code of a class that is given by its code or name, in any case, with ``_`` or ``-`` for spaces."""
+    """Return the code of a class given by code or name; case is ignored, and ``_`` and ``-`` count as spaces."""
     names = {_plain(name): code for name, code in task.codes_by_name.items()}
     if _plain(text) in names:
         return names[_plain(text)]

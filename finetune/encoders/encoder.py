@@ -1,4 +1,4 @@
-"""The encoder of an evaluation: its file, the window size that suits the tiles, and how their bands reach it."""
+"""The encoder of an evaluation: its file, the window size for the tiles, and the mapping of their bands."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +32,12 @@ from shards.sensors.sensor import NODATA, Sensor, get_sensor
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """An encoder that can be built again and again from its file.
+    """An encoder that can be built repeatedly from its file.
 
     Attributes:
-        size: of the windows, in pixels.
-        dilate: of a ResNet.
-        sha256: of its weights.
+        size: window size in pixels.
+        dilate: dilation of a ResNet.
+        sha256: hash of the weights.
     """
 
     path: str
@@ -54,7 +54,7 @@ class EncoderFile:
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
     def describe(self, name: str, sha256: str) -> dict[str, Any]:
-        """Return what results record of the encoder, or of its random-init baseline, whose weights have that hash."""
+        """Return the results' record of the encoder or its random-init baseline, whose weights have that hash."""
         known = self.description
         if name == "random":
             record = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
@@ -69,7 +69,7 @@ class EncoderFile:
         }
 
     def describe_input(self, data: LabeledDataConfig, train: LabeledSplit) -> InputDescription:
-        """Describe how tiles become the encoder's input.
+        """Describe how tiles are converted to the encoder's input.
 
         Raises:
             ConfigError: bands, statistics and weights do not match.
@@ -124,7 +124,7 @@ class EncoderFile:
 
 
 def _short_name(location: str) -> str:
-    """The last parts of a path or URL, enough to tell encoders apart."""
+    """Return the last parts of a path or URL, enough to tell encoders apart."""
     path = Path(location.split("?")[0])
     return f"{path.parent.name}/{path.name}" if path.suffix or "://" in location else path.name
 
@@ -135,32 +135,32 @@ def fit_encoder(
     """Fit the checkpoint of a config to these tiles.
 
     Raises:
-        ConfigError: the encoder does not take such tiles.
+        ConfigError: the encoder does not accept such tiles.
     """
     is_vit = isinstance(encoder, ViTEncoder)
     published = config.recipe == "published" and kind_of(task).is_dense
     dilate = encoder.dense_dilation if published and encoder.dense_dilation else (False,) * 4
     size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
     sensor = tile_sensor(config.data, task)
-    if is_vit:  # positions are interpolated to the windows
+    if is_vit:  # position embeddings are interpolated to the window size
         description = replace(description, image_size=size)
     return EncoderFile(config.checkpoint, description, size, dilate, sensor, encoder_hash(encoder), is_vit)
 
 
 def tile_sensor(data: LabeledDataConfig, task: Task) -> Sensor:
-    """Return the sensor whose bands the tiles have: that of the shards, else that of the task."""
+    """Return the sensor whose bands the tiles have: the shards' sensor, else the task's."""
     if data.shards is None:
         return get_sensor(task.sensor)
     return sensor_of(open_dataset(data.shards).manifest)
 
 
 def _window_size(task: Task, items: Split, description: EncoderDescription, multiple: int) -> int:
-    """Return the encoder's image size, smaller for smaller tiles; the whole tile where a tile has one label."""
+    """Return the encoder's image size, reduced for smaller tiles; the size of the tile if a tile has one label."""
     first = items["train"][0].image()
     side = max(first.shape[1:])
     if kind_of(task).is_dense:
         return min(description.image_size, -(-side // multiple) * multiple)
-    if first.dtype == np.float32:  # is resized
+    if first.dtype == np.float32:  # resized
         return description.image_size
     if first.shape[1] != first.shape[2] or side % multiple:
         raise ConfigError(
@@ -171,7 +171,7 @@ def _window_size(task: Task, items: Split, description: EncoderDescription, mult
 
 
 def initialize_as_pretraining(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
-    """Give an encoder the weights that pretraining begins from."""
+    """Initialize an encoder as pretraining does."""
     initialize(encoder, "pretrain.encoder", seed)
     if isinstance(encoder, ViTEncoder) and description.objective == "mae":
         encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
@@ -180,7 +180,7 @@ def initialize_as_pretraining(encoder: Encoder, description: EncoderDescription,
 
 
 def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each band over the training tiles, without missing values."""
+    """Return the mean and standard deviation of each band over the training tiles, ignoring missing values."""
     count, total, squares = 0.0, np.zeros(1), np.zeros(1)
     for item in train.items:
         values = item.image().astype(np.float64)

@@ -1,10 +1,10 @@
-"""Features of a frozen encoder: computed once for every view and kept as a Zarr array, or computed again each time.
+"""Features of a frozen encoder, computed once per view and cached as a Zarr array, or recomputed on each use.
 
 ::
 
-    CACHE/<key>.zarr    float16 (N, V, D, g, g) or (N, V, D); the key is of weights, input, tiles, size and views
+    CACHE/<key>.zarr    float16 (N, V, D, g, g) or (N, V, D); the key hashes weights, input, tiles, size and views
 
-All ranks compute a share. A cache is used by any later run with the same key.
+Each rank computes a share. Any later run with the same key reuses the cache.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from shards.progress import progress
 
 BATCH = 16
 COMPLETE = "complete"
-"""Attribute of a cache that is complete."""
+"""Attribute that marks a complete cache."""
 
 
 class FeaturesError(ForgeError):
@@ -42,13 +42,13 @@ class Features(Protocol):
     """Features of one split.
 
     Attributes:
-        views: how many views of each window there are.
+        views: number of views per window.
     """
 
     views: int
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        """Return float32 features (n, D, g, g) or (n, D) of windows ``rows``, each in its view, on the device."""
+        """Return float32 features (n, D, g, g) or (n, D) of windows ``rows`` in the given views, on the device."""
 
 
 class KeptFeatures:
@@ -70,7 +70,7 @@ class KeptFeatures:
 
 
 class FreshFeatures:
-    """Features that are computed at every call."""
+    """Features that are recomputed at every call."""
 
     def __init__(self, model: TaskModel, split: LabeledSplit, views: int, device: torch.device) -> None:
         self.model, self.split, self.views, self.device = model, split, views, device
@@ -81,13 +81,13 @@ class FreshFeatures:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """Keeps features of frozen encoders as Zarr arrays; every rank has one, and computes a share.
+    """Caches features of frozen encoders as Zarr arrays; every rank has a store and computes a share.
 
     Attributes:
-        folder: of the arrays, one a key.
-        quota_gb: larger arrays are not written, and features are computed at every use.
+        folder: folder of the arrays, one per key.
+        quota_gb: larger arrays are not written; their features are recomputed on every use.
         memory_gb: arrays up to this size are held in memory.
-        device: that encoders run on.
+        device: device that runs the encoders.
         heartbeat: called after every batch, see Watchdog.begin.
     """
 
@@ -98,16 +98,16 @@ class FeatureStore:
     heartbeat: Callable[[], None] = lambda: None
 
     def load(self, model: TaskModel, split: LabeledSplit, views: int, name: str) -> Features:
-        """Return the features of a split, computed now where they are not kept; every rank calls it.
+        """Return the features of a split, computing them if they are not cached; a collective call.
 
         Args:
             model: encoder and input, on the device; its head is not used.
-            views: how many of the eight views.
-            name: of the split, for messages.
+            views: number of views, at most eight.
+            name: name of the split, for messages.
 
         Raises:
             ConfigError: the folder can't be written.
-            FeaturesError: they are not finite.
+            FeaturesError: the features are not finite.
         """
         shape = (len(split), views, *_feature_shape(model, split))
         size_gb = 2 * float(np.prod(shape)) / 1e9
@@ -130,7 +130,7 @@ class FeatureStore:
         return KeptFeatures(zarr.open_array(path, mode="r"), self.device, in_memory=size_gb <= self.memory_gb)
 
     def _fill(self, path: Path, model: TaskModel, split: LabeledSplit, name: str) -> None:
-        """Write this rank's share of the batches; a batch is a chunk, so no two ranks write one file."""
+        """Write this rank's share of the batches; each batch is one chunk, so no two ranks write the same file."""
         array = zarr.open_array(path, mode="r+")
         begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
         orders = [np.arange(begin, min(begin + BATCH, len(split))) for begin in begins]
@@ -146,7 +146,7 @@ class FeatureStore:
 
 
 def _require_finite(features: Tensor) -> Tensor:
-    """Return the features; raises FeaturesError where an encoder has diverged or tiles are broken."""
+    """Return the features; raise FeaturesError if an encoder has diverged or tiles are broken."""
     if not is_finite(features):
         raise FeaturesError(
             "features that are NaN or infinite (kept as float16, up to 65504): the encoder diverged, or the images of "
@@ -157,7 +157,7 @@ def _require_finite(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(model: TaskModel, split: LabeledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
-    """Return float32 features of windows, each in its view: (n, D, g, g) of a dense kind of task, else (n, D)."""
+    """Return float32 features of windows in the given views: (n, D, g, g) for dense task kinds, else (n, D)."""
     tiles = torch.from_numpy(split.views(rows, views)).to(device)
     return _encode_tiles(model, tiles)
 
@@ -168,7 +168,7 @@ def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
 
 
 def _view_on_device(tiles: Tensor, view: int) -> Tensor:
-    """Return the same as datasets.view_of."""
+    """Apply `datasets.view_of` to a tensor on the device."""
     turned = torch.rot90(tiles, view % 4, dims=(-2, -1))
     return turned.flip(-1) if view >= 4 else turned
 
@@ -176,7 +176,7 @@ def _view_on_device(tiles: Tensor, view: int) -> Tensor:
 def _create(path: Path, shape: tuple[int, ...]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a file for each batch and view, in which every window can be read alone
+        # one file per batch and view, in which every window can be read separately
         chunk, shard = (1, 1, *shape[2:]), (BATCH, 1, *shape[2:])
         zarr.create_array(path, shape=shape, chunks=chunk, shards=shard, dtype="float16", overwrite=True)
     except OSError as error:
@@ -189,7 +189,7 @@ def _is_complete(path: Path) -> bool:
     except (FileNotFoundError, ValueError, KeyError):
         return False
     files = array.shape[1] * -(-array.shape[0] // BATCH)
-    whole = array.nchunks_initialized == files * BATCH  # one that is missing would be read as zeros
+    whole = array.nchunks_initialized == files * BATCH  # a missing file would be read as zeros
     return bool(whole and array.attrs.get(COMPLETE))
 
 

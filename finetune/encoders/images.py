@@ -1,4 +1,4 @@
-"""From a task's tiles to what an encoder takes: the bands of one sensor to those of another, and normalization."""
+"""Conversion of a task's tiles to the encoder's input: spectral resampling between sensors, and normalization."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,15 @@ from shards.sensors.sensor import MATCH_TOLERANCE_NM, NODATA, Sensor
 
 
 class ImageInput(nn.Module):
-    """Tiles of a sensor to an encoder's input.
+    """Converts tiles of a sensor to an encoder's input.
 
     Args:
-        mu, sigma: per-band statistics of digital numbers, of the bands after resampling.
+        mu, sigma: per-band statistics of the digital numbers after resampling.
         clip: normalized values are cut at +-clip.
-        response: (bands of the encoder, bands of the sensor) to resample with, see `response_matrix`.
+        response: resampling matrix (bands of the encoder, bands of the sensor), see `response_matrix`.
 
     Attributes:
-        bands: that a tile has.
+        bands: number of bands of a tile.
     """
 
     response: Tensor | None
@@ -37,7 +37,7 @@ class ImageInput(nn.Module):
         self.register_buffer("response", matrix, persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Digital numbers (B, bands, H, W), int16 or float32, to normalized float32; missing values become 0."""
+        """Normalize digital numbers (B, bands, H, W), int16 or float32, to float32; missing values become 0."""
         if self.response is None:
             return self.normalize(tiles)
         mixed, missing = apply_responses(tiles, self.response)
@@ -45,7 +45,7 @@ class ImageInput(nn.Module):
 
 
 def check_same_bands(description: EncoderDescription, sensor: Sensor) -> None:
-    """Raise ConfigError where an encoder's bands are not those of the tiles."""
+    """Raise ConfigError if an encoder's bands differ from those of the tiles."""
     own, theirs = np.asarray(description.wavelength_nm), np.asarray(sensor.wavelength_nm)
     if own.shape == theirs.shape and (not len(own) or np.abs(own - theirs).max() <= MATCH_TOLERANCE_NM):
         return

@@ -1,4 +1,4 @@
-"""A fine-tuned model in one file: encoder, head, task and normalization, for prediction anywhere."""
+"""A fine-tuned model in one self-contained file: encoder, head, task and normalization."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -32,7 +32,8 @@ HEADER_KEY = "spectralforge-task"
 
 @dataclass(frozen=True)
 class InputDescription:
-    """How tiles become the encoder's input; see ImageInput. ``response`` as nested lists, None without resampling."""
+    """How tiles are converted to the encoder's input; see ImageInput. ``response`` is a nested list, None without
+    resampling."""
 
     sensor: str
     wavelength_nm: list[float]
@@ -61,13 +62,13 @@ _CHECKED = TypeAdapter(_Saved)
 
 
 class TaskModel(nn.Module):
-    """Digital numbers in, predictions out.
+    """A model from digital numbers to predictions.
 
     Attributes:
-        encoder, description: the encoder, and what its file says of it.
+        encoder, description: the encoder, and its description from the file.
         head, head_config, task: None for a bare encoder, whose output is its feature map.
-        inputs: which bands tiles have, and how they are normalized.
-        dilate: of a ResNet's encoder.
+        inputs: bands of the tiles and their normalization.
+        dilate: dilation of a ResNet encoder.
     """
 
     def __init__(
@@ -87,24 +88,24 @@ class TaskModel(nn.Module):
         self.images = inputs.build()
 
     def scores(self, tiles: Tensor) -> Tensor:
-        """Digital numbers (B, bands, S, S) to scores: (B, K, S, S) where every pixel has a label, else (B, K);
-        without a head the feature map (B, D, S / stride, S / stride)."""
+        """Compute scores from digital numbers (B, bands, S, S): (B, K, S, S) if every pixel has a label, else (B, K);
+        without a head, the feature map (B, D, S / stride, S / stride)."""
         images = self.images(tiles)
         if self.task is None or self.head is None:
             return self.encoder.dense_features(images).float()
         return self.head(self.encoder(images, kind_of(self.task).features)).float()
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Digital numbers to predictions of the shape of labels, see `TaskKind.predict`; features without a head."""
+        """Compute predictions of the shape of the labels, see `TaskKind.predict`; features without a head."""
         scores = self.scores(tiles)
         return scores if self.task is None else kind_of(self.task).predict(scores)
 
 
 def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a model's file in one step.
+    """Write a model's file atomically.
 
     Args:
-        weights: of encoder and head by name, where the model itself doesn't hold them (ZeRO-3).
+        weights: weights of encoder and head by name, if the model itself doesn't hold them (ZeRO-3).
     """
     assert model.task is not None and model.head_config is not None
     told: dict[str, Any] = {
@@ -123,7 +124,7 @@ def load_task_model(path: str | Path) -> TaskModel:
     """Load a fine-tuned model, or an encoder of any format that `load_encoder` reads, in evaluation mode on the CPU.
 
     Raises:
-        WeightsError: missing, damaged, not finite, or an encoder whose normalization is unknown.
+        WeightsError: the file is missing, damaged or not finite, or the encoder's normalization is unknown.
     """
     path = fetch(path)
     told = _header(path)
@@ -140,7 +141,7 @@ def load_task_model(path: str | Path) -> TaskModel:
     require_finite(weights, str(path))
     try:
         return _rebuild(told, description, weights).eval()
-    except ValidationError as error:  # of the header
+    except ValidationError as error:  # raised by the header
         raise WeightsError(
             f"{path}: its description is damaged, or names what a plugin adds: give --plugins ({first_problem(error)})"
         ) from None
@@ -150,12 +151,12 @@ def load_task_model(path: str | Path) -> TaskModel:
 
 
 def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
-    """Build the model that a header describes, with these weights; raises whatever error a mismatch causes."""
+    """Build the model that a header describes, with these weights; a mismatch raises any error."""
     saved = _CHECKED.validate_json(json.dumps(told))
     inputs, bands = saved.inputs, len(saved.inputs.wavelength_nm)
     if not len(inputs.mu) == len(inputs.sigma) == (bands if inputs.response is None else len(inputs.response)):
         raise ValueError("mu and sigma for other bands than it has")
-    with torch.device("meta"):  # its header may claim any size: no memory before its weights have the same
+    with torch.device("meta"):  # the header may claim any size: allocate nothing before the weights match it
         encoder = build_encoder(
             description.architecture,
             description.image_size,
@@ -176,7 +177,7 @@ def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dic
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """Return the task's part of a safetensors header; None where the file is something else."""
+    """Return the task's part of a safetensors header; None for any other file."""
     if not path.is_file():
         return None
     try:

@@ -1,1 +1,1 @@
-"""What an evaluation is: setting, recipe, provenance, finished parts and results."""
+"""The pieces of an evaluation: context, recipe, provenance, finished parts and results."""

@@ -1,4 +1,4 @@
-"""The model that an evaluation leaves for prediction: of all trained on all tiles, the best by validation."""
+"""The model that an evaluation saves for prediction: the best on validation of those trained on all tiles."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ from pretrain.weights.description import WeightsError
 
 
 class BestModel:
-    """Keeps ``model.safetensors`` of a run and records which result it belongs to; used by rank 0 alone.
+    """Manages ``model.safetensors`` of a run and records which result it belongs to; used by rank 0 only.
 
     Args:
-        folder: of the run.
+        folder: run folder.
         select: see FinetuneConfig.
     """
 
@@ -30,12 +30,12 @@ class BestModel:
         self._wanted: Sequence[Part] | None = None
 
     def begin(self, parts: Sequence[Part]) -> None:
-        """Compare the model to the parts that are wanted.
+        """Compare the model to the requested parts.
 
-        A better part whose weights are gone is removed, so that it is done again.
+        A better part whose weights are missing is removed, so that it is recomputed.
 
         Args:
-            parts: those that are wanted now.
+            parts: parts that this run requests.
         """
         self._wanted = parts
         noted = self._noted()
@@ -49,12 +49,12 @@ class BestModel:
             lost.path.unlink(missing_ok=True)
 
     def offer(self, model: TaskModel, head: HeadConfig, weights: dict[str, Tensor], result: Result) -> None:
-        """Save a model where it is better than those before.
+        """Save a model if it is better than the saved one.
 
         Args:
-            model: encoder and input; its head and weights are not looked at.
-            weights: under ``encoder.`` and ``head.``.
-            result: of its training.
+            model: encoder and input; its head and weights are ignored.
+            weights: weights under ``encoder.`` and ``head.``.
+            result: result of its training.
         """
         if self._is_better(result, self._noted()):
             model.head_config = head
@@ -62,7 +62,7 @@ class BestModel:
             write_part(self.note, [result])
 
     def finish(self) -> None:
-        """Update names and colors of the task in the file: they may change without a new training."""
+        """Update the task's names and colors in the file: they may change without a new training."""
         if self._noted() is None:
             return
         try:
@@ -74,7 +74,7 @@ class BestModel:
             save_task_model(self.file, model)
 
     def _noted(self) -> Result | None:
-        """Return the result that the file belongs to, if it is one of those that are wanted."""
+        """Return the result that the file belongs to, if it is one of the requested ones."""
         noted = read_part(self.note) if self.file.is_file() else None
         if not noted:
             return None

@@ -1,4 +1,4 @@
-"""From predictions of a split's windows to the statistics of its tiles and their scores."""
+"""Accumulation of a split's predictions into per-tile statistics and scores."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from finetune.metrics.scores import Scores
 from finetune.tasks.kinds.kind import TaskKind
 
 EXAMPLES = 6
-"""Test windows whose predictions are kept as pictures."""
+"""Number of test windows whose predictions are kept as pictures."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Evaluation:
     """A split's scores.
 
     Attributes:
-        scores: by name, ``loss`` among the values.
+        scores: scores by name, including ``loss``.
         statistics: per-tile statistics (tiles, *TaskKind.statistics_shape).
         maps: predictions for the windows of `example_rows`.
     """
@@ -31,11 +31,11 @@ class Evaluation:
 
 
 class Collector:
-    """Collects predictions of a split in any order and from any rank; what ranks collect adds up.
+    """Collects predictions of a split in any order and on any rank; the sums of the ranks add up.
 
     Args:
-        baseline: the training mean of each target; None for classes.
-        loss: None where predictions do not come from scores.
+        baseline: training mean of each target; None for classes.
+        loss: loss to accumulate; None if predictions do not come from scores.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Collector:
     ) -> None:
         self.split, self.kind, self.baseline, self.loss = split, kind, baseline, loss
         self.statistics = np.zeros((len(split.items), *kind.statistics_shape))
-        self.loss_sums = np.zeros(2)  # sum, and what it is divided by
+        self.loss_sums = np.zeros(2)  # sum and divisor
         self.examples = example_rows(len(split))
         self.maps = np.zeros((len(self.examples), *split.labels.shape[1:]), np.float32)
 
@@ -62,11 +62,11 @@ class Collector:
 
     @property
     def sums(self) -> np.ndarray:
-        """Everything that was collected, flat float64; those of ranks are added."""
+        """Everything collected so far as a flat float64 array; the arrays of ranks can be added."""
         return np.concatenate([self.loss_sums, self.statistics.ravel(), self.maps.ravel()])
 
     def finish(self, sums: np.ndarray | None = None) -> Evaluation:
-        """Compute the scores of this collector's sums, or of all ranks' sums."""
+        """Compute the scores from this collector's sums, or from the sums over all ranks."""
         parts = self.sums if sums is None else sums
         loss, statistics, maps = np.split(parts, [2, 2 + self.statistics.size])
         statistics = statistics.reshape(self.statistics.shape).astype(self.kind.tile_type)
@@ -77,5 +77,5 @@ class Collector:
 
 
 def example_rows(length: int) -> np.ndarray:
-    """Return the windows that are drawn, spread over a split of ``length`` windows."""
+    """Return the windows shown as examples, evenly spread over a split of ``length`` windows."""
     return np.unique(np.linspace(0, length - 1, EXAMPLES + 2)[1:-1].round().astype(np.int64))

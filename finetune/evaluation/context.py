@@ -1,4 +1,4 @@
-"""What an evaluation works on, read and checked: the one object that its protocols share."""
+"""The validated inputs of an evaluation, in the one object that its protocols share."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,17 +27,17 @@ from pretrain.resilience.watchdog import Watchdog
 
 
 class EvaluationStopped(Exception):
-    """A rank was asked to stop while there was nothing to save that isn't saved."""
+    """A rank was asked to stop while there was nothing left to save."""
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What an evaluation works on; every rank has the same.
+    """Inputs of an evaluation, the same on every rank.
 
     Attributes:
         items: tiles by split.
-        splits: their windows by split.
-        inputs: how tiles become the encoder's input.
+        splits: windows by split.
+        inputs: how tiles are converted to the encoder's input.
         recipe: how heads and models are trained.
     """
 
@@ -71,10 +71,10 @@ class EvaluationContext:
         return self.labels.mean
 
     def heartbeat(self, number: int = 0) -> None:
-        """Report to the watchdog that work goes on.
+        """Report progress to the watchdog.
 
         Args:
-            number: of an epoch, for messages.
+            number: epoch number, for messages.
 
         Raises:
             EvaluationStopped: the run was asked to stop.
@@ -88,7 +88,7 @@ class EvaluationContext:
     # ---- data ----
 
     def rows(self, fraction: float) -> np.ndarray:
-        """Return the training windows of a share of the tiles."""
+        """Return the training windows of a fraction of the tiles."""
         return subset_rows(self.splits["train"], fraction, self.config.run.seed)
 
     def collector(self, split: str, loss: Loss | None = None) -> Collector:
@@ -112,11 +112,11 @@ class EvaluationContext:
     def head(
         self, config: HeadConfig, features: int, stride: int, seed: int, rows: np.ndarray, bn_group: int | None = None
     ) -> nn.Module:
-        """Build a head with the weights that training begins from, on the CPU.
+        """Build a head with its initial weights, on the CPU.
 
         Args:
-            features, stride: of the encoder.
-            rows: training windows, whose labels standardize targets.
+            features, stride: feature width and stride of the encoder.
+            rows: training windows; their labels standardize the targets.
         """
         head = build_head(config, self.kind, features, stride, bn_group)
         initialize(head, f"head.{config.name}", seed)
@@ -124,7 +124,7 @@ class EvaluationContext:
         return head
 
     def loss(self, rows: np.ndarray) -> Loss:
-        """Build the loss of a training on these windows."""
+        """Build the loss for training on these windows."""
         return build_loss(self.recipe.loss, self.kind, self._summary(rows))
 
     def _summary(self, rows: np.ndarray) -> LabelSummary:
@@ -132,7 +132,7 @@ class EvaluationContext:
 
     @property
     def feature_store(self) -> FeatureStore:
-        """Where features of frozen encoders are kept."""
+        """The store for features of frozen encoders."""
         config = self.config
         limits = config.frozen.quota_gb, config.data.memory_gb
         return FeatureStore(self.folder / "features", *limits, distributed.device(), self.heartbeat)
@@ -140,11 +140,11 @@ class EvaluationContext:
     # ---- protocols ----
 
     def is_tuned(self, protocol: str) -> bool:
-        """Return whether the encoder runs in every step of a protocol, and not once for features."""
+        """Return whether a protocol runs the encoder in every step instead of computing features once."""
         return protocol != "knn" and (protocol != "frozen" or self.recipe.frozen.bn == "adapt")
 
     def tuning(self, protocol: str) -> tuple[FullConfig, HeadConfig]:
-        """Return recipe and head of a protocol that runs the encoder in every step."""
+        """Return the recipe and head of a protocol that runs the encoder in every step."""
         recipe = self.recipe
         if protocol == "frozen":
             return adapting(recipe.frozen, recipe.full), recipe.heads[0]

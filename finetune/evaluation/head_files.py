@@ -1,4 +1,4 @@
-"""The heads that the frozen protocol has found, beside the part of their results: where full fine-tuning may begin."""
+"""Heads trained by the frozen protocol, saved next to their results: full fine-tuning can start from them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ Heads = Mapping[tuple[str, int], dict[str, Tensor]]
 
 
 def save_heads(path: Path, heads: Heads) -> None:
-    """Write the weights of heads in one step."""
+    """Write the weights of heads atomically."""
     tensors = {
         f"{head}/{seed}/{name}": tensor.detach().cpu().contiguous()
         for (head, seed), weights in heads.items()
@@ -25,7 +25,7 @@ def save_heads(path: Path, heads: Heads) -> None:
 
 
 def load_head(path: Path, head: str, seed: int) -> dict[str, Tensor] | None:
-    """Return the weights of one head; None if the file is missing or damaged, or doesn't hold that head."""
+    """Return the weights of one head; None if the file is missing, damaged or lacks that head."""
     prefix = f"{head}/{seed}/"
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,11 +1,11 @@
-"""Finished parts of an evaluation, found again by all that they depend on, and done again where any of it changed.
+"""Finished parts of an evaluation, looked up by everything they depend on and recomputed if any of it changes.
 
 ::
 
     RUN/parts/<encoder>-<protocol>-<share>[-seed-lr]-<key>.npz    see results.py; the key is a hash of the provenance
     RUN/parts/<encoder>-<protocol>-<share>-<key>.heads.safetensors    heads of the frozen protocol, see head_files.py
 
-Parts of another provenance are kept: a setting that comes back finds them again.
+Parts of another provenance are kept, so returning to an earlier setting reuses them.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from pretrain import distributed
 from pretrain.console import log
 
 KEY = 12
-"""Letters of the key in the name of a file."""
+"""Number of characters of the key in a file name."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Part:
     """A unit of work whose results are kept.
 
     Attributes:
-        name: without the key.
-        path: of its results, with the key.
+        name: name without the key.
+        path: path of its results, with the key.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Part:
 
     @property
     def heads(self) -> Path:
-        """The file of the heads that its training found, see head_files.py."""
+        """The file of the trained heads, see head_files.py."""
         return self.path.with_suffix(".heads.safetensors")
 
     def read(self) -> list[Result] | None:
-        """Return its results, on every rank; None where it must be done, which is logged with the reason."""
+        """Return its results on every rank; None if it must be computed, with the reason logged."""
         found: list[Result] | None = distributed.broadcast_object(
             read_part(self.path) if distributed.is_main() else None
         )
@@ -55,11 +55,11 @@ class Part:
         return found
 
     def write(self, results: list[Result]) -> None:
-        """Keep its results."""
+        """Save its results."""
         write_part(self.path, results)
 
     def _changed(self) -> list[str]:
-        """Return what differs from the newest part of this name; empty where there is none."""
+        """Return the differences from the newest part of this name; empty if there is no such part."""
         earlier = [path for path in self.path.parent.glob("*.npz") if path.stem.rpartition("-")[0] == self.name]
         for path in sorted(earlier, key=lambda one: one.stat().st_mtime, reverse=True):
             if found := read_part(path):
@@ -69,13 +69,13 @@ class Part:
 
 
 class Parts:
-    """The parts of an evaluation; every rank makes one and asks for the same."""
+    """The parts of an evaluation; every rank creates an instance and makes the same calls."""
 
     def __init__(self, context: EvaluationContext) -> None:
         self.context, self.config = context, context.config
 
     def provenance(self, name: str, protocol: str, fraction: float) -> Provenance:
-        """Return all that results depend on but their seeds."""
+        """Return everything that results depend on except their seeds."""
         context = self.context
         return {
             **of_training(protocol, context.recipe, self.config),
@@ -86,13 +86,13 @@ class Parts:
         }
 
     def whole(self, name: str, protocol: str, fraction: float) -> Part:
-        """Return the one part of a protocol on features: all its heads, rates and seeds."""
+        """Return the single part of a protocol on features, with all its heads, rates and seeds."""
         seeds = self.config.seeds[:1] if protocol == "knn" else self.config.seeds
         provenance = self.provenance(name, protocol, fraction) | {"seeds": list(seeds)}
         return self._part(f"{name}-{protocol}-{fraction:g}", provenance)
 
     def trainings(self, name: str, protocol: str, fraction: float, seed: int) -> dict[float, Part]:
-        """Return the parts of one seed of a protocol that runs the encoder, by rate; other rates don't touch them."""
+        """Return the parts of one seed by rate, for a protocol that runs the encoder; rates are independent."""
         recipe, head = self.context.tuning(protocol)
         shared = {key: one for key, one in self.provenance(name, protocol, fraction).items() if key != "lrs"}
         shared |= {"head": head.to_plain(), "seed": seed}
@@ -112,7 +112,7 @@ class Parts:
 
     @cached_property
     def encoder_hashes(self) -> dict[str, str]:
-        """Hashes of the weights that training begins from, by ``pretrained`` and ``random``."""
+        """Hashes of the initial weights, by ``pretrained`` and ``random``."""
         wanted = self.config.compare_random and distributed.is_main()
         random = distributed.broadcast_object(encoder_hash(self.context.model("random").encoder) if wanted else "")
         return {"pretrained": self.context.encoder.sha256, "random": random}

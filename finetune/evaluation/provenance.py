@@ -1,7 +1,7 @@
-"""What a result depends on, by name: the key of a finished part, and what the report tells rows apart by.
+"""Everything a result depends on, by name: it keys finished parts and distinguishes rows of the report.
 
-Everything is recorded by its content: not the files, folders and names in a config, but the numbers that they lead to.
-A value of a config that is in none of these lists changes no result (test_provenance.py checks all of them).
+Entries are recorded by content: not the files, folders and names in a config, but the values that they resolve to.
+Config values outside these lists don't change results (test_provenance.py checks every key).
 """
 
 from dataclasses import asdict
@@ -24,11 +24,11 @@ OF_ENCODER = ("encoder", "architecture", "window", "dilate", "statistics")
 """Names that belong to the encoder."""
 
 NO_MATTER = {"quota_gb", "save_every", "heads", "head", "bn"}
-"""Keys of a recipe that change no result, or are recorded in another way."""
+"""Keys of a recipe that don't change results, or are recorded elsewhere."""
 
 
 def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Provenance:
-    """Return how a protocol computes its results, with every default and published value in place."""
+    """Return how a protocol computes its results, with all defaults and published values resolved."""
     if protocol == "knn":
         return config.knn.model_dump(mode="json")
     loss = recipe.loss.to_plain()
@@ -43,7 +43,7 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
     if protocol != "blocks":
         del found["first_blocks"]
     guard = config.guard
-    return found | {"guard": [guard.window, guard.sigma]}  # which steps are left out; patience only ends a run
+    return found | {"guard": [guard.window, guard.sigma]}  # decides which steps are skipped; patience only ends a run
 
 
 def _values(section: ConfigModel) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _values(section: ConfigModel) -> dict[str, Any]:
 
 
 def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: InputDescription) -> Provenance:
-    """Return what is read, as the encoder and the head get it."""
+    """Return the data as the encoder and the head receive it."""
     found: Provenance = {"task": task_hash(task)}
     found |= {f"{name} labels": splits[name].labels_hash for name in SPLITS}
     found |= {f"{name} images": splits[name].images_hash for name in SPLITS}
@@ -61,19 +61,19 @@ def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: Inp
 
 
 def of_encoder(file: EncoderFile, sha256: str) -> Provenance:
-    """Return the weights that training begins from, and their network."""
+    """Return the initial weights and their network."""
     told = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
     return {"encoder": sha256, **told}
 
 
 def of_rows(rows: np.ndarray) -> Provenance:
-    """Return which windows are trained on."""
+    """Return the identity of the training windows."""
     return {"training windows": array_hash(rows)}
 
 
 def task_hash(task: Task) -> str:
-    """Return the hash of the kind, the classes with their codes or the targets with their units, and what is ignored;
-    titles and colors do not count."""
+    """Return the hash of the kind, the classes with their codes or the targets with their units, and the ignored codes;
+    titles and colors are excluded."""
     classes = [[one.name, list(one.all_codes)] for one in task.classes]
     targets = [[one.name, one.description, *([one.unit] if one.unit else [])] for one in task.targets]
     ignored = task.ignore if isinstance(task.ignore, str) else sorted(task.ignore)
@@ -81,7 +81,7 @@ def task_hash(task: Task) -> str:
 
 
 def differences(new: Provenance, old: Provenance) -> list[str]:
-    """Return the names whose values differ, in the order of ``new``, and for code the files."""
+    """Return the names whose values differ, in the order of ``new``; for code, the files that differ."""
     found: list[str] = []
     for name in dict.fromkeys((*new, *old)):
         one, two = new.get(name), old.get(name)

@@ -14,9 +14,9 @@ class Recipe:
     """How heads and models are trained.
 
     Attributes:
-        frozen, full: with everything that ``recipe: published`` puts in place.
-        select: what the best epoch is chosen by.
-        heads: of the frozen protocol; full_head of the others.
+        frozen, full: settings, with all values that ``recipe: published`` replaces.
+        select: criterion for the best epoch.
+        heads: heads of the frozen protocol; ``full_head`` is the head of the others.
     """
 
     frozen: FrozenConfig
@@ -28,7 +28,7 @@ class Recipe:
 
     @property
     def probe(self) -> str:
-        """The protocol whose head full fine-tuning begins from: frozen, or one of that head alone."""
+        """The protocol whose head initializes full fine-tuning: frozen, or one with only that head."""
         return "frozen" if self.frozen.bn == "frozen" and self.full_head in self.heads else "probe"
 
 
@@ -36,7 +36,7 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Reci
     """Resolve the recipe of a config for a task.
 
     Raises:
-        ConfigError: the task has no published recipe, or its kind takes another head or loss.
+        ConfigError: the task has no published recipe, or its kind doesn't accept the head or loss.
     """
     published_head = head_config(kind.published_heads[0 if is_vit else 1])
     frozen, full, select, loss = config.frozen, config.full, config.select, config.loss
@@ -75,7 +75,7 @@ def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
 
 
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:
-    """Return the frozen protocol with ``bn: adapt`` as a training in which the encoder learns only statistics."""
+    """Return the frozen protocol with ``bn: adapt`` as a training that updates only the encoder's statistics."""
     taken = {key: getattr(frozen, key) for key in ("lrs", "weight_decay", "epochs", "batch", "evaluate_every")}
     return full.model_copy(
         update=taken | {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0, "start": "random"}

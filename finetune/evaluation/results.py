@@ -2,11 +2,11 @@
 
 ::
 
-    RUN/results.json    task, encoders, data, and one entry a trained head or model
+    RUN/results.json    task, encoders, data, and one entry per trained head or model
     RUN/statistics.npz  result-I: per-tile statistics of the test tiles (TaskKind.accumulate), of entry I
-    RUN/examples.npz    a few test tiles: rgb, labels, and map-I: what entry I predicts for them
+    RUN/examples.npz    a few test tiles: rgb, labels, and map-I: predictions of entry I
 
-Earlier versions wrote ``units.npz`` in place of ``statistics.npz``; it is still read.
+Earlier versions wrote ``units.npz`` instead of ``statistics.npz``; it can still be read.
 """
 
 import io
@@ -38,18 +38,18 @@ Provenance = dict[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One head or model, trained, selected on validation and tested once, as ``results.json`` records it.
+    """A head or model that was trained, selected on validation and tested once, as recorded in ``results.json``.
 
     Attributes:
         encoder: key into the results' ``encoders``: ``pretrained`` or ``random``.
         protocol, head: how it was trained; kNN has the head ``knn``.
-        fraction: share of the training tiles.
-        lr, epoch: chosen by the validation score; None where nothing is trained.
+        fraction: fraction of the training tiles.
+        lr, epoch: chosen by the validation score; None if nothing is trained.
         validation, test: scores by name; undefined ones are left out.
-        by_output: lists over classes or targets, of the test.
-        curve: one dict an evaluation: epoch, train_loss, validation_loss and the validation scores.
-        seconds: of its training and evaluation.
-        provenance: all that it depends on but the seed; empty in results of earlier versions.
+        by_output: test scores as lists over classes or targets.
+        curve: one dict per evaluation: epoch, train_loss, validation_loss and the validation scores.
+        seconds: duration of its training and evaluation.
+        provenance: everything it depends on except the seed; empty in results of earlier versions.
     """
 
     __pydantic_config__ = STRICT
@@ -75,7 +75,7 @@ class Result(Entry):
 
     Attributes:
         statistics: per-tile statistics of the test tiles, in the order of ``RunResults.tiles``.
-        maps: predictions for the example tiles, of the shape of their labels.
+        maps: predictions for the example tiles, in the shape of their labels.
     """
 
     statistics: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -87,11 +87,11 @@ class RunHeader:
     """What the results of a run have in common.
 
     Attributes:
-        encoders: by key what is known of each: name, sha256, architecture, objective, samples_seen.
-        data: tiles per split, hashes of images and labels, sensor, how it was split.
+        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen.
+        data: tiles per split, hashes of images and labels, sensor, method of splitting.
         tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
-            pretraining shards (None where nobody asked).
-        baseline: the training mean of each target; None for classes.
+            pretraining shards (None if not checked).
+        baseline: training mean of each target; None for classes.
         cost: seconds by part.
     """
 
@@ -109,10 +109,10 @@ class RunHeader:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults(RunHeader):
-    """All of one run.
+    """The complete results of one run.
 
     Attributes:
-        rgb, labels: of the example tiles, uint8 (n, S, S, 3), and as the task's kind encodes them.
+        rgb, labels: images of the example tiles, uint8 (n, S, S, 3), and their labels as the task's kind encodes them.
     """
 
     results: list[Result]
@@ -140,7 +140,7 @@ def read_results(folder: Path) -> RunResults:
     """Read what `write_results` wrote.
 
     Raises:
-        ConfigError: there are no results, damaged ones, or of a newer version.
+        ConfigError: the results are missing, damaged, or from a newer version.
     """
     path = folder / "results.json"
     try:
@@ -172,13 +172,13 @@ def read_results(folder: Path) -> RunResults:
 
 
 def _read_statistics(folder: Path) -> dict[str, np.ndarray]:
-    """Read per-tile statistics, under the name of this version or of earlier ones."""
+    """Read per-tile statistics, under the current or an earlier file name."""
     path, earlier = folder / "statistics.npz", folder / "units.npz"
     return read_npz(earlier if earlier.is_file() and not path.is_file() else path)
 
 
 def write_part(path: Path, results: list[Result]) -> None:
-    """Write the results of one training, kept until all are done."""
+    """Write the results of one training, which are kept until all are done."""
     arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(one) for one in results]))}
     for number, one in enumerate(results):
         arrays |= {f"statistics-{number}": one.statistics, f"maps-{number}": one.maps}
@@ -187,10 +187,10 @@ def write_part(path: Path, results: list[Result]) -> None:
 
 
 def read_part(path: Path) -> list[Result] | None:
-    """Read what `write_part` wrote; None where it did not, or where it is damaged: the training is done again."""
+    """Read what `write_part` wrote; None if it is missing or damaged, so that the training is repeated."""
     try:
         arrays = read_npz(path)
-        arrays |= {key.replace("units-", "statistics-"): value for key, value in arrays.items()}  # of earlier versions
+        arrays |= {key.replace("units-", "statistics-"): value for key, value in arrays.items()}  # earlier versions
         entries = _ENTRIES.validate_json(str(arrays["entries"]))
         return [
             Result(**vars(entry), statistics=arrays[f"statistics-{number}"], maps=arrays[f"maps-{number}"])

@@ -1,4 +1,4 @@
-"""Which epoch, rate or model is the better one by its validation scores."""
+"""Comparison of epochs, rates and models by their validation scores."""
 
 from finetune.metrics.metric import lower_is_better
 from finetune.metrics.scores import Scores
@@ -6,9 +6,9 @@ from finetune.tasks.kinds.kind import TaskKind
 
 
 def is_better(kind: TaskKind, select: str, new: Scores, old: Scores | None) -> bool:
-    """Return whether validation scores are better than those so far, by the task's primary score or by the loss.
+    """Return whether validation scores are better than the best so far, by the task's primary score or by the loss.
 
-    Those of a head that diverged never are: an argmax of NaN is a class, too, so all scores must be finite.
+    Scores of a diverged head are never better: the argmax of NaN is a valid class, so all scores must be finite.
     """
     if not new.are_finite:
         return False

@@ -1,4 +1,4 @@
-"""How scores are told: titles, whether in percent, and which direction is better."""
+"""How scores are displayed: title, whether in percent, and which direction is better."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class Metric:
     """A score by its name in results.
 
     Attributes:
-        title: in tables.
-        in_percent: shown times 100.
+        title: title in tables.
+        in_percent: whether values are shown in percent.
     """
 
     title: str
@@ -32,7 +32,7 @@ METRICS: dict[str, Metric] = {
     "R2": Metric("R2", in_percent=False),
     "hyperview_score": Metric("Hyperview score", in_percent=False, lower_is_better=True),
 }
-"""All scores by name; a task kind with scores of its own adds them here."""
+"""All scores by name; task kinds with additional scores register them here."""
 
 
 def lower_is_better(name: str) -> bool:

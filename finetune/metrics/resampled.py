@@ -11,10 +11,10 @@ def mean_iou(confusions: np.ndarray) -> np.ndarray:
 
 
 def average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the average precision of one class, as `average_precision`, for each weighted set of tiles (draws,)."""
+    """Return the `average_precision` of one class for each weighted set of tiles (draws,)."""
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equal probabilities
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last of each run of equal probabilities
     weighted = weights[:, order].astype(float)
     claimed = np.cumsum(weighted, axis=1)[:, last]
     hits = np.cumsum(weighted * (labels[order] > 0.5), axis=1)[:, last]
@@ -24,7 +24,7 @@ def average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: n
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Return means over the first axis without NaN values; NaN where there are no others."""
+    """Return means over the first axis, ignoring NaN; NaN if all values are NaN."""
     there = ~np.isnan(values)
     count = there.sum(0)
     return np.where(count > 0, np.where(there, values, 0.0).sum(0) / np.maximum(count, 1), np.nan)

@@ -2,7 +2,7 @@
 
 Names: OA overall accuracy, micro_iou as SpectralEarth reports it (equals OA / (2 - OA)), mIoU the mean over the classes
 that occur in labels or predictions; micro and macro F1; mAP macro and micro_mAP micro average precision; RMSE, MAE and
-R2, means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
+R2 are means over the targets; hyperview_score the mean over targets of MSE / MSE of predicting the training mean.
 """
 
 import math
@@ -16,16 +16,16 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Scores:
-    """Values by name, undefined ones left out, and by name the list over classes or targets; None where a class does
-    not occur."""
+    """Values by name, without undefined ones, and lists over classes or targets by name; None for a class that does not
+    occur."""
 
     values: dict[str, float] = field(default_factory=dict)
     by_output: dict[str, list[float | None]] = field(default_factory=dict)
 
     @property
     def are_finite(self) -> bool:
-        """Whether no value is NaN or infinite; what is undefined, such as the score of a class without pixels, is
-        None among ``by_output`` and left out of means."""
+        """Whether all values are finite; undefined ones, such as the score of a class without pixels, are None in
+        ``by_output`` and left out of means."""
         return all(math.isfinite(value) for value in self.values.values())
 
 
@@ -80,12 +80,12 @@ def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the area under the precision-recall curve by steps, with ties as one step; None without a positive."""
+    """Return the area under the stepwise precision-recall curve, with ties as one step; None without positives."""
     if not labels.any():
         return None
     order = np.argsort(-probabilities, kind="stable")
     ranked, hits = probabilities[order], np.cumsum(labels[order])
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equal probabilities
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last of each run of equal probabilities
     precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 
@@ -109,8 +109,8 @@ def moment_scores(sums: np.ndarray) -> Scores:
     """Compute scores from sums over pixels, float64 (5, T).
 
     Args:
-        sums: of each target: the number of pixels, absolute errors, squared errors, true values less any constant, and
-            the squares of these.
+        sums: per target, the number of pixels and the sums of absolute errors, squared errors, true values minus any
+            constant, and the squares of these.
     """
     count, absolute, squares, centered, centered_squares = sums
     there, number = count > 0, np.maximum(count, 1)
@@ -138,7 +138,7 @@ def _where(defined: np.ndarray, values: np.ndarray) -> list[float | None]:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Return the mean of those that are defined; None without any."""
+    """Return the mean of the defined values; None if there are none."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else None
 

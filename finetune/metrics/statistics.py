@@ -1,7 +1,7 @@
-"""How certain a score is: bootstrap intervals over test places, and a paired test of two models on the same places.
+"""Uncertainty of scores: bootstrap intervals over test places, and a paired test of two models on the same places.
 
 Tiles of one place are not independent, so places are drawn, not tiles. Scores that are not means over tiles (mIoU, mAP)
-are computed anew for every draw, from the per-tile statistics.
+are recomputed for every draw from the per-tile statistics.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,25 +11,25 @@ import numpy as np
 DRAWS = 1000
 MOST_DRAWS = 10_000
 AT_ONCE = 500
-"""Exchanges that are held in memory at a time."""
+"""Number of exchanges held in memory at a time."""
 
 Runs = Sequence[np.ndarray]
 """Per-tile statistics (n, ...) of one model trained with several seeds, on the same tiles."""
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From statistics (n, ...) and weights (draws, n), how often each tile is in a set, to the score of each set (draws,);
-NaN where it is undefined. See TaskKind.resampled."""
+"""Maps statistics (n, ...) and weights (draws, n), the count of each tile in each set, to the score of each set
+(draws,); NaN where undefined. See TaskKind.resampled."""
 
 
 def bootstrap_interval(
     score: Score, runs: Runs, places: Sequence[str], draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95 % interval of a score, mean over seeds, from draws of test places with replacement.
+    """Return the 95 % interval of a score averaged over seeds, from draws of test places with replacement.
 
-    Draws for which the score is undefined are left out; both ends are NaN if it is undefined for all.
+    Draws with an undefined score are left out; both ends are NaN if all are undefined.
 
     Args:
-        places: the place of each tile.
+        places: place of each tile.
     """
     numbers = _numbers(places)
     count = int(numbers.max()) + 1
@@ -49,14 +49,14 @@ def paired_test(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> float:
-    """Return the two-sided p-value of the difference of two models' scores, by exchanging predictions at random places.
+    """Return the two-sided p-value of the difference of two models' scores, exchanging predictions at random places.
 
     Seeds are paired in order. With n places there are 2^n exchanges, so few places cannot give a small p.
     """
     numbers = _numbers(places)
     random, count = np.random.default_rng(seed), int(numbers.max()) + 1
     observed = abs(_differences(score, first, second, np.zeros((1, len(numbers)), bool))[0])
-    if not np.isfinite(observed):  # an undefined score shows nothing
+    if not np.isfinite(observed):  # an undefined score is no evidence
         return 1.0
     as_large = 0
     for begin in range(0, draws, AT_ONCE):
@@ -83,13 +83,13 @@ def smallest_p(places: Sequence[str], draws: int = DRAWS) -> float:
 
 
 def draws_for(comparisons: int) -> int:
-    """Return the number of exchanges for each of several tests, such that Holm's correction leaves a clear difference a
-    p-value well below 0.05."""
+    """Return the number of exchanges for each of several tests, so that after Holm's correction a clear difference
+    still has a p-value well below 0.05."""
     return min(max(DRAWS, 50 * comparisons), MOST_DRAWS)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979), in the order given."""
+    """Return p-values corrected for multiple tests (Holm 1979), in the order given."""
     order = np.argsort(p_values)
     corrected, largest = np.empty(len(p_values)), 0.0
     for rank, index in enumerate(order):

@@ -1,1 +1,1 @@
-"""Prediction over whole scenes: sliding windows, maps and Cloud-Optimized GeoTIFFs."""
+"""Prediction over complete scenes: sliding windows, maps and Cloud-Optimized GeoTIFFs."""

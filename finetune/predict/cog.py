@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 import rasterio.shutil
-from rasterio._err import CPLE_BaseError  # what rasterio.shutil lets through from GDAL; it has no public name
+from rasterio._err import CPLE_BaseError  # GDAL error that rasterio.shutil doesn't wrap; it has no public name
 from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
@@ -34,17 +34,17 @@ class RasterError(ForgeError):
 
 @dataclass(frozen=True)
 class MapFormat:
-    """The format of a map, without its pixels and their grid.
+    """The format of a map, without its pixels and grid.
 
     Attributes:
-        count: bands.
+        count: number of bands.
         nodata: the value of "no data".
-        names: of the bands; may be empty.
-        units: of the bands' values; may be empty.
-        tags: of the file, by name.
-        classes: of a class map, the name of each value.
-        colors: of a class map, red, green, blue and opacity of each value.
-        control_points: where its pixels are, for a grid without a transform.
+        names: names of the bands; may be empty.
+        units: units of the bands' values; may be empty.
+        tags: tags of the file, by name.
+        classes: class name of each value, for a class map.
+        colors: red, green, blue and opacity of each value, for a class map.
+        control_points: ground control points, for a grid without a transform.
     """
 
     count: int
@@ -59,13 +59,13 @@ class MapFormat:
 
 
 def write_cog(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarray]) -> None:
-    """Write a raster; class names go into the file as tags, and for QGIS's legend to ``<path>.aux.xml``.
+    """Write a raster; class names are stored as tags, and in ``<path>.aux.xml`` for QGIS's legend.
 
     Args:
-        rows: (count, some rows, width) from the top, all of them.
+        rows: all rows from the top, in arrays (count, some rows, width).
 
     Raises:
-        RasterError: the file can't be written, for want of room for example.
+        RasterError: the file can't be written, for example on a full disk.
     """
     names = Path(f"{path}.aux.xml")
     sweep(path.parent, f"{path.name}.*")
@@ -79,14 +79,14 @@ def write_cog(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarr
             raise RasterError(f"{path}: can't be written ({_cause(error)}): is there room on the disk?") from None
         finally:
             plain.unlink(missing_ok=True)
-            Path(f"{optimized}.ovr.tmp").unlink(missing_ok=True)  # GDAL's, where it was interrupted
-        names.unlink(missing_ok=True)  # of an older file of this name
+            Path(f"{optimized}.ovr.tmp").unlink(missing_ok=True)  # left behind by GDAL if interrupted
+        names.unlink(missing_ok=True)  # belongs to an older file of this name
     if raster.classes:
         write_atomic(names, _category_names(raster.classes))
 
 
 def _write_rows(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.ndarray]) -> None:
-    """Write rows uncompressed, one strip for each, so that nothing is written twice."""
+    """Write rows uncompressed, one strip per row, so that nothing is written twice."""
     profile = {"driver": "GTiff", "dtype": raster.dtype, "count": raster.count, "nodata": raster.nodata}
     layout = {"interleave": "pixel", "blockysize": 1, "bigtiff": "if_safer"}
     place: dict[str, Any] = {"height": grid.height, "width": grid.width, "crs": grid.crs}
@@ -125,7 +125,7 @@ def _optimize(plain: Path, path: Path, raster: MapFormat) -> None:
 
 
 def _compare(plain: Path, path: Path) -> None:
-    """Read everything back: GDAL does not report what fails when it closes a file."""
+    """Read everything back and compare: GDAL does not report errors on closing a file."""
     with rasterio.open(plain) as source, rasterio.open(path) as written:
         for _, window in written.block_windows(1):
             if not np.array_equal(source.read(window=window), written.read(window=window), equal_nan=True):
@@ -135,7 +135,7 @@ def _compare(plain: Path, path: Path) -> None:
 
 
 def _category_names(classes: dict[int, str]) -> bytes:
-    """Return GDAL's sidecar file, since TIFF has no place for the names of values."""
+    """Return GDAL's sidecar file, since TIFF cannot store names of values."""
     root = ElementTree.Element("PAMDataset")
     names = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
     for value in range(max(classes) + 1):
@@ -145,7 +145,7 @@ def _category_names(classes: dict[int, str]) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence warnings of scenes without a georeference, which give maps without one."""
+    """Silence warnings about scenes without a georeference; their maps have none either."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield

@@ -1,4 +1,4 @@
-"""`python -m finetune predict CHECKPOINT SCENE OUT.tif`: a fine-tuned model, or an encoder, over a whole scene."""
+"""`python -m finetune predict CHECKPOINT SCENE OUT.tif`: apply a model or encoder to a complete scene."""
 
 import argparse
 from pathlib import Path
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the map and say what is in it; returns the exit code, raises ForgeError for what a user can mend."""
+    """Write the map, print a summary and return the exit code; raise ForgeError for errors that a user can fix."""
     _check_output(arguments.output, arguments.scene, arguments.overwrite)
-    import torch  # takes seconds: after what can be said at once
+    import torch  # takes seconds: imported after the quick checks
 
     from finetune.encoders.model_file import load_task_model
     from finetune.predict.scene_map import predict_scene
@@ -75,7 +75,7 @@ def _device(name: str | None) -> "torch.device":
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
 

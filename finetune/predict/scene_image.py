@@ -1,4 +1,4 @@
-"""A whole scene, read by rows: an EnMAP L2A product, or any raster with the bands of a model's sensor."""
+"""A complete scene, read by rows: an EnMAP L2A product, or any raster with the bands of a model's sensor."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +26,7 @@ class SceneImage:
 
     Attributes:
         raster: the spectral image.
-        bands: numbers of the sensor's bands in it, from 1.
+        bands: one-based indices of the sensor's bands in the raster.
     """
 
     raster: Raster
@@ -37,10 +37,10 @@ class SceneImage:
         return self.raster.grid
 
     def rows(self, begin: int, end: int) -> np.ndarray:
-        """Read rows ``begin`` to ``end`` as int16 (bands, end - begin, width), NODATA where nothing was measured.
+        """Read rows ``begin`` to ``end`` as int16 (bands, end - begin, width), NODATA for missing values.
 
         Raises:
-            SourceError: the file is damaged there, or holds something else than digital numbers.
+            SourceError: the file is damaged there, or does not hold digital numbers.
         """
         try:
             return self.raster.read(self.bands, Window(0, begin, self.grid.width, end - begin))
@@ -50,15 +50,15 @@ class SceneImage:
 
 @contextmanager
 def open_scene(scene: str | Path, sensor: Sensor) -> Iterator[SceneImage]:
-    """Open a product (folder, zip file, or its spectral image) or a raster, by the wavelengths that it names.
+    """Open a product (folder, zip file, or its spectral image) or a raster, matching bands by wavelength.
 
     Args:
-        scene: path, URL, or a name within an archive (``/vsizip/...``).
+        scene: path, URL, or path inside an archive (``/vsizip/...``).
 
     Raises:
-        SourceError: missing, no raster, or bands that are not the sensor's.
+        SourceError: the scene is missing, is not a raster, or lacks the sensor's bands.
     """
-    # Blocks of a row of the file are read again for every row of windows: the cache has to hold one row of them.
+    # Each row of windows rereads the blocks of a row of the file: the cache must hold one row of blocks.
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as stack:
         try:
             image = _open_product(Path(scene), sensor, stack) if not is_remote(str(scene)) else None
@@ -69,12 +69,12 @@ def open_scene(scene: str | Path, sensor: Sensor) -> Iterator[SceneImage]:
 
 
 def is_remote(scene: str) -> bool:
-    """Return whether a scene is not a local file that a path could name."""
+    """Return whether a scene is not a local file with an ordinary path."""
     return "://" in scene or scene.startswith("/vsi")
 
 
 def _open_product(path: Path, sensor: Sensor, stack: ExitStack) -> SceneImage | None:
-    """Open an EnMAP L2A product; None for another raster."""
+    """Open an EnMAP L2A product; return None for any other raster."""
     if not path.exists():
         raise SourceError(f"{path}: no such scene")
     if is_product(path):
@@ -96,11 +96,11 @@ def _open_raster(scene: str, sensor: Sensor, stack: ExitStack) -> SceneImage:
 
 
 def scene_sensor(model: TaskModel) -> Sensor:
-    """Return the sensor whose scenes a model takes: the registered one if it has the model's bands, since it also knows
-    the full product, else the model's own bands.
+    """Return the sensor whose scenes a model accepts: the registered one if it has the model's bands, since it also
+    describes the full product, else the model's own bands.
 
     Raises:
-        ConfigError: the model's file doesn't say which bands it takes.
+        ConfigError: the model's file doesn't record its bands.
     """
     told, count = model.inputs, model.images.bands
     if len(told.wavelength_nm) != count:
@@ -108,7 +108,7 @@ def scene_sensor(model: TaskModel) -> Sensor:
     own = np.asarray(told.wavelength_nm)
     try:
         known = get_sensor(told.sensor)
-    except ConfigError:  # a band table of one's own, which need not be on this machine
+    except ConfigError:  # a custom band table, which may be absent on this machine
         known = None
     if known is not None and known.num_bands == count:
         if np.abs(own - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:

@@ -1,4 +1,4 @@
-"""A model over a whole scene, to a map: classes, probabilities, values, or features without a head."""
+"""Maps of complete scenes: classes, probabilities or values, or features for a model without a head."""
 
 import math
 import time
@@ -26,12 +26,12 @@ NODATA_NAME = "no data"
 
 @dataclass
 class Summary:
-    """What a map came from.
+    """Summary of a map.
 
     Attributes:
         shape: height and width of the map in pixels.
-        windows, skipped: how many were predicted, and left out because there is no data in them.
-        counts: of a class map, pixels by name of the class; those without data under ``no data``.
+        windows, skipped: number of windows predicted, and skipped because they hold no data.
+        counts: pixels by class name, for a class map; pixels without data under ``no data``.
     """
 
     shape: tuple[int, int]
@@ -44,20 +44,20 @@ class Summary:
 def predict_scene(
     model: TaskModel, scene: str | Path, output: Path, overlap: float, batch: int, device: torch.device
 ) -> Summary:
-    """Map a scene; ``output`` appears when all of it is written.
+    """Map a scene; ``output`` appears once it is complete.
 
-    Kinds of task with one class for each pixel or tile give a map of classes (see `class_values`); others a float32
-    band for each output: probabilities of a multilabel task, values in the target's unit of a regression. Where a tile
-    has one label, a pixel of the map is a square of pixels that lie under the same windows (half a window at half
-    overlap). A bare encoder gives its features, a pixel for each patch.
+    Task kinds with one class per pixel or tile give a class map (see `class_values`); others give one float32 band per
+    output: probabilities for a multilabel task, values in the target's unit for a regression. If a tile has one label,
+    each pixel of the map is a square of pixels that lie under the same windows (half a window at half overlap). A bare
+    encoder gives its features, one pixel per patch.
 
     Args:
         scene: see `open_scene`.
-        overlap: share of a window that the next one covers again, in [0, 1).
-        batch: windows at once.
+        overlap: fraction of a window that the next one overlaps, in [0, 1).
+        batch: windows per batch.
 
     Raises:
-        ConfigError, SourceError: a scene of other bands, or unreadable.
+        ConfigError, SourceError: the scene has other bands or is unreadable.
         RasterError: the map can't be written.
     """
     began, raster = time.monotonic(), describe_map(model, Path(scene).name)
@@ -84,7 +84,7 @@ def predict_scene(
 
 
 def _warn_of_place(scene: Raster) -> None:
-    """Warn of what a map does not have of the scene's georeference."""
+    """Warn about parts of the scene's georeference that the map lacks."""
     if scene.grid.transform is not None:
         return
     if scene.control_points():
@@ -95,7 +95,7 @@ def _warn_of_place(scene: Raster) -> None:
 
 
 def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:
-    """Plan windows of the encoder's image size, a whole number of patches apart."""
+    """Plan windows of the encoder's image size with a step of full patches."""
     size, stride = model.description.image_size, model.encoder.stride
     step = max(1, round(size * (1 - overlap) / stride)) * stride
     if model.task is None:
@@ -103,7 +103,7 @@ def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> W
     else:
         cell = (
             1 if kind_of(model.task).is_dense else math.gcd(size, step)
-        )  # the largest of which all lie under the same windows
+        )  # the largest cell whose pixels all lie under the same windows
     return WindowPlan(height, width, size, step, cell)
 
 
@@ -140,15 +140,15 @@ def describe_map(model: TaskModel, scene: str) -> MapFormat:
     colors = {nodata: (0, 0, 0, 0)} | {
         value: (*bytes.fromhex(one.color[1:]), 255) for value, one in zip(values, task.classes, strict=True)
     }
-    # A 16 bit color table has 65,536 entries, in the file and in each overview.
+    # A 16-bit color table has 65,536 entries, in the file and in each overview.
     return MapFormat(1, dtype, nodata, (task.title or task.name,), tags, classes, colors if dtype == "uint8" else {})
 
 
 def class_values(task: Task) -> tuple[list[int], int]:
-    """Return the map's value of each class, and of "no data".
+    """Return the map's value for each class and for "no data".
 
-    The task's own codes where every class has one code of at most 65535, with 0 for no data (255 where 0 is a class);
-    else 1, 2, 3, ... in the task's order, and 0.
+    These are the task's own codes if every class has a single code of at most 65535, with 0 for no data (255 if 0 is a
+    class); else 1, 2, 3, ... in the task's order, and 0.
     """
     codes = [one.all_codes for one in task.classes]
     own = [code for code, *others in codes if not others and 0 <= code <= np.iinfo(np.uint16).max]
@@ -159,7 +159,7 @@ def class_values(task: Task) -> tuple[list[int], int]:
 
 
 def _classes(parts: Iterator[np.ndarray], task: Task, summary: Summary) -> Iterator[np.ndarray]:
-    """Turn probabilities (C, rows, W), NaN without data, into the map's values (1, rows, W), and count them."""
+    """Convert probabilities (C, rows, W), NaN without data, to the map's values (1, rows, W), and count them."""
     values, nodata = class_values(task)
     table = np.array([*values, nodata], np.uint16 if max(*values, nodata) > 255 else np.uint8)
     names = [*task.outputs, NODATA_NAME]

@@ -1,8 +1,8 @@
-"""Overlapping windows over a scene of any size, blended into one map; only the rows that are still open are kept.
+"""Overlapping windows over a scene of any size, blended into one map; only unfinished rows are kept in memory.
 
-Every output belongs to a square cell of pixels: one pixel of a class map, one patch of a feature map. Where windows
-overlap, a cell is their mean, weighted by a raised cosine: a window counts most in its middle, where it sees the
-surroundings, and least at its rim, so that no seams show.
+Each output belongs to a square cell of pixels: one pixel of a class map, one patch of a feature map. Where windows
+overlap, a cell is their mean, weighted by a raised cosine: a window has most weight at its center, where it sees the
+surroundings, and least at its border, which avoids visible seams.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,19 +13,19 @@ import numpy as np
 from shards.sensors.sensor import NODATA
 
 Read = Callable[[int, int], np.ndarray]
-"""(begin, end) to these rows of the scene, int16 (bands, end - begin, width)."""
+"""Maps (begin, end) to these rows of the scene, int16 (bands, end - begin, width)."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""Windows, int16 (B, bands, size, size), to outputs of their cells, float32 (B, K, size / cell, size / cell)."""
+"""Maps windows, int16 (B, bands, size, size), to outputs of their cells, float32 (B, K, size / cell, size / cell)."""
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Where windows lie on a scene.
+    """Positions of windows on a scene.
 
     Attributes:
-        height, width: of the scene in pixels.
-        size, step: of the windows, and from one to the next, in pixels.
+        height, width: size of the scene in pixels.
+        size, step: window size, and step from one window to the next, in pixels.
         cell: side of a cell in pixels; divides both.
     """
 
@@ -37,12 +37,12 @@ class WindowPlan:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Number of cells down and across; the last ones may reach beyond the scene."""
+        """Number of cells down and across; the last ones may extend beyond the scene."""
         return -(-self.height // self.cell), -(-self.width // self.cell)
 
     @property
     def rows(self) -> list[int]:
-        """First pixel row of each row of windows; the last row ends with the scene, up to a part of a cell."""
+        """First pixel row of each row of windows; the last row ends with the scene, up to a fraction of a cell."""
         return self._begins(self.height)
 
     @property
@@ -69,7 +69,7 @@ class Strip:
         self.values, self.measured = self._rows(0, plan.size)
 
     def move_down(self, rows: int) -> None:
-        """Drop rows at the top and read as many below."""
+        """Drop rows at the top and read as many at the bottom."""
         values, measured = self._rows(self._end, self._end + rows)
         self.values = np.concatenate([self.values[:, rows:], values], 1)
         self.measured = np.concatenate([self.measured[rows:], measured])
@@ -86,7 +86,7 @@ class OpenRows:
     """Weighted sums of the cells under one row of windows.
 
     Args:
-        channels: K outputs a cell.
+        channels: K outputs per cell.
     """
 
     def __init__(self, plan: WindowPlan, channels: int) -> None:
@@ -97,13 +97,13 @@ class OpenRows:
         self._weights = np.zeros((side, cells), np.float32)
 
     def add(self, column: int, outputs: np.ndarray) -> None:
-        """Add a window's outputs (K, side, side) from a column of cells on."""
+        """Add a window's outputs (K, side, side), starting at a column of cells."""
         place = np.s_[..., column : column + outputs.shape[-1]]
         self._sums[place] += outputs * self._weight
         self._weights[place] += self._weight
 
     def close(self, rows: int) -> np.ndarray:
-        """Remove rows of cells from the top and return their weighted means (K, rows, cells), NaN without a window."""
+        """Remove rows of cells at the top and return their weighted means (K, rows, cells), NaN outside windows."""
         weights = self._weights[:rows]
         means = np.full_like(self._sums[:, :rows], np.nan)
         np.divide(self._sums[:, :rows], weights, out=means, where=weights > 0)
@@ -113,7 +113,7 @@ class OpenRows:
 
 
 def window_weight(side: int) -> np.ndarray:
-    """Return a raised cosine, float32 (side, side): positive everywhere; at half overlap neighbors add up to one."""
+    """Return a positive raised cosine, float32 (side, side); at half overlap, neighbors add up to one."""
     ramp = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
     return np.outer(ramp, ramp).astype(np.float32)
 
@@ -121,15 +121,15 @@ def window_weight(side: int) -> np.ndarray:
 def blend(
     plan: WindowPlan, read: Read, predict: Predict, channels: int, batch: int, done: Callable[[int, int], None]
 ) -> Iterator[np.ndarray]:
-    """Predict all windows with data in them; yield rows of cells from the top as soon as no window can change them.
+    """Predict all windows that hold data; yield rows of cells from the top as soon as no window can change them.
 
     Args:
-        channels: K outputs a cell.
-        batch: windows at once.
-        done: called after each step with the number of windows that were predicted, and of those without data.
+        channels: K outputs per cell.
+        batch: windows per batch.
+        done: called after each step with the number of predicted windows and of windows without data.
 
     Yields:
-        float32 (K, some rows, columns of the grid), NaN in cells in which the scene has no data.
+        float32 (K, some rows, columns of the grid), NaN in cells where the scene has no data.
     """
     strip, open_rows = Strip(plan, read), OpenRows(plan, channels)
     down, right = plan.grid
@@ -152,6 +152,6 @@ def blend(
 
 
 def _cells(pixels: np.ndarray, cell: int) -> np.ndarray:
-    """Return whether any pixel of each cell is true: bool (H, W) to (H / cell, W / cell)."""
+    """Reduce bool (H, W) to (H / cell, W / cell): whether any pixel of each cell is true."""
     height, width = pixels.shape
     return np.any(pixels.reshape(height // cell, cell, width // cell, cell), axis=(1, 3))

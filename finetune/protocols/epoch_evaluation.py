@@ -1,4 +1,4 @@
-"""Validation scores at the ends of epochs; the weights of the best ones are kept."""
+"""Validation at the end of epochs; the best weights are kept."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,18 +21,18 @@ class EpochEvaluation(Callback):
     """Evaluates every ``recipe.evaluate_every`` epochs and after the last one.
 
     Args:
-        name: of the training, on the console.
-        kind: whose primary score or loss is compared.
+        name: name of the training, for the console.
+        kind: task kind whose primary score or loss is compared.
         select: see FinetuneConfig.
         recipe: number of epochs, and how often to evaluate.
-        steps_per_epoch: optimizer steps of an epoch.
-        validate: returns the validation scores; every rank calls it.
-        checkpoints: of the best weights so far.
+        steps_per_epoch: optimizer steps per epoch.
+        validate: returns the validation scores; called by every rank.
+        checkpoints: checkpoints of the best weights so far.
 
     Attributes:
-        best: the best validation scores so far.
+        best: best validation scores so far.
         best_epoch: their epoch, 0 before the first evaluation.
-        curve: one dict an evaluation: epoch, train_loss and the scores.
+        curve: one dict per evaluation: epoch, train_loss and the scores.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class EpochEvaluation(Callback):
         self.steps_per_epoch, self.validate, self.checkpoints = steps_per_epoch, validate, checkpoints
         self.best, self.best_epoch = Scores(), 0
         self.curve: list[dict[str, float]] = []
-        self._losses: list[float] = []  # of the steps since the last evaluation
+        self._losses: list[float] = []  # losses since the last evaluation
 
     def on_start(self, loop: Loop) -> None:
         self._evaluate_if_due(loop)

@@ -1,6 +1,6 @@
-"""Frozen protocol: all heads at all rates for all seeds, trained in one pass over the features of an encoder.
+"""Frozen protocol: all heads, rates and seeds, trained in one pass over the features of an encoder.
 
-Heads of one seed share order and views, so each batch of features is fetched once for all of them.
+Heads with the same seed share order and views, so each batch of features is fetched once for all of them.
 """
 
 import math
@@ -29,17 +29,17 @@ EVALUATION_BATCH = 64
 
 
 class HeadsDiverged(ForgeError):
-    """Training a head led to non-finite losses at every learning rate."""
+    """A head had non-finite losses at every learning rate."""
 
     exit_code = 76
 
 
 @dataclass
 class Trial:
-    """One head at one rate for one seed.
+    """One head at one rate with one seed.
 
     Attributes:
-        diverged_at: epoch by which its losses or scores were non-finite; it is not chosen, whatever its best score.
+        diverged_at: epoch in which its losses or scores were non-finite; such a trial is never selected.
     """
 
     head_config: HeadConfig
@@ -64,13 +64,13 @@ class Trained:
 
 
 class HeadSweep:
-    """The heads of one encoder on one share of the training tiles.
+    """The heads of one encoder on one fraction of the training tiles.
 
     Args:
-        encoder: gives the width and stride of the features.
-        features: by split.
+        encoder: determines the width and stride of the features.
+        features: features by split.
         rows: training windows.
-        heads: to train.
+        heads: heads to train.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class HeadSweep:
         self.kind, self.config, self.select = context.kind, context.recipe.frozen, context.recipe.select
         self.loss = context.loss(rows)
         self.labels = context.splits["train"].labels
-        # a smaller share of the tiles takes as many steps as all of them
+        # a fraction of the tiles takes as many steps as all of them
         self.steps_per_epoch = -(-len(self.labels) // self.config.batch)
 
     def run(self, seeds: tuple[int, ...]) -> list[Trained]:
-        """Train for these seeds, and test the rate with the best validation score of each head and seed.
+        """Train with these seeds, and test the rate with the best validation score for each head and seed.
 
         Raises:
             HeadsDiverged: a head diverged at every rate.
@@ -106,7 +106,7 @@ class HeadSweep:
         return self._test([self._choose(trials, seed, head) for seed in seeds for head in self.heads])
 
     def _choose(self, trials: list[Trial], seed: int, head: HeadConfig) -> Trial:
-        """Return the trial of a seed and head whose rate has the best validation score."""
+        """Return the trial of a seed and head with the best validation score."""
         best: Trial | None = None
         for one in trials:
             if (one.seed, one.head_config) == (seed, head) and one.diverged_at is None:
@@ -129,7 +129,7 @@ class HeadSweep:
     def _train_epoch(self, trials: list[Trial], epoch: int) -> None:
         """Train all heads of one seed for one epoch."""
         seed = trials[0].seed
-        torch.manual_seed(seed * 100_003 + epoch)  # of dropout
+        torch.manual_seed(seed * 100_003 + epoch)  # seeds dropout
         for number, (places, draws) in enumerate(self._batches(seed, epoch)):
             rows = self.rows[places]
             views = draws % self.features["train"].views
@@ -140,7 +140,7 @@ class HeadSweep:
                 self._step(trial, features, wanted, lr_share)
 
     def _batches(self, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return as many batches as an epoch of all tiles has."""
+        """Return the batches of an epoch, as many as an epoch of all tiles has."""
         batches: list[tuple[np.ndarray, np.ndarray]] = []
         turn = 0
         while len(batches) < self.steps_per_epoch:
@@ -149,7 +149,7 @@ class HeadSweep:
         return batches[: self.steps_per_epoch]
 
     def _turned(self, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return labels as the views show them."""
+        """Return labels in the same views as the images."""
         if not self.kind.is_dense:
             return labels
         return np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])

@@ -1,9 +1,9 @@
-"""Training through the encoder: all of it, its adapter, or its first blocks, in the loop of pretraining.
+"""Training of the full encoder, its adapter, or its first blocks, in the loop of pretraining.
 
 ::
 
-    WORK/checkpoints/step-N/    where training resumes, see pretrain/checkpointing/checkpoint.py
-    WORK/best/step-N/           the weights of the best validation scores
+    WORK/checkpoints/step-N/    checkpoints for resuming, see pretrain/checkpointing/checkpoint.py
+    WORK/best/step-N/           weights with the best validation scores
 """
 
 from collections.abc import Iterator
@@ -43,14 +43,14 @@ ADVICE = "lower full.lrs"
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What distinguishes one training of an evaluation from the others.
+    """Settings that distinguish one training of an evaluation from the others.
 
     Attributes:
-        name: on the console, and of the folder of its checkpoints.
-        trained: which part of the encoder learns, see TunedModel.
+        name: name on the console and of the checkpoint folder.
+        trained: part of the encoder that is trained, see TunedModel.
         recipe: epochs, batch size and augmentation.
         lr: learning rate.
-        seed: of order, augmentation and dropout.
+        seed: seed of order, augmentation and dropout.
         rows: training windows.
     """
 
@@ -67,7 +67,7 @@ class Tuned:
     """A trained model at its best validation score, tested once.
 
     Attributes:
-        checkpoint: its weights, under ``encoder.`` and ``head.``.
+        checkpoint: checkpoint of its weights, under ``encoder.`` and ``head.``.
     """
 
     validation: Scores
@@ -78,11 +78,11 @@ class Tuned:
 
 
 class Tuning:
-    """One training; every rank makes one.
+    """One training; every rank creates an instance.
 
     Args:
-        plan: of the training.
-        model: encoder, head and input on the CPU; its weights are where training begins.
+        plan: settings of the training.
+        model: encoder, head and input on the CPU, with the initial weights.
         context: data, task and config of the evaluation.
     """
 
@@ -119,14 +119,14 @@ class Tuning:
                 Saving(plan.recipe.save_every),
             ],
         )
-        torch.manual_seed(plan.seed * 100_003 + distributed.rank())  # of dropout; saved with checkpoints
+        torch.manual_seed(plan.seed * 100_003 + distributed.rank())  # seeds dropout; saved with checkpoints
 
     def fit(self) -> Tuned | None:
-        """Train from the newest checkpoint on, and test; None if the run was asked to stop, and has saved.
+        """Train from the newest checkpoint and test; return None if a stop was requested, after saving.
 
         Raises:
-            CheckpointError: the work folder's checkpoints are of another training, or none is complete.
-            Diverged: steps were skipped again and again, or no epoch has finite validation scores.
+            CheckpointError: the work folder's checkpoints belong to another training, or none is complete.
+            Diverged: too many steps were skipped, or no epoch has finite validation scores.
         """
         name, loop = self.plan.name, self.loop
         newest = loop.checkpoints.newest()
@@ -141,7 +141,7 @@ class Tuning:
 
     def _build_engine(self, model: TaskModel) -> ZeroEngine:
         recipe, trained = self.plan.recipe, self.plan.trained
-        moving = trained == "none"  # only bn: adapt trains none
+        moving = trained == "none"  # only bn: adapt trains no part
         tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, moving)
         optim = OptimConfig(
             lr=self.plan.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay
@@ -152,7 +152,7 @@ class Tuning:
         )
 
     def _evaluate(self, name: str) -> Evaluation:
-        """Return a split's scores; every rank calls it, and makes as many forward passes."""
+        """Return a split's scores; every rank calls it and runs the same number of forward passes."""
         self.loop.watchdog.begin("evaluation", self.loop.step)
         split, world, batch = self.context.splits[name], distributed.world_size(), self.batches.micro
         collector = self.context.collector(name, self.loss)
@@ -169,7 +169,7 @@ class Tuning:
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _test(self) -> Tuned:
-        """Test the weights of the best validation scores."""
+        """Test the weights with the best validation scores."""
         path = self.best.newest()
         if path is None:
             raise Diverged(f"{self.plan.name}: diverged: no epoch has finite validation scores: {ADVICE}")
@@ -179,12 +179,12 @@ class Tuning:
 
 
 class SupervisedStep:
-    """The losses of labeled batches, with stochastic depth keyed by sample: the same on any number of processes.
+    """Losses of labeled batches, with stochastic depth keyed by sample: the same on any number of processes.
 
     Args:
-        model: that is trained.
-        drop_path: largest probability of leaving a block out, of the last block.
-        seed: of the draws.
+        model: model to train.
+        drop_path: probability of dropping the last block, the largest of all blocks.
+        seed: seed of the draws.
     """
 
     def __init__(self, model: TaskModel, drop_path: float, seed: int) -> None:
@@ -192,7 +192,7 @@ class SupervisedStep:
         self.drop_path, self.seed = drop_path, seed
 
     def losses(self, engine: ZeroEngine, batches: Iterator[LabeledBatch], step: int) -> Iterator[Tensor]:
-        """Yield the losses of this rank's micro batches, weighted by the labels that they hold."""
+        """Yield the losses of this rank's micro batches, weighted by their number of labels."""
         for _ in range(engine.accumulation):
             batch = next(batches)
             self._draw_paths(batch.samples)
@@ -200,10 +200,10 @@ class SupervisedStep:
             yield loss * batch.weight
 
     def after_step(self, engine: ZeroEngine, step: int) -> None:
-        """Nothing follows the weights."""
+        """Do nothing: no momentum network follows the weights."""
 
     def drop_step(self) -> None:
-        """Micro batches leave nothing."""
+        """Do nothing: micro batches leave no state."""
 
     def _draw_paths(self, samples: np.ndarray) -> None:
         if not self.blocks:

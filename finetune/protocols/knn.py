@@ -1,8 +1,7 @@
-"""Nearest neighbors on frozen features: no training, so nothing but the encoder is judged.
+"""Nearest neighbors on frozen features: without training, the scores depend on the encoder only.
 
-Weighted kNN of arXiv 1805.01978, as DINO evaluates. The kind of task says what a neighbor votes for: a position of the
-feature map for the class that most of its pixels have, or for the mean of their values; a tile for its classes or
-values.
+Weighted kNN of arXiv 1805.01978, as in DINO's evaluation. The task kind defines the votes: a position of the feature
+map votes for the most frequent class of its pixels or the mean of their values; a tile votes for its classes or values.
 """
 
 from collections.abc import Iterator
@@ -23,10 +22,10 @@ BATCH = 32
 
 
 class NearestNeighbors:
-    """A bank of training features with what they vote for.
+    """A bank of training features with their votes.
 
     Args:
-        rows: training windows that are in it, in their first view.
+        rows: training windows in the bank, in their first view.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class NearestNeighbors:
         return predicted.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
     def _flat(self, features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return vectors (n, D) and their votes (n, K); positions of a map where no label counts are left out."""
+        """Return vectors (n, D) and their votes (n, K), without positions of a map where no label counts."""
         votes, counts = self.kind.votes(labels, grid=features.shape[2] if features.dim() == 4 else 1)
         vectors = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
         return vectors[torch.from_numpy(counts)], torch.from_numpy(votes[counts]).to(features.device)

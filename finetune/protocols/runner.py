@@ -1,4 +1,4 @@
-"""The protocols of an evaluation, each from a fresh encoder to results; what is done is kept and not done again."""
+"""The protocols of an evaluation, each from a fresh encoder to results; finished parts are saved and reused."""
 
 import math
 import shutil
@@ -33,17 +33,17 @@ from shards.errors import ForgeError
 from shards.sources.layouts import SPLITS
 
 QUERIES = 32
-"""Windows whose neighbors are looked for at once."""
+"""Number of windows per batch of the neighbor search."""
 
 
 @dataclass(frozen=True)
 class SeedOutcome:
-    """What a protocol found with one seed, on its way to a `Result`.
+    """Outcome of a protocol with one seed, before it becomes a `Result`.
 
     Attributes:
-        head: its label; ``knn`` of nearest neighbors.
-        head_options: what a config says of the head, see HeadConfig.to_plain.
-        weights: of the head by name, where they are not in a checkpoint.
+        head: label of the head; ``knn`` for nearest neighbors.
+        head_options: options of the head in a config, see HeadConfig.to_plain.
+        weights: weights of the head by name, if they are not in a checkpoint.
     """
 
     head: str
@@ -58,10 +58,10 @@ class SeedOutcome:
 
 
 class Protocols:
-    """Runs protocols; every rank makes one and calls `run` with the same arguments.
+    """Runs protocols; every rank creates an instance and calls `run` with the same arguments.
 
     Attributes:
-        feature_seconds: spent on features of frozen encoders.
+        feature_seconds: seconds spent on features of frozen encoders.
     """
 
     def __init__(self, context: EvaluationContext) -> None:
@@ -71,7 +71,7 @@ class Protocols:
         self.feature_seconds = 0.0
 
     def begin(self) -> None:
-        """Look at what earlier starts left, before the first part.
+        """Check the results of earlier starts, before the first part.
 
         Raises:
             EvaluationStopped: the run was asked to stop.
@@ -82,11 +82,11 @@ class Protocols:
         distributed.barrier()
 
     def run(self, name: str, protocol: str, fraction: float) -> list[Result] | None:
-        """Return the results of all seeds; None where the run was asked to stop, and has saved.
+        """Return the results of all seeds; None if a stop was requested, after saving.
 
         Args:
             name: ``pretrained`` or ``random``.
-            fraction: of the training tiles.
+            fraction: fraction of the training tiles.
 
         Raises:
             EvaluationStopped: the run was asked to stop while features were computed or heads were trained.
@@ -105,7 +105,7 @@ class Protocols:
         return [replace(one, provenance=shared) for one in results]
 
     def _once(self, name: str, protocol: str, fraction: float) -> list[Result]:
-        """Return the results of a protocol on features, from the file that an earlier start left, or computed now."""
+        """Return the results of a protocol on features, read from an earlier start's file or computed."""
         part = self.parts.whole(name, protocol, fraction)
         found = part.read()
         if found is None:
@@ -120,7 +120,7 @@ class Protocols:
     # ---- on features of a frozen encoder ----
 
     def _knn(self, name: str, fraction: float, part: Part) -> list[Result]:
-        """Evaluate nearest neighbors, for the first seed alone: nothing is drawn but the bank, if it is too large."""
+        """Evaluate nearest neighbors for the first seed only: the only random draw is the bank, if it is too large."""
         context, seed = self.context, self.config.seeds[0]
         features = self._features(context.model(name), self.recipe.frozen.views)
         train, rows = context.splits["train"], context.rows(fraction)
@@ -142,7 +142,7 @@ class Protocols:
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _frozen(self, name: str, fraction: float, part: Part) -> list[Result]:
-        """Train and evaluate all heads at all rates for all seeds; seeds are shared out over the ranks."""
+        """Train and evaluate all heads, rates and seeds; seeds are distributed over the ranks."""
         context = self.context
         model, rows = context.model(name), context.rows(fraction)
         features = self._features(model, self.recipe.frozen.views)
@@ -155,7 +155,7 @@ class Protocols:
             trained = sweep.run(seeds) if seeds else []
         except HeadsDiverged as error:
             diverged = error
-        distributed.store_barrier(context.heartbeat)  # some ranks have a seed more
+        distributed.store_barrier(context.heartbeat)  # some ranks have one more seed
         mine = distributed.raise_on_all_ranks(lambda: _raise_or([_seed_outcome(one) for one in trained], diverged))
         outcomes = [one for some in distributed.gather_objects(mine) for one in some]
         results = [_result(one, name, "frozen", fraction, part) for one in outcomes]
@@ -170,7 +170,7 @@ class Protocols:
         return results
 
     def _features(self, model: TaskModel, views: int) -> dict[str, Features]:
-        """Return the features of all splits; views other than the first are for training alone."""
+        """Return the features of all splits; only training uses views other than the first."""
         begin, store = time.monotonic(), self.context.feature_store
         model.to(distributed.device())
         splits = self.context.splits
@@ -181,7 +181,7 @@ class Protocols:
     # ---- through the encoder ----
 
     def _best_rate(self, name: str, protocol: str, fraction: float, seed: int) -> Result | None:
-        """Return the result of one seed at the rate with the best validation score; None where it was stopped."""
+        """Return the result of one seed at the rate with the best validation score; None if stopped."""
         best: Result | None = None
         diverged: Diverged | None = None
         for lr, part in self.parts.trainings(name, protocol, fraction, seed).items():
@@ -189,7 +189,7 @@ class Protocols:
             if found is None:
                 try:
                     result = self._tune(part, name, protocol, fraction, lr, seed)
-                except Diverged as error:  # on every rank alike; the other rates count
+                except Diverged as error:  # raised on every rank; the other rates count
                     diverged = error
                     log(f"WARNING: {error}: lr {lr:g} is left out")
                     continue
@@ -204,12 +204,12 @@ class Protocols:
         return best
 
     def _probe(self, name: str, fraction: float, head: HeadConfig, seed: int) -> dict[str, Tensor]:
-        """Return the head that training on frozen features finds for a seed, from its part or trained now (LP-FT)."""
+        """Return a seed's head trained on frozen features, from its part or trained now (LP-FT)."""
         part = self.parts.whole(name, self.recipe.probe, fraction)
         found = self._read_head(part, head, seed)
         if found is None:
             if distributed.is_main():
-                part.path.unlink(missing_ok=True)  # of a version that kept no heads
+                part.path.unlink(missing_ok=True)  # from a version that did not save heads
             distributed.barrier()
             self._once(name, self.recipe.probe, fraction)
             found = self._read_head(part, head, seed)
@@ -223,10 +223,10 @@ class Protocols:
         return found
 
     def _tune(self, part: Part, name: str, protocol: str, fraction: float, lr: float, seed: int) -> Result | None:
-        """Train one model and keep its result; None where the run was asked to stop.
+        """Train one model and save its result; return None if a stop was requested.
 
         Raises:
-            Diverged: the training, or its scores.
+            Diverged: the training or its scores diverged.
         """
         context, rows = self.context, self.context.rows(fraction)
         recipe, head = context.tuning(protocol)
@@ -250,7 +250,7 @@ class Protocols:
         return result
 
     def _finish(self, part: Part, tuned: Tuned, head: HeadConfig, result: Result) -> None:
-        """Keep a training's results, and its weights where they are the best, and remove its checkpoints."""
+        """Save a training's results, and its weights if they are the best, and remove its checkpoints."""
         if result.encoder == "pretrained" and result.fraction == 1.0:
             weights: dict[str, Any] = {}
             for name in ("encoder", "head"):
@@ -261,7 +261,7 @@ class Protocols:
 
 
 def _seed_outcome(one: Trained) -> SeedOutcome:
-    """Return what other ranks need to know of a trained head."""
+    """Return the outcome of a trained head, to be sent to other ranks."""
     trial, head = one.trial, one.trial.head_config
     validation = trial.best or Scores()
     selected = trial.lr, trial.best_epoch, trial.curve
@@ -275,7 +275,7 @@ def _raise_or(value: list[SeedOutcome], error: ForgeError | None) -> list[SeedOu
 
 
 def _result(one: SeedOutcome, encoder: str, protocol: str, fraction: float, part: Part) -> Result:
-    """Return the result of an outcome; raises Diverged where its scores are non-finite."""
+    """Return the result of an outcome; raise Diverged if its scores are non-finite."""
     for split, found in (("validation", one.validation), ("test", one.test.scores)):
         if not found.are_finite:
             bad = ", ".join(f"{key} {value}" for key, value in found.values.items() if not math.isfinite(value))

@@ -1,4 +1,4 @@
-"""The batches of a training through the encoder: windows in a drawn order, augmented, in micro batches of each rank."""
+"""Batches for training through the encoder: windows in random order, augmented, in micro batches per rank."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class LabeledBatch:
         images: normalized, (B, C, S, S).
         labels: see LabeledSplit.
         samples: sample numbers in the training, (B,).
-        weight: of its summed loss in the mean of all micro batches of the step: ranks count as they hold labels.
+        weight: weight of its summed loss in the mean over the step, so that ranks count by their number of labels.
     """
 
     images: Tensor
@@ -40,11 +40,11 @@ class TrainingBatches:
 
     Args:
         train: the training split.
-        rows: windows of it that are trained on.
-        loss: says what the labels of a batch weigh.
-        inputs: turns tiles into the encoder's input.
+        rows: windows of the split to train on.
+        loss: determines the weight of a batch's labels.
+        inputs: converts tiles to the encoder's input.
         recipe: batch size and augmentation.
-        seed: of order and augmentation.
+        seed: seed of order and augmentation.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class TrainingBatches:
     ) -> None:
         self.train, self.rows, self.loss, self.inputs, self.recipe, self.seed = train, rows, loss, inputs, recipe, seed
         self.micro, self.accumulation = cut_batch(recipe, distributed.world_size())
-        self.steps_per_epoch = -(-len(train) // recipe.batch)  # a smaller share takes as many steps as all tiles
+        self.steps_per_epoch = -(-len(train) // recipe.batch)  # a fraction takes as many steps as all tiles
 
     def from_step(self, step: int) -> Iterator[LabeledBatch]:
-        """Yield this rank's micro batches of step ``step`` and all that follow, without end."""
+        """Yield this rank's micro batches from step ``step`` on, indefinitely."""
         while True:
             yield from self._of_step(step)
             step += 1
@@ -94,13 +94,13 @@ class TrainingBatches:
 
 
 def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Crop each image and resize the crop bilinearly; label maps are cropped alike, by nearest neighbor.
+    """Crop each image and resize the crop bilinearly; label maps get the same crop, by nearest neighbor.
 
     Args:
         images: float32 (B, C, S, S), normalized.
-        labels: (B, S, S) or (B, T, S, S), or labels of whole tiles, which are returned as they are.
+        labels: (B, S, S) or (B, T, S, S), or per-tile labels, which are returned unchanged.
         draws: (B, 4) in [0, 1): area, aspect, top, left.
-        scale: range of the crop's share of the area.
+        scale: range of the crop's area, as a fraction of the image.
     """
     size = images.shape[-1]
     boxes = np.array([crop_box(draw, size, size, size, scale) for draw in draws])
@@ -117,7 +117,7 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
 
 
 def cut_batch(recipe: FullConfig, world: int) -> tuple[int, int]:
-    """Return micro batch and accumulation; raises ConfigError if they aren't whole numbers."""
+    """Return micro batch and accumulation steps; raise ConfigError if they aren't integers."""
     if recipe.batch % world:
         raise ConfigError(f"key 'full.batch': {recipe.batch} is no multiple of {world} processes")
     share = recipe.batch // world

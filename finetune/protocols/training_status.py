@@ -1,4 +1,4 @@
-"""Where a training of an evaluation is: in ``status.json``, and skipped steps on the console."""
+"""Progress of an evaluation's training in ``status.json``, and skipped steps on the console."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ class TrainingStatus(Callback):
     """Reports the progress of a training.
 
     Args:
-        name: of the training.
+        name: name of the training.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""An encoder and a head as one model with its loss, of which all or some parts learn."""
+"""An encoder and a head as one model with its loss; all or some parts are trained."""
 
 from torch import Tensor, nn
 
@@ -10,11 +10,11 @@ class TunedModel(nn.Module):
     """Encoder and head with their loss; modules without trained parameters stay in evaluation mode.
 
     Args:
-        model: on the CPU.
-        loss: of the task.
-        trained: which part of the encoder learns: full, blocks, adapter or (bn: adapt) none.
-        first_blocks: blocks that learn with ``blocks``.
-        moving: whether batch norms of an encoder that doesn't learn use and update batch statistics all the same.
+        model: encoder and head, on the CPU.
+        loss: loss of the task.
+        trained: part of the encoder to train: full, blocks, adapter or (bn: adapt) none.
+        first_blocks: number of blocks to train with ``blocks``.
+        moving: whether batch norms of a frozen encoder use and update batch statistics.
     """
 
     def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, moving: bool) -> None:

@@ -1,4 +1,4 @@
-"""`python -m finetune report RUNS... [--output DIR]`: results of any number of runs as one table and one page."""
+"""`python -m finetune report RUNS... [--output DIR]`: results of several runs in one table and one page."""
 
 import argparse
 from pathlib import Path
@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the three files and print the summary; returns the exit code, 1 where some results can't be read.
+    """Write the three files, print the summary and return the exit code: 1 if some results can't be read.
 
     Raises:
-        ConfigError: there are no results, or none that can be read.
+        ConfigError: there are no readable results.
     """
     from finetune.report.collect import collect, find_runs, read_runs
     from finetune.report.page import page

@@ -1,4 +1,4 @@
-"""Tables and drawings of the page: SVG and inline PNG, which scale, follow the page's colors and need no network.
+"""Tables and charts of the page as SVG and inline PNG, which scale, follow the page's colors and need no network.
 
 These functions compute positions, widths and colors; ``templates/charts.html`` holds the markup.
 """
@@ -63,7 +63,7 @@ class Line:
 
     @property
     def path(self) -> str:
-        """The points as SVG writes them."""
+        """The points in SVG syntax."""
         return _path(self.points)
 
 
@@ -76,7 +76,7 @@ class Key:
 
 
 def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], kind: str = "") -> Markup:
-    """Return a table whose first column names the row.
+    """Return a table with row names in the first column.
 
     Args:
         kind: the table's CSS class.
@@ -88,7 +88,7 @@ def bars(names: Sequence[str], colors: Sequence[str], rows: Sequence[tuple[str, 
     """Return horizontal bars, one group per class or target and one bar per row, scaled to the longest bar.
 
     Args:
-        rows: the label of each row, and its value for each name; None where a class does not occur.
+        rows: label of each row, and its value for each name; None if a class does not occur.
     """
     top = max([1e-9, *(value for _, values in rows for value in values if value is not None)])
     groups = [
@@ -109,13 +109,13 @@ def lines(
     logarithmic: bool = False,
     bands: Sequence[Sequence[Point]] | None = None,
 ) -> Markup:
-    """Return a line chart with points; empty without any point.
+    """Return a line chart with points; empty if there are no points.
 
     Args:
-        series: the name and the points (x, y) of each line.
-        across: the label of the x axis.
-        logarithmic: whether the x axis is.
-        bands: of each line, the interval (low, high) at each point.
+        series: name and points (x, y) of each line.
+        across: label of the x axis.
+        logarithmic: whether the x axis is logarithmic.
+        bands: interval (low, high) at each point of each line.
     """
     points = [point for _, line in series for point in line]
     if not points:
@@ -172,7 +172,7 @@ def image(pixels: np.ndarray, alt: str) -> Markup:
 
 
 def _ticks(points: Sequence[Point]) -> list[float]:
-    """All positions on the x axis, or the first, middle and last of many."""
+    """Return all positions on the x axis, or the first, middle and last if there are many."""
     xs = sorted({x for x, _ in points})
     return xs if len(xs) <= 6 else [xs[0], xs[len(xs) // 2], xs[-1]]
 

@@ -1,4 +1,4 @@
-"""From folders of runs to rows: which results belong together, and which are equal."""
+"""Grouping of the results in run folders into rows, without duplicates."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ Run = tuple[Path, RunResults]
 Found = tuple[Path, RunResults, Result]
 
 EARLIER = {"knn": ("knn",), "frozen": ("frozen", "full", "recipe", "select"), "full": ("full", "recipe", "select")}
-"""Sections of a run's config.yaml that its results depend on, where they don't say it themselves."""
+"""Sections of a run's config.yaml that results depend on, for results without provenance."""
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -38,7 +38,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Read the results of all folders; returns a line for each that can't be read as well."""
+    """Read the results of all folders; also return a line for each folder that can't be read."""
     runs, problems = [], []
     for folder in folders:
         try:
@@ -49,8 +49,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def collect(runs: Iterable[Run]) -> list[TaskReport]:
-    """Group results: those that agree in everything but the seed are a row; rows of the same task, test tiles and
-    labels are a task's report. Duplicates count once."""
+    """Group results: results that differ only in the seed form a row; rows of the same task, test tiles and labels form
+    a task's report. Duplicates count once."""
     reports: dict[str, TaskReport] = {}
     groups: dict[str, dict[str, list[Found]]] = {}
     for folder, run in runs:
@@ -74,7 +74,7 @@ def collect(runs: Iterable[Run]) -> list[TaskReport]:
 
 
 def _rows(found: list[Found], report: TaskReport) -> list[Row]:
-    """Return one row, or a row for each run where runs have different scores for the same seed."""
+    """Return one row, or one row per run if runs have different scores for the same seed."""
     by_seed: dict[int, Found] = {}
     for folder, run, result in found:
         _, _, before = by_seed.setdefault(result.seed, (folder, run, result))
@@ -124,7 +124,7 @@ def _row(found: list[Found], report: TaskReport, more: Provenance) -> Row:
 
 
 def _test_labels(run: RunResults) -> Any:
-    """Return what identifies the test labels: their hash, or what results of earlier versions show of them."""
+    """Return an identifier of the test labels: their hash, or a substitute for results of earlier versions."""
     if "labels" in run.data:
         return run.data["labels"]["test"]
     if not run.results:
@@ -135,7 +135,7 @@ def _test_labels(run: RunResults) -> Any:
 
 
 def _settings(folder: Path, run: RunResults, result: Result) -> Provenance:
-    """Return what a result depends on besides the seed; for earlier versions, as far as the config tells."""
+    """Return everything a result depends on besides the seed; for earlier versions, as far as the config records it."""
     if result.provenance:
         return {key: value for key, value in result.provenance.items() if key != "encoder"}
     settings: Provenance = {"version": "earlier"}
@@ -147,7 +147,7 @@ def _settings(folder: Path, run: RunResults, result: Result) -> Provenance:
         settings |= {"bands": config["data"]["bands"], "precision": config["engine"]["precision"]}
         if result.encoder == "random":
             settings["seed of the weights"] = config["run"]["seed"]
-    except Exception:  # whatever a file of this name holds: without it, nothing is known to agree
+    except Exception:  # any content: without a readable file, nothing is known to agree
         settings["run"] = str(folder)
     known = {key: run.data.get(key) for key in ("split", "window", "hash") if key in run.data}
     settings |= {"window": known.pop("window", None)} | {"tiles": digest(known)}

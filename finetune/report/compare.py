@@ -1,4 +1,4 @@
-"""Intervals of all rows, and paired tests: of an encoder against its random-init baseline, and of any two rows."""
+"""Intervals of all rows, and paired tests of encoders against their random-init baselines and between rows."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -16,7 +16,7 @@ SIGNIFICANT = 0.05
 def judge(reports: Sequence[TaskReport]) -> None:
     """Compute intervals and tests of all rows.
 
-    Tests against random-init baselines are corrected together over all tasks, and those between other rows are as well.
+    Tests against random-init baselines are corrected jointly over all tasks, and so are those between other rows.
     """
     against_baselines: list[Pair] = []
     between: list[Pair] = []
@@ -38,8 +38,8 @@ def judge(reports: Sequence[TaskReport]) -> None:
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Return pairs of trained rows of one protocol and share of the tiles: one encoder in two settings, two encoders in
-    one setting, and where two encoders have none in common, in those that they have."""
+    """Return pairs of trained rows with the same protocol and fraction of tiles: one encoder in two settings, two
+    encoders in one setting, or two encoders in their own settings if they have none in common."""
     trained = [row for row in rows if not row.is_untrained]
     pairs = [
         (one, two)
@@ -70,7 +70,7 @@ def _p(report: TaskReport, one: Row, two: Row, draws: int) -> float:
 
 
 def _paired(one: Row, two: Row) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the statistics of the seeds that both have, or in order where they share none."""
+    """Return the statistics of the shared seeds, or of all seeds in order if none are shared."""
     mine, theirs = ({result.seed: result.statistics for result in row.results} for row in (one, two))
     common = sorted(mine.keys() & theirs.keys())
     if common:
@@ -80,7 +80,7 @@ def _paired(one: Row, two: Row) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def _random_init(row: Row, report: TaskReport) -> Row | None:
-    """Return the same network untrained, in the same setting; of several, that of the same run."""
+    """Return the row of the same untrained network in the same setting, preferably from the same run."""
     if row.is_untrained:
         return None
     found = [
@@ -95,6 +95,6 @@ def _random_init(row: Row, report: TaskReport) -> Row | None:
 
 
 def _shared(row: Row) -> dict:
-    """Return the settings that a random-init baseline has, too."""
+    """Return the settings that a row shares with its random-init baseline."""
     own = {"run", "seed of the weights"}
     return {key: value for key, value in row.settings.items() if key not in own}

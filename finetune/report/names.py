@@ -1,4 +1,4 @@
-"""Names of rows and tasks, made of what differs between them, so that all are distinct."""
+"""Distinct names of rows and tasks, composed of the settings in which they differ."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from finetune.evaluation.provenance import OF_ENCODER, task_hash
 from finetune.report.rows import Row, TaskReport
 
 SHORTEST = 6
-"""Letters of a hash in a name, at least."""
+"""Minimum number of characters of a hash in a name."""
 
 WORDS = {
     "epochs": "{} epochs",
@@ -21,11 +21,11 @@ WORDS = {
     "first_blocks": "first {} blocks",
     "version": "by an earlier version",
 }
-"""How a setting is written; others are "name value"."""
+"""Format of a setting; others are written as "name value"."""
 
 
 def name_tasks(reports: Sequence[TaskReport]) -> None:
-    """Set the titles of tasks; several of one name get what differs between them."""
+    """Set the titles of tasks; tasks of the same name are distinguished by their differences."""
     for report in reports:
         report.title = report.task.title or report.task.name
     for alike in _alike(reports, lambda report: report.title):
@@ -49,7 +49,7 @@ def _labels(report: TaskReport) -> str:
 
 
 def name_rows(reports: Sequence[TaskReport]) -> None:
-    """Set the labels of encoders, with hashes where names are equal, and what else distinguishes rows."""
+    """Set the labels of encoders, with hashes if names are equal, and the settings that distinguish rows."""
     _label_encoders([row for report in reports for row in report.rows])
     for report in reports:
         for protocol in dict.fromkeys(row.protocol for row in report.rows):
@@ -72,7 +72,7 @@ def _label_encoders(rows: Sequence[Row]) -> None:
 
 
 def _tell_apart(rows: Sequence[Row]) -> None:
-    """Add every setting in which rows differ, but those that follow from what is told in another column."""
+    """Add every setting in which rows differ, except those determined by another column."""
     for key in dict.fromkeys(key for row in rows for key in row.settings):
         by_context: dict[Hashable, set[str]] = {}
         for row in rows:
@@ -87,7 +87,7 @@ def _tell_apart(rows: Sequence[Row]) -> None:
 
 
 def _context(key: str, row: Row) -> Hashable:
-    """Return what determines a setting."""
+    """Return the values that determine a setting."""
     if key in OF_ENCODER:
         return row.identity, row.architecture
     return {"training windows": row.fraction, "heads": row.head, "seed of the weights": row.is_untrained}.get(key)
@@ -104,7 +104,7 @@ def _is_hash(value: str) -> bool:
 
 
 def _shorten(values: Sequence[str]) -> dict[str, str]:
-    """Return prefixes of the values that are as distinct as the values."""
+    """Return the shortest prefixes that keep the values distinct."""
     different = set(values)
     length = SHORTEST
     while len({value[:length] for value in different}) < len(different):
@@ -113,7 +113,7 @@ def _shorten(values: Sequence[str]) -> dict[str, str]:
 
 
 def _alike(things: Sequence[Any], name: Any) -> list[list[Any]]:
-    """Return groups of two and more with the same name."""
+    """Return groups of two or more with the same name."""
     groups: dict[Hashable, list[Any]] = {}
     for one in things:
         groups.setdefault(name(one), []).append(one)

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else; the markup is in ``templates``."""
+"""The report as one self-contained HTML file; the markup is in ``templates``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from finetune.report.tables import (
 )
 
 MOST_LINES = 8
-"""The best rows, as many as are drawn in one chart."""
+"""Maximum number of rows drawn in one chart, the best ones."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a task's report: a heading with a table or a drawing."""
+    """A section of a task's report: a heading with a table or a chart."""
 
     heading: str
     body: Markup
@@ -36,7 +36,7 @@ class Section:
 
 @dataclass(frozen=True)
 class TaskPage:
-    """What the page shows of one task, in this order."""
+    """The contents of the page for one task, in this order."""
 
     title: str
     description: str
@@ -47,10 +47,10 @@ class TaskPage:
 
 
 def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
-    """Return the whole page.
+    """Return the complete page.
 
     Args:
-        more: notes to show beside those on the numbers.
+        more: notes to show in addition to those on the numbers.
     """
     return charts.TEMPLATES.get_template("page.html").render(
         summary=_table(summary(reports), "summary"),
@@ -71,13 +71,13 @@ def _task_page(report: TaskReport) -> TaskPage:
 
 
 def _table(rows: list[list[str]], kind: str = "") -> Markup:
-    """The rows of a text table, the first of which is its head."""
+    """Return a table from the rows of a text table, the first of which is the head."""
     head, *lines = rows
     return charts.table(head, [(line[0], [_cell(text) for text in line[1:]]) for line in lines], kind)
 
 
 def _cell(text: str) -> Cell:
-    """A cell of a text table: ``**mean [low, high] ▲**``, where all but the mean may be missing."""
+    """Parse a cell of a text table: ``**mean [low, high] ▲**``, where everything except the mean is optional."""
     mean, _, rest = text.strip("*").partition(" [")
     interval, _, flag = rest.partition("]")
     return Cell(mean, interval, bool(flag.strip()), text.startswith("**"))
@@ -100,7 +100,7 @@ def _comparisons(report: TaskReport) -> Section | None:
 
 
 def _by_output(report: TaskReport) -> Section | None:
-    """Bars of the classes or targets."""
+    """Return bars of the classes or targets."""
     task, (metric, heading) = report.task, report.kind.by_output
     colors = [one.color for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
     rows = [(_label(row), row.by_output(metric)) for row in _drawn(report)[:6]]
@@ -108,7 +108,7 @@ def _by_output(report: TaskReport) -> Section | None:
 
 
 def _curves(report: TaskReport) -> Section | None:
-    """The validation score over epochs, averaged over seeds."""
+    """Return the validation score over epochs, averaged over seeds."""
     series = []
     for row in _drawn(report):
         curves = [one.curve for one in row.results if one.curve]
@@ -125,7 +125,7 @@ def _curves(report: TaskReport) -> Section | None:
 
 
 def _fractions(report: TaskReport) -> Section | None:
-    """The test score over the share of the training tiles."""
+    """Return the test score over the fraction of the training tiles."""
     groups: dict[str, list[Row]] = {}
     for row in report.rows:
         if np.isfinite(row.mean(report.primary)):
@@ -152,13 +152,13 @@ def _confusion(report: TaskReport) -> Section | None:
 
 
 def _tables(report: TaskReport) -> list[Section]:
-    """The tables that the kind of task adds."""
+    """Return the tables that the task kind adds."""
     statistics = [one.statistics for one in report.best().results]
     return [Section(heading, _table(rows)) for heading, rows in report.kind.tables(statistics)]
 
 
 def _panels(report: TaskReport) -> Section | None:
-    """A few test windows: the image, the label, and what the first seed of each row predicts."""
+    """Return a few test windows: the image, the label, and the prediction of the first seed of each row."""
     run, kind = report.run, report.kind
     shown = [row for row in _drawn(report) if row.results[0].maps.shape == run.labels.shape][:4]
     lines = []
@@ -174,7 +174,7 @@ def _panels(report: TaskReport) -> Section | None:
 
 
 def _cost(report: TaskReport) -> Section:
-    """Seconds of every part, added up over runs, and what the best row was trained with."""
+    """Return the seconds of every part, summed over runs, and the settings of the best row."""
     total: dict[str, float] = {}
     for cost in report.costs.values():
         for part, seconds in cost.items():
@@ -194,7 +194,7 @@ def _drawn(report: TaskReport) -> list[Row]:
 
 
 def _label(row: Row) -> str:
-    """The protocol first, since the encoders' names are long and begin alike."""
+    """Return a row's label, with the protocol first since encoder names are long and share prefixes."""
     return f"{row.name} · {row.label}"
 
 

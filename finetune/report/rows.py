@@ -1,4 +1,4 @@
-"""Rows and tasks of a report: results that agree in everything but the seed, on one set of test tiles and labels."""
+"""Rows and tasks of a report: results that differ only in the seed, on one set of test tiles and labels."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,18 +15,19 @@ from finetune.tasks.kinds.kind import TaskKind, kind_of
 
 @dataclass
 class Row:
-    """One way of training on one task, with all its seeds.
+    """One training setup on one task, with all its seeds.
 
     Attributes:
-        label: of the encoder; two encoders never have the same.
+        label: label of the encoder, unique to it.
         identity: SHA-256 of its weights.
-        is_untrained: whether it has the weights that pretraining begins from.
-        settings: what else its results depend on, by name.
-        rest: those of ``settings`` that tell it from other rows, as text.
-        run, folder: that its first result is from.
-        results: by seed, ascending.
-        interval: 95 % of the primary score.
-        p: of the paired test against the random-init baseline, corrected; None without one, or of the baseline itself.
+        is_untrained: whether it has the initial weights of pretraining.
+        settings: everything else that its results depend on, by name.
+        rest: the ``settings`` that distinguish it from other rows, as text.
+        run, folder: origin of its first result.
+        results: results by seed, ascending.
+        interval: 95 % interval of the primary score.
+        p: corrected p-value of the paired test against the random-init baseline; None without a baseline, or for the
+            baseline itself.
     """
 
     label: str
@@ -52,25 +53,25 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Name without the encoder and the share of the tiles."""
+        """Name without the encoder and the fraction of the tiles."""
         return f"{self.way}{self.rest}"
 
     def values(self, metric: str) -> list[float]:
-        """Return the test scores of the seeds; fewer where a score is undefined."""
+        """Return the test scores of the seeds, leaving out undefined ones."""
         return [one.test[metric] for one in self.results if metric in one.test]
 
     def mean(self, metric: str) -> float:
-        """Return the mean over seeds; NaN where the score is undefined or non-finite."""
+        """Return the mean over seeds; NaN if the score is undefined or non-finite."""
         values = self.values(metric)
         return float(np.mean(values)) if values else float("nan")
 
     def deviation(self, metric: str) -> float:
-        """Return the sample standard deviation over seeds; 0 of a single one."""
+        """Return the sample standard deviation over seeds; 0 for a single seed."""
         values = self.values(metric)
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def by_output(self, metric: str) -> list[float | None]:
-        """Return the mean over seeds for each class or target; None where it occurs in none."""
+        """Return the mean over seeds for each class or target; None if it occurs with no seed."""
         columns = zip(*(one.by_output[metric] for one in self.results), strict=True)
         there = [[value for value in column if value is not None] for column in columns]
         means = [float(np.mean(values)) if values else None for values in there]
@@ -82,8 +83,8 @@ class Comparison:
     """Two rows of one task, tested on the same tiles.
 
     Attributes:
-        difference: of the mean primary scores, first minus second.
-        p: of the paired test, corrected.
+        difference: difference of the mean primary scores, first minus second.
+        p: corrected p-value of the paired test.
     """
 
     first: Row
@@ -97,9 +98,9 @@ class TaskReport:
     """All rows of a task on one set of test tiles and labels.
 
     Attributes:
-        title: no two are alike.
-        run: one of the runs, for what they have in common.
-        costs: seconds by part, of each run folder.
+        title: unique title.
+        run: one of the runs, for the fields that all runs share.
+        costs: seconds by part, for each run folder.
     """
 
     task: Task
@@ -125,7 +126,7 @@ class TaskReport:
 
     @property
     def whole(self) -> list[Row]:
-        """Rows of all training tiles."""
+        """Rows trained on all training tiles."""
         return [row for row in self.rows if row.fraction == 1.0]
 
     def ranked(self, rows: list[Row]) -> list[Row]:
@@ -143,7 +144,7 @@ class TaskReport:
         return smallest_p(self.run.places)
 
     def without_seen(self, row: Row) -> list[float]:
-        """Return the primary score of each seed on the test tiles whose scene was not pretrained on, where defined."""
+        """Return the primary score of each seed, if defined, on test tiles whose scenes were not pretrained on."""
         unseen = ~np.asarray(row.run.seen, bool)
         found = [self.kind.scores(one.statistics[unseen], self.baseline) for one in row.results]
         return [one.values[self.primary] for one in found if self.primary in one.values]

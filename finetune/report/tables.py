@@ -35,7 +35,7 @@ def number(value: float, metric: str) -> str:
 
 
 def spread(row: Row, metric: str) -> str:
-    """Return mean ± standard deviation; the latter only for several seeds."""
+    """Return mean ± standard deviation, or only the mean for a single seed."""
     mean = number(row.mean(metric), metric)
     return f"{mean} ± {number(row.deviation(metric), metric)}" if len(row.values(metric)) > 1 else mean
 
@@ -49,7 +49,7 @@ def cell(row: Row, metric: str) -> str:
 
 
 def summary(reports: list[TaskReport]) -> list[list[str]]:
-    """Return head and rows of a table: a way of training an encoder in each row, a task in each column."""
+    """Return head and rows of a table with one training setup per row and one task per column."""
     keys: dict[tuple[str, str], dict[int, Row]] = {}
     for place, report in enumerate(reports):
         rows = report.whole or report.rows
@@ -78,7 +78,7 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
 
 
 def comparisons(report: TaskReport) -> list[list[str]]:
-    """Return head and rows of the tests of two trained rows; only a head where there are none."""
+    """Return head and rows of the tests between trained rows; only the head if there are none."""
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
     for one in report.comparisons:
         names = [f"{row.label} · {row.name}" for row in (one.first, one.second)]
@@ -96,7 +96,7 @@ COMPARED = (
 
 
 def notes(reports: list[TaskReport]) -> list[str]:
-    """Return what a reader must know before trusting a number."""
+    """Return the caveats that a reader must know before trusting a number."""
     found = []
     by_name: dict[str, list[str]] = {}
     for report in reports:
@@ -125,10 +125,10 @@ def notes(reports: list[TaskReport]) -> list[str]:
 
 
 def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
-    """Return the whole report.
+    """Return the complete report as Markdown.
 
     Args:
-        more: notes beside those on the numbers.
+        more: notes in addition to those on the numbers.
     """
     parts = ["# Evaluation", _table(summary(reports)), LEGEND, *more, *notes(reports)]
     for report in reports:
@@ -146,7 +146,7 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
 
 
 def overlap(report: TaskReport) -> str:
-    """Describe the leakage of pretraining scenes into the test; empty where nobody asked."""
+    """Describe the leakage of pretraining scenes into the test tiles; empty if not checked."""
     best = report.best()
     if best.run.seen is None:
         return ""

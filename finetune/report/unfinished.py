@@ -1,4 +1,4 @@
-"""Evaluations that have not ended: how far each is, and which parts are missing."""
+"""Unfinished evaluations: the progress of each, and its missing parts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from shards.files.text import read_text_file
 from shards.files.untrusted import read_json_value
 
 SHOWN = 6
-"""Missing parts that are named."""
+"""Maximum number of missing parts that are named."""
 
 
 def unfinished(folders: Sequence[Path]) -> list[str]:
-    """Return a line for each evaluation at or below the folders that is not complete."""
+    """Return a line for each incomplete evaluation at or below the folders."""
     found: dict[Path, str | None] = {}
     for folder in folders:
         for path in sorted(folder.rglob("config.yaml")):
@@ -23,7 +23,7 @@ def unfinished(folders: Sequence[Path]) -> list[str]:
 
 
 def _line(folder: Path) -> str | None:
-    """Describe the folder of an unfinished run; None for a complete one, and for what is no evaluation."""
+    """Describe the folder of an unfinished run; None if it is complete or not an evaluation."""
     config, status = _config(folder / "config.yaml"), _status(folder / "status.json")
     if config is None:
         return None
@@ -40,13 +40,13 @@ def _line(folder: Path) -> str | None:
         names = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
         told += f"; missing: {names}"
     earlier = "; its rows here are of an earlier start" if has_results else "; it has no rows here"
-    known = {"part": "at {}", "time": "last heard of at {}", "reason": "{}"}  # not all in those of earlier versions
+    known = {"part": "at {}", "time": "last heard of at {}", "reason": "{}"}  # earlier versions lack some keys
     state = ", ".join([state, *(word.format(status[key]) for key, word in known.items() if status.get(key))])
     return f"{folder}: not finished ({state}): {told}{earlier}"
 
 
 def _wanted(config: dict[str, Any]) -> list[str]:
-    """Return the parts in the order in which they are done (finetune/evaluate.py)."""
+    """Return the parts in the order in which they run (finetune/evaluate.py)."""
     names = ("pretrained", "random") if config.get("compare_random", True) else ("pretrained",)
     return [
         f"{name} {protocol}" + (f" of {100 * fraction:g} % of the tiles" if fraction != 1 else "")
@@ -57,7 +57,7 @@ def _wanted(config: dict[str, Any]) -> list[str]:
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """Read the config of an evaluation; None where it is another config, or damaged."""
+    """Read the config of an evaluation; None if it is damaged or another kind of config."""
     try:
         content = parse_values(read_text_file(path, str(path)), str(path))
     except ConfigError:

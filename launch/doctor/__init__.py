@@ -1,1 +1,1 @@
-"""Checks of a cluster before a run: one row for each requirement, green, yellow or red (docs/doctor.md)."""
+"""Checks of a cluster before a run: one green, yellow or red row per requirement (docs/doctor.md)."""

@@ -1,6 +1,6 @@
-"""Check a cluster before the queue: `python -m launch.doctor --config configs/pretrain/... [key.sub=value ...]`.
+"""Check a cluster before queuing a run: `python -m launch.doctor --config configs/pretrain/... [key.sub=value ...]`.
 
-Alone, or under a launcher as the run itself: `torchrun --nproc_per_node 2 -m launch.doctor --config ...`,
+Run it alone, or under the run's launcher: `torchrun --nproc_per_node 2 -m launch.doctor --config ...`,
 `srun python -m launch.doctor --config ...`. Exit codes: 0 nothing red, 1 something red, 2 misuse.
 """
 
@@ -33,10 +33,10 @@ CHECKS = {
     "staging": "launch.doctor.data:check_staging",
     "loader": "launch.doctor.loader:check",
 }
-"""Rows of the table, and their checks: each is imported by itself, so that a broken library costs one row."""
+"""Rows of the table and their checks; each is imported separately, so a broken library fails only one row."""
 
 START_LIMIT_S, CHECK_LIMIT_S, END_LIMIT_S = 120.0, 180.0, 30.0
-"""That a rendezvous, a check and the end may take; where all is well, the longest check needs ten seconds."""
+"""Time limits of the rendezvous, a check and the exit; on a healthy cluster the longest check takes ten seconds."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     show = Printer(is_main_process(), getattr(arguments, "verbose", False))
     show.line(f"{'check':<19} {'state':<7} found")
     cluster = _gather_ranks(config, show)
-    states: list[State] = ["green"]  # of the row of the ranks
+    states: list[State] = ["green"]  # state of the ranks' row
     for name, place in CHECKS.items():
         with time_limit(CHECK_LIMIT_S, lambda name=name: _report_late(cluster, name, show)):  # type: ignore[misc]
             row = examine(cluster, place)
@@ -57,25 +57,25 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> Parser:
-    """Return the parser of the command; --verbose shows all versions and the whole DeepSpeed config."""
+    """Return the parser of the command; --verbose shows all versions and the full DeepSpeed config."""
     return command_parser(
         "Check a cluster before the queue, alone or under the launcher of the run.", "python -m launch.doctor"
     )
 
 
 def examine(cluster: "Cluster", place: str) -> Row:
-    """Return a check's row; an unexpected error is a red row, too."""
+    """Run a check and return its row; an unexpected error gives a red row."""
     from launch.doctor.cluster import one_line
 
     try:
         row: Row = pkgutil.resolve_name(place)(cluster)
-    except Exception as error:  # any: one check must not cost the others
+    except Exception as error:  # any: one failing check must not prevent the others
         return Row("red", one_line(error), "no error that this check looks for: fix what the line names")
     return row
 
 
 def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
-    """Start the process group, or end the process, since no check could follow."""
+    """Start the process group, or end the process, since no check could run without it."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     number, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     fix = "look for ranks that didn't start, then for MASTER_ADDR, MASTER_PORT and a firewall"
@@ -108,14 +108,14 @@ def _end(code: int) -> NoReturn:
     with time_limit(END_LIMIT_S, lambda: None):
         try:
             runtime.end_process(code)
-        except Exception:  # of the barrier; the rows say why
+        except Exception:  # raised by the barrier; the rows give the reason
             os._exit(1)
 
 
 def _report_late(cluster: "Cluster", name: str, show: Printer) -> None:
     """Report that a check did not end in time."""
     cluster.own_up(name)
-    time.sleep(1.0)  # the late rank speaks first: a launcher ends all ranks as soon as one has ended
+    time.sleep(1.0)  # lets the late rank report first: a launcher ends all ranks as soon as one ends
     fix = "stderr names ranks that are late; where none is, the network between the ranks hangs"
     show(name, Row("red", f"not all ranks were done within {CHECK_LIMIT_S:.0f} s", fix))
     if cluster.rank:

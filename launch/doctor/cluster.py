@@ -1,4 +1,4 @@
-"""The ranks of the doctor: local work on all of them at once, with errors gathered instead of hangs."""
+"""The ranks of the doctor: they run local work simultaneously and gather errors instead of hanging."""
 
 import socket
 import sys
@@ -25,12 +25,12 @@ class Cluster:
     """All ranks of this process group.
 
     Args:
-        config: of the run that is to be started.
+        config: config of the planned run.
 
     Attributes:
-        rank, size: of this process, and how many there are.
+        rank, size: rank of this process, and number of processes.
         hosts: host name of every rank.
-        first_ranks: the first rank of every host, which does what a host needs once.
+        first_ranks: first rank of every host, for work done once per host.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -41,9 +41,9 @@ class Cluster:
         self._working = False
 
     def everywhere(self, work: Callable[[], Value]) -> list[Answer[Value]]:
-        """Do local work on every rank; every rank gets all answers, in rank order.
+        """Run local work on every rank; every rank gets all answers, in rank order.
 
-        ``work`` must contain no collective: where it fails on one rank, the others would wait in it.
+        ``work`` must not contain collectives: if it failed on one rank, the others would wait in them.
         """
         self._working = True
         try:
@@ -66,7 +66,7 @@ class Cluster:
         return f"{self.name(failed[0])}: {answers[failed[0]].error}{more}"
 
     def own_up(self, check: str) -> None:
-        """Print on stderr that this rank is late, if it is the one that the others wait for."""
+        """Print to stderr that this rank is late, if the others wait for it."""
         if self._working:
             print(f"doctor: {self.name(self.rank)} is late: still at '{check}'", file=sys.stderr, flush=True)
 
@@ -77,7 +77,7 @@ def values(answers: Sequence[Answer[Value]]) -> list[Value]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error without its traceback, in one line."""
+    """Return an error as one line, without its traceback."""
     if isinstance(error, ForgeError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

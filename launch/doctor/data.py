@@ -18,14 +18,14 @@ from shards.order.view import view_rows
 from shards.read.reader import ShardReader
 
 TILES = 32
-"""Tiles that each rank reads, each another choice."""
+"""Number of tiles that each rank reads; each rank draws its own."""
 
 _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Shards as one rank sees them; ``chosen``: tiles in the run's view; ``read``: tiles that were read."""
+    """Shards as seen by one rank; ``chosen``: number of tiles in the run's view; ``read``: number of tiles read."""
 
     content_hash: str
     tiles: int
@@ -46,7 +46,7 @@ def check_shards(cluster: Cluster) -> Row:
 
 
 def judge_shards(opened: Sequence[Opened], names: Sequence[str], location: str) -> Row:
-    """Return the row for what the ranks with these names opened."""
+    """Return the row for the shards opened by the ranks with these names."""
     first = opened[0]
     for name, other in zip(names, opened, strict=True):
         if other.content_hash != first.content_hash:
@@ -104,7 +104,7 @@ def _open_and_read(config: PretrainConfig, rank: int) -> Opened:
 
 
 def _stage_room(config: PretrainConfig, folder: Path) -> tuple[int, int]:
-    """Return (free bytes, bytes wanted) of a folder after writing a probe file, which is removed."""
+    """Write and remove a probe file in a folder, and return (free bytes, required bytes)."""
     existing = nearest_existing(folder)
     probe = existing / f".doctor-{uuid.uuid4().hex[:8]}"
     try:

@@ -1,4 +1,4 @@
-"""DeepSpeed's reading of the run's config: no key that matters may be left to a default of its version."""
+"""DeepSpeed's interpretation of the run's config: no relevant key may depend on the defaults of its version."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ MUST_BE_SET = {
     "zero_optimization.stage3_max_reuse_distance": "",
     "zero_optimization.sub_group_size": "",
 }
-"""Keys that `deepspeed_config` has to give, and what happens to those that it doesn't."""
+"""Keys that `deepspeed_config` must set, and the effect of leaving each out."""
 
 _NAMES = {
     name: f"stage3_{name}"
@@ -43,13 +43,13 @@ _NAMES = {
         "max_reuse_distance",
     )
 } | {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}
-"""Names of DeepSpeed's ZeRO fields that have another one in its dict."""
+"""Names of DeepSpeed's ZeRO fields that differ from their keys in the dict."""
 
 _FIX = "set it in pretrain/engine/zero.py, deepspeed_config"
 
 
 def check(cluster: Cluster) -> Row:
-    """Compare the dict that the run starts with and DeepSpeed's reading of it."""
+    """Compare the run's dict with DeepSpeed's interpretation of it."""
     config = cluster.config
     try:
         accumulation = config.accumulation(cluster.size)
@@ -73,7 +73,7 @@ def check(cluster: Cluster) -> Row:
 
 
 def _parameters(config: PretrainConfig) -> int:
-    """Return the number of the encoder's parameters, which are most of what is trained."""
+    """Return the number of the encoder's parameters, which are most of the trained ones."""
     model = config.model
     with torch.device("meta"):
         encoder = build_encoder(model.name, model.image_size, model.patch_size)
@@ -91,7 +91,7 @@ def left_to_defaults(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe(config: PretrainConfig, given: Mapping[str, Any]) -> str:
-    """Return the settings that matter, in words."""
+    """Return the relevant settings as text."""
     zero = given["zero_optimization"]
     buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
     sizes = "/".join(f"{zero[bucket] / 1e6:g}" for bucket in buckets)
@@ -104,22 +104,22 @@ def describe(config: PretrainConfig, given: Mapping[str, Any]) -> str:
 
 
 def misread(given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[str]:
-    """Return the values that DeepSpeed reads otherwise than given."""
+    """Return the values that DeepSpeed interprets differently from the dict."""
     pairs = [(key, _lookup(given, key), _lookup(parsed, key)) for key in required_keys(given)]
     return [f"{key} is given as {wanted} and read by DeepSpeed as {got}" for key, wanted, got in pairs if wanted != got]
 
 
 def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return DeepSpeed's reading of a dict, with its defaults, under the names of the dict.
+    """Return DeepSpeed's interpretation of a dict, including defaults, under the names of the dict.
 
     Raises:
-        ConfigError: it refuses the dict.
+        ConfigError: DeepSpeed rejects the dict.
     """
     from pretrain.engine.deepspeed_adapter import read_config
 
     try:
         parsed = read_config(json.loads(json.dumps(given)))
-    except Exception as error:  # its assertions, and pydantic's errors
+    except Exception as error:  # DeepSpeed's assertions and pydantic's errors
         raise ConfigError(f"DeepSpeed refuses the config: {' '.join(str(error).split())}") from None
     zero = {_NAMES.get(name, name): value for name, value in parsed.zero_config.model_dump(mode="json").items()}
     return {
@@ -133,7 +133,7 @@ def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rest(given: Mapping[str, Any], parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what DeepSpeed filled in."""
+    """Return the values that DeepSpeed filled in."""
     zero = parsed["zero_optimization"]
     return {name: value for name, value in zero.items() if name not in given["zero_optimization"]}
 

@@ -1,4 +1,4 @@
-"""The file system of the run folder: renames that all ranks see, and room for checkpoints."""
+"""The file system of the run folder: renames visible to all ranks, and room for checkpoints."""
 
 import contextlib
 import os
@@ -22,14 +22,14 @@ from shards.read.reader import ShardReader
 
 PROBE_BYTES = 64 << 20
 SEEN_S = 10.0
-"""That a rename may take to be seen by another host; NFS keeps attributes for 3 to 60 s by default."""
+"""Time limit for a rename to become visible on another host; NFS caches attributes for 3 to 60 s by default."""
 
 
 _FIX = "a run.dir on a file system that all nodes have mounted, and may write to"
 
 
 def check_file_system(cluster: Cluster) -> Row:
-    """Write, fsync, rename and read back beside the run's folder, from all ranks."""
+    """Write, fsync, rename and read back files next to the run's folder, from all ranks."""
     parent = nearest_existing(Path(cluster.config.run.dir))
     folder = parent / distributed.broadcast_object(f".doctor-{uuid.uuid4().hex[:8]}")
     try:
@@ -45,7 +45,7 @@ def _exchange_files(cluster: Cluster, folder: Path) -> Row:
     if failure:
         return Row("red", failure, _FIX)
     seconds, lateness = [], []
-    for mark, size in ((b"first", PROBE_BYTES), (b"second", 0)):  # the second replaces what a host may have cached
+    for mark, size in ((b"first", PROBE_BYTES), (b"second", 0)):  # the second replaces a file that may be cached
         written = cluster.everywhere(partial(_write_probe, folder, cluster.rank, writers, mark, size))
         failure = cluster.failure(written)
         if failure:
@@ -72,17 +72,17 @@ def _make(folder: Path) -> None:
 
 
 def _write_probe(folder: Path, rank: int, writers: list[int], mark: bytes, size: int) -> float:
-    """Return the seconds that a writer takes to write, fsync and rename ``mark`` and ``size`` bytes."""
+    """Write, fsync and rename a file of ``mark`` and ``size`` bytes on a writer, and return the seconds taken."""
     if rank not in writers:
         return 0.0
-    data = mark + os.urandom(size)  # a file system that compresses would be too quick on zeros
+    data = mark + os.urandom(size)  # a compressing file system would be too fast on zeros
     begin = time.perf_counter()
     write_atomic(folder / f"rank-{rank}", data)
     return time.perf_counter() - begin
 
 
 def _await_files(folder: Path, writers: list[int], mark: bytes) -> float:
-    """Return the seconds until the writers' files begin with ``mark`` here; raise TimeoutError after SEEN_S."""
+    """Return the seconds until the writers' files start with ``mark`` here; raise TimeoutError after SEEN_S."""
     begin = time.perf_counter()
     for rank in writers:
         path = folder / f"rank-{rank}"
@@ -102,7 +102,7 @@ def _begins_with(path: Path, data: bytes) -> bool:
 
 
 def check_room(cluster: Cluster) -> Row:
-    """Compare free space with the checkpoints that exist at a time, including the one being written."""
+    """Compare free space with the checkpoints that exist at the same time, including the one being written."""
     config, folder = cluster.config, Path(cluster.config.run.dir)
     answers = cluster.everywhere(lambda: _measure_room(config, folder) if cluster.rank == 0 else (0, 0, 0))
     failure = cluster.failure(answers)
@@ -113,7 +113,7 @@ def check_room(cluster: Cluster) -> Row:
 
 
 def judge_room(weights: int, free: int, taken: int, config: PretrainConfig) -> Row:
-    """Return the row for a model of ``weights`` weights with ``free`` bytes and ``taken`` bytes of this run."""
+    """Return the row for ``weights`` weights, given ``free`` bytes and ``taken`` bytes used by this run."""
     size = checkpoint_bytes(weights, config)
     count = held_at_once(config.checkpoint, config.train.steps)
     found = (
@@ -136,14 +136,14 @@ def checkpoint_bytes(weights: int, config: PretrainConfig) -> int:
 
 
 def count_weights(config: PretrainConfig, bands: int) -> int:
-    """Return the number of weights that a run trains, from a model that is built without memory."""
+    """Return the number of weights that a run trains, from a model built without memory."""
     from pretrain.objectives import outline_module
 
     return sum(weight.numel() for weight in outline_module(config, bands).parameters())
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return a folder itself, or the nearest existing one above it."""
+    """Return the folder itself, or its nearest existing parent."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def time_limit(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
-    """End the process with code 1, after ``tell()``, if the block takes longer.
+    """Call ``tell()`` and end the process with code 1 if the block exceeds the limit.
 
-    From a thread: what hangs is mostly a collective, which no exception reaches.
+    The limit runs in a thread: most hangs are in collectives, which exceptions can't interrupt.
     """
 
     def give_up() -> None:

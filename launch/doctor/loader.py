@@ -1,4 +1,4 @@
-"""The reader's rate, on all ranks at once as in training, against the rate that the devices need."""
+"""The reader's rate, on all ranks simultaneously as in training, compared with the rate that the devices need."""
 
 import time
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from pretrain.registries import OBJECTIVES
 from shards.read.reader import ShardReader
 
 MFU = 0.4
-"""Share of a device's peak that a good run reaches; torchtitan reports 33 to 39 % for 8 B weights on H100s."""
+"""Fraction of a device's peak that a good run reaches; torchtitan reports 33 to 39 % for 8 B weights on H100s."""
 
 READ_S, MULTIPLY_S = 3.0, 0.5
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Samples a second that one rank reads, and that its device needs; ``flops`` of that device a second."""
+    """Samples/s that one rank reads and that its device needs; ``flops``: FLOP/s of that device."""
 
     read: float
     needed: float
@@ -54,7 +54,7 @@ def check(cluster: Cluster) -> Row:
 
 
 def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, config: PretrainConfig) -> Row:
-    """Return the row for the ranks' rates; ``sample_bytes`` as int16, all dates of a sample together."""
+    """Return the row for the ranks' rates; ``sample_bytes``: int16 bytes of a sample with all its dates."""
     slowest = min(range(len(rates)), key=lambda rank: rates[rank].read / rates[rank].needed)
     one = rates[slowest]
     read, needed = (f"{rate:.3g} samples/s ({rate * sample_bytes / 1e9:.2g} GB/s)" for rate in (one.read, one.needed))
@@ -86,7 +86,7 @@ def _measure(config: PretrainConfig, stream: TileStream, cluster: Cluster) -> Ra
 
 
 def _read_rate(config: PretrainConfig, stream: TileStream, rank: int, world_size: int) -> float:
-    """Return samples a second over READ_S, after a first micro batch that allocates the buffers."""
+    """Return samples/s over READ_S, after a first micro batch that allocates the buffers."""
     train = config.train
     world_batch = train.micro_batch * world_size
     batches = stream.batches(micro_batches(0, 1 << 40, world_batch, train.micro_batch, rank, world_size))
@@ -101,7 +101,7 @@ def _read_rate(config: PretrainConfig, stream: TileStream, rank: int, world_size
 
 
 def _multiply_rate(precision: str) -> float:
-    """Return the FLOP/s of large matrix products on this rank's device, whose peak isn't known."""
+    """Return the measured FLOP/s of large matrix products on this rank's device, whose peak is unknown."""
     device = distributed.device()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     size = 512 if device.type == "cpu" else 8192
@@ -112,6 +112,6 @@ def _multiply_rate(precision: str) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         count += 1
-        if not count:  # the first one, which loads the library, isn't counted
+        if not count:  # the first product, which loads the library, isn't counted
             begin = time.perf_counter()
     return count * 2 * size**3 / (time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""The hosts of a run: one GPU of the same kind for each rank, and enough cores, shared memory and files."""
+"""The hosts of a run: one GPU of the same kind per rank, and enough cores, shared memory and open files."""
 
 import os
 import resource
@@ -14,13 +14,13 @@ from launch.doctor.table import Row, State, worst
 
 SHM = Path("/dev/shm")
 SHM_BYTES = 1 << 30
-"""What NCCL's documentation asks containers for; Docker's default is 64 MiB, which it outgrows on a full node."""
+"""Shared memory that NCCL's documentation requires in containers; Docker's 64 MiB are too few for a full node."""
 
 OPEN_FILES = 4096
-"""The reader keeps a quarter of the limit open, one file a shard; beyond that it opens them again and again."""
+"""The reader keeps up to a quarter of the limit open, one file per shard; beyond that it reopens files repeatedly."""
 
 MEMORY_SHARE = 0.95
-"""Of a GPU that must be free: a forgotten process on it takes more."""
+"""Fraction of a GPU's memory that must be free: a leftover process takes more than the rest."""
 
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -47,7 +47,7 @@ class Gpu:
 
 
 def check_launcher(cluster: Cluster) -> Row:
-    """Check that the processes that the launcher started fit on the hosts."""
+    """Check that the launched processes fit on the hosts."""
     answers = cluster.everywhere(_look_at_host)
     failure = cluster.failure(answers)
     if failure:
@@ -56,7 +56,7 @@ def check_launcher(cluster: Cluster) -> Row:
 
 
 def judge_hosts(ranks: Sequence[Host], hosts: Sequence[str], on_gpu: bool) -> Row:
-    """Return the row for what the ranks see on their hosts."""
+    """Return the row for the resources that the ranks see on their hosts."""
     problems: list[tuple[State, str, str]] = []
     for host in dict.fromkeys(hosts):
         here = [rank for rank, name in zip(ranks, hosts, strict=True) if name == host]
@@ -88,7 +88,7 @@ def judge_hosts(ranks: Sequence[Host], hosts: Sequence[str], on_gpu: bool) -> Ro
 
 
 def check_gpus(cluster: Cluster) -> Row:
-    """Check that every rank has a device of its own, all of one kind, with free memory."""
+    """Check that every rank has its own device, all of the same kind, with free memory."""
     answers = cluster.everywhere(_look_at_gpu)
     failure = cluster.failure(answers)
     if failure:
@@ -141,7 +141,7 @@ def _look_at_host() -> Host:
 
 
 def _most_open_files() -> int:
-    """Return the hard limit of open files, up to which the reader raises the soft one."""
+    """Return the hard limit of open files; the reader raises the soft limit up to it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 

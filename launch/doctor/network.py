@@ -15,11 +15,11 @@ SIZES_MIB = {"cpu": (1, 8, 64), "cuda": (1, 32, 256)}
 REPEATS = {"cpu": 3, "cuda": 20}
 
 INSIDE_NODE_GBS, BETWEEN_NODES_GBS = 10.0, 5.0
-"""Bus bandwidth in GB/s under which a GPU node is broken. Inside a node, H200s reach 360 and A100s 235 over NVLink
-(nccl-tests), cards on PCIe 4 about 20; below 10 the direct path is off. Between nodes, one 100 Gbit/s card is 12.5."""
+"""Bus bandwidth in GB/s below which a GPU node is broken. Within a node, H200s reach 360 and A100s 235 over NVLink
+(nccl-tests), PCIe 4 cards about 20; below 10 the direct path is off. Between nodes, one 100 Gbit/s card gives 12.5."""
 
 CLOCK_S = 1.0
-"""Clocks further apart make logs and file times of the ranks misleading."""
+"""Maximum clock offset; larger ones make the ranks' logs and file times misleading."""
 
 PINGS = 5
 
@@ -28,7 +28,7 @@ Rates = Mapping[tuple[str, int], float]
 
 
 def check_bandwidth(cluster: Cluster) -> Row:
-    """Measure the bus bandwidth of all-reduce and all-gather as nccl-tests do, and check their results."""
+    """Measure the bus bandwidth of all-reduce and all-gather as in nccl-tests, and check their results."""
     if cluster.size == 1:
         return Row("yellow", "one process: nothing to measure", "run the doctor under the run's launcher")
     device = distributed.device()
@@ -45,7 +45,7 @@ def check_bandwidth(cluster: Cluster) -> Row:
 
 
 def judge_bandwidth(rates: Rates, on_gpu: bool, hosts: int, backend: str) -> Row:
-    """Return the row for measured rates; on CPUs any rate passes, since gloo is for tests there."""
+    """Return the row for measured rates; on CPUs any rate passes, since gloo is only used for tests."""
     parts = []
     for collective in dict.fromkeys(name for name, _ in rates):
         sizes = {mib: rate for (name, mib), rate in rates.items() if name == collective}
@@ -104,7 +104,7 @@ def _measure(collective: Callable[[Tensor], Tensor], size: int, device: torch.de
     """Return (seconds on the slowest rank, whether every rank's result was right) of a collective.
 
     Args:
-        size: bytes of the result. A first collective, which opens the connections, isn't counted.
+        size: bytes of the result. The first collective, which opens the connections, isn't counted.
     """
     length = size // 4 // distributed.world_size() * distributed.world_size()
     values = torch.full((length,), float(distributed.rank() + 1), device=device)
@@ -126,12 +126,12 @@ def _all_reduce(values: Tensor) -> Tensor:
 
 
 def _all_gather(values: Tensor) -> Tensor:
-    """Gather every rank's share of ``values``, which together have their size."""
+    """Gather every rank's shard of ``values``; the result has the size of ``values``."""
     return distributed.all_gather(values[: len(values) // distributed.world_size()])
 
 
 def _expected(collective: Callable[[Tensor], Tensor]) -> float:
-    """Return the mean of the result if rank r contributes r + 1."""
+    """Return the expected mean of the result if rank r contributes r + 1."""
     world = distributed.world_size()
     total = world * (world + 1) / 2
     return total if collective is _all_reduce else total / world

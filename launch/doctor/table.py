@@ -1,4 +1,4 @@
-"""Rows of the doctor's table: what was found, its state, and how to fix it."""
+"""Rows of the doctor's table: finding, state, and fix."""
 
 import os
 import shutil
@@ -20,8 +20,8 @@ class Row:
 
     Attributes:
         state: green; yellow: a warning, or not checkable here; red: a run would fail or crawl.
-        found: in one line.
-        fix: what to do about yellow or red.
+        found: finding in one line.
+        fix: how to fix yellow or red.
         details: more lines, shown with --verbose.
     """
 
@@ -32,7 +32,7 @@ class Row:
 
 
 def worst(*states: State) -> State:
-    """Return the worst of some states; green of none."""
+    """Return the worst of some states; green if there are none."""
     order: tuple[State, ...] = ("green", "yellow", "red")
     return max(states, key=order.index, default="green")
 
@@ -41,8 +41,8 @@ class Printer:
     """Prints rows as they come.
 
     Args:
-        is_main: whether this is rank 0; all others are silent.
-        verbose: show details as well.
+        is_main: whether this is rank 0; other ranks print nothing.
+        verbose: whether to show details.
     """
 
     def __init__(self, is_main: bool, verbose: bool) -> None:
@@ -60,7 +60,7 @@ class Printer:
 
 
 def render(name: str, row: Row, width: int | None = None, color: bool = False, verbose: bool = False) -> str:
-    """Return a row as text in lines of ``width`` characters; None gives one line each for finding and fix."""
+    """Return a row as text in lines of ``width`` characters; None uses one line each for finding and fix."""
     state = f"{row.state:<7}"
     if color:
         state = f"{_CODES[row.state]}{state}{_RESET}"

@@ -1,4 +1,4 @@
-"""Package versions: inside the project's ranges, no known-bad pair, the same on every rank."""
+"""Package versions: within the project's ranges, without known-bad pairs, and the same on every rank."""
 
 import platform
 import re
@@ -14,10 +14,10 @@ from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row, State, worst
 
 PACKAGES = ("torch", "deepspeed", "xformers", "webdataset", "zarr", "numcodecs", "numpy")
-"""What the row shows, with Python and the CUDA libraries; details have all packages that the project asks for."""
+"""Packages shown in the row, with Python and the CUDA libraries; details list all packages required by the project."""
 
 Versions = Mapping[str, str]
-"""Version by name, of what is there: packages, and python, cuda, cudnn, nccl, driver."""
+"""Installed versions by name: packages, and python, cuda, cudnn, nccl, driver."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def find_versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__  # of the one that is imported, with its build (+cpu)
+    found["torch"] = torch.__version__  # version of the imported torch, with its build (+cpu)
     if torch.version.cuda:
         found |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
     cudnn = torch.backends.cudnn.version()
@@ -144,7 +144,7 @@ def find_versions() -> dict[str, str]:
 
 
 def cudnn_version(number: int) -> str:
-    """Return cuDNN's version as text: ``91002`` is 9.10.2, and before cuDNN 9 ``8902`` was 8.9.2."""
+    """Return cuDNN's version as text: ``91002`` is 9.10.2, and ``8902`` (before cuDNN 9) is 8.9.2."""
     major, rest = divmod(number, 10000 if number >= 90000 else 1000)
     return f"{major}.{rest // 100}.{rest % 100}"
 
@@ -155,7 +155,7 @@ def known_bad(versions: Versions) -> list[Bad]:
 
 
 def out_of_range(versions: Versions, requirements: Sequence[str]) -> list[str]:
-    """Return the requirements (``Requires-Dist`` lines) that are missing or not in their range."""
+    """Return the requirements (``Requires-Dist`` lines) that are missing or out of range."""
     problems = []
     for requirement in map(Requirement, requirements):
         optional = requirement.marker is not None and "extra" in str(requirement.marker)
@@ -168,7 +168,7 @@ def out_of_range(versions: Versions, requirements: Sequence[str]) -> list[str]:
 
 
 def _install(problems: Sequence[str], requirements: Sequence[str]) -> str:
-    """The command that brings what `out_of_range` found into its range."""
+    """Return the command that installs the requirements found by `out_of_range`."""
     names = {problem.split()[0] for problem in problems}
     wanted = [
         f"'{one.name}{one.specifier}'" for one in map(Requirement, requirements) if one.name in names - {"python"}
@@ -177,7 +177,7 @@ def _install(problems: Sequence[str], requirements: Sequence[str]) -> str:
 
 
 def differences(per_rank: Sequence[Versions], names: Sequence[str]) -> list[str]:
-    """Return the ranks whose versions differ from rank 0's, each with the first difference."""
+    """Return the ranks whose versions differ from rank 0's, with the first difference of each."""
     lines = []
     for name, theirs in zip(names[1:], per_rank[1:], strict=True):
         other = [key for key in sorted({*per_rank[0], *theirs}) if per_rank[0].get(key) != theirs.get(key)]
@@ -192,7 +192,7 @@ def _within(versions: Versions, name: str, range_: str) -> bool:
 
 
 def _requirements() -> list[str]:
-    """Return the ranges of setup.cfg as installed, without those of extras for development."""
+    """Return the version ranges of setup.cfg as installed, without development extras."""
     lines = metadata.requires("spectralforge") or []
     python = metadata.metadata("spectralforge")["Requires-Python"]
     kept = [line for line in lines if "extra ==" not in line or 'extra == "gpu"' in line]
@@ -200,7 +200,7 @@ def _requirements() -> list[str]:
 
 
 def _driver() -> dict[str, str]:
-    """Return the NVIDIA driver's version; None without one."""
+    """Return the NVIDIA driver's version by name; empty without a driver."""
     path = Path("/proc/driver/nvidia/version")
     match = re.search(r"\b(\d{3}\.\d+[\d.]*)\b", path.read_text()) if path.exists() else None
     return {"driver": match[1]} if match else {}

@@ -1,1 +1,1 @@
-"""Predictions for a pretraining run before it has GPUs: memory, step time and reading."""
+"""Predictions of memory, step time and reading for a pretraining run, before GPUs are allocated."""

@@ -1,8 +1,9 @@
-"""Memory that the forward and backward of a micro batch keep alive, from the real module on fake tensors.
+"""Memory held by the forward and backward passes of a micro batch, traced with the real module on fake tensors.
 
-A trace is a row of phases: the forward, then from each parameter's gradient to the next one's. What lives in each is
-affine in the micro batch from two batch-norm groups on (one group needs no joining, and is traced for itself; attention
-never writes its matrix), so two traces of small micro batches give every other one; a test holds that against a third.
+A trace is a sequence of phases: the forward pass, then one phase from each parameter's gradient to the next. The live
+memory of a phase is affine in the micro batch from two batch-norm groups on (one group needs no joining and is traced
+separately; attention never materializes its matrix), so two traces of small micro batches determine all others; a test
+checks this against a third.
 """
 
 from collections.abc import Iterator
@@ -25,11 +26,11 @@ from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
 
 Device = Literal["cpu", "cuda"]
-"""Whose sizes of parts the stem and the loss work in."""
+"""Device whose block sizes the stem and the loss use."""
 
 
 GROUPS = (1, 2, 4)
-"""Batch-norm groups of the micro batches that are traced."""
+"""Numbers of batch-norm groups in the traced micro batches."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Phase:
     """The time from one event to the next.
 
     Attributes:
-        gradient: elements of the parameter whose gradient ends it, 0 for the forward.
-        module: that parameter's module.
-        peak: bytes of activations and of what is made on the way, weights and finished gradients left out.
-        made: bytes of all tensors that it makes.
+        gradient: number of elements of the parameter whose gradient ends the phase, 0 for the forward pass.
+        module: module of that parameter.
+        peak: peak bytes of activations and temporaries, without weights and finished gradients.
+        made: bytes of all tensors allocated in the phase.
     """
 
     gradient: int
@@ -51,8 +52,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a model: elements of each trained parameter in the order of its gradients, bytes of its buffers, and elements
-    of the largest module's own parameters."""
+    """Sizes of a model: elements of each trained parameter in the order of gradients, bytes of buffers, and elements of
+    the largest module's own parameters."""
 
     elements: tuple[int, ...]
     buffers: int
@@ -68,8 +69,8 @@ class Activations:
     """Phases as functions of the micro batch.
 
     Attributes:
-        weights: of the model that was traced.
-        group: samples of a batch-norm group.
+        weights: sizes of the traced model.
+        group: number of samples in a batch-norm group.
     """
 
     weights: Weights
@@ -77,7 +78,7 @@ class Activations:
     _traces: tuple[tuple[Phase, ...], ...]
 
     def phases(self, micro_batch: int) -> list[Phase]:
-        """Return the phases of a micro batch in the order of time."""
+        """Return the phases of a micro batch in chronological order."""
         one, two, four = self._traces
         if micro_batch == self.group:
             return list(one)
@@ -89,7 +90,7 @@ class Activations:
 
     @property
     def made(self) -> float:
-        """Bytes of tensors that a tile's forward and backward allocate."""
+        """Bytes of tensors allocated by a tile's forward and backward passes."""
         return sum(phase.made for phase in self._traces[-1]) / (GROUPS[-1] * self.group)
 
     def peak(self, micro_batch: int) -> int:
@@ -102,9 +103,9 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
 
     Args:
         config: model, objective and precision of the run.
-        bands: C of its tiles.
-        checkpointing: activation checkpointing, whatever the config says.
-        device: that the run is for.
+        bands: number of bands C of the tiles.
+        checkpointing: activation checkpointing, overriding the config.
+        device: device of the run.
     """
     group = config.model.bn_group
     with _sizes_of_parts(device), FakeTensorMode():
@@ -115,12 +116,12 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
 
 
 def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
-    """Return the module of a MAE run, with torch-default weights."""
+    """Return the module of an MAE run, with torch-default weights."""
     return MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
 
 
 def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:
-    """Return images, mask noise and, with ``ignore_nodata``, which pixels count, as the objective passes them."""
+    """Return images, mask noise and, with ``ignore_nodata``, the mask of valid pixels, as the objective passes them."""
     size, mae = config.model.image_size, cast(MaeConfig, config.objective)
     floats = config.augment.crop_scale is not None
     images = torch.zeros(micro_batch, bands, size, size, dtype=torch.float32 if floats else torch.int16)
@@ -130,7 +131,7 @@ def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_
 
 
 def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, micro_batch: int) -> Iterator[Phase]:
-    """Trace forward and backward of one micro batch and yield its phases."""
+    """Trace the forward and backward passes of one micro batch and yield its phases."""
     names = {parameter: name.rpartition(".")[0] for name, parameter in module.named_parameters()}
     arguments = inputs(config, module, bands, micro_batch)
     phases: list[Phase] = []
@@ -174,7 +175,7 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
 
 @contextmanager
 def _sizes_of_parts(device: Device) -> Iterator[None]:
-    """Use the run's device's block sizes in stem and loss, since fake tensors are on the CPU."""
+    """Use the block sizes of the run's device in stem and loss, since fake tensors are on the CPU."""
     tables = (spectral_layers.PIXELS, masked_loss.VALUES)
     kept = [table["cpu"] for table in tables]
     for table in tables:

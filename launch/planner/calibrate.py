@@ -1,6 +1,6 @@
-"""A few measured steps of the run's own module on this machine: what its device achieves by part.
+"""Calibration: rates that this machine's device achieves by part, from a few measured steps of the run's module.
 
-Two micro batches are timed. What grows with the tiles is a part's rate; what doesn't is the engine's own work.
+Two micro batches are timed. Time that grows with the tiles gives each part's rate; the rest is engine overhead.
 """
 
 import time
@@ -26,7 +26,7 @@ PHASES = ("stem", "encoder", "decoder")
 
 
 def calibrate(config: PretrainConfig) -> Profile:
-    """Time steps of one and of two batch-norm groups on one process, without checkpointing."""
+    """Time steps with one and two batch-norm groups on one process, without checkpointing."""
     group = config.model.bn_group
     engine = build_engine(with_micro_batch(config, group))
     weights = sum(parameter.numel() for parameter in _whole(config).parameters())
@@ -48,14 +48,14 @@ def calibrate(config: PretrainConfig) -> Profile:
 
 
 def with_micro_batch(config: PretrainConfig, micro_batch: int) -> PretrainConfig:
-    """Return the config with one micro batch a step, without checkpointing and resampled crops."""
+    """Return the config with one micro batch per step, without checkpointing and resampled crops."""
     train = config.train.model_copy(update={"micro_batch": micro_batch, "global_batch": micro_batch})
     engine = config.engine.model_copy(update={"activation_checkpointing": "none"})
     return config.model_copy(update={"train": train, "engine": engine})
 
 
 def build_engine(config: PretrainConfig) -> ZeroEngine:
-    """Return the training engine around a run's module, on one process."""
+    """Return the training engine for a run's module, on one process."""
     import os
     import socket
 
@@ -105,7 +105,7 @@ def _seconds(engine: ZeroEngine, parts: PhaseTimer, config: PretrainConfig) -> d
 def _whole(config: PretrainConfig) -> torch.nn.Module:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():  # under ZeRO-3 the engine's own weights have no elements
+    with FakeTensorMode():  # under ZeRO-3 the engine's weights have no elements
         return build_module(config, BANDS)
 
 

@@ -1,7 +1,7 @@
-"""Bytes of live tensors, counted while operations run: torch has no such count on CPUs and fake tensors.
+"""Bytes of live tensors, counted while operations run: torch has no such counter for CPUs and fake tensors.
 
-As torch.distributed._tools.mem_tracker does it: every storage that an operation hands out is counted once, and taken
-off when its last owner drops it.
+As in torch.distributed._tools.mem_tracker, every storage that an operation returns is counted once, and subtracted
+when its last owner releases it.
 """
 
 import weakref
@@ -17,9 +17,9 @@ class LiveBytes(TorchDispatchMode):
     """Counts the storages of tensors that operations inside it touch.
 
     Attributes:
-        now: bytes that live.
-        peak: the most that lived at once since the last `restart`.
-        made: bytes of all storages so far, the dead ones too.
+        now: bytes currently live.
+        peak: maximum of ``now`` since the last `restart`.
+        made: bytes of all storages so far, including released ones.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         known = self._sizes.get(key)
         if known is None:
-            # the key can be taken again once this storage is gone, and by then this callback has run
+            # the key can be reused only after this storage is gone, and by then this callback has run
             self._watched[key] = weakref.ref(storage, lambda _: self._drop(key))
         self._sizes[key] = size
         self.now += size - (known or 0)

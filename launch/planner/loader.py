@@ -1,4 +1,4 @@
-"""Whether reading keeps up with training: bytes from the file system, and cores to decode them."""
+"""Prediction of whether reading keeps up with training: file system bandwidth, and cores for decoding."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ class Tiles:
     """How tiles are stored.
 
     Attributes:
-        preset: of the codec.
+        preset: codec preset.
         size: bytes of an encoded tile.
         per_core: tiles/s that a core decodes.
-        source: where these are from, in words.
+        source: description of the source of these values.
     """
 
     preset: str
@@ -31,13 +31,13 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Need:
-    """What a run reads.
+    """Reading requirements of a run.
 
     Attributes:
-        gpu, node: bytes/s.
-        cores: of a node, busy with decoding.
-        fed: GPUs that a node's cores can feed.
-        nodes: at and above which the file system is too slow; None where it never is.
+        gpu, node: bytes/s per GPU and per node.
+        cores: cores of a node busy with decoding.
+        fed: number of GPUs that a node's cores can feed.
+        nodes: number of nodes from which the file system is too slow; None if it never is.
     """
 
     gpu: float
@@ -48,15 +48,15 @@ class Need:
 
 
 def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, int]:
-    """Return size, decoding speed and bands of tiles, from the run's manifest or else of SpectralEarth.
+    """Return size, decoding speed and bands of tiles, from the run's manifest, else those of SpectralEarth.
 
     Args:
         shards: data.shards.
-        preset: what to assume where there is no manifest.
-        stream: JSON of tools/bench_stream.py on the machine that will decode.
+        preset: codec preset to assume if there is no manifest.
+        stream: JSON output of tools/bench_stream.py on the machine that will decode.
 
     Raises:
-        ConfigError: a stream file that holds no such result.
+        ConfigError: the stream file holds no such result.
     """
     size, bands, source = SIZES[preset], 202, f"assumed: {preset} tiles of SpectralEarth"
     manifest = Path(shards) / "manifest.json"
@@ -73,7 +73,7 @@ def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, i
 
 
 def reading(tiles: Tiles, tiles_per_s: float, gpus: int, cores: int, storage: float) -> Need:
-    """Return what one GPU's ``tiles_per_s`` need of a node of ``gpus`` and a file system of ``storage`` bytes/s."""
+    """Return the requirements of ``tiles_per_s`` per GPU, with ``gpus`` per node and ``storage`` bytes/s."""
     gpu, node = tiles_per_s * tiles.size, tiles_per_s * tiles.size * gpus
     fed = cores * tiles.per_core / tiles_per_s
     return Need(gpu, node, tiles_per_s * gpus / tiles.per_core, fed, int(storage // node) + 1)

@@ -1,4 +1,4 @@
-"""GPUs and their nodes. Figures are the vendors' unless a comment says otherwise; none was measured by us."""
+"""GPUs and their nodes. Figures are from the vendors unless a comment says otherwise; none was measured here."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ class Machine:
     """A GPU and its share of a node.
 
     Attributes:
-        name: for people.
-        memory: bytes that torch sees of it.
-        flops: dense peak by kind of product, ``bf16`` and ``fp32``.
-        hbm: bytes/s of its memory.
-        nvlink: bus bandwidth of a collective inside a node, bytes/s.
-        nic: bytes/s of one GPU's share of its node's network.
-        gpus: of a node.
-        cores: of a node.
+        name: display name.
+        memory: bytes of memory visible to torch.
+        flops: dense peak FLOP/s by precision, ``bf16`` and ``fp32``.
+        hbm: memory bandwidth in bytes/s.
+        nvlink: bus bandwidth of a collective inside a node, in bytes/s.
+        nic: one GPU's share of its node's network bandwidth, in bytes/s.
+        gpus: GPUs per node.
+        cores: cores per node.
     """
 
     name: str
@@ -51,21 +51,21 @@ MACHINES = {
     "h100": _hopper("H100 80 GB", 79.1, 3.35e12),
     "h200": _hopper("H200 141 GB", 139.8, 4.8e12),
 }
-"""By the name of --gpu. Bus bandwidths are others' measurements of all-gather on 8 GPUs (stas00/ml-engineering)."""
+"""Machines by the name of --gpu. Bus bandwidths are published all-gather rates on 8 GPUs (stas00/ml-engineering)."""
 
 NAMES = (*MACHINES, "custom")
 
 
 def find_machine(name: str, custom: dict[str, float | None], cores: int | None) -> Machine:
-    """Return a machine of the table, or the one that flags describe.
+    """Return a machine from the table, or the one that flags describe.
 
     Args:
-        name: of --gpu.
-        custom: what --gpu-memory (GB), --gpu-tflops, --gpu-hbm (GB/s), --gpu-nvlink (GB/s) and --gpu-nic (GB/s) say.
-        cores: of a node; None takes the usual number.
+        name: value of --gpu.
+        custom: values of --gpu-memory (GB), --gpu-tflops, --gpu-hbm (GB/s), --gpu-nvlink (GB/s) and --gpu-nic (GB/s).
+        cores: cores per node; None uses the usual number.
 
     Raises:
-        ConfigError: an unknown name, or a custom GPU that lacks a figure.
+        ConfigError: the name is unknown, or a custom GPU lacks a figure.
     """
     if name != "custom":
         if name not in MACHINES:

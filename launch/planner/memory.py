@@ -1,7 +1,7 @@
 """Memory of one GPU over a training step, by part, as DeepSpeed 0.19.8 allocates it under our engine.
 
-Read from its source (runtime/zero/stage3.py, stage_1_and_2.py, engine.py) and held against counted tensors by
-tools/bench_plan.py. With P trained weights, N processes and w bytes a weight (4, under bf16 2):
+Derived from its source (runtime/zero/stage3.py, stage_1_and_2.py, engine.py) and checked against counted tensors by
+tools/bench_plan.py. With P trained weights, N processes and w bytes per weight (4, or 2 under bf16):
 
 ========= ================ ========== ======================== =========== ========================================
 stage     weights          master     gradients                AdamW       buckets of ``reduce_bucket_size``
@@ -12,8 +12,8 @@ stage     weights          master     gradients                AdamW       bucke
 3         wP/N             4P/N       4P/N                     8P/N        kept for good, one for each dtype
 ========= ================ ========== ======================== =========== ========================================
 
-Where communication overlaps with the backward pass (on GPUs), stages 1 and 2 have each bucket twice. Stage 3 adds the
-weights that are gathered: of one process alone they are views.
+If communication overlaps with the backward pass (on GPUs), stages 1 and 2 hold each bucket twice. Stage 3 adds the
+gathered weights, which are views on a single process.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ Bytes = dict[str, int]
 """Memory by part."""
 
 REUSE = 1_000_000_000  # stage3_max_reuse_distance and stage3_max_live_parameters in pretrain/engine/zero.py
-TILE_SIZE = 128  # pixels that SpectralEarth's tiles measure: read whole, whatever is cut from them
+TILE_SIZE = 128  # side of SpectralEarth's tiles in pixels: they are read in full, whatever the crop
 FALLBACK = 500_000_000  # elements of a flat copy at stage 0 (DeepSpeedEngine.buffered_allreduce_fallback)
-RUNTIME = 1_500_000_000  # CUDA context, cuBLAS and NCCL's buffers: a usual figure, not measured by us
+RUNTIME = 1_500_000_000  # CUDA context, cuBLAS and NCCL's buffers: a typical figure, not measured here
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Moment:
     """The moment of a step with the most memory in use.
 
     Attributes:
-        when: in words.
+        when: description of the moment.
         parts: bytes by part at that moment.
     """
 
@@ -55,9 +55,9 @@ class Layout:
     """How weights are distributed.
 
     Attributes:
-        stage: of ZeRO.
-        precision: the engine's.
-        world: processes.
+        stage: ZeRO stage.
+        precision: precision of the engine.
+        world: number of processes.
         device: ``cuda`` overlaps communication with the backward pass and reduces in place; ``cpu`` does neither.
     """
 
@@ -72,7 +72,7 @@ class Layout:
 
     @property
     def wires(self) -> tuple[int, ...]:
-        """Return the bytes of an element in each dtype that gradients are reduced in."""
+        """Bytes per element for each dtype in which gradients are reduced."""
         return {"fp32": (4,), "autocast": (4, 2), "bf16": (2,)}[self.precision]
 
     def share(self, size: int) -> int:
@@ -85,9 +85,9 @@ def peak_memory(
     """Return the moment of a step with the most memory in use under a layout, with the bytes of each part.
 
     Args:
-        config: bucket sizes, optimizer, crops; its own stage, checkpointing and micro batch count for nothing.
-        activations: of the checkpointing that is meant.
-        bands: C of its tiles.
+        config: bucket sizes, optimizer, crops; its stage, checkpointing and micro batch are ignored.
+        activations: activations traced with the intended checkpointing.
+        bands: number of bands C of the tiles.
     """
     weights, engine = activations.weights, config.engine
     kept = states(weights, config.optim, engine, layout) | _inputs(config, layout, micro_batch, bands)
@@ -108,7 +108,7 @@ def _sum(one: Bytes, other: Bytes) -> Bytes:
 
 
 def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: Layout) -> Bytes:
-    """Return the bytes that live from step to step."""
+    """Return the bytes that persist between steps."""
     total, width = weights.total, layout.weight_bytes
     moments = 8 if optim.name == "adamw" else 4
     parts = {"buffers": weights.buffers}
@@ -117,7 +117,7 @@ def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: L
     own = layout.share(total)
     parts |= {"master": 4 * own, "optimizer": moments * own}
     if layout.stage < 3:
-        left = width * total if layout.device == "cpu" else 0  # on a CPU stages 1 and 2 keep the first weights, too
+        left = width * total if layout.device == "cpu" else 0  # on a CPU, stages 1 and 2 also keep the initial weights
         return parts | {"weights": width * total + left}
     small = sum(one for one in weights.elements if one <= engine.param_persistence_threshold)
     gathered = {} if layout.world == 1 else {"gathered": _gather_bytes(layout) * small}
@@ -130,7 +130,7 @@ def _gather_bytes(layout: Layout) -> int:
 
 
 def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int) -> Bytes:
-    """Return the bytes of tiles, resampled images and mask noise; on GPUs also of the runtime."""
+    """Return the bytes of tiles, resampled images and mask noise, and on GPUs of the runtime."""
     size = config.model.image_size
     resampled = config.augment.crop_scale is not None
     tiles = 2 * bands * (TILE_SIZE if resampled else size) ** 2
@@ -143,7 +143,7 @@ def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int
 def _backward(
     phases: list[Phase], weights: Weights, engine: EngineConfig, layout: Layout
 ) -> Iterator[tuple[Phase, Bytes]]:
-    """Return what each phase adds: activations, gradients in flight, gathered weights."""
+    """Yield the bytes that each phase adds: activations, gradients in flight, gathered weights."""
     done, waiting, bucket = 0, 0, engine.buckets(weights.total)[0]
     for phase in phases:
         reduced = 0
@@ -152,7 +152,7 @@ def _backward(
         parts = {"activations": phase.peak} | _gradients(done, reduced, phase.gradient > 0, bucket, layout)
         yield phase, parts | _gathered(done, weights, engine, layout)
         done, waiting = done + phase.gradient, waiting + phase.gradient
-    if layout.stage == 1:  # what the bucket doesn't hold lives twice: as it was and averaged
+    if layout.stage == 1:  # gradients outside the bucket exist twice: original and averaged
         waiting = 0
         rest = 4 * max(0, done - bucket)
         last = _gradients(0, 0, True, bucket, layout) | {"gradients": rest + 4 * layout.share(done)}
@@ -165,7 +165,7 @@ def _gradients(done: int, reduced: int, begun: bool, bucket: int, layout: Layout
     """Return the bytes of finished gradients, their buckets, and what a reduction of ``reduced`` allocates."""
     wire = min(layout.wires)
     if layout.stage == 3:
-        copies = 2 if layout.device == "cpu" else 1  # gloo has no reduce-scatter: an all-reduce of another copy
+        copies = 2 if layout.device == "cpu" else 1  # gloo has no reduce-scatter: it all-reduces another copy
         cast = 1 if layout.precision == "autocast" else 0
         return {"reduction": (copies + cast) * wire * reduced + (4 * layout.share(reduced) if wire < 4 else 0)}
     if layout.stage == 0:
@@ -188,7 +188,7 @@ def _gathered(done: int, weights: Weights, engine: EngineConfig, layout: Layout)
 
 
 def _optimizer(weights: Weights, layout: Layout) -> Bytes:
-    """Return what the update allocates besides the states: gradients, and their copy as one flat tensor."""
+    """Return the bytes that the update allocates besides the states: gradients and their flat copy."""
     if layout.stage == 0:
         return {"gradients": 4 * weights.total}
     own = 4 * layout.share(weights.total)

@@ -1,8 +1,8 @@
-"""Time of ZeRO's collectives, by NCCL's own model of a ring (NCCL, src/graph/tuning.cc).
+"""Time of ZeRO's collectives, from NCCL's own model of a ring (NCCL, src/graph/tuning.cc).
 
 One collective of B bytes over N processes on M nodes takes ``base + (N - M) * inside + (M - 1) * between``, plus
-(N - 1)/N of B (all-reduce: twice that) over the bus bandwidth. NCCL takes the fastest of its protocols LL, LL128 and
-Simple, which trade latency for bandwidth.
+(N - 1)/N of B (all-reduce: twice that) divided by the bus bandwidth. NCCL chooses the fastest of its protocols LL,
+LL128 and Simple, which trade latency for bandwidth.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Cluster:
     """GPUs of a run.
 
     Attributes:
-        nodes, gpus: nodes, and GPUs of each.
-        net: bytes/s of a node's network; None takes the GPUs' shares at 85 %.
+        nodes, gpus: number of nodes, and GPUs per node.
+        net: network bandwidth per node in bytes/s; None uses 85 % of the GPUs' shares.
     """
 
     machine: Machine
@@ -42,7 +42,7 @@ class Cluster:
 
     @property
     def bandwidth(self) -> float:
-        """Bus bandwidth of a ring through all GPUs, bytes/s."""
+        """Bus bandwidth of a ring through all GPUs, in bytes/s."""
         net = self.net or 0.85 * self.machine.nic * self.gpus
         return self.machine.nvlink if self.nodes == 1 else min(self.machine.nvlink, net)
 
@@ -52,8 +52,8 @@ class Round:
     """Collectives of one kind in one step.
 
     Attributes:
-        count: how many.
-        size: bytes of all of them.
+        count: number of collectives.
+        size: total bytes.
     """
 
     kind: Kind
@@ -62,7 +62,7 @@ class Round:
 
 
 def collective_seconds(kind: Kind, size: float, cluster: Cluster) -> float:
-    """Return the seconds of one collective of ``size`` bytes (of the whole, gathered tensor)."""
+    """Return the seconds of one collective of ``size`` bytes, the size of the full, gathered tensor."""
     world, nodes = cluster.world, cluster.nodes
     if world == 1:
         return 0.0
@@ -80,15 +80,15 @@ def step_rounds(
     """Return the collectives of an optimizer step.
 
     Args:
-        weights: P.
-        width: bytes of a gathered weight.
-        wire: bytes of a gradient on its way.
-        accumulation: micro batches of the step.
-        bucket, prefetch: elements of a reduction, and of a gathering.
+        weights: number of weights P.
+        width: bytes per gathered weight.
+        wire: bytes per communicated gradient element.
+        accumulation: micro batches per step.
+        bucket, prefetch: elements per reduction, and per gather.
 
-    Stage 3 gathers in each micro batch: forward, then again what DeepSpeed has not kept (it keeps weights whose next
-    use is less than 1e9 elements away). Gradients are reduced in each micro batch at stages 2 and 3, in the last alone
-    below.
+    In each micro batch, stage 3 gathers weights for the forward pass and regathers those that DeepSpeed has released
+    (it keeps weights whose next use is less than 1e9 elements away). Stages 2 and 3 reduce gradients in each micro
+    batch, lower stages only in the last one.
     """
     reductions = _calls(weights, bucket)
     if stage == 3:

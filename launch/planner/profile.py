@@ -1,4 +1,4 @@
-"""Measured rates of a device as a file: written by --calibrate, read by --profile."""
+"""Measured rates of a device in a file, written by --calibrate and read by --profile."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ class Profile(ConfigModel):
     """One measured device.
 
     Attributes:
-        device: its name.
-        precision: of the measured steps.
-        model: that they trained.
+        device: name of the device.
+        precision: precision of the measured steps.
+        model: model of the measured steps.
         flops: achieved FLOP/s by part: stem, encoder, decoder.
         optimizer: bytes/s of the update.
-        fixed: seconds of a micro batch that no operation explains.
+        fixed: overhead in seconds per micro batch that no operation accounts for.
     """
 
     device: str
@@ -45,7 +45,7 @@ def read_profile(path: Path, precision: str) -> Rates:
     """Read the rates of a profile.
 
     Raises:
-        ConfigError: it can't be read, is no profile, or is of another precision.
+        ConfigError: the file can't be read, is not a profile, or has another precision.
     """
     where = f"--profile {path}"
     try:

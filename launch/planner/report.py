@@ -6,13 +6,13 @@ from launch.planner.loader import Tiles, reading
 from launch.planner.search import Plan, Problem
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
-ENOUGH = 0.9  # efficiency below which we call it the end of scaling
+ENOUGH = 0.9  # efficiency below which scaling is considered to end
 
 Say = Callable[[str], None]
 
 
 def print_ranking(say: Say, plans: Sequence[Plan], shown: int) -> None:
-    """Print the fastest layouts that fit, then the nearest ones that don't, with reasons."""
+    """Print the fastest layouts that fit, then the closest ones that don't, with reasons."""
     fitting = [plan for plan in plans if not plan.reason]
     say(f"\n{len(fitting)} of {len(plans)} layouts fit; the fastest:")
     say("  ZeRO  checkpointing  micro batch   GB/GPU   step s   tiles/s  exposed comm")
@@ -35,7 +35,7 @@ def _row(plan: Plan) -> str:
 
 
 def print_plan(say: Say, plan: Plan, problem: Problem) -> None:
-    """Print memory and time of one plan by part, and the cost of the whole run."""
+    """Print memory and time of one plan by part, and the cost of the complete run."""
     say(f"\nMemory per GPU, at its worst ({plan.moment.when}):")
     for part, size in sorted(plan.moment.parts.items(), key=lambda one: -one[1]):
         if size >= 5e6:
@@ -154,7 +154,7 @@ def _scaling(fitting: Sequence[Plan], problem: Problem) -> list[str]:
 
 
 def config_lines(plan: Plan) -> list[str]:
-    """Return the overrides that give a run the plan's layout."""
+    """Return the overrides that apply the plan's layout to a run."""
     return [
         f"engine.zero_stage={plan.stage}",
         f"engine.activation_checkpointing={plan.config.engine.activation_checkpointing}",

@@ -1,4 +1,4 @@
-"""All layouts of a run on some GPUs, ranked by tiles/s; those that don't fit say why."""
+"""All layouts of a run on some GPUs, ranked by tiles/s; those that don't fit give the reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from launch.planner.step_time import Rates, StepTime, scaled, step_time
 from pretrain.config import PretrainConfig
 from shards.errors import ConfigError
 
-ROOM = 0.94  # of a GPU's memory: torch's allocator loses some of it between tensors (a guess)
+ROOM = 0.94  # usable fraction of a GPU's memory: torch's allocator loses some to fragmentation (a guess)
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Plan:
     """One layout.
 
     Attributes:
-        config: the run's, with this layout.
-        moment: its worst moment.
-        time: of its step.
-        reason: why it doesn't fit, empty where it does.
+        config: config of the run with this layout.
+        moment: moment of peak memory.
+        time: time of a step.
+        reason: why it doesn't fit, empty if it does.
     """
 
     config: PretrainConfig
@@ -44,11 +44,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is planned for.
+    """The run to plan and its machines.
 
     Attributes:
         traces: activations without and with checkpointing.
-        bands: C of the tiles.
+        bands: number of bands C of the tiles.
     """
 
     config: PretrainConfig
@@ -58,9 +58,9 @@ class Problem:
     bands: int
 
     def plan(self, stage: int, checkpointing: bool, micro_batch: int, world: int | None = None) -> Plan:
-        """Return the plan of one layout on ``world`` GPUs, by default the run's own number.
+        """Return the plan of one layout on ``world`` GPUs, by default the run's number.
 
-        Where ``world`` is given the global batch is one micro batch of each GPU.
+        If ``world`` is given, the global batch is one micro batch per GPU.
         """
         cluster = self.cluster if world is None else scaled(self.cluster, world)
         config = with_layout(self.config, stage, checkpointing, micro_batch)
@@ -84,7 +84,7 @@ def with_layout(config: PretrainConfig, stage: int, checkpointing: bool, micro_b
 
 
 def micro_batches(config: PretrainConfig, world: int) -> list[int]:
-    """Return the micro batches that divide the work: multiples of the batch-norm group.
+    """Return the possible micro batches: divisors of the work that are multiples of the batch-norm group.
 
     Raises:
         ConfigError: there are none.

@@ -1,7 +1,7 @@
 """Time of an optimizer step by part: operations over achieved FLOP/s, communication by NCCL's model.
 
-A part takes its FLOPs (metrics/flops.py) over the achieved FLOP/s, all parts together at least as long as the memory
-takes to write and read what they make. Communication hides behind the backward pass but for a share of it.
+The time of a part is its FLOPs (metrics/flops.py) over the achieved FLOP/s; all parts together take at least as long as
+the memory needs to write and read their tensors. Communication is hidden behind the backward pass, except a fraction.
 """
 
 from dataclasses import dataclass, replace
@@ -11,21 +11,21 @@ from launch.planner.network import Cluster, rounds_seconds, step_rounds
 from pretrain.config import PretrainConfig
 from pretrain.metrics.flops import recomputed_flops, sample_flops
 
-OVERLAP = 0.8  # share of compute that communication can hide behind: a guess until a run on a node measured it
-EXPOSED = 0.05  # share of communication that never hides
-OPTIMIZER_BYTES = 30  # a weight: reading gradient, master and both moments, writing them and the weight
+OVERLAP = 0.8  # fraction of compute that can hide communication: a guess, not yet measured on a node
+EXPOSED = 0.05  # fraction of communication that is never hidden
+OPTIMIZER_BYTES = 30  # per weight: read gradient, master and both moments, write them and the weight
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device achieves.
+    """Rates that a device achieves.
 
     Attributes:
         flops: FLOP/s by part: stem, encoder, decoder.
         memory: bytes/s of the optimizer's update.
-        traffic: bytes/s of the memory behind forward and backward, None where the FLOP/s are measured with it.
-        fixed: seconds of a micro batch that no operation explains.
-        source: in words.
+        traffic: memory bandwidth in bytes/s for forward and backward, None if the measured FLOP/s include it.
+        fixed: overhead in seconds per micro batch that no operation accounts for.
+        source: description of the source.
     """
 
     flops: dict[str, float]
@@ -36,7 +36,7 @@ class Rates:
 
 
 EFFICIENCY = {"stem": 0.25, "encoder": 0.45, "decoder": 0.40}
-"""Shares of the peak without a calibration: guesses, after the MFU that others publish for transformers."""
+"""Fractions of the peak without a calibration: guesses, based on published MFU of transformers."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class StepTime:
     """Seconds of one optimizer step by part.
 
     Attributes:
-        parts: of what this GPU computes, communication left out.
-        communication: all of it, hidden or not.
-        exposed: what of it the step waits for.
-        tiles: of the step, on all GPUs.
-        flops: that the mathematics needs of one GPU.
+        parts: computation of this GPU by part, without communication.
+        communication: total communication, hidden or not.
+        exposed: communication that the step waits for.
+        tiles: number of tiles per step, over all GPUs.
+        flops: FLOPs per GPU that the model requires.
     """
 
     parts: dict[str, float]
@@ -71,7 +71,7 @@ class StepTime:
 
 
 def default_rates(cluster: Cluster, precision: str) -> Rates:
-    """Return guessed shares of the vendor's peak."""
+    """Return guessed fractions of the vendor's peak."""
     machine = cluster.machine
     flops = {part: share * machine.peak(precision) for part, share in EFFICIENCY.items()}
     return Rates(flops, machine.hbm, machine.hbm, 0.0, "guessed shares of the peak, no calibration")
@@ -90,8 +90,8 @@ def step_time(
     """Return the time of one step of a run.
 
     Args:
-        weights: P.
-        made: bytes of tensors that a tile's forward and backward make.
+        weights: number of weights P.
+        made: bytes of tensors allocated by a tile's forward and backward passes.
         layout: stage and precision; they may differ from the config's.
     """
     accumulation = config.accumulation(layout.world)
@@ -116,6 +116,6 @@ def step_time(
 
 
 def scaled(cluster: Cluster, world: int) -> Cluster:
-    """Return a cluster of ``world`` of the same machines."""
+    """Return a cluster with ``world`` GPUs of the same machine."""
     gpus = min(world, cluster.gpus)
     return replace(cluster, nodes=max(1, world // gpus), gpus=gpus)

@@ -1,1 +1,1 @@
-"""Training data: the stream of tiles to the device, augmentation, and a torch dataset."""
+"""Training data: the stream of tiles to the device, augmentation, and a PyTorch dataset."""

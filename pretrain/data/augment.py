@@ -1,8 +1,8 @@
-"""Views of tiles: crops, flips and blur in one resampling, on the device, from integers.
+"""Views of tiles: crops, flips and blur in a single resampling on the device.
 
-Draws are keyed by (seed, view, sample number): they are the same on any rank and after any resume. A crop that is
-resized bilinearly, mirrored and blurred is linear and separable, so a view is ``rows @ image @ columns`` with two small
-matrices for each sample; unresampled crops have ones and zeros in them and come out exactly.
+Draws are keyed by (seed, view, sample number), so they are the same on any rank and after any resume. Cropping,
+bilinear resizing, mirroring and blurring are linear and separable, so a view is ``rows @ image @ columns`` with two
+small matrices for each sample; crops that are not resampled have matrices of ones and zeros and are exact.
 """
 
 import math
@@ -21,21 +21,21 @@ ASPECT = (3 / 4, 4 / 3)
 """Range of width / height of a resized crop."""
 
 BLUR_SIGMA = (0.1, 2.0)
-"""Range of a blur's standard deviation in pixels of the view, as SpectralEarth's contrastive recipes have it."""
+"""Range of the blur's standard deviation in pixels of the view, as in SpectralEarth's contrastive recipes."""
 
 BLUR_RADIUS = 6
-"""Pixels on each side that a blur takes in (a kernel of 13)."""
+"""Radius of the blur kernel in pixels (a kernel of 13)."""
 
 
 class Augmentation(ABC):
-    """How views are cut from tiles, registered in AUGMENTATIONS.
+    """The interface of augmentations, which cut views from tiles; registered in AUGMENTATIONS.
 
-    It is called with its config, the ``size`` of a view, and ``scale``: the range of the share of a tile's area that a
-    view shows where the objective sets it (DINO's local crops), else None.
+    An augmentation is built from its config, the ``size`` of a view, and ``scale``: the range of the share of a tile's
+    area that a view shows if the objective sets it (DINO's local crops), otherwise None.
 
     Attributes:
         size: height and width of a view in pixels.
-        resamples: whether a view has other pixels than the tile: then images are floating-point.
+        resamples: whether views interpolate the tile's pixels; images must then be floating-point.
     """
 
     size: int
@@ -46,31 +46,31 @@ class Augmentation(ABC):
         """Cut one view of each image.
 
         Args:
-            images: (B, C, H, W), float32, normalized, missing values at 0; of any dtype where nothing is resampled.
+            images: (B, C, H, W), float32, normalized, missing values 0; any dtype if views are not resampled.
             samples: sample numbers (B,), which key the draws.
-            key: of the seed and the kind of view.
+            key: key derived from the seed and the kind of view.
 
         Returns:
-            (B, C, size, size), of the images' dtype.
+            (B, C, size, size), with the dtype of the images.
         """
 
     @abstractmethod
     def center_views(self, images: Tensor) -> Tensor:
-        """Cut the evaluation view of images (B, C, H, W), without randomness, to (B, C, size, size)."""
+        """Cut the deterministic evaluation view of images (B, C, H, W), (B, C, size, size)."""
 
     def random_masks(self, masks: Tensor, samples: np.ndarray, key: int) -> Tensor:
-        """Cut what `random_views` cuts out of masks (B, 1, H, W), 0 to 1; override it where views change colors."""
+        """Cut masks (B, 1, H, W), 0 to 1, as `random_views` cuts images; override it if views change colors."""
         return self.random_views(masks, samples, key)
 
 
 @dataclass(frozen=True)
 class Crop(Augmentation):
-    """Crop, mirror and blur.
+    """An augmentation that crops, mirrors and blurs.
 
     Attributes:
         size: height and width in pixels.
-        crop_scale: range of the crop's share of the tile's area; None cuts ``size`` pixels unresampled.
-        flip: mirror each axis with probability 1/2.
+        crop_scale: range of the crop's share of the tile's area; None cuts ``size`` pixels without resampling.
+        flip: whether to mirror each axis with probability 1/2.
         blur: probability of a Gaussian blur.
     """
 
@@ -97,7 +97,7 @@ class Crop(Augmentation):
         return resample(images, rows, columns)
 
     def center_views(self, images: Tensor) -> Tensor:
-        """Resize the whole image, or cut its center unresampled."""
+        """Resize the full image, or cut its center without resampling."""
         batch, _, height, width = images.shape
         if self.crop_scale is not None and (height, width) == (self.size, self.size):
             return images
@@ -123,7 +123,7 @@ def build_augmentation(config: AugmentConfig, size: int, scale: tuple[float, flo
 def crop_box(
     draw: np.ndarray, height: int, width: int, size: int, crop_scale: tuple[float, float] | None
 ) -> tuple[int, int, int, int]:
-    """Return (top, left, rows, columns) in pixels for four numbers in [0, 1): area, aspect, top, left."""
+    """Return (top, left, rows, columns) in pixels from four numbers in [0, 1): area, aspect, top, left."""
     if crop_scale is None:
         rows, columns = size, size
     else:
@@ -137,7 +137,7 @@ def crop_box(
 
 
 def cut(images: Tensor, corners: np.ndarray, size: int, mirrored: np.ndarray) -> Tensor:
-    """Cut squares of images (B, C, H, W) at (top, left) (B, 2), each axis mirrored or not (B, 2)."""
+    """Cut squares from images (B, C, H, W) at (top, left) (B, 2), with the axes in ``mirrored`` (B, 2) flipped."""
     steps = np.arange(size)
     places = corners[:, :, None] + np.where(mirrored[:, :, None], steps[::-1], steps)  # (B, 2, size)
     rows, columns = torch.from_numpy(places).to(images.device, non_blocking=True).unbind(1)
@@ -151,13 +151,13 @@ def resampling(
     """Build matrices float32 (B, size, source) that cut, resize bilinearly, mirror and blur one axis.
 
     Args:
-        begin, length: of the crop in source pixels (B,).
-        mirrored: bool (B,).
-        sigma: of the blur in target pixels (B,), 0 for none; edges count as repeated.
+        begin, length: start and length of the crop in source pixels (B,).
+        mirrored: whether to flip the axis, bool (B,).
+        sigma: standard deviation of the blur in target pixels (B,), 0 for none; edges are repeated.
     """
     batch = len(begin)
     place = (np.arange(size) + 0.5) * (np.asarray(length, dtype=np.float64) / size)[:, None] - 0.5
-    place = place.clip(0, np.asarray(length)[:, None] - 1)  # as torch's interpolate: never beyond the crop
+    place = place.clip(0, np.asarray(length)[:, None] - 1)  # like torch's interpolate: never beyond the crop
     below = np.floor(place).astype(np.int64)
     share = place - below
     above = np.minimum(below + 1, np.asarray(length, dtype=np.int64)[:, None] - 1)

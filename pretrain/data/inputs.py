@@ -1,4 +1,4 @@
-"""What a run reads: its shards, the order of the training tiles, and the tiles held out."""
+"""The inputs of a run: its shards, the order of the training tiles, and the held-out tiles."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from shards.read.reader import ShardReader
 
 @dataclass(frozen=True)
 class Inputs:
-    """Open shards and how a run goes through them.
+    """Open shards and the order in which a run reads them.
 
     Attributes:
-        reader: of the shards.
-        plan: which tile each sample number is.
-        held_out: tile rows for validation.
-        quarantine: of damaged tiles, in both sets.
+        reader: reader of the shards.
+        plan: mapping from sample numbers to tiles.
+        held_out: rows of the tiles held out for validation.
+        quarantine: damaged tiles of both sets.
     """
 
     reader: ShardReader
@@ -39,14 +39,14 @@ class Inputs:
 
     @property
     def held_out_hash(self) -> str:
-        """Of the places that are held out, kept in checkpoints: a run never trains on them later."""
+        """Hash of the held-out locations, stored in checkpoints so that a resumed run never trains on them."""
         return held_out_hash(self.reader.table, self.held_out)
 
     def always(self, count: int) -> tuple[np.ndarray, list[int]]:
-        """``count`` tiles that are the same in the whole run, held out where there are such; the same on all ranks.
+        """Return ``count`` tiles that are the same for the entire run and on all ranks, held-out ones if there are any.
 
         Returns:
-            int16 (count, bands, height, width), and the rows that they have.
+            int16 (count, bands, height, width), and the tile rows.
         """
         tiles = np.empty((count, *self.reader.tile_shape), dtype=np.int16)
         for rows in (self.held_out, self.plan.rows):
@@ -57,10 +57,10 @@ class Inputs:
 
 
 def open_inputs(config: PretrainConfig) -> Inputs:
-    """Open what the config names; local work, the same on every rank.
+    """Open the shards that the config names. Every rank does the same without communication.
 
     Raises:
-        ConfigError, ShardError: what can't be trained on, in one line.
+        ConfigError, ShardError: the run can't train on these shards.
     """
     data, folder = config.data, Path(config.run.dir)
     quota = data.stage_quota_gb and data.stage_quota_gb * 10**9
@@ -73,7 +73,7 @@ def open_inputs(config: PretrainConfig) -> Inputs:
 
 
 def plan_samples(config: PretrainConfig, reader: ShardReader) -> tuple[SamplePlan, np.ndarray]:
-    """Return the order of a run's training tiles, and the rows of the tiles held out."""
+    """Return the order of a run's training tiles and the rows of the held-out tiles."""
     data, seed = config.data, config.run.seed
     rows = view_rows(data.view, reader.table)
     dataset = view_hash(reader.manifest.content_hash, rows, len(reader.table))

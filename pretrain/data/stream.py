@@ -1,4 +1,4 @@
-"""From planned sample numbers to tiles on the device: a reading thread fills a ring of integer buffers."""
+"""The stream of tiles to the device: a thread reads planned samples into a ring of integer buffers."""
 
 import queue
 import threading
@@ -18,13 +18,13 @@ from shards.read.reader import ShardReader
 
 @dataclass(frozen=True)
 class TileBatch:
-    """One micro batch.
+    """A micro batch.
 
     Attributes:
-        tiles: int16 (U, C, H, W) on the device, each read once; valid until the next batch is asked for.
+        tiles: int16 (U, C, H, W) on the device, without duplicates; valid until the next batch is requested.
         samples: int64 sample numbers (B,).
-        rows: int64 (B, K) on the device: which of the tiles are the K timestamps of each sample.
-        places: int64 (B,) on the device: each sample's location, as a number.
+        rows: int64 (B, K) on the device: positions in ``tiles`` of the K timestamps of each sample.
+        places: int64 (B,) on the device: location number of each sample.
     """
 
     tiles: Tensor
@@ -35,7 +35,7 @@ class TileBatch:
 
 @dataclass(frozen=True)
 class _Filled:
-    """Tiles on the device, and the buffer that they are in or came from."""
+    """Tiles on the device and the buffer that holds them or that they were copied from."""
 
     tiles: Tensor
     samples: np.ndarray
@@ -45,19 +45,19 @@ class _Filled:
 
 
 class TileStream:
-    """Micro batches of one rank, read ahead of the training loop.
+    """Reads the micro batches of one rank ahead of the training loop.
 
     Args:
-        reader: of the shards.
-        plan: which tile each sample number is.
-        device: where tiles go.
-        prefetch: micro batches read ahead.
-        timestamps: K tiles for each sample, 1 or 2: two different dates of a location that has them.
-        quarantine: takes damaged tiles; None makes one an error.
+        reader: reader of the shards.
+        plan: mapping from sample numbers to tiles.
+        device: device that receives the tiles.
+        prefetch: number of micro batches read ahead.
+        timestamps: number K of tiles for each sample, 1 or 2: two different dates of the location if it has them.
+        quarantine: receives damaged tiles; if None, a damaged tile is an error.
 
     Attributes:
-        wait_seconds: time that ``batches`` has kept its caller waiting, since the start.
-        decoded_bytes: of the tiles that it has handed out, since the start.
+        wait_seconds: total time that callers of ``batches`` have waited for a batch.
+        decoded_bytes: total size of the tiles in all batches so far.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class TileStream:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def batches(self, numbers: Iterable[np.ndarray]) -> Generator[TileBatch, None, None]:
-        """Yield a batch for each array of sample numbers, all of one length.
+        """Yield a batch for each array of sample numbers; all arrays have the same length.
 
         Raises:
-            ShardError: from the reading thread (a bad tile, or too many of them), when the loop reaches the bad batch.
+            ShardError: a tile is damaged, or too many are; raised when the loop reaches the batch.
         """
         free: queue.Queue[Tensor | None] = queue.Queue()
         ready: queue.Queue[_Filled | BaseException | None] = queue.Queue()
         for _ in range(self.prefetch + 1):
-            free.put(None)  # allocated by the thread, when the batch length is known
+            free.put(None)  # the thread allocates it once the batch length is known
         thread = threading.Thread(target=self._fill, args=(numbers, free, ready), name="tile-stream", daemon=True)
         thread.start()
         closed = object()
@@ -128,7 +128,7 @@ class TileStream:
             ready.put(error)
 
     def _to_device(self, tiles: Tensor) -> Tensor:
-        """On a GPU a copy on a stream of its own, under the step that is at work; the reading thread waits for it."""
+        """Copy tiles to a GPU on a separate stream, which overlaps the training step, and wait; do nothing on a CPU."""
         if self._copies is None:
             return tiles
         with torch.cuda.stream(self._copies):
@@ -137,15 +137,15 @@ class TileStream:
         return moved
 
     def _tiles(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tile rows to read, and which of them belong to each sample (B, K)."""
+        """Return the tile rows to read, and the positions among them that belong to each sample (B, K)."""
         if self.timestamps == 1:
             return self.plan.tiles(samples), np.arange(len(samples))[:, None]
         pairs = self.plan.pairs(samples)
-        tiles, rows = np.unique(pairs, return_inverse=True)  # a lone timestamp is read once
+        tiles, rows = np.unique(pairs, return_inverse=True)  # a single timestamp is read once
         return tiles, rows.reshape(pairs.shape)
 
     def _copy_ahead(self, samples: np.ndarray) -> None:
-        """At the first batch of an epoch: name the shards that it will read, for node-local copies."""
+        """Announce the shards of an epoch at its first batch, for node-local copies."""
         epoch = int(self.plan.epochs(samples)[-1])
         if epoch != self._epoch:
             self._epoch = epoch
@@ -155,7 +155,7 @@ class TileStream:
 def micro_batches(
     first_sample: int, steps: int, global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> Iterator[np.ndarray]:
-    """Sample numbers of one rank's micro batches of ``steps`` steps from ``first_sample``, in training order."""
+    """Yield the sample numbers of one rank's micro batches for ``steps`` steps from ``first_sample``, in order."""
     for step in range(steps):
         samples = first_sample + rank_samples(step, global_batch, rank, world_size)
         yield from samples.reshape(-1, micro_batch)

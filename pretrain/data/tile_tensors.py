@@ -1,4 +1,4 @@
-"""Shards as a torch dataset, for notebooks and other people's training loops."""
+"""Shards as a PyTorch dataset, for notebooks and custom training loops."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from shards.read.reader import open_dataset as open_tiles
 
 
 class TileTensors(Dataset[Tensor]):
-    """``dataset[i]`` is tile i, int16 (bands, height, width); works in a DataLoader with workers.
+    """A dataset in which ``dataset[i]`` is tile i, int16 (bands, height, width). Supports DataLoader workers.
 
     Attributes:
-        tiles: the same tiles as numpy arrays, with their table and manifest.
+        tiles: the same tiles as NumPy arrays, with their table and manifest.
     """
 
     def __init__(self, tiles: TileDataset) -> None:
@@ -34,17 +34,17 @@ class TileTensors(Dataset[Tensor]):
         return torch.from_numpy(self.tiles[position])
 
     def mask(self, position: int) -> Tensor | None:
-        """int16 (height, width): label codes of a tile, or None."""
+        """Return the label codes of a tile, int16 (height, width), or None."""
         codes = self.tiles.mask(position)
         return None if codes is None else torch.from_numpy(codes)
 
 
 def open_dataset(location: str | Path, **view: object) -> TileTensors:
-    """Open what `shards pack` made, e.g. ``open_dataset(folder, split="train")``; see ``shards.open_dataset``.
+    """Open the output of `shards pack`, e.g. ``open_dataset(folder, split="train")``; see ``shards.open_dataset``.
 
     Raises:
-        ShardError: something is missing or damaged.
-        ConfigError: an unknown condition, a value that it can't have, or a split that the dataset doesn't have.
+        ShardError: a file is missing or damaged.
+        ConfigError: a condition is unknown, its value is invalid, or the dataset lacks the split.
     """
     tiles = open_tiles(location, **view)  # type: ignore[arg-type]
     if view.get("split") and not len(tiles):

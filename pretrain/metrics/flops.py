@@ -1,8 +1,8 @@
-"""Operations of a training step, for MFU: those that the mathematics needs, not those that were executed.
+"""FLOPs of a training step for MFU: those that the model requires, not those that are executed.
 
-A multiply-add counts as 2. Matrix products, convolutions and attention are counted; norms, activations and losses are
-not, as usual (PaLM, arXiv 2204.02311, appendix B). What activation checkpointing repeats doesn't count. Objectives and
-encoders know their own formulas; tests compare them with torch's counter.
+A multiply-add counts as 2. Matrix products, convolutions and attention are counted; norms, activations, losses and
+recomputation by activation checkpointing are not (PaLM, arXiv 2204.02311, appendix B). Objectives and encoders define
+their own formulas; tests compare them with torch's counter.
 """
 
 import torch
@@ -25,14 +25,14 @@ PEAKS = {
     "A40": (149.7e12, 37.4e12),
     "A6000": (154.8e12, 38.7e12),
 }
-"""Dense peaks of devices by words of their name, the longest match: bf16 tensor cores, fp32 (vendors' data sheets)."""
+"""Dense peak FLOP/s by words of the device name (longest match): bf16 tensor cores, fp32 (vendor data sheets)."""
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Return the dense peak of a device (``torch.cuda.get_device_name``) at a run's precision, None if unknown."""
+    """Return the dense peak of a device (``torch.cuda.get_device_name``) in FLOP/s at a precision, None if unknown."""
     words = set(device_name.replace("-", " ").split())
     fitting = [name for name in PEAKS if words >= set(name.split())]
-    if not fitting or "MIG" in words:  # the name of a slice doesn't say which share of the peak it has
+    if not fitting or "MIG" in words:  # a slice's name doesn't give its share of the peak
         return None
     return PEAKS[max(fitting, key=len)][precision == "fp32"]
 
@@ -43,10 +43,10 @@ def device_peak(precision: str) -> float | None:
 
 
 def sample_flops(config: PretrainConfig, bands: int) -> Parts:
-    """Operations of one sample's share of a training step, by part."""
+    """Return the FLOPs of a training step for one sample, by part."""
     return OBJECTIVES[config.objective.name].flops(outline_module(config, bands), config, bands)
 
 
 def recomputed_flops(config: PretrainConfig, bands: int) -> int:
-    """Operations of a sample that the backward pass repeats: HFU counts them, MFU doesn't."""
+    """Return the FLOPs of a sample that the backward pass recomputes: HFU counts them, MFU doesn't."""
     return OBJECTIVES[config.objective.name].recomputed_flops(outline_module(config, bands), config, bands)

@@ -1,9 +1,9 @@
-"""The time of training steps by phase: data, stem, encoder, decoder or head, momentum network, optimizer, other.
+"""Time of training steps by phase: data, stem, encoder, decoder or head, momentum network, optimizer, other.
 
-A step is recorded as a list of marks, each of which begins a phase. Hooks on the modules set them in the forward pass;
-in the backward pass a module's phase begins when the gradient of its output arrives. On a GPU marks are CUDA events,
-which are read at log steps only, so that no step waits for the device. Time spent waiting for other ranks belongs to
-the phase that waits.
+A step is recorded as a list of marks, each of which starts a phase. In the forward pass, hooks on the modules set the
+marks; in the backward pass, a module's phase starts when the gradient of its output arrives. On a GPU, marks are CUDA
+events, which are read at log steps only, so that no step waits for the device. Time spent waiting for other ranks
+counts toward the phase that waits.
 """
 
 import time
@@ -22,10 +22,10 @@ PHASES = {
     "projection_head": "head",
     "head": "head",
 }
-"""Phases by the names of modules."""
+"""Phase of each module name."""
 
 MAX_MARKS = 20_000
-"""Marks kept between two reads, since CUDA events are not free; later steps are not counted."""
+"""Maximum number of marks between two reads, to bound the number of CUDA events; later steps are not counted."""
 
 Mark = tuple[str | None, "float | torch.cuda.Event"]
 
@@ -34,9 +34,9 @@ class PhaseTimer:
     """Times the phases of a module's training steps; evaluations are not counted.
 
     Args:
-        module: what the engine trains, with its forward hooks in place.
+        module: module that the engine trains, with its forward hooks in place.
         momentum: the momentum network, if there is one.
-        device: that the module is on.
+        device: device of the module.
     """
 
     def __init__(self, module: nn.Module, momentum: nn.Module | None, device: torch.device) -> None:
@@ -61,24 +61,24 @@ class PhaseTimer:
             self.stop()
 
     def start(self) -> None:
-        """Begin a step."""
+        """Start a step."""
         self.mark("other")
 
     def stop(self) -> None:
-        """End a step; time until the next one is not counted."""
+        """End a step; time until the next step is not counted."""
         self.mark(None)
         self._outer.clear()
 
     def mark(self, phase: str | None) -> None:
-        """Begin a phase; None ends the current one."""
+        """Start a phase; None ends the current phase."""
         self._now = phase
         if len(self._marks) < MAX_MARKS:
             self._marks.append((phase, self._time()))
 
     def shares(self) -> dict[str, float]:
-        """Return each phase's share of the step time since the last call; empty if there was no step.
+        """Return each phase's share of the step time since the last call; empty if there were no steps.
 
-        Shares add up to 1. On a GPU this waits for the device.
+        Shares sum to 1. On a GPU this waits for the device.
         """
         marks, self._marks = self._marks, []
         if self._device.type == "cuda":

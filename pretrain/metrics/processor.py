@@ -25,7 +25,7 @@ class Metrics:
     shares: Shares
 
     def __str__(self) -> str:
-        """For the console line."""
+        """Format the metrics for the console line."""
         values = self.scalars
         mfu = f"  MFU {values['mfu']:.0%}" if "mfu" in values else ""
         return f"{values['tiles_per_second']:.1f} tiles/s  data wait {values['data_wait_share']:.0%}{mfu}"
@@ -35,15 +35,15 @@ class MetricsProcessor:
     """Measures the training steps of a run; every rank has one.
 
     Args:
-        config: of the run.
-        objective: with its module under the engine.
-        stream: that tiles come from.
-        watchdog: is told when the rank waits for a collective.
-        bands: of the tiles.
+        config: config of the run.
+        objective: objective whose module the engine trains.
+        stream: stream of the training tiles.
+        watchdog: notified when the rank waits for a collective.
+        bands: number of bands of the tiles.
 
     Attributes:
-        phases: of a step.
-        communication: waits for other ranks, measured while it is installed.
+        phases: timer of the phases of a step.
+        communication: clock of the waits for other ranks, which measures while it is installed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class MetricsProcessor:
         self._peak = peak * 1e12 if peak else device_peak(config.engine.precision)
 
     def timed(self, batches: Iterator[TileBatch]) -> Generator[TileBatch, None, None]:
-        """Yield the batches; waiting for one is the phase ``data``."""
+        """Yield the batches and time the wait for each as the phase ``data``."""
         while True:
             self.phases.mark("data")
             batch = next(batches, None)
@@ -107,13 +107,13 @@ class MetricsProcessor:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Return the memory of the rank that holds most, now and at its peak, in GB.
+    """Return the current and peak memory of the rank that uses the most, in GB.
 
-    Tensors on a GPU; the whole process on a CPU. Every rank calls it.
+    Counts tensors on a GPU and the entire process on a CPU. Every rank calls it.
     """
     if device.type == "cuda":
         mine = [torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()]
-    else:  # not getrusage: a child begins with the maximum of the process that started it
+    else:  # not getrusage: a child inherits the maximum of its parent
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
         mine = [int(sizes["VmRSS"]) * 1024, int(sizes["VmHWM"]) * 1024]

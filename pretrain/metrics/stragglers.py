@@ -1,4 +1,4 @@
-"""Where each rank's time goes: reading tiles, computing, or waiting for others; and which rank they wait for."""
+"""Time shares of each rank: reading tiles, computing, and waiting for other ranks; and the slowest rank."""
 
 import time
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from pretrain import distributed
 from pretrain.resilience.watchdog import Watchdog
 
 SHOWN = 8
-"""Most ranks in the table: the slowest ones."""
+"""Maximum number of ranks in the table, which shows the slowest."""
 
 
 class CommunicationClock:
     """Measures the waits for collectives while it is installed: on the host under gloo, on the GPU's stream under NCCL.
 
-    All collectives of torch.distributed, DeepSpeed's among them, end in ``Work.wait``; there is no hook, so `installed`
-    replaces that method and restores it. On a GPU it makes the stream wait, not the host: events around it measure how
-    long the stream stood still.
+    All collectives of torch.distributed, including DeepSpeed's, end in ``Work.wait``; there is no hook, so `installed`
+    replaces that method and restores it. On a GPU it blocks the stream, not the host: events around it measure how long
+    the stream is blocked.
 
     Args:
         watchdog: receives the activity while this rank waits for others.
@@ -34,7 +34,7 @@ class CommunicationClock:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Measure every wait inside."""
+        """Measure all waits in the enclosed block."""
         wait = dist.Work.wait
 
         def timed(work: dist.Work, *arguments: Any, **options: Any) -> Any:
@@ -61,7 +61,7 @@ class CommunicationClock:
             self._seconds += time.perf_counter() - begun
 
     def seconds(self) -> float:
-        """Return the time waited so far; under NCCL this waits for the device: call it at log steps only."""
+        """Return the total time waited. Under NCCL this synchronizes with the device: call it at log steps only."""
         if self._events:
             torch.cuda.synchronize()
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -71,18 +71,18 @@ class CommunicationClock:
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the time since the last log step, each 0 to 1: (ranks, 3), data, compute, communication."""
+    """Time shares since the last log step, 0 to 1, (ranks, 3): data, compute, communication."""
 
     values: torch.Tensor
 
     @property
     def communication(self) -> float:
-        """Mean over ranks."""
+        """Mean share of communication over ranks."""
         return float(self.values[:, 2].mean())
 
     @property
     def slowest(self) -> int:
-        """The rank that waits least: the others wait for it."""
+        """The rank that waits the least; the other ranks wait for it."""
         return int(self.values[:, 2].argmin())
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class Shares:
 
 
 def gather_shares(seconds: float, data: float, communication: float) -> Shares:
-    """Gather every rank's shares of ``seconds``; every rank calls it."""
+    """Gather the time shares of all ranks within ``seconds``; every rank calls it."""
     compute = max(seconds - data - communication, 0.0)
     mine = torch.tensor([[data, compute, communication]], dtype=torch.float64, device=distributed.device())
     everyone = distributed.all_gather(mine).cpu()

@@ -1,4 +1,4 @@
-"""Wall-clock time from one log step to the next."""
+"""Wall-clock time between log steps."""
 
 import time
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ class Timer:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Begin an interval at ``step``."""
+        """Start an interval at ``step``."""
         self._step, self._time = step, time.monotonic()
 
     def read(self, step: int, **counters: float) -> Interval:
-        """Return the interval that ends at ``step`` and begin the next one.
+        """Return the interval that ends at ``step`` and start the next one.
 
         Args:
             step: optimizer steps taken so far.

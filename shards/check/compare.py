@@ -1,4 +1,4 @@
-"""`verify --source`: stored tiles against the files, archives and products that they came from."""
+"""`verify --source`: comparison of stored tiles with the files, archives and products that they came from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from shards.workers import counters
 
 @dataclass(frozen=True)
 class Sources:
-    """Where tiles and label tiles were packed from, to compare with; None compares nothing."""
+    """Source folders of tiles and label tiles to compare with; None skips the comparison."""
 
     tiles: Path | None = None
     labels: Path | None = None
@@ -33,11 +33,11 @@ class Sources:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a dataset is checked against.
+    """What to check a dataset against.
 
     Attributes:
-        sensor: by which source files are read: as `pack` recorded it, with the full product's bands.
-        sample: share of the tiles to look at, chosen by their keys.
+        sensor: sensor for reading source files, as recorded by `pack`, with all bands of the product.
+        sample: fraction of the tiles to check, selected by their keys.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass
 class Findings:
-    """Problem lines, notes, tiles read, tiles compared with their sources, bytes read."""
+    """Results of checks: problem lines, notes, tiles read, tiles compared with their sources, bytes read."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Findings:
 
     @contextmanager
     def guard(self, where: object) -> Iterator[None]:
-        """Whatever damage provokes in the block is a finding, not a crash."""
+        """Turn any error that damage causes in the block into a problem line."""
         try:
             yield
         except ForgeError as error:
@@ -84,17 +84,17 @@ class Findings:
 
 
 def source_sensor(folder: Path, manifest: Manifest) -> Sensor:
-    """The sensor of a dataset, with the full product's bands where the record of `pack` has them."""
+    """Return the sensor of a dataset, with all bands of the product if the record of `pack` has them."""
     stored = sensor_of(manifest)
     try:
         recorded = read_record(folder).sensor
-    except ForgeError:  # none, damaged (told elsewhere), or of a band table that is gone
+    except ForgeError:  # no record, a damaged one (reported elsewhere), or a missing band table
         return stored
     return recorded if recorded.wavelength_nm == stored.wavelength_nm else stored
 
 
 def compare(where: str, path: Path, stored: np.ndarray, read: Any) -> Iterator[str]:
-    """A problem line where ``read(path)`` is not what was stored, or can't be read."""
+    """Yield a problem line if ``read(path)`` fails or differs from the stored tile."""
     try:
         same = np.array_equal(read(path), stored)
     except TileError as error:
@@ -105,7 +105,7 @@ def compare(where: str, path: Path, stored: np.ndarray, read: Any) -> Iterator[s
 
 
 def open_labels(folder: Path, path: Path | None) -> Labels | None:
-    """The labels at ``path``, to be read as `pack` read those in ``folder``."""
+    """Open the labels at ``path`` with the options that `pack` used for ``folder``."""
     if path is None:
         return None
     if not (folder / RECORD).exists():
@@ -115,10 +115,10 @@ def open_labels(folder: Path, path: Path | None) -> Labels | None:
 
 
 def compare_label(plan: Plan, where: str, stored: np.ndarray, described: dict[str, Any]) -> Iterator[str]:
-    """A problem line where the label of a tile is not what was stored, or can't be read.
+    """Yield a problem line if the label of a tile can't be read or differs from the stored one.
 
     Args:
-        described: the tile's description, which names its source and its place.
+        described: the tile's description, with its source and georeference.
     """
     labels, source = plan.labels, str(described["source"])
     if labels is None:
@@ -137,7 +137,7 @@ def compare_label(plan: Plan, where: str, stored: np.ndarray, described: dict[st
 
 
 def check_rejected(plan: Plan, source: Path, aside: dict[str, str]) -> Iterator[str]:
-    """Files that were set aside can't be used now either."""
+    """Yield a problem line for each file that was set aside but can be used now."""
     for path, reason in aside.items():
         if "!" in path or not plan.chooses(path):
             continue
@@ -151,7 +151,7 @@ def check_rejected(plan: Plan, source: Path, aside: dict[str, str]) -> Iterator[
 def bundle_jobs(
     plan: Plan, record: PackRecord, bundled: dict[str, set[str]], aside: set[str], found: Findings
 ) -> list[tuple]:
-    """Jobs for `compare_bundle`: the archives and products among the sources that tiles came out of."""
+    """Return jobs for `compare_bundle`: the archives and products among the sources that tiles came from."""
     if plan.sources.tiles is None:
         return []
     options = record.options
@@ -168,15 +168,15 @@ def bundle_jobs(
     return [
         (plan, bundles[name], keys, aside)
         for name, keys in bundled.items()
-        if name in bundles and not isinstance(bundles[name], PlainTiles)  # files are compared shard by shard
+        if name in bundles and not isinstance(bundles[name], PlainTiles)  # plain files are compared shard by shard
     ]
 
 
 def compare_bundle(plan: Plan, bundle: Bundle, keys: set[str], aside: set[str]) -> Findings:
-    """Read an archive or a product once more, front to back, and compare its tiles with the stored ones.
+    """Read an archive or a product again, front to back, and compare its tiles with the stored ones.
 
     Args:
-        keys: of the tiles that were packed from it.
+        keys: keys of the tiles that were packed from it.
         aside: paths of tiles that were set aside.
     """
     found = Findings()
@@ -185,7 +185,7 @@ def compare_bundle(plan: Plan, bundle: Bundle, keys: set[str], aside: set[str]) 
         rows, values = {reader.key(row): row for row in range(len(reader))}, np.empty((1, *plan.shape), np.int16)
         wanted = {key for key in keys if plan.chooses(key)}
         compared: set[str] = set()
-        problems: dict[str, list[str]] = {}  # by key: a tile that comes again replaces the earlier one
+        problems: dict[str, list[str]] = {}  # by key: a repeated tile replaces the earlier one
         for source, tile in bundle.tiles(keys - wanted):
             counters().add(1, values.nbytes, 0)
             if source.key in wanted:
@@ -209,7 +209,7 @@ def _compare_stored(
     try:
         reader.read([row], values)
     except ShardError:
-        return  # named already by check_shard
+        return  # already reported by check_shard
     if isinstance(tile, TileError):
         yield f"{where}: its source can't be read: {tile}"
     elif not np.array_equal(tile.values, values[0]):

@@ -1,4 +1,4 @@
-"""`inspect`: what a folder of shards holds, in a screenful; one tile as a picture with its spectra."""
+"""`inspect`: a one-screen summary of a folder of shards, and a picture of one tile with its spectra."""
 
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from shards.sensors.spectrum import gaps
 
 
 def inspect(location: str, tile: str | None, picture: Path) -> int:
-    """Print a summary of the shards at a folder or URL, and draw a tile where one is named.
+    """Print a summary of the shards at a folder or URL, and draw a tile if one is given.
 
     Args:
         tile: sample key or row number.
+        picture: path of the picture.
 
     Raises:
-        ShardError: the folder can't be read.
-        ConfigError: there is no such tile, or no pictures of that name's kind.
+        ShardError: if the folder can't be read.
+        ConfigError: if there is no such tile, or the picture's format is not supported.
     """
     reader = ShardReader(location)
     try:
@@ -38,7 +39,7 @@ def inspect(location: str, tile: str | None, picture: Path) -> int:
 
 
 def summary(reader: ShardReader) -> str:
-    """The dataset as lines of text."""
+    """Return the summary of a dataset as lines of text."""
     manifest, table = reader.manifest, reader.table
     raw = len(table) * 2 * int(np.prod(manifest.tile_shape))
     stored = sum(entry.size for entry in manifest.shards)
@@ -65,14 +66,14 @@ def summary(reader: ShardReader) -> str:
 
 
 def _added(reader: ShardReader) -> str:
-    """Tiles and shards of each run of `pack`: the first one and every --append."""
+    """Describe the tiles and shards of each run of `pack`: the first one and every --append."""
     manifest = reader.manifest
     if manifest.generations == 1:
         return "all at once"
     storage = open_storage(reader.location)
     try:
         record = parse_json(storage.read(RECORD), PackRecord, f"{reader.location}/{RECORD}")
-    except ShardError:  # the dataset is whole without it
+    except ShardError:  # the dataset is complete without it
         return f"in {manifest.generations} runs"
     finally:
         storage.close()
@@ -118,7 +119,7 @@ def _row(reader: ShardReader, tile: str) -> int:
 
 
 def _draw(reader: ShardReader, row: int, path: Path) -> None:
-    """RGB composite (2 to 98 %), label tile where there is one, and spectra on the wavelength axis."""
+    """Draw an RGB composite (2 to 98 %), the label tile if there is one, and spectra over wavelength."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -143,17 +144,17 @@ def _draw(reader: ShardReader, row: int, path: Path) -> None:
 
 
 def rgb(tile: np.ndarray, bands: tuple[int, int, int]) -> np.ndarray:
-    """float (height, width, 3) in [0, 1] of an int16 tile, stretched from 2 to 98 %; missing pixels are white."""
+    """Return an int16 tile as RGB, float (height, width, 3) in [0, 1], stretched from 2 to 98 %; no data is white."""
     layers = tile[list(bands)].transpose(1, 2, 0)
     return stretch(np.where(layers == NODATA, np.nan, layers))
 
 
 def draw_spectra(axes: Any, tile: np.ndarray, sensor: Sensor) -> None:
-    """Five pixels and the median in reflectance; no line crosses a gap of bands or a missing value.
+    """Plot the reflectance of five pixels and the median, with breaks at spectral gaps and missing values.
 
     Args:
         tile: int16 (bands, height, width).
-        sensor: whose bands they are.
+        sensor: sensor of the tile's bands.
     """
     pixels = tile.reshape(len(tile), -1).astype(np.float64)
     pixels[pixels == NODATA] = np.nan

@@ -1,4 +1,4 @@
-"""One shard checked from the bytes up: its hash, its tar members, and every chosen tile with its label."""
+"""Checks of one shard: its hash, its tar members, and every selected tile with its label."""
 
 import hashlib
 import tarfile
@@ -20,7 +20,7 @@ from shards.workers import counters
 
 
 def check_shard(plan: Plan, number: int) -> Findings:
-    """All checks of one shard, which can be anything by now."""
+    """Run all checks of one shard, which can be damaged in any way."""
     found, entry = Findings(), plan.manifest.shards[number]
     tar = plan.folder / entry.name
     if not tar.exists():
@@ -31,7 +31,7 @@ def check_shard(plan: Plan, number: int) -> Findings:
     try:
         index = read_index(plan.folder, entry)
     except ShardError:
-        return found  # named already, where all indexes are read
+        return found  # already reported when all indexes were read
     described: dict[int, dict[str, Any]] = {}
     with found.guard(tar):
         if is_foreign(plan.manifest.codec):
@@ -46,7 +46,7 @@ def check_shard(plan: Plan, number: int) -> Findings:
 
 
 def read_index(folder: Path, entry: ShardEntry) -> ShardIndex:
-    """Return the index of a shard; raises ShardError where it is not the one that the manifest names."""
+    """Read the index of a shard; raises ShardError if its hash is not the one in the manifest."""
     path = index_path(folder / entry.name)
     index = read_json(path, ShardIndex)
     if hashlib.sha256(path.read_bytes()).hexdigest() != entry.index_sha256:
@@ -65,7 +65,7 @@ def _check_file(tar: Path, entry: ShardEntry, whole: bool) -> Iterator[str]:
 
 
 def _check_members(plan: Plan, tar: Path, columns: TileColumns, described: dict[int, dict[str, Any]]) -> Iterator[str]:
-    """A stock tar reader finds the members that the index tells, in order. ``described`` takes the JSONs by row."""
+    """Check that a standard tar reader finds the indexed members in order; stores JSON by row in ``described``."""
     wanted: list[tuple[str, int, tuple[int, int] | None]] = []
     for row, key in enumerate(columns.key):
         wanted += [(f"{key}.tile", row, (columns.offset[row], columns.length[row])), (f"{key}.json", row, None)]
@@ -78,7 +78,7 @@ def _check_members(plan: Plan, tar: Path, columns: TileColumns, described: dict[
             name, row, place = wanted[count - 1] if count <= len(wanted) else ("end of the tar", 0, None)
             if member.offset < end or member.name != name:
                 yield f"{where}: the index tells '{name}'"
-                return  # all that follows is shifted
+                return  # all following members are shifted
             end = member.offset_data + member.size
             if place is None:
                 yield from _check_description(plan, where, archive.extractfile(member), columns, row, described)
@@ -108,7 +108,7 @@ def _check_description(
 
 
 def _check_foreign_members(tar: Path, columns: TileColumns) -> Iterator[str]:
-    """A stock tar reader finds a member wherever the index says that a tile lies."""
+    """Check that a standard tar reader finds a member at each indexed tile offset."""
     with tarfile.open(tar, "r:") as archive:
         found = {member.offset_data: member.size for member in archive}
     for key, offset, length in zip(columns.key, columns.offset, columns.length, strict=True):
@@ -119,7 +119,7 @@ def _check_foreign_members(tar: Path, columns: TileColumns) -> Iterator[str]:
 def _check_tiles(
     plan: Plan, tar: Path, file: IO[bytes], index: ShardIndex, described: dict[int, dict[str, Any]], found: Findings
 ) -> None:
-    """Checksums, decoding and statistics of the chosen tiles, and their source files where they are given."""
+    """Check checksums, decoding and statistics of the selected tiles, and compare them with their sources if given."""
     codec, columns, before = build_codec(plan.manifest.codec), index.tiles, len(found.problems)
     sums, values = BandSums.empty(plan.shape[0]), np.empty(plan.shape, dtype=np.int16)
     for row, key in enumerate(columns.key):
@@ -133,7 +133,7 @@ def _check_tiles(
         with found.guard(where):
             codec.decode(_read(file, columns.offset[row], columns.length[row], columns.checksum[row]), values)
             sums.add(BandSums.of(values))
-            if plan.sources.tiles and source and "!" not in source:  # archives and products: compare_bundle
+            if plan.sources.tiles and source and "!" not in source:  # compare_bundle handles archives and products
                 found.problems += compare(where, plan.sources.tiles / source, values, plan.read_source)
                 found.compared += 1
         if columns.mask_length[row]:
@@ -150,7 +150,7 @@ def _check_tiles(
 
 
 def _source_of(described: dict[str, Any]) -> str:
-    """The tile's file as its description tells it; "" where it tells none, or one outside the sources."""
+    """Return the source path in a tile's description; "" if there is none or it leads outside the sources."""
     try:
         return inner_path(str(described["source"]))
     except (KeyError, ValueError):

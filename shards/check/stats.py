@@ -1,7 +1,7 @@
-"""`stats`: what the pixels of a dataset look like, band by band, from exact histograms of all int16 values.
+"""`stats`: per-band statistics of a dataset from exact histograms of all int16 values.
 
-Counts of every digital number are sums of whole numbers: any order of shards, any number of workers and
-parts gives the same result, and percentiles are exact. Missing pixels count as missing, not as values.
+The histograms are integer counts of every digital number: the result does not depend on the order of shards or the
+number of workers and parts, and percentiles are exact. Missing pixels are counted separately.
 """
 
 import json
@@ -30,7 +30,7 @@ _PART = re.compile(r"stats-part-(\d{5})-of-(\d{5})\.npz")
 
 @dataclass(frozen=True)
 class BandStatistics:
-    """One band in digital numbers; NaN where no pixel was valid. ``dead``: no valid pixel, or all of one value."""
+    """Statistics of a band in digital numbers, NaN without valid pixels; ``dead`` bands have at most one value."""
 
     wavelength_nm: float
     mean: float
@@ -46,10 +46,10 @@ def stats(folder: Path, part: tuple[int, int] | None, workers: int) -> int:
     """Measure a shard folder, or a part of it; print a table and write ``stats.json``, mu.npy and sigma.npy.
 
     Args:
-        part: (K, N): every N-th shard only, kept in ``stats-part-*.npz``; a run without it joins a whole set.
+        part: (K, N) measures every N-th shard and saves ``stats-part-*.npz``; None joins the parts, or measures all.
 
     Raises:
-        ShardError: a shard or the manifest is damaged, or parts of other shards or of an incomplete set are there.
+        ShardError: if a shard or the manifest is damaged, or parts are missing or belong to other shards.
     """
     begin = time.monotonic()
     manifest = read_manifest(folder)
@@ -82,10 +82,10 @@ def stats(folder: Path, part: tuple[int, int] | None, workers: int) -> int:
 
 
 def count_values(folder: Path, manifest: Manifest, shards: list[int], workers: int) -> np.ndarray:
-    """int64 (bands, 65536): how often each digital number, -32768 first, is in the tiles of these shards."""
+    """Return the histogram of each band over these shards, int64 (bands, 65536), starting at -32768."""
     total = np.zeros((manifest.tile_shape[0], LEVELS), dtype=np.int64)
     tiles = sum(manifest.shards[number].tiles for number in shards)
-    groups = [shards[first::workers] for first in range(min(workers, len(shards)))]  # a histogram has 100 MB
+    groups = [shards[first::workers] for first in range(min(workers, len(shards)))]  # a histogram takes 100 MB
     for histogram in run_jobs(_count_shards, [(folder, group) for group in groups], workers, tiles, 0, "stats"):
         total += histogram
     return total
@@ -105,12 +105,12 @@ def _count_shards(folder: Path, shards: list[int]) -> np.ndarray:
 
 
 def exact_sums(histogram: np.ndarray) -> BandSums:
-    """The sums that the manifest has too, from the counts of values, int64 (bands, 65536)."""
+    """Compute the sums in the manifest from a histogram, int64 (bands, 65536)."""
     sums = BandSums.empty(0)
     for counts in histogram:
         valid = np.flatnonzero(counts)
         valid = valid[valid != NODATA + LEVELS // 2]
-        values, numbers = (valid - LEVELS // 2).tolist(), counts[valid].tolist()  # Python's integers: no overflow
+        values, numbers = (valid - LEVELS // 2).tolist(), counts[valid].tolist()  # Python integers don't overflow
         sums.count.append(sum(numbers))
         sums.total.append(sum(map(mul, numbers, values)))
         sums.squares.append(sum(number * value * value for number, value in zip(numbers, values, strict=True)))
@@ -120,14 +120,14 @@ def exact_sums(histogram: np.ndarray) -> BandSums:
 
 
 def describe(histogram: np.ndarray, manifest: Manifest) -> list[BandStatistics]:
-    """Statistics of every band from the counts of its values."""
+    """Return the statistics of every band from its histogram."""
     values = np.arange(LEVELS) - LEVELS // 2
     bands = []
     for band, counts in enumerate(histogram):
         valid = counts.copy()
         valid[NODATA + LEVELS // 2] = 0
         count, present = int(valid.sum()), np.flatnonzero(valid)
-        mean, std = manifest.mean[band], manifest.std[band]  # from exact sums, the same numbers as in mu.npy
+        mean, std = manifest.mean[band], manifest.std[band]  # from exact sums, identical to mu.npy
         empty = count == 0
         ranks = {str(share): _percentile(values, valid, count, share) for share in PERCENTILES}
         bands.append(
@@ -146,7 +146,7 @@ def describe(histogram: np.ndarray, manifest: Manifest) -> list[BandStatistics]:
 
 
 def _percentile(values: np.ndarray, counts: np.ndarray, count: int, share: float) -> float:
-    """The smallest value that at least ``share`` percent of the pixels do not exceed."""
+    """Return the smallest value that at least ``share`` percent of the pixels do not exceed."""
     if not count:
         return float("nan")
     rank = max(1, -(-count * share // 100))
@@ -154,7 +154,7 @@ def _percentile(values: np.ndarray, counts: np.ndarray, count: int, share: float
 
 
 def _join_parts(folder: Path, manifest: Manifest) -> np.ndarray | None:
-    """The sum of a whole set of parts; None where there are none."""
+    """Return the sum of a complete set of parts, or None if there are no parts."""
     found = {path: match for path in sorted(folder.glob("stats-part-*.npz")) if (match := _PART.fullmatch(path.name))}
     if not found:
         return None
@@ -190,14 +190,14 @@ def _write(folder: Path, manifest: Manifest, bands: list[BandStatistics]) -> Non
 
 
 def _json(value: object) -> object:
-    """JSON has no NaN."""
+    """Replace NaN by None, since JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _json(item) for key, item in value.items()}
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _table(bands: list[BandStatistics]) -> str:
-    """A line for every tenth band and for each dead one."""
+    """Format a line for every tenth band and for each dead one."""
     lines = ["band     nm     mean      std      min      p2     p50     p98      max  nodata"]
     for number, band in enumerate(bands):
         if number % 10 == 0 or band.dead or number == len(bands) - 1:

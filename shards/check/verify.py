@@ -1,8 +1,7 @@
 """`verify`: read every byte of a shard folder again, and compare tiles with the files that they came from.
 
-What the formats promise is checked from the bytes up: hashes, tar members where the index says, tiles
-that decode to the statistics that were written down, one table that repeats the indexes, and no listed
-tile lost on the way. Anything that a damaged file provokes becomes a line that names it.
+It checks hashes, the offsets of tar members, the statistics of decoded tiles, that the table matches the indexes, and
+that every listed tile is stored or set aside. Any error caused by a damaged file becomes a line that names the file.
 """
 
 import hashlib
@@ -52,14 +51,14 @@ logger = get_logger(__name__)
 
 
 def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
-    """Check a shard folder and print a line for every problem; returns 0, or 1 where there is one.
+    """Check a shard folder and print a line for every problem; returns 0, or 1 if there are problems.
 
     Args:
-        sample: share of the tiles to read, chosen by their keys; below 1 whole-file hashes are left out.
+        sample: fraction of the tiles to read, selected by their keys; below 1 whole-file hashes are skipped.
 
     Raises:
-        ShardError: there is no manifest, so nothing can be told.
-        SourceError: no such sources.
+        ShardError: if there is no manifest, so that nothing can be checked.
+        SourceError: if the sources do not exist.
     """
     begin = time.monotonic()
     for path in (sources.tiles, sources.labels):
@@ -108,7 +107,7 @@ def _report(plan: Plan, found: Findings, seconds: float) -> None:
 
 
 def _read_indexes(plan: Plan, found: Findings) -> list[ShardIndex]:
-    """The indexes that are what the manifest names, in its order; the others are problems."""
+    """Read the indexes in the manifest's order; those that are damaged or differ from it become problems."""
     indexes = []
     for entry in plan.manifest.shards:
         try:
@@ -122,7 +121,7 @@ def _read_indexes(plan: Plan, found: Findings) -> list[ShardIndex]:
 
 
 def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
-    """Manifest, table, indexes and statistics against each other."""
+    """Check manifest, table, indexes and statistics against each other."""
     folder, manifest = plan.folder, plan.manifest
     path, whole = folder / manifest.table, len(indexes) == len(manifest.shards)
     try:
@@ -136,7 +135,7 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
     if (folder / MANIFEST).read_bytes() != to_json(manifest).encode():
         yield f"{folder / MANIFEST}: not the bytes that were written"
     sensor = sensor_of(manifest)
-    names = (sensor.name, sensor.identity_by_bands)  # older ones name own band tables by their file alone
+    names = (sensor.name, sensor.identity_by_bands)  # older manifests identify custom band tables by file name only
     if manifest.content_hash not in [content_hash(manifest.shards, manifest.codec, name) for name in names]:
         yield f"{folder / MANIFEST}: its content hash is not that of its shards"
     sums = BandSums.empty(plan.shape[0])
@@ -158,7 +157,7 @@ def _check_dataset(plan: Plan, indexes: list[ShardIndex]) -> Iterator[str]:
 
 
 def _check_history(plan: Plan, indexes: list[ShardIndex], found: Findings) -> list[tuple]:
-    """What `pack` wrote down: its record, its lists, each listed tile stored or set aside; files that don't belong.
+    """Check the record and lists of `pack`, that listed tiles are stored or set aside, and report unknown files.
 
     Returns:
         Jobs for `compare_bundle`.
@@ -166,7 +165,7 @@ def _check_history(plan: Plan, indexes: list[ShardIndex], found: Findings) -> li
     folder, manifest, known = plan.folder, plan.manifest, {entry.name for entry in plan.manifest.shards}
     aside = {bad.path: bad.reason for index in indexes for bad in index.rejected}
     bundled: dict[str, set[str]] = {}
-    if (folder / RECORD).exists():  # else tars of others, which were indexed
+    if (folder / RECORD).exists():  # otherwise the folder holds indexed foreign tars
         with found.guard(folder):
             record = read_record(folder)
             if len(record.generations) < manifest.generations:
@@ -181,7 +180,7 @@ def _check_history(plan: Plan, indexes: list[ShardIndex], found: Findings) -> li
                 aside |= {bad.path: bad.reason for bad in read_json(index_path(folder / name), ShardIndex).rejected}
             known |= unlisted
             bundled = _check_lists(plan, record, indexes, aside, found)
-            if plan.sources.tiles and not record.options.labels:  # a label may be to blame
+            if plan.sources.tiles and not record.options.labels:  # with labels, the label can be the cause
                 found.problems += check_rejected(plan, plan.sources.tiles, aside)
     for path in sorted(folder.iterdir()):
         if path.name.endswith(TEMPORARY):
@@ -194,7 +193,7 @@ def _check_history(plan: Plan, indexes: list[ShardIndex], found: Findings) -> li
 def _check_lists(
     plan: Plan, record: PackRecord, indexes: list[ShardIndex], aside: dict[str, str], found: Findings
 ) -> dict[str, set[str]]:
-    """Whether each listed tile is stored or set aside; returns the keys of the stored tiles of each bundle."""
+    """Check that each listed tile is stored or set aside; returns the keys of each bundle's stored tiles."""
     stored = {key for index in indexes for key in index.tiles.key}
     bundled: dict[str, set[str]] = {}
     for generation in record.generations[: plan.manifest.generations]:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+"""Atomic file writes: temporary name, fsync, rename, fsync of the folder."""
 
 import os
 import socket
@@ -10,19 +10,18 @@ from threading import get_ident
 from typing import IO
 
 TEMPORARY = ".tmp"
-"""Suffix of everything unfinished; a name that ends so is never read and may be removed."""
+"""Suffix of unfinished files; files with this suffix are never read and can be removed."""
 
 
 def temporary_path(path: Path) -> Path:
-    """A name for the unfinished file, in the same folder."""
-    # host, process and thread: on a shared file system several nodes may write the same name at once
+    """Return a path for the unfinished file in the same folder."""
+    # host, process and thread: on a shared file system several nodes can write the same name at once
     return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{get_ident()}{TEMPORARY}")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path, for libraries that write by name; its file takes ``path`` when the block ends without an
-    error."""
+    """Yield a temporary path, for libraries that write by name, and rename it to ``path`` if the block succeeds."""
     temporary = temporary_path(path)
     try:
         yield temporary
@@ -37,18 +36,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file for writing that takes its name only when the block ends without an error."""
+    """Open a binary file for writing that gets its name only if the block succeeds."""
     with atomic_path(path) as temporary:
-        temporary.unlink(missing_ok=True)  # a link that was planted under this name would be followed
+        temporary.unlink(missing_ok=True)  # a symlink planted under this name would be followed
         with open(temporary, "x+b") as file:
             yield file
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Remove the temporary files of a pattern (``"shard-000001.*"``) that no process can still be writing.
+    """Remove the temporary files that match a pattern (``"shard-000001.*"``) and that no process is still writing.
 
-    A name tells host and process. On this host a process is looked for; files of other hosts count as left
-    behind when nothing was written to them for ten minutes.
+    A name contains host and process. On this host the process is checked; files of other hosts are considered
+    abandoned if they have not been modified for ten minutes.
     """
     for path in folder.glob(f"{pattern}{TEMPORARY}"):
         try:
@@ -72,13 +71,13 @@ def _is_alive(process: int) -> bool:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a small file in one step; text is stored as UTF-8."""
+    """Write a small file atomically; text is encoded as UTF-8."""
     with atomic_open(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
+    """Make renames in ``folder`` survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Files that a program can do without, such as logs: a full disk costs records, not the program."""
+"""Best-effort files such as logs: if the disk is full, records are lost but the program continues."""
 
 import os
 import time
@@ -12,17 +12,16 @@ from shards.console import get_logger
 logger = get_logger(__name__)
 
 QUIET_S = 600.0
-"""Seconds after a line on a file before the next: on a disk that is almost full small writes succeed, and large ones
-fail."""
+"""Minimum number of seconds between two warnings about a file: on an almost full disk, small writes succeed while large
+ones fail."""
 
 
 class BestEffort:
-    """Context of writes to one file: an error is one line on stderr, and the next ones are counted in silence until a
-    write succeeds.
+    """Context manager for writes to one file that logs the first error and counts further ones until a write succeeds.
 
     Args:
-        path: what is written, for messages.
-        errors: what may go wrong.
+        path: the file, for messages.
+        errors: exceptions to suppress.
     """
 
     def __init__(self, path: Path | str, errors: type[Exception] = OSError) -> None:
@@ -51,10 +50,10 @@ class BestEffort:
 
 
 class Journal:
-    """An append-only file of whole records, made with the first one; one that can't be written is left out.
+    """An append-only file of complete records, created with the first one; records that can't be written are dropped.
 
     Args:
-        path: of the file; its folder is made, too.
+        path: path of the file; its folder is created if missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +62,7 @@ class Journal:
         self._file: IO[bytes] | None = None
 
     def append(self, record: bytes) -> bool:
-        """Hand a record to the operating system, all of it or nothing. Returns whether it was taken."""
+        """Write a record completely or not at all; returns whether it was written."""
         with self._effort:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,21 +74,21 @@ class Journal:
                     left = left[self._file.write(left) :]
             except OSError:
                 with suppress(OSError):
-                    self._file.truncate(before)  # readers stop at half a record
+                    self._file.truncate(before)  # readers would stop at a partial record
                 self.close()
                 raise
             return True
         return False
 
     def close(self) -> None:
-        """Close the file; the next record opens it again."""
+        """Close the file; the next record reopens it."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
             self._file = None
 
     def sync(self) -> None:
-        """Put all records on disk."""
+        """Flush all records to disk."""
         if self._file is not None:
             with self._effort:
                 os.fsync(self._file.fileno())

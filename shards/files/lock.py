@@ -1,8 +1,8 @@
-"""Locks between processes and nodes, made by O_EXCL alone: flock is often not mounted on Lustre.
+"""Locks between processes and nodes that need only O_EXCL: Lustre is often mounted without flock.
 
-A lock is a file that says who holds it. A holder touches it while it works; one that stopped touching it
-(killed, its node lost) is taken over. A holder that was only suspended finds out when it goes on, and leaves its
-successor's lock alone.
+A lock is a file that names its holder. The holder touches it periodically; if it stops doing so (killed, node lost),
+another process takes the lock over. A holder that was only suspended notices this when it resumes, and does not touch
+its successor's lock.
 """
 
 import os
@@ -22,16 +22,16 @@ logger = get_logger(__name__)
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
-"""A lock not touched for so long is free: twelve missed heartbeats."""
+"""A lock that was not touched for this long is free: twelve missed heartbeats."""
 
 
 class Lock:
-    """A lock file that this process may hold; released when the object is gone, too.
+    """A lock file; it is also released when the object is garbage-collected.
 
     Args:
-        path: of the lock file; its folder exists.
-        from_living: whether a silent holder is taken over although its process is seen to exist (suspended, or stuck
-            in a system call). Right where a lock only avoids double work and every result appears by rename.
+        path: path of the lock file in an existing folder.
+        from_living: whether to take over from a silent holder whose process still exists (suspended, or stuck in a
+            system call). This is safe if the lock only avoids duplicate work and results are written atomically.
     """
 
     def __init__(self, path: Path, from_living: bool = True) -> None:
@@ -41,10 +41,10 @@ class Lock:
         self._end: Callable[[], object] | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free or its holder is gone; returns at once.
+        """Acquire the lock without blocking if it is free or its holder is gone; returns whether it was acquired.
 
         Raises:
-            OSError: its file can't be written.
+            OSError: if the lock file can't be written.
         """
         for _ in range(2):
             try:
@@ -57,7 +57,7 @@ class Lock:
             try:
                 with os.fdopen(descriptor, "w") as file:
                     file.write(self._text)
-            except OSError:  # a full disk: without a name in it nobody holds it
+            except OSError:  # disk full: a lock file without a name has no holder
                 self.path.unlink(missing_ok=True)
                 raise
             released, self._lost = threading.Event(), threading.Event()
@@ -69,28 +69,28 @@ class Lock:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another process has taken the lock over, as of the last heartbeat."""
+        """Whether another process had taken over the lock at the last heartbeat."""
         return self._lost.is_set()
 
     def is_held(self) -> bool:
-        """Whether the file still names this holder; looks at once."""
+        """Read the lock file and return whether it still names this holder."""
         if self._end is not None and not _is_of(self.path, self._text):
             self._lost.set()
         return self._end is not None and not self.is_lost
 
     def release(self) -> None:
-        """Give the lock back, unless another process has it by now."""
+        """Release the lock unless another process has taken it over."""
         if self._end is not None:
             self._end()
             self._end = None
 
     def _is_abandoned(self, path: Path) -> bool:
-        """Whether the holder is gone: dead on this host, or silent for ``STALE_S``."""
+        """Return whether the holder is gone: dead on this host, or silent for ``STALE_S``."""
         try:
             holder, age = _look(path)
         except OSError:
-            return True  # released meanwhile
-        state = "elsewhere" if holder is None else holder.state()  # None: being written
+            return True  # released in the meantime
+        state = "elsewhere" if holder is None else holder.state()  # None: the file is being written
         if state == "gone":
             return True
         if state != "elsewhere" and not self.from_living:
@@ -100,7 +100,7 @@ class Lock:
 
 @contextmanager
 def held(path: Path, poll_s: float = 0.2) -> Iterator[None]:
-    """Hold the lock during the block, waiting for it as long as a live process has it."""
+    """Hold the lock during the block, first waiting until no live process holds it."""
     lock, begin, told = Lock(path), time.monotonic(), False
     while not lock.acquire():
         if not told and time.monotonic() - begin > 3:
@@ -114,7 +114,7 @@ def held(path: Path, poll_s: float = 0.2) -> Iterator[None]:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock, for messages: ``"node17 4711"``; empty where nobody does."""
+    """Return the holder of a lock for messages, such as ``"node17 4711"``; empty if there is none."""
     try:
         return " ".join(path.read_text().split()[:2])
     except OSError:
@@ -122,13 +122,13 @@ def holder(path: Path) -> str:
 
 
 def silence(path: Path) -> float:
-    """Seconds since a lock was touched; raises OSError where there is none."""
+    """Return the seconds since a lock was touched; raises OSError if there is none."""
     return _look(path)[1]
 
 
 def _look(path: Path) -> tuple[ProcessId | None, float]:
-    """Holder (None: its file is being written) and seconds since the last heartbeat."""
-    with open(path) as file:  # NFS: opened, its attributes are not those of a cache
+    """Return the holder (None while its file is being written) and the seconds since the last heartbeat."""
+    with open(path) as file:  # on NFS, opening the file refreshes cached attributes
         text, touched = file.read(), os.fstat(file.fileno()).st_mtime
     try:
         return ProcessId.parse(text), _age(path, touched)
@@ -137,7 +137,7 @@ def _look(path: Path) -> tuple[ProcessId | None, float]:
 
 
 def _age(path: Path, touched: float) -> float:
-    """Seconds since ``touched``; where it is long ago, by the file system's clock: those of nodes may differ."""
+    """Return the seconds since ``touched``; if it is long ago, by the file system's clock, since node clocks differ."""
     age = time.time() - touched
     if abs(age) > STALE_S:
         probe = temporary_path(path)
@@ -153,19 +153,19 @@ def _is_of(path: Path, text: str) -> bool:
         return path.read_text() == text
     except FileNotFoundError:
         return False
-    except OSError:  # a file system that hangs or went away: nothing says that another has it
+    except OSError:  # the file system hangs or is gone: no evidence of another holder
         return True
 
 
 def _beat(path: Path, text: str, released: threading.Event, lost: threading.Event) -> None:
-    """Touch the lock until it is released or another's."""
+    """Touch the lock until it is released or taken over."""
     while not released.wait(HEARTBEAT_S):
         if not _is_of(path, text):
             lost.set()
             return
         try:
             os.utime(path)
-        except OSError:  # no such call on some FUSE file systems; or the file system is away, for now
+        except OSError:  # not supported by some FUSE file systems, or the file system is temporarily gone
             with suppress(OSError):
                 path.write_text(text)
 
@@ -177,16 +177,16 @@ def _give_back(path: Path, text: str, released: threading.Event) -> None:
 
 
 def _remove(path: Path, may: Callable[[Path], bool]) -> bool:
-    """Remove a lock file: by rename first, so that of two takers only one removes it.
+    """Remove a lock file, renaming it first so that only one of two processes removes it.
 
     Args:
-        may: asked of the renamed file, which may have become another's between the look and the rename.
+        may: returns whether the renamed file can be removed, since it may have been taken over before the rename.
     """
     grave = temporary_path(path)
     try:
         os.rename(path, grave)
     except OSError:
-        return True  # another was first: try to make it anew
+        return True  # another process was first: try to create it again
     if may(grave):
         grave.unlink(missing_ok=True)
         return True
@@ -195,7 +195,7 @@ def _remove(path: Path, may: Callable[[Path], bool]) -> bool:
         grave.unlink(missing_ok=True)
     except FileExistsError:
         grave.unlink(missing_ok=True)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         with suppress(OSError):
             os.rename(grave, path)
     return False

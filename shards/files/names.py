@@ -1,18 +1,18 @@
-"""Names that come out of files: a plain name stays in its folder, whoever wrote the file.
+"""Validation of file names that are read from files: a plain name can't escape its folder.
 
-Manifests, indexes, lists, checkpoints and results name other files. Each such name is checked here, once, where
-the file that holds it is parsed; what passed may be joined to a folder without another thought.
+Manifests, indexes, lists, checkpoints and results name other files. Each such name is validated here, once, when the
+file that contains it is parsed; afterwards it can safely be joined to a folder.
 """
 
 LONGEST = 255
-"""Bytes of a name that common file systems take."""
+"""Maximum length of a name in bytes on common file systems."""
 
 
 def plain_name(name: str) -> str:
-    """``name``, if it names something directly inside a folder.
+    """Return ``name`` if it names something directly inside a folder.
 
     Raises:
-        ValueError: it is empty, has folders in it, leads upwards, has control characters, or is too long.
+        ValueError: if it is empty, contains folders, ``..`` or control characters, or is too long.
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise ValueError(f"{name[:80]!r} is no plain file name; don't use this file, it may be forged")
@@ -22,12 +22,12 @@ def plain_name(name: str) -> str:
 
 
 def inner_path(path: str) -> str:
-    """``path``, if it is relative and stays below the folder that it is joined to.
+    """Return ``path`` if it is relative and stays below the folder that it is joined to.
 
-    A name may hold any character that a file of a user may have; of a tile in an archive, ``!`` ends the path.
+    All characters that are valid in file names are allowed. For a tile in an archive, the path ends at ``!``.
 
     Raises:
-        ValueError: it is empty, absolute, or has a part that is empty, ``.`` or ``..``.
+        ValueError: if it is empty, absolute, or has a part that is empty, ``.`` or ``..``.
     """
     outer = path.partition("!")[0]
     if "\0" in path or any(part in ("", ".", "..") for part in outer.split("/")):
@@ -36,14 +36,14 @@ def inner_path(path: str) -> str:
 
 
 def tar_name(name: str) -> str:
-    """``name``, if it is the plain name of a tar; raises ValueError else."""
+    """Return ``name`` if it is the plain name of a ``.tar`` file; raises ValueError otherwise."""
     if not plain_name(name).endswith(".tar"):
         raise ValueError(f"{name!r} is not the name of a .tar")
     return name
 
 
 def npy_name(name: str) -> str:
-    """``name``, if it is the plain name of an array's file; raises ValueError else."""
+    """Return ``name`` if it is the plain name of a ``.npy`` file; raises ValueError otherwise."""
     if not plain_name(name).endswith(".npy"):
         raise ValueError(f"{name!r} is not the name of a .npy")
     return name

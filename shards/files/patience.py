@@ -1,8 +1,7 @@
-"""Waiting for a place that does not answer: retried after growing random pauses, told once, given up after minutes.
+"""Retries for a storage that does not respond, with growing random pauses, up to a time limit.
 
-A thousand ranks that met one outage must not come back in the same instant, so every pause is drawn anew. What one
-process's readers go through is told in two lines, however many threads wait: when it begins to hurt, and when it is
-over.
+After an outage a thousand ranks must not retry at the same instant, so every pause is random. A process logs two lines
+per outage, however many threads wait: one when it lasts noticeably long, and one when it is over.
 """
 
 import random
@@ -17,31 +16,31 @@ from shards.errors import UnreachableError
 logger = get_logger(__name__)
 
 PATIENCE_S = 600.0
-"""How long a read of tiles is tried again; below the watchdog's limit of a step (``watchdog.step``, 900 s)."""
+"""Time limit for retrying a read of tiles; below the watchdog's limit for a step (``watchdog.step``, 900 s)."""
 
 OPENING_S = 30.0
-"""How long a small file is, when a dataset is opened: a wrong address is told soon."""
+"""Time limit for small files when a dataset is opened, so that a wrong address is reported soon."""
 
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-"""After attempt k a pause evenly drawn from 0 to min(0.5 * 2**(k - 1), 30) seconds."""
+"""The pause after attempt k is drawn uniformly from 0 to min(0.5 * 2**(k - 1), 30) seconds."""
 
 TELL_S = 15.0
-"""Waiting for so long is worth a line."""
+"""Waiting time after which a warning is logged."""
 
 Result = TypeVar("Result")
-_pauses = random.SystemRandom()  # a seeded generator would make all ranks pause alike, and ours is the training's
+_pauses = random.SystemRandom()  # seeded ranks would pause alike, and the global generator is the training's
 
 
 class Trouble(Exception):
-    """An attempt that failed and may succeed later; its text is the reason, as part of a line."""
+    """A failed attempt that may succeed later; its text is the reason, as part of a line."""
 
 
 class Patience:
-    """The retries of one storage, by many threads.
+    """Retries for one storage, shared by all threads.
 
     Args:
-        url: of the storage, for messages.
-        sleep: waits so many seconds, or less where the storage is closed meanwhile.
+        url: URL of the storage, for messages.
+        sleep: waits for a number of seconds, or until the storage is closed.
     """
 
     def __init__(self, url: str, sleep: Callable[[float], Any] | None = None) -> None:
@@ -50,17 +49,18 @@ class Patience:
         self._told, self._lock = False, threading.Lock()
 
     def close(self) -> None:
-        """Ends the pauses of all who wait, with an error."""
+        """Wake up all waiting threads, which then raise an error."""
         self._closed.set()
 
     def repeat(self, where: str, place: str, seconds: float, action: Callable[[], Result]) -> Result:
-        """What ``action`` returns, tried again for ``seconds`` while it raises Trouble.
+        """Call ``action`` until it stops raising Trouble, for at most ``seconds``, and return its result.
 
         Args:
-            where: the file; place: in it; both for messages.
+            where: the file, for messages.
+            place: position in the file, for messages.
 
         Raises:
-            UnreachableError: it was given up, or the storage was closed.
+            UnreachableError: if the time is up or the storage was closed.
         """
         begin, slept, attempt = time.monotonic(), 0.0, 0
         while True:
@@ -94,7 +94,7 @@ class Patience:
             logger.warning(f"{where}: no answer for {waited:.0f} s ({reason}); tried again for {seconds:.0f} s")
 
     def _tell_end(self, waited: float) -> None:
-        if self._told:  # looked at without the lock: this is on every read's way
+        if self._told:  # checked without the lock, since every read passes here
             with self._lock:
                 told, self._told = self._told, False
             if told:

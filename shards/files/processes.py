@@ -1,4 +1,4 @@
-"""Which process wrote a file, and whether it still exists: by host, number and start time."""
+"""Identity of the process that wrote a file, by host, PID and start time, and whether it still exists."""
 
 import os
 import socket
@@ -11,11 +11,11 @@ State = Literal["alive", "suspended", "gone", "elsewhere"]
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process among those of all hosts that share a file system.
+    """A process, unique among the hosts that share a file system.
 
     Attributes:
-        start: when it began, in clock ticks since boot: tells reused numbers apart.
-        machine: boot and PID namespace: containers may share a host name without seeing each other's processes.
+        start: start time in clock ticks since boot; distinguishes reused PIDs.
+        machine: boot and PID namespace: containers can share a host name without seeing each other's processes.
     """
 
     host: str
@@ -29,7 +29,7 @@ class ProcessId:
 
     @classmethod
     def parse(cls, text: str) -> "ProcessId":
-        """Read what ``str`` wrote, with anything after it; raises ValueError."""
+        """Parse the output of ``str``, ignoring any text after it; raises ValueError."""
         host, pid, start, *rest = text.split()
         return cls(host, int(pid), start, rest[0] if rest else "")
 
@@ -37,7 +37,7 @@ class ProcessId:
         return f"{self.host} {self.pid} {self.start} {self.machine}"
 
     def state(self) -> State:
-        """What can be said of it here; ``elsewhere`` where its processes can't be seen from here."""
+        """Return the state of the process; ``elsewhere`` if it is not visible from this host or container."""
         if self.host != socket.gethostname() or self.machine not in ("", _machine()):
             return "elsewhere"
         state, start = _stat(self.pid)
@@ -47,7 +47,7 @@ class ProcessId:
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """State letter and start time of a process of this host; empty where there is none."""
+    """Return the state letter and start time of a process on this host; empty strings if there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return fields[0], fields[19]

@@ -1,10 +1,10 @@
-"""A copy of shards on the node's own disk, fetched once per node while training already reads.
+"""Copies of shards on the node's local disk, fetched once per node while training is already reading.
 
-The processes of a node share a folder. Each has one thread that goes through the names it was told and
-fetches those that are neither there nor being fetched by another process, which a lock per file tells
-(shards/files/lock.py). A copy takes its name only when its SHA-256 has been checked and its bytes are on disk, so
-what has a file's name and size is whole, wherever a process was killed. Readers never wait for a copy: what
-is not there is read from the source. A disk that is full or broken makes reading slower, never fail.
+The processes of a node share a folder. Each has one thread that works through its queue of names and fetches the files
+that are neither present nor being fetched by another process, using one lock per file (shards/files/lock.py). A copy
+gets its final name only after its SHA-256 has been checked and its bytes are on disk, so a file with the right name
+and size is complete even if processes were killed. Readers never wait for a copy: missing files are read from the
+source. A full or broken disk makes reading slower but never makes it fail.
 """
 
 import errno
@@ -27,15 +27,15 @@ from shards.files.storage import LocalStorage, Storage
 
 logger = get_logger(__name__)
 
-CHUNK = 8 << 20  # bytes fetched at a time, and in memory
+CHUNK = 8 << 20  # bytes fetched and held in memory at a time
 LOCK = ".lock"
-POLL_S = 1.0  # between two looks at a file that another process is fetching
-LOOK_S = 5.0  # between two looks at what others have evicted; how exactly they know what was read last
+POLL_S = 1.0  # between checks of a file that another process is fetching
+LOOK_S = 5.0  # between checks for copies that others evicted; also the resolution of the shared last-read times
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """What a whole copy of a file is: ``size`` in bytes, ``sha256`` in hex."""
+    """A file to stage: ``size`` in bytes, ``sha256`` in hex."""
 
     name: str
     size: int
@@ -43,30 +43,30 @@ class StagedFile:
 
 
 class _GivenUp(Exception):
-    """A copy that is not to be made: there is no room, or the storage was closed."""
+    """No copy is made because there is no room or the storage was closed."""
 
 
 class _WrongBytes(Exception):
-    """A copy with another SHA-256 than it should have."""
+    """The SHA-256 of a copy is wrong."""
 
 
 class StagedStorage:
-    """A storage that reads from copies on the node where they are, and through from the source where not.
+    """A storage that reads from node-local copies if they exist and from the source otherwise.
 
     Args:
-        source: where the files are; closed together with this.
-        folder: for the copies, on a disk of this node, of this dataset alone; made where missing.
-        files: that may be staged; all others are read through.
-        quota_bytes: that the folder may hold, counted over all processes of the node; None for the whole disk.
+        source: storage of the original files; closed together with this one.
+        folder: folder for the copies of this dataset only, on a local disk; created if missing.
+        files: files that can be staged; all others are read from the source.
+        quota_bytes: limit for the folder, over all processes of the node; None for the whole disk.
 
     Attributes:
-        staged: files that this process has fetched.
-        read_through: reads that went to the source.
-        evicted: copies that this process has removed to make room.
-        downloaded_bytes: that this process has fetched, failed attempts included.
+        staged: number of files fetched by this process.
+        read_through: number of reads from the source.
+        evicted: number of copies that this process removed to make room.
+        downloaded_bytes: bytes fetched by this process, including failed attempts.
 
-    A file that the source holds damaged is named in a warning and read through: most of its tiles may be
-    good, and their own checksums tell which.
+    If a file is damaged in the source, a warning names it and it is read from there: most of its tiles may be intact,
+    and their checksums show which.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class StagedStorage:
     ) -> None:
         self.url, self.folder, self.quota_bytes = source.url, folder, quota_bytes
         self.staged = self.read_through = self.evicted = self.downloaded_bytes = 0
-        self._source, self._local = source, LocalStorage(folder, patience_s=0)  # the source is at hand
+        self._source, self._local = source, LocalStorage(folder, patience_s=0)  # no retries: fall back to the source
         self._files = {file.name: file for file in files}
-        self._here: dict[str, int] = {}  # inodes of the copies known to be whole
-        self._used: dict[str, int] = {}  # time_ns of the last read since the last look
-        self._damaged: set[str] = set()  # files of the source that are not worth another download
+        self._here: dict[str, int] = {}  # inodes of the copies known to be complete
+        self._used: dict[str, int] = {}  # time_ns of the last read, for reads since the last check
+        self._damaged: set[str] = set()  # files that are damaged in the source
         self._wanted: frozenset[str] = frozenset()
         self._lock, self._next_look = threading.Lock(), 0.0
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -86,7 +86,7 @@ class StagedStorage:
         self._worker: threading.Thread | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if folder.is_symlink():  # planted where all users may write: the files there are not ours to remove
+            if folder.is_symlink():  # may be planted in a world-writable folder; its files are not ours to remove
                 self._files = {}
                 raise OSError(errno.ELOOP, "a link where a folder for copies was expected: name another data.stage")
             self._clean()
@@ -104,7 +104,7 @@ class StagedStorage:
                 self._local.read_into(name, offset, buffer)
                 self._used[name] = time.time_ns()
                 return
-            except ShardError:  # evicted before it was opened, cut short, or the disk fails
+            except ShardError:  # evicted before it was opened, truncated, or the disk failed
                 self.discard(name)
         self._source.read_into(name, offset, buffer)
         with self._lock:
@@ -114,31 +114,31 @@ class StagedStorage:
         return self._files[name].size if self._is_here(name) else self._source.size(name)
 
     def prefetch(self, names: Sequence[str]) -> None:
-        """Fetch files in this order in the background, after those asked for before.
+        """Fetch files in this order in the background, after those requested before.
 
-        Where the quota is used up, copies that this call doesn't name make room, least recently read first.
-        So a dataset above the quota that is named at once keeps what fits and is read through for the rest,
-        epoch after epoch; parts of an epoch that are named in turn replace each other.
+        When the quota is used up, copies not named in this call are evicted, least recently read first. If a dataset
+        above the quota is requested at once, the copies that fit stay, and the rest is read from the source in every
+        epoch; if parts of an epoch are requested in turn, they replace each other.
         """
         self._wanted = frozenset(names)
         self._ask_for(names)
 
     def discard(self, name: str) -> None:
-        """Remove a copy whose bytes turned out wrong and fetch it again; reads go to the source meanwhile."""
+        """Remove a copy with wrong bytes and fetch it again; until then reads go to the source."""
         with self._lock:
             inode = self._here.pop(name, None)
             try:
                 if inode is None or (self.folder / name).stat().st_ino != inode:
-                    return  # evicted, or replaced by another process that found it wrong
+                    return  # evicted, or replaced by another process that found the error
                 (self.folder / name).unlink()
             except OSError:
                 return
-            finally:  # after the removal: nobody can open the old one any more
+            finally:  # after the removal, so that the old file can't be opened again
                 self._local.close()
         self._ask_for([name])
 
     def close(self) -> None:
-        """Stop fetching at the next chunk, with nothing unfinished left."""
+        """Stop fetching after the current chunk, and leave no unfinished files."""
         self._stop.set()
         self._queue.put("")
         self._source.close()
@@ -147,7 +147,7 @@ class StagedStorage:
         self._local.close()
 
     def _is_here(self, name: str) -> bool:
-        """Whether a whole copy is in the folder; one of a wrong size is discarded."""
+        """Return whether a complete copy is in the folder; discard one of the wrong size."""
         if time.monotonic() >= self._next_look:
             self._look()
         if name not in self._here and name in self._files:
@@ -159,7 +159,7 @@ class StagedStorage:
         return name in self._here
 
     def _look(self) -> None:
-        """Tell other processes what was read, by its time of change, and close what they have evicted."""
+        """Publish the last-read times as modification times, and close copies that other processes evicted."""
         with self._lock:
             self._next_look = time.monotonic() + LOOK_S
             used, self._used = self._used, {}
@@ -174,11 +174,11 @@ class StagedStorage:
             if gone:
                 self._here.pop(name, None)
                 evicted = True
-        if evicted:  # an open file would hold its disk space
+        if evicted:  # open files would keep their disk space
             self._local.close()
 
     def _clean(self) -> None:
-        """Remove what killed processes have left."""
+        """Remove leftovers of killed processes."""
         left = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith((LOCK, TEMPORARY))]
         for name in self._files:
             lock = Lock(self.folder / (name + LOCK))
@@ -187,7 +187,7 @@ class StagedStorage:
                 lock.release()
 
     def _remove_temporaries(self, name: str) -> None:
-        """Of a file whose lock this process holds: nobody is writing them any more."""
+        """Remove the temporary files of a file; this process holds its lock, so no other process is writing them."""
         for entry in os.scandir(self.folder):
             if entry.name.startswith(name + ".") and entry.name.endswith(TEMPORARY):
                 Path(entry).unlink(missing_ok=True)
@@ -201,7 +201,7 @@ class StagedStorage:
                 self._worker.start()
 
     def _work(self) -> None:
-        busy: list[str] = []  # being fetched by other processes, which may die over it
+        busy: list[str] = []  # being fetched by other processes, which may die before they finish
         while True:
             try:
                 name = self._queue.get(timeout=POLL_S if busy else None)
@@ -217,8 +217,8 @@ class StagedStorage:
             except _GivenUp:
                 pass
             except (FileNotFoundError, UnreachableError):
-                busy.append(name)  # another process took this one for dead and swept its file; or the source is away
-            except ShardError as error:  # of the source: the file is read through
+                busy.append(name)  # another process swept its file, or the source is unreachable
+            except ShardError as error:  # an error of the source: the file is read from there
                 if not self._stop.is_set():
                     logger.warning(f"not staged: {error}")
             except OSError as error:
@@ -231,14 +231,14 @@ class StagedStorage:
         logger.warning(f"{self.folder}: {error.strerror}: {what} {self.url}")
 
     def _stage(self, file: StagedFile) -> bool:
-        """Fetch a file unless it is there; False where another process is at it."""
+        """Fetch a file unless it is present; returns False if another process is fetching it."""
         lock = Lock(self.folder / (file.name + LOCK))
         if file.name in self._damaged or self._is_here(file.name):
             return True
         if not lock.acquire():
             return False
         try:
-            if self._is_here(file.name):  # fetched by another between the two looks
+            if self._is_here(file.name):  # fetched by another process before the lock was acquired
                 return True
             self._remove_temporaries(file.name)
             for _ in range(2):
@@ -257,7 +257,7 @@ class StagedStorage:
             lock.release()
 
     def _reserve(self, copy: IO[bytes], size: int) -> None:
-        """Take the disk space of a file at once, so that all processes count it; raises _GivenUp for lack of quota."""
+        """Allocate the disk space of a file so that all processes count it; raises _GivenUp if the quota is used up."""
         lock = Lock(self.folder / ("quota" + LOCK))
         while not lock.acquire():
             if self._stop.wait(0.02):
@@ -285,7 +285,7 @@ class StagedStorage:
         for _, freed, name in sorted(copies):
             if excess <= 0:
                 break
-            (self.folder / name).unlink(missing_ok=True)  # whoever is reading it has it open
+            (self.folder / name).unlink(missing_ok=True)  # current readers keep it open
             self._here.pop(name, None)
             self.evicted += 1
             excess -= freed

@@ -1,9 +1,9 @@
-"""Where the bytes of a shard folder come from: a local folder, or anything that fsspec reads by ranges.
+"""Storage of a shard folder: a local folder, or anything that fsspec can read by byte ranges.
 
-A reader needs three things of a place: a small file whole, a byte range into its own buffer, and a size.
-Local files are read by pread, not mapped: a file that was cut short is then an error line and not a
-SIGBUS. What a network or a shared file system refuses for a while is asked for again (shards/files/patience.py); what
-is there and wrong, or gone, is an error at once. fsspec is imported only for a remote place.
+A reader needs three operations: read a small file completely, read a byte range into a buffer, and get a file size.
+Local files are read with pread, not memory-mapped, so that a truncated file causes an error message and not a SIGBUS.
+Temporary failures of a network or shared file system are retried (shards/files/patience.py); missing or wrong data is
+an error immediately. fsspec is imported only for remote storage.
 """
 
 import errno
@@ -21,10 +21,10 @@ from urllib.parse import unquote, urlsplit
 from shards.errors import ShardError, UnreachableError
 from shards.files.patience import OPENING_S, PATIENCE_S, Patience, Trouble
 
-TIMEOUT_S = 60.0  # of one attempt
-MOST_WHOLE = 4 << 30  # bytes of a manifest or tile table; ten million tiles have one
-PIECE = 16 << 20  # bytes that one remote request asks for at most
-MOST_FILES = 1 << 16  # that a process asks to have open
+TIMEOUT_S = 60.0  # timeout of one attempt
+MOST_WHOLE = 4 << 30  # maximum bytes of a manifest or tile table, enough for ten million tiles
+PIECE = 16 << 20  # maximum bytes of one remote request
+MOST_FILES = 1 << 16  # maximum limit of open files that a process requests
 NO_RANGES = "the server sends the whole file where a range was asked for; use one that honours ranges"
 
 _PASSING = {
@@ -32,17 +32,17 @@ _PASSING = {
     for name in "EIO ESTALE ETIMEDOUT EAGAIN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENOTCONN ESHUTDOWN ENOLINK "
     "EREMOTEIO ECONNRESET ECONNREFUSED ECONNABORTED ENOMEM ENFILE EMFILE EINTR".split()
 }
-"""What NFS and Lustre answer while a server is away or fails over, and what a busy machine answers."""
+"""Errors of NFS and Lustre while a server is down or fails over, and errors of an overloaded machine."""
 _LOCKED = {errno.EACCES, errno.EPERM}
 _LASTING = (PermissionError, IsADirectoryError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 
 
 class Storage(Protocol):
-    """A folder of files that are read by name; many threads may call it at once.
+    """A folder of files that are read by name; all methods are thread-safe.
 
-    ``read`` gives a whole small file, ``read_into`` fills all of a C-contiguous buffer with the bytes from
-    ``offset``, ``size`` is in bytes. All raise ShardError where the file is missing or too short, and its subclass
-    UnreachableError where the place did not answer, so that nothing is known of the file.
+    ``read`` returns a complete small file, ``read_into`` fills a C-contiguous buffer with the bytes from ``offset``,
+    ``size`` returns bytes. All raise ShardError if the file is missing or too short, and its subclass
+    UnreachableError if the storage did not respond, so that the state of the file is unknown.
     """
 
     url: str  # for messages
@@ -54,7 +54,7 @@ class Storage(Protocol):
 
 
 def open_storage(location: str | Path) -> Storage:
-    """The storage of a path, a ``file://`` URL or any URL that fsspec knows (``s3://``, ``https://``, ...)."""
+    """Return the storage of a path, a ``file://`` URL or any URL that fsspec supports (``s3://``, ``https://``)."""
     text = str(location)
     if text.startswith("file://"):
         return LocalStorage(Path(unquote(urlsplit(text).path)))
@@ -62,7 +62,7 @@ def open_storage(location: str | Path) -> Storage:
 
 
 class _Descriptor:
-    """An open file that closes when its last user lets go of it: dropping one never hurts a read in progress."""
+    """An open file that is closed with its last reference, so that dropping it never breaks a read in progress."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -72,10 +72,10 @@ class _Descriptor:
 
 
 class LocalStorage:
-    """A folder in this machine's file systems; as many files stay open as a quarter of the limit allows.
+    """A folder in a mounted file system; keeps files open, up to a quarter of the process's limit.
 
     Args:
-        patience_s: seconds for which a read is tried again that a network file system refuses.
+        patience_s: seconds for which reads that a network file system refuses are retried.
     """
 
     def __init__(self, folder: Path, patience_s: float = PATIENCE_S) -> None:
@@ -91,7 +91,7 @@ class LocalStorage:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         try:
             self._read_into(name, offset, buffer)
-        except OSError:  # once more, with retries: their cost is no part of a good read
+        except OSError:  # repeat with retries, which add no cost to a successful read
             self._repeat(name, lambda: self._read_into(name, offset, buffer))
 
     def size(self, name: str) -> int:
@@ -100,7 +100,7 @@ class LocalStorage:
     def _read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         done, rest = 0, buffer.cast("B")
         file = self._open(name)
-        while rest:  # again after a signal, and beyond 2 GiB
+        while rest:  # preadv returns early after signals and beyond 2 GiB
             count = os.preadv(file.number, [rest], offset + done)
             if not count:
                 size = os.fstat(file.number).st_size
@@ -115,24 +115,24 @@ class LocalStorage:
                 return action()
             except OSError as error:
                 if error.errno in _PASSING:
-                    self.close()  # a stale handle stays stale: the next attempt opens the file anew
+                    self.close()  # a stale handle stays stale: the next attempt reopens the file
                     raise Trouble(error.strerror) from None
                 raise self._error(path, error) from None
 
         return self._patience.repeat(str(path), "", self._patience_s, attempt)
 
     def close(self) -> None:
-        """Let go of all files: a read in progress keeps its own, a later one opens what has the name by then."""
+        """Drop all open files: reads in progress keep theirs, later reads reopen the file by name."""
         with self._lock:
             self._files = OrderedDict()
 
     def _open(self, name: str) -> _Descriptor:
         with self._lock:
-            files = self._files  # the next close drops it, with what is being opened now
+            files = self._files  # the next close drops this dict, with the file being opened now
             if name in files:
                 files.move_to_end(name)
                 return files[name]
-        file = _Descriptor(os.open(self.folder / name, os.O_RDONLY))  # slow on Lustre: others read meanwhile
+        file = _Descriptor(os.open(self.folder / name, os.O_RDONLY))  # slow on Lustre, so without the lock
         with self._lock:
             files[name] = file
             if len(files) > self._bound:
@@ -148,11 +148,11 @@ class LocalStorage:
 
 
 class RemoteStorage:
-    """A folder behind a URL, read by ranges through one fsspec file system; ``sleep`` waits so many seconds."""
+    """A folder at a URL, read by ranges through an fsspec file system; ``sleep`` waits for a number of seconds."""
 
     def __init__(self, url: str, sleep: Callable[[float], Any] | None = None) -> None:
         self._location = url.rstrip("/")
-        self.url = re.sub(r"://[^/@]*@", "://", self._location)  # messages are no place for a password
+        self.url = re.sub(r"://[^/@]*@", "://", self._location)  # no passwords in messages
         self._patience = Patience(self.url, sleep)
         self._connect()
 
@@ -160,7 +160,7 @@ class RemoteStorage:
         size, parts = self.size(name), []
         if size > MOST_WHOLE:
             raise ShardError(f"{self.url}/{name}: {size} bytes, far more than such a file has; check the URL")
-        for begin in range(0, size, PIECE):  # piece by piece: no memory for a size that is only claimed
+        for begin in range(0, size, PIECE):  # in pieces, so that a false size allocates no memory
             piece = bytearray(min(PIECE, size - begin))
             self._read_pieces(name, begin, memoryview(piece), OPENING_S)
             parts.append(piece)
@@ -182,12 +182,12 @@ class RemoteStorage:
         return size
 
     def close(self) -> None:
-        """Ends the pauses of reads in progress, which then fail."""
+        """Wake up waiting reads, which then fail."""
         self._patience.close()
 
     def _connect(self) -> None:
         self._http = self._location.startswith(("http://", "https://"))
-        # a compressed answer has another length, and ranges of it mean other bytes
+        # a compressed response has a different length, and its ranges refer to different bytes
         options = {"headers": {"Accept-Encoding": "identity"}} if self._http else {}
         try:
             from fsspec.core import url_to_fs
@@ -206,7 +206,7 @@ class RemoteStorage:
         except Exception as error:
             if getattr(error, "status", 0) != 416 and getattr(error, "errno", 0) != errno.EINVAL:
                 raise
-            data = b""  # no byte of the range exists, as HTTP and S3 say it
+            data = b""  # HTTP and S3 report this if no byte of the range exists
         if len(data) > wanted:
             raise UnreachableError(f"{where}: {NO_RANGES}")
         if len(data) < wanted:
@@ -231,7 +231,7 @@ class RemoteStorage:
                 return action()
             except ShardError:
                 raise
-            except Exception as error:  # every backend has errors of its own
+            except Exception as error:  # every backend has its own error types
                 cause = _cause(error)
             status = getattr(cause, "status", None)
             if isinstance(cause, FileNotFoundError) or status == 404:
@@ -245,7 +245,7 @@ class RemoteStorage:
 
 
 def _allowed_files() -> int:
-    """Raise the soft limit of open files as far as the hard one allows; returns it."""
+    """Raise the soft limit of open files as far as the hard limit allows, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < allowed:
@@ -258,21 +258,21 @@ def _cut_short(where: str, offset: int, wanted: int, size: int) -> str:
 
 
 async def _must_be_range(where: str, offset: int, wanted: int, response: Any) -> None:
-    """Refuse a whole file at its headers, before a shard has come over the network for one tile."""
+    """Reject a response with the whole file by its headers, before a complete shard is transferred for one tile."""
     if response.status == 200 and (offset or response.content_length != wanted):
         response.close()
         raise UnreachableError(f"{where}: {NO_RANGES}")
 
 
 def _cause(error: Exception) -> BaseException:
-    """What happened: fsspec's `info` calls every failure of an HTTP server "not found"."""
+    """Return the actual error: fsspec's `info` reports every failure of an HTTP server as "not found"."""
     cause = error.__cause__
     hidden = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
     return cause if cause and hidden else error
 
 
 def _reason(error: BaseException) -> str:
-    """An error as part of a line."""
-    status = getattr(error, "status", None)  # with one, the text repeats the URL
+    """Format an error as part of a line."""
+    status = getattr(error, "status", None)  # the text of HTTP errors repeats the URL
     text = " ".join(str(error).split())
     return f"HTTP {status} {getattr(error, 'message', '')}" if status else f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""Text files that people write: one way to read them, in whatever encoding their editor has chosen."""
+"""Reading of hand-written text files in any common Unicode encoding."""
 
 import codecs
 from pathlib import Path
@@ -12,22 +12,22 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""As Windows' editors and shells write them."""
+"""Byte order marks and encodings, as written by Windows editors and shells."""
 
 MOST_BYTES = 16 << 20
-"""Of a config, task or band table; real ones have a few kilobytes."""
+"""Maximum size of a config, task or band table; real ones have a few kilobytes."""
 
 
 def encoding_of(data: bytes) -> str:
-    """The encoding that the byte order mark names, UTF-8 where there is none."""
+    """Return the encoding that the byte order mark specifies, UTF-8 without one."""
     return next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
 
 
 def decode_text(data: bytes) -> str:
-    """Decode text in UTF-8, or in what its byte order mark says.
+    """Decode text as UTF-8, or in the encoding of its byte order mark.
 
     Raises:
-        ValueError: the bytes are no text in that encoding.
+        ValueError: if the bytes are not text in that encoding.
     """
     encoding = encoding_of(data)
     try:
@@ -42,13 +42,13 @@ def decode_text(data: bytes) -> str:
 
 
 def read_text_file(path: Path, where: str) -> str:
-    """The text of a config, task or table.
+    """Read the text of a config, task or table.
 
     Args:
-        where: names the file in messages.
+        where: name of the file in messages.
 
     Raises:
-        ConfigError: the file is missing, a folder, empty, too large, unreadable or no text.
+        ConfigError: if the file is missing, a folder, empty, too large, unreadable or not text.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -60,7 +60,7 @@ def read_text_file(path: Path, where: str) -> str:
         raise ConfigError(f"{where}: can't be read: it is a folder: name a file in it") from None
     except OSError as error:
         raise ConfigError(f"{where}: can't be read: {error.strerror}") from None
-    except ValueError as error:  # also a path with a NUL in it
+    except ValueError as error:  # also raised for a path with a NUL character
         raise ConfigError(f"{where}: {error}") from None
     if not text.strip():
         raise ConfigError(f"{where}: the file is empty")

@@ -1,4 +1,4 @@
-"""Arrays and JSON out of bytes that may be anybody's: no objects, and no more memory than the bytes can fill."""
+"""Arrays and JSON from untrusted bytes: no pickled objects, and no more memory than the bytes can fill."""
 
 import io
 import json
@@ -13,17 +13,17 @@ import numpy as np
 from shards.files.text import decode_text
 
 UNPACKED, TIMES = 256 << 20, 100
-"""An ``.npz`` file may unpack to 256 MiB and a hundred times its size: tables of counts pack well, bombs better."""
+"""An ``.npz`` file may unpack to 256 MiB plus 100 times its size: count tables compress well, zip bombs far better."""
 
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def read_json_value(data: bytes | str) -> Any:
-    """What JSON text says, in UTF-8 or what its byte order mark names.
+    """Parse JSON text in UTF-8 or in the encoding of its byte order mark.
 
     Raises:
-        ValueError: anything else, a key that is given twice and nesting that is too deep included.
+        ValueError: if the text is not valid JSON, has a duplicate key or is nested too deeply.
     """
     try:
         text = data if isinstance(data, str) else decode_text(data)
@@ -41,7 +41,7 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """An array from ``.npy`` bytes; raises ValueError where they hold none, objects, or less than their header says."""
+    """Read an array from ``.npy`` bytes; raises ValueError if they hold no array, objects, or too few bytes."""
     try:
         file = io.BytesIO(data)
         version = np.lib.format.read_magic(file)
@@ -50,12 +50,12 @@ def read_npy(data: bytes) -> np.ndarray:
         if any(length < 0 for length in shape) or claimed > held:
             raise ValueError(f"its header tells of {claimed} bytes where {held} follow")
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python: damage ends in errors of any kind
+    except Exception as error:  # numpy parses the header as Python: damage can raise any error
         raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
 
 
 def check_zipped(member: zipfile.ZipInfo, size: int) -> None:
-    """Raise ValueError where reading a member of a zip file of ``size`` bytes would take the memory that it claims."""
+    """Raise ValueError if reading a member of a zip file of ``size`` bytes would allocate memory for a false size."""
     if member.compress_size > size:
         raise ValueError(f"{member.filename[:80]!r} claims {member.compress_size} bytes of a file of {size}")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):  # LZMA's dictionary
@@ -63,11 +63,11 @@ def check_zipped(member: zipfile.ZipInfo, size: int) -> None:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an ``.npz`` file.
+    """Read all arrays of an ``.npz`` file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: damaged, holding objects, or unpacking to far more than such files do.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is damaged, holds objects or unpacks to far more than such files do.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -80,5 +80,5 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {member.filename.removesuffix(".npy"): read_npy(file.read(member)) for member in members}
     except FileNotFoundError:
         raise
-    except Exception as error:  # zipfile and zlib raise errors of many kinds
+    except Exception as error:  # zipfile and zlib raise many types of errors
         raise ValueError(f"{path.name}: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -1,12 +1,12 @@
-"""The tile codec: every band predicted from the three below it by least squares, the residuals packed. Lossless.
+"""The lossless tile codec: least-squares prediction of each band from the three below it, and packed residuals.
 
 A spectrum is smooth, so three bands predict the next one to within its noise. The coefficients are fitted
-to each tile and band and stored with it. Residuals are taken modulo 2**16, so every int16 value survives;
-their zig-zag codes are split into a plane of low bytes and one of high bytes. The high plane is left out
-for bands that don't need it (two of three on real tiles) and goes through zstd for the others, almost all
-zeros. The low plane is nearly noise: zstd takes a quarter off it (*compact*), or it is stored and read
-where it lies (*fast*). Why not more: the row above makes files 3.5 % smaller and decoding a fifth slower,
-a fourth band 1 % and a tenth (`tools/bench_codec.py` measures what is here).
+to each tile and band and stored with it. Residuals are taken modulo 2**16, so every int16 value is preserved;
+their zig-zag codes are split into a plane of low bytes and one of high bytes. The high plane is omitted for
+bands that don't need it (two of three on real tiles); for the others it is almost all zeros and is compressed
+with zstd. The low plane is nearly noise: zstd makes it a quarter smaller (*compact*), or it is stored uncompressed
+and read in place (*fast*). Stronger prediction does not pay off: adding the row above makes files 3.5 % smaller and
+decoding 20 % slower, a fourth band 1 % and 10 % (`tools/bench_codec.py` measures the codec).
 """
 
 import struct
@@ -24,20 +24,20 @@ _HEADER = struct.Struct("<4sBBHIIIII")  # magic, version, flags, -, bands, heigh
 _MAGIC, _VERSION = b"SPRD", 1
 _COLUMNS = 4  # coefficients of a band: 3 bands below, constant
 _UNIT = 1.0 / 2048.0
-_BLOCK = 2048  # pixels taken through all bands at a time
+_BLOCK = 2048  # pixels processed through all bands at a time
 _FIT_ROWS = 4  # every fourth row is enough to fit four numbers
 
 MOST = 1 << 16
-"""Bytes that one byte of any packed file can stand for: zstd reaches 2**15, deflate 2**10."""
+"""Upper bound of the compression ratio of any packed file: zstd reaches 2**15, deflate 2**10."""
 
 _scratch = threading.local()
 
 
 class SpectralPredictor(Codec):
-    """numcodecs codec for tiles (bands, height, width) int16.
+    """numcodecs codec for int16 tiles (bands, height, width).
 
     Args:
-        pack_low: pack the plane of low bytes too: a quarter smaller, two and a half times slower to decode.
+        pack_low: whether to compress the plane of low bytes too: 25 % smaller, 2.5 times slower to decode.
     """
 
     codec_id = "spectral_predictor"
@@ -49,8 +49,8 @@ class SpectralPredictor(Codec):
         self._zstd = Zstd(level=1)
 
     def encode(self, tile: np.ndarray) -> bytes:
-        """Pack a tile (bands, height, width) int16; raises ValueError for any other dtype, rank or an empty one."""
-        from shards.format import kernels  # compiled code: 0.3 s to import
+        """Pack an int16 tile (bands, height, width); raises ValueError for other dtypes or ranks, or an empty tile."""
+        from shards.format import kernels  # importing compiled code takes 0.3 s
 
         tile = _checked(tile)
         bands, height, width = tile.shape
@@ -65,11 +65,11 @@ class SpectralPredictor(Codec):
         return b"".join((header, units.astype("<i2").tobytes(), wide.tobytes(), packed_low, packed_high))
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Unpack into ``out``, int16 (bands, height, width), C-contiguous, or a new array, and return it.
+        """Unpack into ``out``, int16 (bands, height, width), C-contiguous, or into a new array, and return it.
 
         Raises:
-            ShardError: the bytes do not hold a tile of this shape.
-            ValueError: ``out`` can't be filled in place.
+            ShardError: if the bytes do not hold a tile of this shape.
+            ValueError: if ``out`` can't be filled in place.
         """
         from shards.format import kernels
 
@@ -86,13 +86,13 @@ class SpectralPredictor(Codec):
         plane = _buffer("high", (count + 1, flat.shape[1]))
         if count:
             self._unpack("high", high, (count, flat.shape[1]))
-        plane[count] = 0  # the row of all bands that need none
+        plane[count] = 0  # shared by all bands without a high plane
         rows = np.where(wide, np.cumsum(wide) - 1, count)
         kernels.restore(low, plane, rows, units, flat, _BLOCK)
         return out
 
     def _parts(self, content: np.ndarray) -> tuple[tuple[int, int, int], tuple[np.ndarray, ...]]:
-        """Shape, coefficients, bands with high bytes, the two planes; all that follows relies on these checks."""
+        """Return shape, coefficients, bands with high bytes and the two planes, with all sizes validated."""
         if content.size < _HEADER.size:
             raise ShardError(f"does not decode: {content.size} bytes hold no tile")
         magic, version, flags, _, bands, height, width, low, high = _HEADER.unpack(content[: _HEADER.size].tobytes())
@@ -104,7 +104,7 @@ class SpectralPredictor(Codec):
         fits = pixels <= MOST * low if self.pack_low else low == pixels
         if pixels == 0 or begin + low + high != content.size or not fits:
             raise ShardError("does not decode: its header does not fit its length")
-        units = content[_HEADER.size : middle].copy().view("<i2")  # a copy: the bytes may lie at an odd address
+        units = content[_HEADER.size : middle].copy().view("<i2")  # copied since the bytes may be unaligned
         return (bands, height, width), (
             units.reshape(bands, _COLUMNS),
             content[middle:begin] != 0,
@@ -113,11 +113,11 @@ class SpectralPredictor(Codec):
         )
 
     def shape_of(self, data: Any) -> tuple[int, int, int]:
-        """(bands, height, width) that the header tells, without decoding; raises ShardError like `decode`."""
+        """Return (bands, height, width) from the header, without decoding; raises ShardError like `decode`."""
         return self._parts(np.frombuffer(data, dtype=np.uint8))[0]
 
     def _unpack(self, name: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """A plane of bytes in this thread's scratch buffer."""
+        """Decompress a plane of bytes into this thread's scratch buffer."""
         plane = _buffer(name, shape)
         if _content_size(packed) != plane.size:
             raise ShardError(f"does not decode: its {name} plane has another length")
@@ -132,16 +132,16 @@ class SpectralPredictor(Codec):
 
 
 class RawTile(Codec):
-    """numcodecs codec that stores the int16 values as they are, little-endian: reads need no copy at all."""
+    """numcodecs codec that stores int16 values unchanged, little-endian, so that reads need no copy."""
 
     codec_id, most = "raw_tile", 1
 
     def encode(self, tile: np.ndarray) -> bytes:
-        """The bytes of a tile (bands, height, width) int16; raises ValueError for any other dtype or rank."""
+        """Return the bytes of an int16 tile (bands, height, width); raises ValueError for other dtypes or ranks."""
         return _checked(tile).astype("<i2").tobytes()
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Copy into ``out`` int16, C-contiguous; without it a flat array, since the shape is not stored."""
+        """Copy into ``out``, int16, C-contiguous; without it return a flat array, since the shape is not stored."""
         values = np.frombuffer(data, dtype=np.uint8)
         if out is None:
             return values.copy().view("<i2")
@@ -169,7 +169,7 @@ def _writable(out: np.ndarray) -> np.ndarray:
 
 
 def _buffer(name: str, shape: tuple[int, int]) -> np.ndarray:
-    """This thread's scratch plane of that name, uint8; kept, since fresh pages cost as much as decoding does."""
+    """Return a uint8 scratch buffer of this thread; it is reused, since fresh pages cost as much as decoding."""
     flat = getattr(_scratch, name, None)
     if flat is None or flat.size < shape[0] * shape[1]:
         flat = np.empty(shape[0] * shape[1], dtype=np.uint8)
@@ -178,7 +178,7 @@ def _buffer(name: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _content_size(frame: np.ndarray) -> int:
-    """Length that a zstd frame says its content has, -1 where it says none (RFC 8878, section 3.1.1.1)."""
+    """Return the content size in a zstd frame header, -1 if there is none (RFC 8878, section 3.1.1.1)."""
     if frame.size < 6 or bytes(frame[:4]) != b"\x28\xb5\x2f\xfd":
         return -1
     descriptor = int(frame[4])
@@ -191,10 +191,10 @@ def _content_size(frame: np.ndarray) -> int:
 
 
 def _fit(flat: np.ndarray, width: int) -> np.ndarray:
-    """int16 (bands, 4): least-squares coefficients of every band in units of 2**-11, the constant in whole numbers.
+    """Return least-squares coefficients, int16 (bands, 4), in units of 2**-11, and the constant in units of 1.
 
-    The normal equations come from exact integer sums and are solved by plain elimination in float64, all
-    bands at once: the same bytes on every machine, which LAPACK would not promise.
+    The normal equations are built from exact integer sums and solved by plain elimination in float64, all bands at
+    once, which gives the same bytes on every machine. LAPACK does not guarantee that.
     """
     from shards.format import kernels
 
@@ -210,7 +210,7 @@ def _fit(flat: np.ndarray, width: int) -> np.ndarray:
 
 
 def _eliminate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve (n, k, k) positive definite systems without pivoting; float64 (n, k)."""
+    """Solve (n, k, k) positive definite systems without pivoting; returns float64 (n, k)."""
     left, right = left.copy(), right.copy()
     size = right.shape[1]
     for pivot in range(size):

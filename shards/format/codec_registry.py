@@ -1,7 +1,7 @@
 """Tile codecs by name: the project's own, those of plugins, and the compressors of numcodecs.
 
-A manifest holds the config of its codec, ``{"id": "spectral_predictor", "pack_low": true}``. `pack --codec` takes the
-name of a preset, the id of a codec, or such a config as JSON.
+A manifest contains the config of its codec, ``{"id": "spectral_predictor", "pack_low": true}``. `pack --codec` accepts
+the name of a preset, the id of a codec, or such a config as JSON.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class GeoTiffTileConfig(NamedConfig):
 
 
 CODECS: Registry[Callable[..., Codec]] = Registry("codec")
-"""Tile codecs by id: classes of numcodecs' interface, built with the options of their config.
+"""Tile codecs by id: classes with numcodecs' interface, constructed with the options of their config.
 
 ``encode(tile)`` takes int16 (bands, height, width) and returns bytes; ``decode(data)`` returns the same values, as an
 int16 array or as its little-endian bytes; ``get_config()`` returns the id and the options.
@@ -51,24 +51,24 @@ CODECS.add("npy_tile", "shards.pack.foreign:NpyTile", NpyTileConfig)
 CODECS.add("geotiff_tile", "shards.pack.foreign:GeoTiffTile", GeoTiffTileConfig)
 
 COMPRESSORS = ("blosc", "gzip", "lz4", "zlib", "zstd")
-"""Codecs of numcodecs that pack a tile's bytes. Its others change values or, as ``pickle``, run what they read."""
+"""numcodecs codecs that pack a tile's bytes. The others change values or, like ``pickle``, execute what they read."""
 
 PRESETS: dict[str, Codec] = {
     "raw": RawTile(),
     "fast": SpectralPredictor(pack_low=False),
     "compact": SpectralPredictor(pack_low=True),
 }
-"""Chosen by measurement (`tools/bench_codec.py`): 1x, 2.0x and 2.6x smaller than int16."""
+"""Presets, chosen by measurement (`tools/bench_codec.py`); they compress int16 by 1x, 2.0x and 2.6x."""
 
 _OWN = (SpectralPredictor.codec_id, RawTile.codec_id)
 _FOREIGN = ("npy_tile", "geotiff_tile")
 
 
 class CheckedCodec(Codec):
-    """A codec from elsewhere: its errors become a `ShardError`, and what it decodes is checked before it is used.
+    """A wrapper for third-party codecs that converts their errors to `ShardError` and validates decoded values.
 
     Args:
-        codec: packs the bytes of a tile.
+        codec: codec that packs the bytes of a tile.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -82,13 +82,13 @@ class CheckedCodec(Codec):
         """Unpack into ``out``, int16 (bands, height, width), or return an array of the codec's own shape.
 
         Raises:
-            ShardError: the codec fails, or its result has another type or size.
+            ShardError: if the codec fails, or its result has the wrong type or size.
         """
         try:
             unpacked = self.codec.decode(bytes(data))
             is_tile = isinstance(unpacked, np.ndarray) and unpacked.dtype == np.int16
             values = unpacked if is_tile else np.frombuffer(unpacked, dtype="<i2")
-        except Exception as error:  # codecs raise what they like
+        except Exception as error:  # codecs can raise any error
             raise ShardError(f"does not decode: {self.codec_id}: {' '.join(str(error).split())}") from None
         if out is None:
             return values
@@ -102,7 +102,7 @@ class CheckedCodec(Codec):
 
 
 def is_foreign(config: dict[str, Any]) -> bool:
-    """Return whether a manifest's codec stands for tars of others, with members of their names and order."""
+    """Return whether a manifest's codec describes foreign tars, whose members have other names and another order."""
     return config.get("id") in _FOREIGN
 
 
@@ -110,7 +110,7 @@ def build_codec(config: dict[str, Any]) -> Codec:
     """Return the codec that a manifest describes.
 
     Raises:
-        ShardError: it is unknown, or does not take these options.
+        ShardError: if the codec is unknown or does not accept these options.
     """
     name, options = config.get("id"), {key: value for key, value in config.items() if key != "id"}
     if not isinstance(name, str):
@@ -132,7 +132,7 @@ def codec_of(option: str) -> Codec:
     """Return the codec of `pack --codec`: a preset, an id, or a config as JSON.
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: if it is none of them.
     """
     if option in PRESETS:
         return PRESETS[option]

@@ -1,8 +1,8 @@
-"""Native loops of the tile codec, compiled by numba at first use and cached on disk.
+"""Native loops of the tile codec, compiled by numba on first use and cached on disk.
 
-They run without the interpreter's lock. All arithmetic on the prediction is IEEE float32 in a written
-order, without fast-math, so that LLVM neither reorders nor contracts it: the same coefficients give the
-same prediction on every machine, which is what makes the codec lossless across them.
+They release the GIL. The prediction is computed in IEEE float32 in a fixed order, without fast-math, so that LLVM
+neither reorders nor contracts operations: the same coefficients give the same prediction on every machine, which makes
+the codec lossless across machines.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SCALE = np.float32(1.0 / 2048.0)
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at first use; kept on disk where numba finds a place to write, else compiled again (seconds)."""
+    """Compile on first use and cache on disk; without a writable cache, compile in every process (seconds)."""
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache is writable
@@ -29,13 +29,13 @@ _inline = numba.njit(nogil=True, error_model="numpy", inline="always")
 
 @_inline
 def _rounded(prediction: np.float32) -> np.int32:
-    """Nearest int16, ties upwards; NaN can't occur: coefficients and pixels are finite."""
+    """Round to the nearest int16, ties upward; NaN can't occur, since coefficients and pixels are finite."""
     return np.int32(min(max(prediction, f32(-32768.0)), f32(32767.0)) + f32(32768.5)) - np.int32(32768)
 
 
 @_inline
 def _zigzag(value: np.int16) -> np.uint16:
-    """int16 difference to uint16, small magnitudes to small codes."""
+    """Map an int16 difference to uint16, small magnitudes to small codes."""
     return np.uint16((value << np.int16(1)) ^ (value >> np.int16(15)))
 
 
@@ -53,10 +53,11 @@ def restore(
 
     Args:
         low: uint8 (bands, pixels), low bytes of the zig-zag residuals.
-        high: uint8 (bands that need it, pixels), high bytes; ``rows`` (bands,) tells which row is whose.
-        units: int16 (bands, 4): coefficients of the three bands below in units of 2**-11, and the constant.
-        out: int16 (bands, pixels), filled.
-        block: pixels that are taken through all bands at a time, so that the bands below stay in the L1 cache.
+        high: uint8 (bands that need it, pixels), high bytes.
+        rows: (bands,), row of each band in ``high``.
+        units: int16 (bands, 4), coefficients of the three bands below in units of 2**-11, and the constant.
+        out: int16 (bands, pixels), filled in place.
+        block: pixels processed through all bands at a time, so that the bands below stay in the L1 cache.
     """
     bands, pixels = out.shape
     zero = np.zeros(block, np.int16)
@@ -76,7 +77,7 @@ def restore(
 
 @_jit
 def difference(tile: np.ndarray, units: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """The reverse of `restore`: fill ``low`` and ``high`` from int16 ``tile`` (bands, pixels)."""
+    """Fill ``low`` and ``high`` from int16 ``tile`` (bands, pixels); the inverse of `restore`."""
     bands, pixels = tile.shape
     zero = np.zeros(pixels, np.int16)
     for band in range(bands):
@@ -95,14 +96,14 @@ def difference(tile: np.ndarray, units: np.ndarray, low: np.ndarray, high: np.nd
 
 @_jit
 def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.ndarray) -> None:
-    """Sums of products of each band with its predictors, over a sample of pixels, exact in int64.
+    """Sum the products of each band with its predictors over a sample of pixels, exactly in int64.
 
     Args:
         tile: int16 (bands, pixels).
         width: pixels in a row.
-        step: every ``step``-th row is taken.
-        nodata: pixels where the band or a predictor has this value are left out.
-        sums: int64 (bands, 5, 5), filled: products of (3 bands below, 1, the band itself).
+        step: every ``step``-th row is used.
+        nodata: pixels where the band or a predictor has this value are skipped.
+        sums: int64 (bands, 5, 5), filled in place with products of (3 bands below, 1, the band itself).
     """
     bands, pixels = tile.shape
     zero = np.zeros(pixels, np.int16)
@@ -135,12 +136,12 @@ def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.nda
 
 @_jit
 def band_sums(tile: np.ndarray, nodata: np.int16, sums: np.ndarray) -> None:
-    """Count, sum, sum of squares, minimum and maximum of the valid pixels of each band, exact in int64.
+    """Compute count, sum, sum of squares, minimum and maximum of each band's valid pixels, exactly in int64.
 
     Args:
         tile: int16 (bands, pixels).
-        nodata: value that does not count.
-        sums: int64 (5, bands), filled; minimum 32767 and maximum -32767 where nothing is valid.
+        nodata: value of missing pixels.
+        sums: int64 (5, bands), filled in place; minimum 32767 and maximum -32767 for bands without valid pixels.
     """
     for band in range(tile.shape[0]):
         count, total, squares = np.int64(0), np.int64(0), np.int64(0)
@@ -160,7 +161,7 @@ def band_sums(tile: np.ndarray, nodata: np.int16, sums: np.ndarray) -> None:
 
 @_jit
 def count_values(tile: np.ndarray, histogram: np.ndarray) -> None:
-    """Add a tile, int16 (bands, pixels), to the counts of each value, int64 (bands, 65536), -32768 first."""
+    """Add the values of a tile, int16 (bands, pixels), to a histogram, int64 (bands, 65536), starting at -32768."""
     for band in range(tile.shape[0]):
         for value in tile[band]:
             histogram[band, np.int64(value) + 32768] += 1

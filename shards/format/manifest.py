@@ -1,4 +1,4 @@
-"""What a folder of shards says of itself: one manifest for the dataset, one index beside each shard.
+"""Metadata of a shard folder: one manifest for the dataset, one index beside each shard.
 
 ::
 
@@ -7,9 +7,9 @@
       tiles-000.npy             the tile table (shards/format/table.py); 001 after the first --append, and so on
       mu.npy  sigma.npy         per-band mean and standard deviation of digital numbers, float32
       shard-000000.tar          WebDataset tar: <key>.tile, <key>.json, <key>.mask.npy, adjacent
-      shard-000000.index.json   its tiles, where they lie, checksums and sums
-      pack.json                 what `pack` was told, so that a restart continues the same work
-      sources-000.tsv           the file list of the one scan
+      shard-000000.index.json   its tiles with offsets and checksums, and their sums
+      pack.json                 the options of `pack`, so that a restart continues the same work
+      sources-000.tsv           the file list of the scan
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from shards.sensors.sensor import Sensor, sensor_of_bands
 FORMAT = 2
 MANIFEST = "manifest.json"
 MOST_TILE_BYTES = 1 << 31
-"""A tile of 202 bands has them at 2300 px; nothing that claims more is worth the memory."""
+"""Maximum bytes of a tile, reached by 202 bands at 2300 x 2300 px; larger claims are rejected to save memory."""
 UNFINISHED = ": not a finished shard folder; run `python -m shards pack SOURCE DEST`"
 
 
@@ -43,17 +43,17 @@ Length = Annotated[int, Field(ge=0, lt=1 << 32)]
 Checksum = Annotated[int, Field(ge=0, lt=1 << 64)]
 Whole = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""Also the name of a folder of node-local copies."""
+"""A SHA-256 in hex; its start also names the folder of node-local copies."""
 
 
 class SealedModel(StrictModel):
-    """A JSON file that carries the SHA-256 of all the rest of itself: a flipped bit anywhere is noticed."""
+    """A JSON file that contains the SHA-256 of its other fields, so that any flipped bit is detected."""
 
     format: int
     checksum: str = ""
 
     def sealed(self) -> Self:
-        """The same with its checksum."""
+        """Return a copy with its checksum."""
         text = json.dumps(self.model_dump(exclude={"checksum"}), sort_keys=True)
         return self.model_copy(update={"checksum": hashlib.sha256(text.encode()).hexdigest()})
 
@@ -75,14 +75,14 @@ class Sums(StrictModel):
 
 
 class Rejected(StrictModel):
-    """A source tile that was set aside, and why."""
+    """A source tile that was set aside, and the reason."""
 
     path: str
     reason: str
 
 
 class TileColumns(StrictModel):
-    """The tiles of a shard, a list per column of the tile table (shards/format/table.py); None where unknown."""
+    """The tiles of a shard, one list per column of the tile table (shards/format/table.py); None for unknown values."""
 
     key: list[str]
     location: list[str]
@@ -124,7 +124,7 @@ class ShardIndex(SealedModel):
 
     @model_validator(mode="after")
     def _inside(self) -> Self:
-        """Every tile lies within its shard."""
+        """Check that every tile lies within its shard."""
         tiles = self.tiles
         ends = (*map(add, tiles.offset, tiles.length), *map(add, tiles.mask_offset, tiles.mask_length))
         if max(ends, default=0) > self.size:
@@ -133,7 +133,7 @@ class ShardIndex(SealedModel):
 
 
 class ShardEntry(StrictModel):
-    """A shard as the manifest lists it; sizes in bytes, hashes are SHA-256."""
+    """A shard in the manifest; ``size`` is in bytes, hashes are SHA-256."""
 
     name: TarName
     tiles: Count
@@ -143,10 +143,10 @@ class ShardEntry(StrictModel):
 
 
 class Manifest(SealedModel):
-    """The dataset. ``content_hash`` names its content: it fixes the order of samples and is kept in checkpoints."""
+    """Description of the dataset. ``content_hash`` determines the order of samples and is stored in checkpoints."""
 
     content_hash: Sha256
-    generations: Count  # one, and one more for every --append
+    generations: Count  # 1 plus the number of --append runs
     sensor: str
     wavelength_nm: list[FiniteFloat]
     fwhm_nm: list[FiniteFloat]
@@ -181,33 +181,33 @@ class Manifest(SealedModel):
 
     @property
     def mu(self) -> np.ndarray:
-        """float32 (bands,): mean digital number."""
+        """Mean digital number of each band, float32 (bands,)."""
         return np.asarray(self.mean, dtype=np.float32)
 
     @property
     def sigma(self) -> np.ndarray:
-        """float32 (bands,): standard deviation of digital numbers."""
+        """Standard deviation of the digital numbers of each band, float32 (bands,)."""
         return np.asarray(self.std, dtype=np.float32)
 
 
 def band_sums(sums: Sums) -> BandSums:
-    """The sums of an index or manifest, ready to be merged."""
+    """Return the sums of an index or manifest as `BandSums`, which can be merged."""
     return BandSums(**sums.model_dump())
 
 
 def sensor_of(manifest: Manifest) -> Sensor:
-    """The sensor of a dataset, by the bands that its manifest lists."""
+    """Return the sensor of a dataset, with the bands in its manifest."""
     return sensor_of_bands(manifest.sensor, manifest.wavelength_nm, manifest.fwhm_nm, manifest.scale)
 
 
 def content_hash(entries: list[ShardEntry], codec: dict[str, Any], sensor: str) -> str:
-    """SHA-256 over everything that decides what a reader gets: the shards' hashes, codec and `Sensor.identity`."""
+    """Return the SHA-256 of everything that determines decoded tiles: shard hashes, codec and `Sensor.identity`."""
     text = json.dumps([FORMAT, sensor, codec, [entry.sha256 for entry in entries]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_json(model: StrictModel) -> str:
-    """The same text for the same content."""
+    """Serialize a model deterministically: equal content gives equal text."""
     return json.dumps(model.model_dump(), indent=1, sort_keys=True) + "\n"
 
 
@@ -215,7 +215,7 @@ Model = TypeVar("Model", bound=SealedModel)
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of a model's problems as part of a line."""
+    """Return the first validation error of a model as part of a line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:80]
     what = " ".join(first["msg"].removeprefix("Value error, ").split())[:LONGEST_VALUE]
@@ -223,17 +223,17 @@ def first_problem(error: ValidationError) -> str:
 
 
 def parse_json(data: bytes, model: type[Model], name: str) -> Model:
-    """A manifest or an index from its bytes.
+    """Parse a manifest or an index from bytes.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Raises:
-        ShardError: cut short, of another format, damaged, or not what it should be.
+        ShardError: if it is truncated, damaged, invalid or in another format.
     """
     try:
         content = read_json_value(data)
-    except ValueError as error:  # bytes that are no UTF-8 too
+    except ValueError as error:  # also raised for bytes that are not UTF-8
         raise ShardError(f"{name}: damaged or cut short ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
@@ -242,13 +242,15 @@ def parse_json(data: bytes, model: type[Model], name: str) -> Model:
         parsed = model.model_validate(content)
     except ValidationError as error:
         raise ShardError(f"{name}: damaged: {first_problem(error)}") from None
+    except UnicodeEncodeError:  # pydantic, on a key that is no valid text
+        raise ShardError(f"{name}: damaged: a key holds half of a character") from None
     if parsed.checksum != parsed.sealed().checksum:
         raise ShardError(f"{name}: damaged: its checksum does not fit; restore it, or remove it and pack again")
     return parsed
 
 
 def read_json(path: Path, model: type[Model]) -> Model:
-    """Read a manifest or an index; raises ShardError where it is missing or `parse_json` refuses it."""
+    """Read a manifest or an index; raises ShardError if it is missing or `parse_json` rejects it."""
     try:
         return parse_json(path.read_bytes(), model, str(path))
     except FileNotFoundError:
@@ -258,12 +260,12 @@ def read_json(path: Path, model: type[Model]) -> Model:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a shard folder; raises ShardError where there is none."""
+    """Read the manifest of a shard folder; raises ShardError if there is none."""
     if re.match(r"\w+:/", str(folder)):
         raise ShardError(f"{folder}: a URL, and this reads folders alone; copy the shards to a disk first")
     try:
         is_folder, is_there = folder.is_dir(), folder.exists()
-    except OSError as error:  # a folder above that lets nobody in
+    except OSError as error:  # no access to a parent folder
         raise ShardError(f"{folder}: can't be read: {error.strerror}; ask its owner for access") from None
     if is_there and not is_folder:
         raise ShardError(f"{folder}: a file where a folder of shards was expected; name the folder that `pack` wrote")

@@ -1,4 +1,4 @@
-"""Per-band statistics of valid pixels, in whole numbers: any order of merging gives the same bits."""
+"""Per-band statistics of valid pixels in exact integers: merging in any order gives the same bits."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from shards.sensors.sensor import NODATA
 
 @dataclass
 class BandSums:
-    """Sums over valid pixels, one entry a band, as Python integers (no overflow, exact in JSON).
+    """Sums over valid pixels, one entry per band, as Python integers (no overflow, exact in JSON).
 
     Attributes:
-        count: valid pixels.
+        count: number of valid pixels.
         total: sum of digital numbers.
         squares: sum of squared digital numbers.
-        low, high: smallest and largest digital number; 32767 and -32767 where nothing was valid.
+        low, high: smallest and largest digital number; 32767 and -32767 for a band without valid pixels.
     """
 
     count: list[int]
@@ -30,7 +30,7 @@ class BandSums:
 
     @classmethod
     def of(cls, tile: np.ndarray) -> "BandSums":
-        """Sums of one tile, int16 (bands, height, width)."""
+        """Return the sums of one tile, int16 (bands, height, width)."""
         from shards.format import kernels
 
         sums = np.empty((5, len(tile)), dtype=np.int64)
@@ -44,12 +44,12 @@ class BandSums:
         self.high = [max(a, b) for a, b in zip(self.high, other.high, strict=True)]
 
     def mean(self) -> np.ndarray:
-        """float64 (bands,): mean digital number; 0 for a band without a valid pixel."""
+        """Return the mean digital number, float64 (bands,); 0 for a band without valid pixels."""
         count = np.maximum(np.asarray(self.count, dtype=np.float64), 1)
         return np.asarray(self.total, dtype=np.float64) / count
 
     def std(self) -> np.ndarray:
-        """float64 (bands,): population standard deviation; 1 for a band without spread, so that z-scores exist."""
+        """Return the population standard deviation, float64 (bands,); 1 for constant bands to keep z-scores finite."""
         variance = [
             (squares * count - total * total) / (count * count) if count else 0.0
             for count, total, squares in zip(self.count, self.total, self.squares, strict=True)

@@ -1,7 +1,7 @@
-"""The tile table: one row a tile, as numpy columns, so that half a million tiles open in well under a second.
+"""The tile table: one row per tile, in numpy columns, so that half a million tiles open in well under a second.
 
-Every shard's index holds its rows as JSON (what `pack` restarts from); the dataset's table joins them in
-one ``.npy`` file, which is all that a reader loads. Both have the same columns, named here once.
+Each shard's index contains its rows as JSON (used by `pack` to restart); the dataset's table joins them in one
+``.npy`` file, the only one that a reader loads. Both have the same columns, which are defined here.
 """
 
 import io
@@ -14,39 +14,39 @@ from numpy.lib.recfunctions import rename_fields
 from shards.errors import ShardError
 
 QUALITY = ("cloud", "cloud_shadow", "haze", "cirrus", "snow", "nodata")
-"""Shares of a tile's pixels in [0, 1], from the product's quality layers; NaN where unknown."""
+"""Fractions of a tile's pixels in [0, 1], from the product's quality layers; NaN if unknown."""
 
 TEXT = ("key", "location", "timestamp", "scene", "split")
 NUMBERS = {
     "offset": "u8",  # bytes from the start of the tar to the encoded tile
     "length": "u4",  # bytes of the encoded tile
     "checksum": "u8",  # XXH3-64 of those bytes
-    "mask_offset": "u8",  # the label tile likewise; length 0 for none
+    "mask_offset": "u8",  # the same for the label tile; length 0 if there is none
     "mask_length": "u4",
     "mask_checksum": "u8",
-    "lon": "f4",  # of the tile's center, degrees, WGS 84; NaN where unknown
+    "lon": "f4",  # of the tile's center, degrees, WGS 84; NaN if unknown
     "lat": "f4",
-    "date": "M8[D]",  # day of the acquisition; NaT where unknown
+    "date": "M8[D]",  # day of the acquisition; NaT if unknown
     **dict.fromkeys(QUALITY, "f4"),
 }
 COLUMNS = (*TEXT, *NUMBERS)
 STORED_NAMES = {"place": "location_id"}
-"""Columns that have another name in the file, whose bytes stay those of earlier versions."""
+"""Columns with a different name in the file, which keeps the names of earlier versions."""
 
 
 def join(shards: Sequence[dict[str, list[Any]]], numbers: Sequence[int]) -> np.ndarray:
-    """One structured array of the shards' rows in order.
+    """Join the shards' rows in order into one structured array.
 
     Args:
-        shards: columns of each shard (``COLUMNS``), as its index has them.
+        shards: columns of each shard (``COLUMNS``), as in its index.
         numbers: each shard's position in the manifest.
 
     Returns:
-        The columns, and ``shard`` (u4) and ``location_id`` (u4: a number for each location, in order of
-        appearance). Text columns are bytes as wide as their longest entry.
+        The columns, and ``shard`` (u4) and ``location_id`` (u4, numbered in order of appearance). Text columns are
+        bytes as wide as their longest entry.
 
     Raises:
-        ShardError: an index holds what a column can't: a date that is none, text beyond Unicode.
+        ShardError: if an index contains an invalid value: not a date, or text that is not valid Unicode.
     """
     columns: dict[str, np.ndarray] = {}
     for name in (*TEXT, *NUMBERS):
@@ -72,7 +72,7 @@ def _column(name: str, values: list[Any]) -> np.ndarray:
 
 
 def _location_ids(locations: np.ndarray) -> np.ndarray:
-    """u4: a number for each location, 0 for the first one that appears."""
+    """Return the number of each row's location, u4, starting at 0 in order of appearance."""
     if not len(locations):
         return np.zeros(0, dtype="u4")
     _, first, inverse = np.unique(locations, return_index=True, return_inverse=True)
@@ -82,7 +82,7 @@ def _location_ids(locations: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(table: np.ndarray) -> bytes:
-    """The ``.npy`` file of a table; no pickle, the same bytes for the same rows."""
+    """Return a table as the bytes of a ``.npy`` file; no pickle, equal rows give equal bytes."""
     buffer = io.BytesIO()
     table = rename_fields(table, {new: old for old, new in STORED_NAMES.items()})
     np.lib.format.write_array(buffer, table, version=(1, 0), allow_pickle=False)
@@ -90,7 +90,7 @@ def to_bytes(table: np.ndarray) -> bytes:
 
 
 def from_bytes(data: bytes, name: str) -> np.ndarray:
-    """The table in ``.npy`` bytes, read-only; raises ShardError naming ``name`` where they hold none."""
+    """Return the table in ``.npy`` bytes, read-only; raises ShardError naming ``name`` if they hold none."""
     try:
         file = io.BytesIO(data)
         if np.lib.format.read_magic(file) != (1, 0):
@@ -100,14 +100,14 @@ def from_bytes(data: bytes, name: str) -> np.ndarray:
             raise ValueError("other columns or rows")
         stored = np.frombuffer(data, dtype=dtype, count=shape[0], offset=file.tell())
         return rename_fields(stored, STORED_NAMES)
-    except Exception as error:  # numpy parses the header as Python: damage ends in errors of any kind
+    except Exception as error:  # numpy parses the header as Python: damage can raise any error
         raise ShardError(
             f"{name}: not a tile table ({type(error).__name__}); run `python -m shards merge` on its folder"
         ) from None
 
 
 def _are_columns(dtype: np.dtype) -> bool:
-    """Whether a row has all columns, each of its type; text may be of any width."""
+    """Return whether a dtype has all columns with the right types; text can have any width."""
     kinds = {**NUMBERS, "shard": "u4", "place": "u4"}
     if dtype.hasobject or not {*TEXT, *kinds} <= set(dtype.names or ()):
         return False
@@ -117,7 +117,7 @@ def _are_columns(dtype: np.dtype) -> bool:
 
 
 def check_places(table: np.ndarray, sizes: Sequence[int]) -> None:
-    """Raise ValueError unless every row lies within its shard; ``sizes`` are the shards' in bytes."""
+    """Raise ValueError unless every row lies within its shard; ``sizes`` are the shard sizes in bytes."""
     if not len(table):
         return
     if int(table["shard"].max()) >= len(sizes):

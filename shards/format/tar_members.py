@@ -1,4 +1,4 @@
-"""Members of a tar that may be anybody's: their headers, as tarfile parses them, before what they claim is believed."""
+"""Validation of tar members from untrusted sources, as tarfile parses their headers."""
 
 import tarfile
 from typing import Self
@@ -6,7 +6,7 @@ from typing import Self
 from shards.format.manifest import MOST_TILE_BYTES
 
 MOST_HEADER_BYTES = 1 << 20
-"""Of a long name or of extended attributes, which tarfile reads whole."""
+"""Maximum size of a long name or of extended attributes, which tarfile reads into memory."""
 
 _LONG = (
     tarfile.GNUTYPE_LONGNAME,
@@ -18,7 +18,7 @@ _LONG = (
 
 
 class Member(tarfile.TarInfo):
-    """``tarfile.open(..., tarinfo=Member)`` refuses headers that would take more memory than any honest one does."""
+    """A member for ``tarfile.open(..., tarinfo=Member)`` that rejects headers with excessive memory needs."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -29,7 +29,7 @@ class Member(tarfile.TarInfo):
 
 
 def check_member(member: tarfile.TarInfo) -> None:
-    """Raise ValueError unless a member's bytes stand in the tar as they are, and are no more than a tile's."""
+    """Raise ValueError if a member is sparse or larger than any tile."""
     if member.issparse():
         raise ValueError("a sparse member: write the tar again without --sparse")
     if not 0 <= member.size <= MOST_TILE_BYTES:

@@ -1,1 +1,1 @@
-"""The order of samples: counter-based random bits, permutations, epochs, and the tiles a run may see."""
+"""The order of samples: counter-based random bits, permutations, epochs, and selection of tiles."""

@@ -1,10 +1,10 @@
-"""The order of samples, a pure function of (dataset, seed, position): nothing depends on ranks or history.
+"""The order of samples, a pure function of (dataset, seed, position) that is independent of ranks and history.
 
 An epoch visits every *unit* once: a tile, or a location with one of its timestamps (as published).
-Sample number ``n`` of a run (0, 1, 2, ... over all epochs) is unit ``order(n // N)[n % N]``, N the number
-of units. Global step t takes the numbers t*G to (t+1)*G, and rank r a contiguous slice of them, so a run
-resumes from one integer on any number of processes. Orders are computed for the asked positions alone
-(shards/order/random_bits.py), never stored.
+Sample number ``n`` of a run (0, 1, 2, ... over all epochs) is unit ``order(n // N)[n % N]``, where N is the number
+of units. Global step t takes the numbers t*G to (t+1)*G - 1, and each rank a contiguous slice of them, so a run
+resumes from one integer on any number of processes. Orders are computed only for the requested positions
+(shards/order/random_bits.py) and never stored.
 """
 
 import hashlib
@@ -20,23 +20,23 @@ from shards.order.selection import OrderConfig
 def train_val_split(
     table: np.ndarray, share: float, seed: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split tile rows into (training, held out) by location, so that no place is in both.
+    """Split tile rows into (training, held out) by location, so that no location is in both.
 
-    A location is held out where its draw, a hash of its name and the seed, falls below the share: so it keeps its
-    side when the dataset grows. Of ``n`` locations about ``share * n`` are held out. Where no draw falls below the
-    share, which small datasets meet, the location of the smallest draw is held out alone; it is the only one that
-    can change sides later.
+    A location is held out if its draw, a hash of its name and the seed, falls below ``share``, so it stays on the same
+    side when the dataset grows. Of ``n`` locations about ``share * n`` are held out. If no draw falls below ``share``,
+    as can happen in small datasets, only the location with the smallest draw is held out; it is the only one that can
+    change sides later.
 
     Args:
-        table: of the tiles (shards/format/table.py).
-        share: part of the locations to hold out, 0 for none; at least one where it is above 0.
-        rows: to split; all by default.
+        table: tile table (shards/format/table.py).
+        share: fraction of the locations to hold out, 0 for none; at least one location if it is above 0.
+        rows: rows to split; all by default.
 
     Returns:
         Two ascending int64 arrays of row numbers.
 
     Raises:
-        ConfigError: too few locations for both sides.
+        ConfigError: if there are too few locations for both sides.
     """
     rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
     if share == 0:
@@ -56,19 +56,19 @@ def train_val_split(
 
 
 def held_out_hash(table: np.ndarray, held_out: np.ndarray) -> str:
-    """SHA-256 over the names of the locations of held-out rows: tells whether two runs hold out the same ones."""
+    """Return the SHA-256 of the names of the held-out locations, to compare the splits of two runs."""
     names = sorted(set(table["location"][held_out].tolist()))
     return hashlib.sha256(b"\0".join(names)).hexdigest()
 
 
 @dataclass(frozen=True)
 class Units:
-    """What an epoch visits once each: groups of tile rows.
+    """Groups of tile rows that an epoch visits once each.
 
     Attributes:
-        rows: int64, tile rows, those of one unit adjacent.
-        first: int64 (units + 1,): where each unit's rows begin in ``rows``.
-        shard: uint32 (units,), ascending: the shard of each unit's first row.
+        rows: int64 tile rows; the rows of a unit are adjacent.
+        first: int64 (units + 1,), start of each unit's rows in ``rows``.
+        shard: uint32 (units,), ascending, shard of each unit's first row.
     """
 
     rows: np.ndarray
@@ -77,11 +77,11 @@ class Units:
 
     @classmethod
     def of(cls, table: np.ndarray, rows: np.ndarray, sampling: str) -> "Units":
-        """Units of tile rows, one a tile or one a location."""
+        """Return the units of tile rows, one per tile or one per location."""
         if sampling == "tile":
             return cls(rows, np.arange(len(rows) + 1), table["shard"][rows])
         places = table["location_id"][rows]
-        order = np.lexsort((rows, places))  # a location that grew by --append has rows in several shards
+        order = np.lexsort((rows, places))  # a location extended by --append has rows in several shards
         first = np.flatnonzero(np.diff(places[order], prepend=-1))
         grouped = rows[order]
         return cls(grouped, np.append(first, len(rows)), table["shard"][grouped[first]])
@@ -91,18 +91,18 @@ class Units:
 
 
 class SamplePlan:
-    """Which tile each sample number of a run is.
+    """A mapping from the sample numbers of a run to tiles.
 
     Args:
-        table: of the tiles.
-        rows: the tile rows to use, ascending.
+        table: tile table.
+        rows: tile rows to use, ascending.
         dataset: content hash of the shards.
-        seed: of the order.
+        seed: seed of the order.
         order: shuffle and sampling.
 
     Attributes:
         rows: as given.
-        units: what an epoch visits.
+        units: units that an epoch visits.
     """
 
     def __init__(
@@ -118,29 +118,33 @@ class SamplePlan:
         self._num_shards = len(shards)
 
     def __len__(self) -> int:
-        """Units in an epoch."""
+        """Return the number of units in an epoch."""
         return len(self.units)
 
     def epochs(self, samples: np.ndarray) -> np.ndarray:
-        """Epoch of each sample number."""
+        """Return the epoch of each sample number."""
         return samples // len(self)
 
     def tiles(self, samples: np.ndarray) -> np.ndarray:
-        """int64: tile row of each sample number."""
+        """Return the tile row of each sample number, int64."""
         return self.pairs(samples)[:, 0]
 
     def pairs(self, samples: np.ndarray) -> np.ndarray:
-        """int64 (len(samples), 2): two tile rows of each sample's unit, of different timestamps where there are two."""
+        """Return two tile rows of each sample's unit, with different timestamps if it has several.
+
+        Returns:
+            int64 (len(samples), 2).
+        """
         epochs, positions = np.divmod(np.asarray(samples, dtype=np.int64), len(self))
         pairs = np.empty((len(positions), 2), dtype=np.int64)
-        for epoch in np.unique(epochs):  # at most two: a batch may end one epoch and begin the next
+        for epoch in np.unique(epochs):  # at most two: a batch can end one epoch and begin the next
             here = epochs == epoch
             units = self._units_at(int(epoch), positions[here])
             pairs[here] = self._timestamps(int(epoch), units)
         return pairs
 
     def shards_from(self, sample: int) -> np.ndarray:
-        """Shard numbers in the order in which the epoch of a sample number first needs them, from that sample on."""
+        """Return shard numbers in the order in which the sample's epoch first needs them, starting at that sample."""
         epoch, position = divmod(sample, len(self))
         shards = np.unique(self.units.shard)
         if self.order.shuffle == "global":
@@ -154,14 +158,14 @@ class SamplePlan:
         return fold_in(self.dataset, self.seed, "order", epoch, self.order.shuffle)
 
     def _units_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """int64: the unit at each position of an epoch."""
+        """Return the unit at each position of an epoch, int64."""
         key = self._key(epoch)
         if self.order.shuffle == "global":
             return permute(key, len(self), positions)
         return self._windowed(key, positions)
 
     def _windowed(self, key: int, positions: np.ndarray) -> np.ndarray:
-        """Permute the shards, cut them into windows, permute the units inside each window."""
+        """Permute the shards, split them into windows, and permute the units within each window."""
         shards = permute(key, self._num_shards, np.arange(self._num_shards))
         ends = np.cumsum(np.diff(self._shard_first)[shards])  # position after each shard, in shuffled order
         last_of_window = np.minimum(
@@ -181,17 +185,17 @@ class SamplePlan:
         return units
 
     def _timestamps(self, epoch: int, units: np.ndarray) -> np.ndarray:
-        """Two tile rows of each unit, drawn by (epoch, unit)."""
+        """Return two tile rows of each unit, drawn by (epoch, unit)."""
         first, count = self.units.first[units], self.units.first[units + 1] - self.units.first[units]
         draws = uniform(fold_in(self.dataset, self.seed, "timestamp", epoch), units, 2)
         one = (draws[:, 0] * count).astype(np.int64)
-        step = 1 + (draws[:, 1] * (count - 1)).astype(np.int64)  # 1 to count - 1: never the same again
+        step = 1 + (draws[:, 1] * (count - 1)).astype(np.int64)  # 1 to count - 1, so the two rows differ
         other = np.where(count > 1, (one + step) % count, one)
         return self.units.rows[np.stack([first + one, first + other], axis=1)]
 
 
 def rank_samples(step: int, global_batch: int, rank: int, world_size: int) -> np.ndarray:
-    """Sample numbers of one rank at one step, int64 (global_batch // world_size,)."""
+    """Return the sample numbers of one rank at one step, int64 (global_batch // world_size,)."""
     share = global_batch // world_size
     begin = step * global_batch + rank * share
     return np.arange(begin, begin + share, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""Counter-based random numbers, keyed by the sample and never by the process that handles it.
+"""Counter-based random numbers, keyed by the sample and not by the process that handles it.
 
-A counter-based generator (SplitMix64: Steele, Lea and Flood, OOPSLA 2014) in numpy: the same key gives
-the same numbers on every machine, rank and library version, and nothing has to be saved to resume.
+SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) in numpy: the same key gives the same numbers on every machine, rank
+and library version, and no state has to be saved to resume.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def fold_in(*parts: int | str) -> int:
-    """A 64-bit key from numbers and names, e.g. ``fold_in(seed, "mask")``."""
+    """Return a 64-bit key derived from numbers and names, e.g. ``fold_in(seed, "mask")``."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
 
 
 def random_bits(base: int, counters: np.ndarray) -> np.ndarray:
-    """uint64 hash of each counter under a key; ``counters`` is any integer array."""
+    """Return a uint64 hash of each counter under a key; ``counters`` is any integer array."""
     with np.errstate(over="ignore"):
         x = np.uint64(base) + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -26,7 +26,7 @@ def random_bits(base: int, counters: np.ndarray) -> np.ndarray:
 
 
 def uniform(base: int, samples: np.ndarray, count: int) -> np.ndarray:
-    """float64 (len(samples), count) in [0, 1): ``count`` numbers for each sample number."""
+    """Return ``count`` uniform numbers in [0, 1) per sample number, float64 (len(samples), count)."""
     rows = random_bits(base, samples)[:, None]
     with np.errstate(over="ignore"):
         bits = random_bits(0, rows + np.arange(count, dtype=np.uint64)[None, :] * _GOLDEN)
@@ -34,10 +34,10 @@ def uniform(base: int, samples: np.ndarray, count: int) -> np.ndarray:
 
 
 def permute(base: int, length: int, positions: np.ndarray) -> np.ndarray:
-    """int64: where a permutation of ``range(length)`` fixed by the key takes each position; nothing is stored.
+    """Return the image of each position under a keyed permutation of ``range(length)``, int64.
 
-    A balanced Feistel network over the next power of four, walked until it lands inside (Black and Rogaway,
-    CT-RSA 2002): a bijection whatever the round function is. Six rounds of SplitMix64.
+    A balanced Feistel network over the next power of four with cycle walking (Black and Rogaway, CT-RSA 2002), which
+    is a bijection for any round function. Uses six rounds of SplitMix64 and stores nothing.
     """
     half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
@@ -55,11 +55,11 @@ def permute(base: int, length: int, positions: np.ndarray) -> np.ndarray:
 
 
 def hash_names(base: int, names: np.ndarray) -> np.ndarray:
-    """uint64 hash of each name (an array of bytes strings) under a key; trailing zero bytes do not count."""
+    """Return a uint64 hash of each name in an array of byte strings under a key, ignoring trailing zero bytes."""
     width = -(-names.dtype.itemsize // 8) * 8
     words = names.astype(f"S{width}").view(np.uint64).reshape(len(names), -1)
     state = np.full(len(names), base, dtype=np.uint64)
     for column in words.T:
-        # zero words leave the state alone: the width of the column must not matter
+        # zero words leave the state unchanged, so that the hash does not depend on the column width
         state = np.where(column == 0, state, random_bits(0, state ^ column))
     return state

@@ -1,4 +1,4 @@
-"""The typed config of what is read and in which order. No numpy here: a wrong key is answered before anything loads."""
+"""Typed configs of the tiles to read and their order; no numpy import, so that wrong keys are reported quickly."""
 
 from typing import Annotated, Literal, Self
 
@@ -18,27 +18,27 @@ Bounds = Annotated[
 
 
 class ViewConfig(ConfigModel):
-    """Conditions that a tile must meet, all of them; the default lets every tile pass.
+    """Conditions that a tile must all meet; by default every tile passes.
 
-    A tile of unknown position, date or cloud share does not meet a condition on it.
+    A tile with an unknown position, date or cloud fraction does not meet a condition on it.
     """
 
     bbox: Bounds | None = None
-    """West, south, east and north of tile centers, in degrees (WGS 84); west may exceed east (across the date line)."""
+    """West, south, east and north of tile centers, in degrees (WGS 84); west can exceed east (across the date line)."""
     begin: Day | None = None
-    """First day of acquisition, as 2022-06-30."""
+    """First day of acquisition, e.g. 2022-06-30."""
     end: Day | None = None
     """Last day of acquisition."""
     max_cloud: Share | None = None
-    """Largest share of clouded pixels."""
+    """Maximum fraction of cloudy pixels."""
     max_nodata: Share | None = None
-    """Largest share of missing pixels."""
+    """Maximum fraction of missing pixels."""
     split: Literal["train", "val", "test"] | None = None
     """Split of a labeled dataset."""
     keep: PathText | None = None
-    """Text file of scenes, locations or sample keys, one a line (``#`` begins a comment): only these are used."""
+    """Text file of the scenes, locations or sample keys to use, one per line (``#`` starts a comment)."""
     deny: PathText | None = None
-    """Text file as ``keep``: these are left out, such as the scenes of a test set."""
+    """Text file like ``keep`` of those to exclude, such as the scenes of a test set."""
 
     @model_validator(mode="after")
     def _begin_before_end(self) -> Self:
@@ -52,12 +52,12 @@ class ViewConfig(ConfigModel):
 
 
 class OrderConfig(ConfigModel):
-    """How an epoch is ordered."""
+    """Order of the samples in an epoch."""
 
     shuffle: Literal["global", "windowed"] = "global"
-    """``global`` shuffles all units, so that every read is at a random place: for NVMe, page cache and Lustre.
-    ``windowed`` shuffles shards and, inside ``window`` of them at a time, tiles: for object stores, disks, staging."""
+    """``global`` shuffles all units, so that every read is at a random offset: for NVMe, page cache and Lustre.
+    ``windowed`` shuffles shards and, within ``window`` of them at a time, tiles: for object stores, disks, staging."""
     window: Positive = 16
-    """Shards read at a time by ``windowed``."""
+    """Number of shards that ``windowed`` reads at a time."""
     sampling: Literal["tile", "location"] = "tile"
     """An epoch visits every tile, or every location with one of its timestamps."""

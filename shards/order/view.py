@@ -1,4 +1,4 @@
-"""A view: the tiles of a dataset that a run may see, chosen at read time by region, date, quality or scene."""
+"""Views: subsets of the tiles of a dataset, selected at read time by region, date, quality or scene."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from shards.order.selection import ViewConfig
 
 
 def view_rows(view: ViewConfig, table: np.ndarray) -> np.ndarray:
-    """int64: rows of the tile table that pass, ascending.
+    """Return the rows of the tile table that meet the conditions, int64, ascending.
 
     Raises:
-        ConfigError: a list that can't be read, or names nothing that is in the dataset.
+        ConfigError: if a list can't be read or names nothing in the dataset.
     """
     passed = np.ones(len(table), dtype=bool)
     if view.bbox is not None:
@@ -38,7 +38,7 @@ def view_rows(view: ViewConfig, table: np.ndarray) -> np.ndarray:
 
 
 def view_hash(content_hash: str, rows: np.ndarray, tiles: int) -> str:
-    """Name of the dataset as seen: the shards' own where nothing is left out, so that orders are kept."""
+    """Return the hash of a view: the content hash itself if no tile is left out, so that orders stay the same."""
     if len(rows) == tiles:
         return content_hash
     digest = hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
@@ -52,7 +52,7 @@ def _inside(lon: np.ndarray, lat: np.ndarray, bbox: tuple[float, float, float, f
 
 
 def _named(table: np.ndarray, path: Path, key: str) -> np.ndarray:
-    """Whether each tile's scene, location or key is in the list."""
+    """Return whether each tile's scene, location or key is in the list, bool (len(table),)."""
     try:
         lines = decode_text(path.read_bytes()).splitlines()
     except (OSError, ValueError) as error:

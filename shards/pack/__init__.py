@@ -1,1 +1,1 @@
-"""Packing: from the list of tiles to a finished folder of shards, over processes and nodes."""
+"""Packing: from the list of tiles to a finished folder of shards, parallel over processes and nodes."""

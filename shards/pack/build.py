@@ -1,9 +1,9 @@
-"""`pack`: tiles become a folder of shards; parallel over processes and nodes, restartable, the same bytes every time.
+"""`pack`: write tiles into a folder of shards; parallel over processes and nodes, restartable and reproducible.
 
-One scan makes the file list, the list fixes the cut (shards/pack/listing.py), and every shard is a job of its
-own. A shard with an index is finished; everything else is written anew after a kill. Parts of an array
-job take every n-th shard and share nothing but the folder. The manifest comes last (shards/pack/merge.py): a
-folder without one is unfinished.
+A single scan creates the file list, the list determines the division into shards (shards/pack/listing.py), and every
+shard is a separate job. A shard with an index is finished; after a kill all others are written again. Each part of an
+array job writes every n-th shard; the parts share only the folder. The manifest is written last (shards/pack/merge.py),
+so a folder without one is unfinished.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,13 @@ from shards.workers import counters, run_jobs
 
 @dataclass(frozen=True)
 class Part:
-    """Part ``number`` (1, 2, ... ``of``) of the shards."""
+    """Part ``number`` of ``of`` of the shards, counted from 1."""
 
     number: int = 1
     of: int = 1
 
     def take(self, everything: Sequence) -> list:
-        """This part's share of a sequence."""
+        """Return this part's items of a sequence."""
         return list(everything[self.number - 1 :: self.of])
 
 
@@ -48,17 +48,17 @@ def pack(
     labels: Labels | None = None,
     append: bool = False,
 ) -> PackResult:
-    """Write all tiles of ``source`` into shards in ``dest``, or finish what an earlier run began.
+    """Write all tiles of ``source`` into shards in ``dest``, or continue an earlier run.
 
     Args:
-        workers: processes.
-        max_bad: largest share of unusable tiles at which the result still counts as a dataset.
-        append: add the tiles of ``source`` that ``dest`` has not yet, as new shards beside the old ones.
+        workers: number of processes.
+        max_bad: maximum fraction of unusable tiles.
+        append: whether to add the tiles of ``source`` that are not in ``dest`` yet, as new shards beside the old ones.
 
     Raises:
-        SourceError: no tiles.
-        ShardError: ``dest`` holds other work.
-        TooManyBadTiles: finished shards are kept, but no manifest is written.
+        SourceError: if there are no tiles.
+        ShardError: if ``dest`` was packed with other options or from other tiles.
+        TooManyBadTiles: if ``max_bad`` is exceeded; finished shards are kept, but no manifest is written.
     """
     written = pack_part(source, dest, config, Part(), workers, labels, append)
     result = merge(dest, workers, max_bad, source)
@@ -74,7 +74,7 @@ def pack_part(
     labels: Labels | None = None,
     append: bool = False,
 ) -> int:
-    """Write one part's shards; `merge` joins the parts. Returns the number of shards written now."""
+    """Write the shards of one part, for `merge` to join; returns the number of shards written by this call."""
     sensor = get_sensor(config.sensor)
     record = begin(source, dest, config, sensor, labels, append)
     if not record.generations[-1].list_name:
@@ -83,15 +83,15 @@ def pack_part(
         write_intermediate_shards(part.take(_unchanged(bundles, record, source)), dest, record, workers)
         record = list_intermediate_tiles(dest, must=part.of == 1)
     if not record.generations[-1].list_name:
-        return 0  # other parts still read their bundles; `merge` goes on from here
+        return 0  # other parts are still reading their bundles; `merge` continues from here
     return _write_missing(dest, record, part, workers, source, labels)
 
 
 def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | None = None) -> PackResult:
-    """Join the parts of an array job: assemble what was read from bundles, then write table and manifest.
+    """Join the parts of an array job: assemble shards from the tiles of bundles, then write table and manifest.
 
     Raises:
-        ShardError: a part is not finished; the line names what is missing.
+        ShardError: if a part is not finished; the message names what is missing.
     """
     record = list_intermediate_tiles(dest, must=True)
     missing = missing_shards(dest, record)
@@ -106,7 +106,7 @@ def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | No
 def _write_missing(
     dest: Path, record: PackRecord, part: Part, workers: int, source: Path | None, labels: Labels | None
 ) -> int:
-    """Write those shards of a part that are not there yet; returns how many."""
+    """Write the missing shards of a part; returns their number."""
     jobs, total, done = [], 0, 0
     for number, generation in enumerate(record.generations):
         cut = cut_generation(record, read_list(dest, generation))
@@ -124,7 +124,7 @@ def _write_missing(
 
 
 def is_whole(tar: Path) -> bool:
-    """A shard is finished when its index is there and the tar has the length the index names."""
+    """Return whether a shard is complete: it has an index, and the tar has the size in the index."""
     try:
         return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size
     except (ShardError, OSError):
@@ -134,12 +134,12 @@ def is_whole(tar: Path) -> bool:
 def _write_one(
     tar: Path, generation: int, tiles: list[ListedTile], record: PackRecord, source: Path | None, labels: Labels | None
 ) -> None:
-    """One job: the shard ``tar`` from its tiles, wherever they lie."""
+    """Write the shard ``tar`` from its tiles, in source files or intermediate shards."""
     sensor = record.sensor
     if record.generations[generation].bundles:
         samples: Iterator[Sample | Rejected] = IntermediateReader(tar.parent, generation).samples(tiles)
     else:
-        assert source is not None  # `merge` refuses to write these
+        assert source is not None  # `merge` raises an error if these shards are missing
         samples = _read_samples(source, labels, tiles, sensor, record)
     write_shard(tar, samples, sensor.num_bands)
 
@@ -147,7 +147,7 @@ def _write_one(
 def _read_samples(
     source: Path, labels: Labels | None, tiles: list[ListedTile], sensor: Sensor, record: PackRecord
 ) -> Iterator[Sample | Rejected]:
-    """Read and encode the tiles of a shard, one at a time; unusable ones come as `Rejected`."""
+    """Read, encode and yield the tiles of a shard one at a time; unusable ones are yielded as `Rejected`."""
     codec = record.codec
     for tile_source in (tile.source for tile in tiles):
         path = source / tile_source.path
@@ -167,7 +167,7 @@ def _read_samples(
 
 
 def _unchanged(bundles: list[Bundle], record: PackRecord, source: Path) -> list[Bundle]:
-    """The bundles that the record names; raises ShardError where they are others now."""
+    """Return the bundles; raises ShardError if they differ from those in the record."""
     if [[bundle.name, bundle.fingerprint()] for bundle in bundles] != record.generations[-1].bundles:
         raise ShardError(f"{source}: its archives or products changed since pack began; choose another DEST")
     return bundles

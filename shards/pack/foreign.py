@@ -1,4 +1,4 @@
-"""Tiles of foreign WebDataset tars, as codecs: a .npy array or a whole GeoTIFF stands where ours would."""
+"""Codecs for the tiles of foreign WebDataset tars: .npy arrays and complete GeoTIFF files."""
 
 import io
 from typing import Any
@@ -13,7 +13,7 @@ from shards.sensors.sensor import Sensor, get_sensor
 
 
 class NpyTile(Codec):
-    """A tile stored as ``.npy`` bytes, int16 (bands, height, width), or (height, width, bands) as images often are.
+    """A codec of tiles stored as ``.npy`` bytes, int16 (bands, height, width) or (height, width, bands).
 
     Args:
         bands_last: whether the bands are the last axis.
@@ -25,14 +25,14 @@ class NpyTile(Codec):
         self.bands_last = bool(bands_last)
 
     def encode(self, tile: np.ndarray) -> bytes:
-        """``.npy`` bytes of a tile (bands, height, width) int16."""
+        """Return the ``.npy`` bytes of an int16 tile (bands, height, width)."""
         buffer = io.BytesIO()
         stored = np.ascontiguousarray(tile.transpose(1, 2, 0)) if self.bands_last else tile
         np.lib.format.write_array(buffer, stored, allow_pickle=False)
         return buffer.getvalue()
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
+        """Return the tile, in ``out`` if given, int16 (bands, height, width); raises ShardError for damaged bytes."""
         from shards.files.untrusted import read_npy
 
         try:
@@ -48,11 +48,11 @@ class NpyTile(Codec):
 
 
 class GeoTiffTile(Codec):
-    """A tile stored as a whole GeoTIFF file, with the bands of a sensor.
+    """A codec of tiles stored as complete GeoTIFF files, with the bands of a sensor.
 
     Args:
         sensor: name of the sensor.
-        bands: ``Sensor.to_dict`` of one that the registry doesn't have: its table need not be there any more.
+        bands: ``Sensor.to_dict`` of an unregistered sensor, whose band table may no longer exist.
     """
 
     codec_id = "geotiff_tile"
@@ -63,7 +63,7 @@ class GeoTiffTile(Codec):
 
     @classmethod
     def of(cls, sensor: Sensor) -> "GeoTiffTile":
-        """For tiles of this sensor."""
+        """Return the codec for tiles of a sensor."""
         return cls(sensor.name, None if sensor.is_registered else sensor.to_dict())
 
     def get_config(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class GeoTiffTile(Codec):
         raise ValueError("GeoTIFF members are read only; pack tiles with one of our codecs")
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """The tile, in ``out`` int16 (bands, height, width) where it is given; ShardError where there is none."""
+        """Return the tile, in ``out`` if given, int16 (bands, height, width); raises ShardError for damaged bytes."""
         from shards.sources.geotiff import read_tile_bytes
 
         content = bytes(data)
@@ -86,7 +86,7 @@ class GeoTiffTile(Codec):
 
 
 def _check_size(data: bytes, expected: tuple[int, ...] | None) -> None:
-    """Refuse a GeoTIFF whose header tells of other pixels than expected, or of more than any tile has."""
+    """Raise ShardError if a GeoTIFF's header has an unexpected shape, or more bytes than any tile."""
     import rasterio
     from rasterio.errors import RasterioError
 

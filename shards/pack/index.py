@@ -1,8 +1,8 @@
-"""`index`: WebDataset tars of others become a dataset that we read, without a byte of them being changed.
+"""`index`: make a readable dataset from foreign WebDataset tars, without changing them.
 
-A sample is a tile member (``.tile`` of ours, ``.npy`` or ``.tif``) and, where it is there, a ``.json`` that
-says where and when. One pass over each tar finds the members, decodes every tile for its statistics, and
-writes an index beside the tar; table and manifest follow as for our own shards.
+A sample is a tile member (``.tile``, ``.npy`` or ``.tif``) and optionally a ``.json`` with location and date. One pass
+over each tar finds the members, decodes every tile for its statistics, and writes an index beside the tar; table and
+manifest are then written as for packed shards.
 """
 
 import hashlib
@@ -49,10 +49,10 @@ KINDS = {"tile": "tile", "npy": "npy", "tif": "tif", "tiff": "tif"}
 
 
 def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
-    """Index all tars of a folder and join them to a dataset; prints what there is and returns 0.
+    """Index all tars of a folder and join them into a dataset; prints a summary and returns 0.
 
     Raises:
-        ShardError: no tars, a damaged one, or tiles of different kinds or shapes.
+        ShardError: if there are no tars, a tar is damaged, or tiles have different formats or shapes.
     """
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder of tars")
@@ -90,18 +90,18 @@ def _is_indexed(tar: Path) -> bool:
 
 
 def _was_otherwise(folder: Path, config: dict[str, Any], sensor: Sensor) -> bool:
-    """Whether an earlier run read these tars as tiles of other bands."""
+    """Return whether an earlier run indexed these tars with another codec or other bands."""
     if not (folder / MANIFEST).exists():
         return False
     try:
         before = read_manifest(folder)
-    except ShardError:  # damaged: written anew
+    except ShardError:  # damaged: it is written again
         return False
     return (before.codec, tuple(before.wavelength_nm)) != (config, sensor.wavelength_nm)
 
 
 def _first_tile(tar: Path, sensor: Sensor) -> tuple[dict[str, Any], list[int]]:
-    """Codec and shape of the first tile, which all others must share."""
+    """Return codec config and shape of the first tile, which all others must share."""
     for key, members, archive in samples(tar):
         kind = _kind(tar, key, members)
         data = _read(archive, members[kind][0])
@@ -129,7 +129,7 @@ Members = dict[str, tuple[tarfile.TarInfo, str]]
 
 @dataclass
 class Doubts:
-    """Fields of JSON members that can't be true, by field: how many, and a line on the first."""
+    """Invalid fields of JSON members: the count and the first message of each field."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -141,19 +141,21 @@ class Doubts:
     def add(self, other: "Doubts") -> None:
         self.counts += other.counts
         for name, line in other.first.items():
-            self.first[name] = min(line, self.first.get(name, line))  # tars come in any order
+            self.first[name] = min(line, self.first.get(name, line))  # independent of the order in which tars finish
 
     def lines(self) -> Iterator[str]:
-        """A line a field."""
+        """Yield one line per field."""
         for name, count in sorted(self.counts.items()):
             yield f"{self.first[name]}: taken as unknown" + (f" (so in {count} samples)" if count > 1 else "")
 
 
 def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
-    """Runs of adjacent members with one key, by lower-case extension: WebDataset's rule for samples.
+    """Yield (key, members by lower-case extension, archive) for each run of adjacent members with the same key.
+
+    This is WebDataset's rule for samples.
 
     Raises:
-        ShardError: the tar is damaged or ends early; the line names the last whole member.
+        ShardError: if the tar is damaged or truncated; the message names the last complete member.
     """
     key, members, last, size = "", Members(), "none", tar.stat().st_size
     try:
@@ -185,9 +187,9 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
 
 
 def _files(told: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files that a tar leaves, in its order: (name, member with the content).
+    """Yield (name, member with the content) for each file that extracting a tar would leave, in order.
 
-    A later member of a name replaces an earlier one; a link is the content of the member that it leads to.
+    A later member replaces an earlier one of the same name; a link has the content of the member that it points to.
     """
     links = Links()
     for number, one in enumerate(told):
@@ -206,7 +208,7 @@ def _files(told: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarIn
 
 
 def _kind(tar: Path, key: str, members: Members) -> str:
-    """Extension of the tile member."""
+    """Return the extension of the tile member."""
     found = [extension for extension in members if extension in KINDS]
     dotted = [extension for extension in members if extension.rpartition(".")[2] in KINDS and extension != "mask.npy"]
     if not found and dotted:
@@ -223,7 +225,7 @@ def _kind(tar: Path, key: str, members: Members) -> str:
 
 
 def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Sensor) -> Doubts:
-    """Write the index of one tar; returns what in its JSON members can't be true."""
+    """Write the index of one tar; returns the invalid fields of its JSON members."""
     doubts = Doubts()
     codec = build_codec(config)
     columns: dict[str, list] = {name: [] for name in TileColumns.model_fields}
@@ -263,7 +265,7 @@ def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Senso
 def _row(
     tar: Path, key: str, members: Members, archive: tarfile.TarFile, values: np.ndarray, doubts: Doubts
 ) -> dict[str, Any]:
-    """The other columns, from the sample's JSON as far as it has them."""
+    """Return the remaining columns of a sample, from its JSON or with default values."""
     told: dict[str, Any] = {}
     if "json" in members:
         told, wrong = read_description(_read(archive, members["json"][0]))

@@ -1,9 +1,9 @@
-"""Intermediate shards: how bundles (archives, products) become shards without being unpacked to disk.
+"""Intermediate shards: packing of bundles (archives, products) without unpacking them to disk.
 
-A bundle yields its tiles in the order of its bytes, and a shard needs them in the order of the permuted list. So each
-bundle is read once as a stream, and its tiles are encoded into intermediate shards: in order of arrival, in a folder of
-their own, closed every few hundred tiles. When all bundles are read the list is known, and the shards are assembled by
-copying encoded bytes. A killed run keeps its finished intermediate shards.
+A bundle yields its tiles in the order of its bytes, but a shard needs them in the order of the permuted list. So each
+bundle is read once as a stream, and its tiles are encoded in order of arrival into intermediate shards of a few hundred
+tiles in a separate folder. When all bundles have been read, the list is known, and the shards are assembled by copying
+encoded bytes. A killed run keeps its finished intermediate shards.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ TILES_A_SHARD = 256
 
 
 class _DoneMark(StrictModel):
-    """A bundle that was read to its end, with unusable tiles (location, timestamp, path, reason) and those left out."""
+    """A completely read bundle: unusable tiles (location, timestamp, path, reason) and counts of filtered ones."""
 
     bundle: str
     rejected: list[Annotated[list[str], Field(min_length=4, max_length=4)]]
@@ -45,12 +45,12 @@ class _DoneMark(StrictModel):
 
 
 def intermediate_folder(dest: Path, generation: int) -> Path:
-    """Return where the intermediate shards of a generation wait; it can be removed when the manifest is there."""
+    """Return the folder for the intermediate shards of a generation; it can be removed once the manifest exists."""
     return dest / f"spool-{generation:03d}"
 
 
 def write_intermediate_shards(bundles: Sequence[Bundle], dest: Path, record: PackRecord, workers: int) -> None:
-    """Encode all tiles of the bundles into intermediate shards; bundles that were finished earlier are skipped."""
+    """Encode all tiles of the bundles into intermediate shards, skipping bundles that are already finished."""
     folder = intermediate_folder(dest, len(record.generations) - 1)
     folder.mkdir(exist_ok=True)
     jobs = [(bundle, folder, record) for bundle in bundles if not _done_mark(folder, bundle.name).exists()]
@@ -68,7 +68,7 @@ def _read_bundle(bundle: Bundle, folder: Path, record: PackRecord) -> None:
 
     def encoded() -> Iterator[Sample]:
         for source, tile in bundle.tiles(known, folder / stem):
-            rejected.pop(source.key, None)  # a tile that comes again replaces the earlier one
+            rejected.pop(source.key, None)  # a repeated tile replaces the earlier one
             if isinstance(tile, TileError):
                 rejected[source.key] = [source.location, source.timestamp, source.path, str(tile)]
                 continue
@@ -77,7 +77,7 @@ def _read_bundle(bundle: Bundle, folder: Path, record: PackRecord) -> None:
             yield sample
 
     samples = encoded()
-    for number, first in enumerate(samples, start=len(indexes)):  # a shard begins with the first tile that it holds
+    for number, first in enumerate(samples, start=len(indexes)):  # no empty shard
         chunk = itertools.chain([first], itertools.islice(samples, TILES_A_SHARD - 1))
         _write_shard(folder / f"{stem}-{number:05d}.tar", chunk, sensor.num_bands)
     mark = {"bundle": bundle.name, "rejected": [*rejected.values()], "filtered": bundle.filtered}
@@ -85,7 +85,7 @@ def _read_bundle(bundle: Bundle, folder: Path, record: PackRecord) -> None:
 
 
 def _write_shard(tar: Path, samples: Iterable[Sample], bands: int) -> None:
-    """Write an intermediate shard, and its tiles' sums before its index, which says that all is there."""
+    """Write an intermediate shard, with its tiles' sums before its index, which marks it as complete."""
     sums: list[list[list[int]]] = []
 
     def with_sums() -> Iterator[Sample]:
@@ -106,7 +106,7 @@ def _sums_path(tar: Path) -> Path:
 
 
 def _stem(name: str) -> str:
-    """Return how file names of a bundle's intermediate shards begin: short, and different for every bundle."""
+    """Return the file name prefix of a bundle's intermediate shards: short, and unique per bundle."""
     return "bundle-" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -115,7 +115,7 @@ def _done_mark(folder: Path, name: str) -> Path:
 
 
 def intermediate_tiles(dest: Path, record: PackRecord, must: bool) -> list[ListedTile] | None:
-    """Return the sorted list of the tiles of all bundles; None (or with ``must`` an error) while some are not read."""
+    """Return the sorted tiles of all bundles; if some are not read yet, return None or (``must``) raise an error."""
     folder = intermediate_folder(dest, len(record.generations) - 1)
     tiles: dict[str, ListedTile] = {}
     for name, _ in record.generations[-1].bundles:
@@ -135,7 +135,7 @@ def intermediate_tiles(dest: Path, record: PackRecord, must: bool) -> list[Liste
 
 
 def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
-    """The tiles of a bundle; of those with one key the last one counts."""
+    """Return the tiles of a bundle; for duplicate keys the last one."""
     tiles: dict[str, ListedTile] = {}
     for index in sorted(folder.glob(f"{_stem(name)}-*.index.json")):
         columns = read_json(index, ShardIndex).tiles
@@ -151,7 +151,7 @@ def _bundle_tiles(folder: Path, name: str, mark: Path) -> Iterable[ListedTile]:
 
 
 def filtered_tiles(dest: Path, record: PackRecord) -> dict[str, int]:
-    """How many tiles of the last generation broke which limit."""
+    """Return the number of filtered tiles of the last generation by the limit that they exceed."""
     folder, filtered = intermediate_folder(dest, len(record.generations) - 1), Counter[str]()
     for mark in sorted(folder.glob("*.done.json")):
         filtered.update(_read_mark(mark).filtered)
@@ -161,13 +161,13 @@ def filtered_tiles(dest: Path, record: PackRecord) -> dict[str, int]:
 def _read_mark(path: Path) -> _DoneMark:
     try:
         return _DoneMark.model_validate(read_json_value(path.read_bytes()))
-    except ValueError as error:  # ValidationError too
+    except ValueError as error:  # includes ValidationError
         what = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise ShardError(f"{path}: damaged ({what}); remove {path.parent} and pack again") from None
 
 
 def remove_intermediate_shards(dest: Path, generations: int) -> dict[str, int]:
-    """Remove the intermediate shards of a finished dataset; returns how many tiles of products broke which limit."""
+    """Remove the intermediate shards of a finished dataset; returns filtered-tile counts by limit."""
     filtered: Counter[str] = Counter()
     for number in range(generations):
         folder = intermediate_folder(dest, number)
@@ -178,14 +178,14 @@ def remove_intermediate_shards(dest: Path, generations: int) -> dict[str, int]:
 
 
 class IntermediateReader:
-    """Samples out of the intermediate shards of a generation, as they were encoded."""
+    """A reader of the encoded samples in the intermediate shards of a generation."""
 
     def __init__(self, dest: Path, generation: int) -> None:
         self._folder = intermediate_folder(dest, generation)
         self._indexes: dict[str, tuple[ShardIndex, np.ndarray]] = {}
 
     def samples(self, tiles: Sequence[ListedTile]) -> Iterator[Sample | Rejected]:
-        """Yield the sample of each listed tile; raises ShardError where an intermediate shard is missing or damaged."""
+        """Yield the sample of each listed tile; raises ShardError if an intermediate shard is missing or damaged."""
         for tile in tiles:
             if tile.rejected:
                 yield Rejected(path=tile.source.path, reason=tile.rejected)

@@ -1,9 +1,9 @@
-"""The file list: what one scan of the archive found, kept as text, and the cut of it into shards.
+"""The file list: the result of one scan of the source, saved as text, and its division into shards.
 
-An archive of 415,000 directories on Lustre is scanned once. The list is saved beside the shards; a
-restart, every part of an array job and the merge read it instead of the archive. It also fixes the
-cut before a byte is encoded: locations are permuted by a seed, and a shard closes at the first whole
-location that reaches ``tiles_per_shard``.
+A source of 415,000 directories on Lustre is scanned only once. The list is saved beside the shards; restarts, all
+parts of an array job and the merge read it instead of the source. It also determines the shards before any tile is
+encoded: locations are permuted by a seed, and a shard is closed after the location with which it reaches
+``tiles_per_shard``.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from shards.sources.tile_names import SourceTile
 
 @dataclass(frozen=True)
 class ListedTile:
-    """A line of the file list: a tile, and for one that came out of a bundle where it waits.
+    """A line of the file list: a tile and, if it came from a bundle, its position in an intermediate shard.
 
     Attributes:
-        intermediate: ``<shard>:<row>`` of its intermediate shard; empty for a file of the source directory.
-        rejected: why the tile can't be used, where that is known already.
+        intermediate: ``<shard>:<row>`` of its intermediate shard; empty for a file in the source directory.
+        rejected: reason why the tile can't be used, if already known.
     """
 
     source: SourceTile
@@ -34,10 +34,10 @@ class ListedTile:
 
 
 def cut_shards(tiles: Sequence[ListedTile], tiles_per_shard: int, seed: int) -> list[list[ListedTile]]:
-    """Permute the locations by a seed and cut them into shards, timestamps of a location together.
+    """Permute the locations by a seed and divide them into shards, keeping the tiles of a location together.
 
     Args:
-        tiles: sorted by location.
+        tiles: tiles sorted by location.
     """
     groups = [list(group) for _, group in groupby(tiles, key=lambda tile: tile.source.location)]
     groups.sort(key=lambda group: hashlib.sha256(f"{seed}/{group[0].source.location}".encode()).digest())
@@ -64,7 +64,7 @@ def write_list(folder: Path, number: int, tiles: Sequence[ListedTile]) -> tuple[
 
 
 def read_list(folder: Path, generation: Generation) -> list[ListedTile]:
-    """The list of a generation; raises ShardError where it is not the one that was saved."""
+    """Read the list of a generation; raises ShardError if it is missing or was changed."""
     path = folder / generation.list_name
     try:
         data = path.read_bytes()
@@ -80,7 +80,7 @@ def read_list(folder: Path, generation: Generation) -> list[ListedTile]:
 
 
 def _parse_line(line: str) -> ListedTile:
-    """A tile of the list; raises ValueError where it is none."""
+    """Parse a line of the list; raises ValueError if it is invalid."""
     row = line.split("\t")
     if len(row) != len(_SOURCE_FIELDS) + 2:
         raise ValueError(f"{len(row)} columns where {len(_SOURCE_FIELDS) + 2} were written")

@@ -1,4 +1,4 @@
-"""The last step of `pack`: finished shards become a dataset, with one tile table, statistics and a manifest."""
+"""The last step of `pack`: join finished shards into a dataset with a tile table, statistics and a manifest."""
 
 import hashlib
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from shards.sensors.sensor import NODATA, Sensor
 
 @dataclass(frozen=True)
 class PackResult:
-    """``written`` counts the shards of this run, ``filtered`` tiles of products left out, by the limit they broke."""
+    """The result of `pack`: ``written`` counts the shards of this run, ``filtered`` the excluded tiles by limit."""
 
     manifest: Manifest
     rejected: list[Rejected]
@@ -47,11 +47,12 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
     """Write the table, the statistics and the manifest of finished shards, in shard order.
 
     Args:
-        source: of the tiles, to name rejected ones by their whole path.
+        max_bad: maximum fraction of unusable tiles.
+        source: folder of the source tiles, to report full paths of rejected ones.
 
     Raises:
-        ShardError: a shard is missing or damaged.
-        TooManyBadTiles: more than the share ``max_bad`` of the listed tiles was unusable.
+        ShardError: if a shard is missing or damaged.
+        TooManyBadTiles: if more than ``max_bad`` of the listed tiles are unusable.
     """
     record = read_record(dest)
     last = record.generations[-1]
@@ -79,30 +80,30 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
 
 
 def missing_shards(dest: Path, record: PackRecord) -> list[str]:
-    """Names of the shards that have no index yet."""
+    """Return the names of the shards that have no index yet."""
     last = record.generations[-1]
     tars = [dest / shard_name(number) for number in range(last.first_shard + last.shards)]
     return [tar.name for tar in tars if not index_path(tar).exists()]
 
 
 def shard_name(number: int) -> str:
-    """File name of shard ``number``."""
+    """Return the file name of shard ``number``."""
     return f"shard-{number:06d}.tar"
 
 
 def join_shards(
     dest: Path, names: Sequence[str], codec: dict[str, Any], shape: list[int], sensor: Sensor, generations: int
 ) -> Manifest:
-    """Make a dataset of finished shards and put its table, statistics and manifest in place.
+    """Join finished shards into a dataset and publish its table, statistics and manifest.
 
     Args:
-        names: of the tars, in order; each has its index.
+        names: names of the tars, in order; each has an index.
         codec: config of the tile codec.
         shape: (bands, height, width) of every tile.
-        generations: how often tiles were added, the first time counted.
+        generations: number of runs that added tiles, including the first.
 
     Raises:
-        ShardError: an index is missing or damaged, or two tiles have one key.
+        ShardError: if an index is missing or damaged, or two tiles have the same key.
     """
     entries: list[ShardEntry] = []
     columns: list[dict] = []
@@ -119,7 +120,7 @@ def join_shards(
         sums.add(band_sums(index.sums))
         rejected += len(index.rejected)
         count = len(index.tiles.key)
-        if count:  # a shard all of whose tiles were unusable is left out
+        if count:  # shards without usable tiles are omitted
             columns.append(index.tiles.model_dump())
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             entries.append(
@@ -169,14 +170,14 @@ def _no_key_twice(dest: Path, tiles: np.ndarray, entries: list[ShardEntry]) -> N
 
 
 def publish(dest: Path, manifest: Manifest, tiles: bytes) -> None:
-    """Put a dataset's files in place, the manifest last: until then readers see what was there before."""
+    """Write a dataset's files, the manifest last, so that readers see the previous dataset until then."""
     if (dest / MANIFEST).exists():
         try:
             if read_manifest(dest) == manifest and (dest / manifest.table).read_bytes() == tiles:
                 return
         except (ShardError, OSError):
-            pass  # damaged: written anew
-    for leftover in dest.glob(f"*{TEMPORARY}"):  # of killed runs: every shard is finished by now
+            pass  # damaged: written again
+    for leftover in dest.glob(f"*{TEMPORARY}"):  # left by killed runs; all shards are finished now
         leftover.unlink(missing_ok=True)
     write_atomic(dest / manifest.table, tiles)
     for name, values in (("mu.npy", manifest.mu), ("sigma.npy", manifest.sigma)):

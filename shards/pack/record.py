@@ -1,4 +1,4 @@
-"""The record of a pack, ``pack.json``: its options, and one generation for each run that added tiles."""
+"""The record of `pack`, ``pack.json``: its options, and one generation for each run that added tiles."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,26 +19,26 @@ from shards.sources.limits import SceneLimits
 RECORD = "pack.json"
 
 MOST_PX = 1 << 15
-"""Largest side of a tile."""
+"""Maximum height and width of a tile in pixels."""
 
 NumTiles = Annotated[int, Field(ge=0, lt=1 << 63)]
 NumShards = Annotated[int, Field(ge=0, lt=1_000_000)]
-"""Names of shards have six digits."""
+"""Limited by the six digits in shard names."""
 
 
 class PackOptions(StrictModel):
-    """Options that decide the bytes of the result: a restart and an ``--append`` must have the same.
+    """Options that determine the bytes of the result; a restart and an ``--append`` must use the same.
 
-    Fields that were not given are left out of the file, so that the checksum of a record that an earlier version
-    wrote stays valid.
+    Fields that were not given are omitted from the file, so that checksums of records written by earlier versions stay
+    valid.
 
     Attributes:
         sensor: name of the sensor.
         band_table: `Sensor.to_dict` of a sensor that is not registered.
         codec: as for `pack --codec`.
-        size: of the tiles in pixels; None until the scan has found it.
-        limits: on tiles cut from products, by the fields of `SceneLimits`.
-        labels: whether tiles have labels; ``align``, ``label_field`` and ``label_layer`` say how these are read.
+        size: tile size in pixels; None until the scan has determined it.
+        limits: limits on tiles cut from products, by the fields of `SceneLimits`.
+        labels: whether tiles have labels; ``align``, ``label_field`` and ``label_layer`` define how they are read.
         cut: whether rasters larger than a tile are cut.
     """
 
@@ -75,10 +75,10 @@ class Generation(StrictModel):
     """One run of `pack`: the first one, or one ``--append``.
 
     Attributes:
-        bundles: (name, fingerprint) of the archives and products that it reads. The list of tiles exists only after
-            they have been read.
+        bundles: (name, fingerprint) of the archives and products to read. The list of tiles exists only after they
+            have been read.
         probes: fingerprint of a few of the files.
-        list_name: of the file list; empty until it is known.
+        list_name: name of the file list; empty until it is known.
     """
 
     bundles: list[list[str]] = Field(default_factory=list)
@@ -91,7 +91,7 @@ class Generation(StrictModel):
 
 
 class PackRecord(SealedModel):
-    """The options of a pack and what its scans found: a restart continues the same work."""
+    """The options and scan results of `pack`, with which a restart continues the same work."""
 
     options: PackOptions
     generations: list[Generation]
@@ -104,7 +104,7 @@ class PackRecord(SealedModel):
 
     @property
     def sensor(self) -> Sensor:
-        """The sensor of the tiles; of a band table the copy that was made when `pack` began."""
+        """The sensor of the tiles; band tables are used as they were when `pack` started."""
         table = self.options.band_table
         return get_sensor(self.options.sensor) if table is None else Sensor.from_dict(table)
 
@@ -129,7 +129,7 @@ class PackRecord(SealedModel):
 
 
 def read_record(folder: Path) -> PackRecord:
-    """Return the record of a folder; raises ShardError where nothing was begun."""
+    """Read the record of a folder; raises ShardError if it is missing or has no generation."""
     record = read_json(folder / RECORD, PackRecord)
     if not record.generations:
         raise ShardError(f"{folder / RECORD}: damaged: nothing was begun; remove {folder} and pack again")
@@ -137,5 +137,5 @@ def read_record(folder: Path) -> PackRecord:
 
 
 def write_record(folder: Path, record: PackRecord) -> None:
-    """Save the record in one step."""
+    """Save the record atomically."""
     write_atomic(folder / RECORD, to_json(record.model_copy(update={"format": FORMAT}).sealed()))

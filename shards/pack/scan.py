@@ -1,4 +1,4 @@
-"""What is to be packed: options, the one scan of the archive, and the record that every later process reads."""
+"""The scan of the source: options, the file list, and the record that all later processes read."""
 
 import shutil
 import time
@@ -39,13 +39,13 @@ LOCK = "pack.lock"
 
 
 class PackConfig(ConfigModel):
-    """What fixes the bytes of the result.
+    """Options that determine the bytes of the result.
 
     Attributes:
-        size: of the tiles in pixels; rasters that are larger are cut. None takes the commonest among the tiles.
+        size: tile size in pixels; larger rasters are cut. None uses the most common size of the tiles.
         codec: a preset (``raw``, ``fast``, ``compact``), the id of a codec, or its config as JSON.
-        pattern: which files of the source are tiles; None goes by their names.
-        limits: on tiles cut from products.
+        pattern: glob pattern of the source files that are tiles; None recognizes them by name.
+        limits: limits on tiles cut from products.
     """
 
     sensor: str = "enmap"
@@ -60,15 +60,15 @@ class PackConfig(ConfigModel):
 def begin(
     source: Path, dest: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, append: bool
 ) -> PackRecord:
-    """The record of the work in ``dest``: made by the first process that comes, read by all others."""
+    """Return the record in ``dest``, which the first process creates and all others read."""
     if dest.exists() and not (dest / RECORD).exists():
         names = [path.name for path in dest.iterdir() if is_data(path.name)]
         foreign = [name for name in names if not name.endswith(TEMPORARY) and name != LOCK and not _is_list(name)]
-        if foreign and not (dest / RECORD).exists():  # another part may have begun between the two looks
+        if foreign and not (dest / RECORD).exists():  # another part may have started between the two checks
             raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
     if append and not (dest / RECORD).exists():
         raise ShardError(f"{dest}: nothing to append to; run pack without --append")
-    codec_of(config.codec)  # an unknown one is refused before anything is written
+    codec_of(config.codec)  # reject an unknown codec before anything is written
     new = not dest.exists()
     dest.mkdir(parents=True, exist_ok=True)
     try:
@@ -80,14 +80,14 @@ def begin(
 
 
 def _is_list(name: str) -> bool:
-    """Whether a file may be the list of a scan, which is written before the record that names it."""
+    """Return whether a file can be the list of a scan, which is written before the record that names it."""
     return name.startswith("sources-")
 
 
 def _open_record(
     source: Path, dest: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, append: bool
 ) -> PackRecord:
-    with held(dest / LOCK):  # a hundred tasks of an array must not scan the archive a hundred times
+    with held(dest / LOCK):  # only one task of a job array scans the source
         sweep(dest, f"{RECORD}.*")
         sweep(dest, "sources-*")
         if not (dest / RECORD).exists():
@@ -104,7 +104,7 @@ def _open_record(
 
 
 def _options(config: PackConfig, sensor: Sensor, labels: Labels | None) -> PackOptions:
-    """Return what a record keeps of the options: optional ones only where they were given."""
+    """Return the options for the record; optional ones are included only if they were given."""
     options = config.model_dump() | {"sensor": sensor.name, "labels": labels is not None}
     if not sensor.is_registered:
         options["band_table"] = sensor.to_dict()
@@ -115,7 +115,7 @@ def _options(config: PackConfig, sensor: Sensor, labels: Labels | None) -> PackO
 
 
 def _same_options(dest: Path, record: PackRecord, config: PackConfig, sensor: Sensor, labels: Labels | None) -> None:
-    """Raise ShardError where a folder was begun with other options."""
+    """Raise ShardError if a folder was packed with other options."""
     wanted = _options(config, sensor, labels)
     _same_bands(dest, record, config.sensor, sensor)
     for name in PackOptions.model_fields:
@@ -130,17 +130,17 @@ def _same_options(dest: Path, record: PackRecord, config: PackConfig, sensor: Se
 
 
 def _same_bands(dest: Path, record: PackRecord, name: str, sensor: Sensor) -> None:
-    """A band table may lie elsewhere now, but it has to have the same bands."""
+    """Raise ShardError if the sensor has other bands; its band table may have moved."""
     begun = record.options.sensor
     if record.options.band_table is None and begun in (name, sensor.name):
-        return  # of the registry, or packed before bands were recorded
+        return  # a registered sensor, or a folder packed before bands were recorded
     if begun != sensor.name or record.sensor != sensor:
         what = f"sensor: {begun} then, {sensor.name} now" if begun != sensor.name else f"the bands of {name} differ"
         raise ShardError(f"{dest}: was packed from other options ({what}); choose another folder or remove this one")
 
 
 def _same_tiles(source: Path, dest: Path, record: PackRecord) -> None:
-    """A look at a few files instead of a second scan: another source, or tiles made anew, are noticed."""
+    """Raise ShardError if a probe of a few files, instead of a second scan, detects another source or changed tiles."""
     generation = record.generations[-1]
     if generation.probes and _probe(source, read_list(dest, generation)) != generation.probes:
         raise ShardError(f"{dest}: was packed from other tiles than {source}; choose another folder or remove this one")
@@ -151,14 +151,14 @@ def _probe(source: Path, tiles: Sequence[ListedTile]) -> str:
 
 
 def _is_merged(dest: Path, record: PackRecord) -> bool:
-    """Whether the last generation is in the manifest already."""
+    """Return whether the last generation is already in the manifest."""
     return (dest / MANIFEST).exists() and read_manifest(dest).generations == len(record.generations)
 
 
 def _scan(
     source: Path, dest: Path, record: PackRecord, config: PackConfig, sensor: Sensor, labels: Labels | None
 ) -> PackRecord:
-    """The one scan: add a generation with the file list, or with the bundles that have to be read to know it."""
+    """Scan the source and add a generation with the file list, or with the bundles that must be read to make it."""
     options = record.options
     inputs = _find(source, config, sensor, labels, _known(dest, record), options.seed)
     size = options.size or inputs.size()
@@ -177,7 +177,7 @@ def _scan(
 
 
 def _known(dest: Path, record: PackRecord) -> dict[str, str]:
-    """The path of each sample key that was listed before."""
+    """Return the path of each sample key in earlier lists."""
     earlier = [old for old in record.generations if old.list_name]
     return {tile.source.key: tile.source.path for old in earlier for tile in read_list(dest, old)}
 
@@ -185,11 +185,11 @@ def _known(dest: Path, record: PackRecord) -> dict[str, str]:
 def _find(
     source: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, taken: dict[str, str], seed: int
 ) -> Inputs:
-    """What there is to pack.
+    """Find the tiles or bundles to pack.
 
     Raises:
-        SourceError: nothing.
-        ConfigError: an option that does nothing with that.
+        SourceError: if there is nothing to pack.
+        ConfigError: if an option has no effect on this source.
     """
     limits = sorted(config.limits.model_fields_set)
     option = f"--max-{limits[0].replace('_', '-')}" if limits else ""
@@ -219,7 +219,7 @@ def _tell(line: str) -> None:
 
 
 def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generation: Generation) -> PackRecord:
-    """Save the list of a generation without the tiles of earlier ones, and return the record with it."""
+    """Save the list of a generation without tiles of earlier ones, and return the updated record."""
     earlier = [old for old in record.generations if old.list_name]
     known = _known(dest, record)
     tiles = [tile for tile in tiles if tile.source.key not in known]
@@ -237,7 +237,7 @@ def _add_list(dest: Path, record: PackRecord, tiles: list[ListedTile], generatio
 
 
 def list_intermediate_tiles(dest: Path, must: bool) -> PackRecord:
-    """Make the list of the last generation from its intermediate shards, once all bundles are read."""
+    """Create the list of the last generation from its intermediate shards, once all bundles have been read."""
     with held(dest / LOCK):
         record = read_record(dest)
         generation = record.generations[-1]
@@ -248,7 +248,7 @@ def list_intermediate_tiles(dest: Path, must: bool) -> PackRecord:
             return record
         if not tiles and len(record.generations) == 1:
             filtered = filtered_tiles(dest, record)
-            remove_intermediate_shards(dest, 1)  # nothing was begun: the archives can be mended and packed again
+            remove_intermediate_shards(dest, 1)  # the archives can be fixed and packed again
             (dest / RECORD).unlink()
             names = ", ".join(name for name, _ in generation.bundles[:5])
             raise SourceError(f"{names}: {_why_none(record, filtered)}")
@@ -256,12 +256,12 @@ def list_intermediate_tiles(dest: Path, must: bool) -> PackRecord:
 
 
 def _why_none(record: PackRecord, filtered: Mapping[str, int]) -> str:
-    """Why bundles gave no tile, and the option that changes it."""
+    """Return why the bundles yielded no tiles, and the option that changes it."""
     limits, size = record.options.scene_limits, record.tile_size
     broken = sorted((count, name) for name, count in filtered.items() if name in SceneLimits.model_fields)[::-1]
     if broken:
         counts = ", ".join(f"{count} by --max-{_dashed(name)} {getattr(limits, name):g}" for count, name in broken)
-        given = [name for name, limit in limits if limit is not None]  # a tile counts for the first that it breaks
+        given = [name for name, limit in limits if limit is not None]  # a tile counts for the first one exceeded
         relaxed = " ".join(f"--max-{_dashed(name)} none" for name in given)
         return f"all {sum(count for count, _ in broken)} tiles are left out: {counts}; take all of them with {relaxed}"
     if EMPTY in filtered:
@@ -277,15 +277,15 @@ def _dashed(name: str) -> str:
 
 
 def cut_generation(record: PackRecord, tiles: Sequence[ListedTile]) -> list[list[ListedTile]]:
-    """The shards of a generation's list, under the record's options."""
+    """Divide the list of a generation into shards with the record's options."""
     return cut_shards(tiles, record.options.tiles_per_shard, record.options.seed) if tiles else []
 
 
 def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None, append: bool, workers: int) -> str:
-    """What `pack` would do, from the list and a few encoded tiles; nothing is written.
+    """Describe what `pack` would do, from the list and a few encoded tiles, without writing anything.
 
     Raises:
-        SourceError: no tiles, or none of the probed ones can be read.
+        SourceError: if there are no tiles, or none of the probed ones can be read.
     """
     sensor = get_sensor(config.sensor)
     record = read_record(dest) if append else None
@@ -323,7 +323,7 @@ def _describe_bundles(bundles: Sequence[Bundle], size: int) -> str:
 
 
 def _trial(source: Path, tiles: Sequence[SourceTile], sensor: Sensor, size: int, codec: Codec) -> tuple[float, float]:
-    """Ratio, and bytes of pixels per second and process, measured on 8 tiles spread over the list."""
+    """Measure compression ratio and pixel bytes per second and process on 8 tiles spread over the list."""
     raw = stored = 0
     begin = None
     for tile in tiles[:: max(1, len(tiles) // 8)][:8]:
@@ -332,7 +332,7 @@ def _trial(source: Path, tiles: Sequence[SourceTile], sensor: Sensor, size: int,
         except TileError:
             continue
         encoded = len(codec.encode(values))
-        if begin is None:  # the first one pays for imports
+        if begin is None:  # the first tile includes import time
             begin = time.monotonic()
         raw, stored = raw + values.nbytes, stored + encoded
     if begin is None:

@@ -1,4 +1,4 @@
-"""One shard: a plain WebDataset tar and its index. Both appear by rename only; bytes depend on the tiles alone."""
+"""Writer of a shard: a plain WebDataset tar and its index, both atomic and reproducible."""
 
 import hashlib
 import io
@@ -25,26 +25,26 @@ from shards.sources.tile_names import SourceTile
 
 
 def index_path(tar: Path) -> Path:
-    """Where the index of a shard lies: beside its tar."""
+    """Return the path of a shard's index, beside its tar."""
     return tar.with_suffix(".index.json")
 
 
 def checksum(data: Any) -> int:
-    """XXH3-64 of any bytes-like object: a third of CRC-32C's time, in C and without the interpreter's lock."""
+    """Return the XXH3-64 of a bytes-like object; it takes a third of the time of CRC-32C and releases the GIL."""
     return xxhash.xxh3_64_intdigest(data)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """All that a shard keeps of one tile.
+    """The data that a shard stores for one tile.
 
     Attributes:
-        key: of the WebDataset sample.
+        key: key of the WebDataset sample.
         tile: encoded bytes.
         description: JSON bytes for readers without an index.
         mask: ``.npy`` bytes of the label tile, or empty.
-        sums: of the tile's pixels.
-        row: the columns of the tile table but for offsets, lengths and checksums.
+        sums: sums over the tile's pixels.
+        row: columns of the tile table, except offsets, lengths and checksums.
     """
 
     key: str
@@ -56,13 +56,13 @@ class Sample:
 
 
 def encode_sample(source: SourceTile, tile: Tile, mask: np.ndarray | None, sensor: Sensor, codec: Codec) -> Sample:
-    """Encode a tile, its label tile and what is known of both.
+    """Encode a tile with its label tile and metadata.
 
     Args:
-        mask: integer (height, width) label codes, or None.
+        mask: integer label codes (height, width), or None.
 
     Raises:
-        TileError: label codes beyond int16.
+        TileError: if label codes do not fit in int16.
     """
     quality: dict[str, float | None] = {name: tile.quality.get(name) for name in QUALITY}
     quality["nodata"] = float(np.mean((tile.values == NODATA).any(0)))
@@ -98,11 +98,11 @@ def encode_sample(source: SourceTile, tile: Tile, mask: np.ndarray | None, senso
 
 
 def write_shard(tar: Path, samples: Iterable[Sample | Rejected], bands: int) -> ShardIndex:
-    """Write samples in the order in which they come; those that were rejected are listed in the index.
+    """Write samples in the given order; rejected ones are listed in the index.
 
     Args:
-        tar: where the shard goes; its index goes beside it.
-        bands: of every tile.
+        tar: path of the shard; its index is written beside it.
+        bands: number of bands of every tile.
     """
     columns: dict[str, list] = {name: [] for name in TileColumns.model_fields}
     sums = BandSums.empty(bands)
@@ -126,12 +126,12 @@ def write_shard(tar: Path, samples: Iterable[Sample | Rejected], bands: int) -> 
         sums=Sums(**vars(sums)),
         rejected=rejected,
     ).sealed()
-    write_atomic(index_path(tar), to_json(index))  # written after the tar: an index means a whole shard
+    write_atomic(index_path(tar), to_json(index))  # written after the tar: an index marks a complete shard
     return index
 
 
 def _add_sample(archive: tarfile.TarFile, sample: Sample) -> dict[str, int]:
-    """Append the members of a sample and return where they are."""
+    """Append the members of a sample and return their offsets, lengths and checksums."""
     place = {
         "offset": _add_member(archive, f"{sample.key}.tile", sample.tile),
         "length": len(sample.tile),
@@ -147,7 +147,7 @@ def _add_sample(archive: tarfile.TarFile, sample: Sample) -> dict[str, int]:
 
 
 def _add_member(archive: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a member and return where its data begins, in bytes. Owner and time are fixed: same tiles, same bytes."""
+    """Append a member, with fixed owner and time for reproducible bytes, and return the offset of its data in bytes."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mode = 0o644
@@ -162,7 +162,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _measure(file: IO[bytes]) -> tuple[int, str]:
-    """Length in bytes and SHA-256 of what was written."""
+    """Return the length in bytes and the SHA-256 of a written file."""
     file.flush()
     length = file.seek(0, io.SEEK_END)
     file.seek(0)

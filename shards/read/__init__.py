@@ -1,1 +1,1 @@
-"""Reading: planned reads of tiles, damaged tiles set aside, the Zarr view of the shards."""
+"""Reading: planned reads of tiles, quarantine of damaged tiles, the Zarr view of the shards."""

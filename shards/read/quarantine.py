@@ -1,4 +1,4 @@
-"""Bad tiles: set aside once, replaced by a substitute that every run and rank agrees on, counted, and limited."""
+"""Quarantine of bad tiles, with a budget and with substitutes that are the same for every run and rank."""
 
 import json
 import threading
@@ -13,33 +13,33 @@ from shards.order.random_bits import fold_in, random_bits
 
 
 class TooManyBadSamples(ShardError):
-    """The budget of bad tiles is spent."""
+    """The budget of bad tiles is exceeded."""
 
     exit_code = 1
 
 
 class NoneLeft(ShardError):
-    """Every tile of a set is bad, so that none can stand in for another."""
+    """Every tile of a set is bad, so there is no substitute."""
 
 
 class Quarantine:
     """The bad tiles of a run.
 
-    A substitute depends on the bad row alone, never on history or rank, so a resumed run on other
-    processes trains on the same tiles; it comes out of the set of the bad one, so that none that is held out is
-    trained on, and none that is trained on is evaluated. Bad rows are kept in JSON lines, one file a process, and read
-    back at the next start: a tile that failed once stays out even where its storage heals.
+    A substitute depends only on the bad row, not on history or rank, so a run resumed on other processes trains on the
+    same tiles. It is drawn from the same set as the bad row, so held-out tiles are never trained on and training tiles
+    never evaluated. Bad rows are stored as JSON lines, one file per process, and loaded at the next start: a tile that
+    failed once stays excluded even if its storage recovers.
 
     Args:
         rows: int64, the training rows.
         dataset: hash that keys the substitutes.
-        budget: bad tiles at which the run goes on; one more is an error.
-        folder: for the lists.
-        rank: of this process, names its own list.
+        budget: maximum number of bad tiles; one more is an error.
+        folder: folder of the lists.
+        rank: rank of this process; names its list.
         held_out: int64, the rows for evaluation.
 
     Attributes:
-        loaded: bad tiles that earlier runs in this folder had found.
+        loaded: number of bad tiles found by earlier runs in this folder.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Quarantine:
 
     @property
     def found(self) -> int:
-        """Bad tiles that this process has found since its start."""
+        """Number of bad tiles that this process has found since its start."""
         return len(self._bad) - self.loaded
 
     @property
@@ -77,7 +77,7 @@ class Quarantine:
         return sorted(self._bad)
 
     def add(self, row: int, key: str, reason: str) -> None:
-        """Set a tile aside; raises TooManyBadSamples above the budget."""
+        """Add a tile to the quarantine; raises TooManyBadSamples above the budget."""
         with self._lock:
             if row in self._bad:
                 return
@@ -87,7 +87,7 @@ class Quarantine:
             self.check(len(self._bad), f"{reason}; ")
 
     def check(self, count: int, reason: str = "") -> None:
-        """Raise TooManyBadSamples where ``count`` bad tiles, of all processes, are above the budget."""
+        """Raise TooManyBadSamples if ``count``, the bad tiles of all processes, exceeds the budget."""
         if count > self._budget:
             raise TooManyBadSamples(
                 f"{reason}{count} bad tiles so far, 'data.max_bad_tiles' allows {self._budget}: "
@@ -95,10 +95,10 @@ class Quarantine:
             )
 
     def substitute(self, row: int, attempt: int) -> int:
-        """The row that stands in for a bad one; another for each attempt (1, 2, ...).
+        """Return the substitute for a bad row, drawn independently for each attempt (1, 2, ...).
 
         Raises:
-            NoneLeft: all rows of its set are bad.
+            NoneLeft: if all rows of its set are bad.
         """
         pool = self._held_out if np.isin(row, self._held_out) else self._rows
         if len(self._bad) >= len(pool) and np.isin(pool, self.rows).all():
@@ -115,4 +115,4 @@ class Quarantine:
             if entry["dataset"] == dataset:
                 self._bad[int(entry["row"])] = str(entry["reason"])
         except (ValueError, KeyError, TypeError, OverflowError):
-            pass  # the last line of a killed process: its tile is found bad again
+            pass  # an incomplete line of a killed process: the tile will fail again

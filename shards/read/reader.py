@@ -1,4 +1,4 @@
-"""Planned reads: tile rows in, int16 values out, decoded by threads straight into the caller's buffer."""
+"""Planned reads: threads decode the int16 values of given tile rows directly into the caller's buffer."""
 
 import hashlib
 import math
@@ -25,28 +25,28 @@ from shards.order.view import view_rows
 from shards.read.quarantine import Quarantine
 
 _PIECE = 512 << 10
-"""Bytes that are read and hashed in one go: hashed while they are still in the cache."""
+"""Bytes that are read and hashed at a time, so that they are hashed while still in the CPU cache."""
 
 _PACKED = 16
-"""Tiles that are this much larger or smaller than what is stored of them are looked at before memory is taken."""
+"""Size ratio between a tile and its stored bytes above which sizes are validated before memory is allocated."""
 
 
 class ShardReader:
     """Random access to the tiles of a shard folder.
 
     Args:
-        location: what `pack` made: a folder, or any URL that fsspec reads by ranges.
-        threads: that read and decode; both release the interpreter's lock.
+        location: a folder written by `pack`, or any URL of one that fsspec can read by ranges.
+        threads: number of threads that read and decode; both release the GIL.
         stage: node-local folder for copies of the shards; shared by the processes of a node.
-        stage_quota: bytes that the copies may take.
-        verify: compare every tile's bytes with their checksum.
+        stage_quota: maximum bytes of the copies.
+        verify: whether to compare the bytes of every tile with their checksum.
 
     Attributes:
-        manifest: the dataset's description.
-        table: its tiles, a row each in stored order (shards/format/table.py).
+        manifest: description of the dataset.
+        table: tile table, one row per tile in stored order (shards/format/table.py).
 
     Raises:
-        ShardError: a file is missing, cut short or damaged; the line names it.
+        ShardError: if a file is missing, truncated or damaged; the message names it.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class ShardReader:
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:
-        """(bands, height, width)."""
+        """Shape of a tile, (bands, height, width)."""
         bands, height, width = self.manifest.tile_shape
         return bands, height, width
 
     def key(self, row: int) -> str:
-        """Sample key of a tile row."""
+        """Return the sample key of a tile row."""
         return self.table["key"][row].decode(errors="replace")
 
     def read(
@@ -91,14 +91,14 @@ class ShardReader:
         """Decode tiles into ``out``, int16 (len(rows), bands, height, width), C-contiguous.
 
         Args:
-            quarantine: takes bad tiles and names a substitute for each; without it a bad tile is an error.
+            quarantine: records bad tiles and provides a substitute for each; without it a bad tile is an error.
 
         Returns:
-            The rows that were read: those asked for, but for substitutes.
+            The rows that were read: the requested ones, with substitutes for bad tiles.
 
         Raises:
-            UnreachableError: the place of the shards did not answer for minutes.
-            ShardError: a tile's bytes are not what was written; the line names shard, key and offset.
+            UnreachableError: if the storage did not respond for minutes.
+            ShardError: if the bytes of a tile are not those written; the message names shard, key and offset.
         """
         if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
             raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not go into {out.dtype} {out.shape}")
@@ -108,7 +108,7 @@ class ShardReader:
         return list(self._pool.map(lambda item: self._read_or_replace(*item), work))
 
     def read_mask(self, row: int) -> np.ndarray | None:
-        """int16 (height, width): the label tile of a row, or None where it has none; raises ShardError like `read`."""
+        """Return the label tile of a row, int16 (height, width), or None; raises ShardError like `read`."""
         length = int(self.table["mask_length"][row])
         if not length:
             return None
@@ -124,19 +124,19 @@ class ShardReader:
         return mask
 
     def read_encoded(self, row: int) -> np.ndarray:
-        """uint8: the encoded bytes of a tile, checked; raises ShardError like `read`."""
+        """Return the verified encoded bytes of a tile, uint8; raises ShardError like `read`."""
         data = np.empty(int(self.table["length"][row]), dtype=np.uint8)
         self._fetch(row, "", data)
         return data
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Start copying these shards to the node, in this order; nothing where copies were not asked for."""
+        """Start copying these shards to the node, in this order; no-op without staging."""
         if isinstance(self._storage, StagedStorage):
             self._storage.prefetch([self._names[shard] for shard in shards])
 
     @property
     def counters(self) -> dict[str, int]:
-        """What staging did so far, for telemetry."""
+        """Counters of staging, for telemetry."""
         names = ("staged", "read_through", "evicted", "downloaded_bytes")
         return {name: getattr(self._storage, name) for name in names if hasattr(self._storage, name)}
 
@@ -156,14 +156,14 @@ class ShardReader:
                     self._read_one(row, out)
                     return row
                 except UnreachableError:
-                    raise  # says nothing of the tile
+                    raise  # the tile itself may be intact
                 except ShardError as error:
                     quarantine.add(row, self.key(row), str(error))
             attempt += 1
             row = quarantine.substitute(wanted, attempt)
 
     def _read_one(self, row: int, out: np.ndarray) -> None:
-        if isinstance(self._codec, RawTile):  # straight into the batch: no copy but the kernel's
+        if isinstance(self._codec, RawTile):  # read directly into the batch, without a copy in user space
             target = out.reshape(-1).view(np.uint8)
             if self.table["length"][row] != target.size:
                 raise ShardError(
@@ -179,9 +179,9 @@ class ShardReader:
             raise ShardError(f"{self._where(row)}: {error}") from None
 
     def _fetch(self, row: int, prefix: str, buffer: np.ndarray) -> None:
-        """Fill ``buffer`` with stored bytes and check them; a bad node-local copy is dropped.
+        """Fill ``buffer`` with stored bytes and verify them; a bad node-local copy is dropped.
 
-        Bytes that are wrong are read once more: on their way they can change, too.
+        Wrong bytes are read once more, since the error can be in the transfer.
         """
         name = self._names[self.table["shard"][row]]
         offset, wanted = int(self.table[prefix + "offset"][row]), int(self.table[prefix + "checksum"][row])
@@ -194,7 +194,7 @@ class ShardReader:
         raise ShardError(f"{self._where(row, prefix)} fails its checksum: the file was damaged; copy or pack it again")
 
     def _read_and_check(self, name: str, offset: int, buffer: np.ndarray, wanted: int) -> bool:
-        """Whether the bytes are what was written; always true where they are not verified."""
+        """Fill ``buffer`` and return whether its checksum is right; True if verification is off."""
         view = memoryview(buffer)  # type: ignore[arg-type]
         if not self.verify:
             self._storage.read_into(name, offset, view)
@@ -208,7 +208,7 @@ class ShardReader:
         return digest.intdigest() == wanted
 
     def _buffer(self, size: int) -> np.ndarray:
-        """This thread's buffer for encoded bytes: kept, since fresh pages cost as much as the read."""
+        """Return this thread's buffer for encoded bytes; it is reused, since fresh pages cost as much as the read."""
         buffer = getattr(self._scratch, "buffer", None)
         if buffer is None or buffer.size < size:
             buffer = self._scratch.buffer = np.empty(size + size // 4, dtype=np.uint8)
@@ -224,7 +224,7 @@ class ShardReader:
         return parse_json(self._storage.read(MANIFEST), Manifest, f"{self._url}/{MANIFEST}")
 
     def _read_table(self) -> np.ndarray:
-        """The tile table, checked against the manifest, and the size of every shard."""
+        """Read the tile table, and check it and the shard sizes against the manifest."""
         path = f"{self._url}/{self.manifest.table}"
         data = self._storage.read(self.manifest.table)
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
@@ -241,19 +241,19 @@ class ShardReader:
         return rows
 
     def _check_tile_size(self, rows: np.ndarray, path: str) -> None:
-        """The manifest's tile shape, by which batches are allocated, is one that the shards can hold."""
+        """Check that the manifest's tile shape, which determines batch memory, is consistent with the stored tiles."""
         if not len(rows):
             return
         row, shape = int(rows["length"].argmax()), self.tile_shape
         longest, wanted = int(rows["length"][row]), 2 * math.prod(shape)
         fits = wanted <= longest * getattr(self._codec, "most", MOST)
         if fits and wanted > _PACKED * longest and isinstance(self._codec, SpectralPredictor):
-            data = np.empty(longest, dtype=np.uint8)  # tiles of one value, or a forged shape: the tile itself knows
+            data = np.empty(longest, dtype=np.uint8)  # constant tiles or a forged shape: the tile's header decides
             self._storage.read_into(self._names[rows["shard"][row]], int(rows["offset"][row]), memoryview(data))  # type: ignore[arg-type]
             try:
                 fits = self._codec.shape_of(data) == shape
             except ShardError:
-                pass  # a damaged tile is met, and named, when it is read
+                pass  # a damaged tile is reported when it is read
         if not fits:
             raise ShardError(
                 f"{self._url}/{MANIFEST}: damaged: tiles of {shape} don't come out of {longest} bytes, "
@@ -263,10 +263,10 @@ class ShardReader:
             raise ShardError(f"{path}: damaged: rows longer than any tile of {shape}; restore it")
 
     def _check_shards(self) -> None:
-        """Every shard of a local folder is there and whole: one directory scan now instead of an error at midnight."""
+        """Check that every shard of a local folder has the right size, to fail now instead of hours later."""
         folder = Path(self.location)
         if not folder.is_dir():
-            return  # remote: a request a shard would take minutes, and reads tell as well
+            return  # remote: one request per shard would take minutes, and reads report errors too
         with os.scandir(folder) as files:
             sizes = {file.name: file.stat().st_size for file in files if file.name.endswith(".tar")}
         for entry in self.manifest.shards:
@@ -297,20 +297,20 @@ class TileDataset:
         return (self[position] for position in range(len(self)))
 
     def mask(self, position: int) -> np.ndarray | None:
-        """int16 (height, width): label codes of a tile, ``NODATA`` where there is no label; or None."""
+        """Return the label codes of a tile, int16 (height, width), ``NODATA`` for unlabeled pixels; or None."""
         return self.reader.read_mask(int(self.rows[position]))
 
 
 def open_dataset(location: str | Path, threads: int = 1, **view: object) -> TileDataset:
-    """Open what `pack` made, for notebooks, e.g. ``open_dataset(folder, max_cloud=0.05, split="train")``.
+    """Open a dataset written by `pack` in a notebook, e.g. ``open_dataset(folder, max_cloud=0.05, split="train")``.
 
     Args:
-        threads: that read and decode.
+        threads: number of threads that read and decode.
         view: conditions that tiles must meet, as text and numbers (shards/order/view.py).
 
     Raises:
-        ShardError: something is missing or damaged.
-        ConfigError: an unknown condition, a value that it can't have, or a list that can't be read.
+        ShardError: if something is missing or damaged.
+        ConfigError: if a condition is unknown, its value is invalid, or a list can't be read.
     """
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ConfigError(f"open_dataset: threads is {threads!r}: give a whole number above 0")

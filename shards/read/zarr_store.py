@@ -1,8 +1,7 @@
-"""The shards as one Zarr v3 array, without a copy: chunk i is the encoded tile i where it lies in its tar.
+"""The shards as one Zarr v3 array without a copy: chunk i is encoded tile i in its tar.
 
-``open_zarr(folder)[i]`` goes through zarr's own API: a read-only store answers zarr's keys with byte ranges
-of the tars, and the tile codec takes part as a Zarr codec (entry point ``zarr.codecs``), with which arrays
-can also be written.
+``open_zarr(folder)[i]`` uses zarr's own API: a read-only store maps zarr's keys to byte ranges of the tars, and the
+tile codec is registered as a Zarr codec (entry point ``zarr.codecs``), which can also be used to write arrays.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ class SpectralPredictorCodec(ArrayBytesCodec):
     """`SpectralPredictor` as a Zarr v3 codec, for int16 chunks whose last three axes are (bands, height, width).
 
     Args:
-        pack_low: as there.
+        pack_low: as in `SpectralPredictor`.
     """
 
     pack_low: bool = True
@@ -66,10 +65,10 @@ class SpectralPredictorCodec(ArrayBytesCodec):
 
 @dataclass(frozen=True)
 class TileCodec(ArrayBytesCodec):
-    """Tiles of foreign tars (shards/pack/foreign.py) as a Zarr v3 codec, for int16 chunks (1, bands, height, width).
+    """Codecs of foreign tars (shards/pack/foreign.py) as a Zarr v3 codec for int16 chunks (1, bands, height, width).
 
     Args:
-        codec: config of the tile codec, as numcodecs takes it.
+        codec: numcodecs config of the tile codec.
     """
 
     codec: dict[str, Any]
@@ -101,10 +100,10 @@ register_codec(TILE_CODEC, TileCodec)
 
 
 class ShardStore(Store):
-    """A read-only Zarr store: ``zarr.json`` made from the manifest, ``c/<tile>/0/0/0`` from the tars.
+    """A read-only Zarr store: ``zarr.json`` comes from the manifest, ``c/<tile>/0/0/0`` from the tars.
 
     Args:
-        reader: of the shards; every chunk's checksum is compared.
+        reader: reader of the shards; the checksum of every chunk is verified.
     """
 
     supports_writes = supports_deletes = supports_partial_writes = False
@@ -166,7 +165,7 @@ class ShardStore(Store):
                 yield name
 
     def _row(self, key: str) -> int | None:
-        """Tile row of a chunk key, None for any other key."""
+        """Return the tile row of a chunk key, None for other keys."""
         parts = key.split("/")
         if len(parts) == 5 and parts[0] == "c" and parts[2:] == ["0", "0", "0"] and parts[1].isdigit():
             row = int(parts[1])
@@ -175,7 +174,7 @@ class ShardStore(Store):
 
 
 def array_metadata(reader: ShardReader) -> dict[str, Any]:
-    """The ``zarr.json`` of the shards as an array (tiles, bands, height, width)."""
+    """Return the ``zarr.json`` of the shards as an array (tiles, bands, height, width)."""
     manifest = reader.manifest
     codec: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
     if manifest.codec["id"] == SpectralPredictor.codec_id:
@@ -206,12 +205,12 @@ def array_metadata(reader: ShardReader) -> dict[str, Any]:
 
 
 def open_zarr(location: str | Path) -> zarr.Array:
-    """The shards at a folder or URL as a read-only array int16 (tiles, bands, height, width).
+    """Open the shards at a folder or URL as a read-only int16 array (tiles, bands, height, width).
 
-    Keys, places and dates of the tiles are in the tile table: ``shards.read.reader.open_dataset(location).table``.
+    Keys, locations and dates are in the tile table: ``shards.read.reader.open_dataset(location).table``.
 
     Raises:
-        ShardError: something is missing or damaged, also later, when a damaged tile is read.
+        ShardError: if something is missing or damaged; also raised later, when a damaged tile is read.
     """
     return zarr.open_array(store=ShardStore(ShardReader(location)), mode="r")
 

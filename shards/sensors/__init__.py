@@ -1,1 +1,1 @@
-"""Sensors: band tables, bands found by wavelength, spectral response and resampling."""
+"""Sensors: band tables, band matching by wavelength, spectral response and resampling."""

@@ -1,23 +1,23 @@
-"""Which band of a file is which band of a sensor, by their wavelengths."""
+"""Matching of a file's bands to a sensor's bands by wavelength."""
 
 from functools import lru_cache
 
 import numpy as np
 
 
-@lru_cache(maxsize=64)  # the tiles of an archive name the same wavelengths
+@lru_cache(maxsize=64)  # the tiles of an archive have the same wavelengths
 def match_bands(wanted_nm: tuple[float, ...], found_nm: tuple[float, ...]) -> np.ndarray | None:
-    """Pair each wanted band with a band of its own among those found, keeping both in the order of wavelength.
+    """Pair each wanted band with a different found band, keeping both in order of wavelength.
 
-    Of all such pairings the one with the smallest sum of distances, by dynamic programming. The nearest band alone
-    would not do: two detectors overlap, and centers 0.16 nm apart move by 0.2 nm between versions of a product.
+    Dynamic programming finds the pairing with the smallest sum of distances. Taking the nearest band is not enough: two
+    detectors overlap, and centers 0.16 nm apart shift by 0.2 nm between product versions.
 
     Args:
-        wanted_nm: centers, in any order.
-        found_nm: centers, in any order; those that are not finite are left out.
+        wanted_nm: band centers in nm, in any order.
+        found_nm: band centers in nm, in any order; non-finite ones are ignored.
 
     Returns:
-        int64 (len(wanted_nm),): position in ``found_nm`` for each wanted band, or None where fewer were found.
+        int64 (len(wanted_nm),): position in ``found_nm`` of each wanted band, or None if fewer bands were found.
     """
     wanted, found = np.asarray(wanted_nm, dtype=np.float64), np.asarray(found_nm, dtype=np.float64)
     usable = np.flatnonzero(np.isfinite(found))
@@ -26,7 +26,7 @@ def match_bands(wanted_nm: tuple[float, ...], found_nm: tuple[float, ...]) -> np
     if len(usable) < len(wanted):
         return None
     distance = np.abs(wanted[order][:, None] - found[usable])
-    best = np.zeros(len(usable) + 1)  # least sum for the bands so far among the first j found ones
+    best = np.zeros(len(usable) + 1)  # smallest sum for the bands so far among the first j found ones
     taken = np.zeros(distance.shape, dtype=bool)
     for row, costs in enumerate(distance):
         ending = best[:-1] + costs  # this band is paired with found band j

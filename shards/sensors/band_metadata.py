@@ -1,9 +1,8 @@
-"""What a raster says of its bands in text: center wavelengths, widths, and which bands are bad.
+"""Band metadata of rasters: center wavelengths, widths, and bad bands.
 
-The same facts stand in different places, by the program that wrote the file: tags of each band (EnMAP-Box, GDAL's
-ENVI driver, GDAL's IMAGERY domain), lists or numbered tags of the file (ENVI headers, of which one may also lie beside
-a GeoTIFF), band descriptions. All of them are read, in any domain. Places that contradict each other are an error: the
-order of bands is never assumed where any text tells another.
+Programs write them to different places: tags of each band (EnMAP-Box, GDAL's ENVI driver, GDAL's IMAGERY domain),
+lists or numbered tags of the file (ENVI headers, including one beside a GeoTIFF), and band descriptions. All places
+are read, in any domain. Contradictions between places are an error: a band order is never assumed against the metadata.
 """
 
 import math
@@ -29,19 +28,19 @@ NM_OF_UNIT = {
 """Length of each unit in nm, by its lower-case name."""
 
 NO_UNIT = ("", "unknown", "none", "index", "n/a", "-")
-"""What programs write where they know no unit: the size of the numbers tells it."""
+"""Placeholders for an unknown unit, which is then inferred from the magnitude of the numbers."""
 
 SHORTEST_NM = 100.0
-"""Of any optical band. Centers below 100 without a unit are micrometers."""
+"""Shortest center of an optical band. Centers below 100 without a unit are in micrometers."""
 
 TOLERANCE_NM = 1.0
-"""Two places that tell one center may differ by this much, and by what their rounding hides."""
+"""Largest difference between two places that give the same center, in addition to their rounding."""
 
 STRUCTURAL = {"IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "COLOR_PROFILE", "RPC", "GEOLOCATION"}
-"""GDAL's domains that say nothing of wavelengths."""
+"""GDAL's metadata domains that never hold wavelengths."""
 
 MOST_HEADER = 4 << 20
-"""Characters of an ENVI header that are read: a few thousand bands take a tenth of it."""
+"""Maximum number of characters read from an ENVI header; a few thousand bands take a tenth of this."""
 
 _CENTER = re.compile(
     r"(band_|spectral_)?(cent(ral|er|re)_)?wavelengths?(_?(?P<unit>nm|um))?|(band_)?cent(er|re)s?_(nm|um)"
@@ -60,13 +59,13 @@ Texts = list[str | None]
 
 @dataclass(frozen=True)
 class BandMetadata:
-    """What a raster says of its bands, in file order.
+    """A raster's band metadata, in file order.
 
     Attributes:
-        wavelength_nm: center of each band in nm, NaN for bands without one (a mask beside the spectrum), or None
-            where the file names none at all.
-        fwhm_nm: full width at half maximum of each band in nm, or None where the file doesn't name all of them.
-        good: False for the bands that a bad-band list (``bbl``) marks by 0.
+        wavelength_nm: center of each band in nm, NaN for bands without one (a mask beside the spectrum), or None if the
+            file gives no centers.
+        fwhm_nm: full width at half maximum of each band in nm, or None unless the file gives all of them.
+        good: False for bands that a bad-band list (``bbl``) marks with 0.
     """
 
     wavelength_nm: tuple[float, ...] | None
@@ -76,7 +75,7 @@ class BandMetadata:
 
 @dataclass(frozen=True)
 class _Place:
-    """Texts of one place, one a band; ``unit`` holds for those that have none of their own."""
+    """The texts of one place, one for each band; ``unit`` applies to texts without a unit of their own."""
 
     name: str
     centers: Texts
@@ -86,13 +85,13 @@ class _Place:
 
 
 def read_band_metadata(file: Any, bands: Sequence[int], header: Path | None = None) -> BandMetadata:
-    """Read what an open rasterio dataset says of these bands (numbers from 1).
+    """Read an open rasterio dataset's metadata on some bands (1-based numbers).
 
     Args:
-        header: an ENVI header that lies beside a file of another format.
+        header: ENVI header beside a file of another format.
 
     Raises:
-        TileError: a wavelength or bad-band list that can't be understood, or two places that contradict each other.
+        TileError: a wavelength or bad-band list is invalid, or two places contradict each other.
     """
     places = list(_places(file, bands, {} if header is None else _read_header(header)))
     told = [(place.name, _lengths(place.centers, place)) for place in places if any(place.centers)]
@@ -105,20 +104,20 @@ def read_band_metadata(file: Any, bands: Sequence[int], header: Path | None = No
     return BandMetadata(centers, fwhm, tuple(good))
 
 
-# ---- where texts stand ----
+# ---- where the texts are ----
 
 
 def _places(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Iterator[_Place]:
-    """All places that can tell something, the most exact ones first."""
+    """Yield all places that may hold metadata, the most precise ones first."""
     names = {name for name in file.tag_namespaces() if name not in STRUCTURAL and not name.startswith("xml:")}
     domains = {name: _lower(file.tags(ns=name) if name else file.tags()) for name in ("", *sorted(names))}
     if header:
         domains["of the header beside it"] = _lower(header)
     unit = next((text for tags in domains.values() if (text := _find(tags, _UNIT))), "")
     inner = sorted({name for band in bands for name in file.tag_namespaces(band)} - STRUCTURAL)
-    for name in ("", *inner):  # IMAGERY rounds to whole nanometers: after the band's own tags
+    for name in ("", *inner):  # after the band's own tags: IMAGERY rounds to nanometers
         stored = [file.tags(band, ns=name) if name else file.tags(band) for band in bands]
-        if any(stored):  # most tiles have none, and there are millions of them
+        if any(stored):  # skips most tiles, of which there are millions
             tags = [_lower(one) for one in stored]
             own = next((text for one in tags if (text := _find(one, _UNIT))), unit)
             centers, widths, bad = ([_find(one, pattern) for one in tags] for pattern in (_CENTER, _WIDTH, _BAD))
@@ -140,7 +139,7 @@ def _lower(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _find(tags: Mapping[str, str], pattern: re.Pattern[str]) -> str | None:
-    """The value of the first tag of this name, with the unit that the name tells: CENTRAL_WAVELENGTH_UM."""
+    """Return the first tag that matches, with the unit in its name appended (CENTRAL_WAVELENGTH_UM)."""
     for key, value in tags.items():
         match = pattern.fullmatch(key)
         if match and value.strip():
@@ -150,20 +149,20 @@ def _find(tags: Mapping[str, str], pattern: re.Pattern[str]) -> str | None:
 
 
 def _listed(tags: Mapping[str, str], pattern: re.Pattern[str], count: int, bands: Sequence[int]) -> Texts:
-    """A list like ``{0.4, 0.5}`` with an entry for every band of the file."""
+    """Read a list like ``{0.4, 0.5}`` with one entry for each band of the file."""
     found = _find(tags, pattern)
     entries = re.split(r"[,;\s'\"]+", found.strip("{}[]()'\" \n")) if found else []
     return [entries[band - 1] for band in bands] if len(entries) == count and count > 1 else [None] * len(bands)
 
 
 def _find_numbered(tags: Mapping[str, str], band: int) -> str | None:
-    """The text of ``wavelength_7`` or ``Band_7``."""
+    """Return the text of a tag like ``wavelength_7`` or ``Band_7``."""
     names = (f"wavelength_{band}", f"band_{band}")
     return next((tags[name] for name in names if name in tags), None)
 
 
 def _read_header(path: Path) -> dict[str, str]:
-    """The entries of an ENVI header; empty where the file is none."""
+    """Return the entries of an ENVI header; empty if the file is not one."""
     with open(path, encoding="utf-8", errors="replace") as file:
         text = file.read(MOST_HEADER)
     if not text.lstrip().startswith("ENVI"):
@@ -174,7 +173,7 @@ def _read_header(path: Path) -> dict[str, str]:
 
 
 def _described(descriptions: Sequence[str | None]) -> Texts:
-    """Centers in band descriptions: with a unit anywhere, ``423 nm``; without one only where all bands have them."""
+    """Find centers in band descriptions: ``423 nm`` anywhere; without a unit only if all bands have plausible ones."""
     found = [(match[1], match[2]) if (match := _WITHIN.search(text or "")) else None for text in descriptions]
     if any(found):
         return [one and " ".join(one) for one in found]
@@ -187,14 +186,14 @@ def _described(descriptions: Sequence[str | None]) -> Texts:
     return list(bare) if optical and not (whole and max(numbers) < SHORTEST_NM) else [None] * len(bare)
 
 
-# ---- what they mean ----
+# ---- what the texts mean ----
 
 
 def _lengths(texts: Texts, place: _Place) -> list[tuple[float, float] | None]:
-    """(nm, half a unit of the last decimal place) of each text.
+    """Return (nm, half a unit of the last decimal place) of each text.
 
     Raises:
-        TileError: a text that is no length.
+        TileError: a text is not a length.
     """
     unit = place.unit.lower().strip(" .").partition(" ")[0]  # "micrometers (um)"
     if unit not in NM_OF_UNIT and unit not in NO_UNIT:
@@ -208,7 +207,7 @@ def _lengths(texts: Texts, place: _Place) -> list[tuple[float, float] | None]:
 
 
 def _parse(text: str, where: str) -> tuple[float, float, str]:
-    """Number, half a unit of its last decimal place, and unit in lower case or empty."""
+    """Return the number, half a unit of its last decimal place, and the unit in lower case or empty."""
     match = _VALUE.fullmatch(text)
     if not match:
         if text.lower() in ("nan", *NO_UNIT):
@@ -221,10 +220,10 @@ def _parse(text: str, where: str) -> tuple[float, float, str]:
 
 
 def _agreed(told: list[tuple[str, list[tuple[float, float] | None]]], bands: Sequence[int]) -> tuple[float, ...] | None:
-    """Centers from the place that names the most of them, once no other place contradicts it; NaN where none does."""
+    """Return the centers from the place that gives the most, NaN where missing; checks them against other places."""
     if not told:
         return None
-    chosen, centers = max(told, key=lambda one: sum(center is not None for center in one[1]))  # the first of equals
+    chosen, centers = max(told, key=lambda one: sum(center is not None for center in one[1]))  # the first if equal
     for name, found in told:
         for band, one, other in zip(bands, centers, found, strict=True):
             if one and other and abs(one[0] - other[0]) > TOLERANCE_NM + one[1] + other[1]:

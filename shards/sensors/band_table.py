@@ -1,4 +1,4 @@
-"""Band tables: CSV files with a row for each band, as people's spreadsheets write them."""
+"""Band tables: CSV files with one row for each band, in the dialects that spreadsheets write."""
 
 import csv
 import math
@@ -15,13 +15,13 @@ from shards.sensors.spectrum import MICROMETERS_BELOW
 NM_OF_UNIT = {"nm": 1.0, "um": 1000.0}
 COLUMNS = ("wavelength_nm", "wavelength_um", "fwhm_nm", "fwhm_um", "kept")
 NARROWEST = 1e-4
-"""Smallest width as a share of the center: narrower ones are in another unit."""
+"""Smallest width as a fraction of the center: a smaller one is in another unit."""
 YES, NO = {"1", "true", "yes", "y"}, {"0", "false", "no", "n"}
 
 
 @dataclass(frozen=True)
 class BandTable:
-    """The bands of a product in its order: centers and widths in nm, and positions of those that tiles keep."""
+    """The bands of a product in order: centers and widths in nm, and positions of the bands that tiles keep."""
 
     wavelength_nm: tuple[float, ...]
     fwhm_nm: tuple[float, ...]
@@ -29,23 +29,23 @@ class BandTable:
 
 
 def read_band_table(path: Path) -> BandTable:
-    """The table in a file; raises ConfigError where there is none, in one line."""
+    """Read a band table from a file; raises ConfigError if it is missing or invalid."""
     where = f"sensor {path}"
     return parse_band_table(read_text_file(path, where), where)
 
 
 def parse_band_table(text: str, where: str) -> BandTable:
-    """A table with the columns ``wavelength_nm`` and ``fwhm_nm`` (or ``wavelength_um`` and ``fwhm_um``), and
-    optionally ``kept`` (1, or 0 for a band that tiles leave out); others are ignored.
+    """Parse a table with the columns ``wavelength_nm`` and ``fwhm_nm`` (or ``wavelength_um`` and ``fwhm_um``) and
+    optionally ``kept`` (1, or 0 for a band that tiles leave out); other columns are ignored.
 
-    Commas, semicolons or tabs separate the columns; with the latter two, numbers may have decimal commas. Lines
-    without a value and those that begin with ``#`` don't count.
+    Commas, semicolons or tabs separate the columns; with the latter two, numbers may have decimal commas. Lines without
+    values and lines that start with ``#`` are ignored.
 
     Args:
-        where: names the table in messages.
+        where: name of the table in messages.
 
     Raises:
-        ConfigError: no such columns, a value that is no wavelength, width or flag, or one center twice.
+        ConfigError: a column is missing, a value is not a wavelength, width or flag, or a center occurs twice.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("#", "sep="))]
     names, delimiter = _header(lines[0] if lines else "", where)
@@ -63,7 +63,7 @@ def parse_band_table(text: str, where: str) -> BandTable:
 
 
 def _header(line: str, where: str) -> tuple[list[str], str]:
-    """Names of the columns, in lower case, and what separates them."""
+    """Return the column names in lower case and the delimiter."""
     choices = [([name.strip(" \"'").lower() for name in line.split(mark)], mark) for mark in (",", ";", "\t")]
     names, delimiter = max(choices, key=lambda choice: sum(name in COLUMNS for name in choice[0]))
     if twice := [name for name in COLUMNS if names.count(name) > 1]:
@@ -86,7 +86,7 @@ def _columns(quantity: str) -> list[str]:
 
 
 def _rows(lines: list[str], delimiter: str, names: list[str], where: str) -> Iterator[dict[str, str]]:
-    """The cells of each band by the column's name."""
+    """Yield the cells of each band by column name."""
     number = 0
     try:
         for cells in csv.reader(lines, delimiter=delimiter, skipinitialspace=True):
@@ -105,7 +105,7 @@ def _rows(lines: list[str], delimiter: str, names: list[str], where: str) -> Ite
 
 
 def _nanometers(cells: dict[str, str], quantity: str, delimiter: str, row: str) -> float:
-    """A center or a width."""
+    """Return a center or width in nm."""
     column = next(name for name in _columns(quantity) if name in cells)
     text = cells[column]
     try:

@@ -1,4 +1,4 @@
-"""Spectra of one sensor to the bands of another, by Gaussian spectral responses."""
+"""Resampling of spectra from one sensor's bands to another's with Gaussian spectral responses."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ SIGMA_OF_FWHM = 1 / (2 * np.sqrt(2 * np.log(2)))
 
 
 def response_matrix(wanted_nm: Values, wanted_fwhm: Values, bands_nm: Values, bands_fwhm: Values) -> np.ndarray:
-    """Weights (wanted, bands) that resample spectra by Gaussian spectral responses; each row adds up to 1.
+    """Return weights (wanted, bands) that resample spectra by Gaussian spectral responses; each row sums to 1.
 
-    A wanted band is the mean of the given ones under its own Gaussian, less what their widths blur already
-    (variances subtract); one narrower than those around it becomes linear interpolation. Rows are zero for bands whose
-    center lies more than half their width beyond the sensor's ends, or in a gap between its bands
-    (shards/sensors/spectrum.py): nothing is made up there.
+    A wanted band is the mean of the given bands weighted by its Gaussian, whose variance is reduced by that of the
+    given bands; a band narrower than the given ones is interpolated linearly. Rows are zero for bands whose center lies
+    more than half their width beyond the sensor's range, or in a gap between its bands (shards/sensors/spectrum.py):
+    spectra are not extrapolated.
 
     Args:
-        wanted_nm, wanted_fwhm: centers and widths in nm, in any order.
-        bands_nm, bands_fwhm: of the given bands, in any order.
+        wanted_nm, wanted_fwhm: centers and widths of the wanted bands in nm, in any order.
+        bands_nm, bands_fwhm: centers and widths of the given bands in nm, in any order.
     """
     bands, widths = np.asarray(bands_nm, float), np.asarray(bands_fwhm, float)
     order = np.argsort(bands, kind="stable")
@@ -35,7 +35,7 @@ def response_matrix(wanted_nm: Values, wanted_fwhm: Values, bands_nm: Values, ba
 
 
 def _weights(center: float, width: float, bands: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Of ascending bands without a gap, adding up to 1."""
+    """Return the weights of ascending bands without a gap; they sum to 1."""
     spacing = np.gradient(bands) if len(bands) > 1 else np.ones(1)
     nearest = int(np.abs(bands - center).argmin())
     variance = (width * SIGMA_OF_FWHM) ** 2 - (widths[nearest] * SIGMA_OF_FWHM) ** 2

@@ -1,16 +1,16 @@
-"""Reflectance as people look at it: three bands stretched to red, green and blue."""
+"""RGB pictures of reflectance: three bands stretched to red, green and blue."""
 
 import numpy as np
 
 PERCENTILES = (2.0, 98.0)
-"""Shares of the values between which the picture's brightness rises, in percent."""
+"""Percentiles of the values that are shown as black and as full brightness."""
 
 MISSING = 1.0
-"""Brightness of pixels without a measurement: white."""
+"""Brightness of missing pixels: white."""
 
 
 def stretch_limits(values: np.ndarray) -> tuple[float, float]:
-    """The values to show as black and as full brightness; NaN doesn't count, and nothing measured gives (0, 1)."""
+    """Return the values to show as black and as full brightness, ignoring NaN; (0, 1) if nothing is measured."""
     if np.isnan(values).all():
         return 0.0, 1.0
     low, high = np.nanpercentile(values, PERCENTILES)
@@ -18,15 +18,15 @@ def stretch_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def stretch(image: np.ndarray, limits: tuple[float, float] | None = None, missing: float = MISSING) -> np.ndarray:
-    """Brightness in [0, 1] of an image or of several.
+    """Stretch one or more images to brightness in [0, 1].
 
     Args:
-        image: float (..., 3), any unit; a pixel that is NaN in one of its colors is missing.
-        limits: see `stretch_limits`, by default the image's own; for images to be compared.
+        image: float (..., 3) in any unit; a pixel that is NaN in any color is missing.
+        limits: see `stretch_limits`; by default the image's own. Pass the same limits for images to be compared.
         missing: brightness of missing pixels.
 
     Returns:
-        float of the image's shape.
+        Float array of the image's shape.
     """
     low, high = stretch_limits(image) if limits is None else limits
     bright = np.clip((image - low) / max(high - low, 1e-30), 0, 1)

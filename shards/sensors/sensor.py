@@ -1,14 +1,13 @@
-"""Sensors: which bands a tile has, where they lie on the wavelength axis, how to find them in a file.
+"""Sensors: the bands of a tile, their wavelengths, and how to find them in a file.
 
-The EnMAP table is the 224-band characterization of the L2A product, ordered by wavelength (the VNIR
-and SWIR detectors interleave between 902 and 993 nm). SpectralEarth keeps 202 of them: without
-bands 127..141 and 161..167 (1-based), the water-vapour gaps around 1.4 and 1.9 um. The CSV in the
-publisher's repository names wrong wavelengths for 15 of the kept bands (it takes the second gap out
-of the already shortened list); the table here is the corrected one.
+The EnMAP table is the 224-band characterization of the L2A product, ordered by wavelength (the VNIR and SWIR detectors
+interleave between 902 and 993 nm). SpectralEarth keeps 202 bands: all but 127..141 and 161..167 (1-based), the
+water-vapor gaps around 1.4 and 1.9 um. The CSV in the publisher's repository has wrong wavelengths for 15 of the kept
+bands (it removes the second gap from the already shortened list); the table here is correct.
 
-The others are as SpectralEarth's downstream tiles have them: DESIS's 235 bands, with its nominal width; EO-1
-Hyperion's 198 calibrated bands in the order of their numbers (8 to 57, 77 to 224: two overlap), with nominal widths;
-HYPERVIEW's 150 airborne bands.
+The other tables match SpectralEarth's downstream tiles: the 235 bands of DESIS, with its nominal width; the 198
+calibrated bands of EO-1 Hyperion in the order of their numbers (8 to 57, 77 to 224: two overlap), with nominal widths;
+the 150 airborne bands of HYPERVIEW.
 """
 
 import hashlib
@@ -28,10 +27,10 @@ from shards.sensors.band_table import BandTable, parse_band_table, read_band_tab
 from shards.sensors.spectrum import rgb_positions
 
 NODATA = -32768
-"""The int16 value that marks "no measurement" in shards, whatever the source file used. Zero is a value."""
+"""The int16 value that means "no measurement" in shards, whatever the source file uses. Zero is a valid value."""
 
 MATCH_TOLERANCE_NM = 1.0
-"""Band centers differ by about 0.2 nm between product versions; neighbours on one detector by 5 nm and more."""
+"""Band centers differ by about 0.2 nm between product versions; neighbors on one detector by at least 5 nm."""
 
 
 SCALE = 10000.0
@@ -40,16 +39,16 @@ SCALE = 10000.0
 
 @dataclass(frozen=True)
 class Sensor:
-    """An imaging spectrometer as it appears in tiles.
+    """An imaging spectrometer and its bands in tiles.
 
     Attributes:
-        name: registry name, e.g. ``"enmap"``, or the file name of a band table without its ending.
+        name: registry name, e.g. ``"enmap"``, or the file name of a band table without its extension.
         wavelength_nm: center of each kept band in nm, in the order of a tile.
         fwhm_nm: full width at half maximum of each kept band in nm.
-        product_wavelength_nm: centers of all bands of the full product, in that order.
+        product_wavelength_nm: centers of all bands of the full product in nm, in product order.
         kept: positions of the kept bands in the full product, 0-based, ascending.
         scale: digital number of reflectance 1.0.
-        rgb: positions of a red, green and blue band among the kept bands, for pictures.
+        rgb: positions of a red, a green and a blue band among the kept bands, for pictures.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Sensor:
 
     @classmethod
     def of_table(cls, name: str, table: BandTable, scale: float = SCALE) -> Self:
-        """The sensor with these bands."""
+        """Return a sensor with the bands of a table."""
         centers, widths = ([column[band] for band in table.kept] for column in (table.wavelength_nm, table.fwhm_nm))
         rgb = rgb_positions(centers)
         return cls(name, tuple(centers), tuple(widths), table.wavelength_nm, table.kept, scale, rgb)
@@ -73,12 +72,12 @@ class Sensor:
 
     @property
     def is_registered(self) -> bool:
-        """Whether the registry has just these bands under this name."""
+        """Return whether the registry has exactly these bands under this name."""
         return self.name in sensor_names() and self == get_sensor(self.name)
 
     @property
     def identity(self) -> str:
-        """What a dataset's content hash has of it: the name, and of bands that the registry doesn't have their hash."""
+        """The sensor's part of a dataset's content hash: its name, plus a hash of its bands if it is not registered."""
         return self.name if self.is_registered else self.identity_by_bands
 
     @property
@@ -87,7 +86,7 @@ class Sensor:
         return f"{self.name}:{hashlib.sha256(bands.encode()).hexdigest()}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in JSON's types; see `from_dict`."""
+        """Return all fields as JSON types; see `from_dict`."""
         return {
             "name": self.name,
             "product_wavelength_nm": list(self.product_wavelength_nm),
@@ -98,7 +97,7 @@ class Sensor:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The sensor that `to_dict` wrote; raises ConfigError for anything else."""
+        """Return a sensor from the output of `to_dict`; raises ConfigError for anything else."""
         try:
             product = tuple(float(center) for center in values["product_wavelength_nm"])
             kept, widths = tuple(values["kept"]), tuple(float(width) for width in values["fwhm_nm"])
@@ -111,14 +110,14 @@ class Sensor:
         return cls(name, centers, widths, product, kept, scale, rgb_positions(centers))
 
     def select_bands(self, count: int, wavelength_nm: Sequence[float] | None) -> np.ndarray:
-        """Find this sensor's bands in a file, by what the file says of itself; it may have others besides.
+        """Find this sensor's bands in a file by the file's metadata; the file may have additional bands.
 
         Args:
             count: number of bands in the file.
-            wavelength_nm: the file's own band centers in nm in file order, or None if it names none.
+            wavelength_nm: the file's band centers in nm in file order, or None if it gives none.
 
         Returns:
-            int array (num_bands,): the file's 0-based band position for each kept band.
+            int array (num_bands,): 0-based band position in the file for each kept band.
 
         Raises:
             TileError: the file's bands are not those of this sensor.
@@ -133,7 +132,7 @@ class Sensor:
                 )
             return np.arange(count)
         found = tuple(float(center) for center in wavelength_nm)
-        # the whole product first: next to a kept band may lie one that is left out
+        # match the full product first: a kept band may have a neighbor that is left out
         whole = match_bands(self.product_wavelength_nm, found)
         if whole is not None and self._distance(self.product_wavelength_nm, found, whole).max() <= MATCH_TOLERANCE_NM:
             positions = whole[list(self.kept)]
@@ -153,7 +152,7 @@ class Sensor:
         off = np.flatnonzero(~(self._distance(self.wavelength_nm, found, positions) <= MATCH_TOLERANCE_NM))
         if len(off):
             nearest_nm = np.abs(np.asarray(self.wavelength_nm)[:, None] - centers).min(1)
-            alone = np.flatnonzero(nearest_nm > MATCH_TOLERANCE_NM)  # else two bands want the same one
+            alone = np.flatnonzero(nearest_nm > MATCH_TOLERANCE_NM)  # otherwise two bands match the same one
             off = alone if len(alone) else off
             wanted = self.wavelength_nm[off[0]]
             nearest = centers[np.abs(centers - wanted).argmin()]
@@ -169,7 +168,7 @@ class Sensor:
 
 
 def _refuse_ties(found: tuple[float, ...], positions: np.ndarray) -> None:
-    """Two bands of one center, rounded perhaps, can only be told apart where the file is in order of wavelength."""
+    """Raise an error for bands with equal (rounded) centers unless the file is in order of wavelength."""
     centers = np.asarray(found)
     if np.all(np.diff(centers) >= 0):
         return
@@ -188,17 +187,17 @@ TABLES = files("shards.sensors").joinpath("tables")
 
 @cache
 def sensor_names() -> tuple[str, ...]:
-    """Names of the registry, sorted."""
+    """Return the registered names, sorted."""
     return tuple(sorted(one.name.removesuffix(".csv") for one in TABLES.iterdir() if one.name.endswith(".csv")))
 
 
 def get_sensor(name: str) -> Sensor:
-    """The sensor of this name, or of a table of one's own: the path of a CSV file (shards/sensors/band_table.py).
+    """Return the sensor with this name, or with the band table in this CSV file (shards/sensors/band_table.py).
 
-    To be asked where a dataset begins; afterwards the bands that are stored with it count (`sensor_of_bands`).
+    Use it to create a dataset; afterward the bands stored with the dataset are authoritative (`sensor_of_bands`).
 
     Raises:
-        ConfigError: unknown name (the known ones are listed), or a file that is no such table.
+        ConfigError: the name is unknown (the message lists the known ones), or the file is not a band table.
     """
     if name in sensor_names():
         return _registered(name)
@@ -220,9 +219,9 @@ def _registered(name: str) -> Sensor:
 def sensor_of_bands(
     name: str, wavelength_nm: Sequence[float], fwhm_nm: Sequence[float], scale: float = SCALE
 ) -> Sensor:
-    """The sensor whose bands are stored with a dataset or model, whatever the registry has under its name.
+    """Return the sensor whose bands are stored with a dataset or model, regardless of the registry.
 
-    Where the registry knows the same bands, it adds the full product's, by which files are read too.
+    If the registry has the same bands, the sensor also gets the bands of the full product, to read such files.
     """
     centers, widths = tuple(map(float, wavelength_nm)), tuple(map(float, fwhm_nm))
     if name in sensor_names():

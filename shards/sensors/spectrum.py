@@ -1,4 +1,4 @@
-"""What follows from band centers alone: units, gaps, widths, and which bands to show as red, green and blue."""
+"""Properties derived from band centers: units, gaps, widths, and the bands to show as red, green and blue."""
 
 from collections.abc import Sequence
 
@@ -8,26 +8,26 @@ MICROMETERS_BELOW = 100.0
 """Centers below this are in micrometers: no imaging spectrometer has bands at less than 100 nm or beyond 100 um."""
 
 RGB_NM = (641.0, 556.0, 468.0)
-"""Where a picture's red, green and blue are taken."""
+"""Wavelengths of a picture's red, green and blue."""
 
 COLOR_TOLERANCE_NM = 60.0
-"""A band farther from red, green or blue than this doesn't show that color."""
+"""Largest distance of a band from the wavelength of the color that it shows."""
 
 GAP_FACTOR = 3.0
-"""A gap is wider than so many times the usual step from band to band."""
+"""A gap is wider than this multiple of the median step between bands."""
 
 
 def to_nanometers(centers: np.ndarray) -> np.ndarray:
-    """Band centers or widths in nm, of those in nm or micrometers, told by ``MICROMETERS_BELOW``."""
+    """Convert band centers in nm or micrometers to nm; ``MICROMETERS_BELOW`` decides the unit."""
     finite = centers[np.isfinite(centers)]
     return centers * 1000.0 if len(finite) and finite.max() < MICROMETERS_BELOW else centers
 
 
 def rgb_positions(wavelength_nm: Sequence[float]) -> tuple[int, int, int]:
-    """Positions of the bands to show as red, green and blue.
+    """Return the positions of the bands to show as red, green and blue.
 
-    Those nearest to these colors; without bands there (shortwave or thermal infrared) three bands spread over the
-    range, the longest wavelengths as red.
+    These are the bands nearest to the colors; a sensor without such bands (shortwave or thermal infrared) uses three
+    bands spread over its range, with the longest wavelength as red.
     """
     centers = np.asarray(wavelength_nm, dtype=np.float64)
     distance = np.abs(centers[:, None] - RGB_NM)
@@ -40,13 +40,13 @@ def rgb_positions(wavelength_nm: Sequence[float]) -> tuple[int, int, int]:
 
 
 def gaps(wavelength_nm: Sequence[float] | np.ndarray, fwhm_nm: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Where bands were left out, as those of water vapor are.
+    """Find gaps where bands were left out, such as those of water vapor.
 
     Args:
-        wavelength_nm, fwhm_nm: of each band, ascending by wavelength.
+        wavelength_nm, fwhm_nm: center and width of each band, in ascending order of wavelength.
 
     Returns:
-        int64: positions of the bands behind a gap: a step that is more than ``GAP_FACTOR`` times the median one and
+        int64: positions of the bands after a gap: a step that is more than ``GAP_FACTOR`` times the median step and
         wider than both bands.
     """
     steps, widths = np.diff(np.asarray(wavelength_nm, float)), np.asarray(fwhm_nm, float)
@@ -57,7 +57,7 @@ def gaps(wavelength_nm: Sequence[float] | np.ndarray, fwhm_nm: Sequence[float] |
 
 
 def widths_by_spacing(wavelength_nm: np.ndarray) -> np.ndarray:
-    """FWHM where it is unknown: the distance to the nearer neighbor, for bands of two and more, in any order."""
+    """Estimate unknown FWHM as the distance to the nearer neighbor, for two or more bands in any order."""
     order = np.argsort(wavelength_nm, kind="stable")
     steps = np.diff(wavelength_nm[order])
     widths = np.empty(len(wavelength_nm))

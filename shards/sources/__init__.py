@@ -1,1 +1,1 @@
-"""Tile sources: rasters of any kind, products, archives, labels, and the layouts of folders."""
+"""Tile sources: rasters, products, archives, labels, and folder layouts."""

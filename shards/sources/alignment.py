@@ -1,7 +1,7 @@
-"""Whether two rasters lie on the same ground: a label and its image, pixel by pixel.
+"""Alignment of a label with its image: whether both cover the same ground, pixel by pixel.
 
-Everything follows from one mapping: where the corners of the label's grid fall in the image's pixel coordinates,
-whatever the two coordinate reference systems are called.
+Every check uses one mapping: the corners of the label's grid in the image's pixel coordinates, whatever the names of
+the two coordinate reference systems.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from rasterio._err import CPLE_BaseError  # what rasterio.warp passes on from PROJ; it has no public name
+from rasterio._err import CPLE_BaseError  # rasterio.warp raises it for PROJ errors; it has no public name
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.transform import Affine
@@ -22,13 +22,13 @@ from shards.sensors.sensor import NODATA
 from shards.sources.grid import Grid
 
 TOLERANCE_PX = 0.05
-"""Grids whose pixels are closer than this are the same: rounded coordinates, WGS 84 instead of ETRS89."""
+"""Grids whose pixels differ by less than this are the same: rounded coordinates, WGS 84 instead of ETRS89."""
 
 EARTH_RADIUS_M = 6_371_000.0
 
 
 class Mismatch(TileError):
-    """A label that is not on its image's pixels; ``covers`` some of the image, so that it can be resampled."""
+    """A label whose pixels are not its image's; with ``covers`` it overlaps the image, so it can be resampled."""
 
     def __init__(self, text: str, covers: bool) -> None:
         super().__init__(text)
@@ -37,19 +37,19 @@ class Mismatch(TileError):
 
 @dataclass(frozen=True)
 class Turn:
-    """How a raster is brought from one orientation to another: transposed first, then flipped."""
+    """A change of a raster's orientation: a transposition, followed by flips."""
 
     transpose: bool = False
     flip_rows: bool = False
     flip_columns: bool = False
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """(height, width) in the other orientation; a view."""
+        """Return values (height, width) in the other orientation, as a view."""
         values = values.T if self.transpose else values
         return values[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
     def move(self, points: np.ndarray, target: Grid) -> np.ndarray:
-        """Where pixel coordinates (column, row) (N, 2) come to lie in the target's."""
+        """Map pixel coordinates (column, row) (N, 2) to those of the target."""
         points = points[:, ::-1] if self.transpose else points
         size, flips = np.array([target.width, target.height]), np.array([self.flip_columns, self.flip_rows])
         return np.where(flips, size - points, points)
@@ -59,7 +59,7 @@ TURNS = [Turn(*flags) for flags in itertools.product((False, True), repeat=3)]
 
 
 def is_placed(grid: Grid) -> bool:
-    """Whether a raster has a georeference; pixel coordinates without a CRS are none."""
+    """Return whether a raster has a georeference; pixel coordinates without a CRS do not count."""
     if grid.transform is None:
         return False
     a, b, c, d, e, f = grid.transform
@@ -69,10 +69,10 @@ def is_placed(grid: Grid) -> bool:
 
 
 def find_turn(label: Grid, image: Grid) -> Turn:
-    """How a label is turned to lie on its image, where both have a georeference; else their sizes must be equal.
+    """Return how to turn a label onto its image if both have a georeference; otherwise their sizes must be equal.
 
     Raises:
-        Mismatch: they are not the same pixels; the line says what differs and by how much.
+        Mismatch: the pixels are not the same; the message says what differs and by how much.
     """
     if label == image:
         return Turn()
@@ -89,7 +89,7 @@ def find_turn(label: Grid, image: Grid) -> Turn:
 
 
 def _mismatch(label: Grid, image: Grid, corners: np.ndarray) -> Mismatch:
-    """What differs, the gravest first."""
+    """Return an error that names the most serious difference."""
     low, high = corners.min(0), corners.max(0)
     same = _same_crs(label.crs, image.crs)
     if (high <= 0).any() or (low >= (image.width, image.height)).any():
@@ -114,7 +114,7 @@ def _mismatch(label: Grid, image: Grid, corners: np.ndarray) -> Mismatch:
 
 
 def covering_window(label: Grid, image: Grid) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The rows and columns of a label that an image needs, ((begin, end), (begin, end)), two pixels around included."""
+    """Return the rows and columns of a label that cover an image, ((begin, end), (begin, end)), with a 2 px margin."""
     steps = np.linspace(0, 1, 9)
     grid = np.stack(np.meshgrid(steps * image.width, steps * image.height), -1).reshape(-1, 2)
     found = _to_pixels(image, label, grid)
@@ -125,10 +125,10 @@ def covering_window(label: Grid, image: Grid) -> tuple[tuple[int, int], tuple[in
 
 
 def resample(codes: np.ndarray, label: Grid, image: Grid, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """The code nearest to the center of each image pixel, int64; ``NODATA`` where the label doesn't reach.
+    """Return the code nearest to the center of each image pixel, int64; ``NODATA`` outside the label.
 
     Args:
-        codes: int64, the part of the label that begins at ``origin`` (row, column).
+        codes: int64, the part of the label that starts at ``origin`` (row, column).
     """
     values = resample_values(codes.astype(np.float64), label, image, NODATA, origin)  # exact for codes below 2**53
     return values.astype(np.int64)
@@ -137,13 +137,13 @@ def resample(codes: np.ndarray, label: Grid, image: Grid, origin: tuple[int, int
 def resample_values(
     values: np.ndarray, label: Grid, image: Grid, nodata: float, origin: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """Return the value nearest to the center of each image pixel, float64; ``nodata`` where the label doesn't reach.
+    """Return the value nearest to the center of each image pixel, float64; ``nodata`` outside the label.
 
     Args:
-        values: float64, the part of the label that begins at ``origin`` (row, column).
+        values: float64, the part of the label that starts at ``origin`` (row, column).
     """
     assert label.transform is not None and image.transform is not None
-    crs = label.crs or image.crs or "EPSG:3857"  # none on both sides: any will do
+    crs = label.crs or image.crs or "EPSG:3857"  # neither has one: any will do
     a, b, _, d, e, _ = label.transform
     ((x, y),) = _apply(label.transform, np.array([[origin[1], origin[0]]]))
     out = np.full(image.shape, nodata, np.float64)
@@ -162,13 +162,13 @@ def resample_values(
 
 
 def _corners(grid: Grid) -> np.ndarray:
-    """(column, row) of the corners and the center, float64 (5, 2)."""
+    """Return (column, row) of the corners and the center, float64 (5, 2)."""
     width, height = grid.width, grid.height
     return np.array([(0, 0), (width, 0), (0, height), (width, height), (width / 2, height / 2)], np.float64)
 
 
 def _to_pixels(source: Grid, target: Grid, points: np.ndarray) -> np.ndarray:
-    """Pixel coordinates (column, row) (N, 2) of one grid as pixel coordinates of another."""
+    """Convert pixel coordinates (column, row) (N, 2) of one grid to those of another."""
     assert source.transform is not None and target.transform is not None
     x, y = _apply(source.transform, points).T
     if not _same_crs(source.crs, target.crs):
@@ -183,21 +183,21 @@ def _to_pixels(source: Grid, target: Grid, points: np.ndarray) -> np.ndarray:
 
 
 def _apply(transform: tuple[float, ...], points: np.ndarray) -> np.ndarray:
-    """An affine mapping of points (N, 2)."""
+    """Apply an affine transform to points (N, 2)."""
     a, b, c, d, e, f = transform
     return points @ np.array([[a, d], [b, e]]) + (c, f)
 
 
 @lru_cache(maxsize=1024)
 def _same_crs(one: str | None, two: str | None) -> bool:
-    """Whether coordinates mean the same, by the objects and not their texts; an unknown CRS is taken as the other."""
+    """Return whether two CRS are equal as objects, not as text; an unknown CRS is equal to any other."""
     if one is None or two is None or one == two:
         return True
     return CRS.from_user_input(one) == CRS.from_user_input(two)
 
 
 def _distance(label: Grid, image: Grid) -> str:
-    """Between the centers."""
+    """Return the distance between the centers as text."""
     one, two = label.center(), image.center()
     assert one is not None and two is not None
     crs = (label.crs or image.crs, image.crs or label.crs)
@@ -216,7 +216,7 @@ def _size(grid: Grid) -> str:
 
 
 def _name(crs: str | None) -> str:
-    """A CRS for people: its code, else its name."""
+    """Return a readable name of a CRS: its code or, without one, its name."""
     if crs is None:
         return "no CRS"
     return crs if len(crs) < 20 else crs.split('"')[1] if '"' in crs else crs[:40]

@@ -1,7 +1,7 @@
-"""An archive of tiles as it was downloaded (tar, compressed tar, zip): read front to back, not unpacked to disk.
+"""Archives of tiles as downloaded (tar, compressed tar, zip), read front to back without unpacking them to disk.
 
-Only what GDAL must seek in is copied to a temporary file, one at a time: a zipped product or archive within the
-archive (DLR delivers products as zips in a tar.gz), and an ENVI file with its header.
+Only members that GDAL must seek in are copied to a temporary file, one at a time: a zipped product or archive within
+the archive (DLR delivers products as zips in a tar.gz), and an ENVI file with its header.
 """
 
 import hashlib
@@ -28,23 +28,23 @@ from shards.sources.tile_names import HEADER, SourceTile, distinct, is_published
 from shards.sources.walk import is_data, member_name
 
 LARGEST_HEADER = 1 << 20
-"""Bytes of an ENVI header that are kept until its data comes."""
+"""Maximum size in bytes of an ENVI header that is kept until its data file is read."""
 
 
 @dataclass
 class Archive(Bundle):
-    """A `Bundle` of raster members, named as in any source directory, and of the products and archives among them.
+    """A `Bundle` of the rasters in an archive, named as in a source directory, and of the products and archives in it.
 
-    A later member of the same name replaces an earlier one, as in tar: its tile comes again, with the same key.
-    Links are followed when the archive was read once; where they lead to what is no tile by name, a second time.
+    A later member replaces an earlier one of the same name, as in tar: its tile is yielded again with the same key.
+    Links are resolved after the first pass over the archive; a second pass reads targets that are not tiles by name.
 
     Attributes:
-        path: of the archive.
-        name: relative to the source.
+        path: path of the archive.
+        name: path relative to the source.
         size: height and width that tiles must have, in pixels.
-        limits: on the quality of tiles cut from products within.
+        limits: limits on the quality of tiles cut from the products in the archive.
         cut: whether rasters larger than a tile are cut.
-        left_out: beginnings of member names that belong to something else.
+        left_out: prefixes of member names that belong to other bundles.
     """
 
     kind = "archive"
@@ -82,7 +82,7 @@ class Archive(Bundle):
             raise damaged(self.path, last, error) from None
 
     def inner_source(self, name: str) -> TileSource | None:
-        """Return what kind of source a member is by itself, such as an archive; None for a tile or anything else."""
+        """Return the kind of source that a member is, such as an archive; None for tiles and other files."""
         return source_of_file(name) if self.is_ours(name) else None
 
     def is_ours(self, name: str) -> bool:
@@ -90,25 +90,25 @@ class Archive(Bundle):
 
 
 class _Reading:
-    """One way through an archive.
+    """The state of reading one archive.
 
     Args:
-        skip: keys whose tiles are not read.
-        scratch: beginning of the paths of temporary files.
+        skip: sample keys whose tiles are not read.
+        scratch: prefix of the paths of temporary files.
     """
 
     def __init__(self, archive: Archive, skip: Container[str], scratch: Path) -> None:
         self._archive, self._skip, self._scratch = archive, skip, scratch
         self._is_zip = path_is_zip(archive.path)
         self._links = Links()
-        self._keys: dict[str, str] = {}  # sample key -> member that has it
+        self._keys: dict[str, str] = {}  # sample key -> member name
         self._headers: dict[str, bytes] = {}
         self._envi: set[str] = set()
         self._repeated: set[str] = set()
         self._nowhere: list[str] = []
 
     def first(self, member: Member) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        """What a member holds when it comes by."""
+        """Yield the tiles of a member during the first pass."""
         is_repeated = self._links.add(member)
         if is_repeated:
             self._repeated.add(member.name)
@@ -125,7 +125,7 @@ class _Reading:
             yield from self._tiles(member, source)
 
     def wanted(self) -> dict[int, list[str]]:
-        """Names of tiles that have to be read in a second way through, by the number of the member that holds them."""
+        """Return the names of tiles that need a second pass, by the number of the member that holds them."""
         links, wanted = self._links, dict[int, list[str]]()
         names = [name for name in links.names() if self._archive.is_ours(name)]
         self._envi = envi_files(names) if self._headers else set()
@@ -139,13 +139,13 @@ class _Reading:
         return wanted
 
     def again(self, member: Member, name: str) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        """What a name means that could not be told when its content came by."""
+        """Yield the tiles of a name that was still unresolved when its content was read."""
         source = self._source(name)
         if source is not None and (name in self._repeated or source.key not in self._skip):
             yield from self._envi_tiles(member, source) if name in self._envi else self._tiles(member, source)
 
     def lost(self) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        """Links that lead to nothing in the archive."""
+        """Yield an error for each link whose target is not in the archive."""
         for name in self._nowhere:
             source, target = self._source(name), self._links.soft().get(name) or self._links.hard().get(name)
             if source is not None:
@@ -156,7 +156,7 @@ class _Reading:
         return ours and tile_of_name(name, self._archive.sensor.name, None, name in self._envi) is not None
 
     def _source(self, name: str) -> SourceTile | None:
-        """The tile that a member's name tells; raises SourceError where two claim to be the same acquisition."""
+        """Return the tile that a member's name describes; raises SourceError if two are the same acquisition."""
         source = tile_of_name(name, self._archive.sensor.name, None, name in self._envi)
         if source is None:
             return None
@@ -175,14 +175,14 @@ class _Reading:
             data = member.read()
         except DAMAGE as error:
             if not self._is_zip:
-                raise  # a stream ends here
+                raise  # a stream can't be read further
             yield source, TileError(f"{source.path}: damaged in the zip file ({error})")
             return
         with MemoryFile(data) as memory:
             yield from self._read(memory.name, source)
 
     def _envi_tiles(self, member: Member, source: SourceTile) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        """Tiles that GDAL finds only beside a header: data and header are copied to a temporary place."""
+        """Yield the tiles of an ENVI file; its data and header are copied to a temporary folder for GDAL."""
         names = (f"{member.name}{HEADER}".lower(), f"{member.name.rpartition('.')[0]}{HEADER}".lower())
         header = next((self._headers[name] for name in names if name in self._headers), b"")
         path = self._temporary(member.name)
@@ -196,7 +196,7 @@ class _Reading:
             beside.unlink(missing_ok=True)
 
     def _read(self, path: str, source: SourceTile) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        """The tile in a file, or the tiles that it is cut into."""
+        """Yield the tile in a file, or the tiles that it is cut into."""
         archive = self._archive
         try:
             with open_raster(path) as raster:
@@ -212,7 +212,7 @@ class _Reading:
             yield source, TileError(told)
 
     def _inner(self, member: Member, kind: TileSource) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        """The tiles of a zipped product or an archive within this one."""
+        """Yield the tiles of a zipped product or an archive within this one."""
         archive, path = self._archive, self._temporary(member.name)
         try:
             member.copy_to(path)
@@ -236,13 +236,13 @@ class _Reading:
 
 
 class ArchiveSource(TileSource):
-    """Archives and zip files, of tiles and of products."""
+    """Tar archives and zip files of tiles and products."""
 
     def claims(self, name: str) -> bool:
         return name.lower().endswith((*TAR, ZIP))
 
     def open(self, path: Path, name: str, options: TileOptions) -> list[Bundle]:
-        """Return an archive, or the products in a zip file and an archive of what else it holds."""
+        """Return one archive or, for a zip file with products, the products and an archive of the other members."""
         sensor, size, limits = options.sensor, options.size, options.limits
         if not name.lower().endswith(ZIP):
             return [Archive(path, name, sensor, size, limits, options.cut)]

@@ -1,4 +1,4 @@
-"""Bundles: many tiles in one stream of bytes, and the registry of the kinds of files that hold them.
+"""Bundles, which hold many tiles in one byte stream, and the registry of file kinds that contain them.
 
 A plugin that registers a `TileSource` makes `pack` find its files in folders and archives, and read them.
 """
@@ -18,12 +18,12 @@ from shards.sources.tile_names import SourceTile
 
 @dataclass(frozen=True)
 class TileOptions:
-    """What tiles are wanted.
+    """Options for reading tiles.
 
     Attributes:
-        sensor: whose bands they have.
+        sensor: sensor whose bands the tiles have.
         size: height and width in pixels.
-        limits: on the quality of tiles that are cut from products.
+        limits: limits on the quality of tiles cut from products.
         cut: whether rasters larger than a tile are cut.
     """
 
@@ -34,13 +34,13 @@ class TileOptions:
 
 
 class Bundle(ABC):
-    """An archive, a product, or another file that is read once, front to back. It can be sent to another process.
+    """An archive, a product, or another file that is read once, front to back. Bundles can be pickled.
 
     Attributes:
-        kind: noun for messages.
+        kind: noun used in messages.
         name: path relative to the source.
-        product: name of the product that it is; the same one twice in a source is an error. Empty for none.
-        filtered: number of tiles that `tiles` left out, by reason.
+        product: name of the product, empty if the bundle is not one; a product may occur once in a source.
+        filtered: number of tiles that `tiles` has left out, by reason.
     """
 
     kind = "file"
@@ -50,19 +50,19 @@ class Bundle(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return sizes and times of the files behind it."""
+        """Return the sizes and modification times of the underlying files."""
 
     @abstractmethod
     def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        """Yield all tiles but those whose keys are in ``skip``, without decoding these; damaged ones as an error.
+        """Yield all tiles except those with keys in ``skip``, which are not decoded; a damaged tile yields an error.
 
-        A tile may come again, with the same key: then the later one counts.
+        A key may be yielded more than once; the last tile replaces the earlier ones.
 
         Args:
-            scratch: beginning of the paths of temporary files; by default in the system's folder for them.
+            scratch: prefix of the paths of temporary files; by default in the system's temporary folder.
 
         Raises:
-            SourceError: the bundle ends early or is not what it should be.
+            SourceError: the bundle is truncated or invalid.
         """
 
 
@@ -70,22 +70,23 @@ class TileSource(ABC):
     """A kind of file that holds many tiles, recognized by its name.
 
     Attributes:
-        is_one_file: whether a file is a whole source, which can also lie in an archive, and not one part of several.
+        is_one_file: whether each file is a complete source, which can also be inside an archive, rather than one of
+            several parts.
     """
 
     is_one_file = True
 
     @abstractmethod
     def claims(self, name: str) -> bool:
-        """Return whether a file, by its relative path, is of this kind."""
+        """Return whether a relative path names a file of this kind."""
 
     @abstractmethod
     def open(self, path: Path, name: str, options: TileOptions) -> Sequence[Bundle]:
-        """Return the bundles of a file; there may be none.
+        """Return the bundles of a file; the list may be empty.
 
         Args:
-            path: where the file is, under any name.
-            name: its path relative to the source.
+            path: location of the file, under any name.
+            name: path relative to the source.
 
         Raises:
             SourceError: the file can't be read.
@@ -96,21 +97,21 @@ class TileSource(ABC):
         return [bundle for name in names for bundle in self.open(folder / name, name, options)]
 
     def owned_prefix(self, name: str) -> str:
-        """Return how the names of other rasters begin that belong to a file, which are no tiles; empty for none."""
+        """Return the name prefix of other rasters that belong to a file and are not tiles; empty if there are none."""
         return ""
 
 
 TILE_SOURCES: Registry[type[TileSource]] = Registry("tile source")
-"""Kinds of files that hold many tiles. The one that was registered last is asked first, as in ``TILE_LAYOUTS``."""
+"""Kinds of files that hold many tiles, tried in reverse order of registration, as in ``TILE_LAYOUTS``."""
 TILE_SOURCES.add("enmap_l2a", "shards.sources.scene:EnmapProducts")
 TILE_SOURCES.add("archive", "shards.sources.archive:ArchiveSource")
 
 
 def tile_sources() -> list[tuple[str, TileSource]]:
-    """Return all kinds by name, in the order in which they are asked."""
+    """Return all kinds with their names, in the order in which they are tried."""
     return [(name, TILE_SOURCES[name]()) for name in reversed(TILE_SOURCES.names())]
 
 
 def source_of_file(name: str) -> TileSource | None:
-    """Return the kind of which one file is a whole source, None for a file that is none."""
+    """Return the kind of a file that is a complete source by itself, or None."""
     return next((kind for _, kind in tile_sources() if kind.is_one_file and kind.claims(name)), None)

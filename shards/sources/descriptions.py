@@ -1,4 +1,4 @@
-"""The JSON that says where and when a tile of somebody else's tar was taken: what can't be true is unknown."""
+"""The JSON description of a sample in a third-party tar: place and time; impossible values count as unknown."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from shards.files.untrusted import read_json_value
 from shards.format.table import QUALITY
 
 DEGREES = {"lon": 180.0, "lat": 90.0}
-"""Largest number of degrees of each coordinate."""
+"""Largest absolute value of each coordinate, in degrees."""
 
 TEXTS = ("location", "timestamp", "scene", "split")
 NOTHING = (None, "", "null", "None", "nan", "NaN")
-"""What exporters write where a field is unknown."""
+"""Values that exporters write for unknown fields."""
 
 
 def read_description(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -24,8 +24,8 @@ def read_description(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         data: JSON text.
 
     Returns:
-        The fields that are known and possible: location, timestamp, scene and split as text, date as an ISO day, lon
-        and lat in degrees, shares in [0, 1]. And for each field that is set aside why; ``JSON`` for the whole of it.
+        The fields with known, valid values: location, timestamp, scene and split as text, date as an ISO day, lon and
+        lat in degrees, shares in [0, 1]; and the reason for each rejected field, or ``JSON`` for the entire text.
     """
     try:
         told = read_json_value(data)
@@ -42,7 +42,7 @@ def read_description(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
             known[name] = parse(name, told[name])
         except TileError as error:
             wrong[name] = str(error)
-    if ("lon" in known) != ("lat" in known):  # half a place is none
+    if ("lon" in known) != ("lat" in known):  # one coordinate alone is useless
         known.pop("lon", None)
         known.pop("lat", None)
     return known, wrong
@@ -52,7 +52,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         raise TileError(f"{_shown(value)} is no name")
     text = str(value).strip()
-    if not text.isprintable():  # also halves of characters, which no UTF-8 holds
+    if not text.isprintable():  # includes lone surrogates, which UTF-8 can't encode
         raise TileError(f"{_shown(value)} is no name")
     return text
 

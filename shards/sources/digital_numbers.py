@@ -1,6 +1,6 @@
-"""Stored values of any type to digital numbers: int16, reflectance x 10000, `NODATA` where nothing was measured.
+"""Conversion of stored values to digital numbers: int16, reflectance x 10000, `NODATA` where nothing was measured.
 
-The conversion is exact or refused: a value that is no such number is named, never rounded, wrapped or cut.
+The conversion is exact: a value without an exact digital number is an error, never rounded, wrapped or clipped.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ PER_REFLECTANCE = 10000.0
 """Digital number of reflectance 1."""
 
 UNSCALED = 1 / PER_REFLECTANCE
-"""The scale of files that hold digital numbers already."""
+"""The scale of files that already hold digital numbers."""
 
 ROUNDING = 1e-6
-"""How far a scaled value may be from a whole number: scales are decimal fractions in binary."""
+"""Largest distance of a scaled value from an integer: decimal scales are not exact in binary."""
 
 LARGEST = np.iinfo(np.int16).max
 ADVICE = "store reflectance x 10000 as int16, with -32768 where nothing was measured"
 
 
 def missing_pixels(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray | None:
-    """bool (bands, height, width): where values are a band's nodata value or NaN; None where none are."""
+    """Return where values are NaN or their band's nodata value, bool (bands, height, width); None if nowhere."""
     known = {value for value in set(nodata) if value is not None and not np.isnan(value)}
     missing = None
     if len(known) == 1 and None not in nodata:
@@ -41,7 +41,7 @@ def missing_pixels(stored: np.ndarray, nodata: Sequence[float | None]) -> np.nda
 
 
 def _as_stored(value: float, dtype: np.dtype) -> float:
-    """A nodata value as a pixel has it: GDAL tells the lowest float32 as a double."""
+    """Return a nodata value as pixels store it: GDAL reports the lowest float32 as a double."""
     if dtype.kind != "f":
         return value
     with np.errstate(over="ignore"):
@@ -55,19 +55,19 @@ def digital_numbers(
     offsets: np.ndarray,
     bands: Sequence[int],
 ) -> np.ndarray:
-    """Convert stored values, of which reflectance is ``stored * scale + offset``.
+    """Convert stored values to digital numbers; reflectance is ``stored * scale + offset``.
 
     Args:
         stored: (bands, height, width), integers or floats.
-        missing: bool, broadcast to the same; None for nothing.
-        scales, offsets: of each band, float64.
-        bands: their numbers, for messages.
+        missing: bool, broadcastable to the shape of ``stored``; None if no value is missing.
+        scales, offsets: float64, one for each band.
+        bands: band numbers, for messages.
 
     Returns:
         int16 (bands, height, width), C-contiguous.
 
     Raises:
-        TileError: another type, or a value that doesn't come out as a whole number within int16.
+        TileError: the dtype is not supported, or a value does not convert to an integer in the range of int16.
     """
     if not scales.all() or not np.isfinite(scales + offsets).all():
         raise TileError("a scale of 0, or a scale or offset that is no number, among its tags: correct it or remove it")

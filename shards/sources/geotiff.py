@@ -1,7 +1,7 @@
-"""One raster in, one tile out: int16 (bands, height, width) with its bands in the sensor's order.
+"""Reading of one raster as one tile: int16 (bands, height, width) with its bands in the sensor's order.
 
-What a file says of itself decides how it is read (raster.py): wavelengths (EnMAP products, detector order, 224
-bands) or their absence (SpectralEarth, 202 bands in order), its type, scale, masks and nodata values.
+The file's metadata determine how it is read (raster.py): wavelengths (EnMAP products, detector order, 224 bands) or
+their absence (SpectralEarth, 202 bands in order), dtype, scale, masks and nodata values.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rasterio._err import CPLE_BaseError  # what rasterio.warp lets through from PROJ; it has no public name
+from rasterio._err import CPLE_BaseError  # rasterio.warp raises it for PROJ errors; it has no public name
 from rasterio.errors import CRSError
 from rasterio.io import MemoryFile
 from rasterio.warp import transform as transform_points
@@ -22,19 +22,19 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """The transform of a tile without a georeference."""
 
 FARTHEST = 1e9
-"""No coordinate on Earth is larger in meters or feet. PROJ takes turns off a longitude one by one: 1e300 hangs it."""
+"""Larger than any coordinate on Earth in meters or feet. PROJ reduces longitudes turn by turn: 1e300 hangs it."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One patch of one date.
+    """A patch at one date.
 
     Attributes:
         values: int16 (bands, height, width), reflectance x scale; ``NODATA`` where nothing was measured.
         crs: coordinate reference system as text (``"EPSG:32633"``), or None.
         transform: the six affine coefficients of the pixel grid, in CRS units.
         date: day of acquisition, ISO, or empty.
-        quality: shares of the pixels in [0, 1] by name (shards/format/table.py: QUALITY), those that are known.
+        quality: known shares of the pixels in [0, 1] by name (shards/format/table.py: QUALITY).
     """
 
     values: np.ndarray
@@ -66,8 +66,8 @@ def read_tile(path: Path | str, sensor: Sensor, size: int | None = None) -> Tile
 
     Args:
         path: a raster of any format and interleave.
-        sensor: whose bands to take.
-        size: height and width that the tile must have, in pixels; None accepts any.
+        sensor: sensor whose bands are read.
+        size: required height and width of the tile in pixels; None accepts any.
 
     Raises:
         TileError: the file is missing, truncated, no raster, or has other bands, another size, or values that are no
@@ -78,7 +78,7 @@ def read_tile(path: Path | str, sensor: Sensor, size: int | None = None) -> Tile
 
 
 def read_tile_bytes(data: bytes, name: str, sensor: Sensor, size: int | None = None) -> Tile:
-    """The same from the bytes of a GeoTIFF; errors begin with ``name``."""
+    """Read a tile from the bytes of a GeoTIFF; error messages start with ``name``."""
     with MemoryFile(data) as memory:
         try:
             with open_raster(memory.name) as raster:
@@ -88,7 +88,7 @@ def read_tile_bytes(data: bytes, name: str, sensor: Sensor, size: int | None = N
 
 
 def tile_of(raster: Raster, sensor: Sensor, size: int | None = None) -> Tile:
-    """The tile in an open raster; raises TileError as `read_tile`."""
+    """Return the tile in an open raster; raises TileError like `read_tile`."""
     grid = raster.grid
     if size is not None and grid.shape != (size, size):
         raise TileError(f"{raster.name}: {grid.height}x{grid.width} px where {size}x{size} were expected")
@@ -96,7 +96,7 @@ def tile_of(raster: Raster, sensor: Sensor, size: int | None = None) -> Tile:
 
 
 def tile_size(path: Path) -> int | None:
-    """Height of a square tile from the header alone, in pixels; None where it can't be read or isn't square."""
+    """Return the height of a square tile in pixels from its header; None if it is unreadable or not square."""
     try:
         with open_raster(path) as raster:
             return raster.file.height if raster.file.height == raster.file.width else None

@@ -1,4 +1,4 @@
-"""Where the pixels of a raster lie on the ground."""
+"""Pixel grids: the location of a raster's pixels on the ground."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ class Grid:
     Attributes:
         height, width: in pixels.
         crs: coordinate reference system as text (``"EPSG:32633"``), or None.
-        transform: the six affine coefficients from (column, row) to CRS units, as rasterio has them, or None where
-            the raster has no georeference.
+        transform: the six affine coefficients from (column, row) to CRS units, in rasterio's order, or None if the
+            raster has no georeference.
     """
 
     height: int
@@ -27,14 +27,14 @@ class Grid:
 
     @property
     def pixel_size(self) -> tuple[float, float] | None:
-        """Length of a step along a row and along a column, in CRS units."""
+        """The length of one pixel along a row and along a column, in CRS units."""
         if self.transform is None:
             return None
         a, b, _, d, e, _ = self.transform
         return float(np.hypot(a, d)), float(np.hypot(b, e))
 
     def center(self) -> tuple[float, float] | None:
-        """(x, y) of the center in CRS units."""
+        """The center (x, y) in CRS units."""
         if self.transform is None:
             return None
         a, b, c, d, e, f = self.transform
@@ -42,7 +42,7 @@ class Grid:
         return a * column + b * row + c, d * column + e * row + f
 
     def coarsened(self, cell: int) -> "Grid":
-        """The grid of the squares of ``cell`` pixels from the upper left corner; the last ones may reach beyond."""
+        """Return the grid of squares of ``cell`` pixels from the upper left corner; the last may exceed the raster."""
         coarse = None
         if self.transform is not None:
             a, b, c, d, e, f = self.transform

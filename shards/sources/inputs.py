@@ -1,7 +1,7 @@
-"""What a source holds: plain tiles, and bundles of many tiles that are read once (shards/sources/bundles.py).
+"""The contents of a source: plain tiles, and bundles of many tiles that are read once (shards/sources/bundles.py).
 
-One walk finds all of it, at any depth. A folder of tiles alone is packed file by file (shards/pack/build.py);
-everything else as bundles (shards/pack/intermediate.py), plain tiles beside them included.
+One walk finds everything at any depth. A folder that holds only tiles is packed file by file (shards/pack/build.py);
+any other source is packed as bundles (shards/pack/intermediate.py), including its plain tiles.
 """
 
 from collections import Counter
@@ -20,10 +20,10 @@ from shards.sources.tile_names import SourceTile, location_of, tile_of_name
 from shards.sources.walk import list_files
 
 DEFAULT_SIZE = 128
-"""Of tiles cut from a product, as published; archives are taken to hold such tiles unless --size says else."""
+"""Size in pixels of tiles cut from a product, as published; also assumed for archives unless --size is given."""
 
 TILES_A_BUNDLE = 2048
-"""Of plain tiles beside bundles: each bundle is read by one process."""
+"""Plain tiles in each bundle of a source that also has other bundles; one process reads a bundle."""
 
 
 def _ignore(line: str) -> None:
@@ -32,13 +32,13 @@ def _ignore(line: str) -> None:
 
 @dataclass
 class Inputs:
-    """What a source holds.
+    """The contents of a source.
 
     Attributes:
-        folder: that names are relative to.
-        tiles: rasters by name, sorted.
+        folder: folder that names are relative to.
+        tiles: rasters, sorted by name.
         claimed: names of the files that hold many tiles, by their kind in ``TILE_SOURCES``.
-        lone: whether the source is one raster file.
+        lone: whether the source is a single raster file.
     """
 
     source: Path
@@ -49,10 +49,10 @@ class Inputs:
     lone: bool = False
 
     def size(self) -> int:
-        """Tile size where none is given: the commonest among the tiles, in pixels.
+        """Return the default tile size in pixels: the most common size among the tiles.
 
         Raises:
-            SourceError: there are tiles, but no square one among those that are probed.
+            SourceError: there are tiles, but none of the probed ones is square.
         """
         if not self.tiles:
             return DEFAULT_SIZE
@@ -76,19 +76,19 @@ class Inputs:
         )
 
     def claimed_names(self) -> list[str]:
-        """Names of the files that hold many tiles."""
+        """Return the names of the files that hold many tiles."""
         return [name for names in self.claimed.values() for name in names]
 
     def bundles(self, size: int, limits: SceneLimits, cut: bool) -> list[Bundle]:
-        """Return everything as bundles, sorted by name; none where there are plain tiles alone.
+        """Return all contents as bundles, sorted by name; an empty list if there are only plain tiles.
 
         Args:
-            size: of the tiles in pixels.
-            limits: on the quality of tiles cut from products.
+            size: height and width of the tiles in pixels.
+            limits: limits on the quality of tiles cut from products.
             cut: whether rasters larger than a tile are cut.
 
         Raises:
-            SourceError: a file can't be read, or one product is there twice.
+            SourceError: a file can't be read, or a product occurs twice.
         """
         options = TileOptions(self.sensor, size, limits, cut)
         found: list[Bundle] = []
@@ -107,7 +107,7 @@ class Inputs:
         return sorted(found, key=lambda bundle: bundle.name)
 
     def _scenes(self, size: int) -> set[str]:
-        """Paths of the rasters to cut: all headers are read where one of the probes is such a raster."""
+        """Return the paths of the rasters to cut; if one of the probed rasters is to be cut, all headers are read."""
         if self.lone:
             return {tile.path for tile in self.tiles}
         if not any(is_scene(raster_shape(self.folder / tile.path), size) for tile in probes(self.tiles)):
@@ -132,14 +132,14 @@ def find_inputs(
     tell: Callable[[str], None] = _ignore,
     taken: Mapping[str, str] | None = None,
 ) -> Inputs:
-    """What a folder holds, or what a file is.
+    """Find the contents of a folder, or the kind of a file.
 
     Args:
-        pattern: which files of the folder are tiles; then nothing else is looked for.
+        pattern: glob of the files that are tiles; if given, nothing else is searched for.
         tell, taken: see `find_tiles`.
 
     Raises:
-        SourceError: nothing is there that could be packed.
+        SourceError: there is nothing to pack.
     """
     if not source.exists():
         raise SourceError(f"{source}: no such directory of tiles")
@@ -185,10 +185,10 @@ def find_bundles(
     cut: bool = False,
     pattern: str | None = None,
 ) -> list[Bundle]:
-    """The bundles of a source (`Inputs.bundles`).
+    """Find the bundles of a source (`Inputs.bundles`).
 
     Raises:
-        SourceError: also where a file is no bundle.
+        SourceError: see `Inputs.bundles`; also if a file is not a bundle.
     """
     bundles = find_inputs(source, sensor, pattern).bundles(size, limits, cut)
     if source.is_file() and not bundles:

@@ -1,7 +1,7 @@
-"""What a label says of an image's pixels: class codes on the image's grid, whatever the label is stored as.
+"""Labels of an image's pixels: class codes on the image's grid, from rasters or polygons.
 
-`pack --labels`, `verify --labels`, `finetune check` and fine-tuning read labels here and nowhere else, so that what one
-of them accepts is what the others see.
+`pack --labels`, `verify --labels`, `finetune check` and fine-tuning all read labels through this module, so they all
+accept the same labels.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rasterio._err import CPLE_BaseError  # what rasterio.warp passes on from PROJ; it has no public name
+from rasterio._err import CPLE_BaseError  # rasterio.warp raises it for PROJ errors; it has no public name
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -27,21 +27,21 @@ PIXELS = (1, 0, 0, 0, 1, 0)
 """The affine coefficients of a raster without a georeference."""
 
 LARGEST_FLOAT = 3.4e38
-"""Floats at the end of float32's range are what GDAL and ArcGIS write for "no data", often without saying so."""
+"""Floats beyond this count as "no data": GDAL and ArcGIS write the end of float32's range, often undeclared."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Where labels come from and how they are read.
+    """The location of labels and options for reading them.
 
     Attributes:
-        path: folder of label tiles with the names of the images; or one file for all: polygons, or a raster.
+        path: folder of label tiles with the names of the images, or one file for all: polygons or a raster.
         splits: folder of train.txt, val.txt and test.txt, or these files by name; None splits by location.
-        align: ``nearest`` brings labels of another grid to the image's; None refuses them.
-        field: of the polygons' attribute that holds the class.
-        layer: of a file of polygons that has several.
-        names: codes of class names in lower case, for a field of text.
-        unnamed: code of names that are not among them; None refuses them.
+        align: ``nearest`` resamples labels on another grid to the image's; None rejects them.
+        field: attribute of the polygons that holds the class.
+        layer: layer to read from a file of polygons with several layers.
+        names: code of each class name in lower case, for a text field.
+        unnamed: code of all other names; None rejects them.
     """
 
     path: Path
@@ -54,25 +54,25 @@ class Labels:
 
     @property
     def one_file(self) -> bool:
-        """Whether one file holds the labels of all images."""
+        """Return whether one file holds the labels of all images."""
         return self.path.is_file() or self.is_vector
 
     @property
     def is_vector(self) -> bool:
-        """Whether labels are polygons (a geodatabase is a folder)."""
+        """Return whether labels are polygons (a geodatabase is a folder)."""
         if self.path.suffix.lower() == ".gdb":
             return True
         return self.path.is_file() and self.path.suffix.lower() not in RASTERS
 
     def read(self, name: str, grid: Grid) -> np.ndarray:
-        """Codes on an image's grid, int64 (height, width); ``NODATA`` where the label doesn't count.
+        """Read class codes on an image's grid, int64 (height, width); ``NODATA`` where there is no label.
 
         Args:
-            name: of the label tile, relative to the folder; empty where one file has all.
+            name: path of the label tile relative to the folder; empty if one file holds all labels.
 
         Raises:
-            TileError: unreadable, of another place or grid, or no class codes.
-            SourceError: polygons without this field or layer.
+            TileError: the label is unreadable, has another place or grid, or holds no class codes.
+            SourceError: the polygons lack this field or layer.
         """
         if self.is_vector:
             from shards.sources.vectors import burn, open_layer  # pyogrio and shapely are an extra
@@ -85,14 +85,14 @@ def read_label(path: Path, grid: Grid | None = None, align: Align | None = None)
     """Read a label raster: one band of class codes of any stored type, as int64 (height, width).
 
     Args:
-        grid: of the image; the label is turned to its orientation. None takes the label as it is stored.
-        align: ``nearest`` resamples a label whose pixels are not the image's.
+        grid: the image's grid, to whose orientation the label is turned. None keeps the stored orientation.
+        align: ``nearest`` resamples a label that is not on the image's pixels.
 
     Returns:
-        Codes, ``NODATA`` where the file says that there is no label: its nodata value, masks, alpha, NaN.
+        Codes, ``NODATA`` where the file marks no data: by its nodata value, masks, alpha, or NaN.
 
     Raises:
-        TileError: unreadable, several bands, no whole numbers, or not the image's pixels; one line.
+        TileError: the label is unreadable, has several bands or non-integer values, or is not on the image's pixels.
     """
     with open_raster(path) as raster:
         try:
@@ -105,25 +105,25 @@ def read_label(path: Path, grid: Grid | None = None, align: Align | None = None)
 
 
 def read_grid(path: Path) -> Grid:
-    """The pixel grid of an image, from its header; raises TileError where it can't be read."""
+    """Read the pixel grid of an image from its header; raises TileError if it can't be read."""
     with open_raster(path) as raster:
         return raster.grid
 
 
 def declared_nodata(path: Path) -> int | None:
-    """The nodata value of a label raster where it is a whole number, which could be a class as well."""
+    """Read the nodata value of a label raster if it is an integer, which could also be a class."""
     with open_raster(path) as raster:
         value = raster.file.nodata
     return int(value) if value is not None and np.isfinite(value) and value == int(value) else None
 
 
 def make_grid(shape: tuple[int, ...], crs: str | None, transform: tuple[float, ...]) -> Grid:
-    """The grid of a tile (..., height, width) with what is stored of its place: the identity is none."""
+    """Return the grid of a tile (..., height, width) from its stored georeference; the identity means none."""
     return Grid(shape[-2], shape[-1], crs, None if tuple(transform) == PIXELS else tuple(transform))
 
 
 def as_stored(codes: np.ndarray, name: str) -> np.ndarray:
-    """Codes as shards have them, int16; raises TileError where one doesn't fit."""
+    """Convert codes to int16, as shards store them; raises TileError if one doesn't fit."""
     beyond = codes[(codes < NODATA) | (codes > np.iinfo(np.int16).max)]
     if len(beyond):
         raise TileError(
@@ -155,7 +155,7 @@ def _check_bands(raster: Raster) -> None:
 
 
 def _codes(raster: Raster, window: Window | None = None) -> np.ndarray:
-    """Codes as stored, int64, with `NODATA` where there is no label."""
+    """Read stored codes as int64, with `NODATA` where there is no label."""
     stored = raster.file.read(1, window=window)
     valid = raster.valid(window)
     missing = np.zeros(stored.shape, bool) if valid is None else ~valid

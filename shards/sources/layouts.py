@@ -1,8 +1,7 @@
-"""The tile files of a folder, as a sorted list of (location, timestamp, file).
+"""Discovery of the tile files of a folder, as a sorted list of (location, timestamp, file).
 
-What a file's name tells is in shards/sources/tile_names.py. Where two paths make one location (``a b.tif``,
-``a-b.tif``), the one that is spelled like it keeps it, and the others get a hash of their path behind it
-(`distinct_keys`).
+shards/sources/tile_names.py interprets file names. If two paths give the same location (``a b.tif``, ``a-b.tif``), the
+path that is spelled like the location keeps it, and a hash of the path is appended for the others (`distinct_keys`).
 """
 
 import re
@@ -27,7 +26,7 @@ from shards.sources.walk import Listing, list_files
 
 LOCATION = re.compile(r"\d{7}", re.ASCII)
 ENVI = (".dat", ".img", ".bsq", ".bil", ".bip", ".raw")
-"""Endings of ENVI's data files. Any other name goes with a header that has the whole name: ``scene``, ``scene.hdr``."""
+"""Extensions of ENVI data files. Any other file needs a header with its full name: ``scene``, ``scene.hdr``."""
 
 SPLITS = ("train", "val", "test")
 
@@ -43,15 +42,15 @@ def find_tiles(
     tell: Callable[[str], None] = _ignore,
     taken: Mapping[str, str] | None = None,
 ) -> list[SourceTile]:
-    """All tiles of ``sensor`` below ``source``, sorted by location and timestamp.
+    """Find all tiles of ``sensor`` below ``source``, sorted by location and timestamp.
 
     Args:
-        pattern: which files are tiles, matched against paths relative to ``source``; ``**`` is any number of folders.
-        tell: takes a line on files that look like data and are left out.
+        pattern: glob of the files that are tiles, relative to ``source``; ``**`` matches any number of folders.
+        tell: called with a message about files that look like data but are left out.
         taken: the path of each sample key of an earlier scan.
 
     Raises:
-        SourceError: the directory is missing, holds no tiles, or two files make the same key.
+        SourceError: the directory is missing or holds no tiles, or two files have the same key.
     """
     if not source.is_dir():
         raise SourceError(f"{source}: no such directory of tiles")
@@ -63,7 +62,7 @@ def find_tiles(
 
 
 def no_tiles(source: Path, pattern: str | None = None) -> SourceError:
-    """The line on a folder without tiles."""
+    """Return the error for a folder without tiles."""
     expected = f"files like '{pattern}'" if pattern else "<sensor>/<location>/<scene>.tif, *.tif, or ENVI files"
     other = "" if pattern else "; --pattern chooses files of other formats"
     return SourceError(f"{source}: no GeoTIFF tiles (expected {expected}{other})")
@@ -72,10 +71,10 @@ def no_tiles(source: Path, pattern: str | None = None) -> SourceError:
 def find_listed(
     listing: Listing, source: Path, sensor: str, tell: Callable[[str], None], taken: Mapping[str, str]
 ) -> list[SourceTile]:
-    """The same from what a walk of the whole source found; there may be none."""
+    """Find tiles as `find_tiles` does, in the listing of a source; the list may be empty."""
     root = tile_root(source, sensor)
     if root != source and root.is_symlink():
-        listing = list_files(root)  # it may be known to the walk under another name
+        listing = list_files(root)  # the walk may have listed it under another name
     elif root != source:
         listing = listing.below(f"{root.relative_to(source).as_posix()}/")
     return distinct_keys(_below(tiles_in(listing, root, sensor, None, tell), root, source), source, taken)
@@ -84,13 +83,13 @@ def find_listed(
 def tiles_in(
     listing: Listing, root: Path, sensor: str, pattern: str | None = None, tell: Callable[[str], None] = _ignore
 ) -> list[SourceTile]:
-    """The tiles among the files of a folder, each once; paths are relative to it."""
+    """Find the tiles among the files of a folder, each once, with paths relative to it."""
     envi = envi_files(listing.files, tell) if pattern is None else set()
     found = (tile_of_name(name, sensor, pattern, name in envi) for name in listing.files)
     tiles = [tile for tile in found if tile]
     if pattern is None:
         alone = [tile for tile in tiles if layout_of(tile.path)[0].excludes_others]
-        tiles = alone or tiles  # pictures or masks may lie beside them
+        tiles = alone or tiles  # leaves out pictures and masks beside them
     if listing.links:
         once = listing.once((tile.path for tile in tiles), root)
         tiles = [tile for tile in tiles if tile.path in once]
@@ -98,13 +97,13 @@ def tiles_in(
 
 
 def _below(tiles: list[SourceTile], root: Path, source: Path) -> list[SourceTile]:
-    """Tiles of a folder with paths relative to one above it."""
+    """Return tiles of a folder with paths relative to a parent folder."""
     prefix = root.relative_to(source).as_posix()
     return tiles if prefix == "." else [replace(tile, path=f"{prefix}/{tile.path}") for tile in tiles]
 
 
 def envi_files(names: list[str], tell: Callable[[str], None] = _ignore) -> set[str]:
-    """Those files that an ENVI header lies beside; ``tell`` takes a line on headers and data that are alone."""
+    """Return the files with an ENVI header; ``tell`` is called for headers without data and data without a header."""
     headers = {name[: -len(HEADER)].lower(): name for name in names if name.lower().endswith(HEADER)}
     data, used, alone = set(), set(), []
     for name in names:
@@ -132,13 +131,13 @@ def _several(names: list[str]) -> str:
 
 
 def distinct_keys(tiles: Iterable[SourceTile], source: Path, taken: Mapping[str, str]) -> list[SourceTile]:
-    """Tiles sorted, with keys of their own for those whose paths differ only in what a key can't hold.
+    """Sort tiles and give distinct keys to those whose paths differ only in characters that a key can't hold.
 
     Args:
-        taken: the path of each key of an earlier scan, which keeps it.
+        taken: the path of each sample key of an earlier scan; the path keeps its key.
 
     Raises:
-        SourceError: two files claim to be the same acquisition of the same place.
+        SourceError: two files name the same acquisition of the same place.
     """
     tiles = sorted(tiles)
     if len({tile.key for tile in tiles}) == len(tiles):
@@ -158,12 +157,12 @@ def distinct_keys(tiles: Iterable[SourceTile], source: Path, taken: Mapping[str,
 
 
 def _unlike(tile: SourceTile) -> tuple[bool, bool, str]:
-    """Sorts first what is spelled like its location."""
+    """Return a sort key that puts paths spelled like their location first."""
     return stem(tile.path) != tile.location, not tile.path.endswith(".tif"), tile.path
 
 
 def tile_root(source: Path, sensor: str) -> Path:
-    """The folder that holds the tiles: the sensor's in SpectralEarth's layout, ``images`` in paired ones.
+    """Return the folder that holds the tiles: the sensor's in SpectralEarth's layout, ``images`` in paired layouts.
 
     A downstream dataset keeps its label tiles under the same names in a folder beside the sensor's.
     """

@@ -1,4 +1,4 @@
-"""Limits on the quality of tiles that are cut from products."""
+"""Limits on the quality of tiles cut from products."""
 
 from typing import Annotated
 
@@ -10,10 +10,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SceneLimits(ConfigModel):
-    """Largest share of a tile's pixels, None for no limit. ``nodata``: pixels with any kept band missing.
+    """Largest allowed share of a tile's pixels, None for no limit. ``nodata``: pixels with any kept band missing.
 
-    The thresholds of SpectralEarth's tiles are not documented. HySpecNet-11k took products of less than a
-    tenth of clouds; we ask that of every tile.
+    The thresholds of SpectralEarth's tiles are not documented. HySpecNet-11k used products with less than 10 %
+    clouds; here this limit applies to every tile.
     """
 
     cloud: Share | None = 0.1

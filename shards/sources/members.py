@@ -1,4 +1,4 @@
-"""Members of a tar or zip in the order of its bytes, with what links and repeated names mean."""
+"""Members of a tar or zip in byte order, and the resolution of links and repeated names."""
 
 import bz2
 import errno
@@ -25,10 +25,10 @@ from shards.sources.walk import member_name
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ZIP = ".zip"
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-"""By the first two bytes of a file."""
+"""Openers of compressed files by their first two bytes."""
 
 LARGEST_SPARSE = 4 << 30
-"""Bytes of a member with holes, which cost memory without being in the archive."""
+"""Maximum size in bytes of a sparse member, whose holes take memory but no space in the archive."""
 
 DAMAGE = (
     tarfile.TarError,
@@ -40,10 +40,10 @@ DAMAGE = (
     NotImplementedError,
     ValueError,
 )
-"""What reading a damaged archive may raise."""
+"""Exceptions that reading a damaged archive can raise."""
 
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EMFILE)
-"""Errors of the machine, and not of an archive."""
+"""Errors caused by the machine rather than by an archive."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Member:
     Attributes:
         name: relative path, with ``/``.
         number: position in the archive.
-        file: opened at its first byte; usable until the next member is asked for.
-        hard, soft: the name that a link leads to; then there is no file.
+        file: opened at the first byte; valid until the next member is requested.
+        hard, soft: target name of a hard or symbolic link; links have no file.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Member:
     soft: str = ""
 
     def read(self) -> bytes:
-        """The whole content; raises EOFError where it is cut short, ValueError where it is larger than a tile."""
+        """Read the full content; raises EOFError if it is truncated, ValueError if it is larger than a tile."""
         if self.size > MOST_TILE_BYTES:
             raise ValueError(f"{self.name} holds {self.size} bytes, more than any tile")
         data = self.file.read() if self.file else b""
@@ -74,7 +74,7 @@ class Member:
         return data
 
     def copy_to(self, path: Path) -> None:
-        """Write the content to a file; raises EOFError where it is cut short."""
+        """Write the content to a file; raises EOFError if it is truncated."""
         with open(path, "wb") as out:
             if self.file:
                 shutil.copyfileobj(self.file, out, 1 << 20)
@@ -83,29 +83,29 @@ class Member:
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Files and links of an archive, front to back; raises one of DAMAGE where it ends early or is damaged."""
+    """Yield files and links of an archive, front to back; raises one of DAMAGE if it is truncated or damaged."""
     yield from _zip_members(path) if path_is_zip(path) else _tar_members(path)
 
 
 def damaged(path: Path, last: str, error: BaseException) -> SourceError:
-    """The line that names a damaged archive and its last whole member."""
+    """Return an error that names a damaged archive and its last intact member."""
     return SourceError(f"{path}: ends early or is damaged ({error}); last whole member: {last}; download it again")
 
 
 class Links:
-    """What names mean when an archive was read to its end: a tar may link to members and replace them.
+    """Resolves names after an archive has been read to its end: a tar may link to members and replace them.
 
-    A hard link is a file of its own with the content that the other name had by then; a symbolic link is another
-    name of what its target is in the end.
+    A hard link is a separate file with the content that its target had when the link was read; a symbolic link is
+    another name for the final content of its target.
     """
 
     def __init__(self) -> None:
         self._content: dict[str, int] = {}  # name -> number of the member that holds its content
-        self._linked: dict[str, str] = {}  # names that were a link when they came last
+        self._linked: dict[str, str] = {}  # names whose last member was a link
         self._soft: dict[str, str] = {}
 
     def add(self, member: Member) -> bool:
-        """Take the next member; returns whether its name was there before."""
+        """Add the next member; return whether its name has occurred before."""
         before = member.name in self._content
         if member.hard:
             self._linked[member.name] = member.hard
@@ -120,11 +120,11 @@ class Links:
         return before
 
     def names(self) -> list[str]:
-        """All names, as the archive leaves them."""
+        """Return all names at the end of the archive."""
         return list(self._content.keys() | self._soft.keys())
 
     def content(self, name: str) -> int:
-        """Number of the member that a name's content lies in; -1 where a link leads nowhere."""
+        """Return the number of the member that holds a name's content, or -1 for a broken link."""
         for _ in range(40):  # as many links as Linux follows
             if name not in self._soft:
                 return self._content.get(name, -1)
@@ -132,16 +132,16 @@ class Links:
         return -1
 
     def hard(self) -> dict[str, str]:
-        """Names that are hard links, and what they lead to."""
+        """Return the hard links and their targets."""
         return self._linked
 
     def soft(self) -> dict[str, str]:
-        """Names that are symbolic links, and what they lead to."""
+        """Return the symbolic links and their targets."""
         return self._soft
 
 
 def path_is_zip(path: Path) -> bool:
-    """Whether the first bytes of a file are those of a zip file."""
+    """Return whether a file starts with the signature of a zip file."""
     with open(path, "rb") as file:
         return file.read(2) == b"PK"
 
@@ -181,12 +181,12 @@ def _zip_members(path: Path) -> Iterator[Member]:
 
 
 def link_target(name: str, link: str) -> str:
-    """The member that a symbolic link leads to."""
+    """Return the member name that a symbolic link points to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
 
 
 class _Stream(io.RawIOBase):
-    """Bytes of an archive, unpacked and counted. tarfile takes the end of a file, and a damaged header, for its end."""
+    """Decompresses and counts an archive's bytes: tarfile takes a truncated file or a damaged header for its end."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._count, self._filled = file, 0, 0
@@ -195,12 +195,12 @@ class _Stream(io.RawIOBase):
         data = self._file.read(size)
         filled = len(data.rstrip(b"\0"))
         if filled:
-            self._filled = self._count + filled  # where the last byte that is not zero ends
+            self._filled = self._count + filled  # end of the last nonzero byte
         self._count += len(data)
         return data
 
     def must_end_after(self, offset: int) -> None:
-        """Read to the end, which also checks gzip's CRC; raises EOFError unless only zeros follow the last member."""
+        """Read to the end, which also verifies gzip's CRC; raises EOFError unless only zeros follow the last member."""
         while self.read(1 << 20):
             pass
         if self._count < offset + tarfile.BLOCKSIZE:

@@ -1,4 +1,4 @@
-"""Images with their labels and splits: which label belongs to which tile, and which tile is for what."""
+"""Pairing of images with their labels, and assignment of tiles to splits."""
 
 import itertools
 import re
@@ -16,24 +16,24 @@ from shards.sources.layouts import LOCATION, SPLITS, find_tiles, tile_root
 from shards.sources.tile_names import SourceTile
 
 TRIED = 8
-"""Labels that are read before anything is written."""
+"""Number of labels that are read as a check before anything is written."""
 
 SIDECARS = (".hdr", ".xml", ".ovr", ".msk", ".tfw", ".wld", ".prj", ".txt", ".json", ".csv", ".md")
-"""Files beside a raster that are no label of its name."""
+"""Extensions of files with a raster's name that are not labels."""
 
 
 def find_labeled(images: Path, labels: Labels, sensor: str, seed: int) -> list[SourceTile]:
-    """Tiles with their label tiles and splits, sorted.
+    """Find tiles with their label tiles and splits, sorted.
 
     Args:
-        images: folder of tiles; the sensor's folder within it does not count, so that ``enmap_corine`` goes with
+        images: folder of tiles; the name of the sensor's folder within it is ignored, so that ``enmap_corine`` matches
             ``enmap_corine/corine``.
-        labels: folder of label tiles of the same relative names, or one file; without splits, tiles are split 60/20/20
-            by location.
-        seed: of the split by location.
+        labels: folder of label tiles with the same relative names, or one file; without split files, tiles are split
+            60/20/20 by location.
+        seed: seed of the split by location.
 
     Raises:
-        SourceError: a tile has no label, or a split names a tile that is not there or named already.
+        SourceError: a tile has no label, or a split names a tile that is missing or already named.
     """
     if not labels.path.exists():
         raise SourceError(f"{labels.path}: no such folder or file of labels")
@@ -55,10 +55,10 @@ def find_labeled(images: Path, labels: Labels, sensor: str, seed: int) -> list[S
 
 
 def _try_labels(labels: Labels, images: Path, tiles: Sequence[SourceTile]) -> None:
-    """Raise SourceError where none of a few labels fits its image: before a folder of shards is begun."""
+    """Raise SourceError if none of the first labels fits its image, before anything is written."""
     refused, tried = [], 0
     for tile in tiles[:: max(1, len(tiles) // TRIED)][:TRIED]:
-        with suppress(TileError):  # an image that can't be read tells nothing of labels
+        with suppress(TileError):  # skip unreadable images
             grid = read_grid(images / tile.path)
             tried += 1
             try:
@@ -70,18 +70,18 @@ def _try_labels(labels: Labels, images: Path, tiles: Sequence[SourceTile]) -> No
 
 
 def label_prefix(images: Path, sensor: str) -> str:
-    """The folder of images that may be missing among the labels: the sensor's, or ``images``."""
+    """Return the folder of images that the labels may lack: the sensor's, or ``images``."""
     return f"{tile_root(images, sensor).relative_to(images).as_posix()}/"
 
 
 def find_label(labels: Path, image: str, prefix: str = "") -> str:
-    """The label tile of an image, relative to the labels' folder: of the same name, or of another format.
+    """Find the label tile of an image, relative to the labels' folder: the same name, in any format.
 
     Args:
-        image: relative path of the image; ``prefix`` may be missing among the labels.
+        image: relative path of the image; the labels may lack ``prefix``.
 
     Raises:
-        SourceError: none, or several.
+        SourceError: the image has no label, or several.
     """
     names = list(dict.fromkeys((image.removeprefix(prefix), image)))
     for name in names:
@@ -103,10 +103,10 @@ def find_label(labels: Path, image: str, prefix: str = "") -> str:
 
 
 def check_labels(labels: Labels, images: Sequence[Path]) -> None:
-    """Look at a file of polygons before anything is read: layer, field, and whether it touches an image.
+    """Check a file of polygons before it is read: its layer, its field, and whether it overlaps an image.
 
     Raises:
-        SourceError: it does not, or an option doesn't go with the labels.
+        SourceError: a check fails, or an option does not apply to the labels.
     """
     if not labels.is_vector:
         if labels.field or labels.layer:
@@ -122,7 +122,7 @@ def check_labels(labels: Labels, images: Sequence[Path]) -> None:
 
 
 def split_by_location(tiles: Sequence[SourceTile], seed: int) -> dict[str, list[SourceTile]]:
-    """60/20/20 by location, in an order drawn from the seed; no place is in two splits."""
+    """Split tiles 60/20/20 by location, in an order drawn from the seed; no location is in two splits."""
     names = sorted({tile.location for tile in tiles}, key=lambda name: fold_in(seed, "split", name))
     held = max(1, round(0.2 * len(names)))
     test, val = set(names[:held]), set(names[held : 2 * held])
@@ -135,13 +135,13 @@ def split_by_location(tiles: Sequence[SourceTile], seed: int) -> dict[str, list[
 def published_split(
     splits: Path | Mapping[str, Path], tiles: Sequence[SourceTile], images: Path
 ) -> dict[str, list[SourceTile]]:
-    """Tiles by the split files that name them, one a line.
+    """Split tiles by the split files, which name one tile in each line.
 
-    A line is a tile's whole path below ``images``, or an ending of one path alone (``<location>/<scene>.tif``); the
-    extension can be left out, and folders above ``images`` can stand before it.
+    A line is a tile's full path below ``images``, or the unique end of a path (``<location>/<scene>.tif``). It may omit
+    the extension and may start with folders above ``images``.
 
     Raises:
-        SourceError: a file is missing, or a line names no tile, or several.
+        SourceError: a file is missing, or a line matches no tile or several.
     """
     names = TileNames(tiles, images)
     split = {}
@@ -157,12 +157,12 @@ def published_split(
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list, without blank ones; raises SourceError where there is no such list."""
+    """Read the nonblank lines of a text file; raises SourceError if it can't be read."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, or in what its byte order mark says; raises SourceError where it is missing or no text."""
+    """Read a text file in UTF-8 or as its byte order mark says; raises SourceError if it is missing or not text."""
     if not path.is_file():
         raise SourceError(f"{path}: missing split file")
     data = path.read_bytes()
@@ -174,7 +174,7 @@ def read_text(path: Path) -> str:
 
 
 class TileNames:
-    """Tiles by all endings of their paths, with and without the extension."""
+    """An index of tiles by every suffix of their paths, with and without the extension."""
 
     def __init__(self, tiles: Sequence[SourceTile], images: Path) -> None:
         self._exact = {_normal(tile.path): [tile] for tile in tiles}
@@ -189,7 +189,7 @@ class TileNames:
                     self._endings.setdefault("/".join(parts[first:]), []).append(tile)
 
     def find(self, line: str, where: Path) -> SourceTile | None:
-        """The tile that a line names; raises SourceError where it could be two."""
+        """Return the tile that a line names, or None; raises SourceError if the name is ambiguous."""
         name = _normal(line)
         below = self._below(name)
         found = self._exact.get(name) or self._whole.get(name) or self._whole.get(below) or self._endings.get(name)
@@ -200,7 +200,7 @@ class TileNames:
         return found[0]
 
     def _below(self, name: str) -> str:
-        """What is left of a path that begins above the images."""
+        """Return the part of a path below the images, for paths that start above them."""
         parts = [*(("/",) if name.startswith("/") else ()), *name.strip("/").split("/")]
         for count in range(min(len(self._above), len(parts) - 1), 0, -1):
             if tuple(parts[:count]) == tuple(map(_normal, self._above[-count:])):
@@ -209,7 +209,7 @@ class TileNames:
 
 
 def _normal(name: str) -> str:
-    """A path as people write it, with ``/``, without ``./``; composed characters, since a Mac's are not."""
+    """Normalize a path: ``/`` as separator, no leading ``./``, composed characters (macOS decomposes them)."""
     name = unicodedata.normalize("NFC", name.strip().strip('"').replace("\\", "/"))
     while name.startswith("./"):
         name = name[2:].lstrip("/")
@@ -222,6 +222,6 @@ def _with_and_without_extension(path: str) -> tuple[str, str]:
 
 
 def scene_of(tile: SourceTile) -> str:
-    """The acquisition that a tile is of; empty where its name tells none (a made-up timestamp is no scene)."""
+    """Return the acquisition of a tile; empty if its name gives none (a generated timestamp is not a scene)."""
     published = LOCATION.fullmatch(tile.location) and re.fullmatch(r"\d{5}", tile.timestamp)
     return tile.scene or (tile.timestamp if published and tile.timestamp != "00000" else "")

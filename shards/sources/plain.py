@@ -1,4 +1,4 @@
-"""Rasters of a folder as bundles: plain tiles that lie beside archives and products, and scenes that are cut."""
+"""Bundles of a folder's rasters: plain tiles beside archives and products, and scenes that are cut into tiles."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ from shards.sources.scene import CACHE_BYTES
 from shards.sources.tile_names import SourceTile
 
 RIM, EMPTY = "px at the rims of scenes", "no measured pixel"
-"""What is left out of a scene: pixels that fill no tile, and tiles without a pixel."""
+"""Reasons for leaving out parts of a scene: pixels that fill no complete tile, and tiles without measurements."""
 
 PROBED = 32
 
@@ -28,9 +28,9 @@ class PlainTiles(Bundle):
     """A `Bundle` of tile files.
 
     Attributes:
-        folder: that the sources' paths are relative to.
-        name: for messages.
-        size: height and width that tiles must have, in pixels.
+        folder: folder that the tiles' paths are relative to.
+        name: name used in messages.
+        size: required height and width of the tiles in pixels.
     """
 
     kind = "plain tile"
@@ -57,12 +57,12 @@ class PlainTiles(Bundle):
 
 @dataclass
 class PlainScene(Bundle):
-    """A `Bundle`: one raster, cut from its upper left corner; what fills no tile at its right and lower rim is counted.
+    """A `Bundle` of the tiles of one raster, cut from its upper left corner; incomplete tiles are left out and counted.
 
     Attributes:
-        path: of the raster.
-        name: relative to the source.
-        source: the tile that it would be: each tile's location is this one's and ``-<row>-<column>``.
+        path: path of the raster.
+        name: path relative to the source.
+        source: the raster as a single tile; each tile's location is this location followed by ``-<row>-<column>``.
         size: height and width of the tiles in pixels.
     """
 
@@ -86,7 +86,7 @@ class PlainScene(Bundle):
                 with open_raster(self.path) as raster:
                     bands = raster.select(self.sensor)
                     yield from cut_raster(raster, bands, self.source, self.size, skip, self.filtered)
-            except TileError as error:  # as a tile with other bands it is set aside
+            except TileError as error:  # set aside like a tile with other bands
                 yield self.source, TileError(str(error).removeprefix(f"{self.path}: "))
 
 
@@ -98,13 +98,13 @@ def cut_raster(
     skip: Container[str],
     filtered: dict[str, int],
 ) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-    """Tiles of a raster from its upper left corner.
+    """Yield the tiles of a raster, cut from its upper left corner.
 
     Args:
-        bands: numbers of the bands to read, from 1.
-        source: the tile that the raster would be.
+        bands: 1-based numbers of the bands to read.
+        source: the raster as a single tile.
         size: height and width of the tiles in pixels.
-        filtered: takes how much is left out, by reason.
+        filtered: updated with the number of items left out, by reason.
     """
     grid = raster.grid
     if min(grid.shape) < size:
@@ -139,7 +139,7 @@ def _count(filtered: dict[str, int], reason: str, count: int) -> None:
 
 
 def _moved(transform: tuple[float, ...] | None, window: Window) -> tuple[float, ...]:
-    """The transform of a window."""
+    """Return the transform of a window."""
     if transform is None:
         return IDENTITY
     a, b, c, d, e, f = transform
@@ -148,7 +148,7 @@ def _moved(transform: tuple[float, ...] | None, window: Window) -> tuple[float, 
 
 
 def raster_shape(path: Path) -> tuple[int, int] | None:
-    """(height, width) of a raster from its header; None where it can't be read."""
+    """Read (height, width) from a raster's header; None if it can't be read."""
     try:
         with open_raster(path) as raster:
             return raster.file.height, raster.file.width
@@ -157,12 +157,12 @@ def raster_shape(path: Path) -> tuple[int, int] | None:
 
 
 def probes(tiles: Sequence) -> Sequence:
-    """About 32 of the tiles, spread over all."""
+    """Return about 32 of the tiles, evenly spaced."""
     return tiles[:: max(1, len(tiles) // PROBED)]
 
 
 def probe(folder: Path, paths: Sequence[str]) -> str:
-    """Fingerprint of 32 files spread over a list: their paths, sizes and times."""
+    """Return a fingerprint of about 32 evenly spaced files of a list: paths, sizes and modification times."""
     digest = hashlib.sha256()
     for path in probes(paths):
         try:
@@ -174,5 +174,5 @@ def probe(folder: Path, paths: Sequence[str]) -> str:
 
 
 def is_scene(shape: tuple[int, int] | None, size: int) -> bool:
-    """Whether a raster of this shape is larger than a tile, and no tile itself."""
+    """Return whether a raster of this shape is larger than a tile and must be cut."""
     return shape is not None and min(shape) >= size and shape != (size, size)

@@ -1,4 +1,4 @@
-"""EnMAP L2A products: which files are products, and what their METADATA.XML says."""
+"""EnMAP L2A products: recognition by file name, and parsing of METADATA.XML."""
 
 import os
 import re
@@ -18,10 +18,10 @@ GAIN = 0.0001
 
 
 def is_product(path: Path) -> bool:
-    """Whether a path is a product: a folder or a zip file with one METADATA.XML in it.
+    """Return whether a path is a product: a folder or zip file with one METADATA.XML.
 
     Raises:
-        SourceError: an unreadable zip file, or several products in one.
+        SourceError: a zip file is unreadable or holds several products.
     """
     names = metadata_names(path)
     if len(names) > 1:
@@ -30,10 +30,10 @@ def is_product(path: Path) -> bool:
 
 
 def metadata_names(path: Path) -> list[str]:
-    """Names of the metadata files within a folder, or within a zip file; none for anything else.
+    """Return the names of the metadata files in a folder or zip file; an empty list for anything else.
 
     Raises:
-        SourceError: an unreadable zip file: it may not go missing in silence.
+        SourceError: a zip file is unreadable; it must not be skipped silently.
     """
     if path.is_dir():
         names = [entry.name for entry in os.scandir(path)]
@@ -45,12 +45,12 @@ def metadata_names(path: Path) -> list[str]:
 
 
 def is_metadata(name: str) -> bool:
-    """Whether a file is the METADATA.XML of a product, and not of a patch that was cut from one."""
+    """Return whether a file is the METADATA.XML of a product rather than of a patch cut from one."""
     return name.upper().endswith(METADATA) and is_data(member_name(name)) and not PATCH.search(name)
 
 
 def zip_names(path: Path) -> list[str]:
-    """Names of the members of a zip file; raises SourceError where it can't be read."""
+    """Return the member names of a zip file; raises SourceError if it can't be read."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
@@ -59,18 +59,18 @@ def zip_names(path: Path) -> list[str]:
 
 
 def vsizip(path: Path) -> str:
-    """GDAL's name of a zip file; in braces it may have any ending."""
+    """Return GDAL's name of a zip file, in braces, which allow any extension."""
     return f"/vsizip/{path}" if path.suffix.lower() == ".zip" else f"/vsizip/{{{path}}}"
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What METADATA.XML says, as far as tiles need it.
+    """The fields of METADATA.XML that tiles need.
 
     Attributes:
         time: start of the acquisition, ``YYYYMMDDTHHMMSSZ``.
-        wavelength_nm: band centers in the order of the image.
-        background: pixel value of "no measurement".
+        wavelength_nm: band centers in nm, in the order of the image.
+        background: pixel value that means "no measurement".
     """
 
     time: str
@@ -79,7 +79,7 @@ class Metadata:
 
     @classmethod
     def parse(cls, text: bytes, name: str) -> "Metadata":
-        """Read the XML; raises SourceError where something is missing or reflectance is scaled otherwise."""
+        """Parse the XML; raises SourceError if a field is missing or reflectance has another scale."""
         try:
             _refuse_doctype(text)
             root = ElementTree.fromstring(text)
@@ -101,7 +101,7 @@ class Metadata:
 
 
 def _refuse_doctype(text: bytes) -> None:
-    """Raise ValueError for XML that declares entities, which can stand for gigabytes; products have none."""
+    """Raise ValueError for XML that declares entities, which can expand to gigabytes; products have none."""
 
     def refuse(*_: object) -> None:
         raise ValueError("it has a document type, which products have not")
@@ -124,5 +124,5 @@ def product_stem(metadata: str) -> str:
 
 
 def product_name(container: str, metadata: str, shared: bool) -> str:
-    """Return what a product is called: like its folder or zip file, unless it shares that with others."""
+    """Return a product's name: that of its folder or zip file, unless it shares that with other products."""
     return f"{container}!{product_stem(metadata)}" if shared else container

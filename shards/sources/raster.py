@@ -1,8 +1,8 @@
-"""A raster file, opened: its pixels as digital numbers, and everything that it says of itself.
+"""Raster files: their pixels as digital numbers, and all of their metadata.
 
-Everyone who reads a raster asks here: `pack`, labels, fine-tuning, prediction. What a file says stands in its header,
-in tags of any domain and in files beside it (``.aux.xml``, world files, ``.msk``, ENVI's ``.hdr``); none of it may be
-lost, and none of it may cost a look at every name that a file beside could have (`_has_sidecar`).
+`pack`, labels, fine-tuning and prediction all read rasters through this module. Metadata are in the file's header, in
+tags of any domain, and in sidecar files (``.aux.xml``, world files, ``.msk``, ENVI's ``.hdr``). All of them are read,
+without probing every name that a sidecar could have (`_has_sidecar`).
 """
 
 import os
@@ -30,10 +30,10 @@ from shards.sources.digital_numbers import UNSCALED, digital_numbers, missing_pi
 from shards.sources.grid import Grid
 
 LONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
-"""For a file without sidecars: GDAL neither lists the folder nor looks for names."""
+"""GDAL options for a file without sidecars: neither list the folder nor look for sidecars."""
 
 ACCOMPANIED = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
-"""For a file with sidecars, and for remote ones: GDAL looks for the names it knows, and lists nothing."""
+"""GDAL options for a file with sidecars or a remote file: look for the known names without listing the folder."""
 
 SIDECARS = (
     ".aux.xml",
@@ -50,17 +50,17 @@ SIDECARS = (
     ".imd",
     ".rpb",
 )
-"""What GDAL reads beside a raster, after its name or in place of its ending."""
+"""Suffixes of GDAL's sidecar files, appended to a raster's name or in place of its extension."""
 
 FRESH_S = 2.0
-"""A folder that changed less than this ago is listed again: time stamps are no finer on some file systems."""
+"""A folder that changed within this time is listed again: some file systems have timestamps this coarse."""
 
 
 @contextmanager
 def open_raster(
     location: Path | str, wavelength_nm: Sequence[float] | None = None, background: float | None = None
 ) -> Iterator["Raster"]:
-    """Open a raster of any format that GDAL reads: a path, a URL, a name within an archive (``/vsizip/...``).
+    """Open a raster in any format that GDAL reads: a path, a URL, or a name within an archive (``/vsizip/...``).
 
     Args:
         location: path, URL, or name within an archive.
@@ -68,7 +68,7 @@ def open_raster(
         background: see `Raster`.
 
     Raises:
-        TileError: the file is missing or is no raster.
+        TileError: the file is missing or is not a raster.
     """
     name = str(location)
     options = _options(name)
@@ -89,13 +89,13 @@ class Raster:
 
     Args:
         file: rasterio dataset.
-        name: for messages.
-        wavelength_nm: band centers in file order, where something beside the file tells them; else the file does.
-        background: value of "no measurement" where the file names none.
-        header: an ENVI header beside a file of another format.
+        name: name used in messages.
+        wavelength_nm: band centers in nm in file order, if known from elsewhere; by default the file's own.
+        background: value that means "no measurement" if the file declares none.
+        header: ENVI header beside a file of another format.
 
     Attributes:
-        bands: numbers of the bands that hold measurements, from 1: all but an alpha band.
+        bands: 1-based numbers of the bands that hold measurements: all but an alpha band.
     """
 
     def __init__(
@@ -113,23 +113,23 @@ class Raster:
 
     @cached_property
     def metadata(self) -> BandMetadata:
-        """What the file says of ``bands``; raises TileError where that can't be understood."""
+        """The file's metadata on ``bands``; raises TileError if they are invalid."""
         with self._errors():
             return read_band_metadata(self.file, self.bands, self._header)
 
     @property
     def wavelength_nm(self) -> tuple[float, ...] | None:
-        """Band centers in nm in the order of ``bands``, or None where nothing tells them."""
+        """Band centers in nm in the order of ``bands``, or None if unknown."""
         return self._told if self._told is not None else self.metadata.wavelength_nm
 
     @property
     def fwhm_nm(self) -> tuple[float, ...] | None:
-        """Full widths at half maximum in nm in the order of ``bands``, or None."""
+        """Full widths at half maximum in nm in the order of ``bands``, or None if unknown."""
         return self.metadata.fwhm_nm
 
     @cached_property
     def grid(self) -> Grid:
-        """Where the pixels lie, by a geotransform or by ground control points that fit one within half a pixel."""
+        """The pixel grid, from a geotransform or from ground control points that fit one within half a pixel."""
         file = self.file
         transform, crs = file.transform, file.crs
         if transform.is_identity:
@@ -144,7 +144,7 @@ class Raster:
         )
 
     def control_points(self, cell: int = 1) -> list[GroundControlPoint]:
-        """Ground control points, for squares of ``cell`` pixels; none where `grid` has a transform."""
+        """Return ground control points, for squares of ``cell`` pixels; an empty list if `grid` has a transform."""
         if self.grid.transform is not None:
             return []
         return [
@@ -154,7 +154,7 @@ class Raster:
 
     @cached_property
     def date(self) -> str:
-        """ISO day of the acquisition, else of the TIFF's DateTime; empty where neither is a date."""
+        """Return the ISO day of the acquisition or of the TIFF's DateTime; empty if neither is a date."""
         tags = {key.lower(): text for key, text in (self.file.tags() | self.file.tags(ns="ENVI")).items()}
         for name in ("start_time", "acquisition_time", "tifftag_datetime"):  # 2022-07-24T10:45:26, 2022:07:24 10:45:26
             with suppress(ValueError):  # DateTime is often 0000:00:00
@@ -162,7 +162,7 @@ class Raster:
         return ""
 
     def select(self, sensor: Sensor) -> list[int]:
-        """Numbers of the sensor's bands, from 1; raises TileError where they are not all there."""
+        """Return the 1-based numbers of the sensor's bands; raises TileError if any are missing."""
         wavelength_nm = self.wavelength_nm
         with self._errors():
             return [self.bands[position] for position in sensor.select_bands(len(self.bands), wavelength_nm)]
@@ -171,11 +171,11 @@ class Raster:
         """Read bands, by default all of ``self.bands``, as digital numbers (reflectance x 10000).
 
         Returns:
-            int16 (len(bands), height, width): `NODATA` where nothing was measured, by the file's nodata values, masks
-            and alpha band, and in the bands of its bad-band list.
+            int16 (len(bands), height, width): `NODATA` where the file's nodata values, masks or alpha band mark missing
+            data, and in the bands of its bad-band list.
 
         Raises:
-            TileError: unreadable, or values that are no such numbers in int16.
+            TileError: the file is unreadable, or a value has no exact digital number in int16.
         """
         bands = self.bands if bands is None else bands
         with self._errors():
@@ -188,7 +188,7 @@ class Raster:
             return values
 
     def valid(self, window: Window | None = None) -> np.ndarray | None:
-        """bool (height, width): pixels of the first band that hold something; None where all of them do."""
+        """Return which pixels of the first band are measured, bool (height, width); None if all of them are."""
         with self._errors():
             missing = self._missing(self.file.read([1], window=window), [1], window)
         return None if missing is None else ~missing[0]
@@ -205,12 +205,12 @@ class Raster:
         return [self.background if values[band - 1] is None else values[band - 1] for band in bands]
 
     def _hidden(self, window: Window | None) -> np.ndarray | None:
-        """bool (height, width): pixels that a mask or an alpha band hides in all bands; None for none."""
+        """Return the pixels that a mask or alpha band hides in all bands, bool (height, width), or None."""
         hidden = None
         shown = self.file.read_masks(1, window=window)
         if not shown.all() and self._has_mask:
             hidden = shown == 0
-        if len(self.bands) < self.file.count:  # beside a nodata value GDAL's mask leaves the alpha band out
+        if len(self.bands) < self.file.count:  # with a nodata value, GDAL's mask ignores the alpha band
             alpha = self.file.read(self.file.count, window=window) == 0
             if alpha.any():
                 hidden = alpha if hidden is None else hidden | alpha
@@ -218,26 +218,26 @@ class Raster:
 
     @cached_property
     def _has_mask(self) -> bool:
-        """Whether the mask of the first band is the whole file's, and not made of that band's nodata value."""
+        """Return whether the first band's mask is that of the entire file and not derived from a nodata value."""
         flags = self.file.mask_flag_enums[0]
         return MaskFlags.per_dataset in flags or MaskFlags.alpha in flags
 
     def _scaling(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """float64 scale and offset of each band: reflectance = stored * scale + offset."""
+        """Return float64 scale and offset of each band: reflectance = stored * scale + offset."""
         scales, offsets = np.asarray(self.file.scales), np.asarray(self.file.offsets)
-        if (scales == 1).all() and not offsets.any():  # GDAL's way to say that there are none
+        if (scales == 1).all() and not offsets.any():  # GDAL's defaults: the file has none
             scale, offset = self._scale_in_tags
             scales, offsets = np.full(len(scales), scale), np.full(len(scales), offset)
-        numbers = scales == 1  # then an offset is one of digital numbers
+        numbers = scales == 1  # the offset is then in digital numbers
         chosen = np.asarray(bands) - 1
         return np.where(numbers, UNSCALED, scales)[chosen], np.where(numbers, offsets * UNSCALED, offsets)[chosen]
 
     @cached_property
     def _scale_in_tags(self) -> tuple[float, float]:
-        """Scale and offset by the names of ENVI headers and of the CF conventions; (1, 0) where there are none."""
+        """Return scale and offset from the tags of ENVI headers and the CF conventions; (1, 0) if there are none."""
         tags = {key.lower(): text for key, text in (self.file.tags(ns="ENVI") | self.file.tags()).items()}
         try:
-            if "reflectance_scale_factor" in tags:  # the number that stands for a reflectance of 1
+            if "reflectance_scale_factor" in tags:  # the digital number of reflectance 1
                 return 1 / float(tags["reflectance_scale_factor"]), 0.0
             return float(tags.get("scale_factor", 1)), float(tags.get("add_offset", 0))
         except (ValueError, ZeroDivisionError) as error:
@@ -245,7 +245,7 @@ class Raster:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Errors in one line that names the file."""
+        """Turn errors into one-line errors that name the file."""
         try:
             yield
         except TileError as error:
@@ -256,7 +256,7 @@ class Raster:
 
 
 def _fitted(points: Sequence[Any]) -> Any:
-    """The affine transform of ground control points, where it meets all of them within half a pixel; else None."""
+    """Fit an affine transform to ground control points; None unless it meets all of them within half a pixel."""
     if len(points) < 3:
         return None
     try:
@@ -269,7 +269,7 @@ def _fitted(points: Sequence[Any]) -> Any:
 
 
 def _options(name: str) -> dict[str, str]:
-    """GDAL's options for opening a file: whether to look for names beside it."""
+    """Return GDAL's options for opening a file: whether to look for sidecars."""
     if name.startswith("/vsimem/"):
         return LONE
     if "://" in name or name.startswith("/vsi"):
@@ -279,13 +279,13 @@ def _options(name: str) -> dict[str, str]:
 
 
 def _header_beside(name: str) -> Path | None:
-    """An ENVI header that belongs to a file of another format: some programs write one beside a GeoTIFF."""
+    """Return the ENVI header of a file in another format, or None: some programs write one beside a GeoTIFF."""
     paths = (Path(f"{name}.hdr"), Path(name).with_suffix(".hdr")) if "://" not in name else ()
     return next((path for path in paths if path.is_file()), None)
 
 
 def _has_sidecar(folder: str, name: str) -> bool:
-    """Whether a file of this name beside which GDAL would find something: one listing of the folder tells it."""
+    """Return whether a file has sidecars that GDAL reads; takes one listing of the folder."""
     try:
         changed = os.stat(folder).st_mtime_ns
         fresh = time.time_ns() - changed < FRESH_S * 1e9
@@ -297,7 +297,7 @@ def _has_sidecar(folder: str, name: str) -> bool:
 
 @lru_cache(maxsize=16)
 def _accompanied(folder: str, changed: int) -> frozenset[str]:
-    """The names, or names without ending, in lower case, that have a sidecar; ``changed`` is the folder's mtime."""
+    """Return lowercase names, with or without extension, that have a sidecar; ``changed`` is the folder's mtime."""
     names = [entry.name.lower() for entry in os.scandir(folder)]
     return frozenset(name.removesuffix(ending) for name in names for ending in SIDECARS if name.endswith(ending))
 

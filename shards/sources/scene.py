@@ -1,4 +1,4 @@
-"""An EnMAP L2A product (METADATA.XML, SPECTRAL_IMAGE, quality layers) cut into tiles on a grid of its UTM zone.
+"""EnMAP L2A products (METADATA.XML, SPECTRAL_IMAGE, quality layers), cut into tiles on a grid of the UTM zone.
 
 The grid is the zone's, not the scene's: cell (column, row) covers the same ground in every product, so
 that acquisitions of one place become timestamps of one location without any resampling. Quality layers
@@ -41,7 +41,7 @@ from shards.sources.raster import Raster, open_raster
 from shards.sources.tile_names import SourceTile
 
 RASTERS = r"(_COG)?\.(tiff?|bsq|bil|bip|dat|img)"
-"""Endings of a product's rasters: products can be ordered as GeoTIFF, or in ENVI's interleaves."""
+"""Extensions of a product's rasters: products can be ordered as GeoTIFF or in ENVI's interleaves."""
 
 LAYERS = {
     "cloud": "QL_QUALITY_CLOUD",
@@ -50,30 +50,30 @@ LAYERS = {
     "cirrus": "QL_QUALITY_CIRRUS",  # 1 thin, 2 medium, 3 thick
     "snow": "QL_QUALITY_SNOW",
 }
-"""File name part of each quality layer; any value above 0 counts, but for the layer's own nodata."""
+"""File name part of each quality layer; any value above 0 counts, except the layer's own nodata."""
 
 GRID_M, ORIGIN_M = 30.0, 15.0
-"""Pixel edges of L2A products lie at 15 m + whole multiples of 30 m, in every UTM zone seen so far. Where one
-does not, cells take its nearest pixels and the tile keeps its true place.
+"""Pixel edges of L2A products lie at 15 m plus multiples of 30 m in every UTM zone seen so far. For a product with
+other edges, cells take the nearest pixels, and the tile keeps its true transform.
 """
 
 MOST_METADATA_BYTES = 64 << 20  # a METADATA.XML has 300 kB
 CACHE_BYTES = 512 << 20
-"""GDAL's block cache: a row of 512x512x224 blocks, the largest in use, is 350 MB. The default is a twentieth of
-the memory: too little on small machines (8 times slower), and on large ones as much for every worker.
+"""Size of GDAL's block cache: a row of 512x512x224 blocks, the largest in use, takes 350 MB. The default is 5 % of
+memory for each worker: too little on small machines (8 times slower), too much on large ones.
 """
 
 
 @dataclass
 class Scene(Bundle):
-    """A `Bundle`: the tiles of one product.
+    """A `Bundle` of the tiles of one product.
 
     Attributes:
-        path: of the product's folder or zip file.
-        name: relative to the source.
+        path: path of the product's folder or zip file.
+        name: path relative to the source.
         size: height and width of the tiles in pixels.
-        filtered: tiles left out, by the limit that they broke first.
-        metadata_name: of the METADATA.XML within ``path``; None where there is one alone.
+        filtered: number of tiles left out, by the first limit that they exceed.
+        metadata_name: name of the METADATA.XML within ``path``; None if there is only one.
     """
 
     kind = "product"
@@ -114,10 +114,10 @@ class Scene(Bundle):
 
     @contextmanager
     def open_image(self) -> Iterator[tuple[Raster, list[int], Metadata]]:
-        """The spectral image, opened, the numbers of the sensor's bands in it, from 1, and what METADATA.XML says.
+        """Open the spectral image; yield it with the 1-based numbers of the sensor's bands and the parsed METADATA.XML.
 
         Raises:
-            SourceError: something is missing or unreadable, or the bands are not the sensor's.
+            SourceError: a file is missing or unreadable, or the bands are not the sensor's.
         """
         metadata_name = self._metadata_name()
         metadata = Metadata.parse(self._read(metadata_name), f"{self.path}/{metadata_name}")
@@ -148,7 +148,7 @@ class Scene(Bundle):
         date: str,
         source: SourceTile,
     ) -> Tile | TileError | None:
-        """One cell of the grid; None where it breaks a limit."""
+        """Read one cell of the grid; None if it exceeds a limit."""
         area = window.toslices()
         quality = {name: float(np.mean(layer[area] > 0)) for name, layer in layers.items()}
         if self._is_over(quality):
@@ -173,7 +173,7 @@ class Scene(Bundle):
         return False
 
     def _quality(self, scene: str, metadata_name: str, image: Any) -> dict[str, np.ndarray]:
-        """Quality layers, (height, width) each; one that is missing is an error where there is a limit on it."""
+        """Read the quality layers, (height, width) each; a missing layer is an error if a limit applies to it."""
         layers = {}
         for name, part in LAYERS.items():
             try:
@@ -191,7 +191,7 @@ class Scene(Bundle):
 
     @contextmanager
     def _open(self, stem: str, metadata_name: str, *told: Any) -> Iterator[Raster]:
-        """Open a raster of the product by its name without the ending (.TIF, _COG.tiff); ``told``: see `Raster`."""
+        """Open a raster of the product by its name without extension (.TIF, _COG.tiff); for ``told`` see `Raster`."""
         prefix = metadata_name[: -len(Path(metadata_name).name)]
         if self.path.is_dir():
             names, base = [entry.name for entry in self.path.iterdir()], str(self.path)
@@ -231,14 +231,14 @@ def _refuse_large(size: int, where: str) -> None:
 
 
 def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:
-    """Cells of the zone's grid that lie wholly within an image, from the north-west: (location, window).
+    """Yield the cells of the zone's grid that lie entirely within an image, from the northwest: (location, window).
 
-    Cell (column, row) begins ``column * size`` pixels east and ``row * size`` pixels north of the grid's origin.
+    Cell (column, row) starts ``column * size`` pixels east and ``row * size`` pixels north of the grid's origin.
     """
     place, epsg = image.transform, image.crs.to_epsg() if image.crs else None
     if epsg is None or (place.a, place.b, place.d, place.e) != (GRID_M, 0.0, 0.0, -GRID_M):
         raise SourceError(f"{image.name}: expected a north-up UTM image of {GRID_M:g} m pixels, got {tuple(place)[:6]}")
-    # halves always up: round() would take two products that are half a pixel off to different pixels
+    # always round halves up: round() would move two products that are half a pixel off to different pixels
     left, top = (math.floor((edge - ORIGIN_M) / GRID_M + 0.5) for edge in (place.c, place.f))
     first_column, last_column = math.ceil(left / size), (left + image.width) // size
     first_row, last_row = math.ceil((top - image.height) / size), top // size
@@ -263,7 +263,7 @@ class EnmapProducts(TileSource):
         return [Scene(path.parent, name, options.sensor, options.size, options.limits, metadata_name=path.name)]
 
     def open_all(self, folder: Path, names: Sequence[str], options: TileOptions) -> list[Bundle]:
-        """Return the products; those that share a folder are named by their files, others by their folders."""
+        """Return the products; products that share a folder are named after their files, others after their folders."""
         found: list[Bundle] = []
         folders = Counter(name.rpartition("/")[0] for name in names)
         for name in names:

@@ -1,11 +1,11 @@
-"""What the name of a tile file tells: the place, the acquisition, and the sample key that they make.
+"""Interpretation of tile file names: the location, the acquisition, and the sample key that they form.
 
-Names alone tell layouts apart, so that one scan of the directories is all that a shared file system sees. The layouts
-are registered in ``TILE_LAYOUTS``: SpectralEarth's ``<sensor>/<7 digits>/<5 digits>.tif``, patches named like the EnMAP
+Layouts are recognized by names alone, so that one scan of the directories is enough on a shared file system. They are
+registered in ``TILE_LAYOUTS``: SpectralEarth's ``<sensor>/<7 digits>/<5 digits>.tif``, patches named like the EnMAP
 product that they were cut from (HySpecNet), and any other raster, which is a location of its own.
 
-A location is a name of ``[A-Za-z0-9_-]``, made of the file's path alone: every run of other characters becomes ``-``. A
-path with characters beyond ASCII, or with nothing else, gets a hash of it behind (`location_of`).
+A location consists of ``[A-Za-z0-9_-]`` and depends only on the file's path: every run of other characters becomes
+``-``. If the path has non-ASCII characters or no allowed ones, a hash of the path is appended (`location_of`).
 """
 
 import fnmatch
@@ -20,7 +20,7 @@ from shards.registry import Registry
 GEOTIFF = (".tif", ".tiff")
 HEADER = ".hdr"
 SIDECARS = (HEADER, ".aux.xml", ".ovr", ".msk")
-"""Files beside a raster that no pattern means."""
+"""Files beside a raster that are never tiles, even if a pattern matches them."""
 
 _SCENE = r"(?P<scene>ENMAP01-____L2A-(?P<datatake>DT\d{10})_(?P<time>\d{8}T\d{6}Z)_(?P<tile>\d{3})_V\d{6}_\d{8}T\d{6}Z)"
 _IMAGE = r"(?:-(?P<patch>Y\d+_X\d+))?-SPECTRAL_IMAGE(?:_COG)?\.tiff?"
@@ -28,15 +28,15 @@ _IMAGE = r"(?:-(?P<patch>Y\d+_X\d+))?-SPECTRAL_IMAGE(?:_COG)?\.tiff?"
 
 @dataclass(frozen=True, order=True)
 class SourceTile:
-    """A tile where it lies before it is packed.
+    """A tile in its source, before it is packed.
 
     Attributes:
-        location: name of the place; tiles of one location stay together.
-        timestamp: name of the acquisition (SpectralEarth's scene id), sorted as text.
-        path: file path relative to the source directory, with ``/``; ``<archive>!<member>`` in an archive.
-        scene: acquisition or product that it was cut from, where known.
-        date: day of acquisition, ISO, where known.
-        mask: its label tile relative to the labels folder, or the one file that holds all; for labeled datasets.
+        location: name of the location; tiles of one location stay together.
+        timestamp: name of the acquisition (SpectralEarth's scene ID), sorted as text.
+        path: path relative to the source directory, with ``/``; ``<archive>!<member>`` in an archive.
+        scene: acquisition or product that it was cut from, if known.
+        date: ISO day of acquisition, if known.
+        mask: path of its label tile relative to the labels folder, or of the one label file; for labeled datasets.
         split: ``"train"``, ``"val"`` or ``"test"``, for labeled datasets.
     """
 
@@ -55,12 +55,12 @@ class SourceTile:
 
 
 class TileLayout(ABC):
-    """A way of naming tile files. A file is of the layout where ``pattern`` matches an end of its relative path.
+    """A naming scheme of tile files. A file has this layout if ``pattern`` matches the end of its relative path.
 
     Attributes:
-        is_published: whether a name says which place and acquisition the tile is, so that two files of one key are
-            an error; in other layouts the second file gets a location of its own.
-        excludes_others: whether all other rasters of a folder are left out where one file is of this layout.
+        is_published: whether a name identifies location and acquisition, so that two files with one key are an error;
+            in other layouts the second file gets a location of its own.
+        excludes_others: whether one file of this layout excludes all other rasters of the folder.
     """
 
     pattern: re.Pattern[str]
@@ -69,17 +69,17 @@ class TileLayout(ABC):
 
     @abstractmethod
     def tile(self, path: str, match: re.Match[str], sensor: str, is_chosen: bool) -> SourceTile | None:
-        """Return the tile of a path, or None where files of this name are no tiles.
+        """Return the tile of a path, or None if files with this name are not tiles.
 
         Args:
-            match: of ``pattern``.
+            match: match of ``pattern``.
             sensor: name of the sensor.
-            is_chosen: whether the user chose the file by ``--pattern``.
+            is_chosen: whether the user selected the file by ``--pattern``.
         """
 
 
 TILE_LAYOUTS: Registry[type[TileLayout]] = Registry("tile layout")
-"""Layouts of tile files. The one that was registered last is tried first, so that a plugin's come before ours."""
+"""Layouts of tile files, tried in reverse order of registration, so that plugins come first."""
 
 
 @TILE_LAYOUTS.register("raster")
@@ -94,7 +94,7 @@ class RasterLayout(TileLayout):
 
 @TILE_LAYOUTS.register("enmap_cut")
 class EnmapCutLayout(TileLayout):
-    """A file whose name begins with the name of an EnMAP product: cut from it by somebody in a way of their own."""
+    """A file whose name starts with that of an EnMAP product: cut from it in an unknown way."""
 
     pattern = re.compile(rf"(?:^|/){_SCENE}[^/]*$", re.IGNORECASE | re.ASCII)
 
@@ -118,7 +118,7 @@ class EnmapImageLayout(EnmapCutLayout):
 
 @TILE_LAYOUTS.register("enmap_quality")
 class EnmapQualityLayout(TileLayout):
-    """Quality layers and quicklooks of EnMAP products and patches, which are no tiles."""
+    """Quality layers and quicklooks of EnMAP products and patches, which are not tiles."""
 
     pattern = re.compile(r"-QL_[^/]*$", re.IGNORECASE)
 
@@ -143,7 +143,7 @@ class SpectralEarthLayout(TileLayout):
 
 
 def layout_of(path: str) -> tuple[TileLayout, re.Match[str]]:
-    """Return the layout of a relative path, and its match."""
+    """Return the layout of a relative path and the match of its pattern."""
     for name in reversed(TILE_LAYOUTS.names()):
         layout = TILE_LAYOUTS[name]()
         if match := layout.pattern.search(path):
@@ -152,11 +152,11 @@ def layout_of(path: str) -> tuple[TileLayout, re.Match[str]]:
 
 
 def tile_of_name(path: str, sensor: str, pattern: str | None = None, is_envi: bool = False) -> SourceTile | None:
-    """Return the tile that a relative path names, None for a file that is no tile.
+    """Return the tile that a relative path names, or None for a file that is not a tile.
 
     Args:
-        pattern: which files are tiles; None takes GeoTIFF and ENVI files.
-        is_envi: whether an ENVI header lies beside it.
+        pattern: glob of the files that are tiles; None accepts GeoTIFF and ENVI files.
+        is_envi: whether the file has an ENVI header.
     """
     if path.lower().endswith(SIDECARS):
         return None
@@ -170,38 +170,38 @@ def tile_of_name(path: str, sensor: str, pattern: str | None = None, is_envi: bo
 
 
 def is_published(path: str) -> bool:
-    """Return whether a path's layout says which place and acquisition the tile is."""
+    """Return whether a path's layout identifies location and acquisition."""
     return layout_of(path)[0].is_published
 
 
 def is_whole_product(path: str) -> bool:
-    """Return whether a path is named like the spectral image of a whole EnMAP product."""
+    """Return whether a path is named like the spectral image of a complete EnMAP product."""
     match = EnmapImageLayout.pattern.search(path)
     return match is not None and not match["patch"]
 
 
 def location_of(path: str) -> str:
-    """Return the location of a file that is a location of its own: its path without the ending, in safe characters."""
+    """Return the location of a file that is its own location: its path without the extension, in safe characters."""
     whole = stem(path)
     location = _safe(whole)
     return location if location and whole.isascii() else distinct(location, path)
 
 
 def distinct(location: str, path: str) -> str:
-    """Return a location with a hash of the path behind it."""
-    # a Mac writes letters with marks as two characters, others as one
+    """Return a location with a hash of the path appended."""
+    # macOS decomposes accented letters into two characters, other systems keep one
     digest = hashlib.sha256(unicodedata.normalize("NFC", path).encode(errors="surrogateescape")).hexdigest()[:12]
     return f"{location}-{digest}" if location else digest
 
 
 def stem(path: str) -> str:
-    """Return a path without the ending of its last part."""
+    """Return a path without its extension."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}{name.rpartition('.')[0] or name}"
 
 
 def _matches(names: list[str], pattern: list[str]) -> bool:
-    """Return whether a path fits a shell pattern, both split at ``/``: ``*`` stays within a name, unlike in fnmatch."""
+    """Return whether a path matches a shell pattern, both split at ``/``; unlike in fnmatch, ``*`` excludes ``/``."""
     if not pattern:
         return not names
     if pattern[0] == "**":

@@ -1,7 +1,7 @@
-"""Polygons as labels: those that lie on an image are burned onto its grid (GeoPackage, GeoJSON, shapefile, ...).
+"""Polygon labels (GeoPackage, GeoJSON, shapefile, ...), burned onto the grid of an image.
 
-pyogrio reads them, shapely moves them to the image's coordinate reference system, rasterio burns them. Needs the extra
-``vector``.
+pyogrio reads the polygons, shapely transforms them to the image's coordinate reference system, and rasterio burns them.
+Requires the extra ``vector``.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rasterio._err import CPLE_BaseError  # what rasterio.warp passes on from PROJ; it has no public name
+from rasterio._err import CPLE_BaseError  # rasterio.warp raises it for PROJ errors; it has no public name
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.features import rasterize
@@ -33,10 +33,10 @@ except ImportError as error:
     raise ConfigError(f"labels of polygons need {error.name}: pip install 'spectralforge[vector]'") from None
 
 FIRST = 1000
-"""Features whose values are looked at before anything is burned."""
+"""Number of features whose values are checked before anything is burned."""
 
 LONGEST_EDGE = {True: 0.02, False: 2000.0}
-"""By whether a CRS is in degrees, else in meters: longer edges get more points, since they bend in another CRS."""
+"""Longest edge in degrees (True) or meters (False); longer ones are subdivided, as they bend in another CRS."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Layer:
     """A layer of polygons.
 
     Attributes:
-        crs: as text.
-        bounds: of all of them (left, bottom, right, top) in that CRS.
-        whole: read at once, for formats without a spatial index.
+        crs: coordinate reference system as text.
+        bounds: bounds of all polygons (left, bottom, right, top) in that CRS.
+        whole: whether the layer is read at once, for formats without a spatial index.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Features:
-    """Geometries (N,) of shapely and the values (N,) of their field, in the order of the file."""
+    """Shapely geometries (N,) and the values (N,) of their field, in file order."""
 
     geometry: np.ndarray
     values: np.ndarray
@@ -70,10 +70,11 @@ class Features:
 
 @lru_cache(maxsize=16)
 def open_layer(path: Path, field: str | None, layer: str | None = None) -> Layer:
-    """Look at a file of polygons.
+    """Open a file of polygons and check its layer and field.
 
     Raises:
-        SourceError: missing, unreadable, without such a layer or field, or without a CRS; the line lists what is there.
+        SourceError: the file is missing or unreadable, or lacks the layer, the field (the message lists those that
+            exist) or a CRS.
     """
     if not path.exists():
         raise SourceError(f"{path}: no such file of labels")
@@ -113,16 +114,16 @@ def _few(names: list[str]) -> str:
 
 
 def burn(layer: Layer, grid: Grid, names: Mapping[str, int], unnamed: int | None) -> np.ndarray:
-    """Class codes int64 (height, width): of the polygon on a pixel's center, of the last one in the file where several
-    are; ``NODATA`` under none. Features without a class are left out.
+    """Burn class codes, int64 (height, width): the code of the last polygon in the file that covers a pixel's center,
+    ``NODATA`` without one. Features without a class are left out.
 
     Args:
-        names: codes of class names in lower case, for a field of text; texts of digits are codes.
-        unnamed: code of other texts; None refuses them.
+        names: code of each class name in lower case, for a text field; texts of digits are codes.
+        unnamed: code of other texts; None rejects them.
 
     Raises:
         TileError: the image has no georeference.
-        SourceError: a value that is no class.
+        SourceError: a value is not a class.
     """
     if not is_placed(grid) or grid.crs is None:
         raise TileError("the image has no georeference, so that no polygon can be found on it: give label tiles")
@@ -139,11 +140,11 @@ def burn(layer: Layer, grid: Grid, names: Mapping[str, int], unnamed: int | None
         return np.full(grid.shape, NODATA, np.int64)
     transform = Affine(*grid.transform)
     burned = rasterize(shapes, grid.shape, fill=-1, transform=transform, all_touched=False, dtype=np.int32)
-    return np.array([*codes, NODATA], np.int64)[burned]  # -1, under no polygon, is the last
+    return np.array([*codes, NODATA], np.int64)[burned]  # index -1, no polygon, selects NODATA
 
 
 def check_values(layer: Layer, names: Mapping[str, int], unnamed: int | None) -> None:
-    """Raise SourceError where none of the first features has a value that is a class."""
+    """Raise SourceError if none of the first features has a class as its value."""
     refused = None
     for value in _read(layer, None, most=FIRST).values:
         if _is_value(value):
@@ -157,7 +158,7 @@ def check_values(layer: Layer, names: Mapping[str, int], unnamed: int | None) ->
 
 
 def check_overlap(layer: Layer, grids: Iterable[Grid]) -> None:
-    """Raise SourceError where polygons and images have no ground in common; looks until one image has."""
+    """Raise SourceError if no image overlaps the polygons; stops at the first that does."""
     left, bottom, right, top = layer.bounds
     placed = seen = 0
     for grid in grids:
@@ -175,7 +176,7 @@ def check_overlap(layer: Layer, grids: Iterable[Grid]) -> None:
 
 
 def _bounds_of(layer: Layer, grid: Grid) -> tuple[float, float, float, float]:
-    """Of an image in the layer's CRS (left, bottom, right, top); without limits where it leads nowhere."""
+    """Return an image's bounds (left, bottom, right, top) in the layer's CRS; infinite if they can't be projected."""
     assert grid.transform is not None
     a, b, c, d, e, f = grid.transform
     xs = [c + a * column + b * row for column in (0, grid.width) for row in (0, grid.height)]
@@ -184,13 +185,13 @@ def _bounds_of(layer: Layer, grid: Grid) -> tuple[float, float, float, float]:
         left, bottom, right, top = transform_bounds(grid.crs, layer.crs, min(xs), min(ys), max(xs), max(ys))
     except (CPLE_BaseError, CRSError):
         return -np.inf, -np.inf, np.inf, np.inf
-    if left > right:  # across the antimeridian
+    if left > right:  # crosses the antimeridian
         left, right = -180.0, 180.0
     return left, bottom, right, top
 
 
 def _features_on(layer: Layer, bounds: tuple[float, float, float, float]) -> Features:
-    """Features whose boxes touch these bounds."""
+    """Return the features whose bounding boxes intersect the bounds."""
     if not layer.whole:
         return _read(layer, bounds)
     features, tree = _read_whole(layer)
@@ -217,12 +218,12 @@ def _read(layer: Layer, bounds: tuple[float, float, float, float] | None, most: 
         )
     except (DataSourceError, DataLayerError) as error:
         raise SourceError(f"{layer}: can't be read ({str(error).splitlines()[0]})") from None
-    order = np.argsort(ids, kind="stable")  # an index gives them in its own
+    order = np.argsort(ids, kind="stable")  # a spatial index returns its own order
     return Features(shapely.from_wkb(geometry[order], on_invalid="ignore"), values[order])
 
 
 def _moved(geometry: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Geometries in another CRS, repaired where they cross themselves."""
+    """Transform geometries to another CRS and repair self-intersections."""
     broken = ~shapely.is_valid(geometry) & ~shapely.is_missing(geometry)
     geometry = np.where(broken, shapely.make_valid(geometry), geometry) if broken.any() else geometry
     one, two = CRS.from_user_input(source), CRS.from_user_input(target)
@@ -236,12 +237,12 @@ def _moved(geometry: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def _is_value(value: Any) -> bool:
-    """Whether a field holds something: no null, which is NaN among numbers, and no blank text."""
+    """Return whether a field has a value: neither null (NaN among numbers) nor blank text."""
     return value is not None and value == value and str(value).strip() != ""
 
 
 def _code(layer: Layer, value: Any, names: Mapping[str, int], unnamed: int | None) -> int:
-    """The class code of a field's value."""
+    """Return the class code of a field's value."""
     if isinstance(value, str):
         code = names.get(value.strip().casefold())
         if code is not None:

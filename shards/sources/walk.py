@@ -1,4 +1,4 @@
-"""Which files of a folder, a tar or a zip are data, and each of them once, however many links lead to it."""
+"""Listing of the data files of a folder, tar or zip, each once even if several links lead to it."""
 
 import os
 import re
@@ -9,42 +9,42 @@ from pathlib import Path
 SYSTEM = frozenset(
     {"__macosx", "@eadir", "#recycle", "#snapshot", "lost+found", "$recycle.bin", "system volume information"}
 )
-"""Folders of operating systems and network drives, in lower case. What begins with a dot is none of ours either:
+"""Folders of operating systems and network drives, in lower case. Names that start with a dot are skipped as well:
 ``._*`` of macOS, ``.snapshot``, ``.ipynb_checkpoints``, ``.Trash``."""
 
 OWN = "pack.json"
-"""A folder with this file was written by `pack`: a result below the source is no source."""
+"""A folder with this file was written by `pack` and is skipped: an output below the source is not a source."""
 
 
 def is_data(path: str) -> bool:
-    """Whether no part of a relative path, with ``/``, is hidden or belongs to a system."""
+    """Return whether no part of a relative path, with ``/``, is hidden or belongs to a system."""
     return not any(part.startswith(".") or part.lower() in SYSTEM for part in path.split("/"))
 
 
 def member_name(name: str) -> str:
-    """The relative path of a member of a tar or zip: with ``/``, without ``./``, ``../`` or a root before it."""
+    """Return the relative path of a tar or zip member: with ``/``, without a leading ``./``, ``../`` or root."""
     return re.sub(r"^(?:\.{0,2}/)+", "", name if "/" in name else name.replace("\\", "/"))
 
 
 @dataclass
 class Listing:
-    """What a walk found.
+    """The result of a walk.
 
     Attributes:
         files: paths relative to the root, with ``/``.
-        links: of those that are links or lie below linked folders: the file that each leads to; empty for nowhere.
+        links: target of each path that is a link or lies below a linked folder; empty for a broken link.
     """
 
     files: list[str] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
 
     def below(self, prefix: str) -> "Listing":
-        """What lies below a folder, with paths relative to it."""
+        """Return the listing below a folder, with paths relative to it."""
         links = {path.removeprefix(prefix): target for path, target in self.links.items() if path.startswith(prefix)}
         return Listing([path.removeprefix(prefix) for path in self.files if path.startswith(prefix)], links)
 
     def once(self, paths: Iterable[str], root: Path) -> set[str]:
-        """The paths without those that lead to the file of another one, of which a file itself comes before a link."""
+        """Return the paths without duplicates of the same file; a file is preferred to a link to it."""
         paths = sorted(paths, key=lambda path: (path in self.links, path))
         if not self.links:
             return set(paths)
@@ -57,14 +57,12 @@ class Listing:
 
 
 def list_files(root: Path, links_again: bool = False) -> Listing:
-    """All files of data below a folder: one listing a folder, no look at a file that is no link.
+    """List all data files below a folder; each folder is listed once, and only links are resolved.
 
-    A link to a folder is followed unless that folder is listed anyway or holds the link: each folder is listed once,
-    and circles end.
+    A link to a folder is followed unless that folder is listed anyway or contains the link, so that cycles end.
 
     Args:
-        links_again: list folders within the root under the names of links to them, too, once: a pattern may ask for
-            them.
+        links_again: also list folders within the root once under the names of links to them, which a pattern may match.
     """
     return _Walk(root, links_again).listing
 
@@ -75,14 +73,14 @@ class _Walk:
         self._seen: set[str] = set()
         real = os.path.realpath(root)
         links = list(self._list(real, "", ""))
-        while links:  # those of one round are sorted: what is found does not depend on the order of a listing
+        while links:  # links are sorted: the result does not depend on listing order
             found: list[tuple[str, str]] = []
             for path, prefix in sorted(links, key=lambda link: link[1]):
                 found += self._follow(path, prefix, links_again)
             links = found
 
     def _follow(self, path: str, name: str, again: bool) -> Iterator[tuple[str, str]]:
-        """Add the file that a link leads to, or the files below it; yields the links there."""
+        """Add the file that a link points to, or the files below it; yield the links found there."""
         target = os.path.realpath(path)
         if not os.path.exists(target):
             self.listing.files.append(name)
@@ -94,14 +92,14 @@ class _Walk:
             if target not in self._seen:
                 yield from self._list(target, f"{name}/", target)
             elif again:
-                list(self._list(target, f"{name}/", target, again))  # its links were followed already
+                list(self._list(target, f"{name}/", target, again))  # its links have been followed
 
     def _list(self, folder: str, prefix: str, linked: str, again: bool = False) -> Iterator[tuple[str, str]]:
-        """Add the files of a real folder and of those below it; yields the links there: (path, name).
+        """Add the files below a real folder; yield the links found there: (path, name).
 
         Args:
-            linked: the folder that a link led to, where one did.
-            again: whether folders that are listed already count.
+            linked: target of the link that led to the folder, or empty.
+            again: whether to list folders again that have been listed.
         """
         waiting = [(folder, prefix)]
         while waiting:

@@ -1,4 +1,4 @@
-"""Ranks of which the second misbehaves, under the doctor: `python doctor_ranks.py`, as every rank of two."""
+"""Doctor checks on two ranks, the second of which fails: run `python doctor_ranks.py` as each rank."""
 
 import sys
 import time

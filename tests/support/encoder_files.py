@@ -1,4 +1,4 @@
-"""Encoders with weights of their own, and files that hold them."""
+"""Encoders with distinct weights, and files that hold them."""
 
 from pathlib import Path
 
@@ -14,27 +14,27 @@ SIZE = 16
 
 
 def drawn_weights(name: str = "spec_vit_tiny", seed: int = 1, size: int = SIZE, **options) -> dict[str, torch.Tensor]:
-    """State dict of an encoder whose buffers, too, are told apart by the seed."""
+    """Return the state dict of an encoder whose parameters and buffers depend on the seed."""
     encoder = build_encoder(name, size, **options)
     initialize(encoder, "test", seed)
     weights = encoder.state_dict()
     for leaf, tensor in weights.items():
         if leaf.endswith("num_batches_tracked"):
-            tensor.fill_(2**40 + seed)  # no float32 holds it
+            tensor.fill_(2**40 + seed)  # not representable in float32
         if leaf.endswith("running_mean"):
             tensor += 0.25 * seed
     return weights
 
 
 def save_torch(folder: Path, content: object) -> Path:
-    """Save anything as a torch file."""
+    """Save any object with ``torch.save``."""
     path = folder / "file.pth"
     torch.save(content, path)
     return path
 
 
 def loading_error(path: Path, **options) -> str:
-    """The line that loading a file ends with; it begins with the path."""
+    """Return the error message of loading a file, which must start with the path."""
     with pytest.raises(WeightsError) as raised:
         load_encoder(path, **options)
     text = str(raised.value)

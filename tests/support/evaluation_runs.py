@@ -1,4 +1,4 @@
-"""Results of evaluations that were never run, for tests of the report, and a reader of its page."""
+"""Synthetic evaluation results for tests of the report, and a parser of its page."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ ENCODER = {"name": "run/encoder.safetensors", "architecture": "spec_vit_base"}
 
 
 def make_encoders(letter: str = "a") -> dict[str, dict[str, object]]:
-    """Return headers of an encoder, whose hash is all of one letter, and of its random-init baseline."""
+    """Return the headers of an encoder, whose hash repeats one letter, and of its random-init baseline."""
     baseline = {
         "name": "spec_vit_base, untrained",
         "architecture": "spec_vit_base",
@@ -30,7 +30,7 @@ def make_encoders(letter: str = "a") -> dict[str, dict[str, object]]:
 
 
 class Page(HTMLParser):
-    """Text, images and links of a page; fails on tags that don't close."""
+    """The text, images and links of a page; fails on unclosed tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def make_result(
     fraction: float = 1.0,
     **settings: object,
 ) -> Result:
-    """Return the result of one seed; ``right`` is about how good it is, from 0 to 1."""
+    """Return the result of one seed; ``right`` is its approximate score, from 0 to 1."""
     rng = np.random.default_rng([seed, int(1000 * right)])
     outputs = len(task.outputs)
     kind = kind_of(task)
@@ -126,7 +126,7 @@ def make_result(
 
 
 def write_run(folder: Path, name: str, results: list[Result], seen: bool = False, **changes: object) -> Path:
-    """Write the results of a run, with changes to its header; returns the folder."""
+    """Write the results of a run, with changes to its header; return the folder."""
     task = get_task(name)
     rng = np.random.default_rng(0)
     run = RunResults(

@@ -1,4 +1,4 @@
-"""Trainings that are killed, signalled and damaged by a seeded schedule, and resumed until they are complete."""
+"""Training runs that are killed, signaled and damaged on a seeded schedule and resumed until they complete."""
 
 import json
 import os
@@ -21,7 +21,7 @@ HANG = 60.0
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal to one rank or all, some seconds after the start."""
+    """A signal to one rank or all ranks, some seconds after the start."""
 
     number: signal.Signals
     ranks: list[int]
@@ -33,7 +33,7 @@ class Fault:
 
 @dataclass
 class Ended:
-    """How a launch ended: exit codes by rank, output of all, seconds from the fault (or the first rank's end)."""
+    """The end of a launch: exit codes by rank, output of all ranks, seconds since the fault or the first exit."""
 
     codes: list[int]
     output: str
@@ -42,14 +42,14 @@ class Ended:
 
 
 class Training:
-    """One training in a run folder, launched as `srun --kill-on-bad-exit` does: plain processes, one a rank."""
+    """A training run in a folder, launched like `srun --kill-on-bad-exit`: one plain process for each rank."""
 
     def __init__(self, folder: Path, config: Path, *overrides: str) -> None:
         self.folder, self.config, self.overrides = folder, config, overrides
         folder.mkdir(parents=True, exist_ok=True)
 
     def launch(self, world_size: int, fault: Fault | None = None) -> Ended:
-        """Start all ranks, let the fault happen, and wait for the end; a hang is an AssertionError."""
+        """Start all ranks, inject the fault, and wait for the end; a hang raises AssertionError."""
         log = self.folder / "output.log"
         shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         command = [sys.executable, str(PRETRAIN), "--config", str(self.config), f"run.dir={self.folder}"]
@@ -75,11 +75,11 @@ class Training:
         return Ended([rank.wait() for rank in ranks], log.read_text(), time.monotonic() - since, killed)
 
     def whole(self) -> list[Path]:
-        """Checkpoints that verify, oldest first."""
+        """Return the checkpoints that pass verification, oldest first."""
         return [path for path in list_checkpoints(self.folder / "checkpoints") if find_damage(path) is None]
 
     def losses(self) -> dict[int, float]:
-        """By step; the first record of a step that is there twice is wrong, so that would show."""
+        """Return the losses by step; a repeated step raises AssertionError."""
         found: dict[int, float] = {}
         for line in (self.folder / "metrics.jsonl").read_text().splitlines():
             record = json.loads(line)
@@ -89,7 +89,7 @@ class Training:
         return found
 
     def ledger(self) -> dict[int, list[tuple[int, int]]]:
-        """Of every step, what all ranks trained on: sample numbers and tile rows, in order."""
+        """Return what all ranks trained on, by step: sample numbers and tile rows, in order."""
         steps: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for path in sorted(self.folder.glob("samples-*.jsonl")):
             for line in path.read_text().splitlines():
@@ -98,7 +98,7 @@ class Training:
         return {step: sorted(samples) for step, samples in sorted(steps.items())}
 
     def damage_newest(self, rng: random.Random) -> str | None:
-        """Flip a byte of, or cut, a random file of the newest checkpoint; not where no other would be whole."""
+        """Flip a byte of or truncate a random file of the newest checkpoint, unless no other checkpoint is intact."""
         whole = self.whole()
         if len(whole) < 2:
             return None
@@ -114,7 +114,7 @@ class Training:
 
 
 def _wait(ranks: list[subprocess.Popen], faulty: bool) -> tuple[float, bool]:
-    """Wait for all; once one has failed, end the others as srun does. Returns since when, and if one was killed."""
+    """Wait for all ranks, ending them after a failure as srun does; return when it began and whether any was killed."""
     since = time.monotonic()
     failed: float | None = None
     while None in [rank.poll() for rank in ranks]:
@@ -135,7 +135,7 @@ def _wait(ranks: list[subprocess.Popen], faulty: bool) -> tuple[float, bool]:
 
 @dataclass
 class Report:
-    """What happened in one training under a schedule."""
+    """The events of one training run under a schedule."""
 
     lines: list[str] = field(default_factory=list)
     faults: int = 0
@@ -143,11 +143,11 @@ class Report:
 
 
 def run_schedule(training: Training, seed: int, faults: int, worlds: tuple[int, ...], span: float) -> Report:
-    """Launch again and again, each time with a fault and sometimes damage after it; at last without one.
+    """Launch a run repeatedly, each time with a fault and sometimes with damage after it, and finally without.
 
     Args:
-        worlds: to choose each launch's number of processes from.
-        span: seconds within which a fault happens.
+        worlds: numbers of processes to choose from for each launch.
+        span: seconds after the start within which a fault happens.
     """
     rng, report = random.Random(seed), Report()
     for _ in range(faults):
@@ -166,7 +166,7 @@ def run_schedule(training: Training, seed: int, faults: int, worlds: tuple[int, 
             f"{after[-1].name if after else 'none'}{f'; {damage}' if damage else ''}"
         )
         _check_end(ended, fault, before, training, damage is not None, report)
-        if 0 in ended.codes:  # it was complete before the fault
+        if 0 in ended.codes:  # the run completed before the fault
             break
     world = rng.choice(worlds)
     report.worlds.add(world)
@@ -187,7 +187,7 @@ def _check_end(
     if fault.number == signal.SIGKILL or 0 in ended.codes:
         return
     started = "WORLD SIZE" in ended.output
-    if not started:  # a signal before Python runs is the interpreter's; the launcher ends the other ranks
+    if not started:  # before Python runs, the signal ends the interpreter; the launcher ends the other ranks
         assert set(ended.codes) <= {75, -fault.number, -signal.SIGTERM}, story
         return
     assert set(ended.codes) == {75}, story
@@ -197,7 +197,7 @@ def _check_end(
 
 
 def _check_resume(ended: Ended, before: list[Path], report: Report) -> None:
-    """What was whole before is where the launch went on; it never began anew."""
+    """Check that the launch resumed from an intact checkpoint and did not start over."""
     story = "\n".join(report.lines) + "\n" + ended.output
     if "WORLD SIZE" in ended.output or "is complete at step" in ended.output:
         if before:

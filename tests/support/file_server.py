@@ -1,4 +1,4 @@
-"""A range server in a process of its own, for clients that hold the interpreter's lock while they wait (GDAL)."""
+"""A range server in a separate process, for clients that hold the GIL while they wait (GDAL)."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ with RangeServer(Path(sys.argv[2])) as server:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder; yields its URL."""
+    """Serve a folder; yield its URL."""
     command = [sys.executable, "-c", _CODE, str(Path(__file__).resolve().parent.parent), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None

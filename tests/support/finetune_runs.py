@@ -1,4 +1,4 @@
-"""Runs a list of evaluations as one rank of a process group: finetune_runs.py JOBS.json."""
+"""Run a list of evaluations as one rank of a process group: `python finetune_runs.py JOBS.json`."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from shards.errors import ForgeError
 
 
 class StoppingWatchdog(Watchdog):
-    """Is asked to stop when a training begins a given step, or heads come to a given epoch, as by a signal then."""
+    """A watchdog that requests a stop at a given training step or head epoch, as a signal would."""
 
     stop_at: int | None = None
     stop_at_epoch: int | None = None
@@ -26,7 +26,7 @@ class StoppingWatchdog(Watchdog):
 
 
 def run(job: dict) -> None:
-    """One job: its config with overrides; what it ended with goes to ``outcome.txt`` of its folder."""
+    """Run one job, a config with overrides, and write its outcome to ``outcome.txt`` in its folder."""
     config = load_config(job["config"], job["overrides"], FinetuneConfig)
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     import torch.distributed as dist
 
     dist.barrier()
-    os._exit(0)  # gloo's threads now and then abort an ordinary end
+    os._exit(0)  # gloo's threads occasionally abort a normal exit

@@ -1,6 +1,6 @@
-"""The encoder of tests/fixtures/before: a Spec. ViT of small widths under the name of spec_vit_tiny.
+"""The encoder of tests/fixtures/before: a narrow SpecViT under the name spec_vit_tiny.
 
-As a script it runs a command of the repository with this encoder: `python fixture_encoder.py MODULE [ARGUMENTS]`.
+As a script, it runs a command of the repository with this encoder: `python fixture_encoder.py MODULE [ARGUMENTS]`.
 """
 
 import runpy
@@ -18,7 +18,7 @@ ADAPTER_LAYERS = ((1, 4, 7, 5), (4, 8, 7, 5), (8, adapter.CHANNELS, 5, 3))
 
 
 def install_fixture_encoder(patch: pytest.MonkeyPatch) -> None:
-    """Let the registry build the fixtures' encoder where it is asked for spec_vit_tiny, until ``patch`` is undone."""
+    """Make the registry build the fixtures' encoder as spec_vit_tiny until ``patch`` is undone."""
     patch.setitem(published.SPEC_VITS, "spec_vit_tiny", SIZE)
     patch.setattr(adapter, "LAYERS", ADAPTER_LAYERS)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code, made from an encoder: its prefixes, its copies, and what it keeps beside."""
+"""Checkpoints in the formats of the published code, built from an encoder: prefixes, copies and extra entries."""
 
 import hashlib
 import json
@@ -12,27 +12,27 @@ Weights = dict[str, Tensor]
 
 
 def prefixed(prefix: str, weights: Weights) -> Weights:
-    """Weights under longer names."""
+    """Return weights with a prefix added to their names."""
     return {prefix + name: tensor for name, tensor in weights.items()}
 
 
 def part(prefix: str, weights: Weights) -> Weights:
-    """Weights whose names begin so, without it."""
+    """Return the weights whose names start with a prefix, without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def with_head(weights: Weights, classes: int = 1000) -> Weights:
-    """The head that the published registry puts on by default."""
+    """Add the head that the published registry adds by default."""
     name = "resnet.fc" if any(name.startswith("resnet.") for name in weights) else "vit_core.head"
     width = 2048 if name == "resnet.fc" else weights["vit_core.norm.weight"].numel()
     return weights | {f"{name}.weight": torch.ones(classes, width), f"{name}.bias": torch.zeros(classes)}
 
 
 def fork_names(weights: Weights, keep: bool = False) -> Weights:
-    """The adapter inside the patch embedding, as the MAE wrapper and the authors' newer code store it.
+    """Move the adapter into the patch embedding, as the MAE wrapper and the authors' newer code store it.
 
     Args:
-        keep: the projection stays under its own name, too.
+        keep: whether to also keep the projection under its own name.
     """
     adapter = prefixed("vit_core.patch_embed.", {n: t for n, t in weights.items() if n.startswith("spectral_adapter.")})
     projection = part("vit_core.patch_embed.", weights)
@@ -45,7 +45,7 @@ def fork_names(weights: Weights, keep: bool = False) -> Weights:
 
 
 def mae(weights: Weights) -> Weights:
-    """`state_dict` of an MAE training: the encoder three times, each with the wrapped patch embedding."""
+    """Return the `state_dict` of an MAE run: the encoder three times, each with the wrapped patch embedding."""
     width = weights["vit_core.norm.weight"].numel()
     adapter = {name: tensor for name, tensor in weights.items() if name.startswith("spectral_adapter.")}
     whole = with_head(fork_names(weights, keep=True))
@@ -73,7 +73,7 @@ def mae(weights: Weights) -> Weights:
 
 
 def moco(query: Weights, key: Weights) -> Weights:
-    """`state_dict` of a MoCo training."""
+    """Return the `state_dict` of a MoCo run."""
     layers = {f"layers.{number}.weight": torch.ones(3) for number in (0, 1, 3, 4)}
     return {
         **prefixed("backbone.", query),
@@ -84,7 +84,7 @@ def moco(query: Weights, key: Weights) -> Weights:
 
 
 def dino(student: Weights, teacher: Weights) -> Weights:
-    """`state_dict` of a DINO training."""
+    """Return the `state_dict` of a DINO run."""
     head = {f"layers.{number}.weight": torch.ones(3) for number in (0, 2, 4)}
     head |= {"last_layer.weight_g": torch.ones(8, 1), "last_layer.weight_v": torch.ones(8, 3)}
     return {
@@ -97,25 +97,25 @@ def dino(student: Weights, teacher: Weights) -> Weights:
 
 
 def segmentation(weights: Weights) -> Weights:
-    """`state_dict` of a segmentation module, with the head of a ViT or of a ResNet."""
+    """Return the `state_dict` of a segmentation module, with the head of a ViT or ResNet."""
     is_resnet = any(name.startswith("resnet.") for name in weights)
     prefix, numbers = ("model.classifier.", (0, 1, 3)) if is_resnet else ("model.head.segmentation_conv.", (1, 2, 5))
     return prefixed("model.encoder.", weights) | {f"{prefix}{number}.weight": torch.ones(3) for number in numbers}
 
 
 def classification(weights: Weights) -> Weights:
-    """`state_dict` of the CORINE module."""
+    """Return the `state_dict` of the CORINE module."""
     return prefixed("model.", with_head(weights, 19))
 
 
 def regression(weights: Weights) -> Weights:
-    """`state_dict` of the Hyperview module: an MLP where the head was."""
+    """Return the `state_dict` of the Hyperview module, with an MLP in place of the head."""
     head = "resnet.fc" if any(name.startswith("resnet.") for name in weights) else "vit_core.head"
     return prefixed("model.", weights | {f"{head}.{number}.weight": torch.ones(4) for number in (0, 1, 4, 7)})
 
 
 def lightning(state_dict: Weights, **beside: object) -> dict[str, object]:
-    """A whole training checkpoint of Lightning."""
+    """Return a complete Lightning training checkpoint."""
     return {
         "epoch": 99,
         "global_step": 162200,
@@ -135,7 +135,7 @@ def our_checkpoint(
     config: dict | None = None,
     heads: Weights | None = None,
 ) -> Path:
-    """A checkpoint of this project in two parts, as two ranks leave it."""
+    """Write a checkpoint of this project in two parts, as two ranks save it."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     networks = {"weights": weights} | ({} if teacher is None else {"teacher": teacher})

@@ -1,4 +1,4 @@
-"""Files that are damaged and forged, and the watch over what reading them does."""
+"""Damaged and forged files, and checks of the effects of reading them."""
 
 import random
 import shutil
@@ -12,19 +12,19 @@ from support.mutations import Mutation, flip
 from shards.errors import ForgeError
 
 SLACK = 96 << 20
-"""Bytes that reading may take beside twice the files: buffers of fixed size, a tile or two."""
+"""Memory in bytes that reading may use in addition to twice the file size: fixed buffers, a tile or two."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A file to damage, and what reads it.
+    """A file to damage and the function that reads it.
 
     Attributes:
-        make: writes a folder with the file and all that belongs to it.
-        file: its name in the folder.
-        read: whatever a user does with the folder; a ForgeError, or what was asked for.
-        mutations: that keep what a checksum would otherwise refuse at once.
-        count: in the short form.
+        make: writes a folder with the file and everything that belongs to it.
+        file: name of the file in the folder.
+        read: reads the folder as a user would; it must succeed or raise ForgeError.
+        mutations: mutations of the file, including those that keep a checksum valid.
+        count: number of mutations in the short form.
     """
 
     make: Callable[[Path], None]
@@ -43,7 +43,7 @@ def write_file(name: str, content: Callable[[], bytes]) -> Callable[[Path], None
 
 
 def _outside(folder: Path, inside: Path) -> dict[str, bytes]:
-    """Everything in a folder but what is below another."""
+    """Return all files of a folder except those below another folder."""
     return {
         str(path): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -65,12 +65,12 @@ def try_all(target: Target, real: Path, tmp_path: Path, seeds: range) -> None:
         if seed is not None:
             mutate = target.mutations[seed % len(target.mutations)]
             (work / target.file).write_bytes(mutate(original, random.Random(seed)))
-            if seed % 5 == 0:  # it makes everything slower
+            if seed % 5 == 0:  # tracing slows everything down
                 tracemalloc.start()
         try:
             target.read(work)
         except ForgeError as error:
-            assert seed is not None, error  # the real one is read
+            assert seed is not None, error  # the undamaged file must be readable
             assert str(error).strip() and str(error).isprintable() and len(str(error)) < 2000, (seed, str(error))
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""Products, rasters, configs, models and results, to be damaged and forged."""
+"""Fuzz targets: products, rasters, configs, models and results."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ TILE = spectra(1, SIZE)
 
 
 def _product(base: Path) -> Path:
-    """A product, made once."""
+    """Return a product, which is written once."""
     made = list(base.glob("ENMAP*"))
     return made[0] if made else make_scene(base, SceneOptions(size=40))
 
@@ -80,7 +80,7 @@ def _read_metadata(folder: Path) -> None:
 
 
 def _entities(data: bytes, rng: random.Random) -> bytes:
-    """Entities of entities of entities."""
+    """Insert nested XML entities."""
     levels = rng.randrange(2, 12)
     text = b'<!DOCTYPE x [<!ENTITY e0 "ha">'
     text += b"".join(b'<!ENTITY e%d "%s">' % (i, b"&e%d;" % (i - 1) * 20) for i in range(1, levels))
@@ -92,7 +92,7 @@ def _entities(data: bytes, rng: random.Random) -> bytes:
 
 
 def _aliases(data: bytes, rng: random.Random) -> bytes:
-    """Aliases of aliases of aliases, some of what they are in, or brackets without end."""
+    """Insert nested YAML aliases, some of them recursive, or endless brackets."""
     levels = rng.randrange(2, 12)
     lines = [b"a0: &a0 [x, y]"] + [
         b"a%d: &a%d [%s]" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9)) for i in range(1, levels)
@@ -163,7 +163,7 @@ def _read_task_model(folder: Path) -> None:
 
 
 def _forge_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """Another header of the right length: tensors, offsets, or what it says of the model."""
+    """Forge a header of the right length: tensors, offsets, or metadata of the model."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     told = header["__metadata__"]

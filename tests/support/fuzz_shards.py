@@ -1,4 +1,4 @@
-"""Files of shard folders, tiles and tars, to be damaged and forged."""
+"""Fuzz targets: files of shard folders, tiles and tars."""
 
 import hashlib
 import io
@@ -64,7 +64,7 @@ def _read_shards(folder: Path, stage: bool = False) -> None:
 
 
 def _sealed(model: type[SealedModel]) -> Mutation:
-    """Forged JSON with a checksum that fits: what a stranger could write."""
+    """Return a mutation that forges JSON and recomputes its checksum, as an attacker could."""
 
     def mutate(data: bytes, rng: random.Random) -> bytes:
         forged = forge({key: value for key, value in json.loads(data).items() if key != "checksum"}, rng)
@@ -138,7 +138,7 @@ def _tar_bytes(mode: str) -> bytes:
 
 
 def _value_error(read: Callable[[bytes], object]) -> Callable[[Path], object]:
-    """Of functions whose callers turn ValueError into a line."""
+    """Wrap a reader whose callers convert ValueError to a one-line error."""
 
     def attempt(folder: Path) -> None:
         try:

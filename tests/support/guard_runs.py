@@ -1,9 +1,9 @@
-"""Trainings with poisoned steps, for tests/distributed/test_guard.py: `python guard_runs.py JOBS.json`, as every rank.
+"""Training runs with faulty steps for tests/distributed/test_guard.py: `python guard_runs.py JOBS.json` on each rank.
 
-A job is a zero_runs job with {"poison": {"rank", "steps"}}: on that rank, the losses of these steps (0, 1, ...) are
-NaN; with {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte; with
-{"signal_in": phase}: rank 1 gets two signals when it enters that phase after step 3 or later; with
-{"spoil": {"what", "step"}}: after the losses of that step (1, 2, ...) part of the state gets infinite.
+A job is a zero_runs job with these optional keys. {"poison": {"rank", "steps"}}: the losses of these steps (0, 1, ...)
+are NaN on that rank. {"disk_full_after": N}: from step N on, files of this process can't grow beyond a megabyte.
+{"signal_in": phase}: rank 1 receives two signals when it enters that phase after step 3 or later.
+{"spoil": {"what", "step"}}: part of the state becomes infinite after the losses of that step (1, 2, ...).
 """
 
 import json
@@ -63,7 +63,7 @@ def run_job(job: dict) -> None:
 
 
 def spoil(trainer, what: str) -> None:
-    """Make values infinite that the losses of this step don't show: of the momentum network, or rank 1's moments."""
+    """Make values infinite that don't affect this step's losses: the momentum network's, or rank 1's moments."""
     from pretrain import distributed
 
     if what == "momentum":

@@ -1,4 +1,4 @@
-"""A local server that answers what huggingface_hub asks of the Hugging Face Hub to list and read a repository."""
+"""A local server for the Hugging Face Hub requests that list and read a repository."""
 
 import json
 import threading
@@ -11,19 +11,19 @@ import pytest
 
 
 def set_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Do what ``HF_ENDPOINT`` does, which is read when huggingface_hub is imported."""
+    """Set the endpoint as ``HF_ENDPOINT`` does, which is read when huggingface_hub is imported."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 class HubServer:
-    """Serves a folder as one repository while its block runs.
+    """A context manager that serves a folder as one repository.
 
     Attributes:
-        url: for ``HF_ENDPOINT``.
-        requests: how often each path was asked for.
-        refusal: the error code of every answer about the repository, such as ``GatedRepo``; "" for none.
+        url: value for ``HF_ENDPOINT``.
+        requests: number of requests for each path.
+        refusal: error code of every response about the repository, such as ``GatedRepo``; "" for none.
     """
 
     def __init__(self, repository: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Configs to submit, and what a refused submission says."""
+"""Configs to submit, and the message of a rejected submission."""
 
 from pathlib import Path
 
@@ -20,14 +20,14 @@ checkpoint: encoder.safetensors
 
 
 def write_configs(folder: Path) -> None:
-    """A pretraining's config.yaml, and evaluations cdl.yaml and nlcd.yaml."""
+    """Write config.yaml for pretraining, and cdl.yaml and nlcd.yaml for evaluations."""
     (folder / "config.yaml").write_text(CONFIG)
     for name in ("cdl", "nlcd"):
         (folder / f"{name}.yaml").write_text(EVALUATION.replace("NAME", name))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that a submission ends with."""
+    """Return the one-line error of a submission."""
     with pytest.raises(SystemExit) as ended:
         main([*words])
     assert ended.value.code in (1, 2)

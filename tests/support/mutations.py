@@ -1,4 +1,4 @@
-"""Seeded damage and forgery of files: flipped bytes, cut ends, values and names that nobody writes in good faith."""
+"""Seeded damage and forgery of files: flipped bytes, truncation, malicious values and names."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ Mutation = Callable[[bytes, random.Random], bytes]
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, or a piece cut out, cut off, written twice, or replaced by a token."""
+    """Change a few bytes, or remove, truncate, duplicate or replace a section."""
     damaged = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         place, kind = rng.randrange(len(damaged) + 1), rng.randrange(7)
@@ -65,12 +65,12 @@ def flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def flip_start(data: bytes, rng: random.Random) -> bytes:
-    """The same of the first bytes, where headers are."""
+    """Apply `flip` to the first bytes, which hold headers."""
     return flip(data[:200], rng) + data[200:]
 
 
 def forge(value: Any, rng: random.Random) -> Any:
-    """JSON content with one or two of its values replaced, removed or added."""
+    """Replace, remove or add one or two values of JSON content."""
     forged = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2))):
         holders = list(_holders(forged))
@@ -96,12 +96,12 @@ def forge(value: Any, rng: random.Random) -> Any:
 
 
 def forge_json(data: bytes, rng: random.Random) -> bytes:
-    """JSON text, forged."""
+    """Apply `forge` to JSON text."""
     return json.dumps(forge(json.loads(data), rng)).encode()
 
 
 def _holders(value: Any) -> Any:
-    """All lists and mappings in a value that hold something; large ones as often as small ones."""
+    """Yield the nonempty lists and mappings in a value; within a list, visit only the first five items."""
     if isinstance(value, dict | list) and value:
         yield value
         for child in value.values() if isinstance(value, dict) else value[:5]:

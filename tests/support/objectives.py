@@ -26,7 +26,7 @@ def small_config(objective: dict, **sections: dict) -> PretrainConfig:
 
 
 def manifest(bands: int = BANDS) -> Manifest:
-    """What objectives read of a manifest: the shape of tiles."""
+    """Return a manifest with the fields that objectives read: the shape of tiles."""
     return Manifest.model_construct(tile_shape=[bands, SIZE, SIZE])
 
 
@@ -35,7 +35,7 @@ def normalizer() -> Normalizer:
 
 
 def tile_batch(first: int = 0, pairs: bool = True) -> TileBatch:
-    """Four samples; two have a second date."""
+    """Return four samples, two of which have a second date."""
     generator = np.random.default_rng(first)
     tiles = torch.from_numpy(generator.integers(0, 2000, (6, BANDS, SIZE, SIZE), dtype=np.int16))
     rows = torch.tensor([[0, 1], [2, 3], [4, 4], [5, 5]]) if pairs else torch.arange(4)[:, None]

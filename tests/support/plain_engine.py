@@ -1,11 +1,11 @@
-"""What objectives ask of an engine, around a plain module in one process; the real one is tested on process groups."""
+"""A single-process engine for tests of objectives; DeepSpeed's engine is tested on process groups."""
 
 import torch
 from torch import nn
 
 
 class PlainEngine:
-    """``module`` as it is, fp32, one micro batch a step."""
+    """An engine around an unmodified module: fp32, one micro batch for each step."""
 
     accumulation = 1
 

@@ -1,4 +1,4 @@
-"""The training loop around a linear model in one process; DeepSpeed's engine is tested on process groups."""
+"""The training loop with a linear model in one process; DeepSpeed's engine is tested on process groups."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Batch:
 
 
 class LinearEngine(PlainEngine):
-    """Gradient descent, asking before each step as DeepSpeed's engine does."""
+    """Gradient descent that calls ``accept`` before each step, as DeepSpeed's engine does."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -51,7 +51,7 @@ class LinearEngine(PlainEngine):
 
 
 class Squares:
-    """The mean square of the outputs; not a number in the steps that are ``bad``."""
+    """The mean square of the outputs; NaN in ``bad`` steps."""
 
     def __init__(self, bad: Sequence[int] = ()) -> None:
         self.bad, self.followed, self.dropped = bad, list[int](), 0
@@ -76,7 +76,7 @@ def batches(step: int = 0) -> Iterator[Batch]:
 
 
 def plain_loop(folder: Path, callbacks: Sequence[Callback], steps: int = 6, bad: Sequence[int] = ()) -> Loop:
-    """A loop that is ready to run `batches`; its checkpoints are those of no engine."""
+    """Return a loop over `batches`, without an engine's checkpoints."""
     watchdog = Watchdog(WatchdogConfig(), folder, StopRequest())
     schedule = Schedule(steps, BATCH, lambda step: 0.1 / (step + 1))
     guard = Guard(GuardConfig(patience=2))

@@ -1,4 +1,4 @@
-"""Real process groups for tests: one subprocess per rank, on the CPU."""
+"""Process groups for tests: one subprocess for each rank, on the CPU."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def free_port() -> int:
 
 
 def run_ranks(script: Path, world_size: int, *arguments: str, timeout: float) -> None:
-    """Run a script as ``world_size`` ranks; raises AssertionError with the output of all where one fails."""
+    """Run a script as ``world_size`` ranks; raises AssertionError with all output if a rank fails."""
     shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, str(script), *arguments]
     ranks = [

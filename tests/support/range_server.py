@@ -10,17 +10,17 @@ PIECE = 1 << 16
 
 
 class RangeServer:
-    """Serves a folder while its block runs; the faults are plain attributes, to be set at any time.
+    """A context manager that serves a folder; the faults are attributes that can be set at any time.
 
     Attributes:
-        url: of the folder.
-        requests: GET requests per file, failed ones included.
-        sent: body bytes per file.
-        fail: answer the next so many GET requests with ``status``.
-        drop: close the connection in the middle of the next so many answers.
-        short: answer the next so many ranges with one byte less than asked for, as if all were well.
-        ranges: off for a server that knows no ranges.
-        hold_after: body bytes, over all files, after which sending waits until ``go`` is set.
+        url: URL of the folder.
+        requests: number of GET requests for each file, including failed ones.
+        sent: number of body bytes sent for each file.
+        fail: number of following GET requests to answer with ``status``.
+        drop: number of following responses to interrupt by closing the connection.
+        short: number of following range responses to send with one byte missing but no error.
+        ranges: whether the server supports ranges.
+        hold_after: total number of body bytes after which sending waits until ``go`` is set.
         held: set once a request waits.
     """
 
@@ -47,7 +47,7 @@ class RangeServer:
         self._server.server_close()
 
     def take(self, fault: str) -> bool:
-        """Whether the fault is to happen now; counts it down."""
+        """Return whether to inject the fault now, and decrement its counter."""
         with self.lock:
             left = getattr(self, fault)
             setattr(self, fault, max(left - 1, 0))
@@ -60,7 +60,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request, client_address):
-        pass  # clients are killed in the middle of answers
+        pass  # tests kill clients during responses
 
 
 class _Handler(BaseHTTPRequestHandler):

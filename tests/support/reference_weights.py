@@ -1,4 +1,4 @@
-"""Weights and inputs that are made by a rule, from names and seeds: the reference outputs were computed with these."""
+"""Deterministic weights and inputs from names and seeds, with which the reference outputs were computed."""
 
 import math
 import zlib
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def rule_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The contents of one state-dict entry, from its published name and shape alone."""
+    """Return the values of a state-dict entry, which depend only on its published name and shape."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":
@@ -26,7 +26,7 @@ def rule_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def fill_by_rule(module: nn.Module, prefix: str = "", keep: tuple[str, ...] = ()) -> None:
-    """Fill parameters and buffers, each from ``prefix`` and its name, but for those in ``keep``."""
+    """Fill parameters and buffers from ``prefix`` and their names, except those in ``keep``."""
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             if name not in keep:
@@ -34,7 +34,7 @@ def fill_by_rule(module: nn.Module, prefix: str = "", keep: tuple[str, ...] = ()
 
 
 def rule_input(folder: Path, seed: int) -> tuple[Tensor, torch.Generator]:
-    """Two normalized EnMAP images (2, 202, 128, 128), and the generator that drew them."""
+    """Return two normalized EnMAP images (2, 202, 128, 128) and the generator that drew them."""
     generator = torch.Generator().manual_seed(seed)
     raw = torch.randint(0, 6000, (2, 202, 128, 128), generator=generator, dtype=torch.int32).to(torch.int16)
     mu, sigma = (

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: munged, slurmctld and two slurmd, with a configuration of its own."""
+"""A real Slurm cluster on one machine: munged, slurmctld and two slurmd, with a separate configuration."""
 
 import os
 import shutil
@@ -54,10 +54,10 @@ PartitionName=high Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 Preempt
 
 
 class SlurmCluster:
-    """Two nodes of eight CPUs each, partitions low (default, can be preempted) and high.
+    """A cluster of two nodes with eight CPUs each and the partitions low (default, preemptible) and high.
 
     Args:
-        folder: for everything the daemons write; its path must be short enough for a socket.
+        folder: folder for all files of the daemons; its path must be short enough for a socket.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,7 +97,7 @@ class SlurmCluster:
         return done.stdout
 
     def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, ... of a job or array element."""
+        """Return the state of a job or array element: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, ..."""
         return self.field(job, "JobState")
 
     def field(self, job: str, name: str) -> str:
@@ -105,7 +105,7 @@ class SlurmCluster:
         return next((word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}=")), "")
 
     def release(self, job: str) -> None:
-        """A requeued job is held for two minutes; begin it in two seconds (nodes turn one away that comes at once)."""
+        """Start a requeued job in two seconds instead of two minutes (nodes reject one that starts immediately)."""
         time.sleep(2)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -116,7 +116,7 @@ class SlurmCluster:
             time.sleep(0.2)
 
     def wait_for(self, job: str, *states: str, seconds: float = 120, story: Callable[[], str] = str) -> None:
-        """Until a job is in one of the states."""
+        """Wait until a job is in one of the states."""
         self.wait_until(
             lambda: self.state(job) in states, seconds, lambda: f"{job} is {self.state(job)}, not {states}\n{story()}"
         )

@@ -1,4 +1,4 @@
-"""Somebody who submits jobs to the tests' Slurm, and looks at what became of them."""
+"""A user of the tests' Slurm cluster, who submits jobs and checks their results."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ STEPS = 30
 
 
 class Lab:
-    """Somebody who submits: tiles, shards and a config in a folder."""
+    """A user with tiles, shards and a config in a folder."""
 
     def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
         self.folder, self.cluster = folder, cluster
@@ -60,7 +60,7 @@ class Lab:
         )
 
     def submit(self, command: str, *words: object) -> dict[str, str]:
-        """Job numbers by stage."""
+        """Submit jobs; return job numbers by stage."""
         done = self.slurm(command, *words)
         assert done.returncode == 0, done.stderr
         lines = [line.split() for line in done.stdout.splitlines() if ": job " in line]
@@ -84,7 +84,7 @@ class Lab:
         return job
 
     def finish_requeued(self, job: str, run: str) -> None:
-        """The job saved and waits to begin again; let it, and see that it comes to its end."""
+        """Release a job that saved and was requeued, and check that it finishes."""
         self.finish(job, run, "PENDING")
         assert self.cluster.field(job, "Restarts") == "1"
         assert json.loads((self.folder / run / "status.json").read_text())["status"] == "stopped"

@@ -1,4 +1,4 @@
-"""The smallest encoder of the registry, with drawn weights and a description, for files and caches."""
+"""The smallest registered encoder, with random weights and a description, for tests of files and caches."""
 
 from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
@@ -9,14 +9,14 @@ BANDS, SIZE = 80, 8
 
 
 def small_encoder(seed: int = 1, patch_size: int = 4) -> SpecViT:
-    """spec_vit_tiny on 8 px, in evaluation mode."""
+    """Return spec_vit_tiny for 8 px images, in evaluation mode."""
     encoder = build_encoder("spec_vit_tiny", SIZE, patch_size)
     initialize(encoder, "small", seed)
     return encoder.eval()
 
 
 def small_description(**changes: object) -> EncoderDescription:
-    """What fits ``small_encoder``, with some of it changed."""
+    """Return the description of ``small_encoder`` with some fields changed."""
     values = {
         "architecture": "spec_vit_tiny",
         "image_size": SIZE,

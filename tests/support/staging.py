@@ -1,4 +1,4 @@
-"""Files to stage, processes that stage them, and what is asked of the copies."""
+"""Files to stage, processes that stage them, and checks of the copies."""
 
 import json
 import os
@@ -40,7 +40,7 @@ print(json.dumps([storage.staged, storage.read_through, storage.evicted, storage
 
 
 class Process:
-    """Another process of the node, with its own StagedStorage: reads when asked, counts when ended."""
+    """Another process of the node with its own StagedStorage; it reads on request and returns counts at the end."""
 
     def __init__(self, url, folder, files, names=NAMES, quota=None, limit=None):
         files = [(file.name, file.size, file.sha256) for file in files]
@@ -59,7 +59,7 @@ class Process:
         self.process.communicate()
 
     def end(self):
-        """(staged, read_through, evicted, downloaded_bytes), and what it wrote to stderr."""
+        """Return (staged, read_through, evicted, downloaded_bytes) and the output on stderr."""
         out, err = self.process.communicate(timeout=120)
         assert self.process.returncode == 0, err
         return tuple(json.loads(out)), err
@@ -79,7 +79,7 @@ def whole(folder):
 
 
 def staged(folder, names):
-    """Return a condition: the files are there and nothing is under way."""
+    """Return a condition that holds when the files are complete and no transfer is in progress."""
     return lambda: sorted(os.listdir(folder)) == sorted(names)
 
 

@@ -1,4 +1,4 @@
-"""Tile tables without tiles: what plans and views look at."""
+"""Tile tables without tiles, for tests of plans and views."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ UNKNOWN = {name: None for name in ("lon", "lat", "date", *table.QUALITY)}
 
 
 def make_table(shards: list[list[str]], **columns: list) -> np.ndarray:
-    """A table of shards, each a list of location names, a tile each; other columns over all tiles."""
+    """Return a table of shards, each a list of the locations of its tiles; other columns cover all tiles."""
     parts, begin = [], 0
     for locations in shards:
         count = len(locations)
@@ -24,7 +24,7 @@ def make_table(shards: list[list[str]], **columns: list) -> np.ndarray:
 
 
 def archive_table(locations: int, timestamps: int = 3, per_shard: int = 30) -> np.ndarray:
-    """``locations`` places of 1 to ``timestamps`` tiles, about ``per_shard`` tiles a shard."""
+    """Return a table of ``locations`` with 1 to ``timestamps`` tiles, about ``per_shard`` tiles in each shard."""
     shards: list[list[str]] = [[]]
     for place in range(locations):
         if len(shards[-1]) >= per_shard:

@@ -1,4 +1,4 @@
-"""Small models of every kind of task with drawn weights, and maps of scenes by them."""
+"""Small models of every task kind with random weights, and their maps of scenes."""
 
 import rasterio
 import torch
@@ -24,7 +24,7 @@ TASKS = {
 
 
 def small_model(kind="segmentation", **described):
-    """A model of a kind of task, or a bare encoder for the kind "features", with drawn weights."""
+    """Return a model of a task kind, or only an encoder for the kind "features", with random weights."""
     encoder, told = small_encoder(), small_description(**described)
     inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)
     if kind == "features":
@@ -37,13 +37,13 @@ def small_model(kind="segmentation", **described):
 
 
 def enmap_bands():
-    """Changes to a description for the 202 bands of EnMAP."""
+    """Return the changes to a description for the 202 bands of EnMAP."""
     told = {"wavelength_nm": list(ENMAP.wavelength_nm), "fwhm_nm": list(ENMAP.fwhm_nm)}
     return told | {"mu": [2000.0] * ENMAP.num_bands, "sigma": [1500.0] * ENMAP.num_bands}
 
 
 def map_of(tmp_path, model, values, name="map.tif", overlap=0.5, batch=5):
-    """Pixels (bands, height, width) and metadata of the map of a scene with these values, and the summary."""
+    """Map a scene with these values; return pixels (bands, height, width), metadata and the summary."""
     scene = write_tile(tmp_path / "scene.tif", values, nodata=NODATA)
     summary = predict_scene(model, scene, tmp_path / name, overlap, batch, CPU)
     with rasterio.open(tmp_path / name) as file:
@@ -51,7 +51,7 @@ def map_of(tmp_path, model, values, name="map.tif", overlap=0.5, batch=5):
 
 
 def scene_values():
-    """A scene of 17 x 22 px: no multiple of anything, with missing bands, and no data at its left and lower rims."""
+    """Return a scene of 17 x 22 px, not a multiple of any size, with missing bands and nodata at two edges."""
     values = spectra(7, 22, BANDS)[:, :17]
     values[:, :, :9] = NODATA
     values[:, 15:, :] = NODATA

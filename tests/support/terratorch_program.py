@@ -1,6 +1,6 @@
 """Trains a terratorch task on an encoder of this project, with the lines of docs/weights.md.
 
-Run where terratorch is installed: `python terratorch_program.py FOLDER`.
+Requires terratorch: `python terratorch_program.py FOLDER`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Tile files as users have them, written by GDAL: every dtype, interleave, nodata value and set of tags."""
+"""Realistic tile files, written by GDAL: every dtype, interleave, nodata value and set of tags."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ ARCHIVE = {
 
 
 def spectra(seed: int, size: int, bands: int = BANDS) -> np.ndarray:
-    """int16 (bands, size, size): smooth spectra with negative, zero, saturated and missing pixels."""
+    """Return int16 (bands, size, size): smooth spectra with negative, zero, saturated and missing pixels."""
     rng = np.random.default_rng(seed)
     shape = 2000 + 1500 * np.sin(np.linspace(0, 6, bands))[:, None, None]
     values = np.rint(shape + rng.normal(0, 900, (bands, size, size))).astype(np.int16)
@@ -77,7 +77,7 @@ def write_tile(
 def write_archive(
     folder: Path, size: int = 8, scenes: Mapping[str, Sequence[str]] = ARCHIVE, sensor: str = "enmap"
 ) -> dict[str, np.ndarray]:
-    """Write tiles as ``<sensor>/<location>/<timestamp>.tif``; returns the values under their sample keys."""
+    """Write tiles as ``<sensor>/<location>/<timestamp>.tif``; return the values by sample key."""
     values = {}
     for location, timestamps in scenes.items():
         for timestamp in timestamps:
@@ -88,5 +88,5 @@ def write_archive(
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of a flat folder and what is in it."""
+    """Return the content of every file of a flat folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -1,4 +1,4 @@
-"""Known troubles of DeepSpeed's users, each as a case on real processes: `python trouble_cases.py FOLDER [CASE ...]`.
+"""Known problems of DeepSpeed users as test cases on real processes: `python trouble_cases.py FOLDER [CASE ...]`.
 
 Each rank runs all cases in one process group and writes ``FOLDER/results-RANK.json``: the error of each, or null.
 """
@@ -95,7 +95,7 @@ def load_after_save_on_the_same_engine(folder: Path) -> None:
 
 @case
 def rank_dependent_control_flow_does_not_hang(folder: Path) -> None:
-    """One rank alone finds its loss to be no number: all ranks skip the step, by one reduced decision."""
+    """A non-finite loss on one rank makes all ranks skip the step, by one reduced decision."""
     from pretrain.config.run import GuardConfig
     from pretrain.resilience.guard import Guard
 
@@ -120,7 +120,7 @@ def uneven_data_gives_equal_steps(folder: Path) -> None:
     from pretrain.data.stream import micro_batches
 
     world, rank = distributed.world_size(), distributed.rank()
-    mine = list(micro_batches(6, 5, 4 * world, 2, rank, world))  # of 7 tiles, or any other number
+    mine = list(micro_batches(6, 5, 4 * world, 2, rank, world))  # of 7 tiles or any other number
     assert distributed.gather_objects(len(mine)) == [10] * world
     everything = np.sort(np.concatenate(distributed.gather_objects(np.concatenate(mine))))
     assert everything.tolist() == list(range(6, 6 + 5 * 4 * world))
@@ -160,7 +160,7 @@ def pretrained_weights_reach_a_partitioned_model(folder: Path) -> None:
 
 @case
 def parameters_of_the_parent_are_trained(folder: Path) -> None:
-    """Class token, positions and mask token sit on the module whose forward uses them."""
+    """Class token, positions and mask token belong to the module whose forward uses them."""
     zero = engine(network())
     train(zero, 0, 3)
     expected = plain_losses(3)[2]
@@ -191,7 +191,7 @@ def overlapped_communication_changes_no_loss(folder: Path) -> None:
 
 @case
 def silent_skips_are_seen(folder: Path) -> None:
-    """DeepSpeed throws away steps of infinite gradients without a word; with and without a guard we know."""
+    """DeepSpeed silently skips steps with infinite gradients; these skips are detected with and without a guard."""
     for stage, precision in ((3, "bf16"), (2, "bf16"), (3, "fp32"), (1, "fp32"), (3, "autocast")):
         zero = engine(network(), stage, precision)
         before, norms = weights(zero), []
@@ -212,7 +212,7 @@ def silent_skips_are_seen(folder: Path) -> None:
 
 @case
 def refused_steps_leave_no_trace(folder: Path) -> None:
-    """At every stage: weights, moments and Adam's count are those of a run that never met the step."""
+    """At every stage, weights, moments and Adam's step count are those of a run without the step."""
     for stage in (0, 1, 2, 3):
         zero = engine(network(), stage)
         train(zero, 0, 2)
@@ -223,7 +223,7 @@ def refused_steps_leave_no_trace(folder: Path) -> None:
 
 @case
 def accumulation_gives_the_whole_batch(folder: Path) -> None:
-    """Each micro batch is reduced by itself under ZeRO-2 and 3; the sums are kept in fp32."""
+    """ZeRO-2 and ZeRO-3 reduce each micro batch separately; the sums are kept in fp32."""
     for stage in (0, 1, 2, 3):
         close(train(engine(network(), stage, accumulation=4), 0, 4), plain_losses(4)[0])
 
@@ -242,7 +242,7 @@ def gradient_norms_are_those_before_clipping(folder: Path) -> None:
 
 @case
 def initial_weights_do_not_depend_on_the_processes(folder: Path) -> None:
-    """Each tensor is drawn from (seed, name); one that nothing draws would be no number."""
+    """Each tensor is drawn from (seed, name); a tensor that is never drawn would be NaN."""
     module = Network()
     with torch.no_grad():
         for name, value in module.named_parameters():
@@ -298,7 +298,7 @@ def truncated_checkpoints_are_not_chosen(folder: Path) -> None:
 
 @case
 def old_checkpoints_outlive_tainted_ones(folder: Path) -> None:
-    """Every nth is kept for good, damaged ones don't count as kept, and a rollback can ask for an earlier one."""
+    """Every nth checkpoint is kept, damaged ones don't count as kept, and a rollback can request an earlier one."""
     zero = engine(network())
     for step in range(1, 8):
         train(zero, step, 1)
@@ -335,7 +335,7 @@ def main() -> None:
             results[name] = None
         except Exception:
             results[name] = traceback.format_exc()
-            print(results[name], flush=True)  # where other ranks are left waiting, this is all there is
+            print(results[name], flush=True)  # the only output if other ranks are left waiting
         worst = next((one for one in distributed.gather_objects(results[name]) if one), None)
         results[name] = worst
     (folder / f"results-{distributed.rank()}.json").write_text(json.dumps(results))

@@ -1,4 +1,4 @@
-"""A small network for the cases of trouble_cases.py: its engine, its training, and the same training in plain torch."""
+"""A small network for trouble_cases.py: its engine, its training, and the same training in plain PyTorch."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ WIDTH, BATCH, SEED = 8, 8, 5
 
 
 class Network(nn.Module):
-    """Two layers; a vector that belongs to the parent, as class and mask tokens do; a layer that may be frozen."""
+    """Two layers, a vector owned by the parent, like class and mask tokens, and a layer that can be frozen."""
 
     def __init__(self, frozen: bool = False, recompute: bool = False) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ def engine(
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
-    """The whole batch of a step: inputs (B, WIDTH) and targets (B,)."""
+    """Return the global batch of a step: inputs (B, WIDTH) and targets (B,)."""
     x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(step))
     return x, torch.sin(x.sum(1))
 
 
 def train(zero: ZeroEngine, first: int, steps: int, factor: float = 1.0, accept=None) -> list[float]:
-    """Losses of some steps over the whole batch, shared by the ranks and cut by accumulation."""
+    """Train some steps; return the losses over the global batch, which is split by rank and by accumulation."""
     losses = []
     for step in range(first, first + steps):
         x, y = (part.chunk(distributed.world_size())[distributed.rank()] for part in batch(step))
@@ -80,7 +80,7 @@ def train(zero: ZeroEngine, first: int, steps: int, factor: float = 1.0, accept=
 
 
 def plain_losses(steps: int, clip: float = 0.0) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """What torch alone gives on the whole batch: losses, gradient norms before clipping, weights at the end."""
+    """Train in plain PyTorch on the global batch; return losses, gradient norms before clipping, final weights."""
     module = network()
     optimizer = build_adamw(module, 1e-2, (0.9, 0.95), 0.1)
     losses, norms = [], []
@@ -96,7 +96,7 @@ def plain_losses(steps: int, clip: float = 0.0) -> tuple[list[float], list[float
 
 
 def weights(zero: ZeroEngine) -> dict[str, Tensor]:
-    """All weights, on every rank."""
+    """Return all weights on every rank."""
     owned = gather_state(zero).weights
     return {name: value for part in distributed.gather_objects(owned) for name, value in part.items()}
 

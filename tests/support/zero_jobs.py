@@ -1,4 +1,4 @@
-"""Trainings that share process groups: jobs by name, launched in lots, their records read back."""
+"""Training jobs that share process groups: launched in batches by name, with access to their records."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ ZERO_RUNS = Path(__file__).resolve().parent / "zero_runs.py"
 
 
 class Runs:
-    """Where jobs leave their folders, by name.
+    """The folders of jobs by name.
 
     Args:
-        folder: of all jobs.
-        config: what jobs have in common.
+        folder: parent folder of all jobs.
+        config: config shared by all jobs.
         worker: script that runs a list of jobs as every rank.
     """
 
@@ -25,7 +25,7 @@ class Runs:
         self._bare.write_text(yaml.safe_dump({key: value for key, value in config.items() if key != "objective"}))
 
     def job(self, name: str, *overrides: str, copy_from: str | None = None, **rest: object) -> dict:
-        """One training; an override ``objective={...}`` replaces the config's objective as a whole."""
+        """Return a training job; an override ``objective={...}`` replaces the config's entire objective."""
         whole = any(override.startswith("objective={") for override in overrides)
         return {
             "dir": str(self.folder / name),
@@ -48,7 +48,7 @@ class Runs:
         return self.records(name, "loss")
 
     def samples(self, name: str, step: int) -> list[int]:
-        """Sample numbers of a step, of all ranks."""
+        """Return the sample numbers of a step on all ranks."""
         paths = sorted((self.folder / name).glob("samples-*.jsonl"))
         lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
         return sorted(number for line in lines if line["step"] == step for number in line["samples"])

@@ -1,9 +1,9 @@
-"""Run many training jobs in one process group: `python zero_runs.py JOBS.json [--shallow]`, as every rank.
+"""Run many training jobs in one process group: `python zero_runs.py JOBS.json [--shallow]` on each rank.
 
 A job is {"dir", "config", "overrides", "stop_at", "copy_from", "probe"}: train in ``dir``, stopping after
-``stop_at`` steps where that is given, from a copy of ``copy_from``'s folder. The error of a job that fails
-goes to ``dir/error.txt``; with ``probe``, the dtypes of weights and buffers go to ``dir/dtypes.json``, and how far
-the fp32 weights are from those that the seed draws to ``dir/masters.json``.
+``stop_at`` steps if given, from a copy of ``copy_from``'s folder. The error of a failed job is written to
+``dir/error.txt``; with ``probe``, the dtypes of weights and buffers are written to ``dir/dtypes.json``, and the
+largest difference of the fp32 weights from those that the seed draws to ``dir/masters.json``.
 """
 
 import json
@@ -48,7 +48,7 @@ def run_job(job: dict) -> None:
 
 
 def largest_master_error(config: PretrainConfig, trainer) -> float:
-    """How far the engine's fp32 weights are from those that the run's seed draws."""
+    """Return the largest difference of the engine's fp32 weights from those that the run's seed draws."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     from pretrain.objectives import build_objective
@@ -63,7 +63,7 @@ def largest_master_error(config: PretrainConfig, trainer) -> float:
 
 
 def make_shallow() -> None:
-    """Fewer blocks of the same kinds: ZeRO's hooks cost seconds a step in deep models, and blocks are all alike."""
+    """Reduce the number of identical blocks: ZeRO's hooks take seconds for each step in deep models."""
     from pretrain.models import published, resnet
 
     published.SPEC_VITS["spec_vit_tiny"] = replace(published.SPEC_VITS["spec_vit_tiny"], depth=3)

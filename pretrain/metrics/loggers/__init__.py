@@ -1,1 +1,1 @@
-"""Loggers: where the scalars and figures of a run go. Only rank 0 has any, and their errors never end a run."""
+"""Loggers of a run's scalars and figures. Only rank 0 has loggers, and their errors never end a run."""

@@ -1,4 +1,4 @@
-"""All loggers of a run behind one object."""
+"""A group of loggers with the interface of one."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from shards.errors import ForgeError
 from shards.files.journal import BestEffort
 
 PAUSE_S = 60.0
-"""Seconds without calls to a logger after an error: a server that doesn't answer must not delay every step."""
+"""Seconds without calls to a logger after an error, so that an unresponsive server does not delay every step."""
 
 
 class Loggers:
     """The loggers of a run; on ranks other than 0 every method does nothing.
 
     Args:
-        configs: one for each logger.
-        run: what they log.
+        configs: one config for each logger.
+        run: run to log.
 
     Raises:
         ConfigError: on every rank, if a logger's package is missing.
@@ -61,7 +61,7 @@ class _Sink:
             self._logger = LOGGERS[config.name](config, run)
         except ForgeError:
             raise
-        except Exception as error:  # no network, no account: the run is worth more than this logger
+        except Exception as error:  # e.g. no network, no account: the run continues without this logger
             with self._effort:
                 raise error
 

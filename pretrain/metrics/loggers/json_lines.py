@@ -1,4 +1,4 @@
-"""Scalars as JSON lines, ``metrics.jsonl`` in the run folder."""
+"""Logging of scalars as JSON lines to ``metrics.jsonl`` in the run folder."""
 
 import json
 

@@ -14,13 +14,13 @@ from shards.files.atomic import write_atomic
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What loggers know of a run.
+    """The information on a run that loggers receive.
 
     Attributes:
         folder: run folder.
         first_step: step that the run starts or resumes from. Records of later steps are left over from a process that
-            died after its last checkpoint, and are logged again.
-        config: of the run, as plain JSON.
+            died after its last checkpoint, and these steps are logged again.
+        config: config of the run as JSON types.
     """
 
     folder: Path
@@ -28,12 +28,12 @@ class LoggedRun:
     config: dict[str, Any] = field(default_factory=dict)
 
     def read_id(self, logger: str) -> str | None:
-        """Return the ID that a tracking service gave this run, None before `write_id`."""
+        """Return the ID that a tracking service gave this run, or None before `write_id`."""
         path = self._id_file(logger)
         return path.read_text(encoding="utf-8").strip() or None if path.exists() else None
 
     def write_id(self, logger: str, run_id: str) -> None:
-        """Keep an ID in the run folder, so that a resumed run continues the same run of the service."""
+        """Store an ID in the run folder, so that a resumed run continues the same run of the service."""
         write_atomic(self._id_file(logger), f"{run_id}\n")
 
     def _id_file(self, logger: str) -> Path:
@@ -41,14 +41,14 @@ class LoggedRun:
 
 
 class Logger(ABC):
-    """Logs scalars and figures of a run. Made on rank 0 alone.
+    """The base class of loggers, which record scalars and figures of a run on rank 0 only.
 
-    Exceptions that a logger raises are reported in one line, and the run goes on without that record. A ConfigError
+    Exceptions that a logger raises are reported in one line, and the run continues without that record. A ConfigError
     raised by ``__init__`` ends the run before it starts.
 
     Args:
-        config: the logger's options.
-        run: what is logged.
+        config: options of the logger.
+        run: run to log.
     """
 
     @abstractmethod
@@ -56,13 +56,13 @@ class Logger(ABC):
 
     @abstractmethod
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Log scalars of a step; a step may have several such records with different names."""
+        """Log scalars of a step; a step may have several records with different names."""
 
     def figure(self, step: int, name: str, figure: Figure) -> None:  # noqa: B027  # optional
         """Log a figure."""
 
     def close(self) -> None:  # noqa: B027  # optional
-        """Write what is buffered; called once, when the run ends or fails."""
+        """Flush buffers; called once, when the run ends or fails."""
 
 
 def missing_package(logger: str, package: str) -> ConfigError:

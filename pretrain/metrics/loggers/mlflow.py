@@ -1,4 +1,4 @@
-"""MLflow."""
+"""Logging to MLflow."""
 
 import os
 import time
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""Of a server that doesn't answer: MLflow's own are minutes, in which the training would wait."""
+"""Limits for a server that doesn't respond: MLflow's defaults would block training for minutes."""
 
 
 class Mlflow(Logger):
@@ -53,7 +53,7 @@ class Mlflow(Logger):
         experiment = found.experiment_id if found else self._client.create_experiment(config.experiment)
         run_id: str = self._client.create_run(experiment, run_name=config.run_name or run.folder.name).info.run_id
         params = [Param(key, str(value)[:500]) for key, value in _flat(run.config)]
-        for begin in range(0, len(params), 100):  # of one request at most
+        for begin in range(0, len(params), 100):  # the limit of one request
             self._client.log_batch(run_id, params=params[begin : begin + 100])
         run.write_id("mlflow", run_id)
         return run_id

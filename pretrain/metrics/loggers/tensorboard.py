@@ -1,6 +1,6 @@
-"""TensorBoard's event files, written at once and in the caller's thread.
+"""TensorBoard event files, written immediately in the caller's thread.
 
-tensorboard's own writer has a thread that dies of a full disk, with a traceback, and takes the run with it.
+When the disk is full, the thread of tensorboard's own writer fails with a traceback and ends the run.
 """
 
 import io
@@ -17,9 +17,9 @@ from shards.files.journal import Journal
 
 
 class TensorBoard(Logger):
-    """Writes event files to ``tensorboard/`` in the run folder, a new one with the first record of each process.
+    """Writes event files to ``tensorboard/`` in the run folder; each process starts a new file with its first record.
 
-    Records of earlier files from ``run.first_step`` on are purged in TensorBoard.
+    TensorBoard discards the records of earlier files after ``run.first_step``.
     """
 
     def __init__(self, config: LoggerConfig, run: LoggedRun) -> None:
@@ -58,7 +58,7 @@ class TensorBoard(Logger):
 
 
 def _framed(record: bytes) -> bytes:
-    """Return a record as TFRecord files hold it: length, checksum of the length, record, checksum of the record."""
+    """Return a record in TFRecord format: length, checksum of the length, record, checksum of the record."""
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     length = struct.pack("<Q", len(record))

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Logging to Weights & Biases."""
 
 import io
 from typing import TYPE_CHECKING
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Wandb(Logger):
-    """Logs to a W&B run, whose files are in ``wandb/`` of the run folder; a resumed run continues the same W&B run.
+    """Logs to a W&B run, with files in ``wandb/`` of the run folder; a resumed run continues the same W&B run.
 
-    ``WANDB_API_KEY`` or ``wandb login`` gives the account. The x axis is ``step``: W&B drops records that go back in
-    its own count, and a run that resumes from a checkpoint does go back. An offline run leaves a folder for each start,
-    with the same ID: ``wandb sync --append`` joins them.
+    ``WANDB_API_KEY`` or ``wandb login`` selects the account. The x axis is ``step`` rather than W&B's own count: W&B
+    drops records that go back in that count, as they do after a resume. An offline run leaves one folder for each
+    start, all with the same ID; ``wandb sync --append`` joins them.
     """
 
     def __init__(self, config: WandbConfig, run: LoggedRun) -> None:

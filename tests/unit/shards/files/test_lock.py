@@ -17,7 +17,7 @@ from shards.files.processes import ProcessId
 HOLD = """
 import sys
 from pathlib import Path
-from shards import lock
+from shards.files import lock
 lock.HEARTBEAT_S = 0.05
 held = lock.Lock(Path(sys.argv[1]))
 print(held.acquire(), flush=True)

@@ -240,7 +240,7 @@ def test_a_missing_package_is_one_line(monkeypatch, package):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     url = "s3://bucket/data" if package == "s3fs" else "https://user:secret@host/data"
-    with pytest.raises(ShardError, match=rf"{package}.*; pip install -e '\.\[remote\]'") as raised:
+    with pytest.raises(ShardError, match=rf"{package}.*; pip install 'spectralforge\[remote\]'") as raised:
         open_storage(url)
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
 
