@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from launch.doctor import network
-from launch.doctor.__main__ import _tell_late
+from launch.doctor.__main__ import _report_late
 from launch.doctor.cluster import Cluster
 from launch.doctor.limit import time_limit
 from launch.doctor.table import Printer
@@ -32,7 +32,7 @@ def main() -> None:
     show("clocks", network.check_clocks(cluster))
     network.SIZES_MIB["cpu"] = (1, 2)
     show("bandwidth", network.check_bandwidth(cluster))
-    with time_limit(1.5, lambda: _tell_late(cluster, "shards", show)):
+    with time_limit(1.5, lambda: _report_late(cluster, "shards", show)):
         cluster.everywhere(lambda: time.sleep(60 * cluster.rank))
 
 
