@@ -22,12 +22,15 @@ demo: $(VENV)/.ready
 sample: $(VENV)/.ready
 	@$(BIN)/python -m tools.demo --shards-only
 
-# Process groups spend much of their time waiting: the unit tests fill the gaps, at a lower priority so as to delay none.
+# Process groups spend much of their time waiting: the other tests fill the gaps, at a lower priority so as to delay none.
+PYTEST := $(BIN)/python -m pytest -m "not nightly"
+OTHERS := $(VENV)/other-tests.log
 test: $(VENV)/.ready lint docs
-	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest -m "not nightly" --durations=5 -n 2 --dist loadfile tests/unit tests/parity >$(VENV)/unit-tests.log 2>&1 & unit=$$!; \
-	trap 'kill $$unit' INT TERM; \
-	$(BIN)/python -m pytest -m "not nightly" --durations=15 tests/distributed tests/integration; code=$$?; \
-	wait $$unit || code=1; cat $(VENV)/unit-tests.log; exit $$code
+	@{ OMP_NUM_THREADS=1 nice -n 10 $(PYTEST) --durations=5 -n 2 --dist loadfile tests/unit tests/parity; unit=$$?; \
+	nice -n 10 $(PYTEST) --durations=10 tests/integration && exit $$unit; } >$(OTHERS) 2>&1 & others=$$!; \
+	trap 'trap - TERM; kill 0' INT TERM; \
+	$(PYTEST) --durations=15 tests/distributed; code=$$?; \
+	wait $$others || code=1; cat $(OTHERS); exit $$code
 
 # A warning is an error (mkdocs.yml); the site is in site/.
 docs: $(VENV)/.ready
