@@ -163,7 +163,7 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     loaded = load_encoder(config.checkpoint)
     items = find_items(config.data, task, config.run.seed, tell=lambda line: log(f"WARNING: {line}"))
     encoder = fit_encoder(*loaded, config, task, items)
-    recipe = resolve_recipe(config, kind, encoder.is_vit)
+    recipe = resolve_recipe(config, kind, encoder.is_transformer)
     if TRAINED & set(config.protocol) or recipe.frozen.bn == "adapt":
         cut_batch(recipe.full, distributed.world_size())
     tiles, image = sum(len(items[name]) for name in SPLITS), items["train"][0].image()

@@ -17,9 +17,7 @@ from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
-from pretrain.models.patches import sincos_positions
 from pretrain.models.registry import outline_encoder
-from pretrain.models.vit import ViTEncoder
 from pretrain.weights.description import EncoderDescription
 from pretrain.weights.files import load_encoder
 from shards.errors import ConfigError
@@ -46,18 +44,18 @@ class EncoderFile:
     dilate: tuple[bool, ...]
     sensor: Sensor
     sha256: str
-    is_vit: bool
+    is_transformer: bool
 
     def build(self, bn_group: int | None = None) -> Encoder:
         """Build the pretrained encoder, on the CPU."""
-        size = self.size if self.is_vit else None
+        size = self.size if self.is_transformer else None
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
     def describe(self, name: str, sha256: str) -> dict[str, Any]:
         """Return the results' record of the encoder or its random-init baseline, whose weights have that hash."""
         known = self.description
         if name == "random":
-            record = {"name": f"{known.architecture}, untrained", "architecture": known.architecture}
+            record = {"name": f"{known.architecture}, random init", "architecture": known.architecture}
             return record | {"sha256": sha256, "untrained": True}
         return {
             "name": _short_name(self.path),
@@ -137,14 +135,14 @@ def fit_encoder(
     Raises:
         ConfigError: the encoder does not accept such tiles.
     """
-    is_vit = isinstance(encoder, ViTEncoder)
     published = config.recipe == "published" and kind_of(task).is_dense
     dilate = encoder.dense_dilation if published and encoder.dense_dilation else (False,) * 4
-    size = _window_size(task, items, description, description.patch_size if is_vit else encoder.stride)
+    size = _window_size(task, items, description, encoder.size_multiple if encoder.is_transformer else encoder.stride)
     sensor = tile_sensor(config.data, task)
-    if is_vit:  # position embeddings are interpolated to the window size
+    if encoder.is_transformer:  # position embeddings are interpolated to the window size
         description = replace(description, image_size=size)
-    return EncoderFile(config.checkpoint, description, size, dilate, sensor, encoder_hash(encoder), is_vit)
+    sha256, is_transformer = encoder_hash(encoder), encoder.is_transformer
+    return EncoderFile(config.checkpoint, description, size, dilate, sensor, sha256, is_transformer)
 
 
 def tile_sensor(data: LabeledDataConfig, task: Task) -> Sensor:
@@ -173,8 +171,8 @@ def _window_size(task: Task, items: Split, description: EncoderDescription, mult
 def initialize_as_pretraining(encoder: Encoder, description: EncoderDescription, seed: int) -> None:
     """Initialize an encoder as pretraining does."""
     initialize(encoder, "pretrain.encoder", seed)
-    if isinstance(encoder, ViTEncoder) and description.objective == "mae":
-        encoder.core.pos_embed.data.copy_(sincos_positions(encoder.feature_dim, encoder.grid))
+    if description.objective == "mae":
+        encoder.use_sincos_positions()
     for norm in grouped_batch_norms(encoder):
         norm.reset()
 

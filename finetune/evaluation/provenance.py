@@ -23,7 +23,7 @@ from shards.sources.layouts import SPLITS
 OF_ENCODER = ("encoder", "architecture", "window", "dilate", "statistics")
 """Names that belong to the encoder."""
 
-NO_MATTER = {"quota_gb", "save_every", "heads", "head", "bn"}
+EXCLUDED = {"quota_gb", "save_every", "heads", "head"}
 """Keys of a recipe that don't change results, or are recorded elsewhere."""
 
 
@@ -35,9 +35,11 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
     if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
         chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
         heads = [head.to_plain() for head in chosen]
-        return {"heads": heads, "select": recipe.select, "loss": loss, **_values(recipe.frozen)}
-    full, own = (adapting(recipe.frozen, recipe.full), {"bn": "adapt"}) if protocol == "frozen" else (recipe.full, {})
-    found = {**own, "select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
+        values = _values(recipe.frozen)
+        del values["bn"]  # it is frozen, or the encoder would be run in every step, as below
+        return {"heads": heads, "select": recipe.select, "loss": loss, **values}
+    full = adapting(recipe.frozen, recipe.full) if protocol == "frozen" else recipe.full
+    found = {"select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if full.start == "probe":
         found["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
@@ -47,7 +49,7 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
 
 
 def _values(section: ConfigModel) -> dict[str, Any]:
-    return {key: value for key, value in section.model_dump(mode="json").items() if key not in NO_MATTER}
+    return {key: value for key, value in section.model_dump(mode="json").items() if key not in EXCLUDED}
 
 
 def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: InputDescription) -> Provenance:

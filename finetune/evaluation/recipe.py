@@ -32,13 +32,13 @@ class Recipe:
         return "frozen" if self.frozen.bn == "frozen" and self.full_head in self.heads else "probe"
 
 
-def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Recipe:
+def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool) -> Recipe:
     """Resolve the recipe of a config for a task.
 
     Raises:
         ConfigError: the task has no published recipe, or its kind doesn't accept the head or loss.
     """
-    published_head = head_config(kind.published_heads[0 if is_vit else 1])
+    published_head = head_config(kind.published_heads[0 if is_transformer else 1])
     frozen, full, select, loss = config.frozen, config.full, config.select, config.loss
     if config.recipe == "published":
         told = kind.task.published
@@ -47,7 +47,7 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_vit: bool) -> Reci
         shared = {"lrs": (told.lr,), "weight_decay": told.weight_decay, "epochs": told.epochs, "batch": told.batch}
         frozen = frozen.model_copy(update=shared | {"bn": "adapt", "heads": None, "evaluate_every": 1})
         own = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0, "head": None, "micro_batch": None}
-        of_task = {"crop_scale": told.crop_scale, "evaluate_every": 1, "start": "random"}
+        of_task = {"crop_scale": told.crop_scale, "evaluate_every": 1, "start": "random", "bn": "adapt"}
         full = full.model_copy(update=shared | own | of_task)
         select, loss = "loss", None
     heads = frozen.heads or (published_head,)
@@ -77,6 +77,5 @@ def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:
     """Return the frozen protocol with ``bn: adapt`` as a training that updates only the encoder's statistics."""
     taken = {key: getattr(frozen, key) for key in ("lrs", "weight_decay", "epochs", "batch", "evaluate_every")}
-    return full.model_copy(
-        update=taken | {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0, "start": "random"}
-    )
+    off = {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0}
+    return full.model_copy(update=taken | off | {"start": "random", "bn": "adapt"})

@@ -20,6 +20,9 @@ from pretrain.loop.loop import Loop
 class EpochEvaluation(Callback):
     """Evaluates every ``recipe.evaluate_every`` epochs and after the last one.
 
+    With ``recipe.start: probe``, it evaluates the probe itself as epoch 0, so that training can't end below its start
+    on the validation tiles.
+
     Args:
         name: name of the training, for the console.
         kind: task kind whose primary score or loss is compared.
@@ -30,9 +33,10 @@ class EpochEvaluation(Callback):
         checkpoints: checkpoints of the best weights so far.
 
     Attributes:
-        best: best validation scores so far.
-        best_epoch: their epoch, 0 before the first evaluation.
-        curve: one dict per evaluation: epoch, train_loss and the scores.
+        best: best validation scores so far; None before the first evaluation with finite scores.
+        best_epoch: their epoch.
+        diverged: whether no epoch of training has had finite scores.
+        curve: one dict per evaluation: epoch, the scores and, except at epoch 0, train_loss.
     """
 
     def __init__(
@@ -47,7 +51,8 @@ class EpochEvaluation(Callback):
     ) -> None:
         self.name, self.kind, self.select, self.recipe = name, kind, select, recipe
         self.steps_per_epoch, self.validate, self.checkpoints = steps_per_epoch, validate, checkpoints
-        self.best, self.best_epoch = Scores(), 0
+        self.best: Scores | None = None
+        self.best_epoch, self.diverged = 0, True
         self.curve: list[dict[str, float]] = []
         self._losses: list[float] = []  # losses since the last evaluation
 
@@ -61,16 +66,19 @@ class EpochEvaluation(Callback):
             self._evaluate_if_due(loop)
 
     def state(self, loop: Loop) -> dict[str, Any]:
-        best = {"best": asdict(self.best), "best_epoch": self.best_epoch}
-        return {**best, "curve": self.curve, "losses": self._losses}
+        best = None if self.best is None else asdict(self.best)
+        found = {"best": best, "best_epoch": self.best_epoch, "diverged": self.diverged}
+        return {**found, "curve": self.curve, "losses": self._losses}
 
     def load_state(self, loop: Loop, state: dict[str, Any], path: Path) -> None:
-        self.best, self.best_epoch = Scores(**state["best"]), state["best_epoch"]
+        self.best = None if state["best"] is None else Scores(**state["best"])
+        self.best_epoch, self.diverged = state["best_epoch"], state["diverged"]
         self.curve, self._losses = state["curve"], state["losses"]
 
     def _evaluate_if_due(self, loop: Loop) -> None:
         epoch, within = divmod(loop.step, self.steps_per_epoch)
-        evaluated = self.curve[-1]["epoch"] if self.curve else 0  # before a resume
+        first = 0 if self.recipe.start == "probe" else 1
+        evaluated = self.curve[-1]["epoch"] if self.curve else first - 1
         wanted = epoch % self.recipe.evaluate_every == 0 or loop.is_last
         if within == 0 and epoch > evaluated and wanted:
             self._evaluate(loop, epoch)
@@ -81,12 +89,13 @@ class EpochEvaluation(Callback):
         train_loss = float(np.mean(self._losses)) if self._losses else float("nan")  # all skipped
         self._losses = []
         values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
-        self.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
-        primary = self.kind.primary
+        self.curve.append({"epoch": epoch, **({"train_loss": train_loss} if epoch else {}), **values})
+        primary, trained = self.kind.primary, f"loss {train_loss:.4f}" if epoch else "the frozen protocol's head"
         log(
-            f"{self.name}  epoch {epoch}/{self.recipe.epochs}  loss {train_loss:.4f}  validation loss "
+            f"{self.name}  epoch {epoch}/{self.recipe.epochs}  {trained}  validation loss "
             f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
         )
-        if is_better(self.kind, self.select, found, self.best if self.best_epoch else None):
+        self.diverged = self.diverged and not (epoch and found.are_finite)
+        if is_better(self.kind, self.select, found, self.best):
             self.best, self.best_epoch = found, epoch
             loop.save(self.checkpoints)

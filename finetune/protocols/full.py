@@ -33,7 +33,6 @@ from pretrain.engine.zero import ZeroEngine
 from pretrain.loop.callbacks.divergence import Divergence
 from pretrain.loop.callbacks.saving import Saving
 from pretrain.loop.loop import Loop, Schedule
-from pretrain.models.vit import ViTEncoder
 from pretrain.resilience.guard import Diverged, Guard
 from shards.order.random_bits import fold_in, uniform
 
@@ -141,8 +140,7 @@ class Tuning:
 
     def _build_engine(self, model: TaskModel) -> ZeroEngine:
         recipe, trained = self.plan.recipe, self.plan.trained
-        moving = trained == "none"  # only bn: adapt trains no part
-        tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, moving)
+        tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, recipe.bn)
         optim = OptimConfig(
             lr=self.plan.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay
         )
@@ -170,11 +168,10 @@ class Tuning:
 
     def _test(self) -> Tuned:
         """Test the weights with the best validation scores."""
-        path = self.best.newest()
-        if path is None:
+        path, found = self.best.newest(), self.evaluation
+        if path is None or found.best is None or found.diverged:
             raise Diverged(f"{self.plan.name}: diverged: no epoch has finite validation scores: {ADVICE}")
         self.best.load(path)
-        found = self.evaluation
         return Tuned(found.best, self._evaluate("test"), found.best_epoch, found.curve, path)
 
 
@@ -188,7 +185,7 @@ class SupervisedStep:
     """
 
     def __init__(self, model: TaskModel, drop_path: float, seed: int) -> None:
-        self.blocks = list(model.encoder.core.blocks) if isinstance(model.encoder, ViTEncoder) and drop_path else []
+        self.blocks = model.encoder.residual_blocks() if drop_path else []
         self.drop_path, self.seed = drop_path, seed
 
     def losses(self, engine: ZeroEngine, batches: Iterator[LabeledBatch], step: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""An encoder and a head as one model with its loss; all or some parts are trained."""
+"""An encoder and a head as one model with its loss; all or some parts are trained, with or without batch statistics."""
 
 from torch import Tensor, nn
 
@@ -12,16 +12,17 @@ class TunedModel(nn.Module):
     Args:
         model: encoder and head, on the CPU.
         loss: loss of the task.
-        trained: part of the encoder to train: full, blocks, adapter or (bn: adapt) none.
+        trained: part of the encoder to train: full, blocks, adapter or none.
         first_blocks: number of blocks to train with ``blocks``.
-        moving: whether batch norms of a frozen encoder use and update batch statistics.
+        bn: ``adapt`` lets the batch norms of trained parts, or of all if none is trained, use and update batch
+            statistics; ``frozen`` uses the running statistics of the encoder as they are.
     """
 
-    def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, moving: bool) -> None:
+    def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, bn: str) -> None:
         super().__init__()
         assert model.head is not None
-        self.encoder, self.head, self.loss = model.encoder, model.head, loss
-        self.whole = trained == "full" or moving
+        self.encoder, self.head, self.loss, self.bn = model.encoder, model.head, loss, bn
+        self.whole = trained in ("full", "none")
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(_learns(name, trained, first_blocks))
         self.train()
@@ -32,6 +33,10 @@ class TunedModel(nn.Module):
             for part in self.encoder.modules():
                 own = list(part.parameters())
                 part.training = any(one.requires_grad for one in own)
+        if self.bn == "frozen":
+            for part in self.encoder.modules():
+                if hasattr(part, "running_mean"):
+                    part.training = False
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class Cell:
 
     Attributes:
         interval: shown in small print below the text; "" for none.
-        is_better: whether the cell carries the flag "better than untrained".
+        is_better: whether the cell carries the flag "better than random init".
         is_best: whether the cell is bold.
     """
 

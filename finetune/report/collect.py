@@ -88,7 +88,7 @@ def _sort(report: TaskReport) -> None:
     """Sort rows by encoder and protocol, both in the order in which they were found."""
     labels, protocols = (list(dict.fromkeys(getattr(row, key) for row in report.rows)) for key in ("label", "protocol"))
     report.rows.sort(
-        key=lambda row: (row.is_untrained, labels.index(row.label), protocols.index(row.protocol), -row.fraction)
+        key=lambda row: (row.is_random_init, labels.index(row.label), protocols.index(row.protocol), -row.fraction)
     )
 
 
@@ -107,11 +107,11 @@ def _row(found: list[Found], report: TaskReport, more: Provenance) -> Row:
         report.costs[str(folder_of_one)] = run_of_one.cost
     told = run.encoders[first.encoder]
     sha256 = str(told.get("sha256"))
-    is_untrained = bool(told.get("untrained", sha256 == "random"))
+    is_random_init = bool(told.get("untrained", sha256 == "random"))
     return Row(
         label=str(told.get("name")),
         identity=sha256,
-        is_untrained=is_untrained,
+        is_random_init=is_random_init,
         architecture=str(told.get("architecture")),
         protocol=first.protocol,
         head=first.head,

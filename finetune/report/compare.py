@@ -40,7 +40,7 @@ def judge(reports: Sequence[TaskReport]) -> None:
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Return pairs of trained rows with the same protocol and fraction of tiles: one encoder in two settings, two
     encoders in one setting, or two encoders in their own settings if they have none in common."""
-    trained = [row for row in rows if not row.is_untrained]
+    trained = [row for row in rows if not row.is_random_init]
     pairs = [
         (one, two)
         for one, two in combinations(trained, 2)
@@ -80,13 +80,13 @@ def _paired(one: Row, two: Row) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def _random_init(row: Row, report: TaskReport) -> Row | None:
-    """Return the row of the same untrained network in the same setting, preferably from the same run."""
-    if row.is_untrained:
+    """Return the row of the random-init baseline in the same setting, preferably from the same run."""
+    if row.is_random_init:
         return None
     found = [
         other
         for other in report.rows
-        if other.is_untrained
+        if other.is_random_init
         and (other.architecture, other.way, other.fraction) == (row.architecture, row.way, row.fraction)
         and _shared(other) == _shared(row)
     ]

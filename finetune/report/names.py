@@ -90,7 +90,7 @@ def _context(key: str, row: Row) -> Hashable:
     """Return the values that determine a setting."""
     if key in OF_ENCODER:
         return row.identity, row.architecture
-    return {"training windows": row.fraction, "heads": row.head, "seed of the weights": row.is_untrained}.get(key)
+    return {"training windows": row.fraction, "heads": row.head, "seed of the weights": row.is_random_init}.get(key)
 
 
 def _text(value: Any) -> str:

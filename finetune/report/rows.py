@@ -20,7 +20,7 @@ class Row:
     Attributes:
         label: label of the encoder, unique to it.
         identity: SHA-256 of its weights.
-        is_untrained: whether it has the initial weights of pretraining.
+        is_random_init: whether it has the initial weights of pretraining.
         settings: everything else that its results depend on, by name.
         rest: the ``settings`` that distinguish it from other rows, as text.
         run, folder: origin of its first result.
@@ -32,7 +32,7 @@ class Row:
 
     label: str
     identity: str
-    is_untrained: bool
+    is_random_init: bool
     architecture: str
     protocol: str
     head: str

@@ -91,7 +91,7 @@ def comparisons(report: TaskReport) -> list[list[str]]:
 
 COMPARED = (
     "Paired permutation tests over test places: two encoders in one setting, and one encoder in two; p is corrected by "
-    "Holm for all of them on this page, bold below 0.05. Tests against the untrained network: ▲ in the table above."
+    "Holm for all of them on this page, bold below 0.05. Tests against the random-init baseline: ▲ in the table above."
 )
 
 

@@ -24,6 +24,8 @@ class Encoder(nn.Module, ABC):
         min_bands: fewest bands that it takes.
         size_multiple: height and width of images are multiples of it.
         dense_dilation: ``dilate`` of ``build_encoder`` for maps of the image's resolution; empty where there is none.
+        is_transformer: whether it's a transformer on a grid of patches, whose position embeddings are interpolated to
+            the images' size. Tasks give transformers and other encoders different heads, as published.
     """
 
     feature_dim: int
@@ -32,6 +34,7 @@ class Encoder(nn.Module, ABC):
     min_bands: int = 1
     size_multiple: int = 1
     dense_dilation: tuple[bool, ...] = ()
+    is_transformer: bool = False
 
     def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled", *inputs: Any) -> Tensor:
         """Compute features of normalized images (B, C, H, W).
@@ -62,6 +65,13 @@ class Encoder(nn.Module, ABC):
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """List the parameters of each layer from the lowest, for layer-wise learning rates; others are above all."""
         return [list(self.parameters())]
+
+    def residual_blocks(self) -> list[nn.Module]:
+        """List the blocks that stochastic depth can drop by their attribute ``keep`` (see `Block`), from the lowest."""
+        return []
+
+    def use_sincos_positions(self) -> None:
+        """Set position embeddings, if there are any, to the sine-cosine table that MAE pretraining starts from."""
 
     def flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
         """Operations of a forward on one image by part: those of the stem are ``stem``.

@@ -13,7 +13,7 @@ from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder, layer_numbers
 from pretrain.models.flops import Parts, times
-from pretrain.models.patches import patchify
+from pretrain.models.patches import patchify, sincos_positions
 from pretrain.models.stem import Stem
 from pretrain.models.transformer import Grid, VisionTransformer
 
@@ -31,6 +31,7 @@ class ViTEncoder(Encoder):
     image_size: int
     patch_size: int
     grid: int
+    is_transformer = True
 
     @property
     @abstractmethod
@@ -91,6 +92,12 @@ class ViTEncoder(Encoder):
         lowest = [] if self.stem is None else list(self.stem.parameters())
         lowest += [*core.parameters(recurse=False), *core.patch_embed.parameters()]
         return [lowest, *(list(block.parameters()) for block in core.blocks)]
+
+    def residual_blocks(self) -> list[nn.Module]:
+        return list(self.core.blocks)
+
+    def use_sincos_positions(self) -> None:
+        self.core.pos_embed.data.copy_(sincos_positions(self.feature_dim, self.grid))
 
     def flops(self, bands: int, image_size: int, visible: int | None = None) -> Parts:
         patches = self._count_patches(image_size, visible)

@@ -55,7 +55,8 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
             near = _nearest(str(tag), re.findall(r"'([^']*)'", known))
             return f"key '{key}.name': '{tag}' is none of {known}{near or '; a plugin may add it'}"
         case "union_tag_not_found":
-            return f"key '{key}.name' is required"
+            given = difflib.get_close_matches("name", map(str, value), n=1)
+            return f"unknown key '{key}.{given[0]}'; did you mean 'name'?" if given else f"key '{key}.name' is required"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             if isinstance(value, dict):  # a section's rules name its own keys with a dot in front

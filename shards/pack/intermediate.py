@@ -30,6 +30,7 @@ from shards.pack.listing import ListedTile
 from shards.pack.record import PackRecord
 from shards.pack.writer import Sample, checksum, encode_sample, index_path, write_shard
 from shards.sources.bundles import Bundle
+from shards.sources.geotiff import Tile
 from shards.sources.tile_names import SourceTile
 from shards.workers import counters, run_jobs
 
@@ -67,7 +68,8 @@ def _read_bundle(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     rejected: dict[str, list[str]] = {}
 
     def encoded() -> Iterator[Sample]:
-        for source, tile in bundle.tiles(known, folder / stem):
+        for source, found in bundle.tiles(known, folder / stem):
+            tile = _checked(found, record)
             rejected.pop(source.key, None)  # a repeated tile replaces the earlier one
             if isinstance(tile, TileError):
                 rejected[source.key] = [source.location, source.timestamp, source.path, str(tile)]
@@ -82,6 +84,15 @@ def _read_bundle(bundle: Bundle, folder: Path, record: PackRecord) -> None:
         _write_shard(folder / f"{stem}-{number:05d}.tar", chunk, sensor.num_bands)
     mark = {"bundle": bundle.name, "rejected": [*rejected.values()], "filtered": bundle.filtered}
     write_atomic(_done_mark(folder, bundle.name), json.dumps(mark) + "\n")
+
+
+def _checked(tile: Tile | TileError, record: PackRecord) -> Tile | TileError:
+    """Return the tile, or a `TileError` if a plugin's bundle yields values that do not fit into the dataset."""
+    shape = (record.sensor.num_bands, record.tile_size, record.tile_size)
+    if isinstance(tile, TileError) or (tile.values.shape == shape and tile.values.dtype == np.int16):
+        return tile
+    expected = f"int16 of {shape[0]} bands x {shape[1]} x {shape[2]} px"
+    return TileError(f"{tile.values.dtype} values of shape {tile.values.shape}, expected {expected}")
 
 
 def _write_shard(tar: Path, samples: Iterable[Sample], bands: int) -> None:

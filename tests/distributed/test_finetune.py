@@ -83,6 +83,7 @@ SEGMENTED = (
     "seeds=[0,1]",
     "full.epochs=3",
     "full.drop_path=0.2",
+    "full.bn=adapt",
     "full.save_every=2",
 )
 """What is run in several ways that must give the same."""

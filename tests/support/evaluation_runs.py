@@ -21,7 +21,7 @@ ENCODER = {"name": "run/encoder.safetensors", "architecture": "spec_vit_base"}
 def make_encoders(letter: str = "a") -> dict[str, dict[str, object]]:
     """Return the headers of an encoder, whose hash repeats one letter, and of its random-init baseline."""
     baseline = {
-        "name": "spec_vit_base, untrained",
+        "name": "spec_vit_base, random init",
         "architecture": "spec_vit_base",
         "sha256": "0" * 64,
         "untrained": True,
@@ -138,7 +138,7 @@ def write_run(folder: Path, name: str, results: list[Result], seen: bool = False
                 "architecture": "spec_vit_base",
                 "objective": "mae",
             },
-            "random": {"name": "spec_vit_base, untrained", "sha256": "random", "architecture": "spec_vit_base"},
+            "random": {"name": "spec_vit_base, random init", "sha256": "random", "architecture": "spec_vit_base"},
         },
         data={
             "tiles": {"train": 60, "val": 20, "test": TILES},

@@ -83,6 +83,7 @@ KEYS = [key for key in _leaves(FinetuneConfig) if not key.startswith("watchdog."
 OTHER_VALUES: dict[str, Any] = {
     "frozen.heads": (HEADS.validate("linear"),),
     "frozen.bn": "adapt",
+    "full.bn": "adapt",
     "full.head": HEADS.validate("linear"),
     "full.start": "random",
     "loss": LOSSES.validate({"name": "focal", "gamma": 1.0}),
@@ -109,7 +110,7 @@ def _another(key: str) -> Any:
 
 
 def _told(config: FinetuneConfig, protocol: str) -> dict[str, Any]:
-    recipe: Recipe = resolve_recipe(config, kind_of(TASK), is_vit=True)
+    recipe: Recipe = resolve_recipe(config, kind_of(TASK), is_transformer=True)
     head = {"head": recipe.full_head.to_plain()} if protocol not in ("knn", "frozen") else {}  # see Parts.trainings
     return of_training(protocol, recipe, config) | head
 
@@ -183,12 +184,12 @@ def test_what_a_task_says_of_labels_changes_its_hash(changes):
 def test_a_loss_of_another_kind_is_one_line(loss, says):
     config = CONFIG.model_copy(update={"loss": LOSSES.validate(loss)})
     with pytest.raises(ConfigError, match=re.escape(says)):
-        resolve_recipe(config, kind_of(TASK), is_vit=True)
+        resolve_recipe(config, kind_of(TASK), is_transformer=True)
 
 
 def test_the_published_recipe_has_the_published_loss():
     config = CONFIG.model_copy(update={"loss": LOSSES.validate("focal"), "recipe": "published"})
-    assert resolve_recipe(config, kind_of(TASK), is_vit=True).loss.name == "cross_entropy"
+    assert resolve_recipe(config, kind_of(TASK), is_transformer=True).loss.name == "cross_entropy"
 
 
 def test_the_unit_of_a_target_changes_the_hash_and_a_color_or_title_does_not():

@@ -7,11 +7,19 @@ from torch import Tensor, nn
 from torchmetrics.functional.segmentation import dice_score
 
 from finetune.losses.loss import Loss, build_loss
-from finetune.losses.registry import LOSSES, losses_for
+from finetune.losses.registry import LOSSES, LossChoice, losses_for
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import LabelSummary, TaskKind, kind_of
+from shards.config import ConfigModel, check_config
+from shards.errors import ConfigError
 
 CLASSES = [{"code": number, "name": f"c{number}", "color": "#000000"} for number in range(5)]
+
+
+class Lossy(ConfigModel):
+    loss: LossChoice
+
+
 COUNTS = LabelSummary(counts=np.array([10, 20, 40, 30, 0]))
 
 
@@ -164,3 +172,8 @@ def test_losses_of_each_kind():
     assert losses_for("class", is_dense=False) == ["cross_entropy", "focal"]
     assert losses_for("classes", is_dense=False) == ["binary_cross_entropy", "focal"]
     assert losses_for("value", is_dense=True) == ["mse", "l1", "huber"]
+
+
+def test_a_misspelled_name_of_a_loss_is_an_unknown_key():
+    with pytest.raises(ConfigError, match=r"unknown key 'loss\.nmae'; did you mean 'name'\?"):
+        check_config({"loss": {"nmae": "focal"}}, Lossy, "x")

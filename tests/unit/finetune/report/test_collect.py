@@ -57,8 +57,8 @@ def test_untrained_networks_of_other_weights_are_other_rows(tmp_path):
     (report,) = collect_reports(tmp_path)
     assert [row.label for row in report.rows] == [
         "run/encoder.safetensors",
-        "spec_vit_base, untrained (dddddd)",
-        "spec_vit_base, untrained (eeeeee)",
+        "spec_vit_base, random init (dddddd)",
+        "spec_vit_base, random init (eeeeee)",
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.tiles import spectra, write_tile
 
-from shards.errors import SourceError
+from shards.errors import SourceError, TooManyBadTiles
 from shards.pack.build import PackConfig, pack
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import get_sensor
@@ -94,3 +94,18 @@ def test_files_of_a_plugins_source_are_packed_from_folders_and_archives(tmp_path
     for name, stack in stacks.items():
         for number, tile in enumerate(stack):
             np.testing.assert_array_equal(found[f"{name}-{number}_00000"], tile)
+
+
+def test_tiles_of_a_plugin_with_another_shape_or_dtype_are_refused(tmp_path, plugin):
+    (tmp_path / "tiles").mkdir()
+    np.save(tmp_path / "tiles" / "a.stack.npy", np.stack([spectra(seed, 8) for seed in (0, 1)]))
+    np.save(tmp_path / "tiles" / "b.stack.npy", np.stack([spectra(2, 16)]))
+    np.save(tmp_path / "tiles" / "c.stack.npy", np.stack([spectra(3, 8).astype(np.float32)]))
+    config = PackConfig(size=8)
+    with pytest.raises(TooManyBadTiles, match=r"expected int16 of 202 bands x 8 x 8 px"):
+        pack(tmp_path / "tiles", tmp_path / "shards", config)
+    result = pack(tmp_path / "tiles", tmp_path / "shards", config, max_bad=0.5)
+    rejected = {Path(one.path).name: one.reason for one in result.rejected}
+    assert rejected.keys() == {"b.stack.npy!0", "c.stack.npy!0"}
+    assert rejected["b.stack.npy!0"].startswith("int16 values of shape (202, 16, 16)")
+    assert rejected["c.stack.npy!0"].startswith("float32 values of shape (202, 8, 8)")
