@@ -142,8 +142,9 @@ class FullConfig(ConfigModel):
     micro_batch: Positive | None = None
     """Tiles per forward and backward pass of a process; null for the full batch of a step."""
     bn: Literal["frozen", "adapt"] = "frozen"
-    """``frozen`` keeps the running statistics of the encoder's batch norms, so that training begins with the features
-    that the head was fitted to; ``adapt`` normalizes with batch statistics and updates the running ones."""
+    """``frozen`` keeps the running statistics of batch norms, in the encoder and in a head that starts from the probe, so
+    that training begins with exactly what the probe computes; ``adapt`` normalizes with batch statistics and updates
+    the running ones."""
     bn_group: Positive = 4
     """Number of samples that share batch-norm statistics."""
     warmup_epochs: NotNegative = 5
