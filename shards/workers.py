@@ -54,8 +54,8 @@ def run_jobs(
                     yield future.result()
         except BrokenProcessPool:
             raise PackStopped(
-                "a worker process died (killed, perhaps out of memory): finished shards are kept, "
-                "the same command continues; use fewer --workers if it dies again"
+                "a worker process died (killed, perhaps out of memory): finished shards are kept, run the same "
+                "command again to continue; use fewer --workers if it dies again"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

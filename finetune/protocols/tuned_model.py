@@ -22,17 +22,17 @@ class TunedModel(nn.Module):
         super().__init__()
         assert model.head is not None
         self.encoder, self.head, self.loss, self.bn = model.encoder, model.head, loss, bn
-        self.whole = trained in ("full", "none")
+        self.trains_all = trained in ("full", "none")
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(_learns(name, trained, first_blocks))
         self.train()
 
     def train(self, mode: bool = True) -> "TunedModel":
         super().train(mode)
-        if mode and not self.whole:
+        if mode and not self.trains_all:
             for part in self.encoder.modules():
-                own = list(part.parameters())
-                part.training = any(one.requires_grad for one in own)
+                parameters = list(part.parameters())
+                part.training = any(parameter.requires_grad for parameter in parameters)
         if self.bn == "frozen":
             for part in self.encoder.modules():
                 if hasattr(part, "running_mean"):

@@ -68,7 +68,7 @@ class Cluster:
     def own_up(self, check: str) -> None:
         """Print to stderr that this rank is late, if the others wait for it."""
         if self._working:
-            print(f"doctor: {self.name(self.rank)} is late: still at '{check}'", file=sys.stderr, flush=True)
+            print(f"doctor: {self.name(self.rank)} is late: still in '{check}'", file=sys.stderr, flush=True)
 
 
 def values(answers: Sequence[Answer[Value]]) -> list[Value]:

@@ -1,4 +1,4 @@
-"""The checkpoints of a training: saved, pruned, loaded, and gone back to."""
+"""The checkpoints of a training: saving, pruning, loading and rolling back."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class CheckpointManager:
         """Put a checkpoint into the engine and return its state.
 
         Raises:
-            CheckpointError: it is of another model, or the engine doesn't hold what was loaded.
+            CheckpointError: it belongs to another model, or the engine doesn't hold what was loaded.
         """
         return load_checkpoint(self.engine, path, self.momentum)
 

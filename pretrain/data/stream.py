@@ -101,7 +101,7 @@ class TileStream:
                 if self._copies is not None:
                     item.tiles.record_stream(torch.cuda.current_stream())
                     free.put(item.buffer)
-                rows, places = (torch.from_numpy(one).to(self.device) for one in (item.rows, item.places))
+                rows, places = (torch.from_numpy(array).to(self.device) for array in (item.rows, item.places))
                 yield TileBatch(item.tiles, item.samples, rows, places)
                 if self._copies is None:
                     free.put(item.buffer)

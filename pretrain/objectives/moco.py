@@ -112,11 +112,11 @@ class MomentumContrast(ObjectiveModule, ProjectedEncoder):
         """
         query = self.project(images)
         with torch.autocast(query.device.type, enabled=False):
-            own = (query * keys).sum(1, keepdim=True)
-            others = query @ self.queue.float().T
+            positive = (query * keys).sum(1, keepdim=True)
+            negatives = query @ self.queue.float().T
             if places is not None:
-                others = others.masked_fill(places[:, None] == self.queue_places, -torch.inf)
-            logits = torch.cat([own, others], 1) / self.temperature
+                negatives = negatives.masked_fill(places[:, None] == self.queue_places, -torch.inf)
+            logits = torch.cat([positive, negatives], 1) / self.temperature
         labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
         return F.cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == 0).float(), query
 

@@ -79,7 +79,7 @@ class StagedStorage:
         self._here: dict[str, int] = {}  # inodes of the copies known to be complete
         self._used: dict[str, int] = {}  # time_ns of the last read, for reads since the last check
         self._damaged: set[str] = set()  # files that are damaged in the source
-        self._wanted: frozenset[str] = frozenset()
+        self._needed: frozenset[str] = frozenset()
         self._lock, self._next_look = threading.Lock(), 0.0
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -120,7 +120,7 @@ class StagedStorage:
         above the quota is requested at once, the copies that fit stay, and the rest is read from the source in every
         epoch; if parts of an epoch are requested in turn, they replace each other.
         """
-        self._wanted = frozenset(names)
+        self._needed = frozenset(names)
         self._ask_for(names)
 
     def discard(self, name: str) -> None:
@@ -168,10 +168,10 @@ class StagedStorage:
             try:
                 if name in used:
                     os.utime(self.folder / name, ns=(used[name], used[name]), follow_symlinks=False)
-                gone = os.stat(self.folder / name).st_ino != inode
+                removed = os.stat(self.folder / name).st_ino != inode
             except OSError:
-                gone = True
-            if gone:
+                removed = True
+            if removed:
                 self._here.pop(name, None)
                 evicted = True
         if evicted:  # open files would keep their disk space
@@ -179,10 +179,10 @@ class StagedStorage:
 
     def _clean(self) -> None:
         """Remove leftovers of killed processes."""
-        left = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith((LOCK, TEMPORARY))]
+        leftovers = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith((LOCK, TEMPORARY))]
         for name in self._files:
             lock = Lock(self.folder / (name + LOCK))
-            if any(entry.startswith(name + ".") for entry in left) and lock.acquire():
+            if any(entry.startswith(name + ".") for entry in leftovers) and lock.acquire():
                 self._remove_temporaries(name)
                 lock.release()
 
@@ -227,7 +227,7 @@ class StagedStorage:
 
     def _give_up(self, error: OSError) -> None:
         self._stop.set()
-        what = "nothing more is staged, the rest is read from"
+        what = "staging stopped, the rest is read from"
         logger.warning(f"{self.folder}: {error.strerror}: {what} {self.url}")
 
     def _stage(self, file: StagedFile) -> bool:
@@ -251,7 +251,7 @@ class StagedStorage:
                 except _WrongBytes:
                     continue
             self._damaged.add(file.name)
-            wrong = "twice other bytes than were packed (SHA-256); copy or pack it again"
+            wrong = "its SHA-256 differed twice from the packed one; copy or pack it again"
             raise ShardError(f"{self.url}/{file.name}: {wrong}")
         finally:
             lock.release()
@@ -277,7 +277,7 @@ class StagedStorage:
             with suppress(FileNotFoundError):
                 status = entry.stat()
                 total += 0 if LOCK in entry.name else status.st_size
-                if entry.name in self._files and entry.name not in self._wanted:
+                if entry.name in self._files and entry.name not in self._needed:
                     copies.append((status.st_mtime_ns, status.st_size, entry.name))
         excess = total + size - quota
         if excess > sum(freed for _, freed, _ in copies):

@@ -96,7 +96,7 @@ def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | No
     record = list_intermediate_tiles(dest, must=True)
     missing = missing_shards(dest, record)
     if missing and not record.generations[-1].bundles:
-        raise ShardError(f"{dest}: {len(missing)} shards are not written yet, e.g. {missing[0]}: run their parts again")
+        raise ShardError(f"{dest}: {len(missing)} shards are missing, e.g. {missing[0]}: run their parts again")
     written = _write_missing(dest, record, Part(), workers, None, None) if missing else 0
     result = merge_shards(dest, max_bad, written, source)
     filtered = remove_intermediate_shards(dest, len(record.generations))

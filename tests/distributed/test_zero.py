@@ -231,7 +231,7 @@ def test_a_checkpoint_of_another_seed_is_refused(runs: Runs) -> None:
 def test_another_batch_is_refused_with_a_way_to_go_on(runs: Runs) -> None:
     error = runs.error("other-batch")
     assert "train.global_batch differs (16 then, 32 now)" in error
-    assert "add checkpoint.accept=[train.global_batch] to go on all the same" in error
+    assert "add checkpoint.accept=[train.global_batch] to continue anyway" in error
 
 
 def test_an_accepted_batch_goes_on_at_the_same_sample(runs: Runs) -> None:
@@ -241,7 +241,7 @@ def test_an_accepted_batch_goes_on_at_the_same_sample(runs: Runs) -> None:
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(runs: Runs) -> None:
-    assert "saved at step 10, but its checkpoints folder holds none" in runs.error("emptied")
+    assert "saved at step 10, but its checkpoints folder is empty" in runs.error("emptied")
 
 
 def test_a_resume_that_was_asked_for_does_not_begin_anew(runs: Runs) -> None:

@@ -233,7 +233,9 @@ def test_the_ten_tasks_have_the_published_sizes(name, outputs, tiles):
 def test_a_task_of_one_class_is_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("\n".join(line for line in TASK.splitlines() if "land" not in line))
-    with pytest.raises(ConfigError, match=r"one class, 'water', can't be told from others: give the rest one, too"):
+    with pytest.raises(
+        ConfigError, match=r"a single class, 'water', leaves nothing to distinguish: add a class for the rest"
+    ):
         get_task(str(path))
 
 

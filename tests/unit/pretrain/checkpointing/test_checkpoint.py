@@ -75,7 +75,7 @@ def _folder_instead(path: Path) -> None:
 
 
 DAMAGE = {"cut": _cut, "flip": _flip, "grow": _grow, "missing": Path.unlink, "folder": _folder_instead}
-TOLD = {"cut": "bytes where", "flip": "its content changed", "grow": "bytes where", "missing": "missing", "folder": ""}
+TOLD = {"cut": "bytes, but", "flip": "its content changed", "grow": "bytes, but", "missing": "missing", "folder": ""}
 
 
 def test_a_whole_checkpoint_has_no_damage(folder):
@@ -176,7 +176,7 @@ def test_no_whole_one_left_is_an_error_and_no_fresh_start(folder):
     with pytest.raises(CheckpointError) as raised:
         newest_verified(folder)
     text = str(raised.value)
-    assert text.startswith(f"{folder}: no whole checkpoint left")
+    assert text.startswith(f"{folder}: no complete checkpoint left")
     assert "step-00000100" in text
     assert "\n" not in text
 

@@ -74,7 +74,7 @@ def test_other_weights_are_refused_with_a_way_that_works(config, tmp_path, chang
         _check_same_structure(_state(config), accepting, "enmap", CENTERS, tmp_path)
     text = str(raised.value)
     assert says in text
-    assert f"init={tmp_path}" in text if "objective" in change else "train anew in another run.dir" in text
+    assert f"init={tmp_path}" in text if "objective" in change else "start over in another run.dir" in text
     assert "accept" not in text
 
 

@@ -214,7 +214,7 @@ def _changed(band: int, value: float):
         (_changed(57, np.nan), "nan for band 57"),
         (_changed(57, np.inf), "inf for band 57"),
         (_changed(57, -1.0), "-1 for band 57"),
-        (_changed(4, 400.25), "bands 0 and 4 .from 0. both lie at 400.25 nm"),
+        (_changed(4, 400.25), "bands 0 and 4 .from 0. are both at 400.25 nm"),
         (lambda nm: nm[:-1], "79 wavelengths were given"),
         (lambda nm: nm[None], "of shape"),
         (lambda nm: ["blue"] * BANDS, "not a number for each band"),

@@ -220,10 +220,10 @@ def test_a_listed_tile_that_is_neither_stored_nor_set_aside_is_named(copy, capfd
     ("column", "value", "where"),
     [
         ("lon", 1.5, "'lon' is not what the index says"),
-        ("offset", 1024, "the index tells byte 1024"),
+        ("offset", 1024, "the index says byte 1024"),
         ("checksum", 7, "fails its checksum"),
         ("mask_checksum", 7, "label tile"),
-        ("count", 63, "its sums are not those of the tiles"),
+        ("count", 63, "its sums differ from those of the tiles"),
     ],
 )
 def test_an_index_that_is_whole_but_wrong_is_named(copy, capfd, column, value, where):

@@ -112,7 +112,7 @@ def test_a_file_url_is_unquoted(tmp_path):
 @pytest.mark.parametrize("offset", [SIZE - 10, SIZE, SIZE + 5])
 def test_a_file_that_ends_early_is_an_error(folder, server, kind, offset):
     source = open_storage({"path": folder, "http": server.url}.get(kind) or _memory(folder))
-    with pytest.raises(ShardError, match=f"cut short: 20 bytes wanted at offset {offset}, the file has {SIZE}; "):
+    with pytest.raises(ShardError, match=f"cut short: 20 bytes requested at offset {offset}, file has {SIZE}; "):
         _range(source, NAMES[0], offset, 20)
 
 
@@ -142,7 +142,7 @@ def test_a_file_cut_while_open_is_an_error(tmp_path):
     source = LocalStorage(tmp_path)
     _range(source, "a", 0, 1000)
     os.truncate(tmp_path / "a", 400)
-    with pytest.raises(ShardError, match="1000 bytes wanted at offset 0, the file has 400"):
+    with pytest.raises(ShardError, match="1000 bytes requested at offset 0, file has 400"):
         _range(source, "a", 0, 1000)
 
 
@@ -222,7 +222,7 @@ def test_a_server_without_ranges_is_named_before_it_sends_the_file(folder, serve
     assert remote.read(NAMES[0]) == (folder / NAMES[0]).read_bytes()
     server.hold_after = 0  # nothing more is sent: the headers say enough
     for offset, length in (0, 100), (100, 100), (100, SIZE):
-        with pytest.raises(ShardError, match=f"{NAMES[0]}: the server sends the whole file where a range"):
+        with pytest.raises(ShardError, match=f"{NAMES[0]}: the server ignores range requests"):
             _range(remote, NAMES[0], offset, length)
     assert not pauses
 
@@ -230,7 +230,7 @@ def test_a_server_without_ranges_is_named_before_it_sends_the_file(folder, serve
 def test_a_longer_answer_from_any_backend_is_an_error(folder, monkeypatch):
     remote = RemoteStorage(_memory(folder))
     monkeypatch.setattr(type(remote._filesystem), "cat_file", lambda self, path, **_: bytes(SIZE))
-    with pytest.raises(ShardError, match="the server sends the whole file where a range was asked for"):
+    with pytest.raises(ShardError, match="the server ignores range requests and sends the complete file"):
         _range(remote, NAMES[0], 0, 10)
 
 

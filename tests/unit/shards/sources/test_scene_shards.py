@@ -132,7 +132,7 @@ def test_an_archive_that_ends_early_is_one_line_that_names_the_last_whole_member
     os.truncate(path, path.stat().st_size // 2)
     assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "16", "--workers", "1"]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert str(path) in line and "last whole member: spectral_earth/enmap/" in line
+    assert str(path) in line and "last complete member: spectral_earth/enmap/" in line
 
 
 def test_a_damaged_member_is_set_aside(tmp_path):
@@ -151,7 +151,7 @@ def test_the_same_tile_in_two_archives_is_refused(tmp_path):
     (tmp_path / "tars").mkdir()
     for name in ("a.tar", "b.tar"):
         _tar(tmp_path / "source", tmp_path / "tars" / name, "w")
-    with pytest.raises(ShardError, match="make the same sample key"):
+    with pytest.raises(ShardError, match="have the same sample key"):
         pack(tmp_path / "tars", tmp_path / "shards", PackConfig(size=8))
 
 
