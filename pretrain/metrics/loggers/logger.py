@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from pretrain.config.loggers import LoggerConfig
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Logger(ABC):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars of a step; a step may have several records with different names."""
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:  # noqa: B027  # optional
+    def figure(self, step: int, name: str, figure: "Figure") -> None:  # noqa: B027  # optional
         """Log a figure."""
 
     def close(self) -> None:  # noqa: B027  # optional
