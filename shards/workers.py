@@ -38,7 +38,7 @@ def run_jobs(
     global _counters
     if workers == 1 or len(jobs) <= 1:
         _counters = Counters()
-        yield from _run_here(function, jobs, Bar(_counters, total, done, what))
+        yield from _run_in_process(function, jobs, Bar(_counters, total, done, what))
         return
     # "spawn": forking a process that holds GDAL or numcodecs threads is not safe
     context = multiprocessing.get_context("spawn")
@@ -62,7 +62,7 @@ def run_jobs(
             bar.close()
 
 
-def _run_here(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) -> Iterator[Result]:
+def _run_in_process(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) -> Iterator[Result]:
     stop = threading.Event()
 
     def follow() -> None:

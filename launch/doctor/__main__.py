@@ -114,7 +114,7 @@ def _end(code: int) -> NoReturn:
 
 def _report_late(cluster: "Cluster", name: str, show: Printer) -> None:
     """Report that a check did not end in time."""
-    cluster.own_up(name)
+    cluster.report_late(name)
     time.sleep(1.0)  # lets the late rank report first: a launcher ends all ranks as soon as one ends
     fix = "stderr names late ranks; if there are none, the network between the ranks hangs"
     show(name, Row("red", f"not all ranks finished within {CHECK_LIMIT_S:.0f} s", fix))

@@ -44,7 +44,7 @@ class CheckpointConfig(ConfigModel):
     ``init`` begins from an encoder of other bands."""
 
     @model_validator(mode="after")
-    def _kept_ones_are_saved(self) -> Self:
+    def _check_keep_every(self) -> Self:
         if self.keep_every % self.every:
             raise ValueError(f".keep_every {self.keep_every} must be a multiple of .every {self.every}, or 0")
         return self

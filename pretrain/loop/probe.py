@@ -90,7 +90,7 @@ class EncoderProbe:
         return rows
 
     def scores(
-        self, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool] = lambda: False
+        self, objective: Objective, engine: ZeroEngine, stop_requested: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
         """Return the accuracies on the val cells; every rank calls it.
 
@@ -98,7 +98,7 @@ class EncoderProbe:
             Stopped: a rank was asked to stop.
             Diverged: features are non-finite, which accuracies would not show.
         """
-        train, val = (self._cells(split, objective, engine, asked_to_stop) for split in ("train", "val"))
+        train, val = (self._cells(split, objective, engine, stop_requested) for split in ("train", "val"))
         if not (is_finite(train.features) and is_finite(val.features)):
             raise Diverged("diverged: the probe's features are NaN or infinite: lower optim.lr")
         return {
@@ -111,7 +111,7 @@ class EncoderProbe:
         split: Literal["train", "val"],
         objective: Objective,
         engine: ZeroEngine,
-        asked_to_stop: Callable[[], bool],
+        stop_requested: Callable[[], bool],
     ) -> Cells:
         """Return the cells of tiles drawn by the run's seed; the tiles are divided among the ranks."""
         labeled, world = self.splits[split], distributed.world_size()
@@ -123,7 +123,7 @@ class EncoderProbe:
         rows = chosen[np.minimum(numbers, len(chosen) - 1)]
         tiles = distributed.raise_on_all_ranks(lambda: [[self._read(int(row)) for row in batch] for batch in rows])
         for turn, batch in zip(numbers.tolist(), tiles, strict=True):
-            check_stop(asked_to_stop())
+            check_stop(stop_requested())
             images = objective.normalize(torch.stack([values for values, _ in batch]).to(distributed.device()))
             maps = objective.features(engine, images).float().cpu()
             for number, features, (_, labels) in zip(turn, maps, batch, strict=True):

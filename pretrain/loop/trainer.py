@@ -125,7 +125,10 @@ class Trainer:
             if self.loop.is_last:
                 self._export()
             else:
-                log(f"stopped at step {self.step} of {self.config.train.steps} and saved; the same command continues")
+                log(
+                    f"stopped at step {self.step} of {self.config.train.steps} and saved; run the same command again "
+                    "to continue"
+                )
                 self.status.write(self.loop, "stopped")
             return self.loop.is_last
         except ForgeError as error:

@@ -50,12 +50,12 @@ def convert(options: argparse.Namespace) -> None:
 
 def save_flat(path: Path, weights: dict[str, Tensor]) -> None:
     """Write weights as SpectralEarth publishes them: a pickled dict of tensors under flat names."""
-    tensors = {name: _with_storage_of_its_own(tensor) for name, tensor in weights.items()}
+    tensors = {name: _with_own_storage(tensor) for name, tensor in weights.items()}
     with atomic_open(path) as file:
         torch.save(tensors, file)
 
 
-def _with_storage_of_its_own(tensor: Tensor) -> Tensor:
+def _with_own_storage(tensor: Tensor) -> Tensor:
     """``torch.save`` writes the whole storage that a tensor is a part of."""
     owns_storage = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if owns_storage else tensor.clone(memory_format=torch.contiguous_format)

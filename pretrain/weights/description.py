@@ -201,14 +201,14 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             version=state.get("version", ""),
             clip=config.get("augment", {}).get("clip"),
             network=network,
-            config=_without_places(config),
+            config=_without_folders(config),
             init=state.get("init") or {},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
 
 
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config without the folders of the machine: only the last part of each path is kept."""
     public = copy.deepcopy(config)
     for section, key in (("run", "dir"), ("data", "shards"), ("data", "stage"), ("probe", "shards")):

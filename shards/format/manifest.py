@@ -68,7 +68,7 @@ class Sums(StrictModel):
     high: list[Int64]
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _check_lengths(self) -> Self:
         if len({len(column) for column in vars(self).values()}) > 1:
             raise ValueError("sums of different numbers of bands")
         return self
@@ -106,7 +106,7 @@ class TileColumns(StrictModel):
     nodata: list[float | None]
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _check_lengths(self) -> Self:
         if len({len(column) for column in vars(self).values()}) > 1:
             raise ValueError("columns of different lengths")
         return self

@@ -113,7 +113,7 @@ def _write_missing(
         shards = [(dest / shard_name(generation.first_shard + i), tiles) for i, tiles in enumerate(cut)]
         for tar, tiles in part.take(shards):
             total += len(tiles)
-            if is_whole(tar):
+            if is_complete(tar):
                 done += len(tiles)
                 continue
             sweep(dest, f"{tar.stem}.*")
@@ -123,7 +123,7 @@ def _write_missing(
     return len(jobs)
 
 
-def is_whole(tar: Path) -> bool:
+def is_complete(tar: Path) -> bool:
     """Return whether a shard is complete: it has an index, and the tar has the size in the index."""
     try:
         return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size

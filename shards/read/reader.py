@@ -230,7 +230,7 @@ class ShardReader:
         self._check_shards()
         rows = table.from_bytes(data, path)
         try:
-            table.check_places(rows, [entry.size for entry in self.manifest.shards])
+            table.check_spans(rows, [entry.size for entry in self.manifest.shards])
             if len(rows) != self.manifest.tiles:
                 raise ValueError(f"{len(rows)} tiles, but the manifest lists {self.manifest.tiles}")
         except ValueError as error:

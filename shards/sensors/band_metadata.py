@@ -1,8 +1,8 @@
 """Band metadata of rasters: center wavelengths, widths, and bad bands.
 
-Programs write them to different places: tags of each band (EnMAP-Box, GDAL's ENVI driver, GDAL's IMAGERY domain),
-lists or numbered tags of the file (ENVI headers, including one beside a GeoTIFF), and band descriptions. All places
-are read, in any domain. Contradictions between places are an error: a band order is never assumed against the metadata.
+Programs write them to different sources: tags of each band (EnMAP-Box, GDAL's ENVI driver, GDAL's IMAGERY domain),
+lists or numbered tags of the file (ENVI headers, including one beside a GeoTIFF), and band descriptions. All sources
+are read, in any domain. Contradictions between them are an error: a band order is never assumed against the metadata.
 """
 
 import math
@@ -34,7 +34,7 @@ SHORTEST_NM = 100.0
 """Shortest center of an optical band. Centers below 100 without a unit are in micrometers."""
 
 TOLERANCE_NM = 1.0
-"""Largest difference between two places that give the same center, in addition to their rounding."""
+"""Largest difference between two sources that give the same center, in addition to their rounding."""
 
 STRUCTURAL = {"IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "COLOR_PROFILE", "RPC", "GEOLOCATION"}
 """GDAL's metadata domains that never hold wavelengths."""
@@ -74,8 +74,8 @@ class BandMetadata:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The texts of one place, one for each band; ``unit`` applies to texts without a unit of their own."""
+class _Source:
+    """The texts of one source, one for each band; ``unit`` applies to texts without a unit of their own."""
 
     name: str
     centers: Texts
@@ -91,24 +91,24 @@ def read_band_metadata(file: Any, bands: Sequence[int], header: Path | None = No
         header: ENVI header beside a file of another format.
 
     Raises:
-        TileError: a wavelength or bad-band list is invalid, or two places contradict each other.
+        TileError: a wavelength or bad-band list is invalid, or two sources contradict each other.
     """
-    places = list(_places(file, bands, {} if header is None else _read_header(header)))
-    located = [(place.name, _lengths(place.centers, place)) for place in places if any(place.centers)]
+    sources = list(_sources(file, bands, {} if header is None else _read_header(header)))
+    located = [(source.name, _lengths(source.centers, source)) for source in sources if any(source.centers)]
     centers = _agreed(located, bands)
-    widths = next((_lengths(place.widths, place) for place in places if all(place.widths)), None)
+    widths = next((_lengths(source.widths, source) for source in sources if all(source.widths)), None)
     fwhm = None if widths is None else tuple(width[0] for width in widths if width)
     good = [True] * len(bands)
-    for place in (place for place in places if any(place.bad)):
-        good = [was and _is_good(text, place.name) for was, text in zip(good, place.bad, strict=True)]
+    for source in (source for source in sources if any(source.bad)):
+        good = [was and _is_good(text, source.name) for was, text in zip(good, source.bad, strict=True)]
     return BandMetadata(centers, fwhm, tuple(good))
 
 
 # ---- where the texts are ----
 
 
-def _places(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Iterator[_Place]:
-    """Yield all places that may hold metadata, the most precise ones first."""
+def _sources(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Iterator[_Source]:
+    """Yield all sources that may hold metadata, the most precise ones first."""
     names = {name for name in file.tag_namespaces() if name not in STRUCTURAL and not name.startswith("xml:")}
     domains = {name: _lower(file.tags(ns=name) if name else file.tags()) for name in ("", *sorted(names))}
     if header:
@@ -123,17 +123,17 @@ def _places(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Itera
             centers, widths, bad = (
                 [_find(band_tags, pattern) for band_tags in tags] for pattern in (_CENTER, _WIDTH, _BAD)
             )
-            yield _Place(f"the band tags{name and f' of domain {name}'}", centers, widths, bad, own_unit)
+            yield _Source(f"the band tags{name and f' of domain {name}'}", centers, widths, bad, own_unit)
     nothing: Texts = [None] * len(bands)
     for name, domain_tags in domains.items():
         centers, widths, bad = (_listed(domain_tags, pattern, file.count, bands) for pattern in (_CENTER, _WIDTH, _BAD))
-        yield _Place(f"the lists among the file's tags{name and f' of domain {name}'}", centers, widths, bad, unit)
+        yield _Source(f"the lists among the file's tags{name and f' of domain {name}'}", centers, widths, bad, unit)
         if any(key[-1:].isdigit() for key in domain_tags):
             numbered = _described([_find_numbered(domain_tags, band) for band in bands])
-            yield _Place(f"the numbered tags{name and f' of domain {name}'}", numbered, nothing, nothing, unit)
+            yield _Source(f"the numbered tags{name and f' of domain {name}'}", numbered, nothing, nothing, unit)
     if any(file.descriptions):
         described = _described([file.descriptions[band - 1] for band in bands])
-        yield _Place("the band descriptions", described, nothing, nothing)
+        yield _Source("the band descriptions", described, nothing, nothing)
 
 
 def _lower(tags: Mapping[str, str]) -> dict[str, str]:
@@ -193,17 +193,17 @@ def _described(descriptions: Sequence[str | None]) -> Texts:
 # ---- what the texts mean ----
 
 
-def _lengths(texts: Texts, place: _Place) -> list[tuple[float, float] | None]:
+def _lengths(texts: Texts, source: _Source) -> list[tuple[float, float] | None]:
     """Return (nm, half a unit of the last decimal place) of each text.
 
     Raises:
         TileError: a text is not a length.
     """
-    unit = place.unit.lower().strip(" .").partition(" ")[0]  # "micrometers (um)"
+    unit = source.unit.lower().strip(" .").partition(" ")[0]  # "micrometers (um)"
     if unit not in NM_OF_UNIT and unit not in NO_UNIT:
-        raise TileError(f"wavelength unit '{place.unit}' in {place.name}: give nanometers or micrometers")
-    read = [None if text is None else _parse(text, place.name) for text in texts]
-    centers = [_parse(text, place.name) for text in place.centers if text is not None] or [
+        raise TileError(f"wavelength unit '{source.unit}' in {source.name}: give nanometers or micrometers")
+    read = [None if text is None else _parse(text, source.name) for text in texts]
+    centers = [_parse(text, source.name) for text in source.centers if text is not None] or [
         parsed for parsed in read if parsed
     ]
     largest = max(
@@ -230,7 +230,7 @@ def _parse(text: str, where: str) -> tuple[float, float, str]:
 def _agreed(
     located: list[tuple[str, list[tuple[float, float] | None]]], bands: Sequence[int]
 ) -> tuple[float, ...] | None:
-    """Return the centers from the place that gives the most, NaN where missing; checks them against other places."""
+    """Return the centers from the source that gives the most, NaN where missing; checks them against other sources."""
     if not located:
         return None
     chosen, centers = max(

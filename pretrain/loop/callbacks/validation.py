@@ -82,7 +82,7 @@ def validate(
     engine: ZeroEngine,
     inputs: Inputs,
     micro_batch: int,
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Validated | None:
     """Return the mean loss over the held-out tiles, None if there are none to read; every rank calls it.
 
@@ -99,7 +99,7 @@ def validate(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     figure = None
     for number in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
-        check_stop(asked_to_stop())
+        check_stop(stop_requested())
         numbers = np.arange(micro_batch) + micro_batch * (number * world + distributed.rank())
         real = numbers < len(held_out)
         numbers = np.where(real, numbers, 0)
