@@ -126,9 +126,9 @@ def combinations(sweeps: list[str]) -> list[list[str]]:
         if not equals or not values:
             raise ConfigError(f"--sweep {sweep}: write key=value,value such as optim.lr=1e-3,3e-4")
         if key == "run.dir":
-            raise ConfigError("--sweep run.dir: each combination gets a folder of its own below run.dir")
+            raise ConfigError("--sweep run.dir: each combination gets its own folder below run.dir")
         if key == "seeds":
-            raise ConfigError("--sweep seeds: each seed is a run of its own already; write --seeds N, or seeds=[3,4]")
+            raise ConfigError("--sweep seeds: each seed is already a separate run; write --seeds N, or seeds=[3,4]")
         choices.append([f"{key}={value}" for value in split_values(values)])
     return [list(combination) for combination in itertools.product(*choices)]
 

@@ -62,7 +62,7 @@ class DiceConfig(WeightedLossConfig):
     forms = ("class",)
     needs_map = True
     cross_entropy: Weight = 1.0
-    """Factor of the cross-entropy that is added; 0 for dice alone."""
+    """Factor of the cross-entropy that is added; 0 for dice only."""
 
 
 class TargetLossConfig(LossConfig):

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="overlap of neighboring windows (default: %(default)s)",
     )
     parser.add_argument("--batch", type=positive, help="windows at once (default: 1 on a CPU, 16 on a GPU)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.tif if it exists")
 
 

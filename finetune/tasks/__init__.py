@@ -250,7 +250,7 @@ def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
 def _check_names(task: Task, where: str) -> None:
     """Check rules of task files, which models and results of earlier versions may break."""
     if unknown := sorted(task.tiles.keys() - set(SPLITS)):
-        raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: name {', '.join(SPLITS)}")
+        raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: use {', '.join(SPLITS)}")
     names = Counter(name.strip().casefold() for name in task.outputs)
     if same := [name for name, count in names.items() if count > 1]:
         raise ConfigError(f"{where}: two outputs have the name '{same[0]}': give each its own name")

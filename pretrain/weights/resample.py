@@ -17,7 +17,7 @@ FEWEST_COVERED = 0.25
 """The smallest share of its bands that an encoder needs."""
 
 ENOUGH = 0.5
-"""A band is missing where no more than this share of its weights falls on measured bands."""
+"""A band is missing if no more than this share of its weights falls on measured bands."""
 
 
 class Bands(Protocol):

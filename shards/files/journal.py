@@ -45,7 +45,7 @@ class BestEffort:
         if not self._warned and time.monotonic() > self._quiet_until:
             self._warned, self._quiet_until = True, time.monotonic() + QUIET_S
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            _warn(f"{self.path}: not written: {reason}; the run goes on without it")
+            _warn(f"{self.path}: not written: {reason}; the run continues without it")
         return True
 
 

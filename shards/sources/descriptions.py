@@ -50,10 +50,10 @@ def read_description(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
-        raise TileError(f"{_shown(value)} is no name")
+        raise TileError(f"{_shown(value)} is not a name")
     text = str(value).strip()
     if not text.isprintable():  # includes lone surrogates, which UTF-8 can't encode
-        raise TileError(f"{_shown(value)} is no name")
+        raise TileError(f"{_shown(value)} is not a name")
     return text
 
 
