@@ -120,7 +120,7 @@ def test_options_keep_values_that_look_like_overrides(config: Path, capsys: pyte
     [
         (["--sweep", "optim.lrr=1,2"], "did you mean 'optim.lr'"),
         (["--sweep", "optim.lr"], "write key=value,value"),
-        (["--sweep", "run.dir=a,b"], "each combination gets a folder of its own"),
+        (["--sweep", "run.dir=a,b"], "each combination gets its own folder"),
         (["--nodes", "3"], "must be a multiple of train.micro_batch 8 x 3 processes"),
         (["train.stepz=3"], "did you mean 'train.steps'"),
         (["--sweep", "optim.lr=1e-3,1e-3"], "two runs would share the folder optim.lr=1e-3"),

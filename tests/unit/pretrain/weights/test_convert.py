@@ -137,7 +137,7 @@ def test_misuse_is_one_line(published, tmp_path, capsys):
     assert "does not divide image size 10" in _refused(capsys, path, dest, "--image-size", "10")
     np.save(few / "mu.npy", np.ones(202))
     np.save(few / "sigma.npy", np.zeros(202))
-    assert "a standard deviation of 0 or less" in _refused(capsys, path, dest, "--statistics", few)
+    assert "a standard deviation is 0 or less" in _refused(capsys, path, dest, "--statistics", few)
     weights = build_encoder("vit_tiny", 8, bands=12).state_dict()
     save_file(weights, tmp_path / "plain.safetensors")
     assert "enmap' has 202 bands" in _refused(capsys, tmp_path / "plain.safetensors", dest, "--sensor", "enmap")

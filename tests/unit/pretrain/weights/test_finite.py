@@ -161,6 +161,6 @@ def test_features_that_are_not_finite_are_not_trained_on(tmp_path: Path) -> None
     values = torch.ones(4, 1, 3)
     CachedFeatures(Array(values.half()), torch.device("cpu"), in_memory=True)
     values[2, 0, 1] = 1e5  # above what float16 holds
-    with pytest.raises(FeaturesError, match="features that are NaN or infinite"):
+    with pytest.raises(FeaturesError, match="features are NaN or infinite"):
         CachedFeatures(Array(values.half()), torch.device("cpu"), in_memory=True)
     assert feature_file._require_finite(values) is values

@@ -222,7 +222,7 @@ def test_files_in_parts_are_read_by_their_index(encoder, features, tmp_path, mon
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors: no such encoder file" in _error(index)
     index.write_text('{"weight_map": {"a": "../b.safetensors"}}')
-    assert "no index of weights" in _error(index)
+    assert "not an index of weights" in _error(index)
 
 
 # ---- what can't be identified ----

@@ -177,7 +177,9 @@ def test_a_folder_that_can_not_be_made_is_a_warning(make, tmp_path, origin, capf
     storage = make(folder=tmp_path / "file" / "dataset")
     storage.prefetch(NAMES)
     check_reads(storage, origin, 10)
-    assert capfd.readouterr().err.startswith(f"warning: {tmp_path / 'file' / 'dataset'}: Not a directory: nothing more")
+    assert capfd.readouterr().err.startswith(
+        f"warning: {tmp_path / 'file' / 'dataset'}: Not a directory: staging stopped"
+    )
 
 
 class _Held(LocalStorage):

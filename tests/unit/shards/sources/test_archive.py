@@ -228,5 +228,5 @@ def test_archives_without_tiles_are_refused_and_leave_the_folder_free(tmp_path):
     with tarfile.open(source / "a.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "readme.txt", "readme.txt")
     for _ in range(2):
-        with pytest.raises(SourceError, match=r"a\.tar\.gz: no tile in them"):
+        with pytest.raises(SourceError, match=r"a\.tar\.gz: they contain no tile"):
             pack(source, tmp_path / "shards", PackConfig())

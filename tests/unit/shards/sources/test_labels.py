@@ -113,10 +113,10 @@ def test_one_band_of_a_palette_is_read_as_codes(tmp_path):
 @pytest.mark.parametrize(
     ("count", "options", "told"),
     [
-        (2, {}, "2 bands, one for each class (one-hot): "),
+        (2, {}, "2 bands, one per class (one-hot): "),
         (3, {"photometric": "RGB"}, "3 bands, an RGB picture of classes"),
         (4, {"photometric": "RGB", "alpha": "YES"}, "3 bands, an RGB picture of classes"),
-        (7, {}, "7 bands, one for each class (one-hot): "),
+        (7, {}, "7 bands, one per class (one-hot): "),
     ],
 )
 def test_one_hot_and_colored_labels_are_refused_by_name(tmp_path, count, options, told):
@@ -338,7 +338,7 @@ def test_codes_beyond_what_shards_hold_are_named(tmp_path, codes, capsys):
 def test_options_of_labels_without_labels_are_misuse(tmp_path, capsys, option):
     write_tile(tmp_path / "images" / "a.tif", np.ones((202, 8, 8), np.int16))
     assert main(["pack", str(tmp_path / "images"), str(tmp_path / "shards"), *option]) == 2
-    assert "say how labels are read: give --labels, too" in capsys.readouterr().err
+    assert "set how labels are read: give --labels, too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(6, 6), (8, 6), (16, 16), (6, 8)])

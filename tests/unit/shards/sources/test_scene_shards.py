@@ -85,7 +85,7 @@ def test_products_become_shards_with_their_places_dates_and_quality(products, pa
 def test_parts_restarts_and_workers_make_the_same_bytes(products, packed, tmp_path):
     source = products[0].parent
     pack_part(source, tmp_path, CONFIG, Part(2, 2))
-    with pytest.raises(ShardError, match="is not read yet"):
+    with pytest.raises(ShardError, match="has not been read yet"):
         merge(tmp_path)
     mark = next((tmp_path / "spool-000").glob("*.done.json"))
     mark.unlink()  # as if it was killed just before it was done
