@@ -130,7 +130,8 @@ class FullConfig(ConfigModel):
     """Head to train; null for the task's published head."""
     start: Literal["probe", "random"] = "probe"
     """Initialization of the head: ``probe`` starts from the frozen protocol's head on the same encoder and tiles
-    (LP-FT, arXiv 2202.10054), ``random`` draws its weights from the seed."""
+    (LP-FT, arXiv 2202.10054), ``random`` draws its weights from the seed. The random-init baseline is always trained
+    from scratch: with ``random``, ``bn: adapt`` and ``layer_decay: 1``."""
     lrs: Choices[Rate] = (1e-4,)
     """Learning rates; each is trained, and the best one on validation is used."""
     weight_decay: Weight = 0.05
@@ -142,8 +143,9 @@ class FullConfig(ConfigModel):
     micro_batch: Positive | None = None
     """Tiles per forward and backward pass of a process; null for the full batch of a step."""
     bn: Literal["frozen", "adapt"] = "frozen"
-    """``frozen`` keeps the running statistics of the encoder's batch norms, so that training begins with the features
-    that the head was fitted to; ``adapt`` normalizes with batch statistics and updates the running ones."""
+    """``frozen`` keeps the running statistics of batch norms, in the encoder and in a head that starts from the probe,
+    so that training begins with exactly what the probe computes; ``adapt`` normalizes with batch statistics and
+    updates the running ones."""
     bn_group: Positive = 4
     """Number of samples that share batch-norm statistics."""
     warmup_epochs: NotNegative = 5

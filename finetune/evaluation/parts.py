@@ -93,7 +93,7 @@ class Parts:
 
     def trainings(self, name: str, protocol: str, fraction: float, seed: int) -> dict[float, Part]:
         """Return the parts of one seed by rate, for a protocol that runs the encoder; rates are independent."""
-        recipe, head = self.context.tuning(protocol)
+        recipe, head = self.context.tuning(protocol, name)
         shared = {key: value for key, value in self.provenance(name, protocol, fraction).items() if key != "lrs"}
         shared |= {"head": head.to_plain(), "seed": seed}
         stem = f"{name}-{protocol}-{fraction:g}-seed{seed}"

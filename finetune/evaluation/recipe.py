@@ -1,6 +1,6 @@
 """The recipe of an evaluation: the config's own values, or the task's published ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.config import FinetuneConfig, FrozenConfig, FullConfig
 from finetune.heads.registry import HeadConfig, head_config, heads_for
@@ -84,6 +84,11 @@ def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
             f"key 'loss.class_weights': {len(weights)} weights for the {kind.outputs} classes of task "
             f"{kind.task.name}: give one per class, or balanced"
         )
+
+
+def from_scratch(recipe: Recipe) -> Recipe:
+    """Return the recipe for an encoder without pretrained weights."""
+    return replace(recipe, full=recipe.full.model_copy(update={"start": "random", "bn": "adapt", "layer_decay": 1.0}))
 
 
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:

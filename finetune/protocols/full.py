@@ -140,7 +140,7 @@ class Tuning:
 
     def _build_engine(self, model: TaskModel) -> ZeroEngine:
         recipe, trained = self.plan.recipe, self.plan.trained
-        tuned = TunedModel(model, self.loss, trained, recipe.first_blocks, recipe.bn)
+        tuned = TunedModel(model, self.loss, trained, recipe)
         optim = OptimConfig(
             lr=self.plan.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay
         )

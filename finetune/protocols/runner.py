@@ -231,7 +231,7 @@ class Protocols:
             Diverged: the training or its scores diverged.
         """
         context, rows = self.context, self.context.rows(fraction)
-        recipe, head = context.tuning(protocol)
+        recipe, head = context.tuning(protocol, name)
         start = self._probe(name, fraction, head, seed) if recipe.start == "probe" else None
         begin = time.monotonic()
         model = context.model(name, recipe.bn_group)

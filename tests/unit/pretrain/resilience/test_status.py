@@ -56,7 +56,7 @@ def test_a_running_a_suspended_and_a_killed_process_are_told_apart(tmp_path: Pat
         process.send_signal(signal.SIGSTOP)
         while run_state(tmp_path).condition == "running":
             time.sleep(0.02)
-        assert str(run_state(tmp_path)).startswith("suspended by a signal (kill -CONT ")
+        assert str(run_state(tmp_path)).startswith("suspended by a signal (resume it with kill -CONT ")
         with pytest.raises(ConfigError, match="suspended by a signal"):
             RunFolder(tmp_path, patience=0.3)
     finally:

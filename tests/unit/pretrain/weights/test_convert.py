@@ -131,7 +131,7 @@ def test_misuse_is_one_line(published, tmp_path, capsys):
     assert "no such encoder file" in _refused(capsys, tmp_path / "none.pth", dest)
     assert "unknown sensor 'prisma'" in _refused(capsys, path, dest, "--sensor", "prisma")
     assert "missing or not an array" in _refused(capsys, path, dest, "--statistics", tmp_path)
-    assert "(150,) where (202,) finite numbers" in _refused(capsys, path, dest, "--statistics", few)
+    assert "shape (150,), but (202,) finite numbers" in _refused(capsys, path, dest, "--statistics", few)
     assert "a flat file holds only weights" in _refused(capsys, path, dest, "--to", "flat", "--statistics", few)
     assert "weights of another model" in _refused(capsys, path, dest, "--architecture", "spec_vit_small")
     assert "does not divide image size 10" in _refused(capsys, path, dest, "--image-size", "10")

@@ -149,7 +149,7 @@ def test_missing_and_unexpected_weights_are_counted_and_named(exported, tmp_path
     path = tmp_path / "other.safetensors"
     save_encoder(path, weights, small_description())
     text = _error(path)
-    assert "169 of 171 match" in text
+    assert "169 of the 171 weights of" in text
     assert "2 missing (e.g. vit_core.cls_token), 1 unexpected (e.g. vit_core.pool.weight)" in text
 
 
