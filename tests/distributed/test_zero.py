@@ -275,7 +275,7 @@ def test_what_a_run_began_from_stays_with_it(runs: Runs) -> None:
 
 def test_a_run_from_another_file_is_another_run(runs: Runs) -> None:
     assert "start-gone then, None now" in runs.error("init-other")
-    assert "model.patch_size is 4 there, 8 in this run" in runs.error("init-patch")
+    assert "model.patch_size is 4 there, but 8 in this run" in runs.error("init-patch")
 
 
 def test_another_image_size_goes_on_with_interpolated_positions(runs: Runs) -> None:
