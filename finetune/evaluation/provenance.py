@@ -81,7 +81,7 @@ def task_hash(task: Task) -> str:
     classes = [[entry.name, list(entry.all_codes)] for entry in task.classes]
     targets = [[target.name, target.description, *([target.unit] if target.unit else [])] for target in task.targets]
     ignored = task.ignore if isinstance(task.ignore, str) else sorted(task.ignore)
-    return digest([task.kind, classes, targets, ignored])
+    return digest([task.kind.to_plain(), classes, targets, ignored])
 
 
 def differences(new: Provenance, old: Provenance) -> list[str]:

@@ -74,7 +74,8 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool)
 
 def _check_name(key: str, name: str, what: str, kind: TaskKind, known: list[str]) -> None:
     if name not in known:
-        raise ConfigError(f"key '{key}': {name} is not a {what} for {kind.task.kind}: choose from {', '.join(known)}")
+        of_kind = kind.task.kind.name
+        raise ConfigError(f"key '{key}': {name} is not a {what} for {of_kind}: choose from {', '.join(known)}")
 
 
 def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
