@@ -24,6 +24,7 @@ CHECKS = {
     "versions": "launch.doctor.versions:check",
     "launcher": "launch.doctor.machine:check_launcher",
     "GPUs": "launch.doctor.machine:check_gpus",
+    "attention": "launch.doctor.attention:check",
     "DeepSpeed config": "launch.doctor.deepspeed_config:check",
     "clocks": "launch.doctor.network:check_clocks",
     "bandwidth": "launch.doctor.network:check_bandwidth",

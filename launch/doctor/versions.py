@@ -31,6 +31,11 @@ class Bad:
     source: str
 
 
+NEWER_CUDNN = (
+    "pip install --no-deps nvidia-cudnn-cu12==9.20.0.48 (cu13 with CUDA 13); unset LD_LIBRARY_PATH if it names another "
+    "CUDA, which hides the wheel's"
+)
+
 KNOWN_BAD = (
     Bad(
         {"torch": "==2.9.0", "cudnn": ">=0"},
@@ -43,14 +48,14 @@ KNOWN_BAD = (
         {"cudnn": ">=9.8,<9.11"},
         "red",
         "cuDNN 9.8 to 9.10 give wrong conv3d results",
-        "a newer nvidia-cudnn wheel; unset LD_LIBRARY_PATH if it names another CUDA, which hides the wheel's",
+        NEWER_CUDNN,
         "pytorch #163539",
     ),
     Bad(
         {"cudnn": "<9.15.1"},
         "yellow",
         "cuDNN before 9.15.1: attention fails at lengths that 128 does not divide; torch uses a slower one on H100",
-        "a newer nvidia-cudnn wheel; unset LD_LIBRARY_PATH if it names another CUDA, which hides the wheel's",
+        NEWER_CUDNN,
         "pytorch #169849",
     ),
     Bad(

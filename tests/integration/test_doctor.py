@@ -56,11 +56,14 @@ def test_two_processes_that_are_well_are_all_green(shards: Path, tmp_path: Path)
     done = run_doctor(f"run.dir={tmp_path / 'runs' / 'a'}", f"data.shards={shards}", f"data.stage={tmp_path / 'stage'}")
     found = rows(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {name: state for name, (state, _) in found.items() if state != "green"} == {"GPUs": "yellow"}
+    assert {name: state for name, (state, _) in found.items() if state != "green"} == {
+        "GPUs": "yellow",
+        "attention": "yellow",
+    }
     assert found["ranks"][1].startswith("2 on 1 host")
     assert "16 x 2 x 1" in found["DeepSpeed config"][1]
     assert "10 of 10 tiles in the view" in found["shards"][1]
-    assert done.stdout.splitlines()[-1] == "11 green, 1 yellow, 0 red"
+    assert done.stdout.splitlines()[-1] == "11 green, 2 yellow, 0 red"
     assert "\033" not in done.stdout
     assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
 

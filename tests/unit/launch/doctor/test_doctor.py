@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from support.processes import REPOSITORY
 
-from launch.doctor import data, disk, loader, machine, network, versions
+from launch.doctor import attention, data, disk, loader, machine, network, versions
 from launch.doctor import deepspeed_config as resolved
 from launch.doctor.__main__ import examine
 from launch.doctor.table import Row, render, summary, worst
@@ -187,6 +187,41 @@ def test_gpus_are_equal_free_and_one_for_each_rank() -> None:
     row = machine.judge_gpus([gpu(), gpu(number="v", free=100 << 30)], NAMES)
     assert row.state == "yellow" and "rank 1 (b): 40.0 GiB of its GPU are in use" in row.found
     assert "rank 0 (a) has no GPU" in machine.judge_gpus([None, gpu()], NAMES).found
+
+
+# ---- attention ----
+
+LOADS, BROKEN, ABSENT = (True, True, ""), (True, True, "does not load"), (True, False, "not installed")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "backend", "machine", "state"),
+    [
+        ([LOADS, LOADS], "auto", "x86_64", "green"),
+        ([LOADS, BROKEN], "auto", "x86_64", "red"),
+        ([BROKEN, BROKEN], "xformers", "x86_64", "red"),
+        ([BROKEN, BROKEN], "sdpa", "x86_64", "green"),
+        ([ABSENT, ABSENT], "auto", "x86_64", "yellow"),
+        ([ABSENT, ABSENT], "auto", "aarch64", "green"),
+        ([ABSENT, ABSENT], "xformers", "aarch64", "red"),
+        ([(False, False, "not installed")] * 2, "auto", "x86_64", "yellow"),
+        ([(False, True, "does not load")] * 2, "xformers", "x86_64", "red"),
+    ],
+)
+def test_an_extension_that_does_not_load_is_red_beside_a_gpu(
+    ranks: list, backend: str, machine: str, state: str
+) -> None:
+    row = attention.judge(ranks, NAMES, backend, machine)  # type: ignore[arg-type]
+    assert (row.state, bool(row.fix)) == (state, state != "green")
+    if ranks == [LOADS, BROKEN]:
+        assert row.found == "rank 1 (b): does not load" and "torch==2.10.0" in row.fix
+    if not ranks[0][0] and state == "yellow":
+        assert row.found.startswith("no GPU: torch's attention would be used")
+
+
+def test_a_resnet_has_no_attention() -> None:
+    run = config("moco/demo", "model.name=spec_resnet50")
+    assert attention.check(SimpleNamespace(config=run)).state == "green"  # type: ignore[arg-type]
 
 
 # ---- the network ----
