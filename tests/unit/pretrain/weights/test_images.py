@@ -10,11 +10,6 @@ from pretrain.weights.pretrained import PretrainedEncoder
 from shards.sensors.sensor import NODATA
 
 
-@pytest.fixture(scope="module")
-def encoder() -> PretrainedEncoder:
-    return PretrainedEncoder(small_encoder(), small_description())
-
-
 def _tiles(count: int = 2) -> np.ndarray:
     return np.random.default_rng(0).integers(-50, 3000, (count, BANDS, SIZE, SIZE), dtype=np.int16)
 
