@@ -7,7 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.shipped_configs import CONFIGS, edited, keys_of, overrides_of, schema_of, values_of
 
-from shards.config import check_config, dump_config, load_config
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig
+from shards.config import ConfigModel, NamedConfig, check_config, dump_config, load_config
 from shards.config.yaml import dump_yaml
 from shards.errors import ConfigError
 
@@ -53,6 +55,23 @@ def edits(draw):
             values, chosen[".".join(key)] = changed, value
     assume(chosen)
     return path, values, chosen
+
+
+def _sections(schema, prefix=()):
+    """The name and class of each section that has one class and a default."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.default, ConfigModel):
+            yield (*prefix, name), field.default
+            yield from _sections(type(field.default), (*prefix, name))
+
+
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig])
+def test_a_section_of_one_key_keeps_the_defaults_of_the_others(schema):
+    found = dict(_sections(schema))
+    assert ("watchdog",) in found
+    for key, default in found.items():
+        named = {"name": default.name} if isinstance(default, NamedConfig) else {}
+        assert type(default)(**named) == default, key
 
 
 @settings(max_examples=60, deadline=None)
