@@ -26,7 +26,7 @@ sample: $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -m "not nightly"
 OTHERS := $(VENV)/other-tests.log
 test: $(VENV)/.ready lint docs
-	@{ OMP_NUM_THREADS=1 nice -n 10 $(PYTEST) --durations=5 -n 2 --dist loadfile tests/unit tests/parity; unit=$$?; \
+	@{ nice -n 10 $(PYTEST) --durations=5 -n 2 --dist loadfile tests/unit tests/parity; unit=$$?; \
 	nice -n 10 $(PYTEST) --durations=10 tests/integration && exit $$unit; } >$(OTHERS) 2>&1 & others=$$!; \
 	trap 'trap - TERM; kill 0' INT TERM; \
 	$(PYTEST) --durations=15 tests/distributed; code=$$?; \

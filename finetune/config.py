@@ -21,19 +21,19 @@ from shards.config.fields import (
     Plugins,
     Positive,
     Rate,
-    Says,
     Scale,
     Seed,
     Switch,
     Threads,
     Weight,
+    Wording,
     expand_path,
 )
 
 Protocol = Literal["knn", "frozen", "adapter", "blocks", "full"]
 Align = Literal["nearest"]
 Group = Literal["location", "scene"]
-TaskName = Annotated[str, AfterValidator(expand_path), Says("the name of a task, or the path of its file")]
+TaskName = Annotated[str, AfterValidator(expand_path), Wording("the name of a task, or the path of its file")]
 
 
 class LabeledDataConfig(ConfigModel):
@@ -79,9 +79,9 @@ class LabeledDataConfig(ConfigModel):
         if sum(given) != 1 or (self.labels and not self.images):
             raise ValueError("give one of .root, .shards, or .images with .labels")
         if self.shards is not None and self.splits:
-            raise ValueError(".shards carry their splits: leave .splits out")
+            raise ValueError(".shards contain their splits: remove .splits")
         if self.shards is not None and (self.align or self.label_field or self.label_layer):
-            raise ValueError(".shards carry their labels as packed: leave .align, .label_field and .label_layer out")
+            raise ValueError(".shards contain their labels: remove .align, .label_field and .label_layer")
         return self
 
 
@@ -130,7 +130,8 @@ class FullConfig(ConfigModel):
     """Head to train; null for the task's published head."""
     start: Literal["probe", "random"] = "probe"
     """Initialization of the head: ``probe`` starts from the frozen protocol's head on the same encoder and tiles
-    (LP-FT, arXiv 2202.10054), ``random`` draws its weights from the seed."""
+    (LP-FT, arXiv 2202.10054), ``random`` draws its weights from the seed. The random-init baseline is always trained
+    from scratch: with ``random``, ``bn: adapt`` and ``layer_decay: 1``."""
     lrs: Choices[Rate] = (1e-4,)
     """Learning rates; each is trained, and the best one on validation is used."""
     weight_decay: Weight = 0.05
@@ -142,8 +143,9 @@ class FullConfig(ConfigModel):
     micro_batch: Positive | None = None
     """Tiles per forward and backward pass of a process; null for the full batch of a step."""
     bn: Literal["frozen", "adapt"] = "frozen"
-    """``frozen`` keeps the running statistics of the encoder's batch norms, so that training begins with the features
-    that the head was fitted to; ``adapt`` normalizes with batch statistics and updates the running ones."""
+    """``frozen`` keeps the running statistics of batch norms, in the encoder and in a head that starts from the probe,
+    so that training begins with exactly what the probe computes; ``adapt`` normalizes with batch statistics and
+    updates the running ones."""
     bn_group: Positive = 4
     """Number of samples that share batch-norm statistics."""
     warmup_epochs: NotNegative = 5
@@ -234,7 +236,7 @@ class FinetuneConfig(ConfigModel):
         if self.recipe == "ours" and self.full.warmup_epochs > self.full.epochs:
             raise ValueError(
                 f"full.warmup_epochs {self.full.warmup_epochs} must be at most full.epochs {self.full.epochs}: lower "
-                "the one, or raise the other"
+                "it, or raise full.epochs"
             )
         return self
 

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is loaded, here and in all processes that tests start: the waiting threads of OpenMP spin, and where
+# processes share the cores, most of the processor time goes to that. Commands set what their config says.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SPECTRALFORGE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 

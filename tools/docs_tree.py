@@ -28,7 +28,7 @@ def _section(package: str, rooms: list[str]) -> str:
     inside += [path.stem for path in sorted(folder.glob("*.py")) if not path.stem.startswith("__")]
     names = dict.fromkeys((*rooms, *inside))
     rows = "".join(f"| `{package}/{_shown(folder / name)}` | {_summary(folder / name)} |\n" for name in names)
-    return f"\n## {package}\n\n{_summary(folder)}\n\n| | |\n|---|---|\n{rows}"
+    return f"\n## {package}\n\n{_summary(folder)}\n\n| Path | Contents |\n|---|---|\n{rows}"
 
 
 def _layers() -> dict[str, list[str]]:
@@ -37,7 +37,9 @@ def _layers() -> dict[str, list[str]]:
     setup.read(REPOSITORY / "setup.cfg", encoding="utf-8")
     contracts = [setup[name] for name in setup.sections() if name.startswith("importlinter:contract")]
     return {
-        one.get("containers", ""): list(_names(one["layers"])) for one in contracts if one["type"].strip() == "layers"
+        contract.get("containers", ""): list(_names(contract["layers"]))
+        for contract in contracts
+        if contract["type"].strip() == "layers"
     }
 
 

@@ -15,7 +15,7 @@ from finetune.encoders.encoder import EncoderFile, initialize_as_pretraining
 from finetune.encoders.features import FeatureStore
 from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.evaluation.collector import Collector
-from finetune.evaluation.recipe import Recipe, adapting
+from finetune.evaluation.recipe import Recipe, adapting, from_scratch
 from finetune.heads.build import build_head, fit_to_labels
 from finetune.heads.registry import HeadConfig
 from finetune.losses.loss import Loss, build_loss
@@ -143,9 +143,13 @@ class EvaluationContext:
         """Return whether a protocol runs the encoder in every step instead of computing features once."""
         return protocol != "knn" and (protocol != "frozen" or self.recipe.frozen.bn == "adapt")
 
-    def tuning(self, protocol: str) -> tuple[FullConfig, HeadConfig]:
-        """Return the recipe and head of a protocol that runs the encoder in every step."""
-        recipe = self.recipe
+    def tuning(self, protocol: str, encoder: str) -> tuple[FullConfig, HeadConfig]:
+        """Return the recipe and head of a protocol that runs the encoder in every step.
+
+        The random-init baseline is trained from scratch: it has no features that a random head could distort, no
+        statistics in its batch norms, and no reason to train its lower layers less than the upper ones.
+        """
+        recipe = self.recipe if encoder == "pretrained" else from_scratch(self.recipe)
         if protocol == "frozen":
             return adapting(recipe.frozen, recipe.full), recipe.heads[0]
         return recipe.full, recipe.full_head

@@ -1,6 +1,6 @@
 """The recipe of an evaluation: the config's own values, or the task's published ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.config import FinetuneConfig, FrozenConfig, FullConfig
 from finetune.heads.registry import HeadConfig, head_config, heads_for
@@ -41,14 +41,26 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool)
     published_head = head_config(kind.published_heads[0 if is_transformer else 1])
     frozen, full, select, loss = config.frozen, config.full, config.select, config.loss
     if config.recipe == "published":
-        told = kind.task.published
-        if told is None:
+        published = kind.task.published
+        if published is None:
             raise ConfigError(f"key 'recipe': published, but task {kind.task.name} has none: use ours")
-        shared = {"lrs": (told.lr,), "weight_decay": told.weight_decay, "epochs": told.epochs, "batch": told.batch}
+        shared = {
+            "lrs": (published.lr,),
+            "weight_decay": published.weight_decay,
+            "epochs": published.epochs,
+            "batch": published.batch,
+        }
         frozen = frozen.model_copy(update=shared | {"bn": "adapt", "heads": None, "evaluate_every": 1})
-        own = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0, "head": None, "micro_batch": None}
-        of_task = {"crop_scale": told.crop_scale, "evaluate_every": 1, "start": "random", "bn": "adapt"}
-        full = full.model_copy(update=shared | own | of_task)
+        fixed = {
+            "warmup_epochs": 0,
+            "layer_decay": 1.0,
+            "drop_path": 0.0,
+            "clip": 0.0,
+            "head": None,
+            "micro_batch": None,
+        }
+        of_task = {"crop_scale": published.crop_scale, "evaluate_every": 1, "start": "random", "bn": "adapt"}
+        full = full.model_copy(update=shared | fixed | of_task)
         select, loss = "loss", None
     heads = frozen.heads or (published_head,)
     for key, chosen in (("frozen.heads", heads), ("full.head", (full.head or published_head,))):
@@ -62,7 +74,7 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool)
 
 def _check_name(key: str, name: str, what: str, kind: TaskKind, known: list[str]) -> None:
     if name not in known:
-        raise ConfigError(f"key '{key}': {name} is no {what} for {kind.task.kind}: choose from {', '.join(known)}")
+        raise ConfigError(f"key '{key}': {name} is not a {what} for {kind.task.kind}: choose from {', '.join(known)}")
 
 
 def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
@@ -70,8 +82,13 @@ def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
     if isinstance(weights, tuple) and len(weights) != kind.outputs:
         raise ConfigError(
             f"key 'loss.class_weights': {len(weights)} weights for the {kind.outputs} classes of task "
-            f"{kind.task.name}: give one for each, or balanced"
+            f"{kind.task.name}: give one per class, or balanced"
         )
+
+
+def from_scratch(recipe: Recipe) -> Recipe:
+    """Return the recipe for an encoder without pretrained weights."""
+    return replace(recipe, full=recipe.full.model_copy(update={"start": "random", "bn": "adapt", "layer_decay": 1.0}))
 
 
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:

@@ -21,7 +21,7 @@ class HeadConfig(NamedConfig):
         return " ".join([self.name, *(f"{key}={value}" for key, value in self._options.items())])
 
     def to_plain(self) -> Any:
-        """Return what a config says: the name alone where all options have their defaults, else a mapping."""
+        """Return a config as a plain value: only the name if all options have their defaults, else a mapping."""
         return {"name": self.name, **self._options} if self._options else self.name
 
     @property

@@ -23,7 +23,7 @@ class LossConfig(NamedConfig):
     """Whether labels must be maps."""
 
     def to_plain(self) -> Any:
-        """Return what a config says: the name alone where all options have their defaults, else a mapping."""
+        """Return a config as a plain value: only the name if all options have their defaults, else a mapping."""
         options = self.model_dump(mode="json", exclude_defaults=True)
         return {"name": self.name, **options} if options.keys() - {"name"} else self.name
 
@@ -62,7 +62,7 @@ class DiceConfig(WeightedLossConfig):
     forms = ("class",)
     needs_map = True
     cross_entropy: Weight = 1.0
-    """Factor of the cross-entropy that is added; 0 for dice alone."""
+    """Factor of the cross-entropy that is added; 0 for dice only."""
 
 
 class TargetLossConfig(LossConfig):

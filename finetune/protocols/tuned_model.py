@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from finetune.config import FullConfig
 from finetune.encoders.model_file import TaskModel
 from finetune.losses.loss import Loss
 
@@ -13,30 +14,30 @@ class TunedModel(nn.Module):
         model: encoder and head, on the CPU.
         loss: loss of the task.
         trained: part of the encoder to train: full, blocks, adapter or none.
-        first_blocks: number of blocks to train with ``blocks``.
-        bn: ``adapt`` lets the batch norms of trained parts, or of all if none is trained, use and update batch
-            statistics; ``frozen`` uses the running statistics of the encoder as they are.
+        recipe: ``bn: adapt`` lets the batch norms of trained parts, or of all if no part of the encoder is trained, use
+            and update batch statistics; with ``frozen`` the encoder, and a head that starts from the probe, keep their
+            running statistics.
     """
 
-    def __init__(self, model: TaskModel, loss: Loss, trained: str, first_blocks: int, bn: str) -> None:
+    def __init__(self, model: TaskModel, loss: Loss, trained: str, recipe: FullConfig) -> None:
         super().__init__()
         assert model.head is not None
-        self.encoder, self.head, self.loss, self.bn = model.encoder, model.head, loss, bn
-        self.whole = trained in ("full", "none")
+        self.encoder, self.head, self.loss = model.encoder, model.head, loss
+        self.trains_all = trained in ("full", "none")
+        settled = [] if recipe.bn == "adapt" else [self.encoder, *([self.head] if recipe.start == "probe" else [])]
+        self.frozen_norms = [norm for part in settled for norm in part.modules() if hasattr(norm, "running_mean")]
         for name, parameter in self.encoder.named_parameters():
-            parameter.requires_grad_(_learns(name, trained, first_blocks))
+            parameter.requires_grad_(_learns(name, trained, recipe.first_blocks))
         self.train()
 
     def train(self, mode: bool = True) -> "TunedModel":
         super().train(mode)
-        if mode and not self.whole:
+        if mode and not self.trains_all:
             for part in self.encoder.modules():
-                own = list(part.parameters())
-                part.training = any(one.requires_grad for one in own)
-        if self.bn == "frozen":
-            for part in self.encoder.modules():
-                if hasattr(part, "running_mean"):
-                    part.training = False
+                parameters = list(part.parameters())
+                part.training = any(parameter.requires_grad for parameter in parameters)
+        for norm in self.frozen_norms:
+            norm.training = False
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

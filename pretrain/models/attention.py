@@ -45,7 +45,7 @@ def attention(
 
 
 def check_backend(backend: Backend, device: torch.device) -> None:
-    """Raise ConfigError where a backend can't run on this device."""
+    """Raise ConfigError if a backend can't run on this device."""
     if backend != "xformers":
         return
     if device.type != "cuda":
@@ -91,7 +91,7 @@ def _block_diagonal(seqlens: tuple[tuple[int, int], ...]) -> Any:
 
 @cache
 def _xformers() -> Callable[..., Tensor] | None:
-    """Return xformers' kernel, or None where it isn't installed."""
+    """Return xformers' kernel, or None if it isn't installed."""
     try:
         from xformers.ops import memory_efficient_attention
     except ImportError:

@@ -41,10 +41,15 @@ def compiling(enabled: bool = True) -> Generator[None, None, None]:
 
 def compilable(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
     """Decorate a function of tensors that runs compiled inside of `compiling`."""
-    compiled = torch.compile(function, dynamic=True)
+    compiled: Callable[Inputs, Output] | None = None
 
     @wraps(function)
     def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
-        return (compiled if is_compiling() else function)(*args, **kwargs)
+        nonlocal compiled
+        if not is_compiling() or torch.compiler.is_compiling():  # a compiled caller takes in the function as it is
+            return function(*args, **kwargs)
+        if compiled is None:  # not before: torch.compile loads the compiler, which takes seconds
+            compiled = torch.compile(function, dynamic=True)
+        return compiled(*args, **kwargs)
 
     return call

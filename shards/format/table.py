@@ -119,7 +119,7 @@ def _are_columns(dtype: np.dtype) -> bool:
     )
 
 
-def check_places(table: np.ndarray, sizes: Sequence[int]) -> None:
+def check_spans(table: np.ndarray, sizes: Sequence[int]) -> None:
     """Raise ValueError unless every row lies within its shard; ``sizes`` are the shard sizes in bytes."""
     if not len(table):
         return

@@ -43,8 +43,8 @@ def _weights(center: float, width: float, bands: np.ndarray, widths: np.ndarray)
         weights = np.exp(exponents - exponents.max()) * spacing  # beyond the ends, all of them may be close to 0
         return weights / weights.sum()
     weights = np.zeros(len(bands))
-    place = float(np.interp(center, bands, np.arange(len(bands))))
-    below = int(place)
-    weights[below] += 1 - (place - below)
-    weights[min(below + 1, len(bands) - 1)] += place - below
+    position = float(np.interp(center, bands, np.arange(len(bands))))
+    below = int(position)
+    weights[below] += 1 - (position - below)
+    weights[min(below + 1, len(bands) - 1)] += position - below
     return weights

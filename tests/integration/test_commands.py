@@ -117,7 +117,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path, shards: P
     for seal in (lost / "checkpoints").glob("*/checkpoint.json"):
         seal.unlink()
     done = run(*command(lost))
-    assert "no whole checkpoint left" in error_lines(done)[0]
+    assert "no complete checkpoint left" in error_lines(done)[0]
     assert done.returncode == 2
 
 

@@ -110,6 +110,6 @@ def test_one_ranks_failure_is_gathered_and_a_hanging_rank_is_named() -> None:
     assert "): /data: Permission denied\n" in printed and printed.startswith("failure: rank 1 (")
     found = rows(printed)
     assert found["clocks"][0] == "green" and found["bandwidth"][0] == "green"
-    assert found["shards"][0] == "red" and "not all ranks were done" in found["shards"][1]
-    assert "is late: still at 'shards'" in outputs[1][1] and "late" not in outputs[0][1]
+    assert found["shards"][0] == "red" and "not all ranks finished" in found["shards"][1]
+    assert "is late: still in 'shards'" in outputs[1][1] and "late" not in outputs[0][1]
     assert [rank.returncode for rank in ranks] == [1, 1]

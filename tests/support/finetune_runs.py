@@ -4,6 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from support.zero_runs import make_shallow
+
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluator
 from pretrain.engine.zero import init_distributed
@@ -42,6 +46,7 @@ def run(job: dict) -> None:
 
 if __name__ == "__main__":
     init_distributed()
+    make_shallow()
     for one in json.loads(Path(sys.argv[1]).read_text()):
         run(one)
     sys.stdout.flush()

@@ -82,10 +82,10 @@ class TaskKind(ABC):
 
     @classmethod
     def check(cls, task: Task) -> None:
-        """Raise ValueError where a task file lacks what the kind needs."""
-        other = "classes" if cls.outputs_are == "targets" else "targets"
-        if not getattr(task, cls.outputs_are) or getattr(task, other):
-            raise ValueError(f".kind {task.kind} needs .{cls.outputs_are} and no .{other}")
+        """Raise ValueError if a task file lacks what the kind needs."""
+        excluded = "classes" if cls.outputs_are == "targets" else "targets"
+        if not getattr(task, cls.outputs_are) or getattr(task, excluded):
+            raise ValueError(f".kind {task.kind} needs .{cls.outputs_are} and no .{excluded}")
 
     @property
     def is_dense(self) -> bool:

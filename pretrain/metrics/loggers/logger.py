@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from pretrain.config.loggers import LoggerConfig
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Logger(ABC):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars of a step; a step may have several records with different names."""
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:  # noqa: B027  # optional
+    def figure(self, step: int, name: str, figure: "Figure") -> None:  # noqa: B027  # optional
         """Log a figure."""
 
     def close(self) -> None:  # noqa: B027  # optional
@@ -68,6 +69,6 @@ class Logger(ABC):
 def missing_package(logger: str, package: str) -> ConfigError:
     """Return the error of a logger whose package is not installed."""
     return ConfigError(
-        f"key 'log.loggers': {logger} needs the package {package}: pip install 'spectralforge[loggers]', or leave "
-        f"{logger} out"
+        f"key 'log.loggers': {logger} needs the package {package}: pip install 'spectralforge[loggers]', or remove "
+        f"{logger}"
     )

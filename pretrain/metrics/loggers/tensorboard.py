@@ -8,12 +8,14 @@ import os
 import socket
 import struct
 import time
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from pretrain.config.loggers import LoggerConfig
 from pretrain.metrics.loggers.logger import LoggedRun, Logger
 from shards.files.journal import Journal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class TensorBoard(Logger):
@@ -37,7 +39,7 @@ class TensorBoard(Logger):
 
         self._add(step, Summary(value=[Summary.Value(tag=name, simple_value=one) for name, one in values.items()]))
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
+    def figure(self, step: int, name: str, figure: "Figure") -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         picture = io.BytesIO()

@@ -108,7 +108,7 @@ def test_what_does_not_fit_says_what_is_in_the_way(problem):
     missing = [plan for plan in plans if plan.reason]
     assert missing and not all(plan.reason for plan in plans)
     assert all(plan.moment.total > 0.94 * memory for plan in missing)
-    assert "GB too many; most are" in missing[0].reason
+    assert "GB too much; the largest part is" in missing[0].reason
     fitting = [plan.time.tiles_per_s for plan in plans if not plan.reason]
     assert fitting == sorted(fitting, reverse=True)
 
@@ -169,7 +169,7 @@ def test_a_giant_needs_more_than_one_small_gpu(written, capsys):
         (["--gpus", "8"], "--gpus 8: expected NODESxGPUS, such as 4x8"),
         (["--gpus", "0x8"], "--gpus 0x8: expected NODESxGPUS"),
         (["--gpu", "custom"], "--gpu custom needs --gpu-memory"),
-        (["--gpu-memory", "80"], "--gpu-memory: it describes --gpu custom"),
+        (["--gpu-memory", "80"], "--gpu-memory: it applies only to --gpu custom"),
         (["--gpus", "3x8"], "train.global_batch 64 must be a multiple of 24 GPUs x model.bn_group 4"),
         (["--stream", "absent.json"], "--stream absent.json: can't read it"),
     ],
@@ -193,4 +193,4 @@ def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
 def test_other_objectives_are_refused(config, tmp_path, capsys):
     path = tmp_path / "dino.yaml"
     path.write_text(dump_config(PretrainConfig.model_validate(TINY | {"objective": {"name": "dino"}})))
-    assert "objective.name dino: the planner plans mae only" in refused(main, capsys, "--config", str(path))
+    assert "objective.name dino: the planner supports only mae" in refused(main, capsys, "--config", str(path))

@@ -84,8 +84,8 @@ def test_table_and_file(tmp_path, capsys):
             "--models vit_tiny: a model with a spectral stem and patches is one of",
         ),
         (["--image-size", "30"], "model.patch_size 4 does not divide model.image_size 30"),
-        (["--mask-ratios", "0.99", "--image-size", "16"], "leaves none of 16 patches visible"),
-        (["--ways", "ours,zero2"], "--ways zero2: it is one of plain, ours, zero1, zero3"),
+        (["--mask-ratios", "0.99", "--image-size", "16"], "leaves none of the 16 patches visible"),
+        (["--ways", "ours,zero2"], "--ways zero2: choose from plain, ours, zero1, zero3"),
     ],
 )
 def test_misuse_is_one_line(arguments, error, capsys):

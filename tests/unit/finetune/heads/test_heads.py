@@ -139,7 +139,7 @@ def test_a_head_of_standardized_targets_speaks_in_their_unit():
 
 
 def test_a_head_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="head 'mlp' is none for segmentation: choose from conv, fcn, linear"):
+    with pytest.raises(ValueError, match="head 'mlp' is not a head for segmentation: choose from conv, fcn, linear"):
         build_head("mlp", KINDS["segmentation"], 24, 4)
 
 

@@ -138,7 +138,7 @@ def test_each_place_of_a_map_tells_of_its_own_patch(name, patch, bands):
 
 @torch.no_grad()
 def test_an_image_that_patches_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="10 x 16 px do not divide into patches of 4 px"):
+    with pytest.raises(ValueError, match="10 x 16 px can't be divided into patches of 4 px"):
         _drawn()(drawn(1, 100, 10, 16))
 
 
@@ -160,10 +160,10 @@ def test_intermediate_layers(name):
         for (patches, cls), number in zip(layers, numbers, strict=True):
             assert torch.equal(torch.cat([cls, patches], 1), outputs[number])
     for wrong in (0, 13):
-        with pytest.raises(ValueError, match=f"the last {wrong} layers were asked for; this encoder has 12"):
+        with pytest.raises(ValueError, match=f"the last {wrong} layers were requested, but this encoder has 12"):
             encoder.get_intermediate_layers(images, n=wrong)
     for wrong in (12, -13):
-        with pytest.raises(ValueError, match=f"layer {wrong} was asked for; this encoder has layers 0 to 11"):
+        with pytest.raises(ValueError, match=f"layer {wrong} was requested, but this encoder has layers 0 to 11"):
             encoder.get_intermediate_layers(images, n=[0, wrong])
 
 

@@ -35,8 +35,8 @@ def test_a_missing_band_is_named(encoder):
 @pytest.mark.parametrize(
     ("shape", "wavelengths", "says"),
     [
-        ((1, BANDS + 1, SIZE, SIZE), None, "name theirs with wavelengths_nm"),
-        ((1, BANDS, SIZE, SIZE), [400.0], "give one for each band"),
+        ((1, BANDS + 1, SIZE, SIZE), None, "describe them with wavelengths_nm"),
+        ((1, BANDS, SIZE, SIZE), [400.0], "give one per band"),
         ((1, BANDS, SIZE, SIZE + 3), None, "takes multiples of 4 px"),
         ((BANDS, SIZE), None, "give .B, bands, height, width."),
     ],

@@ -101,7 +101,7 @@ def test_a_registered_sensor_is_a_target_too():
     [
         (_line(NM), NM[:-1], None, "105 wavelengths were given"),
         (_line(NM), np.where(NM == 500, np.nan, NM), None, "nan for band 21"),
-        (_line(NM), np.where(NM == 500, 495, NM), None, "both lie at 495 nm"),
+        (_line(NM), np.where(NM == 500, 495, NM), None, "are both at 495 nm"),
         (_line(NM), NM, [5.0], "1 widths for 106 wavelengths"),
         (_line(NM), NM, [-5.0] * len(NM), "fwhm_nm: -5 for band 0"),
         (_line(NM).transpose(1, 2, 0), NM, None, "numpy.moveaxis"),

@@ -105,7 +105,7 @@ def test_a_damaged_source_is_named_and_read_through(make, server, folder, files,
     assert storage.staged == 5
     assert capfd.readouterr().err == (
         f"warning: not staged: {server.url}/{NAMES[1]}: "
-        "twice other bytes than were packed (SHA-256); copy or pack it again\n"
+        "its SHA-256 differed twice from the packed one; copy or pack it again\n"
     )
     (folder / NAMES[5]).unlink()
     storage.prefetch(NAMES)  # as the next epoch does

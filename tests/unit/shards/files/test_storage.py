@@ -77,7 +77,7 @@ def test_a_file_url_is_unquoted(tmp_path):
 @pytest.mark.parametrize("offset", [SIZE - 10, SIZE, SIZE + 5])
 def test_a_file_that_ends_early_is_an_error(origin, server, kind, offset):
     source = open_storage({"path": origin, "http": server.url}.get(kind) or _memory(origin))
-    with pytest.raises(ShardError, match=f"cut short: 20 bytes wanted at offset {offset}, the file has {SIZE}; "):
+    with pytest.raises(ShardError, match=f"cut short: 20 bytes requested at offset {offset}, file has {SIZE}; "):
         read_range(source, STORED[0], offset, 20)
 
 
@@ -107,7 +107,7 @@ def test_a_file_cut_while_open_is_an_error(tmp_path):
     source = LocalStorage(tmp_path)
     read_range(source, "a", 0, 1000)
     os.truncate(tmp_path / "a", 400)
-    with pytest.raises(ShardError, match="1000 bytes wanted at offset 0, the file has 400"):
+    with pytest.raises(ShardError, match="1000 bytes requested at offset 0, file has 400"):
         read_range(source, "a", 0, 1000)
 
 
@@ -187,7 +187,7 @@ def test_a_server_without_ranges_is_named_before_it_sends_the_file(origin, serve
     assert remote.read(STORED[0]) == (origin / STORED[0]).read_bytes()
     server.hold_after = 0  # nothing more is sent: the headers say enough
     for offset, length in (0, 100), (100, 100), (100, SIZE):
-        with pytest.raises(ShardError, match=f"{STORED[0]}: the server sends the whole file where a range"):
+        with pytest.raises(ShardError, match=f"{STORED[0]}: the server ignores range requests"):
             read_range(remote, STORED[0], offset, length)
     assert not pauses
 
@@ -195,7 +195,7 @@ def test_a_server_without_ranges_is_named_before_it_sends_the_file(origin, serve
 def test_a_longer_answer_from_any_backend_is_an_error(origin, monkeypatch):
     remote = RemoteStorage(_memory(origin))
     monkeypatch.setattr(type(remote._filesystem), "cat_file", lambda self, path, **_: bytes(SIZE))
-    with pytest.raises(ShardError, match="the server sends the whole file where a range was asked for"):
+    with pytest.raises(ShardError, match="the server ignores range requests and sends the complete file"):
         read_range(remote, STORED[0], 0, 10)
 
 

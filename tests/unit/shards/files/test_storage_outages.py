@@ -37,7 +37,7 @@ def test_after_minutes_the_error_says_what_happened(server, remote, pauses):
     attempts = server.requests[STORED[0]]
     assert re.fullmatch(
         rf"{server.url}/{STORED[0]}: can't be read at offset 1234: {attempts} attempts in \d+ s, the last one: "
-        "HTTP 503 Service Unavailable; check the network and the server, and start the command again",
+        "HTTP 503 Service Unavailable; check the network and the server, and run the command again",
         str(raised.value),
     )
     assert PATIENCE_S <= sum(pauses) < PATIENCE_S + LONGEST_PAUSE_S
@@ -65,7 +65,7 @@ def test_an_outage_is_told_once_and_its_end_once(origin, server, remote, capsys)
             assert len(data) == 10
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2, lines
-    assert re.search(r"no answer for \d+ s \(HTTP 503 .*\); tried again for 600 s", lines[0])
+    assert re.search(r"no answer for \d+ s \(HTTP 503 .*\); retrying for 600 s", lines[0])
     assert lines[1].startswith(f"warning: {server.url}: answers again")
 
 

@@ -130,7 +130,7 @@ def test_bad_tiles_are_set_aside_named_and_counted_and_too_many_are_no_dataset(a
     assert main([*command, "--max-bad", "0.2"]) == 0
     named = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: set aside: ")]
     assert len(named) == 2
-    assert any(str(source / "enmap/0150003/04411.tif") in line and "is no whole number" in line for line in named)
+    assert any(str(source / "enmap/0150003/04411.tif") in line and "is not a whole number" in line for line in named)
     assert {name: stamp for name, stamp in stamps(dest).items() if name in before} == before
     assert (read_manifest(dest).tiles, read_manifest(dest).rejected) == (8, 2)
     reader = ShardReader(dest)

@@ -146,7 +146,7 @@ def test_a_merge_before_all_parts_are_done_names_what_is_missing(archive, tmp_pa
     pack_part(archive[0], tmp_path / "shards", CONFIG, Part(1, 2))
     assert main(["merge", str(tmp_path / "shards"), "--workers", "1"]) == 2
     (line,) = error_lines(capfd.readouterr().err)
-    assert "1 shards are not written yet, e.g. shard-000001.tar" in line
+    assert "1 shards are missing, e.g. shard-000001.tar" in line
 
 
 def test_append_adds_new_shards_and_leaves_the_old_ones_alone(archive, copy, tmp_path):

@@ -66,7 +66,7 @@ def test_a_pack_killed_before_its_first_file_was_whole_continues(packed, archive
 @pytest.mark.parametrize("change", [{"tiles_per_shard": 4}, {"seed": 1}, {"size": 16}])
 def test_a_folder_packed_with_other_options_is_refused_and_left_alone(copy, archive, change):
     before = stamps(copy)
-    with pytest.raises(ShardError, match=re.escape(f"{copy}: was packed from other options")):
+    with pytest.raises(ShardError, match=re.escape(f"{copy}: was packed with other options")):
         pack(archive[0], copy, CONFIG.model_copy(update=change))
     assert stamps(copy) == before
 
@@ -92,7 +92,7 @@ def test_a_folder_packed_from_other_tiles_is_refused(copy, archive, tmp_path, ch
 
 def test_a_foreign_folder_is_refused_and_left_alone(archive, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ShardError, match="not empty and not begun by pack"):
+    with pytest.raises(ShardError, match="not empty and not written by pack"):
         pack(archive[0], tmp_path, CONFIG)
     assert folder_bytes(tmp_path) == {"thesis.txt": b"mine"}
 

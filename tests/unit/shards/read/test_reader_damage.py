@@ -99,7 +99,7 @@ def _edit(path, change):
 def test_another_format_number_is_refused_and_named(copy, name, number):
     _edit(copy / name, lambda data: data.update(format=number))
     message = refusal(lambda: ShardReader(copy))
-    assert message.startswith(f"{copy / name}: format {number}, this version reads 2")
+    assert message.startswith(f"{copy / name}: format {number}, but this version reads 2")
 
 
 @pytest.mark.parametrize("name", [MANIFEST])

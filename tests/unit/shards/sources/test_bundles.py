@@ -205,7 +205,7 @@ def test_a_scene_is_cut_into_tiles_at_their_true_places(mosaic, tmp_path, capsys
         os.rename(path.with_suffix(".hdr"), f"{path}.hdr")
     source, dest = path if alone else path.parent, tmp_path / "shards"
     assert main(["pack", str(source), str(dest), "--size", "6", "--workers", "1"]) == 0
-    assert f"{19 * 14 - 6 * 36} px at the rims of scenes left out" in capsys.readouterr().out
+    assert f"{19 * 14 - 6 * 36} px at the rims of scenes excluded" in capsys.readouterr().out
     found = read_all(dest)
     assert found.keys() == {f"mosaic-{row}-{column}_00000" for row in range(3) for column in range(2)}
     np.testing.assert_array_equal(found["mosaic-2-1_00000"], mosaic[:, 12:18, 6:12])
@@ -225,7 +225,7 @@ def test_a_tile_that_holds_nothing_is_left_out_and_told(mosaic, tmp_path, capsys
     values[:, :6, :6] = NODATA
     path = write_envi(tmp_path / "mosaic.tif", values, "GTiff")
     assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "6", "--workers", "1"]) == 0
-    assert "packed 5 tiles" in (told := capsys.readouterr().out) and "1 left out for no measured pixel" in told
+    assert "packed 5 tiles" in (told := capsys.readouterr().out) and "1 excluded \(no measured pixel\)" in told
 
 
 def test_scenes_tiles_and_smaller_rasters_beside_each_other(mosaic, tmp_path):
@@ -242,7 +242,7 @@ def test_scenes_tiles_and_smaller_rasters_beside_each_other(mosaic, tmp_path):
 def test_a_scene_with_other_bands_is_set_aside_with_the_reason(mosaic, tmp_path, capfd):
     path = write_envi(tmp_path / "rgb.tif", mosaic[:3], "GTiff")
     assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "6", "--workers", "1"]) == 1
-    assert "3 bands and no wavelengths" in capfd.readouterr().err
+    assert "3 bands without wavelengths" in capfd.readouterr().err
 
 
 def test_without_a_size_the_advice_is_to_give_one_and_it_works(mosaic, tmp_path, capfd):

@@ -309,12 +309,12 @@ def test_a_link_that_leads_nowhere_is_a_tile_that_cannot_be_read(tmp_path):
 def test_a_file_beside_an_envi_header_is_a_raster(tmp_path, names, found):
     touch(tmp_path, *names)
     lines = []
-    assert [tile.path for tile in find_tiles(tmp_path, "enmap", tell=lines.append)] == found
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap", warn=lines.append)] == found
     assert lines == []
 
 
 def test_headers_and_data_that_are_alone_are_told_in_a_line_each(tmp_path):
     touch(tmp_path, "a.tif", "b.hdr", "c.dat", "d.dat")
     lines = []
-    assert [tile.path for tile in find_tiles(tmp_path, "enmap", tell=lines.append)] == ["a.tif"]
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap", warn=lines.append)] == ["a.tif"]
     assert len(lines) == 2 and lines[0].startswith("b.hdr without its data") and "2 files, e.g. c.dat" in lines[1]

@@ -30,20 +30,20 @@ def test_where_limits_leave_nothing_the_option_is_named_and_it_works(product, tm
     assert main(command) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert "by --max-cloud 0.1" in line
-    assert main([*command, *line.rpartition("take all of them with ")[2].split()]) == 0
+    assert main([*command, *line.rpartition("include them with ")[2].split()]) == 0
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--splits", "."], "--splits does nothing without --labels"),
+        (["--splits", "."], "--splits has no effect without --labels"),
         (["--labels", "absent"], "absent: no such folder"),
         (["--labels", ".", "--splits", "absent"], "absent: no such folder"),
-        (["--labels", ".", "--pattern", "*.tif"], "--pattern does nothing with --labels"),
+        (["--labels", ".", "--pattern", "*.tif"], "--pattern has no effect with --labels"),
         (["--max-cloud", "0.5"], "--max-cloud is a limit on tiles cut from EnMAP L2A products"),
         (["--max-nodata", "none", "--dry-run"], "--max-nodata is a limit"),
-        (["--part", "1/2", "--dry-run"], "--part does nothing with --dry-run"),
-        (["--part", "1/2", "--max-bad", "0.5"], "--max-bad does nothing with --part"),
+        (["--part", "1/2", "--dry-run"], "--part has no effect with --dry-run"),
+        (["--part", "1/2", "--max-bad", "0.5"], "--max-bad has no effect with --part"),
         (["--append"], "nothing to append to"),
         (["--append", "--dry-run"], "nothing"),
         (["--pattern", "*.jp2"], "expected files like '*.jp2'"),

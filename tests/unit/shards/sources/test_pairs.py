@@ -69,7 +69,7 @@ def test_what_is_wrong_with_labels_or_split_files_is_named(labeled):
     with pytest.raises(SourceError, match=r"name enmap/0000017/00003\.tif twice \(test, train\)"):
         _labeled(labeled, labeled)
     (labeled / "test.txt").write_text("0000017/99999.tif\n0000231/00003.tif\n")
-    with pytest.raises(SourceError, match=r"1 of 2 tiles are not there, e\.g\. 0000017/99999\.tif"):
+    with pytest.raises(SourceError, match=r"1 of 2 tiles are missing, e\.g\. 0000017/99999\.tif"):
         _labeled(labeled, labeled)
     (labeled / "test.txt").unlink()
     with pytest.raises(SourceError, match="missing split file"):
@@ -83,7 +83,7 @@ def test_what_is_wrong_with_labels_or_split_files_is_named(labeled):
 
 
 def test_fields_of_polygons_are_refused_for_a_folder(labeled):
-    with pytest.raises(SourceError, match="label_field and label_layer are for polygons"):
+    with pytest.raises(SourceError, match="label_field and label_layer apply only to polygons"):
         find_labeled(labeled / "images", Labels(labeled / "labels", field="crop"), "enmap", 0)
 
 
@@ -140,13 +140,13 @@ def test_or_the_ending_of_one_path_alone(tmp_path, line):
 def test_a_line_that_could_be_two_tiles_is_an_error_with_both(tmp_path, line):
     with pytest.raises(SourceError) as raised:
         _names(tmp_path, line)
-    expected = f"'{line}' could be 2021/site/t0.tif or 2022/site/t0.tif: write more of its path"
+    expected = f"'{line}' could be 2021/site/t0.tif or 2022/site/t0.tif: write a longer part of its path"
     assert str(raised.value) == f"{tmp_path / 'train.txt'}: {expected}"
 
 
 @pytest.mark.parametrize("line", ["te/t0.tif", "2023/site/t0.tif", "2021/site", "/elsewhere/2021/site/t0.tif", "9.tif"])
 def test_a_line_that_names_no_tile_is_told(tmp_path, line):
-    with pytest.raises(SourceError, match="1 of 2 tiles are not there"):
+    with pytest.raises(SourceError, match="1 of 2 tiles are missing"):
         _names(tmp_path, "2021/site/t1.tif", line)
 
 

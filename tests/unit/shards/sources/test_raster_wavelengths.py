@@ -86,7 +86,7 @@ def test_bands_beside_those_that_are_wanted_do_no_harm(tmp_path, way):
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        ({"wavelength": "short"}, "wavelength 'short' in the band tags is no number"),
+        ({"wavelength": "short"}, "wavelength 'short' in the band tags is not a number"),
         ({"wavelength": "23687", "wavelength_units": "Wavenumber"}, "unit 'Wavenumber' in the band tags"),
         ({"bbl": "bad"}, "'bad' is neither 0 nor 1"),
     ],
@@ -104,7 +104,8 @@ def test_places_that_contradict_each_other_are_refused(tmp_path):
     WAYS["tags in nanometers"](path, ENMAP.wavelength_nm)
     WAYS["descriptions"](path, ENMAP.wavelength_nm[::-1])
     with pytest.raises(
-        TileError, match=r"band 1 lies at 418\.24 nm by the band tags, and at 2445\.\d+ nm by the band desc"
+        TileError,
+        match=r"band 1 is at 418\.24 nm according to the band tags, but at 2445\.\d+ nm according to the band desc",
     ):
         values_of(path)
 
@@ -119,7 +120,7 @@ def test_a_rounded_place_contradicts_no_exact_one(tmp_path):
 def test_wavelengths_of_some_bands_alone_are_refused(tmp_path):
     path = write(tmp_path / "a.tif", cube())
     tagged(path, ENMAP.wavelength_nm[:5], lambda center: {"wavelength": str(center)})
-    with pytest.raises(TileError, match="5 bands with a wavelength where 202 are wanted"):
+    with pytest.raises(TileError, match="5 bands have a wavelength, expected 202"):
         values_of(path)
 
 

@@ -165,7 +165,7 @@ def test_products_at_any_offset_have_the_same_pixels_at_the_same_place(products,
         ({"transform": Affine(10.0, 0.0, 366015.0, 0.0, -10.0, 5809965.0)}, "30 m pixels"),
         ({"transform": Affine(30.0, 1.0, 366015.0, 1.0, -30.0, 5809965.0)}, "north-up"),
         ({"crs": None}, "north-up UTM image"),
-        ({"count": 223}, "223 bands where METADATA.XML names 224"),
+        ({"count": 223}, "223 bands, but METADATA.XML lists 224"),
     ],
 )
 def test_an_image_of_another_kind_is_one_line(products, tmp_path, change, message):

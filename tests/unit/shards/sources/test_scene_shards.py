@@ -57,7 +57,7 @@ def test_products_become_shards_with_their_places_dates_and_quality(products, pa
 def test_parts_restarts_and_workers_make_the_same_bytes(products, packed, tmp_path):
     source = products[0].parent
     pack_part(source, tmp_path, CONFIG, Part(2, 2))
-    with pytest.raises(ShardError, match="is not read yet"):
+    with pytest.raises(ShardError, match="has not been read yet"):
         merge(tmp_path)
     mark = next((tmp_path / "spool-000").glob("*.done.json"))
     mark.unlink()  # as if it was killed just before it was done
@@ -102,7 +102,7 @@ def test_an_archive_that_ends_early_is_one_line_that_names_the_last_whole_member
     os.truncate(path, path.stat().st_size // 2)
     assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "16", "--workers", "1"]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert str(path) in line and "last whole member: spectral_earth/enmap/" in line
+    assert str(path) in line and "last complete member: spectral_earth/enmap/" in line
 
 
 def test_a_damaged_member_is_set_aside(tmp_path):
@@ -121,7 +121,7 @@ def test_the_same_tile_in_two_archives_is_refused(tmp_path):
     (tmp_path / "tars").mkdir()
     for name in ("a.tar", "b.tar"):
         _tar(tmp_path / "source", tmp_path / "tars" / name, "w")
-    with pytest.raises(ShardError, match="make the same sample key"):
+    with pytest.raises(ShardError, match="have the same sample key"):
         pack(tmp_path / "tars", tmp_path / "shards", PackConfig(size=8))
 
 

@@ -152,13 +152,13 @@ def test_codes_of_whole_tiles_become_indices_and_those_to_ignore_are_left_out():
     assert kind.encode(np.array(0)) is None
     assert kind.encode(np.array(NODATA)) is None
     problem = kind.find_problem(np.array(40))
-    assert problem == "label code 40 is no class of task t: add it to its classes, or to 'ignore'"
+    assert problem == "label code 40 is not a class of task t: add it to its classes, or to 'ignore'"
 
 
 def test_a_raster_of_other_bands_than_targets_is_a_problem():
     kind = _kind("pixel_regression")
     assert kind.find_problem(np.zeros((2, 4, 4))) is None
-    assert kind.find_problem(np.zeros((3, 4, 4))) == "a target raster of 3 bands for the 2 targets of task t"
+    assert kind.find_problem(np.zeros((3, 4, 4))) == "the target raster has 3 bands, but task t has 2 targets"
 
 
 def test_what_is_drawn_of_a_window():
@@ -179,7 +179,7 @@ def test_what_is_drawn_of_a_window():
     [
         ("classification", {"targets": TARGETS}, "needs 'classes' and no 'targets'"),
         ("pixel_regression", {"classes": CLASSES}, "needs 'targets' and no 'classes'"),
-        ("classification", {"classes": CLASSES[:1]}, "one class, 'class 1', can't be told from others"),
+        ("classification", {"classes": CLASSES[:1]}, "a single class, 'class 1', leaves nothing to distinguish"),
         ("segmentatoin", {"classes": CLASSES}, "unknown task kind 'segmentatoin': did you mean 'segmentation'"),
     ],
 )
