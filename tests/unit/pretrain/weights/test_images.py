@@ -211,7 +211,7 @@ def _changed(band: int, value: float):
         (_changed(57, -1.0), "-1 for band 57"),
         (_changed(4, 400.25), "bands 0 and 4 .from 0. are both at 400.25 nm"),
         (lambda nm: nm[:-1], "79 wavelengths were given"),
-        (lambda nm: nm[None], "of shape"),
+        (lambda nm: nm[None], "shape .1, 80.: give one number per band"),
         (lambda nm: ["blue"] * BANDS, "not a number for each band"),
         (lambda nm: np.ma.masked_less(nm, 401), "nan for band 0"),
         (lambda nm: nm + 500, "spectralforge.resample"),

@@ -116,7 +116,7 @@ def test_places_are_refused_exactly_where_a_tile_lies_beyond_its_shard(shards, s
     ends = [row[f"{part}offset"] + row[f"{part}length"] for rows in shards for row in rows for part in ("", "mask_")]
     sizes = np.full(len(shards), min(size, 2**64 - 1), "u8")
     if max(ends, default=0) <= sizes[0]:
-        table.check_places(joined, sizes)
+        table.check_spans(joined, sizes)
     else:
         with pytest.raises(ValueError, match="lies beyond the end of its shard"):
-            table.check_places(joined, sizes)
+            table.check_spans(joined, sizes)
