@@ -44,10 +44,8 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
         provenance["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
         del provenance["first_blocks"]
-    guard = config.guard
-    return provenance | {
-        "guard": [guard.window, guard.sigma]
-    }  # decides which steps are skipped; patience only ends a run
+    # the guard's window and sigma decide which steps are skipped; its patience only ends a run
+    return provenance | {"guard": [config.guard.window, config.guard.sigma]}
 
 
 def _values(section: ConfigModel) -> dict[str, Any]:
@@ -81,7 +79,7 @@ def task_hash(task: Task) -> str:
     classes = [[entry.name, list(entry.all_codes)] for entry in task.classes]
     targets = [[target.name, target.description, *([target.unit] if target.unit else [])] for target in task.targets]
     ignored = task.ignore if isinstance(task.ignore, str) else sorted(task.ignore)
-    return digest([task.kind, classes, targets, ignored])
+    return digest([task.kind.to_plain(), classes, targets, ignored])
 
 
 def differences(new: Provenance, old: Provenance) -> list[str]:

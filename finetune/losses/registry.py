@@ -22,11 +22,6 @@ class LossConfig(NamedConfig):
     needs_map: ClassVar[bool] = False
     """Whether labels must be maps."""
 
-    def to_plain(self) -> Any:
-        """Return a config as a plain value: only the name if all options have their defaults, else a mapping."""
-        options = self.model_dump(mode="json", exclude_defaults=True)
-        return {"name": self.name, **options} if options.keys() - {"name"} else self.name
-
 
 class WeightedLossConfig(LossConfig):
     """Options of a loss with class weights."""

@@ -130,7 +130,7 @@ def describe_map(model: TaskModel, scene: str) -> MapFormat:
     tags = {"scene": scene, "encoder": f"{encoder.architecture}, {encoder.objective or 'objective unknown'}"}
     if task is None:
         return MapFormat(_channels(model), "float32", math.nan, tags=tags)
-    tags |= {"task": task.name, "kind": task.kind}
+    tags |= {"task": task.name, "kind": task.kind.name}
     if kind_of(task).map == "values":
         units = tuple(target.unit for target in task.targets)
         return MapFormat(_channels(model), "float32", math.nan, tuple(task.outputs), tags, units=units)

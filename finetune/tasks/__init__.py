@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_serializer, model_validator
 
-from finetune.tasks.registry import TASK_KINDS
+from finetune.tasks.registry import TASK_KINDS, KindChoice, KindConfig
 from shards.config import ConfigModel, check_config, parse_values
 from shards.config.fields import (
     Code,
@@ -31,15 +31,6 @@ from shards.errors import ConfigError
 from shards.files.text import decode_text, read_text_file
 from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
-
-
-def _known_kind(name: str) -> str:
-    if name not in TASK_KINDS:
-        raise ValueError(TASK_KINDS.unknown(name))
-    return name
-
-
-KindName = Annotated[str, AfterValidator(_known_kind), Wording("the name of a kind of task")]
 
 
 def _hex_color(text: str) -> str:
@@ -120,7 +111,7 @@ class Task(ConfigModel):
     name: Name
     title: str = ""
     description: str
-    kind: KindName = "segmentation"
+    kind: KindChoice = KindConfig(name="segmentation")
     sensor: Name = "enmap"
     layout: Layout | None = None
     tiles: dict[str, NotNegative] = Field(default={})
@@ -132,7 +123,7 @@ class Task(ConfigModel):
 
     @model_validator(mode="after")
     def _kind_has_outputs(self) -> Self:
-        TASK_KINDS[self.kind].check(self)
+        TASK_KINDS[self.kind.name].check(self)
         return self
 
     @model_validator(mode="after")
@@ -147,6 +138,10 @@ class Task(ConfigModel):
         if any(NODATA in entry.all_codes for entry in self.classes):
             raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
         return self
+
+    @field_serializer("kind")
+    def _plain_kind(self, kind: KindConfig) -> Any:
+        return kind.to_plain()
 
     @property
     def outputs(self) -> list[str]:

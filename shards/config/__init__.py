@@ -47,6 +47,16 @@ class NamedConfig(ConfigModel):
     name: str
     """Name of the implementation."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain values."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return {key: value for key, value in values.items() if key != "name"}
+
+    def to_plain(self) -> Any:
+        """Return a config as a plain value: only the name if all options have their defaults, else a mapping."""
+        return {"name": self.name, **self.options} if self.options else self.name
+
 
 Schema = TypeVar("Schema", bound=ConfigModel)
 

@@ -53,7 +53,8 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
         case "union_tag_invalid":
             tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             near = _nearest(str(tag), re.findall(r"'([^']*)'", known))
-            return f"key '{key}.name': '{tag}' is not one of {known}{near or '; a plugin may add it'}"
+            key = key if isinstance(value, str) else f"{key}.name"
+            return f"key '{key}': '{tag}' is not one of {known}{near or '; a plugin may add it'}"
         case "union_tag_not_found":
             near_name = difflib.get_close_matches("name", map(str, value), n=1)
             return (

@@ -52,7 +52,7 @@ def test_windows_are_blended_whatever_the_batch(tmp_path, kind, overlap, scene_v
 
 def _blended(model, values, overlap):
     """The same by a plain loop over windows, in float64, from the last window to the first."""
-    kind = model.task.kind if model.task else "features"
+    kind = model.task.kind.name if model.task else "features"
     step = round(SIZE * (1 - overlap))
     cell = {"segmentation": 1, "pixel_regression": 1, "features": 4}.get(kind, step)
     height, width = (-(-side // cell) * cell for side in values.shape[1:])

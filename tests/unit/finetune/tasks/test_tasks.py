@@ -89,7 +89,7 @@ def test_a_missing_file_is_named(tmp_path):
         (TASK + "---\nname: other\n", "write one document"),
         (TASK + "name: again\n", "line 7: key 'name' is given twice, first in line 1"),
         (TASK + "kind:\n\tregression\n", "indent with spaces"),
-        (TASK + "kind: segmentaton\n", "key 'kind': unknown task kind 'segmentaton': did you mean 'segmentation'?"),
+        (TASK + "kind: segmentaton\n", "key 'kind': 'segmentaton' is not one of 'segmentation', 'multilabel'"),
         (TASK + "tiles: {trian: 3}\n", "key 'tiles.trian': no such split: use train, val, test"),
         (TASK + "tiles: {train: -3}\n", "key 'tiles.train': expected a whole number of at least 0, got -3"),
         (
