@@ -176,6 +176,13 @@ class FullConfig(ConfigModel):
         return self
 
 
+class EvaluationLimits(WatchdogConfig):
+    """Limits of time, in seconds; 0 for none."""
+
+    evaluation: NotNegative = 0
+    """Longest evaluation of all validation or test tiles."""
+
+
 class FinetuneConfig(ConfigModel):
     """Everything about an evaluation; saved with it as ``config.yaml``."""
 
@@ -215,7 +222,7 @@ class FinetuneConfig(ConfigModel):
     """How DeepSpeed partitions and computes the model."""
     guard: GuardConfig = GuardConfig()
     """Which steps are skipped."""
-    watchdog: WatchdogConfig = WatchdogConfig(evaluation=0)
+    watchdog: EvaluationLimits = EvaluationLimits()
     """Time limits."""
 
     @field_validator("protocol", mode="before")

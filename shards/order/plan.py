@@ -33,18 +33,18 @@ def train_val_split(
         rows: rows to split; all by default.
 
     Returns:
-        Two ascending int64 arrays of row numbers.
+        Two ascending int64 arrays of row numbers, both empty if there are no rows.
 
     Raises:
         ConfigError: if there are too few locations for both sides.
     """
     rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
-    if share == 0:
+    if share == 0 or not len(rows):
         return rows, rows[:0]
     locations, first = np.unique(table["location_id"][rows], return_index=True)
     draws = hash_names(fold_in(seed, "hold out"), table["location"][rows][first])
     chosen = draws < np.uint64(min(int(share * 2**64), 2**64 - 1))
-    if not chosen.any() and len(locations):
+    if not chosen.any():
         chosen[np.lexsort((locations, draws))[0]] = True
     if chosen.all():
         raise ConfigError(
@@ -68,7 +68,8 @@ class Units:
     Attributes:
         rows: int64 tile rows; the rows of a unit are adjacent.
         first: int64 (units + 1,), start of each unit's rows in ``rows``.
-        shard: uint32 (units,), ascending, shard of each unit's first row.
+        shard: uint32 (units,), shard of each unit's first row; it ascends, except in a view that leaves out the first
+            tiles of locations that lie in several shards.
     """
 
     rows: np.ndarray
@@ -113,8 +114,9 @@ class SamplePlan:
         self.units = Units.of(table, rows, self.order.sampling)
         if not len(self.units):
             raise ConfigError("no tile is left to train on: check the view and 'data.holdout'")
-        shards, first = np.unique(self.units.shard, return_index=True)
-        self._shard_first = np.append(first, len(self.units))
+        shards, counts = np.unique(self.units.shard, return_counts=True)
+        self._by_shard = np.argsort(self.units.shard, kind="stable")
+        self._shard_first = np.append(0, np.cumsum(counts))  # position in `_by_shard`
         self._num_shards = len(shards)
 
     def __len__(self) -> int:
@@ -181,7 +183,7 @@ class SamplePlan:
             shuffled = begin + permute(fold_in(key, int(window)), length, positions[in_window] - begin)
             slot = np.searchsorted(ends, shuffled, side="right")
             before = np.where(slot > 0, ends[slot - 1], 0)
-            units[in_window] = self._shard_first[shards[slot]] + shuffled - before
+            units[in_window] = self._by_shard[self._shard_first[shards[slot]] + shuffled - before]
         return units
 
     def _timestamps(self, epoch: int, units: np.ndarray) -> np.ndarray:

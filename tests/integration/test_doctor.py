@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 from support.processes import REPOSITORY, free_port
-from support.tiles import write_archive
-
-from shards.pack.build import PackConfig, pack
 
 DEMO = REPOSITORY / "configs" / "pretrain" / "mae" / "demo.yaml"
 TORCHRUN = Path(sys.executable).parent / "torchrun"
@@ -32,14 +29,6 @@ def rows(output: str) -> dict[str, tuple[str, str]]:
     """(state, what was found) by check."""
     lines = [line for line in output.splitlines()[:-1] if line[20:27].strip() in ("green", "yellow", "red")]
     return {line[:19].strip(): (line[20:27].strip(), line[28:]) for line in lines}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doctor")
-    write_archive(folder / "tiles", size=40)
-    pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
-    return folder / "shards"
 
 
 def damage(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from support.commands import refused
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.plan import main
@@ -46,13 +47,6 @@ def written(tmp_path, config):
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(config))
     return path
-
-
-def _refused(capsys, *arguments) -> str:
-    assert main(list(arguments)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
 
 
 # ---- network ----
@@ -181,7 +175,7 @@ def test_a_giant_needs_more_than_one_small_gpu(written, capsys):
     ],
 )
 def test_misuse_is_one_line(arguments, error, written, capsys):
-    assert error in _refused(capsys, "--config", str(written), *arguments)
+    assert error in refused(main, capsys, "--config", str(written), *arguments)
 
 
 def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
@@ -190,7 +184,7 @@ def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
     path.write_text(dump_config(config).replace("nowhere", "${ARCHIVE_THAT_IS_ELSEWHERE}"))
     assert main(["--config", str(path), "--gpus", "1x8"]) == 0
     assert "assumed: compact tiles of SpectralEarth" in capsys.readouterr().out
-    unwritable = _refused(capsys, "--config", str(path), "--write", str(tmp_path / "planned.yaml"))
+    unwritable = refused(main, capsys, "--config", str(path), "--write", str(tmp_path / "planned.yaml"))
     assert "--write needs a config whose data.shards is known" in unwritable
     with pytest.raises(ConfigError, match="ARCHIVE_THAT_IS_ELSEWHERE, which is not set"):
         load_config(path, [], PretrainConfig)
@@ -199,4 +193,4 @@ def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
 def test_other_objectives_are_refused(config, tmp_path, capsys):
     path = tmp_path / "dino.yaml"
     path.write_text(dump_config(PretrainConfig.model_validate(TINY | {"objective": {"name": "dino"}})))
-    assert "objective.name dino: the planner supports only mae" in _refused(capsys, "--config", str(path))
+    assert "objective.name dino: the planner supports only mae" in refused(main, capsys, "--config", str(path))

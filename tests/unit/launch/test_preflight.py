@@ -8,20 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.job_configs import refused, write_configs
+from support.job_configs import refused
 
 import launch.local
 import launch.slurm
 from launch.slurm import main
 from pretrain.resilience.status import RunRecord
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_configs(tmp_path)
-    return tmp_path
-
 
 # ---- before anything is queued ----
 

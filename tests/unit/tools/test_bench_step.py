@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from support.commands import refused
 
 from pretrain.objectives.mae import MaskedAutoencoder
 from tools import bench_step
@@ -18,14 +19,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def _refused(capsys, *arguments) -> str:
-    assert main(list(arguments)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def _ours_and_plain() -> tuple[MaskedAutoencoder, PlainMaskedAutoencoder, torch.Tensor, torch.Tensor]:
@@ -96,7 +89,7 @@ def test_table_and_file(tmp_path, capsys):
     ],
 )
 def test_misuse_is_one_line(arguments, error, capsys):
-    assert error in _refused(capsys, *arguments)
+    assert error in refused(main, capsys, *arguments)
 
 
 def test_numbers_are_positive(capsys):

@@ -6,7 +6,7 @@ import rasterio
 import torch
 from rasterio.transform import Affine
 from support.small_encoder import BANDS, SIZE
-from support.task_models import CPU, ENMAP, TASKS, enmap_bands, map_of, scene_values, small_model
+from support.task_models import CPU, ENMAP, TASKS, enmap_bands, map_of, small_model
 from support.tiles import GRID, NODATA, spectra, write_tile
 
 from finetune.heads.build import fit_to_labels
@@ -14,11 +14,6 @@ from finetune.predict.scene_map import class_values, predict_scene
 from finetune.tasks import Task, TaskClass, get_task
 from finetune.tasks.kinds.kind import LabelSummary
 from tools.sample_scene import SceneOptions, make_scene
-
-
-@pytest.fixture(scope="module", name="scene_values")
-def _scene_values():
-    return scene_values()
 
 
 @pytest.mark.parametrize("kind", [*TASKS, "features"])

@@ -10,11 +10,6 @@ from pretrain.weights.pretrained import PretrainedEncoder
 from shards.sensors.sensor import NODATA
 
 
-@pytest.fixture(scope="module")
-def encoder() -> PretrainedEncoder:
-    return PretrainedEncoder(small_encoder(), small_description())
-
-
 def _tiles(count: int = 2) -> np.ndarray:
     return np.random.default_rng(0).integers(-50, 3000, (count, BANDS, SIZE, SIZE), dtype=np.int16)
 
@@ -216,7 +211,7 @@ def _changed(band: int, value: float):
         (_changed(57, -1.0), "-1 for band 57"),
         (_changed(4, 400.25), "bands 0 and 4 .from 0. are both at 400.25 nm"),
         (lambda nm: nm[:-1], "79 wavelengths were given"),
-        (lambda nm: nm[None], "of shape"),
+        (lambda nm: nm[None], "shape .1, 80.: give one number per band"),
         (lambda nm: ["blue"] * BANDS, "not a number for each band"),
         (lambda nm: np.ma.masked_less(nm, 401), "nan for band 0"),
         (lambda nm: nm + 500, "spectralforge.resample"),

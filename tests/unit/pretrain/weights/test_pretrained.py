@@ -3,21 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from support.small_encoder import BANDS, SIZE, small_description, small_encoder
+from support.small_encoder import BANDS, SIZE
 from support.tiles import write_archive
 from torch.utils.data import DataLoader, Dataset
 
 import spectralforge
 from pretrain.weights.description import WeightsError
-from pretrain.weights.pretrained import PretrainedEncoder
 from shards.errors import ConfigError
 from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import NODATA
-
-
-@pytest.fixture(scope="module")
-def encoder() -> PretrainedEncoder:
-    return PretrainedEncoder(small_encoder(), small_description())
 
 
 def _tiles(count: int = 3) -> np.ndarray:

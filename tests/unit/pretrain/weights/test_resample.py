@@ -5,19 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.small_encoder import BANDS, SIZE, small_description, small_encoder
+from support.small_encoder import BANDS, SIZE, small_description
 
 import spectralforge
 from pretrain.weights.description import WeightsError
-from pretrain.weights.pretrained import PretrainedEncoder
 from shards.sensors.sensor import NODATA, get_sensor
 
 NM = np.arange(395.0, 925.0, 5.0)
-
-
-@pytest.fixture(scope="module")
-def encoder() -> PretrainedEncoder:
-    return PretrainedEncoder(small_encoder(), small_description())
 
 
 def _line(nm: np.ndarray, size: int = SIZE) -> np.ndarray:

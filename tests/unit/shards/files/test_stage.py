@@ -12,11 +12,7 @@ from shards.files import storage as storage_module
 from shards.files.stage import LOCK, StagedFile
 from shards.files.storage import LocalStorage
 
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch):
-    monkeypatch.setattr(stage, "CHUNK", 1 << 16)
-    monkeypatch.setattr(stage, "POLL_S", 0.05)
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 
 def test_reads_are_right_before_while_and_after_files_are_staged(make, server, folder, origin):

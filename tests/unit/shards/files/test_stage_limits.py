@@ -13,11 +13,7 @@ from shards.files import stage
 from shards.files.stage import LOCK
 from shards.files.storage import LocalStorage
 
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch):
-    monkeypatch.setattr(stage, "CHUNK", 1 << 16)
-    monkeypatch.setattr(stage, "POLL_S", 0.05)
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 
 @contextlib.contextmanager

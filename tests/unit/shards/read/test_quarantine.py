@@ -11,25 +11,14 @@ import numpy as np
 import pytest
 from support.range_server import RangeServer
 from support.tables import make_table
-from support.tiles import write_archive
 
 from shards.errors import ConfigError, ShardError, UnreachableError
 from shards.files import lock, patience
 from shards.files.atomic import sweep
 from shards.order.selection import ViewConfig
 from shards.order.view import view_hash, view_rows
-from shards.pack.build import pack
-from shards.pack.scan import PackConfig
 from shards.read.quarantine import NoneLeft, Quarantine, TooManyBadSamples
 from shards.read.reader import ShardReader, open_dataset
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quarantine")
-    values = write_archive(folder / "source")
-    pack(folder / "source", folder / "shards", PackConfig(tiles_per_shard=3))
-    return folder / "shards", values
 
 
 @pytest.fixture

@@ -7,41 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
-from rasterio.transform import Affine, from_origin
+from rasterio.transform import Affine
 from rasterio.windows import Window
+from support.rasters import DETECTORS, ENMAP, PLACE, PRODUCT_NM, cube, values_of, write
 
 from shards.errors import TileError
-from shards.sensors.sensor import NODATA, get_sensor
+from shards.sensors.sensor import NODATA
 from shards.sources.digital_numbers import digital_numbers, missing_pixels
 from shards.sources.geotiff import read_tile
 from shards.sources.raster import open_raster
-
-ENMAP = get_sensor("enmap")
-PRODUCT_NM = np.asarray(ENMAP.product_wavelength_nm)
-PLACE = from_origin(300015, 5800005, 30, 30)
-DETECTORS = [*range(0, 91, 2), *range(91, 224), *range(1, 91, 2)]
-"""An order of the product's bands that is not the one of wavelength."""
-
-
-def cube(bands=202, size=8):
-    """int16, another level in every band."""
-    return (100 * np.arange(1, bands + 1)[:, None, None] % 9000 + np.arange(size * size).reshape(size, size)).astype(
-        "int16"
-    )
-
-
-def write(path, values, **options):
-    bands, height, width = values.shape
-    profile = {"driver": "GTiff", "crs": "EPSG:32633", "transform": PLACE} | options
-    profile = {name: value for name, value in profile.items() if value is not None}
-    with rasterio.open(path, "w", count=bands, height=height, width=width, dtype=values.dtype, **profile) as file:
-        file.write(values)
-    return path
-
-
-def values_of(path, sensor=ENMAP):
-    return read_tile(path, sensor).values
-
 
 # ---- scale and offset ----
 

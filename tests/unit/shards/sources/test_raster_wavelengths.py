@@ -3,41 +3,10 @@
 import numpy as np
 import pytest
 import rasterio
-from rasterio.transform import from_origin
+from support.rasters import DETECTORS, ENMAP, PRODUCT_NM, cube, values_of, write
 
 from shards.errors import TileError
-from shards.sensors.sensor import get_sensor
-from shards.sources.geotiff import read_tile
 from shards.sources.raster import open_raster
-
-ENMAP = get_sensor("enmap")
-
-PRODUCT_NM = np.asarray(ENMAP.product_wavelength_nm)
-
-PLACE = from_origin(300015, 5800005, 30, 30)
-
-DETECTORS = [*range(0, 91, 2), *range(91, 224), *range(1, 91, 2)]
-"""An order of the product's bands that is not the one of wavelength."""
-
-
-def cube(bands=202, size=8):
-    """int16, another level in every band."""
-    return (100 * np.arange(1, bands + 1)[:, None, None] % 9000 + np.arange(size * size).reshape(size, size)).astype(
-        "int16"
-    )
-
-
-def write(path, values, **options):
-    bands, height, width = values.shape
-    profile = {"driver": "GTiff", "crs": "EPSG:32633", "transform": PLACE} | options
-    profile = {name: value for name, value in profile.items() if value is not None}
-    with rasterio.open(path, "w", count=bands, height=height, width=width, dtype=values.dtype, **profile) as file:
-        file.write(values)
-    return path
-
-
-def values_of(path, sensor=ENMAP):
-    return read_tile(path, sensor).values
 
 
 def described(path, nm, text):
