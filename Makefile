@@ -5,13 +5,16 @@
 #   make docs   the documentation's site, in site/
 # make demo TILES=DIR [LABELS=DIR] [TASK=NAME] takes your own tiles; SHORT=1 makes it quick.
 
-# The newest Python that constraints.txt has versions for; make PYTHON=... takes another one.
+# The newest Python that our constraints have versions for; make PYTHON=... takes another one.
 NOT_OURS := not (3, 11) <= sys.version_info[:2] <= (3, 14)
 PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit($(NOT_OURS))' >/dev/null 2>&1 && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev,docs$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,gpu)
+# Beside a GPU, the torch that xformers is built for, and the cuDNN that goes with it (the file says why).
+PINS := $(shell command -v nvidia-smi >/dev/null 2>&1 && [ "$$(uname -m)" = x86_64 ] && echo constraints-gpu.txt || echo constraints.txt)
+CUDNN := nvidia-cudnn-cu12==9.20.0.48
 
 .PHONY: demo sample test lint docs nightly clean
 .DEFAULT_GOAL := demo
@@ -46,14 +49,15 @@ lint: $(VENV)/.ready
 	@$(BIN)/lint-imports
 
 # The environment of another Python is replaced: packages of two versions do not mix.
-$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.ready: setup.cfg pyproject.toml constraints-common.txt $(PINS)
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11 to 3.14 with its venv module found: sudo apt install python3-venv (Ubuntu 24.04, Debian 12 and newer), load a module, activate a conda environment, or make PYTHON=/path/to/python3" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit($(NOT_OURS))' || { echo "error: $(PYTHON) is not Python 3.11 to 3.14, which constraints.txt is for" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit($(NOT_OURS))' || { echo "error: $(PYTHON) is not Python 3.11 to 3.14, which $(PINS) is for" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: sudo apt install python3-venv" >&2; exit 2; }
 	@echo "installing into $(VENV) with $$($(PYTHON) --version) (once, about a minute)"
 	@[ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e ".[$(EXTRAS)]"
+	@[ $(PINS) = constraints.txt ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUDNN)
 	@touch $@
 
 clean:

@@ -16,7 +16,7 @@ def _list_tasks(arguments: argparse.Namespace) -> int:
     for name in task_names():
         task = get_task(name)
         tiles = "/".join(str(count) for count in task.tiles.values()) or "-"
-        rows.append((name, task.kind, task.sensor, str(len(task.outputs)), tiles, task.description))
+        rows.append((name, task.kind.name, task.sensor, str(len(task.outputs)), tiles, task.description))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

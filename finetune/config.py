@@ -21,19 +21,19 @@ from shards.config.fields import (
     Plugins,
     Positive,
     Rate,
-    Says,
     Scale,
     Seed,
     Switch,
     Threads,
     Weight,
+    Wording,
     expand_path,
 )
 
 Protocol = Literal["knn", "frozen", "adapter", "blocks", "full"]
 Align = Literal["nearest"]
 Group = Literal["location", "scene"]
-TaskName = Annotated[str, AfterValidator(expand_path), Says("the name of a task, or the path of its file")]
+TaskName = Annotated[str, AfterValidator(expand_path), Wording("the name of a task, or the path of its file")]
 
 
 class LabeledDataConfig(ConfigModel):
@@ -79,9 +79,9 @@ class LabeledDataConfig(ConfigModel):
         if sum(given) != 1 or (self.labels and not self.images):
             raise ValueError("give one of .root, .shards, or .images with .labels")
         if self.shards is not None and self.splits:
-            raise ValueError(".shards carry their splits: leave .splits out")
+            raise ValueError(".shards contain their splits: remove .splits")
         if self.shards is not None and (self.align or self.label_field or self.label_layer):
-            raise ValueError(".shards carry their labels as packed: leave .align, .label_field and .label_layer out")
+            raise ValueError(".shards contain their labels: remove .align, .label_field and .label_layer")
         return self
 
 
@@ -176,6 +176,13 @@ class FullConfig(ConfigModel):
         return self
 
 
+class EvaluationLimits(WatchdogConfig):
+    """Limits of time, in seconds; 0 for none."""
+
+    evaluation: NotNegative = 0
+    """Longest evaluation of all validation or test tiles."""
+
+
 class FinetuneConfig(ConfigModel):
     """Everything about an evaluation; saved with it as ``config.yaml``."""
 
@@ -215,7 +222,7 @@ class FinetuneConfig(ConfigModel):
     """How DeepSpeed partitions and computes the model."""
     guard: GuardConfig = GuardConfig()
     """Which steps are skipped."""
-    watchdog: WatchdogConfig = WatchdogConfig(evaluation=0)
+    watchdog: EvaluationLimits = EvaluationLimits()
     """Time limits."""
 
     @field_validator("protocol", mode="before")
@@ -229,7 +236,7 @@ class FinetuneConfig(ConfigModel):
         if self.recipe == "ours" and self.full.warmup_epochs > self.full.epochs:
             raise ValueError(
                 f"full.warmup_epochs {self.full.warmup_epochs} must be at most full.epochs {self.full.epochs}: lower "
-                "the one, or raise the other"
+                "it, or raise full.epochs"
             )
         return self
 

@@ -77,7 +77,7 @@ class Evaluator:
 
     def _evaluate(self) -> bool:
         config, context = self.config, self.context
-        wanted = [
+        runs = [
             (name, protocol, fraction)
             for name in self.names
             for fraction in config.fractions
@@ -92,28 +92,26 @@ class Evaluator:
                 write_atomic(path, dump_config(self.config))
         distributed.barrier()
         results: list[Result] = []
-        for number, (name, protocol, fraction) in enumerate(wanted):
-            self._tell("running", number, len(wanted), f"{name}, {protocol}, {fraction:g}")
+        for number, (name, protocol, fraction) in enumerate(runs):
+            self._write_status("running", number, len(runs), f"{name}, {protocol}, {fraction:g}")
             try:
                 if number == 0:
                     self.protocols.begin()
-                found = self.protocols.run(name, protocol, fraction)
+                part_results = self.protocols.run(name, protocol, fraction)
             except EvaluationStopped:
-                log("asked to stop; the same command goes on after what is done")
-                found = None
-            if found is None:
-                self._tell("stopped", number, len(wanted))
+                log("stop requested; run the same command again to continue")
+                part_results = None
+            if part_results is None:
+                self._write_status("stopped", number, len(runs))
                 return False
-            results += found
+            results += part_results
         if distributed.is_main():
             self.protocols.best_model.finish()
             write_results(self.folder, self._collect(results))
             shutil.rmtree(self.folder / "work", ignore_errors=True)
-            log(
-                f"{len(results)} results in {self.folder}; python -m finetune report {self.folder} makes a page of them"
-            )
+            log(f"{len(results)} results in {self.folder}; for a report, run python -m finetune report {self.folder}")
         distributed.barrier()
-        self._tell("complete", len(wanted), len(wanted), "")
+        self._write_status("complete", len(runs), len(runs), "")
         return True
 
     def _collect(self, results: list[Result]) -> RunResults:
@@ -130,9 +128,9 @@ class Evaluator:
             "window": context.encoder.size,
         }
         cost = {"features": self.protocols.feature_seconds}
-        for one in results:
-            key = f"{one.encoder}, {one.protocol}"
-            cost[key] = cost.get(key, 0.0) + one.seconds
+        for result in results:
+            key = f"{result.encoder}, {result.protocol}"
+            cost[key] = cost.get(key, 0.0) + result.seconds
         return RunResults(
             task=context.task,
             encoders={name: context.encoder.describe(name, hashes[name]) for name in self.names},
@@ -147,9 +145,9 @@ class Evaluator:
             labels=test.labels[shown].astype(kind.label_type),
         )
 
-    def _tell(self, status: Status, done: int, wanted: int, part: str | None = None) -> None:
+    def _write_status(self, status: Status, done: int, total: int, part: str | None = None) -> None:
         if distributed.is_main():
-            self.run.write_status(status, done, wanted, self.run.record.samples, part)
+            self.run.write_status(status, done, total, self.run.record.samples, part)
 
 
 def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
@@ -161,7 +159,7 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     task = get_task(config.task)
     kind = kind_of(task)
     loaded = load_encoder(config.checkpoint)
-    items = find_items(config.data, task, config.run.seed, tell=lambda line: log(f"WARNING: {line}"))
+    items = find_items(config.data, task, config.run.seed, warn=lambda line: log(f"WARNING: {line}"))
     encoder = fit_encoder(*loaded, config, task, items)
     recipe = resolve_recipe(config, kind, encoder.is_transformer)
     if TRAINED & set(config.protocol) or recipe.frozen.bn == "adapt":
@@ -183,15 +181,13 @@ def _check_labels(name: str, split: LabeledSplit, kind: TaskKind) -> None:
     """Warn about outputs without a label; raise ConfigError if a split has no labels."""
     if split.declared:
         log(f"WARNING: {name}: {declared_line(split.declared)}")
-    there = kind.known(kind.tally(split.labels))
-    if not there.any():
+    labeled = kind.known(kind.tally(split.labels))
+    if not labeled.any():
         raise ConfigError(f"task {kind.task.name}: no label of the '{name}' split is one of its {kind.outputs_are}")
-    empty = [output for output, known in zip(kind.task.outputs, there, strict=True) if not known]
+    empty = [output for output, known in zip(kind.task.outputs, labeled, strict=True) if not known]
     if empty and distributed.is_main():
-        left_out = (
-            "" if name == "train" else f"; means over {kind.outputs_are} leave them out where nothing predicts them"
-        )
-        log(f"WARNING: {name}: no label of {', '.join(empty)}{left_out}")
+        note = "" if name == "train" else f"; means over {kind.outputs_are} exclude them unless they are predicted"
+        log(f"WARNING: {name}: no label of {', '.join(empty)}{note}")
 
 
 def _pictures(split: LabeledSplit, rows: np.ndarray, sensor: Sensor) -> np.ndarray:

@@ -44,11 +44,11 @@ def run_torchrun(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    asked: list[int] = []
+    signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if len(asked) == 1:
+        signals.append(number)
+        if len(signals) == 1:
             raise SignalException(signal.Signals(number).name, sigval=signal.SIGUSR1)
 
     store = None
@@ -69,8 +69,8 @@ def run_torchrun(arguments: list[str]) -> int:
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except (RendezvousError, DistError) as error:
         cause = error.__cause__ or error
-        told = str(cause) or type(cause).__name__
-        print(f"error: torchrun on {socket.gethostname()} can't meet the other nodes: {told}", file=sys.stderr)
+        reason = str(cause) or type(cause).__name__
+        print(f"error: torchrun on {socket.gethostname()} can't meet the other nodes: {reason}", file=sys.stderr)
         return 1
     finally:
         for number in SIGNALS:
@@ -91,12 +91,12 @@ def _hold_store(endpoint: str) -> object:
 def run_deepspeed(arguments: list[str]) -> int:
     """Run the deepspeed command of this node; signals bypass it and its launcher, which would not survive them."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--node_rank", os.environ["SLURM_NODEID"]]
-    asked: list[int] = []
+    signals: list[int] = []
     for number in SIGNALS:
-        signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(number, lambda number, frame: signals.append(number))
     child = subprocess.Popen([*command, *arguments], preexec_fn=_ignore_signals)
     while child.poll() is None:
-        if asked:  # repeatedly: a rank that has just started has no handler yet
+        if signals:  # repeatedly: a rank that has just started has no handler yet
             _signal_ranks(child.pid)
         time.sleep(0.5)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode

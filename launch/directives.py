@@ -44,8 +44,8 @@ def directives(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: an extra line of --sbatch is not an option, or is set elsewhere.
     """
-    wanted = [(name, getattr(arguments, name)) for name in SHARED]
-    lines = [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in wanted if value]
+    options = [(name, getattr(arguments, name)) for name in SHARED]
+    lines = [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in options if value]
     return lines + [f"#SBATCH {_extra(line)}" for line in arguments.sbatch]
 
 
@@ -63,8 +63,8 @@ def signal_seconds(arguments: argparse.Namespace) -> int:
     seconds = min(600, limit // 5) if arguments.signal_seconds is None else arguments.signal_seconds
     if seconds + 60 >= limit:
         raise ConfigError(
-            f"--signal-seconds {seconds}: nothing is left of --time {arguments.time} when Slurm signals so early "
-            "(give or take a minute): raise --time"
+            f"--signal-seconds {seconds}: leaves no time to run: Slurm signals up to a minute early, and --time is "
+            f"{arguments.time}: raise --time"
         )
     return int(seconds)
 
@@ -98,5 +98,5 @@ def _extra(line: str) -> str:
         else:
             name = SHORT.get(word[1:2], "") if word.startswith("-") else ""
         if name in OURS:
-            raise ConfigError(f"--sbatch {line}: the script sets --{name} already; use {OURS[name]}")
+            raise ConfigError(f"--sbatch {line}: the script already sets --{name}; use {OURS[name]}")
     return text

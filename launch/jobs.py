@@ -76,10 +76,10 @@ class Job:
         text = (TEMPLATES / f"{self.template or self.stage}.sbatch").read_text()
         shared = {"root": quote(ROOT), "here": quote(Path.cwd()), "python": quote(sys.executable)}
         log = str(self.log.parent).replace("%", "%%") + f"/{self.log.name}"  # Slurm fills in %j and %a
-        own = {"script": quote(self.script), "folder": quote(self.script.parent), "log": quote(log)}
+        of_script = {"script": quote(self.script), "folder": quote(self.script.parent), "log": quote(log)}
         text = text.replace("@launch\n", self.values.get("launch", ""))  # before its placeholders are filled in
         text = text.replace("[@]", "[@@]")  # bash syntax for all elements of an array
-        filled = SbatchTemplate(text).substitute(shared | own | self.values)
+        filled = SbatchTemplate(text).substitute(shared | of_script | self.values)
         return re.sub(r"\n{3,}", "\n\n", filled)  # omitted options leave no gap
 
     def submit(self, after: str | None) -> str:
@@ -135,11 +135,11 @@ def finetune_jobs(arguments: argparse.Namespace, output: Path | None, checkpoint
     Args:
         output, checkpoint: see `evaluations`.
     """
-    found = evaluations(arguments, output, checkpoint)
-    job = _run_job(arguments, found.folder, found.runs, is_array=True)
-    values = _shared(arguments) | {"name": quote(f"report-{found.folder.name}")}
-    values |= {"runs": " ".join(map(quote, found.reported)), "report": quote(found.folder / "report")}
-    slurm = found.folder / "slurm"
+    runs = evaluations(arguments, output, checkpoint)
+    job = _run_job(arguments, runs.folder, runs.runs, is_array=True)
+    values = _shared(arguments) | {"name": quote(f"report-{runs.folder.name}")}
+    values |= {"runs": " ".join(map(quote, runs.reported)), "report": quote(runs.folder / "report")}
+    slurm = runs.folder / "slurm"
     return [job, Job("report", slurm / "report.sbatch", slurm / "report-%j.out", values)]
 
 
@@ -234,9 +234,9 @@ def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:
     jobs = [job("shard", "%A_%a.out", arguments.parts), job("merge"), pretrain_job(arguments), job("export")]
     if arguments.finetune:
         small = {"nodes": 1, "tasks_per_node": 1, "stage": False, "overrides": []}
-        one = argparse.Namespace(**vars(arguments) | small)
-        one.gpus_per_node = arguments.gpus_per_node and arguments.gpus_per_node._replace(number=1)
-        jobs += finetune_jobs(one, folder / "finetune", folder / "export" / "encoder.safetensors")
+        evaluation = argparse.Namespace(**vars(arguments) | small)
+        evaluation.gpus_per_node = arguments.gpus_per_node and arguments.gpus_per_node._replace(number=1)
+        jobs += finetune_jobs(evaluation, folder / "finetune", folder / "export" / "encoder.safetensors")
     return jobs
 
 

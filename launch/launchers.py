@@ -72,7 +72,7 @@ LAUNCHERS = {
 }
 
 
-def check_launcher(arguments: argparse.Namespace, root: str, here: str) -> None:
+def check_launcher(arguments: argparse.Namespace, root: str, host: str) -> None:
     """Raise ConfigError, in one line, for options that the launcher does not support."""
     name = arguments.launcher
     if arguments.max_restarts and name != "torchrun":
@@ -82,7 +82,7 @@ def check_launcher(arguments: argparse.Namespace, root: str, here: str) -> None:
         )
     if name == "deepspeed":
         exported = {key: value for key, value in os.environ.items() if key.startswith(EXPORTED)}
-        for key, value in (exported | {"PYTHONPATH": f"{here}:{root}:{exported.get('PYTHONPATH', '')}"}).items():
+        for key, value in (exported | {"PYTHONPATH": f"{host}:{root}:{exported.get('PYTHONPATH', '')}"}).items():
             if "," in value:
                 raise ConfigError(
                     f"--launcher deepspeed: {key}={value}: DeepSpeed hands it to srun --export, which cuts it at the "

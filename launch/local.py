@@ -21,12 +21,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 def check_local(arguments: argparse.Namespace) -> None:
     """Raise ConfigError, in one line, for options that need Slurm."""
     if arguments.nodes > 1:
-        raise ConfigError(f"--nodes {arguments.nodes}: --local runs on this machine alone; leave --nodes out")
+        raise ConfigError(f"--nodes {arguments.nodes}: --local runs only on this machine; remove --nodes")
     if arguments.launcher not in ("srun", "torchrun"):
-        raise ConfigError(f"--launcher {arguments.launcher}: --local starts ranks by torchrun; leave --launcher out")
+        raise ConfigError(f"--launcher {arguments.launcher}: --local starts ranks with torchrun; remove --launcher")
     for name in ("setup", "stage"):
         if getattr(arguments, name):
-            raise ConfigError(f"--{name}: is done by Slurm's job scripts; leave it out with --local")
+            raise ConfigError(f"--{name}: only works in Slurm's job scripts; remove it with --local")
     check_launcher(arguments, str(ROOT), str(Path.cwd()))
 
 
@@ -67,7 +67,7 @@ def run_all(arguments: argparse.Namespace, runs: list[Run], report: list[str] | 
     if report and 0 in codes and not queue.stopped:
         codes.append(queue.run(report))
     if queue.stopped or STOPPED in codes:
-        print("stopped; the same command continues")
+        print("stopped; run the same command again to continue")
         return STOPPED
     return 0 if not any(codes) else 1
 
@@ -103,8 +103,8 @@ def table(runs: list[Run], codes: list[int | None]) -> str:
         ended = (
             "not begun" if code is None else "failed" if code not in (0, STOPPED) else status.get("status", "failed")
         )
-        told = "-" if not isinstance(loss, (int, float)) else f"{loss:.4f}"
-        rows.append((str(run.folder), str(ended), "-" if code is None else str(code), step, told))
+        shown = "-" if not isinstance(loss, (int, float)) else f"{loss:.4f}"
+        rows.append((str(run.folder), str(ended), "-" if code is None else str(code), step, shown))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -55,7 +55,7 @@ def _resolve_output(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     """Interpret ``run.dir=DIR`` as ``--output DIR``: each evaluation has its own run.dir below it."""
     folders = [word.partition("=")[2] for word in arguments.overrides if word.startswith("run.dir=")]
     if folders and arguments.output:
-        parser.error("--output and run.dir= both name the folder of the runs; leave one of them out")
+        parser.error("--output and run.dir= both name the folder of the runs; remove one of them")
     folder = arguments.output or (folders[-1] if folders else None)
     arguments.output = Path(folder).absolute() if folder else None
     arguments.overrides = [word for word in arguments.overrides if not word.startswith("run.dir=")]
@@ -67,7 +67,7 @@ def build_parser(description: str) -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, usage: str, summary: str) -> argparse.ArgumentParser:
-        usage = f"%(prog)s {usage} --time LIMIT [option ...] [key.sub=value ...]  (--help tells all)"
+        usage = f"%(prog)s {usage} --time LIMIT [option ...] [key.sub=value ...]  (see --help)"
         return commands.add_parser(name, usage=usage, help=summary)
 
     run = command("pretrain", "--config FILE", "submit a run, or an array of runs")
@@ -75,7 +75,7 @@ def build_parser(description: str) -> Parser:
     _add_sweep(run)
     _add_job_options(run)
     evaluation = command("finetune", "--config FILE ...", "submit evaluations and their report")
-    evaluation.add_argument("--config", dest="finetune", nargs="+", required=True, help="one YAML file a task")
+    evaluation.add_argument("--config", dest="finetune", nargs="+", required=True, help="one YAML file per task")
     evaluation.add_argument(
         "--output", help="folder of the runs, OUTPUT/CONFIG/seed-N, and the report (default: each config's run.dir)"
     )
@@ -84,9 +84,11 @@ def build_parser(description: str) -> Parser:
     _add_job_options(evaluation)
     pipeline = command("pipeline", "--config FILE --tiles FOLDER", "shard, merge, pretrain, export, fine-tune, report")
     pipeline.add_argument("--config", required=True, help="YAML file")
-    pipeline.add_argument("--finetune", nargs="+", default=[], metavar="CONFIG", help="evaluate on these tasks, too")
+    pipeline.add_argument("--finetune", nargs="+", default=[], metavar="CONFIG", help="also evaluate on these tasks")
     _add_seeds(pipeline)
-    pipeline.add_argument("--tiles", required=True, help="what is sharded into the config's data.shards")
+    pipeline.add_argument(
+        "--tiles", required=True, help="source of the shards that are written to the config's data.shards"
+    )
     pipeline.add_argument("--parts", type=positive, default=4, help="array tasks that shard (default: 4)")
     pipeline.add_argument("--workers", type=positive, default=8, help="CPUs of each (default: 8)")
     pipeline.set_defaults(sweep=[])
@@ -105,7 +107,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--local",
         action="store_true",
-        help="run here, one after the other, without Slurm and its options; a table ends it",
+        help="run here, one after another, without Slurm and its options, and print a table at the end",
     )
 
 
@@ -126,7 +128,9 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--setup", metavar="FILE", help="shell file to source in the job: modules, conda, a container")
     parser.add_argument("--name", help="of the job (default: from run.dir)")
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="srun", help="what starts the ranks (default: srun)")
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, default="srun", help="program that starts the ranks (default: srun)"
+    )
     parser.add_argument(
         "--max-restarts", type=not_negative, default=0, metavar="N", help="of torchrun within a job (default: 0)"
     )

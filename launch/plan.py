@@ -47,14 +47,14 @@ def build_parser() -> Parser:
         "--storage", type=positive_float, default=20.0, metavar="GB/s", help="file system (default: %(default)g)"
     )
     parser.add_argument(
-        "--codec", choices=("compact", "fast", "raw"), default="compact", help="where no shards are at hand"
+        "--codec", choices=("compact", "fast", "raw"), default="compact", help="if no shards are available"
     )
     parser.add_argument(
         "--stream", type=Path, metavar="JSON", help="of tools.bench_stream, run on the machine that decodes"
     )
-    parser.add_argument("--profile", type=Path, metavar="JSON", help="take the rates that --calibrate has measured")
+    parser.add_argument("--profile", type=Path, metavar="JSON", help="use the rates measured by --calibrate")
     parser.add_argument(
-        "--calibrate", type=Path, metavar="JSON", help="measure this machine's device, write it there, end"
+        "--calibrate", type=Path, metavar="JSON", help="measure this machine's device, write the profile and exit"
     )
     parser.add_argument("--write", type=Path, metavar="YAML", help="write the config with the fastest layout that fits")
     parser.add_argument("--rows", type=int, default=8, help="layouts to show (default: %(default)s)")
@@ -71,7 +71,7 @@ def _run(config: PretrainConfig, arguments: Namespace) -> int:
     if arguments.write is not None and config.data.shards == NO_SHARDS:
         raise ConfigError("--write needs a config whose data.shards is known: set its variable, or data.shards=DIR")
     if not isinstance(config.objective, MaeConfig):
-        raise ConfigError(f"objective.name {config.objective.name}: the planner plans mae only")
+        raise ConfigError(f"objective.name {config.objective.name}: the planner supports only mae")
     nodes, gpus = _gpus(arguments.gpus)
     if arguments.calibrate is not None:
         return _calibrate(config, arguments.calibrate)
@@ -144,7 +144,7 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
     for line in answers(plans, problem, tiles, arguments.storage * 1e9):
         print(line)
     if plans[0].reason:
-        logger.error(f"no layout of {config.model.name} fits: take more or larger GPUs with --gpus or --gpu")
+        logger.error(f"no layout of {config.model.name} fits: use more or larger GPUs with --gpus or --gpu")
         return 1
     print("\nUse: " + " ".join(config_lines(plans[0])))
     if arguments.write is not None:
@@ -157,7 +157,7 @@ def _write(config: PretrainConfig, path: Path) -> None:
     from shards.files.atomic import write_atomic
 
     if not path.parent.is_dir():
-        raise ConfigError(f"--write {path}: no folder {path.parent}; make it first")
+        raise ConfigError(f"--write {path}: no folder {path.parent}; create it first")
     write_atomic(path, dump_config(config))
     print(f"Written to {path}")
 

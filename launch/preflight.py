@@ -35,14 +35,14 @@ def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
     for run in runs:
         data = run.config.data
         if isinstance(run.config, FinetuneConfig):
-            wanted = {f"data.{key}": getattr(data, key) for key in INPUTS}
+            paths = {f"data.{key}": getattr(data, key) for key in INPUTS}
             if arguments.command == "finetune":  # a pipeline creates its own checkpoint
-                wanted["checkpoint"] = run.config.checkpoint
+                paths["checkpoint"] = run.config.checkpoint
         elif (run.folder / "checkpoints").exists():  # resumes from there
-            wanted = {}
+            paths = {}
         else:
-            wanted = {"init": run.config.init}
-        for key, path in wanted.items():
+            paths = {"init": run.config.init}
+        for key, path in paths.items():
             if path is not None and not _is_url(path) and not Path(path).exists():
                 raise ConfigError(f"{run.file}: key '{key}': {path}: no such file or folder; correct the path")
         if arguments.command != "pipeline" and data.shards is not None and not _is_url(data.shards):
@@ -79,8 +79,8 @@ def check_queue(jobs: list[Job], runs: list[Run]) -> None:
     for job in jobs:
         if limit and job.elements > limit:
             raise SlurmError(
-                f"{job.stage}: an array of {job.elements}, and this Slurm takes {limit} (MaxArraySize): sweep less at "
-                "a time"
+                f"{job.stage}: an array of {job.elements}, but this Slurm allows {limit} (MaxArraySize): split the "
+                "sweep"
             )
 
 

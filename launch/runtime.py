@@ -100,31 +100,33 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
         _abort(_out_of_memory(error), 1, watchdog)
     except OSError as error:
         if error.errno not in FULL_OR_GONE:
-            _tell_defect(watchdog, error)
+            _report_defect(watchdog, error)
             raise
         _abort(
-            f"{error.filename or 'run.dir'}: {error.strerror}: the last checkpoint is whole; start again", 1, watchdog
+            f"{error.filename or 'run.dir'}: {error.strerror}: the last checkpoint is intact; run the command again",
+            1,
+            watchdog,
         )
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # torch's message on a CPU
             _abort(_out_of_memory(error), 1, watchdog)
         if not _is_lost_peer(error):
-            _tell_defect(watchdog, error)
+            _report_defect(watchdog, error)
             raise
         time.sleep(1)  # the reason may still be on its way to this rank's watchdog
         if watchdog is not None and watchdog.ends_as_asked:
             watchdog.leave_run("interrupted", "stopped before the first step: nothing to save")
             os._exit(STOPPED)
-        told = str(error).splitlines()[0].split(". This is typically")[0]  # gloo appends several sentences
-        _abort(f"lost another rank, or never met it: {told}; its output says why", 1, watchdog)
+        reason = str(error).splitlines()[0].split(". This is typically")[0]  # gloo appends several sentences
+        _abort(f"lost another rank, or never connected to it: {reason}; see its output", 1, watchdog)
     except BaseException as error:  # includes a library's sys.exit
-        _tell_defect(watchdog, error)
+        _report_defect(watchdog, error)
         raise
 
 
 def _out_of_memory(error: Exception) -> str:
-    told = (str(error) or "out of memory").splitlines()[0].rstrip(".")
-    return f"{told}. Lower train.micro_batch, or set engine.activation_checkpointing=blocks"
+    reason = (str(error) or "out of memory").splitlines()[0].rstrip(".")
+    return f"{reason}. Lower train.micro_batch, or set engine.activation_checkpointing=blocks"
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
@@ -134,7 +136,7 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection" in str(error)
 
 
-def _tell_defect(watchdog: Watchdog | None, error: BaseException) -> None:
+def _report_defect(watchdog: Watchdog | None, error: BaseException) -> None:
     """Report an unexpected error before it ends this process with a traceback."""
     if watchdog is not None:
         watchdog.report_failure(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")

@@ -63,7 +63,7 @@ def _submit(jobs: list[Job]) -> None:
             if not numbers:
                 raise
             run_slurm("scancel", *numbers)
-            raise SlurmError(f"{error}; canceled what was queued before it: {', '.join(numbers)}") from None
+            raise SlurmError(f"{error}; canceled the jobs queued before it: {', '.join(numbers)}") from None
         print(f"{job.stage}: job {numbers[-1]}, script {job.script}, output {job.log}")
     print("watch: squeue --me; stop and save: scancel --signal=USR1 JOB; cancel: scancel JOB")
 

@@ -83,15 +83,15 @@ def evaluations(
         checkpoint: checkpoint to evaluate in a pipeline, whose overrides belong to its pretraining; None if the config
             or an override names it.
     """
-    given = arguments.overrides if checkpoint is None else []
-    own = [] if checkpoint is None else [f"checkpoint={checkpoint}"]
-    if arguments.seeds and any(override.startswith("seeds=") for override in given):
-        raise ConfigError("--seeds: the seeds are also given as an override; leave one of them out")
+    overrides = arguments.overrides if checkpoint is None else []
+    fixed = [] if checkpoint is None else [f"checkpoint={checkpoint}"]
+    if arguments.seeds and any(override.startswith("seeds=") for override in overrides):
+        raise ConfigError("--seeds: the seeds are also given as an override; remove one of them")
     runs, bases = [], []
     for file in arguments.finetune:
         for combination in combinations(arguments.sweep if checkpoint is None else []):
-            words = [*own, *combination]
-            config = load_config(file, [*given, *words], FinetuneConfig)
+            words = [*fixed, *combination]
+            config = load_config(file, [*overrides, *words], FinetuneConfig)
             base = output / Path(file).stem if output else Path(config.run.dir).absolute()
             bases.append(base)
             for seed in range(arguments.seeds) if arguments.seeds else config.seeds:
@@ -101,8 +101,8 @@ def evaluations(
     _refuse_shared(
         runs,
         lambda run: (
-            f"{run.file}: two runs would share the folder {run.folder}: give each config, of a name and run.dir of its "
-            "own, each swept value and each seed once"
+            f"{run.file}: two runs would share the folder {run.folder}: give each config its own name and run.dir, and "
+            "each swept value and seed once"
         ),
     )
     folder = output or Path(os.path.commonpath(bases))
@@ -126,9 +126,9 @@ def combinations(sweeps: list[str]) -> list[list[str]]:
         if not equals or not values:
             raise ConfigError(f"--sweep {sweep}: write key=value,value such as optim.lr=1e-3,3e-4")
         if key == "run.dir":
-            raise ConfigError("--sweep run.dir: each combination gets a folder of its own below run.dir")
+            raise ConfigError("--sweep run.dir: each combination gets its own folder below run.dir")
         if key == "seeds":
-            raise ConfigError("--sweep seeds: each seed is a run of its own already; write --seeds N, or seeds=[3,4]")
+            raise ConfigError("--sweep seeds: each seed is already a separate run; write --seeds N, or seeds=[3,4]")
         choices.append([f"{key}={value}" for value in split_values(values)])
     return [list(combination) for combination in itertools.product(*choices)]
 

@@ -20,9 +20,7 @@ def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(prog="python -m pretrain", description=str(__doc__).splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    status = commands.add_parser(
-        "status", help="what runs are doing; exit code 1 where one failed, or is dead or silent"
-    )
+    status = commands.add_parser("status", help="what runs are doing; exit code 1 if one failed, or is dead or silent")
     status.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
     status.set_defaults(run=_status)
     return parser

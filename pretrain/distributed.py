@@ -103,9 +103,9 @@ def store_barrier(meanwhile: Callable[[], None]) -> None:
     """
     if world_size() == 1:
         return
-    store, turn = dist.distributed_c10d._get_default_store(), next(_TURNS)
-    store.set(f"store_barrier/{turn}/{rank()}", "here")
-    while not store.check([f"store_barrier/{turn}/{one}" for one in range(world_size())]):
+    store, number = dist.distributed_c10d._get_default_store(), next(_TURNS)
+    store.set(f"store_barrier/{number}/{rank()}", "here")
+    while not store.check([f"store_barrier/{number}/{rank}" for rank in range(world_size())]):
         meanwhile()
         time.sleep(0.2)
 

@@ -1,4 +1,4 @@
-"""What pretraining can be extended by, and what is there already: see docs/extending.md.
+"""Registries of pretraining's components, with the built-in ones: see docs/extending.md.
 
 Targets and configs are given by their paths, so that this file imports neither torch nor pydantic.
 """

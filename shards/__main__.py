@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from shards.cli import Parser, limit, part, positive, run_command, share, share_above_0, whole
+from shards.cli import Parser, limit, part, positive, run_command, share, share_above_0, whole_number
 from shards.console import get_logger
 from shards.errors import ConfigError
 
@@ -17,7 +17,7 @@ logger = get_logger("shards")
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 not finished or problems found, 2 misuse."""
-    return run_command(build_parser(), argv, kept="finished shards are kept, the same command continues")
+    return run_command(build_parser(), argv, kept="finished shards are kept; run the same command again to continue")
 
 
 def build_parser() -> Parser:
@@ -37,7 +37,7 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack = commands.add_parser("pack", help="write tiles, archives or EnMAP L2A products into shards")
     pack.add_argument("source", type=Path, help="folder of tiles, archives, L2A products or scenes, or one of these")
     pack.add_argument("dest", type=Path, help="folder of shards; the same command continues an interrupted one")
-    pack.add_argument("--sensor", default="enmap", help="whose bands the tiles have (default: %(default)s)")
+    pack.add_argument("--sensor", default="enmap", help="sensor whose bands the tiles have (default: %(default)s)")
     pack.add_argument(
         "--size", type=positive, help="tile height and width in pixels; larger rasters are cut (default: the commonest)"
     )
@@ -50,10 +50,10 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
         "default: %(default)s",
     )
     pack.add_argument("--tiles-per-shard", type=positive, default=400, help="default: %(default)s, about 1 GB")
-    pack.add_argument("--seed", type=whole, default=0, help="of the order of locations (default: %(default)s)")
+    pack.add_argument("--seed", type=whole_number, default=0, help="of the order of locations (default: %(default)s)")
     _workers(pack)
     pack.add_argument("--part", type=part, metavar="K/N", help="every N-th shard only, K from 1; then `merge`")
-    pack.add_argument("--append", action="store_true", help="add tiles that DEST has not yet; old shards stay")
+    pack.add_argument("--append", action="store_true", help="add tiles that DEST lacks; existing shards stay")
     pack.add_argument("--labels", type=Path, help="folder of label tiles with the names of the tiles, or polygons")
     pack.add_argument(
         "--align", choices=("nearest",), help="bring labels of another grid to the tiles' (default: refuse)"
@@ -62,7 +62,9 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack.add_argument("--label-layer", metavar="NAME", help="layer of a file of polygons with several")
     pack.add_argument("--splits", type=Path, help="folder of train.txt, val.txt and test.txt (default: by location)")
     pack.add_argument("--max-bad", type=share, help=f"allowed share of bad tiles (default: {MAX_BAD})")
-    pack.add_argument("--dry-run", action="store_true", help="say what would be written, from the list and a few tiles")
+    pack.add_argument(
+        "--dry-run", action="store_true", help="print what would be written, from the list and a few tiles"
+    )
     limits = pack.add_argument_group("largest share of a tile's pixels, for L2A products ('none': no limit)")
     for name in ("cloud", "cloud-shadow", "haze", "cirrus", "snow", "nodata"):
         limits.add_argument(f"--max-{name}", type=limit, default=..., metavar="SHARE")
@@ -83,7 +85,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
     verify.add_argument("--source", type=Path, help="directory that was packed: tiles are compared with it")
     verify.add_argument("--labels", type=Path, help="folder of label tiles (or polygons), compared likewise")
     verify.add_argument(
-        "--sample", type=share_above_0, default=1.0, metavar="SHARE", help="share of the tiles to look at"
+        "--sample", type=share_above_0, default=1.0, metavar="SHARE", help="share of the tiles to check"
     )
     _workers(verify)
     verify.set_defaults(run=_verify)
@@ -106,9 +108,9 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_index(commands: argparse._SubParsersAction) -> None:
-    index = commands.add_parser("index", help="make WebDataset tars of others readable: .tif, .npy or our own members")
+    index = commands.add_parser("index", help="index existing WebDataset tars, with .tif, .npy or our own members")
     index.add_argument("folder", type=Path, help="folder of .tar files; table and manifest are written beside them")
-    index.add_argument("--sensor", default="enmap", help="whose bands the tiles have (default: %(default)s)")
+    index.add_argument("--sensor", default="enmap", help="sensor whose bands the tiles have (default: %(default)s)")
     _workers(index)
     index.set_defaults(run=_index)
 
@@ -135,8 +137,8 @@ def _pack(arguments: argparse.Namespace) -> int:
         limits=SceneLimits(**limits),
     )
     _check_options(arguments)
-    told = arguments.align, arguments.label_field, arguments.label_layer
-    labels = scan.Labels(arguments.labels, arguments.splits, *told) if arguments.labels else None
+    label_options = arguments.align, arguments.label_field, arguments.label_layer
+    labels = scan.Labels(arguments.labels, arguments.splits, *label_options) if arguments.labels else None
     if arguments.dry_run:
         print(scan.describe(arguments.source, arguments.dest, config, labels, arguments.append, arguments.workers))
         return 0
@@ -156,15 +158,15 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """Raise ConfigError if an option has no effect in combination with the others."""
     if arguments.labels is None:
         if arguments.align or arguments.label_field or arguments.label_layer:
-            raise ConfigError("--align, --label-field and --label-layer say how labels are read: give --labels, too")
+            raise ConfigError("--align, --label-field and --label-layer set how labels are read: give --labels, too")
         if arguments.splits:
-            raise ConfigError("--splits does nothing without --labels: give --labels, too")
+            raise ConfigError("--splits has no effect without --labels: give --labels, too")
     if arguments.splits and not arguments.splits.is_dir():
         raise ConfigError(f"--splits: {arguments.splits}: no such folder of train.txt, val.txt and test.txt")
     if arguments.part and arguments.dry_run:
-        raise ConfigError("--part does nothing with --dry-run: leave one of them out")
+        raise ConfigError("--part has no effect with --dry-run: remove one of them")
     if arguments.part and arguments.max_bad is not None:
-        raise ConfigError("--max-bad does nothing with --part: give it to `python -m shards merge`")
+        raise ConfigError("--max-bad has no effect with --part: give it to `python -m shards merge`")
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -184,15 +186,15 @@ def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
     raw = manifest.tiles * 2 * manifest.tile_shape[0] * manifest.tile_shape[1] * manifest.tile_shape[2]
     stored = sum(entry.size for entry in manifest.shards)
     rim = result.filtered.pop(RIM, 0)
-    filtered = "".join(f", {count} left out for {reason}" for reason, count in sorted(result.filtered.items()))
-    filtered += f", {rim} {RIM} left out" if rim else ""
+    filtered = "".join(f", {count} excluded ({reason})" for reason, count in sorted(result.filtered.items()))
+    filtered += f", {rim} {RIM} excluded" if rim else ""
     print(
         f"packed {manifest.tiles} tiles of {manifest.locations} locations into {len(manifest.shards)} shards "
         f"({written} written now, {len(result.rejected)} tiles set aside{filtered}): {raw / 1e6:.1f} MB -> "
         f"{stored / 1e6:.1f} MB ({raw / max(stored, 1):.2f}x) in {time.monotonic() - begin:.1f} s: {arguments.dest}"
     )
     if not written:
-        print("nothing to do: all shards were there; new tiles of SOURCE are added with --append")
+        print("nothing to do: all shards exist; add new tiles of SOURCE with --append")
     return 0
 
 

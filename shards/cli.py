@@ -94,7 +94,7 @@ def exit_code(command: Callable[[], int | None], kept: str = "") -> int:
 
 def positive(text: str) -> int:
     """Parse an integer above 0."""
-    number = whole(text, "a whole number above 0")
+    number = whole_number(text, "a whole number above 0")
     if number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return number
@@ -102,18 +102,18 @@ def positive(text: str) -> int:
 
 def not_negative(text: str) -> int:
     """Parse a non-negative integer."""
-    number = whole(text, "a whole number from 0")
+    number = whole_number(text, "a whole number from 0")
     if number < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
     return number
 
 
-def whole(text: str, wanted: str = "a whole number") -> int:
+def whole_number(text: str, expected: str = "a whole number") -> int:
     """Parse an integer."""
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not {expected}") from None
 
 
 def positive_float(text: str) -> float:

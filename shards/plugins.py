@@ -88,8 +88,8 @@ def _import(plugin: str, load: Callable[[], object], where: str) -> None:
             "of a .py file"
         ) from None
     except Exception as error:
-        told = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{where}: plugin {plugin}{_line(error, plugin)}: {told}") from None
+        message = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{where}: plugin {plugin}{_line(error, plugin)}: {message}") from None
 
 
 def _run_file(path: Path) -> None:
@@ -98,7 +98,7 @@ def _run_file(path: Path) -> None:
     if name in sys.modules:
         first = sys.modules[name].__file__
         if first != str(path):
-            raise ConfigError(f"another plugin has a file of this name, {first}: rename one of them")
+            raise ConfigError(f"another plugin has a file with this name, {first}: rename one of them")
         return
     if not path.is_file():
         raise ConfigError("no such file: give its path relative to the config file or to the working directory")
@@ -117,5 +117,5 @@ def _line(error: Exception, plugin: str) -> str:
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame.lineno for frame in frames if frame.filename == plugin]
-    return f", line {own[-1]}" if own else ""
+    own_lines = [frame.lineno for frame in frames if frame.filename == plugin]
+    return f", line {own_lines[-1]}" if own_lines else ""

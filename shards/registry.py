@@ -164,11 +164,11 @@ class Registry(Generic[Target]):
         """Return a schema with one alternative per config class and the names that use it."""
         alternatives = []
         for config in dict.fromkeys(self.configs.values()):
-            told = dict(handler.resolve_ref_schema(handler(config.__pydantic_core_schema__)))
+            resolved = dict(handler.resolve_ref_schema(handler(config.__pydantic_core_schema__)))
             names = [name for name, one in self.configs.items() if one is config]
-            required = {*told.get("required", []), "name"} - ({"name"} if self.default in names else set())
-            properties = told["properties"] | {"name": {**told["properties"]["name"], "enum": names}}
-            alternatives.append(told | {"properties": properties, "required": sorted(required)})
+            required = {*resolved.get("required", []), "name"} - ({"name"} if self.default in names else set())
+            properties = resolved["properties"] | {"name": {**resolved["properties"]["name"], "enum": names}}
+            alternatives.append(resolved | {"properties": properties, "required": sorted(required)})
         return {"anyOf": alternatives}
 
 

@@ -76,20 +76,20 @@ class SampleDecoder:
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return the decoded sample; raises ShardError if it has no tile or a member is damaged."""
-        found: dict[str, Any] = {"__key__": sample["__key__"]}
+        decoded: dict[str, Any] = {"__key__": sample["__key__"]}
         where = f"{sample.get('__url__', 'shards')}: sample '{sample['__key__']}'"
         name = next((name for name in self._names if name in sample), None)
         if name is None:
-            raise ShardError(f"{where}: has no member .{' or .'.join(self._names)}")
+            raise ShardError(f"{where}: lacks a member .{' or .'.join(self._names)}")
         try:
-            found["tile"] = self._decode(name, sample[name])
+            decoded["tile"] = self._decode(name, sample[name])
             if "json" in sample:
-                found["json"] = read_json_value(sample["json"])
+                decoded["json"] = read_json_value(sample["json"])
             if "mask.npy" in sample:
-                found["mask"] = read_npy(sample["mask.npy"])
+                decoded["mask"] = read_npy(sample["mask.npy"])
         except (ShardError, ValueError) as error:
             raise ShardError(f"{where}: {error}") from None
-        return found
+        return decoded
 
 
 def decoder(manifest: Manifest) -> Callable[[str, bytes], np.ndarray | None]:
@@ -113,13 +113,13 @@ def _tile_members(manifest: Manifest) -> tuple[str, ...]:
 
 def _find_tars(urls: str | Path | Sequence[str | Path], manifest: Manifest | None) -> tuple[list[str], Manifest]:
     """Return the paths or URLs of the tars, and their manifest."""
-    given = [str(urls)] if isinstance(urls, str | Path) else [str(url) for url in urls]
-    is_folder = len(given) == 1 and not given[0].endswith(".tar")
-    folder = given[0].rstrip("/") if is_folder else given[0].rpartition("/")[0] or "."
+    locations = [str(urls)] if isinstance(urls, str | Path) else [str(url) for url in urls]
+    is_folder = len(locations) == 1 and not locations[0].endswith(".tar")
+    folder = locations[0].rstrip("/") if is_folder else locations[0].rpartition("/")[0] or "."
     if manifest is None:
         storage = open_storage(folder)
         manifest = parse_json(storage.read(MANIFEST), Manifest, f"{folder}/{MANIFEST}")
-    return [f"{folder}/{entry.name}" for entry in manifest.shards] if is_folder else given, manifest
+    return [f"{folder}/{entry.name}" for entry in manifest.shards] if is_folder else locations, manifest
 
 
 def _every_nth(tars: Iterator[Any], first: int, step: int) -> Iterator[Any]:

@@ -38,7 +38,7 @@ def run_jobs(
     global _counters
     if workers == 1 or len(jobs) <= 1:
         _counters = Counters()
-        yield from _run_here(function, jobs, Bar(_counters, total, done, what))
+        yield from _run_in_process(function, jobs, Bar(_counters, total, done, what))
         return
     # "spawn": forking a process that holds GDAL or numcodecs threads is not safe
     context = multiprocessing.get_context("spawn")
@@ -54,15 +54,15 @@ def run_jobs(
                     yield future.result()
         except BrokenProcessPool:
             raise PackStopped(
-                "a worker process died (killed, perhaps out of memory): finished shards are kept, "
-                "the same command continues; use fewer --workers if it dies again"
+                "a worker process died (killed, perhaps out of memory): finished shards are kept, run the same "
+                "command again to continue; use fewer --workers if it dies again"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             bar.close()
 
 
-def _run_here(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) -> Iterator[Result]:
+def _run_in_process(function: Callable[..., Result], jobs: Sequence[tuple], bar: Bar) -> Iterator[Result]:
     stop = threading.Event()
 
     def follow() -> None:

@@ -83,40 +83,40 @@ def codecs() -> dict[str, Any]:
     """Return the compared codecs by name."""
     numcodecs.blosc.use_threads = False  # CPU time of this thread would not include its threads
     blosc = numcodecs.Blosc
-    found: dict[str, Any] = dict(PRESETS)
-    found["band difference + blosc zstd 3"] = BandDifference(blosc("zstd", 3, blosc.BITSHUFFLE))
-    found["band difference + blosc lz4"] = BandDifference(blosc("lz4", 5, blosc.BITSHUFFLE))
-    found["blosc zstd 3"] = blosc("zstd", 3, blosc.BITSHUFFLE)
-    found["GeoTIFF deflate"] = GeoTiff()
+    known: dict[str, Any] = dict(PRESETS)
+    known["band difference + blosc zstd 3"] = BandDifference(blosc("zstd", 3, blosc.BITSHUFFLE))
+    known["band difference + blosc lz4"] = BandDifference(blosc("lz4", 5, blosc.BITSHUFFLE))
+    known["blosc zstd 3"] = blosc("zstd", 3, blosc.BITSHUFFLE)
+    known["GeoTIFF deflate"] = GeoTiff()
     try:
         from numcodecs.pcodec import PCodec
 
-        found["band difference + pcodec"] = BandDifference(PCodec(level=8))
+        known["band difference + pcodec"] = BandDifference(PCodec(level=8))
     except ImportError:
-        print("not installed, left out: pcodec", file=sys.stderr)
-    return found
+        print("not installed, skipped: pcodec", file=sys.stderr)
+    return known
 
 
 def measure(tiles: Sequence[np.ndarray], rounds: int) -> list[Row]:
     """Measure all codecs on the same tiles."""
-    found, pixels = codecs(), sum(tile.nbytes for tile in tiles)
+    known, pixels = codecs(), sum(tile.nbytes for tile in tiles)
     repeats = max(1, -(-WORKING_SET // pixels))
     outs = [[np.empty_like(tile) for tile in tiles] for _ in range(repeats)]
     encoded: dict[str, list[bytes]] = {}
     encoding = {}
-    for name, codec in found.items():
+    for name, codec in known.items():
         codec.encode(tiles[0])  # compiles and warms up
         encoding[name], encoded[name] = _timed(_encode, codec, tiles)
         _decode(codec, encoded[name], outs[:1])
-    times: dict[str, list[float]] = {name: [] for name in ("memcpy", *found)}
+    times: dict[str, list[float]] = {name: [] for name in ("memcpy", *known)}
     for _ in range(rounds):
         times["memcpy"].append(_timed(_copy, tiles, outs)[0])
-        for name, codec in found.items():
+        for name, codec in known.items():
             times[name].append(_timed(_decode, codec, encoded[name], outs)[0])
     memcpy = float(np.median(times["memcpy"]))
     total = pixels * repeats / 1e6
     rows = [Row("memcpy", 1.0, total / memcpy, *_speeds(total, times["memcpy"]), 1.0, float("nan"))]
-    for name, codec in found.items():
+    for name, codec in known.items():
         rows.append(
             Row(
                 name,
@@ -161,13 +161,13 @@ def _scaling(codec: Any, encoded: Sequence[bytes], outs: Sequence[Sequence[np.nd
     """Return the speedup of two threads over one for the same work, in wall time."""
     begin = time.perf_counter()
     _decode(codec, encoded, outs)
-    one = time.perf_counter() - begin
+    serial = time.perf_counter() - begin
     halves = [outs[::2], outs[1::2]] if len(outs) > 1 else [[half] for half in (outs[0], outs[0])]
     with ThreadPoolExecutor(2) as pool:
         begin = time.perf_counter()
         list(pool.map(lambda half: _decode(codec, encoded, half), halves))
-        two = time.perf_counter() - begin
-    return one / two if len(outs) > 1 else 2 * one / two
+        parallel = time.perf_counter() - begin
+    return serial / parallel if len(outs) > 1 else 2 * serial / parallel
 
 
 def measure_checksums(tiles: Sequence[np.ndarray], rounds: int) -> dict[str, float]:
@@ -178,7 +178,7 @@ def measure_checksums(tiles: Sequence[np.ndarray], rounds: int) -> dict[str, flo
 
         functions["crc32c"] = lambda tile: google_crc32c.value(tile.tobytes())
     except ImportError:
-        print("not installed, left out: google-crc32c", file=sys.stderr)
+        print("not installed, skipped: google-crc32c", file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():

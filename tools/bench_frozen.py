@@ -80,7 +80,7 @@ class Way:
         """Return the task's primary score for each seed."""
         results = protocols.run("pretrained", "frozen", 1.0)
         assert results is not None  # no stop was requested
-        return [one.test[self.context.kind.primary] for one in results]
+        return [result.test[self.context.kind.primary] for result in results]
 
 
 def both_ways(config: FinetuneConfig) -> tuple[Way, Way]:
@@ -131,7 +131,7 @@ def _spread(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
 
 
-def _told(rounds: list[Round], ours: Way, theirs: Way, scores: tuple[list[float], list[float]]) -> str:
+def _summary(rounds: list[Round], ours: Way, theirs: Way, scores: tuple[list[float], list[float]]) -> str:
     name, frozen = ours.context.kind.primary, ours.config.frozen
     trainings = rounds[0].trainings
     windows = {split: len(part) for split, part in ours.context.splits.items()}
@@ -140,14 +140,16 @@ def _told(rounds: list[Round], ours: Way, theirs: Way, scores: tuple[list[float]
         [
             f"{ours.context.task.name}: {windows} windows, {frozen.epochs} epochs, median [range] of {len(rounds)}",
             f"ours: {trainings} trainings on {frozen.views} kept views, batch norms frozen, rate by validation score: "
-            f"features {_spread([one.features for one in rounds], '.1f')} s, "
-            f"heads {_spread([one.heads for one in rounds], '.1f')} s, "
+            f"features {_spread([measured.features for measured in rounds], '.1f')} s, "
+            f"heads {_spread([measured.heads for measured in rounds], '.1f')} s, "
             f"test {name} {statistics.mean(scores[0]):.3f}{deviation}",
             f"published way: one training at {theirs.config.frozen.lrs[0]:g}, batch norms adapt, "
-            f"{_spread([one.published for one in rounds], '.1f')} s; {trainings} of them "
-            f"{statistics.median([one.published for one in rounds]) * trainings:.0f} s; test {name} {scores[1][0]:.3f}",
-            f"ours is faster by {_spread([one.faster for one in rounds], '.1f')}",
-            f"ours over one pass of the encoder and the heads: {_spread([one.overhead for one in rounds], '.2f')}",
+            f"{_spread([measured.published for measured in rounds], '.1f')} s; {trainings} of them "
+            f"{statistics.median([measured.published for measured in rounds]) * trainings:.0f} s; test {name} "
+            f"{scores[1][0]:.3f}",
+            f"ours is faster by {_spread([measured.faster for measured in rounds], '.1f')}",
+            "ours over one pass of the encoder and the heads: "
+            f"{_spread([measured.overhead for measured in rounds], '.2f')}",
         ]
     )
 
@@ -167,15 +169,15 @@ def main(argv: list[str] | None = None) -> None:
         ways = both_ways(config)
         rounds = []
         for number in range(arguments.rounds):
-            one, *scores = measure(*ways)
-            rounds.append(one)
-            print(f"round {number + 1}: {one.faster:.1f}x", file=sys.stderr, flush=True)
+            measured, *scores = measure(*ways)
+            rounds.append(measured)
+            print(f"round {number + 1}: {measured.faster:.1f}x", file=sys.stderr, flush=True)
     except ForgeError as error:
         fail(error)
-    print(_told(rounds, *ways, (scores[0], scores[1])))
+    print(_summary(rounds, *ways, (scores[0], scores[1])))
     if arguments.json:
-        told = [asdict(one) | {"faster": one.faster, "overhead": one.overhead} for one in rounds]
-        arguments.json.write_text(json.dumps({"rounds": told, "scores": scores}, indent=1) + "\n")
+        content = [asdict(measured) | {"faster": measured.faster, "overhead": measured.overhead} for measured in rounds]
+        arguments.json.write_text(json.dumps({"rounds": content, "scores": scores}, indent=1) + "\n")
     runtime.end_process(0)
 
 

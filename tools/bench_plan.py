@@ -149,10 +149,10 @@ def compare(cases: Sequence[Case]) -> list[Row]:
 
 def ranking_errors(rows: Sequence[Row]) -> int:
     """Return the number of pairs of cases whose step times are predicted in the wrong order."""
-    pairs = [(one, other) for number, one in enumerate(rows) for other in rows[:number]]
+    pairs = [(first, second) for number, first in enumerate(rows) for second in rows[:number]]
     return sum(
-        (one.predicted_seconds < other.predicted_seconds) != (one.measured_seconds < other.measured_seconds)
-        for one, other in pairs
+        (first.predicted_seconds < second.predicted_seconds) != (first.measured_seconds < second.measured_seconds)
+        for first, second in pairs
     )
 
 

@@ -199,12 +199,12 @@ def compare(config: PretrainConfig, rounds: int, ways: Sequence[str]) -> tuple[l
     difference = _in_own_process(loss_difference, config)
     if not difference <= TOLERANCE:
         raise AssertionError(f"{name}: losses of plain and ours differ by {difference:.1e}, more than {TOLERANCE:g}")
-    found: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
+    measured: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
     for number in range(rounds):
         for way in list(ways)[:: -1 if number % 2 else 1]:  # alternate the order
-            found[way].append(_in_own_process(measure, config, way))
-    rates = {way: config.train.micro_batch / np.array([seconds for seconds, _ in found[way]]) for way in ways}
-    peaks = {way: max(peak for _, peak in found[way]) for way in ways}
+            measured[way].append(_in_own_process(measure, config, way))
+    rates = {way: config.train.micro_batch / np.array([seconds for seconds, _ in measured[way]]) for way in ways}
+    peaks = {way: max(peak for _, peak in measured[way]) for way in ways}
     rows = [_row(config, way, rates[way], peaks[way]) for way in ways]
     ratios = []
     for to, way in (("plain", "ours"), ("ours", "zero1"), ("ours", "zero3")):
@@ -221,9 +221,7 @@ def _in_own_process(function: Callable[..., Any], config: PretrainConfig, *argum
             return pool.submit(function, config, *arguments).result()
     except (BrokenProcessPool, torch.OutOfMemoryError):
         what = " ".join((config.model.name, *arguments))
-        raise ConfigError(
-            f"{what}: its process died, most likely out of memory: take a smaller --micro-batch"
-        ) from None
+        raise ConfigError(f"{what}: its process died, most likely out of memory: use a smaller --micro-batch") from None
 
 
 def _row(config: PretrainConfig, way: str, rates: np.ndarray, peak_bytes: int) -> Row:
@@ -315,7 +313,7 @@ def _ways(text: str) -> list[str]:
     ways = text.split(",")
     for way in ways:
         if way not in WAYS:
-            raise ConfigError(f"--ways {way}: it is one of {', '.join(WAYS)}")
+            raise ConfigError(f"--ways {way}: choose from {', '.join(WAYS)}")
     return ways
 
 

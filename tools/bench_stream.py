@@ -99,7 +99,7 @@ def _tifffile_way(paths: Sequence[Path], size: int) -> Iterator[tuple[str, Epoch
     try:
         import tifffile
     except ImportError:
-        return _left_out("tifffile")
+        return _report_missing("tifffile")
     yield "tifffile GeoTIFF uncompressed", _loader(_Files(paths, tifffile.imread)), size
 
 
@@ -135,18 +135,18 @@ def litdata_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[st
         from litdata import StreamingDataLoader, StreamingDataset
         from litdata.streaming.writer import BinaryWriter
     except ImportError:
-        return _left_out("litdata")
+        return _report_missing("litdata")
     for name in ("raw", "compact"):
-        place = folder / f"lit-{name}"
-        writer = BinaryWriter(str(place), chunk_bytes="64MB")
+        dest = folder / f"lit-{name}"
+        writer = BinaryWriter(str(dest), chunk_bytes="64MB")
         for number, tile in enumerate(tiles):
             writer[number] = {"tile": tile if name == "raw" else PRESETS["compact"].encode(tile)}
         writer.done()
         writer.merge()
-        dataset = StreamingDataset(str(place), shuffle=True)
+        dataset = StreamingDataset(str(dest), shuffle=True)
         collate = None if name == "raw" else _collate_compact
         loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=collate)
-        yield f"LitData {name}", partial(_lengths, loader, "tile"), _size(place)
+        yield f"LitData {name}", partial(_lengths, loader, "tile"), _size(dest)
 
 
 def _collate_compact(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -162,18 +162,18 @@ def mosaic_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str
         from streaming import MDSWriter, StreamingDataset
         from streaming.base.util import clean_stale_shared_memory
     except ImportError:
-        return _left_out("mosaicml-streaming")
+        return _report_missing("mosaicml-streaming")
     clean_stale_shared_memory()
     for name in ("raw", "compact"):
-        place = folder / f"mds-{name}"
+        dest = folder / f"mds-{name}"
         kind = "ndarray:int16:" + ",".join(map(str, tiles[0].shape)) if name == "raw" else "bytes"
-        with MDSWriter(out=str(place), columns={"tile": kind}, size_limit="64mb") as writer:
+        with MDSWriter(out=str(dest), columns={"tile": kind}, size_limit="64mb") as writer:
             for tile in tiles:
                 writer.write({"tile": tile if name == "raw" else PRESETS["compact"].encode(tile)})
-        dataset = StreamingDataset(local=str(place), shuffle=True, batch_size=BATCH, num_canonical_nodes=1)
+        dataset = StreamingDataset(local=str(dest), shuffle=True, batch_size=BATCH, num_canonical_nodes=1)
         collate = None if name == "raw" else _collate_compact
         loader = DataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=collate)
-        yield f"MosaicML {name}", partial(_lengths, loader, "tile"), _size(place)
+        yield f"MosaicML {name}", partial(_lengths, loader, "tile"), _size(dest)
 
 
 def mmap_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, Epoch, int]]:
@@ -227,8 +227,8 @@ def _batches(count: int) -> Iterator[np.ndarray]:
     return (order[begin : begin + BATCH] for begin in range(0, count, BATCH))
 
 
-def _left_out(package: str) -> None:
-    print(f"not installed, left out: {package}", file=sys.stderr)
+def _report_missing(package: str) -> None:
+    print(f"not installed, skipped: {package}", file=sys.stderr)
 
 
 def _size(folder: Path) -> int:
@@ -258,14 +258,14 @@ def _rate(epoch: Epoch, expected: int) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), _cpu_seconds()
     count = sum(epoch())
     if count != expected:
-        raise AssertionError(f"{count} tiles where {expected} were expected")
+        raise AssertionError(f"{count} tiles, expected {expected}")
     return count / (time.perf_counter() - wall), count / max(_cpu_seconds() - cpu, 1e-9)
 
 
 def _cpu_seconds() -> float:
     """Return the CPU seconds of this process and its live children (the workers of a DataLoader)."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    total, ticks = own.ru_utime + own.ru_stime, os.sysconf("SC_CLK_TCK")
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    total, ticks = usage.ru_utime + usage.ru_stime, os.sysconf("SC_CLK_TCK")
     for path in Path("/proc/self/task").glob("*/children"):
         for child in path.read_text().split():
             fields = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
@@ -333,8 +333,8 @@ def _measure_and_print(arguments: argparse.Namespace) -> None:
             f"{row.name:<40} {row.tiles_per_s:8.1f} {spread:<17} {row.tiles_per_s * mb:6.0f} "
             f"{row.per_cpu_s:11.1f} {row.size:6.3f}"
         )
-    for what, found, aim in targets(rows):
-        print(f"{what:<45} {found:6.2f}   (aim {aim:g})")
+    for what, ratio, aim in targets(rows):
+        print(f"{what:<45} {ratio:6.2f}   (aim {aim:g})")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

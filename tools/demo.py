@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--labels", type=Path, help="label tiles of the same names as --tiles")
     parser.add_argument("--task", help="classes of the labels: a task's name or YAML file (default: codes as found)")
     parser.add_argument("--shards-only", action="store_true", help="stop when the shards are made")
-    parser.add_argument("--short", action="store_true", help="a few steps only: shows that the path works")
+    parser.add_argument("--short", action="store_true", help="a few steps only, to show that the pipeline works")
     parser.set_defaults(run=_run_stages)
     return run_command(parser, argv)
 
@@ -67,10 +67,10 @@ def prepare_shards(tiles: Path | None, labels: Path | None, short: bool) -> str:
     labeled = _labels_of(tiles, labels)
     sample = _sample(short)
     if tiles is None or labeled is None:
-        _stage("1/6", "making synthetic EnMAP-like tiles with labels")
+        _stage("1/6", "creating synthetic EnMAP-like tiles with labels")
         _make_sample(sample, locations=10 if short else 24)
     if tiles is not None:
-        _stage("1/6", f"taking the tiles of {tiles}")
+        _stage("1/6", f"using the tiles in {tiles}")
         if labeled is None:
             SCREEN.show(f"{tiles} has no labels: pretraining uses it, the labeled task is the synthetic sample's")
     _stage("2/6", "tiles to WebDataset shards, with per-band statistics")
@@ -87,7 +87,7 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     options = [f"run.dir={_shown(run)}", f"data.shards={_shown(_shards(name))}", *(SHORT["pretrain"] if short else [])]
     _stage("3/6", f"pretraining with DeepSpeed ZeRO-3 on {_processes()} processes, to be stopped half-way")
     _pretrain_and_stop(run, options)
-    _stage("4/6", "the same command again: it resumes")
+    _stage("4/6", "run the same command again: it resumes")
     _expect(0, _start_pretraining(options).wait())
     _stage("5/6", "evaluating the encoder, frozen and fully tuned, against a randomly initialized one")
     chosen = _evaluation_options(tiles or sample, labeled or sample / "labels", task, labeled is None)
@@ -115,7 +115,7 @@ def _shards(name: str) -> Path:
 
 def _make_sample(sample: Path, locations: int) -> None:
     if sample.exists() and not holds_sample(sample, SampleOptions(locations)):
-        SCREEN.show(f"{_shown(sample)} is of another version: making it again")
+        SCREEN.show(f"{_shown(sample)} has another version: creating it again")
         shutil.rmtree(sample)
     _python("-m", "tools.sample_data", _shown(sample), "--locations", str(locations))
 
@@ -126,7 +126,7 @@ def _pack(tiles: Path, shards: Path, labels: Path | None) -> None:
         splits = tiles / "splits"
         command += ["--labels", _shown(labels), *(["--splits", _shown(splits)] if splits.is_dir() else [])]
     if shards.exists() and _run_python(*command) == 2:
-        SCREEN.show(f"{_shown(shards)} is of other tiles or options: packing again")
+        SCREEN.show(f"{_shown(shards)} has other tiles or options: packing again")
         shutil.rmtree(shards)
     if not (shards / "manifest.json").exists():
         _python(*command)
@@ -135,9 +135,9 @@ def _pack(tiles: Path, shards: Path, labels: Path | None) -> None:
 def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> None:
     task = json.loads((evaluation / "results.json").read_bytes())["task"]
     if short:
-        SCREEN.show("A short demo: a few steps show that the path works. The scores mean nothing.")
+        SCREEN.show("A short demo: a few steps only show that the pipeline works. The scores mean nothing.")
     if tiles is None:
-        SCREEN.show("The tiles are synthetic: the scores show that the path works, not how good the model is.")
+        SCREEN.show("The tiles are synthetic: the scores show that the pipeline works, not how good the model is.")
     elif task.get("synthetic"):
         SCREEN.show(f"Pretrained on {tiles}; the labeled tiles are synthetic.")
     SCREEN.show("\nOpen")
@@ -146,7 +146,7 @@ def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> No
         (run / "reconstruction.png", "a held-out tile: masked, predicted, true, and spectra"),
         (run, "the pretraining run: encoder.safetensors, metrics.jsonl, checkpoints"),
         (evaluation, "the evaluation: results.json and model.safetensors, for `python -m finetune predict`"),
-        (SCREEN.log, "all that the commands printed, with DeepSpeed's lines"),
+        (SCREEN.log, "the full output of the commands, with DeepSpeed's lines"),
     ):
         SCREEN.show(f"  {_shown(path):<38} {what}")
     SCREEN.show("or run .venv/bin/tensorboard --logdir runs")

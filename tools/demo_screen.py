@@ -35,8 +35,8 @@ class Screen:
             self._record(line)
             if LAUNCHER.match(line) or DETAIL.match(line):
                 return
-            found = PROGRESS.match(line)
-            name = found["name"] if found else None
+            match = PROGRESS.match(line)
+            name = match["name"] if match else None
             if sys.stdout.isatty():
                 self._draw(line, name)
             else:

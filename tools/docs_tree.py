@@ -37,7 +37,9 @@ def _layers() -> dict[str, list[str]]:
     setup.read(REPOSITORY / "setup.cfg", encoding="utf-8")
     contracts = [setup[name] for name in setup.sections() if name.startswith("importlinter:contract")]
     return {
-        one.get("containers", ""): list(_names(one["layers"])) for one in contracts if one["type"].strip() == "layers"
+        contract.get("containers", ""): list(_names(contract["layers"]))
+        for contract in contracts
+        if contract["type"].strip() == "layers"
     }
 
 

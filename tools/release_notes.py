@@ -14,10 +14,10 @@ def release_notes(changelog: str, version: str) -> str:
         ValueError: the section is missing or empty.
     """
     heading = rf"^## \[?{re.escape(version)}\]?(?: [^\n]*)?$"
-    found = re.search(rf"{heading}\n(?P<text>.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
-    if found is None or not found["text"].strip():
+    match = re.search(rf"{heading}\n(?P<text>.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    if match is None or not match["text"].strip():
         raise ValueError(f"CHANGELOG.md: no notes on {version}: rename the section 'Unreleased' before you tag")
-    return found["text"].strip() + "\n"
+    return match["text"].strip() + "\n"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from finetune.tasks import get_task, task_names
-from shards.cli import Parser, positive, run_command, whole
+from shards.cli import Parser, positive, run_command, whole_number
 from shards.files.atomic import TEMPORARY
 from shards.progress import progress
 from tools.sample_spectra import CLASSES
@@ -61,8 +61,8 @@ def make_sample(dest: Path, options: SampleOptions) -> str:
     """
     if dest.exists():
         if not holds_sample(dest, options):
-            raise SampleError(f"{dest}: holds something else than this sample; remove it or choose another folder")
-        return f"{dest}: the sample is there already"
+            raise SampleError(f"{dest}: contains something other than this sample; remove it or choose another folder")
+        return f"{dest}: the sample already exists"
     staged = dest.with_name(f"{dest.name}.{os.getpid()}{TEMPORARY}")
     try:
         tiles = _fill(staged, options)
@@ -152,9 +152,11 @@ def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(prog="python -m tools.sample_data", description=str(__doc__).splitlines()[0])
     parser.add_argument("dest", type=Path, help="folder to write")
-    parser.add_argument("--locations", type=whole, default=SampleOptions.locations, help="default: %(default)s")
-    parser.add_argument("--size", type=whole, default=SampleOptions.size, help="tile side in pixels (%(default)s)")
-    parser.add_argument("--seed", type=whole, default=SampleOptions.seed, help="default: %(default)s")
+    parser.add_argument("--locations", type=whole_number, default=SampleOptions.locations, help="default: %(default)s")
+    parser.add_argument(
+        "--size", type=whole_number, default=SampleOptions.size, help="tile side in pixels (%(default)s)"
+    )
+    parser.add_argument("--seed", type=whole_number, default=SampleOptions.seed, help="default: %(default)s")
     parser.add_argument("--task", help="write a small copy of a downstream task's download instead; 'all' for each")
     parser.add_argument("--tiles", type=positive, default=15, help="tiles of a task's copy (%(default)s)")
     parser.set_defaults(run=_make)

@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
-from shards.cli import Parser, not_negative, positive, run_command, whole
+from shards.cli import Parser, not_negative, positive, run_command, whole_number
 from shards.errors import ForgeError
 from shards.sensors.sensor import NODATA, get_sensor
 from tools.sample_tiles import Visit, make_place, render
@@ -56,10 +56,10 @@ def make_scene(dest: Path, options: SceneOptions) -> Path:
     image = _image(options)[:, *cut]
     image[:, layers["CLOUD"] > 0] = 7500
     _add_swath_edge(image)
-    place = CORNER @ Affine.translation(right, down)
-    _write(folder / f"{options.name}-SPECTRAL_IMAGE.TIF", image, place, NODATA)
+    transform = CORNER @ Affine.translation(right, down)
+    _write(folder / f"{options.name}-SPECTRAL_IMAGE.TIF", image, transform, NODATA)
     for name, layer in layers.items():
-        _write(folder / f"{options.name}-QL_QUALITY_{name}.TIF", layer[None], place, None)
+        _write(folder / f"{options.name}-QL_QUALITY_{name}.TIF", layer[None], transform, None)
     (folder / f"{options.name}-METADATA.XML").write_bytes(_metadata(options))
     return folder
 
@@ -95,8 +95,8 @@ def _add_swath_edge(image: np.ndarray) -> None:
     image[:, column < 70 - row // 4] = NODATA
 
 
-def _write(path: Path, values: np.ndarray, place: Affine, nodata: float | None) -> None:
-    profile = {"driver": "GTiff", "dtype": values.dtype, "count": len(values), "crs": CRS, "transform": place}
+def _write(path: Path, values: np.ndarray, transform: Affine, nodata: float | None) -> None:
+    profile = {"driver": "GTiff", "dtype": values.dtype, "count": len(values), "crs": CRS, "transform": transform}
     shape = {"height": values.shape[1], "width": values.shape[2]}
     tiling = {"tiled": True, "blockxsize": 128, "blockysize": 128}
     with rasterio.open(path, "w", **profile, **shape, **tiling, nodata=nodata) as file:
@@ -153,7 +153,7 @@ def _make(arguments: argparse.Namespace) -> None:
 def _offset(text: str) -> tuple[int, int]:
     """Parse ``X,Y``."""
     right, _, down = text.partition(",")
-    return whole(right, "X,Y in pixels"), whole(down, "X,Y in pixels")
+    return whole_number(right, "X,Y in pixels"), whole_number(down, "X,Y in pixels")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def make_task_sample(dest: Path, task: Task, tiles: int = 15, size: int = 32, se
     folder, splits = dest / task.layout.folder, dest / "splits" / task.name
     if folder.exists() or splits.exists():
         raise ConfigError(
-            f"{folder if folder.exists() else splits}: exists already; remove it or choose another folder"
+            f"{folder if folder.exists() else splits}: already exists; remove it or choose another folder"
         )
     splits.mkdir(parents=True)
     images, source = folder / task.layout.images, kind_of(task).labels_from
@@ -130,7 +130,7 @@ def _render(rng: np.random.Generator, task: Task, size: int) -> tuple[np.ndarray
 
 def _codes(task: Task, materials: np.ndarray, number: int) -> np.ndarray:
     """Map material m of tile n to the code of class m - 1 + 6 n, so that all classes occur; 0 stays 0."""
-    firsts = [one.all_codes[number % len(one.all_codes)] for one in task.classes]
+    firsts = [task_class.all_codes[number % len(task_class.all_codes)] for task_class in task.classes]
     table = [0, *(firsts[(material + 6 * number) % len(firsts)] for material in range(6))]
     return np.array(table, dtype=MASK_DTYPES.get(task.name, "uint8"))[materials]
 
@@ -155,8 +155,8 @@ def _make_tables(images: Path, splits: Path, task: Task, tiles: int, seed: int) 
         np.savez(images / f"{number}.npz", data=field.astype(np.uint16))
         spectrum = field.mean((1, 2)) / 3000
         targets = [spectrum[10] - 0.3, spectrum[60] - 0.4, spectrum[110] - 0.9, spectrum[140] - spectrum[60]]
-        told = [number, "A", number // 2, 0.0, 1.0, "Mehlich3", "2020-08-01T00:00:00", 2020]
-        rows.append([*told, *(float(one) for one in targets[: len(task.outputs)])])
+        metadata = [number, "A", number // 2, 0.0, 1.0, "Mehlich3", "2020-08-01T00:00:00", 2020]
+        rows.append([*metadata, *(float(target) for target in targets[: len(task.outputs)])])
     cut = round((SHARES["train"] + SHARES["val"]) * tiles)
     for split, part in (("train", rows[:cut]), ("val", rows[cut:])):
         with open(splits / f"{split}.csv", "w", newline="", encoding="utf-8") as file:

@@ -29,9 +29,9 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         if self.locations < 5:
-            raise SampleError(f"locations = {self.locations}: 5 or more are needed, fewer can't be split")
+            raise SampleError(f"locations = {self.locations}: at least 5 are needed for the splits")
         if self.size < 16:
-            raise SampleError(f"size = {self.size}: 16 pixels or more are needed")
+            raise SampleError(f"size = {self.size}: at least 16 pixels are needed")
         if self.seed < 0:
             raise SampleError(f"seed = {self.seed}: must not be negative")
 
@@ -125,7 +125,7 @@ def plan_visits(options: SampleOptions) -> list[list[Visit]]:
     for number in range(options.locations):
         scenes = np.sort(rng.choice(11636, size=1 + (number in twice), replace=False) + 1)
         first = rng.uniform(0, 0.4)
-        visits.append([Visit(int(one), first + 0.5 * i, bool(next(margins))) for i, one in enumerate(scenes)])
+        visits.append([Visit(int(scene), first + 0.5 * i, bool(next(margins))) for i, scene in enumerate(scenes)])
     return visits
 
 

@@ -49,7 +49,7 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if not str(function).split(".", 1)[1].startswith(FREE):
-            moved = sum(one.numel() * one.element_size() for one in _tensors([args, result]))
+            moved = sum(tensor.numel() * tensor.element_size() for tensor in _tensors([args, result]))
             self.parts[self._now] = self.parts.get(self._now, 0) + moved
         return result
 
@@ -102,7 +102,7 @@ def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[s
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(tiles, noise)[0].mean()
             loss.backward()
-        parts = counter.parts | {"optimizer": ADAMW_BYTES * sum(one.numel() for one in model.parameters())}
+        parts = counter.parts | {"optimizer": ADAMW_BYTES * sum(parameter.numel() for parameter in model.parameters())}
         flops = sum(sample_flops(config, bench_step.BANDS).values())
         return flops, {part: moved / micro_batch for part, moved in parts.items()}
 
@@ -131,7 +131,7 @@ def _print_limits(arguments: argparse.Namespace) -> None:
         for ratio in map(float, arguments.mask_ratios.split(",")):
             flops, parts = count(name, ratio, arguments.micro_batch)
             moved = sum(parts.values())
-            by_part = "  ".join(f"{part} {one / bandwidth * 1e3:.3f}" for part, one in parts.items())
+            by_part = "  ".join(f"{part} {moved_bytes / bandwidth * 1e3:.3f}" for part, moved_bytes in parts.items())
             print(
                 f"{name:<16} {ratio:4.2f} {flops / 1e9:6.0f} {moved / 1e9:4.1f} {flops / peak * 1e3:6.3f} "
                 f"{moved / bandwidth * 1e3:6.3f}   {by_part}",

@@ -80,13 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("give ROOT, or --images with --labels, or --shards")
     data = check_config(given, LabeledDataConfig, "check")
     items = find_items(data, task, seed=0)
-    found = {name: _check_split(items[name], kind_of(task), name, arguments.workers) for name in SPLITS}
-    problems = [one for name in SPLITS for one in found[name].problems] + _between(task, items, found)
-    print(_table(task, items, found))
-    for one in [*problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]:
-        print(f"error: {one}")
-    for one in _remarks(task, items, found):
-        print(f"note: {one}")
+    findings = {name: _check_split(items[name], kind_of(task), name, arguments.workers) for name in SPLITS}
+    problems = [problem for name in SPLITS for problem in findings[name].problems] + _between(task, items, findings)
+    print(_table(task, items, findings))
+    for line in [*problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]:
+        print(f"error: {line}")
+    for remark in _remarks(task, items, findings):
+        print(f"note: {remark}")
     print(f"{task.name}: {'NOT GOOD' if problems else 'good'}, {sum(len(items[name]) for name in SPLITS)} tiles read")
     return 1 if problems else 0
 
@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_split(items: list[Item], kind: TaskKind, name: str, workers: int) -> Finding:
     total = Finding(np.zeros_like(kind.tally(None)))
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda item: _check_item(item, kind), items)
-        for one in progress(f"check {name}", len(items), found):
-            total.add(one)
+        findings = pool.map(lambda item: _check_item(item, kind), items)
+        for finding in progress(f"check {name}", len(items), findings):
+            total.add(finding)
     return total
 
 
@@ -126,56 +126,56 @@ def _check_item(item: Item, kind: TaskKind) -> Finding:
     return finding
 
 
-def _between(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
-    """Describe what is wrong with the splits as a whole."""
+def _between(task: Task, items: Split, findings: dict[str, Finding]) -> list[str]:
+    """Describe the problems of all splits together."""
     problems = []
     kind = kind_of(task)
     pairs = [*pairwise(SPLITS), ("train", "test")] if kind.splits_by_place else []
-    for one, two in pairs:
-        shared = {item.place for item in items[one]} & {item.place for item in items[two]}
+    for first, second in pairs:
+        shared = {item.place for item in items[first]} & {item.place for item in items[second]}
         if shared:
-            problems.append(f"{len(shared)} locations are in {one} and in {two}, e.g. {min(shared)}")
-    none = [name for name in SPLITS if not kind.known(found[name].tally).any() and not found[name].problems]
+            problems.append(f"{len(shared)} locations are in {first} and in {second}, e.g. {min(shared)}")
+    none = [name for name in SPLITS if not kind.known(findings[name].tally).any() and not findings[name].problems]
     problems += [f"{name}: no label is one of the {kind.outputs_are}" for name in none]
-    shapes = Counter(shape[0] for name in SPLITS for shape in found[name].shapes)
+    shapes = Counter(shape[0] for name in SPLITS for shape in findings[name].shapes)
     if len(shapes) > 1:
-        problems.append(f"tiles of different bands: {', '.join(map(str, sorted(shapes)))}")
+        problems.append(f"tiles have different numbers of bands: {', '.join(map(str, sorted(shapes)))}")
     return problems
 
 
-def _remarks(task: Task, items: Split, found: dict[str, Finding]) -> list[str]:
+def _remarks(task: Task, items: Split, findings: dict[str, Finding]) -> list[str]:
     kind, remarks = kind_of(task), []
     for name in SPLITS:
-        published, here = task.tiles.get(name), len(items[name])
-        if published is not None and published != here and kind.splits_by_place:
-            remarks.append(f"{name}: {here} tiles, {published} are published")
-        empty = [one for one, known in zip(task.outputs, kind.known(found[name].tally), strict=True) if not known]
-        if empty and not found[name].problems:
+        published, count = task.tiles.get(name), len(items[name])
+        if published is not None and published != count and kind.splits_by_place:
+            remarks.append(f"{name}: {count} tiles, {published} are published")
+        empty = [
+            output for output, known in zip(task.outputs, kind.known(findings[name].tally), strict=True) if not known
+        ]
+        if empty and not findings[name].problems:
             remarks.append(f"{name}: no label of {', '.join(empty)}")
-        if found[name].declared:
-            remarks.append(f"{name}: {declared_line(found[name].declared)}")
+        if findings[name].declared:
+            remarks.append(f"{name}: {declared_line(findings[name].declared)}")
     train = {item.scene for item in items["train"]} - {""}
     shared = sum(item.scene in train for item in items["test"])
     if shared:
         scenes = {item.scene or item.place for name in SPLITS for item in items[name]}
-        mend = (
-            "data.group=scene draws splits without that"
+        hint = (
+            "data.group=scene draws splits without this overlap"
             if len(scenes) >= len(SPLITS)
             else "there are too few scenes to draw other splits"
         )
-        remarks.append(
-            f"{shared} of {len(items['test'])} test tiles are of scenes that training tiles are of, too: {mend}"
-        )
+        remarks.append(f"{shared} of {len(items['test'])} test tiles share a scene with training tiles: {hint}")
     return remarks
 
 
-def _table(task: Task, items: Split, found: dict[str, Finding]) -> str:
+def _table(task: Task, items: Split, findings: dict[str, Finding]) -> str:
     """Return a table of tiles, shapes and labels by split."""
     rows = [["", *SPLITS], ["tiles", *(str(len(items[name])) for name in SPLITS)]]
-    shapes = [sorted({"x".join(map(str, shape)) for shape in found[name].shapes}) for name in SPLITS]
-    rows.append(["shape", *(", ".join(one[:2]) + (" ..." if len(one) > 2 else "") for one in shapes)])
-    rows.append(["missing", *(f"{found[name].missing / max(found[name].pixels, 1):.1%}" for name in SPLITS)])
-    rows += kind_of(task).describe_tallies([found[name].tally for name in SPLITS])
+    shapes = [sorted({"x".join(map(str, shape)) for shape in findings[name].shapes}) for name in SPLITS]
+    rows.append(["shape", *(", ".join(names[:2]) + (" ..." if len(names) > 2 else "") for names in shapes)])
+    rows.append(["missing", *(f"{findings[name].missing / max(findings[name].pixels, 1):.1%}" for name in SPLITS)])
+    rows += kind_of(task).describe_tallies([findings[name].tally for name in SPLITS])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     aligned = [
         [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

@@ -56,7 +56,7 @@ class ContentCache:
         entry = self._entries.get(_name(item))
         return entry[1] if entry and entry[0] == stamp(item) else None
 
-    def add(self, item: Item, before: Stamp, found: str, started: float) -> None:
+    def add(self, item: Item, before: Stamp, image_hash: str, started: float) -> None:
         """Keep the hash of an image.
 
         Args:
@@ -64,7 +64,7 @@ class ContentCache:
             started: time of that stamp, in seconds since the epoch.
         """
         if stamp(item) == before and _changed(before) < started - AT_REST:
-            self._entries[_name(item)] = [before, found]
+            self._entries[_name(item)] = [before, image_hash]
 
     def save(self) -> None:
         """Write the file."""
@@ -75,27 +75,27 @@ class ContentCache:
 def stamp(item: Item) -> Stamp:
     """Return the stamp of an image's file and its sidecars (``x.hdr`` and ``x.tif.aux.xml`` of ``x.tif``); empty for
     images with an identity."""
-    found: Stamp = []
+    files: Stamp = []
     if item.identity or item.file is None:
-        return found
+        return files
     folder = item.file.parent
     for name in _beside(folder, folder.stat().st_mtime_ns).get(item.file.stem, ()):
         try:
             now = os.stat(folder / name)
         except OSError:
             continue  # removed in the meantime
-        found.append([name, now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
-    return found
+        files.append([name, now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
+    return files
 
 
 @lru_cache(maxsize=64)
 def _beside(folder: Path, _: int) -> dict[str, list[str]]:
     """Return the names in a folder by their stem: the part before the first dot."""
-    found: dict[str, list[str]] = {}
+    names_by_stem: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
-        for end in [place for place, letter in enumerate(name) if letter == "." and place] + [len(name)]:
-            found.setdefault(name[:end], []).append(name)
-    return found
+        for end in [index for index, letter in enumerate(name) if letter == "." and index] + [len(name)]:
+            names_by_stem.setdefault(name[:end], []).append(name)
+    return names_by_stem
 
 
 def _name(item: Item) -> str:
@@ -103,9 +103,9 @@ def _name(item: Item) -> str:
     return f"{item.identity}/{item.name}" if item.identity else str(item.file.absolute() if item.file else "")
 
 
-def _changed(found: Stamp) -> float:
+def _changed(files: Stamp) -> float:
     """Return the latest change time of the files, in seconds since the epoch; 0 without files."""
-    return max((max(one[2], one[3]) / 1e9 for one in found), default=0.0)
+    return max((max(file[2], file[3]) / 1e9 for file in files), default=0.0)
 
 
 def identify_images(splits: dict[str, LabeledSplit], path: Path, heartbeat: Callable[[], None]) -> None:
@@ -122,25 +122,29 @@ def identify_images(splits: dict[str, LabeledSplit], path: Path, heartbeat: Call
     known: dict[str, list[str | None]] = distributed.broadcast_object(
         {name: [cache.find(item) for item in split.items] for name, split in splits.items()} if cache else None
     )
-    open_ = [(name, place) for name, found in known.items() for place, one in enumerate(found) if one is None]
-    mine = open_[distributed.rank() :: distributed.world_size()]
+    open_ = [
+        (name, index) for name, hashes in known.items() for index, image_hash in enumerate(hashes) if image_hash is None
+    ]
+    share = open_[distributed.rank() :: distributed.world_size()]
     error: ForgeError | None = None
     hashed: list[tuple[str, int, str, Stamp, float]] = []
     try:
-        hashed = _hash(splits, mine, heartbeat)
+        hashed = _hash(splits, share, heartbeat)
     except ForgeError as raised:
         error = raised
     distributed.store_barrier(heartbeat)
     distributed.raise_on_all_ranks(lambda: _raise(error))
-    for name, place, found, before, started in (one for part in distributed.gather_objects(hashed) for one in part):
-        known[name][place] = found
-        item = splits[name].items[place]
+    for name, index, image_hash, before, started in (
+        entry for part in distributed.gather_objects(hashed) for entry in part
+    ):
+        known[name][index] = image_hash
+        item = splits[name].items[index]
         if cache is not None and (item.identity or item.file):
-            cache.add(item, before, found, started)
+            cache.add(item, before, image_hash, started)
     if cache is not None and open_:
         cache.save()
     for name, split in splits.items():
-        split.image_hashes = [one or "" for one in known[name]]
+        split.image_hashes = [image_hash or "" for image_hash in known[name]]
 
 
 def _raise(error: ForgeError | None) -> None:
@@ -151,19 +155,19 @@ def _raise(error: ForgeError | None) -> None:
 def _hash(
     splits: dict[str, LabeledSplit], chosen: list[tuple[str, int]], heartbeat: Callable[[], None]
 ) -> list[tuple[str, int, str, Stamp, float]]:
-    found: list[tuple[str, int, str, Stamp, float]] = []
+    hashed: list[tuple[str, int, str, Stamp, float]] = []
     with progress("hash images", len(chosen), show=distributed.is_main()) as bar:
-        for name, places in _batches(chosen):
-            started, before = time.time(), [stamp(splits[name].items[place]) for place in places]
-            hashes = splits[name].hash_images(places)
-            found += [(name, *one, started) for one in zip(places, hashes, before, strict=True)]
-            bar.update(len(places))
+        for name, indices in _batches(chosen):
+            started, before = time.time(), [stamp(splits[name].items[index]) for index in indices]
+            hashes = splits[name].hash_images(indices)
+            hashed += [(name, *entry, started) for entry in zip(indices, hashes, before, strict=True)]
+            bar.update(len(indices))
             heartbeat()
-    return found
+    return hashed
 
 
 def _batches(chosen: list[tuple[str, int]]) -> Iterable[tuple[str, list[int]]]:
     for split in dict.fromkeys(name for name, _ in chosen):
-        places = [place for name, place in chosen if name == split]
-        for begin in range(0, len(places), BATCH):
-            yield split, places[begin : begin + BATCH]
+        indices = [index for name, index in chosen if name == split]
+        for begin in range(0, len(indices), BATCH):
+            yield split, indices[begin : begin + BATCH]

@@ -52,13 +52,16 @@ class LabeledSplit:
         self.declared: set[int] = set()
         read = list(progress("read labels", len(items), self._pool.map(self._labels_of, items), show=not quiet))
         self.items = [item for item, (labels, _, _) in zip(items, read, strict=True) if len(labels)]
-        read = [one for one in read if len(one[0])]
+        read = [entry for entry in read if len(entry[0])]
         if not read:
             raise SourceError(f"{items[0].name} and {len(items) - 1} more: no tile of this split has a label")
         self.labels = np.concatenate([labels for labels, _, _ in read])
         counts = [len(labels) for labels, _, _ in read]
         self.tile_of, self._first = np.repeat(np.arange(len(read)), counts), np.cumsum([0, *counts])
-        self._columns, self._label_hashes = [columns for _, columns, _ in read], [found for _, _, found in read]
+        self._columns, self._label_hashes = (
+            [columns for _, columns, _ in read],
+            [label_hash for _, _, label_hash in read],
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,21 +69,23 @@ class LabeledSplit:
     @property
     def labels_hash(self) -> str:
         """Hash of the names and labels of all tiles as the task reads them, independent of the window size."""
-        return digest([[item.name, one] for item, one in zip(self.items, self._label_hashes, strict=True)])
+        return digest(
+            [[item.name, label_hash] for item, label_hash in zip(self.items, self._label_hashes, strict=True)]
+        )
 
     @property
     def images_hash(self) -> str:
         """Hash of the names and images of all tiles."""
-        return digest([[item.name, one] for item, one in zip(self.items, self.image_hashes, strict=True)])
+        return digest([[item.name, image_hash] for item, image_hash in zip(self.items, self.image_hashes, strict=True)])
 
     @cached_property
     def image_hashes(self) -> list[str]:
         """Hashes of the tiles' images; set by the caller if they are cached (finetune/data/contents.py)."""
         return self.hash_images(range(len(self.items)))
 
-    def hash_images(self, places: Sequence[int]) -> list[str]:
-        """Return the image hashes of tiles ``places``; images are kept in memory as in any other read."""
-        return list(self._pool.map(self._hash_image, places))
+    def hash_images(self, indices: Sequence[int]) -> list[str]:
+        """Return the image hashes of tiles ``indices``; images are kept in memory as in any other read."""
+        return list(self._pool.map(self._hash_image, indices))
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return windows (n, bands, S, S), int16, or float32 if tiles are resized.
@@ -104,9 +109,14 @@ class LabeledSplit:
             if pending is not None:
                 yield pending.result()
 
-    def views(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return `images`, each in one of the eight views."""
-        return np.stack([view_of(image, int(view)) for image, view in zip(self.images(rows), views, strict=True)])
+    def oriented(self, rows: np.ndarray, orientations: np.ndarray) -> np.ndarray:
+        """Return `images`, each flipped or rotated as `orient` does."""
+        return np.stack(
+            [
+                orient(image, int(orientation))
+                for image, orientation in zip(self.images(rows), orientations, strict=True)
+            ]
+        )
 
     # ---- one tile ----
 
@@ -149,7 +159,7 @@ class LabeledSplit:
             if values.dtype == np.float32:
                 return resize(values, self.size)
             if values.shape[1:] != (self.size, self.size):
-                raise SourceError(f"{item.name}: {values.shape[1:]} px where the other tiles have {self.size}")
+                raise SourceError(f"{item.name}: {values.shape[1:]} px, but the other tiles are {self.size} px")
             return values
         return values
 
@@ -157,9 +167,9 @@ class LabeledSplit:
         if not self.kind.is_dense:
             return tile
         number = int(self.tile_of[row])
-        place = row - int(self._first[number])
+        index = row - int(self._first[number])
         per_row = self._columns[number]
-        top, left = place // per_row * self.size, place % per_row * self.size
+        top, left = index // per_row * self.size, index % per_row * self.size
         window = tile[:, top : top + self.size, left : left + self.size]
         short = (self.size - window.shape[1], self.size - window.shape[2])
         if max(short) == self.size or min(short) < 0 or not all(window.shape):
@@ -182,7 +192,7 @@ def resize(values: np.ndarray, size: int) -> np.ndarray:
     return F.interpolate(torch.from_numpy(values)[None], (size, size), mode="bicubic", align_corners=True)[0].numpy()
 
 
-def view_of(array: np.ndarray, view: int) -> np.ndarray:
+def orient(array: np.ndarray, orientation: int) -> np.ndarray:
     """Return one of the eight flips and rotations (0 to 7) of the last two axes; 0 is the array itself."""
-    turned = np.rot90(array, view % 4, axes=(-2, -1))
-    return np.ascontiguousarray(np.flip(turned, -1) if view >= 4 else turned)
+    turned = np.rot90(array, orientation % 4, axes=(-2, -1))
+    return np.ascontiguousarray(np.flip(turned, -1) if orientation >= 4 else turned)

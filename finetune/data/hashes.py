@@ -15,7 +15,7 @@ def digest(value: Any) -> str:
 
 def array_hash(array: np.ndarray) -> str:
     """Return the hash of an array's dtype, shape and values."""
-    whole = np.ascontiguousarray(array)
-    found = xxhash.xxh3_128(f"{whole.dtype.str} {whole.shape} ".encode())
-    found.update(whole.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+    contiguous = np.ascontiguousarray(array)
+    hasher = xxhash.xxh3_128(f"{contiguous.dtype.str} {contiguous.shape} ".encode())
+    hasher.update(contiguous.reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()

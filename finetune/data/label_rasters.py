@@ -33,8 +33,8 @@ def find_with_label_rasters(data: LabeledDataConfig, task: Task, seed: int) -> S
         raise ConfigError(f"key 'data.labels': task {task.name} needs a folder or file of labels beside data.images")
     source = labels_of(data, labels, task)
     sensor = get_sensor(task.sensor)
-    found = find_tiles(images, sensor.name)
-    split = split_tiles(data, found, images, seed)
+    tiles = find_tiles(images, sensor.name)
+    split = split_tiles(data, tiles, images, seed)
     check_labels(source, [images / tile.path for name in SPLITS for tile in split[name]])
     prefix = label_prefix(images, sensor.name)
     return {name: [_item(tile, images, source, prefix, sensor) for tile in split[name]] for name in SPLITS}
@@ -73,9 +73,9 @@ def _declared_nodata(labels: Labels, label: Callable[[], str]) -> int | None:
 
 def declared_line(codes: Iterable[int]) -> str:
     """Return the line that lists class codes which label files declare as their nodata value."""
-    told = ", ".join(f"{codes[code]:,} px of {code}" if isinstance(codes, Counter) else str(code) for code in codes)
+    listed = ", ".join(f"{codes[code]:,} px of {code}" if isinstance(codes, Counter) else str(code) for code in codes)
     return (
-        f"label files declare a class code as nodata, so it doesn't count ({told}); where it is a class, remove the "
+        f"label files declare a class code as nodata, so it doesn't count ({listed}); if it is a class, remove the "
         "declaration: gdal_edit.py -unsetnodata LABEL"
     )
 

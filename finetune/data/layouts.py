@@ -22,12 +22,12 @@ LABEL_SOURCES.add("tile_classes", "finetune.data.tile_classes:find_with_tile_cla
 
 
 def find_items(
-    data: LabeledDataConfig, task: Task, seed: int, tell: Callable[[str], None] = lambda line: None
+    data: LabeledDataConfig, task: Task, seed: int, warn: Callable[[str], None] = lambda line: None
 ) -> Split:
     """Find the tiles of train, val and test.
 
     Args:
-        tell: called with one line for each deviation from ``data``.
+        warn: called with one line for each deviation from ``data``.
 
     Raises:
         SourceError: a folder, list, tile or label is missing, or a split is empty.
@@ -37,15 +37,15 @@ def find_items(
     if data.group is not None:
         by = grouping(data, items)
         if by != data.group:
-            tell("data.group=scene: these tiles name no scene, so splits are drawn by location instead")
+            warn("data.group=scene: these tiles name no scene, so splits are drawn by location instead")
         items = regroup(items, by, seed)
     where, seen = data.splits or data.shards or data.root or data.images, dict[str, str]()
     for name in SPLITS:
         if not items[name]:
-            mend = (
+            hint = (
                 "" if data.splits or data.shards else ": too few locations; name the tiles of each split (data.splits)"
             )
-            raise SourceError(f"{where}: no tiles in the '{name}' split{mend}")
+            raise SourceError(f"{where}: no tiles in the '{name}' split{hint}")
         for item in items[name]:
             if item.name in seen:
                 raise SourceError(f"{where}: tile {item.name} is listed in '{seen[item.name]}' and in '{name}'")

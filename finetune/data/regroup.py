@@ -30,21 +30,21 @@ def regroup(items: Split, by: Group | None, seed: int) -> Split:
     for item in everything:
         groups.setdefault(item.scene if by == "scene" and item.scene else item.place, []).append(item)
     if len(groups) < len(SPLITS):
-        other = "data.group=location" if by == "scene" else "more locations"
+        advice = "data.group=location" if by == "scene" else "more locations"
         count = f"{len(groups)} {by}{'' if len(groups) == 1 else 's'}"
         raise SourceError(
-            f"data.group={by}: {len(everything)} tiles of {count} can't fill three splits: use {other}, or "
+            f"data.group={by}: {len(everything)} tiles of {count} can't fill three splits: use {advice}, or "
             "name the tiles of each split (data.splits)"
         )
-    wanted = {name: len(items[name]) for name in SPLITS}
-    if not all(wanted.values()):
-        wanted = {name: round(SHARES[name] * len(everything)) for name in SPLITS}
+    sizes = {name: len(items[name]) for name in SPLITS}
+    if not all(sizes.values()):
+        sizes = {name: round(SHARES[name] * len(everything)) for name in SPLITS}
     split: Split = {name: [] for name in SPLITS}
     # large groups first; each goes to the split furthest below its target size, the last ones to empty splits
-    for number, group in enumerate(sorted(groups, key=lambda one: (-len(groups[one]), draw(one, seed)))):
+    for number, group in enumerate(sorted(groups, key=lambda name: (-len(groups[name]), draw(name, seed)))):
         empty = [name for name in SPLITS if not split[name]]
         choice = empty if len(empty) == len(groups) - number else SPLITS
-        emptiest = max(choice, key=lambda name: (wanted[name] - len(split[name])) / max(wanted[name], 1))
+        emptiest = max(choice, key=lambda name: (sizes[name] - len(split[name])) / max(sizes[name], 1))
         split[emptiest] += groups[group]
     return split
 

@@ -32,7 +32,9 @@ def find_in_tables(data: LabeledDataConfig, task: Task, seed: int) -> Split:
         ConfigError, SourceError: a table is missing, or a line has no known tile or no valid value.
     """
     if data.shards is not None:
-        raise ConfigError(f"key 'data.shards': shards hold label rasters, task {task.name} needs tables: use data.root")
+        raise ConfigError(
+            f"key 'data.shards': shards contain label rasters, but task {task.name} needs tables: use data.root"
+        )
     if data.splits is None:
         raise ConfigError(f"key 'data.splits': task {task.name} needs the folder of train.csv and val.csv")
     images = folders_of(data, task)[0] if data.root else Path(data.images or "")
@@ -43,7 +45,7 @@ def find_in_tables(data: LabeledDataConfig, task: Task, seed: int) -> Split:
         raise SourceError(f"{data.splits}: needs the tables train.csv and val.csv")
     if "test" not in read:  # as published, see HELD_OUT_FIELDS
         test = read.pop("val")
-        fields = sorted({item.place for item in read["train"]}, key=lambda one: draw(one, seed))
+        fields = sorted({item.place for item in read["train"]}, key=lambda field: draw(field, seed))
         held_out = set(fields[: max(1, round(HELD_OUT_FIELDS * len(fields)))])
         read["val"] = [item for item in read["train"] if item.place in held_out]
         read["train"] = [item for item in read["train"] if item.place not in held_out]
@@ -58,7 +60,7 @@ def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
     if twice := [
         name for name in columns if name in (*task.outputs, "sample_index", "field") and columns.count(name) > 1
     ]:
-        raise SourceError(f"{path}: column {twice[0]} is there twice: remove one of them")
+        raise SourceError(f"{path}: column {twice[0]} occurs twice: remove one of them")
     for line, row in enumerate(table, start=2):
         try:
             values = tuple(float(row[name]) for name in task.outputs)
@@ -67,7 +69,8 @@ def _read_table(path: Path, task: Task, images: Path, bands: int) -> list[Item]:
             number = plain_name(row["sample_index"].strip())
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SourceError(
-                f"{path}, line {line}: no number in a column of {', '.join(task.outputs)}, or no sample_index ({error})"
+                f"{path}, line {line}: a value of {', '.join(task.outputs)} is not a number, or sample_index is "
+                f"missing ({error})"
             ) from None
         image = images / f"{number}.npz"
         if not image.exists():

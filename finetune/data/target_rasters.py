@@ -12,7 +12,7 @@ from finetune.data.items import Split
 from finetune.tasks import Task
 from shards.errors import ConfigError, SourceError, TileError
 from shards.sensors.sensor import get_sensor
-from shards.sources.alignment import Mismatch, covering_window, find_turn, resample_values
+from shards.sources.alignment import Mismatch, covering_window, find_orientation, resample_values
 from shards.sources.grid import Grid
 from shards.sources.labels import LARGEST_FLOAT, Align, Labels, read_grid
 from shards.sources.layouts import SPLITS, find_tiles
@@ -27,7 +27,9 @@ def find_with_target_rasters(data: LabeledDataConfig, task: Task, seed: int) -> 
         ConfigError, SourceError: a folder, list, tile or raster is missing.
     """
     if data.shards is not None:
-        raise ConfigError(f"key 'data.shards': shards hold class codes, task {task.name} needs values: use data.images")
+        raise ConfigError(
+            f"key 'data.shards': shards contain class codes, but task {task.name} needs values: use data.images"
+        )
     images, path = folders_of(data, task)
     if path is None:
         raise ConfigError(f"key 'data.labels': task {task.name} needs a folder or file of target rasters")
@@ -68,16 +70,16 @@ def read_target(path: Path, grid: Grid, align: Align | None = None) -> np.ndarra
 
 
 def _read(raster: Raster, grid: Grid, align: Align | None) -> np.ndarray:
-    own = raster.grid
+    native = raster.grid
     try:
-        turn = find_turn(own, grid)
-        return np.stack([turn.apply(band) for band in _values(raster)])
+        orientation = find_orientation(native, grid)
+        return np.stack([orientation.apply(band) for band in _values(raster)])
     except Mismatch as mismatch:
         if align is None or not mismatch.covers:
             raise
-    window = Window.from_slices(*covering_window(own, grid))
+    window = Window.from_slices(*covering_window(native, grid))
     origin = (window.row_off, window.col_off)
-    return np.stack([resample_values(band, own, grid, np.nan, origin) for band in _values(raster, window)])
+    return np.stack([resample_values(band, native, grid, np.nan, origin) for band in _values(raster, window)])
 
 
 def _values(raster: Raster, window: Window | None = None) -> np.ndarray:

@@ -49,7 +49,7 @@ def _classes_of_folders(tiles: list[SourceTile], task: Task) -> dict[str, int]:
     for tile in tiles:
         folder = Path(tile.path).parent.name
         if not folder:
-            raise SourceError(f"{tile.path}: lies in no folder that names its class: give a table as data.labels")
+            raise SourceError(f"{tile.path}: is not in a folder named after its class: give a table as data.labels")
         codes[tile.path] = _code_of(folder, task, tile.path)
     return codes
 
@@ -72,7 +72,7 @@ def _read_table(
         if not any(cell.strip() for cell in line):
             continue
         if len(line) <= column:
-            raise SourceError(f"{path}, line {number}: {len(line)} columns where the header has {len(header)}")
+            raise SourceError(f"{path}, line {number}: {len(line)} columns, but the header has {len(header)}")
         tile = names.find(line[0], path)
         if tile is None:
             missing.append(line[0])
@@ -81,7 +81,7 @@ def _read_table(
             raise SourceError(f"{path}, line {number}: {line[0]} is listed twice: remove one of them")
         codes[tile.path] = _code_of(line[column], task, f"{path}, line {number}")
     if missing:
-        raise SourceError(f"{path}: {len(missing)} of {len(lines)} tiles are not there, e.g. {missing[0]}")
+        raise SourceError(f"{path}: {len(missing)} of {len(lines)} tiles are missing, e.g. {missing[0]}")
     return codes
 
 
@@ -91,7 +91,9 @@ def _class_column(header: list[str], field: str | None, path: Path) -> int:
     if field is None and len(header) == 2:
         return 1
     columns = ", ".join(header[1:]) or "none beside the first"
-    raise SourceError(f"{path}: which column holds the class? --label-field (data.label_field) of {columns}")
+    raise SourceError(
+        f"{path}: choose the column that holds the class with --label-field (data.label_field): {columns}"
+    )
 
 
 def _code_of(text: str, task: Task, where: str) -> int:
@@ -106,7 +108,7 @@ def _code_of(text: str, task: Task, where: str) -> int:
             return NODATA
         known = ", ".join(task.outputs)
         raise SourceError(
-            f"{where}: '{text.strip()}' is no class of task {task.name}: its classes are {known}"
+            f"{where}: '{text.strip()}' is not a class of task {task.name}: its classes are {known}"
         ) from None
 
 

@@ -73,29 +73,29 @@ class EncoderFile:
             ConfigError: bands, statistics and weights do not match.
         """
         known, sensor = self.description, self.sensor
-        response, wanted = None, sensor.num_bands
+        response, num_bands = None, sensor.num_bands
         if data.bands == "same":
             check_same_bands(known, sensor)
         elif data.bands == "native":
             if not known.takes_any_bands and known.bands != sensor.num_bands:
                 raise ConfigError(
-                    f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands alone: use resample"
+                    f"key 'data.bands': native, but {known.architecture} takes {known.bands} bands only: use resample"
                 )
             fewest = outline_encoder(known.architecture, **known.options).min_bands
             if sensor.num_bands < fewest:
                 raise ConfigError(
-                    f"key 'data.bands': native, but {known.architecture} takes {fewest} bands or more, and "
+                    f"key 'data.bands': native, but {known.architecture} needs at least {fewest} bands, and "
                     f"{sensor.name} has {sensor.num_bands}: use resample"
                 )
         else:
             matrix = response_matrix(known.wavelength_nm, known.fwhm_nm, sensor.wavelength_nm, sensor.fwhm_nm)
             if not matrix.any():
                 raise ConfigError(
-                    f"key 'data.bands': resample, but no band of {sensor.name} lies where {known.sensor}'s do, which "
+                    f"key 'data.bands': resample, but no band of {sensor.name} overlaps those of {known.sensor}, which "
                     "the encoder takes: use native, or another encoder"
                 )
-            response, wanted = matrix.tolist(), known.bands
-        mu, sigma = self._statistics(data, train, wanted)
+            response, num_bands = matrix.tolist(), known.bands
+        mu, sigma = self._statistics(data, train, num_bands)
         bands = list(sensor.wavelength_nm), list(sensor.fwhm_nm)
         return InputDescription(sensor.name, *bands, mu, sigma, known.clip, response)
 
@@ -162,8 +162,8 @@ def _window_size(task: Task, items: Split, description: EncoderDescription, mult
         return description.image_size
     if first.shape[1] != first.shape[2] or side % multiple:
         raise ConfigError(
-            f"{items['train'][0].name}: {first.shape[1]} x {first.shape[2]} px: {description.architecture} takes "
-            f"squares of a multiple of {multiple} px"
+            f"{items['train'][0].name}: {first.shape[1]} x {first.shape[2]} px, but {description.architecture} takes "
+            f"squares whose side is a multiple of {multiple} px"
         )
     return side
 
@@ -182,11 +182,11 @@ def band_statistics(train: LabeledSplit) -> tuple[list[float], list[float]]:
     count, total, squares = 0.0, np.zeros(1), np.zeros(1)
     for item in train.items:
         values = item.image().astype(np.float64)
-        there = (values != NODATA).all(0)
-        values = values[:, there]
+        measured = (values != NODATA).all(0)
+        values = values[:, measured]
         count, total, squares = count + values.shape[1], total + values.sum(1), squares + (values**2).sum(1)
     if not count:
-        raise ConfigError("the training tiles have no measured pixel")
+        raise ConfigError("the training tiles have no pixels with data")
     mu = total / count
     sigma = np.sqrt(np.maximum(squares / count - mu**2, 1e-6))
     return mu.tolist(), sigma.tolist()

@@ -51,7 +51,7 @@ class Features(Protocol):
         """Return float32 features (n, D, g, g) or (n, D) of windows ``rows`` in the given views, on the device."""
 
 
-class KeptFeatures:
+class CachedFeatures:
     """Features from a cache, held in memory if ``in_memory``."""
 
     def __init__(self, array: zarr.Array, device: torch.device, in_memory: bool) -> None:
@@ -63,13 +63,13 @@ class KeptFeatures:
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
         if isinstance(self._array, Tensor):
             return self._array[torch.from_numpy(rows), torch.from_numpy(views)].to(self.device).float()
-        found = np.empty((len(rows), *self._array.shape[2:]), np.float16)
+        features = np.empty((len(rows), *self._array.shape[2:]), np.float16)
         for view in np.unique(views):
-            found[views == view] = self._array.oindex[rows[views == view], int(view)]
-        return _require_finite(torch.from_numpy(found)).to(self.device).float()
+            features[views == view] = self._array.oindex[rows[views == view], int(view)]
+        return _require_finite(torch.from_numpy(features)).to(self.device).float()
 
 
-class FreshFeatures:
+class UncachedFeatures:
     """Features that are recomputed at every call."""
 
     def __init__(self, model: TaskModel, split: LabeledSplit, views: int, device: torch.device) -> None:
@@ -113,13 +113,13 @@ class FeatureStore:
         size_gb = 2 * float(np.prod(shape)) / 1e9
         if size_gb > self.quota_gb:
             log(
-                f"features of {name}: {size_gb:.1f} GB are more than frozen.quota_gb {self.quota_gb:g}: computed again "
-                "at every use; raise it, or lower frozen.views"
+                f"features of {name}: {size_gb:.1f} GB exceed frozen.quota_gb {self.quota_gb:g}: recomputed "
+                "on every use; raise it, or lower frozen.views"
             )
-            return FreshFeatures(model, split, views, self.device)
+            return UncachedFeatures(model, split, views, self.device)
         path = self.folder / f"{_key(model, split, views)}.zarr"
         if not distributed.broadcast_object(_is_complete(path)):
-            log(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, once")
+            log(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, computed once")
             distributed.raise_on_all_ranks(lambda: _create(path, shape) if distributed.is_main() else None)
             distributed.barrier()
             self._fill(path, model, split, name)
@@ -127,7 +127,7 @@ class FeatureStore:
             if distributed.is_main():
                 zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
             distributed.barrier()
-        return KeptFeatures(zarr.open_array(path, mode="r"), self.device, in_memory=size_gb <= self.memory_gb)
+        return CachedFeatures(zarr.open_array(path, mode="r"), self.device, in_memory=size_gb <= self.memory_gb)
 
     def _fill(self, path: Path, model: TaskModel, split: LabeledSplit, name: str) -> None:
         """Write this rank's share of the batches; each batch is one chunk, so no two ranks write the same file."""
@@ -140,8 +140,8 @@ class FeatureStore:
             for rows, read in progress(f"features {name}", len(orders), batches, "batch", show=distributed.is_main()):
                 for view in range(array.shape[1]):
                     tiles = torch.from_numpy(read).to(self.device)
-                    found = _encode_tiles(model, _view_on_device(tiles, view))
-                    array[rows[0] : rows[-1] + 1, view] = found.half().cpu().numpy()
+                    features = _encode_tiles(model, _orient_on_device(tiles, view))
+                    array[rows[0] : rows[-1] + 1, view] = features.half().cpu().numpy()
                 self.heartbeat()
 
 
@@ -149,8 +149,8 @@ def _require_finite(features: Tensor) -> Tensor:
     """Return the features; raise FeaturesError if an encoder has diverged or tiles are broken."""
     if not is_finite(features):
         raise FeaturesError(
-            "features that are NaN or infinite (kept as float16, up to 65504): the encoder diverged, or the images of "
-            "the task are not what it was trained on: compare their statistics, and take another checkpoint"
+            "features are NaN or infinite (stored as float16, up to 65504): the encoder diverged, or the task's images "
+            "differ from those it was trained on: compare their statistics, or use another checkpoint"
         )
     return features
 
@@ -158,7 +158,7 @@ def _require_finite(features: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(model: TaskModel, split: LabeledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
     """Return float32 features of windows in the given views: (n, D, g, g) for dense task kinds, else (n, D)."""
-    tiles = torch.from_numpy(split.views(rows, views)).to(device)
+    tiles = torch.from_numpy(split.oriented(rows, views)).to(device)
     return _encode_tiles(model, tiles)
 
 
@@ -167,10 +167,10 @@ def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
     return model.encoder(model.images(tiles), kind_of(model.task).features).float()
 
 
-def _view_on_device(tiles: Tensor, view: int) -> Tensor:
-    """Apply `datasets.view_of` to a tensor on the device."""
-    turned = torch.rot90(tiles, view % 4, dims=(-2, -1))
-    return turned.flip(-1) if view >= 4 else turned
+def _orient_on_device(tiles: Tensor, orientation: int) -> Tensor:
+    """Apply `datasets.orient` to a tensor on the device."""
+    turned = torch.rot90(tiles, orientation % 4, dims=(-2, -1))
+    return turned.flip(-1) if orientation >= 4 else turned
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> None:
@@ -180,7 +180,7 @@ def _create(path: Path, shape: tuple[int, ...]) -> None:
         chunk, shard = (1, 1, *shape[2:]), (BATCH, 1, *shape[2:])
         zarr.create_array(path, shape=shape, chunks=chunk, shards=shard, dtype="float16", overwrite=True)
     except OSError as error:
-        raise ConfigError(f"{path.parent}: can't keep features there: {error.strerror}") from None
+        raise ConfigError(f"{path.parent}: can't store features here: {error.strerror}") from None
 
 
 def _is_complete(path: Path) -> bool:
@@ -189,8 +189,8 @@ def _is_complete(path: Path) -> bool:
     except (FileNotFoundError, ValueError, KeyError):
         return False
     files = array.shape[1] * -(-array.shape[0] // BATCH)
-    whole = array.nchunks_initialized == files * BATCH  # a missing file would be read as zeros
-    return bool(whole and array.attrs.get(COMPLETE))
+    has_all_files = array.nchunks_initialized == files * BATCH  # a missing file would be read as zeros
+    return bool(has_all_files and array.attrs.get(COMPLETE))
 
 
 def _feature_shape(model: TaskModel, split: LabeledSplit) -> tuple[int, ...]:
@@ -203,17 +203,17 @@ def _feature_shape(model: TaskModel, split: LabeledSplit) -> tuple[int, ...]:
 def _key(model: TaskModel, split: LabeledSplit, views: int) -> str:
     assert model.task is not None
     images, known = model.images, model.description
-    told = {
+    content = {
         "tiles": split.images_hash,
         "window": [split.size, split.labels.shape[0]],
         "views": views,
         "features": kind_of(model.task).features,
         "encoder": [encoder_hash(model.encoder), known.architecture, known.patch_size, list(model.dilate)],
-        "input": [None if one is None else array_hash(one.cpu().numpy()) for one in _input_tensors(model)],
+        "input": [None if tensor is None else array_hash(tensor.cpu().numpy()) for tensor in _input_tensors(model)],
         "clip": images.normalize.clip,
         "code": code_version("features"),
     }
-    return digest(told)[:32]
+    return digest(content)[:32]
 
 
 def _input_tensors(model: TaskModel) -> tuple[Tensor | None, ...]:

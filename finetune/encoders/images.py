@@ -46,10 +46,13 @@ class ImageInput(nn.Module):
 
 def check_same_bands(description: EncoderDescription, sensor: Sensor) -> None:
     """Raise ConfigError if an encoder's bands differ from those of the tiles."""
-    own, theirs = np.asarray(description.wavelength_nm), np.asarray(sensor.wavelength_nm)
-    if own.shape == theirs.shape and (not len(own) or np.abs(own - theirs).max() <= MATCH_TOLERANCE_NM):
+    encoder_nm, tile_nm = np.asarray(description.wavelength_nm), np.asarray(sensor.wavelength_nm)
+    if encoder_nm.shape == tile_nm.shape and (
+        not len(encoder_nm) or np.abs(encoder_nm - tile_nm).max() <= MATCH_TOLERANCE_NM
+    ):
         return
     raise ConfigError(
-        f"the encoder is for {len(own)} bands of {description.sensor}, the tiles have {len(theirs)} of {sensor.name}: "
-        "set data.bands=native to train on them as they are, or data.bands=resample for the encoder's"
+        f"the encoder takes {len(encoder_nm)} bands of {description.sensor}, but the tiles have {len(tile_nm)} of "
+        f"{sensor.name}: "
+        "set data.bands=native to train on the tiles' bands, or data.bands=resample to resample them to the encoder's"
     )

@@ -108,16 +108,18 @@ def save_task_model(path: Path, model: TaskModel, weights: dict[str, Tensor] | N
         weights: weights of encoder and head by name, if the model itself doesn't hold them (ZeRO-3).
     """
     assert model.task is not None and model.head_config is not None
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "task": model.task.model_dump(mode="json", exclude_defaults=True),
         "head": model.head_config.to_plain(),
         "inputs": asdict(model.inputs),
         "dilate": list(model.dilate),
     }
-    header = model.description.to_header() | {HEADER_KEY: json.dumps(told)}
-    own = weights or {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("images.")}
-    require_finite(own, str(path))
-    write_atomic(path, save({name: one.detach().cpu().contiguous() for name, one in own.items()}, metadata=header))
+    header = model.description.to_header() | {HEADER_KEY: json.dumps(metadata)}
+    tensors = weights or {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("images.")}
+    require_finite(tensors, str(path))
+    write_atomic(
+        path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=header)
+    )
 
 
 def load_task_model(path: str | Path) -> TaskModel:
@@ -127,8 +129,8 @@ def load_task_model(path: str | Path) -> TaskModel:
         WeightsError: the file is missing, damaged or not finite, or the encoder's normalization is unknown.
     """
     path = fetch(path)
-    told = _header(path)
-    if told is None:
+    metadata = _header(path)
+    if metadata is None:
         return _bare_encoder(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -137,25 +139,26 @@ def load_task_model(path: str | Path) -> TaskModel:
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: damaged model file ({error})") from None
     if description is None:
-        raise WeightsError(f"{path}: its description is damaged (nothing about the encoder); train it again")
+        raise WeightsError(f"{path}: its description is damaged (it doesn't describe the encoder); train it again")
     require_finite(weights, str(path))
     try:
-        return _rebuild(told, description, weights).eval()
+        return _rebuild(metadata, description, weights).eval()
     except ValidationError as error:  # raised by the header
         raise WeightsError(
-            f"{path}: its description is damaged, or names what a plugin adds: give --plugins ({first_problem(error)})"
+            f"{path}: its description is damaged, or names something that a plugin adds: give --plugins "
+            f"({first_problem(error)})"
         ) from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         what = str(error).splitlines()[0]
         raise WeightsError(f"{path}: its description is damaged or doesn't fit its weights ({what})") from None
 
 
-def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
+def _rebuild(metadata: dict[str, Any], description: EncoderDescription, weights: dict[str, Tensor]) -> TaskModel:
     """Build the model that a header describes, with these weights; a mismatch raises any error."""
-    saved = _CHECKED.validate_json(json.dumps(told))
+    saved = _CHECKED.validate_json(json.dumps(metadata))
     inputs, bands = saved.inputs, len(saved.inputs.wavelength_nm)
     if not len(inputs.mu) == len(inputs.sigma) == (bands if inputs.response is None else len(inputs.response)):
-        raise ValueError("mu and sigma for other bands than it has")
+        raise ValueError("mu and sigma don't match its bands")
     with torch.device("meta"):  # the header may claim any size: allocate nothing before the weights match it
         encoder = build_encoder(
             description.architecture,
@@ -169,7 +172,7 @@ def _rebuild(told: dict[str, Any], description: EncoderDescription, weights: dic
     for name, module in (("encoder", encoder), ("head", head)):
         for key, tensor in module.state_dict().items():
             if weights[f"{name}.{key}"].shape != tensor.shape:
-                raise ValueError(f"{name}.{key} has another shape")
+                raise ValueError(f"{name}.{key} has the wrong shape")
         module.to_empty(device="cpu")
     model = TaskModel(encoder, description, inputs, saved.head, head, saved.task, saved.dilate)
     model.load_state_dict(weights)
@@ -192,11 +195,18 @@ def _header(path: Path) -> dict[str, Any] | None:
 
 
 def _bare_encoder(path: Path) -> TaskModel:
-    encoder, told = load_encoder(path)
-    if not told.mu:
+    encoder, description = load_encoder(path)
+    if not description.mu:
         raise WeightsError(
             f"{path}: doesn't say how its images were normalized: spectralforge-convert FILE encoder.safetensors "
             "--statistics FOLDER adds it"
         )
-    inputs = InputDescription(told.sensor, told.wavelength_nm, told.fwhm_nm, told.mu, told.sigma, told.clip)
-    return TaskModel(encoder, told, inputs).eval()
+    inputs = InputDescription(
+        description.sensor,
+        description.wavelength_nm,
+        description.fwhm_nm,
+        description.mu,
+        description.sigma,
+        description.clip,
+    )
+    return TaskModel(encoder, description, inputs).eval()

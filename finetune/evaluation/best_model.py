@@ -27,7 +27,7 @@ class BestModel:
     def __init__(self, folder: Path, kind: TaskKind, select: str) -> None:
         self.file, self.note = folder / "model.safetensors", folder / "parts" / "best-model.npz"
         self.kind, self.select = kind, select
-        self._wanted: Sequence[Part] | None = None
+        self._requested: Sequence[Part] | None = None
 
     def begin(self, parts: Sequence[Part]) -> None:
         """Compare the model to the requested parts.
@@ -37,7 +37,7 @@ class BestModel:
         Args:
             parts: parts that this run requests.
         """
-        self._wanted = parts
+        self._requested = parts
         noted = self._noted()
         best, lost = noted, None
         for part in parts:
@@ -45,7 +45,7 @@ class BestModel:
                 if self._is_better(result, best):
                     best, lost = result, part
         if lost is not None:
-            log(f"{self.file.name} is not of the best result: {lost.name} is evaluated again for its weights")
+            log(f"{self.file.name} doesn't hold the best result: {lost.name} is evaluated again to get its weights")
             lost.path.unlink(missing_ok=True)
 
     def offer(self, model: TaskModel, head: HeadConfig, weights: dict[str, Tensor], result: Result) -> None:
@@ -78,7 +78,7 @@ class BestModel:
         noted = read_part(self.note) if self.file.is_file() else None
         if not noted:
             return None
-        known = self._wanted is None or any(noted[0].provenance == one.provenance for one in self._wanted)
+        known = self._requested is None or any(noted[0].provenance == part.provenance for part in self._requested)
         return noted[0] if known else None
 
     def _is_better(self, result: Result, other: Result | None) -> bool:

@@ -56,9 +56,9 @@ class Collector:
 
     def add(self, rows: np.ndarray, predicted: np.ndarray) -> None:
         """Add predictions (n, ...) of windows ``rows``, of the shape of their labels."""
-        for row, one, labels in zip(rows.tolist(), predicted, self.split.labels[rows], strict=True):
-            self.kind.accumulate(self.statistics[self.split.tile_of[row]], one, labels, self.baseline)
-            self.maps[self.examples == row] = one
+        for row, prediction, labels in zip(rows.tolist(), predicted, self.split.labels[rows], strict=True):
+            self.kind.accumulate(self.statistics[self.split.tile_of[row]], prediction, labels, self.baseline)
+            self.maps[self.examples == row] = prediction
 
     @property
     def sums(self) -> np.ndarray:
@@ -70,10 +70,10 @@ class Collector:
         parts = self.sums if sums is None else sums
         loss, statistics, maps = np.split(parts, [2, 2 + self.statistics.size])
         statistics = statistics.reshape(self.statistics.shape).astype(self.kind.tile_type)
-        found = self.kind.scores(statistics, self.baseline)
-        values = found.values | ({"loss": float(loss[0] / loss[1])} if loss[1] else {})
+        scores = self.kind.scores(statistics, self.baseline)
+        values = scores.values | ({"loss": float(loss[0] / loss[1])} if loss[1] else {})
         maps = maps.reshape(self.maps.shape).astype(self.kind.label_type)
-        return Evaluation(Scores(values, found.by_output), statistics, maps)
+        return Evaluation(Scores(values, scores.by_output), statistics, maps)
 
 
 def example_rows(length: int) -> np.ndarray:

@@ -46,13 +46,13 @@ class Part:
 
     def read(self) -> list[Result] | None:
         """Return its results on every rank; None if it must be computed, with the reason logged."""
-        found: list[Result] | None = distributed.broadcast_object(
+        results: list[Result] | None = distributed.broadcast_object(
             read_part(self.path) if distributed.is_main() else None
         )
-        if found is None and distributed.is_main():
+        if results is None and distributed.is_main():
             changed = self._changed()
             log(f"{', '.join(changed)} changed: {self.name} is evaluated again" if changed else self.name)
-        return found
+        return results
 
     def write(self, results: list[Result]) -> None:
         """Save its results."""
@@ -61,9 +61,9 @@ class Part:
     def _changed(self) -> list[str]:
         """Return the differences from the newest part of this name; empty if there is no such part."""
         earlier = [path for path in self.path.parent.glob("*.npz") if path.stem.rpartition("-")[0] == self.name]
-        for path in sorted(earlier, key=lambda one: one.stat().st_mtime, reverse=True):
-            if found := read_part(path):
-                old = found[0].provenance
+        for path in sorted(earlier, key=lambda file: file.stat().st_mtime, reverse=True):
+            if results := read_part(path):
+                old = results[0].provenance
                 return differences(self.provenance, old) if old else ["version"]
         return []
 
@@ -85,7 +85,7 @@ class Parts:
             "code": code_version("tuning" if context.is_tuned(protocol) else "heads"),
         }
 
-    def whole(self, name: str, protocol: str, fraction: float) -> Part:
+    def single(self, name: str, protocol: str, fraction: float) -> Part:
         """Return the single part of a protocol on features, with all its heads, rates and seeds."""
         seeds = self.config.seeds[:1] if protocol == "knn" else self.config.seeds
         provenance = self.provenance(name, protocol, fraction) | {"seeds": list(seeds)}
@@ -94,27 +94,27 @@ class Parts:
     def trainings(self, name: str, protocol: str, fraction: float, seed: int) -> dict[float, Part]:
         """Return the parts of one seed by rate, for a protocol that runs the encoder; rates are independent."""
         recipe, head = self.context.tuning(protocol, name)
-        shared = {key: one for key, one in self.provenance(name, protocol, fraction).items() if key != "lrs"}
+        shared = {key: value for key, value in self.provenance(name, protocol, fraction).items() if key != "lrs"}
         shared |= {"head": head.to_plain(), "seed": seed}
         stem = f"{name}-{protocol}-{fraction:g}-seed{seed}"
         return {lr: self._part(f"{stem}-lr{lr:g}", shared | {"lr": lr}) for lr in recipe.lrs}
 
     def with_models(self) -> list[Part]:
         """Return the parts whose models are offered for prediction: those trained on all tiles."""
-        found: list[Part] = []
+        parts: list[Part] = []
         for protocol in self.config.protocol if 1.0 in self.config.fractions else ():
             if self.context.is_tuned(protocol):
                 for seed in self.config.seeds:
-                    found += self.trainings("pretrained", protocol, 1.0, seed).values()
+                    parts += self.trainings("pretrained", protocol, 1.0, seed).values()
             elif protocol != "knn":
-                found.append(self.whole("pretrained", protocol, 1.0))
-        return found
+                parts.append(self.single("pretrained", protocol, 1.0))
+        return parts
 
     @cached_property
     def encoder_hashes(self) -> dict[str, str]:
         """Hashes of the initial weights, by ``pretrained`` and ``random``."""
-        wanted = self.config.compare_random and distributed.is_main()
-        random = distributed.broadcast_object(encoder_hash(self.context.model("random").encoder) if wanted else "")
+        needed = self.config.compare_random and distributed.is_main()
+        random = distributed.broadcast_object(encoder_hash(self.context.model("random").encoder) if needed else "")
         return {"pretrained": self.context.encoder.sha256, "random": random}
 
     @cached_property

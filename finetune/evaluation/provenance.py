@@ -39,13 +39,13 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
         del values["bn"]  # it is frozen, or the encoder would be run in every step, as below
         return {"heads": heads, "select": recipe.select, "loss": loss, **values}
     full = adapting(recipe.frozen, recipe.full) if protocol == "frozen" else recipe.full
-    found = {"select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
+    provenance = {"select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if full.start == "probe":
-        found["probe"] = digest(of_training(recipe.probe, recipe, config))
+        provenance["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
-        del found["first_blocks"]
-    guard = config.guard
-    return found | {"guard": [guard.window, guard.sigma]}  # decides which steps are skipped; patience only ends a run
+        del provenance["first_blocks"]
+    # the guard's window and sigma decide which steps are skipped; its patience only ends a run
+    return provenance | {"guard": [config.guard.window, config.guard.sigma]}
 
 
 def _values(section: ConfigModel) -> dict[str, Any]:
@@ -54,18 +54,18 @@ def _values(section: ConfigModel) -> dict[str, Any]:
 
 def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: InputDescription) -> Provenance:
     """Return the data as the encoder and the head receive it."""
-    found: Provenance = {"task": task_hash(task)}
-    found |= {f"{name} labels": splits[name].labels_hash for name in SPLITS}
-    found |= {f"{name} images": splits[name].images_hash for name in SPLITS}
-    told = asdict(inputs)
-    statistics = {key: told.pop(key) for key in ("mu", "sigma", "clip")}
-    return found | {"bands": bands, "input": digest(told), "statistics": digest(statistics)}
+    provenance: Provenance = {"task": task_hash(task)}
+    provenance |= {f"{name} labels": splits[name].labels_hash for name in SPLITS}
+    provenance |= {f"{name} images": splits[name].images_hash for name in SPLITS}
+    description = asdict(inputs)
+    statistics = {key: description.pop(key) for key in ("mu", "sigma", "clip")}
+    return provenance | {"bands": bands, "input": digest(description), "statistics": digest(statistics)}
 
 
 def of_encoder(file: EncoderFile, sha256: str) -> Provenance:
     """Return the initial weights and their network."""
-    told = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
-    return {"encoder": sha256, **told}
+    network = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
+    return {"encoder": sha256, **network}
 
 
 def of_rows(rows: np.ndarray) -> Provenance:
@@ -76,27 +76,27 @@ def of_rows(rows: np.ndarray) -> Provenance:
 def task_hash(task: Task) -> str:
     """Return the hash of the kind, the classes with their codes or the targets with their units, and the ignored codes;
     titles and colors are excluded."""
-    classes = [[one.name, list(one.all_codes)] for one in task.classes]
-    targets = [[one.name, one.description, *([one.unit] if one.unit else [])] for one in task.targets]
+    classes = [[entry.name, list(entry.all_codes)] for entry in task.classes]
+    targets = [[target.name, target.description, *([target.unit] if target.unit else [])] for target in task.targets]
     ignored = task.ignore if isinstance(task.ignore, str) else sorted(task.ignore)
-    return digest([task.kind, classes, targets, ignored])
+    return digest([task.kind.to_plain(), classes, targets, ignored])
 
 
 def differences(new: Provenance, old: Provenance) -> list[str]:
     """Return the names whose values differ, in the order of ``new``; for code, the files that differ."""
-    found: list[str] = []
+    names: list[str] = []
     for name in dict.fromkeys((*new, *old)):
-        one, two = new.get(name), old.get(name)
-        if one == two:
+        after, before = new.get(name), old.get(name)
+        if after == before:
             continue
-        if isinstance(one, dict) and isinstance(two, dict):
-            files = [key for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
-            found.append(f"{name} ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})")
+        if isinstance(after, dict) and isinstance(before, dict):
+            files = [key for key in dict.fromkeys((*after, *before)) if after.get(key) != before.get(key)]
+            names.append(f"{name} ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})")
         else:
-            found.append(name)
+            names.append(name)
     for what in ("labels", "images"):
         of_splits = [f"{name} {what}" for name in SPLITS]
-        if all(name in found for name in of_splits):
-            place = found.index(of_splits[0])
-            found = [*found[:place], what, *(name for name in found[place:] if name not in of_splits)]
-    return found
+        if all(name in names for name in of_splits):
+            index = names.index(of_splits[0])
+            names = [*names[:index], what, *(name for name in names[index:] if name not in of_splits)]
+    return names

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from finetune.config import FinetuneConfig, FrozenConfig, FullConfig
 from finetune.heads.registry import HeadConfig, head_config, heads_for
 from finetune.losses.registry import LossConfig, loss_config, losses_for
+from finetune.tasks import PublishedRecipe
 from finetune.tasks.kinds.kind import TaskKind
 from shards.errors import ConfigError
 
@@ -41,14 +42,10 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool)
     published_head = head_config(kind.published_heads[0 if is_transformer else 1])
     frozen, full, select, loss = config.frozen, config.full, config.select, config.loss
     if config.recipe == "published":
-        told = kind.task.published
-        if told is None:
+        published = kind.task.published
+        if published is None:
             raise ConfigError(f"key 'recipe': published, but task {kind.task.name} has none: use ours")
-        shared = {"lrs": (told.lr,), "weight_decay": told.weight_decay, "epochs": told.epochs, "batch": told.batch}
-        frozen = frozen.model_copy(update=shared | {"bn": "adapt", "heads": None, "evaluate_every": 1})
-        own = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0, "head": None, "micro_batch": None}
-        of_task = {"crop_scale": told.crop_scale, "evaluate_every": 1, "start": "random", "bn": "adapt"}
-        full = full.model_copy(update=shared | own | of_task)
+        frozen, full = _published(published, frozen, full)
         select, loss = "loss", None
     heads = frozen.heads or (published_head,)
     for key, chosen in (("frozen.heads", heads), ("full.head", (full.head or published_head,))):
@@ -60,9 +57,19 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool)
     return Recipe(frozen, full, select, heads, full.head or published_head, loss)
 
 
+def _published(task: PublishedRecipe, frozen: FrozenConfig, full: FullConfig) -> tuple[FrozenConfig, FullConfig]:
+    """Return the sections with the values of a task's published recipe."""
+    shared = {"lrs": (task.lr,), "weight_decay": task.weight_decay, "epochs": task.epochs, "batch": task.batch}
+    shared |= {"bn": "adapt", "evaluate_every": 1}
+    of_full = {"start": "random", "head": None, "micro_batch": None, "crop_scale": task.crop_scale}
+    unused = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0}
+    return frozen.model_copy(update=shared | {"heads": None}), full.model_copy(update=shared | of_full | unused)
+
+
 def _check_name(key: str, name: str, what: str, kind: TaskKind, known: list[str]) -> None:
     if name not in known:
-        raise ConfigError(f"key '{key}': {name} is no {what} for {kind.task.kind}: choose from {', '.join(known)}")
+        of_kind = kind.task.kind.name
+        raise ConfigError(f"key '{key}': {name} is not a {what} for {of_kind}: choose from {', '.join(known)}")
 
 
 def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
@@ -70,7 +77,7 @@ def _check_class_weights(loss: LossConfig, kind: TaskKind) -> None:
     if isinstance(weights, tuple) and len(weights) != kind.outputs:
         raise ConfigError(
             f"key 'loss.class_weights': {len(weights)} weights for the {kind.outputs} classes of task "
-            f"{kind.task.name}: give one for each, or balanced"
+            f"{kind.task.name}: give one per class, or balanced"
         )
 
 

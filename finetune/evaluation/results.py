@@ -125,13 +125,13 @@ _HEADER, _ENTRIES = TypeAdapter(RunHeader), TypeAdapter(list[Entry])
 
 def write_results(folder: Path, run: RunResults) -> None:
     """Write the three files, ``results.json`` last."""
-    entries = [_entry(one) for one in run.results]
-    statistics = {f"result-{number}": one.statistics for number, one in enumerate(run.results)}
+    entries = [_entry(result) for result in run.results]
+    statistics = {f"result-{number}": result.statistics for number, result in enumerate(run.results)}
     examples = {"rgb": run.rgb, "labels": run.labels}
-    examples |= {f"map-{number}": one.maps for number, one in enumerate(run.results)}
+    examples |= {f"map-{number}": result.maps for number, result in enumerate(run.results)}
     _write_arrays(folder / "statistics.npz", statistics)
     _write_arrays(folder / "examples.npz", examples)
-    header = {one.name: getattr(run, one.name) for one in fields(RunHeader)}
+    header = {field.name: getattr(run, field.name) for field in fields(RunHeader)}
     header["task"] = run.task.model_dump(mode="json", exclude_defaults=True)
     write_atomic(folder / "results.json", json.dumps({"format": FORMAT, **header, "results": entries}, indent=1) + "\n")
 
@@ -145,16 +145,16 @@ def read_results(folder: Path) -> RunResults:
     path = folder / "results.json"
     try:
         content = read_json_value(path.read_bytes())
-        found = content.pop("format", None) if isinstance(content, dict) else None
-        if found not in READABLE:
-            is_newer = isinstance(found, int) and found > FORMAT
-            mend = "read them with the version that wrote them, or evaluate again" if is_newer else "evaluate again"
-            raise ConfigError(f"{path}: format {found!s:.40}, this version reads {FORMAT} and earlier ones: {mend}")
+        version = content.pop("format", None) if isinstance(content, dict) else None
+        if version not in READABLE:
+            is_newer = isinstance(version, int) and version > FORMAT
+            hint = "read them with the version that wrote them, or evaluate again" if is_newer else "evaluate again"
+            raise ConfigError(f"{path}: format {version!s:.40}, this version reads {FORMAT} and earlier ones: {hint}")
         listed = content.pop("results", None)
         header, entries = _HEADER.validate_json(json.dumps(content)), _ENTRIES.validate_json(json.dumps(listed))
-        undescribed = {one.encoder for one in entries} - header.encoders.keys()
+        undescribed = {entry.encoder for entry in entries} - header.encoders.keys()
         if undescribed:
-            raise ValueError(f"nothing is said of the encoder '{min(undescribed)}'")
+            raise ValueError(f"the encoder '{min(undescribed)}' is not described")
         statistics, examples = _read_statistics(folder), read_npz(folder / "examples.npz")
         results = [
             Result(**vars(entry), statistics=statistics[f"result-{number}"], maps=examples[f"map-{number}"])
@@ -168,7 +168,7 @@ def read_results(folder: Path) -> RunResults:
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder}: damaged results ({error}): run the evaluation again") from None
     except KeyError as error:
-        raise ConfigError(f"{folder}: damaged results (no array {error}): run the evaluation again") from None
+        raise ConfigError(f"{folder}: damaged results (array {error} is missing): run the evaluation again") from None
 
 
 def _read_statistics(folder: Path) -> dict[str, np.ndarray]:
@@ -179,9 +179,9 @@ def _read_statistics(folder: Path) -> dict[str, np.ndarray]:
 
 def write_part(path: Path, results: list[Result]) -> None:
     """Write the results of one training, which are kept until all are done."""
-    arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(one) for one in results]))}
-    for number, one in enumerate(results):
-        arrays |= {f"statistics-{number}": one.statistics, f"maps-{number}": one.maps}
+    arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(result) for result in results]))}
+    for number, result in enumerate(results):
+        arrays |= {f"statistics-{number}": result.statistics, f"maps-{number}": result.maps}
     path.parent.mkdir(exist_ok=True)
     _write_arrays(path, arrays)
 
@@ -199,12 +199,12 @@ def read_part(path: Path) -> list[Result] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError) as error:  # ValidationError too
-        logger.warning(f"{path}: damaged ({type(error).__name__}): this training is done again")
+        logger.warning(f"{path}: damaged ({type(error).__name__}): this training is repeated")
         return None
 
 
 def _entry(result: Result) -> dict[str, Any]:
-    return {one.name: getattr(result, one.name) for one in fields(Entry)}
+    return {field.name: getattr(result, field.name) for field in fields(Entry)}
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

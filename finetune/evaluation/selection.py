@@ -15,7 +15,7 @@ def is_better(kind: TaskKind, select: str, new: Scores, old: Scores | None) -> b
     if old is None or not old.are_finite:
         return True
     name = "loss" if select == "loss" else kind.primary
-    one, two = new.values.get(name), old.values.get(name)
-    if one is None or two is None:  # undefined
-        return one is not None
-    return one < two if lower_is_better(name) else one > two
+    after, before = new.values.get(name), old.values.get(name)
+    if after is None or before is None:  # undefined
+        return after is not None
+    return after < before if lower_is_better(name) else after > before

@@ -44,7 +44,7 @@ def build_head(
     chosen = head_config(config)
     if kind.features not in chosen.inputs:
         known = ", ".join(heads_for(kind.features))
-        raise ValueError(f"head '{chosen.name}' is none for {kind.task.kind}: choose from {known}")
+        raise ValueError(f"head '{chosen.name}' is not a head for {kind.task.kind.name}: choose from {known}")
     head = HEADS[chosen.name](chosen, HeadShape(features, kind.outputs, stride, kind.is_dense, bn_group))
     return Standardized(head, kind.outputs) if kind.standardize else head
 

@@ -18,16 +18,7 @@ class HeadConfig(NamedConfig):
     @property
     def label(self) -> str:
         """The name, with the options that differ from their defaults."""
-        return " ".join([self.name, *(f"{key}={value}" for key, value in self._options.items())])
-
-    def to_plain(self) -> Any:
-        """Return what a config says: the name alone where all options have their defaults, else a mapping."""
-        return {"name": self.name, **self._options} if self._options else self.name
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        options = self.model_dump(mode="json", exclude_defaults=True)
-        return {key: value for key, value in options.items() if key != "name"}
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
 
 
 class MapHeadConfig(HeadConfig):

@@ -22,11 +22,6 @@ class LossConfig(NamedConfig):
     needs_map: ClassVar[bool] = False
     """Whether labels must be maps."""
 
-    def to_plain(self) -> Any:
-        """Return what a config says: the name alone where all options have their defaults, else a mapping."""
-        options = self.model_dump(mode="json", exclude_defaults=True)
-        return {"name": self.name, **options} if options.keys() - {"name"} else self.name
-
 
 class WeightedLossConfig(LossConfig):
     """Options of a loss with class weights."""
@@ -62,7 +57,7 @@ class DiceConfig(WeightedLossConfig):
     forms = ("class",)
     needs_map = True
     cross_entropy: Weight = 1.0
-    """Factor of the cross-entropy that is added; 0 for dice alone."""
+    """Factor of the cross-entropy that is added; 0 for dice only."""
 
 
 class TargetLossConfig(LossConfig):

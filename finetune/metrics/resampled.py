@@ -25,6 +25,6 @@ def average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: n
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
     """Return means over the first axis, ignoring NaN; NaN if all values are NaN."""
-    there = ~np.isnan(values)
-    count = there.sum(0)
-    return np.where(count > 0, np.where(there, values, 0.0).sum(0) / np.maximum(count, 1), np.nan)
+    defined = ~np.isnan(values)
+    count = defined.sum(0)
+    return np.where(count > 0, np.where(defined, values, 0.0).sum(0) / np.maximum(count, 1), np.nan)

@@ -65,8 +65,8 @@ def multilabel_scores(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
     predicted = probabilities >= THRESHOLD
     hits, claimed, present = (predicted & labels).sum(0), predicted.sum(0), labels.sum(0)
     f1 = [
-        None if not there else float(2 * hit / (claim + there))
-        for hit, claim, there in zip(hits, claimed, present, strict=True)
+        None if not positives else float(2 * hit / (claim + positives))
+        for hit, claim, positives in zip(hits, claimed, present, strict=True)
     ]
     precision = [average_precision(*column) for column in zip(probabilities.T, labels.T, strict=True)]
     values = {
@@ -99,7 +99,9 @@ def regression_scores(predicted: np.ndarray, true: np.ndarray, baseline: np.ndar
     error = ((predicted - true) ** 2).mean(0)
     spread = true.var(0)
     ratio = error / np.maximum(baseline, 1e-12)
-    r2 = [float(1 - one / two) if two > 0 else None for one, two in zip(error, spread, strict=True)]
+    r2 = [
+        float(1 - squared / variance) if variance > 0 else None for squared, variance in zip(error, spread, strict=True)
+    ]
     rmse = np.sqrt(error)
     values = {"hyperview_score": float(ratio.mean()), "RMSE": float(rmse.mean()), "R2": _mean(r2)}
     return Scores(_defined(values), {"rmse": rmse.tolist(), "r2": r2, "ratio": ratio.tolist()})
@@ -113,11 +115,11 @@ def moment_scores(sums: np.ndarray) -> Scores:
             constant, and the squares of these.
     """
     count, absolute, squares, centered, centered_squares = sums
-    there, number = count > 0, np.maximum(count, 1)
+    counted, number = count > 0, np.maximum(count, 1)
     spread = centered_squares - centered**2 / number
-    rmse = _where(there, np.sqrt(squares / number))
-    mae = _where(there, absolute / number)
-    r2 = _where(there & (spread > 0), 1 - squares / np.maximum(spread, 1e-300))
+    rmse = _where(counted, np.sqrt(squares / number))
+    mae = _where(counted, absolute / number)
+    r2 = _where(counted & (spread > 0), 1 - squares / np.maximum(spread, 1e-300))
     values = {"RMSE": _mean(rmse), "MAE": _mean(mae), "R2": _mean(r2)}
     return Scores(_defined(values), {"rmse": rmse, "mae": mae, "r2": r2})
 
@@ -129,8 +131,8 @@ def tile_confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> n
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
-def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
-    return [float(part / whole) if whole > 0 else None for part, whole in zip(parts, wholes, strict=True)]
+def _shares(parts: np.ndarray, totals: np.ndarray) -> list[float | None]:
+    return [float(part / total) if total > 0 else None for part, total in zip(parts, totals, strict=True)]
 
 
 def _where(defined: np.ndarray, values: np.ndarray) -> list[float | None]:
@@ -139,8 +141,8 @@ def _where(defined: np.ndarray, values: np.ndarray) -> list[float | None]:
 
 def _mean(values: list[float | None]) -> float | None:
     """Return the mean of the defined values; None if there are none."""
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def _defined(values: dict[str, float | None]) -> dict[str, float]:

@@ -34,7 +34,7 @@ def bootstrap_interval(
     numbers = _numbers(places)
     count = int(numbers.max()) + 1
     drawn = np.random.default_rng(seed).integers(0, count, (draws, count))
-    weights = np.stack([np.bincount(one, minlength=count) for one in drawn])
+    weights = np.stack([np.bincount(sample, minlength=count) for sample in drawn])
     values = np.mean([score(statistics, weights[:, numbers]) for statistics in runs], axis=0)
     defined = values[~np.isnan(values)]
     low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
@@ -61,20 +61,20 @@ def paired_test(
     as_large = 0
     for begin in range(0, draws, AT_ONCE):
         coins = random.random((min(AT_ONCE, draws - begin), count)) < 0.5
-        others = np.abs(_differences(score, first, second, coins[:, numbers]))
-        as_large += int((others >= observed - 1e-12).sum())
+        permuted = np.abs(_differences(score, first, second, coins[:, numbers]))
+        as_large += int((permuted >= observed - 1e-12).sum())
     return (1 + as_large) / (1 + draws)
 
 
 def _differences(score: Score, first: Runs, second: Runs, coins: np.ndarray) -> np.ndarray:
     """Return the sum over seeds of the score of the first model minus that of the second (draws,), with predictions
     exchanged for the tiles where ``coins`` (draws, n) is true."""
-    found = np.zeros(len(coins))
-    kept, exchanged = np.hstack([~coins, coins]).astype(float), np.hstack([coins, ~coins]).astype(float)
-    for one, two in zip(first, second, strict=True):
-        both = np.concatenate([one, two])
-        found += score(both, kept) - score(both, exchanged)
-    return found
+    total = np.zeros(len(coins))
+    original, exchanged = np.hstack([~coins, coins]).astype(float), np.hstack([coins, ~coins]).astype(float)
+    for first_run, second_run in zip(first, second, strict=True):
+        both = np.concatenate([first_run, second_run])
+        total += score(both, original) - score(both, exchanged)
+    return total
 
 
 def smallest_p(places: Sequence[str], draws: int = DRAWS) -> float:

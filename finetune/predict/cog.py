@@ -89,12 +89,12 @@ def _write_rows(path: Path, raster: MapFormat, grid: Grid, rows: Iterable[np.nda
     """Write rows uncompressed, one strip per row, so that nothing is written twice."""
     profile = {"driver": "GTiff", "dtype": raster.dtype, "count": raster.count, "nodata": raster.nodata}
     layout = {"interleave": "pixel", "blockysize": 1, "bigtiff": "if_safer"}
-    place: dict[str, Any] = {"height": grid.height, "width": grid.width, "crs": grid.crs}
+    georeference: dict[str, Any] = {"height": grid.height, "width": grid.width, "crs": grid.crs}
     if grid.transform is not None:
-        place["transform"] = Affine(*grid.transform)
+        georeference["transform"] = Affine(*grid.transform)
     elif raster.control_points:
-        place["gcps"] = raster.control_points
-    with rasterio.open(path, "w", **profile, **layout, **place) as file:
+        georeference["gcps"] = raster.control_points
+    with rasterio.open(path, "w", **profile, **layout, **georeference) as file:
         file.update_tags(**raster.tags)
         for band, name in enumerate(raster.names, start=1):
             file.set_band_description(band, name)
@@ -129,7 +129,7 @@ def _compare(plain: Path, path: Path) -> None:
     with rasterio.open(plain) as source, rasterio.open(path) as written:
         for _, window in written.block_windows(1):
             if not np.array_equal(source.read(window=window), written.read(window=window), equal_nan=True):
-                raise RasterioError("it reads back as something else")
+                raise RasterioError("reading it back gave different values")
         for factor in written.overviews(1):
             written.read(out_shape=(written.count, *(math.ceil(side / factor) for side in written.shape)))
 

@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="overlap of neighboring windows (default: %(default)s)",
     )
     parser.add_argument("--batch", type=positive, help="windows at once (default: 1 on a CPU, 16 on a GPU)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.tif where it exists")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.tif if it exists")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         summary = predict_scene(model, arguments.scene, arguments.output, arguments.overlap, batch, device)
     except torch.OutOfMemoryError:
         raise ConfigError(f"--batch {batch}: {device} has too little memory for it, try {max(1, batch // 2)}") from None
-    _tell(summary, arguments.output)
+    _print_summary(summary, arguments.output)
     return 0
 
 
@@ -63,9 +63,9 @@ def _check_output(output: Path, scene: str, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise ConfigError(f"{output}: exists: --overwrite replaces it")
-    here = Path(scene)
-    if here.exists() and (output.samefile(here) or output.resolve().is_relative_to(here.resolve())):
+        raise ConfigError(f"{output}: already exists: give --overwrite to replace it")
+    source = Path(scene)
+    if source.exists() and (output.samefile(source) or output.resolve().is_relative_to(source.resolve())):
         raise ConfigError(f"{output}: belongs to the scene: name another file")
 
 
@@ -80,7 +80,7 @@ def _device(name: str | None) -> "torch.device":
     return device
 
 
-def _tell(summary: "Summary", output: Path) -> None:
+def _print_summary(summary: "Summary", output: Path) -> None:
     pixels = summary.shape[0] * summary.shape[1]
     for name, count in sorted(summary.counts.items(), key=lambda item: -item[1]):
         if count:

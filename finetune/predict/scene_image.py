@@ -81,12 +81,12 @@ def _open_product(path: Path, sensor: Sensor, stack: ExitStack) -> SceneImage | 
         raster, bands, _ = stack.enter_context(Scene(path, path.name, sensor, 1, SceneLimits()).open_image())
         return SceneImage(raster, bands)
     if path.is_dir():
-        raise SourceError(f"{path}: no EnMAP L2A product (there is no *{METADATA} in it): name a raster in it")
+        raise SourceError(f"{path}: not an EnMAP L2A product (there is no *{METADATA} in it): name a raster in it")
     metadata_path = path.with_name(path.name.split("-SPECTRAL_IMAGE")[0] + METADATA)
     if not metadata_path.is_file():
         return None
-    told = Metadata.parse(metadata_path.read_bytes(), str(metadata_path))
-    raster = stack.enter_context(open_raster(path, told.wavelength_nm, told.background))
+    metadata = Metadata.parse(metadata_path.read_bytes(), str(metadata_path))
+    raster = stack.enter_context(open_raster(path, metadata.wavelength_nm, metadata.background))
     return SceneImage(raster, raster.select(sensor))
 
 
@@ -102,16 +102,16 @@ def scene_sensor(model: TaskModel) -> Sensor:
     Raises:
         ConfigError: the model's file doesn't record its bands.
     """
-    told, count = model.inputs, model.images.bands
-    if len(told.wavelength_nm) != count:
-        raise ConfigError(f"the model takes {count} bands and its file doesn't say which: convert it with --sensor")
-    own = np.asarray(told.wavelength_nm)
+    inputs, count = model.inputs, model.images.bands
+    if len(inputs.wavelength_nm) != count:
+        raise ConfigError(f"the model takes {count} bands, but its file doesn't say which: convert it with --sensor")
+    wavelengths = np.asarray(inputs.wavelength_nm)
     try:
-        known = get_sensor(told.sensor)
+        known = get_sensor(inputs.sensor)
     except ConfigError:  # a custom band table, which may be absent on this machine
         known = None
     if known is not None and known.num_bands == count:
-        if np.abs(own - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:
+        if np.abs(wavelengths - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:
             return known
-    table = BandTable(tuple(told.wavelength_nm), tuple(told.fwhm_nm), tuple(range(count)))
-    return Sensor.of_table(told.sensor, table)
+    table = BandTable(tuple(inputs.wavelength_nm), tuple(inputs.fwhm_nm), tuple(range(count)))
+    return Sensor.of_table(inputs.sensor, table)

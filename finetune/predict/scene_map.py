@@ -64,7 +64,7 @@ def predict_scene(
     with open_scene(scene, scene_sensor(model)) as image:
         plan = plan_windows(model, *image.grid.shape, overlap)
         raster = replace(raster, control_points=image.raster.control_points(plan.cell))
-        _warn_of_place(image.raster)
+        _warn_about_georeference(image.raster)
         summary, total = Summary(plan.grid), len(plan.rows) * len(plan.columns)
         with progress("predict", total, unit="window") as bar:
 
@@ -83,15 +83,15 @@ def predict_scene(
     return summary
 
 
-def _warn_of_place(scene: Raster) -> None:
+def _warn_about_georeference(scene: Raster) -> None:
     """Warn about parts of the scene's georeference that the map lacks."""
     if scene.grid.transform is not None:
         return
     if scene.control_points():
-        logger.warning(f"{scene.name}: the map keeps its ground control points: warp it to a grid by them")
+        logger.warning(f"{scene.name}: the map keeps its ground control points: use them to warp it to a grid")
         return
-    rational = ": the coefficients (RPC) that it has are for its own pixels" if scene.file.rpcs else ""
-    logger.warning(f"{scene.name} has no georeference, so the map has none either{rational}")
+    rational = ": its rational coefficients (RPC) apply only to its own pixels" if scene.file.rpcs else ""
+    logger.warning(f"{scene.name} has no georeference, so neither does the map{rational}")
 
 
 def plan_windows(model: TaskModel, height: int, width: int, overlap: float) -> WindowPlan:
@@ -126,19 +126,20 @@ def predictor(model: TaskModel, device: torch.device, plan: WindowPlan) -> Predi
 
 def describe_map(model: TaskModel, scene: str) -> MapFormat:
     """Return the format of the map of a scene."""
-    task, told = model.task, model.description
-    tags = {"scene": scene, "encoder": f"{told.architecture}, {told.objective or 'objective unknown'}"}
+    task, encoder = model.task, model.description
+    tags = {"scene": scene, "encoder": f"{encoder.architecture}, {encoder.objective or 'objective unknown'}"}
     if task is None:
         return MapFormat(_channels(model), "float32", math.nan, tags=tags)
-    tags |= {"task": task.name, "kind": task.kind}
+    tags |= {"task": task.name, "kind": task.kind.name}
     if kind_of(task).map == "values":
-        units = tuple(one.unit for one in task.targets)
+        units = tuple(target.unit for target in task.targets)
         return MapFormat(_channels(model), "float32", math.nan, tuple(task.outputs), tags, units=units)
     values, nodata = class_values(task)
     dtype = "uint8" if max(*values, nodata) <= 255 else "uint16"
     classes = {nodata: NODATA_NAME} | dict(zip(values, task.outputs, strict=True))
     colors = {nodata: (0, 0, 0, 0)} | {
-        value: (*bytes.fromhex(one.color[1:]), 255) for value, one in zip(values, task.classes, strict=True)
+        value: (*bytes.fromhex(task_class.color[1:]), 255)
+        for value, task_class in zip(values, task.classes, strict=True)
     }
     # A 16-bit color table has 65,536 entries, in the file and in each overview.
     return MapFormat(1, dtype, nodata, (task.title or task.name,), tags, classes, colors if dtype == "uint8" else {})
@@ -150,11 +151,11 @@ def class_values(task: Task) -> tuple[list[int], int]:
     These are the task's own codes if every class has a single code of at most 65535, with 0 for no data (255 if 0 is a
     class); else 1, 2, 3, ... in the task's order, and 0.
     """
-    codes = [one.all_codes for one in task.classes]
-    own = [code for code, *others in codes if not others and 0 <= code <= np.iinfo(np.uint16).max]
-    free = [value for value in (0, 255) if value not in own]
-    if len(own) == len(codes) and free:
-        return own, free[0]
+    codes = [task_class.all_codes for task_class in task.classes]
+    single = [code for code, *more in codes if not more and 0 <= code <= np.iinfo(np.uint16).max]
+    free = [value for value in (0, 255) if value not in single]
+    if len(single) == len(codes) and free:
+        return single, free[0]
     return list(range(1, len(codes) + 1)), 0
 
 

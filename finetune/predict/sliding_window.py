@@ -98,9 +98,9 @@ class OpenRows:
 
     def add(self, column: int, outputs: np.ndarray) -> None:
         """Add a window's outputs (K, side, side), starting at a column of cells."""
-        place = np.s_[..., column : column + outputs.shape[-1]]
-        self._sums[place] += outputs * self._weight
-        self._weights[place] += self._weight
+        window = np.s_[..., column : column + outputs.shape[-1]]
+        self._sums[window] += outputs * self._weight
+        self._weights[window] += self._weight
 
     def close(self, rows: int) -> np.ndarray:
         """Remove rows of cells at the top and return their weighted means (K, rows, cells), NaN outside windows."""
@@ -134,14 +134,14 @@ def blend(
     strip, open_rows = Strip(plan, read), OpenRows(plan, channels)
     down, right = plan.grid
     for number, begin in enumerate(plan.rows):
-        wanted = [x for x in plan.columns if strip.measured[:, x : x + plan.size].any()]
-        done(0, len(plan.columns) - len(wanted))
-        for first in range(0, len(wanted), batch):
-            places = wanted[first : first + batch]
-            outputs = predict(np.stack([strip.values[:, :, x : x + plan.size] for x in places]))
-            for x, output in zip(places, outputs, strict=True):
+        columns = [x for x in plan.columns if strip.measured[:, x : x + plan.size].any()]
+        done(0, len(plan.columns) - len(columns))
+        for first in range(0, len(columns), batch):
+            chunk = columns[first : first + batch]
+            outputs = predict(np.stack([strip.values[:, :, x : x + plan.size] for x in chunk]))
+            for x, output in zip(chunk, outputs, strict=True):
                 open_rows.add(x // plan.cell, output)
-            done(len(places), 0)
+            done(len(chunk), 0)
         last = number + 1 == len(plan.rows)
         move = plan.size if last else plan.rows[number + 1] - begin
         measured = _cells(strip.measured[:move], plan.cell)

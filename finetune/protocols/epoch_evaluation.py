@@ -67,8 +67,8 @@ class EpochEvaluation(Callback):
 
     def state(self, loop: Loop) -> dict[str, Any]:
         best = None if self.best is None else asdict(self.best)
-        found = {"best": best, "best_epoch": self.best_epoch, "diverged": self.diverged}
-        return {**found, "curve": self.curve, "losses": self._losses}
+        selected = {"best": best, "best_epoch": self.best_epoch, "diverged": self.diverged}
+        return {**selected, "curve": self.curve, "losses": self._losses}
 
     def load_state(self, loop: Loop, state: dict[str, Any], path: Path) -> None:
         self.best = None if state["best"] is None else Scores(**state["best"])
@@ -79,23 +79,23 @@ class EpochEvaluation(Callback):
         epoch, within = divmod(loop.step, self.steps_per_epoch)
         first = 0 if self.recipe.start == "probe" else 1
         evaluated = self.curve[-1]["epoch"] if self.curve else first - 1
-        wanted = epoch % self.recipe.evaluate_every == 0 or loop.is_last
-        if within == 0 and epoch > evaluated and wanted:
+        is_due = epoch % self.recipe.evaluate_every == 0 or loop.is_last
+        if within == 0 and epoch > evaluated and is_due:
             self._evaluate(loop, epoch)
 
     def _evaluate(self, loop: Loop, epoch: int) -> None:
         loop.watchdog.begin("evaluation", loop.step)
-        found = self.validate()
+        scores = self.validate()
         train_loss = float(np.mean(self._losses)) if self._losses else float("nan")  # all skipped
         self._losses = []
-        values = {f"validation_{key}" if key == "loss" else key: value for key, value in found.values.items()}
+        values = {f"validation_{key}" if key == "loss" else key: value for key, value in scores.values.items()}
         self.curve.append({"epoch": epoch, **({"train_loss": train_loss} if epoch else {}), **values})
         primary, trained = self.kind.primary, f"loss {train_loss:.4f}" if epoch else "the frozen protocol's head"
         log(
             f"{self.name}  epoch {epoch}/{self.recipe.epochs}  {trained}  validation loss "
-            f"{found.values['loss']:.4f}  {primary} {found.values[primary]:.3f}"
+            f"{scores.values['loss']:.4f}  {primary} {scores.values[primary]:.3f}"
         )
-        self.diverged = self.diverged and not (epoch and found.are_finite)
-        if is_better(self.kind, self.select, found, self.best):
-            self.best, self.best_epoch = found, epoch
+        self.diverged = self.diverged and not (epoch and scores.are_finite)
+        if is_better(self.kind, self.select, scores, self.best):
+            self.best, self.best_epoch = scores, epoch
             loop.save(self.checkpoints)

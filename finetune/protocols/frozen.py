@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.batches import epoch_order
-from finetune.data.datasets import view_of
+from finetune.data.datasets import orient
 from finetune.encoders.features import Features
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.context import EvaluationContext
@@ -99,7 +99,7 @@ class HeadSweep:
         epochs = self.config.epochs
         for epoch in range(epochs):
             for seed in seeds:
-                self._train_epoch([one for one in trials if one.seed == seed], epoch)
+                self._train_epoch([trial for trial in trials if trial.seed == seed], epoch)
             if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == epochs:
                 self._validate(trials, epoch + 1)
                 self.context.heartbeat(epoch + 1)
@@ -108,11 +108,11 @@ class HeadSweep:
     def _choose(self, trials: list[Trial], seed: int, head: HeadConfig) -> Trial:
         """Return the trial of a seed and head with the best validation score."""
         best: Trial | None = None
-        for one in trials:
-            if (one.seed, one.head_config) == (seed, head) and one.diverged_at is None:
-                assert one.best is not None
-                if is_better(self.kind, self.select, one.best, None if best is None else best.best):
-                    best = one
+        for trial in trials:
+            if (trial.seed, trial.head_config) == (seed, head) and trial.diverged_at is None:
+                assert trial.best is not None
+                if is_better(self.kind, self.select, trial.best, None if best is None else best.best):
+                    best = trial
         if best is None:
             rates = ", ".join(f"{lr:g}" for lr in self.config.lrs)
             raise HeadsDiverged(f"frozen: head '{head.label}' diverged at every rate ({rates}): lower frozen.lrs")
@@ -130,29 +130,29 @@ class HeadSweep:
         """Train all heads of one seed for one epoch."""
         seed = trials[0].seed
         torch.manual_seed(seed * 100_003 + epoch)  # seeds dropout
-        for number, (places, draws) in enumerate(self._batches(seed, epoch)):
-            rows = self.rows[places]
+        for number, (indices, draws) in enumerate(self._batches(seed, epoch)):
+            rows = self.rows[indices]
             views = draws % self.features["train"].views
             features = self.features["train"].batch(rows, views)
-            wanted = torch.from_numpy(self._turned(self.labels[rows], views)).to(features.device)
+            labels = torch.from_numpy(self._turned(self.labels[rows], views)).to(features.device)
             lr_share = self._lr_share(epoch * self.steps_per_epoch + number)
             for trial in trials:
-                self._step(trial, features, wanted, lr_share)
+                self._step(trial, features, labels, lr_share)
 
     def _batches(self, seed: int, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the batches of an epoch, as many as an epoch of all tiles has."""
         batches: list[tuple[np.ndarray, np.ndarray]] = []
-        turn = 0
+        repeat = 0
         while len(batches) < self.steps_per_epoch:
-            batches += epoch_order(len(self.rows), self.config.batch, seed, epoch * 100_000 + turn)
-            turn += 1
+            batches += epoch_order(len(self.rows), self.config.batch, seed, epoch * 100_000 + repeat)
+            repeat += 1
         return batches[: self.steps_per_epoch]
 
     def _turned(self, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Return labels in the same views as the images."""
         if not self.kind.is_dense:
             return labels
-        return np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
+        return np.stack([orient(label, int(view)) for label, view in zip(labels, views, strict=True)])
 
     def _lr_share(self, step: int) -> float:
         return warmup_cosine(step, self.config.epochs * self.steps_per_epoch, 0, 1.0, 0.0)
@@ -171,26 +171,27 @@ class HeadSweep:
 
     def _validate(self, trials: list[Trial], epoch: int) -> None:
         """Compute the validation scores of all heads, and keep each head's best weights."""
-        for trial, found in zip(trials, self._evaluate(trials, "val"), strict=True):
+        for trial, evaluation in zip(trials, self._evaluate(trials, "val"), strict=True):
             train_loss = float(torch.stack(trial.losses).mean())
             trial.losses.clear()
             values = {
-                f"validation_{name}" if name == "loss" else name: value for name, value in found.scores.values.items()
+                f"validation_{name}" if name == "loss" else name: value
+                for name, value in evaluation.scores.values.items()
             }
             trial.curve.append({"epoch": epoch, "train_loss": train_loss, **values})
-            if trial.diverged_at is None and not (math.isfinite(train_loss) and found.scores.are_finite):
+            if trial.diverged_at is None and not (math.isfinite(train_loss) and evaluation.scores.are_finite):
                 trial.diverged_at = epoch
                 head = trial.head_config.label
-                log(f"WARNING: frozen: head '{head}' diverged at lr {trial.lr:g} by epoch {epoch}: left out")
-            if is_better(self.kind, self.select, found.scores, trial.best):
-                trial.best, trial.best_epoch = found.scores, epoch
-                trial.best_weights = {name: one.detach().clone() for name, one in trial.head.state_dict().items()}
+                log(f"WARNING: frozen: head '{head}' diverged at lr {trial.lr:g} by epoch {epoch}: excluded")
+            if is_better(self.kind, self.select, evaluation.scores, trial.best):
+                trial.best, trial.best_epoch = evaluation.scores, epoch
+                trial.best_weights = {name: tensor.detach().clone() for name, tensor in trial.head.state_dict().items()}
 
     def _test(self, trials: list[Trial]) -> list[Trained]:
         for trial in trials:
             trial.head.load_state_dict(trial.best_weights)
-        found = self._evaluate(trials, "test")
-        return [Trained(trial, one) for trial, one in zip(trials, found, strict=True)]
+        evaluations = self._evaluate(trials, "test")
+        return [Trained(trial, evaluation) for trial, evaluation in zip(trials, evaluations, strict=True)]
 
     @torch.no_grad()
     def _evaluate(self, trials: list[Trial], name: str) -> list[Evaluation]:

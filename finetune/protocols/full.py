@@ -154,25 +154,25 @@ class Tuning:
         self.loop.watchdog.begin("evaluation", self.loop.step)
         split, world, batch = self.context.splits[name], distributed.world_size(), self.batches.micro
         collector = self.context.collector(name, self.loss)
-        for turn in range(-(-len(split) // (batch * world))):
-            numbers = np.arange(batch) + batch * (turn * world + distributed.rank())
-            rows = np.minimum(numbers, len(split) - 1)
+        for number in range(-(-len(split) // (batch * world))):
+            positions = np.arange(batch) + batch * (number * world + distributed.rank())
+            rows = np.minimum(positions, len(split) - 1)
             tiles = torch.from_numpy(split.images(rows)).to(distributed.device())
             labels = torch.from_numpy(split.labels[rows]).to(distributed.device())
             _, scores = self.engine.evaluation(self.inputs(tiles), labels)
-            mine = numbers < len(split)
-            if mine.any():
-                collector.add_scores(rows[mine], scores[torch.from_numpy(mine).to(scores.device)])
+            valid = positions < len(split)
+            if valid.any():
+                collector.add_scores(rows[valid], scores[torch.from_numpy(valid).to(scores.device)])
         sums = torch.from_numpy(collector.sums).to(distributed.device())
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _test(self) -> Tuned:
         """Test the weights with the best validation scores."""
-        path, found = self.best.newest(), self.evaluation
-        if path is None or found.best is None or found.diverged:
+        path, evaluation = self.best.newest(), self.evaluation
+        if path is None or evaluation.best is None or evaluation.diverged:
             raise Diverged(f"{self.plan.name}: diverged: no epoch has finite validation scores: {ADVICE}")
         self.best.load(path)
-        return Tuned(found.best, self._evaluate("test"), found.best_epoch, found.curve, path)
+        return Tuned(evaluation.best, self._evaluate("test"), evaluation.best_epoch, evaluation.curve, path)
 
 
 class SupervisedStep:

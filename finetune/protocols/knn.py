@@ -35,11 +35,11 @@ class NearestNeighbors:
         keys, votes = [], []
         for number, part in enumerate(_parts(rows)):
             room = max(1, config.bank * len(part) // len(rows))
-            found = features.batch(part, np.zeros(len(part), np.int64))
-            vectors, choices = self._flat(found, split.labels[part])
+            features_of_part = features.batch(part, np.zeros(len(part), np.int64))
+            vectors, choices = self._flat(features_of_part, split.labels[part])
             if len(vectors) > room:
-                kept = permute(fold_in(seed, "bank", number), len(vectors), np.arange(room))
-                vectors, choices = vectors[torch.from_numpy(kept)], choices[torch.from_numpy(kept)]
+                subset = permute(fold_in(seed, "bank", number), len(vectors), np.arange(room))
+                vectors, choices = vectors[torch.from_numpy(subset)], choices[torch.from_numpy(subset)]
             keys.append(vectors)
             votes.append(choices)
         self.keys, self.votes = F.normalize(torch.cat(keys), dim=1), torch.cat(votes)

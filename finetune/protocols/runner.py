@@ -94,28 +94,28 @@ class Protocols:
         results: list[Result] = []
         if self.context.is_tuned(protocol):
             for seed in self.config.seeds:
-                found = self._best_rate(name, protocol, fraction, seed)
-                if found is None:
+                result = self._best_rate(name, protocol, fraction, seed)
+                if result is None:
                     return None
-                results.append(found)
+                results.append(result)
         else:
             results = self._once(name, protocol, fraction)
         provenance = self.parts.provenance(name, protocol, fraction)
         shared = provenance | {"code": digest(provenance["code"])}
-        return [replace(one, provenance=shared) for one in results]
+        return [replace(result, provenance=shared) for result in results]
 
     def _once(self, name: str, protocol: str, fraction: float) -> list[Result]:
         """Return the results of a protocol on features, read from an earlier start's file or computed."""
-        part = self.parts.whole(name, protocol, fraction)
-        found = part.read()
-        if found is None:
+        part = self.parts.single(name, protocol, fraction)
+        results = part.read()
+        if results is None:
             begin = time.monotonic()
-            found = self._knn(name, fraction, part) if protocol == "knn" else self._frozen(name, fraction, part)
-            seconds = (time.monotonic() - begin) / max(len(found), 1)
-            found = [replace(one, seconds=seconds) for one in found]
+            results = self._knn(name, fraction, part) if protocol == "knn" else self._frozen(name, fraction, part)
+            seconds = (time.monotonic() - begin) / max(len(results), 1)
+            results = [replace(result, seconds=seconds) for result in results]
             if distributed.is_main():
-                part.write(found)
-        return found
+                part.write(results)
+        return results
 
     # ---- on features of a frozen encoder ----
 
@@ -156,17 +156,19 @@ class Protocols:
         except HeadsDiverged as error:
             diverged = error
         distributed.store_barrier(context.heartbeat)  # some ranks have one more seed
-        mine = distributed.raise_on_all_ranks(lambda: _raise_or([_seed_outcome(one) for one in trained], diverged))
-        outcomes = [one for some in distributed.gather_objects(mine) for one in some]
-        results = [_result(one, name, "frozen", fraction, part) for one in outcomes]
+        own_outcomes = distributed.raise_on_all_ranks(
+            lambda: _raise_or([_seed_outcome(head) for head in trained], diverged)
+        )
+        outcomes = [outcome for of_rank in distributed.gather_objects(own_outcomes) for outcome in of_rank]
+        results = [_result(outcome, name, "frozen", fraction, part) for outcome in outcomes]
         if distributed.is_main():
-            save_heads(part.heads, {(one.head, one.seed): one.weights or {} for one in outcomes})
+            save_heads(part.heads, {(outcome.head, outcome.seed): outcome.weights or {} for outcome in outcomes})
         if name == "pretrained" and fraction == 1.0 and "frozen" in self.config.protocol and distributed.is_main():
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
-            for result, one in zip(results, outcomes, strict=True):
-                assert one.weights is not None
-                head = {f"head.{key}": value for key, value in one.weights.items()}
-                self.best_model.offer(model, head_config(one.head_options), encoder | head, result)
+            for result, outcome in zip(results, outcomes, strict=True):
+                assert outcome.weights is not None
+                head = {f"head.{key}": value for key, value in outcome.weights.items()}
+                self.best_model.offer(model, head_config(outcome.head_options), encoder | head, result)
         return results
 
     def _features(self, model: TaskModel, views: int) -> dict[str, Features]:
@@ -185,42 +187,42 @@ class Protocols:
         best: Result | None = None
         diverged: Diverged | None = None
         for lr, part in self.parts.trainings(name, protocol, fraction, seed).items():
-            found = part.read()
-            if found is None:
+            results = part.read()
+            if results is None:
                 try:
                     result = self._tune(part, name, protocol, fraction, lr, seed)
                 except Diverged as error:  # raised on every rank; the other rates count
                     diverged = error
-                    log(f"WARNING: {error}: lr {lr:g} is left out")
+                    log(f"WARNING: {error}: lr {lr:g} is excluded")
                     continue
                 if result is None:
                     return None
-                found = [result]
+                results = [result]
             before = None if best is None else Scores(best.validation)
-            if is_better(self.context.kind, self.recipe.select, Scores(found[0].validation), before):
-                best = found[0]
+            if is_better(self.context.kind, self.recipe.select, Scores(results[0].validation), before):
+                best = results[0]
         if best is None and diverged is not None:
             raise diverged
         return best
 
     def _probe(self, name: str, fraction: float, head: HeadConfig, seed: int) -> dict[str, Tensor]:
         """Return a seed's head trained on frozen features, from its part or trained now (LP-FT)."""
-        part = self.parts.whole(name, self.recipe.probe, fraction)
-        found = self._read_head(part, head, seed)
-        if found is None:
+        part = self.parts.single(name, self.recipe.probe, fraction)
+        weights = self._read_head(part, head, seed)
+        if weights is None:
             if distributed.is_main():
                 part.path.unlink(missing_ok=True)  # from a version that did not save heads
             distributed.barrier()
             self._once(name, self.recipe.probe, fraction)
-            found = self._read_head(part, head, seed)
-        assert found is not None
-        return found
+            weights = self._read_head(part, head, seed)
+        assert weights is not None
+        return weights
 
     def _read_head(self, part: Part, head: HeadConfig, seed: int) -> dict[str, Tensor] | None:
-        found: dict[str, Tensor] | None = distributed.broadcast_object(
+        weights: dict[str, Tensor] | None = distributed.broadcast_object(
             load_head(part.heads, head.label, seed) if distributed.is_main() else None
         )
-        return found
+        return weights
 
     def _tune(self, part: Part, name: str, protocol: str, fraction: float, lr: float, seed: int) -> Result | None:
         """Train one model and save its result; return None if a stop was requested.
@@ -260,12 +262,12 @@ class Protocols:
         shutil.rmtree(self.context.folder / "work" / part.path.stem, ignore_errors=True)
 
 
-def _seed_outcome(one: Trained) -> SeedOutcome:
+def _seed_outcome(trained: Trained) -> SeedOutcome:
     """Return the outcome of a trained head, to be sent to other ranks."""
-    trial, head = one.trial, one.trial.head_config
+    trial, head = trained.trial, trained.trial.head_config
     validation = trial.best or Scores()
     selected = trial.lr, trial.best_epoch, trial.curve
-    return SeedOutcome(head.label, trial.seed, validation, one.test, *selected, head.to_plain(), trial.best_weights)
+    return SeedOutcome(head.label, trial.seed, validation, trained.test, *selected, head.to_plain(), trial.best_weights)
 
 
 def _raise_or(value: list[SeedOutcome], error: ForgeError | None) -> list[SeedOutcome]:
@@ -274,28 +276,28 @@ def _raise_or(value: list[SeedOutcome], error: ForgeError | None) -> list[SeedOu
     return value
 
 
-def _result(one: SeedOutcome, encoder: str, protocol: str, fraction: float, part: Part) -> Result:
+def _result(outcome: SeedOutcome, encoder: str, protocol: str, fraction: float, part: Part) -> Result:
     """Return the result of an outcome; raise Diverged if its scores are non-finite."""
-    for split, found in (("validation", one.validation), ("test", one.test.scores)):
-        if not found.are_finite:
-            bad = ", ".join(f"{key} {value}" for key, value in found.values.items() if not math.isfinite(value))
+    for split, scores in (("validation", outcome.validation), ("test", outcome.test.scores)):
+        if not scores.are_finite:
+            bad = ", ".join(f"{key} {value}" for key, value in scores.values.items() if not math.isfinite(value))
             raise Diverged(
-                f"{encoder}, {protocol}, head {one.head}, seed {one.seed}, fraction {fraction:g}: {split} scores that "
-                f"are not finite ({bad}): lower the learning rate, or look at the tiles of the '{split}' split"
+                f"{encoder}, {protocol}, head {outcome.head}, seed {outcome.seed}, fraction {fraction:g}: {split} "
+                f"scores are not finite ({bad}): lower the learning rate, or look at the tiles of the '{split}' split"
             )
     return Result(
         encoder=encoder,
         protocol=protocol,
-        head=one.head,
-        seed=one.seed,
+        head=outcome.head,
+        seed=outcome.seed,
         fraction=fraction,
-        lr=one.lr,
-        epoch=one.epoch,
-        validation=one.validation.values,
-        test=one.test.scores.values,
-        by_output=one.test.scores.by_output,
-        curve=one.curve or [],
+        lr=outcome.lr,
+        epoch=outcome.epoch,
+        validation=outcome.validation.values,
+        test=outcome.test.scores.values,
+        by_output=outcome.test.scores.by_output,
+        curve=outcome.curve or [],
         provenance=part.provenance,
-        statistics=one.test.statistics,
-        maps=one.test.maps,
+        statistics=outcome.test.statistics,
+        maps=outcome.test.maps,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finetune.config import FullConfig
 from finetune.data.batches import epoch_order
-from finetune.data.datasets import LabeledSplit, view_of
+from finetune.data.datasets import LabeledSplit, orient
 from finetune.encoders.images import ImageInput
 from finetune.losses.loss import Loss
 from pretrain import distributed
@@ -62,35 +62,37 @@ class TrainingBatches:
 
     def _of_step(self, step: int) -> Iterator[LabeledBatch]:
         world, batch = distributed.world_size(), self.recipe.batch
-        rows, views = self._drawn(step)
+        rows, orientations = self._drawn(step)
         numbers = np.arange(step * batch, (step + 1) * batch)
         counted = self.loss.count(torch.from_numpy(self.train.labels[rows])) or 1
         begin = distributed.rank() * (batch // world)
         for first in range(begin, begin + batch // world, self.micro):
             part = slice(first, first + self.micro)
-            images, labels = self._augmented(rows[part], views[part], numbers[part])
+            images, labels = self._augmented(rows[part], orientations[part], numbers[part])
             yield LabeledBatch(images, labels, numbers[part], world * self.accumulation / counted)
 
     def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the windows of a step and their views 0..7."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        turn, batches = 0, list[tuple[np.ndarray, np.ndarray]]()
-        while len(batches) <= place:
-            batches += epoch_order(len(self.rows), self.recipe.batch, self.seed, epoch * 100_000 + turn)
-            turn += 1
-        places, views = batches[place]
-        return self.rows[places], views
+        """Return the windows of a step and their orientations 0..7."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        repeat, batches = 0, list[tuple[np.ndarray, np.ndarray]]()
+        while len(batches) <= batch:
+            batches += epoch_order(len(self.rows), self.recipe.batch, self.seed, epoch * 100_000 + repeat)
+            repeat += 1
+        indices, orientations = batches[batch]
+        return self.rows[indices], orientations
 
-    def _augmented(self, rows: np.ndarray, views: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _augmented(self, rows: np.ndarray, orientations: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         device, labels = distributed.device(), self.train.labels[rows]
         if self.loss.kind.is_dense:
-            labels = np.stack([view_of(one, int(view)) for one, view in zip(labels, views, strict=True)])
-        tiles = torch.from_numpy(self.train.views(rows, views)).to(device)
-        images, wanted = self.inputs(tiles), torch.from_numpy(labels).to(device)
+            labels = np.stack(
+                [orient(label, int(orientation)) for label, orientation in zip(labels, orientations, strict=True)]
+            )
+        tiles = torch.from_numpy(self.train.oriented(rows, orientations)).to(device)
+        images, targets = self.inputs(tiles), torch.from_numpy(labels).to(device)
         if self.recipe.crop_scale is None:
-            return images, wanted
+            return images, targets
         draws = uniform(fold_in(self.seed, "crop"), numbers, 4)
-        return crop_pairs(images, wanted, draws, self.recipe.crop_scale)
+        return crop_pairs(images, targets, draws, self.recipe.crop_scale)
 
 
 def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -110,7 +112,7 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
     cropped = resample(images, rows, columns)
     if labels.dim() < 3:
         return cropped, labels
-    down, across = (torch.from_numpy(one.argmax(-1)).to(labels.device) for one in (rows, columns))
+    down, across = (torch.from_numpy(matrix.argmax(-1)).to(labels.device) for matrix in (rows, columns))
     batch = torch.arange(len(labels), device=labels.device)[:, None, None]
     picked = labels.movedim((-2, -1), (1, 2))[batch, down[:, :, None], across[:, None, :]]
     return cropped, picked.movedim((1, 2), (-2, -1))
@@ -119,12 +121,12 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
 def cut_batch(recipe: FullConfig, world: int) -> tuple[int, int]:
     """Return micro batch and accumulation steps; raise ConfigError if they aren't integers."""
     if recipe.batch % world:
-        raise ConfigError(f"key 'full.batch': {recipe.batch} is no multiple of {world} processes")
+        raise ConfigError(f"key 'full.batch': {recipe.batch} is not a multiple of {world} processes")
     share = recipe.batch // world
     micro = min(recipe.micro_batch or share, share)
     if share % micro or micro % recipe.bn_group:
         raise ConfigError(
-            f"key 'full.batch': {recipe.batch} on {world} processes are {share} samples each, no multiple of "
+            f"key 'full.batch': {recipe.batch} on {world} processes are {share} samples each, not a multiple of "
             f"full.micro_batch {micro} in groups of full.bn_group {recipe.bn_group}"
         )
     return micro, share // micro

@@ -23,7 +23,7 @@ class TunedModel(nn.Module):
         super().__init__()
         assert model.head is not None
         self.encoder, self.head, self.loss = model.encoder, model.head, loss
-        self.whole = trained in ("full", "none")
+        self.trains_all = trained in ("full", "none")
         settled = [] if recipe.bn == "adapt" else [self.encoder, *([self.head] if recipe.start == "probe" else [])]
         self.frozen_norms = [norm for part in settled for norm in part.modules() if hasattr(norm, "running_mean")]
         for name, parameter in self.encoder.named_parameters():
@@ -32,10 +32,10 @@ class TunedModel(nn.Module):
 
     def train(self, mode: bool = True) -> "TunedModel":
         super().train(mode)
-        if mode and not self.whole:
+        if mode and not self.trains_all:
             for part in self.encoder.modules():
-                own = list(part.parameters())
-                part.training = any(one.requires_grad for one in own)
+                parameters = list(part.parameters())
+                part.training = any(parameter.requires_grad for parameter in parameters)
         for norm in self.frozen_norms:
             norm.training = False
         return self

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     runs, problems = read_runs(find_runs(given))
     waiting = unfinished(given)
     if not runs:
-        nothing = f"{given[0]}: no results.json here or below: evaluations write it when they are complete"
+        nothing = f"{given[0]}: no results.json at or below this folder: evaluations write it when they are complete"
         raise ConfigError((problems or waiting or [nothing])[0])
     reports = collect(runs)
     output: Path = arguments.output or given[0]

@@ -16,7 +16,7 @@ from shards.errors import ConfigError
 from shards.files.text import read_text_file
 
 Run = tuple[Path, RunResults]
-Found = tuple[Path, RunResults, Result]
+RunResult = tuple[Path, RunResults, Result]
 
 EARLIER = {"knn": ("knn",), "frozen": ("frozen", "full", "recipe", "select"), "full": ("full", "recipe", "select")}
 """Sections of a run's config.yaml that results depend on, for results without provenance."""
@@ -52,18 +52,18 @@ def collect(runs: Iterable[Run]) -> list[TaskReport]:
     """Group results: results that differ only in the seed form a row; rows of the same task, test tiles and labels form
     a task's report. Duplicates count once."""
     reports: dict[str, TaskReport] = {}
-    groups: dict[str, dict[str, list[Found]]] = {}
+    groups: dict[str, dict[str, list[RunResult]]] = {}
     for folder, run in runs:
         section = digest([run.task.name, task_hash(run.task), run.tiles, run.places, _test_labels(run)])
         reports.setdefault(section, TaskReport(run.task, run))
         for result in run.results:
-            told = run.encoders[result.encoder]
-            network = [told.get("sha256"), told.get("architecture")]
+            encoder = run.encoders[result.encoder]
+            network = [encoder.get("sha256"), encoder.get("architecture")]
             key = digest([network, result.protocol, result.head, result.fraction, _settings(folder, run, result)])
             groups.setdefault(section, {}).setdefault(key, []).append((folder, run, result))
     for section, report in reports.items():
-        for found in groups[section].values():
-            report.rows += _rows(found, report)
+        for group in groups[section].values():
+            report.rows += _rows(group, report)
     tasks = sorted(reports.values(), key=lambda report: report.task.name)
     name_tasks(tasks)
     name_rows(tasks)
@@ -73,13 +73,13 @@ def collect(runs: Iterable[Run]) -> list[TaskReport]:
     return tasks
 
 
-def _rows(found: list[Found], report: TaskReport) -> list[Row]:
+def _rows(group: list[RunResult], report: TaskReport) -> list[Row]:
     """Return one row, or one row per run if runs have different scores for the same seed."""
-    by_seed: dict[int, Found] = {}
-    for folder, run, result in found:
+    by_seed: dict[int, RunResult] = {}
+    for folder, run, result in group:
         _, _, before = by_seed.setdefault(result.seed, (folder, run, result))
         if before is not result and not _is_same(before, result):
-            several = {str(one): [each for each in found if each[0] == one] for one, _, _ in found}
+            several = {str(name): [each for each in group if each[0] == name] for name, _, _ in group}
             return [_row(results, report, {"run": name}) for name, results in several.items()]
     return [_row(list(by_seed.values()), report, {})]
 
@@ -92,34 +92,34 @@ def _sort(report: TaskReport) -> None:
     )
 
 
-def _is_same(one: Result, two: Result) -> bool:
-    return (one.test, one.validation, one.statistics.shape) == (
-        two.test,
-        two.validation,
-        two.statistics.shape,
-    ) and bool((one.statistics == two.statistics).all())
+def _is_same(first: Result, second: Result) -> bool:
+    return (first.test, first.validation, first.statistics.shape) == (
+        second.test,
+        second.validation,
+        second.statistics.shape,
+    ) and bool((first.statistics == second.statistics).all())
 
 
-def _row(found: list[Found], report: TaskReport, more: Provenance) -> Row:
-    found = sorted(found, key=lambda one: one[2].seed)
-    folder, run, first = found[0]
-    for folder_of_one, run_of_one, _ in found:
-        report.costs[str(folder_of_one)] = run_of_one.cost
-    told = run.encoders[first.encoder]
-    sha256 = str(told.get("sha256"))
-    is_random_init = bool(told.get("untrained", sha256 == "random"))
+def _row(group: list[RunResult], report: TaskReport, more: Provenance) -> Row:
+    group = sorted(group, key=lambda entry: entry[2].seed)
+    folder, run, first = group[0]
+    for run_folder, each_run, _ in group:
+        report.costs[str(run_folder)] = each_run.cost
+    encoder = run.encoders[first.encoder]
+    sha256 = str(encoder.get("sha256"))
+    is_random_init = bool(encoder.get("untrained", sha256 == "random"))
     return Row(
-        label=str(told.get("name")),
+        label=str(encoder.get("name")),
         identity=sha256,
         is_random_init=is_random_init,
-        architecture=str(told.get("architecture")),
+        architecture=str(encoder.get("architecture")),
         protocol=first.protocol,
         head=first.head,
         fraction=first.fraction,
         settings=_settings(folder, run, first) | more,
         run=run,
         folder=folder,
-        results=[result for _, _, result in found],
+        results=[result for _, _, result in group],
     )
 
 

@@ -22,7 +22,7 @@ def judge(reports: Sequence[TaskReport]) -> None:
     between: list[Pair] = []
     for report in reports:
         for row in report.rows:
-            statistics = [one.statistics for one in row.results]
+            statistics = [result.statistics for result in row.results]
             row.interval = bootstrap_interval(report.resampled, statistics, report.run.places)
             baseline = _random_init(row, report)
             if baseline is not None:
@@ -32,9 +32,9 @@ def judge(reports: Sequence[TaskReport]) -> None:
         row.p = p
         sign = -1 if lower_is_better(report.primary) else 1
         row.is_better = sign * (row.mean(report.primary) - baseline.mean(report.primary)) > 0 and p < SIGNIFICANT
-    for (report, one, two), p in zip(between, _tested(between), strict=True):
-        difference = one.mean(report.primary) - two.mean(report.primary)
-        report.comparisons.append(Comparison(one, two, difference, p))
+    for (report, first, second), p in zip(between, _tested(between), strict=True):
+        difference = first.mean(report.primary) - second.mean(report.primary)
+        report.comparisons.append(Comparison(first, second, difference, p))
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -42,20 +42,20 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     encoders in one setting, or two encoders in their own settings if they have none in common."""
     trained = [row for row in rows if not row.is_random_init]
     pairs = [
-        (one, two)
-        for one, two in combinations(trained, 2)
-        if (one.protocol, one.fraction) == (two.protocol, two.fraction)
+        (first, second)
+        for first, second in combinations(trained, 2)
+        if (first.protocol, first.fraction) == (second.protocol, second.fraction)
     ]
     alike = {_of_encoders(*pair) for pair in pairs if pair[0].name == pair[1].name}
     return [
-        (one, two)
-        for one, two in pairs
-        if one.label == two.label or one.name == two.name or _of_encoders(one, two) not in alike
+        (first, second)
+        for first, second in pairs
+        if first.label == second.label or first.name == second.name or _of_encoders(first, second) not in alike
     ]
 
 
-def _of_encoders(one: Row, two: Row) -> tuple:
-    return one.protocol, one.fraction, frozenset((one.label, two.label))
+def _of_encoders(first: Row, second: Row) -> tuple:
+    return first.protocol, first.fraction, frozenset((first.label, second.label))
 
 
 def _tested(pairs: Sequence[Pair]) -> list[float]:
@@ -64,18 +64,18 @@ def _tested(pairs: Sequence[Pair]) -> list[float]:
     return holm([_p(*pair, draws) for pair in pairs])
 
 
-def _p(report: TaskReport, one: Row, two: Row, draws: int) -> float:
-    first, second = _paired(one, two)
-    return paired_test(report.resampled, first, second, report.run.places, draws)
+def _p(report: TaskReport, first: Row, second: Row, draws: int) -> float:
+    of_first, of_second = _paired(first, second)
+    return paired_test(report.resampled, of_first, of_second, report.run.places, draws)
 
 
-def _paired(one: Row, two: Row) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _paired(first: Row, second: Row) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the statistics of the shared seeds, or of all seeds in order if none are shared."""
-    mine, theirs = ({result.seed: result.statistics for result in row.results} for row in (one, two))
-    common = sorted(mine.keys() & theirs.keys())
+    of_first, of_second = ({result.seed: result.statistics for result in row.results} for row in (first, second))
+    common = sorted(of_first.keys() & of_second.keys())
     if common:
-        return [mine[seed] for seed in common], [theirs[seed] for seed in common]
-    pairs = list(zip(mine.values(), theirs.values(), strict=False))
+        return [of_first[seed] for seed in common], [of_second[seed] for seed in common]
+    pairs = list(zip(of_first.values(), of_second.values(), strict=False))
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
@@ -83,18 +83,18 @@ def _random_init(row: Row, report: TaskReport) -> Row | None:
     """Return the row of the random-init baseline in the same setting, preferably from the same run."""
     if row.is_random_init:
         return None
-    found = [
-        other
-        for other in report.rows
-        if other.is_random_init
-        and (other.architecture, other.way, other.fraction) == (row.architecture, row.way, row.fraction)
-        and _shared(other) == _shared(row)
+    baselines = [
+        candidate
+        for candidate in report.rows
+        if candidate.is_random_init
+        and (candidate.architecture, candidate.way, candidate.fraction) == (row.architecture, row.way, row.fraction)
+        and _shared(candidate) == _shared(row)
     ]
-    folders = [other for other in found if other.folder == row.folder]
-    return next(iter(folders or found), None)
+    same_run = [candidate for candidate in baselines if candidate.folder == row.folder]
+    return next(iter(same_run or baselines), None)
 
 
 def _shared(row: Row) -> dict:
     """Return the settings that a row shares with its random-init baseline."""
-    own = {"run", "seed of the weights"}
-    return {key: value for key, value in row.settings.items() if key not in own}
+    excluded = {"run", "seed of the weights"}
+    return {key: value for key, value in row.settings.items() if key not in excluded}

@@ -29,12 +29,12 @@ def name_tasks(reports: Sequence[TaskReport]) -> None:
     for report in reports:
         report.title = report.task.title or report.task.name
     for alike in _alike(reports, lambda report: report.title):
-        told = {
+        properties = {
             "classes" if alike[0].task.classes else "targets": [task_hash(one.task) for one in alike],
             "test labels": [_labels(one) for one in alike],
             "test tiles": [digest(one.run.tiles) for one in alike],
         }
-        for name, values in told.items():
+        for name, values in properties.items():
             if len(set(values)) > 1:
                 short = _shorten(values)
                 for report, value in zip(alike, values, strict=True):
@@ -53,10 +53,12 @@ def name_rows(reports: Sequence[TaskReport]) -> None:
     _label_encoders([row for report in reports for row in report.rows])
     for report in reports:
         for protocol in dict.fromkeys(row.protocol for row in report.rows):
-            _tell_apart([row for row in report.rows if row.protocol == protocol])
+            _distinguish([row for row in report.rows if row.protocol == protocol])
         for alike in _alike(report.rows, lambda row: (row.label, row.name, row.fraction)):
             for number, row in enumerate(alike, 1):
-                row.rest += f" · {row.folder}" if len({one.folder for one in alike}) == len(alike) else f" · {number}"
+                row.rest += (
+                    f" · {row.folder}" if len({other.folder for other in alike}) == len(alike) else f" · {number}"
+                )
 
 
 def _label_encoders(rows: Sequence[Row]) -> None:
@@ -71,7 +73,7 @@ def _label_encoders(rows: Sequence[Row]) -> None:
             row.label = f"{name} ({short[row.identity]})"
 
 
-def _tell_apart(rows: Sequence[Row]) -> None:
+def _distinguish(rows: Sequence[Row]) -> None:
     """Add every setting in which rows differ, except those determined by another column."""
     for key in dict.fromkeys(key for row in rows for key in row.settings):
         by_context: dict[Hashable, set[str]] = {}
@@ -95,7 +97,7 @@ def _context(key: str, row: Row) -> Hashable:
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(_text(one) for one in value)
+        return ", ".join(_text(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -115,6 +117,6 @@ def _shorten(values: Sequence[str]) -> dict[str, str]:
 def _alike(things: Sequence[Any], name: Any) -> list[list[Any]]:
     """Return groups of two or more with the same name."""
     groups: dict[Hashable, list[Any]] = {}
-    for one in things:
-        groups.setdefault(name(one), []).append(one)
+    for thing in things:
+        groups.setdefault(name(thing), []).append(thing)
     return [group for group in groups.values() if len(group) > 1]

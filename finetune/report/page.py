@@ -66,8 +66,8 @@ def _task_page(report: TaskReport) -> TaskPage:
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
     sections = [_comparisons(report), _by_output(report), _curves(report), _fractions(report)]
     sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
-    found = [section for section in sections if section is not None]
-    return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), found)
+    present = [section for section in sections if section is not None]
+    return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
 
 
 def _table(rows: list[list[str]], kind: str = "") -> Markup:
@@ -102,7 +102,7 @@ def _comparisons(report: TaskReport) -> Section | None:
 def _by_output(report: TaskReport) -> Section | None:
     """Return bars of the classes or targets."""
     task, (metric, heading) = report.task, report.kind.by_output
-    colors = [one.color for one in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
+    colors = [entry.color for entry in task.classes] or [charts.INK[number] for number in range(len(task.targets))]
     rows = [(_label(row), row.by_output(metric)) for row in _drawn(report)[:6]]
     return Section(heading, charts.bars(task.outputs, colors, rows)) if rows else None
 
@@ -111,7 +111,7 @@ def _curves(report: TaskReport) -> Section | None:
     """Return the validation score over epochs, averaged over seeds."""
     series = []
     for row in _drawn(report):
-        curves = [one.curve for one in row.results if one.curve]
+        curves = [result.curve for result in row.results if result.curve]
         if not curves or len(curves[0]) < 2:
             continue
         shared = min(len(curve) for curve in curves)
@@ -143,17 +143,17 @@ def _fractions(report: TaskReport) -> Section | None:
 
 def _confusion(report: TaskReport) -> Section | None:
     best = report.best()
-    found = [report.kind.confusion(one.statistics) for one in best.results]
-    matrices = [matrix for matrix in found if matrix is not None]
+    confusions = [report.kind.confusion(result.statistics) for result in best.results]
+    matrices = [matrix for matrix in confusions if matrix is not None]
     if not matrices:
         return None
-    text = Markup("<p>{}, all seeds added up</p>").format(_label(best))
+    text = Markup("<p>{}, summed over all seeds</p>").format(_label(best))
     return Section("Confusion", text + charts.confusion(report.task.outputs, np.sum(matrices, axis=0)))
 
 
 def _tables(report: TaskReport) -> list[Section]:
     """Return the tables that the task kind adds."""
-    statistics = [one.statistics for one in report.best().results]
+    statistics = [result.statistics for result in report.best().results]
     return [Section(heading, _table(rows)) for heading, rows in report.kind.tables(statistics)]
 
 
@@ -182,15 +182,17 @@ def _cost(report: TaskReport) -> Section:
     lines = [["part", "seconds"], *([part, f"{seconds:,.0f}"] for part, seconds in total.items())]
     best = report.best()
     chosen = ", ".join(
-        f"seed {one.seed}: lr {one.lr:g}, epoch {one.epoch}" for one in best.results if one.lr is not None
+        f"seed {result.seed}: lr {result.lr:g}, epoch {result.epoch}"
+        for result in best.results
+        if result.lr is not None
     )
-    low, high = (number(one, report.primary) for one in best.interval)
+    low, high = (number(bound, report.primary) for bound in best.interval)
     text = f"Best: {_label(best)}, {low} to {high}" + (f" ({chosen})" if chosen else "")
     return Section("Cost", _table(lines) + _small(f"{text}."))
 
 
 def _drawn(report: TaskReport) -> list[Row]:
-    return report.ranked(report.whole)[:MOST_LINES]
+    return report.ranked(report.on_all_tiles)[:MOST_LINES]
 
 
 def _label(row: Row) -> str:

@@ -58,7 +58,7 @@ class Row:
 
     def values(self, metric: str) -> list[float]:
         """Return the test scores of the seeds, leaving out undefined ones."""
-        return [one.test[metric] for one in self.results if metric in one.test]
+        return [result.test[metric] for result in self.results if metric in result.test]
 
     def mean(self, metric: str) -> float:
         """Return the mean over seeds; NaN if the score is undefined or non-finite."""
@@ -72,9 +72,9 @@ class Row:
 
     def by_output(self, metric: str) -> list[float | None]:
         """Return the mean over seeds for each class or target; None if it occurs with no seed."""
-        columns = zip(*(one.by_output[metric] for one in self.results), strict=True)
-        there = [[value for value in column if value is not None] for column in columns]
-        means = [float(np.mean(values)) if values else None for values in there]
+        columns = zip(*(result.by_output[metric] for result in self.results), strict=True)
+        defined = [[value for value in column if value is not None] for column in columns]
+        means = [float(np.mean(values)) if values else None for values in defined]
         return [None if mean is None or not np.isfinite(mean) else mean for mean in means]
 
 
@@ -125,7 +125,7 @@ class TaskReport:
         return self.kind.resampled(statistics, weights, self.baseline)
 
     @property
-    def whole(self) -> list[Row]:
+    def on_all_tiles(self) -> list[Row]:
         """Rows trained on all training tiles."""
         return [row for row in self.rows if row.fraction == 1.0]
 
@@ -137,7 +137,7 @@ class TaskReport:
 
     def best(self) -> Row:
         """Return the row with the best mean primary score."""
-        return self.ranked(self.whole or self.rows)[0]
+        return self.ranked(self.on_all_tiles or self.rows)[0]
 
     @property
     def smallest_p(self) -> float:
@@ -146,8 +146,8 @@ class TaskReport:
     def without_seen(self, row: Row) -> list[float]:
         """Return the primary score of each seed, if defined, on test tiles whose scenes were not pretrained on."""
         unseen = ~np.asarray(row.run.seen, bool)
-        found = [self.kind.scores(one.statistics[unseen], self.baseline) for one in row.results]
-        return [one.values[self.primary] for one in found if self.primary in one.values]
+        scores = [self.kind.scores(result.statistics[unseen], self.baseline) for result in row.results]
+        return [score.values[self.primary] for score in scores if self.primary in score.values]
 
     @property
     def baseline(self) -> np.ndarray | None:

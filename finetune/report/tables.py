@@ -13,9 +13,9 @@ LEGEND = (
     "Mean ± standard deviation over seeds, and in brackets the 95 % bootstrap interval over test places. Percent, but "
     "RMSE, MAE, R2 and the Hyperview score, of which lower is better (R2: higher). mIoU, macro F1 and mAP are means "
     "over the classes that occur; micro IoU is what SpectralEarth reports as IoU and equals OA / (2 - OA). ▲: better "
-    "than the same network with the weights that pretraining begins from, by a paired permutation test over places "
-    "(p < 0.05 after Holm's correction for all such tests on this page). –: undefined. A row's seeds agree in all "
-    "else; settings in which rows differ stand in their names, contents by the first letters of a hash."
+    "than the same network with its initial weights before pretraining, by a paired permutation test over places "
+    "(p < 0.05 after Holm's correction for all such tests on this page). –: undefined. The results of a row "
+    "differ in nothing but the seed; its name lists the settings in which rows differ, contents by the start of a hash."
 )
 
 UNDEFINED = "–"
@@ -44,15 +44,15 @@ def cell(row: Row, metric: str) -> str:
     """Return a row's primary score with its interval and flag."""
     if not math.isfinite(row.mean(metric)):
         return UNDEFINED
-    low, high = (number(one, metric) for one in row.interval)
+    low, high = (number(bound, metric) for bound in row.interval)
     return f"{spread(row, metric)} [{low}, {high}]{' ▲' if row.is_better else ''}"
 
 
 def summary(reports: list[TaskReport]) -> list[list[str]]:
     """Return head and rows of a table with one training setup per row and one task per column."""
     keys: dict[tuple[str, str], dict[int, Row]] = {}
-    for place, report in enumerate(reports):
-        rows = report.whole or report.rows
+    for index, report in enumerate(reports):
+        rows = report.on_all_tiles or report.rows
         heads: dict[str, set[str]] = {}
         for row in rows:
             heads.setdefault(row.protocol, set()).add(row.head)
@@ -60,7 +60,7 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
             is_only = len(heads[row.protocol]) == 1  # heads differ from task to task
             name = f"{row.protocol}{row.rest}" if is_only else row.name
             share = "" if row.fraction == 1.0 else f" · {100 * row.fraction:g} % of the tiles"
-            keys.setdefault((row.label, f"{name}{share}"), {})[place] = row
+            keys.setdefault((row.label, f"{name}{share}"), {})[index] = row
     head = ["checkpoint", "protocol"]
     for report in reports:
         arrow = " ↓" if lower_is_better(report.primary) else ""
@@ -68,10 +68,10 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
     lines = [head]
     for (label, name), by_task in keys.items():
         cells = []
-        for place, report in enumerate(reports):
-            found = by_task.get(place)
-            text = "-" if found is None else cell(found, report.primary)
-            is_best = found is not None and found is report.best() and len(report.whole) > 1
+        for index, report in enumerate(reports):
+            row_of_task = by_task.get(index)
+            text = "-" if row_of_task is None else cell(row_of_task, report.primary)
+            is_best = row_of_task is not None and row_of_task is report.best() and len(report.on_all_tiles) > 1
             cells.append(f"**{text}**" if is_best else text)
         lines.append([label, name, *cells])
     return lines
@@ -80,12 +80,12 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
 def comparisons(report: TaskReport) -> list[list[str]]:
     """Return head and rows of the tests between trained rows; only the head if there are none."""
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
-    for one in report.comparisons:
-        names = [f"{row.label} · {row.name}" for row in (one.first, one.second)]
-        difference = number(one.difference, report.primary)
-        sign = "+" if one.difference > 0 else ""
-        p = f"**{one.p:.2g}**" if one.p < SIGNIFICANT else f"{one.p:.2g}"
-        lines.append([*names, f"{100 * one.first.fraction:g} %", f"{sign}{difference}", p])
+    for comparison in report.comparisons:
+        names = [f"{row.label} · {row.name}" for row in (comparison.first, comparison.second)]
+        difference = number(comparison.difference, report.primary)
+        sign = "+" if comparison.difference > 0 else ""
+        p = f"**{comparison.p:.2g}**" if comparison.p < SIGNIFICANT else f"{comparison.p:.2g}"
+        lines.append([*names, f"{100 * comparison.first.fraction:g} %", f"{sign}{difference}", p])
     return lines
 
 
@@ -97,31 +97,31 @@ COMPARED = (
 
 def notes(reports: list[TaskReport]) -> list[str]:
     """Return the caveats that a reader must know before trusting a number."""
-    found = []
+    caveats = []
     by_name: dict[str, list[str]] = {}
     for report in reports:
         by_name.setdefault(report.task.name, []).append(report.title)
     for name, titles in by_name.items():
         if len(titles) > 1:
-            found.append(
+            caveats.append(
                 f"{name}: runs differ in classes, test tiles or test labels, so that these can't be compared: "
                 f"{'; '.join(titles)}."
             )
     for report in reports:
         places = len(set(report.run.places))
         for row in report.rows:
-            diverged = [one.seed for one in row.results if not all(map(math.isfinite, one.test.values()))]
+            diverged = [result.seed for result in row.results if not all(map(math.isfinite, result.test.values()))]
             if diverged:
                 seeds = ", ".join(map(str, diverged))
-                found.append(f"{report.title}: {row.label}, {row.name}: scores of seed {seeds} are not finite.")
+                caveats.append(f"{report.title}: {row.label}, {row.name}: scores of seed {seeds} are not finite.")
         if report.task.synthetic:
-            found.append(f"{report.title}: synthetic tiles; the numbers say that the path works, nothing more.")
+            caveats.append(f"{report.title}: synthetic tiles; the numbers only show that the pipeline works.")
         if report.smallest_p > 0.01:
-            found.append(
+            caveats.append(
                 f"{report.title}: {places} test places; the paired test can't give a p below "
                 f"{report.smallest_p:.2g}, so few differences can be significant."
             )
-    return found
+    return caveats
 
 
 def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
@@ -151,15 +151,15 @@ def overlap(report: TaskReport) -> str:
     if best.run.seen is None:
         return ""
     seen, all_ = sum(best.run.seen), len(best.run.seen)
-    told = f"Scenes of {seen} of {all_} test tiles were in the pretraining shards."
+    summary_line = f"Scenes of {seen} of {all_} test tiles were in the pretraining shards."
     if not 0 < seen < all_:
-        return told
+        return summary_line
     values = report.without_seen(best)
     name = title(report.primary)
-    others = number(sum(values) / len(values), report.primary) if values else UNDEFINED
+    unseen = number(sum(values) / len(values), report.primary) if values else UNDEFINED
     return (
-        f"{told} {name} of {best.label}, {best.name}: {number(best.mean(report.primary), report.primary)} on all test "
-        f"tiles, {others} on the other {all_ - seen}."
+        f"{summary_line} {name} of {best.label}, {best.name}: {number(best.mean(report.primary), report.primary)} on "
+        f"all test tiles, {unseen} on the other {all_ - seen}."
     )
 
 
@@ -183,7 +183,7 @@ def comma_separated(reports: list[TaskReport]) -> str:
             for metric in report.kind.metrics:
                 judged: list[object] = ["", "", "", ""]
                 if metric == report.primary:
-                    low, high = (_finite(one) for one in row.interval)
+                    low, high = (_finite(bound) for bound in row.interval)
                     judged = [low, high, "" if row.p is None else row.p, row.is_better]
                 start = [report.task.name, row.label, row.identity, row.protocol, row.head, row.fraction]
                 mean, deviation = _finite(row.mean(metric)), _finite(row.deviation(metric))

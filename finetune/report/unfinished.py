@@ -15,11 +15,11 @@ SHOWN = 6
 
 def unfinished(folders: Sequence[Path]) -> list[str]:
     """Return a line for each incomplete evaluation at or below the folders."""
-    found: dict[Path, str | None] = {}
+    lines: dict[Path, str | None] = {}
     for folder in folders:
         for path in sorted(folder.rglob("config.yaml")):
-            found.setdefault(path.parent.resolve(), _line(path.parent))
-    return [line for line in found.values() if line]
+            lines.setdefault(path.parent.resolve(), _line(path.parent))
+    return [line for line in lines.values() if line]
 
 
 def _line(folder: Path) -> str | None:
@@ -32,20 +32,20 @@ def _line(folder: Path) -> str | None:
     is_complete = state == "complete"
     if is_complete and has_results:
         return None
-    wanted = _wanted(config)
+    parts = _parts_of(config)
     done = status.get("step")
-    told = f"{done} of {len(wanted)} parts done" if isinstance(done, int) else "nothing known of its parts"
-    missing = wanted[done:] if isinstance(done, int) else []
+    progress = f"{done} of {len(parts)} parts done" if isinstance(done, int) else "its progress is unknown"
+    missing = parts[done:] if isinstance(done, int) else []
     if missing and not is_complete:
         names = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
-        told += f"; missing: {names}"
-    earlier = "; its rows here are of an earlier start" if has_results else "; it has no rows here"
-    known = {"part": "at {}", "time": "last heard of at {}", "reason": "{}"}  # earlier versions lack some keys
+        progress += f"; missing: {names}"
+    earlier = "; its rows come from an earlier start" if has_results else "; none of its rows are shown"
+    known = {"part": "at {}", "time": "last updated at {}", "reason": "{}"}  # earlier versions lack some keys
     state = ", ".join([state, *(word.format(status[key]) for key, word in known.items() if status.get(key))])
-    return f"{folder}: not finished ({state}): {told}{earlier}"
+    return f"{folder}: not finished ({state}): {progress}{earlier}"
 
 
-def _wanted(config: dict[str, Any]) -> list[str]:
+def _parts_of(config: dict[str, Any]) -> list[str]:
     """Return the parts in the order in which they run (finetune/evaluate.py)."""
     names = ("pretrained", "random") if config.get("compare_random", True) else ("pretrained",)
     return [

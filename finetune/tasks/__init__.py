@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_serializer, model_validator
 
-from finetune.tasks.registry import TASK_KINDS
+from finetune.tasks.registry import TASK_KINDS, KindChoice, KindConfig
 from shards.config import ConfigModel, check_config, parse_values
 from shards.config.fields import (
     Code,
@@ -19,11 +19,11 @@ from shards.config.fields import (
     NotNegative,
     Positive,
     Rate,
-    Says,
     Scale,
     Switch,
     Unique,
     Weight,
+    Wording,
     expand_path,
 )
 from shards.config.yaml import dump_yaml
@@ -31,15 +31,6 @@ from shards.errors import ConfigError
 from shards.files.text import decode_text, read_text_file
 from shards.sensors.sensor import NODATA
 from shards.sources.layouts import SPLITS
-
-
-def _known_kind(name: str) -> str:
-    if name not in TASK_KINDS:
-        raise ValueError(TASK_KINDS.unknown(name))
-    return name
-
-
-KindName = Annotated[str, AfterValidator(_known_kind), Says("the name of a kind of task")]
 
 
 def _hex_color(text: str) -> str:
@@ -50,7 +41,7 @@ def _hex_color(text: str) -> str:
     return "#" + ("".join(2 * digit for digit in digits) if len(digits) == 3 else digits)
 
 
-Color = Annotated[str, AfterValidator(_hex_color), Says("a color in quotes, such as '#ffaa00'")]
+Color = Annotated[str, AfterValidator(_hex_color), Wording("a color in quotes, such as '#ffaa00'")]
 
 
 class TaskClass(ConfigModel):
@@ -120,7 +111,7 @@ class Task(ConfigModel):
     name: Name
     title: str = ""
     description: str
-    kind: KindName = "segmentation"
+    kind: KindChoice = KindConfig(name="segmentation")
     sensor: Name = "enmap"
     layout: Layout | None = None
     tiles: dict[str, NotNegative] = Field(default={})
@@ -132,26 +123,30 @@ class Task(ConfigModel):
 
     @model_validator(mode="after")
     def _kind_has_outputs(self) -> Self:
-        TASK_KINDS[self.kind].check(self)
+        TASK_KINDS[self.kind.name].check(self)
         return self
 
     @model_validator(mode="after")
     def _codes_are_unique(self) -> Self:
         owner: dict[int, str] = {}
         ignored = self.ignore if isinstance(self.ignore, list) else []
-        pairs = [(code, f"class '{one.name}'") for one in self.classes for code in one.all_codes]
+        pairs = [(code, f"class '{entry.name}'") for entry in self.classes for code in entry.all_codes]
         for code, name in [*pairs, *((code, ".ignore") for code in ignored)]:
             if code in owner:
                 raise ValueError(f"code {code} is listed twice, by {owner[code]} and by {name}: remove one of them")
             owner[code] = name
-        if any(NODATA in one.all_codes for one in self.classes):
+        if any(NODATA in entry.all_codes for entry in self.classes):
             raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
         return self
+
+    @field_serializer("kind")
+    def _plain_kind(self, kind: KindConfig) -> Any:
+        return kind.to_plain()
 
     @property
     def outputs(self) -> list[str]:
         """Names of classes or targets."""
-        return [one.name for one in self.classes or self.targets]
+        return [output.name for output in self.classes or self.targets]
 
     @property
     def ignore_index(self) -> int:
@@ -161,7 +156,7 @@ class Task(ConfigModel):
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
         """Known codes, ascending, and the index of each; C for codes to ignore."""
-        pairs = [(code, index) for index, one in enumerate(self.classes) for code in one.all_codes]
+        pairs = [(code, index) for index, entry in enumerate(self.classes) for code in entry.all_codes]
         if isinstance(self.ignore, list):
             pairs += [(code, self.ignore_index) for code in self.ignore]
         codes, indices = zip(*sorted(pairs), strict=True)
@@ -170,8 +165,8 @@ class Task(ConfigModel):
     def to_indices(self, codes: np.ndarray) -> np.ndarray:
         """Turn label codes into class indices, int16 of the same shape; C where a code does not count."""
         known, indices = self._table
-        place = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        return np.where(known[place] == codes, indices[place], self.ignore_index).astype(np.int16)
+        index = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        return np.where(known[index] == codes, indices[index], self.ignore_index).astype(np.int16)
 
     def unknown_codes(self, codes: np.ndarray) -> list[int]:
         """Return codes that are neither a class nor to be ignored; none where all others are."""
@@ -182,12 +177,12 @@ class Task(ConfigModel):
     @property
     def class_codes(self) -> set[int]:
         """Codes of all classes."""
-        return {code for one in self.classes for code in one.all_codes}
+        return {code for entry in self.classes for code in entry.all_codes}
 
     @property
     def codes_by_name(self) -> dict[str, int]:
         """The code of each class by its name in lower case, for polygons that name classes."""
-        return {one.name.strip().casefold(): one.all_codes[0] for one in self.classes}
+        return {entry.name.strip().casefold(): entry.all_codes[0] for entry in self.classes}
 
     def to_multihot(self, codes: np.ndarray) -> np.ndarray:
         """Return which classes occur anywhere in a tile of label codes, uint8 (C,)."""
@@ -205,7 +200,7 @@ def get_task(name: str) -> Task:
     """Return a task by its name, or by the path of a YAML file.
 
     Raises:
-        ConfigError: unknown name (the known ones are listed) or a file that is no task.
+        ConfigError: unknown name (the known ones are listed) or a file that is not a task.
     """
     path = Path(name)
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
@@ -227,8 +222,8 @@ def _with_table_beside(path: Path, task: Task) -> Task:
     except ValueError as error:
         raise ConfigError(f"task '{path}': key 'sensor': {error}") from None
     beside = path.parent / sensor
-    found = not Path(sensor).exists() and beside.is_file()
-    return task.model_copy(update={"sensor": str(beside) if found else sensor})
+    use_beside = not Path(sensor).exists() and beside.is_file()
+    return task.model_copy(update={"sensor": str(beside) if use_beside else sensor})
 
 
 def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
@@ -250,10 +245,10 @@ def parse_task(text: str | bytes, where: str, suffix: str = ".yaml") -> Task:
 def _check_names(task: Task, where: str) -> None:
     """Check rules of task files, which models and results of earlier versions may break."""
     if unknown := sorted(task.tiles.keys() - set(SPLITS)):
-        raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: name {', '.join(SPLITS)}")
+        raise ConfigError(f"{where}: key 'tiles.{unknown[0]}': no such split: use {', '.join(SPLITS)}")
     names = Counter(name.strip().casefold() for name in task.outputs)
     if same := [name for name, count in names.items() if count > 1]:
-        raise ConfigError(f"{where}: two outputs have the name '{same[0]}': give each its own")
+        raise ConfigError(f"{where}: two outputs have the name '{same[0]}': give each its own name")
 
 
 def dump_task(task: Task) -> str:

@@ -24,6 +24,7 @@ CHECKS = {
     "versions": "launch.doctor.versions:check",
     "launcher": "launch.doctor.machine:check_launcher",
     "GPUs": "launch.doctor.machine:check_gpus",
+    "attention": "launch.doctor.attention:check",
     "DeepSpeed config": "launch.doctor.deepspeed_config:check",
     "clocks": "launch.doctor.network:check_clocks",
     "bandwidth": "launch.doctor.network:check_bandwidth",
@@ -47,9 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     show.line(f"{'check':<19} {'state':<7} found")
     cluster = _gather_ranks(config, show)
     states: list[State] = ["green"]  # state of the ranks' row
-    for name, place in CHECKS.items():
+    for name, module in CHECKS.items():
         with time_limit(CHECK_LIMIT_S, lambda name=name: _report_late(cluster, name, show)):  # type: ignore[misc]
-            row = examine(cluster, place)
+            row = examine(cluster, module)
         show(name, row)
         states.append(row.state)
     show.line(summary(states))
@@ -63,12 +64,12 @@ def build_parser() -> Parser:
     )
 
 
-def examine(cluster: "Cluster", place: str) -> Row:
+def examine(cluster: "Cluster", module: str) -> Row:
     """Run a check and return its row; an unexpected error gives a red row."""
     from launch.doctor.cluster import one_line
 
     try:
-        row: Row = pkgutil.resolve_name(place)(cluster)
+        row: Row = pkgutil.resolve_name(module)(cluster)
     except Exception as error:  # any: one failing check must not prevent the others
         return Row("red", one_line(error), "no error that this check looks for: fix what the line names")
     return row
@@ -78,10 +79,10 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
     """Start the process group, or end the process, since no check could run without it."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     number, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    fix = "look for ranks that didn't start, then for MASTER_ADDR, MASTER_PORT and a firewall"
+    fix = "check for ranks that didn't start, then MASTER_ADDR, MASTER_PORT and the firewall"
 
     def report() -> None:
-        problem = f"rank {number} of {size}: no answer by all ranks within {START_LIMIT_S:.0f} s at {address}"
+        problem = f"rank {number} of {size}: not all ranks answered within {START_LIMIT_S:.0f} s at {address}"
         show("ranks", Row("red", problem, fix))
         print(f"error: {problem}", file=sys.stderr, flush=True)
 
@@ -114,10 +115,10 @@ def _end(code: int) -> NoReturn:
 
 def _report_late(cluster: "Cluster", name: str, show: Printer) -> None:
     """Report that a check did not end in time."""
-    cluster.own_up(name)
+    cluster.report_late(name)
     time.sleep(1.0)  # lets the late rank report first: a launcher ends all ranks as soon as one ends
-    fix = "stderr names ranks that are late; where none is, the network between the ranks hangs"
-    show(name, Row("red", f"not all ranks were done within {CHECK_LIMIT_S:.0f} s", fix))
+    fix = "stderr names late ranks; if there are none, the network between the ranks hangs"
+    show(name, Row("red", f"not all ranks finished within {CHECK_LIMIT_S:.0f} s", fix))
     if cluster.rank:
         time.sleep(2.0)
 

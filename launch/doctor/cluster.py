@@ -65,10 +65,10 @@ class Cluster:
         more = f" (and {len(failed) - 1} more of {self.size} ranks)" if len(failed) > 1 else ""
         return f"{self.name(failed[0])}: {answers[failed[0]].error}{more}"
 
-    def own_up(self, check: str) -> None:
+    def report_late(self, check: str) -> None:
         """Print to stderr that this rank is late, if the others wait for it."""
         if self._working:
-            print(f"doctor: {self.name(self.rank)} is late: still at '{check}'", file=sys.stderr, flush=True)
+            print(f"doctor: {self.name(self.rank)} is late: still in '{check}'", file=sys.stderr, flush=True)
 
 
 def values(answers: Sequence[Answer[Value]]) -> list[Value]:

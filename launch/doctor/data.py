@@ -48,14 +48,14 @@ def check_shards(cluster: Cluster) -> Row:
 def judge_shards(opened: Sequence[Opened], names: Sequence[str], location: str) -> Row:
     """Return the row for the shards opened by the ranks with these names."""
     first = opened[0]
-    for name, other in zip(names, opened, strict=True):
-        if other.content_hash != first.content_hash:
-            found = f"{location}: {name} has content {other.content_hash[:12]}, rank 0 {first.content_hash[:12]}"
+    for name, dataset in zip(names, opened, strict=True):
+        if dataset.content_hash != first.content_hash:
+            found = f"{location}: {name} has content {dataset.content_hash[:12]}, rank 0 {first.content_hash[:12]}"
             return Row("red", found, "one dataset at this path on every host: a stale copy or another mount")
     found = (
         f"{location}: content {first.content_hash[:12]} on every rank, {first.chosen} of {first.tiles} tiles in the "
-        f"view, {first.shards} shards of {first.size / 1e9:.2g} GB; {sum(one.read for one in opened)} tiles read, "
-        "checksums right"
+        f"view, {first.shards} shards of {first.size / 1e9:.2g} GB; {sum(dataset.read for dataset in opened)} tiles "
+        "read, checksums match"
     )
     return Row("green", found)
 
@@ -64,7 +64,7 @@ def check_staging(cluster: Cluster) -> Row:
     """Check that the folder for node-local copies is writable on every host and has enough room."""
     data = cluster.config.data
     if data.stage is None:
-        return Row("green", "not asked for (data.stage): shards are read where they are")
+        return Row("green", "not requested (data.stage): shards are read in place")
     folder = Path(data.stage)
     fix = "a data.stage on each node's own disk, such as $SLURM_TMPDIR"
     is_first = cluster.rank in cluster.first_ranks
@@ -72,11 +72,12 @@ def check_staging(cluster: Cluster) -> Row:
     failure = cluster.failure(answers)
     if failure:
         return Row("red", failure, fix)
-    free, wanted = min((values(answers)[rank] for rank in cluster.first_ranks), key=lambda pair: pair[0] - pair[1])
+    free, needed = min((values(answers)[rank] for rank in cluster.first_ranks), key=lambda pair: pair[0] - pair[1])
     found = (
-        f"{folder}: writable on {len(cluster.first_ranks)} hosts, {free / 1e9:.1f} GB free for {wanted / 1e9:.1f} GB"
+        f"{folder}: writable on {len(cluster.first_ranks)} hosts, {free / 1e9:.1f} GB free, "
+        f"{needed / 1e9:.1f} GB needed"
     )
-    if free >= wanted:
+    if free >= needed:
         return Row("green", found)
     if data.stage_quota_gb:
         return Row("red", found, f"data.stage_quota_gb={int(free // 10**9)} or less, or {fix}")
@@ -115,6 +116,6 @@ def _stage_room(config: PretrainConfig, folder: Path) -> tuple[int, int]:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(existing).free
     copied = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    whole = sum(shard.size for shard in ShardReader(config.data.shards).manifest.shards)
+    total = sum(shard.size for shard in ShardReader(config.data.shards).manifest.shards)
     quota = config.data.stage_quota_gb
-    return free + copied, min(whole, quota * 10**9) if quota else whole
+    return free + copied, min(total, quota * 10**9) if quota else total

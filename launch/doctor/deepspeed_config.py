@@ -17,10 +17,10 @@ MUST_BE_SET = {
     "train_micro_batch_size_per_gpu": "",
     "gradient_accumulation_steps": "",
     "gradient_clipping": "0 before DeepSpeed 0.19.3, 1.0 since (#8068)",
-    "data_types.grad_accum_dtype": "what gradients of micro batches are added up in",
+    "data_types.grad_accum_dtype": "dtype in which gradients of micro batches are accumulated",
     "bf16.check_grad_overflow": "false before DeepSpeed 0.19.3, true since (#8035)",
     "zero_optimization.stage": "",
-    "zero_optimization.overlap_comm": "true for stage 3, false else",
+    "zero_optimization.overlap_comm": "true for stage 3, else false",
     "zero_optimization.contiguous_gradients": "",
     "zero_optimization.reduce_scatter": "",
     "zero_optimization.reduce_bucket_size": "5e8: a gigabyte of bf16 on every device",
@@ -56,20 +56,20 @@ def check(cluster: Cluster) -> Row:
     except ValueError as error:
         return Row("red", str(error), "another train.global_batch, train.micro_batch or number of processes")
     engine = config.engine.sized(_parameters(config))
-    given = deepspeed_config(engine, config.train.micro_batch, accumulation, config.optim.clip)
-    unset = left_to_defaults(given)
+    passed = deepspeed_config(engine, config.train.micro_batch, accumulation, config.optim.clip)
+    unset = left_to_defaults(passed)
     if unset:
         lines = [f"{key} is left to DeepSpeed's default" + (f" ({why})" if why else "") for key, why in unset.items()]
-        return Row("red", "; ".join(lines), _FIX, json.dumps(given, indent=2))
-    parsed = _parse(given)
-    changed = misread(given, parsed)
+        return Row("red", "; ".join(lines), _FIX, json.dumps(passed, indent=2))
+    parsed = _parse(passed)
+    changed = misread(passed, parsed)
     details = (
-        json.dumps(given, indent=2) + "\nleft to DeepSpeed's defaults:\n" + json.dumps(_rest(given, parsed), indent=2)
+        json.dumps(passed, indent=2) + "\nleft to DeepSpeed's defaults:\n" + json.dumps(_rest(passed, parsed), indent=2)
     )
     if changed:
         return Row("red", "; ".join(changed), _FIX, details)
     batch = f"global batch {config.train.global_batch} = {config.train.micro_batch} x {cluster.size} x {accumulation}"
-    return Row("green", f"{batch}, {describe(config, given)}; all {len(required_keys(given))} set", "", details)
+    return Row("green", f"{batch}, {describe(config, passed)}; all {len(required_keys(passed))} set", "", details)
 
 
 def _parameters(config: PretrainConfig) -> int:
@@ -106,7 +106,11 @@ def describe(config: PretrainConfig, given: Mapping[str, Any]) -> str:
 def misread(given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[str]:
     """Return the values that DeepSpeed interprets differently from the dict."""
     pairs = [(key, _lookup(given, key), _lookup(parsed, key)) for key in required_keys(given)]
-    return [f"{key} is given as {wanted} and read by DeepSpeed as {got}" for key, wanted, got in pairs if wanted != got]
+    return [
+        f"{key} is set to {value}, but DeepSpeed reads {interpreted}"
+        for key, value, interpreted in pairs
+        if value != interpreted
+    ]
 
 
 def _parse(given: Mapping[str, Any]) -> dict[str, Any]:

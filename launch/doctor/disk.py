@@ -88,7 +88,7 @@ def _await_files(folder: Path, writers: list[int], mark: bytes) -> float:
         path = folder / f"rank-{rank}"
         while not _begins_with(path, mark):
             if time.perf_counter() - begin > SEEN_S:
-                raise TimeoutError(f"{path}: what rank {rank} renamed was not seen within {SEEN_S:.0f} s")
+                raise TimeoutError(f"{path}: a file renamed by rank {rank} did not appear within {SEEN_S:.0f} s")
             time.sleep(0.05)
     return time.perf_counter() - begin
 
@@ -107,7 +107,7 @@ def check_room(cluster: Cluster) -> Row:
     answers = cluster.everywhere(lambda: _measure_room(config, folder) if cluster.rank == 0 else (0, 0, 0))
     failure = cluster.failure(answers)
     if failure:
-        return Row("yellow", f"not known: {failure}", "first what the rows 'shards' and 'file system' say")
+        return Row("yellow", f"not known: {failure}", "first fix the rows 'shards' and 'file system'")
     weights, free, taken = values(answers)[0]
     return judge_room(weights, free, taken, config)
 
@@ -119,7 +119,7 @@ def judge_room(weights: int, free: int, taken: int, config: PretrainConfig) -> R
     found = (
         f"{free / 1e9:.1f} GB free"
         + (f" and {taken / 1e9:.1f} GB of this run's checkpoints" if taken else "")
-        + f" for {count} x {size / 1e9:.2g} GB ({weights / 1e6:.1f} M weights); quotas are not looked at"
+        + f" for {count} x {size / 1e9:.2g} GB ({weights / 1e6:.1f} M weights); quotas are not checked"
     )
     if free + taken < count * size:
         return Row("red", found, f"free {(count * size - free - taken) / 1e9:.1f} GB, or lower checkpoint.keep")

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def time_limit(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
-    """Call ``tell()`` and end the process with code 1 if the block exceeds the limit.
+def time_limit(seconds: float, report: Callable[[], None]) -> Iterator[None]:
+    """Call ``report()`` and end the process with code 1 if the block exceeds the limit.
 
     The limit runs in a thread: most hangs are in collectives, which exceptions can't interrupt.
     """
 
     def give_up() -> None:
-        tell()
+        report()
         os._exit(1)
 
     timer = threading.Timer(seconds, give_up)

@@ -38,7 +38,7 @@ def check(cluster: Cluster) -> Row:
     opened = cluster.everywhere(lambda: streams.append(_open_stream(config)))
     failure = cluster.failure(opened)
     if failure:
-        return Row("yellow", f"not measured: {failure}", "first what the row 'shards' says")
+        return Row("yellow", f"not measured: {failure}", "first fix the row 'shards'")
     shape = streams[0].reader.tile_shape
     try:
         answers = cluster.everywhere(lambda: _measure(config, streams[0], cluster))
@@ -56,13 +56,16 @@ def check(cluster: Cluster) -> Row:
 def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, config: PretrainConfig) -> Row:
     """Return the row for the ranks' rates; ``sample_bytes``: int16 bytes of a sample with all its dates."""
     slowest = min(range(len(rates)), key=lambda rank: rates[rank].read / rates[rank].needed)
-    one = rates[slowest]
-    read, needed = (f"{rate:.3g} samples/s ({rate * sample_bytes / 1e9:.2g} GB/s)" for rate in (one.read, one.needed))
+    rates_of_slowest = rates[slowest]
+    read, needed = (
+        f"{rate:.3g} samples/s ({rate * sample_bytes / 1e9:.2g} GB/s)"
+        for rate in (rates_of_slowest.read, rates_of_slowest.needed)
+    )
     found = (
         f"{read} with {config.data.read_threads} threads on {names[slowest]}, the tightest; "
-        f"its device needs {needed} at {MFU:.0%} of {one.flops / 1e12:.3g} TFLOP/s"
+        f"its device needs {needed} at {MFU:.0%} of {rates_of_slowest.flops / 1e12:.3g} TFLOP/s"
     )
-    if one.read >= one.needed:
+    if rates_of_slowest.read >= rates_of_slowest.needed:
         return Row("green", found)
     fix = f"more data.read_threads (now {config.data.read_threads}) and cores for them; pack with --codec fast"
     if config.data.stage is None:
@@ -105,10 +108,10 @@ def _multiply_rate(precision: str) -> float:
     device = distributed.device()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     size = 512 if device.type == "cpu" else 8192
-    one = torch.rand(size, size, device=device).to(dtype)
+    matrix = torch.rand(size, size, device=device).to(dtype)
     count, begin = -1, 0.0
     while count < 1 or time.perf_counter() - begin < MULTIPLY_S:
-        one @ one
+        matrix @ matrix
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         count += 1

@@ -59,25 +59,25 @@ def judge_hosts(ranks: Sequence[Host], hosts: Sequence[str], on_gpu: bool) -> Ro
     """Return the row for the resources that the ranks see on their hosts."""
     problems: list[tuple[State, str, str]] = []
     for host in dict.fromkeys(hosts):
-        here = [rank for rank, name in zip(ranks, hosts, strict=True) if name == host]
-        cores = len(frozenset[int]().union(*(rank.cores for rank in here)))
-        threads = sum(rank.threads for rank in here)
+        on_host = [rank for rank, name in zip(ranks, hosts, strict=True) if name == host]
+        cores = len(frozenset[int]().union(*(rank.cores for rank in on_host)))
+        threads = sum(rank.threads for rank in on_host)
         if threads > cores:
             what = f"{host}: {threads} threads on {cores} cores slow each other down"
-            problems.append(("red", what, f"run.threads={max(cores // len(here), 1)}, or --cpus-per-task"))
-        if on_gpu and len(here) > 1 and here[0].shm_bytes < SHM_BYTES:
-            what = f"{host}: /dev/shm has {here[0].shm_bytes / 2**20:.0f} MiB, where NCCL wants 1024"
+            problems.append(("red", what, f"run.threads={max(cores // len(on_host), 1)}, or --cpus-per-task"))
+        if on_gpu and len(on_host) > 1 and on_host[0].shm_bytes < SHM_BYTES:
+            what = f"{host}: /dev/shm has {on_host[0].shm_bytes / 2**20:.0f} MiB, but NCCL needs 1024"
             problems.append(("yellow", what, "docker run --shm-size=1g"))
-        if here[0].open_files < OPEN_FILES:
-            what = f"{host}: {here[0].open_files} open files allowed"
+        if on_host[0].open_files < OPEN_FILES:
+            what = f"{host}: {on_host[0].open_files} open files allowed"
             problems.append(("yellow", what, f"ulimit -Hn {OPEN_FILES} or more"))
     if len(ranks) < max(rank.slurm_tasks for rank in ranks):
         what = f"srun started {ranks[0].slurm_tasks} tasks, but only {len(ranks)} found each other"
         problems.append(("red", what, "one launcher: `srun python -m ...` without RANK in the environment"))
     first = ranks[0]
-    here_count = sum(host == hosts[0] for host in hosts)
+    processes = sum(host == hosts[0] for host in hosts)
     found = (
-        f"{here_count} processes x {first.threads} threads on {hosts[0]} with {len(first.cores)} cores a process, "
+        f"{processes} processes x {first.threads} threads on {hosts[0]} with {len(first.cores)} cores per process, "
         f"/dev/shm {first.shm_bytes / 2**20:.0f} MiB, {first.open_files} open files"
     )
     return Row(
@@ -108,15 +108,15 @@ def judge_gpus(gpus: Sequence[Gpu | None], names: Sequence[str]) -> Row:
             problems.append(("red", f"{lone} has no GPU, others have", "the same --gpus-per-task for every task"))
             continue
         if (gpu.name, gpu.memory >> 30) != (first.name, first.memory >> 30):
-            what = f"{name} has {_describe(gpu)} where rank 0 has {_describe(first)}"
+            what = f"{name} has {_describe(gpu)}, but rank 0 has {_describe(first)}"
             problems.append(("red", what, "ask for one kind of GPU: --constraint or --gres=gpu:KIND:N"))
         if gpu.number in owners:
-            what = f"{name} and {owners[gpu.number]} have one GPU between them"
-            problems.append(("red", what, "as many processes per node as GPUs, and LOCAL_RANK of each its own"))
+            what = f"{name} and {owners[gpu.number]} share one GPU"
+            problems.append(("red", what, "as many processes per node as GPUs, each with its own LOCAL_RANK"))
         owners[gpu.number] = name
         if gpu.free < MEMORY_SHARE * gpu.memory:
-            what = f"{name}: {(gpu.memory - gpu.free) / 2**30:.1f} GiB of its GPU are taken"
-            problems.append(("yellow", what, "nvidia-smi names the process that has it"))
+            what = f"{name}: {(gpu.memory - gpu.free) / 2**30:.1f} GiB of its GPU are in use"
+            problems.append(("yellow", what, "nvidia-smi names the process that uses it"))
     found = f"{sum(gpu is not None for gpu in gpus)} x {_describe(first)}" if first else "not on every rank"
     return Row(
         worst(*(state for state, _, _ in problems)),
@@ -149,7 +149,7 @@ def _most_open_files() -> int:
 def _look_at_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         if DRIVER.exists():
-            raise RuntimeError(f"an NVIDIA driver is here, but torch {torch.__version__} finds no GPU")
+            raise RuntimeError(f"an NVIDIA driver is installed, but torch {torch.__version__} finds no GPU")
         return None
     device = torch.device("cuda", torch.cuda.current_device())
     free, memory = torch.cuda.mem_get_info(device)

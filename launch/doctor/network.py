@@ -52,7 +52,7 @@ def judge_bandwidth(rates: Rates, on_gpu: bool, hosts: int, backend: str) -> Row
         parts.append(f"{collective} " + "/".join(f"{rate:.2g}" for rate in sizes.values()))
     found = f"{', '.join(parts)} GB/s bus at {'/'.join(str(mib) for mib in sizes)} MiB over {backend}"
     limit, where = (INSIDE_NODE_GBS, "inside a node") if hosts == 1 else (BETWEEN_NODES_GBS, "between nodes")
-    slowest = min(max(rate for (name, _), rate in rates.items() if name == one) for one, _ in rates)
+    slowest = min(max(rate for (name, _), rate in rates.items() if name == collective) for collective, _ in rates)
     if on_gpu and slowest < limit:
         fix = (
             "NCCL_DEBUG=INFO shows the path: `nvidia-smi topo -m` and NCCL_P2P_DISABLE inside a node, "
@@ -67,7 +67,7 @@ def check_clocks(cluster: Cluster) -> Row:
     if cluster.size == 1:
         return Row("yellow", "one process: nothing to compare", "run the doctor under the run's launcher")
     group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
-    offsets = [_clock_offset(cluster, other, group) for other in range(1, cluster.size)]
+    offsets = [_clock_offset(cluster, rank, group) for rank in range(1, cluster.size)]
     return judge_clocks(distributed.broadcast_object(offsets), [cluster.name(rank) for rank in range(1, cluster.size)])
 
 
@@ -76,7 +76,7 @@ def judge_clocks(offsets: Sequence[tuple[float, float]], names: Sequence[str]) -
     ahead, trip = max(offsets, key=lambda offset: abs(offset[0]))
     name = names[list(offsets).index((ahead, trip))]
     side = "ahead of" if ahead >= 0 else "behind"
-    found = f"{name} is {abs(ahead) * 1e3:.3g} ms {side} rank 0, the most of all; round trip {trip * 1e3:.2g} ms"
+    found = f"{name} is {abs(ahead) * 1e3:.3g} ms {side} rank 0, the largest offset; round trip {trip * 1e3:.2g} ms"
     if abs(ahead) > CLOCK_S:
         return Row("red", found, f"start chrony or ntpd on the host of {name}")
     return Row("green", found)

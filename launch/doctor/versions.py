@@ -31,6 +31,11 @@ class Bad:
     source: str
 
 
+NEWER_CUDNN = (
+    "pip install --no-deps nvidia-cudnn-cu12==9.20.0.48 (cu13 with CUDA 13); unset LD_LIBRARY_PATH if it names another "
+    "CUDA, which hides the wheel's"
+)
+
 KNOWN_BAD = (
     Bad(
         {"torch": "==2.9.0", "cudnn": ">=0"},
@@ -43,20 +48,20 @@ KNOWN_BAD = (
         {"cudnn": ">=9.8,<9.11"},
         "red",
         "cuDNN 9.8 to 9.10 give wrong conv3d results",
-        "a newer nvidia-cudnn wheel; unset LD_LIBRARY_PATH if it names another CUDA, which hides the wheel's",
+        NEWER_CUDNN,
         "pytorch #163539",
     ),
     Bad(
         {"cudnn": "<9.15.1"},
         "yellow",
-        "cuDNN before 9.15.1: attention fails at lengths that 128 does not divide; torch takes a slower one on H100",
-        "a newer nvidia-cudnn wheel; unset LD_LIBRARY_PATH if it names another CUDA, which hides the wheel's",
+        "cuDNN before 9.15.1: attention fails at lengths that 128 does not divide; torch uses a slower one on H100",
+        NEWER_CUDNN,
         "pytorch #169849",
     ),
     Bad(
         {"torch": "==2.5.0", "cudnn": ">=0"},
         "red",
-        "torch 2.5.0 prefers cuDNN's attention, which was taken back for its bugs",
+        "torch 2.5.0 prefers cuDNN's attention, which was reverted for its bugs",
         "torch 2.10 or newer",
         "pytorch #138522, #138529, #139298",
     ),
@@ -70,7 +75,7 @@ KNOWN_BAD = (
     Bad(
         {"xformers": "==0.0.33.*", "torch": "!=2.9.*"},
         "red",
-        "xformers 0.0.33 is built for torch 2.9 alone",
+        "xformers 0.0.33 is built only for torch 2.9",
         "xformers 0.0.35 or newer",
         "xformers 0.0.33 release notes",
     ),
@@ -103,24 +108,24 @@ def check(cluster: Cluster) -> Row:
     answers = cluster.everywhere(find_versions)
     failure = cluster.failure(answers)
     if failure:
-        return Row("red", failure, "install the project there, with all that it requires")
+        return Row("red", failure, "install the project and its requirements there")
     per_rank = values(answers)
     return judge(per_rank, _requirements(), [cluster.name(rank) for rank in range(cluster.size)])
 
 
 def judge(per_rank: Sequence[Versions], requirements: Sequence[str], names: Sequence[str]) -> Row:
     """Return the row for the versions of the ranks with these names."""
-    here = per_rank[0]
-    bad = known_bad(here)
-    problems = out_of_range(here, requirements)
+    own_versions = per_rank[0]
+    bad = known_bad(own_versions)
+    problems = out_of_range(own_versions, requirements)
     differing = differences(per_rank, names)
     shown = ("python", *PACKAGES, "cuda", "cudnn", "nccl", "driver")
-    found = [", ".join(f"{name} {here[name]}" for name in shown if name in here)]
-    found += problems + [f"{one.what} ({one.source})" for one in bad] + differing
+    found = [", ".join(f"{name} {own_versions[name]}" for name in shown if name in own_versions)]
+    found += problems + [f"{entry.what} ({entry.source})" for entry in bad] + differing
     fixes = [_install(problems, requirements)] if problems else []
-    fixes += [one.fix for one in bad] + (["the same environment on every host"] if differing else [])
-    state = worst("red" if problems or differing else "green", *(one.state for one in bad))
-    details = "\n".join(f"{name} {version}" for name, version in sorted(here.items()))
+    fixes += [entry.fix for entry in bad] + (["the same environment on every host"] if differing else [])
+    state = worst("red" if problems or differing else "green", *(entry.state for entry in bad))
+    details = "\n".join(f"{name} {version}" for name, version in sorted(own_versions.items()))
     return Row(state, "; ".join(found), "; ".join(dict.fromkeys(fixes)), details)
 
 
@@ -128,19 +133,19 @@ def find_versions() -> dict[str, str]:
     """Return the versions that are installed and loaded in this process."""
     import torch
 
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in {*PACKAGES, "zfpy", "spectralforge", *(Requirement(text).name for text in _requirements())}:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__  # version of the imported torch, with its build (+cpu)
+    versions["torch"] = torch.__version__  # version of the imported torch, with its build (+cpu)
     if torch.version.cuda:
-        found |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+        versions |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
     cudnn = torch.backends.cudnn.version()
     if cudnn:
-        found["cudnn"] = cudnn_version(cudnn)
-    return found | _driver()
+        versions["cudnn"] = cudnn_version(cudnn)
+    return versions | _driver()
 
 
 def cudnn_version(number: int) -> str:
@@ -170,20 +175,22 @@ def out_of_range(versions: Versions, requirements: Sequence[str]) -> list[str]:
 def _install(problems: Sequence[str], requirements: Sequence[str]) -> str:
     """Return the command that installs the requirements found by `out_of_range`."""
     names = {problem.split()[0] for problem in problems}
-    wanted = [
-        f"'{one.name}{one.specifier}'" for one in map(Requirement, requirements) if one.name in names - {"python"}
+    packages = [
+        f"'{requirement.name}{requirement.specifier}'"
+        for requirement in map(Requirement, requirements)
+        if requirement.name in names - {"python"}
     ]
-    return f"pip install {' '.join(wanted)}" if wanted else "another Python"
+    return f"pip install {' '.join(packages)}" if packages else "another Python"
 
 
 def differences(per_rank: Sequence[Versions], names: Sequence[str]) -> list[str]:
     """Return the ranks whose versions differ from rank 0's, with the first difference of each."""
     lines = []
-    for name, theirs in zip(names[1:], per_rank[1:], strict=True):
-        other = [key for key in sorted({*per_rank[0], *theirs}) if per_rank[0].get(key) != theirs.get(key)]
-        if other:
-            mine, its = (one.get(other[0], "none") for one in (per_rank[0], theirs))
-            lines.append(f"{name} has {other[0]} {its} where rank 0 has {mine}")
+    for name, versions in zip(names[1:], per_rank[1:], strict=True):
+        differing = [key for key in sorted({*per_rank[0], *versions}) if per_rank[0].get(key) != versions.get(key)]
+        if differing:
+            on_main, on_rank = (each.get(differing[0], "none") for each in (per_rank[0], versions))
+            lines.append(f"{name} has {differing[0]} {on_rank}, but rank 0 has {on_main}")
     return lines
 
 
@@ -195,8 +202,8 @@ def _requirements() -> list[str]:
     """Return the version ranges of setup.cfg as installed, without development extras."""
     lines = metadata.requires("spectralforge") or []
     python = metadata.metadata("spectralforge")["Requires-Python"]
-    kept = [line for line in lines if "extra ==" not in line or 'extra == "gpu"' in line]
-    return [*kept, f"python{python}"]
+    required = [line for line in lines if "extra ==" not in line or 'extra == "gpu"' in line]
+    return [*required, f"python{python}"]
 
 
 def _driver() -> dict[str, str]:

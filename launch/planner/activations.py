@@ -79,13 +79,13 @@ class Activations:
 
     def phases(self, micro_batch: int) -> list[Phase]:
         """Return the phases of a micro batch in chronological order."""
-        one, two, four = self._traces
+        single, double, quadruple = self._traces
         if micro_batch == self.group:
-            return list(one)
+            return list(single)
         share = micro_batch / (2 * self.group) - 1
         return [
             replace(small, peak=max(0, round(small.peak + share * (large.peak - small.peak))))
-            for small, large in zip(two, four, strict=True)
+            for small, large in zip(double, quadruple, strict=True)
         ]
 
     @property
@@ -147,7 +147,7 @@ def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, 
                     parameter.numel(),
                     names[cast(nn.Parameter, parameter)],
                     live.peak - base,
-                    live.made - sum(one.made for one in phases),
+                    live.made - sum(phase.made for phase in phases),
                 )
             )
             parameter.grad = None
@@ -157,7 +157,7 @@ def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, 
         precision = config.engine.precision
         with torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext():
             loss = module(*arguments)[0].mean()
-        phases.append(Phase(0, "forward", live.peak - base, live.made - sum(one.made for one in phases)))
+        phases.append(Phase(0, "forward", live.peak - base, live.made - sum(phase.made for phase in phases)))
         live.restart()
         loss.backward()
     for hook in hooks:
@@ -168,9 +168,9 @@ def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, 
 
 
 def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
-    own = [sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules()]
-    buffers = sum(one.numel() * one.element_size() for one in module.buffers())
-    return Weights(tuple(phase.gradient for phase in phases if phase.gradient), buffers, max(own))
+    owned = [sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules()]
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
+    return Weights(tuple(phase.gradient for phase in phases if phase.gradient), buffers, max(owned))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def calibrate(config: PretrainConfig) -> Profile:
         precision=config.engine.precision,
         model=config.model.name,
         flops={part: flops[part] / slopes[part] for part in PHASES},
-        optimizer=OPTIMIZER_BYTES * weights / min(one["optimizer"] for one in times),
+        optimizer=OPTIMIZER_BYTES * weights / min(times_of_run["optimizer"] for times_of_run in times),
         fixed=max(0.0, rest),
     )
 
@@ -77,7 +77,7 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
 def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
     """Return a training step on one micro batch of empty tiles."""
     module = cast(MaskedAutoencoder, engine.module)
-    arguments = [one.to(_device()) for one in inputs(config, module, BANDS, config.train.micro_batch)]
+    arguments = [tensor.to(_device()) for tensor in inputs(config, module, BANDS, config.train.micro_batch)]
 
     def step() -> None:
         engine.step(iter([engine(*arguments)[0].mean()]))
@@ -90,7 +90,7 @@ def _seconds(engine: ZeroEngine, parts: PhaseTimer, config: PretrainConfig) -> d
     step = step_of(engine, config)
     step()
     parts.shares()
-    found: list[dict[str, float]] = []
+    times: list[dict[str, float]] = []
     for _ in range(STEPS):
         began = time.perf_counter()
         with parts.step():
@@ -98,8 +98,8 @@ def _seconds(engine: ZeroEngine, parts: PhaseTimer, config: PretrainConfig) -> d
         if _device().type == "cuda":
             torch.cuda.synchronize()
         total = time.perf_counter() - began
-        found.append({part: share * total for part, share in parts.shares().items()})
-    return {part: float(np.median([one.get(part, 0.0) for one in found])) for part in found[0]}
+        times.append({part: share * total for part, share in parts.shares().items()})
+    return {part: float(np.median([run.get(part, 0.0) for run in times])) for part in times[0]}
 
 
 def _whole(config: PretrainConfig) -> torch.nn.Module:

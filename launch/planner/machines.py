@@ -73,7 +73,7 @@ def find_machine(name: str, custom: dict[str, float | None], cores: int | None) 
             raise ConfigError(f"--gpu {name}: {f'did you mean {near[0]}? ' if near else ''}known: {', '.join(NAMES)}")
         given = [flag for flag, value in custom.items() if value is not None]
         if given:
-            raise ConfigError(f"{given[0]}: it describes --gpu custom; {name} has its own figures")
+            raise ConfigError(f"{given[0]}: it applies only to --gpu custom; {name} has its own figures")
         machine = MACHINES[name]
         return machine if cores is None else replace(machine, cores=cores)
     for flag, value in custom.items():

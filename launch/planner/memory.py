@@ -90,12 +90,12 @@ def peak_memory(
         bands: number of bands C of the tiles.
     """
     weights, engine = activations.weights, config.engine
-    kept = states(weights, config.optim, engine, layout) | _inputs(config, layout, micro_batch, bands)
+    persistent = states(weights, config.optim, engine, layout) | _inputs(config, layout, micro_batch, bands)
     moments = [
-        Moment(_when(phase), _sum(kept, parts))
+        Moment(_when(phase), _sum(persistent, parts))
         for phase, parts in _backward(activations.phases(micro_batch), weights, engine, layout)
     ]
-    moments.append(Moment("optimizer", _sum(kept, _optimizer(weights, layout))))
+    moments.append(Moment("optimizer", _sum(persistent, _optimizer(weights, layout))))
     return max(moments, key=lambda moment: moment.total)
 
 
@@ -103,8 +103,8 @@ def _when(phase: Phase) -> str:
     return f"backward of {phase.module}" if phase.gradient else phase.module
 
 
-def _sum(one: Bytes, other: Bytes) -> Bytes:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
+def _sum(first: Bytes, second: Bytes) -> Bytes:
+    return {name: first.get(name, 0) + second.get(name, 0) for name in first | second}
 
 
 def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: Layout) -> Bytes:
@@ -114,15 +114,17 @@ def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: L
     parts = {"buffers": weights.buffers}
     if layout.stage == 0:
         return parts | {"weights": 4 * total, "optimizer": moments * total}
-    own = layout.share(total)
-    parts |= {"master": 4 * own, "optimizer": moments * own}
+    owned = layout.share(total)
+    parts |= {"master": 4 * owned, "optimizer": moments * owned}
     if layout.stage < 3:
-        left = width * total if layout.device == "cpu" else 0  # on a CPU, stages 1 and 2 also keep the initial weights
-        return parts | {"weights": width * total + left}
-    small = sum(one for one in weights.elements if one <= engine.param_persistence_threshold)
+        initial = (
+            width * total if layout.device == "cpu" else 0
+        )  # on a CPU, stages 1 and 2 also keep the initial weights
+        return parts | {"weights": width * total + initial}
+    small = sum(elements for elements in weights.elements if elements <= engine.param_persistence_threshold)
     gathered = {} if layout.world == 1 else {"gathered": _gather_bytes(layout) * small}
     buckets = sum(layout.wires) * engine.buckets(total)[0]
-    return parts | {"weights": width * own, "gradients": 4 * own, "buckets": buckets} | gathered
+    return parts | {"weights": width * owned, "gradients": 4 * owned, "buckets": buckets} | gathered
 
 
 def _gather_bytes(layout: Layout) -> int:
@@ -191,6 +193,6 @@ def _optimizer(weights: Weights, layout: Layout) -> Bytes:
     """Return the bytes that the update allocates besides the states: gradients and their flat copy."""
     if layout.stage == 0:
         return {"gradients": 4 * weights.total}
-    own = 4 * layout.share(weights.total)
-    flat = own if layout.stage == 3 or layout.precision != "bf16" else 0
-    return {"gradients": own, "flat gradients": flat} if layout.stage < 3 else {"flat gradients": flat}
+    owned = 4 * layout.share(weights.total)
+    flat = owned if layout.stage == 3 or layout.precision != "bf16" else 0
+    return {"gradients": owned, "flat gradients": flat} if layout.stage < 3 else {"flat gradients": flat}

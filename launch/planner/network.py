@@ -66,10 +66,10 @@ def collective_seconds(kind: Kind, size: float, cluster: Cluster) -> float:
     world, nodes = cluster.world, cluster.nodes
     if world == 1:
         return 0.0
-    turns = 2 if kind == "all_reduce" else 1
-    wire = turns * size * (world - 1) / world / cluster.bandwidth
+    passes = 2 if kind == "all_reduce" else 1
+    wire = passes * size * (world - 1) / world / cluster.bandwidth
     return min(
-        base + turns * ((world - nodes) * inside + (nodes - 1) * between) + wire / share
+        base + passes * ((world - nodes) * inside + (nodes - 1) * between) + wire / share
         for base, inside, between, share in PROTOCOLS.values()
     )
 
@@ -111,7 +111,11 @@ def step_rounds(
 
 def rounds_seconds(rounds: list[Round], cluster: Cluster) -> float:
     """Return the seconds of all collectives, one after another."""
-    return sum(one.count * collective_seconds(one.kind, one.size / one.count, cluster) for one in rounds if one.count)
+    return sum(
+        collective.count * collective_seconds(collective.kind, collective.size / collective.count, cluster)
+        for collective in rounds
+        if collective.count
+    )
 
 
 def _calls(elements: float, bucket: int) -> int:

@@ -37,7 +37,7 @@ class Profile(ConfigModel):
 def write_profile(path: Path, profile: Profile) -> None:
     """Write a profile atomically."""
     if not path.parent.is_dir():
-        raise ConfigError(f"--calibrate {path}: no folder {path.parent}; make it first")
+        raise ConfigError(f"--calibrate {path}: no folder {path.parent}; create it first")
     write_atomic(path, json.dumps(profile.model_dump(), indent=1) + "\n")
 
 
@@ -54,7 +54,7 @@ def read_profile(path: Path, precision: str) -> Rates:
     except ConfigError as error:
         raise ConfigError(f"{error}; write a profile with --calibrate FILE") from None
     if not all(profile.flops.get(part, 0) > 0 for part in EFFICIENCY) or profile.optimizer <= 0:
-        raise ConfigError(f"--profile {path}: it lacks a positive rate of {', '.join(EFFICIENCY)} or the optimizer")
+        raise ConfigError(f"--profile {path}: it lacks positive rates for {', '.join(EFFICIENCY)} or the optimizer")
     if profile.precision != precision:
         raise ConfigError(
             f"--profile {path}: measured at precision {profile.precision}, but engine.precision is {precision}"

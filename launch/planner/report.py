@@ -8,21 +8,21 @@ from launch.planner.search import Plan, Problem
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 ENOUGH = 0.9  # efficiency below which scaling is considered to end
 
-Say = Callable[[str], None]
+Write = Callable[[str], None]
 
 
-def print_ranking(say: Say, plans: Sequence[Plan], shown: int) -> None:
+def print_ranking(write: Write, plans: Sequence[Plan], shown: int) -> None:
     """Print the fastest layouts that fit, then the closest ones that don't, with reasons."""
     fitting = [plan for plan in plans if not plan.reason]
-    say(f"\n{len(fitting)} of {len(plans)} layouts fit; the fastest:")
-    say("  ZeRO  checkpointing  micro batch   GB/GPU   step s   tiles/s  exposed comm")
+    write(f"\n{len(fitting)} of {len(plans)} layouts fit; the fastest:")
+    write("  ZeRO  checkpointing  micro batch   GB/GPU   step s   tiles/s  exposed comm")
     for plan in fitting[:shown]:
-        say(_row(plan))
+        write(_row(plan))
     missing = sorted((plan for plan in plans if plan.reason), key=lambda plan: plan.moment.total)
     if missing:
-        say("These don't fit, the nearest first:")
+        write("These don't fit, the closest first:")
     for plan in missing[:3]:
-        say(f"{_row(plan)}  {plan.reason}")
+        write(f"{_row(plan)}  {plan.reason}")
 
 
 def _row(plan: Plan) -> str:
@@ -34,24 +34,26 @@ def _row(plan: Plan) -> str:
     )
 
 
-def print_plan(say: Say, plan: Plan, problem: Problem) -> None:
+def print_plan(write: Write, plan: Plan, problem: Problem) -> None:
     """Print memory and time of one plan by part, and the cost of the complete run."""
-    say(f"\nMemory per GPU, at its worst ({plan.moment.when}):")
-    for part, size in sorted(plan.moment.parts.items(), key=lambda one: -one[1]):
+    write(f"\nMemory per GPU, at its worst ({plan.moment.when}):")
+    for part, size in sorted(plan.moment.parts.items(), key=lambda part: -part[1]):
         if size >= 5e6:
-            say(f"  {part:<16} {size / 1e9:8.2f} GB")
-    say(f"  {'all':<16} {plan.moment.total / 1e9:8.2f} GB of {problem.cluster.machine.memory / 1e9:.1f}")
+            write(f"  {part:<16} {size / 1e9:8.2f} GB")
+    write(f"  {'all':<16} {plan.moment.total / 1e9:8.2f} GB of {problem.cluster.machine.memory / 1e9:.1f}")
     time, world = plan.time, problem.cluster.world
-    say("Time of a step:")
+    write("Time of a step:")
     for part, seconds in time.parts.items():
         if seconds > 0:
-            say(f"  {part:<16} {seconds * 1e3:8.1f} ms")
-    say(f"  {'communication':<16} {time.communication * 1e3:8.1f} ms, of which exposed {time.exposed * 1e3:.1f}")
+            write(f"  {part:<16} {seconds * 1e3:8.1f} ms")
+    write(f"  {'communication':<16} {time.communication * 1e3:8.1f} ms, of which exposed {time.exposed * 1e3:.1f}")
     peak = problem.cluster.machine.peak(plan.config.engine.precision)
-    say(f"  {'all':<16} {time.seconds * 1e3:8.1f} ms: {time.tiles_per_s:.0f} tiles/s, MFU {time.mfu(peak):.0%}")
+    write(f"  {'all':<16} {time.seconds * 1e3:8.1f} ms: {time.tiles_per_s:.0f} tiles/s, MFU {time.mfu(peak):.0%}")
     steps = plan.config.train.steps
     hours = steps * time.seconds / 3600
-    say(f"The run's {steps:,} steps: {hours:,.1f} hours, {hours * world:,.0f} GPU-hours; rates: {problem.rates.source}")
+    write(
+        f"The run's {steps:,} steps: {hours:,.1f} hours, {hours * world:,.0f} GPU-hours; rates: {problem.rates.source}"
+    )
 
 
 def answers(plans: Sequence[Plan], problem: Problem, tiles: Tiles, storage: float) -> list[str]:
@@ -76,14 +78,14 @@ def answers(plans: Sequence[Plan], problem: Problem, tiles: Tiles, storage: floa
 
 def _fits(plans: Sequence[Plan], problem: Problem) -> str:
     cluster, name = problem.cluster, problem.config.model.name
-    said = []
+    limits = []
     for checkpointing in (False, True):
         sizes = [plan.micro_batch for plan in plans if plan.checkpointing == checkpointing and not plan.reason]
         how = "with checkpointing" if checkpointing else "without"
-        said.append(f"{how} up to micro batch {max(sizes)}" if sizes else f"{how} at none")
+        limits.append(f"{how} up to micro batch {max(sizes)}" if sizes else f"{how} at none")
     fits = any(not plan.reason for plan in plans)
     return (
-        f"Does {name} fit on {cluster.world} x {cluster.machine.name}? {'Yes' if fits else 'No'}: {', '.join(said)} "
+        f"Does {name} fit on {cluster.world} x {cluster.machine.name}? {'Yes' if fits else 'No'}: {', '.join(limits)} "
         f"(of those that divide the global batch of {problem.config.train.global_batch})."
     )
 

@@ -89,13 +89,13 @@ def micro_batches(config: PretrainConfig, world: int) -> list[int]:
     Raises:
         ConfigError: there are none.
     """
-    whole, group = config.train.global_batch, config.model.bn_group
-    if whole % (world * group):
+    global_batch, group = config.train.global_batch, config.model.bn_group
+    if global_batch % (world * group):
         raise ConfigError(
-            f"train.global_batch {whole} must be a multiple of {world} GPUs x model.bn_group {group}; "
-            f"the nearest above is {-(-whole // (world * group)) * world * group}"
+            f"train.global_batch {global_batch} must be a multiple of {world} GPUs x model.bn_group {group}; "
+            f"the nearest above is {-(-global_batch // (world * group)) * world * group}"
         )
-    each = whole // world
+    each = global_batch // world
     return [size for size in range(group, each + 1, group) if each % size == 0]
 
 
@@ -116,5 +116,5 @@ def _misfit(moment: Moment, cluster: Cluster) -> str:
     room = ROOM * cluster.machine.memory
     if moment.total <= room:
         return ""
-    over, (part, size) = moment.total - room, max(moment.parts.items(), key=lambda one: one[1])
-    return f"{over / 1e9:.1f} GB too many; most are {part}, {size / 1e9:.1f} GB ({moment.when})"
+    over, (part, size) = moment.total - room, max(moment.parts.items(), key=lambda part: part[1])
+    return f"{over / 1e9:.1f} GB too much; the largest part is {part}, {size / 1e9:.1f} GB ({moment.when})"

@@ -105,8 +105,8 @@ def step_time(
         parts["memory-bound rest"] = 2 * made * tiles / rates.traffic - compute
         compute += parts["memory-bound rest"]
     parts["other"] = accumulation * rates.fixed
-    own = weights if layout.stage == 0 else layout.share(weights)
-    parts["optimizer"] = OPTIMIZER_BYTES * own / rates.memory
+    owned = weights if layout.stage == 0 else layout.share(weights)
+    parts["optimizer"] = OPTIMIZER_BYTES * owned / rates.memory
     engine = config.engine
     width, wire = 4 if layout.precision == "fp32" else 2, min(layout.wires)
     rounds = step_rounds(layout.stage, weights, width, wire, accumulation, *engine.buckets(weights))

@@ -82,8 +82,8 @@ def save_checkpoint(
 
     written = distributed.raise_on_all_ranks(write)
     files = {name: seal for files in distributed.gather_objects(written) for name, seal in files.items()}
-    whole = state | {"format": FORMAT, "adam_step": owned.adam_step, "weights_hash": weights_hash}
-    distributed.raise_on_all_ranks(lambda: _on_main(lambda: _finish(staged, final, whole, files), final))
+    sealed_state = state | {"format": FORMAT, "adam_step": owned.adam_step, "weights_hash": weights_hash}
+    distributed.raise_on_all_ranks(lambda: _on_main(lambda: _finish(staged, final, sealed_state, files), final))
     return final
 
 
@@ -116,8 +116,8 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
     held = hash_weights(gather_state(engine).weights)
     if held != expected:
         raise CheckpointError(
-            f"{path}: the engine holds other weights ({held}) than were saved ({expected}): "
-            "this DeepSpeed version doesn't load them right; use the one in constraints.txt"
+            f"{path}: the engine's weights ({held}) differ from the saved ones ({expected}): this DeepSpeed version "
+            "doesn't load them correctly; use the one in constraints.txt"
         )
     return state
 
@@ -138,18 +138,18 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
         CheckpointError: there are checkpoints and all are damaged: to train from scratch would hide the loss.
     """
     damaged: dict[Path, str] = {}
-    found = distributed.broadcast_object(list_checkpoints(folder))
-    for path in reversed(found):
+    checkpoints = distributed.broadcast_object(list_checkpoints(folder))
+    for path in reversed(checkpoints):
         if before is not None and step_of(path) >= before:
             continue
-        mine = find_damage(path, distributed.rank(), distributed.world_size())
-        problem = next((one for one in distributed.gather_objects(mine) if one is not None), None)
+        damage = find_damage(path, distributed.rank(), distributed.world_size())
+        problem = next((damaged for damaged in distributed.gather_objects(damage) if damaged is not None), None)
         if problem is None:
             return path, damaged
         damaged[path] = problem
     if damaged:
         newest = next(iter(damaged.values()))
-        raise CheckpointError(f"{folder}: no whole checkpoint left ({newest}); move the folder away to start anew")
+        raise CheckpointError(f"{folder}: no complete checkpoint left ({newest}); move the folder away to start over")
     return None, damaged
 
 
@@ -178,7 +178,7 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
     for name, expected in list(seals.items())[part::parts]:
         try:
             if (path / name).stat().st_size != expected["size"]:
-                return f"{path / name}: {(path / name).stat().st_size} bytes where {expected['size']} were written"
+                return f"{path / name}: {(path / name).stat().st_size} bytes, but {expected['size']} were written"
             if _seal(path / name) != expected:
                 return f"{path / name}: its content changed since it was written"
         except OSError:
@@ -213,12 +213,12 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = read_json_value((path / STATE).read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / STATE}: can't be read ({error}): take another checkpoint") from None
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
+        raise CheckpointError(f"{path / STATE}: can't be read ({error}): use another checkpoint") from None
+    version = state.get("format") if isinstance(state, dict) else None
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint of format {found!s:.40}, this version continues format {FORMAT}: finish the "
-            "run with the version that began it"
+            f"{path}: checkpoint of format {version!s:.40}, but this version continues format {FORMAT}: finish the run "
+            "with the version that started it"
         )
     return state
 
@@ -260,8 +260,8 @@ def _on_main(work: Callable[[], None], final: Path) -> None:
 
 
 def _stage(staged: Path) -> None:
-    for left in staged.parent.glob(f"step-*{TEMPORARY}"):  # of a killed process: the run folder is locked
-        shutil.rmtree(left)
+    for leftover in staged.parent.glob(f"step-*{TEMPORARY}"):  # of a killed process: the run folder is locked
+        shutil.rmtree(leftover)
     staged.mkdir(parents=True)
 
 
@@ -271,7 +271,9 @@ def _check_finite(kinds: dict[str, dict[str, Tensor]], staged: Path, final: Path
         problem = find_non_finite(tensors)
         if problem is not None:
             shutil.rmtree(staged, ignore_errors=True)
-            raise NonFiniteState(f"{final}: not saved: diverged: {kind}: {problem}; {_kept(final)}; lower optim.lr")
+            raise NonFiniteState(
+                f"{final}: not saved: diverged: {kind}: {problem}; {_earlier_checkpoint(final)}; lower optim.lr"
+            )
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], final: Path) -> dict[str, Any]:
@@ -304,13 +306,13 @@ def _finish(staged: Path, final: Path, state: dict[str, Any], files: dict[str, A
 
 def _not_written(final: Path, error: Exception) -> CheckpointNotWritten:
     return CheckpointNotWritten(
-        f"{final}: can't be written: {error}; {_kept(final)}; make room and start the command again"
+        f"{final}: can't be written: {error}; {_earlier_checkpoint(final)}; free some space and run the command again"
     )
 
 
-def _kept(final: Path) -> str:
+def _earlier_checkpoint(final: Path) -> str:
     before = list_checkpoints(final.parent)
-    return f"the last one, {before[-1].name}, is untouched" if before else "there is none before it"
+    return f"the last one, {before[-1].name}, is untouched" if before else "there is no earlier one"
 
 
 def _seal(path: Path) -> dict[str, Any]:

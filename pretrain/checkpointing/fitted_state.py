@@ -28,7 +28,7 @@ class FittedState:
         adam_step: updates that Adam has made; 0 if its moments are new.
 
     Raises:
-        CheckpointError: the checkpoint is of another model: weights are missing or have other shapes.
+        CheckpointError: the checkpoint belongs to another model: weights are missing or have other shapes.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class FittedState:
         self._shapes: dict[str, Shape] = self._parameters | buffers
         self._check_model("config" in state, path)
         self.reshaped = [
-            name for name, own in self._shapes.items() if name in weights.names and weights.shape(name) != own
+            name for name, shape in self._shapes.items() if name in weights.names and weights.shape(name) != shape
         ]
         for name in self.reshaped:
             log(f"position embeddings interpolated: {name}: {weights.shape(name)} to {self._shapes[name]}")
-        wanted = {f"{name}/{moment}" for name in engine.names for moment in engine.optimizer_state.moments}
-        self._fresh = not wanted & moments.names
-        if self._fresh and wanted:
-            log("the checkpoint is of another optimizer: this one's moments begin at zero")
-        elif wanted - moments.names:
-            raise CheckpointError(f"{path}: it lacks {min(wanted - moments.names)}; take another checkpoint")
+        needed = {f"{name}/{moment}" for name in engine.names for moment in engine.optimizer_state.moments}
+        self._fresh = not needed & moments.names
+        if self._fresh and needed:
+            log("the checkpoint belongs to another optimizer: moments start at zero")
+        elif needed - moments.names:
+            raise CheckpointError(f"{path}: {min(needed - moments.names)} is missing; use another checkpoint")
         self.adam_step = 0.0 if self._fresh else float(state["adam_step"])
 
     def weight(self, name: str) -> Tensor:
@@ -66,26 +66,26 @@ class FittedState:
     def owned(self) -> dict[str, Tensor]:
         """Return this rank's share of the weights, and on rank 0 the buffers, divided as by `gather_state`."""
         world, rank = distributed.world_size(), distributed.rank()
-        mine = [name for number, name in enumerate(self._parameters) if number % world == rank]
-        mine += [name for name in self._shapes if name not in self._parameters and distributed.is_main()]
-        return {name: self.weight(name) for name in mine}
+        names = [name for number, name in enumerate(self._parameters) if number % world == rank]
+        names += [name for name in self._shapes if name not in self._parameters and distributed.is_main()]
+        return {name: self.weight(name) for name in names}
 
     def _check_model(self, of_pretraining: bool, path: Path) -> None:
-        names, own = self._weights.names, self._shapes
+        names, in_model = self._weights.names, self._shapes
         missing = sorted(name for name in self._parameters if name not in names)
-        other = [name for name in sorted(own) if name in names and not self._fits(name)]
-        extra = sorted(names - own.keys())
+        misshapen = [name for name in sorted(in_model) if name in names and not self._fits(name)]
+        extra = sorted(names - in_model.keys())
         for wrong, what in (
             (missing, "lacks"),
-            (other, "has another shape of"),
-            (extra, "has, and this model doesn't,"),
+            (misshapen, "has other shapes of"),
+            (extra, "has, but this model lacks,"),
         ):
             if wrong:
                 name = wrong[0]
-                shapes = f" ({self._weights.shape(name)} there, {own[name]} here)" if wrong is other else ""
+                shapes = f" ({self._weights.shape(name)} there, {in_model[name]} here)" if wrong is misshapen else ""
                 raise CheckpointError(
                     f"{path}: checkpoint of another model: it {what} {len(wrong)} tensors: {name}{shapes}"
-                    + (_mend(wrong, path) if of_pretraining else "")
+                    + (_hint(wrong, path) if of_pretraining else "")
                 )
 
     def _fits(self, name: str) -> bool:
@@ -93,7 +93,7 @@ class FittedState:
         return old == new or are_positions(name, old, new)
 
 
-def _mend(wrong: list[str], path: Path) -> str:
+def _hint(wrong: list[str], path: Path) -> str:
     if any(name.startswith("encoder.") for name in wrong):
-        return "; set the config back, or train anew in another run.dir"
-    return f"; set the config back, or begin a new run with its encoder: another run.dir and init={path}"
+        return "; set the config back, or start over in another run.dir"
+    return f"; set the config back, or start a new run with its encoder: another run.dir and init={path}"

@@ -1,4 +1,4 @@
-"""The checkpoints of a training: saved, pruned, loaded, and gone back to."""
+"""The checkpoints of a training: saving, pruning, loading and rolling back."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class CheckpointManager:
     ) -> None:
         self.folder, self.engine, self.momentum = folder, engine, momentum
         self.keep, self.keep_every = keep, keep_every
-        self._gone_back_to: int | None = None
+        self._rolled_back_to: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -49,14 +49,14 @@ class CheckpointManager:
         path = save_checkpoint(self.engine, self.folder, state, self.momentum)
         if distributed.is_main():
             prune(self.folder, self.keep, self.keep_every)
-        self._gone_back_to = None
+        self._rolled_back_to = None
         return path
 
     def load(self, path: Path) -> dict[str, Any]:
         """Put a checkpoint into the engine and return its state.
 
         Raises:
-            CheckpointError: it is of another model, or the engine doesn't hold what was loaded.
+            CheckpointError: it belongs to another model, or the engine doesn't hold what was loaded.
         """
         return load_checkpoint(self.engine, path, self.momentum)
 
@@ -73,6 +73,6 @@ class CheckpointManager:
 
     def earlier(self) -> Path | None:
         """Return the newest complete checkpoint, or when called again before a save, the one before; None if none."""
-        path, _ = newest_verified(self.folder, self._gone_back_to)
-        self._gone_back_to = None if path is None else step_of(path)
+        path, _ = newest_verified(self.folder, self._rolled_back_to)
+        self._rolled_back_to = None if path is None else step_of(path)
         return path

@@ -41,11 +41,13 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
         saved = distributed.broadcast_object(last_saved_step(folder))
         if saved is not None:
             raise CheckpointError(
-                f"{folder}: saved at step {saved}, but its checkpoints folder holds none: bring it back, or move the "
-                "run folder away to start anew"
+                f"{folder}: saved at step {saved}, but its checkpoints folder is empty: restore it, or move the run "
+                "folder away to start over"
             )
         if config.checkpoint.resume == "must":
-            raise CheckpointError(f"key 'checkpoint.resume': must, but {folder}/checkpoints holds nothing to continue")
+            raise CheckpointError(
+                f"key 'checkpoint.resume': must, but {folder}/checkpoints has no checkpoint to continue from"
+            )
         if (folder / "metrics.jsonl").exists():
             log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
@@ -73,7 +75,7 @@ def _check_same_structure(
 ) -> None:
     """Refuse changes after which the model has other weights, accepted or not."""
     before, now, data = state["config"], config.model_dump(mode="json"), state["data"]
-    anew = f"begin a new run with this encoder: another run.dir and init={path}"
+    new_run = f"start a new run with this encoder: another run.dir and init={path}"
     for section, names in STRUCTURE.items():
         old, new = (
             {key: values[section].get(key) for key in names if key in values[section]} for values in (before, now)
@@ -81,18 +83,19 @@ def _check_same_structure(
         if old == new:
             continue
         key, was, is_now = _changes(old, new, f"{section}.")[0]
-        mend = anew if section == "objective" else "train anew in another run.dir"
+        hint = new_run if section == "objective" else "start over in another run.dir"
         raise CheckpointError(
-            f"{path}: checkpoint of another run: {key} differs ({was} then, {is_now} now), and weights of one fit no "
-            f"other: set it back, or {mend}"
+            f"{path}: checkpoint of another run: {key} differs ({was} then, {is_now} now), so that their weights are "
+            f"incompatible: set it back, or {hint}"
         )
     bands = len(data.get("wavelength_nm") or wavelength_nm)
     any_number = outline_encoder(**config.model.model_dump(), bands=len(wavelength_nm)).bands is None
     if bands != len(wavelength_nm) and (config.objective.name == "mae" or not any_number):
-        mend = f"{anew} checkpoint.accept=[init]" if any_number else "train anew in another run.dir"
+        hint = f"{new_run} checkpoint.accept=[init]" if any_number else "start over in another run.dir"
         raise CheckpointError(
-            f"{path}: checkpoint of another run: data.shards has {len(wavelength_nm)} bands ({sensor}), and the run "
-            f"{bands} ({data.get('sensor')}), and weights of one fit no other: set data.shards back, or {mend}"
+            f"{path}: checkpoint of another run: data.shards has {len(wavelength_nm)} bands ({sensor}), but the run "
+            f"has {bands} ({data.get('sensor')}), so that their weights are incompatible: set data.shards back, or "
+            f"{hint}"
         )
 
 
@@ -116,7 +119,7 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
         if key not in config.checkpoint.accept:
             raise CheckpointError(
                 f"{path}: checkpoint of another run: {key} differs {changed}; choose another run.dir, or add "
-                f"checkpoint.accept=[{key}] to go on all the same"
+                f"checkpoint.accept=[{key}] to continue anyway"
             )
         log(f"WARNING: {key} differs {changed}: accepted by checkpoint.accept")
     for key, old, new in _changes(before, now):
@@ -135,11 +138,19 @@ def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
         return
     planned = config.model_copy(update={"optim": optim, "train": train})
     rates = [
-        learning_rate(min(step, one.train.steps - 1), one.train.steps, one.lr, one.optim) for one in (planned, config)
+        learning_rate(min(step, each.train.steps - 1), each.train.steps, each.lr, each.optim)
+        for each in (planned, config)
     ]
     schedules = [
-        (one.train.steps, one.lr, one.optim.min_lr, one.optim.warmup_steps, one.optim.schedule, one.optim.milestones)
-        for one in (planned, config)
+        (
+            each.train.steps,
+            each.lr,
+            each.optim.min_lr,
+            each.optim.warmup_steps,
+            each.optim.schedule,
+            each.optim.milestones,
+        )
+        for each in (planned, config)
     ]
     if schedules[0] != schedules[1]:
         steps = f"{config.train.steps} steps"
@@ -148,7 +159,7 @@ def _announce_rates(state: dict[str, Any], config: PretrainConfig) -> None:
 
 
 def _init(state: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the files that the run began from, then and now; equal if their contents are, wherever they lie."""
+    """Return the files that the run began from, then and now; equal if their contents are equal."""
     old, new = before.get("init"), now["init"]
     saved = (state.get("init") or {}).get("sha256")
     if old == new or new is None or saved is None:
@@ -167,10 +178,15 @@ def _holdout(
     Another dataset has other locations, and has to be accepted anyway.
     """
     old, new = before["data"]["holdout"], now["data"]["holdout"]
-    places = state["data"].get("held_out")  # None of versions that held out an exact number of places
-    if old != new or old == 0 or places == held_out or (places and state["data"]["content_hash"] != dataset):
+    saved_held_out = state["data"].get("held_out")  # None for versions that held out an exact number of locations
+    if (
+        old != new
+        or old == 0
+        or saved_held_out == held_out
+        or (saved_held_out and state["data"]["content_hash"] != dataset)
+    ):
         return old, new
-    return f"{old} of the places", "by another rule, which trains on some of those that were held out"
+    return f"{old} of the locations", "by another rule, which would train on some that were held out"
 
 
 def _first_change(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -182,9 +198,9 @@ def _changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]
     """Return the dotted keys whose values differ, with both values."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [(prefix.rstrip("."), old, new)]
-    found = []
+    changes = []
     for key in new:
         if key in old:
-            found += _changes(old[key], new[key], f"{prefix}{key}.")
-    gone = [key for key in old.keys() ^ new.keys()]
-    return found + [(f"{prefix}{key}", old.get(key), new.get(key)) for key in sorted(gone)]
+            changes += _changes(old[key], new[key], f"{prefix}{key}.")
+    added_or_removed = [key for key in old.keys() ^ new.keys()]
+    return changes + [(f"{prefix}{key}", old.get(key), new.get(key)) for key in sorted(added_or_removed)]

@@ -46,8 +46,8 @@ class TensorFiles:
         problem = find_non_finite({name: tensor})
         if problem is not None:  # saved by a version that didn't look
             raise NonFiniteState(
-                f"{self._path}: diverged: {self._kind}: {problem}: move this checkpoint away to go on from the one "
-                "before it"
+                f"{self._path}: diverged: {self._kind}: {problem}: move this checkpoint away to continue from the "
+                "previous one"
             )
         return tensor
 

@@ -55,11 +55,11 @@ class PretrainConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
-        micro, group, whole = self.train.micro_batch, self.model.bn_group, self.train.global_batch
+        micro, group, global_batch = self.train.micro_batch, self.model.bn_group, self.train.global_batch
         if micro % group:
             raise ValueError(f"train.micro_batch {micro} must be a multiple of model.bn_group {group}")
-        if whole % micro:
-            raise ValueError(f"train.global_batch {whole} must be a multiple of train.micro_batch {micro}")
+        if global_batch % micro:
+            raise ValueError(f"train.global_batch {global_batch} must be a multiple of train.micro_batch {micro}")
         return self
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class PretrainConfig(ConfigModel):
         return self.optim.lr if reference is None else self.optim.lr * self.train.global_batch / reference
 
     def accumulation(self, world_size: int) -> int:
-        """Return the micro batches per step and process; raise ValueError where they are not whole."""
+        """Return the micro batches per step and process; raise ValueError if they are not whole."""
         per_round = self.train.micro_batch * world_size
         if self.train.global_batch % per_round:
             raise ValueError(

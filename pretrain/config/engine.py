@@ -57,7 +57,7 @@ class EngineConfig(ConfigModel):
     def _bf16_needs_a_stage(self) -> Self:
         if self.precision == "bf16" and self.zero_stage < 2:
             raise ValueError(
-                ".precision bf16 needs .zero_stage 2 or 3: below, DeepSpeed takes an optimizer whose steps can't be "
-                "judged or resumed"
+                ".precision bf16 needs .zero_stage 2 or 3: at lower stages, DeepSpeed uses an optimizer whose steps "
+                "can't be checked or resumed"
             )
         return self

@@ -22,7 +22,7 @@ class ModelConfig(NamedConfig):
     bn_group: Positive = 8
     """Samples that share batch-norm statistics."""
     attention: Literal["auto", "xformers", "sdpa", "math"] = "auto"
-    """Kernel of a ViT's attention; ``auto`` takes xformers on GPUs where it is installed, else torch's."""
+    """Kernel of a ViT's attention; ``auto`` takes xformers on GPUs where its kernels load, else torch's."""
     stem: Annotated[NamedConfig, STEMS] | None = None
     """What turns spectra into the features of pixels: a name, or a section with a name and options; null takes the
     encoder's own."""

@@ -18,7 +18,7 @@ class ObjectiveConfig(NamedConfig):
     """Base of the configs of objectives."""
 
     def check(self, config: "PretrainConfig") -> None:
-        """Raise ValueError, with the dotted keys, where the rest of a run's config does not fit this objective."""
+        """Raise ValueError, with the dotted keys, if the rest of a run's config does not fit this objective."""
 
 
 class DecoderConfig(ConfigModel):
@@ -68,10 +68,10 @@ class MaeConfig(ObjectiveConfig):
         """Require a ViT, and at least one visible patch."""
         model = config.model
         if not model.is_vit:
-            raise ValueError(f"objective mae needs a ViT to mask: model.name {model.name} is none; use moco or dino")
+            raise ValueError(f"objective mae needs a ViT, which model.name {model.name} is not: use moco or dino")
         patches = (model.image_size // model.patch_size) ** 2
         if int(patches * (1 - self.mask_ratio)) < 1:
-            raise ValueError(f"objective.mask_ratio {self.mask_ratio} leaves none of {patches} patches visible")
+            raise ValueError(f"objective.mask_ratio {self.mask_ratio} leaves none of the {patches} patches visible")
 
 
 class MocoConfig(ObjectiveConfig):
@@ -102,7 +102,7 @@ class MocoConfig(ObjectiveConfig):
         if train.micro_batch < 2 * group:
             raise ValueError(
                 f"train.micro_batch {train.micro_batch} must be at least two of model.bn_group {group}: keys are "
-                "shuffled between groups, or batch norm gives them away"
+                "shuffled between groups, or batch norm leaks the answer"
             )
 
 

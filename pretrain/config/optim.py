@@ -15,9 +15,9 @@ class OptimConfig(NamedConfig):
     name: str = "adamw"
     """The optimizer: adamw, sgd (with momentum ``betas[0]``), or one of a plugin."""
     lr: Rate = 1e-4
-    """Peak learning rate, for ``reference_batch`` where that is given."""
+    """Peak learning rate, for ``reference_batch`` if it is given."""
     reference_batch: Positive | None = None
-    """Global batch that ``lr`` is for, from which it scales linearly; null takes ``lr`` as it is."""
+    """Global batch that ``lr`` is for, from which it scales linearly; null uses ``lr`` unchanged."""
     min_lr: Weight = 0.0
     """Learning rate at the end of the cosine schedule."""
     warmup_steps: NotNegative = 0
@@ -39,8 +39,8 @@ class OptimConfig(NamedConfig):
     def _milestones_are_scheduled(self) -> Self:
         if (self.schedule == "milestones") != bool(self.milestones):
             raise ValueError(
-                f".schedule {self.schedule} with .milestones {list(self.milestones)}: schedule milestones needs some, "
-                "such as [0.6, 0.8], and schedule cosine has none"
+                f".schedule {self.schedule} with .milestones {list(self.milestones)}: schedule milestones needs values "
+                "such as [0.6, 0.8], and schedule cosine takes none"
             )
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f".milestones {list(self.milestones)} must ascend: write {sorted(self.milestones)}")
@@ -58,7 +58,7 @@ class TrainConfig(ConfigModel):
     """Tiles of one forward and backward pass of a process."""
 
     def check_spans(self, spans: Mapping[str, int]) -> None:
-        """Raise ValueError where a schedule, by its key, is longer than the training: its end is never reached."""
+        """Raise ValueError if a schedule, by its key, is longer than the training: its end is never reached."""
         if longer := [f"{key} {span}" for key, span in spans.items() if span > self.steps]:
             raise ValueError(
                 f"{' and '.join(longer)} must be at most train.steps {self.steps}: lower that, or raise train.steps"

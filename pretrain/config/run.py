@@ -38,13 +38,13 @@ class CheckpointConfig(ConfigModel):
     quota_gb: Positive | None = None
     """Largest size of the run folder, in gigabytes; null for no limit."""
     resume: Literal["auto", "must"] = "auto"
-    """Continue what is there (auto), or fail where nothing is (must)."""
+    """Continue from a checkpoint if there is one (auto), or fail if there is none (must)."""
     accept: tuple[Fixed, ...] = Field(default=(), strict=False)
     """Keys that may differ from the checkpoint's although they change the order of samples or what weights mean;
     ``init`` begins from an encoder of other bands."""
 
     @model_validator(mode="after")
-    def _kept_ones_are_saved(self) -> Self:
+    def _check_keep_every(self) -> Self:
         if self.keep_every % self.every:
             raise ValueError(f".keep_every {self.keep_every} must be a multiple of .every {self.every}, or 0")
         return self
@@ -89,6 +89,6 @@ class LogConfig(ConfigModel):
     """Peak of one device at the run's precision, in TFLOP/s, for MFU; null takes the vendor's where it is known."""
     loggers: tuple[Annotated[LoggerConfig, LOGGERS], ...] = Field(default=DEFAULT_LOGGERS, strict=False)
     """Where scalars and figures go: names, or sections with a name and options. A run without ``jsonl`` doesn't notice
-    when its checkpoints are gone."""
+    if its checkpoints are missing."""
     profile: ProfilerConfig | None = None
     """Trace of some steps, in ``profile/`` of the run folder; null for none."""

@@ -139,8 +139,8 @@ def crop_box(
 def cut(images: Tensor, corners: np.ndarray, size: int, mirrored: np.ndarray) -> Tensor:
     """Cut squares from images (B, C, H, W) at (top, left) (B, 2), with the axes in ``mirrored`` (B, 2) flipped."""
     steps = np.arange(size)
-    places = corners[:, :, None] + np.where(mirrored[:, :, None], steps[::-1], steps)  # (B, 2, size)
-    rows, columns = torch.from_numpy(places).to(images.device, non_blocking=True).unbind(1)
+    positions = corners[:, :, None] + np.where(mirrored[:, :, None], steps[::-1], steps)  # (B, 2, size)
+    rows, columns = torch.from_numpy(positions).to(images.device, non_blocking=True).unbind(1)
     sample = torch.arange(len(images), device=images.device)[:, None, None]
     return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -156,10 +156,10 @@ def resampling(
         sigma: standard deviation of the blur in target pixels (B,), 0 for none; edges are repeated.
     """
     batch = len(begin)
-    place = (np.arange(size) + 0.5) * (np.asarray(length, dtype=np.float64) / size)[:, None] - 0.5
-    place = place.clip(0, np.asarray(length)[:, None] - 1)  # like torch's interpolate: never beyond the crop
-    below = np.floor(place).astype(np.int64)
-    share = place - below
+    position = (np.arange(size) + 0.5) * (np.asarray(length, dtype=np.float64) / size)[:, None] - 0.5
+    position = position.clip(0, np.asarray(length)[:, None] - 1)  # like torch's interpolate: never beyond the crop
+    below = np.floor(position).astype(np.int64)
+    share = position - below
     above = np.minimum(below + 1, np.asarray(length, dtype=np.int64)[:, None] - 1)
     matrix = np.zeros((batch, size, source))
     sample, target, offset = np.arange(batch)[:, None], np.arange(size), np.asarray(begin, dtype=np.int64)[:, None]
@@ -185,7 +185,7 @@ def _blur(size: int, sigma: float) -> np.ndarray:
 
 def resample(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
     """Compute rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w)."""
-    left, right = (torch.from_numpy(one).to(images.device, non_blocking=True) for one in (rows, columns))
+    left, right = (torch.from_numpy(matrix).to(images.device, non_blocking=True) for matrix in (rows, columns))
     return left[:, None] @ (images @ right.transpose(1, 2)[:, None])
 
 

@@ -53,7 +53,7 @@ class Inputs:
             with suppress(NoneLeft):
                 if len(rows):
                     return tiles, self.reader.read(np.resize(rows, count), tiles, self.quarantine)
-        raise ShardError(f"{self.reader.location}: no tile can be read: run `python -m shards verify` on it")
+        raise ShardError(f"{self.reader.location}: no tile can be read: check it with `python -m shards verify`")
 
 
 def open_inputs(config: PretrainConfig) -> Inputs:

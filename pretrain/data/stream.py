@@ -24,13 +24,13 @@ class TileBatch:
         tiles: int16 (U, C, H, W) on the device, without duplicates; valid until the next batch is requested.
         samples: int64 sample numbers (B,).
         rows: int64 (B, K) on the device: positions in ``tiles`` of the K timestamps of each sample.
-        places: int64 (B,) on the device: location number of each sample.
+        location_ids: int64 (B,) on the device: location number of each sample.
     """
 
     tiles: Tensor
     samples: np.ndarray
     rows: Tensor
-    places: Tensor
+    location_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Filled:
     tiles: Tensor
     samples: np.ndarray
     rows: np.ndarray
-    places: np.ndarray
+    location_ids: np.ndarray
     buffer: Tensor
 
 
@@ -101,8 +101,10 @@ class TileStream:
                 if self._copies is not None:
                     item.tiles.record_stream(torch.cuda.current_stream())
                     free.put(item.buffer)
-                rows, places = (torch.from_numpy(one).to(self.device) for one in (item.rows, item.places))
-                yield TileBatch(item.tiles, item.samples, rows, places)
+                rows, location_ids = (
+                    torch.from_numpy(array).to(self.device) for array in (item.rows, item.location_ids)
+                )
+                yield TileBatch(item.tiles, item.samples, rows, location_ids)
                 if self._copies is None:
                     free.put(item.buffer)
         finally:
@@ -121,8 +123,8 @@ class TileStream:
                     return
                 tiles, rows = self._tiles(samples)
                 self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
-                places = self.reader.table["location_id"][tiles[rows[:, 0]]].astype(np.int64)
-                ready.put(_Filled(self._to_device(buffer[: len(tiles)]), samples, rows, places, buffer))
+                location_ids = self.reader.table["location_id"][tiles[rows[:, 0]]].astype(np.int64)
+                ready.put(_Filled(self._to_device(buffer[: len(tiles)]), samples, rows, location_ids, buffer))
             ready.put(None)
         except BaseException as error:
             ready.put(error)

@@ -63,7 +63,7 @@ def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, 
         ForgeError: this version of DeepSpeed lacks an attribute that the adapter uses.
     """
     if not SpecifierSet(TESTED).contains(deepspeed.__version__, prereleases=True):
-        log(f"WARNING: DeepSpeed {deepspeed.__version__} is outside of the tested versions {TESTED}")
+        log(f"WARNING: DeepSpeed {deepspeed.__version__} is not one of the tested versions {TESTED}")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     stages = (StageZero, PartitionedOptimizer, PartitionedOptimizer, PartitionedWeights)
     return stages[config["zero_optimization"]["stage"]](engine)
@@ -339,7 +339,7 @@ class PartitionedWeights(PartitionedAdapter):
 
 
 def _require(owner: Any, names: Iterable[str], called: str) -> None:
-    """Raise ForgeError where an object lacks one of the dotted names."""
+    """Raise ForgeError if an object lacks one of the dotted names."""
     for name in names:
         try:
             attrgetter(name)(owner)

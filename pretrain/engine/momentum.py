@@ -103,8 +103,8 @@ class MomentumNetwork:
         """Gather the weights of a unit in one collective."""
         world = distributed.world_size()
         sizes = [self.shards[name].numel() for name in names]
-        mine = torch.cat([self.shards[name] for name in names])
-        everyone = distributed.all_gather(mine).view(world, -1)
+        own_shards = torch.cat([self.shards[name] for name in names])
+        everyone = distributed.all_gather(own_shards).view(world, -1)
         for name, slices in zip(names, everyone.split(sizes, 1), strict=True):
             shape = self._shapes[name]
             self._parameters[name].data = slices.reshape(-1)[: shape.numel()].view(shape)
@@ -116,10 +116,10 @@ class MomentumNetwork:
 
 def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, list[str]]]:
     """Yield the modules that gather weights, each with their names: all of a unit, else those the module owns."""
-    whole = isinstance(module, Unit)
-    names = [prefix + name for name, _ in module.named_parameters(recurse=whole)]
+    is_unit = isinstance(module, Unit)
+    names = [prefix + name for name, _ in module.named_parameters(recurse=is_unit)]
     if names:
         yield module, names
-    if not whole:
+    if not is_unit:
         for name, child in module.named_children():
             yield from _units(child, f"{prefix}{name}.")

@@ -49,16 +49,16 @@ class OptimizerState:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """Find out what an optimizer keeps, by a step of a copy of it on a weight of its own."""
+    """Find out which state an optimizer keeps, by a step of a copy on a separate weight."""
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.ones_like(weight)
     trial = copy.copy(optimizer)
     trial.state = defaultdict(dict)
     trial.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
     trial.step()
-    kept = trial.state[weight]
-    moments = (name for name, value in kept.items() if isinstance(value, Tensor) and value.shape == weight.shape)
-    return OptimizerState(tuple(moments), "step" in kept)
+    state = trial.state[weight]
+    moments = (name for name, value in state.items() if isinstance(value, Tensor) and value.shape == weight.shape)
+    return OptimizerState(tuple(moments), "step" in state)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
@@ -94,7 +94,7 @@ def _layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, fl
         depth = max((number for number, layer in enumerate(layers) if any(p.requires_grad for p in layer)), default=0)
         for number, layer in enumerate(layers[: depth + 1]):
             level = number * LEVELS // (depth + 1)
-            members = [one for one in range(depth + 1) if one * LEVELS // (depth + 1) == level]
+            members = [number for number in range(depth + 1) if number * LEVELS // (depth + 1) == level]
             scale = layer_decay ** (depth + 1 - sum(members) / len(members))
             scales |= dict.fromkeys(layer, scale)
     return scales

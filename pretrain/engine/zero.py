@@ -206,5 +206,5 @@ def move_batch_norms(module: nn.Module, applied: bool = True) -> None:
     pending = [norm.flush() for norm in norms]
     if norms and applied:
         merged = distributed.all_reduce_sum(torch.cat(pending))
-        for norm, part in zip(norms, merged.split([len(one) for one in pending]), strict=True):
+        for norm, part in zip(norms, merged.split([len(norms_of_step) for norms_of_step in pending]), strict=True):
             norm.move(part)

@@ -40,13 +40,13 @@ def gather_state(engine: ZeroEngine) -> OwnedState:
     moments: dict[str, Tensor] = {}
     trained = set(engine.names)
     for number, (name, parameter) in enumerate(engine.module.named_parameters()):
-        own = number % distributed.world_size() == distributed.rank()
+        is_own = number % distributed.world_size() == distributed.rank()
         full = adapter.get_weight(parameter) if name in trained else adapter.get_frozen(parameter)
-        if own:
+        if is_own:
             weights[name] = _cpu_copy(full)
         for moment in engine.optimizer_state.moments if name in trained else ():
             value = adapter.get_moment(parameter, moment)  # collective: every rank calls it for every parameter
-            if own:
+            if is_own:
                 moments[f"{name}/{moment}"] = _cpu_copy(value)
     if distributed.is_main():
         weights |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
@@ -56,8 +56,8 @@ def gather_state(engine: ZeroEngine) -> OwnedState:
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
     """XXH3-64 of all ranks' weights, each with its name, summed: the same however ranks share them."""
-    mine = sum(_hash(name, value) for name, value in weights.items())
-    return f"{sum(distributed.gather_objects(mine)) % 2**64:016x}"
+    own_sum = sum(_hash(name, value) for name, value in weights.items())
+    return f"{sum(distributed.gather_objects(own_sum)) % 2**64:016x}"
 
 
 def set_state(
@@ -76,8 +76,8 @@ def set_state(
             adapter.set_frozen(parameter, weight(name))
             continue
         adapter.set_weight(parameter, weight(name).to(device))
-        for one in engine.optimizer_state.moments:
-            adapter.set_moment(parameter, one, moment(f"{name}/{one}").to(device))
+        for kind in engine.optimizer_state.moments:
+            adapter.set_moment(parameter, kind, moment(f"{name}/{kind}").to(device))
     adapter.refresh_model_copies()
 
 
@@ -104,9 +104,9 @@ def _hash(name: str, value: Tensor) -> int:
 
 def _create_moments(engine: ZeroEngine, steps: float) -> None:
     """Create the moments that the optimizer creates in its first step: they must exist before they are loaded."""
-    kept, state = engine.optimizer_state, engine.adapter.base_optimizer.state
+    optimizer_state, state = engine.optimizer_state, engine.adapter.base_optimizer.state
     for flat in engine.adapter.flat_partitions():
-        state[flat] = {moment: torch.zeros_like(flat) for moment in kept.moments}
-        if kept.counts_steps:
+        state[flat] = {moment: torch.zeros_like(flat) for moment in optimizer_state.moments}
+        if optimizer_state.counts_steps:
             state[flat]["step"] = torch.tensor(steps, dtype=torch.float32, device=flat.device)
     engine.adapter.link_moments()

@@ -62,7 +62,7 @@ class Callback:
         return {}
 
     def state(self, loop: "Loop") -> dict[str, Any]:
-        """Return what a checkpoint keeps of this callback: plain JSON under names of its own, the same on all ranks."""
+        """Return the state to store in checkpoints: plain JSON under unique names, the same on all ranks."""
         return {}
 
     def load_state(self, loop: "Loop", state: dict[str, Any], path: Path) -> None:

@@ -26,5 +26,5 @@ def evaluating(loop: Loop) -> Iterator[None]:
         try:
             yield
         except Stopped:
-            log(f"step {loop.step}  evaluation given up: asked to stop")
+            log(f"step {loop.step}  evaluation aborted: stop requested")
             loop.stopping = True

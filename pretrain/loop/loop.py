@@ -176,7 +176,7 @@ class Loop:
         return state
 
     def rollback(self) -> Path | None:
-        """Take the weights of an earlier checkpoint; the order of samples goes on. Returns None if there is none."""
+        """Load the weights of an earlier checkpoint; the order of samples continues. Returns None if there is none."""
         path = self.checkpoints.earlier()
         if path is not None:
             state = self.checkpoints.load(path)

@@ -66,7 +66,9 @@ class EncoderProbe:
         self.reader = ShardReader(self.probe.shards)
         shape = self.reader.tile_shape
         if shape[0] != bands or min(shape[1:]) < self.size:
-            raise ConfigError(f"key 'probe.shards': tiles of {shape}; the run takes {bands} bands, {self.size} px")
+            raise ConfigError(
+                f"key 'probe.shards': tiles have shape {shape}, but the run takes {bands} bands, {self.size} px"
+            )
         self.splits = {name: self._labeled(name) for name in ("train", "val")}
         self.quarantine = Quarantine(
             self.splits["train"],
@@ -88,7 +90,7 @@ class EncoderProbe:
         return rows
 
     def scores(
-        self, objective: Objective, engine: ZeroEngine, asked_to_stop: Callable[[], bool] = lambda: False
+        self, objective: Objective, engine: ZeroEngine, stop_requested: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
         """Return the accuracies on the val cells; every rank calls it.
 
@@ -96,7 +98,7 @@ class EncoderProbe:
             Stopped: a rank was asked to stop.
             Diverged: features are non-finite, which accuracies would not show.
         """
-        train, val = (self._cells(split, objective, engine, asked_to_stop) for split in ("train", "val"))
+        train, val = (self._cells(split, objective, engine, stop_requested) for split in ("train", "val"))
         if not (is_finite(train.features) and is_finite(val.features)):
             raise Diverged("diverged: the probe's features are NaN or infinite: lower optim.lr")
         return {
@@ -109,32 +111,34 @@ class EncoderProbe:
         split: Literal["train", "val"],
         objective: Objective,
         engine: ZeroEngine,
-        asked_to_stop: Callable[[], bool],
+        stop_requested: Callable[[], bool],
     ) -> Cells:
         """Return the cells of tiles drawn by the run's seed; the tiles are divided among the ranks."""
         labeled, world = self.splits[split], distributed.world_size()
         order = permute(fold_in(self.seed, "probe", split), len(labeled), np.arange(len(labeled)))
         chosen = labeled[order][: -(-self.probe.samples // CELLS)]
-        mine: dict[int, tuple[Tensor, Tensor]] = {}
+        own_cells: dict[int, tuple[Tensor, Tensor]] = {}
         rounds = -(-len(chosen) // (self.micro * world))  # as many forwards on every rank
         numbers = np.arange(rounds * self.micro * world).reshape(rounds, world, self.micro)[:, distributed.rank()]
         rows = chosen[np.minimum(numbers, len(chosen) - 1)]
-        tiles = distributed.raise_on_all_ranks(lambda: [[self._read(int(row)) for row in turn] for turn in rows])
+        tiles = distributed.raise_on_all_ranks(lambda: [[self._read(int(row)) for row in batch] for batch in rows])
         for turn, batch in zip(numbers.tolist(), tiles, strict=True):
-            check_stop(asked_to_stop())
+            check_stop(stop_requested())
             images = objective.normalize(torch.stack([values for values, _ in batch]).to(distributed.device()))
             maps = objective.features(engine, images).float().cpu()
             for number, features, (_, labels) in zip(turn, maps, batch, strict=True):
                 if number < len(chosen):
-                    mine[number] = self._draw(number, features, labels)
-        everyone = {number: cells for part in distributed.gather_objects(mine) for number, cells in part.items()}
+                    own_cells[number] = self._draw(number, features, labels)
+        everyone = {number: cells for part in distributed.gather_objects(own_cells) for number, cells in part.items()}
         features, labels = (
             torch.cat(part) for part in zip(*(everyone[number] for number in sorted(everyone)), strict=True)
         )
         if not len(labels):
-            raise ConfigError(f"key 'probe.ignore': no cell of '{split}' has another label")
+            raise ConfigError(f"key 'probe.ignore': no cell of '{split}' has any other label")
         if labels.min() < 0:
-            raise ConfigError(f"key 'probe.ignore': label {labels.min()} of '{split}' is negative: ignore it, too")
+            raise ConfigError(
+                f"key 'probe.ignore': label {labels.min()} of '{split}' is negative: add it to probe.ignore"
+            )
         return Cells(features, labels)
 
     def _read(self, row: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +147,7 @@ class EncoderProbe:
         If either is damaged, both are taken from another tile of the split.
         """
         values = np.empty((1, *self.reader.tile_shape), dtype=np.int16)
-        attempt, wanted = 0, row
+        attempt, requested = 0, row
         while True:
             try:
                 if row not in self.quarantine:
@@ -156,7 +160,7 @@ class EncoderProbe:
             except ShardError as error:
                 self.quarantine.add(row, self.reader.key(row), str(error))
             attempt += 1
-            row = self.quarantine.substitute(wanted, attempt)
+            row = self.quarantine.substitute(requested, attempt)
         top, left = ((side - self.size) // 2 for side in codes.shape)
         window = np.s_[..., top : top + self.size, left : left + self.size]
         return torch.from_numpy(values[0][window].copy()), torch.from_numpy(codes[window].astype(np.int64))

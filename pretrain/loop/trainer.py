@@ -125,7 +125,10 @@ class Trainer:
             if self.loop.is_last:
                 self._export()
             else:
-                log(f"stopped at step {self.step} of {self.config.train.steps} and saved; the same command continues")
+                log(
+                    f"stopped at step {self.step} of {self.config.train.steps} and saved; run the same command again "
+                    "to continue"
+                )
                 self.status.write(self.loop, "stopped")
             return self.loop.is_last
         except ForgeError as error:
@@ -179,7 +182,7 @@ class Trainer:
             Validation(config, objective, inputs),
             *([Probing(probe, objective)] if probe else []),
             *([CALLBACKS["profiler"](config.log.profile, folder)] if config.log.profile else []),
-            *(CALLBACKS[one.name](one, folder) for one in config.callbacks),
+            *(CALLBACKS[config.name](config, folder) for config in config.callbacks),
             BadTileLimit([inputs.quarantine, *([probe.quarantine] if probe else [])], folder),
             Saving(config.checkpoint.every),
             GcControl(),
@@ -230,6 +233,6 @@ class Trainer:
             export_encoder(list_checkpoints(self.folder / "checkpoints")[-1], dest)
         except OSError as error:
             raise CheckpointNotWritten(
-                f"{dest}: can't be written: {error.strerror}; the last checkpoint is complete: make room and start "
+                f"{dest}: can't be written: {error.strerror}; the last checkpoint is complete: free some space and run "
                 "the command again"
             ) from None

@@ -21,9 +21,9 @@ def last_saved_step(folder: Path) -> int | None:
 def drop_after(path: Path, step: int) -> None:
     """Remove the lines of a file after a step; a missing file is ignored."""
     if path.exists():
-        kept = "".join(line for line, record in _records(path) if record["step"] <= step).encode()
-        if kept != path.read_bytes():
-            write_atomic(path, kept)
+        lines = "".join(line for line, record in _records(path) if record["step"] <= step).encode()
+        if lines != path.read_bytes():
+            write_atomic(path, lines)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

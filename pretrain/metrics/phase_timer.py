@@ -115,7 +115,7 @@ class PhaseTimer:
 
 def _tensors(output: Any) -> list[Tensor]:
     outputs = output if isinstance(output, list | tuple) else [output]
-    return [one for one in outputs if isinstance(one, Tensor) and one.requires_grad]
+    return [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
 
 
 def _between(begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:

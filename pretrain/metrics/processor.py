@@ -112,10 +112,10 @@ def memory(device: torch.device) -> dict[str, float]:
     Counts tensors on a GPU and the entire process on a CPU. Every rank calls it.
     """
     if device.type == "cuda":
-        mine = [torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()]
+        memory = [torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()]
     else:  # not getrusage: a child inherits the maximum of its parent
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-        mine = [int(sizes["VmRSS"]) * 1024, int(sizes["VmHWM"]) * 1024]
-    now, peak = distributed.all_gather(torch.tensor([mine], dtype=torch.float64, device=device)).amax(0).tolist()
+        memory = [int(sizes["VmRSS"]) * 1024, int(sizes["VmHWM"]) * 1024]
+    now, peak = distributed.all_gather(torch.tensor([memory], dtype=torch.float64, device=device)).amax(0).tolist()
     return {"memory_gb": now / 1e9, "peak_memory_gb": peak / 1e9}

@@ -93,13 +93,13 @@ class Shares:
             + "/".join(f"{share:.0%}" for share in self.values[rank].tolist())
             for rank in shown
         ]
-        rest = f"; {len(order) - SHOWN} ranks wait longer" if len(order) > SHOWN else ""
-        return f"data/compute/communication by rank (* slowest): {'  '.join(cells)}{rest}"
+        more = f"; {len(order) - SHOWN} ranks wait longer" if len(order) > SHOWN else ""
+        return f"data/compute/communication by rank (* slowest): {'  '.join(cells)}{more}"
 
 
 def gather_shares(seconds: float, data: float, communication: float) -> Shares:
     """Gather the time shares of all ranks within ``seconds``; every rank calls it."""
     compute = max(seconds - data - communication, 0.0)
-    mine = torch.tensor([[data, compute, communication]], dtype=torch.float64, device=distributed.device())
-    everyone = distributed.all_gather(mine).cpu()
+    times = torch.tensor([[data, compute, communication]], dtype=torch.float64, device=distributed.device())
+    everyone = distributed.all_gather(times).cpu()
     return Shares(everyone / everyone.sum(1, keepdim=True).clamp(min=1e-9))

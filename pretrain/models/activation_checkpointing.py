@@ -16,7 +16,7 @@ from torch.utils.checkpoint import (
 from pretrain.models.compilation import compiling, is_compiling
 
 Policy = Literal["none", "selective", "blocks"]
-"""Save all activations, inputs and the results of SAVED_OPS, or inputs alone; the rest is recomputed."""
+"""Save all activations, inputs and the results of SAVED_OPS, or only inputs; the rest is recomputed."""
 
 SAVED_OPS = {
     torch.ops.aten.mm.default,

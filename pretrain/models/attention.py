@@ -1,18 +1,24 @@
 """Attention kernels behind one signature, layout (batch, tokens, heads, head dim) in and out."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.console import log
 from pretrain.models.compilation import is_exporting
 from shards.errors import ConfigError
 
 Backend = Literal["auto", "xformers", "sdpa", "math"]
-"""``auto``: xformers on CUDA in half precision where it is installed, else torch's SDPA. ``math`` is the reference."""
+"""``auto``: xformers on CUDA in half precision where its kernels load, else torch's SDPA. ``math`` is the reference."""
+
+XFORMERS_PAIR = "pip install 'torch==2.10.0' 'xformers==0.0.35'"
+"""Installs versions that are built for each other (constraints-gpu.txt)."""
 
 SeqLens = Sequence[tuple[int, int]]
 """Lengths of sequences that are packed into a single one, in order: (num_sequences, length) for each length."""
@@ -40,21 +46,55 @@ def attention(
         return _sdpa(query, key, value) if seqlens is None else _each_length(query, key, value, seqlens)
     kernel = _xformers()
     if kernel is None or not query.is_cuda:
-        raise RuntimeError("attention 'xformers' needs a GPU and the extra 'gpu'; use model.attention=auto")
-    return kernel(query, key, value, attn_bias=None if seqlens is None else _block_diagonal(tuple(seqlens)))
+        reason = xformers_problem() or f"it runs on GPUs, these tensors are on {query.device.type}"
+        raise RuntimeError(f"attention 'xformers': {reason}; use model.attention=auto")
+    bias = None if seqlens is None else _block_diagonal(tuple(seqlens), query.device)
+    return kernel(query, key, value, attn_bias=bias)
 
 
 def check_backend(backend: Backend, device: torch.device) -> None:
-    """Raise ConfigError where a backend can't run on this device."""
-    if backend != "xformers":
+    """Raise ConfigError if a backend can't run on this device; say so if ``auto`` finds an xformers that can't load."""
+    if backend not in ("auto", "xformers"):
         return
     if device.type != "cuda":
-        raise ConfigError(f"key 'model.attention': xformers runs on GPUs, this process has {device.type}: write auto")
-    if _xformers() is None:
-        raise ConfigError(
-            "key 'model.attention': xformers is not installed for this torch: pip install 'spectralforge[gpu]', or "
-            "write auto"
-        )
+        if backend == "xformers":
+            raise ConfigError(
+                f"key 'model.attention': xformers runs on GPUs, this process has {device.type}: write auto"
+            )
+        return
+    problem = xformers_problem()
+    if problem and backend == "xformers":
+        raise ConfigError(f"key 'model.attention': {problem}: {XFORMERS_PAIR}, or write auto")
+    if problem and is_installed():
+        log(f"WARNING: {problem}: torch's attention is used; {XFORMERS_PAIR}")
+
+
+def is_installed() -> bool:
+    """Return whether xformers is there, whether or not it loads."""
+    return find_spec("xformers") is not None
+
+
+@cache
+def xformers_problem() -> str | None:
+    """Return why xformers' kernels can't be used in this process, or None if its C++ extension is loaded.
+
+    The package imports without its extension, and then refuses every operation at the first forward.
+    """
+    if not is_installed():
+        return "xformers is not installed"
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # it would say the same in five lines, on every rank
+    try:
+        import xformers
+        import xformers.ops
+    except (ImportError, OSError) as error:
+        return f"xformers does not import: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    if getattr(xformers, "_has_cpp_library", False):
+        return None
+    build = getattr(getattr(xformers._cpp_lib, "_cpp_library_load_exception", None), "build_info", None)
+    reason = f"it is built for torch {build.torch_version}" if build else "it has none"
+    return (
+        f"the C++ extension of xformers {xformers.__version__} does not load: {reason}, this one is {torch.__version__}"
+    )
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, seqlens: SeqLens | None) -> Tensor:
@@ -83,17 +123,17 @@ def _each_length(query: Tensor, key: Tensor, value: Tensor, seqlens: SeqLens) ->
 
 
 @cache
-def _block_diagonal(seqlens: tuple[tuple[int, int], ...]) -> Any:
+def _block_diagonal(seqlens: tuple[tuple[int, int], ...], device: torch.device) -> Any:
+    """Return xformers' mask of packed sequences, whose offsets are on a device."""
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    return BlockDiagonalMask.from_seqlens([length for count, length in seqlens for _ in range(count)])
+    return BlockDiagonalMask.from_seqlens([length for count, length in seqlens for _ in range(count)], device=device)
 
 
-@cache
 def _xformers() -> Callable[..., Tensor] | None:
-    """Return xformers' kernel, or None where it isn't installed."""
-    try:
-        from xformers.ops import memory_efficient_attention
-    except ImportError:
+    """Return xformers' kernel, or None if it can't be used."""
+    if xformers_problem():
         return None
+    from xformers.ops import memory_efficient_attention
+
     return memory_efficient_attention

@@ -118,21 +118,21 @@ class Encoder(nn.Module, ABC):
             ValueError: a layer that the encoder doesn't have, or class tokens of one that has none.
         """
         layers = self._layers(images, n, norm)
-        features = [one if reshape else one.flatten(2).transpose(1, 2) for one, _ in layers]
+        features = [feature_map if reshape else feature_map.flatten(2).transpose(1, 2) for feature_map, _ in layers]
         if not return_prefix_tokens:
             return tuple(features)
         tokens = [token for _, token in layers]
         if any(token is None for token in tokens):
-            raise ValueError(f"a {type(self).__name__} has no class token: leave return_prefix_tokens out")
+            raise ValueError(f"a {type(self).__name__} has no class token: omit return_prefix_tokens")
         return tuple(zip(features, tokens, strict=True))
 
 
 def layer_numbers(n: int | Sequence[int], depth: int) -> list[int]:
     """Return the numbers of the layers that ``n`` asks for: the last n, or those listed, negative ones from the end."""
     if isinstance(n, int) and not 1 <= n <= depth:
-        raise ValueError(f"the last {n} layers were asked for; this encoder has {depth}")
-    asked = range(depth - n, depth) if isinstance(n, int) else n
-    wrong = [number for number in asked if not -depth <= number < depth]
+        raise ValueError(f"the last {n} layers were requested, but this encoder has {depth}")
+    requested = range(depth - n, depth) if isinstance(n, int) else n
+    wrong = [number for number in requested if not -depth <= number < depth]
     if wrong:
-        raise ValueError(f"layer {wrong[0]} was asked for; this encoder has layers 0 to {depth - 1}")
-    return [number % depth for number in asked]
+        raise ValueError(f"layer {wrong[0]} was requested, but this encoder has layers 0 to {depth - 1}")
+    return [number % depth for number in requested]

@@ -32,6 +32,6 @@ def times(factor: int, parts: Parts) -> Parts:
     return {name: factor * value for name, value in parts.items()}
 
 
-def add(one: Parts, other: Parts) -> Parts:
+def add(first: Parts, second: Parts) -> Parts:
     """Add part by part."""
-    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}
+    return {name: first.get(name, 0) + second.get(name, 0) for name in first | second}

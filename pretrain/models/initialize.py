@@ -19,12 +19,12 @@ def initialize(module: nn.Module, name: str, seed: int) -> None:
         full = f"{name}.{parameter_name}"
         generator = torch.Generator().manual_seed(fold_in(seed, full) % 2**63)
         owner_name, _, leaf = parameter_name.rpartition(".")
-        own = getattr(module.get_submodule(owner_name), "initialize_parameter", None)
+        initialize_parameter = getattr(module.get_submodule(owner_name), "initialize_parameter", None)
         with torch.no_grad():
-            if own is None:
+            if initialize_parameter is None:
                 _fill(full, parameter, generator)
             else:
-                own(leaf, parameter, generator)
+                initialize_parameter(leaf, parameter, generator)
 
 
 def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:

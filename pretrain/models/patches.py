@@ -37,7 +37,7 @@ def sincos_positions(width: int, grid: int) -> Tensor:
 
 
 def fit_positions(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
-    """Interpolate a table of positions to the square grid of another shape; return any other tensor as it is."""
+    """Interpolate a table of positions to the square grid of another shape; return any other tensor unchanged."""
     if tuple(value.shape) == tuple(shape) or not are_positions(name, value.shape, shape):
         return value
     side = math.isqrt(shape[1] - 1)

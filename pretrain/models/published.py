@@ -93,4 +93,6 @@ def resnet50(
 
 def _require_no_stem(name: str, stem: Mapping[str, Any] | None) -> None:
     if stem is not None and stem["name"] != "none":
-        raise ValueError(f"{name} takes the bands themselves, not a stem '{stem['name']}': use a spec_ encoder for it")
+        raise ValueError(
+            f"{name} takes the bands directly, without a stem '{stem['name']}': use a spec_ encoder for that"
+        )

@@ -40,8 +40,8 @@ def build_encoder(
     encoder = ENCODERS[name](name=name, bands=bands, attention=attention, **sizes, **options)
     if 0 < bands < encoder.min_bands:
         raise ValueError(
-            f"{name} takes {encoder.min_bands} bands or more, not {bands}: its stem needs a longer spectrum; take "
-            "vit_tiny or vit_small or resnet50, which have no stem"
+            f"{name} needs at least {encoder.min_bands} bands, not {bands}: its stem needs a longer spectrum; use "
+            "vit_tiny, vit_small or resnet50, which have no stem"
         )
     return encoder
 

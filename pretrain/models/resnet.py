@@ -139,7 +139,7 @@ class ResNetEncoder(Encoder):
 
     def _pooled(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         sizes = [images] if isinstance(images, Tensor) else images
-        return torch.cat([self._map(one).mean((2, 3)) for one in sizes])
+        return torch.cat([self._map(batch).mean((2, 3)) for batch in sizes])
 
     def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
         maps = self._layer_maps(images)

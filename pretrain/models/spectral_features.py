@@ -117,7 +117,7 @@ class _SpectralFeatures(torch.autograd.Function):
         # activation checkpointing frees and recomputes what is saved here, and nothing else
         ctx.save_for_backward(pixels, *saved.ys)
         ctx.first, ctx.later, ctx.compiled = saved.first, saved.later, is_compiling()
-        moments = [torch.stack([one.mean, one.variance]).float() for one in saved.layers]
+        moments = [torch.stack([layer.mean, layer.variance]).float() for layer in saved.layers]
         ctx.mark_non_differentiable(*moments)
         return features, *moments
 
@@ -127,7 +127,7 @@ class _SpectralFeatures(torch.autograd.Function):
         pixels, *ys = ctx.saved_tensors
         with compiling(ctx.compiled):
             gradients = _backward(Saved(pixels, ctx.first, ctx.later, tuple(ys)), gradient)
-        tensors = [tensor for one in (ctx.first, *ctx.later) for tensor in one.layer.tensors]
+        tensors = [tensor for layer in (ctx.first, *ctx.later) for tensor in layer.layer.tensors]
         return None, None, None, *(g.to(tensor.dtype) for g, tensor in zip(gradients, tensors, strict=True))
 
 
@@ -135,8 +135,8 @@ def _forward(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> Sav
     saved = Saved(pixels, first_layer(layers[0], pixels, dtype), (), ())
     for number, layer in enumerate(layers[1:]):
         below = saved.later[-1] if saved.later else saved.first
-        one, y = later_layer(layer, len(pixels), below, partial(saved.output, number), num_parts(pixels))
-        saved = Saved(pixels, saved.first, (*saved.later, one), (*saved.ys, y))
+        later, y = later_layer(layer, len(pixels), below, partial(saved.output, number), num_parts(pixels))
+        saved = Saved(pixels, saved.first, (*saved.later, later), (*saved.ys, y))
     return saved
 
 
@@ -183,8 +183,8 @@ def _backward(saved: Saved, gradient: Tensor) -> list[Tensor]:
     length = saved.later[-1].length
     above = _zero_sums(saved, top)
     for part in range(num_parts(saved.pixels)):
-        mine = take_part(gradient, part)[:, None] / length
-        _accumulate(saved, top, above, part, saved.output(top, part), mine.expand(-1, length, -1))
+        d_features = take_part(gradient, part)[:, None] / length
+        _accumulate(saved, top, above, part, saved.output(top, part), d_features.expand(-1, length, -1))
     gradients: list[Tensor] = []
     for number in range(top, 0, -1):
         assert isinstance(above, LaterSums)
@@ -196,38 +196,38 @@ def _backward(saved: Saved, gradient: Tensor) -> list[Tensor]:
 
 
 def _later_gradients(
-    saved: Saved, number: int, own: LaterSums, below: FirstSums | LaterSums
+    saved: Saved, number: int, sums: LaterSums, below: FirstSums | LaterSums
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of weight, bias, scale and shift; accumulate those of the output of the layer below."""
     later, length = saved.later[number - 1], saved.layers[number - 1].length
     d_weight, d_bias = torch.zeros_like(widened(later.weight)), torch.zeros_like(later.offset)
     transposed = later.weight.T.contiguous()
     for part in range(num_parts(saved.pixels)):
-        dy = _norm_gradient(later, own, take_part(saved.ys[number - 1], part), part)
+        dy = _norm_gradient(later, sums, take_part(saved.ys[number - 1], part), part)
         if later.layer.moments is not None:
             d_bias += widened(dy).sum((0, 1))  # zero otherwise: the norm removes any bias
         z = saved.output(number - 1, part)
         d_weight += im2col(z, later.layer).flatten(0, 1).T @ dy.flatten(0, 1)
         _accumulate(saved, number - 1, below, part, z, col2im(dy @ transposed, later.layer, length))
-    d_shift, d_scale = own.sums
+    d_shift, d_scale = sums.sums
     return d_weight, d_bias, d_scale, d_shift
 
 
-def _norm_gradient(later: LaterLayer, own: LaterSums, y: Tensor, part: int) -> Tensor:
+def _norm_gradient(later: LaterLayer, sums: LaterSums, y: Tensor, part: int) -> Tensor:
     """Return the gradient of a part of y."""
-    d = take_part(own.d, part)
+    d = take_part(sums.d, part)
     if later.layer.moments is not None:
         return (widened(d) * later.factor).to(y.dtype)
-    shift, scale = (own.sums / later.count).to(later.factor.dtype)
+    shift, scale = (sums.sums / later.count).to(later.factor.dtype)
     return norm_gradient(d, y, later.center, later.factor, shift, later.inverse * scale)
 
 
-def _first_gradients(first: FirstLayer, own: FirstSums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _first_gradients(first: FirstLayer, sums: FirstSums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of weight, bias, scale and shift."""
     factor, apart = first.layer.scale.double() * first.inverse, first.bias - first.mean
-    d_scale = first.inverse * ((first.weight * own.product).sum(0) + apart * own.d_shift)
+    d_scale = first.inverse * ((first.weight * sums.product).sum(0) + apart * sums.d_shift)
     if first.layer.moments is not None:
-        return own.product * factor, own.d_shift * factor, d_scale, own.d_shift
+        return sums.product * factor, sums.d_shift * factor, d_scale, sums.d_shift
     normal = first.inverse * (first.products @ first.weight + torch.outer(first.sums, apart))  # im2col^T x^
-    through = torch.outer(first.sums, own.d_shift) + normal * d_scale
-    return factor * (own.product - through / first.count), torch.zeros_like(first.bias), d_scale, own.d_shift
+    through = torch.outer(first.sums, sums.d_shift) + normal * d_scale
+    return factor * (sums.product - through / first.count), torch.zeros_like(first.bias), d_scale, sums.d_shift

@@ -181,11 +181,11 @@ def col2im(columns: Tensor, layer: Layer, length: int) -> Tensor:
     """Fold (R, L, K) to (R, length, channels), summed where positions overlap: the adjoint of `im2col`."""
     rows, count, _ = columns.shape
     stride, over = layer.stride, layer.kernel - layer.stride  # a position: a whole block, and the next one's beginning
-    whole, rest = columns.view(rows, count, layer.kernel, -1).split([stride, over], 2)
-    padded = columns.new_zeros(rows, max((count + 1) * stride, length + 2), whole.shape[3])
+    strided, overlap = columns.view(rows, count, layer.kernel, -1).split([stride, over], 2)
+    padded = columns.new_zeros(rows, max((count + 1) * stride, length + 2), strided.shape[3])
     blocks = padded[:, : (count + 1) * stride].view(rows, count + 1, stride, -1)
-    blocks[:, :count] = whole
-    blocks[:, 1:, :over] += rest
+    blocks[:, :count] = strided
+    blocks[:, 1:, :over] += overlap
     return padded[:, 1 : length + 1]
 
 

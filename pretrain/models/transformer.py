@@ -174,8 +174,8 @@ class VisionTransformer(nn.Module):
         embedded = [self._embed(patches, grid, ids) for patches, grid in zip(batches, grids, strict=True)]
         if len(embedded) == 1:
             return [self.norm(self._blocks(embedded[0], None))]
-        seqlens = [(one.shape[0], one.shape[1]) for one in embedded]
-        packed = torch.cat([one.flatten(0, 1) for one in embedded])[None]  # one launch for all image sizes
+        seqlens = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
+        packed = torch.cat([tokens.flatten(0, 1) for tokens in embedded])[None]  # one launch for all image sizes
         x = self.norm(self._blocks(packed, seqlens))
         parts = x[0].split([count * length for count, length in seqlens])
         return [part.view(count, length, -1) for part, (count, length) in zip(parts, seqlens, strict=True)]
@@ -201,10 +201,10 @@ class VisionTransformer(nn.Module):
         batch = patches.shape[0]
         positions = resize_positions(self.pos_embed, grid)
         cls = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
-        places = positions[:, 1:]
+        patch_positions = positions[:, 1:]
         if ids is not None:
-            places = gather_tokens(places.expand(batch, -1, -1), ids)
-        tokens = self.patch_embed(patches) + places
+            patch_positions = gather_tokens(patch_positions.expand(batch, -1, -1), ids)
+        tokens = self.patch_embed(patches) + patch_positions
         return torch.cat([cls, tokens], 1).to(self.cls_token.dtype)  # the residual stream is fp32 under autocast
 
     def core_flops(self, patches: int) -> Parts:

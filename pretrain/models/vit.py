@@ -25,7 +25,7 @@ class ViTEncoder(Encoder):
         image_size, patch_size: in pixels, of the image that positions are for.
         grid: patches per side of that image.
         core: the transformer.
-        stem: in front of the patches; None where the transformer takes the bands themselves.
+        stem: in front of the patches; None if the transformer takes the bands themselves.
     """
 
     image_size: int
@@ -59,8 +59,8 @@ class ViTEncoder(Encoder):
     def _pooled(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Return class tokens."""
         sizes = [images] if isinstance(images, Tensor) else list(images)
-        grids = [self._grid_of(one) for one in sizes]
-        patches = [patchify(one, self.patch_size) for one in sizes]
+        grids = [self._grid_of(images_of_size) for images_of_size in sizes]
+        patches = [patchify(images_of_size, self.patch_size) for images_of_size in sizes]
         return torch.cat([tokens[:, 0] for tokens in self._transform(patches, grids, None)])
 
     def _map(self, images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class ViTEncoder(Encoder):
     def _grid_of(self, images: Tensor) -> Grid:
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"images of {height} x {width} px do not divide into patches of {self.patch_size} px")
+            raise ValueError(f"images of {height} x {width} px can't be divided into patches of {self.patch_size} px")
         return height // self.patch_size, width // self.patch_size
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:

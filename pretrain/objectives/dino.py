@@ -213,7 +213,7 @@ class DinoObjective(Objective):
         mean = distributed.all_reduce_sum(torch.stack(self._logits).mean(0)) / distributed.world_size()
         self._logits = []
         center = cast(SelfDistillation, engine.module).center
-        moved = torch.where(center.any(), 1 - self.dino.center_momentum, 1.0)  # the first mean is taken as it is
+        moved = torch.where(center.any(), 1 - self.dino.center_momentum, 1.0)  # the first mean is used unchanged
         center.lerp_(mean.to(center.dtype), moved.to(center.dtype))
 
     def drop_step(self) -> None:

@@ -119,12 +119,12 @@ class MaskedAutoencoder(ObjectiveModule):
         if counted is None:
             weight = truth.new_ones(1, 1, pixels, dtype=torch.float32) / (patches * pixels)
         else:
-            own = counted.sum((1, 2)).clamp(min=1) if terms is None else terms
-            weight = counted / own.view(-1, 1, 1)
+            divisor = counted.sum((1, 2)).clamp(min=1) if terms is None else terms
+            weight = counted / divisor.view(-1, 1, 1)
 
         def targets(part: slice) -> Tensor:
-            mine = None if counted is None else counted[part]
-            return masked_targets(self._floats(truth[part]), self.norm_pix, mine)
+            counted_part = None if counted is None else counted[part]
+            return masked_targets(self._floats(truth[part]), self.norm_pix, counted_part)
 
         losses = squared_errors(prediction, targets, weight)
         if self.spectral_angle:

@@ -88,20 +88,20 @@ class MaeDecoder(nn.Module):
 
         Mask tokens of a position are equal in all samples: the first block projects them once, not B times.
         """
-        own = self.decoder_embed(latent).to(self.mask_token.dtype)
-        batch, count, width = own.shape
-        positions = self.decoder_pos_embed.to(own.dtype)
+        embedded = self.decoder_embed(latent).to(self.mask_token.dtype)
+        batch, count, width = embedded.shape
+        positions = self.decoder_pos_embed.to(embedded.dtype)
         index = masks.visible[:, :, None]
-        places = torch.cat(
+        visible_positions = torch.cat(
             [positions[:, :1].expand(batch, -1, -1), gather_tokens(positions.expand(batch, -1, -1), 1 + masks.visible)],
             1,
         )
         hidden = self.mask_token + positions[:, 1:]
 
         def spread(tokens: Tensor) -> Tensor:
-            mine, table = tokens[0].split([batch * count, hidden.shape[1]])
-            mine = mine.view(batch, count, -1)
-            grid = table.expand(batch, -1, -1).scatter(1, index.expand(-1, -1, table.shape[1]), mine[:, 1:])
-            return torch.cat([mine[:, :1], grid], 1)
+            visible, table = tokens[0].split([batch * count, hidden.shape[1]])
+            visible = visible.view(batch, count, -1)
+            grid = table.expand(batch, -1, -1).scatter(1, index.expand(-1, -1, table.shape[1]), visible[:, 1:])
+            return torch.cat([visible[:, :1], grid], 1)
 
-        return torch.cat([(own + places).view(1, -1, width), hidden], 1), spread
+        return torch.cat([(embedded + visible_positions).view(1, -1, width), hidden], 1), spread

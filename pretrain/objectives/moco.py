@@ -104,19 +104,19 @@ class MomentumContrast(ObjectiveModule, ProjectedEncoder):
         self.register_buffer("queue", F.normalize(vectors, dim=-1))
         self.register_buffer("queue_places", torch.full((queue,), -1))
 
-    def losses(self, images: Tensor, keys: Tensor, places: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Compute InfoNCE (arXiv 1807.03748) of normalized images (B, C, H, W) with keys (B, dim) of places (B,).
+    def losses(self, images: Tensor, keys: Tensor, location_ids: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Compute InfoNCE (arXiv 1807.03748) of normalized images (B, C, H, W) with keys (B, dim) of location_ids (B,).
 
         Returns:
             Loss of each sample, float32 (B,); whether its own key was nearest, (B,); queries (B, dim).
         """
         query = self.project(images)
         with torch.autocast(query.device.type, enabled=False):
-            own = (query * keys).sum(1, keepdim=True)
-            others = query @ self.queue.float().T
-            if places is not None:
-                others = others.masked_fill(places[:, None] == self.queue_places, -torch.inf)
-            logits = torch.cat([own, others], 1) / self.temperature
+            positive = (query * keys).sum(1, keepdim=True)
+            negatives = query @ self.queue.float().T
+            if location_ids is not None:
+                negatives = negatives.masked_fill(location_ids[:, None] == self.queue_places, -torch.inf)
+            logits = torch.cat([positive, negatives], 1) / self.temperature
         labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
         return F.cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == 0).float(), query
 
@@ -137,7 +137,7 @@ class MocoObjective(Objective):
         self.rate, self.queue_length = moco.momentum, moco.queue
         self.momentum = MomentumNetwork(ProjectedEncoder(self.module.encoder, self.module.projection_head))
         self._keys: list[Tensor] = []
-        self._places: list[Tensor] = []
+        self._location_ids: list[Tensor] = []
 
     @classmethod
     def build_module(cls, config: PretrainConfig, bands: int, normalize: Normalizer | None = None) -> MomentumContrast:
@@ -164,8 +164,8 @@ class MocoObjective(Objective):
         )
         keys = self._shuffled_keys(engine, key, int(batch.samples[0]))
         self._keys.append(keys)
-        self._places.append(batch.places)
-        losses, hits, queries = engine(query, keys, batch.places)
+        self._location_ids.append(batch.location_ids)
+        losses, hits, queries = engine(query, keys, batch.location_ids)
         self.scalars.add(feature_std=feature_spread(queries), contrast_accuracy=hits.mean())
         return losses.mean()
 
@@ -183,19 +183,19 @@ class MocoObjective(Objective):
 
     def after_step(self, engine: ZeroEngine, step: int) -> None:
         self.momentum.update(engine, self.rate)
-        keys, places = (distributed.all_gather(torch.cat(parts)) for parts in (self._keys, self._places))
+        keys, location_ids = (distributed.all_gather(torch.cat(parts)) for parts in (self._keys, self._location_ids))
         self._reset()
         begin = step * len(keys) % self.queue_length
         module = cast(MomentumContrast, engine.module)
         module.queue[begin : begin + len(keys)] = keys.to(module.queue.dtype)
-        module.queue_places[begin : begin + len(keys)] = places
+        module.queue_places[begin : begin + len(keys)] = location_ids
 
     def drop_step(self) -> None:
         super().drop_step()
         self._reset()
 
     def _reset(self) -> None:
-        self._keys, self._places = [], []
+        self._keys, self._location_ids = [], []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         images = self.normalize(tiles)

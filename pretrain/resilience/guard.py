@@ -72,8 +72,8 @@ class Guard:
             grad_norm: global; negative or non-finite if the gradient is non-finite.
             stop: whether this rank was asked to stop.
         """
-        mine = torch.stack([loss.double(), torch.tensor(float(stop), dtype=torch.float64, device=loss.device)])
-        total, stops = distributed.all_reduce_sum(mine).tolist()
+        flags = torch.stack([loss.double(), torch.tensor(float(stop), dtype=torch.float64, device=loss.device)])
+        total, stops = distributed.all_reduce_sum(flags).tolist()
         mean, norm = total / distributed.world_size(), float(grad_norm)
         norm = norm if norm >= 0 and math.isfinite(norm) else math.nan
         reason = self._unusual("loss", mean, self._losses) or self._unusual("gradient norm", norm, self._norms)

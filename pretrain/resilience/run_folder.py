@@ -90,9 +90,9 @@ class RunFolder:
 
         Any rank and any thread may call it.
         """
-        found = read_record(self.path) or self.record
-        if found.process == self.record.process and found.status == "running":
-            last = found if found.step > self.record.step or self._lock is None else self.record
+        record = read_record(self.path) or self.record
+        if record.process == self.record.process and record.status == "running":
+            last = record if record.step > self.record.step or self._lock is None else self.record
             self._write(replace(last, status=status, reason=" ".join(reason.split())[:1600]))
 
     def check_held(self) -> None:
@@ -101,8 +101,8 @@ class RunFolder:
             taker = holder(self.path / LOCK_FILE)
             by = f" ({taker})" if taker else ""
             raise RunTaken(
-                f"{self.path}: another run{by} took the folder over while this one stood still: nothing more is saved "
-                "here; stop one of the two, and start the command again"
+                f"{self.path}: another run{by} took over the folder while this one was suspended: nothing more is "
+                "saved here; stop one of the two, and run the command again"
             )
 
     @property
@@ -134,10 +134,10 @@ class RunFolder:
         """Raise ConfigError if the checkpoints that the run will keep at once don't fit the disk or the quota."""
         held = held_at_once(config, steps)
         need = held * checkpoint_bytes
-        there = sum(path.stat().st_size for path in self.path.glob("checkpoints/step-*/*"))
+        held_bytes = sum(path.stat().st_size for path in self.path.glob("checkpoints/step-*/*"))
         checkpoints = self.path / "checkpoints"  # may be a link to another file system
         disk = shutil.disk_usage(checkpoints if checkpoints.exists() else self.path)
-        limits = {"are free there": disk.free + there}
+        limits = {"are free there": disk.free + held_bytes}
         if config.quota_gb is not None:
             limits["are allowed by 'checkpoint.quota_gb'"] = config.quota_gb * 10**9
         for what, room in limits.items():
@@ -157,9 +157,9 @@ def open_run(path: Path, watchdog: "Watchdog") -> RunFolder:
     """
     from pretrain import distributed
 
-    mine = distributed.raise_on_all_ranks(lambda: RunFolder(path) if distributed.is_main() else None)
-    leader = distributed.broadcast_object(None if mine is None else mine.record)
-    watchdog.run = mine or RunFolder(path, leader=leader)
+    run_folder = distributed.raise_on_all_ranks(lambda: RunFolder(path) if distributed.is_main() else None)
+    leader = distributed.broadcast_object(None if run_folder is None else run_folder.record)
+    watchdog.run = run_folder or RunFolder(path, leader=leader)
     return watchdog.run
 
 

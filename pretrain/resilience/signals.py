@@ -56,9 +56,9 @@ class StopRequest:
                 self.set(signal.Signals(number).name)
 
     def look_for_launcher(self) -> None:
-        """Request a stop if the `deepspeed` command that started this process is gone."""
+        """Request a stop if the `deepspeed` command that started this process has ended."""
         if self._launchers is not None and _parents() != self._launchers:
-            self.set("the deepspeed command is gone")
+            self.set("the deepspeed command has ended")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.set(signal.Signals(number).name)

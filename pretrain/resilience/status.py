@@ -56,10 +56,16 @@ class RunRecord:
 
     @classmethod
     def of_this_process(cls) -> "RunRecord":
-        own = ProcessId.own()
+        process = ProcessId.own()
         job = os.environ.get("SLURM_JOB_ID", "")
         return cls(
-            "running", started=now(), host=own.host, pid=own.pid, pid_start=own.start, machine=own.machine, job=job
+            "running",
+            started=now(),
+            host=process.host,
+            pid=process.pid,
+            pid_start=process.start,
+            machine=process.machine,
+            job=job,
         )
 
     @property
@@ -109,22 +115,26 @@ class RunState:
     silence: float
 
     def __str__(self) -> str:
-        one = self.record
+        record = self.record
         if self.condition == "unknown":
             return "unknown: no readable status.json"
-        where = f", step {one.step} of {one.steps}" + (f" ({one.part})" if one.part else "")
-        process = f"process {one.pid} on {one.host}" + (f", job {one.job}" if one.job else "")
+        where = f", step {record.step} of {record.steps}" + (f" ({record.part})" if record.part else "")
+        process = f"process {record.pid} on {record.host}" + (f", job {record.job}" if record.job else "")
         if self.condition == "running":
             return f"running{where}, last heard of {_ago(self.heard)} ago ({process})"
         if self.condition == "suspended":
-            woken = f"kill -CONT {one.pid} wakes it"
+            woken = f"resume it with kill -CONT {record.pid}"
             return f"suspended by a signal ({woken}){where}, last heard of {_ago(self.heard)} ago ({process})"
         if self.condition == "dead":
-            gone = f"its process {one.pid} is gone on this host" if one.pid else "it says running, and nobody holds it"
-            return f"dead: {gone}{where}, last heard of {_ago(self.heard)} ago: start the same command again"
+            cause = (
+                f"its process {record.pid} no longer runs on this host"
+                if record.pid
+                else "status.json says running, but nothing holds its lock"
+            )
+            return f"dead: {cause}{where}, last heard of {_ago(self.heard)} ago: run the same command again"
         if self.condition == "silent":
-            return f"silent: not heard of for {_ago(self.silence)}{where} ({process}): dead, hung or cut off"
-        return f"{one.status}{where}" + (f": {one.reason}" if one.reason else "")
+            return f"silent: no sign of life for {_ago(self.silence)}{where} ({process}): dead, hung or disconnected"
+        return f"{record.status}{where}" + (f": {record.reason}" if record.reason else "")
 
 
 def run_state(folder: Path) -> RunState:

@@ -105,7 +105,7 @@ class Watchdog:
         self._phase, self._step, self._since, self.activity = phase, step, time.monotonic(), phase
 
     def stop_requested(self) -> bool:
-        """Return whether this rank, or another one that has told it so, was asked to stop."""
+        """Return whether this rank, or another one as reported through the store, was asked to stop."""
         return self.stop.is_set
 
     @contextmanager
@@ -123,7 +123,7 @@ class Watchdog:
                 self.stop.read_signals()
             self.stop.look_for_launcher()
             if self.run is not None and self.run.is_lost:
-                self.stop.set("another run has taken the folder over")
+                self.stop.set("another run has taken over the folder")
             if self.stop.is_set and self._phase == "setup":
                 self._leave_setup()
             if self.stop.is_set and self.limits.grace and time.monotonic() - self.stop.since > self.limits.grace:
@@ -147,7 +147,7 @@ class Watchdog:
                     self.stop.set(self._store.get("stop").decode())
                 self._other_failed = self._store.check(["failed"])
                 self._asked = self._store.check(["hang"])
-            except RuntimeError:  # rank 0 has ended, or its node is gone
+            except RuntimeError:  # rank 0 has ended, or its node has failed
                 self._other_failed = True
             time.sleep(TICK)
 
@@ -159,11 +159,11 @@ class Watchdog:
     def _leave_setup(self) -> NoReturn:
         """End the process before the first step: the newest checkpoint, if there is one, is the state of the run."""
         if self._other_failed:
-            self.leave_run("failed", "another rank failed before the first step; its output says why")
+            self.leave_run("failed", "another rank failed before the first step; see its output")
             os._exit(1)
         if self._store is not None:
             _bounded(self._leave_together)
-        message = f"stopped before the first step ({self.stop.reason}): nothing to save; the same command starts again"
+        message = f"stopped before the first step ({self.stop.reason}): nothing to save; run the same command again"
         self.leave_run("interrupted", message)
         self._print(message)
         os._exit(STOPPED)
@@ -182,7 +182,7 @@ class Watchdog:
         self._dump_stacks()
         message = (
             f"rank {self.rank}: not saved within watchdog.grace = {self.limits.grace} s of {self.stop.reason} "
-            f"(in {self.activity} at step {self._step}); the newest checkpoint is where the run stands"
+            f"(in {self.activity} at step {self._step}); the run continues from the newest checkpoint"
         )
         self.leave_run("interrupted", message)
         self._print(message)
@@ -210,22 +210,22 @@ class Watchdog:
             faulthandler.dump_traceback(all_threads=True)
 
     def _collect(self) -> dict[int, dict]:
-        """Return where each rank is that answers in time, this one included."""
-        mine = {
+        """Return reports of all ranks that answer in time, including this one."""
+        report = {
             "phase": self._phase,
             "step": self._step,
             "activity": self.activity,
             "seconds": round(time.monotonic() - self._since),
             "host": socket.gethostname(),
         }
-        everyone = {self.rank: mine}
+        everyone = {self.rank: report}
         if self._store is not None:
-            _bounded(lambda: self._ask(mine, everyone))
+            _bounded(lambda: self._ask(report, everyone))
         return dict(everyone)  # without rank 0's store this rank speaks for itself
 
-    def _ask(self, mine: dict, everyone: dict[int, dict]) -> None:
+    def _ask(self, report: dict, everyone: dict[int, dict]) -> None:
         assert self._store is not None
-        self._store.set(f"rank {self.rank}", json.dumps(mine))
+        self._store.set(f"rank {self.rank}", json.dumps(report))
         self._store.set("hang", "")
         time.sleep(ANSWER)
         for rank in range(self._world):
@@ -235,24 +235,24 @@ class Watchdog:
     def _diagnosis(self, everyone: dict[int, dict]) -> str:
         """Return a line that names the ranks that the others wait for, and a line for each of a few ranks."""
         silent = [rank for rank in range(self._world) if rank not in everyone]
-        behind = min(place["step"] for place in everyone.values())
+        behind = min(report["step"] for report in everyone.values())
         late = silent or [
             rank
-            for rank, place in everyone.items()
-            if place["step"] == behind and not place["activity"].startswith("waiting")
+            for rank, report in everyone.items()
+            if report["step"] == behind and not report["activity"].startswith("waiting")
         ]
-        mine = everyone[min(everyone)]
-        limit = getattr(self.limits, mine["phase"])
-        what = "does not answer: stopped, dead or cut off" if silent else "is late"
+        first = everyone[min(everyone)]
+        limit = getattr(self.limits, first["phase"])
+        what = "does not answer: stopped, dead or disconnected" if silent else "is late"
         named = f"rank {', '.join(map(str, late[:8]))} {what}" if late else "every rank waits for the others"
         lines = [
-            f"error: hung: no progress within watchdog.{mine['phase']} = {limit} s: {named}; stacks in {self.folder}"
+            f"error: hung: no progress within watchdog.{first['phase']} = {limit} s: {named}; stacks in {self.folder}"
         ]
         for rank in sorted({*late[:8], *sorted(everyone)[:8]} & everyone.keys()):
-            place = everyone[rank]
+            report = everyone[rank]
             lines.append(
-                f"  rank {rank} on {place['host']}: {place['phase']} after step {place['step']}, "
-                f"{place['activity']}, for {place['seconds']} s"
+                f"  rank {rank} on {report['host']}: {report['phase']} after step {report['step']}, "
+                f"{report['activity']}, for {report['seconds']} s"
             )
         return "\n".join(lines)
 

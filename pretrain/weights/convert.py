@@ -27,11 +27,11 @@ def convert(options: argparse.Namespace) -> None:
         WeightsError: see ``load_encoder``; or statistics that don't fit, or options that a flat file can't hold.
     """
     if options.dest.exists() and not options.overwrite:
-        raise WeightsError(f"{options.dest}: is there already; choose another name, or add --overwrite")
+        raise WeightsError(f"{options.dest}: already exists; choose another name, or add --overwrite")
     read = read_encoder(options.source, options.network, options.image_size, options.architecture)
     description = read.description
     if options.to == "flat" and (options.statistics or options.sensor):
-        raise WeightsError("a flat file holds weights alone: leave --statistics and --sensor out, or --to flat")
+        raise WeightsError("a flat file holds only weights: drop --statistics and --sensor, or --to flat")
     if options.sensor:
         description = with_sensor(description, options.sensor)
     if options.statistics:
@@ -44,27 +44,27 @@ def convert(options: argparse.Namespace) -> None:
     else:
         save_encoder(options.dest, read.weights, description)
         if not description.mu:
-            print("normalization unknown: --statistics FOLDER (with mu.npy and sigma.npy) adds it")
+            print("normalization unknown: add it with --statistics FOLDER (with mu.npy and sigma.npy)")
     print(options.dest)
 
 
 def save_flat(path: Path, weights: dict[str, Tensor]) -> None:
     """Write weights as SpectralEarth publishes them: a pickled dict of tensors under flat names."""
-    own = {name: _with_storage_of_its_own(tensor) for name, tensor in weights.items()}
+    tensors = {name: _with_own_storage(tensor) for name, tensor in weights.items()}
     with atomic_open(path) as file:
-        torch.save(own, file)
+        torch.save(tensors, file)
 
 
-def _with_storage_of_its_own(tensor: Tensor) -> Tensor:
+def _with_own_storage(tensor: Tensor) -> Tensor:
     """``torch.save`` writes the whole storage that a tensor is a part of."""
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    owns_storage = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if owns_storage else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _with_statistics(description: EncoderDescription, folder: Path) -> EncoderDescription:
     mu, sigma = (_read_band_values(folder / f"{name}.npy", description.bands) for name in ("mu", "sigma"))
     if min(sigma) <= 0:
-        raise WeightsError(f"{folder / 'sigma.npy'}: a standard deviation of 0 or less; leave such bands out")
+        raise WeightsError(f"{folder / 'sigma.npy'}: a standard deviation is 0 or less; remove such bands")
     return replace(description, mu=mu, sigma=sigma)
 
 
@@ -72,12 +72,12 @@ def _read_band_values(path: Path, bands: int) -> list[float]:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        mend = "name the folder of shards, or of mu.npy and sigma.npy"
-        raise WeightsError(f"{path}: missing or no array; {mend}") from None
+        hint = "name the folder of shards, or of mu.npy and sigma.npy"
+        raise WeightsError(f"{path}: missing or not an array; {hint}") from None
     if values.shape != (bands,) or not np.isfinite(values).all():
         raise WeightsError(
-            f"{path}: {values.shape} where ({bands},) finite numbers are needed, one for each band; "
-            "take the statistics of the sensor that the encoder was trained on"
+            f"{path}: shape {values.shape}, but ({bands},) finite numbers are needed, one per band; use the statistics "
+            "of the sensor that the encoder was trained on"
         )
     return [float(value) for value in values]
 
@@ -99,7 +99,7 @@ def build_parser() -> Parser:
     parser.add_argument("dest", type=Path, help="file to write")
     parser.add_argument("--to", choices=("safetensors", "flat"), default="safetensors", help="(default: %(default)s)")
     parser.add_argument(
-        "--architecture", choices=ENCODERS.names(), metavar="NAME", help="hold the weights against this one"
+        "--architecture", choices=ENCODERS.names(), metavar="NAME", help="compare the weights with this model"
     )
     parser.add_argument(
         "--sensor", metavar="NAME", help="whose bands it was trained on (default: the file's, or enmap)"
@@ -107,7 +107,7 @@ def build_parser() -> Parser:
     parser.add_argument("--statistics", type=Path, metavar="FOLDER", help="shards, or a folder with mu.npy, sigma.npy")
     parser.add_argument("--network", choices=("student", "teacher"), default="auto", help="of checkpoints with both")
     parser.add_argument("--image-size", type=int, metavar="PX", help="interpolate position embeddings to this size")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.set_defaults(run=convert)
     return parser
 

@@ -72,7 +72,7 @@ class EncoderDescription:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Further arguments of ``build_encoder``: what the run's config says of the encoder besides the fields here."""
+        """Further arguments of ``build_encoder``: other settings of the encoder in the run's config."""
         known = {"name", "image_size", "patch_size", "bn_group", "attention"}
         return {key: value for key, value in (self.config.get("model") or {}).items() if key not in known}
 
@@ -111,8 +111,8 @@ def read_tuned_header(metadata: dict[str, str], where: str) -> EncoderDescriptio
     if described is None or TASK_KEY not in metadata:
         return described
     try:
-        told = read_json_value(metadata[TASK_KEY])
-        return _fine_tuned(described, told["inputs"], told["dilate"])
+        task_header = read_json_value(metadata[TASK_KEY])
+        return _fine_tuned(described, task_header["inputs"], task_header["dilate"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{where}: its description is damaged ({error}); train it again") from None
 
@@ -124,7 +124,7 @@ def to_extra_state(description: EncoderDescription | Mapping[str, Any]) -> Tenso
 
 
 def from_extra_state(state: Tensor) -> EncoderDescription | None:
-    """Return the description in an entry of a state dict; None where the tensor is something else."""
+    """Return the description in an entry of a state dict; None if the tensor is something else."""
     try:
         return _from_values(read_json_value(bytes(state.cpu().to(torch.uint8).flatten().tolist()))[HEADER_KEY])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
@@ -132,11 +132,11 @@ def from_extra_state(state: Tensor) -> EncoderDescription | None:
 
 
 def _from_values(values: dict[str, Any]) -> EncoderDescription:
-    """Raises ValueError, KeyError or TypeError where fields are missing or of another type."""
-    wanted = [one for one in fields(EncoderDescription) if one.name in values or _is_required(one)]
-    found = {one.name: values[one.name] for one in wanted}
-    _check_types(found)
-    return EncoderDescription(**found)
+    """Raises ValueError, KeyError or TypeError if fields are missing or of another type."""
+    present = [field for field in fields(EncoderDescription) if field.name in values or _is_required(field)]
+    given = {field.name: values[field.name] for field in present}
+    _check_types(given)
+    return EncoderDescription(**given)
 
 
 def _fine_tuned(described: EncoderDescription, inputs: dict[str, Any], dilate: list[bool]) -> EncoderDescription:
@@ -148,8 +148,8 @@ def _fine_tuned(described: EncoderDescription, inputs: dict[str, Any], dilate: l
     return replace(described, **changed, bands=bands)
 
 
-def _is_required(one: Any) -> bool:
-    return one.default is MISSING and one.default_factory is MISSING
+def _is_required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 _BANDS = ("sensor", "wavelength_nm", "fwhm_nm")
@@ -159,14 +159,14 @@ _NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
 
 
 def _check_types(values: dict[str, Any]) -> None:
-    """Raise ValueError where a field of a description is not of its type."""
+    """Raise ValueError if a field of a description is not of its type."""
     for name, value in values.items():
         if name in _TEXTS:
             fits = isinstance(value, str)
         elif name in _COUNTS:
             fits = isinstance(value, int) and 0 <= value < 1 << 63
         elif name in _NUMBERS:
-            fits = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+            fits = isinstance(value, list) and all(isinstance(item, int | float) for item in value)
         elif name == "clip":
             fits = value is None or isinstance(value, int | float)
         elif name == "dilation":
@@ -201,20 +201,20 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             version=state.get("version", ""),
             clip=config.get("augment", {}).get("clip"),
             network=network,
-            config=_without_places(config),
+            config=_without_folders(config),
             init=state.get("init") or {},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None
 
 
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config without the folders of the machine: only the last part of each path is kept."""
     public = copy.deepcopy(config)
     for section, key in (("run", "dir"), ("data", "shards"), ("data", "stage"), ("probe", "shards")):
-        place = (public.get(section) or {}).get(key)
-        if place:
-            public[section][key] = last_name(place)
+        location = (public.get(section) or {}).get(key)
+        if location:
+            public[section][key] = last_name(location)
     if public.get("plugins"):
         public["plugins"] = [last_name(plugin) for plugin in public["plugins"]]
     if public.get("init"):
@@ -222,9 +222,9 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
     return public
 
 
-def last_name(place: str) -> str:
+def last_name(location: str) -> str:
     """Return the last part of a path or URL, without its query, which may hold a signature."""
-    return str(place).split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    return str(location).split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def describe_foreign(
@@ -256,7 +256,7 @@ def with_sensor(described: EncoderDescription, sensor: str, network: str | None 
         raise WeightsError(f"sensor '{sensor}': {error}") from None
     if described.bands not in (0, known.num_bands):
         raise WeightsError(
-            f"sensor '{sensor}' has {known.num_bands} bands, and this encoder is for {described.bands}: name another"
+            f"sensor '{sensor}' has {known.num_bands} bands, but this encoder takes {described.bands}: name another"
         )
     return replace(
         described,

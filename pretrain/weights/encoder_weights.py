@@ -43,15 +43,15 @@ class EncoderWeights:
             WeightsError: the patch size does not divide the image size.
         """
         description, weights, report = replace(self.description, image_size=image_size), dict(self.weights), self.report
-        for name, own in outline(description, self.where).state_dict().items():
-            weights[name] = fit_positions(name, weights[name], own.shape)
+        for name, tensor in outline(description, self.where).state_dict().items():
+            weights[name] = fit_positions(name, weights[name], tensor.shape)
             if weights[name] is not self.weights[name]:
                 report = report.with_reshaped(name, self.weights[name], weights[name])
         return replace(self, weights=weights, description=description, report=report)
 
 
 _UNFIT = (ConfigError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError)
-"""What building an encoder raises: for unknown names, options of another type, and sizes beyond any tensor's."""
+"""Errors raised when building an encoder: for unknown names, options of another type, and sizes beyond any tensor's."""
 
 
 def outline(
@@ -87,7 +87,7 @@ def _plugins_hint(description: EncoderDescription) -> str:
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise WeightsError where a weight is NaN or infinite, since the features of such an encoder would be, too."""
+    """Raise WeightsError if a weight is NaN or infinite, since the features of such an encoder would be, too."""
     problem = find_non_finite(weights)
     if problem is not None:
-        raise WeightsError(f"{where}: {problem}: the training diverged; take an earlier checkpoint")
+        raise WeightsError(f"{where}: {problem}: the training diverged; use an earlier checkpoint")

@@ -105,10 +105,10 @@ def export_weights(dest: Path, weights: dict[str, Tensor], description: EncoderD
         OSError: the files can't be written.
     """
     if dest.suffix != ".safetensors":
-        raise WeightsError(f"{dest}: an encoder file is named *.safetensors; choose such a name")
-    own = outline(description, str(dest)).state_dict()
-    compare(own, weights).require_all(str(dest), description.architecture)
-    ordered = {name: weights[name].detach().cpu() for name in own}
+        raise WeightsError(f"{dest}: the name of an encoder file must end in .safetensors")
+    expected = outline(description, str(dest)).state_dict()
+    compare(expected, weights).require_all(str(dest), description.architecture)
+    ordered = {name: weights[name].detach().cpu() for name in expected}
     parameters = sum(tensor.numel() for name, tensor in ordered.items() if not name.endswith(_BUFFERS))
     dest.parent.mkdir(parents=True, exist_ok=True)
     save_encoder(dest, ordered, description)

@@ -120,18 +120,18 @@ def find_encoder(raw: RawCheckpoint, network: Network = "auto", architecture: st
         description = _described_beside(named, scheme.prefix)
     flat = _to_flat_names(raw.where, named, scheme, keep_all=description is not None)
     if description is not None and network not in ("auto", description.network):
-        raise WeightsError(f"{raw.where}: holds the {description.network}, not a {network}; name another file")
+        raise WeightsError(f"{raw.where}: contains the {description.network}, not a {network}; name another file")
     is_described = description is not None
     if description is None:
         objective = "" if raw.network else scheme.objective  # a teacher in a container is anybody's
         description = recognize(flat.weights, objective, raw.network or scheme.network, raw.where)
     if architecture is not None:
         description = replace(description, architecture=architecture)
-    own = outline(description, raw.where).state_dict()
+    expected = outline(description, raw.where).state_dict()
     left_out = [name for name in flat.left_out if not name.endswith(EXTRA_STATE)] + raw.others
-    report = compare(own, flat.weights, flat.copies + wrapped, left_out)
+    report = compare(expected, flat.weights, flat.copies + wrapped, left_out)
     report.require_all(raw.where, description.architecture)
-    weights = {name: flat.weights[name] for name in own}
+    weights = {name: flat.weights[name] for name in expected}
     require_finite(weights, raw.where)
     name = OURS if is_described else scheme.name
     return EncoderWeights(raw.where, name, weights, description, report, is_described, raw.heads)
@@ -154,7 +154,7 @@ def _without_wrappers(raw: RawCheckpoint) -> tuple[dict[str, Tensor], list[str]]
             copies.append(name)
         else:
             raise WeightsError(
-                f"{raw.where}: {name} and {bare} should be one weight and differ; save one of the networks alone"
+                f"{raw.where}: {name} and {bare} should be the same weight but differ; save only one of the networks"
             )
     return named, copies
 
@@ -167,11 +167,13 @@ def _find_scheme(raw: RawCheckpoint, named: dict[str, Tensor], network: Network)
         raise WeightsError(
             f"{where}: no encoder in it: none of its {len(named)} tensors (e.g. {first}) has a known name"
         )
-    known = [found for scheme in SCHEMES for root in roots if (found := _below(root, scheme, named)) is not None]
-    asked = [scheme for scheme in known if network in ("auto", scheme.network) or raw.network is not None]
-    if known and not asked:
-        raise WeightsError(f"{where}: no {network} in it; leave the choice of the network out")
-    return asked[0] if asked else _choose(where, named, roots, "auto" if raw.network else network)
+    known = [
+        completed for scheme in SCHEMES for root in roots if (completed := _below(root, scheme, named)) is not None
+    ]
+    matching = [scheme for scheme in known if network in ("auto", scheme.network) or raw.network is not None]
+    if known and not matching:
+        raise WeightsError(f"{where}: no {network} in it; don't choose a network")
+    return matching[0] if matching else _choose(where, named, roots, "auto" if raw.network else network)
 
 
 def _find_roots(named: dict[str, Tensor]) -> dict[str, list[str]]:
@@ -181,24 +183,24 @@ def _find_roots(named: dict[str, Tensor]) -> dict[str, list[str]]:
     """
     roots: dict[str, list[str]] = defaultdict(list)
     for name in named:
-        found = _TRUNK.search(name)
-        if found:
-            roots[name[: found.start()]].append(found[0])
+        match = _TRUNK.search(name)
+        if match:
+            roots[name[: match.start()]].append(match[0])
 
     def has(root: str, part: re.Pattern[str]) -> bool:
         return any(part.match(name) for name in roots[root])
 
     bodies = {root: names for root, names in roots.items() if has(root, _BODY)}
-    whole = {root: names for root, names in bodies.items() if has(root, _STEM)}
+    complete = {root: names for root, names in bodies.items() if has(root, _STEM)}
     for name in named:
         root = f"{name.removesuffix(EXTRA_STATE)}encoder."
-        if name.endswith(EXTRA_STATE) and root not in whole and _described_beside(named, root) is not None:
-            whole[root] = [one.removeprefix(root) for one in named if one.startswith(root)]
-    return whole or bodies or dict(roots)
+        if name.endswith(EXTRA_STATE) and root not in complete and _described_beside(named, root) is not None:
+            complete[root] = [each.removeprefix(root) for each in named if each.startswith(root)]
+    return complete or bodies or dict(roots)
 
 
 def _below(root: str, scheme: NamingScheme, named: dict[str, Tensor]) -> NamingScheme | None:
-    """The scheme at a root, with its prefixes completed; None where the root has another scheme."""
+    """The scheme at a root, with its prefixes completed; None if the root has another scheme."""
     outer = root.removesuffix(scheme.prefix)
     if outer == root or (outer and not outer.endswith(".")):
         return None
@@ -208,23 +210,25 @@ def _below(root: str, scheme: NamingScheme, named: dict[str, Tensor]) -> NamingS
 
 
 def _choose(where: str, named: dict[str, Tensor], roots: dict[str, list[str]], network: Network) -> NamingScheme:
-    """The encoder of a file of other code: below any prefix, or below several.
+    """Return the encoder in a file of other code: below any prefix, or below several.
 
     Raises:
         WeightsError: the file lacks the network, or holds several encoders.
     """
     teachers = [root for root in roots if "teacher" in root]
     averages = [root for root in roots if _AVERAGE.search(root)]
-    others = [root for root in roots if root not in teachers and root not in averages]
-    found = {"auto": teachers or others or averages, "teacher": teachers or averages, "student": others}[network]
-    if not found:
-        raise WeightsError(f"{where}: no {network} in it; leave the choice of the network out")
-    first, *more = found
+    students = [root for root in roots if root not in teachers and root not in averages]
+    candidates = {"auto": teachers or students or averages, "teacher": teachers or averages, "student": students}[
+        network
+    ]
+    if not candidates:
+        raise WeightsError(f"{where}: no {network} in it; don't choose a network")
+    first, *more = candidates
     for root in more:
         if not all(_equal(named[first + name], named.get(root + name)) for name in roots[first]):
-            held = " and ".join(f"'{one.rstrip('.')}'" for one in (first, root))
+            held = " and ".join(f"'{prefix.rstrip('.')}'" for prefix in (first, root))
             raise WeightsError(
-                f"{where}: holds several encoders, {held}: save the one that is meant, "
+                f"{where}: contains several encoders, {held}: save the one you mean, "
                 "torch.save(model.NAME.state_dict(), FILE)"
             )
     name = f"weights below '{first.rstrip('.')}'" if first else "flat weights"
@@ -239,7 +243,7 @@ def _described_beside(named: dict[str, Tensor], prefix: str) -> EncoderDescripti
 
 
 class FlatWeights(NamedTuple):
-    """Weights by flat name, and names in the file that are no part of the encoder or repeat a weight."""
+    """Weights by flat name, and names in the file that are not part of the encoder or repeat a weight."""
 
     weights: dict[str, Tensor]
     left_out: list[str]
@@ -251,10 +255,10 @@ def _to_flat_names(where: str, named: dict[str, Tensor], scheme: NamingScheme, k
     weights: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     copies: list[str] = []
-    places = ((scheme.prefix, ""), *scheme.copies)
-    deepest = sorted((prefix for prefix, _ in places), key=len, reverse=True)
-    below = {name: next((one for one in deepest if name.startswith(one)), None) for name in named}
-    for prefix, flat_prefix in places:
+    prefixes = ((scheme.prefix, ""), *scheme.copies)
+    deepest = sorted((prefix for prefix, _ in prefixes), key=len, reverse=True)
+    below = {name: next((prefix for prefix in deepest if name.startswith(prefix)), None) for name in named}
+    for prefix, flat_prefix in prefixes:
         for name in (name for name in named if below[name] == prefix):
             flat = _unwrapped(flat_prefix + name[len(prefix) :])
             if not keep_all and (HEADS.match(flat) or _PRETRAINING.match(flat)):
@@ -265,7 +269,8 @@ def _to_flat_names(where: str, named: dict[str, Tensor], scheme: NamingScheme, k
                 copies.append(name)
             else:
                 raise WeightsError(
-                    f"{where}: {origin[flat]} and {name} should be one weight and differ; save the checkpoint again"
+                    f"{where}: {origin[flat]} and {name} should be the same weight but differ; save the checkpoint "
+                    "again"
                 )
     used = {*origin.values(), *copies}
     return FlatWeights(weights, [name for name in named if name not in used], copies)
@@ -278,8 +283,10 @@ def _unwrapped(name: str) -> str:
     return name
 
 
-def _equal(one: Tensor, other: Tensor | None) -> bool:
-    if other is None or one.dtype != other.dtype or one.shape != other.shape:
+def _equal(first: Tensor, second: Tensor | None) -> bool:
+    if second is None or first.dtype != second.dtype or first.shape != second.shape:
         return False
     # NaN equals NaN here; whether weights are finite is checked elsewhere
-    return torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, 0, 0, equal_nan=True))
+    return torch.equal(first, second) or (
+        first.is_floating_point() and torch.allclose(first, second, 0, 0, equal_nan=True)
+    )

@@ -21,8 +21,8 @@ HUB = "hf://"
 _FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", INDEX)
 _CHUNK = 8 << 20  # bytes of a download that are in memory
 _MISSING = {
-    "RepositoryNotFoundError": "no such repository; check its name, or log in where it is private (hf auth login)",
-    "GatedRepoError": "the repository is gated; ask for access on its page, and log in (hf auth login)",
+    "RepositoryNotFoundError": "no such repository; check its name, or log in if it is private (hf auth login)",
+    "GatedRepoError": "the repository is gated; request access on its page, and log in (hf auth login)",
     "RevisionNotFoundError": "no such revision of the repository; check what follows the @",
     "RemoteEntryNotFoundError": "no such file; check the URL",
     "HfUriError": f"not the name of a repository; give {HUB}ORGANIZATION/NAME",
@@ -87,11 +87,11 @@ def _find_encoder_file(repository: str) -> str:
         return [name.removeprefix(f"{path}/") for name in files.ls(path, detail=False)]
 
     names = _reach(repository, list_files)
-    found = next((name for name in FOLDER_FILES if name in names), None)
-    if found is None:
+    file = next((name for name in FOLDER_FILES if name in names), None)
+    if file is None:
         known = ", ".join(FOLDER_FILES)
-        raise WeightsError(f"{repository}: the repository has none of {known}; name its file, {repository}/FILE")
-    return found
+        raise WeightsError(f"{repository}: the repository contains none of {known}; name its file, {repository}/FILE")
+    return file
 
 
 def _copies_of(url: str) -> Path:
@@ -135,7 +135,7 @@ def _reach(url: str, action: Callable[[], Result]) -> Result:
         raise WeightsError(f"{shown}: {error}; pip install 'spectralforge[remote]'") from None
     except Exception as error:  # every backend has errors of its own
         missing = next(
-            (_MISSING[name] for one in (error, error.__cause__) if (name := type(one).__name__) in _MISSING), ""
+            (_MISSING[name] for cause in (error, error.__cause__) if (name := type(cause).__name__) in _MISSING), ""
         )
         if missing or isinstance(error, FileNotFoundError):
             raise WeightsError(f"{shown}: {missing or 'no such file; check the URL'}") from None

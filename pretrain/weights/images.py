@@ -56,7 +56,7 @@ def to_batch(images: Any) -> Images:
         batch = _as_array(images)
     except (TypeError, ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"images: no array of numbers ({why}); give (B, bands, height, width)") from None
+        raise WeightsError(f"images: not an array of numbers ({why}); give (B, bands, height, width)") from None
     if isinstance(batch, Tensor):
         is_real = not (batch.is_complex() or batch.dtype == torch.bool) and batch.layout == torch.strided
     else:
@@ -72,9 +72,9 @@ def to_batch(images: Any) -> Images:
 
 def _as_array(images: Any) -> Images:
     if isinstance(images, list | tuple) and images:
-        if any(isinstance(one, Tensor) for one in images):
-            return torch.stack([torch.as_tensor(one) for one in images])
-        if any(np.ma.isMaskedArray(one) for one in images):
+        if any(isinstance(image, Tensor) for image in images):
+            return torch.stack([torch.as_tensor(image) for image in images])
+        if any(np.ma.isMaskedArray(image) for image in images):
             return np.ma.stack(images)
     if isinstance(images, Tensor) or np.ma.isMaskedArray(images):
         return images
@@ -82,7 +82,7 @@ def _as_array(images: Any) -> Images:
 
 
 def check_bands(batch: Images, count: int, hint: str) -> None:
-    """Raise WeightsError where images don't have ``count`` bands; ``hint`` says what to do."""
+    """Raise WeightsError if images don't have ``count`` bands; ``hint`` says what to do."""
     shape = tuple(batch.shape)
     if shape[1] == count:
         return
@@ -102,25 +102,25 @@ def band_centers(wavelengths_nm: Any, what: str = "wavelengths_nm") -> np.ndarra
     values, counts = np.unique(centers, return_counts=True)
     if counts.max(initial=1) > 1:
         center = values[counts.argmax()]
-        one, other = np.flatnonzero(centers == center)[:2]
-        raise WeightsError(f"{what}: bands {one} and {other} (from 0) both lie at {center:g} nm: leave one of them out")
+        first, second = np.flatnonzero(centers == center)[:2]
+        raise WeightsError(f"{what}: bands {first} and {second} (from 0) are both at {center:g} nm: remove one of them")
     return centers
 
 
 def band_numbers(values: Any, what: str) -> np.ndarray:
     """Return one number above 0 for each band, float64 (bands,); raises WeightsError for anything else."""
     try:
-        given = values.detach().cpu() if isinstance(values, Tensor) else values
-        numbers = np.ma.filled(np.ma.asarray(given, dtype=np.float64), np.nan)
+        array = values.detach().cpu() if isinstance(values, Tensor) else values
+        numbers = np.ma.filled(np.ma.asarray(array, dtype=np.float64), np.nan)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{what}: not a number for each band ({error})") from None
     if numbers.ndim != 1:
-        raise WeightsError(f"{what}: of shape {numbers.shape}: give one number for each band")
+        raise WeightsError(f"{what}: shape {numbers.shape}: give one number per band")
     wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
     if len(wrong):
         raise WeightsError(
-            f"{what}: {numbers[wrong[0]]:g} for band {wrong[0]} (from 0): give its number in nm, or leave the band out "
-            "of both"
+            f"{what}: {numbers[wrong[0]]:g} for band {wrong[0]} (from 0): give its value in nm, or remove the band "
+            "from both"
         )
     return numbers
 
@@ -152,11 +152,11 @@ class ValueRange:
 
     low: float
     high: float
-    whole: bool
+    are_integers: bool
 
 
 def value_range(values: Tensor, scale: float = 1.0) -> ValueRange | None:
-    """Return the range of a tensor of `to_tensor`; None where all pixels are missing.
+    """Return the range of a tensor of `to_tensor`; None if all pixels are missing.
 
     Args:
         scale: factor that converts the values to digital numbers.
@@ -177,8 +177,8 @@ def value_range(values: Tensor, scale: float = 1.0) -> ValueRange | None:
     _check_marks(values, lowest, highest, scale)
     if max(-low, high) > LARGEST:
         raise WeightsError(_no_reflectance(low if -low > high else high, ""))
-    whole = not values.is_floating_point() or bool(((values == values.round()) | missing).all())
-    return ValueRange(low, high, whole)
+    are_integers = not values.is_floating_point() or bool(((values == values.round()) | missing).all())
+    return ValueRange(low, high, are_integers)
 
 
 def _check_marks(values: Tensor, lowest: Tensor, highest: Tensor, scale: float) -> None:
@@ -195,7 +195,7 @@ def _no_reflectance(value: float, where: str) -> str:
     exact = value.is_integer() and abs(value) < LARGEST
     how = f"numpy.ma.masked_{'equal' if exact else 'values'}(images, {value:.7g})"
     return (
-        f"images with the value {value:.7g}{where}: no reflectance; where it marks missing pixels, give NaN, -32768 or "
+        f"images with the value {value:.7g}{where}: not reflectance; if it marks missing pixels, use NaN, -32768 or "
         f"a masked array there ({how})"
     )
 
@@ -206,10 +206,10 @@ def scale_of(ranges: Iterable[ValueRange | None]) -> float:
     Raises:
         WeightsError: they are neither.
     """
-    known = [one for one in ranges if one is not None]
-    if all(one.whole for one in known):
+    known = [value_range for value_range in ranges if value_range is not None]
+    if all(value_range.are_integers for value_range in known):
         return 1.0
-    low, high = min(one.low for one in known), max(one.high for one in known)
+    low, high = min(value_range.low for value_range in known), max(value_range.high for value_range in known)
     if REFLECTANCE[0] <= low and high <= REFLECTANCE[1]:
         return SCALE
     if low == NODATA / SCALE or low == float(np.float32(NODATA / SCALE)):

@@ -53,26 +53,27 @@ class InitialWeights:
         Raises:
             WeightsError: not all of the encoder's weights are there.
         """
-        told = self.read.description
+        description = self.read.description
         load_strictly(cast(Encoder, module.get_submodule("encoder")), self.read.weights, str(self.path))
         log(
             f"initialized from {self.path} (sha256 {self.lineage['sha256'][:16]}): {self.read.format}, "
-            f"{told.architecture}, {told.network} network, {told.objective or 'unknown objective'}, "
-            f"{told.samples_seen or 'unknown'} tiles seen; step, optimizer and schedule begin anew"
+            f"{description.architecture}, {description.network} network, "
+            f"{description.objective or 'unknown objective'}, {description.samples_seen or 'unknown'} tiles seen; "
+            "step, optimizer and schedule start over"
         )
         log(self.read.report.table())
         for line in self.read.report.reshaped:
             log(f"position embeddings interpolated: {line}")
         if not self.read.is_described:
-            log("the file doesn't say which bands it was trained on: they are taken to be those of data.shards")
-        heads = self.read.heads if told.objective == objective else {}
+            log("the file doesn't say which bands it was trained on: assuming those of data.shards")
+        heads = self.read.heads if description.objective == objective else {}
         for name, part in module.named_children():
             if name != "encoder" and part.state_dict():
-                log(f"{name}: {'taken from the file, too' if _fill(name, part, heads) else 'new'}")
+                log(f"{name}: {'also taken from the file' if _fill(name, part, heads) else 'new'}")
 
 
 def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialWeights | None:
-    """Read the file of ``config.init``; None where it is not set. Every rank calls this and gets the same weights.
+    """Read the file of ``config.init``; None if it is not set. Every rank calls this and gets the same weights.
 
     Raises:
         ConfigError: the file holds another encoder than the run's; one line names the difference.
@@ -85,21 +86,21 @@ def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialW
     read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifest))
     hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
     distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes))
-    told = read.description
+    description = read.description
     lineage = {
         "file": last_name(str(path)),
         "sha256": distributed.broadcast_object(file_hash(path) if distributed.is_main() else ""),
-        "objective": told.objective,
-        "network": told.network,
-        "samples_seen": told.samples_seen,
-        "dataset": told.dataset,
-        "init": told.init,
+        "objective": description.objective,
+        "network": description.network,
+        "samples_seen": description.samples_seen,
+        "dataset": description.dataset,
+        "init": description.init,
     }
     return InitialWeights(path, read, {name: value for name, value in lineage.items() if value})
 
 
 def location_hash(location: str) -> str:
-    """Return `file_hash` of the file that a location stands for now."""
+    """Return `file_hash` of the file that a location refers to now."""
     return file_hash(_find(location))
 
 
@@ -128,33 +129,37 @@ def _read(path: Path, config: PretrainConfig, manifest: Manifest) -> EncoderWeig
 
 
 def _check_same_encoder(read: EncoderWeights, path: Path, config: PretrainConfig) -> None:
-    told, model = read.description, config.model
-    pairs: dict[str, tuple[Any, Any]] = {"model.name": (told.architecture, model.name)}
+    description, model = read.description, config.model
+    pairs: dict[str, tuple[Any, Any]] = {"model.name": (description.architecture, model.name)}
     if model.is_vit:
-        pairs["model.patch_size"] = (told.patch_size, model.patch_size)
-    for key, (theirs, ours) in pairs.items():
-        if theirs != ours:
+        pairs["model.patch_size"] = (description.patch_size, model.patch_size)
+    for key, (in_file, in_config) in pairs.items():
+        if in_file != in_config:
             raise ConfigError(
-                f"key 'init': {path} holds another encoder: {key} is {theirs} there, {ours} in this run; set "
-                f"{key}={theirs}, or name another file"
+                f"key 'init': {path} contains another encoder: {key} is {in_file} there, but {in_config} in this run; "
+                f"set {key}={in_file}, or name another file"
             )
 
 
 def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, manifest: Manifest) -> None:
     """Refuse an encoder that was trained on other bands; ``checkpoint.accept`` allows one that takes any number."""
-    told, bands = read.description, manifest.tile_shape[0]
+    description, bands = read.description, manifest.tile_shape[0]
     any_number = outline_encoder(**config.model.model_dump(), bands=bands).bands is None
-    theirs = _in_words(told.sensor, told.bands, told.wavelength_nm)
-    difference = f"key 'init': {path}: trained on {theirs}, and data.shards has "
+    trained_on = _in_words(description.sensor, description.bands, description.wavelength_nm)
+    difference = f"key 'init': {path}: trained on {trained_on}, but data.shards has "
     difference += _in_words(manifest.sensor, bands, manifest.wavelength_nm)
-    if not any_number and told.bands != bands:
-        raise ConfigError(f"{difference}: a {told.architecture} takes its own bands alone; name another file")
-    if not read.is_described or not told.wavelength_nm or _are_same(told.wavelength_nm, manifest.wavelength_nm):
+    if not any_number and description.bands != bands:
+        raise ConfigError(f"{difference}: a {description.architecture} takes only its own bands; name another file")
+    if (
+        not read.is_described
+        or not description.wavelength_nm
+        or _are_same(description.wavelength_nm, manifest.wavelength_nm)
+    ):
         return
     if "init" not in config.checkpoint.accept:
         raise ConfigError(
-            f"{difference}: other bands; name an encoder of this sensor, or add checkpoint.accept=[init] to begin "
-            "from it all the same"
+            f"{difference}: other bands; name an encoder of this sensor, or add checkpoint.accept=[init] to start "
+            "from it anyway"
         )
     log(f"WARNING: {difference}: accepted by checkpoint.accept")
 
@@ -164,20 +169,20 @@ def _in_words(sensor: str, bands: int, wavelength_nm: list[float]) -> str:
     return f"{sensor}, {bands} bands{reach}"
 
 
-def _are_same(one: list[float], other: list[float]) -> bool:
-    return len(one) == len(other) and bool(np.abs(np.subtract(one, other)).max(initial=0) <= MATCH_TOLERANCE_NM)
+def _are_same(first: list[float], second: list[float]) -> bool:
+    return len(first) == len(second) and bool(np.abs(np.subtract(first, second)).max(initial=0) <= MATCH_TOLERANCE_NM)
 
 
 def _fill(name: str, part: nn.Module, heads: Mapping[str, Tensor]) -> bool:
     """Load a decoder or head from a checkpoint that holds all of it; otherwise leave it unchanged."""
-    found = {}
-    for key, own in part.state_dict().items():
+    fitted = {}
+    for key, tensor in part.state_dict().items():
         value = heads.get(f"{name}.{key}")
-        value = None if value is None else fit_positions(key, value, own.shape)
-        if value is None or value.shape != own.shape:
+        value = None if value is None else fit_positions(key, value, tensor.shape)
+        if value is None or value.shape != tensor.shape:
             return False
-        found[key] = value
-    part.load_state_dict(found)
+        fitted[key] = value
+    part.load_state_dict(fitted)
     return True
 
 
@@ -190,9 +195,9 @@ def _quick_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check_same_everywhere(location: str, hashes: list[str]) -> None:
-    other = next((rank for rank, one in enumerate(hashes) if one != hashes[0]), None)
-    if other is not None:
+    differing = next((rank for rank, rank_hash in enumerate(hashes) if rank_hash != hashes[0]), None)
+    if differing is not None:
         raise ConfigError(
-            f"key 'init': {location}: rank {other} reads other weights than rank 0: give all nodes the same file, and "
-            "empty their download caches"
+            f"key 'init': {location}: rank {differing} reads different weights than rank 0: give all nodes the same "
+            "file, and clear their download caches"
         )

@@ -95,7 +95,7 @@ class PretrainedEncoder(nn.Module):
         """Return images as the network ``encoder`` takes them, float32 (B, bands, H, W); raises as forward."""
         batch, bands = self._read(images, wavelengths_nm)
         if not len(batch):
-            raise WeightsError("images: none are given; give one at least")
+            raise WeightsError("images: empty; give at least one")
         return self._normalized(batch, bands, None)
 
     def save(self, path: str | Path) -> Path:
@@ -116,7 +116,7 @@ class PretrainedEncoder(nn.Module):
         try:
             export_weights(dest, weights, self.description)
         except OSError as error:
-            raise WeightsError(f"{dest}: can't be written: {error.strerror or error}; choose another place") from None
+            raise WeightsError(f"{dest}: can't be written: {error.strerror or error}; choose another path") from None
         return dest
 
     def get_extra_state(self) -> Tensor:
@@ -138,8 +138,9 @@ class PretrainedEncoder(nn.Module):
         self.normalize = None if normalize is None else normalize.to(device)
 
     def extra_repr(self) -> str:
-        told = self.description
-        return f"{told.architecture}, {told.sensor}, {told.bands} bands, {told.objective or 'unknown objective'}"
+        known = self.description
+        objective = known.objective or "unknown objective"
+        return f"{known.architecture}, {known.sensor}, {known.bands} bands, {objective}"
 
     def _in_batches(self, images: Any, wavelengths_nm: Any, batch_size: int, output: Output) -> Tensor:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
@@ -156,16 +157,17 @@ class PretrainedEncoder(nn.Module):
         if wavelengths_nm is not None:
             if len(self.wavelength_nm) != count:
                 raise WeightsError(
-                    f"the encoder's file doesn't say which {count} bands it takes: give images of just them without "
-                    "wavelengths_nm, or name its sensor, spectralforge-convert FILE encoder.safetensors --sensor NAME"
+                    f"the encoder's file doesn't say which {count} bands it takes: give images of only those bands "
+                    "without wavelengths_nm, or name its sensor, spectralforge-convert FILE encoder.safetensors "
+                    "--sensor NAME"
                 )
             centers = band_centers(wavelengths_nm)
-            check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one for each band")
+            check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one per band")
             bands = self._bands_of(centers, len(centers))
             if len(centers) < count:  # one is near to two of the encoder's
                 raise WeightsError(f"images of {len(centers)} bands: this encoder takes {count}; {RESAMPLE}")
         if bands is None:
-            check_bands(batch, count, f"this encoder takes {count}; name theirs with wavelengths_nm")
+            check_bands(batch, count, f"this encoder takes {count}; describe them with wavelengths_nm")
         self._check_size(batch)
         if self.normalize is None:
             raise WeightsError(
@@ -211,16 +213,16 @@ class PretrainedEncoder(nn.Module):
 
     def _bands_of(self, centers: np.ndarray, count: int) -> list[int]:
         """Where each of the encoder's bands is among ``count`` bands with these centers."""
-        wanted = np.asarray(self.wavelength_nm)
-        distance = np.abs(wanted[:, None] - centers)
+        encoder_nm = np.asarray(self.wavelength_nm)
+        distance = np.abs(encoder_nm[:, None] - centers)
         nearest = distance.argmin(1)
         paired = match_bands(tuple(self.wavelength_nm), tuple(np.asarray(centers).tolist()))
         positions = nearest if paired is None else paired
-        missing = np.flatnonzero(distance[np.arange(len(wanted)), positions] > MATCH_TOLERANCE_NM)
+        missing = np.flatnonzero(distance[np.arange(len(encoder_nm)), positions] > MATCH_TOLERANCE_NM)
         if len(missing):
             raise WeightsError(
-                f"no band within {MATCH_TOLERANCE_NM:g} nm of {wanted[missing[0]]:g} nm "
-                f"({len(missing)} of {len(wanted)} missing): {RESAMPLE}"
+                f"no band within {MATCH_TOLERANCE_NM:g} nm of {encoder_nm[missing[0]]:g} nm "
+                f"({len(missing)} of {len(encoder_nm)} missing): {RESAMPLE}"
             )
         return positions.tolist()
 

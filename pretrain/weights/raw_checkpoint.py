@@ -94,7 +94,7 @@ def parts_of(index: Path) -> dict[str, str]:
         named = dict(read_json_value(index.read_bytes())["weight_map"])
         return {str(name): plain_name(part) for name, part in named.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{index}: missing, or no index of weights ({error}); check the path") from None
+        raise WeightsError(f"{index}: missing, or not an index of weights ({error}); check the path") from None
 
 
 def _read_parts(index: Path, network: Network) -> RawCheckpoint:
@@ -105,7 +105,7 @@ def _read_parts(index: Path, network: Network) -> RawCheckpoint:
     if missing:
         raise WeightsError(f"{index}: {parts[missing[0]]} lacks {missing[0]}; download its files again")
     tensors = {name: read[part].tensors[name] for name, part in parts.items()}
-    described = next((one for one in read.values() if one.description is not None), RawCheckpoint("", {}))
+    described = next((file for file in read.values() if file.description is not None), RawCheckpoint("", {}))
     return replace(described, where=str(index), tensors=tensors, others=[])
 
 
@@ -115,15 +115,15 @@ def _file_in(folder: Path) -> Path:
     Raises:
         WeightsError: there is no such file.
     """
-    found = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
-    if found is not None:
-        return found
-    mend = "name another"
+    file = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+    if file is not None:
+        return file
+    hint = "name another"
     if (folder / "zero_to_fp32.py").is_file():
-        mend = f"of a DeepSpeed checkpoint, python {folder / 'zero_to_fp32.py'} {folder} DEST makes one file"
+        hint = f"merge a DeepSpeed checkpoint into one file: python {folder / 'zero_to_fp32.py'} {folder} DEST"
     elif (folder / ".metadata").is_file():
-        mend = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} DEST makes one file"
-    raise WeightsError(f"{folder}: neither checkpoints nor {ENCODER_FILE} in this folder; {mend}")
+        hint = f"merge it into one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} DEST"
+    raise WeightsError(f"{folder}: neither checkpoints nor {ENCODER_FILE} in this folder; {hint}")
 
 
 def _read_safetensors(path: Path) -> RawCheckpoint:
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> RawCheckpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: not a whole safetensors file ({one_line(error)}); export or download it again"
+            f"{path}: not a complete safetensors file ({one_line(error)}); export or download it again"
         ) from None
     described = read_tuned_header(metadata, str(path))
     prefix, network = "encoder." if TASK_KEY in metadata else "", described.network if described else None
@@ -146,8 +146,8 @@ def _read_safetensors(path: Path) -> RawCheckpoint:
 def _newest_step(folder: Path) -> Path | None:
     if (folder / "checkpoint.json").is_file() or folder.name.startswith("step-"):
         return folder
-    for place in (folder / "checkpoints", folder):
-        steps = sorted(step for step in place.glob("step-*") if step.name.removeprefix("step-").isdecimal())
+    for parent in (folder / "checkpoints", folder):
+        steps = sorted(step for step in parent.glob("step-*") if step.name.removeprefix("step-").isdecimal())
         if steps:
             return steps[-1]
     return None
@@ -159,7 +159,7 @@ def _read_step(step: Path, network: Network) -> RawCheckpoint:
     state = _read_json(step / "state.json")
     teachers = sorted(name for name in seals if name.startswith("teacher-"))
     if network == "teacher" and not teachers:
-        raise WeightsError(f"{step}: this run has no teacher; leave the choice of the network out")
+        raise WeightsError(f"{step}: this run has no teacher; don't choose a network")
     of_teacher = describe_run(state, "teacher", str(step / "state.json"))
     take_teacher = network == "teacher" or (network == "auto" and of_teacher.objective == "dino" and bool(teachers))
     files = teachers if take_teacher else sorted(name for name in seals if name.startswith("weights-"))
@@ -175,7 +175,7 @@ def _read_step(step: Path, network: Network) -> RawCheckpoint:
                         heads[full] = file.get_tensor(full)
         except (SafetensorError, OSError) as error:
             raise WeightsError(
-                f"{step / name}: not a safetensors file ({one_line(error)}); take another checkpoint of the run"
+                f"{step / name}: not a safetensors file ({one_line(error)}); use another checkpoint of the run"
             ) from None
     which = "teacher" if take_teacher else "student"
     described = describe_run(state, which, str(step / "state.json"))
@@ -188,19 +188,19 @@ def _read_seals(path: Path) -> dict[str, Any]:
     try:
         return {plain_name(name): seal for name, seal in dict(seals or {}).items()}
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: damaged ({error}); take another checkpoint of the run") from None
+        raise WeightsError(f"{path}: damaged ({error}); use another checkpoint of the run") from None
 
 
 def _check(path: Path, seals: dict[str, Any]) -> None:
-    """Raise WeightsError where a file of a checkpoint has changed since it was written."""
+    """Raise WeightsError if a file of a checkpoint has changed since it was written."""
     try:
         with open(path, "rb") as file:
-            found = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        whole = found == {key: seals[path.name][key] for key in found}
+            seal = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        is_intact = seal == {key: seals[path.name][key] for key in seal}
     except (OSError, LookupError, TypeError):
-        whole = False
-    if not whole:
-        raise WeightsError(f"{path}: missing, or not as it was written; take another checkpoint of the run")
+        is_intact = False
+    if not is_intact:
+        raise WeightsError(f"{path}: missing, or changed since it was written; use another checkpoint of the run")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -209,5 +209,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         values = None
     if not isinstance(values, dict):
-        raise WeightsError(f"{path}: missing or unreadable; take another checkpoint of the run")
+        raise WeightsError(f"{path}: missing or unreadable; use another checkpoint of the run")
     return values

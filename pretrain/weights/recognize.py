@@ -43,15 +43,15 @@ def recognize(weights: dict[str, Tensor], objective: str, network: str, where: s
 
 def _vit(shapes: dict[str, tuple[int, ...]], prefix: str, is_spectral: bool, where: str) -> str:
     """Name of the transformer with these blocks."""
-    depth = 1 + max(int(found[1]) for name in shapes if (found := re.match(rf"{prefix}blocks\.(\d+)\.", name)))
+    depth = 1 + max(int(match[1]) for name in shapes if (match := re.match(rf"{prefix}blocks\.(\d+)\.", name)))
     hidden = _first(shapes, rf"{prefix}blocks\.\d+\.mlp\.fc1\.(weight|bias)$", 0)
     width = _first(shapes, rf"{prefix}(cls_token|pos_embed|norm\.weight|blocks\.\d+\.norm\d\.weight)$", -1)
     known = SPEC_VITS if is_spectral else PLAIN_VITS
     sizes = {"width": width, "depth": depth, "MLP width": hidden}
     nearest, differing = "", dict[str, int]()
     for name, size in known.items():
-        own = {"width": size.width, "depth": size.depth, "MLP width": size.mlp_hidden}
-        wrong = {what: value for what, value in own.items() if value != sizes[what]}
+        in_file = {"width": size.width, "depth": size.depth, "MLP width": size.mlp_hidden}
+        wrong = {what: value for what, value in in_file.items() if value != sizes[what]}
         if not wrong:
             return name
         if not nearest or len(wrong) < len(differing):
@@ -86,7 +86,7 @@ def _first_parts(shapes: dict[str, tuple[int, ...]]) -> str:
 def _bands(shapes: dict[str, tuple[int, ...]], first: str, where: str) -> int:
     """Number of bands that the first layer of a plain encoder takes."""
     if len(shapes.get(first, ())) != 4:
-        raise WeightsError(f"{where}: {first} is missing: it tells how many bands a plain encoder takes")
+        raise WeightsError(f"{where}: {first} is missing: a plain encoder's number of bands is read from it")
     return shapes[first][1]
 
 

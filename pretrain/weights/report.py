@@ -60,11 +60,11 @@ class LoadReport:
         Raises:
             WeightsError: one line that counts and names what is missing, unexpected or of another shape.
         """
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.misshapen))
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of a different shape", self.misshapen))
         problems = [f"{len(names)} {what} (e.g. {names[0]})" for what, names in kinds if names]
         if problems:
-            found = f"of {model}'s, {len(self.matched)} of {self.total} match, {', '.join(problems)}"
-            raise WeightsError(f"{where}: weights of another model: {found}; use a whole checkpoint of this model")
+            counts = f"{len(self.matched)} of the {self.total} weights of {model} match, {', '.join(problems)}"
+            raise WeightsError(f"{where}: weights of another model: {counts}; use a whole checkpoint of this model")
 
     def with_reshaped(self, name: str, before: Tensor, after: Tensor) -> "LoadReport":
         """Return the report after one weight was interpolated."""
@@ -72,7 +72,7 @@ class LoadReport:
 
 
 def compare(
-    own: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     copies: list[str] | None = None,
     left_out: list[str] | None = None,
@@ -82,15 +82,15 @@ def compare(
     Args:
         copies, left_out: names of the file's other entries.
     """
-    shared = [name for name in own if name in weights]
-    matched = [name for name in shared if own[name].shape == weights[name].shape]
+    shared = [name for name in expected if name in weights]
+    matched = [name for name in shared if expected[name].shape == weights[name].shape]
     return LoadReport(
-        total=len(own),
+        total=len(expected),
         matched=matched,
-        missing=sorted(own.keys() - weights.keys()),
-        unexpected=sorted(weights.keys() - own.keys()),
+        missing=sorted(expected.keys() - weights.keys()),
+        unexpected=sorted(weights.keys() - expected.keys()),
         misshapen=[
-            f"{name}: {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+            f"{name}: {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
             for name in sorted(set(shared) - set(matched))
         ],
         reshaped=[],

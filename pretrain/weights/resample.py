@@ -17,7 +17,7 @@ FEWEST_COVERED = 0.25
 """The smallest share of its bands that an encoder needs."""
 
 ENOUGH = 0.5
-"""A band is missing where no more than this share of its weights falls on measured bands."""
+"""A band is missing if no more than this share of its weights falls on measured bands."""
 
 
 class Bands(Protocol):
@@ -52,7 +52,7 @@ def resample(cube: Any, wavelengths_nm: Any, fwhm_nm: Any = None, *, to: Any) ->
     """
     batch, target = to_batch(cube), getattr(to, "description", to)
     matrix = _responses(target, *_bands(wavelengths_nm, fwhm_nm))
-    check_bands(batch, matrix.shape[1], f"{matrix.shape[1]} wavelengths were given; give one for each band")
+    check_bands(batch, matrix.shape[1], f"{matrix.shape[1]} wavelengths were given; give one per band")
     values = to_tensor(batch)
     scale = scale_of([value_range(values)])
     value_range(values, scale)
@@ -89,23 +89,23 @@ def _bands(wavelengths_nm: Any, fwhm_nm: Any) -> tuple[np.ndarray, np.ndarray]:
         return centers, widths_by_spacing(centers)
     widths = band_numbers(fwhm_nm, "fwhm_nm")
     if widths.shape != centers.shape:
-        raise WeightsError(f"fwhm_nm: {len(widths)} widths for {len(centers)} wavelengths: give one for each band")
+        raise WeightsError(f"fwhm_nm: {len(widths)} widths for {len(centers)} wavelengths: give one per band")
     return centers, widths * 1000 if (widths < NARROWEST * centers).all() else widths
 
 
 def _responses(target: Bands, centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """float64 (wanted, bands), see `response_matrix`."""
-    wanted, wanted_widths = getattr(target, "wavelength_nm", None), getattr(target, "fwhm_nm", None)
-    if wanted is None or wanted_widths is None or not len(wanted) or len(wanted) != len(wanted_widths):
+    target_nm, target_widths = getattr(target, "wavelength_nm", None), getattr(target, "fwhm_nm", None)
+    if target_nm is None or target_widths is None or not len(target_nm) or len(target_nm) != len(target_widths):
         raise WeightsError(
             "resample: 'to' doesn't say which bands it takes: give an encoder whose file does "
             "(spectralforge-convert --sensor)"
         )
-    matrix = response_matrix(wanted, wanted_widths, centers, widths)
+    matrix = response_matrix(target_nm, target_widths, centers, widths)
     covered = int(matrix.any(1).sum())
-    if covered < FEWEST_COVERED * len(wanted):
+    if covered < FEWEST_COVERED * len(target_nm):
         raise WeightsError(
-            f"resample: bands from {centers.min():g} to {centers.max():g} nm cover {covered} of {len(wanted)} bands "
-            f"from {min(wanted):g} to {max(wanted):g} nm: too few for this encoder"
+            f"resample: bands from {centers.min():g} to {centers.max():g} nm cover {covered} of {len(target_nm)} bands "
+            f"from {min(target_nm):g} to {max(target_nm):g} nm: too few for this encoder"
         )
     return matrix

@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         size = encoder.description.image_size
         with torch.no_grad():
             maps = self(torch.zeros(1, encoder.description.bands, size, size, dtype=torch.int16))
-        self.out_channels = [one.shape[1] for one in maps]
+        self.out_channels = [feature_map.shape[1] for feature_map in maps]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return one map (B, D, h, w) for each layer of images (B, C, H, W)."""

@@ -38,10 +38,12 @@ def read_torch(path: Path, network: Network, is_zip: bool) -> tuple[dict[str, Te
     except _READ_ERRORS as error:
         if re.search("torchscript|failed locating file data.pkl", str(error), re.IGNORECASE):
             raise WeightsError(
-                f"{path}: a compiled program (TorchScript, torch.export), not weights; where it was made, save its "
-                "tensors alone: torch.save(program.state_dict(), FILE)"
+                f"{path}: a compiled program (TorchScript, torch.export), not weights; on the machine where it was "
+                "made, save only its tensors: torch.save(program.state_dict(), FILE)"
             ) from None
-        raise WeightsError(f"{path}: not a whole torch file ({one_line(error)}); copy or download it again") from None
+        raise WeightsError(
+            f"{path}: not a complete torch file ({one_line(error)}); copy or download it again"
+        ) from None
     named, inside = _as_mapping(content), None
     for name in _CONTAINERS[network]:
         within = _as_mapping((named or {}).get(name))
@@ -71,12 +73,12 @@ def _flatten(path: Path, named: Mapping[Any, Any]) -> tuple[dict[str, Tensor], l
             elif value is not None:
                 others.append(name)
         if len(waiting) > _MOST:
-            raise WeightsError(f"{path}: not a checkpoint: dicts within dicts without end; save a state_dict")
+            raise WeightsError(f"{path}: not a checkpoint: its dicts are nested too deep; save a state_dict")
     return tensors, others
 
 
 def _as_mapping(value: Any) -> Mapping[Any, Any] | None:
-    """A dict as it is, a pickled module as a nested state dict, None for anything else."""
+    """A dict unchanged, a pickled module as a nested state dict, None for anything else."""
     if isinstance(value, Mapping):
         return value
     state = getattr(value, "kept", None)
@@ -125,12 +127,12 @@ class _StandIn:
 
 
 def _refused(path: Path, error: str) -> WeightsError:
-    found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", error) or re.search(r"(Can only \w+)", error)
-    if found is None:
-        return WeightsError(f"{path}: not a whole torch file (damaged pickle); copy or download it again")
+    match = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", error) or re.search(r"(Can only \w+)", error)
+    if match is None:
+        return WeightsError(f"{path}: not a complete torch file (damaged pickle); copy or download it again")
     return WeightsError(
-        f"{path}: holds Python objects ({found[1]}), which could run code and are not loaded; where it was made, "
-        "save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], DEST)"
+        f"{path}: holds Python objects ({match[1]}), which could run code and are not loaded; on the machine where it "
+        "was made, save only its tensors: torch.save(torch.load(FILE, weights_only=False)['state_dict'], DEST)"
     )
 
 

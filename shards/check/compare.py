@@ -149,22 +149,22 @@ def check_rejected(plan: Plan, source: Path, aside: dict[str, str]) -> Iterator[
 
 
 def bundle_jobs(
-    plan: Plan, record: PackRecord, bundled: dict[str, set[str]], aside: set[str], found: Findings
+    plan: Plan, record: PackRecord, bundled: dict[str, set[str]], aside: set[str], findings: Findings
 ) -> list[tuple]:
     """Return jobs for `compare_bundle`: the archives and products among the sources that tiles came from."""
     if plan.sources.tiles is None:
         return []
     options = record.options
     try:
-        found_now = find_bundles(
+        bundles_now = find_bundles(
             plan.sources.tiles, plan.sensor, plan.shape[1], options.scene_limits, options.cut, options.pattern
         )
     except SourceError as error:
-        found.problems.append(str(error))
+        findings.problems.append(str(error))
         return []
-    bundles = {bundle.name: bundle for bundle in found_now}
+    bundles = {bundle.name: bundle for bundle in bundles_now}
     for name in sorted(bundled.keys() - bundles.keys()):
-        found.notes.append(f"{name}: not in {plan.sources.tiles}: its {len(bundled[name])} tiles are not compared")
+        findings.notes.append(f"{name}: not in {plan.sources.tiles}: its {len(bundled[name])} tiles were not compared")
     return [
         (plan, bundles[name], keys, aside)
         for name, keys in bundled.items()
@@ -179,26 +179,28 @@ def compare_bundle(plan: Plan, bundle: Bundle, keys: set[str], aside: set[str]) 
         keys: keys of the tiles that were packed from it.
         aside: paths of tiles that were set aside.
     """
-    found = Findings()
-    with found.guard(bundle.name):
+    findings = Findings()
+    with findings.guard(bundle.name):
         reader = ShardReader(plan.folder)
         rows, values = {reader.key(row): row for row in range(len(reader))}, np.empty((1, *plan.shape), np.int16)
-        wanted = {key for key in keys if plan.chooses(key)}
+        chosen = {key for key in keys if plan.chooses(key)}
         compared: set[str] = set()
         problems: dict[str, list[str]] = {}  # by key: a repeated tile replaces the earlier one
-        for source, tile in bundle.tiles(keys - wanted):
+        for source, tile in bundle.tiles(keys - chosen):
             counters().add(1, values.nbytes, 0)
-            if source.key in wanted:
+            if source.key in chosen:
                 compared.add(source.key)
                 problems[source.key] = list(_compare_stored(reader, rows[source.key], source.path, tile, values))
             elif source.key not in rows and plan.chooses(source.path):
                 how = "was set aside when packing, but can be used now" if source.path in aside else "was not packed"
                 problems[source.key] = [f"{source.path}: {how}"] if isinstance(tile, Tile) else []
-        found.problems += [line for lines in problems.values() for line in lines]
-        found.compared += len(compared)
-        left = sorted(wanted - compared)
-        found.problems += [f"{bundle.name}: tile '{key}' was packed from it, but is gone" for key in left]
-    return found
+        findings.problems += [line for lines in problems.values() for line in lines]
+        findings.compared += len(compared)
+        missing = sorted(chosen - compared)
+        findings.problems += [
+            f"{bundle.name}: tile '{key}' was packed from it, but is no longer in it" for key in missing
+        ]
+    return findings
 
 
 def _compare_stored(

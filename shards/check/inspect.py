@@ -110,9 +110,9 @@ def _splits(table: np.ndarray) -> str:
 
 
 def _row(reader: ShardReader, tile: str) -> int:
-    found = np.flatnonzero(reader.table["key"] == tile.encode())
-    if len(found):
-        return int(found[0])
+    matches = np.flatnonzero(reader.table["key"] == tile.encode())
+    if len(matches):
+        return int(matches[0])
     if tile.isdecimal() and int(tile) < len(reader):
         return int(tile)
     raise ConfigError(f"{reader.location}: no tile '{tile}': give a sample key, e.g. {reader.key(0)}, or a row number")

@@ -67,7 +67,7 @@ def stats(folder: Path, part: tuple[int, int] | None, workers: int) -> int:
     else:
         histogram = count_values(folder, manifest, list(range(len(manifest.shards))), workers)
     if exact_sums(histogram) != band_sums(manifest.sums):
-        raise ShardError(f"{folder}: the tiles have other statistics than the manifest: run `python -m shards verify`")
+        raise ShardError(f"{folder}: the tiles' statistics differ from the manifest's: run `python -m shards verify`")
     bands = describe(histogram, manifest)
     _write(folder, manifest, bands)
     print(_table(bands))
@@ -155,22 +155,24 @@ def _percentile(values: np.ndarray, counts: np.ndarray, count: int, share: float
 
 def _join_parts(folder: Path, manifest: Manifest) -> np.ndarray | None:
     """Return the sum of a complete set of parts, or None if there are no parts."""
-    found = {path: match for path in sorted(folder.glob("stats-part-*.npz")) if (match := _PART.fullmatch(path.name))}
-    if not found:
+    parts_found = {
+        path: match for path in sorted(folder.glob("stats-part-*.npz")) if (match := _PART.fullmatch(path.name))
+    }
+    if not parts_found:
         return None
-    of = {int(match[2]) for match in found.values()}
-    missing = sorted(set(range(1, max(of) + 1)) - {int(match[1]) for match in found.values()})
+    of = {int(match[2]) for match in parts_found.values()}
+    missing = sorted(set(range(1, max(of) + 1)) - {int(match[1]) for match in parts_found.values()})
     if len(of) > 1 or missing:
         what = (
             f"parts of different sets ({sorted(of)})" if len(of) > 1 else f"part {missing[0]} of {max(of)} is missing"
         )
         raise ShardError(f"{folder}: {what}: run it, or remove the stats-part files")
     total = np.zeros((manifest.tile_shape[0], LEVELS), dtype=np.int64)
-    for path in found:
+    for path in parts_found:
         try:
             part = read_npz(path)
             if str(part["content"]) != manifest.content_hash:
-                raise ShardError(f"{path}: of other shards; remove it")
+                raise ShardError(f"{path}: belongs to other shards; remove it")
             histogram = part["histogram"]
             if histogram.shape != total.shape or histogram.dtype != total.dtype:
                 raise ValueError(f"counts {histogram.dtype} {histogram.shape}")

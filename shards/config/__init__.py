@@ -47,6 +47,16 @@ class NamedConfig(ConfigModel):
     name: str
     """Name of the implementation."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain values."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return {key: value for key, value in values.items() if key != "name"}
+
+    def to_plain(self) -> Any:
+        """Return a config as a plain value: only the name if all options have their defaults, else a mapping."""
+        return {"name": self.name, **self.options} if self.options else self.name
+
 
 Schema = TypeVar("Schema", bound=ConfigModel)
 
@@ -71,7 +81,7 @@ def load_config(
         _apply_override(data, override)
     data = _substitute(data, str(path), assumed or {})
     if "plugins" in schema.model_fields:
-        load_plugins(_place_plugins(data, Path()), str(path))
+        load_plugins(_resolve_plugins(data, Path()), str(path))
     return check_config(data, schema, str(path))
 
 
@@ -85,7 +95,7 @@ def check_config(data: Any, schema: type[Schema], where: str) -> Schema:
         raise ConfigError(f"{where}: {error}") from None
     for old, new in renamed if launched_rank() == 0 else ():
         logger.warning(
-            "%s: key '%s' is now '%s': rename it; the next version does not know the old name", where, old, new
+            "%s: key '%s' is now '%s': rename it; the next version will not accept the old name", where, old, new
         )
     try:
         return schema.model_validate(data)
@@ -125,7 +135,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     data = parse_values(read_text_file(path, f"{path}"), str(path), path.suffix)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a config is a YAML mapping of sections, found {_kind(data)}")
-    _place_plugins(data, path.parent)
+    _resolve_plugins(data, path.parent)
     base = data.pop("base", None)
     if base is None:
         return data
@@ -138,7 +148,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read_with_bases(below, (*seen, path.resolve())), data)
 
 
-def _place_plugins(data: dict[str, Any], folder: Path) -> list[str]:
+def _resolve_plugins(data: dict[str, Any], folder: Path) -> list[str]:
     """Make the paths of plugins absolute, relative to ``folder``, and return the plugins.
 
     What is not a list of text is left to the schema.
@@ -183,14 +193,14 @@ def _substitute(value: Any, where: str, assumed: Mapping[str, str], key: str = "
     if not isinstance(value, str):
         return value
     dotted = key.removeprefix(".")
-    here = f"{where}: key '{dotted}'"
+    location = f"{where}: key '{dotted}'"
     try:
-        filled = _filled(value, here)
+        filled = _filled(value, location)
     except ConfigError:
         if dotted not in assumed:
             raise
         return assumed[dotted]
-    return typed(filled, here) if isinstance(value, Unquoted) else filled
+    return typed(filled, location) if isinstance(value, Unquoted) else filled
 
 
 def _filled(text: str, where: str) -> str:

@@ -21,7 +21,7 @@ def bare_type(annotation: Any) -> Any:
 
 
 def metadata_of(annotation: Any) -> tuple[Any, ...]:
-    """Return what stands around a type: bounds, or a registry."""
+    """Return the metadata around a type: bounds, or a registry."""
     return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
 
 
@@ -35,20 +35,20 @@ def union_members(annotation: Any) -> list[Any]:
     bare, outer = bare_type(annotation), metadata_of(annotation)
     if not is_union(bare):
         return [annotation]
-    found = [member for member in get_args(bare) if member is not NoneType]
-    return [Annotated[member, *outer] if outer else member for member in found]
+    members = [member for member in get_args(bare) if member is not NoneType]
+    return [Annotated[member, *outer] if outer else member for member in members]
 
 
-def item_annotation(annotation: Any, place: int | str = 0) -> Any:
-    """Return the annotation of a value in a list or mapping; None where it is neither."""
+def item_annotation(annotation: Any, index: int | str = 0) -> Any:
+    """Return the annotation of a value in a list or mapping; None if it is neither."""
     for member in union_members(annotation):
         bare = bare_type(member)
         args = get_args(bare)
         if get_origin(bare) is dict:
             return args[1]
         if get_origin(bare) in (list, tuple):
-            is_own = isinstance(place, int) and len(args) > place and args[-1] is not ...
-            return args[place] if is_own else args[0]  # type: ignore[index]
+            is_own = isinstance(index, int) and len(args) > index and args[-1] is not ...
+            return args[index] if is_own else args[0]  # type: ignore[index]
     return None
 
 
@@ -65,12 +65,12 @@ def section_types(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def section_type(annotation: Any, values: Any) -> type[BaseModel] | None:
-    """Return the config class that the values of a section choose; None where several fit, or none."""
+    """Return the config class that the values of a section choose; None if several fit, or none."""
     for member in union_members(annotation):
         if registry := registry_of(member):
             return registry.config_for(values)
-    found = list(section_types(annotation))
-    return found[0] if len(found) == 1 else None
+    sections = list(section_types(annotation))
+    return sections[0] if len(sections) == 1 else None
 
 
 def registry_of(annotation: Any) -> Registry | None:

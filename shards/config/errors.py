@@ -30,14 +30,14 @@ def describe(error: ValidationError, schema: type[BaseModel], data: Any) -> str:
     """Describe the first error in ``data`` in one line, with the nearest key for an unknown one."""
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    key, kind, kinds = _locate(_place(first), schema, data)
-    keys = {_locate(_place(problem), schema, data)[0] for problem in problems}
-    others = sum(not any(one != other and other.startswith(f"{one}.") for other in keys) for one in keys) - 1
+    key, kind, kinds = _locate(_location(first), schema, data)
+    keys = {_locate(_location(problem), schema, data)[0] for problem in problems}
+    others = sum(not any(key != other and other.startswith(f"{key}.") for other in keys) for key in keys) - 1
     more = f" (and {others} more)" if others else ""
     return _line(first, key, kind, schema, kinds) + more
 
 
-def _place(problem: Any) -> tuple[int | str, ...]:
+def _location(problem: Any) -> tuple[int | str, ...]:
     """Return the location of a problem: of a list that is too short, the list."""
     loc = problem["loc"]
     return loc[:-1] if problem["type"] == "missing" and isinstance(loc[-1], int) else loc
@@ -53,10 +53,15 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
         case "union_tag_invalid":
             tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             near = _nearest(str(tag), re.findall(r"'([^']*)'", known))
-            return f"key '{key}.name': '{tag}' is none of {known}{near or '; a plugin may add it'}"
+            key = key if isinstance(value, str) else f"{key}.name"
+            return f"key '{key}': '{tag}' is not one of {known}{near or '; a plugin may add it'}"
         case "union_tag_not_found":
-            given = difflib.get_close_matches("name", map(str, value), n=1)
-            return f"unknown key '{key}.{given[0]}'; did you mean 'name'?" if given else f"key '{key}.name' is required"
+            near_name = difflib.get_close_matches("name", map(str, value), n=1)
+            return (
+                f"unknown key '{key}.{near_name[0]}'; did you mean 'name'?"
+                if near_name
+                else f"key '{key}.name' is required"
+            )
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             if isinstance(value, dict):  # a section's rules name its own keys with a dot in front
@@ -64,7 +69,7 @@ def _line(problem: Any, key: str, kind: Any, schema: type[BaseModel], kinds: Kin
             return f"key '{key}': {message}" if key else message
     if kind is None:
         return f"key '{key}': {problem['msg'][0].lower()}{problem['msg'][1:]}, got {_short(value)}"
-    return f"key '{key}': expected {expected(kind)}, got {_short(value)}{_mend(value, kind)}"
+    return f"key '{key}': expected {expected(kind)}, got {_short(value)}{_hint(value, kind)}"
 
 
 def _short(value: Any) -> str:
@@ -83,26 +88,26 @@ def _locate(loc: tuple[int | str, ...], schema: type[BaseModel], data: Any) -> t
     """
     parts: list[str] = []
     kinds: Kinds = {}
-    here: Any = schema
+    annotation: Any = schema
     for part in loc:
         if part == "[key]":  # of a mapping
             continue
-        if registry_of(here) and (chosen := section_type(here, data)):
-            here = kinds[".".join(parts)] = chosen
+        if registry_of(annotation) and (chosen := section_type(annotation, data)):
+            annotation = kinds[".".join(parts)] = chosen
         data = _value_at(data, part)
-        sections = list(section_types(here))
+        sections = list(section_types(annotation))
         if named := [section for section in sections if part in section.model_fields]:
             parts.append(str(part))
-            here = annotation_of(named[0].model_fields[str(part)])
-        elif sections or item_annotation(here) is None:
-            if not sections and len(union_members(here)) > 1:
+            annotation = annotation_of(named[0].model_fields[str(part)])
+        elif sections or item_annotation(annotation) is None:
+            if not sections and len(union_members(annotation)) > 1:
                 continue  # "list[int]" or "literal['others']"
             parts.append(str(part))
-            here = None
-        elif isinstance(part, int) or get_origin(bare_type(here)) is dict:
+            annotation = None
+        elif isinstance(part, int) or get_origin(bare_type(annotation)) is dict:
             parts.append(str(part))
-            here = item_annotation(here, part)
-    return ".".join(parts), here, kinds
+            annotation = item_annotation(annotation, part)
+    return ".".join(parts), annotation, kinds
 
 
 def _value_at(data: Any, part: int | str) -> Any:
@@ -116,22 +121,22 @@ def _value_at(data: Any, part: int | str) -> Any:
 # ---- which key was meant ----
 
 
-def _nearest(given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1)
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def _suggest(key: str, schema: type[BaseModel], kinds: Kinds) -> str:
     known = list(_keys(schema, "", kinds))
-    given, _, last = key.rpartition(".")
-    section = re.sub(r"\.\d+(?=\.|$)", "", given)  # entries of a list have the keys of one
+    prefix, _, last = key.rpartition(".")
+    section = re.sub(r"\.\d+(?=\.|$)", "", prefix)  # entries of a list have the keys of one
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     # the right name in another section, then a misspelled one here, then a misspelled one elsewhere
     for names, cutoff in ((known, 1.0), (siblings, 0.6), (known, 0.6)):
         by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
         if near := difflib.get_close_matches(last, by_last, n=1, cutoff=cutoff):
-            meant = by_last[near[0]]
-            return f"; did you mean '{f'{given}.{near[0]}' if given and meant in siblings else meant}'?"
+            suggestion = by_last[near[0]]
+            return f"; did you mean '{f'{prefix}.{near[0]}' if prefix and suggestion in siblings else suggestion}'?"
     return f"; known here: {', '.join(siblings or known)}"
 
 
@@ -148,7 +153,7 @@ def _keys(schema: type[BaseModel], prefix: str, kinds: Kinds) -> Iterator[str]:
 # ---- how to write it ----
 
 
-def _mend(value: Any, annotation: Any) -> str:
+def _hint(value: Any, annotation: Any) -> str:
     """Return how to write what was probably meant, if the key takes it."""
     if value is None:
         return ": an empty value is null: give a value, or remove the key"
@@ -158,9 +163,9 @@ def _mend(value: Any, annotation: Any) -> str:
     if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
         return ""
     adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
-    for text, meant in _candidates(value):
+    for text, candidate in _candidates(value):
         with suppress(ValidationError):
-            adapter.validate_python(meant)
+            adapter.validate_python(candidate)
             return f": write {text}"
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     return _nearest(value, choices) if isinstance(value, str) else ""

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Says:
+class Wording:
     """What a value is called in messages, if its Python type and bounds do not say it."""
 
     text: str
@@ -33,7 +33,7 @@ Positive = Annotated[int, Field(ge=1), AfterValidator(_countable)]
 NotNegative = Annotated[int, Field(ge=0), AfterValidator(_countable)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Code = Annotated[int, Field(ge=-(2**63), lt=2**63), Says("a whole number of 64 bits")]
+Code = Annotated[int, Field(ge=-(2**63), lt=2**63), Wording("a whole number of 64 bits")]
 """Code of a class in a label tile."""
 
 Rate = Annotated[float, Field(gt=0)]
@@ -79,7 +79,7 @@ def as_switch(value: Any) -> Any:
     return SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
 
 
-Name = Annotated[str, Field(min_length=1), Says("a name")]
+Name = Annotated[str, Field(min_length=1), Wording("a name")]
 
 Switch = Annotated[bool, BeforeValidator(as_switch)]
 
@@ -96,7 +96,7 @@ def _iso_day(value: str) -> str:
         raise ValueError(f"expected a day such as 2022-06-30, got {value!r}") from None
 
 
-Day = Annotated[str, BeforeValidator(_day_text), AfterValidator(_iso_day), Says("a day such as 2022-06-30")]
+Day = Annotated[str, BeforeValidator(_day_text), AfterValidator(_iso_day), Wording("a day such as 2022-06-30")]
 
 VARIABLE = re.compile(r"\$\{(\w+)\}|\$([A-Za-z_]\w*)")
 
@@ -135,10 +135,11 @@ def expand_path(text: str) -> str:
     if not path.strip():
         raise ValueError(f"expected a path, got {text!r}")
     if path.startswith("~") and path == text:
-        raise ValueError(f"{path.split('/')[0]} is no user's home folder: write ./{path} for a file of that name")
+        raise ValueError(f"{path.split('/')[0]} is not a user's home folder: write ./{path} for a file of that name")
     if "$" in path:
         raise ValueError(
-            f"'$' in {path!r} names no variable: write $NAME or ${{NAME}}, without a default; a path has no other '$'"
+            f"'$' in {path!r} doesn't name a variable: write $NAME or ${{NAME}}, without a default; a path has no "
+            "other '$'"
         )
     if any(char in path for char in "\0\n\r"):
         raise ValueError(f"a path has no line breaks or NUL characters, got {text!r}")
@@ -148,7 +149,7 @@ def expand_path(text: str) -> str:
 Plugins = Annotated[tuple[Name, ...], Field(strict=False)]
 """Names of modules and paths of .py files: see `shards.plugins`."""
 
-PathText = Annotated[str, AfterValidator(expand_path), Says("a path")]
+PathText = Annotated[str, AfterValidator(expand_path), Wording("a path")]
 
 PlainName = Annotated[str, AfterValidator(plain_name)]
 TarName = Annotated[str, AfterValidator(tar_name)]

@@ -89,27 +89,27 @@ def _sections(schema: type[BaseModel], name: str, choices: tuple[str, ...], valu
     for key, field in schema.model_fields.items():
         annotation, dotted = annotation_of(field), f"{name}.{key}" if name else key
         default = getattr(values, key, field.default)
-        found = list(_within(annotation, dotted, default))
-        if not found or _holds_choices(annotation) or field.default is None:
+        entries = list(_within(annotation, dotted, default))
+        if not entries or _holds_choices(annotation) or field.default is None:
             takes, shown = expected(annotation), _as_yaml(default)
             if choices and key == "name":
                 takes, shown = f"one of {', '.join(choices)}", shown if default in choices else REQUIRED
-            keys.append(Key(dotted, takes, shown, _one_line(field.description)))
-        within += found
-    yield Section(name, choices, _one_line(schema.__doc__), tuple(keys))
+            keys.append(Key(dotted, takes, shown, _join_lines(field.description)))
+        within += entries
+    yield Section(name, choices, _join_lines(schema.__doc__), tuple(keys))
     yield from within
 
 
 def _within(annotation: Any, name: str, default: Any) -> Iterator[Section]:
     """Yield the sections that a key may hold: one for each config class of a registry."""
-    for place, inner in ((name, annotation), (f"{name}[]", item_annotation(annotation))):
+    for key, inner in ((name, annotation), (f"{name}[]", item_annotation(annotation))):
         registries = [registry for member in union_members(inner) if (registry := registry_of(member))]
         for registry in registries:
             for config in dict.fromkeys(registry.configs.values()):
-                names = tuple(one for one, own in registry.configs.items() if own is config)
-                yield from _sections(config, place, names, default if isinstance(default, config) else None)
+                names = tuple(each for each, registered in registry.configs.items() if registered is config)
+                yield from _sections(config, key, names, default if isinstance(default, config) else None)
         for schema in () if registries else section_types(inner):
-            yield from _sections(schema, place, (), default if isinstance(default, schema) else None)
+            yield from _sections(schema, key, (), default if isinstance(default, schema) else None)
 
 
 def _holds_choices(annotation: Any) -> bool:
@@ -117,7 +117,7 @@ def _holds_choices(annotation: Any) -> bool:
     return any(registry_of(member) for member in union_members(item_annotation(annotation)))
 
 
-def _one_line(text: str | None) -> str:
+def _join_lines(text: str | None) -> str:
     return " ".join((text or "").replace("``", "`").split())
 
 
@@ -128,6 +128,6 @@ def _as_yaml(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a section as plain values: the name alone, if nothing else is set."""
+    """Return a section as plain values: only the name, if nothing else is set."""
     values = value.model_dump(mode="json", exclude_unset=True)
     return values["name"] if values.keys() == {"name"} else values

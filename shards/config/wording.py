@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from shards.config.annotations import bare_type, is_union, metadata_of, registry_of, union_members
-from shards.config.fields import Says
+from shards.config.fields import Wording
 
 BOUNDS = {"ge": "of at least {}", "gt": "greater than {}", "le": "at most {}", "lt": "less than {}"}
 
@@ -16,15 +16,15 @@ BOUNDS = {"ge": "of at least {}", "gt": "greater than {}", "le": "at most {}", "
 def expected(annotation: Any) -> str:
     """Return what values an annotation takes, in words: "a whole number of at least 1"."""
     optional = ", or null" if NoneType in get_args(bare_type(annotation)) else ""
-    told = " or ".join(dict.fromkeys(_one(member) for member in union_members(annotation)))
-    return told + optional
+    words = " or ".join(dict.fromkeys(_describe(member) for member in union_members(annotation)))
+    return words + optional
 
 
-def _one(annotation: Any) -> str:
+def _describe(annotation: Any) -> str:
     bare = bare_type(annotation)
     metadata = list(_flat(metadata_of(annotation)))
     for item in metadata:
-        if isinstance(item, Says):
+        if isinstance(item, Wording):
             return item.text
     if get_origin(bare) is Annotated or is_union(bare):
         return expected(bare)
@@ -58,5 +58,5 @@ def _bounds(metadata: list[Any]) -> str:
     limits = {name: getattr(item, name) for item in metadata for name in BOUNDS if hasattr(item, name)}
     if limits.keys() == {"ge", "le"}:
         return f" from {limits['ge']} to {limits['le']}"
-    told = [text.format(limits[name]) for name, text in BOUNDS.items() if name in limits]
-    return f" {' and '.join(told)}" if told else ""
+    words = [text.format(limits[name]) for name, text in BOUNDS.items() if name in limits]
+    return f" {' and '.join(words)}" if words else ""

@@ -33,7 +33,7 @@ TYPES = {
 }
 """Type of a value without quotes by its form, in this order, with its first characters; else text."""
 
-MENDS = (
+HINTS = (
     (r"found character '\\t'", "indent with spaces, not with tabs"),
     (r"mapping values are not allowed", "quote text that has ': ' in it, and indent keys of a section alike"),
     (r"constructor for the tag", "quote text that begins with '!'"),
@@ -124,21 +124,21 @@ def _load(text: str) -> Any:
         finally:
             parser.dispose()
     except RecursionError:
-        raise yaml.YAMLError("nested too deeply, or an alias of what it is in") from None
+        raise yaml.YAMLError("nested too deeply, or an alias that contains itself") from None
     except (ValueError, OverflowError, AttributeError, LookupError) as error:
         raise yaml.YAMLError(f"a value that can't be read ({error})") from None
 
 
 def _reason(error: yaml.YAMLError, text: str, mark: Any) -> str:
     """Return what is wrong and how to write it."""
-    told = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).splitlines()[0]
-    context = f"{getattr(error, 'context', '')} {told}"
-    mend = next((mend for pattern, mend in MENDS if re.search(pattern, context)), None)
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).splitlines()[0]
+    context = f"{getattr(error, 'context', '')} {problem}"
+    hint = next((hint for pattern, hint in HINTS if re.search(pattern, context)), None)
     lines = text.splitlines()
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if re.search(r"[\[{,].*\$\{", line):  # a brace within brackets ends them
-        mend = "within { } and [ ], quote text that holds ${...}"
-    return f"{told}: {mend}" if mend else told
+        hint = "within { } and [ ], quote text that holds ${...}"
+    return f"{problem}: {hint}" if hint else problem
 
 
 def depth(text: str) -> int:
@@ -148,7 +148,7 @@ def depth(text: str) -> int:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values of a node, aliases expanded; an alias of its own parent recurses for ever."""
+    """Count the values of a node, aliases expanded; an alias of its own parent recurses forever."""
     if id(node) not in known:
         children = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
@@ -172,23 +172,23 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             raise _Refused("a key is a list or a mapping: write a name", key_node)
         key = loader.construct_object(key_node)
         if not isinstance(key, str):
-            raise _Refused(f"key {key_node.value or 'null'} is no text: write a name, or '{key_node.value}'", key_node)
+            raise _Refused(f"key {key_node.value or 'null'} is not text: write a name, or '{key_node.value}'", key_node)
         if key in first:
-            told = f"key '{key}' is given twice, first in line {first[key]}: remove one of them"
-            raise _Refused(told, key_node)
+            message = f"key '{key}' is given twice, first in line {first[key]}: remove one of them"
+            raise _Refused(message, key_node)
         first[key] = key_node.start_mark.line + 1
     return loader.construct_mapping(node, deep=True)
 
 
 def _octal(loader: _Loader, node: yaml.ScalarNode) -> None:
     plain = node.value.lstrip("+-0oO_") or "0"
-    told = f"{node.value} may be octal: write {plain} for the decimal number, or '{node.value}' in quotes for text"
-    raise _Refused(told, node)
+    message = f"{node.value} may be octal: write {plain} for the decimal number, or '{node.value}' in quotes for text"
+    raise _Refused(message, node)
 
 
 def _clock(loader: _Loader, node: yaml.ScalarNode) -> None:
-    told = f"{node.value} may be a number in base 60: write a plain number, or '{node.value}' in quotes for text"
-    raise _Refused(told, node)
+    message = f"{node.value} may be a number in base 60: write a plain number, or '{node.value}' in quotes for text"
+    raise _Refused(message, node)
 
 
 _Loader.add_constructor(f"{TAG}str", _text)

@@ -52,8 +52,8 @@ def sweep(folder: Path, pattern: str) -> None:
     for path in folder.glob(f"{pattern}{TEMPORARY}"):
         try:
             _, process, _ = path.name.removesuffix(TEMPORARY).rsplit(".", 2)
-            own = f".{socket.gethostname()}.{process}." in path.name
-            alive = _is_alive(int(process)) if own else time.time() - path.stat().st_mtime < 600
+            is_own = f".{socket.gethostname()}.{process}." in path.name
+            alive = _is_alive(int(process)) if is_own else time.time() - path.stat().st_mtime < 600
         except (OSError, ValueError):
             alive = False
         if not alive:

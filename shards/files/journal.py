@@ -26,7 +26,7 @@ class BestEffort:
 
     def __init__(self, path: Path | str, errors: type[Exception] = OSError) -> None:
         self.path, self.errors = path, errors
-        self._missed, self._told, self._quiet_until = 0, False, 0.0
+        self._missed, self._warned, self._quiet_until = 0, False, 0.0
 
     def __enter__(self) -> None:
         pass
@@ -35,17 +35,17 @@ class BestEffort:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is None:
-            if self._told:
+            if self._warned:
                 _warn(f"{self.path}: written again; {self._missed} writes are missing")
-                self._told, self._missed = False, 0
+                self._warned, self._missed = False, 0
             return False
         if not isinstance(error, self.errors):
             return False
         self._missed += 1
-        if not self._told and time.monotonic() > self._quiet_until:
-            self._told, self._quiet_until = True, time.monotonic() + QUIET_S
+        if not self._warned and time.monotonic() > self._quiet_until:
+            self._warned, self._quiet_until = True, time.monotonic() + QUIET_S
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            _warn(f"{self.path}: not written: {reason}; the run goes on without it")
+            _warn(f"{self.path}: not written: {reason}; the run continues without it")
         return True
 
 
@@ -68,10 +68,10 @@ class Journal:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self.path, "ab", buffering=0)
             before = os.fstat(self._file.fileno()).st_size
-            left = memoryview(record)
+            rest = memoryview(record)
             try:
-                while left:
-                    left = left[self._file.write(left) :]
+                while rest:
+                    rest = rest[self._file.write(rest) :]
             except OSError:
                 with suppress(OSError):
                     self._file.truncate(before)  # readers would stop at a partial record

@@ -101,11 +101,11 @@ class Lock:
 @contextmanager
 def held(path: Path, poll_s: float = 0.2) -> Iterator[None]:
     """Hold the lock during the block, first waiting until no live process holds it."""
-    lock, begin, told = Lock(path), time.monotonic(), False
+    lock, begin, warned = Lock(path), time.monotonic(), False
     while not lock.acquire():
-        if not told and time.monotonic() - begin > 3:
+        if not warned and time.monotonic() - begin > 3:
             logger.warning(f"waiting for {holder(path) or 'another process'} to release {path}")
-            told = True
+            warned = True
         time.sleep(poll_s)
     try:
         yield

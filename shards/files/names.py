@@ -15,7 +15,7 @@ def plain_name(name: str) -> str:
         ValueError: if it is empty, contains folders, ``..`` or control characters, or is too long.
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise ValueError(f"{name[:80]!r} is no plain file name; don't use this file, it may be forged")
+        raise ValueError(f"{name[:80]!r} is not a plain file name; don't use this file, it may be forged")
     if len(name.encode(errors="surrogateescape")) > LONGEST:
         raise ValueError(f"a name of {len(name)} characters, {name[:20]!r}..., is longer than file systems allow")
     return name
@@ -31,7 +31,7 @@ def inner_path(path: str) -> str:
     """
     outer = path.partition("!")[0]
     if "\0" in path or any(part in ("", ".", "..") for part in outer.split("/")):
-        raise ValueError(f"{path[:80]!r} is no path below its folder; don't use this file, it may be forged")
+        raise ValueError(f"{path[:80]!r} is not a path below its folder; don't use this file, it may be forged")
     return path
 
 

@@ -24,7 +24,7 @@ OPENING_S = 30.0
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """The pause after attempt k is drawn uniformly from 0 to min(0.5 * 2**(k - 1), 30) seconds."""
 
-TELL_S = 15.0
+WARN_S = 15.0
 """Waiting time after which a warning is logged."""
 
 Result = TypeVar("Result")
@@ -46,18 +46,18 @@ class Patience:
     def __init__(self, url: str, sleep: Callable[[float], Any] | None = None) -> None:
         self._url, self._closed = url, threading.Event()
         self.sleep = sleep or self._closed.wait
-        self._told, self._lock = False, threading.Lock()
+        self._warned, self._lock = False, threading.Lock()
 
     def close(self) -> None:
         """Wake up all waiting threads, which then raise an error."""
         self._closed.set()
 
-    def repeat(self, where: str, place: str, seconds: float, action: Callable[[], Result]) -> Result:
+    def repeat(self, where: str, position: str, seconds: float, action: Callable[[], Result]) -> Result:
         """Call ``action`` until it stops raising Trouble, for at most ``seconds``, and return its result.
 
         Args:
             where: the file, for messages.
-            place: position in the file, for messages.
+            position: position in the file, for messages.
 
         Raises:
             UnreachableError: if the time is up or the storage was closed.
@@ -65,37 +65,37 @@ class Patience:
         begin, slept, attempt = time.monotonic(), 0.0, 0
         while True:
             if self._closed.is_set():
-                raise UnreachableError(f"{where}: can't be read{place}: the dataset was closed")
+                raise UnreachableError(f"{where}: can't be read{position}: the dataset was closed")
             try:
                 result = action()
             except Trouble as error:
                 reason = str(error)
             else:
-                self._tell_end(slept)
+                self._warn_of_recovery(slept)
                 return result
             attempt += 1
             waited = max(time.monotonic() - begin, slept)
             if waited >= seconds:
                 tried = f"{attempt} attempt{'s' if attempt > 1 else ''} in {waited:.0f} s"
                 raise UnreachableError(
-                    f"{where}: can't be read{place}: {tried}, the last one: {reason}; "
-                    "check the network and the server, and start the command again"
+                    f"{where}: can't be read{position}: {tried}, the last one: {reason}; "
+                    "check the network and the server, and run the command again"
                 )
-            if waited >= TELL_S:
-                self._tell_begin(where, waited, seconds, reason)
+            if waited >= WARN_S:
+                self._warn_of_outage(where, waited, seconds, reason)
             pause = _pauses.uniform(0, min(PAUSE_S * 2 ** min(attempt - 1, 30), LONGEST_PAUSE_S))
             slept += pause
             self.sleep(pause)
 
-    def _tell_begin(self, where: str, waited: float, seconds: float, reason: str) -> None:
+    def _warn_of_outage(self, where: str, waited: float, seconds: float, reason: str) -> None:
         with self._lock:
-            told, self._told = self._told, True
-        if not told:
-            logger.warning(f"{where}: no answer for {waited:.0f} s ({reason}); tried again for {seconds:.0f} s")
+            was_warned, self._warned = self._warned, True
+        if not was_warned:
+            logger.warning(f"{where}: no answer for {waited:.0f} s ({reason}); retrying for {seconds:.0f} s")
 
-    def _tell_end(self, waited: float) -> None:
-        if self._told:  # checked without the lock, since every read passes here
+    def _warn_of_recovery(self, waited: float) -> None:
+        if self._warned:  # checked without the lock, since every read passes here
             with self._lock:
-                told, self._told = self._told, False
-            if told:
-                logger.warning(f"{self._url}: answers again, after {waited:.0f} s of pauses")
+                was_warned, self._warned = self._warned, False
+            if was_warned:
+                logger.warning(f"{self._url}: answers again after {waited:.0f} s of pauses")

@@ -76,10 +76,10 @@ class StagedStorage:
         self.staged = self.read_through = self.evicted = self.downloaded_bytes = 0
         self._source, self._local = source, LocalStorage(folder, patience_s=0)  # no retries: fall back to the source
         self._files = {file.name: file for file in files}
-        self._here: dict[str, int] = {}  # inodes of the copies known to be complete
+        self._copied: dict[str, int] = {}  # inodes of the copies known to be complete
         self._used: dict[str, int] = {}  # time_ns of the last read, for reads since the last check
         self._damaged: set[str] = set()  # files that are damaged in the source
-        self._wanted: frozenset[str] = frozenset()
+        self._needed: frozenset[str] = frozenset()
         self._lock, self._next_look = threading.Lock(), 0.0
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -99,7 +99,7 @@ class StagedStorage:
         return bytes(data)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        if self._is_here(name):
+        if self._is_copied(name):
             try:
                 self._local.read_into(name, offset, buffer)
                 self._used[name] = time.time_ns()
@@ -111,7 +111,7 @@ class StagedStorage:
             self.read_through += 1
 
     def size(self, name: str) -> int:
-        return self._files[name].size if self._is_here(name) else self._source.size(name)
+        return self._files[name].size if self._is_copied(name) else self._source.size(name)
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Fetch files in this order in the background, after those requested before.
@@ -120,13 +120,13 @@ class StagedStorage:
         above the quota is requested at once, the copies that fit stay, and the rest is read from the source in every
         epoch; if parts of an epoch are requested in turn, they replace each other.
         """
-        self._wanted = frozenset(names)
+        self._needed = frozenset(names)
         self._ask_for(names)
 
     def discard(self, name: str) -> None:
         """Remove a copy with wrong bytes and fetch it again; until then reads go to the source."""
         with self._lock:
-            inode = self._here.pop(name, None)
+            inode = self._copied.pop(name, None)
             try:
                 if inode is None or (self.folder / name).stat().st_ino != inode:
                     return  # evicted, or replaced by another process that found the error
@@ -146,17 +146,17 @@ class StagedStorage:
             self._worker.join()
         self._local.close()
 
-    def _is_here(self, name: str) -> bool:
+    def _is_copied(self, name: str) -> bool:
         """Return whether a complete copy is in the folder; discard one of the wrong size."""
         if time.monotonic() >= self._next_look:
             self._look()
-        if name not in self._here and name in self._files:
+        if name not in self._copied and name in self._files:
             with suppress(OSError):
                 status = os.stat(self.folder / name)
-                self._here[name] = status.st_ino
+                self._copied[name] = status.st_ino
                 if status.st_size != self._files[name].size:
                     self.discard(name)
-        return name in self._here
+        return name in self._copied
 
     def _look(self) -> None:
         """Publish the last-read times as modification times, and close copies that other processes evicted."""
@@ -164,25 +164,25 @@ class StagedStorage:
             self._next_look = time.monotonic() + LOOK_S
             used, self._used = self._used, {}
         evicted = False
-        for name, inode in list(self._here.items()):
+        for name, inode in list(self._copied.items()):
             try:
                 if name in used:
                     os.utime(self.folder / name, ns=(used[name], used[name]), follow_symlinks=False)
-                gone = os.stat(self.folder / name).st_ino != inode
+                removed = os.stat(self.folder / name).st_ino != inode
             except OSError:
-                gone = True
-            if gone:
-                self._here.pop(name, None)
+                removed = True
+            if removed:
+                self._copied.pop(name, None)
                 evicted = True
         if evicted:  # open files would keep their disk space
             self._local.close()
 
     def _clean(self) -> None:
         """Remove leftovers of killed processes."""
-        left = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith((LOCK, TEMPORARY))]
+        leftovers = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith((LOCK, TEMPORARY))]
         for name in self._files:
             lock = Lock(self.folder / (name + LOCK))
-            if any(entry.startswith(name + ".") for entry in left) and lock.acquire():
+            if any(entry.startswith(name + ".") for entry in leftovers) and lock.acquire():
                 self._remove_temporaries(name)
                 lock.release()
 
@@ -227,18 +227,18 @@ class StagedStorage:
 
     def _give_up(self, error: OSError) -> None:
         self._stop.set()
-        what = "nothing more is staged, the rest is read from"
+        what = "staging stopped, the rest is read from"
         logger.warning(f"{self.folder}: {error.strerror}: {what} {self.url}")
 
     def _stage(self, file: StagedFile) -> bool:
         """Fetch a file unless it is present; returns False if another process is fetching it."""
         lock = Lock(self.folder / (file.name + LOCK))
-        if file.name in self._damaged or self._is_here(file.name):
+        if file.name in self._damaged or self._is_copied(file.name):
             return True
         if not lock.acquire():
             return False
         try:
-            if self._is_here(file.name):  # fetched by another process before the lock was acquired
+            if self._is_copied(file.name):  # fetched by another process before the lock was acquired
                 return True
             self._remove_temporaries(file.name)
             for _ in range(2):
@@ -251,7 +251,7 @@ class StagedStorage:
                 except _WrongBytes:
                     continue
             self._damaged.add(file.name)
-            wrong = "twice other bytes than were packed (SHA-256); copy or pack it again"
+            wrong = "its SHA-256 differed twice from the packed one; copy or pack it again"
             raise ShardError(f"{self.url}/{file.name}: {wrong}")
         finally:
             lock.release()
@@ -277,7 +277,7 @@ class StagedStorage:
             with suppress(FileNotFoundError):
                 status = entry.stat()
                 total += 0 if LOCK in entry.name else status.st_size
-                if entry.name in self._files and entry.name not in self._wanted:
+                if entry.name in self._files and entry.name not in self._needed:
                     copies.append((status.st_mtime_ns, status.st_size, entry.name))
         excess = total + size - quota
         if excess > sum(freed for _, freed, _ in copies):
@@ -286,7 +286,7 @@ class StagedStorage:
             if excess <= 0:
                 break
             (self.folder / name).unlink(missing_ok=True)  # current readers keep it open
-            self._here.pop(name, None)
+            self._copied.pop(name, None)
             self.evicted += 1
             excess -= freed
         self._local.close()

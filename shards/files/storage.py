@@ -25,7 +25,7 @@ TIMEOUT_S = 60.0  # timeout of one attempt
 MOST_WHOLE = 4 << 30  # maximum bytes of a manifest or tile table, enough for ten million tiles
 PIECE = 16 << 20  # maximum bytes of one remote request
 MOST_FILES = 1 << 16  # maximum limit of open files that a process requests
-NO_RANGES = "the server sends the whole file where a range was asked for; use one that honours ranges"
+NO_RANGES = "the server ignores range requests and sends the complete file; use one that supports ranges"
 
 _PASSING = {
     getattr(errno, name)
@@ -159,7 +159,7 @@ class RemoteStorage:
     def read(self, name: str) -> bytes:
         size, parts = self.size(name), []
         if size > MOST_WHOLE:
-            raise ShardError(f"{self.url}/{name}: {size} bytes, far more than such a file has; check the URL")
+            raise ShardError(f"{self.url}/{name}: {size} bytes is far too large for such a file; check the URL")
         for begin in range(0, size, PIECE):  # in pieces, so that a false size allocates no memory
             piece = bytearray(min(PIECE, size - begin))
             self._read_pieces(name, begin, memoryview(piece), OPENING_S)
@@ -171,14 +171,14 @@ class RemoteStorage:
 
     def _read_pieces(self, name: str, offset: int, buffer: memoryview, seconds: float) -> None:
         for begin in range(0, buffer.nbytes, PIECE):
-            piece, place = buffer.cast("B")[begin : begin + PIECE], offset + begin
-            read = functools.partial(self._read_once, name, place, piece)
-            self._repeat(name, f" at offset {place}", read, seconds)
+            piece, position = buffer.cast("B")[begin : begin + PIECE], offset + begin
+            read = functools.partial(self._read_once, name, position, piece)
+            self._repeat(name, f" at offset {position}", read, seconds)
 
     def size(self, name: str) -> int:
         size = self._repeat(name, "", lambda: self._call("info", name)["size"])
         if size is None:
-            raise UnreachableError(f"{self.url}/{name}: the server doesn't tell the size; use one that does")
+            raise UnreachableError(f"{self.url}/{name}: the server doesn't report the size; use one that does")
         return size
 
     def close(self) -> None:
@@ -194,26 +194,26 @@ class RemoteStorage:
 
             self._filesystem, folder = url_to_fs(self._location, skip_instance_cache=True, **options)
         except (ImportError, ValueError) as error:
-            mend = "pip install 'spectralforge[remote]'" if isinstance(error, ImportError) else "check the URL"
-            raise ShardError(f"{self.url}: {_reason(error)}; {mend}") from None
+            hint = "pip install 'spectralforge[remote]'" if isinstance(error, ImportError) else "check the URL"
+            raise ShardError(f"{self.url}: {_reason(error)}; {hint}") from None
         self._folder, self._process = folder.rstrip("/"), os.getpid()
 
     def _read_once(self, name: str, offset: int, buffer: memoryview) -> None:
-        where, wanted = f"{self.url}/{name}", len(buffer)
-        options = {"raise_for_status": functools.partial(_must_be_range, where, offset, wanted)} if self._http else {}
+        where, length = f"{self.url}/{name}", len(buffer)
+        options = {"raise_for_status": functools.partial(_must_be_range, where, offset, length)} if self._http else {}
         try:
-            data = self._call("cat_file", name, start=offset, end=offset + wanted, **options)
+            data = self._call("cat_file", name, start=offset, end=offset + length, **options)
         except Exception as error:
             if getattr(error, "status", 0) != 416 and getattr(error, "errno", 0) != errno.EINVAL:
                 raise
             data = b""  # HTTP and S3 report this if no byte of the range exists
-        if len(data) > wanted:
+        if len(data) > length:
             raise UnreachableError(f"{where}: {NO_RANGES}")
-        if len(data) < wanted:
+        if len(data) < length:
             size = self.size(name)
-            if offset + wanted > size:
-                raise ShardError(_cut_short(where, offset, wanted, size))
-            raise ConnectionError(f"{len(data)} bytes where {wanted} were asked for")
+            if offset + length > size:
+                raise ShardError(_cut_short(where, offset, length, size))
+            raise ConnectionError(f"{len(data)} bytes, but {length} were requested")
         buffer[:] = data
 
     def _call(self, method: str, name: str, **options: Any) -> Any:
@@ -223,7 +223,7 @@ class RemoteStorage:
             options["timeout"] = TIMEOUT_S
         return getattr(self._filesystem, method)(f"{self._folder}/{name}", **options)
 
-    def _repeat(self, name: str, place: str, action: Callable[[], Any], seconds: float = OPENING_S) -> Any:
+    def _repeat(self, name: str, position: str, action: Callable[[], Any], seconds: float = OPENING_S) -> Any:
         where = f"{self.url}/{name}"
 
         def attempt() -> Any:
@@ -237,11 +237,11 @@ class RemoteStorage:
             if isinstance(cause, FileNotFoundError) or status == 404:
                 raise ShardError(f"{where}: missing; check the URL, or copy or pack it again")
             if isinstance(cause, _LASTING) or (status and status < 500 and status not in (408, 429)):
-                reason = f"can't be read{place}: {_reason(cause)}"
+                reason = f"can't be read{position}: {_reason(cause)}"
                 raise UnreachableError(f"{where}: {reason}; check the URL and the credentials")
             raise Trouble(_reason(cause))
 
-        return self._patience.repeat(where, place, seconds, attempt)
+        return self._patience.repeat(where, position, seconds, attempt)
 
 
 def _allowed_files() -> int:
@@ -253,13 +253,13 @@ def _allowed_files() -> int:
     return allowed
 
 
-def _cut_short(where: str, offset: int, wanted: int, size: int) -> str:
-    return f"{where}: cut short: {wanted} bytes wanted at offset {offset}, the file has {size}; copy or pack it again"
+def _cut_short(where: str, offset: int, length: int, size: int) -> str:
+    return f"{where}: cut short: {length} bytes requested at offset {offset}, file has {size}; copy or pack it again"
 
 
-async def _must_be_range(where: str, offset: int, wanted: int, response: Any) -> None:
+async def _must_be_range(where: str, offset: int, length: int, response: Any) -> None:
     """Reject a response with the whole file by its headers, before a complete shard is transferred for one tile."""
-    if response.status == 200 and (offset or response.content_length != wanted):
+    if response.status == 200 and (offset or response.content_length != length):
         response.close()
         raise UnreachableError(f"{where}: {NO_RANGES}")
 

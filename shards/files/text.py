@@ -37,7 +37,7 @@ def decode_text(data: bytes) -> str:
         name = encoding.removesuffix("-sig").upper()
         raise ValueError(f"not {name} text (line {line}): save it as UTF-8") from None
     if "\0" in text:
-        raise ValueError("not UTF-8 text (it has NUL characters): save it as UTF-8")
+        raise ValueError("not UTF-8 text (it contains NUL characters): save it as UTF-8")
     return text
 
 
@@ -52,7 +52,7 @@ def read_text_file(path: Path, where: str) -> str:
     """
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{where}: can't be read: it has more than {MOST_BYTES >> 20} MiB")
+            raise ConfigError(f"{where}: can't be read: it is larger than {MOST_BYTES >> 20} MiB")
         text = decode_text(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"{where}: no such file") from None

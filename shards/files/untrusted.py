@@ -33,11 +33,11 @@ def read_json_value(data: bytes | str) -> Any:
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key '{twice[:80]}' is given twice")
-    return found
+    return values
 
 
 def read_npy(data: bytes) -> np.ndarray:
@@ -48,7 +48,7 @@ def read_npy(data: bytes) -> np.ndarray:
         shape, _, dtype = _HEADERS[version](file)
         claimed, held = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
         if any(length < 0 for length in shape) or claimed > held:
-            raise ValueError(f"its header tells of {claimed} bytes where {held} follow")
+            raise ValueError(f"its header claims {claimed} bytes, but {held} follow")
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python: damage can raise any error
         raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
@@ -59,7 +59,7 @@ def check_zipped(member: zipfile.ZipInfo, size: int) -> None:
     if member.compress_size > size:
         raise ValueError(f"{member.filename[:80]!r} claims {member.compress_size} bytes of a file of {size}")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):  # LZMA's dictionary
-        raise ValueError(f"{member.filename[:80]!r} has packing {member.compress_type}: zip it again by deflate")
+        raise ValueError(f"{member.filename[:80]!r} has packing {member.compress_type}: zip it again with deflate")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -79,7 +79,7 @@ class SpectralPredictor(Codec):
             out = np.empty(shape, dtype=np.int16)
         target = _writable(out)
         if target.size != shape[0] * shape[1] * shape[2]:
-            raise ShardError(f"holds a tile of {shape} where {out.shape} was expected")
+            raise ShardError(f"holds a tile of {shape}, expected {out.shape}")
         flat = target.reshape(shape[0], -1)
         low = self._unpack("low", low, flat.shape) if self.pack_low else low.reshape(flat.shape)
         count = int(np.count_nonzero(wide))
@@ -94,7 +94,7 @@ class SpectralPredictor(Codec):
     def _parts(self, content: np.ndarray) -> tuple[tuple[int, int, int], tuple[np.ndarray, ...]]:
         """Return shape, coefficients, bands with high bytes and the two planes, with all sizes validated."""
         if content.size < _HEADER.size:
-            raise ShardError(f"does not decode: {content.size} bytes hold no tile")
+            raise ShardError(f"does not decode: {content.size} bytes are too few for a tile")
         magic, version, flags, _, bands, height, width, low, high = _HEADER.unpack(content[: _HEADER.size].tobytes())
         if (magic, version, flags) != (_MAGIC, _VERSION, self._flags):
             raise ShardError(f"does not decode: not written by {self.get_config()}")
@@ -120,7 +120,7 @@ class SpectralPredictor(Codec):
         """Decompress a plane of bytes into this thread's scratch buffer."""
         plane = _buffer(name, shape)
         if _content_size(packed) != plane.size:
-            raise ShardError(f"does not decode: its {name} plane has another length")
+            raise ShardError(f"does not decode: its {name} plane has the wrong length")
         try:
             self._zstd.decode(packed, plane)
         except (RuntimeError, ValueError) as error:
@@ -147,7 +147,7 @@ class RawTile(Codec):
             return values.copy().view("<i2")
         target = _writable(out)
         if values.size != target.nbytes:
-            raise ShardError(f"holds {values.size} bytes where {target.nbytes} were expected")
+            raise ShardError(f"holds {values.size} bytes, expected {target.nbytes}")
         target.reshape(-1).view(np.uint8)[:] = values
         return out
 

@@ -93,7 +93,7 @@ class CheckedCodec(Codec):
         if out is None:
             return values
         if values.size != out.size:
-            raise ShardError(f"holds {values.size} values where a tile of {out.shape} was expected")
+            raise ShardError(f"holds {values.size} values, expected a tile of {out.shape}")
         out.reshape(-1)[:] = values.reshape(-1)
         return out
 

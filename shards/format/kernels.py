@@ -113,10 +113,10 @@ def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.nda
         below1 = tile[band - 1] if band > 0 else zero
         below2 = tile[band - 2] if band > 1 else zero
         below3 = tile[band - 3] if band > 2 else zero
-        own = tile[band]
+        current = tile[band]
         for row in range(0, pixels, width * step):
             for i in range(width):
-                x1, x2, x3, y = below1[row + i], below2[row + i], below3[row + i], own[row + i]
+                x1, x2, x3, y = below1[row + i], below2[row + i], below3[row + i], current[row + i]
                 valid = np.int64((x1 != nodata) & (x2 != nodata) & (x3 != nodata) & (y != nodata))
                 vector[0, i] = valid * np.int64(x1)
                 vector[1, i] = valid * np.int64(x2)

@@ -41,7 +41,7 @@ UNFINISHED = ": not a finished shard folder; run `python -m shards pack SOURCE D
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Length = Annotated[int, Field(ge=0, lt=1 << 32)]
 Checksum = Annotated[int, Field(ge=0, lt=1 << 64)]
-Whole = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
+Int64 = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in hex; its start also names the folder of node-local copies."""
 
@@ -62,13 +62,13 @@ class Sums(StrictModel):
     """JSON form of BandSums."""
 
     count: list[Count]
-    total: list[Whole]
+    total: list[Int64]
     squares: list[Annotated[int, Field(ge=0, lt=1 << 96)]]
-    low: list[Whole]
-    high: list[Whole]
+    low: list[Int64]
+    high: list[Int64]
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _check_lengths(self) -> Self:
         if len({len(column) for column in vars(self).values()}) > 1:
             raise ValueError("sums of different numbers of bands")
         return self
@@ -106,7 +106,7 @@ class TileColumns(StrictModel):
     nodata: list[float | None]
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _check_lengths(self) -> Self:
         if len({len(column) for column in vars(self).values()}) > 1:
             raise ValueError("columns of different lengths")
         return self
@@ -170,13 +170,13 @@ class Manifest(SealedModel):
         names = [shard.name for shard in self.shards]
         if len(set(names)) < len(names):
             twice = next(name for number, name in enumerate(names) if name in names[:number])
-            raise ValueError(f"two shards of one name, '{twice}'")
+            raise ValueError(f"two shards have the same name, '{twice}'")
         if len(self.tile_shape) != 3 or 2 * math.prod(self.tile_shape) > MOST_TILE_BYTES:
-            raise ValueError(f"tiles of {self.tile_shape} are no images (bands, height, width) of up to 2 GiB")
+            raise ValueError(f"tiles of {self.tile_shape} are not images (bands, height, width) of up to 2 GiB")
         bands = self.tile_shape[0]
         columns = (self.wavelength_nm, self.fwhm_nm, self.mean, self.std, *vars(self.sums).values())
         if any(len(column) != bands for column in columns):
-            raise ValueError(f"not {bands} wavelengths, widths and statistics for tiles of {bands} bands")
+            raise ValueError(f"wavelengths, widths or statistics don't match tiles of {bands} bands")
         return self
 
     @property
@@ -236,8 +236,8 @@ def parse_json(data: bytes, model: type[Model], name: str) -> Model:
     except ValueError as error:  # also raised for bytes that are not UTF-8
         raise ShardError(f"{name}: damaged or cut short ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ShardError(f"{name}: format {found!s:.40}, this version reads {FORMAT}")
+        version = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ShardError(f"{name}: format {version!s:.40}, but this version reads {FORMAT}")
     try:
         parsed = model.model_validate(content)
     except ValidationError as error:
@@ -245,7 +245,7 @@ def parse_json(data: bytes, model: type[Model], name: str) -> Model:
     except UnicodeEncodeError:  # raised by pydantic for a key that is not valid text
         raise ShardError(f"{name}: damaged: a key holds half of a character") from None
     if parsed.checksum != parsed.sealed().checksum:
-        raise ShardError(f"{name}: damaged: its checksum does not fit; restore it, or remove it and pack again")
+        raise ShardError(f"{name}: damaged: its checksum does not match; restore it, or remove it and pack again")
     return parsed
 
 
@@ -262,13 +262,13 @@ def read_json(path: Path, model: type[Model]) -> Model:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a shard folder; raises ShardError if there is none."""
     if re.match(r"\w+:/", str(folder)):
-        raise ShardError(f"{folder}: a URL, and this reads folders alone; copy the shards to a disk first")
+        raise ShardError(f"{folder}: a URL, but this command reads only folders; copy the shards to a disk first")
     try:
-        is_folder, is_there = folder.is_dir(), folder.exists()
+        is_folder, exists = folder.is_dir(), folder.exists()
     except OSError as error:  # no access to a parent folder
         raise ShardError(f"{folder}: can't be read: {error.strerror}; ask its owner for access") from None
-    if is_there and not is_folder:
-        raise ShardError(f"{folder}: a file where a folder of shards was expected; name the folder that `pack` wrote")
+    if exists and not is_folder:
+        raise ShardError(f"{folder}: a file, not a folder of shards; name the folder that `pack` wrote")
     if not is_folder:
         raise ShardError(f"{folder}: no such folder of shards; make one with `python -m shards pack SOURCE {folder}`")
     return read_json(folder / MANIFEST, Manifest)

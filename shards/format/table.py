@@ -6,6 +6,7 @@ Each shard's index contains its rows as JSON (used by `pack` to restart); the da
 
 import io
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,12 @@ def join(shards: Sequence[dict[str, list[Any]]], numbers: Sequence[int]) -> np.n
 def _column(name: str, values: list[Any]) -> np.ndarray:
     if name in TEXT:
         texts = [text.encode() for text in values]
+        if any(text.endswith(b"\0") for text in texts):
+            raise ValueError("text that ends with a NUL character")  # numpy would drop it
         return np.asarray(texts, dtype=f"S{max(map(len, texts), default=0) or 1}")
     if NUMBERS[name] == "M8[D]":
-        values = [value or "NaT" for value in values]
-    return np.asarray(values, dtype=NUMBERS[name])  # None becomes NaN
+        values = [date.fromisoformat(value) if value else None for value in values]  # numpy also takes "today"
+    return np.asarray(values, dtype=NUMBERS[name])  # None becomes NaN or NaT
 
 
 def _location_ids(locations: np.ndarray) -> np.ndarray:
@@ -116,7 +119,7 @@ def _are_columns(dtype: np.dtype) -> bool:
     )
 
 
-def check_places(table: np.ndarray, sizes: Sequence[int]) -> None:
+def check_spans(table: np.ndarray, sizes: Sequence[int]) -> None:
     """Raise ValueError unless every row lies within its shard; ``sizes`` are the shard sizes in bytes."""
     if not len(table):
         return

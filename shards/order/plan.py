@@ -33,25 +33,25 @@ def train_val_split(
         rows: rows to split; all by default.
 
     Returns:
-        Two ascending int64 arrays of row numbers.
+        Two ascending int64 arrays of row numbers, both empty if there are no rows.
 
     Raises:
         ConfigError: if there are too few locations for both sides.
     """
     rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
-    if share == 0:
+    if share == 0 or not len(rows):
         return rows, rows[:0]
-    places, first = np.unique(table["location_id"][rows], return_index=True)
+    locations, first = np.unique(table["location_id"][rows], return_index=True)
     draws = hash_names(fold_in(seed, "hold out"), table["location"][rows][first])
     chosen = draws < np.uint64(min(int(share * 2**64), 2**64 - 1))
-    if not chosen.any() and len(places):
-        chosen[np.lexsort((places, draws))[0]] = True
+    if not chosen.any():
+        chosen[np.lexsort((locations, draws))[0]] = True
     if chosen.all():
         raise ConfigError(
-            f"key 'data.holdout': {len(places)} locations are too few to hold out {share:g} of them and to train on "
-            "others: lower it, or set 0 to hold out none"
+            f"key 'data.holdout': {len(locations)} locations are too few to hold out {share:g} of them and train on "
+            "the rest: lower it, or set 0 to hold out none"
         )
-    held = np.isin(table["location_id"][rows], places[chosen])
+    held = np.isin(table["location_id"][rows], locations[chosen])
     return rows[~held], rows[held]
 
 
@@ -68,7 +68,8 @@ class Units:
     Attributes:
         rows: int64 tile rows; the rows of a unit are adjacent.
         first: int64 (units + 1,), start of each unit's rows in ``rows``.
-        shard: uint32 (units,), ascending, shard of each unit's first row.
+        shard: uint32 (units,), shard of each unit's first row; it ascends, except in a view that leaves out the first
+            tiles of locations that lie in several shards.
     """
 
     rows: np.ndarray
@@ -80,9 +81,9 @@ class Units:
         """Return the units of tile rows, one per tile or one per location."""
         if sampling == "tile":
             return cls(rows, np.arange(len(rows) + 1), table["shard"][rows])
-        places = table["location_id"][rows]
-        order = np.lexsort((rows, places))  # a location extended by --append has rows in several shards
-        first = np.flatnonzero(np.diff(places[order], prepend=-1))
+        locations = table["location_id"][rows]
+        order = np.lexsort((rows, locations))  # a location extended by --append has rows in several shards
+        first = np.flatnonzero(np.diff(locations[order], prepend=-1))
         grouped = rows[order]
         return cls(grouped, np.append(first, len(rows)), table["shard"][grouped[first]])
 
@@ -113,8 +114,9 @@ class SamplePlan:
         self.units = Units.of(table, rows, self.order.sampling)
         if not len(self.units):
             raise ConfigError("no tile is left to train on: check the view and 'data.holdout'")
-        shards, first = np.unique(self.units.shard, return_index=True)
-        self._shard_first = np.append(first, len(self.units))
+        shards, counts = np.unique(self.units.shard, return_counts=True)
+        self._by_shard = np.argsort(self.units.shard, kind="stable")
+        self._shard_first = np.append(0, np.cumsum(counts))  # position in `_by_shard`
         self._num_shards = len(shards)
 
     def __len__(self) -> int:
@@ -138,9 +140,9 @@ class SamplePlan:
         epochs, positions = np.divmod(np.asarray(samples, dtype=np.int64), len(self))
         pairs = np.empty((len(positions), 2), dtype=np.int64)
         for epoch in np.unique(epochs):  # at most two: a batch can end one epoch and begin the next
-            here = epochs == epoch
-            units = self._units_at(int(epoch), positions[here])
-            pairs[here] = self._timestamps(int(epoch), units)
+            in_epoch = epochs == epoch
+            units = self._units_at(int(epoch), positions[in_epoch])
+            pairs[in_epoch] = self._timestamps(int(epoch), units)
         return pairs
 
     def shards_from(self, sample: int) -> np.ndarray:
@@ -175,23 +177,23 @@ class SamplePlan:
         windows = np.searchsorted(window_ends, positions, side="right")
         units = np.empty(len(positions), dtype=np.int64)
         for window in np.unique(windows):
-            here = windows == window
+            in_window = windows == window
             begin = window_ends[window - 1] if window else 0
             length = int(window_ends[window] - begin)
-            place = begin + permute(fold_in(key, int(window)), length, positions[here] - begin)
-            slot = np.searchsorted(ends, place, side="right")
+            shuffled = begin + permute(fold_in(key, int(window)), length, positions[in_window] - begin)
+            slot = np.searchsorted(ends, shuffled, side="right")
             before = np.where(slot > 0, ends[slot - 1], 0)
-            units[here] = self._shard_first[shards[slot]] + place - before
+            units[in_window] = self._by_shard[self._shard_first[shards[slot]] + shuffled - before]
         return units
 
     def _timestamps(self, epoch: int, units: np.ndarray) -> np.ndarray:
         """Return two tile rows of each unit, drawn by (epoch, unit)."""
         first, count = self.units.first[units], self.units.first[units + 1] - self.units.first[units]
         draws = uniform(fold_in(self.dataset, self.seed, "timestamp", epoch), units, 2)
-        one = (draws[:, 0] * count).astype(np.int64)
+        first_draw = (draws[:, 0] * count).astype(np.int64)
         step = 1 + (draws[:, 1] * (count - 1)).astype(np.int64)  # 1 to count - 1, so the two rows differ
-        other = np.where(count > 1, (one + step) % count, one)
-        return self.units.rows[np.stack([first + one, first + other], axis=1)]
+        second_draw = np.where(count > 1, (first_draw + step) % count, first_draw)
+        return self.units.rows[np.stack([first + first_draw, first + second_draw], axis=1)]
 
 
 def rank_samples(step: int, global_batch: int, rank: int, world_size: int) -> np.ndarray:

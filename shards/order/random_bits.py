@@ -57,7 +57,7 @@ def permute(base: int, length: int, positions: np.ndarray) -> np.ndarray:
 def hash_names(base: int, names: np.ndarray) -> np.ndarray:
     """Return a uint64 hash of each name in an array of byte strings under a key, ignoring trailing zero bytes."""
     width = -(-names.dtype.itemsize // 8) * 8
-    words = names.astype(f"S{width}").view(np.uint64).reshape(len(names), -1)
+    words = names.astype(f"S{width}").view(np.uint64).reshape(len(names), width // 8)
     state = np.full(len(names), base, dtype=np.uint64)
     for column in words.T:
         # zero words leave the state unchanged, so that the hash does not depend on the column width

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel
-from shards.config.fields import Day, PathText, Positive, Says, Share
+from shards.config.fields import Day, PathText, Positive, Share, Wording
 
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
@@ -13,7 +13,7 @@ Latitude = Annotated[float, Field(ge=-90, le=90)]
 Bounds = Annotated[
     tuple[Longitude, Latitude, Longitude, Latitude],
     Field(strict=False),
-    Says("a list of west, south, east and north in degrees"),
+    Wording("a list of west, south, east and north in degrees"),
 ]
 
 

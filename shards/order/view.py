@@ -58,9 +58,9 @@ def _named(table: np.ndarray, path: Path, key: str) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise ConfigError(f"key 'view.{key}': {path}: can't be read ({error})") from None
     names = [name.encode() for line in lines if (name := line.split("#")[0].strip())]
-    found = np.zeros(len(table), dtype=bool)
+    matches = np.zeros(len(table), dtype=bool)
     for column in ("scene", "location", "key"):
-        found |= np.isin(table[column], np.asarray(names, dtype="S"))
-    if names and not found.any():
+        matches |= np.isin(table[column], np.asarray(names, dtype="S"))
+    if names and not matches.any():
         raise ConfigError(f"key 'view.{key}': none of the {len(names)} names in {path} is in the dataset")
-    return found
+    return matches

@@ -96,7 +96,7 @@ def merge(dest: Path, workers: int = 1, max_bad: float = 0.01, source: Path | No
     record = list_intermediate_tiles(dest, must=True)
     missing = missing_shards(dest, record)
     if missing and not record.generations[-1].bundles:
-        raise ShardError(f"{dest}: {len(missing)} shards are not written yet, e.g. {missing[0]}: run their parts again")
+        raise ShardError(f"{dest}: {len(missing)} shards are missing, e.g. {missing[0]}: run their parts again")
     written = _write_missing(dest, record, Part(), workers, None, None) if missing else 0
     result = merge_shards(dest, max_bad, written, source)
     filtered = remove_intermediate_shards(dest, len(record.generations))
@@ -113,7 +113,7 @@ def _write_missing(
         shards = [(dest / shard_name(generation.first_shard + i), tiles) for i, tiles in enumerate(cut)]
         for tar, tiles in part.take(shards):
             total += len(tiles)
-            if is_whole(tar):
+            if is_complete(tar):
                 done += len(tiles)
                 continue
             sweep(dest, f"{tar.stem}.*")
@@ -123,7 +123,7 @@ def _write_missing(
     return len(jobs)
 
 
-def is_whole(tar: Path) -> bool:
+def is_complete(tar: Path) -> bool:
     """Return whether a shard is complete: it has an index, and the tar has the size in the index."""
     try:
         return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size

@@ -40,7 +40,7 @@ class NpyTile(Codec):
         except ValueError as error:
             raise ShardError(f"does not decode: {error}") from None
         if tile.ndim != 3 or tile.dtype != np.int16:
-            raise ShardError(f"does not decode: an array {tile.dtype} {tile.shape} where an int16 tile was expected")
+            raise ShardError(f"does not decode: an array {tile.dtype} {tile.shape}, expected an int16 tile")
         return _fill(tile.transpose(2, 0, 1) if self.bands_last else tile, out)
 
     def get_config(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class GeoTiffTile(Codec):
         return {"id": self.codec_id, "sensor": self.sensor} | ({"bands": self.bands} if self.bands else {})
 
     def encode(self, tile: np.ndarray) -> bytes:
-        raise ValueError("GeoTIFF members are read only; pack tiles with one of our codecs")
+        raise ValueError("GeoTIFF members are read-only; pack tiles with one of our codecs")
 
     def decode(self, data: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Return the tile, in ``out`` if given, int16 (bands, height, width); raises ShardError for damaged bytes."""
@@ -104,7 +104,7 @@ def _fill(tile: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     if out is None:
         return np.ascontiguousarray(tile)
     if out.shape != tile.shape:
-        raise ShardError(f"holds a tile of {tile.shape} where {out.shape} was expected")
+        raise ShardError(f"holds a tile of {tile.shape}, expected {out.shape}")
     out[:] = tile
     return out
 

@@ -64,11 +64,11 @@ def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
         raise ShardError(f"{folder}: no .tar files")
     sensor = get_sensor(sensor_name)
     config, shape = _first_tile(tars[0], sensor)
-    anew = _was_otherwise(folder, config, sensor)
-    missing = [tar for tar in tars if anew or not _is_indexed(tar)]
+    reindex = _was_otherwise(folder, config, sensor)
+    missing = [tar for tar in tars if reindex or not _is_indexed(tar)]
     doubts = Doubts()
-    for found in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
-        doubts.add(found)
+    for tar_doubts in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
+        doubts.add(tar_doubts)
     for line in doubts.lines():
         logger.warning(line)
     rejected = [bad for tar in tars for bad in read_json(index_path(tar), ShardIndex).rejected]
@@ -113,7 +113,7 @@ def _first_tile(tar: Path, sensor: Sensor) -> tuple[dict[str, Any], list[int]]:
             if tile.ndim == 3 and len(tile) == sensor.num_bands:
                 return codec.get_config(), list(tile.shape)
         raise ShardError(
-            f"{tar}: sample '{key}': .{kind} is no int16 tile with the {sensor.num_bands} {sensor.name} bands"
+            f"{tar}: sample '{key}': .{kind} is not an int16 tile with the {sensor.num_bands} {sensor.name} bands"
         )
     raise ShardError(f"{tar}: holds no samples")
 
@@ -146,7 +146,7 @@ class Doubts:
     def lines(self) -> Iterator[str]:
         """Yield one line per field."""
         for name, count in sorted(self.counts.items()):
-            yield f"{self.first[name]}: taken as unknown" + (f" (so in {count} samples)" if count > 1 else "")
+            yield f"{self.first[name]}: taken as unknown" + (f" (in {count} samples)" if count > 1 else "")
 
 
 def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
@@ -160,68 +160,68 @@ def samples(tar: Path) -> Iterator[tuple[str, Members, tarfile.TarFile]]:
     key, members, last, size = "", Members(), "none", tar.stat().st_size
     try:
         with tarfile.open(tar, "r:", tarinfo=TarMember) as archive:
-            told = []
+            read = []
             for member in archive:
-                told.append(member)
+                read.append(member)
                 last = member.name
-            for named, member in _files(told):
+            for named, member in _files(read):
                 check_member(member)
                 if member.offset_data + member.size > size:
                     raise EOFError(f"{named} goes beyond the end")
                 if not named.isprintable():
-                    raise ShardError(f"{tar}: member {named!r}: a name that is no text in UTF-8; write the tar anew")
+                    raise ShardError(f"{tar}: member {named!r}: its name is not UTF-8 text; write the tar again")
                 folder, _, name = named.rpartition("/")
                 stem, _, extension = name.partition(".")
-                whole = f"{folder}/{stem}" if folder else stem
-                if whole != key and members:
+                sample_key = f"{folder}/{stem}" if folder else stem
+                if sample_key != key and members:
                     yield key, members, archive
                     members = {}
-                key = whole
+                key = sample_key
                 members[extension.lower()] = member, extension
             if archive.offset + tarfile.BLOCKSIZE > size:
                 raise EOFError("no end-of-archive mark")
             if members:
                 yield key, members, archive
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise ShardError(f"{tar}: damaged or cut short ({error}); last whole member: {last}") from None
+        raise ShardError(f"{tar}: damaged or cut short ({error}); last complete member: {last}") from None
 
 
-def _files(told: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def _files(entries: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """Yield (name, member with the content) for each file that extracting a tar would leave, in order.
 
     A later member replaces an earlier one of the same name; a link has the content of the member that it points to.
     """
     links = Links()
-    for number, one in enumerate(told):
-        name = member_name(one.name)
-        if one.isfile():
+    for number, entry in enumerate(entries):
+        name = member_name(entry.name)
+        if entry.isfile():
             links.add(Member(name, number))
-        elif one.islnk():
-            links.add(Member(name, number, hard=member_name(one.linkname)))
-        elif one.issym():
-            links.add(Member(name, number, soft=link_target(name, one.linkname)))
-    last = {member_name(one.name): number for number, one in enumerate(told)}
-    for number, one in enumerate(told):
-        name = member_name(one.name)
+        elif entry.islnk():
+            links.add(Member(name, number, hard=member_name(entry.linkname)))
+        elif entry.issym():
+            links.add(Member(name, number, soft=link_target(name, entry.linkname)))
+    last = {member_name(one.name): number for number, one in enumerate(entries)}
+    for number, entry in enumerate(entries):
+        name = member_name(entry.name)
         if last[name] == number and is_data(name) and links.content(name) >= 0:
-            yield name, told[links.content(name)]
+            yield name, entries[links.content(name)]
 
 
 def _kind(tar: Path, key: str, members: Members) -> str:
     """Return the extension of the tile member."""
-    found = [extension for extension in members if extension in KINDS]
+    kinds = [extension for extension in members if extension in KINDS]
     dotted = [extension for extension in members if extension.rpartition(".")[2] in KINDS and extension != "mask.npy"]
-    if not found and dotted:
+    if not kinds and dotted:
         base = key.rpartition("/")[2]
-        told, better = f"{base}.{dotted[0]}", f"{base}.{dotted[0]}".rpartition(".")
+        file_name, better = f"{base}.{dotted[0]}", f"{base}.{dotted[0]}".rpartition(".")
         raise ShardError(
-            f"{tar}: '{told}' has a dot before its extension, and WebDataset splits names at the first dot, so that "
-            f"this one is the member '.{dotted[0]}' of a sample '{base}': write the tars with other names, e.g. "
+            f"{tar}: '{file_name}' has a dot before its extension, and WebDataset splits names at the first dot, so "
+            f"that this one is the member '.{dotted[0]}' of a sample '{base}': write the tars with other names, e.g. "
             f"'{better[0].replace('.', '-')}.{better[2]}'"
         )
-    if len(found) != 1:
-        raise ShardError(f"{tar}: sample '{key}' has {len(found)} tile members of .tile, .npy and .tif; expected one")
-    return found[0]
+    if len(kinds) != 1:
+        raise ShardError(f"{tar}: sample '{key}' has {len(kinds)} tile members of .tile, .npy and .tif; expected one")
+    return kinds[0]
 
 
 def index_tar(tar: Path, config: dict[str, Any], shape: list[int], sensor: Sensor) -> Doubts:
@@ -266,14 +266,14 @@ def _row(
     tar: Path, key: str, members: Members, archive: tarfile.TarFile, values: np.ndarray, doubts: Doubts
 ) -> dict[str, Any]:
     """Return the remaining columns of a sample, from its JSON or with default values."""
-    told: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     if "json" in members:
-        told, wrong = read_description(_read(archive, members["json"][0]))
+        description, wrong = read_description(_read(archive, members["json"][0]))
         for name, reason in wrong.items():
             doubts.note(name, f"{tar.name}: sample '{key}': {name if name == 'JSON' else f'field {name!r}'} {reason}")
-    row: dict[str, Any] = {name: told.get(name) for name in ("date", "lon", "lat", *QUALITY)}
-    row |= {name: told.get(name, "") for name in ("scene", "split")}
-    row |= {"location": told.get("location", key), "timestamp": told.get("timestamp", "00000")}
+    row: dict[str, Any] = {name: description.get(name) for name in ("date", "lon", "lat", *QUALITY)}
+    row |= {name: description.get(name, "") for name in ("scene", "split")}
+    row |= {"location": description.get("location", key), "timestamp": description.get("timestamp", "00000")}
     row |= {"key": key, "nodata": float(np.mean((values == NODATA).any(0)))}
     mask = members.get("mask.npy")
     data = _read(archive, mask[0]) if mask else b""

@@ -68,8 +68,8 @@ def _read_bundle(bundle: Bundle, folder: Path, record: PackRecord) -> None:
     rejected: dict[str, list[str]] = {}
 
     def encoded() -> Iterator[Sample]:
-        for source, found in bundle.tiles(known, folder / stem):
-            tile = _checked(found, record)
+        for source, outcome in bundle.tiles(known, folder / stem):
+            tile = _checked(outcome, record)
             rejected.pop(source.key, None)  # a repeated tile replaces the earlier one
             if isinstance(tile, TileError):
                 rejected[source.key] = [source.location, source.timestamp, source.path, str(tile)]
@@ -133,13 +133,13 @@ def intermediate_tiles(dest: Path, record: PackRecord, must: bool) -> list[Liste
         mark = _done_mark(folder, name)
         if not mark.exists():
             if must:
-                raise ShardError(f"{dest}: {name} is not read yet: run the part that it belongs to again")
+                raise ShardError(f"{dest}: {name} has not been read yet: run its part again")
             return None
         for tile in _bundle_tiles(folder, name, mark):
-            other = tiles.setdefault(tile.source.key, tile)
-            if other is not tile:
+            earlier = tiles.setdefault(tile.source.key, tile)
+            if earlier is not tile:
                 raise ShardError(
-                    f"{other.source.path} and {tile.source.path} make the same sample key '{tile.source.key}': "
+                    f"{earlier.source.path} and {tile.source.path} have the same sample key '{tile.source.key}': "
                     "remove or rename one of them"
                 )
     return sorted(tiles.values(), key=lambda tile: tile.source)

@@ -83,7 +83,7 @@ def _parse_line(line: str) -> ListedTile:
     """Parse a line of the list; raises ValueError if it is invalid."""
     row = line.split("\t")
     if len(row) != len(_SOURCE_FIELDS) + 2:
-        raise ValueError(f"{len(row)} columns where {len(_SOURCE_FIELDS) + 2} were written")
+        raise ValueError(f"{len(row)} columns, but {len(_SOURCE_FIELDS) + 2} were written")
     source, intermediate = SourceTile(*row[:-2]), row[-2]
     inner_path(source.path)
     if source.mask:

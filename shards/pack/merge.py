@@ -65,11 +65,11 @@ def merge_shards(dest: Path, max_bad: float, written: int, source: Path | None =
     if len(rejected) > max_bad * listed:
         examples = "; ".join(f"{bad.path}: {bad.reason}" for bad in rejected[:3])
         of_other_size = any(" px where " in bad.reason for bad in rejected)
-        mend = "say their size with --size, which cuts larger rasters, too" if of_other_size else "mend them"
+        hint = "set the tile size with --size, which also cuts larger rasters" if of_other_size else "repair them"
         raise TooManyBadTiles(
             f"{len(rejected)} of {listed} tiles ({len(rejected) / listed:.1%}) are unusable: "
-            f"{examples}{'; ...' if len(rejected) > 3 else ''}: {mend}, remove {dest} and pack again, or leave them "
-            f"out: --max-bad allows {max_bad:.1%} now"
+            f"{examples}{'; ...' if len(rejected) > 3 else ''}: {hint}, remove {dest} and pack again, or exclude them: "
+            f"--max-bad now allows {max_bad:.1%}"
         )
     if not any(index.tiles.key for index in indexes):
         raise ShardError(f"{dest}: no usable tile among {listed}: check --sensor, --size and the limits")
@@ -114,8 +114,8 @@ def join_shards(
         index = read_json(path, ShardIndex)
         if len(index.sums.count) != sensor.num_bands:
             raise ShardError(
-                f"{path}: sums of {len(index.sums.count)} bands where the tiles have {sensor.num_bands}; "
-                "remove it and its tar, and pack again"
+                f"{path}: sums of {len(index.sums.count)} bands, but the tiles have {sensor.num_bands}; remove it and "
+                "its tar, and pack again"
             )
         sums.add(band_sums(index.sums))
         rejected += len(index.rejected)
@@ -129,7 +129,7 @@ def join_shards(
     tiles = table.join(columns, range(len(columns)))
     _no_key_twice(dest, tiles, entries)
     data = table.to_bytes(tiles)
-    told: dict[str, Any] = dict(
+    content: dict[str, Any] = dict(
         format=FORMAT,
         content_hash=content_hash(entries, codec, sensor.identity),
         generations=generations,
@@ -152,9 +152,11 @@ def join_shards(
         shards=entries,
     )
     try:
-        manifest = Manifest(**told).sealed()
+        manifest = Manifest(**content).sealed()
     except ValidationError as error:
-        raise ShardError(f"{dest}: its parts make no dataset: {first_problem(error)}; pack or index it again") from None
+        raise ShardError(
+            f"{dest}: its parts don't form a dataset: {first_problem(error)}; pack or index it again"
+        ) from None
     publish(dest, manifest, data)
     return manifest
 

@@ -59,7 +59,7 @@ class PackOptions(StrictModel):
     @model_validator(mode="after")
     def _known_limits(self) -> Self:
         if unknown := self.limits.keys() - set(QUALITY):
-            raise ValueError(f"option 'limits' has '{min(unknown)}', which is no share of pixels")
+            raise ValueError(f"option 'limits' has '{min(unknown)}', which is not a share of pixels")
         return self
 
     @model_serializer(mode="wrap")
@@ -132,7 +132,7 @@ def read_record(folder: Path) -> PackRecord:
     """Read the record of a folder; raises ShardError if it is missing or has no generation."""
     record = read_json(folder / RECORD, PackRecord)
     if not record.generations:
-        raise ShardError(f"{folder / RECORD}: damaged: nothing was begun; remove {folder} and pack again")
+        raise ShardError(f"{folder / RECORD}: damaged: it lists no packing; remove {folder} and pack again")
     return record
 
 

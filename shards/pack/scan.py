@@ -65,7 +65,7 @@ def begin(
         names = [path.name for path in dest.iterdir() if is_data(path.name)]
         foreign = [name for name in names if not name.endswith(TEMPORARY) and name != LOCK and not _is_list(name)]
         if foreign and not (dest / RECORD).exists():  # another part may have started between the two checks
-            raise ShardError(f"{dest}: not empty and not begun by pack; choose another folder")
+            raise ShardError(f"{dest}: not empty and not written by pack; choose another folder")
     if append and not (dest / RECORD).exists():
         raise ShardError(f"{dest}: nothing to append to; run pack without --append")
     codec_of(config.codec)  # reject an unknown codec before anything is written
@@ -109,22 +109,22 @@ def _options(config: PackConfig, sensor: Sensor, labels: Labels | None) -> PackO
     if not sensor.is_registered:
         options["band_table"] = sensor.to_dict()
     if labels is not None:
-        given = {"align": labels.align, "label_field": labels.field, "label_layer": labels.layer}
-        options |= {name: value for name, value in given.items() if value is not None}
+        label_options = {"align": labels.align, "label_field": labels.field, "label_layer": labels.layer}
+        options |= {name: value for name, value in label_options.items() if value is not None}
     return PackOptions(**options)
 
 
 def _same_options(dest: Path, record: PackRecord, config: PackConfig, sensor: Sensor, labels: Labels | None) -> None:
     """Raise ShardError if a folder was packed with other options."""
-    wanted = _options(config, sensor, labels)
+    options = _options(config, sensor, labels)
     _same_bands(dest, record, config.sensor, sensor)
     for name in PackOptions.model_fields:
-        begun, value = getattr(record.options, name), getattr(wanted, name)
+        begun, value = getattr(record.options, name), getattr(options, name)
         if name in ("sensor", "band_table", "cut"):
             continue
         if begun != value and not (name == "size" and value is None):
             raise ShardError(
-                f"{dest}: was packed from other options ({name}: {begun} then, {value} now); "
+                f"{dest}: was packed with other options ({name}: {begun} then, {value} now); "
                 "choose another folder or remove this one"
             )
 
@@ -136,7 +136,7 @@ def _same_bands(dest: Path, record: PackRecord, name: str, sensor: Sensor) -> No
         return  # a registered sensor, or a folder packed before bands were recorded
     if begun != sensor.name or record.sensor != sensor:
         what = f"sensor: {begun} then, {sensor.name} now" if begun != sensor.name else f"the bands of {name} differ"
-        raise ShardError(f"{dest}: was packed from other options ({what}); choose another folder or remove this one")
+        raise ShardError(f"{dest}: was packed with other options ({what}); choose another folder or remove this one")
 
 
 def _same_tiles(source: Path, dest: Path, record: PackRecord) -> None:
@@ -194,19 +194,21 @@ def _find(
     limits = sorted(config.limits.model_fields_set)
     option = f"--max-{limits[0].replace('_', '-')}" if limits else ""
     if labels:
-        for told in (option, "--pattern" if config.pattern else ""):
-            if told:
-                raise ConfigError(f"{told} does nothing with --labels: leave it out")
+        for ignored in (option, "--pattern" if config.pattern else ""):
+            if ignored:
+                raise ConfigError(f"{ignored} has no effect with --labels: remove it")
         tiles = find_labeled(source, labels, sensor.name, seed)
         beside = find_inputs(source, sensor)
-        if others := beside.claimed_names():
-            _tell(f"labels go with plain tiles: {len(others)} archives or products are left out, e.g. {others[0]}")
+        if skipped := beside.claimed_names():
+            _warn(
+                f"labels apply only to plain tiles: {len(skipped)} archives or products are skipped, e.g. {skipped[0]}"
+            )
         return Inputs(source, source, sensor, tiles)
-    inputs = find_inputs(source, sensor, config.pattern, _tell, taken)
+    inputs = find_inputs(source, sensor, config.pattern, _warn, taken)
     if limits and not inputs.claimed:
         raise ConfigError(
-            f"{option} is a limit on tiles cut from EnMAP L2A products, and {source} holds none (no *{METADATA}): "
-            "leave it out"
+            f"{option} is a limit on tiles cut from EnMAP L2A products, but {source} contains none (no *{METADATA}): "
+            "remove it"
         )
     if not inputs.tiles and not inputs.bundles(config.size or inputs.size(), config.limits, cut=False):
         shown = ", ".join(inputs.claimed_names()[:5])
@@ -214,7 +216,7 @@ def _find(
     return inputs
 
 
-def _tell(line: str) -> None:
+def _warn(line: str) -> None:
     logger.warning(line)
 
 
@@ -261,14 +263,14 @@ def _why_none(record: PackRecord, filtered: Mapping[str, int]) -> str:
     broken = sorted((count, name) for name, count in filtered.items() if name in SceneLimits.model_fields)[::-1]
     if broken:
         counts = ", ".join(f"{count} by --max-{_dashed(name)} {getattr(limits, name):g}" for count, name in broken)
-        given = [name for name, limit in limits if limit is not None]  # a tile counts for the first one exceeded
-        relaxed = " ".join(f"--max-{_dashed(name)} none" for name in given)
-        return f"all {sum(count for count, _ in broken)} tiles are left out: {counts}; take all of them with {relaxed}"
+        limited = [name for name, limit in limits if limit is not None]  # a tile counts for the first one exceeded
+        relaxed = " ".join(f"--max-{_dashed(name)} none" for name in limited)
+        return f"all {sum(count for count, _ in broken)} tiles are excluded: {counts}; include them with {relaxed}"
     if EMPTY in filtered:
-        return f"no tile in them: none of {filtered[EMPTY]} tiles holds a measured pixel"
+        return f"they contain no tile: none of {filtered[EMPTY]} tiles has a measured pixel"
     return (
-        f"no tile in them: no raster by its name in an archive, no cell of {size}x{size} px that lies wholly in a "
-        "product: look into them, or give a smaller --size"
+        f"they contain no tile: no archive member has the name of a raster, and no product covers a full cell of "
+        f"{size}x{size} px: check them, or give a smaller --size"
     )
 
 
@@ -316,10 +318,10 @@ def _describe_bundles(bundles: Sequence[Bundle], size: int) -> str:
     counts: Counter[str] = Counter()
     for bundle in bundles:
         counts[bundle.kind] += len(bundle.sources) if isinstance(bundle, PlainTiles) else 1
-    told = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(counts.items()))
+    listed = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(counts.items()))
     names = ", ".join(bundle.name for bundle in bundles[:5]) + (", ..." if len(bundles) > 5 else "")
-    told = told.replace("scene to cuts", "scenes to cut")
-    return f"{told} ({names}) -> tiles of {size}x{size} px; none of them is read yet"
+    listed = listed.replace("scene to cuts", "scenes to cut")
+    return f"{listed} ({names}) -> tiles of {size}x{size} px; none of them has been read yet"
 
 
 def _trial(source: Path, tiles: Sequence[SourceTile], sensor: Sensor, size: int, codec: Codec) -> tuple[float, float]:

@@ -132,7 +132,7 @@ def write_shard(tar: Path, samples: Iterable[Sample | Rejected], bands: int) -> 
 
 def _add_sample(archive: tarfile.TarFile, sample: Sample) -> dict[str, int]:
     """Append the members of a sample and return their offsets, lengths and checksums."""
-    place = {
+    span = {
         "offset": _add_member(archive, f"{sample.key}.tile", sample.tile),
         "length": len(sample.tile),
         "checksum": checksum(sample.tile),
@@ -142,8 +142,8 @@ def _add_sample(archive: tarfile.TarFile, sample: Sample) -> dict[str, int]:
     }
     _add_member(archive, f"{sample.key}.json", sample.description)
     if sample.mask:
-        place["mask_offset"] = _add_member(archive, f"{sample.key}.mask.npy", sample.mask)
-    return place
+        span["mask_offset"] = _add_member(archive, f"{sample.key}.mask.npy", sample.mask)
+    return span
 
 
 def _add_member(archive: tarfile.TarFile, name: str, data: bytes) -> int:

@@ -90,7 +90,7 @@ class Quarantine:
         """Raise TooManyBadSamples if ``count``, the bad tiles of all processes, exceeds the budget."""
         if count > self._budget:
             raise TooManyBadSamples(
-                f"{reason}{count} bad tiles so far, 'data.max_bad_tiles' allows {self._budget}: "
+                f"{reason}{count} bad tiles so far, but 'data.max_bad_tiles' allows {self._budget}: "
                 "run `python -m shards verify` on the shards and copy or pack the damaged ones again"
             )
 
@@ -103,7 +103,7 @@ class Quarantine:
         pool = self._held_out if np.isin(row, self._held_out) else self._rows
         if len(self._bad) >= len(pool) and np.isin(pool, self.rows).all():
             raise NoneLeft(
-                f"{self._bad[row]}; all {len(pool)} tiles that could stand in for it are damaged, too: "
+                f"{self._bad[row]}; all {len(pool)} tiles that could replace it are damaged, too: "
                 "run `python -m shards verify` on the shards and copy or pack them again"
             )
         draw = random_bits(fold_in(self._key, row), np.asarray([attempt]))[0]

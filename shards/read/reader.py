@@ -101,7 +101,7 @@ class ShardReader:
             ShardError: if the bytes of a tile are not those written; the message names shard, key and offset.
         """
         if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
-            raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not go into {out.dtype} {out.shape}")
+            raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not fit into {out.dtype} {out.shape}")
         work = [(int(row), target, quarantine) for row, target in zip(rows, out, strict=True)]
         if self._pool is None or len(work) == 1:
             return [self._read_or_replace(*item) for item in work]
@@ -120,7 +120,7 @@ class ShardReader:
         except ValueError as error:
             raise ShardError(f"{where}: does not decode: {error}") from None
         if mask.shape != shape:
-            raise ShardError(f"{where}: a label tile of {mask.shape} where {shape} was expected")
+            raise ShardError(f"{where}: a label tile of {mask.shape}, expected {shape}")
         return mask
 
     def read_encoded(self, row: int) -> np.ndarray:
@@ -149,7 +149,7 @@ class ShardReader:
         if quarantine is None:
             self._read_one(row, out)
             return row
-        attempt, wanted = 0, row
+        attempt, requested = 0, row
         while True:
             if row not in quarantine:
                 try:
@@ -160,15 +160,13 @@ class ShardReader:
                 except ShardError as error:
                     quarantine.add(row, self.key(row), str(error))
             attempt += 1
-            row = quarantine.substitute(wanted, attempt)
+            row = quarantine.substitute(requested, attempt)
 
     def _read_one(self, row: int, out: np.ndarray) -> None:
         if isinstance(self._codec, RawTile):  # read directly into the batch, without a copy in user space
             target = out.reshape(-1).view(np.uint8)
             if self.table["length"][row] != target.size:
-                raise ShardError(
-                    f"{self._where(row)}: {self.table['length'][row]} bytes where {target.size} are a tile"
-                )
+                raise ShardError(f"{self._where(row)}: {self.table['length'][row]} bytes, but a tile has {target.size}")
             self._fetch(row, "", target)
             return
         encoded = self._buffer(int(self.table["length"][row]))
@@ -184,16 +182,16 @@ class ShardReader:
         Wrong bytes are read once more, since the error can be in the transfer.
         """
         name = self._names[self.table["shard"][row]]
-        offset, wanted = int(self.table[prefix + "offset"][row]), int(self.table[prefix + "checksum"][row])
-        if self._read_and_check(name, offset, buffer, wanted):
+        offset, expected = int(self.table[prefix + "offset"][row]), int(self.table[prefix + "checksum"][row])
+        if self._read_and_check(name, offset, buffer, expected):
             return
         if isinstance(self._storage, StagedStorage):
             self._storage.discard(name)
-        if self._read_and_check(name, offset, buffer, wanted):
+        if self._read_and_check(name, offset, buffer, expected):
             return
         raise ShardError(f"{self._where(row, prefix)} fails its checksum: the file was damaged; copy or pack it again")
 
-    def _read_and_check(self, name: str, offset: int, buffer: np.ndarray, wanted: int) -> bool:
+    def _read_and_check(self, name: str, offset: int, buffer: np.ndarray, expected: int) -> bool:
         """Fill ``buffer`` and return whether its checksum is right; True if verification is off."""
         view = memoryview(buffer)  # type: ignore[arg-type]
         if not self.verify:
@@ -205,7 +203,7 @@ class ShardReader:
             piece = view[begin : begin + step]
             self._storage.read_into(name, offset + begin, piece)
             digest.update(piece)
-        return digest.intdigest() == wanted
+        return digest.intdigest() == expected
 
     def _buffer(self, size: int) -> np.ndarray:
         """Return this thread's buffer for encoded bytes; it is reused, since fresh pages cost as much as the read."""
@@ -232,9 +230,9 @@ class ShardReader:
         self._check_shards()
         rows = table.from_bytes(data, path)
         try:
-            table.check_places(rows, [entry.size for entry in self.manifest.shards])
+            table.check_spans(rows, [entry.size for entry in self.manifest.shards])
             if len(rows) != self.manifest.tiles:
-                raise ValueError(f"{len(rows)} tiles where the manifest tells of {self.manifest.tiles}")
+                raise ValueError(f"{len(rows)} tiles, but the manifest lists {self.manifest.tiles}")
         except ValueError as error:
             raise ShardError(f"{path}: damaged: {error}; run `python -m shards merge` on its folder") from None
         self._check_tile_size(rows, path)
@@ -245,9 +243,9 @@ class ShardReader:
         if not len(rows):
             return
         row, shape = int(rows["length"].argmax()), self.tile_shape
-        longest, wanted = int(rows["length"][row]), 2 * math.prod(shape)
-        fits = wanted <= longest * getattr(self._codec, "most", MOST)
-        if fits and wanted > _PACKED * longest and isinstance(self._codec, SpectralPredictor):
+        longest, full_size = int(rows["length"][row]), 2 * math.prod(shape)
+        fits = full_size <= longest * getattr(self._codec, "most", MOST)
+        if fits and full_size > _PACKED * longest and isinstance(self._codec, SpectralPredictor):
             data = np.empty(longest, dtype=np.uint8)  # constant tiles or a forged shape: the tile's header decides
             self._storage.read_into(self._names[rows["shard"][row]], int(rows["offset"][row]), memoryview(data))  # type: ignore[arg-type]
             try:
@@ -259,7 +257,7 @@ class ShardReader:
                 f"{self._url}/{MANIFEST}: damaged: tiles of {shape} don't come out of {longest} bytes, "
                 "the most that is stored of one; restore it, or pack again"
             )
-        if max(longest, int(rows["mask_length"].max())) > _PACKED * wanted + (1 << 20):
+        if max(longest, int(rows["mask_length"].max())) > _PACKED * full_size + (1 << 20):
             raise ShardError(f"{path}: damaged: rows longer than any tile of {shape}; restore it")
 
     def _check_shards(self) -> None:
@@ -272,7 +270,7 @@ class ShardReader:
         for entry in self.manifest.shards:
             size = sizes.get(entry.name)
             if size != entry.size:
-                state = "missing" if size is None else f"{size} bytes where {entry.size} were written"
+                state = "missing" if size is None else f"{size} bytes, but {entry.size} were written"
                 raise ShardError(f"{folder / entry.name}: {state}; copy or pack it again")
 
 
@@ -314,7 +312,7 @@ def open_dataset(location: str | Path, threads: int = 1, **view: object) -> Tile
     """
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ConfigError(f"open_dataset: threads is {threads!r}: give a whole number above 0")
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in view.items()}
-    chosen = check_config(given, ViewConfig, "open_dataset")
+    conditions = {key: str(value) if isinstance(value, Path) else value for key, value in view.items()}
+    chosen = check_config(conditions, ViewConfig, "open_dataset")
     reader = ShardReader(location, threads)
     return TileDataset(reader, view_rows(chosen, reader.table))

@@ -88,7 +88,7 @@ class TileCodec(ArrayBytesCodec):
         return chunk_spec.prototype.nd_buffer.from_numpy_array(tile)
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
-        raise ShardError("tiles of foreign tars are read only; pack them to write arrays")
+        raise ShardError("tiles of foreign tars are read-only; pack them to write arrays")
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         return input_byte_length  # Zarr asks only codecs of fixed size

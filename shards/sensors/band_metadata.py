@@ -1,8 +1,8 @@
 """Band metadata of rasters: center wavelengths, widths, and bad bands.
 
-Programs write them to different places: tags of each band (EnMAP-Box, GDAL's ENVI driver, GDAL's IMAGERY domain),
-lists or numbered tags of the file (ENVI headers, including one beside a GeoTIFF), and band descriptions. All places
-are read, in any domain. Contradictions between places are an error: a band order is never assumed against the metadata.
+Programs write them to different sources: tags of each band (EnMAP-Box, GDAL's ENVI driver, GDAL's IMAGERY domain),
+lists or numbered tags of the file (ENVI headers, including one beside a GeoTIFF), and band descriptions. All sources
+are read, in any domain. Contradictions between them are an error: a band order is never assumed against the metadata.
 """
 
 import math
@@ -34,7 +34,7 @@ SHORTEST_NM = 100.0
 """Shortest center of an optical band. Centers below 100 without a unit are in micrometers."""
 
 TOLERANCE_NM = 1.0
-"""Largest difference between two places that give the same center, in addition to their rounding."""
+"""Largest difference between two sources that give the same center, in addition to their rounding."""
 
 STRUCTURAL = {"IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "COLOR_PROFILE", "RPC", "GEOLOCATION"}
 """GDAL's metadata domains that never hold wavelengths."""
@@ -74,8 +74,8 @@ class BandMetadata:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The texts of one place, one for each band; ``unit`` applies to texts without a unit of their own."""
+class _Source:
+    """The texts of one source, one for each band; ``unit`` applies to texts without a unit of their own."""
 
     name: str
     centers: Texts
@@ -91,24 +91,24 @@ def read_band_metadata(file: Any, bands: Sequence[int], header: Path | None = No
         header: ENVI header beside a file of another format.
 
     Raises:
-        TileError: a wavelength or bad-band list is invalid, or two places contradict each other.
+        TileError: a wavelength or bad-band list is invalid, or two sources contradict each other.
     """
-    places = list(_places(file, bands, {} if header is None else _read_header(header)))
-    told = [(place.name, _lengths(place.centers, place)) for place in places if any(place.centers)]
-    centers = _agreed(told, bands)
-    widths = next((_lengths(place.widths, place) for place in places if all(place.widths)), None)
-    fwhm = None if widths is None else tuple(one[0] for one in widths if one)
+    sources = list(_sources(file, bands, {} if header is None else _read_header(header)))
+    located = [(source.name, _lengths(source.centers, source)) for source in sources if any(source.centers)]
+    centers = _agreed(located, bands)
+    widths = next((_lengths(source.widths, source) for source in sources if all(source.widths)), None)
+    fwhm = None if widths is None else tuple(width[0] for width in widths if width)
     good = [True] * len(bands)
-    for place in (place for place in places if any(place.bad)):
-        good = [was and _is_good(text, place.name) for was, text in zip(good, place.bad, strict=True)]
+    for source in (source for source in sources if any(source.bad)):
+        good = [was and _is_good(text, source.name) for was, text in zip(good, source.bad, strict=True)]
     return BandMetadata(centers, fwhm, tuple(good))
 
 
 # ---- where the texts are ----
 
 
-def _places(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Iterator[_Place]:
-    """Yield all places that may hold metadata, the most precise ones first."""
+def _sources(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Iterator[_Source]:
+    """Yield all sources that may hold metadata, the most precise ones first."""
     names = {name for name in file.tag_namespaces() if name not in STRUCTURAL and not name.startswith("xml:")}
     domains = {name: _lower(file.tags(ns=name) if name else file.tags()) for name in ("", *sorted(names))}
     if header:
@@ -118,20 +118,22 @@ def _places(file: Any, bands: Sequence[int], header: Mapping[str, str]) -> Itera
     for name in ("", *inner):  # after the band's own tags: IMAGERY rounds to nanometers
         stored = [file.tags(band, ns=name) if name else file.tags(band) for band in bands]
         if any(stored):  # skips most tiles, of which there are millions
-            tags = [_lower(one) for one in stored]
-            own = next((text for one in tags if (text := _find(one, _UNIT))), unit)
-            centers, widths, bad = ([_find(one, pattern) for one in tags] for pattern in (_CENTER, _WIDTH, _BAD))
-            yield _Place(f"the band tags{name and f' of domain {name}'}", centers, widths, bad, own)
+            tags = [_lower(band_tags) for band_tags in stored]
+            own_unit = next((text for band_tags in tags if (text := _find(band_tags, _UNIT))), unit)
+            centers, widths, bad = (
+                [_find(band_tags, pattern) for band_tags in tags] for pattern in (_CENTER, _WIDTH, _BAD)
+            )
+            yield _Source(f"the band tags{name and f' of domain {name}'}", centers, widths, bad, own_unit)
     nothing: Texts = [None] * len(bands)
-    for name, one in domains.items():
-        centers, widths, bad = (_listed(one, pattern, file.count, bands) for pattern in (_CENTER, _WIDTH, _BAD))
-        yield _Place(f"the lists among the file's tags{name and f' of domain {name}'}", centers, widths, bad, unit)
-        if any(key[-1:].isdigit() for key in one):
-            numbered = _described([_find_numbered(one, band) for band in bands])
-            yield _Place(f"the numbered tags{name and f' of domain {name}'}", numbered, nothing, nothing, unit)
+    for name, domain_tags in domains.items():
+        centers, widths, bad = (_listed(domain_tags, pattern, file.count, bands) for pattern in (_CENTER, _WIDTH, _BAD))
+        yield _Source(f"the lists among the file's tags{name and f' of domain {name}'}", centers, widths, bad, unit)
+        if any(key[-1:].isdigit() for key in domain_tags):
+            numbered = _described([_find_numbered(domain_tags, band) for band in bands])
+            yield _Source(f"the numbered tags{name and f' of domain {name}'}", numbered, nothing, nothing, unit)
     if any(file.descriptions):
         described = _described([file.descriptions[band - 1] for band in bands])
-        yield _Place("the band descriptions", described, nothing, nothing)
+        yield _Source("the band descriptions", described, nothing, nothing)
 
 
 def _lower(tags: Mapping[str, str]) -> dict[str, str]:
@@ -150,8 +152,8 @@ def _find(tags: Mapping[str, str], pattern: re.Pattern[str]) -> str | None:
 
 def _listed(tags: Mapping[str, str], pattern: re.Pattern[str], count: int, bands: Sequence[int]) -> Texts:
     """Read a list like ``{0.4, 0.5}`` with one entry for each band of the file."""
-    found = _find(tags, pattern)
-    entries = re.split(r"[,;\s'\"]+", found.strip("{}[]()'\" \n")) if found else []
+    entry = _find(tags, pattern)
+    entries = re.split(r"[,;\s'\"]+", entry.strip("{}[]()'\" \n")) if entry else []
     return [entries[band - 1] for band in bands] if len(entries) == count and count > 1 else [None] * len(bands)
 
 
@@ -174,36 +176,42 @@ def _read_header(path: Path) -> dict[str, str]:
 
 def _described(descriptions: Sequence[str | None]) -> Texts:
     """Find centers in band descriptions: ``423 nm`` anywhere; without a unit only if all bands have plausible ones."""
-    found = [(match[1], match[2]) if (match := _WITHIN.search(text or "")) else None for text in descriptions]
-    if any(found):
-        return [one and " ".join(one) for one in found]
+    matched = [(match[1], match[2]) if (match := _WITHIN.search(text or "")) else None for text in descriptions]
+    if any(matched):
+        return [groups and " ".join(groups) for groups in matched]
     bare = [match[1] if (match := _CLOSING.fullmatch(text or "")) else None for text in descriptions]
     numbers = [float(text) if text else math.nan for text in bare]
     optical = all(SHORTEST_NM * 3 <= number <= 20000 for number in numbers) or all(
         0.3 <= number <= 20 for number in numbers
     )
-    whole = all(number == int(number) for number in numbers if number < SHORTEST_NM)  # band numbers, not micrometers
-    return list(bare) if optical and not (whole and max(numbers) < SHORTEST_NM) else [None] * len(bare)
+    are_integers = all(
+        number == int(number) for number in numbers if number < SHORTEST_NM
+    )  # band numbers, not micrometers
+    return list(bare) if optical and not (are_integers and max(numbers) < SHORTEST_NM) else [None] * len(bare)
 
 
 # ---- what the texts mean ----
 
 
-def _lengths(texts: Texts, place: _Place) -> list[tuple[float, float] | None]:
+def _lengths(texts: Texts, source: _Source) -> list[tuple[float, float] | None]:
     """Return (nm, half a unit of the last decimal place) of each text.
 
     Raises:
         TileError: a text is not a length.
     """
-    unit = place.unit.lower().strip(" .").partition(" ")[0]  # "micrometers (um)"
+    unit = source.unit.lower().strip(" .").partition(" ")[0]  # "micrometers (um)"
     if unit not in NM_OF_UNIT and unit not in NO_UNIT:
-        raise TileError(f"wavelength unit '{place.unit}' in {place.name}: give nanometers or micrometers")
-    read = [None if text is None else _parse(text, place.name) for text in texts]
-    centers = [_parse(text, place.name) for text in place.centers if text is not None] or [one for one in read if one]
-    largest = max((number for number, _, own in centers if not own and math.isfinite(number)), default=math.inf)
+        raise TileError(f"wavelength unit '{source.unit}' in {source.name}: give nanometers or micrometers")
+    read = [None if text is None else _parse(text, source.name) for text in texts]
+    centers = [_parse(text, source.name) for text in source.centers if text is not None] or [
+        parsed for parsed in read if parsed
+    ]
+    largest = max(
+        (number for number, _, own_unit in centers if not own_unit and math.isfinite(number)), default=math.inf
+    )
     default = NM_OF_UNIT.get(unit) or (1000.0 if largest < SHORTEST_NM else 1.0)
-    factors = [one and (NM_OF_UNIT[one[2]] if one[2] else default) for one in read]
-    return [one and (one[0] * factor, one[1] * factor) for one, factor in zip(read, factors, strict=True)]  # type: ignore[operator]
+    factors = [parsed and (NM_OF_UNIT[parsed[2]] if parsed[2] else default) for parsed in read]
+    return [parsed and (parsed[0] * factor, parsed[1] * factor) for parsed, factor in zip(read, factors, strict=True)]  # type: ignore[operator]
 
 
 def _parse(text: str, where: str) -> tuple[float, float, str]:
@@ -212,25 +220,30 @@ def _parse(text: str, where: str) -> tuple[float, float, str]:
     if not match:
         if text.lower() in ("nan", *NO_UNIT):
             return math.nan, 0.0, ""
-        raise TileError(f"wavelength '{text}' in {where} is no number: correct it or remove it")
+        raise TileError(f"wavelength '{text}' in {where} is not a number: correct it or remove it")
     number, unit = match[1], (match[2] or "").lower()
     mantissa, _, exponent = number.lower().partition("e")
     decimals = len(mantissa.partition(".")[2]) - int(exponent or 0)
     return float(number), 0.5 * 10.0**-decimals, unit
 
 
-def _agreed(told: list[tuple[str, list[tuple[float, float] | None]]], bands: Sequence[int]) -> tuple[float, ...] | None:
-    """Return the centers from the place that gives the most, NaN where missing; checks them against other places."""
-    if not told:
+def _agreed(
+    located: list[tuple[str, list[tuple[float, float] | None]]], bands: Sequence[int]
+) -> tuple[float, ...] | None:
+    """Return the centers from the source that gives the most, NaN where missing; checks them against other sources."""
+    if not located:
         return None
-    chosen, centers = max(told, key=lambda one: sum(center is not None for center in one[1]))  # the first if equal
-    for name, found in told:
-        for band, one, other in zip(bands, centers, found, strict=True):
-            if one and other and abs(one[0] - other[0]) > TOLERANCE_NM + one[1] + other[1]:
+    chosen, centers = max(
+        located, key=lambda entry: sum(center is not None for center in entry[1])
+    )  # the first if equal
+    for name, lengths in located:
+        for band, center, second in zip(bands, centers, lengths, strict=True):
+            if center and second and abs(center[0] - second[0]) > TOLERANCE_NM + center[1] + second[1]:
                 raise TileError(
-                    f"band {band} lies at {one[0]:g} nm by {chosen}, and at {other[0]:g} nm by {name}: correct one"
+                    f"band {band} is at {center[0]:g} nm according to {chosen}, but at {second[0]:g} nm according to "
+                    f"{name}: correct one"
                 )
-    return tuple(math.nan if one is None else one[0] for one in centers)
+    return tuple(math.nan if center is None else center[0] for center in centers)
 
 
 def _is_good(text: str | None, where: str) -> bool:

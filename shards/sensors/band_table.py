@@ -67,17 +67,17 @@ def _header(line: str, where: str) -> tuple[list[str], str]:
     choices = [([name.strip(" \"'").lower() for name in line.split(mark)], mark) for mark in (",", ";", "\t")]
     names, delimiter = max(choices, key=lambda choice: sum(name in COLUMNS for name in choice[0]))
     if twice := [name for name in COLUMNS if names.count(name) > 1]:
-        raise ConfigError(f"{where}: column {twice[0]} is there twice: remove one of them")
+        raise ConfigError(f"{where}: column {twice[0]} occurs twice: remove one of them")
     columns = [[name for name in names if name in _columns(quantity)] for quantity in ("wavelength", "fwhm")]
     near = {name: get_close_matches(name, COLUMNS, n=2, cutoff=0.7) for name in names if name not in COLUMNS}
-    meant = [f"; did you mean {' or '.join(found)} by '{name}'?" for name, found in near.items() if found]
-    if any(len(found) != 1 for found in columns):
+    hints = [f"; did you mean {' or '.join(matches)} by '{name}'?" for name, matches in near.items() if matches]
+    if any(len(matches) != 1 for matches in columns):
         raise ConfigError(
             f"{where}: needs one column wavelength_nm and one fwhm_nm (or wavelength_um, fwhm_um) in its first line, "
-            f"which is {line[:80]!r}{''.join(meant)[:160]}"
+            f"which is {line[:80]!r}{''.join(hints)[:160]}"
         )
-    if "kept" not in names and (misspelled := [name for name, found in near.items() if found == ["kept"]]):
-        raise ConfigError(f"{where}: column '{misspelled[0]}' means nothing: did you mean kept?")
+    if "kept" not in names and (misspelled := [name for name, matches in near.items() if matches == ["kept"]]):
+        raise ConfigError(f"{where}: unknown column '{misspelled[0]}': did you mean kept?")
     return names, delimiter
 
 
@@ -97,7 +97,7 @@ def _rows(lines: list[str], delimiter: str, names: list[str], where: str) -> Ite
             if any(cells[len(names) :]):
                 raise ConfigError(
                     f"{where}, band {number}: {len(cells)} cells under {len(names)} columns: separate columns by "
-                    "semicolons where numbers have decimal commas"
+                    "semicolons if numbers have decimal commas"
                 )
             yield dict(zip_longest(names, cells[: len(names)], fillvalue=""))
     except csv.Error as error:
@@ -120,19 +120,19 @@ def _nanometers(cells: dict[str, str], quantity: str, delimiter: str, row: str) 
 def _flag(text: str, row: str) -> bool:
     flag = text.lower().removesuffix(".0").removesuffix(",0")
     if flag not in YES | NO:
-        raise ConfigError(f"{row}: kept is {text[:40]!r}: give 1 for bands that tiles have, 0 for those left out")
+        raise ConfigError(f"{row}: kept is {text[:40]!r}: give 1 for bands that tiles have, 0 for others")
     return flag in YES
 
 
 def _check(centers: list[float], widths: list[float], kept: list[int], where: str) -> None:
     if not kept:
-        raise ConfigError(f"{where}: has no bands{' that are kept' if centers else ''}: give a row for each")
+        raise ConfigError(f"{where}: has no bands{' that are kept' if centers else ''}: give one row per band")
     first: dict[float, int] = {}
     for band, (center, width) in enumerate(zip(centers, widths, strict=True)):
         row = f"{where}, band {band + 1}"
         if not MICROMETERS_BELOW <= center < MICROMETERS_BELOW * NM_OF_UNIT["um"]:
             raise ConfigError(
-                f"{row}: lies at {center:g} nm: give nm in a column wavelength_nm, or micrometers in wavelength_um"
+                f"{row}: is at {center:g} nm: give nm in a column wavelength_nm, or micrometers in wavelength_um"
             )
         if not NARROWEST * center < width < center:
             raise ConfigError(
@@ -141,6 +141,6 @@ def _check(centers: list[float], widths: list[float], kept: list[int], where: st
             )
         if first.setdefault(center, band) != band:
             raise ConfigError(
-                f"{row}: lies at {center:g} nm like band {first[center] + 1}: remove one of them, or give their "
+                f"{row}: is at {center:g} nm like band {first[center] + 1}: remove one of them, or give their "
                 "wavelengths with more decimals"
             )

@@ -27,10 +27,9 @@ def response_matrix(wanted_nm: Values, wanted_fwhm: Values, bands_nm: Values, ba
     matrix = np.zeros((len(wanted_nm), len(bands)))
     stretches = np.split(order, gaps(bands[order], widths[order]))
     for row, (center, width) in enumerate(zip(wanted_nm, wanted_fwhm, strict=True)):
-        for near in stretches:
-            if bands[near[0]] - width / 2 <= center <= bands[near[-1]] + width / 2:
-                matrix[row, near] = _weights(center, width, bands[near], widths[near])
-                break
+        near = min(stretches, key=lambda stretch: max(bands[stretch[0]] - center, center - bands[stretch[-1]]))
+        if bands[near[0]] - width / 2 <= center <= bands[near[-1]] + width / 2:
+            matrix[row, near] = _weights(center, width, bands[near], widths[near])
     return matrix
 
 
@@ -40,11 +39,12 @@ def _weights(center: float, width: float, bands: np.ndarray, widths: np.ndarray)
     nearest = int(np.abs(bands - center).argmin())
     variance = (width * SIGMA_OF_FWHM) ** 2 - (widths[nearest] * SIGMA_OF_FWHM) ** 2
     if variance > (0.5 * spacing[nearest]) ** 2:
-        weights = np.exp(-0.5 * (bands - center) ** 2 / variance) * spacing
+        exponents = -0.5 * (bands - center) ** 2 / variance
+        weights = np.exp(exponents - exponents.max()) * spacing  # beyond the ends, all of them may be close to 0
         return weights / weights.sum()
     weights = np.zeros(len(bands))
-    place = float(np.interp(center, bands, np.arange(len(bands))))
-    below = int(place)
-    weights[below] += 1 - (place - below)
-    weights[min(below + 1, len(bands) - 1)] += place - below
+    position = float(np.interp(center, bands, np.arange(len(bands))))
+    below = int(position)
+    weights[below] += 1 - (position - below)
+    weights[min(below + 1, len(bands) - 1)] += position - below
     return weights

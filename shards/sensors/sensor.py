@@ -127,49 +127,52 @@ class Sensor:
                 return np.asarray(self.kept)
             if count != self.num_bands:
                 raise TileError(
-                    f"{count} bands and no wavelengths: expected the {self.num_bands} bands of {self.name}, "
+                    f"{count} bands without wavelengths: expected the {self.num_bands} bands of {self.name}, "
                     f"the {len(self.product_wavelength_nm)} of its product, or per-band 'wavelength' tags"
                 )
             return np.arange(count)
-        found = tuple(float(center) for center in wavelength_nm)
+        centers_nm = tuple(float(center) for center in wavelength_nm)
         # match the full product first: a kept band may have a neighbor that is left out
-        whole = match_bands(self.product_wavelength_nm, found)
-        if whole is not None and self._distance(self.product_wavelength_nm, found, whole).max() <= MATCH_TOLERANCE_NM:
-            positions = whole[list(self.kept)]
+        in_product = match_bands(self.product_wavelength_nm, centers_nm)
+        if (
+            in_product is not None
+            and self._distance(self.product_wavelength_nm, centers_nm, in_product).max() <= MATCH_TOLERANCE_NM
+        ):
+            positions = in_product[list(self.kept)]
         else:
-            positions = self._match_kept(found)
-        _refuse_ties(found, positions)
+            positions = self._match_kept(centers_nm)
+        _refuse_ties(centers_nm, positions)
         return positions
 
-    def _match_kept(self, found: tuple[float, ...]) -> np.ndarray:
-        positions = match_bands(self.wavelength_nm, found)
-        centers = np.asarray(found)[np.isfinite(found)]
+    def _match_kept(self, centers_nm: tuple[float, ...]) -> np.ndarray:
+        positions = match_bands(self.wavelength_nm, centers_nm)
+        centers = np.asarray(centers_nm)[np.isfinite(centers_nm)]
         if positions is None:
             raise TileError(
-                f"wavelengths are not {self.name}'s: {len(centers)} bands with a wavelength where {self.num_bands} are "
-                f"wanted: name the sensor of these tiles by --sensor, or resample them"
+                f"wavelengths are not {self.name}'s: {len(centers)} bands have a wavelength, expected "
+                f"{self.num_bands}: name the sensor of these tiles with --sensor, or resample them"
             )
-        off = np.flatnonzero(~(self._distance(self.wavelength_nm, found, positions) <= MATCH_TOLERANCE_NM))
+        off = np.flatnonzero(~(self._distance(self.wavelength_nm, centers_nm, positions) <= MATCH_TOLERANCE_NM))
         if len(off):
             nearest_nm = np.abs(np.asarray(self.wavelength_nm)[:, None] - centers).min(1)
             alone = np.flatnonzero(nearest_nm > MATCH_TOLERANCE_NM)  # otherwise two bands match the same one
             off = alone if len(alone) else off
-            wanted = self.wavelength_nm[off[0]]
-            nearest = centers[np.abs(centers - wanted).argmin()]
+            expected = self.wavelength_nm[off[0]]
+            nearest = centers[np.abs(centers - expected).argmin()]
             raise TileError(
-                f"wavelengths are not {self.name}'s: {nearest:.1f} nm instead of {wanted:.1f} nm ({len(off)} of "
-                f"{self.num_bands} bands are not there): name the sensor of these tiles by --sensor, or resample them"
+                f"wavelengths are not {self.name}'s: {nearest:.1f} nm instead of {expected:.1f} nm ({len(off)} of "
+                f"{self.num_bands} bands are missing): name the sensor of these tiles with --sensor, or resample them"
             )
         return positions
 
     @staticmethod
-    def _distance(wanted: tuple[float, ...], found: tuple[float, ...], positions: np.ndarray) -> np.ndarray:
-        return np.abs(np.asarray(wanted) - np.asarray(found)[positions])
+    def _distance(expected: tuple[float, ...], centers_nm: tuple[float, ...], positions: np.ndarray) -> np.ndarray:
+        return np.abs(np.asarray(expected) - np.asarray(centers_nm)[positions])
 
 
-def _refuse_ties(found: tuple[float, ...], positions: np.ndarray) -> None:
+def _refuse_ties(centers_nm: tuple[float, ...], positions: np.ndarray) -> None:
     """Raise an error for bands with equal (rounded) centers unless the file is in order of wavelength."""
-    centers = np.asarray(found)
+    centers = np.asarray(centers_nm)
     if np.all(np.diff(centers) >= 0):
         return
     values, counts = np.unique(centers[np.isfinite(centers)], return_counts=True)
@@ -177,8 +180,8 @@ def _refuse_ties(found: tuple[float, ...], positions: np.ndarray) -> None:
     if tied.any():
         twins = np.flatnonzero(centers == centers[positions[int(tied.argmax())]]) + 1
         raise TileError(
-            f"bands {twins[0]} and {twins[1]} both lie at {centers[twins[0] - 1]:g} nm, and the file is not in order "
-            "of wavelength: give their wavelengths with more decimals"
+            f"bands {twins[0]} and {twins[1]} are both at {centers[twins[0] - 1]:g} nm, and the file is not sorted by "
+            "wavelength: give their wavelengths with more decimals"
         )
 
 
@@ -188,7 +191,7 @@ TABLES = files("shards.sensors").joinpath("tables")
 @cache
 def sensor_names() -> tuple[str, ...]:
     """Return the registered names, sorted."""
-    return tuple(sorted(one.name.removesuffix(".csv") for one in TABLES.iterdir() if one.name.endswith(".csv")))
+    return tuple(sorted(file.name.removesuffix(".csv") for file in TABLES.iterdir() if file.name.endswith(".csv")))
 
 
 def get_sensor(name: str) -> Sensor:
@@ -206,7 +209,7 @@ def get_sensor(name: str) -> Sensor:
         return Sensor.of_table(path.stem, read_band_table(path))
     raise ConfigError(
         f"unknown sensor '{name}': known are {', '.join(sensor_names())}; a CSV file with the columns "
-        "wavelength_nm and fwhm_nm makes another"
+        "wavelength_nm and fwhm_nm defines another"
     )
 
 

@@ -36,7 +36,7 @@ class Mismatch(TileError):
 
 
 @dataclass(frozen=True)
-class Turn:
+class Orientation:
     """A change of a raster's orientation: a transposition, followed by flips."""
 
     transpose: bool = False
@@ -55,7 +55,7 @@ class Turn:
         return np.where(flips, size - points, points)
 
 
-TURNS = [Turn(*flags) for flags in itertools.product((False, True), repeat=3)]
+ORIENTATIONS = [Orientation(*flags) for flags in itertools.product((False, True), repeat=3)]
 
 
 def is_placed(grid: Grid) -> bool:
@@ -68,23 +68,23 @@ def is_placed(grid: Grid) -> bool:
     return not flat and (grid.crs is not None or not pixels)
 
 
-def find_turn(label: Grid, image: Grid) -> Turn:
+def find_orientation(label: Grid, image: Grid) -> Orientation:
     """Return how to turn a label onto its image if both have a georeference; otherwise their sizes must be equal.
 
     Raises:
         Mismatch: the pixels are not the same; the message says what differs and by how much.
     """
     if label == image:
-        return Turn()
+        return Orientation()
     if not (is_placed(label) and is_placed(image)):
         if label.shape != image.shape:
             raise Mismatch(f"labels of {_size(label)} px, image of {_size(image)} px", covers=False)
-        return Turn()
+        return Orientation()
     corners = _to_pixels(label, image, _corners(label))
-    for turn in TURNS:
-        same_size = image.shape == (label.shape[::-1] if turn.transpose else label.shape)
-        if same_size and np.abs(turn.move(_corners(label), image) - corners).max() <= TOLERANCE_PX:
-            return turn
+    for orientation in ORIENTATIONS:
+        same_size = image.shape == (label.shape[::-1] if orientation.transpose else label.shape)
+        if same_size and np.abs(orientation.move(_corners(label), image) - corners).max() <= TOLERANCE_PX:
+            return orientation
     raise _mismatch(label, image, corners)
 
 
@@ -94,8 +94,8 @@ def _mismatch(label: Grid, image: Grid, corners: np.ndarray) -> Mismatch:
     same = _same_crs(label.crs, image.crs)
     if (high <= 0).any() or (low >= (image.width, image.height)).any():
         systems = "" if same else f" (labels in {_name(label.crs)}, image in {_name(image.crs)})"
-        told = f"labels of another place: their center is {_distance(label, image)} away{systems}"
-        return Mismatch(f"{told}; give the label of this image", covers=False)
+        problem = f"the labels are elsewhere: their center is {_distance(label, image)} away{systems}"
+        return Mismatch(f"{problem}; give the label of this image", covers=False)
     along_row, along_column = (corners[1] - corners[0]) / label.width, (corners[2] - corners[0]) / label.height
     scale = np.hypot(*along_row), np.hypot(*along_column)
     angle = math.degrees(math.atan2(along_row[1], along_row[0]))
@@ -105,20 +105,20 @@ def _mismatch(label: Grid, image: Grid, corners: np.ndarray) -> Mismatch:
     elif max(abs(scale[0] - 1) * label.width, abs(scale[1] - 1) * label.height) > TOLERANCE_PX:
         what = f"label pixels of {scale[0]:.4g} x {scale[1]:.4g} image pixels"
     elif off_axis > 0.01:
-        what = f"labels turned by {off_axis:.3g} degrees against the image"
+        what = f"labels rotated by {off_axis:.3g} degrees relative to the image"
     elif label.shape not in (image.shape, image.shape[::-1]):
         what = f"labels of {_size(label)} px, image of {_size(image)} px"
     else:
-        what = f"labels shifted by {low[0]:+.2f} columns and {low[1]:+.2f} rows against the image"
-    return Mismatch(f"{what}: --align nearest (data.align=nearest) resamples them", covers=True)
+        what = f"labels shifted by {low[0]:+.2f} columns and {low[1]:+.2f} rows relative to the image"
+    return Mismatch(f"{what}: resample them with --align nearest (data.align=nearest)", covers=True)
 
 
 def covering_window(label: Grid, image: Grid) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the rows and columns of a label that cover an image, ((begin, end), (begin, end)), with a 2 px margin."""
     steps = np.linspace(0, 1, 9)
     grid = np.stack(np.meshgrid(steps * image.width, steps * image.height), -1).reshape(-1, 2)
-    found = _to_pixels(image, label, grid)
-    low, high = np.floor(found.min(0)).astype(int) - 2, np.ceil(found.max(0)).astype(int) + 2
+    pixels = _to_pixels(image, label, grid)
+    low, high = np.floor(pixels.min(0)).astype(int) - 2, np.ceil(pixels.max(0)).astype(int) + 2
     left, top = np.maximum(low, 0).tolist()
     right, bottom = np.minimum(high, (label.width, label.height)).tolist()
     return (top, bottom), (left, right)
@@ -189,23 +189,26 @@ def _apply(transform: tuple[float, ...], points: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def _same_crs(one: str | None, two: str | None) -> bool:
+def _same_crs(first: str | None, second: str | None) -> bool:
     """Return whether two CRS are equal as objects, not as text; an unknown CRS is equal to any other."""
-    if one is None or two is None or one == two:
+    if first is None or second is None or first == second:
         return True
-    return CRS.from_user_input(one) == CRS.from_user_input(two)
+    return CRS.from_user_input(first) == CRS.from_user_input(second)
 
 
 def _distance(label: Grid, image: Grid) -> str:
     """Return the distance between the centers as text."""
-    one, two = label.center(), image.center()
-    assert one is not None and two is not None
+    label_center, image_center = label.center(), image.center()
+    assert label_center is not None and image_center is not None
     crs = (label.crs or image.crs, image.crs or label.crs)
     try:
-        places = [transform_points(name, "EPSG:4326", [x], [y]) for name, (x, y) in zip(crs, (one, two), strict=True)]
+        centers = [
+            transform_points(name, "EPSG:4326", [x], [y])
+            for name, (x, y) in zip(crs, (label_center, image_center), strict=True)
+        ]
     except (CPLE_BaseError, CRSError):  # no CRS, or a local one
-        return f"{math.dist(one, two):.4g} units"
-    (lon, lat), (lon2, lat2) = (np.radians([place[0][0], place[1][0]]) for place in places)
+        return f"{math.dist(label_center, image_center):.4g} units"
+    (lon, lat), (lon2, lat2) = (np.radians([center[0][0], center[1][0]]) for center in centers)
     half = math.sin((lat2 - lat) / 2) ** 2 + math.cos(lat) * math.cos(lat2) * math.sin((lon2 - lon) / 2) ** 2
     meters = 2 * EARTH_RADIUS_M * math.asin(math.sqrt(min(half, 1.0)))
     return f"{meters / 1000:.4g} km" if meters >= 1000 else f"{meters:.0f} m"

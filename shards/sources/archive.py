@@ -70,10 +70,10 @@ class Archive(Bundle):
             for member in members(self.path):
                 yield from reading.first(member)
                 last = member.name
-            wanted = reading.wanted()
-            if wanted:
+            second_pass = reading.second_pass()
+            if second_pass:
                 for member in members(self.path):
-                    for name in wanted.get(member.number, ()):
+                    for name in second_pass.get(member.number, ()):
                         yield from reading.again(member, name)
             yield from reading.lost()
         except DAMAGE as error:
@@ -83,9 +83,9 @@ class Archive(Bundle):
 
     def inner_source(self, name: str) -> TileSource | None:
         """Return the kind of source that a member is, such as an archive; None for tiles and other files."""
-        return source_of_file(name) if self.is_ours(name) else None
+        return source_of_file(name) if self.takes(name) else None
 
-    def is_ours(self, name: str) -> bool:
+    def takes(self, name: str) -> bool:
         return is_data(name) and not (self.left_out and name.startswith(self.left_out))
 
 
@@ -112,7 +112,7 @@ class _Reading:
         is_repeated = self._links.add(member)
         if is_repeated:
             self._repeated.add(member.name)
-        if member.file is None or not self._archive.is_ours(member.name):
+        if member.file is None or not self._archive.takes(member.name):
             return
         kind = self._archive.inner_source(member.name)
         if kind is not None:
@@ -124,19 +124,19 @@ class _Reading:
         if source is not None and (is_repeated or source.key not in self._skip):
             yield from self._tiles(member, source)
 
-    def wanted(self) -> dict[int, list[str]]:
+    def second_pass(self) -> dict[int, list[str]]:
         """Return the names of tiles that need a second pass, by the number of the member that holds them."""
-        links, wanted = self._links, dict[int, list[str]]()
-        names = [name for name in links.names() if self._archive.is_ours(name)]
+        links, second_pass = self._links, dict[int, list[str]]()
+        names = [name for name in links.names() if self._archive.takes(name)]
         self._envi = envi_files(names) if self._headers else set()
         for name in sorted(names):
             target = links.soft().get(name)
             if target is not None and self._is_tile(target) and links.content(name) >= 0:
                 continue  # another name of a tile
             if (target is not None or name in links.hard() or name in self._envi) and self._is_tile(name):
-                wanted.setdefault(links.content(name), []).append(name)
-        self._nowhere = wanted.pop(-1, [])
-        return wanted
+                second_pass.setdefault(links.content(name), []).append(name)
+        self._nowhere = second_pass.pop(-1, [])
+        return second_pass
 
     def again(self, member: Member, name: str) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """Yield the tiles of a name that was still unresolved when its content was read."""
@@ -152,20 +152,20 @@ class _Reading:
                 yield source, TileError(f"{source.path}: a link to {target}, which is not in the archive")
 
     def _is_tile(self, name: str) -> bool:
-        ours = self._archive.is_ours(name) and self._archive.inner_source(name) is None
-        return ours and tile_of_name(name, self._archive.sensor.name, None, name in self._envi) is not None
+        is_taken = self._archive.takes(name) and self._archive.inner_source(name) is None
+        return is_taken and tile_of_name(name, self._archive.sensor.name, None, name in self._envi) is not None
 
     def _source(self, name: str) -> SourceTile | None:
         """Return the tile that a member's name describes; raises SourceError if two are the same acquisition."""
         source = tile_of_name(name, self._archive.sensor.name, None, name in self._envi)
         if source is None:
             return None
-        other = self._keys.setdefault(source.key, name)
-        if other != name:
-            if is_published(name) or is_published(other):
+        earlier = self._keys.setdefault(source.key, name)
+        if earlier != name:
+            if is_published(name) or is_published(earlier):
                 raise SourceError(
-                    f"{self._archive.path}: {other} and {name} make the same sample key '{source.key}': the same "
-                    "acquisition of the same place; unpack it, remove one and pack the folder"
+                    f"{self._archive.path}: {earlier} and {name} have the same sample key '{source.key}': the same "
+                    "acquisition of the same location; unpack it, remove one and pack the folder"
                 )
             source = replace(source, location=distinct(source.location, name))
         return replace(source, path=f"{self._archive.name}!{name}")
@@ -206,10 +206,10 @@ class _Reading:
                 else:
                     yield source, tile_of(raster, archive.sensor, archive.size)
         except TileError as error:
-            told = str(error).replace(path, source.path)
+            message = str(error).replace(path, source.path)
             if is_whole_product(source.path.rpartition("!")[2]):
-                told += "; a whole product: unpack it and pack its folder"
-            yield source, TileError(told)
+                message += "; a complete product: unpack it and pack its folder"
+            yield source, TileError(message)
 
     def _inner(self, member: Member, kind: TileSource) -> Iterator[tuple[SourceTile, Tile | TileError]]:
         """Yield the tiles of a zipped product or an archive within this one."""
@@ -223,9 +223,9 @@ class _Reading:
                 for reason, count in bundle.filtered.items():
                     archive.filtered[reason] = archive.filtered.get(reason, 0) + count
         except SourceError as error:
-            told = str(error).replace(vsizip(path), str(path)).replace(str(path), f"{archive.path}!{member.name}")
+            message = str(error).replace(vsizip(path), str(path)).replace(str(path), f"{archive.path}!{member.name}")
             raise SourceError(
-                f"{told} (or unpack {archive.path.name}, leave this file out, and pack the folder)"
+                f"{message} (or unpack {archive.path.name}, remove this file, and pack the folder)"
             ) from None
         finally:
             path.unlink(missing_ok=True)
@@ -247,14 +247,17 @@ class ArchiveSource(TileSource):
         if not name.lower().endswith(ZIP):
             return [Archive(path, name, sensor, size, limits, options.cut)]
         names = zip_names(path)
-        products = sorted(one for one in names if is_metadata(one))
-        left_out = tuple(f"{member_name(one)[: -len(METADATA)]}-SPECTRAL_IMAGE" for one in products)
-        rest = Archive(path, name, sensor, size, limits, options.cut, left_out)
-        ours = [one for one in map(member_name, names) if rest.is_ours(one)]
-        envi = envi_files(ours)
-        has_more = any(rest.inner_source(one) or tile_of_name(one, sensor.name, None, one in envi) for one in ours)
+        products = sorted(member for member in names if is_metadata(member))
+        left_out = tuple(f"{member_name(product)[: -len(METADATA)]}-SPECTRAL_IMAGE" for product in products)
+        others = Archive(path, name, sensor, size, limits, options.cut, left_out)
+        members = [member for member in map(member_name, names) if others.takes(member)]
+        envi = envi_files(members)
+        has_more = any(
+            others.inner_source(member) or tile_of_name(member, sensor.name, None, member in envi) for member in members
+        )
         shared = has_more or len(products) > 1
         scenes = [
-            Scene(path, product_name(name, one, shared), sensor, size, limits, metadata_name=one) for one in products
+            Scene(path, product_name(name, product, shared), sensor, size, limits, metadata_name=product)
+            for product in products
         ]
-        return [*scenes, rest] if has_more else [*scenes]
+        return [*scenes, others] if has_more else [*scenes]

@@ -28,18 +28,18 @@ def read_description(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         lat in degrees, shares in [0, 1]; and the reason for each rejected field, or ``JSON`` for the entire text.
     """
     try:
-        told = read_json_value(data)
+        description = read_json_value(data)
     except ValueError as error:
         return {}, {"JSON": f"can't be read ({' '.join(str(error).split())[:60]})"}
-    if not isinstance(told, dict):
-        return {}, {"JSON": f"is no object of fields, but {_shown(told)}"}
+    if not isinstance(description, dict):
+        return {}, {"JSON": f"is not an object with fields, but {_shown(description)}"}
     known: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for name, parse in _FIELDS.items():
-        if told.get(name) in NOTHING:
+        if description.get(name) in NOTHING:
             continue
         try:
-            known[name] = parse(name, told[name])
+            known[name] = parse(name, description[name])
         except TileError as error:
             wrong[name] = str(error)
     if ("lon" in known) != ("lat" in known):  # one coordinate alone is useless
@@ -50,10 +50,10 @@ def read_description(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
-        raise TileError(f"{_shown(value)} is no name")
+        raise TileError(f"{_shown(value)} is not a name")
     text = str(value).strip()
     if not text.isprintable():  # includes lone surrogates, which UTF-8 can't encode
-        raise TileError(f"{_shown(value)} is no name")
+        raise TileError(f"{_shown(value)} is not a name")
     return text
 
 
@@ -66,20 +66,20 @@ def _day(name: str, value: Any) -> str:
             return (moment.astimezone(UTC) if moment.tzinfo else moment).date().isoformat()
     except (ValueError, OverflowError):
         pass
-    raise TileError(f"{_shown(value)} is no date like 2022-07-24")
+    raise TileError(f"{_shown(value)} is not a date like 2022-07-24")
 
 
 def _degrees(name: str, value: Any) -> float:
     number = _number(value)
     if not abs(number) <= DEGREES[name]:  # NaN too
-        raise TileError(f"{_shown(value)} is no number of degrees from -{DEGREES[name]:g} to {DEGREES[name]:g}")
+        raise TileError(f"{_shown(value)} is not a number of degrees from -{DEGREES[name]:g} to {DEGREES[name]:g}")
     return number
 
 
 def _share(name: str, value: Any) -> float:
     number = _number(value)
     if not 0 <= number <= 1:
-        raise TileError(f"{_shown(value)} is no share from 0 to 1")
+        raise TileError(f"{_shown(value)} is not a share from 0 to 1")
     return number
 
 

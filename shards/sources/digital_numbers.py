@@ -70,7 +70,7 @@ def digital_numbers(
         TileError: the dtype is not supported, or a value does not convert to an integer in the range of int16.
     """
     if not scales.all() or not np.isfinite(scales + offsets).all():
-        raise TileError("a scale of 0, or a scale or offset that is no number, among its tags: correct it or remove it")
+        raise TileError("a scale of 0, or a scale or offset that is not a number, in its tags: correct it or remove it")
     plain = bool((scales == UNSCALED).all()) and not offsets.any()
     _check_type(stored.dtype, plain)
     if plain and stored.dtype == np.int16:
@@ -84,7 +84,7 @@ def digital_numbers(
 
 def _check_type(dtype: np.dtype, plain: bool) -> None:
     if dtype.kind not in "iuf":
-        raise TileError(f"dtype {dtype}: pixels are no real numbers; {ADVICE}")
+        raise TileError(f"dtype {dtype}: pixels are not real numbers; {ADVICE}")
     if dtype.itemsize == 1 and plain:
         raise TileError(f"dtype {dtype}: 8 bits can't hold reflectance x 10000, is this a picture? {ADVICE}")
 
@@ -104,24 +104,24 @@ def _converted(
         values = stored.astype(np.float64) * factor + shift
     if missing is not None:
         values = np.where(missing, 0, values)
-    whole = np.rint(values) if values.dtype.kind == "f" else values
+    rounded = np.rint(values) if values.dtype.kind == "f" else values
     with np.errstate(invalid="ignore"):
-        wrong = ~((whole >= NODATA) & (whole <= LARGEST))
+        wrong = ~((rounded >= NODATA) & (rounded <= LARGEST))
         if values.dtype.kind == "f":
-            wrong |= np.abs(values - whole) > (0 if plain else ROUNDING * np.maximum(1, np.abs(values)))
+            wrong |= np.abs(values - rounded) > (0 if plain else ROUNDING * np.maximum(1, np.abs(values)))
     if wrong.any():
-        band, row, column = (int(place) for place in np.unravel_index(wrong.argmax(), wrong.shape))
+        band, row, column = (int(index) for index in np.unravel_index(wrong.argmax(), wrong.shape))
         raise TileError(
             _refusal(
                 stored[band, row, column], values[band, row, column], scales[band], offsets[band], plain, bands[band]
             )
         )
-    return whole.astype(np.int16)
+    return rounded.astype(np.int16)
 
 
-def _refusal(value: float, wanted: float, scale: float, offset: float, plain: bool, band: int) -> str:
-    why = "is beyond int16" if not np.isfinite(wanted) or abs(wanted) > LARGEST else "is no whole number"
+def _refusal(value: float, number: float, scale: float, offset: float, plain: bool, band: int) -> str:
+    why = "is beyond int16" if not np.isfinite(number) or abs(number) > LARGEST else "is not a whole number"
     if plain:
         return f"value {value:g} in band {band} {why}: {ADVICE}"
-    scaled = f"with its scale {scale:g} and offset {offset:g} makes {wanted:g}, which"
+    scaled = f"with its scale {scale:g} and offset {offset:g} makes {number:g}, which"
     return f"value {value:g} in band {band} {scaled} {why}: {ADVICE}"

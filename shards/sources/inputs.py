@@ -67,7 +67,7 @@ class Inputs:
             return DEFAULT_SIZE
         for path, (height, width) in read.items():
             raise SourceError(
-                f"{self.source}: none of {len(shapes)} tiles is a readable square GeoTIFF, e.g. {path} is of "
+                f"{self.source}: none of {len(shapes)} tiles is a readable square GeoTIFF, e.g. {path} has "
                 f"{height}x{width} px: cut them into tiles, e.g. with --size {min(DEFAULT_SIZE, height, width)}"
             )
         raise SourceError(
@@ -91,20 +91,20 @@ class Inputs:
             SourceError: a file can't be read, or a product occurs twice.
         """
         options = TileOptions(self.sensor, size, limits, cut)
-        found: list[Bundle] = []
+        bundles: list[Bundle] = []
         for kind, names in self.claimed.items():
-            found += TILE_SOURCES[kind]().open_all(self.folder, names, options)
-        self._refuse_twice(found)
+            bundles += TILE_SOURCES[kind]().open_all(self.folder, names, options)
+        self._refuse_twice(bundles)
         scenes = self._scenes(size) if cut else set()
         for tile in self.tiles:
             if tile.path in scenes:
-                found.append(PlainScene(self.folder / tile.path, tile.path, tile, self.sensor, size))
+                bundles.append(PlainScene(self.folder / tile.path, tile.path, tile, self.sensor, size))
         rest = [tile for tile in self.tiles if tile.path not in scenes]
-        if found:
+        if bundles:
             for number, first in enumerate(range(0, len(rest), TILES_A_BUNDLE), 1):
                 chunk = rest[first : first + TILES_A_BUNDLE]
-                found.append(PlainTiles(self.folder, f"plain tiles {number}", chunk, self.sensor, size))
-        return sorted(found, key=lambda bundle: bundle.name)
+                bundles.append(PlainTiles(self.folder, f"plain tiles {number}", chunk, self.sensor, size))
+        return sorted(bundles, key=lambda bundle: bundle.name)
 
     def _scenes(self, size: int) -> set[str]:
         """Return the paths of the rasters to cut; if one of the probed rasters is to be cut, all headers are read."""
@@ -117,10 +117,10 @@ class Inputs:
     def _refuse_twice(self, bundles: list[Bundle]) -> None:
         first: dict[str, str] = {}
         for bundle in bundles:
-            other = first.setdefault(bundle.product, bundle.name)
-            if bundle.product and other != bundle.name:
+            earlier = first.setdefault(bundle.product, bundle.name)
+            if bundle.product and earlier != bundle.name:
                 raise SourceError(
-                    f"{self.source}: {other} and {bundle.name} are the same product ({bundle.product}): "
+                    f"{self.source}: {earlier} and {bundle.name} are the same product ({bundle.product}): "
                     "remove one of them"
                 )
 
@@ -129,14 +129,14 @@ def find_inputs(
     source: Path,
     sensor: Sensor,
     pattern: str | None = None,
-    tell: Callable[[str], None] = _ignore,
+    warn: Callable[[str], None] = _ignore,
     taken: Mapping[str, str] | None = None,
 ) -> Inputs:
     """Find the contents of a folder, or the kind of a file.
 
     Args:
         pattern: glob of the files that are tiles; if given, nothing else is searched for.
-        tell, taken: see `find_tiles`.
+        warn, taken: see `find_tiles`.
 
     Raises:
         SourceError: there is nothing to pack.
@@ -145,19 +145,19 @@ def find_inputs(
         raise SourceError(f"{source}: no such directory of tiles")
     if source.is_file():
         if pattern is not None:
-            raise SourceError(f"{source}: --pattern chooses files of a folder, and this is a file: leave it out")
+            raise SourceError(f"{source}: --pattern chooses files of a folder, but this is a file: remove it")
         return _one_file(source, sensor)
     if pattern is not None:
-        return Inputs(source, source, sensor, find_tiles(source, sensor.name, pattern, tell, taken))
+        return Inputs(source, source, sensor, find_tiles(source, sensor.name, pattern, warn, taken))
     listing, claimed = list_files(source), {}
     for name, kind in tile_sources():
-        names = [one for one in listing.files if kind.claims(one)]
-        owned = tuple(prefix for one in names if (prefix := kind.owned_prefix(one)))
+        names = [file for file in listing.files if kind.claims(file)]
+        owned = tuple(prefix for owner in names if (prefix := kind.owned_prefix(owner)))
         if names:
             claimed[name] = sorted(listing.once(names, source))
-            taken_here = set(names)
-            listing.files = [one for one in listing.files if one not in taken_here and not one.startswith(owned)]
-    tiles = find_listed(listing, source, sensor.name, tell, taken or {})
+            claimed_names = set(names)
+            listing.files = [file for file in listing.files if file not in claimed_names and not file.startswith(owned)]
+    tiles = find_listed(listing, source, sensor.name, warn, taken or {})
     if not (tiles or claimed):
         raise no_tiles(source)
     return Inputs(source, source, sensor, tiles, claimed)
@@ -193,6 +193,6 @@ def find_bundles(
     bundles = find_inputs(source, sensor, pattern).bundles(size, limits, cut)
     if source.is_file() and not bundles:
         raise SourceError(
-            f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product: nothing to pack in it"
+            f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product: it contains nothing to pack"
         )
     return bundles

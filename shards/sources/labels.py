@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from shards.errors import TileError
 from shards.sensors.sensor import NODATA
-from shards.sources.alignment import Mismatch, covering_window, find_turn, resample
+from shards.sources.alignment import Mismatch, covering_window, find_orientation, resample
 from shards.sources.grid import Grid
 from shards.sources.raster import Raster, open_raster
 
@@ -98,8 +98,8 @@ def read_label(path: Path, grid: Grid | None = None, align: Align | None = None)
         try:
             return _read(raster, grid, align)
         except TileError as error:
-            told = str(error)
-            raise TileError(told if told.startswith(raster.name) else f"{raster.name}: {told}") from None
+            message = str(error)
+            raise TileError(message if message.startswith(raster.name) else f"{raster.name}: {message}") from None
         except (RasterioError, CPLE_BaseError, OSError) as error:
             raise TileError(f"{raster.name}: not a readable raster ({str(error).splitlines()[0]})") from None
 
@@ -136,14 +136,14 @@ def _read(raster: Raster, grid: Grid | None, align: Align | None) -> np.ndarray:
     _check_bands(raster)
     if grid is None:
         return _codes(raster)
-    own = raster.grid
+    native = raster.grid
     try:
-        return np.ascontiguousarray(find_turn(own, grid).apply(_codes(raster)))
+        return np.ascontiguousarray(find_orientation(native, grid).apply(_codes(raster)))
     except Mismatch as mismatch:
         if align is None or not mismatch.covers:
             raise
-    window = Window.from_slices(*covering_window(own, grid))
-    return resample(_codes(raster, window), own, grid, (window.row_off, window.col_off))
+    window = Window.from_slices(*covering_window(native, grid))
+    return resample(_codes(raster, window), native, grid, (window.row_off, window.col_off))
 
 
 def _check_bands(raster: Raster) -> None:
@@ -151,7 +151,7 @@ def _check_bands(raster: Raster) -> None:
     if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= set(raster.file.colorinterp):
         raise TileError(f"{count} bands, an RGB picture of classes (or one-hot): give one band of class codes")
     if count != 1:
-        raise TileError(f"{count} bands, one for each class (one-hot): give one band of class codes")
+        raise TileError(f"{count} bands, one per class (one-hot): give one band of class codes")
 
 
 def _codes(raster: Raster, window: Window | None = None) -> np.ndarray:
@@ -169,7 +169,7 @@ def _codes(raster: Raster, window: Window | None = None) -> np.ndarray:
     else:
         raise TileError(f"dtype {stored.dtype}: class codes are whole numbers")
     if wrong.any():
-        row, column = (int(one) for one in np.argwhere(wrong)[0])
+        row, column = (int(index) for index in np.argwhere(wrong)[0])
         raise TileError(f"value {stored[row, column]} at row {row}, column {column}: class codes are whole numbers")
     if not missing.any():
         return stored.astype(np.int64)

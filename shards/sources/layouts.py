@@ -39,14 +39,14 @@ def find_tiles(
     source: Path,
     sensor: str,
     pattern: str | None = None,
-    tell: Callable[[str], None] = _ignore,
+    warn: Callable[[str], None] = _ignore,
     taken: Mapping[str, str] | None = None,
 ) -> list[SourceTile]:
     """Find all tiles of ``sensor`` below ``source``, sorted by location and timestamp.
 
     Args:
         pattern: glob of the files that are tiles, relative to ``source``; ``**`` matches any number of folders.
-        tell: called with a message about files that look like data but are left out.
+        warn: called with a message about files that look like data but are skipped.
         taken: the path of each sample key of an earlier scan.
 
     Raises:
@@ -55,7 +55,7 @@ def find_tiles(
     if not source.is_dir():
         raise SourceError(f"{source}: no such directory of tiles")
     root = tile_root(source, sensor) if pattern is None else source
-    tiles = tiles_in(list_files(root, links_again=pattern is not None), root, sensor, pattern, tell)
+    tiles = tiles_in(list_files(root, links_again=pattern is not None), root, sensor, pattern, warn)
     if not tiles:
         raise no_tiles(source, pattern)
     return distinct_keys(_below(tiles, root, source), source, taken or {})
@@ -64,12 +64,12 @@ def find_tiles(
 def no_tiles(source: Path, pattern: str | None = None) -> SourceError:
     """Return the error for a folder without tiles."""
     expected = f"files like '{pattern}'" if pattern else "<sensor>/<location>/<scene>.tif, *.tif, or ENVI files"
-    other = "" if pattern else "; --pattern chooses files of other formats"
-    return SourceError(f"{source}: no GeoTIFF tiles (expected {expected}{other})")
+    hint = "" if pattern else "; choose files of other formats with --pattern"
+    return SourceError(f"{source}: no GeoTIFF tiles (expected {expected}{hint})")
 
 
 def find_listed(
-    listing: Listing, source: Path, sensor: str, tell: Callable[[str], None], taken: Mapping[str, str]
+    listing: Listing, source: Path, sensor: str, warn: Callable[[str], None], taken: Mapping[str, str]
 ) -> list[SourceTile]:
     """Find tiles as `find_tiles` does, in the listing of a source; the list may be empty."""
     root = tile_root(source, sensor)
@@ -77,16 +77,16 @@ def find_listed(
         listing = list_files(root)  # the walk may have listed it under another name
     elif root != source:
         listing = listing.below(f"{root.relative_to(source).as_posix()}/")
-    return distinct_keys(_below(tiles_in(listing, root, sensor, None, tell), root, source), source, taken)
+    return distinct_keys(_below(tiles_in(listing, root, sensor, None, warn), root, source), source, taken)
 
 
 def tiles_in(
-    listing: Listing, root: Path, sensor: str, pattern: str | None = None, tell: Callable[[str], None] = _ignore
+    listing: Listing, root: Path, sensor: str, pattern: str | None = None, warn: Callable[[str], None] = _ignore
 ) -> list[SourceTile]:
     """Find the tiles among the files of a folder, each once, with paths relative to it."""
-    envi = envi_files(listing.files, tell) if pattern is None else set()
-    found = (tile_of_name(name, sensor, pattern, name in envi) for name in listing.files)
-    tiles = [tile for tile in found if tile]
+    envi = envi_files(listing.files, warn) if pattern is None else set()
+    parsed = (tile_of_name(name, sensor, pattern, name in envi) for name in listing.files)
+    tiles = [tile for tile in parsed if tile]
     if pattern is None:
         alone = [tile for tile in tiles if layout_of(tile.path)[0].excludes_others]
         tiles = alone or tiles  # leaves out pictures and masks beside them
@@ -102,8 +102,8 @@ def _below(tiles: list[SourceTile], root: Path, source: Path) -> list[SourceTile
     return tiles if prefix == "." else [replace(tile, path=f"{prefix}/{tile.path}") for tile in tiles]
 
 
-def envi_files(names: list[str], tell: Callable[[str], None] = _ignore) -> set[str]:
-    """Return the files with an ENVI header; ``tell`` is called for headers without data and data without a header."""
+def envi_files(names: list[str], warn: Callable[[str], None] = _ignore) -> set[str]:
+    """Return the files with an ENVI header; ``warn`` is called for headers without data and data without a header."""
     headers = {name[: -len(HEADER)].lower(): name for name in names if name.lower().endswith(HEADER)}
     data, used, alone = set(), set(), []
     for name in names:
@@ -111,8 +111,8 @@ def envi_files(names: list[str], tell: Callable[[str], None] = _ignore) -> set[s
         if lower.endswith(SIDECARS):
             continue
         stem, dot, ending = lower.rpartition(".")
-        ours = f"{dot}{ending}" in (*ENVI, *GEOTIFF)
-        header = lower if lower in headers else stem if ours and stem in headers else None
+        is_known = f"{dot}{ending}" in (*ENVI, *GEOTIFF)
+        header = lower if lower in headers else stem if is_known and stem in headers else None
         if header is not None:
             used.add(header)
             data.add(name)
@@ -120,9 +120,11 @@ def envi_files(names: list[str], tell: Callable[[str], None] = _ignore) -> set[s
             alone.append(name)
     bare = sorted(headers[stem] for stem in headers.keys() - used)
     if bare:
-        tell(f"{_several(bare)} without its data ({', '.join(ENVI)} or no ending): left out")
+        warn(f"{_several(bare)} without its data ({', '.join(ENVI)} or no ending): skipped")
     if alone:
-        tell(f"{_several(sorted(alone))} without an ENVI header ({HEADER}): left out; --pattern takes other formats")
+        warn(
+            f"{_several(sorted(alone))} without an ENVI header ({HEADER}): skipped; choose other formats with --pattern"
+        )
     return {name for name in data if not name.lower().endswith(GEOTIFF)}
 
 
@@ -142,18 +144,18 @@ def distinct_keys(tiles: Iterable[SourceTile], source: Path, taken: Mapping[str,
     tiles = sorted(tiles)
     if len({tile.key for tile in tiles}) == len(tiles):
         return tiles
-    kept = []
+    distinct_tiles = []
     for key, group in ((key, list(group)) for key, group in groupby(tiles, key=lambda tile: tile.key)):
         if len(group) > 1 and any(is_published(tile.path) for tile in group):
             raise SourceError(
-                f"{source}: {group[0].path} and {group[1].path} make the same sample key '{key}': the same acquisition "
+                f"{source}: {group[0].path} and {group[1].path} have the same sample key '{key}': the same acquisition "
                 "of the same place; remove one, or name the folder of one as SOURCE"
             )
         first = min(group, key=lambda tile: (tile.path != taken.get(key), *_unlike(tile)))
-        kept += [
+        distinct_tiles += [
             tile if tile is first else replace(tile, location=distinct(tile.location, tile.path)) for tile in group
         ]
-    return sorted(kept)
+    return sorted(distinct_tiles)
 
 
 def _unlike(tile: SourceTile) -> tuple[bool, bool, str]:

@@ -89,7 +89,7 @@ def members(path: Path) -> Iterator[Member]:
 
 def damaged(path: Path, last: str, error: BaseException) -> SourceError:
     """Return an error that names a damaged archive and its last intact member."""
-    return SourceError(f"{path}: ends early or is damaged ({error}); last whole member: {last}; download it again")
+    return SourceError(f"{path}: ends early or is damaged ({error}); last complete member: {last}; download it again")
 
 
 class Links:
@@ -148,25 +148,25 @@ def path_is_zip(path: Path) -> bool:
 
 def _tar_members(path: Path) -> Iterator[Member]:
     with _open(path) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16, tarinfo=TarMember) as archive:
-        for number, told in enumerate(archive):
-            name = member_name(told.name)
-            if told.isfile():
-                if told.sparse and told.size > LARGEST_SPARSE:
-                    raise tarfile.ReadError(f"{name} claims {told.size} bytes, most of them holes")
-                yield Member(name, number, told.size, archive.extractfile(told))
-            elif told.islnk():
-                yield Member(name, number, hard=member_name(told.linkname))
-            elif told.issym():
-                yield Member(name, number, soft=link_target(name, told.linkname))
+        for number, entry in enumerate(archive):
+            name = member_name(entry.name)
+            if entry.isfile():
+                if entry.sparse and entry.size > LARGEST_SPARSE:
+                    raise tarfile.ReadError(f"{name} claims {entry.size} bytes, mostly holes")
+                yield Member(name, number, entry.size, archive.extractfile(entry))
+            elif entry.islnk():
+                yield Member(name, number, hard=member_name(entry.linkname))
+            elif entry.issym():
+                yield Member(name, number, soft=link_target(name, entry.linkname))
         stream.must_end_after(archive.offset)
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
-        told = sorted(
+        entries = sorted(
             {info.filename: info for info in archive.infolist()}.values(), key=lambda info: info.header_offset
         )
-        for number, info in enumerate(told):
+        for number, info in enumerate(entries):
             name = member_name(info.filename)
             if info.is_dir():
                 continue

@@ -90,15 +90,17 @@ def find_label(labels: Path, image: str, prefix: str = "") -> str:
     for name in names:
         path = labels / name
         stem = re.escape(path.stem)
-        found = sorted(
-            one.name
-            for one in (path.parent.iterdir() if path.parent.is_dir() else ())
-            if re.fullmatch(rf"{stem}(\.\w+)?", one.name) and one.is_file() and one.suffix.lower() not in SIDECARS
+        candidates = sorted(
+            file.name
+            for file in (path.parent.iterdir() if path.parent.is_dir() else ())
+            if re.fullmatch(rf"{stem}(\.\w+)?", file.name) and file.is_file() and file.suffix.lower() not in SIDECARS
         )
-        if len(found) > 1:
-            raise SourceError(f"{path.parent}: {found[0]} and {found[1]} could both be the label of {image}: keep one")
-        if found:
-            return (Path(name).parent / found[0]).as_posix()
+        if len(candidates) > 1:
+            raise SourceError(
+                f"{path.parent}: {candidates[0]} and {candidates[1]} could both be the label of {image}: keep one"
+            )
+        if candidates:
+            return (Path(name).parent / candidates[0]).as_posix()
     raise SourceError(f"{labels / names[0]}: no label tile for this image")
 
 
@@ -110,12 +112,14 @@ def check_labels(labels: Labels, images: Sequence[Path]) -> None:
     """
     if not labels.is_vector:
         if labels.field or labels.layer:
-            raise SourceError(f"{labels.path}: label_field and label_layer are for polygons, and this is none")
+            raise SourceError(
+                f"{labels.path}: label_field and label_layer apply only to polygons, but this is a raster or folder"
+            )
         return
     from shards.sources.vectors import check_overlap, check_values, open_layer  # pyogrio and shapely are an extra
 
     if labels.align:
-        raise SourceError(f"{labels.path}: align is for label tiles; polygons are burned onto any grid")
+        raise SourceError(f"{labels.path}: align applies only to label tiles; polygons are burned onto any grid")
     layer = open_layer(labels.path, labels.field, labels.layer)
     check_values(layer, labels.names or {}, labels.unnamed)
     check_overlap(layer, map(read_grid, images))
@@ -148,11 +152,11 @@ def published_split(
     for name in SPLITS:
         path = splits / f"{name}.txt" if isinstance(splits, Path) else splits[name]
         lines = read_lines(path)
-        found = [names.find(line, path) for line in lines]
-        absent = [line for line, tile in zip(lines, found, strict=True) if tile is None]
+        listed = [names.find(line, path) for line in lines]
+        absent = [line for line, tile in zip(lines, listed, strict=True) if tile is None]
         if absent:
-            raise SourceError(f"{path}: {len(absent)} of {len(lines)} tiles are not there, e.g. {absent[0]}")
-        split[name] = [tile for tile in found if tile is not None]
+            raise SourceError(f"{path}: {len(absent)} of {len(lines)} tiles are missing, e.g. {absent[0]}")
+        split[name] = [tile for tile in listed if tile is not None]
     return split
 
 
@@ -192,12 +196,14 @@ class TileNames:
         """Return the tile that a line names, or None; raises SourceError if the name is ambiguous."""
         name = _normal(line)
         below = self._below(name)
-        found = self._exact.get(name) or self._whole.get(name) or self._whole.get(below) or self._endings.get(name)
-        if not found:
+        matches = self._exact.get(name) or self._whole.get(name) or self._whole.get(below) or self._endings.get(name)
+        if not matches:
             return None
-        if len(found) > 1:
-            raise SourceError(f"{where}: '{line}' could be {found[0].path} or {found[1].path}: write more of its path")
-        return found[0]
+        if len(matches) > 1:
+            raise SourceError(
+                f"{where}: '{line}' could be {matches[0].path} or {matches[1].path}: write a longer part of its path"
+            )
+        return matches[0]
 
     def _below(self, name: str) -> str:
         """Return the part of a path below the images, for paths that start above them."""

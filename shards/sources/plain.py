@@ -113,24 +113,24 @@ def cut_raster(
     rows, columns = grid.height // size, grid.width // size
     _count(filtered, RIM, grid.height * grid.width - rows * columns * size * size)
     for row, column in itertools.product(range(rows), range(columns)):
-        one = replace(
+        part = replace(
             source,
             location=f"{source.location}-{row}-{column}",
             path=f"{source.path}!{row}-{column}",
             scene=source.scene or source.location,
         )
-        if one.key in skip:
+        if part.key in skip:
             continue
         window = Window(column * size, row * size, size, size)
         try:
             values = raster.read(bands, window)
         except TileError as error:
-            yield one, TileError(str(error).removeprefix(f"{raster.name}: "))
+            yield part, TileError(str(error).removeprefix(f"{raster.name}: "))
             continue
         if (values == NODATA).all():
             _count(filtered, EMPTY, 1)
             continue
-        yield one, Tile(values, grid.crs, _moved(grid.transform, window), raster.date)
+        yield part, Tile(values, grid.crs, _moved(grid.transform, window), raster.date)
 
 
 def _count(filtered: dict[str, int], reason: str, count: int) -> None:

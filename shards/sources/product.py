@@ -25,7 +25,7 @@ def is_product(path: Path) -> bool:
     """
     names = metadata_names(path)
     if len(names) > 1:
-        raise SourceError(f"{path}: {len(names)} products in one; give each a folder of its own")
+        raise SourceError(f"{path}: {len(names)} products in one folder; give each its own folder")
     return bool(names)
 
 
@@ -92,9 +92,7 @@ class Metadata:
             raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
         if scales != {(GAIN, 0.0)}:
             odd = sorted(scales - {(GAIN, 0.0)})
-            raise SourceError(
-                f"{name}: gain and offset {odd[:1]} where {GAIN} and 0 (reflectance x 10000) were expected"
-            )
+            raise SourceError(f"{name}: gain and offset {odd[:1]}, expected {GAIN} and 0 (reflectance x 10000)")
         if start.utcoffset() != timedelta(0):
             raise SourceError(f"{name}: start time {start.isoformat()} is not a UTC time")
         return cls(start.strftime("%Y%m%dT%H%M%SZ"), centers, background)
@@ -104,7 +102,7 @@ def _refuse_doctype(text: bytes) -> None:
     """Raise ValueError for XML that declares entities, which can expand to gigabytes; products have none."""
 
     def refuse(*_: object) -> None:
-        raise ValueError("it has a document type, which products have not")
+        raise ValueError("it has a document type, which products don't have")
 
     parser = ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
@@ -112,10 +110,10 @@ def _refuse_doctype(text: bytes) -> None:
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
-    found = element.findtext(path)
-    if found is None:
+    text = element.findtext(path)
+    if text is None:
         raise ValueError(f"no element {path.removeprefix('.//')}")
-    return found.strip()
+    return text.strip()
 
 
 def product_stem(metadata: str) -> str:

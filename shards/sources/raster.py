@@ -107,7 +107,7 @@ class Raster:
         header: Path | None = None,
     ) -> None:
         self.file, self.name, self.background, self._header = file, name, background, header
-        self._told = None if wavelength_nm is None else tuple(float(center) for center in wavelength_nm)
+        self._given_wavelength_nm = None if wavelength_nm is None else tuple(float(center) for center in wavelength_nm)
         has_alpha = file.count > 1 and file.colorinterp[-1] == ColorInterp.alpha
         self.bands = list(range(1, file.count + (not has_alpha)))
 
@@ -120,7 +120,7 @@ class Raster:
     @property
     def wavelength_nm(self) -> tuple[float, ...] | None:
         """Band centers in nm in the order of ``bands``, or None if unknown."""
-        return self._told if self._told is not None else self.metadata.wavelength_nm
+        return self._given_wavelength_nm if self._given_wavelength_nm is not None else self.metadata.wavelength_nm
 
     @property
     def fwhm_nm(self) -> tuple[float, ...] | None:
@@ -184,7 +184,7 @@ class Raster:
             values = digital_numbers(stored, missing, *self._scaling(bands), bands)
             if not all(self.metadata.good):
                 good = dict(zip(self.bands, self.metadata.good, strict=True))
-                values[[place for place, band in enumerate(bands) if not good[band]]] = NODATA
+                values[[index for index, band in enumerate(bands) if not good[band]]] = NODATA
             return values
 
     def valid(self, window: Window | None = None) -> np.ndarray | None:
@@ -241,7 +241,7 @@ class Raster:
                 return 1 / float(tags["reflectance_scale_factor"]), 0.0
             return float(tags.get("scale_factor", 1)), float(tags.get("add_offset", 0))
         except (ValueError, ZeroDivisionError) as error:
-            raise TileError(f"the scale or offset among its tags is no number ({error})") from None
+            raise TileError(f"the scale or offset in its tags is not a number ({error})") from None
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -249,8 +249,8 @@ class Raster:
         try:
             yield
         except TileError as error:
-            told = str(error)
-            raise TileError(told if told.startswith(self.name) else f"{self.name}: {told}") from None
+            message = str(error)
+            raise TileError(message if message.startswith(self.name) else f"{self.name}: {message}") from None
         except (RasterioError, OSError, ValueError) as error:
             raise TileError(f"{self.name}: not a readable raster ({_first_line(error)})") from None
 

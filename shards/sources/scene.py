@@ -125,7 +125,7 @@ class Scene(Bundle):
         with self._open(stem, metadata_name, metadata.wavelength_nm, metadata.background) as image:
             if len(metadata.wavelength_nm) != len(image.bands):
                 raise SourceError(
-                    f"{image.name}: {len(image.bands)} bands where METADATA.XML names {len(metadata.wavelength_nm)}"
+                    f"{image.name}: {len(image.bands)} bands, but METADATA.XML lists {len(metadata.wavelength_nm)}"
                 )
             try:
                 bands = image.select(self.sensor)
@@ -136,7 +136,7 @@ class Scene(Bundle):
     def _metadata_name(self) -> str:
         names = [self.metadata_name] if self.metadata_name else metadata_names(self.path)
         if not names:
-            raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is gone")
+            raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is missing")
         return names[0]
 
     def _tile(
@@ -159,8 +159,8 @@ class Scene(Bundle):
             return TileError(f"{source.path}: {str(error).removeprefix(f'{image.name}: ')}")
         if self._is_over({"nodata": float(np.mean((values == NODATA).any(0)))}):
             return None
-        place = image.file.transform
-        x, y = place.c + GRID_M * window.col_off, place.f - GRID_M * window.row_off
+        origin = image.file.transform
+        x, y = origin.c + GRID_M * window.col_off, origin.f - GRID_M * window.row_off
         transform = (GRID_M, 0.0, x, 0.0, -GRID_M, y)
         return Tile(values, image.grid.crs, transform, date, quality)
 
@@ -180,30 +180,30 @@ class Scene(Bundle):
                 with self._open(f"{scene}-{part}", metadata_name) as layer:
                     file = layer.file
                     if (file.height, file.width) != (image.height, image.width):
-                        raise SourceError(f"{file.name}: {file.height}x{file.width} px, the image is of another size")
+                        raise SourceError(f"{file.name}: {file.height}x{file.width} px, but the image has another size")
                     layers[name] = file.read(1, masked=True).filled(0)
             except (SourceError, RasterioError) as error:
                 if getattr(self.limits, name) is not None:
                     what = error if isinstance(error, SourceError) else f"{self.path}: {part}.TIF can't be read"
                     option = f"--max-{name.replace('_', '-')} none"
-                    raise SourceError(f"{what}; `{option}` goes on without this layer") from None
+                    raise SourceError(f"{what}; continue without this layer with `{option}`") from None
         return layers
 
     @contextmanager
-    def _open(self, stem: str, metadata_name: str, *told: Any) -> Iterator[Raster]:
-        """Open a raster of the product by its name without extension (.TIF, _COG.tiff); for ``told`` see `Raster`."""
+    def _open(self, stem: str, metadata_name: str, *metadata: Any) -> Iterator[Raster]:
+        """Open a raster by its name without extension (.TIF, _COG.tiff); ``metadata`` is passed to `Raster`."""
         prefix = metadata_name[: -len(Path(metadata_name).name)]
         if self.path.is_dir():
             names, base = [entry.name for entry in self.path.iterdir()], str(self.path)
         else:
             names, base = zip_names(self.path), vsizip(self.path)
-        wanted = re.compile(re.escape(prefix + stem) + RASTERS, re.IGNORECASE)
-        found = [name for name in names if wanted.fullmatch(name)]
-        if not found:
+        pattern = re.compile(re.escape(prefix + stem) + RASTERS, re.IGNORECASE)
+        matches = [name for name in names if pattern.fullmatch(name)]
+        if not matches:
             raise SourceError(f"{self.path}: has no {stem.rsplit('-', 1)[-1]}.TIF")
         with ExitStack() as stack:
             try:
-                raster = stack.enter_context(open_raster(f"{base}/{found[0]}", *told))
+                raster = stack.enter_context(open_raster(f"{base}/{matches[0]}", *metadata))
             except TileError as error:
                 raise SourceError(str(error).replace(vsizip(self.path), str(self.path))) from None
             yield raster
@@ -227,7 +227,7 @@ class Scene(Bundle):
 
 def _refuse_large(size: int, where: str) -> None:
     if size > MOST_METADATA_BYTES:
-        raise SourceError(f"{where}: {size} bytes, more than any METADATA.XML; download the product again")
+        raise SourceError(f"{where}: {size} bytes, too large for a METADATA.XML; download the product again")
 
 
 def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:
@@ -235,11 +235,13 @@ def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:
 
     Cell (column, row) starts ``column * size`` pixels east and ``row * size`` pixels north of the grid's origin.
     """
-    place, epsg = image.transform, image.crs.to_epsg() if image.crs else None
-    if epsg is None or (place.a, place.b, place.d, place.e) != (GRID_M, 0.0, 0.0, -GRID_M):
-        raise SourceError(f"{image.name}: expected a north-up UTM image of {GRID_M:g} m pixels, got {tuple(place)[:6]}")
+    transform, epsg = image.transform, image.crs.to_epsg() if image.crs else None
+    if epsg is None or (transform.a, transform.b, transform.d, transform.e) != (GRID_M, 0.0, 0.0, -GRID_M):
+        raise SourceError(
+            f"{image.name}: expected a north-up UTM image of {GRID_M:g} m pixels, got {tuple(transform)[:6]}"
+        )
     # always round halves up: round() would move two products that are half a pixel off to different pixels
-    left, top = (math.floor((edge - ORIGIN_M) / GRID_M + 0.5) for edge in (place.c, place.f))
+    left, top = (math.floor((edge - ORIGIN_M) / GRID_M + 0.5) for edge in (transform.c, transform.f))
     first_column, last_column = math.ceil(left / size), (left + image.width) // size
     first_row, last_row = math.ceil((top - image.height) / size), top // size
     for row in reversed(range(first_row, last_row)):
@@ -264,10 +266,10 @@ class EnmapProducts(TileSource):
 
     def open_all(self, folder: Path, names: Sequence[str], options: TileOptions) -> list[Bundle]:
         """Return the products; products that share a folder are named after their files, others after their folders."""
-        found: list[Bundle] = []
+        bundles: list[Bundle] = []
         folders = Counter(name.rpartition("/")[0] for name in names)
         for name in names:
             below = name.rpartition("/")[0]
             shown = product_name(below or folder.absolute().name, name, folders[below] > 1)
-            found += self.open(folder / name, shown, options)
-        return found
+            bundles += self.open(folder / name, shown, options)
+        return bundles

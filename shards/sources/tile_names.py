@@ -84,7 +84,7 @@ TILE_LAYOUTS: Registry[type[TileLayout]] = Registry("tile layout")
 
 @TILE_LAYOUTS.register("raster")
 class RasterLayout(TileLayout):
-    """Any raster: a location of its own."""
+    """Any raster; each is its own location."""
 
     pattern = re.compile("$")
 
@@ -182,9 +182,9 @@ def is_whole_product(path: str) -> bool:
 
 def location_of(path: str) -> str:
     """Return the location of a file that is its own location: its path without the extension, in safe characters."""
-    whole = stem(path)
-    location = _safe(whole)
-    return location if location and whole.isascii() else distinct(location, path)
+    name = stem(path)
+    location = _safe(name)
+    return location if location and name.isascii() else distinct(location, path)
 
 
 def distinct(location: str, path: str) -> str:

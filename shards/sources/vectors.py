@@ -46,7 +46,7 @@ class Layer:
     Attributes:
         crs: coordinate reference system as text.
         bounds: bounds of all polygons (left, bottom, right, top) in that CRS.
-        whole: whether the layer is read at once, for formats without a spatial index.
+        read_at_once: whether the layer is read at once, for formats without a spatial index.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Layer:
     field: str
     crs: str
     bounds: tuple[float, float, float, float]
-    whole: bool
+    read_at_once: bool
 
     def __str__(self) -> str:
         return str(self.path)
@@ -82,34 +82,39 @@ def open_layer(path: Path, field: str | None, layer: str | None = None) -> Layer
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
         if layer is None and len(layers) > 1:
             raise SourceError(
-                f"{path}: several layers ({_few(layers)}): name one with --label-layer (data.label_layer)"
+                f"{path}: several layers ({_shorten_list(layers)}): name one with --label-layer (data.label_layer)"
             )
         if not layers or layer not in (None, *layers):
-            raise SourceError(f"{path}: no layer {layer or 'of geometries'}" + (f": {_few(layers)}" if layers else ""))
+            raise SourceError(
+                f"{path}: no layer {layer or 'of geometries'}" + (f": {_shorten_list(layers)}" if layers else "")
+            )
         info = pyogrio.read_info(path, layer=layer or layers[0], force_total_bounds=True)
     except (DataSourceError, DataLayerError) as error:
         raise SourceError(f"{path}: neither polygons nor a label raster ({str(error).splitlines()[0]})") from None
-    _check_field(path, field, [str(one) for one in info["fields"]])
+    _check_field(path, field, [str(name) for name in info["fields"]])
     if info["crs"] is None:
-        raise SourceError(f"{path}: no coordinate reference system: a shapefile has it in the .prj file beside it")
+        raise SourceError(f"{path}: no coordinate reference system: a shapefile needs the .prj file beside it")
     left, bottom, right, top = info["total_bounds"] or (np.nan,) * 4
     if not np.isfinite([left, bottom, right, top]).all():
         raise SourceError(f"{path}: no polygons in it")
-    whole = info["driver"] in ("GeoJSON", "GeoJSONSeq", "KML", "GML", "TopoJSON")
-    return Layer(path, layer or layers[0], str(field), info["crs"], (left, bottom, right, top), whole)
+    read_at_once = info["driver"] in ("GeoJSON", "GeoJSONSeq", "KML", "GML", "TopoJSON")
+    return Layer(path, layer or layers[0], str(field), info["crs"], (left, bottom, right, top), read_at_once)
 
 
 def _check_field(path: Path, field: str | None, fields: list[str]) -> None:
     if field is None:
-        raise SourceError(f"{path}: which field holds the class? --label-field (data.label_field) of {_few(fields)}")
+        raise SourceError(
+            f"{path}: choose the field that holds the class with --label-field (data.label_field): "
+            f"{_shorten_list(fields)}"
+        )
     if field not in fields:
-        nearest = difflib.get_close_matches(field.casefold(), [one.casefold() for one in fields], 3)
-        named = [one for name in nearest for one in fields if one.casefold() == name]
-        mend = f"did you mean {_few(named)}?" if named else f"there are {_few(fields)}"
-        raise SourceError(f"{path}: no field '{field}': {mend}")
+        nearest = difflib.get_close_matches(field.casefold(), [name.casefold() for name in fields], 3)
+        named = [candidate for name in nearest for candidate in fields if candidate.casefold() == name]
+        hint = f"did you mean {_shorten_list(named)}?" if named else f"its fields are {_shorten_list(fields)}"
+        raise SourceError(f"{path}: no field '{field}': {hint}")
 
 
-def _few(names: list[str]) -> str:
+def _shorten_list(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
@@ -126,7 +131,7 @@ def burn(layer: Layer, grid: Grid, names: Mapping[str, int], unnamed: int | None
         SourceError: a value is not a class.
     """
     if not is_placed(grid) or grid.crs is None:
-        raise TileError("the image has no georeference, so that no polygon can be found on it: give label tiles")
+        raise TileError("the image has no georeference, so polygons can't be located on it: give label tiles")
     assert grid.transform is not None
     features = _features_on(layer, _bounds_of(layer, grid))
     known = np.array([_is_value(value) for value in features.values], dtype=bool)
@@ -166,8 +171,8 @@ def check_overlap(layer: Layer, grids: Iterable[Grid]) -> None:
         if not is_placed(grid) or grid.crs is None:
             continue
         placed += 1
-        one = _bounds_of(layer, grid)
-        if one[0] <= right and one[2] >= left and one[1] <= top and one[3] >= bottom:
+        bounds = _bounds_of(layer, grid)
+        if bounds[0] <= right and bounds[2] >= left and bounds[1] <= top and bounds[3] >= bottom:
             return
     if not placed:
         raise SourceError(f"{layer}: none of {seen} images has a georeference, which polygons need: give label tiles")
@@ -192,7 +197,7 @@ def _bounds_of(layer: Layer, grid: Grid) -> tuple[float, float, float, float]:
 
 def _features_on(layer: Layer, bounds: tuple[float, float, float, float]) -> Features:
     """Return the features whose bounding boxes intersect the bounds."""
-    if not layer.whole:
+    if not layer.read_at_once:
         return _read(layer, bounds)
     features, tree = _read_whole(layer)
     chosen = np.sort(tree.query(shapely.box(*np.clip(bounds, -1e15, 1e15))))
@@ -226,14 +231,14 @@ def _moved(geometry: np.ndarray, source: str, target: str) -> np.ndarray:
     """Transform geometries to another CRS and repair self-intersections."""
     broken = ~shapely.is_valid(geometry) & ~shapely.is_missing(geometry)
     geometry = np.where(broken, shapely.make_valid(geometry), geometry) if broken.any() else geometry
-    one, two = CRS.from_user_input(source), CRS.from_user_input(target)
-    if one == two:
+    source_crs, target_crs = CRS.from_user_input(source), CRS.from_user_input(target)
+    if source_crs == target_crs:
         return geometry
 
     def move(points: np.ndarray) -> np.ndarray:
-        return np.stack(transform_points(one, two, points[:, 0], points[:, 1]), -1)
+        return np.stack(transform_points(source_crs, target_crs, points[:, 0], points[:, 1]), -1)
 
-    return shapely.transform(shapely.segmentize(geometry, LONGEST_EDGE[one.is_geographic]), move)
+    return shapely.transform(shapely.segmentize(geometry, LONGEST_EDGE[source_crs.is_geographic]), move)
 
 
 def _is_value(value: Any) -> bool:
@@ -250,7 +255,7 @@ def _code(layer: Layer, value: Any, names: Mapping[str, int], unnamed: int | Non
         if not value.strip().lstrip("-").isdecimal():
             if unnamed is not None:
                 return unnamed
-            known = f"is none of {_few(sorted(names))}" if names else "is text: give a field of numbers"
+            known = f"is not one of {_shorten_list(sorted(names))}" if names else "is text: give a field of numbers"
             raise SourceError(f"{layer}: '{value}' in field '{layer.field}' {known}")
     try:
         code = int(value)

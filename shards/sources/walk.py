@@ -74,10 +74,10 @@ class _Walk:
         real = os.path.realpath(root)
         links = list(self._list(real, "", ""))
         while links:  # links are sorted: the result does not depend on listing order
-            found: list[tuple[str, str]] = []
+            files: list[tuple[str, str]] = []
             for path, prefix in sorted(links, key=lambda link: link[1]):
-                found += self._follow(path, prefix, links_again)
-            links = found
+                files += self._follow(path, prefix, links_again)
+            links = files
 
     def _follow(self, path: str, name: str, again: bool) -> Iterator[tuple[str, str]]:
         """Add the file that a link points to, or the files below it; yield the links found there."""
@@ -106,10 +106,10 @@ class _Walk:
             folder, prefix = waiting.pop()
             self._seen.add(folder)
             with os.scandir(folder) as entries:  # entry types come with the listing
-                here = [entry for entry in entries if not entry.name.startswith(".")]
-            if prefix and any(entry.name == OWN for entry in here):
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+            if prefix and any(entry.name == OWN for entry in visible):
                 continue
-            for entry in here:
+            for entry in visible:
                 if entry.name.lower() in SYSTEM:
                     continue
                 if entry.is_symlink():

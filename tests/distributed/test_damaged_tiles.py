@@ -64,7 +64,7 @@ def test_a_damaged_held_out_tile_ends_no_run(setup, tmp_path):
     training.overrides = (f"data.shards={shards}", "train.steps=4")
     resumed = training.launch(2)
     assert resumed.codes == [0, 0], resumed.output
-    assert "this loss can't be compared" in resumed.output
+    assert "their loss can't be compared" in resumed.output
     training.overrides = (f"data.shards={shards}", "train.steps=5")
     again = training.launch(2)
     assert again.codes == [0, 0] and "can't be compared" not in again.output, again.output

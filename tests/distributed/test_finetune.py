@@ -298,7 +298,9 @@ def test_shares_of_the_tiles_and_scene_splits(lab: Lab) -> None:
 
 
 def test_what_does_not_go_together_is_one_line(lab: Lab) -> None:
-    assert lab.outcome("bad-bands").startswith("2 the encoder is for 202 bands of enmap, the tiles have 235 of desis")
+    assert lab.outcome("bad-bands").startswith(
+        "2 the encoder takes 202 bands of enmap, but the tiles have 235 of desis"
+    )
     assert lab.outcome("bad-batch").startswith("2 ")
     assert "full.bn_group" in lab.outcome("bad-batch")
     assert lab.outcome("resampled") == "complete"

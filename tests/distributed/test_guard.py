@@ -116,7 +116,7 @@ def test_weights_go_back_after_some_in_a_row_and_the_run_goes_on(runs: Path) -> 
 def test_a_run_that_stays_bad_ends_clearly(runs: Path) -> None:
     error = (runs / "always" / "error.txt").read_text()
     assert error.startswith("76 True ")
-    assert "2 steps in a row were skipped, and there is no earlier checkpoint to go back to" in error
+    assert "2 steps in a row were skipped, and there is no earlier checkpoint to return to" in error
     assert "\n" not in error
     assert json.loads((runs / "always" / "status.json").read_text())["status"] == "failed"
     newest = list_checkpoints(runs / "always" / "checkpoints")[-1]

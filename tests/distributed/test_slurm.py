@@ -74,7 +74,7 @@ def test_what_slurm_refuses_is_one_line(lab: Lab) -> None:
 def test_a_signal_that_would_come_at_once_is_refused(lab: Lab) -> None:
     done = lab.slurm("pretrain", *TWO_NODES, "--signal-seconds", 1790, "run.dir=early")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --signal-seconds 1790: nothing is left of --time 30:00")
+    assert done.stderr.startswith("error: --signal-seconds 1790: leaves no time to run")
 
 
 def test_misuse_under_srun_is_one_line_and_code_2(lab: Lab) -> None:

@@ -162,10 +162,12 @@ def test_a_killed_rank_ends_the_others_in_one_line(tmp_path: Path, config: Path)
     job.processes[0].kill()
     assert job.end() == [-9, 1]
     (line,) = [line for line in job.output().splitlines() if "error: " in line]
-    assert line.startswith("error: rank 1: lost another rank, or never met it: ")
+    assert line.startswith("error: rank 1: lost another rank, or never connected to it: ")
     assert "Traceback" not in job.output()
     state = run_state(tmp_path / "run")
-    assert state.condition == "failed" and state.record.reason.startswith("rank 1: lost another rank, or never met it")
+    assert state.condition == "failed" and state.record.reason.startswith(
+        "rank 1: lost another rank, or never connected to it"
+    )
 
 
 @pytest.mark.nightly

@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_seed_is_refused(runs: Runs) -> None:
 def test_another_batch_is_refused_with_a_way_to_go_on(runs: Runs) -> None:
     error = runs.error("other-batch")
     assert "train.global_batch differs (16 then, 32 now)" in error
-    assert "add checkpoint.accept=[train.global_batch] to go on all the same" in error
+    assert "add checkpoint.accept=[train.global_batch] to continue anyway" in error
 
 
 def test_an_accepted_batch_goes_on_at_the_same_sample(runs: Runs) -> None:
@@ -256,7 +256,7 @@ def test_an_accepted_batch_goes_on_at_the_same_sample(runs: Runs) -> None:
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(runs: Runs) -> None:
-    assert f"saved at step {HALF}, but its checkpoints folder holds none" in runs.error("emptied")
+    assert f"saved at step {HALF}, but its checkpoints folder is empty" in runs.error("emptied")
 
 
 def test_a_resume_that_was_asked_for_does_not_begin_anew(runs: Runs) -> None:
@@ -290,7 +290,7 @@ def test_what_a_run_began_from_stays_with_it(runs: Runs) -> None:
 
 def test_a_run_from_another_file_is_another_run(runs: Runs) -> None:
     assert "start-gone then, None now" in runs.error("init-other")
-    assert "model.patch_size is 4 there, 8 in this run" in runs.error("init-patch")
+    assert "model.patch_size is 4 there, but 8 in this run" in runs.error("init-patch")
 
 
 def test_another_image_size_goes_on_with_interpolated_positions(runs: Runs) -> None:

@@ -61,7 +61,7 @@ def pack(folder: Path, *options: str) -> list[str]:
 
 def remove_output(case: Case) -> None:
     """As the line about too many unusable tiles says."""
-    assert f"mend them, remove {case.folder / 'out'} and pack again" in case.line
+    assert f"repair them, remove {case.folder / 'out'} and pack again" in case.line
     shutil.rmtree(case.folder / "out")
 
 
@@ -110,13 +110,13 @@ def contradiction(case: Case) -> None:
 
 
 def other_sensor(case: Case) -> None:
-    """Bands of another sensor: "name the sensor of these tiles by --sensor"."""
+    """Bands of another sensor: "name the sensor of these tiles with --sensor"."""
     centers = [500 + 5 * band for band in range(70)]
     if not case.command:
         tiles(case.folder / "tiles", spectra(0, SIZE, 70), wavelengths=centers)
         case.command = pack(case.folder)
         return
-    assert "name the sensor of these tiles by --sensor" in case.line
+    assert "name the sensor of these tiles with --sensor" in case.line
     rows = "".join(f"{center},10\n" for center in centers)
     (case.folder / "mine.csv").write_text(f"wavelength_nm,fwhm_nm\n{rows}")
     case.command += ["--sensor", str(case.folder / "mine.csv")]
@@ -124,7 +124,7 @@ def other_sensor(case: Case) -> None:
 
 
 def unknown_sensor(case: Case) -> None:
-    """A sensor that nobody knows: "a CSV file with the columns wavelength_nm and fwhm_nm makes another"."""
+    """A sensor that nobody knows: "a CSV file with the columns wavelength_nm and fwhm_nm defines another"."""
     if not case.command:
         tiles(case.folder / "tiles", spectra(0, SIZE, 70))
         case.command = pack(case.folder, "--sensor", "mysensor")
@@ -166,7 +166,7 @@ def bad_tiles(case: Case) -> None:
         (case.folder / "tiles" / "t0.tif").write_bytes(b"II*\0damaged")
         case.command = pack(case.folder)
         return
-    assert "--max-bad allows" in case.line
+    assert "--max-bad now allows" in case.line
     case.command += ["--max-bad", "0.3"]
 
 
@@ -263,7 +263,7 @@ def unknown_code(case: Case) -> None:
 
 
 def no_such_split_tile(case: Case) -> None:
-    """A line that fits two tiles: "write more of its path"."""
+    """A line that fits two tiles: "write a longer part of its path"."""
     if not case.command:
         for year in (2021, 2022):
             labels = halves()[0]
@@ -275,7 +275,7 @@ def no_such_split_tile(case: Case) -> None:
             (case.folder / "splits" / f"{name}.txt").write_text(f"t{number}.tif\n")
         case.command = check(case.folder, "--splits", str(case.folder / "splits"))
         return
-    assert "write more of its path" in case.line
+    assert "write a longer part of its path" in case.line
     for name, number in (("train", 0), ("val", 1), ("test", 2)):
         (case.folder / "splits" / f"{name}.txt").write_text(f"2021\\t{number}.tif\n")
 

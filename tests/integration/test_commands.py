@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from support.processes import REPOSITORY
-from support.tiles import write_archive
 
 from pretrain.resilience.signals import STOPPED
-from shards.pack.build import PackConfig, pack
 
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 FINETUNE = REPOSITORY / "launch" / "finetune.py"
@@ -40,14 +38,6 @@ def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
 def losses(folder: Path) -> list[float]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [record["loss"] for record in records if "loss" in record]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("commands")
-    write_archive(folder / "tiles", size=40)
-    pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
-    return folder / "shards"
 
 
 def test_misuse_under_torchrun_is_one_line_before_its_own_block() -> None:
@@ -127,7 +117,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path, shards: P
     for seal in (lost / "checkpoints").glob("*/checkpoint.json"):
         seal.unlink()
     done = run(*command(lost))
-    assert "no whole checkpoint left" in error_lines(done)[0]
+    assert "no complete checkpoint left" in error_lines(done)[0]
     assert done.returncode == 2
 
 

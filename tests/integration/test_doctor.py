@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 from support.processes import REPOSITORY, free_port
-from support.tiles import write_archive
-
-from shards.pack.build import PackConfig, pack
 
 DEMO = REPOSITORY / "configs" / "pretrain" / "mae" / "demo.yaml"
 TORCHRUN = Path(sys.executable).parent / "torchrun"
@@ -34,14 +31,6 @@ def rows(output: str) -> dict[str, tuple[str, str]]:
     return {line[:19].strip(): (line[20:27].strip(), line[28:]) for line in lines}
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doctor")
-    write_archive(folder / "tiles", size=40)
-    pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
-    return folder / "shards"
-
-
 def damage(folder: Path) -> Path:
     """Flip a bit in every tile of the first shard."""
     tar = folder / "shard-000000.tar"
@@ -56,11 +45,14 @@ def test_two_processes_that_are_well_are_all_green(shards: Path, tmp_path: Path)
     done = run_doctor(f"run.dir={tmp_path / 'runs' / 'a'}", f"data.shards={shards}", f"data.stage={tmp_path / 'stage'}")
     found = rows(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {name: state for name, (state, _) in found.items() if state != "green"} == {"GPUs": "yellow"}
+    assert {name: state for name, (state, _) in found.items() if state != "green"} == {
+        "GPUs": "yellow",
+        "attention": "yellow",
+    }
     assert found["ranks"][1].startswith("2 on 1 host")
     assert "16 x 2 x 1" in found["DeepSpeed config"][1]
     assert "10 of 10 tiles in the view" in found["shards"][1]
-    assert done.stdout.splitlines()[-1] == "11 green, 1 yellow, 0 red"
+    assert done.stdout.splitlines()[-1] == "11 green, 2 yellow, 0 red"
     assert "\033" not in done.stdout
     assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
 
@@ -121,6 +113,6 @@ def test_one_ranks_failure_is_gathered_and_a_hanging_rank_is_named() -> None:
     assert "): /data: Permission denied\n" in printed and printed.startswith("failure: rank 1 (")
     found = rows(printed)
     assert found["clocks"][0] == "green" and found["bandwidth"][0] == "green"
-    assert found["shards"][0] == "red" and "not all ranks were done" in found["shards"][1]
-    assert "is late: still at 'shards'" in outputs[1][1] and "late" not in outputs[0][1]
+    assert found["shards"][0] == "red" and "not all ranks finished" in found["shards"][1]
+    assert "is late: still in 'shards'" in outputs[1][1] and "late" not in outputs[0][1]
     assert [rank.returncode for rank in ranks] == [1, 1]

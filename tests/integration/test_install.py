@@ -1,4 +1,4 @@
-"""Installation on other machines: constraints.txt fits every extra, and the Makefile finds a Python that works."""
+"""Installation on other machines: the constraints fit every extra, and the Makefile finds a Python that works."""
 
 import configparser
 import os
@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from support.processes import REPOSITORY
 
 PINS = REPOSITORY / "constraints.txt"
+GPU_PINS = REPOSITORY / "constraints-gpu.txt"
 SOURCE_ONLY = {"deepspeed"}  # is published as source alone
 OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")  # pinned by torch itself, and only on some machines
 
@@ -31,17 +32,19 @@ def requirements(large: bool = False) -> list[str]:
     return sorted({line for line in lines if line})
 
 
-def pinned() -> set[str]:
-    lines = (line for line in PINS.read_text().splitlines() if line and not line.startswith("#"))
-    return {canonicalize_name(Requirement(line).name) for line in lines}
+def pinned(path: Path = PINS) -> set[str]:
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    included = (pinned(path.parent / line.removeprefix("-c ")) for line in lines if line.startswith("-c "))
+    own = {canonicalize_name(Requirement(line).name) for line in lines if not line.startswith("-c ")}
+    return own.union(*included)
 
 
-def resolve(python: str, machine: str, wanted: list[str]) -> set[str]:
+def resolve(python: str, machine: str, wanted: list[str], pins: Path = PINS) -> set[str]:
     """Names of the packages that an installer chooses for another Python and machine; skips without an index."""
     wheels = [option for name in sorted(pinned() - SOURCE_ONLY) for option in ("--only-binary", name)]
     target = ["--python-version", python, "--python-platform", f"{machine}-manylinux_2_28"]
     this = ["--python", sys.executable, "--no-python-downloads"]  # builds what is source alone
-    command = ["uv", "pip", "compile", "-", *this, "--quiet", "--no-header", "--no-annotate", "-c", str(PINS)]
+    command = ["uv", "pip", "compile", "-", *this, "--quiet", "--no-header", "--no-annotate", "-c", str(pins)]
     done = subprocess.run(
         [sys.executable, "-m", *command, *target, *wheels],
         input="\n".join(wanted),
@@ -64,6 +67,14 @@ def test_all_extras_resolve_to_pinned_wheels(python: str, machine: str) -> None:
     assert {name for name in chosen - pinned() if not OF_TORCH.match(name)} == set()
 
 
+@pytest.mark.parametrize("python", ["3.11", "3.14"])
+def test_all_extras_resolve_beside_the_torch_that_xformers_is_built_for(python: str) -> None:
+    assert pinned(GPU_PINS) == pinned()
+    chosen = resolve(python, "x86_64", requirements(), GPU_PINS)
+    assert {"xformers", "nvidia-cuda-runtime-cu12"} <= chosen
+    assert {name for name in chosen - pinned() if not OF_TORCH.match(name)} == set()
+
+
 def test_the_large_extra_resolves_beside_the_pins() -> None:
     assert LARGE in resolve("3.12", "x86_64", requirements(large=True))
 
@@ -76,7 +87,12 @@ def _command(folder: Path, name: str, text: str) -> None:
 
 def _make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """``make`` in a checkout without an environment, where only the commands in ``folder`` are Pythons."""
-    for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+    for name in (
+        "Makefile",
+        "setup.cfg",
+        "pyproject.toml",
+        *(path.name for path in REPOSITORY.glob("constraints*.txt")),
+    ):
         (folder / name).write_bytes((REPOSITORY / name).read_bytes())
     for name in ("sh", "make", "echo", "rm", "touch"):
         found = next(Path(part, name) for part in os.defpath.split(":") if part and Path(part, name).exists())
@@ -95,9 +111,21 @@ def test_make_takes_the_newest_python_that_runs(tmp_path: Path) -> None:
     assert "python3.12 -m venv .venv" in done.stdout
 
 
+@pytest.mark.parametrize(("machine", "pins"), [("x86_64", "constraints-gpu.txt"), ("aarch64", "constraints.txt")])
+def test_make_takes_the_torch_of_xformers_beside_a_gpu(tmp_path: Path, machine: str, pins: str) -> None:
+    _command(tmp_path, "python3", f'exec {sys.executable} "$@"')
+    _command(tmp_path, "nvidia-smi", "exit 0")
+    _command(tmp_path, "uname", f"echo {machine}")
+    done = _make(tmp_path, "-n", "demo")
+    assert f'-c {pins} -e ".[dev,docs,gpu]"' in done.stdout, done.stderr
+    cudnn = next(line for line in GPU_PINS.read_text().splitlines() if "--no-deps" in line).split()[-1]
+    assert f"--no-deps {cudnn}" in done.stdout
+
+
 def test_make_takes_python3_where_nothing_else_is(tmp_path: Path) -> None:
     _command(tmp_path, "python3", f'exec {sys.executable} "$@"')
-    assert "python3 -m venv .venv" in _make(tmp_path, "-n", "demo").stdout
+    done = _make(tmp_path, "-n", "demo")
+    assert "python3 -m venv .venv" in done.stdout and '-c constraints.txt -e ".[dev,docs]"' in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -81,24 +81,24 @@ def make_result(
     outputs = len(task.outputs)
     kind = kind_of(task)
     maps = np.zeros((2, *((outputs,) if kind.form != "class" else ())), kind.label_type)
-    if task.kind == "segmentation":
+    if task.kind.name == "segmentation":
         statistics = np.zeros((TILES, outputs, outputs), np.int32)
         for tile in range(TILES):
             for label in range(outputs):
                 hits = rng.binomial(100, right)
                 statistics[tile, label, label], statistics[tile, label, (label + 1) % outputs] = hits, 100 - hits
         maps = rng.integers(0, outputs + 1, (2, 8, 8)).astype(np.int16)
-    elif task.kind == "classification":
+    elif task.kind.name == "classification":
         true = np.random.default_rng(5).integers(0, outputs, TILES)
         statistics = np.stack([np.where(rng.random(TILES) < right, true, (true + 1) % outputs), true], axis=1)
-    elif task.kind == "pixel_regression":
+    elif task.kind.name == "pixel_regression":
         error = (1 - right) * (1 + rng.random((TILES, outputs)))
         ones = np.ones((TILES, outputs))
         statistics = np.stack([64 * ones, 64 * error, 64 * error**2, 0 * ones, 64 * ones], axis=1)
         maps = rng.random((2, outputs, 8, 8)).astype(np.float32)
     else:
         true = np.random.default_rng(5).random((TILES, outputs))
-        true = (true > 0.5).astype(float) if task.kind == "multilabel" else true
+        true = (true > 0.5).astype(float) if task.kind.name == "multilabel" else true
         statistics = np.stack([right * true + (1 - right) * rng.random((TILES, outputs)), true], axis=1)
     scores = kind.scores(statistics, np.full(outputs, 0.5))
     values = scores.values | {"loss": 1 - right}

@@ -13,7 +13,8 @@ from support.processes import REPOSITORY
 from shards.files.stage import LOCK
 
 SIZE = 300_000
-NAMES = [f"shard-{number:06d}.tar" for number in range(6)]
+STORED = [f"shard-{number:06d}.tar" for number in range(12)]
+NAMES = STORED[:6]
 
 PROCESS = """
 import json, resource, sys
@@ -81,6 +82,12 @@ def whole(folder):
 def staged(folder, names):
     """Return a condition that holds when the files are complete and no transfer is in progress."""
     return lambda: sorted(os.listdir(folder)) == sorted(names)
+
+
+def read_range(storage, name, offset, length):
+    data = bytearray(length)
+    storage.read_into(name, offset, memoryview(data))
+    return bytes(data)
 
 
 def check_reads(storage, origin, count=60, names=NAMES):

@@ -2,8 +2,8 @@
 
 import rasterio
 import torch
-from support.small_encoder import BANDS, small_description, small_encoder
-from support.tiles import NODATA, spectra, write_tile
+from support.small_encoder import small_description, small_encoder
+from support.tiles import NODATA, write_tile
 
 from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.heads.build import build_head
@@ -48,11 +48,3 @@ def map_of(tmp_path, model, values, name="map.tif", overlap=0.5, batch=5):
     summary = predict_scene(model, scene, tmp_path / name, overlap, batch, CPU)
     with rasterio.open(tmp_path / name) as file:
         return file.read(), file.profile, summary
-
-
-def scene_values():
-    """Return a scene of 17 x 22 px, not a multiple of any size, with missing bands and nodata at two edges."""
-    values = spectra(7, 22, BANDS)[:, :17]
-    values[:, :, :9] = NODATA
-    values[:, 15:, :] = NODATA
-    return values

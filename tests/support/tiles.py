@@ -90,3 +90,8 @@ def write_archive(
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """Return the content of every file of a flat folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def archive_names(prefix: str) -> list[str]:
+    """Return the paths of the tiles of ``ARCHIVE`` below a prefix."""
+    return [f"{prefix}{location}/{scene}.tif" for location, scenes in ARCHIVE.items() for scene in scenes]

@@ -19,7 +19,9 @@ class ClassKind(TaskKind):
     def check(cls, task: Task) -> None:
         super().check(task)
         if len(task.classes) < 2:
-            raise ValueError(f"one class, '{task.classes[0].name}', can't be told from others: give the rest one, too")
+            raise ValueError(
+                f"a single class, '{task.classes[0].name}', leaves nothing to distinguish: add a class for the rest"
+            )
 
     @property
     def fill(self) -> float:
@@ -29,7 +31,7 @@ class ClassKind(TaskKind):
         unknown = self.task.unknown_codes(raw)
         if not unknown:
             return None
-        return f"label code {unknown[0]} is no class of task {self.task.name}: add it to its classes, or to 'ignore'"
+        return f"label code {unknown[0]} is not a class of task {self.task.name}: add it to its classes, or to 'ignore'"
 
     @abstractmethod
     def count(self, labels: np.ndarray) -> np.ndarray:
@@ -54,7 +56,7 @@ class ClassKind(TaskKind):
         return LabelSummary(counts=self.count(labels)[:-1])
 
     def legend(self) -> list[tuple[str, str]]:
-        return [*((one.name, one.color) for one in self.task.classes), ("not counted", UNCOUNTED)]
+        return [*((entry.name, entry.color) for entry in self.task.classes), ("not counted", UNCOUNTED)]
 
     def color(self, indices: np.ndarray) -> np.ndarray:
         """Paint class indices in the colors of the classes, uint8 (..., 3); gray where nothing counts."""

@@ -45,6 +45,7 @@ class TaskKind(ABC):
         task: names the K outputs: C classes or T targets.
 
     Attributes:
+        config: options that the task file sets, typed as registered.
         features: what a head gets from the encoder: ``map`` (B, D, g, g), or ``pooled`` (B, D).
         form: what labels are, see `Form`.
         outputs_are: key of the task file that lists the outputs.
@@ -77,15 +78,15 @@ class TaskKind(ABC):
     label_unit: ClassVar[str] = "tiles"
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task, self.config = task, task.kind
         self.outputs = len(task.outputs)
 
     @classmethod
     def check(cls, task: Task) -> None:
-        """Raise ValueError where a task file lacks what the kind needs."""
-        other = "classes" if cls.outputs_are == "targets" else "targets"
-        if not getattr(task, cls.outputs_are) or getattr(task, other):
-            raise ValueError(f".kind {task.kind} needs .{cls.outputs_are} and no .{other}")
+        """Raise ValueError if a task file lacks what the kind needs."""
+        excluded = "classes" if cls.outputs_are == "targets" else "targets"
+        if not getattr(task, cls.outputs_are) or getattr(task, excluded):
+            raise ValueError(f".kind {task.kind.name} needs .{cls.outputs_are} and no .{excluded}")
 
     @property
     def is_dense(self) -> bool:
@@ -213,4 +214,4 @@ class TaskKind(ABC):
 
 def kind_of(task: Task) -> TaskKind:
     """Return the kind of a task, bound to it."""
-    return TASK_KINDS[task.kind](task)
+    return TASK_KINDS[task.kind.name](task)

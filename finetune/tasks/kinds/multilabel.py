@@ -53,4 +53,6 @@ class Multilabel(ClassKind):
 
     def resampled(self, statistics: np.ndarray, weights: np.ndarray, baseline: np.ndarray | None = None) -> np.ndarray:
         columns = (statistics[:, :, output] for output in range(self.outputs))
-        return mean_of_defined(np.stack([average_precisions(one[:, 0], one[:, 1], weights) for one in columns]))
+        return mean_of_defined(
+            np.stack([average_precisions(column[:, 0], column[:, 1], weights) for column in columns])
+        )

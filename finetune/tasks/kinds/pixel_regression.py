@@ -38,11 +38,11 @@ class PixelRegression(TargetKind):
     def find_problem(self, raw: np.ndarray) -> str | None:
         if len(raw) == self.outputs:
             return None
-        return f"a target raster of {len(raw)} bands for the {self.outputs} targets of task {self.task.name}"
+        return f"the target raster has {len(raw)} bands, but task {self.task.name} has {self.outputs} targets"
 
     def summarize(self, labels: np.ndarray) -> LabelSummary:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a target without a value is NaN, which is told later
+            warnings.simplefilter("ignore", RuntimeWarning)  # a target without a value is NaN, which is reported later
             mean = np.asarray(np.nanmean(labels, axis=(0, 2, 3), dtype=np.float64))
             std = np.asarray(np.nanstd(labels, axis=(0, 2, 3), dtype=np.float64))
         return LabelSummary(mean=mean, std=np.where(std > 0, std, 1.0))
@@ -57,8 +57,8 @@ class PixelRegression(TargetKind):
         """Let a position vote for the mean of its pixels; it counts where every target has a value."""
         count, targets, size, _ = labels.shape
         cells = labels.reshape(count, targets, grid, size // grid, grid, size // grid)
-        there = np.isfinite(cells)
-        sums, numbers = np.where(there, cells, 0.0).sum((3, 5)), there.sum((3, 5))
+        known = np.isfinite(cells)
+        sums, numbers = np.where(known, cells, 0.0).sum((3, 5)), known.sum((3, 5))
         means = (sums / np.maximum(numbers, 1)).transpose(0, 2, 3, 1).astype(np.float32)
         return means, (numbers > 0).all(1)
 
@@ -70,11 +70,11 @@ class PixelRegression(TargetKind):
         self, statistics: np.ndarray, predicted: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None
     ) -> None:
         assert baseline is not None
-        there = np.isfinite(labels)
-        error = np.where(there, predicted.astype(np.float64) - labels, 0.0)
-        centered = np.where(there, labels - baseline[:, None, None], 0.0)
-        sums = [there.astype(float), np.abs(error), error**2, centered, centered**2]
-        statistics += np.stack([one.sum((1, 2)) for one in sums])
+        known = np.isfinite(labels)
+        error = np.where(known, predicted.astype(np.float64) - labels, 0.0)
+        centered = np.where(known, labels - baseline[:, None, None], 0.0)
+        sums = [known.astype(float), np.abs(error), error**2, centered, centered**2]
+        statistics += np.stack([values.sum((1, 2)) for values in sums])
 
     def scores(self, statistics: np.ndarray, baseline: np.ndarray | None = None) -> Scores:
         return moment_scores(statistics.sum(0))

@@ -43,7 +43,7 @@ class Segmentation(ClassKind):
         """Let a position vote for the class that most of its pixels have."""
         side = labels.shape[1] // grid
         cells = labels.reshape(len(labels), grid, side, grid, side)
-        counts = np.stack([(cells == one).sum((2, 4)) for one in range(self.outputs)], -1)
+        counts = np.stack([(cells == index).sum((2, 4)) for index in range(self.outputs)], -1)
         votes = np.eye(self.outputs, dtype=np.float32)[counts.argmax(-1)]
         return votes, np.asarray(counts.any(-1))
 

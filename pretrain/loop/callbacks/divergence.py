@@ -36,7 +36,7 @@ class Divergence(Callback):
         path = loop.rollback()
         if path is None:
             raise Diverged(
-                f"{self.where}: diverged at step {loop.step}: {skipped}, and there is no earlier checkpoint to go "
-                f"back to: {self.advice}"
+                f"{self.where}: diverged at step {loop.step}: {skipped}, and there is no earlier checkpoint to return "
+                f"to: {self.advice}"
             )
-        log(f"WARNING: {skipped}: back to the weights of {path}; the order goes on")
+        log(f"WARNING: {skipped}: returned to the weights of {path}; the order of samples continues")

@@ -65,8 +65,11 @@ class Logging(Callback):
         metrics, verdict = self._metrics.read(loop.step, loop.timer), outcome.verdict
         lr = loop.schedule.lr(loop.step - 1)
         scalars = {"lr": lr, **metrics.scalars}
-        for found in (*(source() for source in self._sources), *(one.scalars(loop) for one in loop.callbacks)):
-            scalars |= found
+        for values in (
+            *(source() for source in self._sources),
+            *(callback.scalars(loop) for callback in loop.callbacks),
+        ):
+            scalars |= values
         if verdict.reason is None:
             scalars |= {"loss": verdict.loss, "grad_norm": verdict.grad_norm}
         loop.log(scalars)

@@ -40,8 +40,8 @@ class ReferenceLoss(Callback):
         loss, rows = self._compute(loop.engine)
         if distributed.any_rank(not math.isfinite(loss)):
             raise Diverged(
-                f"{self._config.run.dir}: diverged by step {loop.step}, which isn't saved: the loss of a few fixed "
-                f"tiles is {loss}; checkpoints before it are untouched: lower optim.lr"
+                f"{self._config.run.dir}: diverged by step {loop.step}, which is not saved: the loss on a few fixed "
+                f"tiles is {loss}; earlier checkpoints are untouched: lower optim.lr"
             )
         return {"fixed_loss": loss, "fixed_rows": rows}
 
@@ -52,12 +52,12 @@ class ReferenceLoss(Callback):
             return
         (loss, rows), saved = self._compute(loop.engine), state["fixed_loss"]
         if distributed.any_rank(rows != state.get("fixed_rows", rows)):
-            log(f"WARNING: {path}: a tile of its fixed loss is damaged by now, so that this loss can't be compared")
+            log(f"WARNING: {path}: one of its fixed tiles has been damaged since, so their loss can't be compared")
             return
         if distributed.any_rank(not math.isclose(loss, saved, rel_tol=TOLERANCE[precision])):
             raise CheckpointError(
-                f"{path}: after loading, the loss of fixed tiles is {loss:.6f}, it was {saved:.6f} when saved: "
-                "shards, model code or DeepSpeed are not what they were"
+                f"{path}: after loading, the loss on fixed tiles is {loss:.6f}, but was {saved:.6f} when saved: "
+                "shards, model code or DeepSpeed have changed"
             )
 
     def _compute(self, engine: ZeroEngine) -> tuple[float, list[int]]:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run: config, data, code, and the weights that the run began from."""
+"""The identity of a run in its checkpoints: config, data, code, and the weights that the run began from."""
 
 from pathlib import Path
 from typing import Any

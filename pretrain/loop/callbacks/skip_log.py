@@ -36,8 +36,8 @@ class SkipLog(Callback):
             }
             for loss, samples in zip(outcome.losses.tolist(), outcome.samples, strict=True)
         ]
-        everyone = [one for part in distributed.gather_objects(batches) for one in part]
-        suspects = [one for one in everyone if isinstance(one["loss"], str)] or everyone
+        everyone = [entry for part in distributed.gather_objects(batches) for entry in part]
+        suspects = [entry for entry in everyone if isinstance(entry["loss"], str)] or everyone
         if distributed.is_main():
             line = {"step": loop.step, "reason": outcome.verdict.reason, "batches": suspects}
             self._journal.append((json.dumps(line) + "\n").encode())

@@ -48,8 +48,8 @@ class Validation(Callback):
                 self._validate(loop)
 
     def _validate(self, loop: Loop) -> None:
-        micro_batch, asked_to_stop = self._config.train.micro_batch, loop.watchdog.stop_requested
-        result = validate(self._objective, loop.engine, self._inputs, micro_batch, asked_to_stop)
+        micro_batch, stop_requested = self._config.train.micro_batch, loop.watchdog.stop_requested
+        result = validate(self._objective, loop.engine, self._inputs, micro_batch, stop_requested)
         if result is None:
             return
         loop.log({"validation_loss": result.loss})
@@ -82,7 +82,7 @@ def validate(
     engine: ZeroEngine,
     inputs: Inputs,
     micro_batch: int,
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Validated | None:
     """Return the mean loss over the held-out tiles, None if there are none to read; every rank calls it.
 
@@ -98,9 +98,9 @@ def validate(
     world, device = distributed.world_size(), distributed.device()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     figure = None
-    for turn in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
-        check_stop(asked_to_stop())
-        numbers = np.arange(micro_batch) + micro_batch * (turn * world + distributed.rank())
+    for number in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
+        check_stop(stop_requested())
+        numbers = np.arange(micro_batch) + micro_batch * (number * world + distributed.rank())
         real = numbers < len(held_out)
         numbers = np.where(real, numbers, 0)
         tiles = torch.empty((micro_batch, *reader.tile_shape), dtype=torch.int16)

@@ -69,6 +69,6 @@ class Logger(ABC):
 def missing_package(logger: str, package: str) -> ConfigError:
     """Return the error of a logger whose package is not installed."""
     return ConfigError(
-        f"key 'log.loggers': {logger} needs the package {package}: pip install 'spectralforge[loggers]', or leave "
-        f"{logger} out"
+        f"key 'log.loggers': {logger} needs the package {package}: pip install 'spectralforge[loggers]', or remove "
+        f"{logger}"
     )

@@ -49,8 +49,8 @@ class Mlflow(Logger):
     def _create(self, config: MlflowConfig, run: LoggedRun) -> str:
         from mlflow.entities import Param
 
-        found = self._client.get_experiment_by_name(config.experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(config.experiment)
+        existing = self._client.get_experiment_by_name(config.experiment)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(config.experiment)
         run_id: str = self._client.create_run(experiment, run_name=config.run_name or run.folder.name).info.run_id
         params = [Param(key, str(value)[:500]) for key, value in _flat(run.config)]
         for begin in range(0, len(params), 100):  # the limit of one request
@@ -61,7 +61,7 @@ class Mlflow(Logger):
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return the values of nested sections under dotted keys."""
-    found: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Any]] = []
     for key, value in values.items():
-        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return found
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 from support.processes import REPOSITORY
+from support.shipped_configs import CONFIGS, MISSING_IN_BASE
 
 from finetune.config import FinetuneConfig
 from finetune.tasks import get_task
 from pretrain.config import PretrainConfig
 from shards.config import load_config
-
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-MISSING_IN_BASE = ["run.dir=runs/x", "data.shards=shards", "train.steps=10"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))

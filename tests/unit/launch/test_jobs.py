@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.job_configs import CONFIG, EVALUATION, refused, write_configs
+from support.job_configs import CONFIG, EVALUATION, refused
 
 from launch.directives import overridden
 from launch.jobs import one_line
@@ -16,13 +16,6 @@ from launch.launchers import LAUNCHERS
 from launch.ranks import free_job_port, step_port
 from launch.slurm import main
 from launch.sweeps import combination_name, combinations, split_values
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_configs(tmp_path)
-    return tmp_path
 
 
 def dry(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from support.commands import refused
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.plan import main
@@ -46,13 +47,6 @@ def written(tmp_path, config):
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(config))
     return path
-
-
-def _refused(capsys, *arguments) -> str:
-    assert main(list(arguments)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
 
 
 # ---- network ----
@@ -114,7 +108,7 @@ def test_what_does_not_fit_says_what_is_in_the_way(problem):
     missing = [plan for plan in plans if plan.reason]
     assert missing and not all(plan.reason for plan in plans)
     assert all(plan.moment.total > 0.94 * memory for plan in missing)
-    assert "GB too many; most are" in missing[0].reason
+    assert "GB too much; the largest part is" in missing[0].reason
     fitting = [plan.time.tiles_per_s for plan in plans if not plan.reason]
     assert fitting == sorted(fitting, reverse=True)
 
@@ -175,13 +169,13 @@ def test_a_giant_needs_more_than_one_small_gpu(written, capsys):
         (["--gpus", "8"], "--gpus 8: expected NODESxGPUS, such as 4x8"),
         (["--gpus", "0x8"], "--gpus 0x8: expected NODESxGPUS"),
         (["--gpu", "custom"], "--gpu custom needs --gpu-memory"),
-        (["--gpu-memory", "80"], "--gpu-memory: it describes --gpu custom"),
+        (["--gpu-memory", "80"], "--gpu-memory: it applies only to --gpu custom"),
         (["--gpus", "3x8"], "train.global_batch 64 must be a multiple of 24 GPUs x model.bn_group 4"),
         (["--stream", "absent.json"], "--stream absent.json: can't read it"),
     ],
 )
 def test_misuse_is_one_line(arguments, error, written, capsys):
-    assert error in _refused(capsys, "--config", str(written), *arguments)
+    assert error in refused(main, capsys, "--config", str(written), *arguments)
 
 
 def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
@@ -190,7 +184,7 @@ def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
     path.write_text(dump_config(config).replace("nowhere", "${ARCHIVE_THAT_IS_ELSEWHERE}"))
     assert main(["--config", str(path), "--gpus", "1x8"]) == 0
     assert "assumed: compact tiles of SpectralEarth" in capsys.readouterr().out
-    unwritable = _refused(capsys, "--config", str(path), "--write", str(tmp_path / "planned.yaml"))
+    unwritable = refused(main, capsys, "--config", str(path), "--write", str(tmp_path / "planned.yaml"))
     assert "--write needs a config whose data.shards is known" in unwritable
     with pytest.raises(ConfigError, match="ARCHIVE_THAT_IS_ELSEWHERE, which is not set"):
         load_config(path, [], PretrainConfig)
@@ -199,4 +193,4 @@ def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
 def test_other_objectives_are_refused(config, tmp_path, capsys):
     path = tmp_path / "dino.yaml"
     path.write_text(dump_config(PretrainConfig.model_validate(TINY | {"objective": {"name": "dino"}})))
-    assert "objective.name dino: the planner plans mae only" in _refused(capsys, "--config", str(path))
+    assert "objective.name dino: the planner supports only mae" in refused(main, capsys, "--config", str(path))

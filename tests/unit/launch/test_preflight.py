@@ -8,20 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.job_configs import refused, write_configs
+from support.job_configs import refused
 
 import launch.local
 import launch.slurm
 from launch.slurm import main
 from pretrain.resilience.status import RunRecord
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_configs(tmp_path)
-    return tmp_path
-
 
 # ---- before anything is queued ----
 
@@ -58,7 +50,7 @@ def test_missing_inputs_are_told_before_anything_is_queued(slurm: Path, capsys: 
 
 def test_a_longer_array_than_slurm_takes_is_refused(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["finetune", "--time", "1:00:00", "--config", "cdl.yaml", "nlcd.yaml", "--seeds"]
-    assert "an array of 6, and this Slurm takes 4 (MaxArraySize)" in refused(capsys, *words, "3")
+    assert "an array of 6, but this Slurm allows 4 (MaxArraySize)" in refused(capsys, *words, "3")
     main([*words, "2"])
     assert len((slurm / "submitted").read_text().splitlines()) == 2
 
@@ -97,7 +89,7 @@ def test_a_chain_that_is_refused_half_way_leaves_nothing_queued(
     with pytest.raises(SystemExit) as ended:
         main(["finetune", "--time", "1:00:00", "--config", "cdl.yaml", "--seeds", "1"])
     assert ended.value.code == 1
-    assert "QOSMaxSubmitJobPerUserLimit; canceled what was queued before it: 1" in capsys.readouterr().err
+    assert "QOSMaxSubmitJobPerUserLimit; canceled the jobs queued before it: 1" in capsys.readouterr().err
     assert (slurm / "submitted").read_text().splitlines()[-1] == "scancel 1"
 
 

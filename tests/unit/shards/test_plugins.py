@@ -78,7 +78,7 @@ def test_what_cannot_be_imported_is_one_line(tmp_path, plugins, text, says):
 
 def test_two_files_of_one_name_are_refused(tmp_path):
     first, second = write(tmp_path / "a/lab_twice.py", ""), write(tmp_path / "b/lab_twice.py", "")
-    with pytest.raises(ConfigError, match=re.escape(f"a file of this name, {first}: rename one of them")):
+    with pytest.raises(ConfigError, match=re.escape(f"a file with this name, {first}: rename one of them")):
         load_plugins([str(first), str(second)], "x")
 
 

@@ -96,8 +96,8 @@ def test_a_section_has_the_config_that_its_name_chooses(schema, values, expected
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"shape": {"name": "oval"}}, "key 'shape.name': 'oval' is none of 'square', 'circle'; a plugin may add it"),
-        ({"shape": "sqare"}, "key 'shape.name': 'sqare' is none of 'square', 'circle' (did you mean 'square'?)"),
+        ({"shape": {"name": "oval"}}, "key 'shape.name': 'oval' is not one of 'square', 'circle'; a plugin may add it"),
+        ({"shape": "sqare"}, "key 'shape': 'sqare' is not one of 'square', 'circle' (did you mean 'square'?)"),
         ({"shape": {"name": "square", "sid": 1}}, "unknown key 'shape.sid'; did you mean 'shape.side'?"),
         ({"shape": {"name": "square", "qqqq": 1}}, "unknown key 'shape.qqqq'; known here: shape.name, shape.side"),
         ({"shape": {"name": "circle"}}, "key 'shape.radius' is required"),

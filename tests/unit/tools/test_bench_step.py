@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from support.commands import refused
 
 from pretrain.objectives.mae import MaskedAutoencoder
 from tools import bench_step
@@ -18,14 +19,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def _refused(capsys, *arguments) -> str:
-    assert main(list(arguments)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def _ours_and_plain() -> tuple[MaskedAutoencoder, PlainMaskedAutoencoder, torch.Tensor, torch.Tensor]:
@@ -91,12 +84,12 @@ def test_table_and_file(tmp_path, capsys):
             "--models vit_tiny: a model with a spectral stem and patches is one of",
         ),
         (["--image-size", "30"], "model.patch_size 4 does not divide model.image_size 30"),
-        (["--mask-ratios", "0.99", "--image-size", "16"], "leaves none of 16 patches visible"),
-        (["--ways", "ours,zero2"], "--ways zero2: it is one of plain, ours, zero1, zero3"),
+        (["--mask-ratios", "0.99", "--image-size", "16"], "leaves none of the 16 patches visible"),
+        (["--ways", "ours,zero2"], "--ways zero2: choose from plain, ours, zero1, zero3"),
     ],
 )
 def test_misuse_is_one_line(arguments, error, capsys):
-    assert error in _refused(capsys, *arguments)
+    assert error in refused(main, capsys, *arguments)
 
 
 def test_numbers_are_positive(capsys):

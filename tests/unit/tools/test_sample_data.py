@@ -204,7 +204,7 @@ def test_classes_can_be_told_apart_but_not_by_brightness_alone(tmp_path):
 def test_same_sample_is_left_alone(sample, capsys):
     before = {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
     assert main([str(sample), "--locations", "10", "--size", "32"]) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in sample.rglob("*")} == before
 
 

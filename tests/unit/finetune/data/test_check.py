@@ -49,7 +49,7 @@ def test_what_is_wrong_is_named_and_ends_with_1(download, capsys):
     code, out = _check(download, capsys)
     assert code == 1
     assert f"error: {first}: no label tile for this image" in out
-    assert f"error: {second}: labels of another place: their center is" in out
+    assert f"error: {second}: the labels are elsewhere: their center is" in out
     assert "NOT GOOD" in out
 
 
@@ -59,8 +59,8 @@ def test_unknown_codes_and_bands_are_named(download, capsys, tmp_path):
     write_tile(one, np.zeros((5, 16, 16), np.int16))
     assert main(["check", "sample_materials", "--images", str(images), "--labels", str(labels)]) == 1
     out = capsys.readouterr().out
-    assert "is no class of task sample_materials: add it to its classes, or to 'ignore'" in out
-    assert "5 bands and no wavelengths: expected the 202 bands of enmap" in out
+    assert "is not a class of task sample_materials: add it to its classes, or to 'ignore'" in out
+    assert "5 bands without wavelengths: expected the 202 bands of enmap" in out
 
 
 def test_misuse_is_code_2(download, capsys):
@@ -136,7 +136,9 @@ def test_finer_labels_are_refused_or_aligned(own, capsys):
             file.transform = GRID @ Affine.scale(1 / 3)
     code, out = _check_own(own, capsys)
     assert code == 1
-    assert "label pixels of 0.3333 x 0.3333 image pixels: --align nearest (data.align=nearest) resamples them" in out
+    assert (
+        "label pixels of 0.3333 x 0.3333 image pixels: resample them with --align nearest (data.align=nearest)" in out
+    )
     code, out = _check_own(own, capsys, "--align", "nearest")
     assert code == 0
     assert "mine: good, 5 tiles read" in out
@@ -155,7 +157,7 @@ def test_polygons_that_name_classes_are_labels(own, capsys):
     )
     code, out = _check_own(own, capsys, labels="fields.gpkg")
     assert code == 2
-    assert "which field holds the class? --label-field (data.label_field) of crop" in out
+    assert "choose the field that holds the class with --label-field (data.label_field): crop" in out
     code, out = _check_own(own, capsys, "--label-field", "crop", labels="fields.gpkg")
     assert code == 0
     (wheat,) = [line.split() for line in out.splitlines() if line.startswith("Wheat (px)")]

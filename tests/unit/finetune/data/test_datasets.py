@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune.data.datasets import LabeledSplit, cut, resize, view_of
+from finetune.data.datasets import LabeledSplit, cut, orient, resize
 from finetune.data.items import Item
 from finetune.tasks import Task, get_task
 from shards.errors import SourceError
@@ -83,7 +83,7 @@ def test_fields_of_any_size_are_resized():
 
 def test_the_eight_views_are_all_symmetries_of_a_square():
     square = np.arange(9).reshape(3, 3)
-    views = [view_of(square, view) for view in range(8)]
+    views = [orient(square, view) for view in range(8)]
     assert len({one.tobytes() for one in views}) == 8
     np.testing.assert_array_equal(views[0], square)
     assert {tuple(sorted((one[0, 0], one[0, 2], one[2, 0], one[2, 2]))) for one in views} == {(0, 2, 6, 8)}
@@ -93,8 +93,8 @@ def test_images_and_labels_turn_together():
     item = _item(0)
     split = _split([item], 6)
     for view in range(8):
-        image = split.views(np.array([0]), np.array([view]))[0]
-        np.testing.assert_array_equal(image, view_of(item.image(), view))
+        image = split.oriented(np.array([0]), np.array([view]))[0]
+        np.testing.assert_array_equal(image, orient(item.image(), view))
 
 
 def test_windows_of_labels():
@@ -107,7 +107,7 @@ def test_windows_of_labels():
 
 def test_a_code_outside_the_table_is_named():
     with pytest.raises(
-        SourceError, match=r"tile-0: label code 7 is no class of task sample_materials: add it to its classes"
+        SourceError, match=r"tile-0: label code 7 is not a class of task sample_materials: add it to its classes"
     ):
         _split([_item(0, label=lambda: np.full((6, 6), 7))], 6)
 
@@ -120,7 +120,7 @@ def test_an_image_smaller_than_its_label_is_named():
 
 def test_tiles_of_another_size_are_named_where_a_tile_is_one_window():
     split = _split([_item(0, label=lambda: np.full((6, 6), 111))], 8, CORINE)
-    with pytest.raises(SourceError, match=r"tile-0: \(6, 6\) px where the other tiles have 8"):
+    with pytest.raises(SourceError, match=r"tile-0: \(6, 6\) px, but the other tiles are 8 px"):
         split.images(np.array([0]))
 
 

@@ -102,9 +102,17 @@ def test_shards_with_labels_give_the_same(downloads, tmp_path):
 @pytest.mark.parametrize(
     ("header", "value", "says"),
     [
-        ("sample_index,P,K,Mg,pH,P", "1", "column P is there twice"),
-        ("sample_index,P,K,Mg,pH", "nan", "line 2: no number in a column of P, K, Mg, pH"),
-        ("sample_index,P,K,Mg,pH", "inf", "line 2: no number in a column of P, K, Mg, pH"),
+        ("sample_index,P,K,Mg,pH,P", "1", "column P occurs twice"),
+        (
+            "sample_index,P,K,Mg,pH",
+            "nan",
+            "line 2: a value of P, K, Mg, pH is not a number, or sample_index is missing",
+        ),
+        (
+            "sample_index,P,K,Mg,pH",
+            "inf",
+            "line 2: a value of P, K, Mg, pH is not a number, or sample_index is missing",
+        ),
     ],
 )
 def test_a_table_of_targets_with_a_doubt_is_one_line(downloads, tmp_path, header, value, says):
@@ -140,7 +148,7 @@ def test_what_is_wrong_is_one_line(downloads, tmp_path):
 
     (lists / "train.txt").write_text("\n".join(names[:4]))
     (lists / "val.txt").write_text(names[4] + "\n0009999/00001.tif\n")
-    assert error(SourceError, splits=str(lists)).endswith("val.txt: 1 of 2 tiles are not there, e.g. 0009999/00001.tif")
+    assert error(SourceError, splits=str(lists)).endswith("val.txt: 1 of 2 tiles are missing, e.g. 0009999/00001.tif")
     (lists / "val.txt").write_text(names[4])
     assert "test.txt: missing split file" in error(SourceError, splits=str(lists))
     (lists / "test.txt").write_text(names[0])
@@ -216,12 +224,12 @@ def _own(folder, packed: bool = False, **changes) -> LabeledDataConfig:
 def test_tiles_that_name_no_scene_are_drawn_by_location_and_that_is_told(own, packed):
     task, lines = get_task("sample_materials"), []
     data = _own(own, packed, group="scene")
-    items = find_items(data, task, 0, tell=lines.append)
+    items = find_items(data, task, 0, warn=lines.append)
     assert lines == ["data.group=scene: these tiles name no scene, so splits are drawn by location instead"]
     assert grouping(data, items) == "location"
     assert [len(items[name]) for name in SPLITS] == [6, 2, 2]
     assert {item.scene for name in SPLITS for item in items[name]} == {""}
-    find_items(_own(own, packed, group="location"), task, 0, tell=lines.append)
+    find_items(_own(own, packed, group="location"), task, 0, warn=lines.append)
     assert len(lines) == 1
 
 
@@ -258,5 +266,5 @@ def test_fewer_groups_than_splits_are_an_error_that_says_what_to_do():
 
 
 def test_options_of_labels_do_not_go_with_shards():
-    with pytest.raises(ValidationError, match="shards carry their labels as packed"):
+    with pytest.raises(ValidationError, match="shards contain their labels"):
         LabeledDataConfig(shards="somewhere", label_field="crop")

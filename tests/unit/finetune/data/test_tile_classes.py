@@ -52,7 +52,7 @@ def test_of_several_columns_one_is_named(images):
     table = images.parent / "labels.csv"
     table.write_text("tile,by,cover\n" + "".join(f"t{n}.tif,me,Forest\n" for n in range(10)))
     assert set(_codes(images, labels=str(table), label_field="cover").values()) == {2}
-    with pytest.raises(SourceError, match=r"which column holds the class\? --label-field .* of by, cover"):
+    with pytest.raises(SourceError, match=r"choose the column .* --label-field .*: by, cover"):
         _codes(images, labels=str(table))
 
 
@@ -67,9 +67,9 @@ def test_images_that_a_table_does_not_name_are_left_out(images):
     ("text", "says"),
     [
         ("t0,1\nt0.tif,2", "line 3: t0.tif is listed twice: remove one of them"),
-        ("t0,1\nt99,1", "1 of 2 tiles are not there, e.g. t99"),
-        ("t0,Lake", "line 2: 'Lake' is no class of task land: its classes are Annual crop, Forest"),
-        ("t0", "line 2: 1 columns where the header has 2"),
+        ("t0,1\nt99,1", "1 of 2 tiles are missing, e.g. t99"),
+        ("t0,Lake", "line 2: 'Lake' is not a class of task land: its classes are Annual crop, Forest"),
+        ("t0", "line 2: 1 columns, but the header has 2"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_one_line(images, text, says):

@@ -14,9 +14,9 @@ from support.small_encoder import small_description, small_encoder
 
 from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, KnnConfig
 from finetune.data.batches import epoch_order, subset_rows
-from finetune.data.datasets import LabeledSplit, view_of
+from finetune.data.datasets import LabeledSplit, orient
 from finetune.data.items import Item
-from finetune.encoders.features import BATCH, Features, FeatureStore, FreshFeatures, KeptFeatures
+from finetune.encoders.features import BATCH, CachedFeatures, Features, FeatureStore, UncachedFeatures
 from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.recipe import Recipe
@@ -76,7 +76,7 @@ def test_features_are_those_of_the_encoder_in_every_view(kept, memory):
     features = kept(model, split, views=8, memory=memory)
     assert features.views == 8
     rows, views = np.array([0, 5, COUNT - 1, 7]), np.array([0, 3, 7, 5])
-    images = np.stack([view_of(split.images(np.array([row]))[0], view) for row, view in zip(rows, views, strict=True)])
+    images = np.stack([orient(split.images(np.array([row]))[0], view) for row, view in zip(rows, views, strict=True)])
     with torch.no_grad():
         expected = model.encoder.dense_features(model.images(torch.from_numpy(images)))
     found = features.batch(rows, views)
@@ -120,9 +120,9 @@ def test_a_cache_that_was_cut_short_is_computed_again(kept, damage):
 def test_above_the_quota_features_are_computed_at_every_use(kept, capsys):
     model, split = _model(), _split(_items())
     stored, fresh = kept(model, split), kept(model, split, quota=1e-9)
-    assert isinstance(stored, KeptFeatures)
-    assert isinstance(fresh, FreshFeatures)
-    assert "more than frozen.quota_gb" in capsys.readouterr().out
+    assert isinstance(stored, CachedFeatures)
+    assert isinstance(fresh, UncachedFeatures)
+    assert "exceed frozen.quota_gb" in capsys.readouterr().out
     assert len(list(kept.folder.glob("*.zarr"))) == 1
     rows, views = np.array([1, 2]), np.array([1, 0])
     torch.testing.assert_close(fresh.batch(rows, views), stored.batch(rows, views), rtol=2e-3, atol=2e-3)
@@ -198,7 +198,7 @@ def test_a_rate_that_diverges_is_left_out_and_the_others_count(splits, capsys):
         (best,) = _sweep(splits, lrs=rates)
         assert best.trial.lr == 3e-2
         assert best.test.scores == alone.test.scores
-    assert "WARNING: frozen: head 'linear' diverged at lr 1e+38 by epoch 10: left out" in capsys.readouterr().out
+    assert "WARNING: frozen: head 'linear' diverged at lr 1e+38 by epoch 10: excluded" in capsys.readouterr().out
     with pytest.raises(
         HeadsDiverged, match=r"head 'linear' diverged at every rate \(1e\+38, 2e\+38\): lower frozen.lrs"
     ):

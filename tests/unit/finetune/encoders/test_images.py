@@ -72,8 +72,10 @@ def test_without_a_response_tiles_are_normalized():
 def test_bands_that_differ_are_an_error_that_says_what_to_do():
     own = small_description(wavelength_nm=list(ENMAP.wavelength_nm), fwhm_nm=list(ENMAP.fwhm_nm))
     check_same_bands(own, ENMAP)
-    with pytest.raises(ConfigError, match=r"202 bands of enmap, the tiles have 235 of desis: set data\.bands=native"):
+    with pytest.raises(
+        ConfigError, match=r"202 bands of enmap, but the tiles have 235 of desis: set data\.bands=native"
+    ):
         check_same_bands(own, DESIS)
     moved = small_description(wavelength_nm=[one + 2 for one in ENMAP.wavelength_nm], fwhm_nm=list(ENMAP.fwhm_nm))
-    with pytest.raises(ConfigError, match="202 bands of enmap, the tiles have 202 of enmap"):
+    with pytest.raises(ConfigError, match="202 bands of enmap, but the tiles have 202 of enmap"):
         check_same_bands(moved, ENMAP)

@@ -183,7 +183,10 @@ def test_the_model_is_always_of_the_best_of_the_results(start):
     start(**of(2))
     assert _weights(run) != first
     _, said = start(**of(1))
-    assert "model.safetensors is not of the best result: pretrained-frozen-1 is evaluated again for its weights" in said
+    assert (
+        "model.safetensors doesn't hold the best result: pretrained-frozen-1 is evaluated again to get its weights"
+        in said
+    )
     assert _weights(run) == first
     _, said = start(protocol="[knn]", **of(1))
     assert "evaluated again" not in said

@@ -174,10 +174,10 @@ def test_what_a_task_says_of_labels_changes_its_hash(changes):
 @pytest.mark.parametrize(
     ("loss", "says"),
     [
-        ("mse", "key 'loss': mse is no loss for segmentation: choose from cross_entropy, focal, dice"),
+        ("mse", "key 'loss': mse is not a loss for segmentation: choose from cross_entropy, focal, dice"),
         (
             {"name": "focal", "class_weights": [1, 2]},
-            "key 'loss.class_weights': 2 weights for the 14 classes of task enmap_cdl: give one for each, or balanced",
+            "key 'loss.class_weights': 2 weights for the 14 classes of task enmap_cdl: give one per class, or balanced",
         ),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support.small_encoder import BANDS
+from support.task_models import TASKS
 from torch import nn
 
 from finetune.heads.build import Standardized, build_head, fit_to_labels
@@ -16,13 +17,6 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
 
-TASKS = {
-    "segmentation": "sample_materials",
-    "multilabel": "enmap_corine",
-    "classification": "sample_covers",
-    "regression": "hyperview",
-    "pixel_regression": "sample_greenness",
-}
 KINDS: dict[str, TaskKind] = {kind: kind_of(get_task(name)) for kind, name in TASKS.items()}
 
 
@@ -145,7 +139,7 @@ def test_a_head_of_standardized_targets_speaks_in_their_unit():
 
 
 def test_a_head_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="head 'mlp' is none for segmentation: choose from conv, fcn, linear"):
+    with pytest.raises(ValueError, match="head 'mlp' is not a head for segmentation: choose from conv, fcn, linear"):
         build_head("mlp", KINDS["segmentation"], 24, 4)
 
 

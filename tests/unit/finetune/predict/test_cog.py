@@ -5,16 +5,11 @@ import socket
 import numpy as np
 import pytest
 import rasterio
-from support.task_models import TASKS, map_of, scene_values, small_model
+from support.task_models import TASKS, map_of, small_model
 from support.tiles import GRID
 
 from finetune.predict.cog import MapFormat, write_cog
 from shards.sources.grid import Grid
-
-
-@pytest.fixture(scope="module", name="scene_values")
-def _scene_values():
-    return scene_values()
 
 
 def _rows(values, upto=None):

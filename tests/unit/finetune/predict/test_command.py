@@ -98,14 +98,14 @@ def _text(folder: Path) -> dict[str, str]:
     ("change", "told"),
     [
         (lambda _: {"scene": "none.tif"}, "none.tif: no such scene"),
-        (lambda _: {"scene": "."}, "no EnMAP L2A product"),
+        (lambda _: {"scene": "."}, "not an EnMAP L2A product"),
         (lambda _: {"model": "none.safetensors"}, "none.safetensors"),
         (_text, "scene.tif: not a readable raster"),
         (_damage("scene.tif"), "scene.tif: "),
         (_damage("model.safetensors"), "model.safetensors: "),
         (_header(b"dilate", b"dilute"), "model.safetensors: its description is damaged"),
         (_header(b"head.segm", b"head.sgem"), "model.safetensors: its description is damaged or doesn't fit"),
-        (_other_scene(spectra(1, 9, 60)), "scene.tif: 60 bands and no wavelengths"),
+        (_other_scene(spectra(1, 9, 60)), "scene.tif: 60 bands without wavelengths"),
         (_other_scene(spectra(1, 9, 80), wavelengths=[500.0 + 5 * band for band in range(80)]), "wavelengths are not"),
         (_other_scene(spectra(1, 9, 80).astype(np.uint16)), "scene.tif: value 32768 in band 1 is beyond int16"),
     ],
@@ -144,7 +144,7 @@ def test_a_model_without_wavelengths_is_refused(tmp_path):
 
 def test_a_scene_of_fractions_is_refused(tmp_path):
     scene = write_tile(tmp_path / "scene.tif", spectra(1, 9, BANDS).astype(np.float32) / 10000)
-    with pytest.raises(SourceError, match="is no whole number: store reflectance x 10000"):
+    with pytest.raises(SourceError, match="is not a whole number: store reflectance x 10000"):
         predict_scene(small_model(), scene, tmp_path / "map.tif", 0.5, 1, CPU)
 
 

@@ -6,7 +6,7 @@ import rasterio
 import torch
 from rasterio.transform import Affine
 from support.small_encoder import BANDS, SIZE
-from support.task_models import CPU, ENMAP, TASKS, enmap_bands, map_of, scene_values, small_model
+from support.task_models import CPU, ENMAP, TASKS, enmap_bands, map_of, small_model
 from support.tiles import GRID, NODATA, spectra, write_tile
 
 from finetune.heads.build import fit_to_labels
@@ -14,11 +14,6 @@ from finetune.predict.scene_map import class_values, predict_scene
 from finetune.tasks import Task, TaskClass, get_task
 from finetune.tasks.kinds.kind import LabelSummary
 from tools.sample_scene import SceneOptions, make_scene
-
-
-@pytest.fixture(scope="module", name="scene_values")
-def _scene_values():
-    return scene_values()
 
 
 @pytest.mark.parametrize("kind", [*TASKS, "features"])
@@ -57,7 +52,7 @@ def test_windows_are_blended_whatever_the_batch(tmp_path, kind, overlap, scene_v
 
 def _blended(model, values, overlap):
     """The same by a plain loop over windows, in float64, from the last window to the first."""
-    kind = model.task.kind if model.task else "features"
+    kind = model.task.kind.name if model.task else "features"
     step = round(SIZE * (1 - overlap))
     cell = {"segmentation": 1, "pixel_regression": 1, "features": 4}.get(kind, step)
     height, width = (-(-side // cell) * cell for side in values.shape[1:])

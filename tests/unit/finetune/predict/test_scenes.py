@@ -86,7 +86,7 @@ def test_ground_control_points_reach_the_map(tmp_path, capsys):
 
 def test_a_scene_without_a_place_is_named(tmp_path, capsys):
     features_of(write_tile(tmp_path / "scene.tif", VALUES, georeferenced=False), tmp_path)
-    assert "scene.tif has no georeference, so the map has none either" in capsys.readouterr().err
+    assert "scene.tif has no georeference, so neither does the map" in capsys.readouterr().err
 
 
 def test_more_bands_than_the_model_takes(tmp_path, expected):

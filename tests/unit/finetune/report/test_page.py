@@ -108,7 +108,7 @@ def test_folders_without_results_are_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: no such folder\n"
     assert main(["report", str(tmp_path)]) == 2
-    assert "no results.json here or below" in capsys.readouterr().err
+    assert "no results.json at or below" in capsys.readouterr().err
     folder = write_run(tmp_path / "one", "enmap_cdl", [make_result(CDL, "pretrained", 1, 0.4)])
     (folder / "statistics.npz").write_bytes(b"PK")
     assert main(["report", str(folder)]) == 2
@@ -118,7 +118,7 @@ def test_folders_without_results_are_one_line(tmp_path, capsys):
 def test_synthetic_tasks_and_few_places_are_said(tmp_path, capsys):
     write_run(tmp_path / "demo", "sample_materials", [make_result(get_task("sample_materials"), "pretrained", 0, 0.8)])
     assert main(["report", str(tmp_path / "demo")]) == 0
-    assert "synthetic tiles; the numbers say that the path works, nothing more." in capsys.readouterr().out
+    assert "synthetic tiles; the numbers only show that the pipeline works." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

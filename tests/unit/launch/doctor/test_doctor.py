@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from support.processes import REPOSITORY
 
-from launch.doctor import data, disk, loader, machine, network, versions
+from launch.doctor import attention, data, disk, loader, machine, network, versions
 from launch.doctor import deepspeed_config as resolved
 from launch.doctor.__main__ import examine
 from launch.doctor.table import Row, render, summary, worst
@@ -78,9 +78,9 @@ def test_what_is_missing_or_out_of_range_is_red() -> None:
 def test_another_version_on_one_rank_is_red_and_names_it() -> None:
     row = versions.judge([GOOD, GOOD | {"numcodecs": "0.16.5"}], [], NAMES)
     assert row.state == "red"
-    assert "rank 1 (b) has numcodecs 0.16.5 where rank 0 has 0.16.6" in row.found
+    assert "rank 1 (b) has numcodecs 0.16.5, but rank 0 has 0.16.6" in row.found
     driver = versions.differences([GOOD, GOOD | {"driver": "570.1"}], NAMES)
-    assert driver == ["rank 1 (b) has driver 570.1 where rank 0 has none"]
+    assert driver == ["rank 1 (b) has driver 570.1, but rank 0 has none"]
 
 
 def test_cudnn_numbers() -> None:
@@ -130,7 +130,7 @@ def test_what_deepspeed_reads_otherwise_is_red() -> None:
     parsed = resolved._parse(given)
     assert resolved.misread(given, parsed) == []
     assert resolved.misread(given, parsed | {"gradient_clipping": 0.0}) == [
-        "gradient_clipping is given as 1.0 and read by DeepSpeed as 0.0"
+        "gradient_clipping is set to 1.0, but DeepSpeed reads 0.0"
     ]
 
 
@@ -177,16 +177,51 @@ def test_gpus_are_equal_free_and_one_for_each_rank() -> None:
     assert machine.judge_gpus([gpu(), other], NAMES) == Row("green", "2 x NVIDIA H200 of 140 GiB")
     assert machine.judge_gpus([None, None], NAMES).state == "yellow"
     cases = {
-        "rank 1 (b) and rank 0 (a) have one GPU between them": gpu(),
+        "rank 1 (b) and rank 0 (a) share one GPU": gpu(),
         "rank 1 (b) has no GPU, others have": None,
-        "rank 1 (b) has A100 of 40 GiB where rank 0 has NVIDIA H200": gpu(name="A100", memory=40 << 30, number="v"),
+        "rank 1 (b) has A100 of 40 GiB, but rank 0 has NVIDIA H200": gpu(name="A100", memory=40 << 30, number="v"),
     }
     for what, second in cases.items():
         row = machine.judge_gpus([gpu(), second], NAMES)
         assert row.state == "red" and what in row.found
     row = machine.judge_gpus([gpu(), gpu(number="v", free=100 << 30)], NAMES)
-    assert row.state == "yellow" and "rank 1 (b): 40.0 GiB of its GPU are taken" in row.found
+    assert row.state == "yellow" and "rank 1 (b): 40.0 GiB of its GPU are in use" in row.found
     assert "rank 0 (a) has no GPU" in machine.judge_gpus([None, gpu()], NAMES).found
+
+
+# ---- attention ----
+
+LOADS, BROKEN, ABSENT = (True, True, ""), (True, True, "does not load"), (True, False, "not installed")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "backend", "machine", "state"),
+    [
+        ([LOADS, LOADS], "auto", "x86_64", "green"),
+        ([LOADS, BROKEN], "auto", "x86_64", "red"),
+        ([BROKEN, BROKEN], "xformers", "x86_64", "red"),
+        ([BROKEN, BROKEN], "sdpa", "x86_64", "green"),
+        ([ABSENT, ABSENT], "auto", "x86_64", "yellow"),
+        ([ABSENT, ABSENT], "auto", "aarch64", "green"),
+        ([ABSENT, ABSENT], "xformers", "aarch64", "red"),
+        ([(False, False, "not installed")] * 2, "auto", "x86_64", "yellow"),
+        ([(False, True, "does not load")] * 2, "xformers", "x86_64", "red"),
+    ],
+)
+def test_an_extension_that_does_not_load_is_red_beside_a_gpu(
+    ranks: list, backend: str, machine: str, state: str
+) -> None:
+    row = attention.judge(ranks, NAMES, backend, machine)  # type: ignore[arg-type]
+    assert (row.state, bool(row.fix)) == (state, state != "green")
+    if ranks == [LOADS, BROKEN]:
+        assert row.found == "rank 1 (b): does not load" and "torch==2.10.0" in row.fix
+    if not ranks[0][0] and state == "yellow":
+        assert row.found.startswith("no GPU: torch's attention would be used")
+
+
+def test_a_resnet_has_no_attention() -> None:
+    run = config("moco/demo", "model.name=spec_resnet50")
+    assert attention.check(SimpleNamespace(config=run)).state == "green"  # type: ignore[arg-type]
 
 
 # ---- the network ----

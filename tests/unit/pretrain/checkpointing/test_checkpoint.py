@@ -75,7 +75,7 @@ def _folder_instead(path: Path) -> None:
 
 
 DAMAGE = {"cut": _cut, "flip": _flip, "grow": _grow, "missing": Path.unlink, "folder": _folder_instead}
-TOLD = {"cut": "bytes where", "flip": "its content changed", "grow": "bytes where", "missing": "missing", "folder": ""}
+TOLD = {"cut": "bytes, but", "flip": "its content changed", "grow": "bytes, but", "missing": "missing", "folder": ""}
 
 
 def test_a_whole_checkpoint_has_no_damage(folder):
@@ -176,7 +176,7 @@ def test_no_whole_one_left_is_an_error_and_no_fresh_start(folder):
     with pytest.raises(CheckpointError) as raised:
         newest_verified(folder)
     text = str(raised.value)
-    assert text.startswith(f"{folder}: no whole checkpoint left")
+    assert text.startswith(f"{folder}: no complete checkpoint left")
     assert "step-00000100" in text
     assert "\n" not in text
 
@@ -210,5 +210,5 @@ def test_state_is_what_was_written(folder):
 
 def test_state_of_another_format_is_refused(folder):
     (folder / "step-00000010" / STATE).write_text('{"format": 1, "step": 10}')
-    with pytest.raises(CheckpointError, match="checkpoint of format 1, this version continues format 2"):
+    with pytest.raises(CheckpointError, match="checkpoint of format 1, but this version continues format 2"):
         read_state(folder / "step-00000010")

@@ -74,7 +74,7 @@ def test_other_weights_are_refused_with_a_way_that_works(config, tmp_path, chang
         _check_same_structure(_state(config), accepting, "enmap", CENTERS, tmp_path)
     text = str(raised.value)
     assert says in text
-    assert f"init={tmp_path}" in text if "objective" in change else "train anew in another run.dir" in text
+    assert f"init={tmp_path}" in text if "objective" in change else "start over in another run.dir" in text
     assert "accept" not in text
 
 
@@ -89,7 +89,7 @@ def test_another_objective_begins_a_new_run_with_this_encoder(config, tmp_path):
 def test_tiles_of_another_number_of_bands_are_refused_where_weights_are_for_one(config, tmp_path):
     state = _state(config, sensor="enmap", wavelength_nm=CENTERS)
     _check_same_structure(state, config, "enmap", CENTERS, tmp_path)
-    with pytest.raises(CheckpointError, match=r"78 bands \(prisma\), and the run 80 \(enmap\).*accept=\[init\]"):
+    with pytest.raises(CheckpointError, match=r"78 bands \(prisma\), but the run has 80 \(enmap\).*accept=\[init\]"):
         _check_same_structure(state, config, "prisma", CENTERS[2:], tmp_path)
     moco = small_config(MOCO)
     _check_same_structure(_state(moco, wavelength_nm=CENTERS), moco, "prisma", CENTERS[2:], tmp_path)

@@ -2,65 +2,24 @@
 
 import math
 import random
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processes import REPOSITORY
+from support.shipped_configs import CONFIGS, edited, keys_of, overrides_of, schema_of, values_of
 
-from finetune.config import FinetuneConfig
 from finetune.tasks import Task, parse_task
 from launch.command import read_command
-from pretrain.config import PretrainConfig
 from shards.config import ConfigModel, check_config, load_config
 from shards.errors import ConfigError
 
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+pytestmark = pytest.mark.usefixtures("variables")
+
 TASKS = sorted((REPOSITORY / "finetune/tasks").glob("*.yaml"))
-MISSING_IN_BASE = ["run.dir=runs/x", "data.shards=shards", "train.steps=10"]
-VARIABLES = ("SPECTRALEARTH_SHARDS", "SPECTRAL_EARTH", "SPECTRAL_EARTH_SPLITS", "ENMAP_POTSDAM", "ENCODER")
 NUMBERS = [-1, -0.5, 0, 10**30, -(10**30), 1e300, math.nan, math.inf, -math.inf]
 OTHERS = ["word", "", "$NO_SUCH/x", "1e-4", None, True, [], [1, "x"], ["a", "a"], {}, {"a": {"b": 1}}]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def variables() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in VARIABLES:
-            patch.setenv(name, "/data/x")
-        yield
-
-
-def schema_of(path: Path) -> type[ConfigModel]:
-    return FinetuneConfig if "finetune" in path.parts else PretrainConfig
-
-
-def overrides_of(path: Path) -> list[str]:
-    return MISSING_IN_BASE if path.name == "base.yaml" and "finetune" not in path.parts else []
-
-
-@cache
-def values_of(path: Path) -> dict[str, Any]:
-    return load_config(path, overrides_of(path), schema_of(path)).model_dump()
-
-
-def keys_of(values: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key, value in values.items():
-        yield (*prefix, key)
-        if isinstance(value, dict):
-            yield from keys_of(value, (*prefix, key))
-
-
-def edited(values: dict[str, Any], key: tuple[str, ...], name: str, value: Any) -> dict[str, Any]:
-    """A copy with another name or value at a key."""
-    head, *rest = key
-    if rest:
-        return values | {head: edited(values[head], tuple(rest), name, value)}
-    return {(name if one == head else one): (value if one == head else old) for one, old in values.items()}
 
 
 def misspelled(name: str, rng: random.Random) -> str:

@@ -70,7 +70,7 @@ def test_a_minimal_run_has_its_defaults(load):
         (["engine.zero_stage=4"], ["engine.zero_stage", "got 4"]),
         (["model.name=spec_vit_gg"], ["model.name", "'spec_vit_gg'"]),
         (["objective.mask_ratio=1"], ["objective.mask_ratio", "less than 1"]),
-        (["objective.name=simclr"], ["key 'objective.name': 'simclr' is none of 'mae', 'moco', 'dino'"]),
+        (["objective.name=simclr"], ["key 'objective.name': 'simclr' is not one of 'mae', 'moco', 'dino'"]),
         (["objective.name=moco", "train.global_batch=192"], ["objective.queue 32768", "train.global_batch 192"]),
         (["objective.name=moco", "train.micro_batch=8"], ["train.micro_batch 8", "two of model.bn_group 8"]),
         (["model.name=spec_resnet50"], ["objective mae needs a ViT", "spec_resnet50"]),

@@ -106,7 +106,7 @@ def test_two_dates_of_a_location_are_a_pair_and_a_lone_one_is_read_once(packed, 
         pairs = plan.pairs(batch.samples)
         assert batch.rows.shape == (8, 2)
         assert len(batch.tiles) == len(np.unique(pairs)) < 16
-        for pair, rows, place in zip(pairs, batch.rows.tolist(), batch.places.tolist(), strict=True):
+        for pair, rows, place in zip(pairs, batch.rows.tolist(), batch.location_ids.tolist(), strict=True):
             keys = [reader.key(row) for row in pair]
             for key, row in zip(keys, rows, strict=True):
                 np.testing.assert_array_equal(batch.tiles[row].numpy(), packed[1][key])

@@ -136,7 +136,7 @@ def test_other_labels_can_be_ignored(labeled, contrast):
     cells = probe._cells("val", *contrast, lambda: False)
     assert cells.labels.tolist() == [2] * 2 * len(probe.splits["val"])
     probe = EncoderProbe(_config(labeled / "shards", ignore=[0, 1, 2]), 202)
-    with pytest.raises(ConfigError, match=r"key 'probe.ignore': no cell of 'train' has another label"):
+    with pytest.raises(ConfigError, match=r"key 'probe.ignore': no cell of 'train' has any other label"):
         probe.scores(*contrast)
 
 
@@ -149,7 +149,9 @@ def test_cells_without_a_label_do_not_count(tmp_path, contrast):
 def test_negative_labels_are_refused_unless_ignored(tmp_path, contrast):
     folder = _pack_labeled(tmp_path, first=-1)
     probe = EncoderProbe(_config(folder / "shards"), 202)
-    with pytest.raises(ConfigError, match=r"key 'probe.ignore': label -1 of 'train' is negative: ignore it"):
+    with pytest.raises(
+        ConfigError, match=r"key 'probe.ignore': label -1 of 'train' is negative: add it to probe\.ignore"
+    ):
         probe.scores(*contrast)
     probe = EncoderProbe(_config(folder / "shards", ignore=[0, -1]), 202)
     assert probe.scores(*contrast) == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
@@ -173,7 +175,9 @@ def test_a_damaged_tile_or_label_is_replaced_together_with_the_other(labeled, co
 
 
 def test_shards_that_do_not_fit_are_refused(labeled, tmp_path):
-    with pytest.raises(ConfigError, match=r"key 'probe.shards': tiles of \(202, 12, 12\); the run takes 80 bands"):
+    with pytest.raises(
+        ConfigError, match=r"key 'probe.shards': tiles have shape \(202, 12, 12\), but the run takes 80 bands"
+    ):
         EncoderProbe(_config(labeled / "shards"), 80)
     with pytest.raises(ConfigError, match="16 px"):
         EncoderProbe(

@@ -133,7 +133,7 @@ def test_a_logger_that_fails_is_one_line_and_the_others_go_on(tmp_path: Path, mo
         loggers.record(step, {"loss": 1.0})
     loggers.close()
     told = capsys.readouterr().err
-    assert told == "warning: logger failing: not written: RuntimeError: no such host; the run goes on without it\n"
+    assert told == "warning: logger failing: not written: RuntimeError: no such host; the run continues without it\n"
     assert Failing.calls == 1  # then left alone for a while: a server that doesn't answer costs seconds a call
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 

@@ -4,20 +4,14 @@ import math
 
 import pytest
 import torch
+from support.small_networks import small_autoencoder
 
 from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
-from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
-
-
-def _model(decoder_width: int = 16) -> MaskedAutoencoder:
-    encoder = SpecViT(8, 4, width=16, depth=2, heads=2, mlp_hidden=32, bn_group=2)
-    return MaskedAutoencoder(encoder, 80, 0.5, True, decoder_width=decoder_width, decoder_heads=2)
 
 
 def test_initialize_fills_every_parameter():
-    model = _model()
+    model = small_autoencoder()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
@@ -27,7 +21,7 @@ def test_initialize_fills_every_parameter():
 
 
 def test_initial_weights_depend_on_the_seed_and_the_name_alone():
-    one, other = _model(), _model(decoder_width=32)
+    one, other = small_autoencoder(), small_autoencoder(decoder_width=32)
     torch.manual_seed(123)
     initialize(one, "run", 1)
     torch.manual_seed(456)
@@ -38,7 +32,7 @@ def test_initial_weights_depend_on_the_seed_and_the_name_alone():
 
 
 def test_initialize_leaves_torchs_own_generator():
-    model = _model()
+    model = small_autoencoder()
     before = torch.get_rng_state()
     initialize(model, "run", 1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -46,7 +40,7 @@ def test_initialize_leaves_torchs_own_generator():
 
 @pytest.mark.parametrize(("name", "seed"), [("run", 2), ("other", 1)])
 def test_another_seed_or_name_gives_other_weights(name, seed):
-    one, other = _model(), _model()
+    one, other = small_autoencoder(), small_autoencoder()
     initialize(one, "run", 1)
     initialize(other, name, seed)
     for (label, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
@@ -55,14 +49,14 @@ def test_another_seed_or_name_gives_other_weights(name, seed):
 
 
 def test_layers_of_one_shape_get_different_weights():
-    model = _model()
+    model = small_autoencoder()
     initialize(model, "run", 1)
     first, second = (model.encoder.vit_core.blocks[block].mlp.fc1.weight for block in (0, 1))
     assert not torch.equal(first, second)
 
 
 def test_norms_begin_at_one_and_biases_at_zero():
-    model = _model()
+    model = small_autoencoder()
     initialize(model, "run", 1)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:

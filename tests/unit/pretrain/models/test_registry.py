@@ -73,12 +73,12 @@ def test_no_stem_hands_the_bands_to_the_trunk():
     images = torch.randn(2, BANDS, 8, 8)
     assert torch.equal(encoder(images), plain(images))
     assert encoder.training_flops(BANDS, 8)["patch_embed"] == plain.training_flops(BANDS, 8)["patch_embed"]
-    with pytest.raises(ValueError, match="vit_tiny takes the bands themselves, not a stem 'pair_means'"):
+    with pytest.raises(ValueError, match="vit_tiny takes the bands directly, without a stem 'pair_means'"):
         build_encoder("vit_tiny", 8, 4, bands=BANDS, stem={"name": "pair_means"})
 
 
 def test_fewer_bands_than_a_stem_takes_are_refused():
-    with pytest.raises(ValueError, match="spec_vit_tiny takes 4 bands or more, not 3"):
+    with pytest.raises(ValueError, match="spec_vit_tiny needs at least 4 bands, not 3"):
         build_encoder("spec_vit_tiny", 8, 4, bands=3, stem={"name": "pair_means", "size": 4})
 
 

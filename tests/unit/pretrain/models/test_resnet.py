@@ -72,5 +72,5 @@ def test_intermediate_layers(name, side):
             assert torch.equal(one, maps[number].flatten(2).transpose(1, 2))
     with pytest.raises(ValueError, match="no class token"):
         encoder.get_intermediate_layers(images, return_prefix_tokens=True)
-    with pytest.raises(ValueError, match="layer 4 was asked for; this encoder has layers 0 to 3"):
+    with pytest.raises(ValueError, match="layer 4 was requested, but this encoder has layers 0 to 3"):
         encoder.get_intermediate_layers(images, n=[4])

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from support.small_networks import drawn, small_autoencoder
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,17 +20,6 @@ from pretrain.models.registry import build_encoder
 from pretrain.models.resnet import Bottleneck
 from pretrain.models.transformer import Block
 from pretrain.models.unit import set_activation_checkpointing
-from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
-
-
-def _model(decoder_width: int = 16) -> MaskedAutoencoder:
-    encoder = SpecViT(8, 4, width=16, depth=2, heads=2, mlp_hidden=32, bn_group=2)
-    return MaskedAutoencoder(encoder, 80, 0.5, True, decoder_width=decoder_width, decoder_heads=2)
-
-
-def _normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", ["spec_vit_tiny", "spec_resnet50"])
@@ -43,7 +33,7 @@ def test_recomputed_activations_give_the_same_gradients_and_count_once(name):
         for part in encoder.modules():
             if isinstance(part, Block | Bottleneck | SpectralConv):
                 part.register_forward_pre_hook(lambda module, inputs, calls=calls: calls.append(type(module).__name__))
-        features = encoder.train()(_normal(4, 80, 8, 8))
+        features = encoder.train()(drawn(4, 80, 8, 8))
         forward = len(calls)
         features.square().sum().backward()
         blocks = [call for call in calls[:forward] if call != "SpectralConv"]
@@ -65,7 +55,7 @@ def test_selective_recomputation_keeps_less_and_multiplies_nothing_twice():
     for policy in ("none", "selective", "blocks"):
         block = Block(32, 2, 128, "sdpa")
         initialize(block, "test", 0)
-        x = _normal(2, 64, 32).requires_grad_()
+        x = drawn(2, 64, 32).requires_grad_()
         with _LiveBytes() as live:
             out = checkpointed(block, policy, x, None)
         kept[policy] = live.held()
@@ -82,7 +72,7 @@ def test_compiled_functions_give_the_same_losses_and_gradients():
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     found = []
     for compiled in (False, True):
-        model = _model()
+        model = small_autoencoder()
         initialize(model, "test", 0)
         names = list(model.state_dict())
         if compiled:
@@ -90,7 +80,7 @@ def test_compiled_functions_give_the_same_losses_and_gradients():
         assert list(model.state_dict()) == names
         noise = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
         with compiling(compiled):
-            losses = model.train()(_normal(4, 80, 8, 8), noise)[0]
+            losses = model.train()(drawn(4, 80, 8, 8), noise)[0]
         losses.mean().backward()
         found.append((losses.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)

@@ -4,19 +4,14 @@ import re
 
 import pytest
 import torch
+from support.small_networks import drawn
 
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
 from pretrain.models.patches import resize_positions, sincos_positions
 from pretrain.models.registry import ENCODERS, build_encoder
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
 from shards.errors import ConfigError
-
-
-def _model(decoder_width: int = 16) -> MaskedAutoencoder:
-    encoder = SpecViT(8, 4, width=16, depth=2, heads=2, mlp_hidden=32, bn_group=2)
-    return MaskedAutoencoder(encoder, 80, 0.5, True, decoder_width=decoder_width, decoder_heads=2)
 
 
 def test_tokens_depend_on_where_a_patch_lies():
@@ -91,15 +86,11 @@ def _drawn(name: str = "spec_vit_tiny", size: int = 16, patch: int = 4, bands: i
     return encoder.eval()
 
 
-def _normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("name", ["spec_vit_tiny", "vit_tiny"])
 @torch.no_grad()
 def test_packed_crops_are_the_crops_alone(name):
     encoder = _drawn(name)
-    crops = [_normal(3, 100, 16, 16), _normal(4, 100, 8, 8), _normal(2, 100, 12, 12)]
+    crops = [drawn(3, 100, 16, 16), drawn(4, 100, 8, 8), drawn(2, 100, 12, 12)]
     packed = encoder(crops)
     assert packed.shape == (9, 192)
     torch.testing.assert_close(packed, torch.cat([encoder(crop) for crop in crops]), rtol=1e-5, atol=1e-5)
@@ -129,7 +120,7 @@ def test_each_place_of_a_map_tells_of_its_own_patch(name, patch, bands):
     """Blocks that add nothing leave each patch to itself, in an image that isn't square."""
     encoder = _drawn(name, 4 * patch, patch, bands)
     assert encoder.stride == patch
-    images = _normal(1, bands, 2 * patch, 3 * patch)
+    images = drawn(1, bands, 2 * patch, 3 * patch)
     changed = images.clone()
     changed[:, :, -1, -patch - 1] += 1.0  # the last pixel of row 1, column 1
     assert not torch.equal(encoder(changed), encoder(images))
@@ -139,7 +130,7 @@ def test_each_place_of_a_map_tells_of_its_own_patch(name, patch, bands):
             layer.bias.zero_()
     moved = (encoder.dense_features(changed) != encoder.dense_features(images)).any(1)
     assert moved.tolist() == [[[False, False, False], [False, True, False]]]
-    encoder.core.pos_embed[0, 1:] = _normal(4, 192).repeat_interleave(4, 0)  # each row its own
+    encoder.core.pos_embed[0, 1:] = drawn(4, 192).repeat_interleave(4, 0)  # each row its own
     even = encoder.dense_features(torch.zeros_like(images))
     assert torch.allclose(even, even[..., :1], atol=1e-5)
     assert not torch.allclose(even[:, :, 0], even[:, :, 1], atol=0.1)
@@ -147,14 +138,14 @@ def test_each_place_of_a_map_tells_of_its_own_patch(name, patch, bands):
 
 @torch.no_grad()
 def test_an_image_that_patches_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="10 x 16 px do not divide into patches of 4 px"):
-        _drawn()(_normal(1, 100, 10, 16))
+    with pytest.raises(ValueError, match="10 x 16 px can't be divided into patches of 4 px"):
+        _drawn()(drawn(1, 100, 10, 16))
 
 
 @pytest.mark.parametrize("name", ["spec_vit_tiny", "vit_tiny"])
 @torch.no_grad()
 def test_intermediate_layers(name):
-    encoder, images = _drawn(name), _normal(2, 100, 16, 16)
+    encoder, images = _drawn(name), drawn(2, 100, 16, 16)
     ((last, cls),) = encoder.get_intermediate_layers(images, return_prefix_tokens=True, norm=True)
     torch.testing.assert_close(cls[:, 0], encoder(images))
     (shaped,) = encoder.get_intermediate_layers(images, reshape=True, norm=True)
@@ -169,10 +160,10 @@ def test_intermediate_layers(name):
         for (patches, cls), number in zip(layers, numbers, strict=True):
             assert torch.equal(torch.cat([cls, patches], 1), outputs[number])
     for wrong in (0, 13):
-        with pytest.raises(ValueError, match=f"the last {wrong} layers were asked for; this encoder has 12"):
+        with pytest.raises(ValueError, match=f"the last {wrong} layers were requested, but this encoder has 12"):
             encoder.get_intermediate_layers(images, n=wrong)
     for wrong in (12, -13):
-        with pytest.raises(ValueError, match=f"layer {wrong} was asked for; this encoder has layers 0 to 11"):
+        with pytest.raises(ValueError, match=f"layer {wrong} was requested, but this encoder has layers 0 to 11"):
             encoder.get_intermediate_layers(images, n=[0, wrong])
 
 
@@ -183,7 +174,7 @@ def test_every_encoder_gives_vectors_and_maps_and_trains(name, stride):
         for parameter in encoder.parameters():  # fresh residual blocks of a ResNet add nothing: no gradient inside
             if parameter.dim() == 1:
                 parameter.fill_(0.5)
-    images = _normal(2, 100, 32, 32)
+    images = drawn(2, 100, 32, 32)
     maps = encoder.dense_features(images)
     assert encoder.stride == stride
     assert maps.shape == (2, encoder.feature_dim, 32 // stride, 32 // stride)

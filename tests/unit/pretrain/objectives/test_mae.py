@@ -171,7 +171,7 @@ def test_a_mask_that_hides_every_patch_is_refused_before_a_run(image_size, ratio
     if fits:
         PretrainConfig.model_validate(values)
     else:
-        with pytest.raises(ValidationError, match=r"mask_ratio 0.9 leaves none of 4 patches visible"):
+        with pytest.raises(ValidationError, match=r"mask_ratio 0.9 leaves none of the 4 patches visible"):
             PretrainConfig.model_validate(values)
 
 

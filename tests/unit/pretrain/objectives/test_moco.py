@@ -82,7 +82,7 @@ def test_all_keys_of_a_step_enter_the_queue_in_order_and_wrap(moco):
         objective.after_step(engine, step)
         assert objective._keys == []
     assert torch.equal(engine.module.queue, torch.cat([keys[3], keys[1], keys[2]]))
-    places = [tile_batch(4 * step).places for step in (3, 1, 2)]
+    places = [tile_batch(4 * step).location_ids for step in (3, 1, 2)]
     assert torch.equal(engine.module.queue_places, torch.cat(places))
 
 

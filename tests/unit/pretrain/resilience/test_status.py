@@ -56,13 +56,15 @@ def test_a_running_a_suspended_and_a_killed_process_are_told_apart(tmp_path: Pat
         process.send_signal(signal.SIGSTOP)
         while run_state(tmp_path).condition == "running":
             time.sleep(0.02)
-        assert str(run_state(tmp_path)).startswith("suspended by a signal (kill -CONT ")
+        assert str(run_state(tmp_path)).startswith("suspended by a signal (resume it with kill -CONT ")
         with pytest.raises(ConfigError, match="suspended by a signal"):
             RunFolder(tmp_path, patience=0.3)
     finally:
         process.kill()
         process.wait()
-    assert str(run_state(tmp_path)).startswith(f"dead: its process {process.pid} is gone on this host, step 7 of 100")
+    assert str(run_state(tmp_path)).startswith(
+        f"dead: its process {process.pid} no longer runs on this host, step 7 of 100"
+    )
     again = RunFolder(tmp_path)
     assert (again.record.step, again.record.pid, run_state(tmp_path).condition) == (7, os.getpid(), "running")
 
@@ -76,7 +78,7 @@ def test_on_another_host_the_lock_s_heartbeat_decides(tmp_path: Path) -> None:
     os.utime(tmp_path / LOCK_FILE, (time.time() - 300,) * 2)
     state = run_state(tmp_path)
     assert state.condition == "silent"
-    assert str(state).startswith("silent: not heard of for 5 min 0") and "on n03" in str(state)
+    assert str(state).startswith("silent: no sign of life for 5 min 0") and "on n03" in str(state)
     folder.release()
 
 
@@ -120,7 +122,7 @@ def test_a_run_whose_folder_was_taken_over_writes_nothing_more_there(tmp_path: P
     second.write_status("running", 5, 10)
     first.write_status("running", 9, 10)
     first.end("failed", "lost")
-    with pytest.raises(RunTaken, match="took the folder over while this one stood still"):
+    with pytest.raises(RunTaken, match="took over the folder while this one was suspended"):
         first.check_held()
     deadline = time.monotonic() + 20
     while not first.is_lost:

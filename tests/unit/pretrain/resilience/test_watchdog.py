@@ -127,6 +127,6 @@ def test_workers_of_deepspeed_notice_that_its_command_is_gone(tmp_path: Path):
         time.sleep(0.05)
     command.kill()
     command.wait()
-    while "the deepspeed command is gone" not in out.read_text():
+    while "the deepspeed command has ended" not in out.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.commands import refused
 from support.foreign_checkpoints import dino, lightning, mae, with_head
 from support.small_encoder import small_encoder
 
@@ -31,14 +32,6 @@ def _statistics(folder, bands=202):
     np.save(folder / "mu.npy", np.linspace(800, 3000, bands))
     np.save(folder / "sigma.npy", np.full(bands, 700.0, np.float32))
     return folder
-
-
-def _refused(capsys, *arguments) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def _equal(one, other):
@@ -113,7 +106,7 @@ def test_the_options_of_reading_reach_it(published, tmp_path, capsys):
 def test_what_is_there_stays_unless_told(published, tmp_path, capsys):
     dest = tmp_path / "encoder.safetensors"
     dest.write_text("precious")
-    assert "choose another name, or add --overwrite" in _refused(capsys, published[0], dest)
+    assert "choose another name, or add --overwrite" in refused(main, capsys, published[0], dest)
     assert dest.read_text() == "precious"
     assert main([str(published[0]), str(dest), "--overwrite"]) == 0
     assert main([str(dest), str(dest), "--overwrite"]) == 0  # onto itself
@@ -128,19 +121,19 @@ def _counted(weights):
 def test_misuse_is_one_line(published, tmp_path, capsys):
     path, dest = published[0], tmp_path / "dest"
     few = _statistics(tmp_path / "few", bands=150)
-    assert "no such encoder file" in _refused(capsys, tmp_path / "none.pth", dest)
-    assert "unknown sensor 'prisma'" in _refused(capsys, path, dest, "--sensor", "prisma")
-    assert "missing or no array" in _refused(capsys, path, dest, "--statistics", tmp_path)
-    assert "(150,) where (202,) finite numbers" in _refused(capsys, path, dest, "--statistics", few)
-    assert "a flat file holds weights alone" in _refused(capsys, path, dest, "--to", "flat", "--statistics", few)
-    assert "weights of another model" in _refused(capsys, path, dest, "--architecture", "spec_vit_small")
-    assert "does not divide image size 10" in _refused(capsys, path, dest, "--image-size", "10")
+    assert "no such encoder file" in refused(main, capsys, tmp_path / "none.pth", dest)
+    assert "unknown sensor 'prisma'" in refused(main, capsys, path, dest, "--sensor", "prisma")
+    assert "missing or not an array" in refused(main, capsys, path, dest, "--statistics", tmp_path)
+    assert "shape (150,), but (202,) finite numbers" in refused(main, capsys, path, dest, "--statistics", few)
+    assert "a flat file holds only weights" in refused(main, capsys, path, dest, "--to", "flat", "--statistics", few)
+    assert "weights of another model" in refused(main, capsys, path, dest, "--architecture", "spec_vit_small")
+    assert "does not divide image size 10" in refused(main, capsys, path, dest, "--image-size", "10")
     np.save(few / "mu.npy", np.ones(202))
     np.save(few / "sigma.npy", np.zeros(202))
-    assert "a standard deviation of 0 or less" in _refused(capsys, path, dest, "--statistics", few)
+    assert "a standard deviation is 0 or less" in refused(main, capsys, path, dest, "--statistics", few)
     weights = build_encoder("vit_tiny", 8, bands=12).state_dict()
     save_file(weights, tmp_path / "plain.safetensors")
-    assert "enmap' has 202 bands" in _refused(capsys, tmp_path / "plain.safetensors", dest, "--sensor", "enmap")
+    assert "enmap' has 202 bands" in refused(main, capsys, tmp_path / "plain.safetensors", dest, "--sensor", "enmap")
     assert not dest.exists()
 
 

@@ -83,7 +83,7 @@ def test_a_truncated_file_is_refused(exported, tmp_path, share):
     data = exported[0].read_bytes()
     path = tmp_path / "cut.safetensors"
     path.write_bytes(data[: int(share * len(data))])
-    assert "not a whole safetensors file" in _error(path)
+    assert "not a complete safetensors file" in _error(path)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -137,7 +137,7 @@ def test_weights_of_another_shape_are_counted_and_named(exported, tmp_path):
     path = tmp_path / "other.safetensors"
     save_encoder(path, exported[1].state_dict(), small_description(image_size=16))
     text = _error(path)
-    assert "170 of 171 match, 1 of another shape" in text
+    assert "170 of the 171 weights of" in text and "match, 1 of a different shape" in text
     assert "vit_core.pos_embed: (1, 5, 192) instead of (1, 17, 192)" in text
 
 
@@ -149,7 +149,7 @@ def test_missing_and_unexpected_weights_are_counted_and_named(exported, tmp_path
     path = tmp_path / "other.safetensors"
     save_encoder(path, weights, small_description())
     text = _error(path)
-    assert "169 of 171 match" in text
+    assert "169 of the 171 weights of" in text
     assert "2 missing (e.g. vit_core.cls_token), 1 unexpected (e.g. vit_core.pool.weight)" in text
 
 

@@ -13,7 +13,7 @@ from support.small_encoder import small_description, small_encoder
 from torch import Tensor, nn
 
 from finetune.encoders import features as feature_file
-from finetune.encoders.features import FeaturesError, KeptFeatures
+from finetune.encoders.features import CachedFeatures, FeaturesError
 from finetune.encoders.model_file import InputDescription, TaskModel, load_task_model, save_task_model
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.parts import Part
@@ -148,7 +148,7 @@ def test_a_result_whose_test_scores_are_not_finite_is_an_error() -> None:
 
 
 class Array:
-    """What KeptFeatures needs of a Zarr array, float16 (N, V, D)."""
+    """What CachedFeatures needs of a Zarr array, float16 (N, V, D)."""
 
     def __init__(self, values: Tensor) -> None:
         self.values, self.shape = values.numpy(), tuple(values.shape)
@@ -159,8 +159,8 @@ class Array:
 
 def test_features_that_are_not_finite_are_not_trained_on(tmp_path: Path) -> None:
     values = torch.ones(4, 1, 3)
-    KeptFeatures(Array(values.half()), torch.device("cpu"), in_memory=True)
+    CachedFeatures(Array(values.half()), torch.device("cpu"), in_memory=True)
     values[2, 0, 1] = 1e5  # above what float16 holds
-    with pytest.raises(FeaturesError, match="features that are NaN or infinite"):
-        KeptFeatures(Array(values.half()), torch.device("cpu"), in_memory=True)
+    with pytest.raises(FeaturesError, match="features are NaN or infinite"):
+        CachedFeatures(Array(values.half()), torch.device("cpu"), in_memory=True)
     assert feature_file._require_finite(values) is values

@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_refused(vit, tmp_path, name, how):
         file.write_bytes(data[:-2] if how == "cut" else b"x" + data[1:])
     text = loading_error(tmp_path)
     assert str(file) in text
-    assert "take another checkpoint of the run" in text
+    assert "use another checkpoint of the run" in text
 
 
 def test_a_state_of_something_else_is_refused(vit, tmp_path):

@@ -152,7 +152,7 @@ def test_weights_under_other_names_are_found(hub, exported):
     ("location", "says"),
     [
         ("hf://lab", "no repository of the Hugging Face Hub; give hf://ORGANIZATION/NAME"),
-        ("hf://lab/none", "no such repository; check its name, or log in where it is private (hf auth login)"),
+        ("hf://lab/none", "no such repository; check its name, or log in if it is private (hf auth login)"),
         ("hf://lab/none/encoder.safetensors", "no such repository; check its name"),
         (f"hf://{REPOSITORY}@v2", "no such revision of the repository; check what follows the @"),
         (f"hf://{REPOSITORY}/none.pth", "no such file; check the URL"),
@@ -168,12 +168,12 @@ def test_what_the_hub_lacks_is_one_line(hub, cache, location, says):
 
 def test_a_repository_without_an_encoder_says_what_it_needs(hub):
     (hub.folder / "encoder.safetensors").unlink()
-    assert "the repository has none of encoder.safetensors, model.safetensors" in _error(f"hf://{REPOSITORY}")
+    assert "the repository contains none of encoder.safetensors, model.safetensors" in _error(f"hf://{REPOSITORY}")
 
 
 def test_a_gated_repository_says_where_to_ask(hub):
     hub.refusal = "GatedRepo"
-    assert "the repository is gated; ask for access on its page" in _error(f"hf://{REPOSITORY}")
+    assert "the repository is gated; request access on its page" in _error(f"hf://{REPOSITORY}")
 
 
 def test_no_network_is_one_line(monkeypatch):

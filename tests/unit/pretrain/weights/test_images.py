@@ -10,11 +10,6 @@ from pretrain.weights.pretrained import PretrainedEncoder
 from shards.sensors.sensor import NODATA
 
 
-@pytest.fixture(scope="module")
-def encoder() -> PretrainedEncoder:
-    return PretrainedEncoder(small_encoder(), small_description())
-
-
 def _tiles(count: int = 2) -> np.ndarray:
     return np.random.default_rng(0).integers(-50, 3000, (count, BANDS, SIZE, SIZE), dtype=np.int16)
 
@@ -139,8 +134,8 @@ REFUSED = {
     "nothing": (lambda: None, "type object"),
     "a complex tensor": (lambda: torch.zeros(1, BANDS, SIZE, SIZE, dtype=torch.complex64), "type torch.complex64"),
     "a sparse tensor": (lambda: torch.from_numpy(_tiles()).to_sparse(), "give digital numbers"),
-    "ragged lists": (lambda: [[1, 2], [3]], "no array of numbers"),
-    "tensors of two sizes": (lambda: [torch.zeros(1), torch.zeros(2)], "no array of numbers"),
+    "ragged lists": (lambda: [[1, 2], [3]], "not an array of numbers"),
+    "tensors of two sizes": (lambda: [torch.zeros(1), torch.zeros(2)], "not an array of numbers"),
     "no list": (lambda: [], "shape (0,)"),
     "a plane": (lambda: _tiles()[0, 0], "give (B, bands, height, width)"),
     "a scalar": (lambda: 5, "give (B, bands, height, width)"),
@@ -193,7 +188,7 @@ def test_no_images_have_no_features(encoder):
     assert encoder.encode(none).shape == (0, 192)
     assert encoder.features(none).shape == (0, 192, 2, 4)
     assert encoder(none).shape == (0, 192)
-    with pytest.raises(WeightsError, match="none are given"):
+    with pytest.raises(WeightsError, match="empty; give at least one"):
         encoder.get_intermediate_layers(none)
 
 
@@ -214,9 +209,9 @@ def _changed(band: int, value: float):
         (_changed(57, np.nan), "nan for band 57"),
         (_changed(57, np.inf), "inf for band 57"),
         (_changed(57, -1.0), "-1 for band 57"),
-        (_changed(4, 400.25), "bands 0 and 4 .from 0. both lie at 400.25 nm"),
+        (_changed(4, 400.25), "bands 0 and 4 .from 0. are both at 400.25 nm"),
         (lambda nm: nm[:-1], "79 wavelengths were given"),
-        (lambda nm: nm[None], "of shape"),
+        (lambda nm: nm[None], "shape .1, 80.: give one number per band"),
         (lambda nm: ["blue"] * BANDS, "not a number for each band"),
         (lambda nm: np.ma.masked_less(nm, 401), "nan for band 0"),
         (lambda nm: nm + 500, "spectralforge.resample"),

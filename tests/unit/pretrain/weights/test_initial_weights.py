@@ -101,7 +101,7 @@ def test_our_checkpoint_of_the_same_objective_gives_its_heads_too(tmp_path, name
     begun = _begin(tmp_path / "run", name, bands).module
     assert _same(begun.encoder, weights)
     assert _same(begun.get_submodule(part), trained.get_submodule(part).state_dict())
-    assert f"{part}: taken from the file, too" in capsys.readouterr().out
+    assert f"{part}: also taken from the file" in capsys.readouterr().out
     other = "moco" if name == "mae" else "mae"
     _begin(tmp_path / "run", other, bands)
     assert "taken from the file" not in capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_positions_are_interpolated_to_the_image_size_of_the_run(exported, capsy
         ({"name": "spec_vit_small"}, "model.name is spec_vit_tiny there, spec_vit_small in this run; set model.name="),
         ({"patch_size": 2}, "model.patch_size is 4 there, 2 in this run; set model.patch_size=4"),
         ({"name": "vit_tiny"}, "model.name is spec_vit_tiny there"),
-        ({"manifest": _manifest(78)}, "enmap, 80 bands from 400.2 to 913.8 nm, and data.shards has enmap, 78 bands"),
+        ({"manifest": _manifest(78)}, "enmap, 80 bands from 400.2 to 913.8 nm, but data.shards has enmap, 78 bands"),
         ({"manifest": _manifest(shift=3.0)}, "enmap, 80 bands from 403.2 to 916.8 nm: other bands"),
         ({"manifest": _manifest(sensor="prisma", shift=3.0)}, "data.shards has prisma"),
     ],
@@ -150,7 +150,7 @@ def test_other_bands_can_be_accepted_where_the_encoder_takes_any_number(exported
     plain = build_encoder("vit_tiny", 8, bands=BANDS)
     initialize(plain, "test", 1)
     save_file(plain.state_dict(), tmp_path / "plain.safetensors")
-    with pytest.raises(ConfigError, match="takes its own bands alone"):
+    with pytest.raises(ConfigError, match="takes only its own bands"):
         _begin(tmp_path / "plain.safetensors", "dino", manifest, accept=("init",), name="vit_tiny")
 
 

@@ -3,21 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from support.small_encoder import BANDS, SIZE, small_description, small_encoder
+from support.small_encoder import BANDS, SIZE
 from support.tiles import write_archive
 from torch.utils.data import DataLoader, Dataset
 
 import spectralforge
 from pretrain.weights.description import WeightsError
-from pretrain.weights.pretrained import PretrainedEncoder
 from shards.errors import ConfigError
 from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import NODATA
-
-
-@pytest.fixture(scope="module")
-def encoder() -> PretrainedEncoder:
-    return PretrainedEncoder(small_encoder(), small_description())
 
 
 def _tiles(count: int = 3) -> np.ndarray:
@@ -41,8 +35,8 @@ def test_a_missing_band_is_named(encoder):
 @pytest.mark.parametrize(
     ("shape", "wavelengths", "says"),
     [
-        ((1, BANDS + 1, SIZE, SIZE), None, "name theirs with wavelengths_nm"),
-        ((1, BANDS, SIZE, SIZE), [400.0], "give one for each band"),
+        ((1, BANDS + 1, SIZE, SIZE), None, "describe them with wavelengths_nm"),
+        ((1, BANDS, SIZE, SIZE), [400.0], "give one per band"),
         ((1, BANDS, SIZE, SIZE + 3), None, "takes multiples of 4 px"),
         ((BANDS, SIZE), None, "give .B, bands, height, width."),
     ],

@@ -25,16 +25,17 @@ def test_missing_extra_and_misshapen_weights_are_refused(vit, tmp_path, prefix):
     weights["vit_core.blocks.3.gamma"] = torch.ones(192)
     weights["vit_core.norm.weight"] = torch.ones(191)
     text = loading_error(save_torch(tmp_path, prefixed(prefix, weights)))
-    assert "169 of 171 match" in text
+    assert "169 of the 171 weights of" in text
     assert "1 missing (e.g. vit_core.blocks.3.norm1.bias)" in text
     assert "1 unexpected (e.g. vit_core.blocks.3.gamma)" in text
-    assert "1 of another shape (e.g. vit_core.norm.weight: (191,) instead of (192,))" in text
+    assert "1 of a different shape (e.g. vit_core.norm.weight: (191,) instead of (192,))" in text
 
 
 @pytest.mark.parametrize("name", ["vit_core.pos_embed", "vit_core.patch_embed.proj.weight", "vit_core.cls_token"])
 def test_a_weight_that_tells_the_architecture_is_missed_too(vit, tmp_path, name):
     weights = {key: tensor for key, tensor in drawn_weights(size=128).items() if key != name}
-    assert f"170 of 171 match, 1 missing (e.g. {name})" in loading_error(save_torch(tmp_path, weights))
+    text = loading_error(save_torch(tmp_path, weights))
+    assert "170 of the 171 weights of" in text and f"match, 1 missing (e.g. {name})" in text
 
 
 def test_an_unknown_name_in_a_flat_file_is_refused(vit, tmp_path):
@@ -56,7 +57,7 @@ def test_copies_that_differ_are_refused(vit, tmp_path, name):
     state[name] = state[name] + 1
     text = loading_error(save_torch(tmp_path, lightning(state)))
     assert name in text
-    assert "should be one weight and differ" in text
+    assert "should be the same weight but differ" in text
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -66,7 +67,7 @@ def test_a_truncated_torch_file_is_refused(vit, tmp_path, zipped, share):
     torch.save(vit, path, _use_new_zipfile_serialization=zipped)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    assert "not a whole torch file" in loading_error(path)
+    assert "not a complete torch file" in loading_error(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89HDF\r\n\x1a\n" + bytes(100)])

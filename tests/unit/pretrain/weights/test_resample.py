@@ -5,19 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.small_encoder import BANDS, SIZE, small_description, small_encoder
+from support.small_encoder import BANDS, SIZE, small_description
 
 import spectralforge
 from pretrain.weights.description import WeightsError
-from pretrain.weights.pretrained import PretrainedEncoder
 from shards.sensors.sensor import NODATA, get_sensor
 
 NM = np.arange(395.0, 925.0, 5.0)
-
-
-@pytest.fixture(scope="module")
-def encoder() -> PretrainedEncoder:
-    return PretrainedEncoder(small_encoder(), small_description())
 
 
 def _line(nm: np.ndarray, size: int = SIZE) -> np.ndarray:
@@ -107,7 +101,7 @@ def test_a_registered_sensor_is_a_target_too():
     [
         (_line(NM), NM[:-1], None, "105 wavelengths were given"),
         (_line(NM), np.where(NM == 500, np.nan, NM), None, "nan for band 21"),
-        (_line(NM), np.where(NM == 500, 495, NM), None, "both lie at 495 nm"),
+        (_line(NM), np.where(NM == 500, 495, NM), None, "are both at 495 nm"),
         (_line(NM), NM, [5.0], "1 widths for 106 wavelengths"),
         (_line(NM), NM, [-5.0] * len(NM), "fwhm_nm: -5 for band 0"),
         (_line(NM).transpose(1, 2, 0), NM, None, "numpy.moveaxis"),

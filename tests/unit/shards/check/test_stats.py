@@ -89,7 +89,7 @@ def test_counts_that_are_not_those_of_the_manifest_are_refused(copy, capsys):
     histogram[3, 40000] += 1
     np.savez(path, histogram=histogram, content=content)
     assert main(["stats", str(copy)]) == 2
-    assert "other statistics than the manifest" in capsys.readouterr().err
+    assert "statistics differ from the manifest's" in capsys.readouterr().err
     assert not (copy / "stats.json").exists()
 
 

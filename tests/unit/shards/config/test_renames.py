@@ -44,7 +44,7 @@ def test_an_old_key_is_read_as_the_new_one(schema, values, section, old, new, va
     config = check_config(values | {name: keys | {last: value}}, schema, "run.yaml")
     assert getattr(getattr(config, name), new) == value
     assert capsys.readouterr().err == (
-        f"warning: run.yaml: key '{old}' is now '{name}.{new}': rename it; the next version does not know the old "
+        f"warning: run.yaml: key '{old}' is now '{name}.{new}': rename it; the next version will not accept the old "
         "name\n"
     )
 

@@ -146,9 +146,9 @@ def test_a_value_has_the_type_it_looks_like(load, line, expected):
         ("path: $NONE_TEST/a", "key 'path': '$NONE_TEST/a' needs the environment variable NONE_TEST, which is not set"),
         ("path: ${NONE_TEST}/a", "key 'path': '${NONE_TEST}/a' needs the environment variable NONE_TEST, which is not"),
         ("path: a/$EMPTY_TEST", "needs the environment variable EMPTY_TEST, which is empty"),
-        ("path: ${N_TEST:-x}", "'$' in '${N_TEST:-x}' names no variable"),
-        ("path: a$", "'$' in 'a$' names no variable"),
-        ("path: ~no-such-user/a", "~no-such-user is no user's home folder: write ./~no-such-user/a"),
+        ("path: ${N_TEST:-x}", "'$' in '${N_TEST:-x}' doesn't name a variable"),
+        ("path: a$", "'$' in 'a$' doesn't name a variable"),
+        ("path: ~no-such-user/a", "~no-such-user is not a user's home folder: write ./~no-such-user/a"),
         ('path: "a\\nb"', "a path has no line breaks"),
         ("count: ${N_TEST:-3}", "got '${N_TEST:-3}': a variable is written ${NAME}, without a default"),
         ("count: ${NONE_TEST}", "key 'count': '${NONE_TEST}' needs the environment variable NONE_TEST"),
@@ -184,7 +184,7 @@ def test_merges_that_grow_without_end_are_refused(refusal):
         f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], k{n}: 1}}\n" for n in range(1, 9)
     )
     assert "more than 100000 values" in refusal(bomb)
-    assert "alias of what it is in" in refusal("name: &a {<<: *a}\n")
+    assert "an alias that contains itself" in refusal("name: &a {<<: *a}\n")
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_merges_that_grow_without_end_are_refused(refusal):
         ('path: "C:\\data"\n', "use single quotes"),
         ("rates: [${N_TEST}, 1]\n", "within { } and [ ], quote text that holds ${...}"),
         ("? [a]\n: 1\n", "a key is a list or a mapping"),
-        ("1: 2\n", "line 1: key 1 is no text: write a name, or '1'"),
-        ("~: 2\n", "key ~ is no text"),
-        ("true: 2\n", "key true is no text"),
+        ("1: 2\n", "line 1: key 1 is not text: write a name, or '1'"),
+        ("~: 2\n", "key ~ is not text"),
+        ("true: 2\n", "key true is not text"),
     ],
 )
 def test_what_is_no_config_is_told_with_its_mend(refusal, text, says):
@@ -217,7 +217,7 @@ def test_a_config_of_any_editor_is_read(load, encoding):
     ("data", "says"),
     [
         ("count: 1\nname: ü\n".encode("latin-1"), "run.yaml: not UTF-8 text (line 2): save it as UTF-8"),
-        ("count: 1\n".encode("utf-16-le"), "run.yaml: not UTF-8 text (it has NUL characters): save it as UTF-8"),
+        ("count: 1\n".encode("utf-16-le"), "run.yaml: not UTF-8 text (it contains NUL characters): save it as UTF-8"),
         (b"\xff\xfea", "run.yaml: not UTF-16 text"),
         (b"", "run.yaml: the file is empty"),
     ],

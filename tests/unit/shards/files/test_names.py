@@ -46,7 +46,7 @@ def test_plain_names_pass(name):
 
 @pytest.mark.parametrize("path", ["a/../../b.tif", "/a.tif", "a//b.tif", "", "./a.tif", "a/\0.tif", "../x.tar!a.tif"])
 def test_a_path_that_leads_out_is_refused(path):
-    with pytest.raises(ValueError, match="no path below"):
+    with pytest.raises(ValueError, match="not a path below"):
         inner_path(path)
 
 
@@ -122,7 +122,7 @@ def test_staging_removes_nothing_outside_its_folder(packed, tmp_path):
     stage.mkdir(parents=True)
     victim.write_text("mine")
     (server / "manifest.json").write_bytes(_forged(packed, shards=_shards(packed, name="../../victim.txt")))
-    with pytest.raises(ShardError, match="no plain file name"):
+    with pytest.raises(ShardError, match="not a plain file name"):
         ShardReader(server, stage=stage)
     assert victim.read_text() == "mine"
 
@@ -164,7 +164,7 @@ def test_what_is_no_folder_of_shards_is_one_line(packed, tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "dangling")
     os.symlink(tmp_path / "loop", tmp_path / "loop")
     for name, told in (
-        ("file", "a file where a folder"),
+        ("file", "a file, not a folder"),
         ("odd", "Is a directory"),
         ("dangling", "no such folder"),
         ("loop", "no such folder"),
@@ -172,5 +172,5 @@ def test_what_is_no_folder_of_shards_is_one_line(packed, tmp_path):
         with pytest.raises(ShardError, match=told) as raised:
             read_manifest(tmp_path / name)
         assert str(raised.value).startswith(str(tmp_path / name)) and "\n" not in str(raised.value)
-    with pytest.raises(ShardError, match="a URL, and this reads folders alone"):
+    with pytest.raises(ShardError, match="a URL, but this command reads only folders"):
         read_manifest(Path("https://host/shards"))

@@ -12,11 +12,7 @@ from shards.files import storage as storage_module
 from shards.files.stage import LOCK, StagedFile
 from shards.files.storage import LocalStorage
 
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch):
-    monkeypatch.setattr(stage, "CHUNK", 1 << 16)
-    monkeypatch.setattr(stage, "POLL_S", 0.05)
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 
 def test_reads_are_right_before_while_and_after_files_are_staged(make, server, folder, origin):
@@ -109,7 +105,7 @@ def test_a_damaged_source_is_named_and_read_through(make, server, folder, files,
     assert storage.staged == 5
     assert capfd.readouterr().err == (
         f"warning: not staged: {server.url}/{NAMES[1]}: "
-        "twice other bytes than were packed (SHA-256); copy or pack it again\n"
+        "its SHA-256 differed twice from the packed one; copy or pack it again\n"
     )
     (folder / NAMES[5]).unlink()
     storage.prefetch(NAMES)  # as the next epoch does

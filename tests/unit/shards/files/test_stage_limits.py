@@ -13,11 +13,7 @@ from shards.files import stage
 from shards.files.stage import LOCK
 from shards.files.storage import LocalStorage
 
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch):
-    monkeypatch.setattr(stage, "CHUNK", 1 << 16)
-    monkeypatch.setattr(stage, "POLL_S", 0.05)
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 
 @contextlib.contextmanager
@@ -159,7 +155,7 @@ def test_a_full_disk_is_a_warning(make, server, folder, origin, capfd, monkeypat
     until(staged(folder, []))
     assert (storage.staged, storage.read_through) == (0, 20)
     assert capfd.readouterr().err == (
-        f"warning: {folder}: No space left on device: nothing more is staged, the rest is read from {server.url}\n"
+        f"warning: {folder}: No space left on device: staging stopped, the rest is read from {server.url}\n"
     )
 
 
@@ -168,7 +164,7 @@ def test_a_limit_of_file_sizes_is_a_warning(server, folder, files, origin):
     assert process.read(NAMES[0], 7, 100) == (origin / NAMES[0]).read_bytes()[7:107]
     counts, err = process.end()
     assert counts[0] == 0 and err.count("\n") == 1
-    assert err.startswith(f"warning: {folder}: File too large: nothing more is staged")
+    assert err.startswith(f"warning: {folder}: File too large: staging stopped")
     assert not os.listdir(folder)
 
 
@@ -177,7 +173,9 @@ def test_a_folder_that_can_not_be_made_is_a_warning(make, tmp_path, origin, capf
     storage = make(folder=tmp_path / "file" / "dataset")
     storage.prefetch(NAMES)
     check_reads(storage, origin, 10)
-    assert capfd.readouterr().err.startswith(f"warning: {tmp_path / 'file' / 'dataset'}: Not a directory: nothing more")
+    assert capfd.readouterr().err.startswith(
+        f"warning: {tmp_path / 'file' / 'dataset'}: Not a directory: staging stopped"
+    )
 
 
 class _Held(LocalStorage):

@@ -15,43 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.processes import REPOSITORY
-from support.range_server import RangeServer
+from support.staging import SIZE, STORED, read_range
 
 from shards.errors import ShardError, UnreachableError
 from shards.files import patience, storage
 from shards.files.patience import OPENING_S, PATIENCE_S
 from shards.files.storage import LocalStorage, RemoteStorage, open_storage
-
-SIZE = 300_000
-NAMES = [f"shard-{number:06d}.tar" for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("storage")
-    rng = np.random.default_rng(0)
-    for name in NAMES:
-        (folder / name).write_bytes(rng.bytes(SIZE))
-    (folder / "empty").touch()
-    return folder
-
-
-@pytest.fixture
-def server(folder):
-    with RangeServer(folder) as server:
-        yield server
-
-
-@pytest.fixture
-def pauses():
-    return []
-
-
-@pytest.fixture
-def remote(server, pauses):
-    remote = RemoteStorage(server.url, sleep=pauses.append)
-    yield remote
-    remote.close()
 
 
 def _open_files(folder):
@@ -63,19 +32,15 @@ def _open_files(folder):
     return [link for link in links if link.startswith(f"{folder}/")]
 
 
-def _range(source, name, offset, length):
-    data = bytearray(length)
-    source.read_into(name, offset, memoryview(data))
-    return bytes(data)
-
-
 def _check_random_ranges(source, folder, count):
-    files = {name: (folder / name).read_bytes() for name in NAMES}
+    files = {name: (folder / name).read_bytes() for name in STORED}
     rng = np.random.default_rng(1)
     offsets = rng.integers(0, SIZE, count)
-    asked = [(NAMES[rng.integers(len(NAMES))], int(at), int(rng.integers(0, SIZE - at + 1))) for at in offsets]
+    asked = [(STORED[rng.integers(len(STORED))], int(at), int(rng.integers(0, SIZE - at + 1))) for at in offsets]
     with ThreadPoolExecutor(16) as pool:
-        for (name, offset, length), data in zip(asked, pool.map(lambda ask: _range(source, *ask), asked), strict=True):
+        for (name, offset, length), data in zip(
+            asked, pool.map(lambda ask: read_range(source, *ask), asked), strict=True
+        ):
             assert data == files[name][offset : offset + length]
 
 
@@ -88,14 +53,14 @@ def _memory(folder):
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "memory", "http"])
-def test_random_ranges_from_many_threads_are_exact(folder, server, kind):
-    location = {"path": lambda: folder, "file": folder.as_uri, "memory": lambda: _memory(folder)}
+def test_random_ranges_from_many_threads_are_exact(origin, server, kind):
+    location = {"path": lambda: origin, "file": origin.as_uri, "memory": lambda: _memory(origin)}
     source = open_storage(location.get(kind, lambda: server.url)())
     assert isinstance(source, LocalStorage) == (kind in ("path", "file"))
-    _check_random_ranges(source, folder, 150)
-    assert source.read(NAMES[0]) == (folder / NAMES[0]).read_bytes()
+    _check_random_ranges(source, origin, 150)
+    assert source.read(STORED[0]) == (origin / STORED[0]).read_bytes()
     assert source.read("empty") == b""
-    assert source.size(NAMES[0]) == SIZE
+    assert source.size(STORED[0]) == SIZE
     with pytest.raises(ShardError, match=rf"{re.escape(source.url)}/nothing: missing; .*copy or pack it again"):
         source.size("nothing")
     source.close()
@@ -110,45 +75,45 @@ def test_a_file_url_is_unquoted(tmp_path):
 
 @pytest.mark.parametrize("kind", ["path", "memory", "http"])
 @pytest.mark.parametrize("offset", [SIZE - 10, SIZE, SIZE + 5])
-def test_a_file_that_ends_early_is_an_error(folder, server, kind, offset):
-    source = open_storage({"path": folder, "http": server.url}.get(kind) or _memory(folder))
-    with pytest.raises(ShardError, match=f"cut short: 20 bytes wanted at offset {offset}, the file has {SIZE}; "):
-        _range(source, NAMES[0], offset, 20)
+def test_a_file_that_ends_early_is_an_error(origin, server, kind, offset):
+    source = open_storage({"path": origin, "http": server.url}.get(kind) or _memory(origin))
+    with pytest.raises(ShardError, match=f"cut short: 20 bytes requested at offset {offset}, file has {SIZE}; "):
+        read_range(source, STORED[0], offset, 20)
 
 
 @pytest.mark.parametrize("kind", ["path", "memory", "http"])
-def test_a_missing_file_is_an_error(folder, server, kind):
-    source = open_storage({"path": folder, "http": server.url}.get(kind) or _memory(folder))
+def test_a_missing_file_is_an_error(origin, server, kind):
+    source = open_storage({"path": origin, "http": server.url}.get(kind) or _memory(origin))
     with pytest.raises(ShardError, match=r"shard-999999\.tar: missing"):
-        _range(source, "shard-999999.tar", 0, 20)
+        read_range(source, "shard-999999.tar", 0, 20)
     assert server.requests["shard-999999.tar"] == (kind == "http")
 
 
-def test_buffers_of_other_types_are_filled_whole(folder, remote):
-    for source in LocalStorage(folder), remote:
+def test_buffers_of_other_types_are_filled_whole(origin, remote):
+    for source in LocalStorage(origin), remote:
         values = np.empty((3, 5), np.int32)
-        source.read_into(NAMES[1], 8, memoryview(values))
-        assert values.tobytes() == (folder / NAMES[1]).read_bytes()[8:68]
+        source.read_into(STORED[1], 8, memoryview(values))
+        assert values.tobytes() == (origin / STORED[1]).read_bytes()[8:68]
 
 
-def test_short_reads_are_continued(folder, monkeypatch):
+def test_short_reads_are_continued(origin, monkeypatch):
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda number, buffers, offset: preadv(number, [buffers[0][:7]], offset))
-    assert _range(LocalStorage(folder), NAMES[0], 3, 100) == (folder / NAMES[0]).read_bytes()[3:103]
+    assert read_range(LocalStorage(origin), STORED[0], 3, 100) == (origin / STORED[0]).read_bytes()[3:103]
 
 
 def test_a_file_cut_while_open_is_an_error(tmp_path):
     (tmp_path / "a").write_bytes(bytes(1000))
     source = LocalStorage(tmp_path)
-    _range(source, "a", 0, 1000)
+    read_range(source, "a", 0, 1000)
     os.truncate(tmp_path / "a", 400)
-    with pytest.raises(ShardError, match="1000 bytes wanted at offset 0, the file has 400"):
-        _range(source, "a", 0, 1000)
+    with pytest.raises(ShardError, match="1000 bytes requested at offset 0, file has 400"):
+        read_range(source, "a", 0, 1000)
 
 
-def test_few_files_stay_open_and_closing_hurts_no_reader(folder, tmp_path, monkeypatch):
+def test_few_files_stay_open_and_closing_hurts_no_reader(origin, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_allowed_files", lambda: 8)
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    copy = Path(shutil.copytree(origin, tmp_path / "copy"))
     source = LocalStorage(copy)
     _check_random_ranges(source, copy, 600)
     assert len(_open_files(copy)) == 2
@@ -169,8 +134,8 @@ def test_a_file_that_was_being_opened_at_a_close_is_not_kept(tmp_path, monkeypat
         return number
 
     monkeypatch.setattr(os, "open", _open_and_replace)
-    assert _range(source, "a", 0, 3) == b"old"
-    assert _range(source, "a", 0, 3) == b"new"
+    assert read_range(source, "a", 0, 3) == b"old"
+    assert read_range(source, "a", 0, 3) == b"new"
 
 
 def test_the_limit_of_open_files_is_raised():
@@ -184,9 +149,9 @@ def test_the_limit_of_open_files_is_raised():
     assert int(shown.stdout) == min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], storage.MOST_FILES)
 
 
-def test_local_errors_name_the_file(folder):
-    with pytest.raises(ShardError, match=re.escape(f"{folder}: can't be read: Is a directory; copy or pack it again")):
-        _range(LocalStorage(folder.parent), folder.name, 0, 1)
+def test_local_errors_name_the_file(origin):
+    with pytest.raises(ShardError, match=re.escape(f"{origin}: can't be read: Is a directory; copy or pack it again")):
+        read_range(LocalStorage(origin.parent), origin.name, 0, 1)
 
 
 def test_importing_it_imports_neither_fsspec_nor_torch():
@@ -201,7 +166,7 @@ def test_a_server_that_is_gone(pauses):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         remote = RemoteStorage(f"http://127.0.0.1:{unused.getsockname()[1]}", sleep=pauses.append)
-        asks = (lambda: remote.size("a"), OPENING_S), (lambda: _range(remote, "a", 0, 1), PATIENCE_S)
+        asks = (lambda: remote.size("a"), OPENING_S), (lambda: read_range(remote, "a", 0, 1), PATIENCE_S)
         for ask, wanted in asks:
             pauses.clear()
             with pytest.raises(UnreachableError, match=r"\d+ attempts in \d+ s, the last one: ClientConnectorError: "):
@@ -209,29 +174,29 @@ def test_a_server_that_is_gone(pauses):
             assert sum(pauses) >= wanted
 
 
-def test_an_answer_that_does_not_come_is_tried_again(folder, server, remote, pauses, monkeypatch):
+def test_an_answer_that_does_not_come_is_tried_again(origin, server, remote, pauses, monkeypatch):
     monkeypatch.setattr(storage, "TIMEOUT_S", 0.1)
     server.hold_after = 0
     remote._patience.sleep = lambda pause: (pauses.append(pause), server.go.set() if len(pauses) == 2 else None)
-    assert _range(remote, NAMES[0], 0, 10) == (folder / NAMES[0]).read_bytes()[:10]
+    assert read_range(remote, STORED[0], 0, 10) == (origin / STORED[0]).read_bytes()[:10]
     assert len(pauses) >= 2
 
 
-def test_a_server_without_ranges_is_named_before_it_sends_the_file(folder, server, remote, pauses):
+def test_a_server_without_ranges_is_named_before_it_sends_the_file(origin, server, remote, pauses):
     server.ranges = False
-    assert remote.read(NAMES[0]) == (folder / NAMES[0]).read_bytes()
+    assert remote.read(STORED[0]) == (origin / STORED[0]).read_bytes()
     server.hold_after = 0  # nothing more is sent: the headers say enough
     for offset, length in (0, 100), (100, 100), (100, SIZE):
-        with pytest.raises(ShardError, match=f"{NAMES[0]}: the server sends the whole file where a range"):
-            _range(remote, NAMES[0], offset, length)
+        with pytest.raises(ShardError, match=f"{STORED[0]}: the server ignores range requests"):
+            read_range(remote, STORED[0], offset, length)
     assert not pauses
 
 
-def test_a_longer_answer_from_any_backend_is_an_error(folder, monkeypatch):
-    remote = RemoteStorage(_memory(folder))
+def test_a_longer_answer_from_any_backend_is_an_error(origin, monkeypatch):
+    remote = RemoteStorage(_memory(origin))
     monkeypatch.setattr(type(remote._filesystem), "cat_file", lambda self, path, **_: bytes(SIZE))
-    with pytest.raises(ShardError, match="the server sends the whole file where a range was asked for"):
-        _range(remote, NAMES[0], 0, 10)
+    with pytest.raises(ShardError, match="the server ignores range requests and sends the complete file"):
+        read_range(remote, STORED[0], 0, 10)
 
 
 @pytest.mark.parametrize("package", ["fsspec", "aiohttp", "s3fs"])
@@ -256,17 +221,17 @@ def test_closing_ends_the_pauses(server, monkeypatch):
     remote = RemoteStorage(server.url)
     server.fail = 1000
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(_range, remote, NAMES[0], 0, 10)
-        while not server.requests[NAMES[0]]:
+        reading = pool.submit(read_range, remote, STORED[0], 0, 10)
+        while not server.requests[STORED[0]]:
             time.sleep(0.001)
         remote.close()
         with pytest.raises(ShardError, match="the dataset was closed"):
             reading.result()
 
 
-def test_a_forked_process_reads_on(folder, server, remote):
-    wanted = _range(remote, NAMES[0], 0, 10)
+def test_a_forked_process_reads_on(origin, server, remote):
+    wanted = read_range(remote, STORED[0], 0, 10)
     child = os.fork()
     if not child:
-        os._exit(0 if _range(remote, NAMES[0], 0, 10) == wanted else 1)
+        os._exit(0 if read_range(remote, STORED[0], 0, 10) == wanted else 1)
     assert os.waitpid(child, 0)[1] == 0

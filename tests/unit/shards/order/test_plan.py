@@ -114,6 +114,11 @@ def test_a_share_of_zero_holds_nothing_out():
     assert (len(train), len(held)) == (len(TABLE), 0)
 
 
+def test_a_view_without_tiles_leaves_none_on_either_side():
+    train, held = train_val_split(TABLE, 0.1, 0, np.arange(0))
+    assert (len(train), len(held)) == (0, 0)
+
+
 @pytest.mark.parametrize(("locations", "share"), [(["a", "a"], 0.01), (["a", "b"], 0.9)])
 def test_too_few_locations_to_hold_out_are_refused(locations, share):
     with pytest.raises(ConfigError, match=r"'data\.holdout'"):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiles import ARCHIVE, NODATA, folder_bytes, spectra, write_archive, write_tile
+from support.commands import error_lines
+from support.datasets import assert_reads, keys_of, stamps
+from support.tiles import ARCHIVE, NODATA, folder_bytes, spectra, write_tile
 
 from shards.__main__ import main
 from shards.format.manifest import MANIFEST, ShardIndex, read_json, read_manifest
@@ -23,25 +25,6 @@ from shards.sources.tile_names import SourceTile
 from shards.webdataset import decoder
 
 CONFIG = PackConfig(tiles_per_shard=3)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """A source of ten tiles and its values by key. Tests that change it take a copy."""
-    source = tmp_path_factory.mktemp("archive")
-    return source, write_archive(source)
-
-
-@pytest.fixture(scope="module")
-def packed(archive, tmp_path_factory):
-    """The archive in three shards. Tests that change it take a copy."""
-    dest = tmp_path_factory.mktemp("packed") / "shards"
-    assert pack(archive[0], dest, CONFIG).written == 3
-    return dest
-
-
-def _stamps(folder):
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
 def _members(dest):
@@ -130,10 +113,6 @@ def test_two_workers_write_the_same_bytes_as_one(packed, archive, tmp_path):
     assert folder_bytes(tmp_path / "shards") == folder_bytes(packed)
 
 
-def _error_lines(text):
-    return [line for line in text.splitlines() if line.startswith("error:")]
-
-
 def test_bad_tiles_are_set_aside_named_and_counted_and_too_many_are_no_dataset(archive, tmp_path, capfd):
     source, dest = Path(shutil.copytree(archive[0], tmp_path / "source")), tmp_path / "shards"
     os.truncate(source / "enmap/0004096/02207.tif", 9000)
@@ -141,22 +120,22 @@ def test_bad_tiles_are_set_aside_named_and_counted_and_too_many_are_no_dataset(a
     command = ["pack", str(source), str(dest), "--tiles-per-shard", "3", "--workers", "1"]
 
     assert main([*command, "--max-bad", "0.19"]) == 1
-    (line,) = _error_lines(capfd.readouterr().err)
+    (line,) = error_lines(capfd.readouterr().err)
     assert "2 of 10 tiles" in line
     assert str(source / "enmap/0004096/02207.tif") in line
     assert str(source / "enmap/0150003/04411.tif") in line
     assert not (dest / MANIFEST).exists()
 
-    before = _stamps(dest)
+    before = stamps(dest)
     assert main([*command, "--max-bad", "0.2"]) == 0
     named = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: set aside: ")]
     assert len(named) == 2
-    assert any(str(source / "enmap/0150003/04411.tif") in line and "is no whole number" in line for line in named)
-    assert {name: stamp for name, stamp in _stamps(dest).items() if name in before} == before
+    assert any(str(source / "enmap/0150003/04411.tif") in line and "is not a whole number" in line for line in named)
+    assert {name: stamp for name, stamp in stamps(dest).items() if name in before} == before
     assert (read_manifest(dest).tiles, read_manifest(dest).rejected) == (8, 2)
     reader = ShardReader(dest)
-    assert set(_keys(reader)) == archive[1].keys() - {"0004096_02207", "0150003_04411"}
-    _assert_reads(reader, archive[1])
+    assert set(keys_of(reader)) == archive[1].keys() - {"0004096_02207", "0150003_04411"}
+    assert_reads(reader, archive[1])
 
 
 def test_a_tile_of_another_size_is_set_aside_wherever_it_comes(archive, tmp_path):
@@ -236,17 +215,6 @@ def test_bands_without_a_valid_pixel_or_without_spread_have_usable_statistics(tm
     assert np.all(np.isfinite(manifest.mu)) and np.all(manifest.sigma > 0)
 
 
-def _keys(reader):
-    return [reader.key(row) for row in range(len(reader))]
-
-
-def _assert_reads(reader, values):
-    out = np.empty((len(reader), *reader.tile_shape), np.int16)
-    reader.read(range(len(reader)), out)
-    for key, tile in zip(_keys(reader), out, strict=True):
-        np.testing.assert_array_equal(tile, values[key])
-
-
 @pytest.mark.parametrize(("folder", "tiles"), [("spectral_earth_sample", 10), ("enmap_potsdam", 18)])
 def test_real_tiles_come_out_as_they_went_in(request, tmp_path, folder, tiles):
     source, enmap = request.getfixturevalue(folder), get_sensor("enmap")
@@ -254,4 +222,4 @@ def test_real_tiles_come_out_as_they_went_in(request, tmp_path, folder, tiles):
     reader = ShardReader(tmp_path / "shards", threads=2)
     assert len(reader) == reader.manifest.tiles == tiles
     found = find_tiles(source, "enmap")
-    _assert_reads(reader, {tile.key: read_tile(source / tile.path, enmap).values for tile in found})
+    assert_reads(reader, {tile.key: read_tile(source / tile.path, enmap).values for tile in found})

@@ -12,6 +12,8 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.datasets import read_all
+from support.deliveries import write_tar
 from support.tiles import NODATA, write_archive
 
 from shards.__main__ import main
@@ -48,13 +50,6 @@ def _write_tars(folder, source, values, kind, described=True):
     return folder
 
 
-def _read_all(folder):
-    reader = ShardReader(folder)
-    out = np.empty((len(reader), *reader.tile_shape), np.int16)
-    reader.read(range(len(reader)), out)
-    return reader, {reader.key(row): tile for row, tile in enumerate(out)}
-
-
 def _hashes(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
 
@@ -66,7 +61,7 @@ def test_tars_of_webdataset_are_read_like_our_own(source, tmp_path, capsys, kind
     before = _hashes(folder)
     assert main(["index", str(folder), "--workers", "1"]) == 0
     assert "indexed 10 tiles" in capsys.readouterr().out
-    reader, found = _read_all(folder)
+    reader, found = ShardReader(folder), read_all(folder)
     assert found.keys() == source[1].keys()
     for key, tile in source[1].items():
         np.testing.assert_array_equal(found[key], tile)
@@ -201,19 +196,6 @@ def _npy(values):
     return buffer.getvalue()
 
 
-def _tar(path, members):
-    """``members``: (name, bytes), or (name, type, target)."""
-    with tarfile.open(path, "w") as tar:
-        for name, *what in members:
-            info = tarfile.TarInfo(name)
-            if len(what) == 2:
-                info.type, info.linkname = what
-                tar.addfile(info)
-            else:
-                info.size = len(what[0])
-                tar.addfile(info, io.BytesIO(what[0]))
-
-
 def test_fields_that_cannot_be_true_are_a_line_a_field(source, tmp_path, capsys):
     folder, tile = tmp_path / "tars", _npy(next(iter(source[1].values())))
     folder.mkdir()
@@ -221,7 +203,7 @@ def test_fields_that_cannot_be_true_are_a_line_a_field(source, tmp_path, capsys)
     members = [("x.npy", tile), ("x.json", b"[1]")]
     for number, one in enumerate(told):
         members += [(f"{number}.npy", tile), (f"{number}.json", json.dumps(one).encode())]
-    _tar(folder / "a.tar", members)
+    write_tar(folder / "a.tar", members)
     assert main(["index", str(folder), "--workers", "1"]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(notes) == 3
@@ -235,7 +217,7 @@ def test_fields_that_cannot_be_true_are_a_line_a_field(source, tmp_path, capsys)
 def test_names_with_dots_are_told_with_the_rule(source, tmp_path, capsys, names):
     folder, tile = tmp_path / "tars", _npy(next(iter(source[1].values())))
     folder.mkdir()
-    _tar(folder / "a.tar", [(name, tile) for name in names])
+    write_tar(folder / "a.tar", [(name, tile) for name in names])
     line = _error(folder, capsys)
     assert "splits names at the first dot" in line and names[0].rpartition("/")[2] in line
     better = line.rpartition("e.g. '")[2].rstrip("'")
@@ -246,9 +228,11 @@ def test_links_repeated_names_and_hidden_members_mean_what_they_do_in_a_tar(sour
     folder, tiles = tmp_path / "tars", [_npy(tile) for tile in list(source[1].values())[:3]]
     folder.mkdir()
     link = ("y.npy", tarfile.LNKTYPE, "x.npy")
-    _tar(folder / "a.tar", [("x.npy", tiles[0]), link, ("x.npy", tiles[1]), ("._x.npy", b"\0"), ("./z.npy", tiles[2])])
+    write_tar(
+        folder / "a.tar", [("x.npy", tiles[0]), link, ("x.npy", tiles[1]), ("._x.npy", b"\0"), ("./z.npy", tiles[2])]
+    )
     (folder / "._a.tar").write_bytes(b"\0\5\x16\7")
     assert main(["index", str(folder), "--workers", "1"]) == 0
-    found = _read_all(folder)[1]
+    found = read_all(folder)
     assert {key: _npy(tile) for key, tile in found.items()} == {"x": tiles[1], "y": tiles[0], "z": tiles[2]}
     assert main(["verify", str(folder), "--workers", "1"]) == 0

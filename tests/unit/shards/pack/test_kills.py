@@ -10,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+from support.commands import error_lines
+from support.datasets import assert_reads, stamps
 from support.tiles import folder_bytes, write_archive
 
 from shards.__main__ import main
@@ -23,45 +24,6 @@ from shards.pack.scan import PackConfig
 from shards.read.reader import ShardReader
 
 CONFIG = PackConfig(tiles_per_shard=3)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """A source of ten tiles and its values by key. Tests that change it take a copy."""
-    source = tmp_path_factory.mktemp("archive")
-    return source, write_archive(source)
-
-
-@pytest.fixture(scope="module")
-def packed(archive, tmp_path_factory):
-    """The archive in three shards. Tests that change it take a copy."""
-    dest = tmp_path_factory.mktemp("packed") / "shards"
-    assert pack(archive[0], dest, CONFIG).written == 3
-    return dest
-
-
-@pytest.fixture
-def copy(packed, tmp_path):
-    return Path(shutil.copytree(packed, tmp_path / "copy"))
-
-
-def _stamps(folder):
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
-
-
-def _error_lines(text):
-    return [line for line in text.splitlines() if line.startswith("error:")]
-
-
-def _keys(reader):
-    return [reader.key(row) for row in range(len(reader))]
-
-
-def _assert_reads(reader, values):
-    out = np.empty((len(reader), *reader.tile_shape), np.int16)
-    reader.read(range(len(reader)), out)
-    for key, tile in zip(_keys(reader), out, strict=True):
-        np.testing.assert_array_equal(tile, values[key])
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +117,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_finishes(slow_archive, tmp_pat
     limited = f"ulimit -f 1000; exec {' '.join(command)} --workers 1"
     done = subprocess.run(["bash", "-c", limited], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    (line,) = _error_lines(done.stderr)
+    (line,) = error_lines(done.stderr)
     assert "File too large" in line and "finished shards are kept" in line
     assert "Traceback" not in done.stderr
     assert not list(dest.glob("*.tar")) and not list(dest.glob("*.tmp"))
@@ -183,22 +145,22 @@ def test_parts_at_the_same_time_and_a_merge_make_the_same_bytes(archive, packed,
 def test_a_merge_before_all_parts_are_done_names_what_is_missing(archive, tmp_path, capfd):
     pack_part(archive[0], tmp_path / "shards", CONFIG, Part(1, 2))
     assert main(["merge", str(tmp_path / "shards"), "--workers", "1"]) == 2
-    (line,) = _error_lines(capfd.readouterr().err)
-    assert "1 shards are not written yet, e.g. shard-000001.tar" in line
+    (line,) = error_lines(capfd.readouterr().err)
+    assert "1 shards are missing, e.g. shard-000001.tar" in line
 
 
 def test_append_adds_new_shards_and_leaves_the_old_ones_alone(archive, copy, tmp_path):
-    before, old = _stamps(copy), read_manifest(copy)
+    before, old = stamps(copy), read_manifest(copy)
     more = write_archive(tmp_path / "more", scenes={"0000017": ("09999",), "7777777": ("00001", "00002")})
     write_archive(tmp_path / "more", scenes={"0000231": ("00003",)})  # is there already
     result = pack(tmp_path / "more", copy, CONFIG, append=True)
     assert (result.written, result.manifest.tiles, result.manifest.generations) == (1, 13, 2)
     assert result.manifest.content_hash != old.content_hash
-    assert {name: stamp for name, stamp in _stamps(copy).items() if name.startswith("shard-00000[012]")} == {
+    assert {name: stamp for name, stamp in stamps(copy).items() if name.startswith("shard-00000[012]")} == {
         name: stamp for name, stamp in before.items() if name.startswith("shard-00000[012]")
     }
     reader = ShardReader(copy)
-    _assert_reads(reader, archive[1] | more)
+    assert_reads(reader, archive[1] | more)
     grown = reader.table[reader.table["location"] == b"0000017"]
     assert len(set(grown["location_id"])) == 1 and len(grown) == 3
     assert pack(tmp_path / "more", copy, CONFIG, append=True).written == 0
@@ -247,5 +209,5 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(slow_archive, tmp_path):
     finally:
         _end_group(process)
     assert process.returncode == 1
-    assert len(_error_lines(stderr)) == 1
+    assert len(error_lines(stderr)) == 1
     assert "Traceback" not in stderr

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.tiles import NODATA, folder_bytes, spectra, write_archive, write_tile
+from support.datasets import stamps
+from support.tiles import NODATA, folder_bytes, spectra, write_tile
 
 from shards.errors import ShardError
 from shards.files.atomic import atomic_open
@@ -17,39 +18,15 @@ from shards.pack.scan import PackConfig
 CONFIG = PackConfig(tiles_per_shard=3)
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """A source of ten tiles and its values by key. Tests that change it take a copy."""
-    source = tmp_path_factory.mktemp("archive")
-    return source, write_archive(source)
-
-
-@pytest.fixture(scope="module")
-def packed(archive, tmp_path_factory):
-    """The archive in three shards. Tests that change it take a copy."""
-    dest = tmp_path_factory.mktemp("packed") / "shards"
-    assert pack(archive[0], dest, CONFIG).written == 3
-    return dest
-
-
-@pytest.fixture
-def copy(packed, tmp_path):
-    return Path(shutil.copytree(packed, tmp_path / "copy"))
-
-
-def _stamps(folder):
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
-
-
 def test_a_restart_writes_what_is_missing_and_sweeps_what_is_unfinished(packed, copy, archive):
-    kept = _stamps(copy)["shard-000000.tar"]
+    kept = stamps(copy)["shard-000000.tar"]
     (copy / MANIFEST).unlink()
     (copy / "shard-000001.tar").unlink()
     (copy / "shard-000002.index.json").unlink()
     for leftover in ("shard-000001.tar.node.77.5.tmp", "shard-000002.index.json.node.77.5.tmp"):
         (copy / leftover).write_bytes(b"half")
     assert pack(archive[0], copy, CONFIG).written == 2
-    assert _stamps(copy)["shard-000000.tar"] == kept
+    assert stamps(copy)["shard-000000.tar"] == kept
     assert folder_bytes(copy) == folder_bytes(packed)
 
 
@@ -73,9 +50,9 @@ def test_packing_again_mends_a_finished_folder_that_lost_a_file(packed, copy, ar
 
 
 def test_packing_again_rewrites_nothing(copy, archive):
-    before = _stamps(copy)
+    before = stamps(copy)
     assert pack(archive[0], copy, CONFIG, workers=2).written == 0
-    assert _stamps(copy) == before
+    assert stamps(copy) == before
 
 
 def test_a_pack_killed_before_its_first_file_was_whole_continues(packed, archive, tmp_path):
@@ -88,10 +65,10 @@ def test_a_pack_killed_before_its_first_file_was_whole_continues(packed, archive
 
 @pytest.mark.parametrize("change", [{"tiles_per_shard": 4}, {"seed": 1}, {"size": 16}])
 def test_a_folder_packed_with_other_options_is_refused_and_left_alone(copy, archive, change):
-    before = _stamps(copy)
-    with pytest.raises(ShardError, match=re.escape(f"{copy}: was packed from other options")):
+    before = stamps(copy)
+    with pytest.raises(ShardError, match=re.escape(f"{copy}: was packed with other options")):
         pack(archive[0], copy, CONFIG.model_copy(update=change))
-    assert _stamps(copy) == before
+    assert stamps(copy) == before
 
 
 def _remove_tile(source):
@@ -115,7 +92,7 @@ def test_a_folder_packed_from_other_tiles_is_refused(copy, archive, tmp_path, ch
 
 def test_a_foreign_folder_is_refused_and_left_alone(archive, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ShardError, match="not empty and not begun by pack"):
+    with pytest.raises(ShardError, match="not empty and not written by pack"):
         pack(archive[0], tmp_path, CONFIG)
     assert folder_bytes(tmp_path) == {"thesis.txt": b"mine"}
 

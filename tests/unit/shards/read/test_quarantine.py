@@ -11,25 +11,14 @@ import numpy as np
 import pytest
 from support.range_server import RangeServer
 from support.tables import make_table
-from support.tiles import write_archive
 
 from shards.errors import ConfigError, ShardError, UnreachableError
 from shards.files import lock, patience
 from shards.files.atomic import sweep
 from shards.order.selection import ViewConfig
 from shards.order.view import view_hash, view_rows
-from shards.pack.build import pack
-from shards.pack.scan import PackConfig
 from shards.read.quarantine import NoneLeft, Quarantine, TooManyBadSamples
 from shards.read.reader import ShardReader, open_dataset
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quarantine")
-    values = write_archive(folder / "source")
-    pack(folder / "source", folder / "shards", PackConfig(tiles_per_shard=3))
-    return folder / "shards", values
 
 
 @pytest.fixture
@@ -78,7 +67,7 @@ def test_what_was_bad_once_stays_out_even_where_it_heals(damaged, packed, tmp_pa
 
 def test_one_more_than_the_budget_ends_the_run(damaged, tmp_path):
     with pytest.raises(
-        TooManyBadSamples, match=r"fails its checksum.*2 bad tiles so far, 'data.max_bad_tiles' allows 1"
+        TooManyBadSamples, match=r"fails its checksum.*2 bad tiles so far, but 'data.max_bad_tiles' allows 1"
     ):
         _read(damaged, Quarantine(np.arange(10), "d", 1, tmp_path, 0))
 
@@ -107,7 +96,7 @@ def test_a_held_out_tile_is_replaced_by_another_that_is_held_out(damaged, packed
 def test_where_none_is_left_the_error_says_so(damaged, tmp_path):
     quarantine = Quarantine(np.array([0, 1, 2]), "d", 5, tmp_path, 0, held_out=np.array([5]))
     reader = ShardReader(damaged)
-    with pytest.raises(NoneLeft, match=r"fails its checksum.*all 1 tiles that could stand in.*verify"):
+    with pytest.raises(NoneLeft, match=r"fails its checksum.*all 1 tiles that could replace.*verify"):
         reader.read([5], np.empty((1, *reader.tile_shape), np.int16), quarantine)
 
 
@@ -115,7 +104,7 @@ def test_where_none_is_left_the_error_says_so(damaged, tmp_path):
 
 
 def test_a_network_that_is_away_for_a_while_puts_no_tile_aside(packed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(patience, "TELL_S", 0.0)
+    monkeypatch.setattr(patience, "WARN_S", 0.0)
     with RangeServer(packed[0]) as server:
         reader = ShardReader(server.url, threads=2)
         reader._storage._patience.sleep = lambda pause: None
@@ -207,7 +196,7 @@ def test_a_view_is_a_dataset_of_its_own_and_the_whole_is_not():
     assert len({view_hash("h", np.arange(6), 6), view_hash("h", np.arange(5), 6), view_hash("h", np.arange(4), 6)}) == 3
 
 
-def test_a_view_of_an_opened_dataset(packed):
+def test_a_orient_an_opened_dataset(packed):
     whole, part = open_dataset(packed[0]), open_dataset(packed[0], bbox=(13, 52, 14, 53), max_nodata=0.5)
     assert len(part) == len(whole)
     assert len(open_dataset(packed[0], bbox=(0, 0, 1, 1))) == 0

@@ -3,57 +3,18 @@
 import os
 import re
 import resource
-import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.datasets import keys_of, read_rows, refusal
 from support.range_server import RangeServer
-from support.tiles import write_archive
 
-from shards.errors import ConfigError, ShardError
-from shards.pack.build import pack
-from shards.pack.scan import PackConfig
+from shards.errors import ConfigError
 from shards.read.reader import ShardReader, open_dataset
 
 SHARD, INDEX, TABLE = "shard-000001.tar", "shard-000001.index.json", "tiles-000.npy"
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """Ten tiles in three shards, and their values by key."""
-    folder = tmp_path_factory.mktemp("reader")
-    values = write_archive(folder / "source")
-    pack(folder / "source", folder / "shards", PackConfig(tiles_per_shard=3))
-    return folder / "shards", values
-
-
-@pytest.fixture
-def copy(packed, tmp_path):
-    return Path(shutil.copytree(packed[0], tmp_path / "shards"))
-
-
-@pytest.fixture
-def opened(request):
-    """Open readers that are closed when the test ends."""
-
-    def _open(folder, threads=1):
-        reader = ShardReader(folder, threads)
-        request.addfinalizer(reader.close)
-        return reader
-
-    return _open
-
-
-def _keys(reader):
-    return [reader.key(row) for row in range(len(reader))]
-
-
-def _read(reader, rows):
-    out = np.full((len(rows), *reader.tile_shape), 12345, np.int16)
-    reader.read(rows, out)
-    return out
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -61,16 +22,16 @@ def test_values_are_exact_in_any_order_and_repeated(packed, opened, threads):
     folder, values = packed
     reader = opened(folder, threads)
     rows = np.random.default_rng(0).integers(0, len(reader), 64)
-    for row, tile in zip(rows, _read(reader, rows), strict=True):
+    for row, tile in zip(rows, read_rows(reader, rows), strict=True):
         np.testing.assert_array_equal(tile, values[reader.key(row)])
 
 
 def test_rows_are_the_tiles_of_the_manifest_with_their_locations(packed, opened):
     folder, values = packed
     reader = opened(folder)
-    assert len(reader) == len(set(_keys(reader))) == reader.manifest.tiles == 10
-    assert set(_keys(reader)) == values.keys()
-    assert [name.decode() for name in reader.table["location"]] == [key.split("_")[0] for key in _keys(reader)]
+    assert len(reader) == len(set(keys_of(reader))) == reader.manifest.tiles == 10
+    assert set(keys_of(reader)) == values.keys()
+    assert [name.decode() for name in reader.table["location"]] == [key.split("_")[0] for key in keys_of(reader)]
     assert reader.tile_shape == (202, 8, 8)
 
 
@@ -86,7 +47,7 @@ def test_a_buffer_of_another_length_is_refused(packed, opened, threads, rows):
 def test_a_row_beyond_the_end_is_refused(packed, opened, row):
     reader = opened(packed[0])
     with pytest.raises(IndexError):
-        _read(reader, [row])
+        read_rows(reader, [row])
 
 
 def _open_files():
@@ -98,7 +59,7 @@ def test_each_shard_is_opened_once_and_closed_at_the_end(packed):
     before = _open_files()
     reader = ShardReader(packed[0])
     for _ in range(3):
-        _read(reader, range(10))
+        read_rows(reader, range(10))
     assert _open_files() == before + 3
     reader.close()
     assert _open_files() == before
@@ -112,14 +73,6 @@ def test_the_limit_of_open_files_is_raised_where_it_is_too_low(packed, opened):
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 128
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def _refusal(action):
-    with pytest.raises(ShardError) as caught:
-        action()
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def test_a_dataset_is_a_sequence_of_tiles(packed):
@@ -138,11 +91,11 @@ def test_a_dataset_is_a_sequence_of_tiles(packed):
 def test_a_message_names_the_folder_as_the_user_wrote_it(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
     (copy / SHARD).unlink()
-    assert re.match(rf"shards/{SHARD}: ", _refusal(lambda: ShardReader(Path("shards"))))
+    assert re.match(rf"shards/{SHARD}: ", refusal(lambda: ShardReader(Path("shards"))))
 
 
 def _assert_all(reader, values):
-    for key, tile in zip(_keys(reader), _read(reader, range(len(reader))), strict=True):
+    for key, tile in zip(keys_of(reader), read_rows(reader, range(len(reader))), strict=True):
         np.testing.assert_array_equal(tile, values[key])
 
 
@@ -165,7 +118,7 @@ def test_shards_are_read_over_http_by_ranges(packed, threads):
 def test_a_missing_dataset_at_a_url_is_one_line(tmp_path):
     pytest.importorskip("aiohttp")
     with RangeServer(tmp_path) as server:
-        message = _refusal(lambda: ShardReader(server.url))
+        message = refusal(lambda: ShardReader(server.url))
         assert server.url in message and "manifest.json" in message
 
 

@@ -4,76 +4,28 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiles import write_archive
+from support.datasets import keys_of, read_rows, refusal
 
 from shards.errors import ShardError
 from shards.format.manifest import MANIFEST
-from shards.pack.build import pack
-from shards.pack.scan import PackConfig
 from shards.read.reader import ShardReader
 
 SHARD, INDEX, TABLE = "shard-000001.tar", "shard-000001.index.json", "tiles-000.npy"
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """Ten tiles in three shards, and their values by key."""
-    folder = tmp_path_factory.mktemp("reader")
-    values = write_archive(folder / "source")
-    pack(folder / "source", folder / "shards", PackConfig(tiles_per_shard=3))
-    return folder / "shards", values
-
-
-@pytest.fixture
-def copy(packed, tmp_path):
-    return Path(shutil.copytree(packed[0], tmp_path / "shards"))
-
-
-@pytest.fixture
-def opened(request):
-    """Open readers that are closed when the test ends."""
-
-    def _open(folder, threads=1):
-        reader = ShardReader(folder, threads)
-        request.addfinalizer(reader.close)
-        return reader
-
-    return _open
-
-
-def _keys(reader):
-    return [reader.key(row) for row in range(len(reader))]
-
-
-def _read(reader, rows):
-    out = np.full((len(rows), *reader.tile_shape), 12345, np.int16)
-    reader.read(rows, out)
-    return out
-
-
-def _refusal(action):
-    with pytest.raises(ShardError) as caught:
-        action()
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 @pytest.mark.parametrize("length", [0, 512, 20000, -1])
 def test_a_truncated_tar_is_refused_when_the_folder_is_opened(copy, length):
     tar = copy / SHARD
     os.truncate(tar, length if length >= 0 else tar.stat().st_size - 1)
-    assert _refusal(lambda: ShardReader(copy)).startswith(f"{tar}: ")
+    assert refusal(lambda: ShardReader(copy)).startswith(f"{tar}: ")
 
 
 def test_a_missing_tar_is_refused_when_the_folder_is_opened(copy):
     (copy / SHARD).unlink()
-    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / SHARD}: missing")
+    assert refusal(lambda: ShardReader(copy)).startswith(f"{copy / SHARD}: missing")
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -81,14 +33,14 @@ def test_a_tar_that_is_cut_while_it_is_read_names_the_tile(copy, opened, threads
     reader = opened(copy, threads)
     os.truncate(copy / SHARD, 20000)
     row = next(row for row in range(10) if reader.key(row) in json.loads((copy / INDEX).read_text())["tiles"]["key"])
-    message = _refusal(lambda: _read(reader, [row]))
+    message = refusal(lambda: read_rows(reader, [row]))
     assert str(copy / SHARD) in message and "cut short" in message
 
 
 def test_a_tar_that_vanishes_before_it_is_read_is_named(copy, opened):
     reader = opened(copy)
     (copy / SHARD).unlink()
-    assert str(copy / SHARD) in _refusal(lambda: _read(reader, range(10)))
+    assert str(copy / SHARD) in refusal(lambda: read_rows(reader, range(10)))
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -103,10 +55,10 @@ def test_a_flipped_bit_in_a_tile_names_the_tile(copy, opened, threads, where):
         file.seek(position)
         file.write(bytes([byte ^ 1]))
     reader = opened(copy, threads)
-    message = _refusal(lambda: _read(reader, range(10)))
+    message = refusal(lambda: read_rows(reader, range(10)))
     assert message.startswith(f"{copy / SHARD}: tile '{key}' at byte {begin} fails its checksum")
     intact = [row for row in range(10) if reader.key(row) != key]
-    _read(reader, intact)
+    read_rows(reader, intact)
 
 
 @pytest.mark.parametrize("name", [TABLE, MANIFEST])
@@ -114,17 +66,17 @@ def test_a_flipped_bit_in_a_tile_names_the_tile(copy, opened, threads, where):
 def test_a_truncated_description_is_refused(copy, name, share):
     path = copy / name
     os.truncate(path, int(path.stat().st_size * share))
-    assert _refusal(lambda: ShardReader(copy)).startswith(f"{path}: ")
+    assert refusal(lambda: ShardReader(copy)).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("name", [TABLE, MANIFEST])
 def test_a_missing_description_is_refused(copy, name):
     (copy / name).unlink()
-    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: missing")
+    assert refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: missing")
 
 
 def test_a_missing_folder_is_refused_and_the_command_that_makes_it_named(tmp_path):
-    message = _refusal(lambda: ShardReader(tmp_path / "absent"))
+    message = refusal(lambda: ShardReader(tmp_path / "absent"))
     assert str(tmp_path / "absent") in message
     assert "python -m shards pack" in message
 
@@ -133,7 +85,7 @@ def test_a_missing_folder_is_refused_and_the_command_that_makes_it_named(tmp_pat
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '"tiles"', '{"format": 1}', "\xff\xfe"])
 def test_a_description_that_says_something_else_is_refused(copy, name, text):
     (copy / name).write_bytes(text.encode("latin-1"))
-    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: ")
+    assert refusal(lambda: ShardReader(copy)).startswith(f"{copy / name}: ")
 
 
 def _edit(path, change):
@@ -146,15 +98,15 @@ def _edit(path, change):
 @pytest.mark.parametrize("number", [0, 1, "2", None])
 def test_another_format_number_is_refused_and_named(copy, name, number):
     _edit(copy / name, lambda data: data.update(format=number))
-    message = _refusal(lambda: ShardReader(copy))
-    assert message.startswith(f"{copy / name}: format {number}, this version reads 2")
+    message = refusal(lambda: ShardReader(copy))
+    assert message.startswith(f"{copy / name}: format {number}, but this version reads 2")
 
 
 @pytest.mark.parametrize("name", [MANIFEST])
 @pytest.mark.parametrize("key", ["format", "sums"])
 def test_a_description_without_a_key_is_refused(copy, name, key):
     _edit(copy / name, lambda data: data.pop(key))
-    message = _refusal(lambda: ShardReader(copy))
+    message = refusal(lambda: ShardReader(copy))
     assert message.startswith(f"{copy / name}: ")
     assert key in message
 
@@ -163,7 +115,7 @@ def test_the_table_of_another_pack_is_refused(copy):
     data = bytearray((copy / TABLE).read_bytes())
     data[-3] ^= 1
     (copy / TABLE).write_bytes(data)
-    assert _refusal(lambda: ShardReader(copy)).startswith(f"{copy / TABLE}: ")
+    assert refusal(lambda: ShardReader(copy)).startswith(f"{copy / TABLE}: ")
 
 
 def _more_tiles(data):
@@ -200,7 +152,7 @@ def _another_hash(data):
 )
 def test_a_manifest_that_contradicts_its_shards_is_refused(copy, change):
     _edit(copy / MANIFEST, change)
-    message = _refusal(lambda: _read(ShardReader(copy), range(10)))
+    message = refusal(lambda: read_rows(ShardReader(copy), range(10)))
     assert str(copy) in message
 
 
@@ -231,16 +183,16 @@ def _outcome(folder, values, intact):
     try:
         reader = ShardReader(folder)
         try:
-            tiles = _read(reader, range(len(reader)))
+            tiles = read_rows(reader, range(len(reader)))
         finally:
             reader.close()
     except ShardError as error:
         return None if len(str(error).splitlines()) == 1 else "more than one line"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    if set(_keys(reader)) != values.keys():
+    if set(keys_of(reader)) != values.keys():
         return "other keys"
-    if any(not np.array_equal(tile, values[key]) for key, tile in zip(_keys(reader), tiles, strict=True)):
+    if any(not np.array_equal(tile, values[key]) for key, tile in zip(keys_of(reader), tiles, strict=True)):
         return "wrong tile"
     if reader.manifest != intact.manifest or reader.table.tobytes() != intact.table.tobytes():
         return "another description"

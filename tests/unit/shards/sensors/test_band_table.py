@@ -36,8 +36,8 @@ HEADER = "wavelength_nm,fwhm_nm,kept\n400,10,1\n"
 WRONG = {
     "no columns": ("center,width\n400,10\n", "one column wavelength_nm"),
     "empty": ("", "one column wavelength_nm"),
-    "a column twice": ("wavelength_nm,fwhm_nm,Wavelength_nm\n400,10,500\n", "column wavelength_nm is there twice"),
-    "flags twice": ("wavelength_nm;kept;fwhm_nm;kept\n400;1;10;0\n", "column kept is there twice"),
+    "a column twice": ("wavelength_nm,fwhm_nm,Wavelength_nm\n400,10,500\n", "column wavelength_nm occurs twice"),
+    "flags twice": ("wavelength_nm;kept;fwhm_nm;kept\n400;1;10;0\n", "column kept occurs twice"),
     "a misspelled column": (
         "wavelenght_nm,fwhm_nm\n400,10\n",
         "did you mean wavelength_nm or wavelength_um by 'wavelenght_nm'?",
@@ -46,9 +46,9 @@ WRONG = {
         "wavelength;fwhm_nm\n400;10\n",
         "did you mean wavelength_um or wavelength_nm by 'wavelength'?",
     ),
-    "misspelled flags": ("wavelength_nm,fwhm_nm,keept\n400,10,0\n", "column 'keept' means nothing: did you mean kept?"),
+    "misspelled flags": ("wavelength_nm,fwhm_nm,keept\n400,10,0\n", "unknown column 'keept': did you mean kept?"),
     "both units": ("wavelength_nm,wavelength_um,fwhm_nm\n400,0.4,10\n", "one column wavelength_nm"),
-    "no rows": ("wavelength_nm,fwhm_nm\n", "has no bands: give a row"),
+    "no rows": ("wavelength_nm,fwhm_nm\n", "has no bands: give one row"),
     "nothing kept": ("wavelength_nm,fwhm_nm,kept\n400,10,0\n", "has no bands that are kept"),
     "no number": (HEADER + "blue,10,1\n", "band 2: wavelength_nm is 'blue'"),
     "no value": (HEADER + "410,,1\n", "band 2: fwhm_nm is ''"),
@@ -62,7 +62,7 @@ WRONG = {
     "nm called micrometers": ("wavelength_um,fwhm_um\n400,10\n", "give nm in a column wavelength_nm"),
     "widths in micrometers": ("wavelength_nm,fwhm_nm\n400,0.01\n", "in micrometers in fwhm_um"),
     "widths wider than the spectrum": ("wavelength_nm,fwhm_nm\n400,10000\n", "is 10000 nm wide"),
-    "a center twice": (HEADER + "410,10,1\n400,9,1\n", "band 3: lies at 400 nm like band 1"),
+    "a center twice": (HEADER + "410,10,1\n400,9,1\n", "band 3: is at 400 nm like band 1"),
     "a cell without end": (HEADER + '"' + "x" * 140_000, "not CSV"),
 }
 
@@ -95,7 +95,7 @@ def test_a_table_of_any_editor_is_read(tmp_path, encoding):
         (None, "no such file"),
         (b"", "the file is empty"),
         ("wavelength_nm,fwhm_nm,name\n400,10,grün\n".encode("latin-1"), r"not UTF-8 text \(line 2\): save it as UTF-8"),
-        ("wavelength_nm,fwhm_nm\n400,10\n".encode("utf-16-le"), "it has NUL characters"),
+        ("wavelength_nm,fwhm_nm\n400,10\n".encode("utf-16-le"), "it contains NUL characters"),
     ],
 )
 def test_a_file_that_can_not_be_read_is_one_line(tmp_path, data, says):

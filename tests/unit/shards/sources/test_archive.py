@@ -138,7 +138,7 @@ def test_a_damaged_header_is_no_end(plain, members, number):
     plain.write_bytes(data)
     found, line = _until_error(plain)
     assert len(found) == number
-    assert f"last whole member: {members[number - 1].name.rsplit('/', 2)[0]}" in line
+    assert f"last complete member: {members[number - 1].name.rsplit('/', 2)[0]}" in line
 
 
 def test_a_second_archive_behind_the_first_is_no_end(plain):
@@ -159,7 +159,7 @@ def test_an_archive_that_is_cut_anywhere_gives_its_whole_members_and_an_error(pl
     whole = [member for member in members if member.offset_data + member.size <= cut]
     assert len(found) == len(whole) >= 5
     assert not any(isinstance(tile, TileError) for _, tile in found)
-    assert "last whole member: spectral_earth/enmap" in line
+    assert "last complete member: spectral_earth/enmap" in line
 
 
 def test_a_packed_archive_that_is_cut_anywhere_is_an_error(folder, tmp_path):
@@ -228,5 +228,5 @@ def test_archives_without_tiles_are_refused_and_leave_the_folder_free(tmp_path):
     with tarfile.open(source / "a.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "readme.txt", "readme.txt")
     for _ in range(2):
-        with pytest.raises(SourceError, match=r"a\.tar\.gz: no tile in them"):
+        with pytest.raises(SourceError, match=r"a\.tar\.gz: they contain no tile"):
             pack(source, tmp_path / "shards", PackConfig())

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
-from support.tiles import GRID, NODATA, spectra, write_tile
+from support.datasets import read_all
+from support.deliveries import SIZE, pixels, write_envi, write_tar
+from support.tiles import NODATA, spectra, write_tile
 
 from shards.__main__ import main
 from shards.errors import SourceError, TileError
@@ -21,44 +22,9 @@ from shards.sensors.sensor import get_sensor
 from shards.sources import inputs
 from shards.sources.archive import Archive
 from shards.sources.limits import SceneLimits
-from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP = get_sensor("enmap")
-SIZE = 4
 CONFIG = PackConfig(size=SIZE)
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    """Bytes of GeoTIFFs by a letter, each with pixels of its own."""
-    folder = tmp_path_factory.mktemp("tiles")
-    return {
-        name: write_tile(folder / f"{name}.tif", spectra(seed, SIZE), nodata=NODATA).read_bytes()
-        for seed, name in enumerate("abc")
-    }
-
-
-@pytest.fixture(scope="module")
-def product(tmp_path_factory):
-    return make_scene(tmp_path_factory.mktemp("product"), SceneOptions(size=150))
-
-
-def _pixels(name):
-    return spectra("abc".index(name), SIZE)
-
-
-def _tar(path, members, mode="w"):
-    """``members``: (name, bytes), or (name, type, target)."""
-    with tarfile.open(path, mode) as tar:
-        for name, *what in members:
-            info = tarfile.TarInfo(name)
-            if len(what) == 2:
-                info.type, info.linkname = what
-                tar.addfile(info)
-            else:
-                info.size = len(what[0])
-                tar.addfile(info, io.BytesIO(what[0]))
-    return path
 
 
 def _found(path):
@@ -67,17 +33,10 @@ def _found(path):
     return {source.path.partition("!")[2]: tile for source, tile in archive.tiles(())}
 
 
-def _read_all(folder):
-    reader = ShardReader(folder)
-    out = np.empty((len(reader), *reader.tile_shape), np.int16)
-    reader.read(range(len(reader)), out)
-    return {reader.key(row): tile for row, tile in enumerate(out)}
-
-
 def _assert_tiles(found, wanted):
     assert found.keys() == wanted.keys()
     for name, letter in wanted.items():
-        np.testing.assert_array_equal(found[name].values, _pixels(letter))
+        np.testing.assert_array_equal(found[name].values, pixels(letter))
 
 
 # ---- links and repeated names in tars ----
@@ -85,23 +44,23 @@ def _assert_tiles(found, wanted):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_hard_link_is_a_file_of_its_own_with_the_content_of_the_member(tiles, tmp_path, mode):
-    path = _tar(tmp_path / "a.tar.gz", [("x.tif", tiles["a"]), ("y.tif", tarfile.LNKTYPE, "x.tif")], mode)
+    path = write_tar(tmp_path / "a.tar.gz", [("x.tif", tiles["a"]), ("y.tif", tarfile.LNKTYPE, "x.tif")], mode)
     _assert_tiles(_found(path), {"x.tif": "a", "y.tif": "a"})
 
 
 def test_a_hard_link_has_the_content_that_its_target_had_by_then(tiles, tmp_path):
     members = [("x.tif", tiles["a"]), ("y.tif", tarfile.LNKTYPE, "x.tif"), ("x.tif", tiles["b"])]
-    _assert_tiles(_found(_tar(tmp_path / "a.tar", members)), {"x.tif": "b", "y.tif": "a"})
+    _assert_tiles(_found(write_tar(tmp_path / "a.tar", members)), {"x.tif": "b", "y.tif": "a"})
 
 
 def test_a_later_member_replaces_an_earlier_one(tiles, tmp_path):
     members = [("./x.tif", tiles["a"]), ("y.tif", tiles["b"]), ("x.tif", tiles["c"])]
-    path = _tar(tmp_path / "a.tar", members)
+    path = write_tar(tmp_path / "a.tar", members)
     _assert_tiles(_found(path), {"x.tif": "c", "y.tif": "b"})
     pack(path, tmp_path / "shards", CONFIG)
-    assert {key: tile.tolist() for key, tile in _read_all(tmp_path / "shards").items()} == {
-        "x_00000": _pixels("c").tolist(),
-        "y_00000": _pixels("b").tolist(),
+    assert {key: tile.tolist() for key, tile in read_all(tmp_path / "shards").items()} == {
+        "x_00000": pixels("c").tolist(),
+        "y_00000": pixels("b").tolist(),
     }
     assert main(["verify", str(tmp_path / "shards"), "--source", str(path), "--workers", "1"]) == 0
 
@@ -109,7 +68,7 @@ def test_a_later_member_replaces_an_earlier_one(tiles, tmp_path):
 @pytest.mark.parametrize("good_last", [True, False])
 def test_of_a_whole_and_a_damaged_member_of_one_name_the_later_counts(tiles, tmp_path, good_last):
     members = [("y.tif", tiles["b"]), ("x.tif", b"II*\0 no tile"), ("x.tif", tiles["a"])]
-    path = _tar(tmp_path / "a.tar", members if good_last else [members[0], members[2], members[1]])
+    path = write_tar(tmp_path / "a.tar", members if good_last else [members[0], members[2], members[1]])
     result = pack(path, tmp_path / "shards", CONFIG, max_bad=0.6)
     assert (result.manifest.tiles, len(result.rejected)) == ((2, 0) if good_last else (1, 1))
 
@@ -120,34 +79,34 @@ def test_a_symbolic_link_is_another_name_of_one_tile(tiles, tmp_path):
         ("latest", tarfile.SYMTYPE, "v1"),
         ("v2/x.tif", tarfile.SYMTYPE, "../v1/x.tif"),
     ]
-    _assert_tiles(_found(_tar(tmp_path / "a.tar", members)), {"v1/x.tif": "a"})
+    _assert_tiles(_found(write_tar(tmp_path / "a.tar", members)), {"v1/x.tif": "a"})
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_a_link_to_what_is_no_tile_by_name_is_the_tile(tiles, tmp_path, kind):
     members = [(".blobs/1", tiles["a"]), ("x.tif", kind, ".blobs/1"), ("y.tif", tiles["b"])]
-    _assert_tiles(_found(_tar(tmp_path / "a.tar", members)), {"x.tif": "a", "y.tif": "b"})
+    _assert_tiles(_found(write_tar(tmp_path / "a.tar", members)), {"x.tif": "a", "y.tif": "b"})
 
 
 def test_a_link_to_nothing_is_set_aside_with_its_target(tiles, tmp_path):
     members = [("x.tif", tiles["a"]), ("y.tif", tarfile.SYMTYPE, "/data/y.tif"), ("z.tif", tarfile.SYMTYPE, "z.tif")]
-    found = _found(_tar(tmp_path / "a.tar", members))
+    found = _found(write_tar(tmp_path / "a.tar", members))
     assert "a link to /data/y.tif, which is not in the archive" in str(found["y.tif"])
     assert isinstance(found["z.tif"], TileError) and len(found) == 3
 
 
 def test_names_of_any_script_in_an_archive_have_keys_of_their_own(tiles, tmp_path):
     names = ["上海.tif", "北京.tif", "a b.tif", "a-b.tif", "dir/._a.tif", "__MACOSX/x.tif"]
-    path = _tar(tmp_path / "a.tar", [(name, tiles["a"]) for name in names])
+    path = write_tar(tmp_path / "a.tar", [(name, tiles["a"]) for name in names])
     pack(path, tmp_path / "shards", CONFIG)
-    assert len(_read_all(tmp_path / "shards")) == 4
+    assert len(read_all(tmp_path / "shards")) == 4
 
 
 @pytest.mark.parametrize("ending", ["bz2", "xz"])
 def test_other_compressions_are_read(tiles, tmp_path, ending):
-    path = _tar(tmp_path / f"a.tar.{ending}", [("x.tif", tiles["a"])], f"w:{ending}")
+    path = write_tar(tmp_path / f"a.tar.{ending}", [("x.tif", tiles["a"])], f"w:{ending}")
     pack(path, tmp_path / "shards", CONFIG)
-    assert _read_all(tmp_path / "shards").keys() == {"x_00000"}
+    assert read_all(tmp_path / "shards").keys() == {"x_00000"}
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(SourceError, match="download it again"):
         _found(path)
@@ -159,7 +118,7 @@ def test_a_zip_of_tiles_is_an_archive(tiles, tmp_path):
         for name, letter in {"d/x.tif": "a", "d/y.tif": "b", "__MACOSX/d/._x.tif": "c", "readme.txt": "c"}.items():
             file.writestr(name, tiles[letter])
     pack(path, tmp_path / "shards", CONFIG)
-    assert _read_all(tmp_path / "shards").keys() == {"d-x_00000", "d-y_00000"}
+    assert read_all(tmp_path / "shards").keys() == {"d-x_00000", "d-y_00000"}
     data = bytearray(path.read_bytes())
     data[200] ^= 0xFF  # in the first member
     path.write_bytes(data)
@@ -168,8 +127,8 @@ def test_a_zip_of_tiles_is_an_archive(tiles, tmp_path):
 
 
 def test_envi_files_in_an_archive_are_tiles(tmp_path):
-    _write_envi(tmp_path / "envi" / "x.dat", spectra(0, SIZE))
-    _write_envi(tmp_path / "envi" / "x2", spectra(1, SIZE))
+    write_envi(tmp_path / "envi" / "x.dat", spectra(0, SIZE))
+    write_envi(tmp_path / "envi" / "x2", spectra(1, SIZE))
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "envi", "envi")
     _assert_tiles(_found(tmp_path / "a.tar.gz"), {"envi/x.dat": "a", "envi/x2": "b"})
@@ -188,7 +147,7 @@ def _zipped(product, name=""):
 
 def test_a_delivery_of_zipped_products_is_packed_as_it_came_or_unpacked(product, tmp_path):
     inner = f"dims_op_oc_1/ENMAP.HSI.L2A/{product.name}.ZIP"
-    outer = _tar(
+    outer = write_tar(
         tmp_path / "dims_op_oc_1.tar.gz", [("dims_op_oc_1/readme.txt", b"x"), (inner, _zipped(product))], "w:gz"
     )
     (tmp_path / "unpacked" / inner).parent.mkdir(parents=True)
@@ -198,7 +157,7 @@ def test_a_delivery_of_zipped_products_is_packed_as_it_came_or_unpacked(product,
     for number, source in enumerate([outer, tmp_path / "unpacked", product]):
         dest = tmp_path / f"shards-{number}"
         pack(source, dest, config)
-        found.append({key: tile.tobytes() for key, tile in _read_all(dest).items()})
+        found.append({key: tile.tobytes() for key, tile in read_all(dest).items()})
         assert not list(dest.glob("spool*"))
         assert main(["verify", str(dest), "--source", str(source), "--workers", "1"]) == 0
     assert found[0] == found[1] == found[2] and len(found[0]) > 4
@@ -212,7 +171,7 @@ def test_a_damaged_product_in_an_archive_is_named_with_the_archive(product, tmp_
         with zipfile.ZipFile(buffer, "w") as file:
             file.writestr(f"{product.name}-METADATA.XML", "<level_X/>")
         data = buffer.getvalue()
-    outer = _tar(tmp_path / "dims.tar.gz", [("d/p.ZIP", data)], "w:gz")
+    outer = write_tar(tmp_path / "dims.tar.gz", [("d/p.ZIP", data)], "w:gz")
     assert main(["pack", str(outer), str(tmp_path / "shards"), "--workers", "1"]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert f"{outer}!d/p.ZIP" in line and "unpack dims.tar.gz" in line and "tmp:" not in line
@@ -226,10 +185,10 @@ def test_tiles_archives_and_products_side_by_side_are_packed_together(product, t
     for number in range(3):
         write_tile(source / f"t{number}.tif", spectra(number, size), nodata=NODATA)
     data = write_tile(tmp_path / "u.tif", spectra(9, size), nodata=NODATA).read_bytes()
-    _tar(source / "more.tar", [("u.tif", data)])
+    write_tar(source / "more.tar", [("u.tif", data)])
     result = pack(source, tmp_path / "shards", PackConfig(limits=SceneLimits(cloud=None)), workers=2)
     assert result.manifest.tile_shape == [202, size, size]  # of the plain tiles
-    found = _read_all(tmp_path / "shards")
+    found = read_all(tmp_path / "shards")
     assert {"t0_00000", "t1_00000", "t2_00000", "u_00000"} < found.keys() and len(found) > 8
     np.testing.assert_array_equal(found["t2_00000"], spectra(2, size))
     assert main(["verify", str(tmp_path / "shards"), "--source", str(source), "--workers", "1"]) == 0
@@ -238,31 +197,16 @@ def test_tiles_archives_and_products_side_by_side_are_packed_together(product, t
 # ---- plain scenes ----
 
 
-def _write_envi(path, values, driver="ENVI", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"crs": "EPSG:32633", "transform": GRID, "dtype": values.dtype, "count": len(values), "nodata": NODATA}
-    height, width = values.shape[1:]
-    with rasterio.open(path, "w", driver=driver, height=height, width=width, **(told | options)) as file:
-        file.write(values)
-    return path
-
-
-@pytest.fixture(scope="module")
-def mosaic():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 5000, (202, 19, 14)).astype(np.int16)
-
-
 @pytest.mark.parametrize(("name", "driver"), [("mosaic.tif", "GTiff"), ("mosaic.dat", "ENVI"), ("mosaic.bin", "ENVI")])
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_scene_is_cut_into_tiles_at_their_true_places(mosaic, tmp_path, capsys, name, driver, alone):
-    path = _write_envi(tmp_path / "source" / name, mosaic, driver)
+    path = write_envi(tmp_path / "source" / name, mosaic, driver)
     if name.endswith(".bin"):
         os.rename(path.with_suffix(".hdr"), f"{path}.hdr")
     source, dest = path if alone else path.parent, tmp_path / "shards"
     assert main(["pack", str(source), str(dest), "--size", "6", "--workers", "1"]) == 0
-    assert f"{19 * 14 - 6 * 36} px at the rims of scenes left out" in capsys.readouterr().out
-    found = _read_all(dest)
+    assert f"{19 * 14 - 6 * 36} px at the rims of scenes excluded" in capsys.readouterr().out
+    found = read_all(dest)
     assert found.keys() == {f"mosaic-{row}-{column}_00000" for row in range(3) for column in range(2)}
     np.testing.assert_array_equal(found["mosaic-2-1_00000"], mosaic[:, 12:18, 6:12])
     table = ShardReader(dest).table
@@ -272,37 +216,37 @@ def test_a_scene_is_cut_into_tiles_at_their_true_places(mosaic, tmp_path, capsys
 
 
 def test_a_lone_scene_needs_no_size(mosaic, tmp_path):
-    path = _write_envi(tmp_path / "mosaic.tif", mosaic, "GTiff")
+    path = write_envi(tmp_path / "mosaic.tif", mosaic, "GTiff")
     assert pack(path, tmp_path / "shards", PackConfig()).manifest.tile_shape == [202, 14, 14]
 
 
 def test_a_tile_that_holds_nothing_is_left_out_and_told(mosaic, tmp_path, capsys):
     values = mosaic.copy()
     values[:, :6, :6] = NODATA
-    path = _write_envi(tmp_path / "mosaic.tif", values, "GTiff")
+    path = write_envi(tmp_path / "mosaic.tif", values, "GTiff")
     assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "6", "--workers", "1"]) == 0
-    assert "packed 5 tiles" in (told := capsys.readouterr().out) and "1 left out for no measured pixel" in told
+    assert "packed 5 tiles" in (told := capsys.readouterr().out) and "1 excluded (no measured pixel)" in told
 
 
 def test_scenes_tiles_and_smaller_rasters_beside_each_other(mosaic, tmp_path):
-    _write_envi(tmp_path / "source/mosaic.tif", mosaic, "GTiff")
+    write_envi(tmp_path / "source/mosaic.tif", mosaic, "GTiff")
     for name, size in (("tile", 6), ("small", 5)):
         write_tile(tmp_path / f"source/{name}.tif", spectra(1, size), nodata=NODATA)
     result = pack(tmp_path / "source", tmp_path / "shards", PackConfig(size=6), max_bad=0.2)
-    assert result.manifest.tiles == 7 and "tile_00000" in _read_all(tmp_path / "shards")
+    assert result.manifest.tiles == 7 and "tile_00000" in read_all(tmp_path / "shards")
     assert [(Path(bad.path).name, bad.reason) for bad in result.rejected] == [
         ("small.tif", "5x5 px where 6x6 were expected")
     ]
 
 
 def test_a_scene_with_other_bands_is_set_aside_with_the_reason(mosaic, tmp_path, capfd):
-    path = _write_envi(tmp_path / "rgb.tif", mosaic[:3], "GTiff")
+    path = write_envi(tmp_path / "rgb.tif", mosaic[:3], "GTiff")
     assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "6", "--workers", "1"]) == 1
-    assert "3 bands and no wavelengths" in capfd.readouterr().err
+    assert "3 bands without wavelengths" in capfd.readouterr().err
 
 
 def test_without_a_size_the_advice_is_to_give_one_and_it_works(mosaic, tmp_path, capfd):
-    _write_envi(tmp_path / "source/mosaic.tif", mosaic, "GTiff")
+    write_envi(tmp_path / "source/mosaic.tif", mosaic, "GTiff")
     command = ["pack", str(tmp_path / "source"), str(tmp_path / "shards"), "--workers", "1"]
     assert main(command) == 2
     (line,) = capfd.readouterr().err.splitlines()
@@ -321,12 +265,3 @@ def test_headers_of_all_files_are_read_only_where_a_probe_is_a_scene(tmp_path, m
 
 
 # ---- limits and options ----
-
-
-@pytest.fixture
-def source(tiles, tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name, data in tiles.items():
-        (folder / f"{name}.tif").write_bytes(data)
-    return folder

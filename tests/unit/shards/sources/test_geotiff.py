@@ -96,7 +96,7 @@ def _constant(value, dtype):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (_constant(0.5, "float32"), "0.5 in band 1 is no whole number"),
+        (_constant(0.5, "float32"), "0.5 in band 1 is not a whole number"),
         (_constant(32768, "float32"), "beyond int16"),
         (_constant(-32769, "float32"), "beyond int16"),
         (_constant(np.inf, "float32"), "beyond int16"),
@@ -106,7 +106,7 @@ def _constant(value, dtype):
         (_constant(-40000, "int32"), "value -40000 in band 1 is beyond int16"),
         (_constant(7, "complex64"), "dtype complex64"),
         (spectra(0, 4, bands=201), "201 bands"),
-        (spectra(0, 4, bands=223), "223 bands and no wavelengths"),
+        (spectra(0, 4, bands=223), "223 bands without wavelengths"),
         (spectra(0, 8), "8x8 px where 4x4"),
         (spectra(0, 8)[:, :4], "4x8 px where 4x4"),
     ],

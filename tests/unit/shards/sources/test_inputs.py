@@ -4,25 +4,14 @@ import os
 import zipfile
 
 import pytest
-from support.tiles import ARCHIVE
+from support.deliveries import touch
+from support.tiles import ARCHIVE, archive_names
 
 from shards.errors import SourceError
 from shards.sensors.sensor import get_sensor
 from shards.sources import walk
 from shards.sources.inputs import find_bundles
 from shards.sources.limits import SceneLimits
-
-
-def _touch(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def _archive_names(prefix):
-    return [f"{prefix}{location}/{scene}.tif" for location, scenes in ARCHIVE.items() for scene in scenes]
-
 
 PRODUCT = "ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z"
 
@@ -41,8 +30,8 @@ def _zip(path, *names):
 
 
 def test_archives_and_products_are_found_by_name_in_order(tmp_path):
-    _touch(tmp_path, "part_2.tar.gz", "part_1.TAR", "c.tgz", "notes.txt", "checksums/md5.txt")
-    _touch(tmp_path, f"{PRODUCT}/{PRODUCT}-METADATA.XML", f"{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF")
+    touch(tmp_path, "part_2.tar.gz", "part_1.TAR", "c.tgz", "notes.txt", "checksums/md5.txt")
+    touch(tmp_path, f"{PRODUCT}/{PRODUCT}-METADATA.XML", f"{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF")
     _zip(tmp_path / "product.zip", f"{OTHER}/{OTHER}-METADATA.XML")
     _zip(tmp_path / "docs.zip", "readme.txt")
     names = [PRODUCT, "c.tgz", "part_1.TAR", "part_2.tar.gz", "product.zip"]
@@ -52,7 +41,7 @@ def test_archives_and_products_are_found_by_name_in_order(tmp_path):
 
 
 def test_a_directory_of_tiles_holds_no_bundles_and_each_folder_is_listed_once(tmp_path, monkeypatch):
-    _touch(tmp_path, *_archive_names(""))
+    touch(tmp_path, *archive_names(""))
     listed = []
 
     class Watched:
@@ -69,8 +58,8 @@ def test_a_directory_of_tiles_holds_no_bundles_and_each_folder_is_listed_once(tm
 
 
 def test_products_archives_and_tiles_at_any_depth_are_bundles_of_one_source(tmp_path):
-    _touch(tmp_path, "x.tif", "more/y.TIFF", "2022/a/part_1.tar", f"2023/{PRODUCT}/{PRODUCT}-METADATA.XML")
-    _touch(tmp_path, f"2023/{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF", f"2023/{PRODUCT}/{PRODUCT}-QL_SWIR.TIF")
+    touch(tmp_path, "x.tif", "more/y.TIFF", "2022/a/part_1.tar", f"2023/{PRODUCT}/{PRODUCT}-METADATA.XML")
+    touch(tmp_path, f"2023/{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF", f"2023/{PRODUCT}/{PRODUCT}-QL_SWIR.TIF")
     _zip(tmp_path / "deep" / "product.ZIP", f"{OTHER}-METADATA.XML", f"{OTHER}-SPECTRAL_IMAGE.TIF")
     bundles = {bundle.name: bundle for bundle in _bundles(tmp_path)}
     assert bundles.keys() == {"2022/a/part_1.tar", f"2023/{PRODUCT}", "deep/product.ZIP", "plain tiles 1"}
@@ -78,19 +67,19 @@ def test_products_archives_and_tiles_at_any_depth_are_bundles_of_one_source(tmp_
 
 
 def test_a_shard_folder_below_the_source_is_no_source(tmp_path):
-    _touch(tmp_path, "x.tif", "shards/pack.json", "shards/shard-000000.tar")
+    touch(tmp_path, "x.tif", "shards/pack.json", "shards/shard-000000.tar")
     assert _bundles(tmp_path) == []
 
 
 def test_the_same_product_twice_is_named_before_it_is_read(tmp_path):
-    _touch(tmp_path, f"a/{PRODUCT}-METADATA.XML")
+    touch(tmp_path, f"a/{PRODUCT}-METADATA.XML")
     _zip(tmp_path / "product.zip", f"{PRODUCT}/{PRODUCT}-METADATA.XML")
     with pytest.raises(SourceError, match=r"product\.zip and a are the same product .*: remove one"):
         _bundles(tmp_path)
 
 
 def test_a_zip_that_broke_off_is_not_overlooked(tmp_path):
-    _touch(tmp_path, "part_1.tar")
+    touch(tmp_path, "part_1.tar")
     _zip(tmp_path / "product.zip", f"{PRODUCT}/{PRODUCT}-METADATA.XML", f"{PRODUCT}/{PRODUCT}-SPECTRAL_IMAGE.TIF")
     os.truncate(tmp_path / "product.zip", 200)
     for source in (tmp_path, tmp_path / "product.zip"):
@@ -101,14 +90,14 @@ def test_a_zip_that_broke_off_is_not_overlooked(tmp_path):
 
 def test_several_products_in_one_folder_or_zip_are_all_found(tmp_path):
     names = [f"{PRODUCT}-METADATA.XML", f"{OTHER}-METADATA.XML"]
-    _touch(tmp_path / "folder", *names)
+    touch(tmp_path / "folder", *names)
     _zip(tmp_path / "both.zip", *(f"delivery/{name}" for name in names), "__MACOSX/._a-METADATA.XML")
     for source in (tmp_path / "folder", tmp_path / "both.zip"):
         assert [bundle.name for bundle in _bundles(source)] == [f"{source.name}!{name}" for name in (PRODUCT, OTHER)]
 
 
 def test_other_sources_are_refused_or_hold_nothing(tmp_path):
-    _touch(tmp_path, "a.tif")
+    touch(tmp_path, "a.tif")
     _zip(tmp_path / "docs.zip", "readme.txt")
     for name in ("a.tif", "docs.zip"):
         with pytest.raises(SourceError, match="neither an archive"):

@@ -13,7 +13,7 @@ from shards.__main__ import main
 from shards.errors import TileError
 from shards.read.reader import open_dataset
 from shards.sensors.sensor import NODATA
-from shards.sources.alignment import Turn, find_turn
+from shards.sources.alignment import Orientation, find_orientation
 from shards.sources.grid import Grid
 from shards.sources.labels import Labels, declared_nodata, read_grid, read_label
 
@@ -113,10 +113,10 @@ def test_one_band_of_a_palette_is_read_as_codes(tmp_path):
 @pytest.mark.parametrize(
     ("count", "options", "told"),
     [
-        (2, {}, "2 bands, one for each class (one-hot): "),
+        (2, {}, "2 bands, one per class (one-hot): "),
         (3, {"photometric": "RGB"}, "3 bands, an RGB picture of classes"),
         (4, {"photometric": "RGB", "alpha": "YES"}, "3 bands, an RGB picture of classes"),
-        (7, {}, "7 bands, one for each class (one-hot): "),
+        (7, {}, "7 bands, one per class (one-hot): "),
     ],
 )
 def test_one_hot_and_colored_labels_are_refused_by_name(tmp_path, count, options, told):
@@ -179,7 +179,7 @@ def test_the_eight_orientations_of_any_grid_are_found(transpose, flip_rows, flip
     moved = Grid(4, 6, "EPSG:32633", tuple(affine @ Affine.translation(shift, shift))[:6])
     label = _turned(moved, transpose, flip_rows, flip_columns)
     stored = CODES[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-    np.testing.assert_array_equal(find_turn(label, image).apply(stored.T if transpose else stored), CODES)
+    np.testing.assert_array_equal(find_orientation(label, image).apply(stored.T if transpose else stored), CODES)
 
 
 def test_a_label_stored_from_the_south_is_turned(tmp_path):
@@ -206,23 +206,23 @@ def test_without_a_georeference_on_one_side_only_sizes_count(tmp_path, placed):
 
 
 def test_pixel_coordinates_without_a_crs_are_no_georeference():
-    assert find_turn(Grid(4, 6, None, (1, 0, 0, 0, -1, 4)), IMAGE) == Turn()
+    assert find_orientation(Grid(4, 6, None, (1, 0, 0, 0, -1, 4)), IMAGE) == Orientation()
 
 
 @pytest.mark.parametrize(
     ("crs", "transform", "told"),
     [
-        ("EPSG:32632", Affine(30, 0, 700015, 0, -30, 5300005), "labels of another place: their center is 5"),
+        ("EPSG:32632", Affine(30, 0, 700015, 0, -30, 5300005), "the labels are elsewhere: their center is 5"),
         (
             "EPSG:32633",
             Affine(30, 0, 300015 + 6 * 30, 0, -30, 5800005),
-            "labels of another place: their center is 179 m away",
+            "the labels are elsewhere: their center is 179 m away",
         ),
-        (None, Affine(30, 0, 15, 0, -30, 5), "labels of another place: their center is"),
+        (None, Affine(30, 0, 15, 0, -30, 5), "the labels are elsewhere: their center is"),
         ("EPSG:32632", Affine(30, 0, 708984, 0, -30, 5800378), "labels in EPSG:32632, image in EPSG:32633"),
         ("EPSG:32633", Affine(10, 0, 300015, 0, -10, 5800005), "label pixels of 0.3333 x 0.3333 image pixels"),
         ("EPSG:32633", Affine(60, 0, 300015, 0, -60, 5800005), "label pixels of 2 x 2 image pixels"),
-        ("EPSG:32633", PLACE @ Affine.rotation(5), "labels turned by 5 degrees against the image"),
+        ("EPSG:32633", PLACE @ Affine.rotation(5), "labels rotated by 5 degrees relative to the image"),
         ("EPSG:32633", PLACE @ Affine.translation(0.4, 0), "labels shifted by +0.40 columns and +0.00 rows"),
         ("EPSG:32633", PLACE @ Affine.translation(0, -1), "labels shifted by +0.00 columns and -1.00 rows"),
     ],
@@ -230,8 +230,8 @@ def test_pixel_coordinates_without_a_crs_are_no_georeference():
 def test_labels_of_other_pixels_are_refused_with_what_differs(tmp_path, crs, transform, told):
     path = _write(tmp_path / "a.tif", CODES.astype(np.uint8), transform, crs)
     assert _refused(path).startswith(told)
-    advised = "--align nearest (data.align=nearest) resamples them"
-    if "another place" in told:
+    advised = "resample them with --align nearest (data.align=nearest)"
+    if "elsewhere" in told:
         assert _refused(path, align="nearest").startswith(told)
         assert advised not in _refused(path)
     else:
@@ -275,7 +275,7 @@ def test_grids_without_a_place_on_earth_are_compared_and_aligned(tmp_path, crs):
     assert _refused(path, image).startswith("labels shifted by +1.00 columns and +0.00 rows")
     assert read_label(path, image, "nearest")[:, 1:].tolist() == CODES[:, :-1].tolist()
     path = _write(tmp_path / "b.tif", CODES.astype(np.uint8), PLACE @ Affine.translation(10, 0), crs)
-    assert _refused(path, image).startswith("labels of another place: their center is 300 units away; give the label")
+    assert _refused(path, image).startswith("the labels are elsewhere: their center is 300 units away; give the label")
 
 
 def test_a_label_in_the_wrong_zone_is_told(tmp_path):
@@ -313,14 +313,14 @@ def test_pack_begins_nothing_where_labels_do_not_fit_and_its_advice_works(tmp_pa
     assert main(words) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.endswith(
-        "t0.tif: label pixels of 0.3333 x 0.3333 image pixels: --align nearest (data.align=nearest) resamples them"
+        "t0.tif: label pixels of 0.3333 x 0.3333 image pixels: resample them with --align nearest (data.align=nearest)"
     )
     assert not (tmp_path / "shards").exists()
     assert main([*words, "--align", "nearest"]) == 0
     assert open_dataset(tmp_path / "shards").mask(0).tolist() == np.arange(64).reshape(8, 8).tolist()
     assert main(["verify", str(tmp_path / "shards"), "--labels", str(tmp_path / "labels"), "--workers", "1"]) == 0
     assert main(words) == 2
-    assert "was packed from other options (align: nearest then, None now)" in capsys.readouterr().err
+    assert "was packed with other options (align: nearest then, None now)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("codes", [[1, 40000, 3], [NODATA - 1, 40000, 3]])
@@ -338,12 +338,12 @@ def test_codes_beyond_what_shards_hold_are_named(tmp_path, codes, capsys):
 def test_options_of_labels_without_labels_are_misuse(tmp_path, capsys, option):
     write_tile(tmp_path / "images" / "a.tif", np.ones((202, 8, 8), np.int16))
     assert main(["pack", str(tmp_path / "images"), str(tmp_path / "shards"), *option]) == 2
-    assert "say how labels are read: give --labels, too" in capsys.readouterr().err
+    assert "set how labels are read: give --labels, too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(6, 6), (8, 6), (16, 16), (6, 8)])
 def test_a_label_that_begins_where_its_image_does_but_is_of_another_size_is_refused(size):
     place = (30.0, 0.0, 300015.0, 0.0, -30.0, 5800005.0)
     image = Grid(8, 8, "EPSG:32633", place)
-    with pytest.raises(TileError, match=f"labels of {size[0]}x{size[1]} px, image of 8x8 px: --align nearest"):
-        find_turn(Grid(*size, "EPSG:32633", place), image)
+    with pytest.raises(TileError, match=f"labels of {size[0]}x{size[1]} px, image of 8x8 px: resample them"):
+        find_orientation(Grid(*size, "EPSG:32633", place), image)

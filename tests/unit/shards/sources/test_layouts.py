@@ -7,27 +7,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiles import ARCHIVE
+from support.deliveries import touch
+from support.tiles import ARCHIVE, archive_names
 
 from shards.errors import SourceError
 from shards.sources.layouts import distinct_keys, find_tiles
 from shards.sources.tile_names import SourceTile, tile_of_name
 
 
-def _touch(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def _archive_names(prefix):
-    return [f"{prefix}{location}/{scene}.tif" for location, scenes in ARCHIVE.items() for scene in scenes]
-
-
 @pytest.mark.parametrize("prefix", ["", "enmap/"])
 def test_spectralearth_layout_is_found_in_the_folder_and_one_below(tmp_path, prefix):
-    _touch(tmp_path, *_archive_names(prefix))
+    touch(tmp_path, *archive_names(prefix))
     tiles = find_tiles(tmp_path, "enmap")
     expected = [(place, scene, f"{prefix}{place}/{scene}.tif") for place in ARCHIVE for scene in ARCHIVE[place]]
     assert tiles == [SourceTile(*row) for row in sorted(expected)]
@@ -36,18 +26,18 @@ def test_spectralearth_layout_is_found_in_the_folder_and_one_below(tmp_path, pre
 
 @pytest.mark.parametrize("labels", ["cdl/", "aaa/", "zzz/"])
 def test_label_tiles_of_the_same_names_stay_out(tmp_path, labels):
-    _touch(tmp_path, *_archive_names("enmap/"), *_archive_names(labels))
+    touch(tmp_path, *archive_names("enmap/"), *archive_names(labels))
     tiles = find_tiles(tmp_path, "enmap")
-    assert sorted(tile.path for tile in tiles) == sorted(_archive_names("enmap/"))
+    assert sorted(tile.path for tile in tiles) == sorted(archive_names("enmap/"))
 
 
 def test_other_files_in_an_archive_are_no_tiles(tmp_path):
-    _touch(tmp_path, "0000017/00003.tif", "0000017/00003.tif.aux.xml", "0000017/readme.txt", "splits/train.txt")
+    touch(tmp_path, "0000017/00003.tif", "0000017/00003.tif.aux.xml", "0000017/readme.txt", "splits/train.txt")
     assert [tile.path for tile in find_tiles(tmp_path, "enmap")] == ["0000017/00003.tif"]
 
 
 def test_images_beside_labels_are_the_tiles(tmp_path):
-    _touch(tmp_path, "images/a_1.tif", "images/b/c.tiff", "labels/a_1.tif", "labels/b/c.tiff", "mosaic.tif")
+    touch(tmp_path, "images/a_1.tif", "images/b/c.tiff", "labels/a_1.tif", "labels/b/c.tiff", "mosaic.tif")
     tiles = find_tiles(tmp_path, "enmap")
     assert [(tile.key, tile.path) for tile in tiles] == [
         ("a-1_00000", "images/a_1.tif"),
@@ -56,7 +46,7 @@ def test_images_beside_labels_are_the_tiles(tmp_path):
 
 
 def test_in_any_other_tree_each_file_is_a_location(tmp_path):
-    _touch(tmp_path, "2022/north/x.tif", "2022/south/x.TIF", "y.tiff", "notes.txt")
+    touch(tmp_path, "2022/north/x.tif", "2022/south/x.TIF", "y.tiff", "notes.txt")
     tiles = find_tiles(tmp_path, "enmap")
     assert [(tile.location, tile.timestamp, tile.path) for tile in tiles] == [
         ("2022-north-x", "00000", "2022/north/x.tif"),
@@ -67,7 +57,7 @@ def test_in_any_other_tree_each_file_is_a_location(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.b.c.tif", "Tile (1).TIF", "Zürich à 10%.tif", "日本.tif", "-_-.tif"])
 def test_keys_are_safe_in_a_webdataset_tar(tmp_path, name):
-    _touch(tmp_path, f"dir.v1/{name}", name)
+    touch(tmp_path, f"dir.v1/{name}", name)
     keys = [tile.key for tile in find_tiles(tmp_path, "enmap")]
     assert len(set(keys)) == 2
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys)
@@ -90,7 +80,7 @@ def _keys(folder):
     ],
 )
 def test_names_that_differ_only_in_what_a_key_cannot_hold_have_keys_of_their_own(tmp_path, names):
-    _touch(tmp_path, *names)
+    touch(tmp_path, *names)
     keys = _keys(tmp_path)
     assert keys.keys() == set(names) and len(set(keys.values())) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys.values())
@@ -101,26 +91,26 @@ def test_names_that_differ_only_in_what_a_key_cannot_hold_have_keys_of_their_own
     [("a b.tif", "a-b_00000"), ("2022/north_1.tif", "2022-north-1_00000"), ("dir.v1/a.b.tif", "dir-v1-a-b_00000")],
 )
 def test_a_name_in_ascii_alone_has_the_key_that_it_always_had(tmp_path, name, key):
-    _touch(tmp_path, name)
+    touch(tmp_path, name)
     assert _keys(tmp_path) == {name: key}
 
 
 def test_of_names_that_collide_the_one_spelled_like_its_key_has_it_whatever_else_is_there(tmp_path):
-    _touch(tmp_path, "a b.tif", "a-b.tif")
+    touch(tmp_path, "a b.tif", "a-b.tif")
     few = _keys(tmp_path)
-    _touch(tmp_path, "a_b.tif")
+    touch(tmp_path, "a_b.tif")
     assert few.items() <= _keys(tmp_path).items() and few["a-b.tif"] == "a-b_00000"
 
 
 def test_a_name_in_another_script_has_the_same_key_whatever_else_is_there(tmp_path):
-    _touch(tmp_path, "上海.tif")
+    touch(tmp_path, "上海.tif")
     (key,) = _keys(tmp_path).values()
-    _touch(tmp_path, "北京.tif", "上海.tiff")
+    touch(tmp_path, "北京.tif", "上海.tiff")
     assert _keys(tmp_path)["上海.tif"] == key
 
 
 def test_a_key_that_was_given_before_stays_with_its_file(tmp_path):
-    _touch(tmp_path, "a_b.tif", "a-b.tif")
+    touch(tmp_path, "a_b.tif", "a-b.tif")
     tiles = find_tiles(tmp_path, "enmap", taken={"a-b_00000": "a_b.tif"})
     assert {tile.path: tile.key for tile in tiles}["a_b.tif"] == "a-b_00000"
 
@@ -138,7 +128,7 @@ def test_no_two_names_ever_share_a_key(names):
     "names", [("0000017/00003.tif", "0000017/00003.TIF"), ("2022/0000017/00003.tif", "2023/0000017/00003.tif")]
 )
 def test_two_files_of_one_acquisition_of_one_place_are_refused_and_named(tmp_path, names):
-    _touch(tmp_path, *names)
+    touch(tmp_path, *names)
     with pytest.raises(SourceError, match="remove one") as caught:
         find_tiles(tmp_path, "enmap")
     assert all(name in str(caught.value) for name in names)
@@ -146,7 +136,7 @@ def test_two_files_of_one_acquisition_of_one_place_are_refused_and_named(tmp_pat
 
 @pytest.mark.parametrize("names", [(), ("notes.txt",), ("enmap/notes.txt", "cdl/0000017/00003.tif")])
 def test_a_folder_without_tiles_is_refused(tmp_path, names):
-    _touch(tmp_path, *names)
+    touch(tmp_path, *names)
     with pytest.raises(SourceError, match="no GeoTIFF tiles") as caught:
         find_tiles(tmp_path, "enmap")
     assert str(tmp_path) in str(caught.value)
@@ -184,7 +174,7 @@ def test_real_folders_are_understood(spectral_earth_sample, enmap_potsdam):
     ],
 )
 def test_a_pattern_is_a_shell_pattern_relative_to_the_source(tmp_path, pattern, found):
-    _touch(tmp_path, "a.tif", "b/a.tif", "b/c/d/a.tif", "b/c/notes.txt", "0000017/00001.tif")
+    touch(tmp_path, "a.tif", "b/a.tif", "b/c/d/a.tif", "b/c/notes.txt", "0000017/00001.tif")
     if found:
         assert {tile.path for tile in find_tiles(tmp_path, "enmap", pattern)} == found
     else:
@@ -202,7 +192,7 @@ def test_hyspecnet_patches_are_places_and_their_quality_layers_no_tiles(tmp_path
     for patch in ("Y01460273_X05670694", "Y01460273_X06950822"):
         name = f"{PRODUCT}-{patch}"
         kinds = ("SPECTRAL_IMAGE", "QL_PIXELMASK", "QL_QUALITY_CLOUD", "QL_VNIR")
-        _touch(tmp_path, *(f"patches/{PRODUCT}/{name}/{name}-{kind}.TIF" for kind in kinds))
+        touch(tmp_path, *(f"patches/{PRODUCT}/{name}/{name}-{kind}.TIF" for kind in kinds))
     tiles = find_tiles(tmp_path, "enmap")
     assert [tile.location for tile in tiles] == [
         "DT0000004950-001-Y01460273-X05670694",
@@ -214,13 +204,13 @@ def test_hyspecnet_patches_are_places_and_their_quality_layers_no_tiles(tmp_path
 
 def test_quality_layers_of_patches_under_other_names_are_no_tiles(tmp_path):
     patch = "patches/tile_001/tile_001-patch_01/tile_001-patch_01"
-    _touch(tmp_path, f"{patch}-SPECTRAL_IMAGE.TIF", f"{patch}-QL_QUALITY_CLOUD.TIF", f"{patch}-QL_SWIR.TIF")
+    touch(tmp_path, f"{patch}-SPECTRAL_IMAGE.TIF", f"{patch}-QL_QUALITY_CLOUD.TIF", f"{patch}-QL_SWIR.TIF")
     assert [tile.path for tile in find_tiles(tmp_path, "enmap")] == [f"{patch}-SPECTRAL_IMAGE.TIF"]
 
 
 def test_cuts_of_a_product_under_names_of_their_own_are_places_too(tmp_path):
     names = [f"{PRODUCT}-tile_3.tif", f"{PRODUCT}-tile_4.tif", f"{PRODUCT}-SPECTRAL_IMAGE_x3.tif"]
-    _touch(tmp_path, *names, f"{PRODUCT}-QL_QUALITY_CLOUD.TIF")
+    touch(tmp_path, *names, f"{PRODUCT}-QL_QUALITY_CLOUD.TIF")
     tiles = find_tiles(tmp_path, "enmap")
     assert {tile.path for tile in tiles} == set(names) and len({tile.location for tile in tiles}) == 3
     assert {(tile.scene, tile.date) for tile in tiles} == {(PRODUCT, "2022-11-03")}
@@ -251,12 +241,12 @@ def _paths(folder, pattern=None):
 )
 @pytest.mark.parametrize("pattern", [None, "**/*.tif"])
 def test_files_of_systems_and_hidden_ones_are_no_data(tmp_path, junk, pattern):
-    _touch(tmp_path, "v1/a.tif", junk)
+    touch(tmp_path, "v1/a.tif", junk)
     assert _paths(tmp_path, pattern) == ["v1/a.tif"]
 
 
 def test_a_source_below_a_hidden_folder_is_one(tmp_path):
-    _touch(tmp_path, ".cache/tiles/a.tif")
+    touch(tmp_path, ".cache/tiles/a.tif")
     assert _paths(tmp_path / ".cache/tiles") == ["a.tif"]
 
 
@@ -281,14 +271,14 @@ def _link(folder, name, target):
 )
 def test_a_file_is_one_tile_however_many_links_lead_to_it(tmp_path, links, found):
     source = tmp_path / "source"
-    _touch(tmp_path, "source/v1/a.tif", "source/blobs/1234", "source/.store/1234.tif", "elsewhere/b.tif")
+    touch(tmp_path, "source/v1/a.tif", "source/blobs/1234", "source/.store/1234.tif", "elsewhere/b.tif")
     for name, target in links.items():
         _link(source, name, target)
     assert _paths(source) == found
 
 
 def test_a_pattern_may_ask_for_the_names_of_links(tmp_path):
-    _touch(tmp_path, "v1/sub/a.tif")
+    touch(tmp_path, "v1/sub/a.tif")
     _link(tmp_path, "latest", "v1")
     _link(tmp_path, "v1/sub/loop", "..")
     assert _paths(tmp_path, "latest/**/*.tif") == ["latest/sub/a.tif"]
@@ -296,7 +286,7 @@ def test_a_pattern_may_ask_for_the_names_of_links(tmp_path):
 
 
 def test_a_link_that_leads_nowhere_is_a_tile_that_cannot_be_read(tmp_path):
-    _touch(tmp_path, "a.tif")
+    touch(tmp_path, "a.tif")
     _link(tmp_path, "b.tif", "gone.tif")
     assert _paths(tmp_path) == ["a.tif", "b.tif"]
 
@@ -317,14 +307,14 @@ def test_a_link_that_leads_nowhere_is_a_tile_that_cannot_be_read(tmp_path):
     ],
 )
 def test_a_file_beside_an_envi_header_is_a_raster(tmp_path, names, found):
-    _touch(tmp_path, *names)
+    touch(tmp_path, *names)
     lines = []
-    assert [tile.path for tile in find_tiles(tmp_path, "enmap", tell=lines.append)] == found
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap", warn=lines.append)] == found
     assert lines == []
 
 
 def test_headers_and_data_that_are_alone_are_told_in_a_line_each(tmp_path):
-    _touch(tmp_path, "a.tif", "b.hdr", "c.dat", "d.dat")
+    touch(tmp_path, "a.tif", "b.hdr", "c.dat", "d.dat")
     lines = []
-    assert [tile.path for tile in find_tiles(tmp_path, "enmap", tell=lines.append)] == ["a.tif"]
+    assert [tile.path for tile in find_tiles(tmp_path, "enmap", warn=lines.append)] == ["a.tif"]
     assert len(lines) == 2 and lines[0].startswith("b.hdr without its data") and "2 files, e.g. c.dat" in lines[1]

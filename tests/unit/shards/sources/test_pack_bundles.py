@@ -1,6 +1,5 @@
 """Options of pack for archives, products and scenes: limits, dry runs, and one line for those that do nothing."""
 
-import io
 import os
 import shutil
 import tarfile
@@ -10,74 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from support.tiles import GRID, NODATA, spectra, write_tile
+from support.datasets import read_all
+from support.deliveries import SIZE, pixels, write_envi, write_tar
+from support.tiles import spectra, write_tile
 
 from shards.__main__ import main
 from shards.pack.build import pack
 from shards.pack.scan import PackConfig
-from shards.read.reader import ShardReader
 from shards.sensors.sensor import get_sensor
 from shards.sources.geotiff import read_tile
-from tools.sample_scene import SceneOptions, make_scene
 
 ENMAP = get_sensor("enmap")
-
-SIZE = 4
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    """Bytes of GeoTIFFs by a letter, each with pixels of its own."""
-    folder = tmp_path_factory.mktemp("tiles")
-    return {
-        name: write_tile(folder / f"{name}.tif", spectra(seed, SIZE), nodata=NODATA).read_bytes()
-        for seed, name in enumerate("abc")
-    }
-
-
-@pytest.fixture(scope="module")
-def product(tmp_path_factory):
-    return make_scene(tmp_path_factory.mktemp("product"), SceneOptions(size=150))
-
-
-def _pixels(name):
-    return spectra("abc".index(name), SIZE)
-
-
-def _tar(path, members, mode="w"):
-    """``members``: (name, bytes), or (name, type, target)."""
-    with tarfile.open(path, mode) as tar:
-        for name, *what in members:
-            info = tarfile.TarInfo(name)
-            if len(what) == 2:
-                info.type, info.linkname = what
-                tar.addfile(info)
-            else:
-                info.size = len(what[0])
-                tar.addfile(info, io.BytesIO(what[0]))
-    return path
-
-
-def _read_all(folder):
-    reader = ShardReader(folder)
-    out = np.empty((len(reader), *reader.tile_shape), np.int16)
-    reader.read(range(len(reader)), out)
-    return {reader.key(row): tile for row, tile in enumerate(out)}
-
-
-def _write_envi(path, values, driver="ENVI", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"crs": "EPSG:32633", "transform": GRID, "dtype": values.dtype, "count": len(values), "nodata": NODATA}
-    height, width = values.shape[1:]
-    with rasterio.open(path, "w", driver=driver, height=height, width=width, **(told | options)) as file:
-        file.write(values)
-    return path
-
-
-@pytest.fixture(scope="module")
-def mosaic():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 5000, (202, 19, 14)).astype(np.int16)
 
 
 def test_where_limits_leave_nothing_the_option_is_named_and_it_works(product, tmp_path, capfd):
@@ -88,29 +30,20 @@ def test_where_limits_leave_nothing_the_option_is_named_and_it_works(product, tm
     assert main(command) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert "by --max-cloud 0.1" in line
-    assert main([*command, *line.rpartition("take all of them with ")[2].split()]) == 0
-
-
-@pytest.fixture
-def source(tiles, tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name, data in tiles.items():
-        (folder / f"{name}.tif").write_bytes(data)
-    return folder
+    assert main([*command, *line.rpartition("include them with ")[2].split()]) == 0
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--splits", "."], "--splits does nothing without --labels"),
+        (["--splits", "."], "--splits has no effect without --labels"),
         (["--labels", "absent"], "absent: no such folder"),
         (["--labels", ".", "--splits", "absent"], "absent: no such folder"),
-        (["--labels", ".", "--pattern", "*.tif"], "--pattern does nothing with --labels"),
+        (["--labels", ".", "--pattern", "*.tif"], "--pattern has no effect with --labels"),
         (["--max-cloud", "0.5"], "--max-cloud is a limit on tiles cut from EnMAP L2A products"),
         (["--max-nodata", "none", "--dry-run"], "--max-nodata is a limit"),
-        (["--part", "1/2", "--dry-run"], "--part does nothing with --dry-run"),
-        (["--part", "1/2", "--max-bad", "0.5"], "--max-bad does nothing with --part"),
+        (["--part", "1/2", "--dry-run"], "--part has no effect with --dry-run"),
+        (["--part", "1/2", "--max-bad", "0.5"], "--max-bad has no effect with --part"),
         (["--append"], "nothing to append to"),
         (["--append", "--dry-run"], "nothing"),
         (["--pattern", "*.jp2"], "expected files like '*.jp2'"),
@@ -141,7 +74,7 @@ def test_options_that_do_nothing_or_are_wrong_are_one_line(source, tmp_path, cap
 
 
 def test_a_pattern_is_for_folders(tiles, tmp_path, capfd):
-    path = _tar(tmp_path / "a.tar", [("x.tif", tiles["a"])])
+    path = write_tar(tmp_path / "a.tar", [("x.tif", tiles["a"])])
     assert main(["pack", str(path), str(tmp_path / "shards"), "--pattern", "*.tif"]) == 2
     assert "--pattern chooses files of a folder" in capfd.readouterr().err
 
@@ -156,7 +89,7 @@ def test_a_dry_run_of_labeled_tiles_tells_their_splits(source, tmp_path, capsys)
 
 
 def test_a_dry_run_of_bundles_tells_what_would_be_read(source, tiles, tmp_path, capsys):
-    _tar(source / "x.tar", [("x.tif", tiles["a"])])
+    write_tar(source / "x.tar", [("x.tif", tiles["a"])])
     assert main(["pack", str(source), str(tmp_path / "shards"), "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("1 archive, 3 plain tiles (plain tiles 1, x.tar) -> tiles of 4x4 px")
     assert not (tmp_path / "shards").exists()
@@ -167,11 +100,11 @@ def test_what_collides_with_a_tile_that_was_packed_before_is_added_beside_it(sou
     pack(source, tmp_path / "shards", PackConfig())
     (source / "a-1.tif").write_bytes(tiles["c"])
     pack(source, tmp_path / "shards", PackConfig(), append=True)
-    found = _read_all(tmp_path / "shards")
+    found = read_all(tmp_path / "shards")
     assert len(found) == 4
-    np.testing.assert_array_equal(found["a-1_00000"], _pixels("a"))
+    np.testing.assert_array_equal(found["a-1_00000"], pixels("a"))
     (other,) = found.keys() - {"a-1_00000", "b_00000", "c_00000"}
-    np.testing.assert_array_equal(found[other], _pixels("c"))
+    np.testing.assert_array_equal(found[other], pixels("c"))
 
 
 def test_a_link_that_leads_nowhere_is_set_aside(source, tmp_path):
@@ -181,9 +114,9 @@ def test_a_link_that_leads_nowhere_is_set_aside(source, tmp_path):
 
 
 def test_envi_tiles_are_packed_beside_geotiffs(source, tmp_path):
-    path = _write_envi(source / "E.DAT", spectra(7, SIZE))
+    path = write_envi(source / "E.DAT", spectra(7, SIZE))
     pack(source, tmp_path / "shards", PackConfig())
-    found = _read_all(tmp_path / "shards")
+    found = read_all(tmp_path / "shards")
     assert found.keys() == {"a_00000", "b_00000", "c_00000", "E_00000"}
     np.testing.assert_array_equal(found["E_00000"], read_tile(path, ENMAP).values)
 
@@ -191,7 +124,7 @@ def test_envi_tiles_are_packed_beside_geotiffs(source, tmp_path):
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
 @pytest.mark.parametrize("driver", ["GTiff", "ENVI"])
 def test_a_scene_in_an_archive_is_cut_too(mosaic, tmp_path, name, driver):
-    path = _write_envi(tmp_path / "d" / ("mosaic.tif" if driver == "GTiff" else "mosaic.bsq"), mosaic, driver)
+    path = write_envi(tmp_path / "d" / ("mosaic.tif" if driver == "GTiff" else "mosaic.bsq"), mosaic, driver)
     if name.endswith("zip"):
         with zipfile.ZipFile(tmp_path / name, "w") as file:
             for one in path.parent.iterdir():
@@ -201,7 +134,7 @@ def test_a_scene_in_an_archive_is_cut_too(mosaic, tmp_path, name, driver):
             tar.add(path.parent, ".")
     dest = tmp_path / "shards"
     pack(tmp_path / name, dest, PackConfig(size=6))
-    found = _read_all(dest)
+    found = read_all(dest)
     assert len(found) == 6
     np.testing.assert_array_equal(found["mosaic-2-1_00000"], mosaic[:, 12:18, 6:12])
     assert main(["verify", str(dest), "--source", str(tmp_path / name), "--workers", "1"]) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.deliveries import touch
 from support.tiles import ARCHIVE
 
 from shards.errors import SourceError
@@ -22,21 +23,14 @@ from shards.sources.pairs import (
 )
 from shards.sources.tile_names import SourceTile
 
-
-def _touch(folder, *names):
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-
-
 # ---- images and their labels ----
 
 
 @pytest.fixture
 def labeled(tmp_path):
     names = [f"enmap/{place}/{scene}.tif" for place, scenes in ARCHIVE.items() for scene in scenes]
-    _touch(tmp_path / "images", *names)
-    _touch(tmp_path / "labels", *names)
+    touch(tmp_path / "images", *names)
+    touch(tmp_path / "labels", *names)
     lists = {"train": ["0000017/00003.tif", "0000231/00003.tif"], "val": ["0150003/04411.tif"], "test": []}
     for name, lines in lists.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))  # no last line break, as in the published ones
@@ -75,7 +69,7 @@ def test_what_is_wrong_with_labels_or_split_files_is_named(labeled):
     with pytest.raises(SourceError, match=r"name enmap/0000017/00003\.tif twice \(test, train\)"):
         _labeled(labeled, labeled)
     (labeled / "test.txt").write_text("0000017/99999.tif\n0000231/00003.tif\n")
-    with pytest.raises(SourceError, match=r"1 of 2 tiles are not there, e\.g\. 0000017/99999\.tif"):
+    with pytest.raises(SourceError, match=r"1 of 2 tiles are missing, e\.g\. 0000017/99999\.tif"):
         _labeled(labeled, labeled)
     (labeled / "test.txt").unlink()
     with pytest.raises(SourceError, match="missing split file"):
@@ -89,18 +83,18 @@ def test_what_is_wrong_with_labels_or_split_files_is_named(labeled):
 
 
 def test_fields_of_polygons_are_refused_for_a_folder(labeled):
-    with pytest.raises(SourceError, match="label_field and label_layer are for polygons"):
+    with pytest.raises(SourceError, match="label_field and label_layer apply only to polygons"):
         find_labeled(labeled / "images", Labels(labeled / "labels", field="crop"), "enmap", 0)
 
 
 def test_a_label_of_another_format_has_the_name_of_its_image(tmp_path):
-    _touch(tmp_path, "a/t1.dat", "a/t1.hdr", "a/t1.dat.aux.xml", "a/t2.tif", "a/t10.tif", "a/t3", "a/t3.hdr")
+    touch(tmp_path, "a/t1.dat", "a/t1.hdr", "a/t1.dat.aux.xml", "a/t2.tif", "a/t10.tif", "a/t3", "a/t3.hdr")
     assert find_label(tmp_path, "a/t1.tif") == "a/t1.dat"
     assert find_label(tmp_path, "enmap/a/t2.tiff", "enmap/") == "a/t2.tif"
     assert find_label(tmp_path, "a/t3.tif") == "a/t3"
     with pytest.raises(SourceError, match="no label tile for this image"):
         find_label(tmp_path, "b/t1.tif")
-    _touch(tmp_path, "a/t1.png")
+    touch(tmp_path, "a/t1.png")
     with pytest.raises(SourceError, match=r"t1\.dat and t1\.png could both be the label of a/t1\.tif"):
         find_label(tmp_path, "a/t1.tif")
 
@@ -146,13 +140,13 @@ def test_or_the_ending_of_one_path_alone(tmp_path, line):
 def test_a_line_that_could_be_two_tiles_is_an_error_with_both(tmp_path, line):
     with pytest.raises(SourceError) as raised:
         _names(tmp_path, line)
-    expected = f"'{line}' could be 2021/site/t0.tif or 2022/site/t0.tif: write more of its path"
+    expected = f"'{line}' could be 2021/site/t0.tif or 2022/site/t0.tif: write a longer part of its path"
     assert str(raised.value) == f"{tmp_path / 'train.txt'}: {expected}"
 
 
 @pytest.mark.parametrize("line", ["te/t0.tif", "2023/site/t0.tif", "2021/site", "/elsewhere/2021/site/t0.tif", "9.tif"])
 def test_a_line_that_names_no_tile_is_told(tmp_path, line):
-    with pytest.raises(SourceError, match="1 of 2 tiles are not there"):
+    with pytest.raises(SourceError, match="1 of 2 tiles are missing"):
         _names(tmp_path, "2021/site/t1.tif", line)
 
 

@@ -7,41 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
-from rasterio.transform import Affine, from_origin
+from rasterio.transform import Affine
 from rasterio.windows import Window
+from support.rasters import DETECTORS, ENMAP, PLACE, PRODUCT_NM, cube, values_of, write
 
 from shards.errors import TileError
-from shards.sensors.sensor import NODATA, get_sensor
+from shards.sensors.sensor import NODATA
 from shards.sources.digital_numbers import digital_numbers, missing_pixels
 from shards.sources.geotiff import read_tile
 from shards.sources.raster import open_raster
-
-ENMAP = get_sensor("enmap")
-PRODUCT_NM = np.asarray(ENMAP.product_wavelength_nm)
-PLACE = from_origin(300015, 5800005, 30, 30)
-DETECTORS = [*range(0, 91, 2), *range(91, 224), *range(1, 91, 2)]
-"""An order of the product's bands that is not the one of wavelength."""
-
-
-def cube(bands=202, size=8):
-    """int16, another level in every band."""
-    return (100 * np.arange(1, bands + 1)[:, None, None] % 9000 + np.arange(size * size).reshape(size, size)).astype(
-        "int16"
-    )
-
-
-def write(path, values, **options):
-    bands, height, width = values.shape
-    profile = {"driver": "GTiff", "crs": "EPSG:32633", "transform": PLACE} | options
-    profile = {name: value for name, value in profile.items() if value is not None}
-    with rasterio.open(path, "w", count=bands, height=height, width=width, dtype=values.dtype, **profile) as file:
-        file.write(values)
-    return path
-
-
-def values_of(path, sensor=ENMAP):
-    return read_tile(path, sensor).values
-
 
 # ---- scale and offset ----
 
@@ -75,7 +49,7 @@ def test_scale_and_offset_are_applied_where_digital_numbers_come_out(tmp_path, d
 
 @pytest.mark.parametrize(("scale", "offset"), [(3e-5, 0), (1e-4, 0.00005), (0.01, 1), (1, 0.5), (0, 0.1), (1e300, 0)])
 def test_scale_and_offset_that_make_no_digital_numbers_are_named(tmp_path, scale, offset):
-    with pytest.raises(TileError, match=r"a\.tif: (value .* in band \d+.*(scale|no whole number)|a scale of 0)"):
+    with pytest.raises(TileError, match=r"a\.tif: (value .* in band \d+.*(scale|not a whole number)|a scale of 0)"):
         values_of(scaled(tmp_path / "a.tif", cube(), scale, offset))
 
 
@@ -102,7 +76,7 @@ def test_a_scale_that_is_no_number_is_one_line(tmp_path):
     path = write(tmp_path / "a.tif", cube())
     with rasterio.open(path, "r+") as file:
         file.update_tags(scale_factor="ten thousand")
-    with pytest.raises(TileError, match=r"a\.tif: the scale or offset among its tags is no number"):
+    with pytest.raises(TileError, match=r"a\.tif: the scale or offset in its tags is not a number"):
         values_of(path)
 
 

@@ -3,41 +3,10 @@
 import numpy as np
 import pytest
 import rasterio
-from rasterio.transform import from_origin
+from support.rasters import DETECTORS, ENMAP, PRODUCT_NM, cube, values_of, write
 
 from shards.errors import TileError
-from shards.sensors.sensor import get_sensor
-from shards.sources.geotiff import read_tile
 from shards.sources.raster import open_raster
-
-ENMAP = get_sensor("enmap")
-
-PRODUCT_NM = np.asarray(ENMAP.product_wavelength_nm)
-
-PLACE = from_origin(300015, 5800005, 30, 30)
-
-DETECTORS = [*range(0, 91, 2), *range(91, 224), *range(1, 91, 2)]
-"""An order of the product's bands that is not the one of wavelength."""
-
-
-def cube(bands=202, size=8):
-    """int16, another level in every band."""
-    return (100 * np.arange(1, bands + 1)[:, None, None] % 9000 + np.arange(size * size).reshape(size, size)).astype(
-        "int16"
-    )
-
-
-def write(path, values, **options):
-    bands, height, width = values.shape
-    profile = {"driver": "GTiff", "crs": "EPSG:32633", "transform": PLACE} | options
-    profile = {name: value for name, value in profile.items() if value is not None}
-    with rasterio.open(path, "w", count=bands, height=height, width=width, dtype=values.dtype, **profile) as file:
-        file.write(values)
-    return path
-
-
-def values_of(path, sensor=ENMAP):
-    return read_tile(path, sensor).values
 
 
 def described(path, nm, text):
@@ -117,7 +86,7 @@ def test_bands_beside_those_that_are_wanted_do_no_harm(tmp_path, way):
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        ({"wavelength": "short"}, "wavelength 'short' in the band tags is no number"),
+        ({"wavelength": "short"}, "wavelength 'short' in the band tags is not a number"),
         ({"wavelength": "23687", "wavelength_units": "Wavenumber"}, "unit 'Wavenumber' in the band tags"),
         ({"bbl": "bad"}, "'bad' is neither 0 nor 1"),
     ],
@@ -135,7 +104,8 @@ def test_places_that_contradict_each_other_are_refused(tmp_path):
     WAYS["tags in nanometers"](path, ENMAP.wavelength_nm)
     WAYS["descriptions"](path, ENMAP.wavelength_nm[::-1])
     with pytest.raises(
-        TileError, match=r"band 1 lies at 418\.24 nm by the band tags, and at 2445\.\d+ nm by the band desc"
+        TileError,
+        match=r"band 1 is at 418\.24 nm according to the band tags, but at 2445\.\d+ nm according to the band desc",
     ):
         values_of(path)
 
@@ -150,7 +120,7 @@ def test_a_rounded_place_contradicts_no_exact_one(tmp_path):
 def test_wavelengths_of_some_bands_alone_are_refused(tmp_path):
     path = write(tmp_path / "a.tif", cube())
     tagged(path, ENMAP.wavelength_nm[:5], lambda center: {"wavelength": str(center)})
-    with pytest.raises(TileError, match="5 bands with a wavelength where 202 are wanted"):
+    with pytest.raises(TileError, match="5 bands have a wavelength, expected 202"):
         values_of(path)
 
 

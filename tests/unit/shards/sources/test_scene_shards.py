@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.datasets import keys_of, read_all
+from support.scenes import ENMAP, SIZE, tiles_of
 from support.tiles import NODATA, folder_bytes, spectra, write_archive, write_tile
 
 from shards.__main__ import main
@@ -22,41 +24,11 @@ from shards.format.manifest import read_manifest
 from shards.pack.build import Part, merge, pack, pack_part
 from shards.pack.scan import PackConfig
 from shards.read.reader import ShardReader
-from shards.sensors.sensor import get_sensor
 from shards.sources.archive import Archive
 from shards.sources.layouts import find_tiles
 from shards.sources.limits import SceneLimits
-from shards.sources.scene import Scene
-from tools.sample_scene import SceneOptions, make_scene
-
-ENMAP = get_sensor("enmap")
-
-NO_LIMITS = SceneLimits(cloud=None, nodata=None)
-
-SIZE = 64
 
 CONFIG = PackConfig(size=SIZE, tiles_per_shard=5)
-
-
-@pytest.fixture(scope="module")
-def products(tmp_path_factory):
-    """Two products of the same ground and different days, the second 37 px right and 21 px down."""
-    folder = tmp_path_factory.mktemp("products")
-    first = make_scene(folder, SceneOptions(size=260))
-    second = make_scene(folder, SceneOptions(size=260, offset=(37, 21), day="20220829"))
-    return first, second
-
-
-def _tiles(path, limits=NO_LIMITS, skip=(), size=SIZE):
-    return {source.key: (source, tile) for source, tile in Scene(path, path.name, ENMAP, size, limits).tiles(skip)}
-
-
-def _read_all(folder):
-    reader = ShardReader(folder)
-    out = np.empty((len(reader), *reader.tile_shape), np.int16)
-    reader.read(range(len(reader)), out)
-    reader.close()
-    return {reader.key(row): tile for row, tile in enumerate(out)}, reader
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +39,8 @@ def packed(products, tmp_path_factory):
 
 
 def test_products_become_shards_with_their_places_dates_and_quality(products, packed):
-    expected = {key: tile for path in products for key, (_, tile) in _tiles(path, SceneLimits()).items()}
-    values, reader = _read_all(packed)
+    expected = {key: tile for path in products for key, (_, tile) in tiles_of(path, SceneLimits()).items()}
+    values, reader = read_all(packed), ShardReader(packed)
     assert values.keys() == expected.keys()
     for key, tile in expected.items():
         np.testing.assert_array_equal(values[key], tile.values)
@@ -85,7 +57,7 @@ def test_products_become_shards_with_their_places_dates_and_quality(products, pa
 def test_parts_restarts_and_workers_make_the_same_bytes(products, packed, tmp_path):
     source = products[0].parent
     pack_part(source, tmp_path, CONFIG, Part(2, 2))
-    with pytest.raises(ShardError, match="is not read yet"):
+    with pytest.raises(ShardError, match="has not been read yet"):
         merge(tmp_path)
     mark = next((tmp_path / "spool-000").glob("*.done.json"))
     mark.unlink()  # as if it was killed just before it was done
@@ -115,15 +87,13 @@ def test_an_archive_makes_the_same_dataset_as_its_tiles(tmp_path, name, mode):
     config = PackConfig(size=8, tiles_per_shard=3)
     straight = pack(tmp_path / "source", tmp_path / "straight", config).manifest
     result = pack(_tar(tmp_path / "source", tmp_path / name, mode), tmp_path / "shards", config, workers=2)
-    found, reader = _read_all(tmp_path / "shards")
+    found, reader = read_all(tmp_path / "shards"), ShardReader(tmp_path / "shards")
     assert found.keys() == values.keys()
     for key, tile in values.items():
         np.testing.assert_array_equal(found[key], tile)
     assert result.manifest.sums == straight.sums
     assert [entry.tiles for entry in result.manifest.shards] == [entry.tiles for entry in straight.shards]
-    order = [reader.key(row) for row in range(len(reader))]
-    other = ShardReader(tmp_path / "straight")
-    assert order == [other.key(row) for row in range(len(other))]
+    assert keys_of(reader) == keys_of(ShardReader(tmp_path / "straight"))
 
 
 def test_an_archive_that_ends_early_is_one_line_that_names_the_last_whole_member(tmp_path, capfd):
@@ -132,7 +102,7 @@ def test_an_archive_that_ends_early_is_one_line_that_names_the_last_whole_member
     os.truncate(path, path.stat().st_size // 2)
     assert main(["pack", str(path), str(tmp_path / "shards"), "--size", "16", "--workers", "1"]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert str(path) in line and "last whole member: spectral_earth/enmap/" in line
+    assert str(path) in line and "last complete member: spectral_earth/enmap/" in line
 
 
 def test_a_damaged_member_is_set_aside(tmp_path):
@@ -151,7 +121,7 @@ def test_the_same_tile_in_two_archives_is_refused(tmp_path):
     (tmp_path / "tars").mkdir()
     for name in ("a.tar", "b.tar"):
         _tar(tmp_path / "source", tmp_path / "tars" / name, "w")
-    with pytest.raises(ShardError, match="make the same sample key"):
+    with pytest.raises(ShardError, match="have the same sample key"):
         pack(tmp_path / "tars", tmp_path / "shards", PackConfig(size=8))
 
 

@@ -75,7 +75,7 @@ def test_a_layout_of_a_plugin_comes_before_ours(tmp_path, plugin):
     assert tile_of_name("other.tif", "enmap") == SourceTile("other", "00000", "other.tif")
     for site in ("a", "b"):  # the same acquisition of the same place
         write_tile(tmp_path / site / "delta" / "2021-06-03" / "chip_7.tif", spectra(0, 4))
-    with pytest.raises(SourceError, match="make the same sample key 'delta-7_2021-06-03'"):
+    with pytest.raises(SourceError, match="have the same sample key 'delta-7_2021-06-03'"):
         find_inputs(tmp_path, get_sensor("enmap"))
 
 

@@ -113,7 +113,7 @@ def test_names_of_classes_are_codes_by_the_task(tmp_path):
     )
     path = _write(tmp_path / "a.gpkg", boxes, np.array(texts, dtype=object))
     np.testing.assert_array_equal(_burned(path, {"winter wheat": 7}), HALVES)
-    with pytest.raises(SourceError, match=r"'Winter Wheat ' in field 'crop' is none of barley"):
+    with pytest.raises(SourceError, match=r"'Winter Wheat ' in field 'crop' is not one of barley"):
         _burned(path, {"barley": 1})
     with pytest.raises(SourceError, match=r"'Winter Wheat ' in field 'crop' is text: give a field of numbers"):
         _burned(path)
@@ -140,8 +140,8 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path):
 
     path = _write(tmp_path / "a.gpkg", [_box(0, 0, 8, 8)], [1], field="Crop_Code")
     assert told(path, "crop_cod") == "no field 'crop_cod': did you mean Crop_Code?"
-    assert told(path, "xyz") == "no field 'xyz': there are Crop_Code"
-    assert told(path, None) == "which field holds the class? --label-field (data.label_field) of Crop_Code"
+    assert told(path, "xyz") == "no field 'xyz': its fields are Crop_Code"
+    assert told(path, None) == "choose the field that holds the class with --label-field (data.label_field): Crop_Code"
     assert told(path, "Crop_Code", "b") == "no layer b: a"
     _write(path, [_box(0, 0, 8, 8)], [1], layer="b")
     assert told(path).startswith("several layers (a, b): name one with --label-layer")
@@ -177,7 +177,9 @@ def test_pack_and_verify_burn_the_same(tmp_path, capsys):
     polygons = _write(tmp_path / "fields.gpkg", [_box(0, 0, 3, 8), _box(5, 2, 3, 3)], [7, 9])
     words = [str(tmp_path / "images"), str(tmp_path / "shards"), "--workers", "1", "--labels", str(polygons)]
     assert main(["pack", *words]) == 2
-    assert "which field holds the class? --label-field (data.label_field) of crop" in capsys.readouterr().err
+    assert (
+        "choose the field that holds the class with --label-field (data.label_field): crop" in capsys.readouterr().err
+    )
     assert main(["pack", *words, "--label-field", "crop"]) == 0
     np.testing.assert_array_equal(open_dataset(tmp_path / "shards").mask(0), HALVES)
     check = ["verify", str(tmp_path / "shards"), "--labels", str(polygons), "--workers", "1"]

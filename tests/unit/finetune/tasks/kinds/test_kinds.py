@@ -1,13 +1,18 @@
 """Every kind of task: what labels become, what is kept of a tile, and scores that resampling reproduces."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics import functional as reference
 
-from finetune.tasks import Task
+from finetune.evaluation.provenance import task_hash
+from finetune.tasks import Task, dump_task, parse_task
 from finetune.tasks.kinds.kind import TaskKind, kind_of
-from finetune.tasks.registry import TASK_KINDS
+from finetune.tasks.kinds.pixel_regression import PixelRegression
+from finetune.tasks.registry import TASK_KINDS, KindConfig
+from shards.errors import ConfigError
 from shards.sensors.sensor import NODATA
 
 CLASSES = [{"code": 10 * number, "name": f"class {number}", "color": "#0a0b0c"} for number in range(1, 4)]
@@ -24,7 +29,7 @@ def _kind(name: str, **changes: object) -> TaskKind:
 def _windows(kind: TaskKind, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predictions of windows, some of which do not count."""
     rng = np.random.default_rng(seed)
-    match kind.task.kind:
+    match kind.task.kind.name:
         case "segmentation":
             return rng.integers(0, 4, (count, 6, 6)).astype(np.int16), rng.integers(0, 3, (count, 6, 6))
         case "multilabel":
@@ -152,13 +157,13 @@ def test_codes_of_whole_tiles_become_indices_and_those_to_ignore_are_left_out():
     assert kind.encode(np.array(0)) is None
     assert kind.encode(np.array(NODATA)) is None
     problem = kind.find_problem(np.array(40))
-    assert problem == "label code 40 is no class of task t: add it to its classes, or to 'ignore'"
+    assert problem == "label code 40 is not a class of task t: add it to its classes, or to 'ignore'"
 
 
 def test_a_raster_of_other_bands_than_targets_is_a_problem():
     kind = _kind("pixel_regression")
     assert kind.find_problem(np.zeros((2, 4, 4))) is None
-    assert kind.find_problem(np.zeros((3, 4, 4))) == "a target raster of 3 bands for the 2 targets of task t"
+    assert kind.find_problem(np.zeros((3, 4, 4))) == "the target raster has 3 bands, but task t has 2 targets"
 
 
 def test_what_is_drawn_of_a_window():
@@ -179,10 +184,34 @@ def test_what_is_drawn_of_a_window():
     [
         ("classification", {"targets": TARGETS}, "needs 'classes' and no 'targets'"),
         ("pixel_regression", {"classes": CLASSES}, "needs 'targets' and no 'classes'"),
-        ("classification", {"classes": CLASSES[:1]}, "one class, 'class 1', can't be told from others"),
-        ("segmentatoin", {"classes": CLASSES}, "unknown task kind 'segmentatoin': did you mean 'segmentation'"),
+        ("classification", {"classes": CLASSES[:1]}, "a single class, 'class 1', leaves nothing to distinguish"),
+        ("segmentatoin", {"classes": CLASSES}, "'segmentatoin'.*does not match any.*'segmentation', 'multilabel'"),
     ],
 )
 def test_a_task_file_without_what_its_kind_needs_is_one_line(kind, outputs, says):
     with pytest.raises(ValueError, match=says.replace("'classes'", r"\.classes").replace("'targets'", r"\.targets")):
         Task.model_validate({"name": "t", "description": "d", "kind": kind} | outputs)
+
+
+class ScaledConfig(KindConfig):
+    scale: int = 1
+
+
+@pytest.fixture
+def scaled() -> Iterator[None]:
+    TASK_KINDS.add("scaled", PixelRegression, ScaledConfig)
+    yield
+    TASK_KINDS._configs.pop("scaled")
+    TASK_KINDS._targets.pop("scaled")
+
+
+def test_a_kind_has_the_options_that_the_task_file_gives(scaled):
+    text = "name: t\ndescription: d\nkind: {kind}\ntargets: [{{name: a}}]\n"
+    task = parse_task(text.format(kind="{name: scaled, scale: 3}"), "x")
+    assert kind_of(task).config == ScaledConfig(name="scaled", scale=3)
+    assert parse_task(dump_task(task), "x") == task
+    plain = parse_task(text.format(kind="scaled"), "x")
+    assert "kind: scaled" in dump_task(plain)
+    assert task_hash(task) != task_hash(plain)
+    with pytest.raises(ConfigError, match=r"unknown key 'kind\.scal'; did you mean 'kind\.scale'"):
+        parse_task(text.format(kind="{name: scaled, scal: 3}"), "x")
