@@ -14,6 +14,7 @@ from shards.errors import ForgeError
 
 Result = TypeVar("Result")
 _TURNS = itertools.count()
+_LAUNCHED_AS = "SPECTRALFORGE_LOCAL_RANK"  # the launcher's LOCAL_RANK, where `adopt_device` has replaced it
 
 
 def rank() -> int:
@@ -31,11 +32,28 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def local_rank() -> int:
+    """Return this process's number among those of its node, as the launcher gave it."""
+    return int(os.environ.get(_LAUNCHED_AS, os.environ.get("LOCAL_RANK", "0")))
+
+
 def device() -> torch.device:
-    """Return this process's accelerator, or the CPU."""
+    """Return this process's accelerator, or the CPU.
+
+    A launcher may show all of a node's devices to each process, or its own one alone (`srun --gpus-per-task 1`).
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def adopt_device() -> None:
+    """Make this process's GPU the current one, and let LOCAL_RANK be its index, which DeepSpeed takes it for."""
+    torch.cuda.set_device(device())
+    os.environ.setdefault(_LAUNCHED_AS, str(local_rank()))
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):  # DeepSpeed insists that they are equal
+        if name == "LOCAL_RANK" or name in os.environ:
+            os.environ[name] = str(device().index)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

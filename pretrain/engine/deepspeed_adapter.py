@@ -40,7 +40,7 @@ def init_distributed() -> None:
         _require(deepspeed, ["ops.__compatible_ops__"], "deepspeed")
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
-        torch.cuda.set_device(distributed.device())
+        distributed.adopt_device()
         os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")  # operations of every rank, dumped at a hang
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if not torch.distributed.is_initialized():

@@ -1,6 +1,5 @@
 """Find or download an encoder once per node, on all ranks of a process group."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,6 @@ def fetch_on_all_ranks(location: str, find: Callable[[str], Path] = fetch) -> Pa
         WeightsError: see `fetch`; raised on all ranks.
     """
     path = Path()
-    for is_my_turn in (distributed.is_main(), os.environ.get("LOCAL_RANK", "0") == "0", True):
+    for is_my_turn in (distributed.is_main(), distributed.local_rank() == 0, True):
         path = distributed.raise_on_all_ranks(partial(find, location) if is_my_turn else Path)
     return path if "://" in location else distributed.broadcast_object(path)
