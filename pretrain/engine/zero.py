@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -68,11 +69,16 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
     return config
 
 
-def init_distributed() -> None:
-    """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+def init_distributed(timeout: timedelta | None = None) -> None:
+    """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        timeout: limit of a collective in this and all later groups; None for the libraries' defaults of 10 (NCCL) and
+            30 (gloo) minutes.
+    """
     from pretrain.engine import deepspeed_adapter  # DeepSpeed takes seconds to import
 
-    deepspeed_adapter.init_distributed()
+    deepspeed_adapter.init_distributed(timeout)
 
 
 class ZeroEngine:
