@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support.zero_runs import make_shallow
+from support.zero_runs import freeze_imports, make_shallow
 
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluator
@@ -47,6 +47,7 @@ def run(job: dict) -> None:
 if __name__ == "__main__":
     init_distributed()
     make_shallow()
+    freeze_imports()
     for one in json.loads(Path(sys.argv[1]).read_text()):
         run(one)
     sys.stdout.flush()

@@ -76,12 +76,13 @@ def spoil(trainer, what: str) -> None:
 def main() -> None:
     runtime.prepare_environment(threads=1)
     runtime.prepare_torch(threads=1)
-    from support.zero_runs import make_shallow
+    from support.zero_runs import freeze_imports, make_shallow
 
     from pretrain.engine.zero import init_distributed
 
     init_distributed()
     make_shallow()
+    freeze_imports()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run_job(job)
     runtime.end_process(0)

@@ -6,11 +6,13 @@ A job is {"dir", "config", "overrides", "stop_at", "copy_from", "probe"}: train 
 largest difference of the fp32 weights from those that the seed draws to ``dir/masters.json``.
 """
 
+import gc
 import json
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -70,6 +72,23 @@ def make_shallow() -> None:
     resnet.LAYERS = tuple((outputs, width, 1) for outputs, width, _ in resnet.LAYERS)
 
 
+def freeze_imports() -> None:
+    """Exempt what imports have made from collections, which would take longer than many a job: two in each.
+
+    For this, runs freeze nothing of their own: unfreezing would not tell the two apart.
+    """
+    import torch._dynamo  # noqa: F401  # which torch's optimizers load
+
+    from pretrain.loop import trainer
+    from pretrain.loop.callbacks import gc_control
+
+    assert trainer.GcControl is gc_control.GcControl
+    gc.collect()
+    gc.freeze()
+    steps = {name: getattr(gc, name) for name in ("collect", "enable", "disable")}
+    gc_control.gc = SimpleNamespace(**steps, freeze=lambda: None, unfreeze=lambda: None)  # type: ignore[assignment]
+
+
 def main() -> None:
     runtime.prepare_environment(threads=1)
     runtime.prepare_torch(threads=1)
@@ -79,6 +98,7 @@ def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
     if "--shallow" in sys.argv:
         make_shallow()
+    freeze_imports()
     for job in jobs:
         run_job(job)
     runtime.end_process(0)
