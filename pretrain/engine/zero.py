@@ -44,6 +44,7 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
         "gradient_clipping": clip,
         "steps_per_print": 2**31,  # the console line is ours
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # waits for the device twice per micro batch
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "data_types": {"grad_accum_dtype": "fp32"},
