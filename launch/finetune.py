@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     stop = globals().get("STOP") or StopRequest()
     config = read_command(argv, FinetuneConfig, str(__doc__).splitlines()[0])
     runtime.forgive_console()
-    runtime.prepare_environment(config.run.threads)
+    runtime.prepare_environment(config.run.threads, Path(config.run.dir))
     watchdog = Watchdog(config.watchdog, Path(config.run.dir), stop)
     watchdog.start()
     with runtime.one_line_errors(watchdog):
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         from finetune.evaluate import Evaluator
         from pretrain.engine.zero import init_distributed
 
-        init_distributed()
+        init_distributed(config.watchdog.collective_timeout)
         watchdog.connect()
         complete = Evaluator(config, watchdog).evaluate()
     runtime.end_process(0 if complete else STOPPED)

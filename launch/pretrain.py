@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     stop = globals().get("STOP") or StopRequest()
     config = read_command(argv, PretrainConfig, str(__doc__).splitlines()[0])
     runtime.forgive_console()
-    runtime.prepare_environment(config.run.threads)
+    runtime.prepare_environment(config.run.threads, Path(config.run.dir))
     watchdog = Watchdog(config.watchdog, Path(config.run.dir), stop)
     watchdog.start()
     with runtime.one_line_errors(watchdog):
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         from pretrain.loop.trainer import Trainer
         from pretrain.models.attention import check_backend
 
-        init_distributed()
+        init_distributed(config.watchdog.collective_timeout)
         watchdog.connect()
         if config.model.is_vit:
             distributed.raise_on_all_ranks(lambda: check_backend(config.model.attention, distributed.device()))

@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from launch.command import fail
 from launch.ranks import set_rendezvous
+from pretrain.resilience import flight_recorder
 from pretrain.resilience.signals import STOPPED
 from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
@@ -42,10 +44,19 @@ def forgive_console() -> None:
             setattr(sys, name, io.TextIOWrapper(console, encoding=stream.encoding, **options))
 
 
-def prepare_environment(threads: int) -> None:
-    """Set variables that torch needs before loading: threads, matplotlib's backend, and the rendezvous."""
+def prepare_environment(threads: int, folder: Path | None = None) -> None:
+    """Set variables that torch needs before loading: threads, memory, matplotlib's backend, and the rendezvous.
+
+    Args:
+        folder: run folder, for the collectives of a run that hangs.
+    """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # launchers differ: torchrun sets 1, deepspeed nothing
     os.environ.setdefault("MPLBACKEND", "Agg")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, which torch prefers where both are set
+        # tensors of changing sizes (gathered weights, crops) would leave gaps in CUDA's memory
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if folder is not None:
+        flight_recorder.set_environment(folder)
     set_rendezvous()
 
 

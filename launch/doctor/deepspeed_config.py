@@ -26,10 +26,11 @@ MUST_BE_SET = {
     "zero_optimization.reduce_bucket_size": "5e8: a gigabyte of bf16 on every device",
     "zero_optimization.allgather_bucket_size": "5e8",
     "zero_optimization.stage3_prefetch_bucket_size": "5e7 in the code, 5e8 in the documentation",
-    "zero_optimization.stage3_param_persistence_threshold": "",
+    "zero_optimization.stage3_param_persistence_threshold": "1e5: gathered one by one after each step",
     "zero_optimization.stage3_max_live_parameters": "",
     "zero_optimization.stage3_max_reuse_distance": "",
     "zero_optimization.sub_group_size": "",
+    "timers.throughput.enabled": "true: waits for the device twice per micro batch",
 }
 """Keys that `deepspeed_config` must set, and the effect of leaving each out."""
 
@@ -133,6 +134,7 @@ def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": parsed.grad_accum_dtype},
         "bf16": parsed.bfloat16_config.model_dump(mode="json"),
         "zero_optimization": zero,
+        "timers": {"throughput": parsed.timers_config.model_dump(mode="json")},
     }
 
 

@@ -1,5 +1,6 @@
 """Where a run writes, what it keeps and logs, and what stops it."""
 
+from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -74,6 +75,16 @@ class WatchdogConfig(ConfigModel):
     """Longest save."""
     grace: NotNegative = 600
     """Time from being asked to stop until the run ends, saved or not; set it below the scheduler's own."""
+
+    @property
+    def collective_timeout(self) -> timedelta:
+        """Limit of a single collective, above all of these: reaching it ends a process without a word on who is late.
+
+        It is at least a day where a phase has no limit, and at most a year.
+        """
+        limits = (self.setup, self.step, self.evaluation, self.saving)
+        longest = timedelta(seconds=min(max(limits), 365 * 24 * 3600))
+        return max(longest, timedelta(0) if all(limits) else timedelta(days=1)) + timedelta(minutes=5)
 
 
 class LogConfig(ConfigModel):

@@ -10,6 +10,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -31,8 +32,8 @@ NormAccept = Callable[["Tensor | float"], bool]
 """From the gradient norm before clipping to whether the step is applied; every rank gets the same answer."""
 
 
-def init_distributed() -> None:
-    """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+def init_distributed(timeout: timedelta | None = None) -> None:
+    """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; see zero.py."""
     warnings.filterwarnings("ignore", module="torch.distributed")  # deprecations inside DeepSpeed, on every step
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "gloo":
@@ -41,10 +42,23 @@ def init_distributed() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         distributed.adopt_device()
-        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")  # operations of every rank, dumped at a hang
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(backend, verbose=False)
+    if torch.distributed.is_initialized():
+        return
+    options = {} if timeout is None else {"timeout": timeout}
+    if timeout is not None:
+        _set_default_timeout(timeout)
+    deepspeed.init_distributed(backend, verbose=False, **options)
+
+
+def _set_default_timeout(timeout: timedelta) -> None:
+    """Let groups that are created without a timeout have this one: DeepSpeed steps in such groups, of 600 s under NCCL.
+
+    NCCL's own monitor, which ends a process in 480 s if a CUDA call blocks its thread, waits as long.
+    """
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        assert hasattr(torch.distributed.distributed_c10d, name)
+        setattr(torch.distributed.distributed_c10d, name, timeout)
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(round(timeout.total_seconds())))
 
 
 def read_config(config: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -43,6 +44,7 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
         "gradient_clipping": clip,
         "steps_per_print": 2**31,  # the console line is ours
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # waits for the device twice per micro batch
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -68,11 +70,16 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
     return config
 
 
-def init_distributed() -> None:
-    """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+def init_distributed(timeout: timedelta | None = None) -> None:
+    """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        timeout: limit of a collective in this and all later groups; None for the libraries' defaults of 10 (NCCL) and
+            30 (gloo) minutes.
+    """
     from pretrain.engine import deepspeed_adapter  # DeepSpeed takes seconds to import
 
-    deepspeed_adapter.init_distributed()
+    deepspeed_adapter.init_distributed(timeout)
 
 
 class ZeroEngine:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pretrain.config.run import WatchdogConfig
+from pretrain.resilience import flight_recorder
 from pretrain.resilience.signals import STOPPED, StopRequest
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Watchdog:
 
     Args:
         limits: seconds for each phase, 0 for no limit, and of grace.
-        folder: run folder; stacks are written to ``stacks-RANK.txt`` there.
+        folder: run folder; stacks are written to ``stacks-RANK.txt`` there, and the last collectives next to them.
         stop: this process's request to stop, set by signals or by other ranks.
 
     Attributes:
@@ -199,8 +200,29 @@ class Watchdog:
             self.leave_run("failed", diagnosis.splitlines()[0].removeprefix("error: "))
             with suppress(OSError):
                 print(diagnosis, file=sys.stderr, flush=True)
-        time.sleep(1)  # rank 0 keeps the store, and a launcher ends the others when one rank is gone
+        _bounded(lambda: flight_recorder.dump(self.folder, self.rank))
+        self._meet(len(everyone))
         os._exit(HUNG)
+
+    def _meet(self, count: int) -> None:
+        """Wait until all ranks that answered are here, so that all end at once, with the code of a hang.
+
+        Otherwise the first one to end would take the others along: NCCL aborts a process whose peer is gone, and
+        launchers end the rest. Rank 0 leaves last, since it keeps the store.
+        """
+        store = self._store
+        if store is None:
+            return
+
+        def meet() -> None:
+            arrived, until = store.add("hung", 1), time.monotonic() + ANSWER
+            while arrived < count and time.monotonic() < until:
+                time.sleep(0.05)
+                arrived = store.add("hung", 0)
+
+        _bounded(meet)
+        if self.rank == 0:
+            time.sleep(0.2)
 
     def _dump_stacks(self) -> None:
         try:
@@ -263,10 +285,10 @@ class Watchdog:
 
 
 def _bounded(talk: Callable[[], None]) -> None:
-    """Call the store, but return after twice ``ANSWER`` seconds even if it doesn't answer."""
+    """Call a function, but return after twice ``ANSWER`` seconds: a store or a recorder may never answer."""
 
     def quietly() -> None:
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, OSError):
             talk()
 
     thread = threading.Thread(target=quietly, daemon=True)

@@ -111,6 +111,7 @@ def test_a_rank_that_stands_still_is_named_and_ends_the_run(tmp_path: Path, conf
     assert "hung: no progress within watchdog.step = 4 s: rank 1 does not answer" in job.output()
     assert "rank 0 on " in job.output()
     assert "waiting for other ranks" in job.output()
+    assert b"gloo:" in (tmp_path / "run" / "collectives-rank-0").read_bytes()
     assert "in timed" in (tmp_path / "run" / "stacks-00000.txt").read_text()
     state = run_state(tmp_path / "run")
     assert state.condition == "failed" and state.record.reason.startswith("hung: no progress within watchdog.step")

@@ -17,7 +17,8 @@ from shards.errors import ForgeError
 REPOSITORY = Path(__file__).resolve().parents[4]
 
 PROGRAM = """
-import sys
+import pickle, sys
+from datetime import timedelta
 import deepspeed, torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from pretrain.config.engine import EngineConfig
@@ -29,10 +30,18 @@ def engine(stage):
     model = torch.nn.Linear(4, 4)
     return ZeroEngine(model, build_adamw(model, 1e-3, (0.9, 0.95), 0.05), EngineConfig(zero_stage=stage), 1, 1, 0.0)
 
-init_distributed()
+init_distributed(timedelta(seconds=4321))
 deepspeed.__version__ = "0.99.1"
+accelerator, waits = deepspeed.accelerator.get_accelerator(), []
 for stage in range(4):
-    engine(stage)
+    trained = engine(stage)
+    type(accelerator).synchronize = lambda *_: waits.append(sys._getframe(1).f_code.co_filename)
+    for _ in range(4):  # the timer begins after two steps
+        trained.step([trained(torch.ones(1, 4)).sum()])
+    print("waits", stage, sum(file.endswith("timer.py") for file in waits))
+torch.distributed.all_reduce(torch.ones(1))
+for entry in pickle.loads(torch._C._distributed_c10d._dump_fr_trace(True, False, False))["entries"]:
+    print("timeout", entry["process_group"][0], entry["timeout_ms"])
 del DeepSpeedZeroOptimizer_Stage3._unflatten_partitioned_parameters
 try:
     engine(3)
@@ -78,6 +87,10 @@ def test_a_start_with_an_unknown_version_warns_and_names_what_its_optimizer_lack
     lines = done.stdout.splitlines()
     warnings = [line for line in lines if "WARNING: DeepSpeed 0.99.1 is not one of the tested versions" in line]
     assert len(warnings) == 5  # one for each start
+    assert [line.split()[1:] for line in lines if line.startswith("waits")] == [[str(n), "0"] for n in range(4)]
+    timeouts = {tuple(line.split()[1:]) for line in lines if line.startswith("timeout")}
+    assert len({group for group, _ in timeouts}) > 1  # torch's group and DeepSpeed's
+    assert {milliseconds for _, milliseconds in timeouts} == {"4321000"}
     assert lines[-1].startswith(
         "exit code 2: DeepSpeed 0.99.1 has no DeepSpeedZeroOptimizer_Stage3._unflatten_partitioned_parameters, which"
     )

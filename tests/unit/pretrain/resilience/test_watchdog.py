@@ -62,6 +62,46 @@ def test_where_all_wait_nobody_is_blamed(watchdog):
     assert "every rank waits for the others" in watchdog._diagnosis(everyone)
 
 
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({}, 3900),  # evaluation is the longest
+        ({"step": 7200}, 7500),
+        ({"step": 0}, 86700),
+        ({"evaluation": 0, "saving": 100_000}, 100_300),
+    ],
+)
+def test_a_collective_waits_longer_than_every_limit(limits, seconds):
+    config = WatchdogConfig(**limits)
+    assert config.collective_timeout.total_seconds() == seconds
+    assert max(config.setup, config.step, config.evaluation, config.saving) < seconds
+
+
+class Store:
+    """A store of one process, in which other ranks have left some arrivals."""
+
+    def __init__(self, arrived: int) -> None:
+        self.arrived, self.asked = arrived, 0
+
+    def add(self, key: str, number: int) -> int:
+        assert key == "hung"
+        self.arrived, self.asked = self.arrived + number, self.asked + 1
+        if self.asked == 3:  # the last one comes
+            self.arrived += 1
+        return self.arrived
+
+
+def test_ranks_of_a_hung_run_end_together(watchdog, monkeypatch):
+    watchdog._store = Store(1)
+    watchdog._meet(3)
+    assert (watchdog._store.arrived, watchdog._store.asked) == (3, 3)
+    monkeypatch.setattr("pretrain.resilience.watchdog.ANSWER", 0.2)
+    watchdog._store = Store(0)
+    begun = time.monotonic()
+    watchdog._meet(8)  # the others never come
+    assert time.monotonic() - begun < 1
+
+
 def test_activities_nest(watchdog):
     with watchdog.doing("reading tiles"):
         with watchdog.doing("waiting for other ranks"):

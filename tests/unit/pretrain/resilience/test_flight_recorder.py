@@ -1,0 +1,45 @@
+"""The last collectives of a rank are in the run folder, in the form that torch's own tool reads."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+from pretrain.resilience import flight_recorder
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pretrain.resilience import flight_recorder
+
+folder = Path(sys.argv[1])
+flight_recorder.set_environment(folder)
+flight_recorder.dump(folder, 0)  # before a group exists
+assert not list(folder.iterdir())
+import torch
+torch.distributed.init_process_group("gloo")
+torch.distributed.all_reduce(torch.ones(3))
+flight_recorder.dump(folder, 0)
+"""
+
+
+def test_the_collectives_of_a_rank_are_written(tmp_path):
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
+    environment = os.environ | alone | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", PROGRAM, tmp_path], env=environment, check=True, timeout=120)
+    (file,) = tmp_path.iterdir()
+    assert file.name == "collectives-rank-0"
+    (entry,) = pickle.loads(file.read_bytes())["entries"]
+    assert (entry["profiling_name"], entry["input_sizes"]) == ("gloo:all_reduce", [[3]])
+
+
+def test_variables_of_the_user_take_precedence(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"TORCH_NCCL_TRACE_BUFFER_SIZE": "5", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"})
+    flight_recorder.set_environment(tmp_path)
+    assert os.environ["TORCH_FR_BUFFER_SIZE"] == os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "5"
+    assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "0"
+    prefix = f"{tmp_path}/collectives-rank-"
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == prefix
