@@ -1,7 +1,7 @@
 """A model under DeepSpeed ZeRO: the typed config as DeepSpeed's dict, forwards, and optimizer steps."""
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -152,9 +152,14 @@ class ZeroEngine:
             else:
                 self.mark("optimizer")
                 mean = torch.stack(done).mean()
-                applied = self.adapter.step(None if accept is None else partial(accept, mean))
+                with self._reading():
+                    applied = self.adapter.step(None if accept is None else partial(accept, mean))
         move_batch_norms(self.module, applied)
         return StepResult(torch.stack(done), applied)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Mark DeepSpeed's step on GPUs: it reads the norm and, before it, whether a gradient is non-finite."""
+        return distributed.reading() if distributed.device().type == "cuda" else nullcontext()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with the weights gathered by ZeRO and under the configured precision."""
