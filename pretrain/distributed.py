@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -159,3 +160,14 @@ def barrier() -> None:
     if world_size() > 1:
         with reading():
             dist.barrier()
+
+
+def set_default_timeout(timeout: timedelta) -> None:
+    """Set the timeout of groups that are created without one, as DeepSpeed's are; torch's default is 600 s under NCCL.
+
+    NCCL's own monitor, which ends a process after 480 s if a CUDA call blocks its thread, waits as long.
+    """
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        assert hasattr(dist.distributed_c10d, name)
+        setattr(dist.distributed_c10d, name, timeout)
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(round(timeout.total_seconds())))

@@ -70,12 +70,11 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
     return config
 
 
-def init_distributed(timeout: timedelta | None = None) -> None:
+def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
     """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Args:
-        timeout: limit of a collective in this and all later groups; None for the libraries' defaults of 10 (NCCL) and
-            30 (gloo) minutes.
+        timeout: limit of a collective in this and all later groups.
     """
     from pretrain.engine import deepspeed_adapter  # DeepSpeed takes seconds to import
 
