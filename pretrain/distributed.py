@@ -3,7 +3,9 @@
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +17,28 @@ from shards.errors import ForgeError
 Result = TypeVar("Result")
 _TURNS = itertools.count()
 _LAUNCHED_AS = "SPECTRALFORGE_LOCAL_RANK"  # the launcher's LOCAL_RANK, where `adopt_device` has replaced it
+
+
+_waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@contextmanager
+def reads_marked(by: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Enter ``by`` around every `reading` in the enclosed block."""
+    global _waiting
+    before, _waiting = _waiting, by
+    try:
+        yield
+    finally:
+        _waiting = before
+
+
+def reading() -> AbstractContextManager[None]:
+    """Mark reads of device values.
+
+    Under NCCL these are where the host waits for other ranks: collectives only queue work on the device.
+    """
+    return _waiting()
 
 
 def rank() -> int:
@@ -74,7 +98,8 @@ def all_gather(values: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on any rank; every rank gets the same answer."""
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device())).item())
+    with reading():
+        return bool(all_reduce_sum(torch.tensor(float(flag), device=device())).item())
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -82,7 +107,8 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with reading():  # torch reads sizes and contents from the device
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -91,7 +117,8 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with reading():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -131,4 +158,16 @@ def store_barrier(meanwhile: Callable[[], None]) -> None:
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
-        dist.barrier()
+        with reading():
+            dist.barrier()
+
+
+def set_default_timeout(timeout: timedelta) -> None:
+    """Set the timeout of groups that are created without one, as DeepSpeed's are; torch's default is 600 s under NCCL.
+
+    NCCL's own monitor, which ends a process after 480 s if a CUDA call blocks its thread, waits as long.
+    """
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        assert hasattr(dist.distributed_c10d, name)
+        setattr(dist.distributed_c10d, name, timeout)
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(round(timeout.total_seconds())))

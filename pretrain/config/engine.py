@@ -28,7 +28,7 @@ class EngineConfig(ConfigModel):
     """Weights gathered ahead at stage 3; null: a sixteenth of the model, within 1 to 50 million."""
     param_persistence_threshold: NotNegative = 0
     """Parameters of up to so many weights are not divided at stage 3, but gathered one by one after each step; 0: they
-    are gathered with the others, in a few large collectives."""
+    are gathered with the others, in a few large collectives (under autocast those of linear layers in bf16)."""
 
     def buckets(self, parameters: int) -> tuple[int, int]:
         """Return the weights of one reduction and of one gathering, for a model of ``parameters`` weights.

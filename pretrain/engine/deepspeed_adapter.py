@@ -6,7 +6,6 @@ norm and update. Both rely on private attributes of DeepSpeed's engine and optim
 exist, so that a version without them ends in one line at the start.
 """
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +31,7 @@ NormAccept = Callable[["Tensor | float"], bool]
 """From the gradient norm before clipping to whether the step is applied; every rank gets the same answer."""
 
 
-def init_distributed(timeout: timedelta | None = None) -> None:
+def init_distributed(timeout: timedelta) -> None:
     """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; see zero.py."""
     warnings.filterwarnings("ignore", module="torch.distributed")  # deprecations inside DeepSpeed, on every step
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -44,21 +43,8 @@ def init_distributed(timeout: timedelta | None = None) -> None:
         distributed.adopt_device()
     if torch.distributed.is_initialized():
         return
-    options = {} if timeout is None else {"timeout": timeout}
-    if timeout is not None:
-        _set_default_timeout(timeout)
-    deepspeed.init_distributed(backend, verbose=False, **options)
-
-
-def _set_default_timeout(timeout: timedelta) -> None:
-    """Let groups that are created without a timeout have this one: DeepSpeed steps in such groups, of 600 s under NCCL.
-
-    NCCL's own monitor, which ends a process in 480 s if a CUDA call blocks its thread, waits as long.
-    """
-    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
-        assert hasattr(torch.distributed.distributed_c10d, name)
-        setattr(torch.distributed.distributed_c10d, name, timeout)
-    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(round(timeout.total_seconds())))
+    distributed.set_default_timeout(timeout)
+    deepspeed.init_distributed(backend, verbose=False, timeout=timeout)
 
 
 def read_config(config: dict[str, Any]) -> Any:

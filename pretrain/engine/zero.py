@@ -1,7 +1,7 @@
 """A model under DeepSpeed ZeRO: the typed config as DeepSpeed's dict, forwards, and optimizer steps."""
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -70,12 +70,11 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
     return config
 
 
-def init_distributed(timeout: timedelta | None = None) -> None:
+def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
     """Start the process group from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Args:
-        timeout: limit of a collective in this and all later groups; None for the libraries' defaults of 10 (NCCL) and
-            30 (gloo) minutes.
+        timeout: limit of a collective in this and all later groups.
     """
     from pretrain.engine import deepspeed_adapter  # DeepSpeed takes seconds to import
 
@@ -152,9 +151,14 @@ class ZeroEngine:
             else:
                 self.mark("optimizer")
                 mean = torch.stack(done).mean()
-                applied = self.adapter.step(None if accept is None else partial(accept, mean))
+                with self._reading():
+                    applied = self.adapter.step(None if accept is None else partial(accept, mean))
         move_batch_norms(self.module, applied)
         return StepResult(torch.stack(done), applied)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Mark DeepSpeed's step on GPUs: it reads the norm and, before it, whether a gradient is non-finite."""
+        return distributed.reading() if distributed.device().type == "cuda" else nullcontext()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with the weights gathered by ZeRO and under the configured precision."""

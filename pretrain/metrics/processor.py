@@ -82,10 +82,12 @@ class MetricsProcessor:
         grown, seconds = interval.increments, interval.seconds
         decoded = torch.tensor(grown["decoded"], dtype=torch.float64, device=self.stream.device)
         shares = gather_shares(seconds, grown["data"], grown["communication"])
+        with distributed.reading():
+            decoded_bytes = float(distributed.all_reduce_sum(decoded))
         rate = interval.steps * self.config.train.global_batch / seconds
         scalars = {
             "tiles_per_second": rate,
-            "gb_per_second": float(distributed.all_reduce_sum(decoded)) / seconds / 1e9,
+            "gb_per_second": decoded_bytes / seconds / 1e9,
             "data_wait_share": float(shares.values[:, 0].mean()),
             "communication_share": shares.communication,
             "slowest_rank": shares.slowest,
@@ -117,5 +119,7 @@ def memory(device: torch.device) -> dict[str, float]:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
         memory = [int(sizes["VmRSS"]) * 1024, int(sizes["VmHWM"]) * 1024]
-    now, peak = distributed.all_gather(torch.tensor([memory], dtype=torch.float64, device=device)).amax(0).tolist()
+    here = torch.tensor([memory], dtype=torch.float64, device=device)
+    with distributed.reading():
+        now, peak = distributed.all_gather(here).amax(0).tolist()
     return {"memory_gb": now / 1e9, "peak_memory_gb": peak / 1e9}

@@ -1,7 +1,7 @@
 """Time shares of each rank: reading tiles, computing, and waiting for other ranks; and the slowest rank."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,27 @@ SHOWN = 8
 """Maximum number of ranks in the table, which shows the slowest."""
 
 
+WAITING = "waiting for other ranks"
+
+COLLECTIVES = (
+    "allreduce allreduce_coalesced reduce broadcast allgather _allgather_base allgather_into_tensor_coalesced "
+    "reduce_scatter _reduce_scatter_base reduce_scatter_tensor_coalesced gather scatter alltoall alltoall_base barrier "
+    "_end_coalescing"
+).split()
+"""Methods of a process group behind torch's collectives."""
+
+
 class CommunicationClock:
     """Measures the waits for collectives while it is installed: on the host under gloo, on the GPU's stream under NCCL.
 
-    All collectives of torch.distributed, including DeepSpeed's, end in ``Work.wait``; there is no hook, so `installed`
-    replaces that method and restores it. On a GPU it blocks the stream, not the host: events around it measure how long
-    the stream is blocked.
+    All collectives of torch.distributed, including DeepSpeed's, are methods of a process group. They return a ``Work``,
+    whose ``wait`` blocks the host (gloo) or the stream (NCCL), or under NCCL nothing: then they have queued a kernel on
+    the current stream, which runs until the other ranks have come. There is no hook, so `installed` replaces these
+    methods and restores them. On a GPU, events around them measure how long the stream is blocked; a collective that
+    overlaps with computing on another stream counts, too.
+
+    A host that reads a value waits for all of its device's work, not for other ranks alone: such reads
+    (`distributed.reading`) are named to the watchdog but not measured.
 
     Args:
         watchdog: receives the activity while this rank waits for others.
@@ -35,30 +50,38 @@ class CommunicationClock:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Measure all waits in the enclosed block."""
-        wait = dist.Work.wait
-
-        def timed(work: dist.Work, *arguments: Any, **options: Any) -> Any:
-            with self._timing(), self._watchdog.doing("waiting for other ranks"):
-                return wait(work, *arguments, **options)
-
-        dist.Work.wait = timed  # type: ignore[method-assign, assignment]
+        methods = [(dist.Work, "wait"), *((dist.ProcessGroup, name) for name in COLLECTIVES)]
+        # as the class holds them: looked up, they would lose what binds them to an object, and not be restored whole
+        before = [(owner, name, vars(owner)[name]) for owner, name in methods if name in vars(owner)]
+        for owner, name, _ in before:
+            setattr(owner, name, self._timed(getattr(owner, name), always=owner is dist.Work))
         try:
-            yield
+            with distributed.reads_marked(lambda: self._watchdog.doing(WAITING)):
+                yield
         finally:
-            dist.Work.wait = wait  # type: ignore[method-assign]
+            for owner, name, method in before:
+                setattr(owner, name, method)
 
-    @contextmanager
-    def _timing(self) -> Iterator[None]:
-        if torch.cuda.is_available():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            yield
-            end.record()
-            self._events.append((begin, end))
+    def _timed(self, method: Callable[..., Any], always: bool) -> Callable[..., Any]:
+        """Return a method that is measured, always or where it returns no ``Work`` to wait for."""
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            begin = _now()
+            with self._watchdog.doing(WAITING):
+                result = method(*arguments, **options)
+            if always or result is None:
+                self._add(begin, _now())
+            return result
+
+        return timed
+
+    def _add(self, begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> None:
+        if isinstance(begin, float):
+            assert isinstance(end, float)
+            self._seconds += end - begin
         else:
-            begun = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - begun
+            assert not isinstance(end, float)
+            self._events.append((begin, end))
 
     def seconds(self) -> float:
         """Return the total time waited. Under NCCL this synchronizes with the device: call it at log steps only."""
@@ -67,6 +90,15 @@ class CommunicationClock:
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
             self._events = []
         return self._seconds
+
+
+def _now() -> "float | torch.cuda.Event":
+    """Return the time, or on a GPU an event on the current stream."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 @dataclass(frozen=True)
@@ -101,5 +133,6 @@ def gather_shares(seconds: float, data: float, communication: float) -> Shares:
     """Gather the time shares of all ranks within ``seconds``; every rank calls it."""
     compute = max(seconds - data - communication, 0.0)
     times = torch.tensor([[data, compute, communication]], dtype=torch.float64, device=distributed.device())
-    everyone = distributed.all_gather(times).cpu()
+    with distributed.reading():
+        everyone = distributed.all_gather(times).cpu()
     return Shares(everyone / everyone.sum(1, keepdim=True).clamp(min=1e-9))

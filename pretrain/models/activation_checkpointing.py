@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch._ops import OpOverload
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -26,8 +27,12 @@ SAVED_OPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._efficient_attention_forward.default,  # xformers calls it for head dims that flash lacks
 }
 """Operations that are expensive to recompute; ``selective`` saves their results."""
+
+XFORMERS_OPS = {"xformers_flash::flash_fwd", "xformers_flash3::flash_fwd"}
+"""Names of xformers' operations that are saved, too: it registers those of this machine when it is imported."""
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
@@ -54,7 +59,8 @@ def _contexts(selective: bool, compiled: bool) -> tuple[AbstractContextManager, 
 
 
 def _decide(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+    saved = operation in SAVED_OPS or (isinstance(operation, OpOverload) and operation.name() in XFORMERS_OPS)
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @contextmanager

@@ -179,7 +179,8 @@ class Scalars:
         if not self._count:
             return {}
         means = distributed.all_reduce_sum(torch.stack(list(self._sums.values())) / self._count)
-        result = dict(zip(self._sums, (means / distributed.world_size()).tolist(), strict=True))
+        with distributed.reading():
+            result = dict(zip(self._sums, (means / distributed.world_size()).tolist(), strict=True))
         self.reset()
         return result
 

@@ -5,7 +5,10 @@ don't share.
 """
 
 import os
+from importlib import metadata
 from pathlib import Path
+
+from packaging.version import Version
 
 PREFIX = "collectives-rank-"
 OPERATIONS = 2000
@@ -15,18 +18,23 @@ OPERATIONS = 2000
 def set_environment(folder: Path) -> None:
     """Set variables that torch reads when the first process group is created; those of the user take precedence.
 
-    Torch 2.10 and newer know them by two names. NCCL writes the files itself if a collective fails.
+    NCCL writes the files itself if a collective fails.
     """
-    file = str((folder / PREFIX).absolute())
-    _set(("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"), str(OPERATIONS))
-    _set(("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"), file)
+    _set("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE", str(OPERATIONS))
+    _set("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str((folder / PREFIX).absolute()))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 
-def _set(names: tuple[str, str], value: str) -> None:
-    """Set a variable by both of its names, to the user's value where one of them is set."""
-    given = next((os.environ[name] for name in names if name in os.environ), value)
-    os.environ.update(dict.fromkeys(names, given))
+def _set(name: str, older: str, value: str) -> None:
+    """Set a variable unless it is set by one of its names; the older one only for a torch that may not know the newer.
+
+    Torch 2.13 warns of the older ones, on every rank.
+    """
+    if name in os.environ or older in os.environ:
+        return
+    os.environ[name] = value
+    if Version(metadata.version("torch")) < Version("2.13"):
+        os.environ[older] = value
 
 
 def dump(folder: Path, rank: int) -> None:

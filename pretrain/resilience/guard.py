@@ -73,8 +73,9 @@ class Guard:
             stop: whether this rank was asked to stop.
         """
         flags = torch.stack([loss.double(), torch.tensor(float(stop), dtype=torch.float64, device=loss.device)])
-        total, stops = distributed.all_reduce_sum(flags).tolist()
-        mean, norm = total / distributed.world_size(), float(grad_norm)
+        with distributed.reading():
+            total, stops = distributed.all_reduce_sum(flags).tolist()
+            mean, norm = total / distributed.world_size(), float(grad_norm)
         norm = norm if norm >= 0 and math.isfinite(norm) else math.nan
         reason = self._unusual("loss", mean, self._losses) or self._unusual("gradient norm", norm, self._norms)
         if reason is None:

@@ -114,5 +114,6 @@ def validate(
         losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]
         sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
         figure = figure or evaluation.figure
-    total, count = distributed.all_reduce_sum(sums).tolist()
+    with distributed.reading():
+        total, count = distributed.all_reduce_sum(sums).tolist()
     return Validated(total / count, figure)
