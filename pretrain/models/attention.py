@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.console import log
 from pretrain.models.compilation import is_exporting
 from shards.errors import ConfigError
 
@@ -66,6 +65,8 @@ def check_backend(backend: Backend, device: torch.device) -> None:
     if problem and backend == "xformers":
         raise ConfigError(f"key 'model.attention': {problem}: {XFORMERS_PAIR}, or write auto")
     if problem and is_installed():
+        from pretrain.console import log  # needs tqdm, which an encoder in a notebook does without
+
         log(f"WARNING: {problem}: torch's attention is used; {XFORMERS_PAIR}")
 
 

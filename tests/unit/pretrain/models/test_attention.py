@@ -149,7 +149,7 @@ def test_xformers_is_sdpa(dim, runs):
 
 def test_xformers_that_can_not_run_is_refused_before_a_run_begins(stub, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(module, "log", said.append)
+    monkeypatch.setattr("pretrain.console.log", said.append)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     stub(None)
     check_backend("auto", cpu)

@@ -127,8 +127,8 @@ def test_positions_are_interpolated_to_the_image_size_of_the_run(exported, capsy
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"name": "spec_vit_small"}, "model.name is spec_vit_tiny there, spec_vit_small in this run; set model.name="),
-        ({"patch_size": 2}, "model.patch_size is 4 there, 2 in this run; set model.patch_size=4"),
+        ({"name": "spec_vit_small"}, "model.name is spec_vit_tiny there, but spec_vit_small in this run; set "),
+        ({"patch_size": 2}, "model.patch_size is 4 there, but 2 in this run; set model.patch_size=4"),
         ({"name": "vit_tiny"}, "model.name is spec_vit_tiny there"),
         ({"manifest": _manifest(78)}, "enmap, 80 bands from 400.2 to 913.8 nm, but data.shards has enmap, 78 bands"),
         ({"manifest": _manifest(shift=3.0)}, "enmap, 80 bands from 403.2 to 916.8 nm: other bands"),
