@@ -73,7 +73,7 @@ def test_what_is_broken_is_red_and_costs_no_other_check(shards: Path, tmp_path: 
     assert f"key 'run.dir': {tmp_path / 'file'} can't be written to: Not a directory" in found["file system"][1]
     assert f"{tar}: tile '" in found["shards"][1] and "and 1 more of 2 ranks" in found["shards"][1]
     assert "train.micro_batch 16 x 2 processes" in found["DeepSpeed config"][1]
-    assert done.stdout.count("fix: ") == len(red) + 1
+    assert done.stdout.count("fix: ") == len(red) + 2  # the GPUs and their attention are yellow
     assert "launch/doctor" not in done.stderr  # no traceback of ours
     assert done.returncode == 1
 
