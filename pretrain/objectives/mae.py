@@ -4,7 +4,9 @@ Patches are masked in space, all bands at once. The target is the patch's own pi
 band), normalized per patch with unbiased variance; the loss is the mean squared error over masked patches.
 """
 
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -174,6 +176,11 @@ def _has_value(tiles: Tensor) -> Tensor:
     return (tiles != NODATA).all(1, keepdim=True).float()
 
 
+def _copied(batch: TileBatch) -> TileBatch:
+    """Return a batch that stays valid when the next one is requested."""
+    return replace(batch, tiles=batch.tiles.clone())
+
+
 def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tensor:
     """Map bool (B, 1, H, W) to float (B, M, p*p): 1 where a pixel of the masked patches counts."""
     return gather_tokens(patchify(valid.float(), patch_size), masks.masked)[..., 0]
@@ -221,35 +228,40 @@ class MaeObjective(Objective):
         return encoder + decoder
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
-        """See Objective. Where missing pixels don't count, the divisor is the number of others in the whole batch."""
+        """See Objective. If missing pixels don't count, the divisor is the number of others in the whole batch.
+
+        It must be known before the first forward pass. Until then, micro batches are kept as integers.
+        """
         if not self.ignore_nodata:
             yield from super().losses(engine, batches, step)
             return
-        views = [self._views(next(batches)) for _ in range(engine.accumulation)]
-        counted = torch.stack([self._count(noise, valid) for _, noise, valid in views]).sum()
-        terms = distributed.all_reduce_sum(counted) / self.config.train.global_batch
-        for images, noise, valid in views:
-            yield self._forward(engine, images, noise, valid, terms.clamp(min=1))
+        held = deque(_copied(next(batches)) for _ in range(engine.accumulation))
+        counted = torch.stack([self._count(*self._masks(batch)) for batch in held]).sum()
+        terms = (distributed.all_reduce_sum(counted) / self.config.train.global_batch).clamp(min=1)
+        while held:
+            batch = held.popleft()
+            yield self._forward(engine, self._images(batch), *self._masks(batch), terms)
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images, noise, _ = self._views(batch)
-        return self._forward(engine, images, noise)
+        return self._forward(engine, self._images(batch), self._masks(batch)[0])
 
     def _forward(self, engine: ZeroEngine, *views: Tensor) -> Tensor:
         losses, _, _, features = engine(*views)
         self.scalars.add(feature_std=feature_spread(features))
         return losses.mean()
 
-    def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images (B, C, S, S), mask noise (B, T) and which pixels have a value, bool (B, 1, S, S)."""
-        key = fold_in(self.seed, "crop")
+    def _images(self, batch: TileBatch) -> Tensor:
+        """Return the crops (B, C, S, S): int16, or normalized if they are resampled."""
         tiles = self.normalize(batch.tiles) if self.augment.resamples else batch.tiles
-        images = self.augment.random_views(tiles, batch.samples, key)
-        noise = mask_noise(batch.samples, self.seed, self.module.num_patches, images.device)
-        valid = torch.ones((), device=images.device)
-        if self.ignore_nodata:
-            valid = self.augment.random_masks(_has_value(batch.tiles), batch.samples, key) > 0.999
-        return images, noise, valid
+        return self.augment.random_views(tiles, batch.samples, fold_in(self.seed, "crop"))
+
+    def _masks(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
+        """Return mask noise (B, T), and which pixels of the crops have a value, bool (B, 1, S, S) or () for all."""
+        noise = mask_noise(batch.samples, self.seed, self.module.num_patches, batch.tiles.device)
+        if not self.ignore_nodata:
+            return noise, torch.ones((), device=batch.tiles.device)
+        key = fold_in(self.seed, "crop")
+        return noise, self.augment.random_masks(_has_value(batch.tiles), batch.samples, key) > 0.999
 
     def _count(self, noise: Tensor, valid: Tensor) -> Tensor:
         masks = choose_masks(noise, self.module.mask_ratio)
@@ -260,7 +272,9 @@ class MaeObjective(Objective):
         noise = mask_noise(numbers, self.seed, self.module.num_patches, tiles.device, "validation")
         valid = [self.augment.center_views(_has_value(tiles)) > 0.999] if self.ignore_nodata else []
         losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)
-        return Evaluation(losses, partial(self._figure, views[0], predictions[0], masked[0]))
+        # clones, since slices would keep the whole batch in memory until the figure is drawn
+        shown = (values[0].clone() for values in (views, predictions, masked))
+        return Evaluation(losses, partial(self._figure, *shown))
 
     def _figure(self, image: Tensor, prediction: Tensor, masked: Tensor) -> "Figure":
         from pretrain.objectives.picture import reconstruction_figure  # matplotlib takes a second to load

@@ -1,5 +1,7 @@
 """Masks, targets and loss of the masked autoencoder."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -230,7 +232,7 @@ def test_a_steps_loss_is_the_mean_over_all_its_pixels_that_count(ignoring):
     losses = torch.stack(list(objective.losses(engine, iter(batches), 0)))
     squares, pixels, everything = torch.zeros(()), 0.0, 0
     for batch in batches:
-        images, noise, valid = objective._views(batch)
+        images, (noise, valid) = objective._images(batch), objective._masks(batch)
         _, prediction, ids, _ = engine(images, noise)
         truth, counted = (gather_tokens(patchify(one, 4), ids) for one in (images, valid.float()))
         squares = squares + ((prediction.view_as(truth) - truth).square().mean(-1) * counted[..., 0]).sum()
@@ -238,6 +240,22 @@ def test_a_steps_loss_is_the_mean_over_all_its_pixels_that_count(ignoring):
         everything += counted.numel()
     assert 0 < pixels < 0.9 * everything
     torch.testing.assert_close(losses.mean(), squares / pixels, rtol=1e-5, atol=0)
+
+
+def test_micro_batches_that_wait_for_the_count_may_share_a_buffer(ignoring):
+    """A stream on a CPU reuses its buffers: what it yielded is overwritten once the next batch is requested."""
+    objective, engine, tiles = ignoring
+    engine.accumulation = 2
+    batches = [_batch(tiles, 0), _batch(tiles, 4)]
+    expected = torch.stack(list(objective.losses(engine, iter(batches), 0)))
+    buffer = torch.empty_like(batches[0].tiles)
+
+    def overwriting():
+        for batch in batches:
+            yield replace(batch, tiles=buffer.copy_(batch.tiles))
+            buffer.fill_(NODATA)
+
+    torch.testing.assert_close(torch.stack(list(objective.losses(engine, overwriting(), 0))), expected, rtol=0, atol=0)
 
 
 def test_a_step_without_any_pixel_has_no_loss(ignoring):
@@ -254,9 +272,9 @@ def test_pixels_of_a_view_count_where_missing_ones_give_nothing(ignoring):
     objective, _, tiles = ignoring
     batch = _batch(tiles, 0)
     batch.tiles[:, 0, 4:6, 4:6] = NODATA
-    before, _, valid = objective._views(batch)
+    before, (_, valid) = objective._images(batch), objective._masks(batch)
     batch.tiles[:, 1, 4:6, 4:6] += 1000
-    after, _, same = objective._views(batch)
+    after, (_, same) = objective._images(batch), objective._masks(batch)
     assert torch.equal(valid, same)
     assert valid.any()
     moved = (after - before)[:, 1:2].abs() * objective.normalize.sigma[1] / 1000
