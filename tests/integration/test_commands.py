@@ -152,7 +152,7 @@ def test_real_tiles_are_sharded_pretrained_on_and_segmented(tmp_path: Path, enma
         *("--nproc_per_node", 2, FINETUNE),
         *("--config", REPOSITORY / "configs" / "finetune" / "custom.yaml"),
         *(f"run.dir={tmp_path / 'scores'}", f"checkpoint={tmp_path / 'run' / 'encoder.safetensors'}"),
-        *("frozen.epochs=10", "frozen.views=2", "full.epochs=2", "full.evaluate_every=1", "seeds=[0]"),
+        *("frozen.epochs=10", "frozen.views=2", "full.epochs=2", "full.warmup_epochs=1", "seeds=[0]"),
         *("compare_random=false", "run.threads=1"),
     )
     assert tuned.returncode == 0, tuned.stderr
