@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numcodecs.abc import Codec
 from support.processes import REPOSITORY
+from support.registries import registered
 from support.tiles import spectra, write_archive
 
 from shards.__main__ import main
@@ -46,10 +47,8 @@ class Shift(Codec):
 
 @pytest.fixture
 def shift() -> Iterator[None]:
-    CODECS.add("shift", Shift, ShiftConfig)
-    yield
-    CODECS._configs.pop("shift")
-    CODECS._targets.pop("shift")
+    with registered(CODECS, "shift", Shift, ShiftConfig):
+        yield
 
 
 @pytest.mark.parametrize("option", ["zstd", '{"id": "zstd", "level": 9}', '{"id": "shift", "by": 7}', "shift"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.registries import registered
 from support.tiles import spectra, write_tile
 
 from shards.errors import SourceError, TooManyBadTiles
@@ -61,12 +62,8 @@ class NpyStacks(TileSource):
 
 @pytest.fixture
 def plugin() -> Iterator[None]:
-    TILE_LAYOUTS.add("site", SiteLayout)
-    TILE_SOURCES.add("npy_stack", NpyStacks)
-    yield
-    for registry, name in ((TILE_LAYOUTS, "site"), (TILE_SOURCES, "npy_stack")):
-        registry._configs.pop(name)  # type: ignore[attr-defined]
-        registry._targets.pop(name)  # type: ignore[attr-defined]
+    with registered(TILE_LAYOUTS, "site", SiteLayout), registered(TILE_SOURCES, "npy_stack", NpyStacks):
+        yield
 
 
 def test_a_layout_of_a_plugin_comes_before_ours(tmp_path, plugin):

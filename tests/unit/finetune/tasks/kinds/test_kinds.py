@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from support.registries import registered
 from torchmetrics import functional as reference
 
 from finetune.evaluation.provenance import task_hash
@@ -199,10 +200,8 @@ class ScaledConfig(KindConfig):
 
 @pytest.fixture
 def scaled() -> Iterator[None]:
-    TASK_KINDS.add("scaled", PixelRegression, ScaledConfig)
-    yield
-    TASK_KINDS._configs.pop("scaled")
-    TASK_KINDS._targets.pop("scaled")
+    with registered(TASK_KINDS, "scaled", PixelRegression, ScaledConfig):
+        yield
 
 
 def test_a_kind_has_the_options_that_the_task_file_gives(scaled):
