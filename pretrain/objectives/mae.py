@@ -21,13 +21,15 @@ from pretrain.config.objective import MaeConfig
 from pretrain.data.augment import mask_noise
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
+from pretrain.kernels.launching import usable
 from pretrain.models.attention import Backend
+from pretrain.models.compilation import is_compiling
 from pretrain.models.flops import Parts
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
-from pretrain.objectives.masked_loss import masked_targets, squared_errors
+from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
 from pretrain.objectives.objective import (
     Evaluation,
     Objective,
@@ -109,20 +111,28 @@ class MaskedAutoencoder(ObjectiveModule):
         masks = choose_masks(noise, self.mask_ratio)
         patches = patchify(images, self.encoder.patch_size)
         latent = self.encoder.tokens(self._floats(gather_tokens(patches, masks.visible)), masks.visible)
-        truth = gather_tokens(patches, masks.masked)
+        fused = self._fuses_loss(patches)
+        truth = patches if fused else gather_tokens(patches, masks.masked)
         del patches
         prediction = self.decoder(latent, masks)
         counted = None if valid is None else _masked_pixels(valid, masks, self.encoder.patch_size)
-        losses = self._compare(prediction, truth, counted, terms)
+        if fused:
+            divisor = None if counted is None else num_counted(counted, terms)
+            losses = fused_errors(prediction, truth, masks.masked, counted, divisor, self.normalize, self.norm_pix)
+        else:
+            losses = self._compare(prediction, truth, counted, terms)
         return losses, prediction, masks.masked, latent[:, 1:].mean(1)
+
+    def _fuses_loss(self, patches: Tensor) -> bool:
+        """Return whether the loss is a single kernel; it has no spectral angle."""
+        return is_compiling() and not self.spectral_angle and usable(patches)
 
     def _compare(self, prediction: Tensor, truth: Tensor, counted: Tensor | None, terms: Tensor | None) -> Tensor:
         _, patches, pixels, _ = truth.shape
         if counted is None:
             weight = truth.new_ones(1, 1, pixels, dtype=torch.float32) / (patches * pixels)
         else:
-            divisor = counted.sum((1, 2)).clamp(min=1) if terms is None else terms
-            weight = counted / divisor.view(-1, 1, 1)
+            weight = counted / num_counted(counted, terms).view(-1, 1, 1)
 
         def targets(part: slice) -> Tensor:
             counted_part = None if counted is None else counted[part]
