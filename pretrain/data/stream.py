@@ -143,12 +143,9 @@ class TileStream:
         """Make a batch; on a GPU, copy it on a separate stream, which overlaps the training step, and wait."""
         draws = self.draws(samples)
         with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
-            batch = TileBatch(
-                tiles.to(self.device, non_blocking=True),
-                samples,
-                *to_device((rows, location_ids), self.device),
-                {name: to_device(arrays, self.device) for name, arrays in draws.items()},
-            )
+            on_device = {name: to_device(arrays, self.device) for name, arrays in draws.items()}
+            positions, places = to_device((rows, location_ids), self.device)
+            batch = TileBatch(tiles.to(self.device, non_blocking=True), samples, positions, places, on_device)
             if self._copies is not None:
                 self._copies.synchronize()
         return batch
