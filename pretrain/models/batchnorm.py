@@ -84,21 +84,20 @@ class GroupedBatchNorm(nn.Module):
             mean, variance = moments
             self._pending.append(torch.stack([mean, variance * (count / max(count - 1, 1))]))
 
-    def flush(self) -> Tensor:
-        """Return sums of groups' means and unbiased variances since the last call and their number, (2 C + 1,)."""
+    def flush(self) -> tuple[Tensor, int]:
+        """Return sums of groups' means and unbiased variances since the last call, (2, C), and the number of groups."""
         groups = len(self._pending)
-        empty = torch.zeros_like(self.running_mean).repeat(2)  # under ZeRO-3 only buffers keep their shape
-        sums = torch.stack(self._pending).sum(0).flatten() if groups else empty
+        empty = torch.zeros_like(self.running_mean).expand(2, -1)  # under ZeRO-3 only buffers keep their shape
+        sums = torch.stack(self._pending).sum(0) if groups else empty
         self._pending = []
-        return torch.cat([sums, sums.new_tensor([float(groups)])])
+        return sums, groups
 
-    def move(self, pending: Tensor) -> None:
+    def move(self, sums: Tensor, groups: int) -> None:
         """Update the running statistics by one step, from the results of ``flush`` summed over ranks."""
-        groups = pending[-1]
-        mean, variance = (pending[:-1] / groups.clamp(min=1)).view(2, -1)
-        weight = self.momentum * (groups > 0)
-        self.running_mean += weight * (mean - self.running_mean)
-        self.running_var += weight * (variance - self.running_var)
+        if groups:
+            mean, variance = sums / groups
+            self.running_mean += self.momentum * (mean - self.running_mean)
+            self.running_var += self.momentum * (variance - self.running_var)
         self.num_batches_tracked += 1
 
 

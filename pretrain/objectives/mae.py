@@ -19,6 +19,7 @@ from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.data.augment import mask_noise
+from pretrain.data.draws import Draws, to_device
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
 from pretrain.kernels.launching import usable
@@ -237,6 +238,12 @@ class MaeObjective(Objective):
         decoder = module.decoder.recomputed_flops(visible, masked, config.train.micro_batch) if checkpointing else 0
         return encoder + decoder
 
+    def draws(self, samples: np.ndarray) -> Draws:
+        return {
+            "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.manifest.tile_shape),
+            "noise": (mask_noise(samples, self.seed, self.module.num_patches),),
+        }
+
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """See Objective. If missing pixels don't count, the divisor is the number of others in the whole batch.
 
@@ -263,15 +270,14 @@ class MaeObjective(Objective):
     def _images(self, batch: TileBatch) -> Tensor:
         """Return the crops (B, C, S, S): int16, or normalized if they are resampled."""
         tiles = self.normalize(batch.tiles) if self.augment.resamples else batch.tiles
-        return self.augment.random_views(tiles, batch.samples, fold_in(self.seed, "crop"))
+        return self.augment.views(tiles, batch.draws["crop"])
 
     def _masks(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
         """Return mask noise (B, T), and which pixels of the crops have a value, bool (B, 1, S, S) or () for all."""
-        noise = mask_noise(batch.samples, self.seed, self.module.num_patches, batch.tiles.device)
+        (noise,) = batch.draws["noise"]
         if not self.ignore_nodata:
             return noise, torch.ones((), device=batch.tiles.device)
-        key = fold_in(self.seed, "crop")
-        return noise, self.augment.random_masks(_has_value(batch.tiles), batch.samples, key) > 0.999
+        return noise, self.augment.mask_views(_has_value(batch.tiles), batch.draws["crop"]) > 0.999
 
     def _count(self, noise: Tensor, valid: Tensor) -> Tensor:
         masks = choose_masks(noise, self.module.mask_ratio)
@@ -279,7 +285,7 @@ class MaeObjective(Objective):
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         views = self.augment.center_views(self.normalize(tiles))
-        noise = mask_noise(numbers, self.seed, self.module.num_patches, tiles.device, "validation")
+        (noise,) = to_device([mask_noise(numbers, self.seed, self.module.num_patches, "validation")], tiles.device)
         valid = [self.augment.center_views(_has_value(tiles)) > 0.999] if self.ignore_nodata else []
         losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)
         # clones, since slices would keep the whole batch in memory until the figure is drawn
