@@ -108,6 +108,7 @@ TUNING = (
     "finetune/protocols/epoch_evaluation.py",
     "pretrain/loop/loop.py",
     "pretrain/data/augment.py",
+    "pretrain/data/draws.py",
     "pretrain/engine/deepspeed_adapter.py",
     "pretrain/engine/sharding.py",
     "pretrain/engine/zero.py",
