@@ -6,13 +6,14 @@ from importlib.util import find_spec
 
 import pytest
 
+COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no wheel for this platform")
 
 
 def _report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.kernel_report", *arguments]
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=COMPILING | environment, capture_output=True, text=True, timeout=300)
 
 
 @needs_triton
