@@ -15,7 +15,7 @@ def interpreter():
         pytest.skip("Triton has no wheel for this platform")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip(
-            "beside a GPU, kernels are compiled: `make gpu-check` runs them; TRITON_INTERPRET=1 interprets them"
+            "kernels are compiled beside a GPU, and run by `make gpu-check`"
         )
     with interpreting():
         yield
