@@ -14,8 +14,6 @@ def interpreter():
     if find_spec("triton") is None:
         pytest.skip("Triton has no wheel for this platform")
     if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip(
-            "kernels are compiled beside a GPU, and run by `make gpu-check`"
-        )
+        pytest.skip("kernels are compiled beside a GPU, and run by `make gpu-check`")
     with interpreting():
         yield
