@@ -166,7 +166,7 @@ class HeadSweep:
         loss.backward()
         trial.optimizer.step()
         for norm in grouped_batch_norms(trial.head):
-            norm.move(norm.flush())
+            norm.move(*norm.flush())
         trial.losses.append(loss.detach())
 
     def _validate(self, trials: list[Trial], epoch: int) -> None:

@@ -14,6 +14,7 @@ from finetune.encoders.images import ImageInput
 from finetune.losses.loss import Loss
 from pretrain import distributed
 from pretrain.data.augment import crop_box, resample, resampling
+from pretrain.data.draws import to_device
 from shards.errors import ConfigError
 from shards.order.random_bits import fold_in, uniform
 
@@ -109,10 +110,10 @@ def crop_pairs(images: Tensor, labels: Tensor, draws: np.ndarray, scale: tuple[f
     still, sharp = np.zeros(len(boxes), bool), np.zeros(len(boxes))
     rows = resampling(boxes[:, 0], boxes[:, 2], size, size, still, sharp)
     columns = resampling(boxes[:, 1], boxes[:, 3], size, size, still, sharp)
-    cropped = resample(images, rows, columns)
+    cropped = resample(images, *to_device((rows, columns), images.device))
     if labels.dim() < 3:
         return cropped, labels
-    down, across = (torch.from_numpy(matrix.argmax(-1)).to(labels.device) for matrix in (rows, columns))
+    down, across = to_device((rows.argmax(-1), columns.argmax(-1)), labels.device)
     batch = torch.arange(len(labels), device=labels.device)[:, None, None]
     picked = labels.movedim((-2, -1), (1, 2))[batch, down[:, :, None], across[:, None, :]]
     return cropped, picked.movedim((1, 2), (-2, -1))

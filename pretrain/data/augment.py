@@ -1,12 +1,14 @@
 """Views of tiles: crops, flips and blur in a single resampling on the device.
 
-Draws are keyed by (seed, view, sample number), so they are the same on any rank and after any resume. Cropping,
-bilinear resizing, mirroring and blurring are linear and separable, so a view is ``rows @ image @ columns`` with two
-small matrices for each sample; crops that are not resampled have matrices of ones and zeros and are exact.
+Draws are keyed by (seed, view, sample number), so they are the same on any rank and after any resume. They are made on
+the host, while earlier batches are trained on. Cropping, bilinear resizing, mirroring and blurring are linear and
+separable, so a view is ``rows @ image @ columns`` with two small matrices for each sample; crops that are not resampled
+pick rows and columns and are exact.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.data import AugmentConfig
+from pretrain.data.draws import to_device
 from pretrain.registries import AUGMENTATIONS
 from shards.order.random_bits import fold_in, uniform
 
@@ -42,13 +45,26 @@ class Augmentation(ABC):
     resamples: bool = True
 
     @abstractmethod
-    def random_views(self, images: Tensor, samples: np.ndarray, key: int) -> Tensor:
+    def draw(self, samples: np.ndarray, key: int, tile_shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Draw one view of each tile; called in the thread that reads tiles.
+
+        Args:
+            samples: sample numbers (B,), which key the draws.
+            key: key derived from the seed and the kind of view.
+            tile_shape: (C, H, W).
+
+        Returns:
+            What `views` takes, arrays (B, ...).
+        """
+
+    @abstractmethod
+    def views(self, images: Tensor, draws: Sequence[Tensor]) -> Tensor:
         """Cut one view of each image.
 
         Args:
-            images: (B, C, H, W), float32, normalized, missing values 0; any dtype if views are not resampled.
-            samples: sample numbers (B,), which key the draws.
-            key: key derived from the seed and the kind of view.
+            images: (B, C, H, W), normalized, missing values 0, float32, or float16 on GPUs unless precision is fp32;
+                any dtype if views are not resampled.
+            draws: of `draw`, on the images' device.
 
         Returns:
             (B, C, size, size), with the dtype of the images.
@@ -58,9 +74,13 @@ class Augmentation(ABC):
     def center_views(self, images: Tensor) -> Tensor:
         """Cut the deterministic evaluation view of images (B, C, H, W), (B, C, size, size)."""
 
-    def random_masks(self, masks: Tensor, samples: np.ndarray, key: int) -> Tensor:
-        """Cut masks (B, 1, H, W), 0 to 1, as `random_views` cuts images; override it if views change colors."""
-        return self.random_views(masks, samples, key)
+    def mask_views(self, masks: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        """Cut masks (B, 1, H, W), 0 to 1, as `views` cuts images; override it if views change colors."""
+        return self.views(masks, draws)
+
+    def random_views(self, images: Tensor, samples: np.ndarray, key: int) -> Tensor:
+        """Draw and cut one view of each image."""
+        return self.views(images, to_device(self.draw(samples, key, images.shape[1:]), images.device))
 
 
 @dataclass(frozen=True)
@@ -83,18 +103,23 @@ class Crop(Augmentation):
     def resamples(self) -> bool:  # type: ignore[override]
         return self.crop_scale is not None or self.blur > 0
 
-    def random_views(self, images: Tensor, samples: np.ndarray, key: int) -> Tensor:
-        height, width = images.shape[-2:]
+    def draw(self, samples: np.ndarray, key: int, tile_shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Draw matrices of rows and columns, see `resampling`, or without resampling their positions, see `picks`."""
+        _, height, width = tile_shape
         draws = uniform(key, samples, 8)
         boxes = np.array([crop_box(draw, height, width, self.size, self.crop_scale) for draw in draws])
         mirrored = (draws[:, 4:6] < 0.5) & self.flip
         if not self.resamples:
-            return cut(images, boxes[:, :2], self.size, mirrored)
+            return picks(boxes[:, 0], self.size, mirrored[:, 0]), picks(boxes[:, 1], self.size, mirrored[:, 1])
         low, high = BLUR_SIGMA
         sigma = np.where(draws[:, 6] < self.blur, low + draws[:, 7] * (high - low), 0.0)
         rows = resampling(boxes[:, 0], boxes[:, 2], height, self.size, mirrored[:, 0], sigma)
         columns = resampling(boxes[:, 1], boxes[:, 3], width, self.size, mirrored[:, 1], sigma)
-        return resample(images, rows, columns)
+        return rows, columns
+
+    def views(self, images: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        rows, columns = draws
+        return resample(images, rows, columns) if self.resamples else cut(images, rows, columns)
 
     def center_views(self, images: Tensor) -> Tensor:
         """Resize the full image, or cut its center without resampling."""
@@ -107,7 +132,7 @@ class Crop(Augmentation):
         zeros, still = np.zeros(batch), np.zeros(batch, dtype=bool)
         rows = resampling(zeros, zeros + height, height, self.size, still, zeros)
         columns = resampling(zeros, zeros + width, width, self.size, still, zeros)
-        return resample(images, rows, columns)
+        return resample(images, *to_device((rows, columns), images.device))
 
 
 def build_crop(config: AugmentConfig, size: int, scale: tuple[float, float] | None) -> Crop:
@@ -136,11 +161,14 @@ def crop_box(
     return top, left, rows, columns
 
 
-def cut(images: Tensor, corners: np.ndarray, size: int, mirrored: np.ndarray) -> Tensor:
-    """Cut squares from images (B, C, H, W) at (top, left) (B, 2), with the axes in ``mirrored`` (B, 2) flipped."""
+def picks(begin: np.ndarray, size: int, mirrored: np.ndarray) -> np.ndarray:
+    """Return the ``size`` positions from ``begin`` (B,) on one axis, int64 (B, size), reversed where mirrored (B,)."""
     steps = np.arange(size)
-    positions = corners[:, :, None] + np.where(mirrored[:, :, None], steps[::-1], steps)  # (B, 2, size)
-    rows, columns = torch.from_numpy(positions).to(images.device, non_blocking=True).unbind(1)
+    return begin[:, None] + np.where(mirrored[:, None], steps[::-1], steps)
+
+
+def cut(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pick rows (B, h) and columns (B, w) of images (B, C, H, W), (B, C, h, w)."""
     sample = torch.arange(len(images), device=images.device)[:, None, None]
     return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -183,13 +211,19 @@ def _blur(size: int, sigma: float) -> np.ndarray:
     return matrix
 
 
-def resample(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """Compute rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w)."""
-    left, right = (torch.from_numpy(matrix).to(images.device, non_blocking=True) for matrix in (rows, columns))
-    return left[:, None] @ (images @ right.transpose(1, 2)[:, None])
+def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Compute rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w).
+
+    These are two products for each sample, of all bands together. Results are in the order (B, w, C, h) in memory:
+    that saves copies.
+    """
+    batch, bands, height, _ = images.shape
+    rows, columns = rows.to(images.dtype), columns.to(images.dtype)
+    resized = columns @ images.flatten(1, 2).transpose(1, 2)  # (B, w, C * H)
+    views = resized.view(batch, -1, height) @ rows.transpose(1, 2)  # (B, w * C, h)
+    return views.view(batch, columns.shape[1], bands, -1).permute(0, 2, 3, 1)
 
 
-def mask_noise(samples: np.ndarray, seed: int, patches: int, device: torch.device, name: str = "mask") -> Tensor:
+def mask_noise(samples: np.ndarray, seed: int, patches: int, name: str = "mask") -> np.ndarray:
     """Draw noise in [0, 1) that decides which patches are masked, float32 (B, patches)."""
-    noise = uniform(fold_in(seed, name), samples, patches).astype(np.float32)
-    return torch.from_numpy(noise).to(device, non_blocking=True)
+    return uniform(fold_in(seed, name), samples, patches).astype(np.float32)

@@ -1,16 +1,23 @@
-"""The stream of tiles to the device: a thread reads planned samples into a ring of integer buffers."""
+"""The stream of tiles to the device: a thread reads planned samples into a ring of integer buffers.
 
+The same thread makes the random draws of a batch. On a GPU all copies come from pinned memory, on a stream of their
+own, so that neither the training loop nor its kernels wait for them.
+"""
+
+import itertools
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.draws import Draws, to_device
 from shards.order.plan import SamplePlan, rank_samples
 from shards.read.quarantine import Quarantine
 from shards.read.reader import ShardReader
@@ -25,22 +32,26 @@ class TileBatch:
         samples: int64 sample numbers (B,).
         rows: int64 (B, K) on the device: positions in ``tiles`` of the K timestamps of each sample.
         location_ids: int64 (B,) on the device: location number of each sample.
+        draws: random draws on the device, by name.
     """
 
     tiles: Tensor
     samples: np.ndarray
     rows: Tensor
     location_ids: Tensor
+    draws: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the tensors, which were made on another stream, until this one is done with them."""
+        for tensor in (self.tiles, self.rows, self.location_ids, *itertools.chain(*self.draws.values())):
+            tensor.record_stream(stream)
 
 
 @dataclass(frozen=True)
 class _Filled:
-    """Tiles on the device and the buffer that holds them or that they were copied from."""
+    """A batch and the buffer that holds its tiles or that they were copied from."""
 
-    tiles: Tensor
-    samples: np.ndarray
-    rows: np.ndarray
-    location_ids: np.ndarray
+    batch: TileBatch
     buffer: Tensor
 
 
@@ -54,6 +65,7 @@ class TileStream:
         prefetch: number of micro batches read ahead.
         timestamps: number K of tiles for each sample, 1 or 2: two different dates of the location if it has them.
         quarantine: receives damaged tiles; if None, a damaged tile is an error.
+        draws: maps sample numbers to the random draws of their batch.
 
     Attributes:
         wait_seconds: total time that callers of ``batches`` have waited for a batch.
@@ -68,9 +80,10 @@ class TileStream:
         prefetch: int,
         quarantine: Quarantine | None = None,
         timestamps: Literal[1, 2] = 1,
+        draws: Callable[[np.ndarray], Draws] = lambda samples: {},
     ) -> None:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
-        self.quarantine, self.timestamps = quarantine, timestamps
+        self.quarantine, self.timestamps, self.draws = quarantine, timestamps, draws
         self.wait_seconds, self.decoded_bytes = 0.0, 0
         self._epoch = -1
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -97,14 +110,11 @@ class TileStream:
                     return
                 if isinstance(item, BaseException):
                     raise item
-                self.decoded_bytes += item.tiles.nbytes
+                self.decoded_bytes += item.batch.tiles.nbytes
                 if self._copies is not None:
-                    item.tiles.record_stream(torch.cuda.current_stream())
+                    item.batch.record_stream(torch.cuda.current_stream())
                     free.put(item.buffer)
-                rows, location_ids = (
-                    torch.from_numpy(array).to(self.device) for array in (item.rows, item.location_ids)
-                )
-                yield TileBatch(item.tiles, item.samples, rows, location_ids)
+                yield item.batch
                 if self._copies is None:
                     free.put(item.buffer)
         finally:
@@ -124,19 +134,21 @@ class TileStream:
                 tiles, rows = self._tiles(samples)
                 self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
                 location_ids = self.reader.table["location_id"][tiles[rows[:, 0]]].astype(np.int64)
-                ready.put(_Filled(self._to_device(buffer[: len(tiles)]), samples, rows, location_ids, buffer))
+                ready.put(_Filled(self._batch(buffer[: len(tiles)], samples, rows, location_ids), buffer))
             ready.put(None)
         except BaseException as error:
             ready.put(error)
 
-    def _to_device(self, tiles: Tensor) -> Tensor:
-        """Copy tiles to a GPU on a separate stream, which overlaps the training step, and wait; do nothing on a CPU."""
-        if self._copies is None:
-            return tiles
-        with torch.cuda.stream(self._copies):
-            moved = tiles.to(self.device, non_blocking=True)
-            self._copies.synchronize()
-        return moved
+    def _batch(self, tiles: Tensor, samples: np.ndarray, rows: np.ndarray, location_ids: np.ndarray) -> TileBatch:
+        """Make a batch; on a GPU, copy it on a separate stream, which overlaps the training step, and wait."""
+        draws = self.draws(samples)
+        with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
+            on_device = {name: to_device(arrays, self.device) for name, arrays in draws.items()}
+            positions, places = to_device((rows, location_ids), self.device)
+            batch = TileBatch(tiles.to(self.device, non_blocking=True), samples, positions, places, on_device)
+            if self._copies is not None:
+                self._copies.synchronize()
+        return batch
 
     def _tiles(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tile rows to read, and the positions among them that belong to each sample (B, K)."""

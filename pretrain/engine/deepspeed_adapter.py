@@ -5,6 +5,7 @@ applies the update in one call. This project needs the state of a training by pa
 norm and update. Both rely on private attributes of DeepSpeed. `start` checks that all of them exist.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -20,15 +21,14 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.console import log
 from pretrain.engine.leaf_modules import set_leaf_modules
-from pretrain.engine.sharding import shard_of
+from pretrain.engine.sharding import global_norm, shard_of
 from shards.errors import ForgeError
 
 TESTED = ">=0.19.8,<0.20"  # versions that the tests run with; setup.cfg requires the same
 
-NO_NORM = -1.0  # for a step whose gradients overflowed before the norm was computed
-
-NormAccept = Callable[["Tensor | float"], bool]
-"""From the gradient norm before clipping to whether the step is applied; every rank gets the same answer."""
+NormAccept = Callable[[Tensor], "float | None"]
+"""From the gradient norm before clipping, on the device, to the norm on the host, or None to refuse the step; every
+rank gets the same answer."""
 
 
 def init_distributed(timeout: timedelta) -> None:
@@ -104,7 +104,7 @@ class DeepSpeedAdapter(ABC):
         """The torch optimizer inside DeepSpeed's."""
 
     @abstractmethod
-    def step(self, accept: NormAccept | None) -> bool:
+    def step(self, accept: NormAccept) -> bool:
         """End the last micro batch of an optimizer step, and take the step unless ``accept`` refuses it.
 
         Returns:
@@ -151,29 +151,26 @@ class DeepSpeedAdapter(ABC):
 class StageZero(DeepSpeedAdapter):
     """Stage 0: gradients are whole and reduced before DeepSpeed's step, which moves nothing without gradients."""
 
-    ENGINE = (*DeepSpeedAdapter.ENGINE, "clip_fp32_gradients")
+    ENGINE = (*DeepSpeedAdapter.ENGINE, "clip_fp32_gradients", "gradient_clipping")
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
-        self._refused = False
-        self._clip_gradients = engine.clip_fp32_gradients
-        engine.clip_fp32_gradients = self._clip_unless_refused
+        engine.clip_fp32_gradients = self._clip  # DeepSpeed's function computes the norm again
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer
 
-    def step(self, accept: NormAccept | None) -> bool:
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        self._refused = accept is not None and not accept(torch.nn.utils.get_total_norm(gradients))
-        if self._refused:
+    def step(self, accept: NormAccept) -> bool:
+        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        accepted = accept(self._norm) is not None
+        if not accepted:
             self.module.zero_grad()
         self.engine.step()
-        return not self._refused and self.engine.was_step_applied()
+        return accepted and self.engine.was_step_applied()
 
-    def _clip_unless_refused(self) -> None:
-        if not self._refused:  # DeepSpeed's function fails without gradients
-            self._clip_gradients()
+    def _clip(self) -> None:
+        torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.engine.gradient_clipping(), self._norm)
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -188,43 +185,38 @@ class StageZero(DeepSpeedAdapter):
 class PartitionedAdapter(DeepSpeedAdapter):
     """Stages 1 to 3.
 
-    A ZeRO optimizer computes the norm and applies the update in one call. In between it reports to its loss scaler
-    whether a gradient was non-finite, and discards the step if ``overflow`` is set. This wraps both methods on the
-    instance: the norm is kept when it is computed, and ``overflow`` is set where the step is refused.
-
-    Attributes:
-        NORM: name of the method that computes the norm.
+    A ZeRO optimizer computes the norm and applies the update in one call, which discards the step if the norm is
+    non-finite. This replaces the method that computes the norm on the instance, ``NORM``: the norm is infinite where
+    the step is refused, and on the host, so that DeepSpeed checks it and clips by it without reading the device.
     """
 
     NORM: ClassVar[str]
+    OFFLOADED: ClassVar[str]  # whether gradients are on the host
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
-        _require(self.optimizer, [self.NORM], type(self.optimizer).__name__)
-        self._accept: NormAccept | None = None
-        self._norm: Tensor | float = NO_NORM
         self._compute_norm = getattr(self.optimizer, self.NORM)
-        self._report_overflow = self.optimizer._update_scale
-        setattr(self.optimizer, self.NORM, self._compute_and_keep_norm)
-        self.optimizer._update_scale = self._decide
+        setattr(self.optimizer, self.NORM, self._decide)
 
-    def step(self, accept: NormAccept | None) -> bool:
-        self._accept, self._norm = accept, NO_NORM
+    def step(self, accept: NormAccept) -> bool:
+        self._accept = accept
         self.engine.step()
         return self.engine.was_step_applied()
 
-    def _compute_and_keep_norm(self) -> Any:
-        measured = self._compute_norm()
-        self._norm = self._combined(measured)
-        return measured
+    def _decide(self) -> Any:
+        """Return the accepted norm of all gradients, float32 () on the CPU, infinity if the step is refused."""
+        norm = self._accept(self._norm())
+        return torch.tensor(math.inf if norm is None else norm)
 
-    def _combined(self, measured: Any) -> Tensor | float:
-        return measured
+    def _norm(self) -> Tensor:
+        if getattr(self.optimizer, self.OFFLOADED):
+            return self._combined(self._compute_norm()).to(distributed.device())
+        # DeepSpeed's own waits for the device in each parameter group
+        return global_norm(gradient for group in self.optimizer.averaged_gradients.values() for gradient in group)
 
-    def _decide(self, overflow: bool) -> None:
-        accepted = self._accept is None or self._accept(self._norm)
-        self.optimizer.overflow = overflow or not accepted
-        self._report_overflow(self.optimizer.overflow)
+    def _combined(self, norm: Any) -> Tensor:
+        """Return the one norm of what DeepSpeed's method computes."""
+        return norm
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
@@ -240,16 +232,20 @@ class PartitionedAdapter(DeepSpeedAdapter):
 class PartitionedOptimizer(PartitionedAdapter):
     """Stages 1 and 2: every rank has the weights, and 1/N of the fp32 masters and moments."""
 
-    NORM = "scaled_global_norm"
+    NORM, OFFLOADED = "scaled_global_norm", "cpu_offload"
     MODULE = (
         "utils.safe_get_full_fp32_param utils.safe_set_full_fp32_param utils.safe_get_full_optimizer_state "
         "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups"
     ).split()
     OPTIMIZER = (
-        "_update_scale overflow optimizer single_partition_of_fp32_groups _hp_optimizer_states_linked "
-        "_lazy_init_hp_params_optimizer_state real_dp_process_group parallel_partitioned_bit16_groups "
-        "bit16_groups_flat nccl_start_alignment_factor allgather_bucket_size"
+        "scaled_global_norm cpu_offload averaged_gradients check_overflow optimizer single_partition_of_fp32_groups "
+        "_hp_optimizer_states_linked _lazy_init_hp_params_optimizer_state real_dp_process_group "
+        "parallel_partitioned_bit16_groups bit16_groups_flat nccl_start_alignment_factor allgather_bucket_size"
     ).split()
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self.optimizer.check_overflow = lambda **_: None  # reads the device; a non-finite norm says the same
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return self.optimizer.single_partition_of_fp32_groups
@@ -282,15 +278,16 @@ class PartitionedOptimizer(PartitionedAdapter):
 class PartitionedWeights(PartitionedAdapter):
     """Stage 3: every rank has 1/N of the weights, too."""
 
-    NORM = "_get_norm_groups"
+    NORM, OFFLOADED = "_get_norm_groups", "offload_optimizer"
     MODULE = (
         "utils.safe_get_full_fp32_param utils.safe_get_local_fp32_param utils.safe_set_local_fp32_param "
         "utils.safe_get_full_optimizer_state utils.safe_set_local_optimizer_state "
         "runtime.utils.combine_grad_norm_groups zero.GatheredParameters"
     ).split()
     OPTIMIZER = (
-        "_update_scale overflow optimizer fp32_partitioned_groups_flat fp16_partitioned_groups_flat "
-        "_partition_all_parameters _unflatten_partitioned_parameters persistent_parameters"
+        "_get_norm_groups offload_optimizer averaged_gradients optimizer fp32_partitioned_groups_flat "
+        "fp16_partitioned_groups_flat _partition_all_parameters _unflatten_partitioned_parameters "
+        "persistent_parameters"
     ).split()
 
     def __init__(self, engine: Any) -> None:
@@ -298,8 +295,11 @@ class PartitionedWeights(PartitionedAdapter):
         for parameter in engine.module.parameters():
             _require(parameter, ("ds_shape", "partition", "all_gather"), type(parameter).__name__)
 
-    def _combined(self, measured: Any) -> Tensor | float:
-        return deepspeed.runtime.utils.combine_grad_norm_groups(measured)
+    def _decide(self) -> Any:
+        return [super()._decide()]  # as the norms of parameter groups, of one
+
+    def _combined(self, norm: Any) -> Tensor:
+        return deepspeed.runtime.utils.combine_grad_norm_groups(norm)
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return self.optimizer.fp32_partitioned_groups_flat

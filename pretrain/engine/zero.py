@@ -1,7 +1,8 @@
 """A model under DeepSpeed ZeRO: the typed config as DeepSpeed's dict, forwards, and optimizer steps."""
 
+import math
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -32,9 +33,9 @@ class StepResult:
     applied: bool
 
 
-Accept = Callable[[Tensor, "Tensor | float"], bool]
-"""From this rank's mean loss and the gradient norm before clipping (negative or non-finite where a gradient is
-non-finite) to whether the step is applied; called on every rank, with the same answer on all."""
+Accept = Callable[[Tensor, Tensor], "float | None"]
+"""From this rank's mean loss and the gradient norm before clipping, both on the device, to the norm on the host, or
+None to refuse the step; called on every rank, with the same answer on all. Its read is the only one of a step."""
 
 
 def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, clip: float) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
     if engine.precision == "autocast":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     if engine.precision == "bf16":
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}  # or a non-finite norm would be no overflow
     return config
 
 
@@ -141,7 +142,7 @@ class ZeroEngine:
 
         Args:
             losses: lazily, ``accumulation`` scalars, each made by a forward of ``__call__``.
-            accept: asked before the weights move; None takes every step that DeepSpeed takes.
+            accept: asked before the weights move; None takes every step whose gradients are finite.
         """
         done: list[Tensor] = []
         applied = False
@@ -154,14 +155,9 @@ class ZeroEngine:
             else:
                 self.mark("optimizer")
                 mean = torch.stack(done).mean()
-                with self._reading():
-                    applied = self.adapter.step(None if accept is None else partial(accept, mean))
+                applied = self.adapter.step(read_norm if accept is None else partial(accept, mean))
         move_batch_norms(self.module, applied)
         return StepResult(torch.stack(done), applied)
-
-    def _reading(self) -> AbstractContextManager[None]:
-        """Mark DeepSpeed's step on GPUs: it reads the norm and, before it, whether a gradient is non-finite."""
-        return distributed.reading() if distributed.device().type == "cuda" else nullcontext()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with the weights gathered by ZeRO and under the configured precision."""
@@ -203,15 +199,26 @@ class ZeroEngine:
         return self.adapter.shard_of(parameter)
 
 
+def read_norm(norm: Tensor) -> float | None:
+    """Return a gradient norm on the host, or None if it is non-finite."""
+    with distributed.reading():
+        value = norm.item()
+    return value if math.isfinite(value) else None
+
+
 def _contents(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def move_batch_norms(module: nn.Module, applied: bool = True) -> None:
-    """Update all running statistics of a model with one all-reduce, or drop those of a step that was not applied."""
+    """Update all running statistics of a model with one all-reduce, or drop those of a step that was not applied.
+
+    Numbers of groups stay on the host: all ranks have equally many.
+    """
     norms = grouped_batch_norms(module)
     pending = [norm.flush() for norm in norms]
     if norms and applied:
-        merged = distributed.all_reduce_sum(torch.cat(pending))
-        for norm, part in zip(norms, merged.split([len(norms_of_step) for norms_of_step in pending]), strict=True):
-            norm.move(part)
+        merged = distributed.all_reduce_sum(torch.cat([sums for sums, _ in pending], 1))
+        parts = merged.split([sums.shape[1] for sums, _ in pending], 1)
+        for norm, part, (_, groups) in zip(norms, parts, pending, strict=True):
+            norm.move(part, groups * distributed.world_size())

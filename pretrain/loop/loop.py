@@ -123,9 +123,9 @@ class Loop:
         verdicts: list[Verdict] = []
         samples: list[Any] = []
 
-        def accept(loss: Tensor, grad_norm: Tensor | float) -> bool:
+        def accept(loss: Tensor, grad_norm: Tensor) -> float | None:
             verdicts.append(self.guard.judge(loss, grad_norm, self.watchdog.stop_requested()))
-            return verdicts[0].reason is None
+            return verdicts[0].accepted_norm
 
         losses = self.function.losses(self.engine, self._watched(batches, samples), self.step)
         result = self.engine.step(losses, accept)

@@ -92,6 +92,7 @@ class Trainer:
             config.data.prefetch,
             self.inputs.quarantine,
             self.objective.timestamps,
+            self.objective.draws,
         )
         self.engine = self._build_engine()
         self.metrics = MetricsProcessor(config, self.objective, self.stream, watchdog, manifest.tile_shape[0])

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import DinoConfig
-from pretrain.data.augment import Augmentation, build_augmentation
+from pretrain.data.augment import build_augmentation
+from pretrain.data.draws import Draws
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
@@ -149,7 +150,9 @@ class DinoObjective(Objective):
         super().__init__(config, normalize, manifest, initial)
         self.dino = cast(DinoConfig, config.objective)
         local = self.dino.local_crops
-        self.local_augment = build_augmentation(config.augment, local.size, local.scale)
+        small = build_augmentation(config.augment, local.size, local.scale)
+        self._augments = {f"view {number}": self.augment for number in (0, 1)}
+        self._augments |= {f"local {number}": small for number in range(local.count)}
         self.momentum = MomentumNetwork(DinoNetwork(self.module.encoder, self.module.head))
         self._logits: list[Tensor] = []
 
@@ -175,12 +178,17 @@ class DinoObjective(Objective):
         small = module.encoder.recomputed_flops(bands, local.size, checkpointing=checkpointing)
         return 2 * large + local.count * small
 
+    def draws(self, samples: np.ndarray) -> Draws:
+        return {
+            name: augment.draw(samples, fold_in(self.seed, name), self.manifest.tile_shape)
+            for name, augment in self._augments.items()
+        }
+
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalize(batch.tiles)
-        large = torch.cat([self._view(images, batch, f"view {number}", number, self.augment) for number in (0, 1)])
+        images = self.normalized(batch.tiles)
+        large = torch.cat([self._view(images, batch, f"view {number}", number) for number in (0, 1)])
         small = [
-            self._view(images, batch, f"local {number}", number % 2, self.local_augment)
-            for number in range(self.dino.local_crops.count)
+            self._view(images, batch, f"local {number}", number % 2) for number in range(self.dino.local_crops.count)
         ]
         logits = self.momentum(engine, large)
         self._logits.append(logits.mean(0))
@@ -190,8 +198,8 @@ class DinoObjective(Objective):
         self.scalars.add(feature_std=feature_spread(features), teacher_entropy=_entropy(targets))
         return losses.mean()
 
-    def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int, augment: Augmentation) -> Tensor:
-        return augment.random_views(images[batch.rows[:, timestamp]], batch.samples, fold_in(self.seed, name))
+    def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int) -> Tensor:
+        return self._augments[name].views(images[batch.rows[:, timestamp]], batch.draws[name])
 
     def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
         """Compute the teacher's probabilities (2, B, prototypes) from logits of the large views (2 * B, prototypes)."""
@@ -221,7 +229,7 @@ class DinoObjective(Objective):
         self._logits = []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalize(tiles)
+        images = self.normalized(tiles)
         large = torch.cat(
             [
                 self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}"))

@@ -19,15 +19,18 @@ from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.data.augment import mask_noise
+from pretrain.data.draws import Draws, to_device
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
+from pretrain.kernels.launching import usable
 from pretrain.models.attention import Backend
+from pretrain.models.compilation import is_compiling
 from pretrain.models.flops import Parts
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
 from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
-from pretrain.objectives.masked_loss import masked_targets, squared_errors
+from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
 from pretrain.objectives.objective import (
     Evaluation,
     Objective,
@@ -109,24 +112,32 @@ class MaskedAutoencoder(ObjectiveModule):
         masks = choose_masks(noise, self.mask_ratio)
         patches = patchify(images, self.encoder.patch_size)
         latent = self.encoder.tokens(self._floats(gather_tokens(patches, masks.visible)), masks.visible)
-        truth = gather_tokens(patches, masks.masked)
+        fused = self._fuses_loss(patches)
+        truth = patches if fused else gather_tokens(patches, masks.masked)
         del patches
         prediction = self.decoder(latent, masks)
         counted = None if valid is None else _masked_pixels(valid, masks, self.encoder.patch_size)
-        losses = self._compare(prediction, truth, counted, terms)
+        if fused:
+            divisor = None if counted is None else num_counted(counted, terms)
+            losses = fused_errors(prediction, truth, masks.masked, counted, divisor, self.normalize, self.norm_pix)
+        else:
+            losses = self._compare(prediction, truth, counted, terms)
         return losses, prediction, masks.masked, latent[:, 1:].mean(1)
+
+    def _fuses_loss(self, patches: Tensor) -> bool:
+        """Return whether the loss is a single kernel; it has no spectral angle."""
+        return is_compiling() and not self.spectral_angle and usable(patches)
 
     def _compare(self, prediction: Tensor, truth: Tensor, counted: Tensor | None, terms: Tensor | None) -> Tensor:
         _, patches, pixels, _ = truth.shape
         if counted is None:
             weight = truth.new_ones(1, 1, pixels, dtype=torch.float32) / (patches * pixels)
         else:
-            divisor = counted.sum((1, 2)).clamp(min=1) if terms is None else terms
-            weight = counted / divisor.view(-1, 1, 1)
+            weight = counted / num_counted(counted, terms).view(-1, 1, 1)
 
         def targets(part: slice) -> Tensor:
             counted_part = None if counted is None else counted[part]
-            return masked_targets(self._floats(truth[part]), self.norm_pix, counted_part)
+            return masked_targets(self._floats(truth[part]).float(), self.norm_pix, counted_part)
 
         losses = squared_errors(prediction, targets, weight)
         if self.spectral_angle:
@@ -157,7 +168,7 @@ class MaskedAutoencoder(ObjectiveModule):
         Where targets were normalized per patch, the prediction takes the mean and deviation of the true patch, as usual
         for pictures: it shows the predicted shape, not the level. No weights are used.
         """
-        truth = patchify(image[None], self.encoder.patch_size)[0]
+        truth = patchify(image[None].float(), self.encoder.patch_size)[0]
         predicted = truth.clone()
         hidden = prediction.float().view(len(masked), *truth.shape[1:])
         if self.norm_pix:
@@ -227,6 +238,12 @@ class MaeObjective(Objective):
         decoder = module.decoder.recomputed_flops(visible, masked, config.train.micro_batch) if checkpointing else 0
         return encoder + decoder
 
+    def draws(self, samples: np.ndarray) -> Draws:
+        return {
+            "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.manifest.tile_shape),
+            "noise": (mask_noise(samples, self.seed, self.module.num_patches),),
+        }
+
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """See Objective. If missing pixels don't count, the divisor is the number of others in the whole batch.
 
@@ -252,24 +269,23 @@ class MaeObjective(Objective):
 
     def _images(self, batch: TileBatch) -> Tensor:
         """Return the crops (B, C, S, S): int16, or normalized if they are resampled."""
-        tiles = self.normalize(batch.tiles) if self.augment.resamples else batch.tiles
-        return self.augment.random_views(tiles, batch.samples, fold_in(self.seed, "crop"))
+        tiles = self.normalized(batch.tiles) if self.augment.resamples else batch.tiles
+        return self.augment.views(tiles, batch.draws["crop"])
 
     def _masks(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
         """Return mask noise (B, T), and which pixels of the crops have a value, bool (B, 1, S, S) or () for all."""
-        noise = mask_noise(batch.samples, self.seed, self.module.num_patches, batch.tiles.device)
+        (noise,) = batch.draws["noise"]
         if not self.ignore_nodata:
             return noise, torch.ones((), device=batch.tiles.device)
-        key = fold_in(self.seed, "crop")
-        return noise, self.augment.random_masks(_has_value(batch.tiles), batch.samples, key) > 0.999
+        return noise, self.augment.mask_views(_has_value(batch.tiles), batch.draws["crop"]) > 0.999
 
     def _count(self, noise: Tensor, valid: Tensor) -> Tensor:
         masks = choose_masks(noise, self.module.mask_ratio)
         return _masked_pixels(valid, masks, self.module.encoder.patch_size).sum()
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        views = self.augment.center_views(self.normalize(tiles))
-        noise = mask_noise(numbers, self.seed, self.module.num_patches, tiles.device, "validation")
+        views = self.augment.center_views(self.normalized(tiles))
+        (noise,) = to_device([mask_noise(numbers, self.seed, self.module.num_patches, "validation")], tiles.device)
         valid = [self.augment.center_views(_has_value(tiles)) > 0.999] if self.ignore_nodata else []
         losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)
         # clones, since slices would keep the whole batch in memory until the figure is drawn

@@ -1,9 +1,11 @@
 """The loss of masked autoencoding (arXiv 2111.06377): squared errors of masked patches, a few samples at a time.
 
 Predictions and targets are as large as the tiles themselves in fp32, and torch's autograd saves several of them. Here
-targets are computed for a part of the batch at a time, and only the gradient is saved.
+only the gradient is saved. `squared_errors` computes targets for a part of the batch at a time; `fused_errors` is a
+single kernel, which never writes them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.models.compilation import compilable
+from pretrain.models.normalize import Normalizer
 
 VALUES = {"cpu": 4_000_000, "cuda": 250_000_000}
 """Predicted values at a time, at least those of one sample."""
@@ -36,6 +39,11 @@ def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = Non
     return (target - mean) / (variance + 1e-6).sqrt()
 
 
+def num_counted(counted: Tensor, terms: Tensor | None) -> Tensor:
+    """Return the number of pixels that a sample's loss is divided by: its own, (B,), unless ``terms`` says it."""
+    return counted.sum((1, 2)).clamp(min=1) if terms is None else terms
+
+
 def squared_errors(prediction: Tensor, targets: Callable[[slice], Tensor], weight: Tensor) -> Tensor:
     """Compute each sample's weighted sum over pixels of the mean squared error over bands, float32 (B,).
 
@@ -44,7 +52,39 @@ def squared_errors(prediction: Tensor, targets: Callable[[slice], Tensor], weigh
         targets: from a slice of the samples to their targets, (b, M, p*p*C).
         weight: of pixels, (B, M, p*p) or a shape that broadcasts to it.
     """
-    return _SquaredErrors.apply(prediction, targets, weight)
+    losses, gradient = _errors(prediction.detach(), targets, weight, prediction.requires_grad)
+    return _Errors.apply(prediction, losses, gradient)
+
+
+def fused_errors(
+    prediction: Tensor,
+    patches: Tensor,
+    ids: Tensor,
+    counted: Tensor | None,
+    divisor: Tensor | None,
+    normalize: Normalizer | None,
+    norm_pix: bool,
+) -> Tensor:
+    """Compute `squared_errors` with `masked_targets` by a Triton kernel (see pretrain/kernels/patch_loss.py).
+
+    Args:
+        prediction: (B, M, p*p*C).
+        patches: of whole images, (B, T, p*p, C), int16 or normalized.
+        ids: of the masked patches, (B, M).
+        counted: (B, M, p*p), 1 where a pixel counts; None for all.
+        divisor: number of pixels that a sample's errors are divided by, (B,) or a scalar; None for all of them.
+        normalize: for int16 patches.
+    """
+    from pretrain.kernels.patch_loss import patch_loss  # imports Triton
+
+    batch, bands = len(prediction), patches.shape[-1]
+    if divisor is None:
+        scale = torch.full((batch,), 1 / prediction[0].numel(), device=prediction.device)
+    else:
+        scale = (1 / (divisor * bands)).expand(batch).contiguous()
+    mu, sigma, clip = (scale, scale, math.inf) if normalize is None else normalize.constants
+    losses, gradient = patch_loss(prediction.detach(), patches, ids, counted, scale, mu, sigma, clip, norm_pix)
+    return _Errors.apply(prediction, losses.sum(1), gradient)
 
 
 @compilable
@@ -55,22 +95,30 @@ def _weighed(prediction: Tensor, target: Tensor, share: Tensor) -> tuple[Tensor,
     return losses, error.mul_(2 * share).flatten(2)
 
 
-class _SquaredErrors(torch.autograd.Function):
+def _errors(
+    prediction: Tensor, targets: Callable[[slice], Tensor], weight: Tensor, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    batch, patches, values = prediction.shape
+    pixels = weight.shape[-1]
+    weight = weight.expand(batch, patches, pixels)[..., None]
+    losses = prediction.new_empty(batch, dtype=torch.float32)
+    gradient = torch.empty_like(prediction) if needs_gradient else None
+    step = max(1, VALUES.get(prediction.device.type, VALUES["cuda"]) // (patches * values))
+    for begin in range(0, batch, step):
+        part = slice(begin, begin + step)
+        losses[part], slope = _weighed(prediction[part], targets(part), weight[part] / (values // pixels))
+        if gradient is not None:
+            gradient[part] = slope
+    return losses, gradient
+
+
+class _Errors(torch.autograd.Function):
+    """Losses (B,) whose gradient for the prediction is known already."""
+
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, targets: Callable[[slice], Tensor], weight: Tensor) -> Tensor:
-        batch, patches, values = prediction.shape
-        pixels = weight.shape[-1]
-        weight = weight.expand(batch, patches, pixels)[..., None]
-        losses = prediction.new_empty(batch, dtype=torch.float32)
-        gradient = torch.empty_like(prediction) if ctx.needs_input_grad[0] else None
-        step = max(1, VALUES.get(prediction.device.type, VALUES["cuda"]) // (patches * values))
-        for begin in range(0, batch, step):
-            part = slice(begin, begin + step)
-            losses[part], slope = _weighed(prediction[part], targets(part), weight[part] / (values // pixels))
-            if gradient is not None:
-                gradient[part] = slope
+    def forward(ctx: Any, prediction: Tensor, losses: Tensor, gradient: Tensor | None) -> Tensor:
         ctx.gradient = gradient
-        return losses
+        return losses.clone()  # an output that is an input would be a view
 
     @staticmethod
     @once_differentiable

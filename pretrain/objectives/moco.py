@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MocoConfig
+from pretrain.data.draws import Draws
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine
@@ -156,30 +157,32 @@ class MocoObjective(Objective):
     def recomputed_flops(cls, module: MomentumContrast, config: PretrainConfig, bands: int) -> int:
         return module.encoder.recomputed_flops(bands, config.model.image_size, checkpointing=recomputes_blocks(config))
 
-    def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalize(batch.tiles)
-        query, key = (
-            self.augment.random_views(images[batch.rows[:, view]], batch.samples, fold_in(self.seed, f"view {view}"))
+    def draws(self, samples: np.ndarray) -> Draws:
+        views = {
+            f"view {view}": self.augment.draw(samples, fold_in(self.seed, f"view {view}"), self.manifest.tile_shape)
             for view in (0, 1)
-        )
-        keys = self._shuffled_keys(engine, key, int(batch.samples[0]))
+        }
+        key, length = fold_in(self.seed, "shuffle", int(samples[0])), len(samples)
+        return views | {"shuffle": (permute(key, length, np.arange(length)),)}
+
+    def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
+        images = self.normalized(batch.tiles)
+        query, key = (self.augment.views(images[batch.rows[:, view]], batch.draws[f"view {view}"]) for view in (0, 1))
+        keys = self._shuffled_keys(engine, key, *batch.draws["shuffle"])
         self._keys.append(keys)
         self._location_ids.append(batch.location_ids)
         losses, hits, queries = engine(query, keys, batch.location_ids)
         self.scalars.add(feature_std=feature_spread(queries), contrast_accuracy=hits.mean())
         return losses.mean()
 
-    def _shuffled_keys(self, engine: ZeroEngine, images: Tensor, first_sample: int) -> Tensor:
+    def _shuffled_keys(self, engine: ZeroEngine, images: Tensor, order: Tensor) -> Tensor:
         """Compute keys in batch-norm groups of other samples than the queries', or statistics would reveal the pairs.
 
         They are shuffled within the micro batch, keyed by its first sample, without exchange between ranks (MoCo's
         shuffling BN).
         """
-        length = len(images)
-        order = permute(fold_in(self.seed, "shuffle", first_sample), length, np.arange(length))
-        shuffled = torch.from_numpy(order).to(images.device)
-        keys = self.momentum(engine, images[shuffled])
-        return torch.empty_like(keys).index_copy_(0, shuffled, keys)
+        keys = self.momentum(engine, images[order])
+        return torch.empty_like(keys).index_copy_(0, order, keys)
 
     def after_step(self, engine: ZeroEngine, step: int) -> None:
         self.momentum.update(engine, self.rate)
@@ -198,7 +201,7 @@ class MocoObjective(Objective):
         self._keys, self._location_ids = [], []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalize(tiles)
+        images = self.normalized(tiles)
         query, key = (
             self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}")) for view in (0, 1)
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data.augment import build_augmentation
+from pretrain.data.draws import Draws
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
@@ -123,6 +124,21 @@ class Objective(ABC):
         initialize(module, "pretrain", self.seed)
         if self.initial is not None:
             self.initial.put_into(module, self.config.objective.name)
+
+    def draws(self, samples: np.ndarray) -> Draws:
+        """Return the random draws of a micro batch, which `loss` finds on the device in ``batch.draws``.
+
+        It is called in the thread that reads tiles, so it depends on sample numbers (B,) and the seed alone.
+        """
+        return {}
+
+    def normalized(self, tiles: Tensor) -> Tensor:
+        """Normalize int16 tiles that views are resampled from.
+
+        Half precision on GPUs is fp16, unless the run's is fp32: it has three more bits than bf16.
+        """
+        half = tiles.is_cuda and self.config.engine.precision != "fp32"
+        return self.normalize(tiles, torch.float16 if half else torch.float32)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """Yield the mean loss of each micro batch of an optimizer step (0, 1, ...)."""

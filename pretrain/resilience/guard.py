@@ -2,7 +2,7 @@
 
 One all-reduce per step carries the loss and whether any rank was asked to stop; the gradient norm is global already.
 So every rank has the same numbers and makes the same decision. It is made between DeepSpeed's gradient norm and its
-update (pretrain/engine/deepspeed_adapter.py), where DeepSpeed itself waits for the norm.
+update (pretrain/engine/deepspeed_adapter.py), from one read of the device, the only one of a step.
 
 A skipped step still counts: its samples are seen, and learning rate and order continue as planned. Weights, moments,
 batch norms, momentum networks and queues stay as they were.
@@ -45,6 +45,11 @@ class Verdict:
     reason: str | None
     stop: bool
 
+    @property
+    def accepted_norm(self) -> float | None:
+        """The gradient norm if the step is applied, None if it is skipped."""
+        return self.grad_norm if self.reason is None else None
+
 
 class Guard:
     """Judges the steps of a run.
@@ -64,19 +69,19 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=config.window)
         self._norms: deque[float] = deque(maxlen=config.window)
 
-    def judge(self, loss: Tensor, grad_norm: Tensor | float, stop: bool) -> Verdict:
+    def judge(self, loss: Tensor, grad_norm: Tensor, stop: bool) -> Verdict:
         """Return the decision on a step; every rank calls it.
 
         Args:
             loss: this rank's mean, on the device.
-            grad_norm: global; negative or non-finite if the gradient is non-finite.
+            grad_norm: global, on the device; non-finite if the gradient is.
             stop: whether this rank was asked to stop.
         """
-        flags = torch.stack([loss.double(), torch.tensor(float(stop), dtype=torch.float64, device=loss.device)])
+        local = torch.stack([loss.double(), torch.full_like(loss, stop, dtype=torch.float64)])
         with distributed.reading():
-            total, stops = distributed.all_reduce_sum(flags).tolist()
-            mean, norm = total / distributed.world_size(), float(grad_norm)
-        norm = norm if norm >= 0 and math.isfinite(norm) else math.nan
+            total, stops, norm = torch.cat([distributed.all_reduce_sum(local), grad_norm.double().view(1)]).tolist()
+        mean = total / distributed.world_size()
+        norm = norm if math.isfinite(norm) else math.nan
         reason = self._unusual("loss", mean, self._losses) or self._unusual("gradient norm", norm, self._norms)
         if reason is None:
             self._losses.append(mean)

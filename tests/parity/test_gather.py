@@ -134,7 +134,7 @@ def test_training_statistics_are_those_of_the_whole_image_when_all_is_visible(ba
     whole = patchify(stem(images), 4)
     torch.testing.assert_close(features, whole, rtol=1e-5, atol=1e-5)  # measured: 1.5e-6 absolute
     for norm in grouped_batch_norms(adapter):
-        norm.move(norm.flush())
+        norm.move(*norm.flush())
     for name, published in stem.state_dict().items():
         own = adapter.state_dict()[name]
         torch.testing.assert_close(own, published, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")

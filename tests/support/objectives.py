@@ -1,14 +1,19 @@
 """Configs and batches for objectives in one process."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from pretrain.config import PretrainConfig
+from pretrain.data.draws import to_device
 from pretrain.data.stream import TileBatch
 from pretrain.models.normalize import Normalizer
+from pretrain.objectives.objective import Objective
 from shards.format.manifest import Manifest
 
 BANDS, SIZE = 80, 12
+CPU = torch.device("cpu")
 
 
 def small_config(objective: dict, **sections: dict) -> PretrainConfig:
@@ -34,9 +39,18 @@ def normalizer() -> Normalizer:
     return Normalizer([1000.0] * BANDS, [400.0] * BANDS)
 
 
-def tile_batch(first: int = 0, pairs: bool = True) -> TileBatch:
-    """Return four samples, two of which have a second date."""
+def with_draws(objective: Objective, batch: TileBatch) -> TileBatch:
+    """Return the batch as the stream yields it to an objective."""
+    return replace(
+        batch,
+        draws={name: to_device(arrays, CPU) for name, arrays in objective.draws(batch.samples).items()},
+    )
+
+
+def tile_batch(objective: Objective, first: int = 0) -> TileBatch:
+    """Return four samples of an objective, two of which have a second date."""
     generator = np.random.default_rng(first)
     tiles = torch.from_numpy(generator.integers(0, 2000, (6, BANDS, SIZE, SIZE), dtype=np.int16))
-    rows = torch.tensor([[0, 1], [2, 3], [4, 4], [5, 5]]) if pairs else torch.arange(4)[:, None]
-    return TileBatch(tiles, np.arange(first, first + 4), rows, torch.tensor([10, 11, 12, 13]) + first)
+    rows = torch.tensor([[0, 1], [2, 3], [4, 4], [5, 5]])
+    batch = TileBatch(tiles, np.arange(first, first + 4), rows, torch.tensor([10, 11, 12, 13]) + first)
+    return with_draws(objective, batch)

@@ -41,10 +41,10 @@ class LinearEngine(PlainEngine):
         self.optimizer.zero_grad()
         done = list(losses)
         torch.stack(done).mean().backward()
-        applied = accept(torch.stack(done).mean().detach(), torch.nn.utils.get_total_norm(self._gradients()))
-        if applied:
+        norm = accept(torch.stack(done).mean().detach(), torch.nn.utils.get_total_norm(self._gradients()))
+        if norm is not None:
             self.optimizer.step()
-        return StepResult(torch.stack(done).detach(), applied)
+        return StepResult(torch.stack(done).detach(), norm is not None)
 
     def _gradients(self) -> list[Tensor]:
         return [one.grad for one in self.module.parameters() if one.grad is not None]

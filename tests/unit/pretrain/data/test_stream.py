@@ -232,6 +232,21 @@ def test_any_error_of_the_thread_reaches_the_loop(reader):
         next(batches)
 
 
+def test_draws_are_made_by_the_thread_that_reads(reader):
+    threads = set()
+
+    def draws(samples: np.ndarray):
+        threads.add(threading.current_thread().name)
+        return {"numbers": (samples * 2, samples[:, None] + np.zeros(3))}
+
+    plan = SamplePlan(reader.table, np.arange(len(reader)), "dataset", 3)
+    for batch in TileStream(reader, plan, CPU, 2, draws=draws).batches(_numbers(1, 0)):
+        doubled, rows = batch.draws["numbers"]
+        assert doubled.tolist() == (batch.samples * 2).tolist()
+        assert rows.shape == (2, 3)
+    assert threads == {"tile-stream"}
+
+
 def test_waiting_is_counted(reader):
     def slow():
         for batch in _numbers(1, 0):

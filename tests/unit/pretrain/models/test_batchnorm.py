@@ -59,7 +59,7 @@ def test_one_group_moves_the_running_statistics_as_torch_does():
     for step in range(3):
         own(_values(4, step))
         torchs(_values(4, step))
-        own.move(own.flush())
+        own.move(*own.flush())
         torch.testing.assert_close(_stats(own), _stats(torchs), rtol=1e-5, atol=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_two_groups_move_the_statistics_by_the_mean_of_both():
     parts = _values(4, 1), 5 * _values(4, 2)
     for part in parts:
         own(part)
-    own.move(own.flush())
+    own.move(*own.flush())
     mean = torch.stack([part.mean((0, 2)) for part in parts]).mean(0)
     variance = torch.stack([part.var((0, 2)) for part in parts]).mean(0)
     torch.testing.assert_close(own.running_mean, 0.9 * before[0] + 0.1 * mean, rtol=1e-5, atol=1e-6)
@@ -95,8 +95,8 @@ def test_one_call_of_eight_is_two_calls_of_four():
     for (name, one), other in zip(whole.named_parameters(), cut.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: name + text)
     for one, other in zip(grouped_batch_norms(whole), grouped_batch_norms(cut), strict=True):
-        one.move(one.flush())
-        other.move(other.flush())
+        one.move(*one.flush())
+        other.move(*other.flush())
         assert torch.equal(_stats(one), _stats(other))
 
 
@@ -111,24 +111,23 @@ def test_pending_of_all_ranks_added_up_moves_as_one_rank_with_everything():
     for number in range(4):
         alone(_values(4, number))
         ranks[number // 2](_values(4, number))
-    alone.move(alone.flush())
-    merged = sum(rank.flush() for rank in ranks)
+    alone.move(*alone.flush())
+    sums, groups = zip(*(rank.flush() for rank in ranks), strict=True)
     for rank in ranks:
-        rank.move(merged)
+        rank.move(sum(sums), sum(groups))
         torch.testing.assert_close(_stats(rank), _stats(alone), rtol=1e-6, atol=0)
 
 
-def test_a_rank_without_a_group_adds_nothing():
-    own, idle = _pair()[0], _pair()[0]
-    own(_values(4))
-    pending = own.flush()
-    assert torch.equal(pending + idle.flush(), pending)
+def test_a_layer_without_a_group_adds_nothing():
+    sums, groups = _pair()[0].flush()
+    assert groups == 0
+    assert torch.equal(sums, torch.zeros(2, CHANNELS))
 
 
 def test_no_group_at_all_leaves_the_statistics():
     own, _ = _pair()
     before = own.running_mean.clone(), own.running_var.clone()
-    own.move(own.flush())
+    own.move(*own.flush())
     assert torch.equal(own.running_mean, before[0])
     assert torch.equal(own.running_var, before[1])
 
@@ -156,7 +155,7 @@ def test_evaluation_stays_as_it_was_until_the_statistics_move():
     before = own.eval()(_values(4))
     own.train()(_values(4, 1))
     assert torch.equal(own.eval()(_values(4)), before)
-    own.move(own.flush())
+    own.move(*own.flush())
     assert not torch.equal(own(_values(4)), before)
 
 
@@ -199,7 +198,7 @@ def test_statistics_of_half_precision_input_are_taken_in_fp32(autocast):
     own, torchs = GroupedBatchNorm(CHANNELS), nn.BatchNorm1d(CHANNELS)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = own(x)
-    own.move(own.flush())
+    own.move(*own.flush())
     torchs(x.float())
     assert out.dtype == torch.bfloat16
     assert {buffer.dtype for buffer in (own.running_mean, own.running_var)} == {torch.float32}
@@ -212,7 +211,7 @@ def test_the_stem_runs_under_autocast_with_fp32_buffers():
         out = adapter(_pixels(4))
     torch.testing.assert_close(out.float(), _adapter(2)(_pixels(4)), rtol=0.05, atol=0.05)
     for norm in grouped_batch_norms(adapter):
-        norm.move(norm.flush())
+        norm.move(*norm.flush())
         assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
         assert norm.num_batches_tracked.dtype == torch.long
 
@@ -234,7 +233,7 @@ def test_the_convolutions_bias_moves_the_running_mean_and_the_evaluation():
             adapter.get_submodule("0").bias.add_(bias)
         outputs.append([adapter(_pixels(2)), adapter.eval()(_pixels(2))])
         norm = grouped_batch_norms(adapter)[0]
-        norm.move(norm.flush())
+        norm.move(*norm.flush())
         means.append(norm.running_mean.clone())
     (trained, evaluated), (trained_more, evaluated_more) = outputs
     torch.testing.assert_close(means[1], means[0] + 0.1)  # the momentum

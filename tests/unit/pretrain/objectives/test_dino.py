@@ -67,7 +67,7 @@ def test_the_teacher_begins_as_the_student_and_follows_it(dino):
         assert torch.equal(objective.momentum(engine, images), module.head(module.encoder(images)))
     before = module.head.last_layer.weight.clone()
     for step, momentum in ((0, 0.996), (25, 0.998)):
-        objective.loss(engine, tile_batch(), step)
+        objective.loss(engine, tile_batch(objective), step)
         module.head.last_layer.weight.copy_(before + 100)
         objective.after_step(engine, step)
         teachers = objective.momentum.owned_tensors()["head.last_layer.weight"]
@@ -85,7 +85,7 @@ def test_the_center_is_the_first_mean_and_then_an_average(dino):
     means = []
     for step in range(3):
         for half in (0, 1):  # two micro batches a step
-            objective.loss(engine, tile_batch(8 * step + 4 * half), step)
+            objective.loss(engine, tile_batch(objective, 8 * step + 4 * half), step)
         means.append((objective._logits[0] + objective._logits[1]) / 2)
         objective.after_step(engine, step)
     expected = 0.9 * (0.9 * means[0] + 0.1 * means[1]) + 0.1 * means[2]
@@ -108,7 +108,7 @@ def test_targets_are_centered_and_sharpened(dino):
 @pytest.mark.parametrize(("step", "moves"), [(0, False), (1, False), (2, True)])
 def test_prototypes_are_frozen_at_first(dino, step, moves):
     objective, engine = dino
-    objective.loss(engine, tile_batch(), step).backward()
+    objective.loss(engine, tile_batch(objective), step).backward()
     gradient = engine.module.head.last_layer.weight.grad
     assert bool(gradient.any()) == moves
     assert engine.module.head.layers[0].weight.grad.any()
@@ -124,7 +124,7 @@ def test_scores_of_unit_vectors_are_cosines():
 
 def test_local_crops_alternate_between_dates(dino, monkeypatch):
     objective, engine = dino
-    batch = tile_batch()
+    batch = tile_batch(objective)
     batch.tiles[[1, 3]] = 1000  # the second dates: their normalized values are 0
     seen = []
     forward = type(objective.module).forward
@@ -148,7 +148,7 @@ def test_features_are_the_teachers(dino):
 
 def test_collapse_would_be_seen(dino):
     objective, engine = dino
-    objective.loss(engine, tile_batch(), 0)
+    objective.loss(engine, tile_batch(objective), 0)
     scalars = objective.scalars.flush()
     assert 0 < scalars["teacher_entropy"] < 1
     assert scalars["feature_std"] > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from support.objectives import small_config
+from support.objectives import small_config, with_draws
 from support.plain_engine import PlainEngine
 from support.tiles import write_archive
 
@@ -218,16 +218,17 @@ def ignoring(tmp_path):
     return objective, PlainEngine(objective.module), tiles
 
 
-def _batch(tiles: torch.Tensor, first: int) -> TileBatch:
+def _batch(objective: MaeObjective, tiles: torch.Tensor, first: int) -> TileBatch:
     numbers = np.arange(first, first + 4)
-    return TileBatch(tiles[numbers].clone(), numbers, torch.arange(4)[:, None], torch.arange(4))
+    batch = TileBatch(tiles[numbers].clone(), numbers, torch.arange(4)[:, None], torch.arange(4))
+    return with_draws(objective, batch)
 
 
 def test_a_steps_loss_is_the_mean_over_all_its_pixels_that_count(ignoring):
     """Not the mean over samples or micro batches: one of them misses far more than the other."""
     objective, engine, tiles = ignoring
     engine.accumulation = 2
-    batches = [_batch(tiles, 0), _batch(tiles, 4)]
+    batches = [_batch(objective, tiles, 0), _batch(objective, tiles, 4)]
     batches[1].tiles[:2, :, 2:] = NODATA
     losses = torch.stack(list(objective.losses(engine, iter(batches), 0)))
     squares, pixels, everything = torch.zeros(()), 0.0, 0
@@ -246,7 +247,7 @@ def test_micro_batches_that_wait_for_the_count_may_share_a_buffer(ignoring):
     """A stream on a CPU reuses its buffers: what it yielded is overwritten once the next batch is requested."""
     objective, engine, tiles = ignoring
     engine.accumulation = 2
-    batches = [_batch(tiles, 0), _batch(tiles, 4)]
+    batches = [_batch(objective, tiles, 0), _batch(objective, tiles, 4)]
     expected = torch.stack(list(objective.losses(engine, iter(batches), 0)))
     buffer = torch.empty_like(batches[0].tiles)
 
@@ -260,7 +261,7 @@ def test_micro_batches_that_wait_for_the_count_may_share_a_buffer(ignoring):
 
 def test_a_step_without_any_pixel_has_no_loss(ignoring):
     objective, engine, tiles = ignoring
-    nothing = _batch(torch.full_like(tiles, NODATA), 0)
+    nothing = _batch(objective, torch.full_like(tiles, NODATA), 0)
     (loss,) = objective.losses(engine, iter([nothing]), 0)
     loss.backward()
     assert loss == 0
@@ -270,7 +271,7 @@ def test_a_step_without_any_pixel_has_no_loss(ignoring):
 def test_pixels_of_a_view_count_where_missing_ones_give_nothing(ignoring):
     """Crops are resized and blurred: what counts has at most a thousandth of a missing pixel."""
     objective, _, tiles = ignoring
-    batch = _batch(tiles, 0)
+    batch = _batch(objective, tiles, 0)
     batch.tiles[:, 0, 4:6, 4:6] = NODATA
     before, (_, valid) = objective._images(batch), objective._masks(batch)
     batch.tiles[:, 1, 4:6, 4:6] += 1000
@@ -287,7 +288,7 @@ def test_validation_leaves_missing_pixels_out_too(ignoring, ignore):
     objective, engine, tiles = ignoring
     objective.ignore_nodata = ignore
     tiles, numbers = tiles[:2].clone(), np.arange(2)
-    noise = mask_noise(numbers, objective.seed, objective.module.num_patches, tiles.device, "validation")
+    noise = torch.from_numpy(mask_noise(numbers, objective.seed, objective.module.num_patches, "validation"))
     patch = int(choose_masks(noise, 0.5).masked[0, -1])
     row, column = 4 * (patch // 3) + 1, 4 * (patch % 3) + 2
     tiles[0, 7, row, column] = NODATA

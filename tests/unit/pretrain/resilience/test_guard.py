@@ -28,7 +28,7 @@ def test_a_loss_that_is_no_number_is_skipped_from_the_first_step_on(loss: float)
     assert (guard.skipped, guard.in_a_row) == (1, 1)
 
 
-@pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_is_skipped(norm: float) -> None:
     assert judge(Guard(GuardConfig()), 1.0, norm) == "gradient norm is non-finite"
 

@@ -1,0 +1,1 @@
+"""Triton kernels for what eager torch does in many passes over memory, each behind a torch custom operator."""

@@ -1,0 +1,1 @@
+from support.kernels import interpreter  # noqa: F401

@@ -1,0 +1,88 @@
+"""Kernels of normalization and loss, run by Triton's interpreter, against eager torch."""
+
+import math
+
+import pytest
+import torch
+
+from pretrain.models.normalize import Normalizer
+from pretrain.models.patches import gather_tokens
+from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
+from shards.sensors.sensor import NODATA
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+BATCH, TOKENS, PIXELS, MASKED = 2, 6, 4, 4
+
+
+def _tiles(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    tiles = torch.randint(-200, 9000, shape, dtype=torch.int16, generator=generator)
+    tiles[torch.rand(shape, generator=generator) < 0.05] = NODATA
+    return tiles
+
+
+def _normalizer(bands: int, clip: float | None) -> Normalizer:
+    return Normalizer([3000.0 + band for band in range(bands)], [1700.0 - band for band in range(bands)], clip)
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_normalize(clip, dtype):
+    tiles, normalize = _tiles(2, 5, 7, 9), _normalizer(5, clip)
+    expected = normalize._normalize(tiles, normalize.mu, normalize.sigma, dtype)
+    assert torch.equal(normalize(tiles, dtype), expected)
+
+
+def test_results_beyond_the_range_of_half_precision_are_cut():
+    normalize = Normalizer([0.0], [0.01])
+    assert normalize(torch.full((1, 1, 1, 1), 30_000, dtype=torch.int16), torch.float16).item() == 65504
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("is_counted", [True, False])
+@pytest.mark.parametrize("bands", [5, 1100])  # 1,100: more values in a patch than a program holds
+def test_patch_loss_of_integers(bands, is_counted, norm_pix):
+    patches, normalize = _tiles(BATCH, TOKENS, PIXELS, bands), _normalizer(bands, 2.0)
+    _compare(patches, normalize, is_counted, norm_pix, torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_patch_loss_of_normalized_patches(dtype):
+    patches = _normalizer(7, None).spectra(_tiles(BATCH, TOKENS, PIXELS, 7)).to(dtype)
+    _compare(patches, None, True, True, dtype, 1e-5 if dtype == torch.float32 else 2e-3)
+
+
+def _compare(
+    patches: torch.Tensor,
+    normalize: Normalizer | None,
+    is_counted: bool,
+    norm_pix: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = PIXELS * patches.shape[-1]
+    prediction = torch.randn(BATCH, MASKED, values, generator=generator).to(dtype).requires_grad_()
+    ids = torch.stack([torch.randperm(TOKENS, generator=generator)[:MASKED] for _ in range(BATCH)])
+    counted = (torch.rand(BATCH, MASKED, PIXELS, generator=generator) < 0.7).float() if is_counted else None
+    if counted is not None:
+        counted[0, 0], counted[0, 1, 1:] = 0, 0  # a patch without pixels, and perhaps one with a single pixel
+    divisor = None if counted is None else num_counted(counted, None)
+    weights = torch.tensor([0.3, 0.7])
+
+    losses = fused_errors(prediction, patches, ids, counted, divisor, normalize, norm_pix)
+    (losses * weights).sum().backward()
+    gradient, prediction.grad = prediction.grad, None
+
+    truth = gather_tokens(patches, ids)
+    truth = truth.float() if normalize is None else normalize.spectra(truth)
+    expected = squared_errors(
+        prediction,
+        lambda part: masked_targets(truth[part], norm_pix, None if counted is None else counted[part]),
+        torch.full((1, 1, PIXELS), 1 / (MASKED * PIXELS)) if counted is None else counted / divisor.view(-1, 1, 1),
+    )
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=0)
+    scale = prediction.grad.abs().max().item()
+    assert math.isclose((gradient - prediction.grad).abs().max().item() / scale, 0, abs_tol=tolerance)
