@@ -56,9 +56,14 @@ def start(model: MaskedAutoencoder, accumulation: int = 1, **config: Any) -> Zer
 def train(engine: ZeroEngine, first: int, steps: int) -> list[float]:
     """Return the loss and the norm of each step, of this rank's tiles."""
     found: list[float] = []
+
+    def accept(loss: Tensor, norm: Tensor) -> float:
+        found.extend([float(loss), float(norm)])
+        return found[-1]
+
     for step in range(first, first + steps):
         losses = (engine(*micro_batch(step, number))[0].float().mean() for number in range(engine.accumulation))
-        engine.step(losses, lambda loss, norm: found.extend([float(loss), float(norm)]) or True)  # type: ignore[func-returns-value]
+        engine.step(losses, accept)
     return found
 
 
