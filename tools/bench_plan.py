@@ -1,4 +1,4 @@
-"""Compare the planner's predictions with the real engine: memory and time of six runs.
+"""Compare the planner's predictions with the real engine: memory and time of six runs, host time of reduce-scatters.
 
 Each case runs in a separate process that trains a real module with DeepSpeed on one CPU thread. Memory is counted
 tensor by tensor as operations allocate them (launch/planner/live_bytes.py), since torch has no memory statistics on a
@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ def predict(case: Case, profile: Any) -> tuple[int, float]:
     moment = peak_memory(config, trace, layout, case.micro_batch, 202)
     alone = Cluster(MACHINES["h100"], 1, 1)  # collectives take no time on one process, whatever the network
     rates = profile.rates("this run")
-    time_of_step = step_time(config, 202, trace.weights.total, trace.made, layout, alone, rates)
+    time_of_step = step_time(config, 202, trace, layout, alone, rates)
     return moment.total, time_of_step.seconds
 
 
@@ -145,6 +145,39 @@ def compare(cases: Sequence[Case]) -> list[Row]:
         measured, took = _in_own_process(measure, case)
         rows.append(Row(case, predicted, measured, seconds, took))
     return rows
+
+
+def measure_reduce_scatter(world: int, tensors: int) -> float:
+    """Return the processor seconds that DeepSpeed's reduce-scatter of small tensors takes for ``world`` processes.
+
+    The collective itself is left out: what is left prepares one bucket in Python.
+    """
+    import torch
+    from deepspeed.runtime.comm import coalesced_collectives
+
+    from launch.planner.calibrate import build_engine
+
+    torch.set_num_threads(1)
+    build_engine(case_config(CASES[0]))  # starts DeepSpeed's process group
+    coalesced_collectives._torch_reduce_scatter_fn = lambda *_, **__: None
+    coalesced_collectives.dist.get_world_size = lambda group=None: world
+    gradients = [torch.zeros(4096) for _ in range(tensors)]
+    times = []
+    for _ in range(STEPS):
+        began = time.process_time()
+        coalesced_collectives.reduce_scatter_coalesced(gradients)
+        times.append(time.process_time() - began)
+    return statistics.median(times)
+
+
+def compare_reduce_scatters() -> Iterator[tuple[int, float, float]]:
+    """Yield numbers of processes, with the predicted and measured seconds of a bucket of 30 tensors."""
+    from launch.planner.host_time import reduce_scatter_seconds
+    from launch.planner.memory import Layout
+
+    for world in (8, 64, 256, 1024):
+        predicted = reduce_scatter_seconds(30, Layout(3, "fp32", world, "cuda"))
+        yield world, predicted, _in_own_process(measure_reduce_scatter, world, 30)
 
 
 def ranking_errors(rows: Sequence[Row]) -> int:
@@ -190,6 +223,9 @@ def _compare_and_print(arguments: argparse.Namespace) -> int:
     wrong = ranking_errors(rows)
     worst = max(abs(row.error) for row in rows)
     pairs = len(rows) * (len(rows) - 1) // 2
+    for world, predicted, measured in compare_reduce_scatters():
+        times = f"{predicted * 1e3:.2f} ms predicted, {measured * 1e3:.2f} ms measured"
+        print(f"host time of a reduce-scatter on {world} processes: {times}")
     print(f"worst memory error {worst:.1%}; {wrong} of {pairs} pairs of step times out of order")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Memory held by the forward and backward passes of a micro batch, traced with the real module on fake tensors.
+"""Memory and kernels of the forward and backward passes of a micro batch, traced with the real module on fake tensors.
 
 A trace is a sequence of phases: the forward pass, then one phase from each parameter's gradient to the next. The live
 memory of a phase is affine in the micro batch from two batch-norm groups on (one group needs no joining and is traced
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.planner.live_bytes import LiveBytes
+from launch.planner.step_trace import KernelCounter, PartCosts, Parts
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.models import spectral_parts
@@ -41,13 +42,11 @@ class Phase:
         gradient: number of elements of the parameter whose gradient ends the phase, 0 for the forward pass.
         module: module of that parameter.
         peak: peak bytes of activations and temporaries, without weights and finished gradients.
-        made: bytes of all tensors allocated in the phase.
     """
 
     gradient: int
     module: str
     peak: int
-    made: int
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,12 @@ class Activations:
     Attributes:
         weights: sizes of the traced model.
         group: number of samples in a batch-norm group.
+        costs: of the kernels.
     """
 
     weights: Weights
     group: int
+    costs: PartCosts
     _traces: tuple[tuple[Phase, ...], ...]
 
     def phases(self, micro_batch: int) -> list[Phase]:
@@ -87,11 +88,6 @@ class Activations:
             replace(small, peak=max(0, round(small.peak + share * (large.peak - small.peak))))
             for small, large in zip(double, quadruple, strict=True)
         ]
-
-    @property
-    def made(self) -> float:
-        """Bytes of tensors allocated by a tile's forward and backward passes."""
-        return sum(phase.made for phase in self._traces[-1]) / (GROUPS[-1] * self.group)
 
     def peak(self, micro_batch: int) -> int:
         """Return the peak bytes of a micro batch."""
@@ -111,8 +107,17 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
     with _sizes_of_parts(device), FakeTensorMode():
         module = build_module(config, bands)
         set_activation_checkpointing(module, "blocks" if checkpointing else "none")
-        traces = tuple(tuple(trace_phases(module, config, bands, groups * group)) for groups in GROUPS)
-        return Activations(_weights(module, traces[0]), group, traces)
+        if config.engine.precision == "bf16":
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        parts, traces, costs = Parts(module, None), [], []
+        for groups in GROUPS:
+            parts.start()
+            with KernelCounter(parts) as counter:
+                traces.append(tuple(trace_phases(module, config, bands, groups * group, device)))
+            costs.append(counter.costs)
+        part_costs = PartCosts((GROUPS[-2] * group, GROUPS[-1] * group), (costs[-2], costs[-1]))
+        return Activations(_weights(module, traces[0]), group, part_costs, tuple(traces))
 
 
 def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
@@ -120,36 +125,38 @@ def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
     return MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
 
 
-def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:
+def image_dtype(config: PretrainConfig, device: Device) -> torch.dtype:
+    """Return the dtype of a view: of resampled ones on GPUs, half precision unless the run is fp32."""
+    if config.augment.crop_scale is None:
+        return torch.int16
+    return torch.float16 if device == "cuda" and config.engine.precision != "fp32" else torch.float32
+
+
+def inputs(
+    config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int, device: Device
+) -> list[Tensor]:
     """Return images, mask noise and, with ``ignore_nodata``, the mask of valid pixels, as the objective passes them."""
     size, mae = config.model.image_size, cast(MaeConfig, config.objective)
-    floats = config.augment.crop_scale is not None
-    images = torch.zeros(micro_batch, bands, size, size, dtype=torch.float32 if floats else torch.int16)
+    images = torch.zeros(micro_batch, bands, size, size, dtype=image_dtype(config, device))
     noise = torch.rand(micro_batch, module.num_patches)
     valid = [torch.ones(micro_batch, 1, size, size, dtype=torch.bool), torch.ones(())] if mae.ignore_nodata else []
     return [images, noise, *valid]
 
 
-def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, micro_batch: int) -> Iterator[Phase]:
+def trace_phases(
+    module: MaskedAutoencoder, config: PretrainConfig, bands: int, micro_batch: int, device: Device
+) -> Iterator[Phase]:
     """Trace the forward and backward passes of one micro batch and yield its phases."""
     names = {parameter: name.rpartition(".")[0] for name, parameter in module.named_parameters()}
-    arguments = inputs(config, module, bands, micro_batch)
+    arguments = inputs(config, module, bands, micro_batch, device)
     phases: list[Phase] = []
     with LiveBytes() as live:
         live.add([*module.parameters(), *module.buffers(), *arguments])
         base = live.now
         live.restart()
-        live.made = 0
 
         def ready(parameter: Tensor) -> None:
-            phases.append(
-                Phase(
-                    parameter.numel(),
-                    names[cast(nn.Parameter, parameter)],
-                    live.peak - base,
-                    live.made - sum(phase.made for phase in phases),
-                )
-            )
+            phases.append(Phase(parameter.numel(), names[cast(nn.Parameter, parameter)], live.peak - base))
             parameter.grad = None
             live.restart()
 
@@ -157,7 +164,7 @@ def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, 
         precision = config.engine.precision
         with torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext():
             loss = module(*arguments)[0].mean()
-        phases.append(Phase(0, "forward", live.peak - base, live.made - sum(phase.made for phase in phases)))
+        phases.append(Phase(0, "forward", live.peak - base))
         live.restart()
         loss.backward()
     for hook in hooks:

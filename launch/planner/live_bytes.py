@@ -19,12 +19,11 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes currently live.
         peak: maximum of ``now`` since the last `restart`.
-        made: bytes of all storages so far, including released ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.peak, self.made = 0, 0, 0
+        self.now, self.peak = 0, 0
         self._sizes: dict[int, int] = {}
         self._watched: dict[int, weakref.ref] = {}
 
@@ -53,7 +52,6 @@ class LiveBytes(TorchDispatchMode):
             self._watched[key] = weakref.ref(storage, lambda _: self._drop(key))
         self._sizes[key] = size
         self.now += size - (known or 0)
-        self.made += max(0, size - (known or 0))
         self.peak = max(self.peak, self.now)
 
     def _drop(self, key: int) -> None:

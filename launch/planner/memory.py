@@ -19,7 +19,7 @@ gathered weights, which are views on a single process.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launch.planner.activations import Activations, Device, Phase, Weights
+from launch.planner.activations import Activations, Device, Phase, Weights, image_dtype
 from pretrain.config import PretrainConfig
 from pretrain.config.engine import EngineConfig
 from pretrain.config.optim import OptimConfig
@@ -136,7 +136,7 @@ def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int
     size = config.model.image_size
     resampled = config.augment.crop_scale is not None
     tiles = 2 * bands * (TILE_SIZE if resampled else size) ** 2
-    images = 4 * bands * size**2 if resampled else 0
+    images = image_dtype(config, layout.device).itemsize * bands * size**2 if resampled else 0
     noise = 4 * (size // config.model.patch_size) ** 2
     parts = {"inputs": micro_batch * (tiles + images + noise)}
     return parts | ({"runtime": RUNTIME} if layout.device == "cuda" else {})
@@ -160,7 +160,7 @@ def _backward(
         last = _gradients(0, 0, True, bucket, layout) | {"gradients": rest + 4 * layout.share(done)}
     else:
         last = _gradients(done, waiting, True, bucket, layout)
-    yield Phase(0, "last reduction", 0, 0), last
+    yield Phase(0, "last reduction", 0), last
 
 
 def _gradients(done: int, reduced: int, begun: bool, bucket: int, layout: Layout) -> Bytes:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from launch.planner.step_time import EFFICIENCY, Rates
+from launch.planner.step_time import PARTS, Rates
 from shards.config import ConfigModel, check_config, parse_values
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
@@ -31,7 +31,7 @@ class Profile(ConfigModel):
 
     def rates(self, source: str) -> Rates:
         """Return the rates for the planner."""
-        return Rates(self.flops, self.optimizer, None, self.fixed, f"measured on {self.device} ({source})")
+        return Rates(self.flops, self.optimizer, self.fixed, f"measured on {self.device} ({source})")
 
 
 def write_profile(path: Path, profile: Profile) -> None:
@@ -53,8 +53,8 @@ def read_profile(path: Path, precision: str) -> Rates:
         profile = check_config(values, Profile, where)
     except ConfigError as error:
         raise ConfigError(f"{error}; write a profile with --calibrate FILE") from None
-    if not all(profile.flops.get(part, 0) > 0 for part in EFFICIENCY) or profile.optimizer <= 0:
-        raise ConfigError(f"--profile {path}: it lacks positive rates for {', '.join(EFFICIENCY)} or the optimizer")
+    if not all(profile.flops.get(part, 0) > 0 for part in PARTS) or profile.optimizer <= 0:
+        raise ConfigError(f"--profile {path}: it lacks positive rates for {', '.join(PARTS)} or the optimizer")
     if profile.precision != precision:
         raise ConfigError(
             f"--profile {path}: measured at precision {profile.precision}, but engine.precision is {precision}"

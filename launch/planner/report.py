@@ -1,12 +1,15 @@
-"""The plan as text: tables, answers to five questions, and overrides for the config."""
+"""The plan as text: tables, answers to six questions, and overrides for the config."""
 
 from collections.abc import Callable, Sequence
 
+from launch.planner.host_time import reduce_scatter_seconds
 from launch.planner.loader import Tiles, reading
+from launch.planner.memory import Layout
 from launch.planner.search import Plan, Problem
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 ENOUGH = 0.9  # efficiency below which scaling is considered to end
+FEW_PROCESSES = 128  # up to here, ZeRO-3's reduce-scatter takes the host less time than a step
 
 Write = Callable[[str], None]
 
@@ -15,7 +18,7 @@ def print_ranking(write: Write, plans: Sequence[Plan], shown: int) -> None:
     """Print the fastest layouts that fit, then the closest ones that don't, with reasons."""
     fitting = [plan for plan in plans if not plan.reason]
     write(f"\n{len(fitting)} of {len(plans)} layouts fit; the fastest:")
-    write("  ZeRO  checkpointing  micro batch   GB/GPU   step s   tiles/s  exposed comm")
+    write("  ZeRO  checkpointing  micro batch   GB/GPU   step s   tiles/s  exposed comm   host")
     for plan in fitting[:shown]:
         write(_row(plan))
     missing = sorted((plan for plan in plans if plan.reason), key=lambda plan: plan.moment.total)
@@ -30,7 +33,7 @@ def _row(plan: Plan) -> str:
     return (
         f"  {plan.stage:>4}  {checkpointing:>13}  {plan.micro_batch:>11}  "
         f"{plan.moment.total / 1e9:>7.1f}  {time.seconds:>7.3f}  {time.tiles_per_s:>8.0f}  "
-        f"{time.exposed * 1e3:>9.1f} ms"
+        f"{time.exposed * 1e3:>9.1f} ms  {time.host / time.seconds:>4.0%}"
     )
 
 
@@ -47,6 +50,8 @@ def print_plan(write: Write, plan: Plan, problem: Problem) -> None:
         if seconds > 0:
             write(f"  {part:<16} {seconds * 1e3:8.1f} ms")
     write(f"  {'communication':<16} {time.communication * 1e3:8.1f} ms, of which exposed {time.exposed * 1e3:.1f}")
+    limit = "which the step waits for" if time.host > time.device else "while the device computes"
+    write(f"  {'host':<16} {time.host * 1e3:8.1f} ms, {limit}")
     peak = problem.cluster.machine.peak(plan.config.engine.precision)
     write(f"  {'all':<16} {time.seconds * 1e3:8.1f} ms: {time.tiles_per_s:.0f} tiles/s, MFU {time.mfu(peak):.0%}")
     steps = plan.config.train.steps
@@ -57,7 +62,7 @@ def print_plan(write: Write, plan: Plan, problem: Problem) -> None:
 
 
 def answers(plans: Sequence[Plan], problem: Problem, tiles: Tiles, storage: float) -> list[str]:
-    """Return the answers to five questions about a config, a line or two each.
+    """Return the answers to six questions about a config, a line or two each.
 
     Args:
         plans: all layouts, ranked.
@@ -70,6 +75,7 @@ def answers(plans: Sequence[Plan], problem: Problem, tiles: Tiles, storage: floa
     return [
         _fits(plans, problem),
         _worth(fitting),
+        _host(best, problem),
         _fed(best, problem, tiles),
         _storage(best, problem, tiles, storage),
         *_scaling(fitting, problem),
@@ -106,6 +112,26 @@ def _worth(fitting: Sequence[Plan]) -> str:
     return (
         f"{question} No: ZeRO-{lower.stage} fits at micro batch {lower.micro_batch} and is {speed}; "
         f"ZeRO-3's best layout takes {abs(saved):.1f} GB {'less' if saved > 0 else 'more'} per GPU."
+    )
+
+
+def _host(best: Plan, problem: Problem) -> str:
+    """Tell whether Python keeps up, and what ZeRO-3's reduce-scatter would cost it on this number of processes."""
+    time, trace = best.time, problem.traces[best.checkpointing]
+    layout = Layout(3, best.config.engine.precision, problem.cluster.world, "cuda")
+    loop = reduce_scatter_seconds(len(trace.weights.elements), layout)
+    bound = time.host > time.device
+    advice = ": a larger micro batch costs it the same" if bound else ""
+    line = (
+        f"Does the host keep up? {'No' if bound else 'Yes'}: {time.host * 1e3:.0f} ms of Python and launches for "
+        f"{time.device * 1e3:.0f} ms of the device{advice}."
+    )
+    if layout.world <= FEW_PROCESSES:
+        return line
+    return (
+        f"{line} At stage 3, cutting gradients for {layout.world} processes alone would take {loop * 1e3:.0f} ms of a "
+        "micro batch (a loop in DeepSpeed, which engine.deepspeed.zero_hpz_partition_size doesn't shorten): use "
+        "stage 1 or 2."
     )
 
 

@@ -70,8 +70,7 @@ class Problem:
         layout = Layout(stage, config.engine.precision, cluster.world, "cuda")
         trace = self.traces[checkpointing]
         moment = peak_memory(config, trace, layout, micro_batch, self.bands)
-        weights = trace.weights.total
-        time = step_time(config, self.bands, weights, trace.made, layout, cluster, self.rates)
+        time = step_time(config, self.bands, trace, layout, cluster, self.rates)
         return Plan(config, moment, time, _misfit(moment, cluster))
 
 

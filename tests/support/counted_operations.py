@@ -13,7 +13,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from launch.planner.machines import MACHINES  # noqa: E402
-from tools.fake_cuda.counter import Parts, StepCounter  # noqa: E402
+from launch.planner.step_trace import Parts  # noqa: E402
+from tools.fake_cuda.counter import StepCounter  # noqa: E402
 from tools.fake_cuda.mode import FakeCudaMode  # noqa: E402
 from tools.fake_cuda.recorder import recording  # noqa: E402
 from tools.fake_cuda.report import to_dict  # noqa: E402

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from launch.planner.kernel_costs import cost, launches, size, tensors
 from launch.planner.machines import Machine
-from pretrain.metrics.phase_timer import PhaseTimer
-from tools.fake_cuda.costs import cost, launches, size, tensors
+from launch.planner.step_trace import Parts
 from tools.fake_cuda.mode import is_pinned
 from tools.fake_cuda.recorder import Recorder, caller
 
@@ -35,24 +35,6 @@ class Collectives:
 
     count: int = 0
     bytes: int = 0
-
-
-class Parts(PhaseTimer):
-    """The part of the step that runs, as the trainer's own timer tells phases, but without its "other".
-
-    What objectives do before and between forward passes is augmentation; what the module does outside of its networks
-    is loss.
-    """
-
-    part = "augment"
-
-    def __init__(self, module: nn.Module, momentum: nn.Module | None) -> None:
-        super().__init__(module, momentum, torch.device("cpu"))
-        module.register_forward_pre_hook(lambda *_: self.mark("loss"))
-        module.register_forward_hook(lambda *_: self.mark("loss"))  # until the gradient of a network's output arrives
-
-    def mark(self, phase: str | None) -> None:
-        self._now = self.part = "augment" if phase in (None, "other") else phase
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from launch.planner.machines import Machine
+from launch.planner.step_trace import Parts
 from pretrain import distributed
 from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.config import PretrainConfig
@@ -23,7 +24,7 @@ from pretrain.objectives.objective import Objective
 from pretrain.resilience.guard import Guard
 from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
-from tools.fake_cuda.counter import Parts, StepCount, StepCounter
+from tools.fake_cuda.counter import StepCount, StepCounter
 from tools.fake_cuda.inputs import FakeStream, manifest
 from tools.fake_cuda.mode import FakeCudaMode
 from tools.fake_cuda.recorder import recording

@@ -9,12 +9,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from launch.plan import main
 from launch.planner import activations
 from launch.planner.activations import trace_activations
+from launch.planner.host_time import REDUCED_SHARD
 from launch.planner.loader import Tiles, reading
 from launch.planner.machines import MACHINES
 from launch.planner.memory import Layout, peak_memory, states
 from launch.planner.network import Cluster, collective_seconds, step_rounds
+from launch.planner.report import answers
 from launch.planner.search import Problem, every_plan, micro_batches
-from launch.planner.step_time import default_rates
+from launch.planner.step_time import default_rates, step_time
 from pretrain.config import PretrainConfig
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
@@ -82,7 +84,7 @@ def test_stage_three_gathers_in_each_micro_batch_what_it_has_not_kept():
 def test_activations_are_affine_in_the_micro_batch(config, problem):
     predicted = problem.traces[False].phases(24)
     with activations._sizes_of_parts("cuda"), FakeTensorMode():
-        measured = list(activations.trace_phases(activations.build_module(config, 202), config, 202, 24))
+        measured = list(activations.trace_phases(activations.build_module(config, 202), config, 202, 24, "cuda"))
     for one, other in zip(predicted, measured, strict=True):
         assert one.peak == pytest.approx(other.peak, rel=0.01, abs=1e5)
 
@@ -119,6 +121,40 @@ def test_micro_batches_come_out_whole(config):
         micro_batches(config, 32)
 
 
+# ---- time ----
+
+
+def test_a_step_takes_the_longer_of_device_and_host(problem):
+    small, large = problem.plan(1, False, 4).time, problem.plan(1, False, 8).time
+    assert small.seconds == small.host > small.device  # a tiny model's kernels are shorter than their launches
+    assert large.host == pytest.approx(small.host / 2, rel=0.05)  # half of the micro batches
+
+
+def test_cutting_gradients_for_many_processes_ends_zero_3(problem):
+    """The host's share grows with the processes at stage 3 alone."""
+    few, many = (problem.plan(3, False, 8, world).time.host for world in (8, 1024))
+    tensors = len(problem.traces[False].weights.elements)
+    assert many - few == pytest.approx(REDUCED_SHARD * tensors * (1024 - 8))
+    assert problem.plan(1, False, 8, 1024).time.host == problem.plan(1, False, 8, 8).time.host
+    cluster = replace(NODE, nodes=32)
+    config = problem.config.model_copy(update={"train": problem.config.train.model_copy(update={"global_batch": 2048})})
+    wide = replace(problem, config=config, cluster=cluster)
+    plans = every_plan(wide)
+    assert plans[0].stage < 3
+    tiles = Tiles("compact", 2.5e6, 200.0, "test")
+    said = next(line for line in answers(plans, wide, tiles, 20e9) if line.startswith("Does the host keep up?"))
+    assert "cutting gradients for 256 processes alone would take" in said and said.endswith("use stage 1 or 2.")
+
+
+def test_kernels_of_our_own_move_less_than_the_traced_operations(config):
+    half = config.model_copy(update={"engine": config.engine.model_copy(update={"precision": "autocast"})})
+    trace = trace_activations(half, 202, False, "cuda")
+    layout, rates = Layout(1, "autocast", 8, "cuda"), default_rates(NODE, "autocast")
+    eager = half.model_copy(update={"engine": half.engine.model_copy(update={"compile": False})})
+    fused, traced = (step_time(one, 202, trace, layout, NODE, rates).parts["loss"] for one in (half, eager))
+    assert 0 < fused < traced
+
+
 # ---- reading ----
 
 
@@ -139,6 +175,7 @@ def test_the_advice_answers_and_loads(written, tmp_path, capsys):
     for question in (
         "Does spec_vit_tiny fit on 8 x H100 80 GB? Yes",
         "Is ZeRO-3 worth it here?",
+        "Does the host keep up?",
         "How many GPUs can a node's cores feed?",
         "From how many nodes does the file system limit?",
         "Where does ZeRO-3 stop scaling?",
