@@ -18,7 +18,7 @@ from torch import Tensor
 from pretrain.config.data import AugmentConfig
 from pretrain.data.draws import to_device
 from pretrain.registries import AUGMENTATIONS
-from shards.order.random_bits import fold_in, uniform
+from shards.order.random_bits import uniform
 
 ASPECT = (3 / 4, 4 / 3)
 """Range of width / height of a resized crop."""
@@ -213,8 +213,3 @@ def _blur(size: int, sigma: float) -> np.ndarray:
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Compute rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w)."""
     return rows[:, None] @ (images @ columns.transpose(1, 2)[:, None])
-
-
-def mask_noise(samples: np.ndarray, seed: int, patches: int, name: str = "mask") -> np.ndarray:
-    """Draw noise in [0, 1) that decides which patches are masked, float32 (B, patches)."""
-    return uniform(fold_in(seed, name), samples, patches).astype(np.float32)

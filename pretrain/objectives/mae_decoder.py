@@ -1,6 +1,5 @@
-"""Masks of patches, and the decoder that predicts masked patches (MAE, arXiv 2111.06377)."""
+"""The decoder that predicts masked patches (MAE, arXiv 2111.06377)."""
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,26 +8,7 @@ from torch import Tensor, nn
 from pretrain.models.attention import Backend
 from pretrain.models.patches import gather_tokens, sincos_positions
 from pretrain.models.transformer import Block, Spread
-
-
-@dataclass(frozen=True)
-class MaskedPatches:
-    """Which patches of each sample the encoder sees; both ascending along the grid.
-
-    Attributes:
-        visible: int64 (B, V).
-        masked: int64 (B, T - V).
-    """
-
-    visible: Tensor
-    masked: Tensor
-
-
-def choose_masks(noise: Tensor, mask_ratio: float) -> MaskedPatches:
-    """Keep the ``int(T * (1 - mask_ratio))`` patches of smallest noise, (B, T) in [0, 1)."""
-    order = noise.argsort(1)
-    keep = int(noise.shape[1] * (1 - mask_ratio))
-    return MaskedPatches(order[:, :keep].sort(1).values, order[:, keep:].sort(1).values)
+from pretrain.objectives.masks import MaskedPatches
 
 
 class MaeDecoder(nn.Module):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.masks import masks_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +14,6 @@ from pretrain.models.stem import NoStem, Stem
 from pretrain.models.unit import set_activation_checkpointing
 from pretrain.objectives.dino import DinoHead
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.objectives.mae_decoder import choose_masks
 from pretrain.objectives.moco import MomentumContrast, ProjectionHead
 
 
@@ -61,18 +61,18 @@ def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
     )
     encoder = build_encoder("spec_vit_tiny", 64, attention="math")
     model = MaskedAutoencoder(encoder, 202, ratio, True, width, depth, heads, "math")
-    images, noise = torch.randn(2, 202, 64, 64), torch.rand(2, 256)
+    images, masks = torch.randn(2, 202, 64, 64), masks_of(torch.rand(2, 256), ratio)
     with FlopCounterMode(display=False, depth=4) as counter:
-        model(images, noise)
+        model(images, masks)
     by_module = {name: sum(counts.values()) / 2 for name, counts in counter.get_flop_counts().items()}
-    visible = choose_masks(noise, ratio).visible.shape[1]
+    visible = masks.visible.shape[1]
     parts = encoder.flops(202, 64, visible)
     assert by_module["MaskedAutoencoder.encoder.spectral_adapter"] == pytest.approx(parts["stem"], rel=0.02)
     core = parts["patch_embed"] + parts["blocks"] + parts["attention"]
     assert by_module["MaskedAutoencoder.encoder.vit_core"] == pytest.approx(core, rel=0.02)
     decoding = model.decoder.flops(visible, 256 - visible, 2)
     assert by_module["MaskedAutoencoder.decoder"] == pytest.approx(decoding, rel=0.02)
-    training = _count(lambda: model(images, noise)[0].mean().backward())
+    training = _count(lambda: model(images, masks)[0].mean().backward())
     assert 2 * sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)
 
 
@@ -90,7 +90,7 @@ def test_what_the_backward_pass_does_twice(checkpointing, depth):
         build_encoder("spec_vit_tiny", 32, attention="math"), 202, 0.75, True, 128, depth, 4, "math"
     )
     set_activation_checkpointing(model, "blocks" if checkpointing else "none")
-    done = _count(lambda: model(torch.randn(4, 202, 32, 32), torch.rand(4, 64))[0].mean().backward())
+    done = _count(lambda: model(torch.randn(4, 202, 32, 32), masks_of(torch.rand(4, 64), 0.75))[0].mean().backward())
     needed = sum(sample_flops(config, 202).values())
     assert 4 * (needed + recomputed_flops(config, 202)) == pytest.approx(done, rel=0.01)
     assert 4 * needed < done
