@@ -1,6 +1,7 @@
 """Paths to data that a clone does not contain; tests that need them are skipped with a message."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 # Before torch is loaded, here and in all processes that tests start: the waiting threads of OpenMP spin, and where
 # processes share the cores, most of the processor time goes to that. Commands set what their config says.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before Triton is loaded, which torch's compiler does, too: without a GPU, kernels run in its interpreter alone.
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SPECTRALFORGE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))

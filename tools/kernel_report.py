@@ -6,6 +6,7 @@ kernel that spills registers, or needs more shared memory than a GPU has, is an 
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.kernels.launching import Launch, is_interpreted, recording
+from pretrain.kernels.launching import Launch, recording
 from shards.cli import Parser, run_command
 from shards.errors import ForgeError
 
@@ -135,7 +136,7 @@ def compile_all(capabilities: list[int]) -> Iterator[Compiled]:
     """
     if find_spec("triton") is None:
         raise ForgeError("Triton isn't installed: pip install triton")
-    if is_interpreted():
+    if os.environ.get("TRITON_INTERPRET") == "1":
         raise ForgeError("TRITON_INTERPRET=1 interprets kernels instead of compiling them: unset it")
     for variant, recorded in launches():
         for launch in recorded:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.metrics.flops import PEAKS, sample_flops
 from pretrain.metrics.phase_timer import PHASES
-from pretrain.models import spectral_layers
+from pretrain.models import spectral_parts
 from pretrain.objectives import masked_loss
 from pretrain.objectives.masks import MaskedPatches
 from shards.cli import Parser, positive, run_command
@@ -80,12 +80,12 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 @contextmanager
 def _whole_batches() -> Iterator[None]:
     """Process full batches: splitting them only changes the number of operations to count."""
-    before = spectral_layers.PIXELS["cpu"], masked_loss.VALUES["cpu"]
-    spectral_layers.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
+    before = spectral_parts.PIXELS["cpu"], masked_loss.VALUES["cpu"]
+    spectral_parts.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
     try:
         yield
     finally:
-        spectral_layers.PIXELS["cpu"], masked_loss.VALUES["cpu"] = before
+        spectral_parts.PIXELS["cpu"], masked_loss.VALUES["cpu"] = before
 
 
 def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[str, float]]:

@@ -49,6 +49,8 @@ FEATURES = (
             "resnet",
             "spectral_features",
             "spectral_layers",
+            "spectral_moments",
+            "spectral_parts",
             "stem",
             "transformer",
             "unit",

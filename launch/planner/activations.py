@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.models import spectral_layers
+from pretrain.models import spectral_parts
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
 from pretrain.models.unit import set_activation_checkpointing
@@ -182,7 +182,7 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
 @contextmanager
 def _sizes_of_parts(device: Device) -> Iterator[None]:
     """Use the block sizes of the run's device in stem and loss, since fake tensors are on the CPU."""
-    tables = (spectral_layers.PIXELS, masked_loss.VALUES)
+    tables = (spectral_parts.PIXELS, masked_loss.VALUES)
     kept = [table["cpu"] for table in tables]
     for table in tables:
         table["cpu"] = table[device]

@@ -5,7 +5,6 @@ torch.compile and counters of operations see one operation with tensors in and o
 Triton, which torch brings along for CUDA only: import them where `usable` is true.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,6 +40,7 @@ class Launch:
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+_interpreting: ContextVar[bool] = ContextVar("interpreting", default=False)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
@@ -64,7 +64,7 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def usable(x: Tensor) -> bool:
-    """Return whether kernels can run on a tensor: on a GPU, or anywhere in Triton's interpreter."""
+    """Return whether kernels can run on a tensor: on a GPU, or anywhere inside of `interpreting`."""
     if x.dtype not in (*DTYPES, torch.int16):
         return False
     return kernels_problem(x.device) is None
@@ -72,16 +72,24 @@ def usable(x: Tensor) -> bool:
 
 def kernels_problem(device: torch.device) -> str | None:
     """Return why Triton kernels can't run on a device, or None."""
-    if is_interpreted():
+    if _interpreting.get():
         return None
     if device.type != "cuda":
         return f"Triton's kernels run on GPUs, this process has {device.type}"
     return _gpu_problem(device.index or 0)
 
 
-def is_interpreted() -> bool:
-    """Return whether TRITON_INTERPRET=1 asks for Triton's interpreter, which runs on CPUs, slowly."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Run kernels on CPU tensors, too, in Triton's interpreter, which is slow.
+
+    Triton must have been imported with TRITON_INTERPRET=1 in the environment.
+    """
+    token = _interpreting.set(True)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
 
 
 @cache

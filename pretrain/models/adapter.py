@@ -6,14 +6,13 @@ full image would give there. Parameter names and shapes are the published ones; 
 spectral_features.py.
 """
 
-from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.models.activation_checkpointing import checkpointed
-from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
+from pretrain.models.batchnorm import GroupedBatchNorm, num_groups
 from pretrain.models.spectral_features import spectral_features
 from pretrain.models.spectral_layers import Layer
 from pretrain.models.stem import Stem
@@ -81,9 +80,11 @@ class SpectralAdapter(Stem):
         Raises:
             ValueError: fewer than 75 bands; in training, where the number of samples is not a multiple of ``bn_group``.
         """
+        groups = num_groups(pixels, self.bn_group if self.training else None)
         checkpointing = self.training and self.activation_checkpointing == "blocks"
-        layers = partial(checkpointed, self._features, "blocks" if checkpointing else "none")
-        return by_groups(layers, pixels, self.bn_group if self.training else None)
+        spectra = pixels.reshape(groups, -1, pixels.shape[-1])
+        features = checkpointed(self._features, "blocks" if checkpointing else "none", spectra)
+        return features.view(*pixels.shape[:2], CHANNELS)
 
     def flops(self, bands: int) -> int:
         return sum(_layer_flops(bands))
@@ -96,17 +97,16 @@ class SpectralAdapter(Stem):
         """Count the first layer in any case (see spectral_layers.py)."""
         return _layer_flops(bands)[0] + checkpointing * self.flops(bands)
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        device, spectra = pixels.device.type, pixels.flatten(0, 1)
+    def _features(self, spectra: Tensor) -> Tensor:
+        device, (_, pixels, positions) = spectra.device.type, spectra.shape
         layers = [self._layer(number) for number in range(len(LAYERS))]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layers[0].weight.dtype
         with torch.autocast(device, enabled=False):
             features, moments = spectral_features(spectra, layers, dtype)
-        positions = spectra.shape[1]
         for number, layer in enumerate(layers):
             positions = layer.positions(positions)
-            self._norm(number).record(moments[number], spectra.shape[0] * positions)
-        return features.view(*pixels.shape[:2], CHANNELS)
+            self._norm(number).record(moments[number], pixels * positions)
+        return features
 
     def _norm(self, number: int) -> SpectralNorm:
         return cast(SpectralNorm, self.get_submodule(str(3 * number + 1)))

@@ -26,11 +26,21 @@ def by_groups(layers: Callable[[Tensor], Tensor], x: Tensor, group: int | None) 
     Raises:
         ValueError: the number of samples is not a multiple of the group.
     """
-    if group is None or group == len(x):
-        return layers(x)
+    parts = x.chunk(num_groups(x, group))
+    return layers(x) if len(parts) == 1 else torch.cat([layers(part) for part in parts])
+
+
+def num_groups(x: Tensor, group: int | None) -> int:
+    """Return the number of groups of ``group`` samples in ``x`` (samples, ...); None takes all as one group.
+
+    Raises:
+        ValueError: the number of samples is not a multiple of the group.
+    """
+    if group is None:
+        return 1
     if len(x) % group:
         raise ValueError(f"{len(x)} samples are not a multiple of bn_group {group}")
-    return torch.cat([layers(part) for part in x.split(group)])
+    return len(x) // group
 
 
 class GroupedBatchNorm(nn.Module):
@@ -75,22 +85,26 @@ class GroupedBatchNorm(nn.Module):
 
     def _normalize(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out, mean, invstd = torch.native_batch_norm(values, weight, bias, None, None, True, 0.0, self.eps)
-        self.record(torch.stack([mean, invstd.pow(-2) - self.eps]).detach(), values.numel() // values.shape[1])
+        moments = torch.stack([mean, invstd.pow(-2) - self.eps]).detach()
+        self.record(moments[:, None], values.numel() // values.shape[1])
         return out
 
     def record(self, moments: Tensor, count: int) -> None:
-        """Record a group's mean and biased variance (2, channels) over ``count`` values, for the running statistics."""
+        """Record each group's mean and biased variance over ``count`` values, for the running statistics.
+
+        Args:
+            moments: (2, groups, channels).
+        """
         if self.training and (torch.is_grad_enabled() or self.count_without_grad) and not is_recomputing():
             mean, variance = moments
             self._pending.append(torch.stack([mean, variance * (count / max(count - 1, 1))]))
 
     def flush(self) -> tuple[Tensor, int]:
         """Return sums of groups' means and unbiased variances since the last call, (2, C), and the number of groups."""
-        groups = len(self._pending)
-        empty = torch.zeros_like(self.running_mean).expand(2, -1)  # under ZeRO-3 only buffers keep their shape
-        sums = torch.stack(self._pending).sum(0) if groups else empty
+        empty = torch.zeros_like(self.running_mean).repeat(2, 0, 1)  # under ZeRO-3 only buffers keep their shape
+        pending = torch.cat([empty, *self._pending], 1)
         self._pending = []
-        return sums, groups
+        return pending.sum(1), pending.shape[1]
 
     def move(self, sums: Tensor, groups: int) -> None:
         """Update the running statistics by one step, from the results of ``flush`` summed over ranks."""

@@ -28,21 +28,20 @@ from pretrain.models.spectral_layers import (
     im2col,
     later_layer,
     norm_gradient,
-    num_parts,
+    outer,
     relu_gradient,
-    take_part,
-    widened,
 )
+from pretrain.models.spectral_parts import Part, split_parts, widened
 
 
 def spectral_features(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """Compute the features (R, N of the last layer) of spectra (R, bands).
+    """Compute the features (G, R, N of the last layer) of spectra (G groups, R pixels of a group, bands).
 
     Args:
         dtype: of products and of what is saved; statistics are taken in fp32 or better.
 
     Returns:
-        The features, and the mean and biased variance (2, N) that each layer's norm has taken.
+        The features, and the mean and biased variance (2, G, N) that each layer's norm has taken.
     """
     if is_exporting() and all(layer.moments is not None for layer in layers):
         return convolution_features(pixels, layers, dtype)
@@ -54,21 +53,21 @@ def spectral_features(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtyp
 
 def plain_features(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Compute the same layer by layer, with torch's own gradients, those of the pixels among them."""
-    x, taken = pixels.to(dtype)[:, :, None], []
+    x, taken = pixels.to(dtype)[..., None], []
     for layer in layers:
         y = widened(im2col(x, layer) @ layer.weight.to(dtype) + layer.bias.to(dtype))
         if layer.moments is None:
-            variance, mean = torch.var_mean(y, (0, 1), correction=0)
+            variance, mean = torch.var_mean(y, (1, 2), correction=0, keepdim=True)
         else:
-            mean, variance = layer.moments
+            mean, variance = layer.moments[:, None, None, None].expand(-1, len(pixels), 1, 1, -1)
         x = F.relu((y - mean) * (variance + layer.eps).rsqrt() * layer.scale + layer.shift).to(dtype)
-        taken.append(torch.stack([mean, variance]).detach())
-    return x.mean(1), taken
+        taken.append(torch.stack([mean, variance])[:, :, 0, 0].detach())
+    return x.mean(2), taken
 
 
 def convolution_features(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Compute the same in evaluation, as three convolutions with folded norms, which exporters and runtimes know."""
-    x, taken = pixels.to(dtype)[:, None], []
+    x, taken = pixels.to(dtype).flatten(0, 1)[:, None], []
     for layer in layers:
         assert layer.moments is not None
         mean, variance = layer.moments
@@ -76,8 +75,8 @@ def convolution_features(pixels: Tensor, layers: Sequence[Layer], dtype: torch.d
         kernel = layer.weight.unflatten(0, (layer.kernel, -1)).permute(2, 1, 0) * factor[:, None, None]
         offset = (layer.bias - mean) * factor + layer.shift
         x = F.relu(F.conv1d(x, kernel.to(dtype), offset.to(dtype), layer.stride, padding=1))
-        taken.append(layer.moments)
-    return x.mean(2), taken
+        taken.append(layer.moments[:, None])
+    return x.mean(2).view(*pixels.shape[:2], -1), taken
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ class Saved:
     """What the backward pass needs of the forward pass.
 
     Attributes:
-        pixels: (R, bands).
+        pixels: (G, R, bands).
         first, later: layers with their statistics.
-        ys: of each later layer the input of its norm, (R, L, N).
+        ys: of each later layer the input of its norm, (G, R, L, N).
     """
 
     pixels: Tensor
@@ -99,11 +98,15 @@ class Saved:
     def layers(self) -> list[FirstLayer | LaterLayer]:
         return [self.first, *self.later]
 
-    def output(self, number: int, part: int) -> Tensor:
-        """Compute the output of layer ``number`` for a part of the pixels, (R, L, N)."""
+    @property
+    def parts(self) -> list[Part]:
+        return split_parts(self.pixels)
+
+    def output(self, number: int, part: Part) -> Tensor:
+        """Compute the output of layer ``number`` for a part of the pixels, (G, R, L, N)."""
         if number == 0:
-            return self.first.output(take_part(self.pixels, part))
-        return self.later[number - 1].output(take_part(self.ys[number - 1], part))
+            return self.first.output(part, self.pixels)
+        return self.later[number - 1].output(part, self.ys[number - 1])
 
 
 class _SpectralFeatures(torch.autograd.Function):
@@ -113,13 +116,13 @@ class _SpectralFeatures(torch.autograd.Function):
     def forward(ctx: Any, pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype, *_: Tensor) -> Any:
         saved = _forward(pixels, layers, dtype)
         top = len(saved.later)
-        features = torch.cat([saved.output(top, part).mean(1) for part in range(num_parts(pixels))])
+        features = torch.cat([saved.output(top, part).mean(2).flatten(0, 1) for part in saved.parts])
         # activation checkpointing frees and recomputes what is saved here, and nothing else
         ctx.save_for_backward(pixels, *saved.ys)
         ctx.first, ctx.later, ctx.compiled = saved.first, saved.later, is_compiling()
         moments = [torch.stack([layer.mean, layer.variance]).float() for layer in saved.layers]
         ctx.mark_non_differentiable(*moments)
-        return features, *moments
+        return features.view(*pixels.shape[:2], -1), *moments
 
     @staticmethod
     @once_differentiable
@@ -135,14 +138,14 @@ def _forward(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> Sav
     saved = Saved(pixels, first_layer(layers[0], pixels, dtype), (), ())
     for number, layer in enumerate(layers[1:]):
         below = saved.later[-1] if saved.later else saved.first
-        later, y = later_layer(layer, len(pixels), below, partial(saved.output, number), num_parts(pixels))
+        later, y = later_layer(layer, pixels, below, partial(saved.output, number))
         saved = Saved(pixels, saved.first, (*saved.later, later), (*saved.ys, y))
     return saved
 
 
 @dataclass(frozen=True)
 class FirstSums:
-    """Sums over pixels of the first layer: im2col^T d (K, N), and d (N,), the gradient of the ReLU's input; float64."""
+    """Sums over a group's pixels: im2col^T d (G, K, N), and d (G, N), the gradient of the ReLU's input; float64."""
 
     product: Tensor
     d_shift: Tensor
@@ -150,7 +153,7 @@ class FirstSums:
 
 @dataclass(frozen=True)
 class LaterSums:
-    """d (R, L, N), the gradient of a ReLU's input, and its sums: the gradients of shift and scale, (2, N), float64."""
+    """d (G, R, L, N), the gradient of a ReLU's input, and its sums: those of shift and scale, (2, G, N), float64."""
 
     d: Tensor
     sums: Tensor
@@ -159,32 +162,32 @@ class LaterSums:
 def _zero_sums(saved: Saved, number: int) -> FirstSums | LaterSums:
     """Make the accumulators of layer ``number``."""
     if number == 0:
-        return FirstSums(torch.zeros_like(saved.first.weight), torch.zeros_like(saved.first.bias))
-    mean = saved.later[number - 1].mean
-    return LaterSums(torch.empty_like(saved.ys[number - 1]), torch.zeros_like(mean).repeat(2, 1))
+        return FirstSums(torch.zeros_like(saved.first.folded, dtype=torch.float64), torch.zeros_like(saved.first.mean))
+    y, mean = saved.ys[number - 1], saved.later[number - 1].mean
+    return LaterSums(torch.empty_like(y), mean.new_zeros(2, *mean.shape))
 
 
-def _accumulate(saved: Saved, number: int, sums: FirstSums | LaterSums, part: int, z: Tensor, dz: Tensor) -> None:
-    """Add a part of the output of layer ``number`` and its gradient, (R, L, N), to its accumulators."""
+def _accumulate(saved: Saved, number: int, sums: FirstSums | LaterSums, part: Part, z: Tensor, dz: Tensor) -> None:
+    """Add a part of the output of layer ``number`` and its gradient, (G, R, L, N), to its accumulators."""
     if isinstance(sums, FirstSums):
-        d = torch.ops.aten.threshold_backward(dz, z, 0).flatten(0, 1)
-        sums.product.add_(saved.first.im2col(take_part(saved.pixels, part)).flatten(0, 1).T @ d)
-        sums.d_shift.add_(widened(d).sum(0))
+        d = torch.ops.aten.threshold_backward(dz, z, 0).flatten(1, 2)
+        sums.product[part.groups].add_(saved.first.im2col(part.of(saved.pixels)).flatten(1, 2).mT @ d)
+        sums.d_shift[part.groups].add_(widened(d).sum(1))
     else:
-        later, y = saved.later[number - 1], take_part(saved.ys[number - 1], part)
-        d, both = relu_gradient(dz, z, y, later.center, later.inverse)
-        sums.sums.add_(both)
-        take_part(sums.d, part).copy_(d)
+        later, y = saved.later[number - 1], part.of(saved.ys[number - 1])
+        d, both = relu_gradient(dz, z, y, later.center[part.groups], later.inverse[part.groups])
+        sums.sums[:, part.groups].add_(both)
+        part.of(sums.d).copy_(d)
 
 
 def _backward(saved: Saved, gradient: Tensor) -> list[Tensor]:
-    """Return the gradients of weight, bias, scale and shift of each layer, given that of the features (R, N)."""
+    """Return the gradients of weight, bias, scale and shift of each layer, given that of the features (G, R, N)."""
     top = len(saved.later)
     length = saved.later[-1].length
     above = _zero_sums(saved, top)
-    for part in range(num_parts(saved.pixels)):
-        d_features = take_part(gradient, part)[:, None] / length
-        _accumulate(saved, top, above, part, saved.output(top, part), d_features.expand(-1, length, -1))
+    for part in saved.parts:
+        d_features = part.of(gradient)[:, :, None] / length
+        _accumulate(saved, top, above, part, saved.output(top, part), d_features.expand(-1, -1, length, -1))
     gradients: list[Tensor] = []
     for number in range(top, 0, -1):
         assert isinstance(above, LaterSums)
@@ -192,42 +195,46 @@ def _backward(saved: Saved, gradient: Tensor) -> list[Tensor]:
         gradients = [*_later_gradients(saved, number, above, below), *gradients]
         above = below
     assert isinstance(above, FirstSums)
-    return [*_first_gradients(saved.first, above), *gradients]
+    return [group.sum(0, dtype=torch.float64) for group in (*_first_gradients(saved.first, above), *gradients)]
 
 
 def _later_gradients(
     saved: Saved, number: int, sums: LaterSums, below: FirstSums | LaterSums
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of weight, bias, scale and shift; accumulate those of the output of the layer below."""
+    """Return each group's gradients of weight, bias, scale and shift; accumulate the sums of the layer below."""
     later, length = saved.later[number - 1], saved.layers[number - 1].length
-    d_weight, d_bias = torch.zeros_like(widened(later.weight)), torch.zeros_like(later.offset)
+    d_weight = widened(later.weight).new_zeros(len(saved.pixels), *later.weight.shape)
+    d_bias = torch.zeros_like(later.mean)
     transposed = later.weight.T.contiguous()
-    for part in range(num_parts(saved.pixels)):
-        dy = _norm_gradient(later, sums, take_part(saved.ys[number - 1], part), part)
+    for part in saved.parts:
+        dy = _norm_gradient(later, sums, saved.ys[number - 1], part)
         if later.layer.moments is not None:
-            d_bias += widened(dy).sum((0, 1))  # zero otherwise: the norm removes any bias
+            d_bias[part.groups].add_(widened(dy).sum((1, 2)))  # zero otherwise: the norm removes any bias
         z = saved.output(number - 1, part)
-        d_weight += im2col(z, later.layer).flatten(0, 1).T @ dy.flatten(0, 1)
+        d_weight[part.groups].add_(im2col(z, later.layer).flatten(1, 2).mT @ dy.flatten(1, 2))
         _accumulate(saved, number - 1, below, part, z, col2im(dy @ transposed, later.layer, length))
     d_shift, d_scale = sums.sums
     return d_weight, d_bias, d_scale, d_shift
 
 
-def _norm_gradient(later: LaterLayer, sums: LaterSums, y: Tensor, part: int) -> Tensor:
+def _norm_gradient(later: LaterLayer, sums: LaterSums, y: Tensor, part: Part) -> Tensor:
     """Return the gradient of a part of y."""
-    d = take_part(sums.d, part)
+    d, groups = part.of(sums.d), part.groups
     if later.layer.moments is not None:
-        return (widened(d) * later.factor).to(y.dtype)
-    shift, scale = (sums.sums / later.count).to(later.factor.dtype)
-    return norm_gradient(d, y, later.center, later.factor, shift, later.inverse * scale)
+        return (widened(d) * later.factor[groups]).to(y.dtype)
+    shift, scale = (sums.sums[:, groups, None, None] / later.count).to(later.factor.dtype)
+    return norm_gradient(
+        d, part.of(y), later.center[groups], later.factor[groups], shift, later.inverse[groups] * scale
+    )
 
 
 def _first_gradients(first: FirstLayer, sums: FirstSums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of weight, bias, scale and shift."""
+    """Return each group's gradients of weight, bias, scale and shift."""
     factor, apart = first.layer.scale.double() * first.inverse, first.bias - first.mean
-    d_scale = first.inverse * ((first.weight * sums.product).sum(0) + apart * sums.d_shift)
+    d_scale = first.inverse * ((first.weight * sums.product).sum(1) + apart * sums.d_shift)
     if first.layer.moments is not None:
-        return sums.product * factor, sums.d_shift * factor, d_scale, sums.d_shift
-    normal = first.inverse * (first.products @ first.weight + torch.outer(first.sums, apart))  # im2col^T x^
-    through = torch.outer(first.sums, sums.d_shift) + normal * d_scale
-    return factor * (sums.product - through / first.count), torch.zeros_like(first.bias), d_scale, sums.d_shift
+        return sums.product * factor[:, None], sums.d_shift * factor, d_scale, sums.d_shift
+    normal = first.inverse[:, None] * (first.products @ first.weight + outer(first.sums, apart))  # im2col^T x^
+    through = outer(first.sums, sums.d_shift) + normal * d_scale[:, None]
+    d_weight = factor[:, None] * (sums.product - through / first.count)
+    return d_weight, torch.zeros_like(first.mean), d_scale, sums.d_shift

@@ -88,7 +88,7 @@ def test_activations_are_affine_in_the_micro_batch(config, problem):
 
 
 def test_checkpointing_and_stages_save_what_they_promise(config, problem):
-    plain, again = (max(phase.peak for phase in problem.traces[on].phases(32)) for on in (False, True))
+    plain, again = (problem.traces[on].phases(32)[0].peak for on in (False, True))  # of the forward pass
     assert again < 0.75 * plain
     weights, parts = problem.traces[False].weights, {}
     for stage in (1, 2, 3):

@@ -6,13 +6,14 @@ from importlib.util import find_spec
 
 import pytest
 
+COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no wheel for this platform")
 
 
 def _report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.kernel_report", *arguments]
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=COMPILING | environment, capture_output=True, text=True, timeout=300)
 
 
 @needs_triton
@@ -51,7 +52,7 @@ def test_a_kernel_that_needs_too_much_of_a_gpu_is_an_error(tmp_path):
     program = tmp_path / "large.py"  # Triton reads a kernel's source from its file
     program.write_text(LARGE)
     done = subprocess.run(
-        [sys.executable, program], env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True
+        [sys.executable, program], env=COMPILING | {"PYTHONPATH": "."}, capture_output=True, text=True
     )
     assert "kernel large, fp16, sm_80" in done.stderr
     assert "use smaller blocks" in done.stderr

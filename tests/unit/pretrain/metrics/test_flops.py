@@ -67,7 +67,8 @@ def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
     by_module = {name: sum(counts.values()) / 2 for name, counts in counter.get_flop_counts().items()}
     visible = masks.visible.shape[1]
     parts = encoder.flops(202, 64, visible)
-    assert by_module["MaskedAutoencoder.encoder.spectral_adapter"] == pytest.approx(parts["stem"], rel=0.02)
+    stem = by_module["MaskedAutoencoder.encoder.spectral_adapter"]
+    assert parts["stem"] < stem < 1.03 * parts["stem"]  # its first layer takes the moments of bands, too
     core = parts["patch_embed"] + parts["blocks"] + parts["attention"]
     assert by_module["MaskedAutoencoder.encoder.vit_core"] == pytest.approx(core, rel=0.02)
     decoding = model.decoder.flops(visible, 256 - visible, 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.models import spectral_layers
+from pretrain.models import spectral_parts
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.initialize import initialize
 from pretrain.models.spectral_features import plain_features, spectral_features
@@ -18,7 +18,7 @@ SHAPES = ((1, 3, 7, 5), (3, 4, 7, 5), (4, 5, 5, 3))  # in, out, kernel, stride
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setitem(spectral_layers.PIXELS, "cpu", 5)
+    monkeypatch.setitem(spectral_parts.PIXELS, "cpu", 5)
 
 
 def _weights(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -39,8 +39,9 @@ def _layers(weights: Sequence[Tensor], fixed: Sequence[bool]) -> list[Layer]:
     return layers
 
 
-def _spectra(dtype: torch.dtype = torch.float64, pixels: int = 12, bands: int = 142) -> Tensor:
-    return torch.randn(pixels, bands, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+def _spectra(dtype: torch.dtype = torch.float64, pixels: int = 12, bands: int = 142, groups: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(groups, pixels, bands, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def _run(function, pixels: Tensor, fixed: Sequence[bool]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -52,9 +53,10 @@ def _run(function, pixels: Tensor, fixed: Sequence[bool]) -> tuple[Tensor, list[
 
 
 @pytest.mark.parametrize("fixed", [(0, 0, 0), (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
-@pytest.mark.parametrize("bands", [75, 142, 202])
-def test_features_moments_and_gradients_are_autograds(fixed, bands):
-    own, plain = (_run(function, _spectra(bands=bands), fixed) for function in (spectral_features, plain_features))
+@pytest.mark.parametrize(("bands", "groups"), [(75, 1), (142, 3), (202, 2)])
+def test_features_moments_and_gradients_are_autograds(fixed, bands, groups):
+    spectra = _spectra(bands=bands, groups=groups)
+    own, plain = (_run(function, spectra, fixed) for function in (spectral_features, plain_features))
     torch.testing.assert_close(own[0], plain[0], rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(own[1], plain[1], strict=True):
         torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-6, atol=1e-7)  # told in fp32
@@ -64,9 +66,9 @@ def test_features_moments_and_gradients_are_autograds(fixed, bands):
 
 def test_the_size_of_parts_changes_nothing_but_rounding(monkeypatch):
     results = []
-    for size in (1, 5, 1000):
-        monkeypatch.setitem(spectral_layers.PIXELS, "cpu", size)
-        results.append(_run(spectral_features, _spectra(torch.float32), (0, 0, 0)))
+    for size in (1, 5, 12, 30, 1000):  # some pixels of a group, one group, two, all four
+        monkeypatch.setitem(spectral_parts.PIXELS, "cpu", size)
+        results.append(_run(spectral_features, _spectra(torch.float32, groups=4), (0, 0, 0)))
     for other in results[1:]:
         torch.testing.assert_close(other[0], results[0][0], rtol=1e-5, atol=1e-5)
         for mine, theirs in zip(other[2], results[0][2], strict=True):
@@ -74,9 +76,28 @@ def test_the_size_of_parts_changes_nothing_but_rounding(monkeypatch):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=worst)
 
 
+def test_the_numbers_of_a_group_do_not_depend_on_how_many_groups_a_call_has():
+    spectra = _spectra(torch.float32, groups=3)
+    features, moments, gradients = _run_squares(spectra)
+    alone = [_run_squares(group[None]) for group in spectra]
+    assert torch.equal(features, torch.cat([group[0] for group in alone]))
+    for number, mine in enumerate(moments):
+        assert torch.equal(mine, torch.cat([group[1][number] for group in alone], 1))
+    for number, mine in enumerate(gradients):
+        theirs = torch.stack([group[2][number] for group in alone]).double()
+        torch.testing.assert_close(mine.double(), theirs.sum(0), rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
+
+
+def _run_squares(pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    weights = _weights(pixels.dtype)
+    features, moments = spectral_features(pixels, _layers(weights, (0, 0, 0)), pixels.dtype)
+    features.square().sum().backward()
+    return features.detach(), moments, [weight.grad for weight in weights]
+
+
 def test_statistics_survive_bands_that_are_nearly_alike():
     """A filter that takes the difference of neighbours leaves little of a large signal."""
-    level = 50 * torch.randn(64, 1, generator=torch.Generator().manual_seed(2))
+    level = 50 * torch.randn(1, 64, 1, generator=torch.Generator().manual_seed(2))
     pixels = level + 0.01 * _spectra(torch.float32, 64)
     weights = _weights(torch.float32)
     with torch.no_grad():
@@ -130,7 +151,7 @@ def test_activation_checkpointing_saves_the_pixels_alone():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            features = adapter(_spectra(torch.float32, 32, 202)[None])
+            features = adapter(_spectra(torch.float32, 32, 202))
         features.square().sum().backward()
         gradients.append([p.grad for p in adapter.parameters()])
         kept.append(sum(sizes))

@@ -1,0 +1,77 @@
+"""Moments of a batch-norm group: those of im2col of the spectra, and those of a layer's output, part by part.
+
+Sums within a part are taken in fp32 (or the inputs' dtype, if wider), sums of parts in float64.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain.models.compilation import compilable
+from pretrain.models.spectral_parts import Part, widened
+
+POSITIONS = 5
+"""Positions of a block: with kernel 7 and stride 5, the 27 bands that they read cost less than their 5 x 7 inputs."""
+
+CHUNK = 256
+"""Pixels whose products are summed in fp32."""
+
+
+def im2col_moments(pixels: Tensor, kernel: int, stride: int, length: int) -> tuple[Tensor, Tensor]:
+    """Sum the rows of im2col over the pixels and positions of each group, and their outer products.
+
+    Neighboring bands are nearly alike, and a filter may take their difference. So the products are those of a block's
+    first band and the differences of its neighbors, which lose nothing to rounding; a cumulative sum in float64 returns
+    to bands.
+
+    Args:
+        pixels: (G, R, bands).
+        kernel, stride: of the convolution; padding is 1.
+        length: L, the number of positions.
+
+    Returns:
+        Sums (G, K) and products (G, K, K), float64.
+    """
+    groups, count, bands = pixels.shape
+    chunk, blocks = min(CHUNK, count), -(-length // POSITIONS)
+    size, hop = (POSITIONS - 1) * stride + kernel, POSITIONS * stride
+    right = (blocks - 1) * hop + size - bands - 1
+    padded = F.pad(widened(pixels), (1, right, 0, -count % chunk))
+    windows = padded.unfold(2, size, hop).movedim(2, 0)  # (blocks, G, R, size)
+    steps = torch.cat([windows[..., :1], windows.diff()], -1).view(blocks, groups, -1, chunk, size)
+    flat = steps.flatten(0, 2)
+    grams = (flat.mT @ flat).view(blocks, groups, -1, size, size).sum(2, dtype=torch.float64)
+    sums = steps.sum(3).sum(2, dtype=torch.float64)
+    products = grams.cumsum(-1).cumsum(-2).unfold(2, kernel, stride).unfold(3, kernel, stride)
+    positions = products.diagonal(dim1=2, dim2=3).movedim(-1, 1)  # (blocks, positions, G, K, K)
+    values = sums.cumsum(-1).unfold(2, kernel, stride).movedim(2, 1)  # (blocks, positions, G, K)
+    return values.flatten(0, 1)[:length].sum(0), positions.flatten(0, 1)[:length].sum(0)
+
+
+@compilable
+def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the sum of squared deviations of each group of y (G, R, L, N), (G, N)."""
+    rows = widened(y)
+    mean = rows.mean((1, 2), keepdim=True)
+    return mean[:, 0, 0], (rows - mean).square_().sum((1, 2))
+
+
+class RunningMoments:
+    """Mean and variance of y (G, R, L, N) by group, from its parts in order (Chan, Golub and LeVeque 1983)."""
+
+    def __init__(self, y: Tensor) -> None:
+        self._count = y.shape[1] * y.shape[2]
+        self._mean, self._squares = y.new_zeros(2, y.shape[0], y.shape[3], dtype=torch.float64)
+
+    def add(self, part: Part, y: Tensor) -> None:
+        """Add a part of y."""
+        mean, squares = _moments(y)
+        before, count = part.pixels.start * y.shape[2], y.shape[1] * y.shape[2]
+        apart = mean.double() - self._mean[part.groups]
+        self._squares[part.groups].add_(squares).add_(apart.square(), alpha=before * count / (before + count))
+        self._mean[part.groups].add_(apart, alpha=count / (before + count))
+
+    @property
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance, (G, N), float64."""
+        return self._mean, self._squares / self._count
