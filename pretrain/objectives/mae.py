@@ -59,6 +59,7 @@ class MaskedAutoencoder(ObjectiveModule):
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         spectral_angle: weight of the mean angle between predicted and true spectra, 0 for none.
         normalize: of int16 images; spectral angles are taken between digital numbers.
+        decode_share: share of the masked patches that are predicted in training.
     """
 
     encoder: ViTEncoder
@@ -75,9 +76,11 @@ class MaskedAutoencoder(ObjectiveModule):
         backend: Backend = "auto",
         spectral_angle: float = 0.0,
         normalize: Normalizer | None = None,
+        decode_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.mask_ratio, self.norm_pix, self.spectral_angle = mask_ratio, norm_pix, spectral_angle
+        self.decode_share = decode_share
         self.encoder = encoder
         outputs = encoder.patch_size**2 * bands
         self.decoder = MaeDecoder(
@@ -91,8 +94,8 @@ class MaskedAutoencoder(ObjectiveModule):
         return self.encoder.grid**2
 
     def count_patches(self) -> tuple[int, int]:
-        """Count the visible and the masked patches of an image."""
-        return count_patches(self.num_patches, self.mask_ratio)
+        """Count the visible and the decoded patches of an image in training."""
+        return count_patches(self.num_patches, self.mask_ratio, self.decode_share)
 
     def losses(
         self, images: Tensor, masks: MaskedPatches, valid: Tensor | None = None, terms: Tensor | None = None
@@ -222,6 +225,7 @@ class MaeObjective(Objective):
             config.model.attention,
             mae.spectral_angle,
             normalize,
+            mae.decode_share,
         )
 
     @classmethod
@@ -240,11 +244,12 @@ class MaeObjective(Objective):
     def draws(self, samples: np.ndarray) -> Draws:
         return {
             "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.manifest.tile_shape),
-            "masks": self._draw_masks(samples, "mask"),
+            "masks": self._draw_masks(samples, "mask", self.module.decode_share),
         }
 
-    def _draw_masks(self, samples: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return choose_masks(mask_noise(samples, self.seed, self.module.num_patches, name), self.module.mask_ratio)
+    def _draw_masks(self, samples: np.ndarray, name: str, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        noise = mask_noise(samples, self.seed, self.module.num_patches, name)
+        return choose_masks(noise, self.module.mask_ratio, share)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """See Objective. If missing pixels don't count, the divisor is the number of others in the whole batch.

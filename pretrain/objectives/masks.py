@@ -3,6 +3,7 @@
 CPU and GPU therefore have equal masks, and a step sorts nothing.
 """
 
+import math
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -30,17 +31,17 @@ class MaskedPatches(NamedTuple):
         return cls(*ids.split(counts, 1))
 
 
-def count_patches(patches: int, mask_ratio: float) -> tuple[int, int]:
-    """Count the visible and the masked ones of an image's patches."""
+def count_patches(patches: int, mask_ratio: float, decode_share: float = 1.0) -> tuple[int, int]:
+    """Count an image's patches that are visible, and those that are decoded: a share of the masked ones, rounded up."""
     visible = int(patches * (1 - mask_ratio))
-    return visible, patches - visible
+    return visible, math.ceil(round(decode_share * (patches - visible), 6))  # 0.7 * 10 is 7.000000000000001
 
 
-def choose_masks(noise: np.ndarray, mask_ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the patches of smallest noise, (B, T) in [0, 1); return visible and masked ones as in `MaskedPatches`."""
+def choose_masks(noise: np.ndarray, mask_ratio: float, decode_share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of `MaskedPatches`: patches of smallest noise, (B, T) in [0, 1), are visible, the next decoded."""
     order = noise.argsort(1, kind="stable")
-    visible, _ = count_patches(noise.shape[1], mask_ratio)
-    return np.sort(order[:, :visible], 1), np.sort(order[:, visible:], 1)
+    visible, decoded = count_patches(noise.shape[1], mask_ratio, decode_share)
+    return np.sort(order[:, :visible], 1), np.sort(order[:, visible : visible + decoded], 1)
 
 
 def mask_noise(samples: np.ndarray, seed: int, patches: int, name: str = "mask") -> np.ndarray:

@@ -51,17 +51,20 @@ def test_encoders_forward_and_backward(name, size, patch, bands):
         assert _count(lambda: encoder(images).sum().backward()) == pytest.approx(training, rel=0.02)
 
 
-@pytest.mark.parametrize(("ratio", "depth", "width", "heads"), [(0.75, 1, 512, 16), (0.9, 4, 256, 8), (0.5, 2, 64, 2)])
-def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
+@pytest.mark.parametrize(
+    ("ratio", "share", "depth", "width", "heads"),
+    [(0.75, 1.0, 1, 512, 16), (0.9, 1.0, 4, 256, 8), (0.5, 1.0, 2, 64, 2), (0.75, 0.3, 2, 256, 8)],
+)
+def test_masked_autoencoders_part_by_part(ratio, share, depth, width, heads):
     decoder = {"depth": depth, "width": width, "heads": heads}
     config = _config(
         model={"name": "spec_vit_tiny", "image_size": 64, "bn_group": 2},
-        objective={"mask_ratio": ratio, "decoder": decoder},
+        objective={"mask_ratio": ratio, "decode_share": share, "decoder": decoder},
         train={"steps": 1, "global_batch": 2, "micro_batch": 2},
     )
     encoder = build_encoder("spec_vit_tiny", 64, attention="math")
-    model = MaskedAutoencoder(encoder, 202, ratio, True, width, depth, heads, "math")
-    images, masks = torch.randn(2, 202, 64, 64), masks_of(torch.rand(2, 256), ratio)
+    model = MaskedAutoencoder(encoder, 202, ratio, True, width, depth, heads, "math", decode_share=share)
+    images, masks = torch.randn(2, 202, 64, 64), masks_of(torch.rand(2, 256), ratio, share)
     with FlopCounterMode(display=False, depth=4) as counter:
         model(images, masks)
     by_module = {name: sum(counts.values()) / 2 for name, counts in counter.get_flop_counts().items()}
@@ -71,7 +74,7 @@ def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
     assert parts["stem"] < stem < 1.03 * parts["stem"]  # its first layer takes the moments of bands, too
     core = parts["patch_embed"] + parts["blocks"] + parts["attention"]
     assert by_module["MaskedAutoencoder.encoder.vit_core"] == pytest.approx(core, rel=0.02)
-    decoding = model.decoder.flops(visible, 256 - visible, 2)
+    decoding = model.decoder.flops(*model.count_patches(), 2)
     assert by_module["MaskedAutoencoder.decoder"] == pytest.approx(decoding, rel=0.02)
     training = _count(lambda: model(images, masks)[0].mean().backward())
     assert 2 * sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)

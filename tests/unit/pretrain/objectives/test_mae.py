@@ -27,9 +27,9 @@ from shards.sensors.sensor import NODATA
 BANDS = 80
 
 
-def _model(norm_pix: bool = True, mask_ratio: float = 0.5) -> MaskedAutoencoder:
+def _model(norm_pix: bool = True, mask_ratio: float = 0.5, decoder_depth: int = 1) -> MaskedAutoencoder:
     encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32)
-    model = MaskedAutoencoder(encoder, BANDS, mask_ratio, norm_pix, decoder_width=16, decoder_heads=2)
+    model = MaskedAutoencoder(encoder, BANDS, mask_ratio, norm_pix, 16, decoder_depth, 2)
     initialize(model, "mae", 1)
     return model.eval()
 
@@ -56,6 +56,47 @@ def test_the_patches_of_smallest_noise_are_kept():
     masks = masks_of(torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.0, 0.3, 0.2, 0.1]]), 0.5)
     assert masks.visible.tolist() == [[1, 3], [0, 3]]
     assert masks.masked.tolist() == [[0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize(("patches", "share", "decoded"), [(16, 0.5, 4), (16, 0.3, 3), (16, 0.01, 1), (20, 0.7, 7)])
+def test_a_share_of_the_masked_patches_is_decoded_in_the_order_of_noise(patches, share, decoded):
+    """0.7 of ten masked patches are seven, although 0.7 * 10 is more than 7 in floating point."""
+    noise = torch.rand(5, patches, generator=torch.Generator().manual_seed(1))
+    masks, every = masks_of(noise, 0.5, share), masks_of(noise, 0.5)
+    assert torch.equal(masks.visible, every.visible)
+    ranked = noise.argsort(1)[:, patches // 2 :]
+    assert torch.equal(masks.masked, ranked[:, :decoded].sort(1).values)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_decoding_a_share_is_a_decoder_that_never_sees_the_others(depth):
+    """The reference puts mask tokens on the whole grid, and drops those that are not decoded before the blocks."""
+    model, images = _model(decoder_depth=depth), _images()
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
+    masks, decoder = masks_of(noise, 0.5, 0.5), model.decoder
+    losses, prediction, ids, _ = model(images, masks)
+    gradients = torch.autograd.grad(losses.mean(), list(model.parameters()), allow_unused=True)
+
+    patches = patchify(images, 4)
+    latent = decoder.decoder_embed(model.encoder.tokens(gather_tokens(patches, masks.visible), masks.visible))
+    grid = decoder.mask_token.expand(2, 16, -1)
+    grid = grid.scatter(1, masks.visible[:, :, None].expand(-1, -1, 16), latent[:, 1:])
+    x = torch.cat([latent[:, :1], grid], 1) + decoder.decoder_pos_embed
+    kept = torch.cat([torch.zeros(2, 1, dtype=torch.long), 1 + torch.cat(list(masks), 1).sort(1).values], 1)
+    x = gather_tokens(x, kept)
+    for block in decoder.decoder_blocks:
+        x = block(x)
+    places = torch.stack([torch.searchsorted(row, 1 + masked) for row, masked in zip(kept, masks.masked, strict=True)])
+    expected = decoder.decoder_pred(decoder.decoder_norm(gather_tokens(x, places)))
+    target = masked_targets(gather_tokens(patches, masks.masked), True)
+    expected_losses = (expected - target).square().mean((1, 2))
+
+    assert torch.equal(ids, masks.masked)
+    torch.testing.assert_close(prediction, expected)
+    torch.testing.assert_close(losses, expected_losses)
+    plain = torch.autograd.grad(expected_losses.mean(), list(model.parameters()), allow_unused=True)
+    for one, other in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_targets_are_the_patches_own_pixels_in_order():
@@ -199,8 +240,8 @@ def test_values_of_missing_pixels_do_not_matter(norm_pix):
         torch.testing.assert_close(scaled, model(images, masks, valid)[0][0])
 
 
-@pytest.fixture
-def ignoring(tmp_path):
+@pytest.fixture(params=[1.0, 0.5])
+def ignoring(tmp_path, request):
     """MAE that leaves missing pixels out, on ten tiles of 12 px, each with a missing pixel and a missing value."""
     tiles = torch.from_numpy(np.stack(list(write_archive(tmp_path / "source", size=12).values())))
     pack(tmp_path / "source", tmp_path / "shards", PackConfig())
@@ -209,6 +250,7 @@ def ignoring(tmp_path):
         "mask_ratio": 0.5,
         "norm_pix": False,
         "ignore_nodata": True,
+        "decode_share": request.param,
         "decoder": {"width": 16, "depth": 1, "heads": 2},
     }
     config = small_config(mae, model={"image_size": 12}, train={"global_batch": 8})
@@ -238,6 +280,7 @@ def test_a_steps_loss_is_the_mean_over_all_its_pixels_that_count(ignoring):
         pixels += float(counted.sum())
         everything += counted.numel()
     assert 0 < pixels < 0.9 * everything
+    assert everything == 8 * objective.module.count_patches()[1] * 16
     torch.testing.assert_close(losses.mean(), squares / pixels, rtol=1e-5, atol=0)
 
 
@@ -286,7 +329,9 @@ def test_validation_leaves_missing_pixels_out_too(ignoring, ignore):
     objective, engine, tiles = ignoring
     objective.ignore_nodata = ignore
     tiles, numbers = tiles[:2].clone(), np.arange(2)
-    patch = int(objective._draw_masks(numbers, "validation")[1][0, -1])
+    _, masked = objective._draw_masks(numbers, "validation")
+    assert masked.shape == (2, 5)  # all of them, whatever share is decoded in training
+    patch = int(masked[0, -1])
     row, column = 4 * (patch // 3) + 1, 4 * (patch % 3) + 2
     tiles[0, 7, row, column] = NODATA
     before = objective.evaluate(engine, tiles, numbers).losses
