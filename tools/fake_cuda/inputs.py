@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain import distributed
@@ -49,14 +48,14 @@ class FakeStream(TileStream):
 
     def __init__(self, config: PretrainConfig, objective: Objective, mode: FakeTensorMode) -> None:
         shards: Any = BlankShards()
-        rows = np.arange(len(shards.table))
-        plan = SamplePlan(shards.table, rows, "blank", config.run.seed, config.data.order)
-        super().__init__(shards, plan, distributed.device(), config.data.prefetch, timestamps=objective.timestamps)
+        plan = SamplePlan(shards.table, np.arange(len(shards.table)), "blank", config.run.seed, config.data.order)
+        device, prefetch = distributed.device(), config.data.prefetch
+        super().__init__(shards, plan, device, prefetch, None, objective.timestamps, objective.draws)
         self._mode = mode
 
-    def _to_device(self, tiles: Tensor) -> Tensor:
+    def _batch(self, *arguments: Any) -> TileBatch:
         with self._mode:
-            return super()._to_device(tiles)
+            return super()._batch(*arguments)
 
     def steps(self, config: PretrainConfig, steps: int) -> Generator[TileBatch, None, None]:
         """Yield rank 0's micro batches of a few steps.
