@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.console import log
 from pretrain.engine.sharding import global_norm, shard_of
+from pretrain.engine.stream_order import order_streams
 from shards.errors import ForgeError
 
 TESTED = ">=0.19.8,<0.20"  # versions that the tests run with; setup.cfg requires the same
@@ -238,7 +239,8 @@ class PartitionedOptimizer(PartitionedAdapter):
         "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups"
     ).split()
     OPTIMIZER = (
-        "scaled_global_norm cpu_offload averaged_gradients check_overflow optimizer single_partition_of_fp32_groups "
+        "scaled_global_norm cpu_offload overlap_comm reduction_stream averaged_gradients check_overflow "
+        "independent_gradient_partition_epilogue optimizer single_partition_of_fp32_groups "
         "_hp_optimizer_states_linked _lazy_init_hp_params_optimizer_state real_dp_process_group "
         "parallel_partitioned_bit16_groups bit16_groups_flat nccl_start_alignment_factor allgather_bucket_size"
     ).split()
@@ -246,6 +248,8 @@ class PartitionedOptimizer(PartitionedAdapter):
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
         self.optimizer.check_overflow = lambda **_: None  # reads the device; a non-finite norm says the same
+        if self.optimizer.overlap_comm and not self.optimizer.cpu_offload:
+            order_streams(self.optimizer, deepspeed.accelerator.get_accelerator(), self.optimizer.reduction_stream)
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return self.optimizer.single_partition_of_fp32_groups
@@ -285,7 +289,8 @@ class PartitionedWeights(PartitionedAdapter):
         "runtime.utils.combine_grad_norm_groups zero.GatheredParameters"
     ).split()
     OPTIMIZER = (
-        "_get_norm_groups offload_optimizer averaged_gradients optimizer fp32_partitioned_groups_flat "
+        "_get_norm_groups offload_optimizer reduce_and_partition_stream averaged_gradients "
+        "independent_gradient_partition_epilogue optimizer fp32_partitioned_groups_flat "
         "fp16_partitioned_groups_flat _partition_all_parameters _unflatten_partitioned_parameters "
         "persistent_parameters"
     ).split()
@@ -294,6 +299,9 @@ class PartitionedWeights(PartitionedAdapter):
         super().__init__(engine)
         for parameter in engine.module.parameters():
             _require(parameter, ("ds_shape", "partition", "all_gather"), type(parameter).__name__)
+        reduction = self.optimizer.reduce_and_partition_stream
+        if reduction is not None and not self.optimizer.offload_optimizer:
+            order_streams(self.optimizer, reduction, reduction)
 
     def _decide(self) -> Any:
         return [super()._decide()]  # as the norms of parameter groups, of one
