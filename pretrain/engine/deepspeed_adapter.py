@@ -1,9 +1,8 @@
 """The DeepSpeed adapter: the one module that imports DeepSpeed and uses what DeepSpeed doesn't document.
 
-DeepSpeed's public checkpoints are bound to the world size and stage that wrote them, and its step computes the norm and
+DeepSpeed's checkpoints are bound to the world size and stage that wrote them, and its step computes the norm and
 applies the update in one call. This project needs the state of a training by parameter name, and a decision between
-norm and update. Both rely on private attributes of DeepSpeed's engine and optimizers. `start` checks that all of them
-exist, so that a version without them ends in one line at the start.
+norm and update. Both rely on private attributes of DeepSpeed. `start` checks that all of them exist.
 """
 
 import math
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.console import log
+from pretrain.engine.leaf_modules import set_leaf_modules
 from pretrain.engine.sharding import global_norm, shard_of
 from pretrain.engine.stream_order import order_streams
 from shards.errors import ForgeError
@@ -54,10 +54,9 @@ def read_config(config: dict[str, Any]) -> Any:
 
 
 def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> "DeepSpeedAdapter":
-    """Initialize DeepSpeed and return the adapter of the config's ZeRO stage.
+    """Initialize DeepSpeed for a model on this rank's device and return the adapter of the config's ZeRO stage.
 
     Args:
-        model: on this rank's device.
         config: DeepSpeed's dict.
 
     Raises:
@@ -65,9 +64,10 @@ def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, 
     """
     if not SpecifierSet(TESTED).contains(deepspeed.__version__, prereleases=True):
         log(f"WARNING: DeepSpeed {deepspeed.__version__} is not one of the tested versions {TESTED}")
+    if (stage := config["zero_optimization"]["stage"]) == 3:
+        set_leaf_modules(model, deepspeed.utils.set_z3_leaf_module)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    stages = (StageZero, PartitionedOptimizer, PartitionedOptimizer, PartitionedWeights)
-    return stages[config["zero_optimization"]["stage"]](engine)
+    return (StageZero, PartitionedOptimizer, PartitionedOptimizer, PartitionedWeights)[stage](engine)
 
 
 class DeepSpeedAdapter(ABC):
@@ -106,11 +106,7 @@ class DeepSpeedAdapter(ABC):
 
     @abstractmethod
     def step(self, accept: NormAccept) -> bool:
-        """End the last micro batch of an optimizer step, and take the step unless ``accept`` refuses it.
-
-        Returns:
-            Whether the weights moved.
-        """
+        """End an optimizer step's last micro batch; take the step unless ``accept`` refuses it, and return which."""
 
     @abstractmethod
     def flat_partitions(self) -> Iterable[Tensor]:
@@ -210,14 +206,12 @@ class PartitionedAdapter(DeepSpeedAdapter):
         return torch.tensor(math.inf if norm is None else norm)
 
     def _norm(self) -> Tensor:
+        """Compute the norm on the device; DeepSpeed's own method waits for the device in each parameter group."""
         if getattr(self.optimizer, self.OFFLOADED):
-            return self._combined(self._compute_norm()).to(distributed.device())
-        # DeepSpeed's own waits for the device in each parameter group
+            norms = self._compute_norm()  # at stage 3 of each parameter group
+            norm = deepspeed.runtime.utils.combine_grad_norm_groups(norms if isinstance(norms, list) else [norms])
+            return norm.to(distributed.device())
         return global_norm(gradient for group in self.optimizer.averaged_gradients.values() for gradient in group)
-
-    def _combined(self, norm: Any) -> Tensor:
-        """Return the one norm of what DeepSpeed's method computes."""
-        return norm
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
@@ -236,7 +230,7 @@ class PartitionedOptimizer(PartitionedAdapter):
     NORM, OFFLOADED = "scaled_global_norm", "cpu_offload"
     MODULE = (
         "utils.safe_get_full_fp32_param utils.safe_set_full_fp32_param utils.safe_get_full_optimizer_state "
-        "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups"
+        "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups runtime.utils.combine_grad_norm_groups"
     ).split()
     OPTIMIZER = (
         "scaled_global_norm cpu_offload overlap_comm reduction_stream averaged_gradients check_overflow "
@@ -299,15 +293,11 @@ class PartitionedWeights(PartitionedAdapter):
         super().__init__(engine)
         for parameter in engine.module.parameters():
             _require(parameter, ("ds_shape", "partition", "all_gather"), type(parameter).__name__)
-        reduction = self.optimizer.reduce_and_partition_stream
-        if reduction is not None and not self.optimizer.offload_optimizer:
+        if (reduction := self.optimizer.reduce_and_partition_stream) and not self.optimizer.offload_optimizer:
             order_streams(self.optimizer, reduction, reduction)
 
     def _decide(self) -> Any:
         return [super()._decide()]  # as the norms of parameter groups, of one
-
-    def _combined(self, norm: Any) -> Tensor:
-        return deepspeed.runtime.utils.combine_grad_norm_groups(norm)
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return self.optimizer.fp32_partitioned_groups_flat
