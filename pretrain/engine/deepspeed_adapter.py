@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.console import log
+from pretrain.engine.gradients import clip, global_norm, local_norm
 from pretrain.engine.leaf_modules import set_leaf_modules
-from pretrain.engine.sharding import global_norm, shard_of
+from pretrain.engine.sharding import shard_of
 from pretrain.engine.stream_order import order_streams
 from shards.errors import ForgeError
 
@@ -152,22 +153,23 @@ class StageZero(DeepSpeedAdapter):
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
-        engine.clip_fp32_gradients = self._clip  # DeepSpeed's function computes the norm again
+        # DeepSpeed's function computes the norm again
+        engine.clip_fp32_gradients = lambda: clip(self._gradients(), self._norm, engine.gradient_clipping())
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer
 
     def step(self, accept: NormAccept) -> bool:
-        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        self._norm = local_norm(self._gradients())
         accepted = accept(self._norm) is not None
         if not accepted:
             self.module.zero_grad()
         self.engine.step()
         return accepted and self.engine.was_step_applied()
 
-    def _clip(self) -> None:
-        torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.engine.gradient_clipping(), self._norm)
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
