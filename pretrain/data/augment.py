@@ -62,7 +62,8 @@ class Augmentation(ABC):
         """Cut one view of each image.
 
         Args:
-            images: (B, C, H, W), float32, normalized, missing values 0; any dtype if views are not resampled.
+            images: (B, C, H, W), normalized, missing values 0, float32, or float16 on GPUs unless precision is fp32;
+                any dtype if views are not resampled.
             draws: of `draw`, on the images' device.
 
         Returns:
@@ -211,8 +212,16 @@ def _blur(size: int, sigma: float) -> np.ndarray:
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Compute rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w)."""
-    return rows[:, None] @ (images @ columns.transpose(1, 2)[:, None])
+    """Compute rows @ image @ columns^T for every band: (B, C, H, W), (B, h, H), (B, w, W) to (B, C, h, w).
+
+    These are two products for each sample, of all bands together. Results are in the order (B, w, C, h) in memory:
+    that saves copies.
+    """
+    batch, bands, height, _ = images.shape
+    rows, columns = rows.to(images.dtype), columns.to(images.dtype)
+    resized = columns @ images.flatten(1, 2).transpose(1, 2)  # (B, w, C * H)
+    views = resized.view(batch, -1, height) @ rows.transpose(1, 2)  # (B, w * C, h)
+    return views.view(batch, columns.shape[1], bands, -1).permute(0, 2, 3, 1)
 
 
 def mask_noise(samples: np.ndarray, seed: int, patches: int, name: str = "mask") -> np.ndarray:

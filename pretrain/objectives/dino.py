@@ -185,7 +185,7 @@ class DinoObjective(Objective):
         }
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalize(batch.tiles)
+        images = self.normalized(batch.tiles)
         large = torch.cat([self._view(images, batch, f"view {number}", number) for number in (0, 1)])
         small = [
             self._view(images, batch, f"local {number}", number % 2) for number in range(self.dino.local_crops.count)
@@ -229,7 +229,7 @@ class DinoObjective(Objective):
         self._logits = []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalize(tiles)
+        images = self.normalized(tiles)
         large = torch.cat(
             [
                 self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}"))

@@ -137,7 +137,7 @@ class MaskedAutoencoder(ObjectiveModule):
 
         def targets(part: slice) -> Tensor:
             counted_part = None if counted is None else counted[part]
-            return masked_targets(self._floats(truth[part]), self.norm_pix, counted_part)
+            return masked_targets(self._floats(truth[part]).float(), self.norm_pix, counted_part)
 
         losses = squared_errors(prediction, targets, weight)
         if self.spectral_angle:
@@ -168,7 +168,7 @@ class MaskedAutoencoder(ObjectiveModule):
         Where targets were normalized per patch, the prediction takes the mean and deviation of the true patch, as usual
         for pictures: it shows the predicted shape, not the level. No weights are used.
         """
-        truth = patchify(image[None], self.encoder.patch_size)[0]
+        truth = patchify(image[None].float(), self.encoder.patch_size)[0]
         predicted = truth.clone()
         hidden = prediction.float().view(len(masked), *truth.shape[1:])
         if self.norm_pix:
@@ -269,7 +269,7 @@ class MaeObjective(Objective):
 
     def _images(self, batch: TileBatch) -> Tensor:
         """Return the crops (B, C, S, S): int16, or normalized if they are resampled."""
-        tiles = self.normalize(batch.tiles) if self.augment.resamples else batch.tiles
+        tiles = self.normalized(batch.tiles) if self.augment.resamples else batch.tiles
         return self.augment.views(tiles, batch.draws["crop"])
 
     def _masks(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
@@ -284,7 +284,7 @@ class MaeObjective(Objective):
         return _masked_pixels(valid, masks, self.module.encoder.patch_size).sum()
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        views = self.augment.center_views(self.normalize(tiles))
+        views = self.augment.center_views(self.normalized(tiles))
         (noise,) = to_device([mask_noise(numbers, self.seed, self.module.num_patches, "validation")], tiles.device)
         valid = [self.augment.center_views(_has_value(tiles)) > 0.999] if self.ignore_nodata else []
         losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)

@@ -166,7 +166,7 @@ class MocoObjective(Objective):
         return views | {"shuffle": (permute(key, length, np.arange(length)),)}
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalize(batch.tiles)
+        images = self.normalized(batch.tiles)
         query, key = (self.augment.views(images[batch.rows[:, view]], batch.draws[f"view {view}"]) for view in (0, 1))
         keys = self._shuffled_keys(engine, key, *batch.draws["shuffle"])
         self._keys.append(keys)
@@ -201,7 +201,7 @@ class MocoObjective(Objective):
         self._keys, self._location_ids = [], []
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalize(tiles)
+        images = self.normalized(tiles)
         query, key = (
             self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}")) for view in (0, 1)
         )

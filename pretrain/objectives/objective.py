@@ -132,6 +132,14 @@ class Objective(ABC):
         """
         return {}
 
+    def normalized(self, tiles: Tensor) -> Tensor:
+        """Normalize int16 tiles that views are resampled from.
+
+        Half precision on GPUs is fp16, unless the run's is fp32: it has three more bits than bf16.
+        """
+        half = tiles.is_cuda and self.config.engine.precision != "fp32"
+        return self.normalize(tiles, torch.float16 if half else torch.float32)
+
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """Yield the mean loss of each micro batch of an optimizer step (0, 1, ...)."""
         for _ in range(engine.accumulation):

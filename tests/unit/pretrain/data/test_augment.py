@@ -204,3 +204,11 @@ def test_half_of_the_views_are_blurred():
 def test_values_are_clipped_where_asked():
     values = Normalizer(MU, SIGMA, clip=3.0)(_tiles(2))
     assert values.abs().max() == 3.0
+
+
+def test_half_precision_views_differ_by_their_rounding():
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    crop, samples = Crop(8, (0.3, 1.0), blur=0.5), np.arange(2)
+    exact, half = (crop.random_views(images.to(dtype), samples, 5) for dtype in (torch.float32, torch.float16))
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), exact, atol=2e-3, rtol=2e-3)

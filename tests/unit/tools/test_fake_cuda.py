@@ -1,0 +1,92 @@
+"""Training steps counted as a GPU would run them: what the counter sees, and the budgets of the shipped recipes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support.processes import REPOSITORY
+
+from tools.fake_cuda import shim
+from tools.fake_cuda.__main__ import main
+from tools.fake_cuda.budgets import cases, differences, read_table
+from tools.fake_cuda.report import budget
+
+needs_compiler = pytest.mark.skipif(shim.missing() is not None, reason=shim.missing() or "")
+TABLE = read_table()
+
+
+def run(*command: str) -> list[dict]:
+    result = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def operations() -> dict:
+    return run("-m", "tests.support.counted_operations")[0]
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, dict]:
+    return {step["case"]: step for step in run("-m", "tools.fake_cuda")}
+
+
+@needs_compiler
+def test_kernels_bytes_and_flops_are_counted_by_part(operations):
+    parts, (rows, inputs, outputs) = operations["matmuls"]["parts"], (256, 64, 32)
+    encoder = parts["encoder"]
+    assert encoder["kernels"] == 2  # forward, and the gradient of the weight; none of the input
+    assert encoder["flops"] == 2 * 2 * rows * inputs * outputs
+    assert encoder["bytes"] == 2 * 2 * (rows * inputs + inputs * outputs + rows * outputs)
+    assert parts["augment"] == {"kernels": 1, "bytes": 2 * 2 * rows * inputs, "flops": 0, "seconds": 2e-6}
+
+
+@needs_compiler
+def test_waits_of_the_host_have_a_kind_and_a_place(operations):
+    syncs = operations["waits"]["syncs"]
+    assert {sync["kind"]: sync["count"] for sync in syncs} == {
+        "item": 1,
+        "copy to host": 1,
+        "copy to device": 1,
+        "copy to device of pageable memory": 1,
+        "cuda.synchronize": 1,
+    }
+    assert {(sync["file"], sync["function"]) for sync in syncs} == {("tests/support/counted_operations.py", "waits")}
+
+
+@needs_compiler
+def test_pinned_copies_and_streams_do_not_wait(operations):
+    assert operations["no_waits"]["syncs"] == []
+    assert operations["no_waits"]["calls"] == {"Stream.wait_stream": 1}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", TABLE)
+def test_a_step_keeps_its_budget(counted, name):
+    moved = list(differences(name, TABLE[name], budget(counted[name])))
+    assert not moved, "\n".join(moved)
+
+
+def test_what_moves_is_named_from_and_to():
+    kept = {"kernels": {"stem": 100}, "megabytes": {"stem": 50}, "collectives": {}, "syncs": {"item in a.py:f": 1}}
+    counted = {
+        "kernels": {"stem": 101},
+        "megabytes": {"stem": 52},
+        "collectives": {"all_reduce float32": 1},
+        "syncs": {},
+    }
+    assert [line.partition(";")[0] for line in differences("tiny", kept, counted)] == [
+        "tiny: megabytes of stem moved from 50 to 52",
+        "tiny: collectives of all_reduce float32 moved from 0 to 1",
+        "tiny: syncs of item in a.py:f moved from 1 to 0",
+    ]
+
+
+def test_every_case_is_a_config_that_we_ship():
+    assert all(case.load().train.global_batch == case.world * case.load().train.micro_batch for case in cases(TABLE))
+
+
+def test_it_needs_a_process_without_torch(capsys):
+    assert main(["moco"]) == 2
+    assert "must be loaded before torch is imported" in capsys.readouterr().err
