@@ -34,6 +34,7 @@ FEATURES = (
     "finetune/encoders/features.py",
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
+    "pretrain/kernels/stem.py",
     *(
         f"pretrain/models/{name}.py"
         for name in (
@@ -47,7 +48,9 @@ FEATURES = (
             "published",
             "registry",
             "resnet",
+            "spectral_eager",
             "spectral_features",
+            "spectral_fused",
             "spectral_layers",
             "spectral_moments",
             "spectral_parts",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config.engine import EngineConfig
 from pretrain.engine.optimizers import optimizer_state
+from pretrain.models.adapter import set_stem_kernel
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import compiling
 from pretrain.models.unit import set_activation_checkpointing, units
@@ -117,6 +118,7 @@ class ZeroEngine:
         self.config = config
         self.accumulation = accumulation
         set_activation_checkpointing(model, config.activation_checkpointing)
+        set_stem_kernel(model, config.stem_kernel, distributed.device())
         if config.compile and config.zero_stage < 3:  # stage 3 gathers weights inside of the units
             compile_units(model)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.models.adapter import LAYERS
+from pretrain.models.adapter import LAYERS, SpectralAdapter
+from pretrain.models.initialize import initialize
 from pretrain.models.spectral_features import plain_features, spectral_features
 from pretrain.models.spectral_layers import Layer
 
@@ -75,3 +77,20 @@ def test_half_precision_rounds_as_eager_torch_does():
     fused, eager = _errors(torch.float16, 202, 40, (0, 0, 0))
     assert eager.max() < 0.1
     assert (fused < 1.2 * eager + 1e-4).all()
+
+
+def test_an_adapter_takes_kernels_in_half_precision_alone():
+    adapter = SpectralAdapter(1)
+    initialize(adapter, "stem", 0)
+    pixels = torch.randn(2, 8, 75, generator=torch.Generator().manual_seed(1))
+    results = {}
+    for kernel in ("auto", "eager"):
+        adapter.kernel = kernel
+        with torch.autocast("cpu", torch.float16), FlopCounterMode(display=False) as counter:
+            results[kernel] = adapter(pixels)
+        operators = {str(operator) for operator in counter.get_flop_counts()["Global"]}
+        assert ("spectralforge.stem_second_layer" in operators) == (kernel == "auto")
+    torch.testing.assert_close(results["auto"], results["eager"], rtol=5e-3, atol=5e-3)
+    with FlopCounterMode(display=False) as counter:
+        adapter(pixels)
+    assert "spectralforge" not in str(counter.get_flop_counts())
