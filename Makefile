@@ -3,6 +3,8 @@
 #   make sample the shards of the demo alone, for the other demo configs
 #   make test   all tests but the nightly ones
 #   make docs   the documentation's site, in site/
+#   make gpu-check   what this machine's GPU computes, and how fast (docs/performance.md)
+# WHEELS=DIR installs from a folder of wheels, and from what the machine's Python has, where nothing can be downloaded.
 # make demo TILES=DIR [LABELS=DIR] [TASK=NAME] takes your own tiles; SHORT=1 makes it quick.
 
 # The newest Python that our constraints have versions for; make PYTHON=... takes another one.
@@ -11,12 +13,14 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	$$python -c 'import sys, venv, ensurepip; sys.exit($(NOT_OURS))' >/dev/null 2>&1 && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,docs$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,gpu)
+EXTRAS := $(if $(WHEELS),gpu,dev,docs$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,gpu))
 # Beside a GPU, the torch that xformers is built for, and the cuDNN that goes with it (the file says why).
 PINS := $(shell command -v nvidia-smi >/dev/null 2>&1 && [ "$$(uname -m)" = x86_64 ] && echo constraints-gpu.txt || echo constraints.txt)
 CUDNN := nvidia-cudnn-cu12==9.20.0.48
 
-.PHONY: demo sample test lint docs nightly clean
+FROM := $(if $(WHEELS),--no-index --find-links "$(WHEELS)" --no-build-isolation,-c $(PINS))
+
+.PHONY: demo sample test lint docs nightly gpu-check clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready
@@ -42,6 +46,9 @@ docs: $(VENV)/.ready
 nightly: $(VENV)/.ready
 	@$(BIN)/python -m pytest -m nightly
 
+gpu-check: $(VENV)/.ready
+	@$(BIN)/python -m tools.gpu_check
+
 lint: $(VENV)/.ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -55,9 +62,9 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints-common.txt $(PINS)
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: sudo apt install python3-venv" >&2; exit 2; }
 	@echo "installing into $(VENV) with $$($(PYTHON) --version) (once, about a minute)"
 	@[ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e ".[$(EXTRAS)]"
-	@[ $(PINS) = constraints.txt ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUDNN)
+	@$(PYTHON) -m venv $(if $(WHEELS),--system-site-packages) $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) -e ".[$(EXTRAS)]"
+	@[ -n "$(WHEELS)" ] || [ $(PINS) = constraints.txt ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUDNN)
 	@touch $@
 
 clean:

@@ -25,6 +25,7 @@ CHECKS = {
     "launcher": "launch.doctor.machine:check_launcher",
     "GPUs": "launch.doctor.machine:check_gpus",
     "attention": "launch.doctor.attention:check",
+    "compiler": "launch.doctor.compiler:check",
     "DeepSpeed config": "launch.doctor.deepspeed_config:check",
     "clocks": "launch.doctor.network:check_clocks",
     "bandwidth": "launch.doctor.network:check_bandwidth",

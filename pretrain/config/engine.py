@@ -20,8 +20,8 @@ class EngineConfig(ConfigModel):
     activation_checkpointing: Literal["none", "selective", "blocks"] = "none"
     """What the backward pass computes again, with the same numbers: nothing; ``selective``, all of a block but matrix
     products and attention; ``blocks``, blocks and stem, for the least memory and a third more work."""
-    compile: Switch = False
-    """Use torch.compile for the arithmetic of stem and loss and, at stages 0 to 2, for transformer blocks."""
+    compile: Switch | Literal["auto"] = "auto"
+    """Use torch.compile for transformer blocks and the arithmetic of stem and loss in training; auto: on GPUs."""
     stem_kernel: Literal["auto", "eager", "triton"] = "auto"
     """How the spectral adapter is computed in half precision: ``triton``, by a few kernels, for GPUs of compute
     capability 8.0 and above; ``eager``, by torch's operations; ``auto``, by Triton's wherever they run."""

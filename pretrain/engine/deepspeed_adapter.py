@@ -1,9 +1,8 @@
 """The DeepSpeed adapter: the one module that imports DeepSpeed and uses what DeepSpeed doesn't document.
 
-DeepSpeed's public checkpoints are bound to the world size and stage that wrote them, and its step computes the norm and
+DeepSpeed's checkpoints are bound to the world size and stage that wrote them, and its step computes the norm and
 applies the update in one call. This project needs the state of a training by parameter name, and a decision between
-norm and update. Both rely on private attributes of DeepSpeed's engine and optimizers. `start` checks that all of them
-exist, so that a version without them ends in one line at the start.
+norm and update. Both rely on private attributes of DeepSpeed. `start` checks that all of them exist.
 """
 
 import math
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.console import log
+from pretrain.engine.leaf_modules import set_leaf_modules
 from pretrain.engine.sharding import global_norm, shard_of
 from shards.errors import ForgeError
 
@@ -53,10 +53,9 @@ def read_config(config: dict[str, Any]) -> Any:
 
 
 def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> "DeepSpeedAdapter":
-    """Initialize DeepSpeed and return the adapter of the config's ZeRO stage.
+    """Initialize DeepSpeed for a model on this rank's device and return the adapter of the config's ZeRO stage.
 
     Args:
-        model: on this rank's device.
         config: DeepSpeed's dict.
 
     Raises:
@@ -64,9 +63,10 @@ def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, 
     """
     if not SpecifierSet(TESTED).contains(deepspeed.__version__, prereleases=True):
         log(f"WARNING: DeepSpeed {deepspeed.__version__} is not one of the tested versions {TESTED}")
+    if (stage := config["zero_optimization"]["stage"]) == 3:
+        set_leaf_modules(model, deepspeed.utils.set_z3_leaf_module)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    stages = (StageZero, PartitionedOptimizer, PartitionedOptimizer, PartitionedWeights)
-    return stages[config["zero_optimization"]["stage"]](engine)
+    return (StageZero, PartitionedOptimizer, PartitionedOptimizer, PartitionedWeights)[stage](engine)
 
 
 class DeepSpeedAdapter(ABC):

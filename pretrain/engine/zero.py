@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config.engine import EngineConfig
+from pretrain.engine.compiled_units import compile_units, eager_units, is_compiled
 from pretrain.engine.optimizers import optimizer_state
 from pretrain.models.adapter import set_stem_kernel
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import compiling
-from pretrain.models.unit import set_activation_checkpointing, units
+from pretrain.models.unit import set_activation_checkpointing
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class ZeroEngine:
         module: the model.
         names: of the trained parameters.
         parameter_count: elements of all parameters.
+        compiles: whether units and compilable functions run compiled in training.
         optimizer_state: what the optimizer keeps for each weight.
         mark: callback invoked with the phase that begins after each backward pass.
     """
@@ -119,7 +121,8 @@ class ZeroEngine:
         self.accumulation = accumulation
         set_activation_checkpointing(model, config.activation_checkpointing)
         set_stem_kernel(model, config.stem_kernel, distributed.device())
-        if config.compile and config.zero_stage < 3:  # stage 3 gathers weights inside of the units
+        self.compiles = is_compiled(config.compile, distributed.device())
+        if self.compiles:
             compile_units(model)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
@@ -160,14 +163,14 @@ class ZeroEngine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with the weights gathered by ZeRO and under the configured precision."""
-        with compiling(self.config.compile):
+        with compiling(self.compiles):
             return self.adapter.engine(*args, **kwargs)
 
     def evaluation(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model in evaluation mode without gradients; all ranks must call it equally often."""
         self.module.eval()
         try:
-            with torch.no_grad(), compiling(self.config.compile):
+            with torch.no_grad(), eager_units(self.compiles):
                 return self.adapter.engine(*args, **kwargs)
         finally:
             self.module.train()
@@ -187,7 +190,7 @@ class ZeroEngine:
         """Let networks beside the engine compute as it does: in bf16 unless the run is fp32, compiled if it is."""
         device = distributed.device().type
         autocast = torch.autocast(device, torch.bfloat16, enabled=self.config.precision != "fp32")
-        with autocast, compiling(self.config.compile):
+        with autocast, compiling(self.compiles):
             yield
 
     def shard_of(self, parameter: nn.Parameter) -> Tensor:
@@ -203,13 +206,6 @@ def read_norm(norm: Tensor) -> float | None:
     with distributed.reading():
         value = norm.item()
     return value if math.isfinite(value) else None
-
-
-def compile_units(model: nn.Module) -> None:
-    """Compile the units of a model that allow it, in place, at their first forward; names and weights stay."""
-    for unit in units(model):
-        if unit.compiles:
-            unit.compile()
 
 
 def _contents(model: nn.Module) -> dict[str, Tensor]:

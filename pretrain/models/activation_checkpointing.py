@@ -45,6 +45,22 @@ def checkpointed(function: Callable[..., Any], policy: Policy, *inputs: Any) -> 
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
 
 
+def checkpointed_in_graph(function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
+    """Return a function whose activations the compiler saves or recomputes by a policy, for torch.compile to trace.
+
+    A graph that was compiled inside of `checkpointed` could only be recomputed as a whole.
+    """
+    if policy == "none":
+        return function
+    save = partial(create_selective_checkpoint_contexts, _decide)
+    options: dict[str, Any] = {"context_fn": save} if policy == "selective" else {}
+
+    def call(*inputs: Any) -> Any:
+        return checkpoint(function, *inputs, use_reentrant=False, **options)
+
+    return call
+
+
 def is_recomputing() -> bool:
     """Return whether this call repeats one of the forward pass, whose statistics batch norms must not count again."""
     return _recomputing.get()

@@ -11,10 +11,11 @@ class Unit(nn.Module):
     """A module of moderate size, such as a transformer block.
 
     Momentum networks gather the weights of a unit in one collective; activation checkpointing recomputes a unit at a
-    time; torch.compile compiles those that allow it.
+    time; torch.compile compiles those that allow it, and ZeRO-3 gathers their weights together.
 
     Attributes:
-        compiles: whether torch.compile can compile its forward: no weights of other modules, no side effects.
+        compiles: whether torch.compile can compile its forward: it maps a tensor (and other inputs) to a tensor, with
+            all of its own weights and no others, without side effects.
         activation_checkpointing: which of its activations are recomputed in the backward pass.
     """
 
@@ -29,6 +30,11 @@ class Unit(nn.Module):
 def units(model: nn.Module) -> list[Unit]:
     """List the units of a model."""
     return [module for module in model.modules() if isinstance(module, Unit)]
+
+
+def compilable_units(model: nn.Module) -> list[Unit]:
+    """List the units of a model that torch.compile can compile."""
+    return [unit for unit in units(model) if unit.compiles]
 
 
 def set_activation_checkpointing(model: nn.Module, policy: Policy) -> None:

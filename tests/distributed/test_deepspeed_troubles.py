@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import run_ranks
-from support.trouble_cases import CASES
+from support.trouble_cases import cases
 
 WORKER = Path(__file__).resolve().parent.parent / "support" / "trouble_cases.py"
 
@@ -26,6 +26,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     return json.loads((folder / "two" / "results-0.json").read_text())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases)
 def test_trouble(results: dict[str, str | None], name: str) -> None:
     assert results[name] is None, results[name]

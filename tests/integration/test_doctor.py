@@ -52,7 +52,7 @@ def test_two_processes_that_are_well_are_all_green(shards: Path, tmp_path: Path)
     assert found["ranks"][1].startswith("2 on 1 host")
     assert "16 x 2 x 1" in found["DeepSpeed config"][1]
     assert "10 of 10 tiles in the view" in found["shards"][1]
-    assert done.stdout.splitlines()[-1] == "11 green, 2 yellow, 0 red"
+    assert done.stdout.splitlines()[-1] == "12 green, 2 yellow, 0 red"
     assert "\033" not in done.stdout
     assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
 

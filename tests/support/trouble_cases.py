@@ -3,10 +3,7 @@
 Each rank runs all cases in one process group and writes ``FOLDER/results-RANK.json``: the error of each, or null.
 """
 
-import json
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -14,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
+from support.rank_cases import Cases
 from support.trouble_network import (
     BATCH,
     SEED,
@@ -30,7 +28,6 @@ from support.trouble_network import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from launch import runtime
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import (
     find_damage,
@@ -48,15 +45,10 @@ from pretrain.engine.zero import deepspeed_config
 from pretrain.engine.zero_state import gather_state, hash_weights
 from pretrain.models.initialize import initialize
 
-CASES: dict[str, Callable[[Path], None]] = {}
+cases = Cases()
 
 
-def case(function: Callable[[Path], None]) -> Callable[[Path], None]:
-    CASES[function.__name__] = function
-    return function
-
-
-@case
+@cases.add
 def frozen_parameters_are_in_checkpoints(folder: Path) -> None:
     for stage in (0, 1, 2, 3):
         zero = engine(network(frozen=True), stage)
@@ -71,19 +63,19 @@ def frozen_parameters_are_in_checkpoints(folder: Path) -> None:
         assert all(torch.equal(value, kept[name]) for name, value in weights(loaded).items())
 
 
-@case
+@cases.add
 def frozen_parameters_with_recomputed_activations(folder: Path) -> None:
     for stage in (2, 3):
         plain = train(engine(network(frozen=True), stage), 0, 3)
         close(train(engine(network(frozen=True, recompute=True), stage), 0, 3), plain)
 
 
-@case
+@cases.add
 def recomputed_activations_change_no_loss(folder: Path) -> None:
     close(train(engine(network(recompute=True)), 0, 4), plain_losses(4)[0])
 
 
-@case
+@cases.add
 def load_after_save_on_the_same_engine(folder: Path) -> None:
     zero = engine(network())
     train(zero, 0, 3)
@@ -93,7 +85,7 @@ def load_after_save_on_the_same_engine(folder: Path) -> None:
     assert train(zero, 3, 3) == first
 
 
-@case
+@cases.add
 def rank_dependent_control_flow_does_not_hang(folder: Path) -> None:
     """A non-finite loss on one rank makes all ranks skip the step, by one reduced decision."""
     from pretrain.config.run import GuardConfig
@@ -115,7 +107,7 @@ def rank_dependent_control_flow_does_not_hang(folder: Path) -> None:
     assert guard.skipped == 1 and guard.in_a_row == 0
 
 
-@case
+@cases.add
 def uneven_data_gives_equal_steps(folder: Path) -> None:
     from pretrain.data.stream import micro_batches
 
@@ -126,7 +118,7 @@ def uneven_data_gives_equal_steps(folder: Path) -> None:
     assert everything.tolist() == list(range(6, 6 + 5 * 4 * world))
 
 
-@case
+@cases.add
 def momentum_networks_follow_fp32_weights(folder: Path) -> None:
     for stage, precision in ((3, "bf16"), (3, "fp32"), (1, "fp32")):
         module = network()
@@ -145,7 +137,7 @@ def momentum_networks_follow_fp32_weights(folder: Path) -> None:
         assert not torch.equal(owned["first.weight"], dict(network().named_parameters())["first.weight"])
 
 
-@case
+@cases.add
 def pretrained_weights_reach_a_partitioned_model(folder: Path) -> None:
     pretrained = {name: value + 0.25 for name, value in network().state_dict().items()}
     module = network()
@@ -158,7 +150,7 @@ def pretrained_weights_reach_a_partitioned_model(folder: Path) -> None:
     assert torch.allclose(zero.evaluation(x), plain.eval()(x), rtol=1e-6)
 
 
-@case
+@cases.add
 def parameters_of_the_parent_are_trained(folder: Path) -> None:
     """Class token, positions and mask token belong to the module whose forward uses them."""
     zero = engine(network())
@@ -168,7 +160,7 @@ def parameters_of_the_parent_are_trained(folder: Path) -> None:
     assert torch.allclose(weights(zero)["token"], expected["token"], rtol=1e-4)
 
 
-@case
+@cases.add
 def overlapped_communication_changes_no_loss(folder: Path) -> None:
     import deepspeed
 
@@ -189,7 +181,7 @@ def overlapped_communication_changes_no_loss(folder: Path) -> None:
         assert np.isfinite(losses[True, stage]).all()
 
 
-@case
+@cases.add
 def silent_skips_are_seen(folder: Path) -> None:
     """Steps with infinite gradients are skipped with and without a guard, which is asked about them."""
     for stage, precision in ((3, "bf16"), (2, "bf16"), (3, "fp32"), (1, "fp32"), (3, "autocast")):
@@ -210,7 +202,7 @@ def silent_skips_are_seen(folder: Path) -> None:
         assert zero.step(iter([F.mse_loss(zero(x).float(), y)]), accept).applied
 
 
-@case
+@cases.add
 def refused_steps_leave_no_trace(folder: Path) -> None:
     """At every stage, weights, moments and Adam's step count are those of a run without the step."""
     for stage in (0, 1, 2, 3):
@@ -221,14 +213,14 @@ def refused_steps_leave_no_trace(folder: Path) -> None:
         assert gather_state(zero).adam_step == 5
 
 
-@case
+@cases.add
 def accumulation_gives_the_whole_batch(folder: Path) -> None:
     """ZeRO-2 and ZeRO-3 reduce each micro batch separately; the sums are kept in fp32."""
     for stage in (0, 1, 2, 3):
         close(train(engine(network(), stage, accumulation=4), 0, 4), plain_losses(4)[0])
 
 
-@case
+@cases.add
 def gradient_norms_are_those_before_clipping(folder: Path) -> None:
     for stage in (0, 1, 2, 3):
         norms: list[float] = []
@@ -240,7 +232,7 @@ def gradient_norms_are_those_before_clipping(folder: Path) -> None:
         assert min(norms) > 0.01
 
 
-@case
+@cases.add
 def initial_weights_do_not_depend_on_the_processes(folder: Path) -> None:
     """Each tensor is drawn from (seed, name); a tensor that is never drawn would be NaN."""
     module = Network()
@@ -255,7 +247,7 @@ def initial_weights_do_not_depend_on_the_processes(folder: Path) -> None:
     (folder.parent / f"initial-{distributed.world_size()}-{distributed.rank()}.txt").write_text(found)
 
 
-@case
+@cases.add
 def groups_keep_their_own_rate_and_decay(folder: Path) -> None:
     for stage in (0, 1, 2, 3):
         module = network()
@@ -280,7 +272,7 @@ def groups_keep_their_own_rate_and_decay(folder: Path) -> None:
             assert torch.allclose(after[name], expected, rtol=1e-5, atol=1e-7), (stage, name)
 
 
-@case
+@cases.add
 def truncated_checkpoints_are_not_chosen(folder: Path) -> None:
     zero = engine(network())
     for step in (1, 2, 3):
@@ -296,7 +288,7 @@ def truncated_checkpoints_are_not_chosen(folder: Path) -> None:
     assert [step_of(one) for one in damaged] == [3, 2]
 
 
-@case
+@cases.add
 def old_checkpoints_outlive_tainted_ones(folder: Path) -> None:
     """Every nth checkpoint is kept, damaged ones don't count as kept, and a rollback can request an earlier one."""
     zero = engine(network())
@@ -318,29 +310,5 @@ def old_checkpoints_outlive_tainted_ones(folder: Path) -> None:
     assert (folder / "latest").read_text() == "step-00000007\n"
 
 
-def main() -> None:
-    runtime.prepare_environment(threads=1)
-    runtime.prepare_torch(threads=1)
-    from pretrain.engine.zero import init_distributed
-
-    init_distributed()
-    folder = Path(sys.argv[1])
-    results: dict[str, str | None] = {}
-    for name in sys.argv[2:] or CASES:
-        own = folder / name
-        own.mkdir(parents=True, exist_ok=True)
-        distributed.barrier()
-        try:
-            CASES[name](own)
-            results[name] = None
-        except Exception:
-            results[name] = traceback.format_exc()
-            print(results[name], flush=True)  # the only output if other ranks are left waiting
-        worst = next((one for one in distributed.gather_objects(results[name]) if one), None)
-        results[name] = worst
-    (folder / f"results-{distributed.rank()}.json").write_text(json.dumps(results))
-    runtime.end_process(0)
-
-
 if __name__ == "__main__":
-    main()
+    cases.main()

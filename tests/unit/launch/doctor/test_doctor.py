@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from support.processes import REPOSITORY
 
-from launch.doctor import attention, data, disk, loader, machine, network, versions
+from launch.doctor import attention, compiler, data, disk, loader, machine, network, versions
 from launch.doctor import deepspeed_config as resolved
 from launch.doctor.__main__ import examine
 from launch.doctor.table import Row, render, summary, worst
@@ -222,6 +222,25 @@ def test_an_extension_that_does_not_load_is_red_beside_a_gpu(
 def test_a_resnet_has_no_attention() -> None:
     run = config("moco/demo", "model.name=spec_resnet50")
     assert attention.check(SimpleNamespace(config=run)).state == "green"  # type: ignore[arg-type]
+
+
+# ---- the compiler ----
+
+
+@pytest.mark.parametrize(
+    ("ranks", "setting", "state"),
+    [
+        ([(True, ""), (True, "")], "auto", "green"),
+        ([(True, ""), (True, "no compiler")], "auto", "red"),
+        ([(True, ""), (True, "no compiler")], False, "green"),
+        ([(False, "no compiler"), (False, "")], "auto", "green"),
+        ([(False, ""), (False, "no compiler")], True, "red"),
+    ],
+)
+def test_a_compiler_that_is_missing_is_red_where_it_is_used(ranks: list, setting: bool | str, state: str) -> None:
+    row = compiler.judge(ranks, NAMES, setting)  # type: ignore[arg-type]
+    assert row.state == state
+    assert row.found == "rank 1 (b): no compiler" if state == "red" else not row.fix
 
 
 # ---- the network ----

@@ -1,0 +1,44 @@
+"""Cases that all ranks of one process group run in turn; the error of each case, or null, is written as JSON."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from launch import runtime
+from pretrain import distributed
+
+Case = Callable[[Path], None]
+
+
+class Cases(dict[str, Case]):
+    """Functions of a folder by name, each called on every rank."""
+
+    def add(self, case: Case) -> Case:
+        """Register a case under its name; a decorator."""
+        self[case.__name__] = case
+        return case
+
+    def main(self) -> None:
+        """Run `SCRIPT FOLDER [CASE ...]` on this rank: write ``FOLDER/results-RANK.json`` and end the process."""
+        runtime.prepare_environment(threads=1)
+        runtime.prepare_torch(threads=1)
+        from pretrain.engine.zero import init_distributed
+
+        init_distributed()
+        folder = Path(sys.argv[1])
+        results: dict[str, str | None] = {}
+        for name in sys.argv[2:] or self:
+            own = folder / name
+            own.mkdir(parents=True, exist_ok=True)
+            distributed.barrier()
+            error = None
+            try:
+                self[name](own)
+            except Exception:
+                error = traceback.format_exc()
+                print(error, flush=True)  # the only output if other ranks are left waiting
+            results[name] = next((one for one in distributed.gather_objects(error) if one), None)
+        (folder / f"results-{distributed.rank()}.json").write_text(json.dumps(results))
+        runtime.end_process(0)

@@ -1,0 +1,136 @@
+"""Results of the device's own code paths, compared with the CPU: attention, stem, loss, crops and normalization."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.data.augment import Crop
+from pretrain.kernels.launching import usable
+from pretrain.models.adapter import SpectralAdapter
+from pretrain.models.attention import Backend, attention, xformers_problem
+from pretrain.models.initialize import initialize
+from pretrain.models.normalize import Normalizer
+from pretrain.models.patches import gather_tokens
+from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
+from shards.sensors.sensor import NODATA
+from tools.gpu_check.row import Row, error_row, relative_error
+
+HEAD_DIMS = (32, 40, 64, 80, 88, 104)
+BANDS = 202
+BF16, FP32 = 2e-2, 2e-5
+"""Largest relative errors: a few roundings of each value, and sums in another order."""
+
+STEM_GRADIENT = 1e-1
+"""The same for gradients in front of batch norms, which are small differences of large sums."""
+
+
+def checks(device: torch.device, seconds: float) -> Iterator[Row]:
+    """Yield the largest errors against float64 or the CPU."""
+    yield from _attention(device)
+    yield from _stem(device)
+    yield from _loss(device)
+    yield from _tiles(device)
+
+
+def _attention(device: torch.device) -> Iterator[Row]:
+    xformers = device.type == "cuda" and xformers_problem() is None
+    backends: tuple[Backend, ...] = ("xformers", "sdpa") if xformers else ("sdpa",)
+    for backend in backends:
+        for head_dim in HEAD_DIMS:
+            for packed in (False, True):
+                yield _attention_row(device, backend, head_dim, packed)
+
+
+def _attention_row(device: torch.device, backend: Backend, head_dim: int, packed: bool) -> Row:
+    shape = (1, 3 * 64 + 2 * 17, 4, head_dim) if packed else (2, 103, 4, head_dim)
+    seqlens = [(3, 64), (2, 17)] if packed else None
+    generator = torch.Generator().manual_seed(head_dim)
+    values = [torch.randn(shape, generator=generator).bfloat16() for _ in range(3)]
+    results: list[list[Tensor]] = []
+    ways: list[tuple[torch.device, Backend, torch.dtype]] = [
+        (device, backend, torch.bfloat16),
+        (torch.device("cpu"), "math", torch.float64),
+    ]
+    for to, kind, dtype in ways:
+        query, key, value = inputs = [value.to(to, dtype, copy=True).requires_grad_() for value in values]
+        output = attention(query, key, value, kind, seqlens)
+        output.square().sum().backward()
+        results.append([output, *(x.grad for x in inputs if x.grad is not None)])
+    error = max(relative_error(actual, expected) for actual, expected in zip(*results, strict=True))
+    name = f"{backend}, heads of {head_dim}{', packed' if packed else ''}"
+    return error_row(f"attention and gradients: {name}", error, BF16)
+
+
+def _stem(device: torch.device) -> Iterator[Row]:
+    pixels = torch.randn(16, 200, BANDS, generator=torch.Generator().manual_seed(0))
+    exact = _stem_results(pixels.double(), torch.device("cpu"), torch.float64)
+    for name, autocast, tolerances in (("fp32", False, (FP32, FP32)), ("bf16", True, (BF16, STEM_GRADIENT))):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            results = _stem_results(pixels, device, torch.float32)
+        errors = [relative_error(actual, expected) for actual, expected in zip(results, exact, strict=True)]
+        yield error_row(f"stem, {name}: features", errors[0], tolerances[0])
+        yield error_row(f"stem, {name}: gradients", errors[1], tolerances[1])
+
+
+def _stem_results(pixels: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return features, and the gradients of all weights in one vector, each divided by its largest value."""
+    stem = SpectralAdapter(bn_group=8)
+    initialize(stem, "stem", 0)
+    stem = stem.to(device, dtype)
+    features = stem(pixels.to(device))
+    weights = torch.linspace(-1, 1, features.shape[-1], device=device)
+    (features.float() * weights).square().sum().backward()
+    gradients = [p.grad.flatten() for name, p in stem.named_parameters() if p.grad is not None and "bias" not in name]
+    return features, torch.cat([gradient / gradient.abs().max() for gradient in gradients])
+
+
+def _loss(device: torch.device) -> Iterator[Row]:
+    generator = torch.Generator().manual_seed(1)
+    patches, normalize = _tiles_of(4, 12, 16, BANDS), _normalizer()
+    prediction = torch.randn(4, 8, 16 * BANDS, generator=generator)
+    ids = torch.stack([torch.randperm(12, generator=generator)[:8] for _ in range(4)])
+    counted = (torch.rand(4, 8, 16, generator=generator) < 0.9).float()
+    truth, divisor = normalize.spectra(gather_tokens(patches, ids)), num_counted(counted, None)
+    expected = squared_errors(
+        prediction.requires_grad_(),
+        lambda part: masked_targets(truth[part], True, counted[part]),
+        counted / divisor.view(-1, 1, 1),
+    )
+    (slope,) = torch.autograd.grad(expected.sum(), prediction)
+    if not usable(patches.to(device)):
+        yield Row("loss in one kernel", "Triton can't be used")
+        return
+    patches, ids, counted, divisor = (tensor.to(device) for tensor in (patches, ids, counted, divisor))
+    normalize.to(device)
+    for dtype, tolerance in ((torch.float32, FP32), (torch.bfloat16, BF16)):
+        x = prediction.detach().to(device, dtype).requires_grad_()
+        losses = fused_errors(x, patches, ids, counted, divisor, normalize, True)
+        losses.sum().backward()
+        assert x.grad is not None
+        yield error_row(f"loss in one kernel, {dtype}", relative_error(losses, expected), tolerance)
+        yield error_row(f"loss in one kernel, {dtype}: gradient", relative_error(x.grad, slope), tolerance)
+
+
+def _tiles(device: torch.device) -> Iterator[Row]:
+    tiles, normalize = _tiles_of(4, BANDS, 128, 128), _normalizer()
+    expected = normalize(tiles)
+    crop, samples = Crop(128, (0.4, 1.0), blur=0.5), np.arange(4)
+    views = crop.random_views(expected, samples, 7)
+    normalize.to(device)
+    for dtype, tolerance in ((torch.float32, FP32), (torch.float16, 2e-3)):
+        scores = normalize(tiles.to(device), dtype)
+        yield error_row(f"normalization to {dtype}", relative_error(scores, expected), tolerance)
+        yield error_row(f"crops in {dtype}", relative_error(crop.random_views(scores, samples, 7), views), tolerance)
+
+
+def _tiles_of(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    tiles = torch.randint(-100, 9000, shape, dtype=torch.int16, generator=generator)
+    tiles[torch.rand(shape, generator=generator) < 0.01] = NODATA
+    return tiles
+
+
+def _normalizer() -> Normalizer:
+    return Normalizer([3000.0 + band for band in range(BANDS)], [1700.0 - band for band in range(BANDS)], 10.0)
