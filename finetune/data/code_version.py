@@ -34,7 +34,10 @@ FEATURES = (
     "finetune/encoders/features.py",
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
+    "pretrain/kernels/launching.py",
+    "pretrain/kernels/normalize.py",
     "pretrain/kernels/stem.py",
+    "pretrain/kernels/stem_backward.py",
     *(
         f"pretrain/models/{name}.py"
         for name in (
