@@ -63,6 +63,8 @@ FEATURES = (
             "vit",
         )
     ),
+    "pretrain/kernels/launching.py",
+    "pretrain/kernels/normalize.py",
     "pretrain/weights/resample.py",
 )
 """Code that turns the array of an image into the encoder's features."""

@@ -26,17 +26,26 @@ def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = Non
     Args:
         counted: (B, M, p*p), 1 where a pixel counts: mean and variance of a patch are theirs; None for all.
     """
-    target = patches.flatten(2)
     if not norm_pix:
-        return target
+        return patches.flatten(2)
+    weights = 1.0 if counted is None else counted
+    sums, number = patches.sum(-1) * weights, _number(patches, counted)
+    centered = patches - (sums.sum(-1) / number.clamp(min=1))[..., None, None]
+    squares = square_sums(centered) * weights
+    variance = squares.sum(-1) / (number - 1).clamp(min=1)
+    return centered.div_((variance + 1e-6).sqrt()[..., None, None]).flatten(2)
+
+
+def _number(patches: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the number of values of each patch that count, (B, M) or a scalar."""
     if counted is None:
-        variance, mean = torch.var_mean(target, -1, keepdim=True)
-    else:
-        weight = counted[..., None].expand_as(patches).flatten(2)
-        number = weight.sum(-1, keepdim=True)
-        mean = (target * weight).sum(-1, keepdim=True) / number.clamp(min=1)
-        variance = ((target - mean).square() * weight).sum(-1, keepdim=True) / (number - 1).clamp(min=1)
-    return (target - mean) / (variance + 1e-6).sqrt()
+        return patches.new_full((), patches[0, 0].numel())
+    return counted.sum(-1) * patches.shape[-1]
+
+
+def square_sums(x: Tensor) -> Tensor:
+    """Sum the squares of the last dimension; torch has a fast path for norms, and none for variances on a CPU."""
+    return torch.linalg.vector_norm(x, dim=-1).square()
 
 
 def num_counted(counted: Tensor, terms: Tensor | None) -> Tensor:
@@ -91,7 +100,7 @@ def fused_errors(
 def _weighed(prediction: Tensor, target: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Return losses (b,) and their gradient (b, M, p*p*C), given the weight of each band's error, (b, M, p*p, 1)."""
     error = (prediction.float() - target).unflatten(2, (share.shape[2], -1))
-    losses = (error.square().sum(-1, keepdim=True) * share).flatten(1).sum(1)
+    losses = (square_sums(error)[..., None] * share).flatten(1).sum(1)
     return losses, error.mul_(2 * share).flatten(2)
 
 

@@ -54,6 +54,7 @@ def run_config(size: str, stage: int, micro_batch: int) -> PretrainConfig:
         "run.dir": "none",
         "data.shards": "none",
         "train.steps": WARM_UP + TIMED,
+        "optim.warmup_steps": 0,
         "train.micro_batch": micro_batch,
         "train.global_batch": micro_batch,
         "engine.zero_stage": stage,

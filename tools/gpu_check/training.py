@@ -50,6 +50,7 @@ def run_config(stage: int, precision: str, steps: int = STEPS) -> PretrainConfig
         "augment.crop_scale": "[0.4, 1.0]",
         "objective.ignore_nodata": "true",
         "train.steps": str(steps),
+        "optim.warmup_steps": "0",
         "engine.zero_stage": str(stage),
         "engine.precision": precision,
     }
