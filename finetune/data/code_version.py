@@ -34,10 +34,6 @@ FEATURES = (
     "finetune/encoders/features.py",
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
-    "pretrain/kernels/launching.py",
-    "pretrain/kernels/normalize.py",
-    "pretrain/kernels/stem.py",
-    "pretrain/kernels/stem_backward.py",
     *(
         f"pretrain/models/{name}.py"
         for name in (
@@ -65,6 +61,8 @@ FEATURES = (
     ),
     "pretrain/kernels/launching.py",
     "pretrain/kernels/normalize.py",
+    "pretrain/kernels/stem.py",
+    "pretrain/kernels/stem_backward.py",
     "pretrain/weights/resample.py",
 )
 """Code that turns the array of an image into the encoder's features."""
