@@ -20,6 +20,7 @@ from pretrain.metrics.flops import PEAKS, sample_flops
 from pretrain.metrics.phase_timer import PHASES
 from pretrain.models import spectral_parts
 from pretrain.objectives import masked_loss
+from pretrain.objectives.masks import MaskedPatches
 from shards.cli import Parser, positive, run_command
 from tools import bench_step
 
@@ -97,10 +98,10 @@ def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[s
     with _whole_batches(), FakeTensorMode():
         model = bench_step.undrawn(config)
         tiles = torch.empty(micro_batch, bench_step.BANDS, 128, 128, dtype=torch.int16)
-        noise = torch.empty(micro_batch, model.num_patches)
+        masks = MaskedPatches.in_order(micro_batch, model.count_patches())
         with Counter(model) as counter:
             with torch.autocast("cpu", torch.bfloat16):
-                loss = model(tiles, noise)[0].mean()
+                loss = model(tiles, masks)[0].mean()
             loss.backward()
         parts = counter.parts | {"optimizer": ADAMW_BYTES * sum(parameter.numel() for parameter in model.parameters())}
         flops = sum(sample_flops(config, bench_step.BANDS).values())

@@ -9,22 +9,26 @@ checks this against a third.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from importlib.util import find_spec
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from launch.planner.live_bytes import LiveBytes
 from launch.planner.step_trace import KernelCounter, PartCosts, Parts
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.models import spectral_parts
+from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
-from pretrain.models.unit import set_activation_checkpointing
+from pretrain.models.unit import set_activation_checkpointing, units
 from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.objectives.masks import MaskedPatches
 
 Device = Literal["cpu", "cuda"]
 """Device whose block sizes the stem and the loss use."""
@@ -110,6 +114,7 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
         if config.engine.precision == "bf16":
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
+        _set_stem_kernel(module, config, device)
         parts, traces, costs = Parts(module, None), [], []
         for groups in GROUPS:
             parts.start()
@@ -133,14 +138,16 @@ def image_dtype(config: PretrainConfig, device: Device) -> torch.dtype:
 
 
 def inputs(
-    config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int, device: Device
-) -> list[Tensor]:
-    """Return images, mask noise and, with ``ignore_nodata``, the mask of valid pixels, as the objective passes them."""
+    config: PretrainConfig, module: MaskedAutoencoder, micro_batch: int, dtype: torch.dtype, bands: int, device: str
+) -> list[Any]:
+    """Return images of a dtype, masks and, with ``ignore_nodata``, which pixels are valid, as the objective does."""
     size, mae = config.model.image_size, cast(MaeConfig, config.objective)
-    images = torch.zeros(micro_batch, bands, size, size, dtype=image_dtype(config, device))
-    noise = torch.rand(micro_batch, module.num_patches)
-    valid = [torch.ones(micro_batch, 1, size, size, dtype=torch.bool), torch.ones(())] if mae.ignore_nodata else []
-    return [images, noise, *valid]
+    images = torch.zeros(micro_batch, bands, size, size, dtype=dtype, device=device)
+    masks = MaskedPatches.in_order(micro_batch, module.count_patches(), device)
+    if not mae.ignore_nodata:
+        return [images, masks]
+    valid = torch.ones(micro_batch, 1, size, size, dtype=torch.bool, device=device)
+    return [images, masks, valid, torch.ones((), device=device)]
 
 
 def trace_phases(
@@ -148,10 +155,10 @@ def trace_phases(
 ) -> Iterator[Phase]:
     """Trace the forward and backward passes of one micro batch and yield its phases."""
     names = {parameter: name.rpartition(".")[0] for name, parameter in module.named_parameters()}
-    arguments = inputs(config, module, bands, micro_batch, device)
+    arguments = inputs(config, module, micro_batch, image_dtype(config, device), bands, "cpu")
     phases: list[Phase] = []
     with LiveBytes() as live:
-        live.add([*module.parameters(), *module.buffers(), *arguments])
+        live.add(tree_leaves([*module.parameters(), *module.buffers(), *arguments]))
         base = live.now
         live.restart()
 
@@ -178,6 +185,14 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
     owned = [sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules()]
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
     return Weights(tuple(phase.gradient for phase in phases if phase.gradient), buffers, max(owned))
+
+
+def _set_stem_kernel(module: nn.Module, config: PretrainConfig, device: Device) -> None:
+    """Trace the stem as the run's device computes it, where Triton is installed: it is needed for its operators."""
+    fused = device == "cuda" and config.engine.stem_kernel != "eager" and find_spec("triton") is not None
+    for unit in units(module):
+        if isinstance(unit, SpectralAdapter):
+            unit.kernel = "triton" if fused else "eager"
 
 
 @contextmanager

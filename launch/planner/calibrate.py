@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from launch.planner.activations import Device, build_module, inputs
+from launch.planner.activations import build_module, image_dtype, inputs
 from launch.planner.profile import Profile
 from launch.planner.step_time import OPTIMIZER_BYTES, grouped_flops
 from pretrain.config import PretrainConfig
@@ -77,8 +77,9 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
 def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
     """Return a training step on one micro batch of empty tiles."""
     module = cast(MaskedAutoencoder, engine.module)
-    kind: Device = "cuda" if _device().type == "cuda" else "cpu"
-    arguments = [tensor.to(_device()) for tensor in inputs(config, module, BANDS, config.train.micro_batch, kind)]
+    device = _device()
+    dtype = image_dtype(config, "cuda" if device.type == "cuda" else "cpu")
+    arguments = inputs(config, module, config.train.micro_batch, dtype, BANDS, device.type)
 
     def step() -> None:
         engine.step(iter([engine(*arguments)[0].mean()]))
