@@ -130,8 +130,7 @@ def _host(best: Plan, problem: Problem) -> str:
         return line
     return (
         f"{line} At stage 3, cutting gradients for {layout.world} processes alone would take {loop * 1e3:.0f} ms of a "
-        "micro batch (a loop in DeepSpeed, which engine.deepspeed.zero_hpz_partition_size doesn't shorten): use "
-        "stage 1 or 2."
+        "micro batch (a loop in DeepSpeed, which ZeRO++ doesn't shorten): use stage 1 or 2."
     )
 
 
