@@ -60,6 +60,8 @@ def launches() -> Iterator[tuple[str, list[Launch]]]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         with recording() as recorded, torch.device("meta"):
             _pixel_kernels(dtype)
+            if dtype != torch.float32:
+                _stem_kernels(dtype)
         yield TYPES[dtype], recorded
 
 
@@ -73,6 +75,26 @@ def _pixel_kernels(dtype: torch.dtype) -> None:
     counted, scale = torch.empty(2, 8, PIXELS), torch.empty(2)
     for patches in (torch.empty(2, 16, PIXELS, BANDS, dtype=kind) for kind in (torch.int16, torch.float16)):
         launch_patch_loss(prediction, patches, ids, counted, scale, per_band, per_band, 10.0, True)
+
+
+def _stem_kernels(dtype: torch.dtype) -> None:
+    from pretrain.kernels import stem, stem_backward
+
+    def rows(*shape: int) -> Tensor:
+        return torch.empty(2, *shape)
+
+    pixels, table, weight2 = rows(100, BANDS).to(dtype), rows(64, 256).to(dtype), torch.empty(256, 64, dtype=dtype)
+    y2, _ = stem.launch_second_layer(pixels, table, weight2, torch.empty(64), 8)
+    norm2, norm3, weight3 = rows(4, 64), rows(4, 128), torch.empty(5 * 64, 128, dtype=dtype)
+    y3, _ = stem.launch_third_layer(y2, norm2, weight3, torch.empty(128), 2)
+    features = stem.launch_mean_features(y3, norm3)
+    stem_backward.launch_third_sums(features, y3, norm3)
+    third = (features, y3, norm3, rows(2, 128))
+    d2, _ = stem_backward.launch_second_gradient(*third, weight3, y2, norm2)
+    stem_backward.launch_third_weights(*third, y2, norm2)
+    second = (d2, y2, norm2, rows(2, 64))
+    stem_backward.launch_second_weights(pixels, table, *second)
+    stem_backward.launch_first_sums(pixels, table, weight2, *second)
 
 
 def compile_for(launch: Launch, variant: str, capability: int) -> Compiled:

@@ -47,7 +47,9 @@ FEATURES = (
             "published",
             "registry",
             "resnet",
+            "spectral_eager",
             "spectral_features",
+            "spectral_fused",
             "spectral_layers",
             "spectral_moments",
             "spectral_parts",
@@ -59,6 +61,8 @@ FEATURES = (
     ),
     "pretrain/kernels/launching.py",
     "pretrain/kernels/normalize.py",
+    "pretrain/kernels/stem.py",
+    "pretrain/kernels/stem_backward.py",
     "pretrain/weights/resample.py",
 )
 """Code that turns the array of an image into the encoder's features."""

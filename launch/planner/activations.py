@@ -9,6 +9,7 @@ checks this against a third.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Literal, cast
 
 import torch
@@ -19,9 +20,10 @@ from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.models import spectral_parts
+from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
-from pretrain.models.unit import set_activation_checkpointing
+from pretrain.models.unit import set_activation_checkpointing, units
 from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
 
@@ -111,6 +113,7 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
     with _sizes_of_parts(device), FakeTensorMode():
         module = build_module(config, bands)
         set_activation_checkpointing(module, "blocks" if checkpointing else "none")
+        _set_stem_kernel(module, config, device)
         traces = tuple(tuple(trace_phases(module, config, bands, groups * group)) for groups in GROUPS)
         return Activations(_weights(module, traces[0]), group, traces)
 
@@ -171,6 +174,14 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
     owned = [sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules()]
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
     return Weights(tuple(phase.gradient for phase in phases if phase.gradient), buffers, max(owned))
+
+
+def _set_stem_kernel(module: nn.Module, config: PretrainConfig, device: Device) -> None:
+    """Trace the stem as the run's device computes it, where Triton is installed: it is needed for its operators."""
+    fused = device == "cuda" and config.engine.stem_kernel != "eager" and find_spec("triton") is not None
+    for unit in units(module):
+        if isinstance(unit, SpectralAdapter):
+            unit.kernel = "triton" if fused else "eager"
 
 
 @contextmanager

@@ -22,6 +22,9 @@ class EngineConfig(ConfigModel):
     products and attention; ``blocks``, blocks and stem, for the least memory and a third more work."""
     compile: Switch | Literal["auto"] = "auto"
     """Use torch.compile for transformer blocks and the arithmetic of stem and loss in training; auto: on GPUs."""
+    stem_kernel: Literal["auto", "eager", "triton"] = "auto"
+    """How the spectral adapter is computed in half precision: ``triton``, by a few kernels, for GPUs of compute
+    capability 8.0 and above; ``eager``, by torch's operations; ``auto``, by Triton's wherever they run."""
     reduce_bucket_size: Positive | None = None
     """Weights of one reduction; null: an eighth of the model, within 1 to 50 million."""
     prefetch_bucket_size: NotNegative | None = None
@@ -53,6 +56,12 @@ class EngineConfig(ConfigModel):
     def _yes_is_blocks(cls, value: Any) -> Any:
         switch = as_switch(value)
         return {True: "blocks", False: "none"}[switch] if isinstance(switch, bool) else value
+
+    @model_validator(mode="after")
+    def _kernels_need_half_precision(self) -> Self:
+        if self.stem_kernel == "triton" and self.precision == "fp32":
+            raise ValueError(".stem_kernel triton needs .precision autocast or bf16: use auto")
+        return self
 
     @model_validator(mode="after")
     def _bf16_needs_a_stage(self) -> Self:

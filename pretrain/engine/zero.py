@@ -15,6 +15,7 @@ from pretrain import distributed
 from pretrain.config.engine import EngineConfig
 from pretrain.engine.compiled_units import compile_units, eager_units, is_compiled
 from pretrain.engine.optimizers import optimizer_state
+from pretrain.models.adapter import set_stem_kernel
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import compiling
 from pretrain.models.unit import set_activation_checkpointing
@@ -119,6 +120,7 @@ class ZeroEngine:
         self.config = config
         self.accumulation = accumulation
         set_activation_checkpointing(model, config.activation_checkpointing)
+        set_stem_kernel(model, config.stem_kernel, distributed.device())
         self.compiles = is_compiled(config.compile, distributed.device())
         if self.compiles:
             compile_units(model)

@@ -10,7 +10,6 @@ depend on how many groups a call has: what is summed over groups is added up at 
 Shapes: G groups, R pixels of a group, L positions of a layer's output, K = kernel * channels in, N channels out.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.models.compilation import compilable
-from pretrain.models.spectral_moments import RunningMoments, im2col_moments
+from pretrain.models.spectral_moments import im2col_moments
 from pretrain.models.spectral_parts import Part, split_parts, widened
 
 
@@ -93,6 +92,14 @@ class FirstLayer:
 
 
 @dataclass(frozen=True)
+class FirstSums:
+    """Sums over a group's pixels: im2col^T d (G, K, N), and d (G, N), the gradient of the ReLU's input; float64."""
+
+    product: Tensor
+    d_shift: Tensor
+
+
+@dataclass(frozen=True)
 class LaterLayer:
     """A layer on top of another, with the statistics of its batch norm.
 
@@ -120,6 +127,26 @@ class LaterLayer:
         return activate(part.of(y), self.factor[part.groups], self.offset[part.groups])
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What the backward pass needs of the forward pass.
+
+    Attributes:
+        pixels: (G, R, bands).
+        first, later: layers with their statistics.
+        ys: of each later layer the input of its norm, (G, R, L, N).
+    """
+
+    pixels: Tensor
+    first: FirstLayer
+    later: tuple[LaterLayer, ...]
+    ys: tuple[Tensor, ...]
+
+    @property
+    def layers(self) -> list[FirstLayer | LaterLayer]:
+        return [self.first, *self.later]
+
+
 def first_layer(layer: Layer, pixels: Tensor, dtype: torch.dtype) -> FirstLayer:
     """Take the statistics of the first layer over pixels (G, R, bands) and fold its norm into its weights."""
     weight, bias = layer.weight.to(dtype).double(), layer.bias.to(dtype).double()
@@ -143,35 +170,21 @@ def first_layer(layer: Layer, pixels: Tensor, dtype: torch.dtype) -> FirstLayer:
     return FirstLayer(layer, length, weight, bias, mean, variance, inverse, count, sums, products, folded, offset)
 
 
-def later_layer(
-    layer: Layer, pixels: Tensor, below: FirstLayer | LaterLayer, output: Callable[[Part], Tensor]
-) -> tuple[LaterLayer, Tensor]:
-    """Compute y of a layer for all pixels, and its statistics.
+def later_layer(layer: Layer, weight: Tensor, y: Tensor, moments: tuple[Tensor, Tensor]) -> LaterLayer:
+    """Fold the norm of a layer above the first.
 
     Args:
-        pixels: (G, R, bands).
-        below: the layer below.
-        output: from a part to the output of the layer below, (G, R, length, channels).
-
-    Returns:
-        The layer, and y (G, R, L, N).
+        weight: (K, N), in the dtype of products.
+        y: (G, R, L, N).
+        moments: mean and variance of y by group, (G, N), float64; unused where the norm has given ones.
     """
-    dtype = below.offset.dtype if isinstance(below, FirstLayer) else below.weight.dtype
-    weight, bias = layer.weight.to(dtype), layer.bias.to(dtype)
-    y = bias.new_empty(*pixels.shape[:2], layer.positions(below.length), len(bias))
-    moments = RunningMoments(y)
-    for part in split_parts(pixels):
-        rows = part.of(y)
-        torch.addmm(bias, im2col(output(part), layer).flatten(0, 2), weight, out=rows.flatten(0, 2))
-        if layer.moments is None:
-            moments.add(part, rows)
-    mean, variance = moments.values if layer.moments is None else given_moments(layer, len(y))
-    wide = widened(bias).dtype
+    groups, pixels, length, _ = y.shape
+    mean, variance = moments if layer.moments is None else given_moments(layer, groups)
+    wide = widened(y[:0]).dtype
     center, inverse = mean.to(wide)[:, None, None], (variance + layer.eps).rsqrt().to(wide)[:, None, None]
     factor = layer.scale.to(wide) * inverse
     offset = layer.shift.to(wide) - center * factor
-    count = y.shape[1] * y.shape[2]
-    return LaterLayer(layer, y.shape[2], weight, mean, variance, count, center, inverse, factor, offset), y
+    return LaterLayer(layer, length, weight, mean, variance, pixels * length, center, inverse, factor, offset)
 
 
 def im2col(x: Tensor, layer: Layer) -> Tensor:
@@ -209,6 +222,31 @@ def relu_gradient(dz: Tensor, z: Tensor, y: Tensor, center: Tensor, inverse: Ten
 def norm_gradient(d: Tensor, y: Tensor, center: Tensor, factor: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return the gradient of the input of a norm with this call's statistics; shift and scale are means over it."""
     return ((widened(d) - shift - (widened(y) - center) * scale) * factor).to(y.dtype)
+
+
+def first_gradients(first: FirstLayer, sums: FirstSums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each group's gradients of weight, bias, scale and shift."""
+    factor, apart = first.layer.scale.double() * first.inverse, first.bias - first.mean
+    d_scale = first.inverse * ((first.weight * sums.product).sum(1) + apart * sums.d_shift)
+    if first.layer.moments is not None:
+        return sums.product * factor[:, None], sums.d_shift * factor, d_scale, sums.d_shift
+    normal = first.inverse[:, None] * (first.products @ first.weight + outer(first.sums, apart))  # im2col^T x^
+    through = outer(first.sums, sums.d_shift) + normal * d_scale[:, None]
+    d_weight = factor[:, None] * (sums.product - through / first.count)
+    return d_weight, torch.zeros_like(first.mean), d_scale, sums.d_shift
+
+
+def later_gradients(later: LaterLayer, d_weight: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each group's gradients of weight, bias, scale and shift.
+
+    Args:
+        d_weight: (G, K, N).
+        sums: gradients of shift and scale, (2, G, N).
+    """
+    d_shift, d_scale = sums
+    is_given = later.layer.moments is not None  # statistics of the call remove any bias
+    d_bias = later.factor[:, 0, 0] * d_shift if is_given else torch.zeros_like(d_shift)
+    return d_weight, d_bias, d_scale, d_shift
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:

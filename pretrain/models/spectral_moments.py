@@ -75,3 +75,23 @@ class RunningMoments:
     def values(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (G, N), float64."""
         return self._mean, self._squares / self._count
+
+
+def combined_moments(blocks: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Combine moments of blocks of pixels.
+
+    Args:
+        blocks: of each block of y's pixels (G, R, L, N) the mean and the squared deviations, (G, B, 2, N).
+        size: pixels of a block; the last one has the rest.
+
+    Returns:
+        Mean and biased variance, (G, N), float64.
+    """
+    pixels, length = y.shape[1:3]
+    last = pixels - (blocks.shape[1] - 1) * size
+    means, squares = blocks.double().unbind(2)
+    total = size * means.sum(1) + (last - size) * means[:, -1]
+    mean = total / pixels
+    apart = (means - mean[:, None]).square()
+    between = size * apart.sum(1) + (last - size) * apart[:, -1]
+    return mean, (squares.sum(1) / length + between) / pixels

@@ -24,7 +24,6 @@ from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
 from pretrain.kernels.launching import usable
 from pretrain.models.attention import Backend
-from pretrain.models.compilation import is_compiling
 from pretrain.models.flops import Parts
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
@@ -112,7 +111,7 @@ class MaskedAutoencoder(ObjectiveModule):
         masks = choose_masks(noise, self.mask_ratio)
         patches = patchify(images, self.encoder.patch_size)
         latent = self.encoder.tokens(self._floats(gather_tokens(patches, masks.visible)), masks.visible)
-        fused = self._fuses_loss(patches)
+        fused = usable(patches) and not self.spectral_angle  # the kernel has no angles
         truth = patches if fused else gather_tokens(patches, masks.masked)
         del patches
         prediction = self.decoder(latent, masks)
@@ -123,10 +122,6 @@ class MaskedAutoencoder(ObjectiveModule):
         else:
             losses = self._compare(prediction, truth, counted, terms)
         return losses, prediction, masks.masked, latent[:, 1:].mean(1)
-
-    def _fuses_loss(self, patches: Tensor) -> bool:
-        """Return whether the loss is a single kernel; it has no spectral angle."""
-        return is_compiling() and not self.spectral_angle and usable(patches)
 
     def _compare(self, prediction: Tensor, truth: Tensor, counted: Tensor | None, terms: Tensor | None) -> Tensor:
         _, patches, pixels, _ = truth.shape

@@ -16,6 +16,7 @@ from pretrain.data.draws import Draws
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
+from pretrain.models.adapter import set_stem_kernel
 from pretrain.models.encoder import Encoder
 from pretrain.models.flops import Parts, times
 from pretrain.models.initialize import initialize
@@ -90,6 +91,7 @@ class Objective(ABC):
         self.augment = build_augmentation(config.augment, config.model.image_size)
         self.scalars = Scalars()
         self.module = self.build_module(config, manifest.tile_shape[0], normalize)
+        set_stem_kernel(self.module, config.engine.stem_kernel, distributed.device())  # momentum networks copy it
         self._fill(self.module)
 
     @classmethod

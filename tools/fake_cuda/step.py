@@ -58,6 +58,7 @@ def count_step(config: PretrainConfig, world: int, machine: Machine) -> StepCoun
     _join_group(world)
     if config.engine.compile:
         compiler.install()
+        torch._dynamo.reset()  # graphs of other cases count toward the limit of a function's graphs
     with FakeCudaMode(allow_non_fake_inputs=True) as mode:
         torch.autograd.set_multithreading_enabled(False)  # a thread of its own would not be in the mode
         normalize = Normalizer(manifest().mean, manifest().std, config.augment.clip).to(distributed.device())

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pretrain.data.augment import Crop
-from pretrain.kernels.launching import usable
-from pretrain.models.adapter import SpectralAdapter
+from pretrain.kernels.launching import kernels_problem, usable
+from pretrain.models.adapter import SpectralAdapter, StemKernel, set_stem_kernel
 from pretrain.models.attention import Backend, attention, xformers_problem
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
@@ -65,19 +65,28 @@ def _attention_row(device: torch.device, backend: Backend, head_dim: int, packed
 
 def _stem(device: torch.device) -> Iterator[Row]:
     pixels = torch.randn(16, 200, BANDS, generator=torch.Generator().manual_seed(0))
-    exact = _stem_results(pixels.double(), torch.device("cpu"), torch.float64)
-    for name, autocast, tolerances in (("fp32", False, (FP32, FP32)), ("bf16", True, (BF16, STEM_GRADIENT))):
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            results = _stem_results(pixels, device, torch.float32)
+    exact = _stem_results(pixels.double(), torch.device("cpu"), torch.float64, "eager")
+    kernels: list[tuple[StemKernel, torch.dtype, float, float]] = [
+        ("eager", torch.float32, FP32, FP32),
+        ("eager", torch.bfloat16, BF16, STEM_GRADIENT),
+    ]
+    if kernels_problem(device) is None:
+        kernels.append(("triton", torch.bfloat16, BF16, STEM_GRADIENT))
+    for kernel, dtype, features, gradients in kernels:
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            results = _stem_results(pixels, device, torch.float32, kernel)
         errors = [relative_error(actual, expected) for actual, expected in zip(results, exact, strict=True)]
-        yield error_row(f"stem, {name}: features", errors[0], tolerances[0])
-        yield error_row(f"stem, {name}: gradients", errors[1], tolerances[1])
+        yield error_row(f"stem, {kernel}, {dtype}: features", errors[0], features)
+        yield error_row(f"stem, {kernel}, {dtype}: gradients", errors[1], gradients)
 
 
-def _stem_results(pixels: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _stem_results(
+    pixels: Tensor, device: torch.device, dtype: torch.dtype, kernel: StemKernel
+) -> tuple[Tensor, Tensor]:
     """Return features, and the gradients of all weights in one vector, each divided by its largest value."""
     stem = SpectralAdapter(bn_group=8)
     initialize(stem, "stem", 0)
+    set_stem_kernel(stem, kernel, device)
     stem = stem.to(device, dtype)
     features = stem(pixels.to(device))
     weights = torch.linspace(-1, 1, features.shape[-1], device=device)

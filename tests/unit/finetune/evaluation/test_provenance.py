@@ -63,6 +63,7 @@ CHANGES_NOTHING = {
     "engine.zero_stage",
     "engine.activation_checkpointing",
     "engine.compile",
+    "engine.stem_kernel",
     "engine.reduce_bucket_size",
     "engine.prefetch_bucket_size",
     "engine.param_persistence_threshold",
