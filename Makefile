@@ -62,7 +62,8 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints-common.txt $(PINS)
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: sudo apt install python3-venv" >&2; exit 2; }
 	@echo "installing into $(VENV) with $$($(PYTHON) --version) (once, about a minute)"
 	@[ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || rm -rf $(VENV)
-	@$(PYTHON) -m venv $(if $(WHEELS),--system-site-packages) $(VENV)
+	@$(PYTHON) -m venv$(if $(WHEELS), --system-site-packages) $(VENV)
+	@[ -z "$(WHEELS)" ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade $(FROM) setuptools
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) -e ".[$(EXTRAS)]"
 	@[ -n "$(WHEELS)" ] || [ $(PINS) = constraints.txt ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUDNN)
 	@touch $@

@@ -32,12 +32,14 @@ from torch import Tensor
 
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
+from pretrain.data.draws import to_device
 from pretrain.engine.optimizers import build_optimizer
 from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.published import SPEC_VITS
 from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.objectives.masks import MaskedPatches, choose_masks
 from shards.cli import Parser, positive, run_command
 from shards.config import check_config
 from shards.errors import ConfigError
@@ -90,12 +92,13 @@ def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
     return module.to(device)
 
 
-def batch(config: PretrainConfig, model: MaskedAutoencoder, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return random tiles, int16 (B, C, H, W), and mask noise (B, T), the same in every process."""
+def batch(config: PretrainConfig, model: MaskedAutoencoder, device: torch.device) -> tuple[Tensor, MaskedPatches]:
+    """Return random tiles, int16 (B, C, H, W), and masks, the same in every process."""
     generator = torch.Generator().manual_seed(0)
     size, count = config.model.image_size, config.train.micro_batch
     tiles = torch.randint(0, 6000, (count, BANDS, size, size), dtype=torch.int16, generator=generator)
-    return tiles.to(device), torch.rand(count, model.num_patches, generator=generator).to(device)
+    noise = torch.rand(count, model.num_patches, generator=generator).numpy()
+    return tiles.to(device), MaskedPatches(*to_device(choose_masks(noise, model.mask_ratio), device))
 
 
 def loss_difference(config: PretrainConfig) -> float:
@@ -103,10 +106,10 @@ def loss_difference(config: PretrainConfig) -> float:
     torch.backends.cudnn.allow_tf32 = False  # its 10-bit mantissa would hide differences
     device = _device()
     model = build(config, device).eval()
-    tiles, noise = batch(config, model, device)
+    tiles, masks = batch(config, model, device)
     with torch.no_grad():
-        ours = model(tiles, noise)[0]
-        plain = PlainMaskedAutoencoder(model).eval()(_floats(model, tiles), noise)
+        ours = model(tiles, masks)[0]
+        plain = PlainMaskedAutoencoder(model).eval()(_floats(model, tiles), masks)
     return ((ours - plain).abs() / plain).max().item()
 
 
@@ -115,9 +118,9 @@ def measure(config: PretrainConfig, way: str) -> tuple[float, int]:
     torch.set_num_threads(config.run.threads)
     device = _device()
     model = build(config, device)
-    tiles, noise = batch(config, model, device)
+    tiles, masks = batch(config, model, device)
     step = (
-        _engine_step(config, model, tiles, noise) if way == "zero3" else _plain_step(config, model, way, tiles, noise)
+        _engine_step(config, model, tiles, masks) if way == "zero3" else _plain_step(config, model, way, tiles, masks)
     )
     times: list[float] = []
     step()
@@ -131,7 +134,7 @@ def measure(config: PretrainConfig, way: str) -> tuple[float, int]:
 
 
 def _plain_step(
-    config: PretrainConfig, model: MaskedAutoencoder, way: str, tiles: Tensor, noise: Tensor
+    config: PretrainConfig, model: MaskedAutoencoder, way: str, tiles: Tensor, masks: MaskedPatches
 ) -> Callable[[], None]:
     """Return a step of a plain torch loop."""
     plain = PlainMaskedAutoencoder(model) if way == "plain" else None
@@ -142,7 +145,7 @@ def _plain_step(
 
     def step() -> None:
         with torch.autocast(tiles.device.type, torch.bfloat16, enabled=config.engine.precision == "autocast"):
-            losses = model(tiles, noise)[0] if plain is None else plain(_floats(model, tiles), noise)
+            losses = model(tiles, masks)[0] if plain is None else plain(_floats(model, tiles), masks)
         losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -150,7 +153,9 @@ def _plain_step(
     return step
 
 
-def _engine_step(config: PretrainConfig, model: MaskedAutoencoder, tiles: Tensor, noise: Tensor) -> Callable[[], None]:
+def _engine_step(
+    config: PretrainConfig, model: MaskedAutoencoder, tiles: Tensor, masks: MaskedPatches
+) -> Callable[[], None]:
     """Return a step of the training engine on one process."""
     from pretrain.engine.zero import ZeroEngine, init_distributed
 
@@ -165,7 +170,7 @@ def _engine_step(config: PretrainConfig, model: MaskedAutoencoder, tiles: Tensor
     engine = ZeroEngine(model, optimizer, config.engine, config.train.micro_batch, 1, config.optim.clip)
 
     def step() -> None:
-        engine.step(iter([engine(tiles, noise)[0].mean()]))
+        engine.step(iter([engine(tiles, masks)[0].mean()]))
 
     return step
 

@@ -13,8 +13,8 @@ from pretrain.models.adapter import LAYERS
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.objectives.mae_decoder import choose_masks
 from pretrain.objectives.masked_loss import masked_targets
+from pretrain.objectives.masks import MaskedPatches
 
 
 class PlainMaskedAutoencoder(nn.Module):
@@ -27,7 +27,7 @@ class PlainMaskedAutoencoder(nn.Module):
     def __init__(self, ours: MaskedAutoencoder) -> None:
         super().__init__()
         encoder, core = cast(SpecViT, ours.encoder), cast(SpecViT, ours.encoder).core
-        self.mask_ratio, self.norm_pix, self.patch_size = ours.mask_ratio, ours.norm_pix, encoder.patch_size
+        self.norm_pix, self.patch_size = ours.norm_pix, encoder.patch_size
         layers: list[nn.Module] = []
         for inputs, outputs, kernel, stride in LAYERS:
             convolution = nn.Conv3d(inputs, outputs, (kernel, 1, 1), (stride, 1, 1), (1, 0, 0))
@@ -42,9 +42,8 @@ class PlainMaskedAutoencoder(nn.Module):
         self.decoder = ours.decoder
         self.to(proj.weight.device)
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return losses (B,) of normalized images (B, C, H, W), masked by noise (B, T)."""
-        masks = choose_masks(noise, self.mask_ratio)
+    def forward(self, images: Tensor, masks: MaskedPatches) -> Tensor:
+        """Return losses (B,) of normalized images (B, C, H, W)."""
         positions = cast(Tensor, self.pos_embed)
         tokens = self.proj(self.stem(images[:, None]).mean(2)).flatten(2).transpose(1, 2) + positions[:, 1:]
         cls = (self.cls_token + positions[:, :1]).expand(len(images), -1, -1)

@@ -117,6 +117,7 @@ TUNING = (
     "pretrain/data/draws.py",
     "pretrain/engine/compiled_units.py",
     "pretrain/engine/deepspeed_adapter.py",
+    "pretrain/engine/gradients.py",
     "pretrain/engine/leaf_modules.py",
     "pretrain/engine/sharding.py",
     "pretrain/engine/zero.py",

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from launch.planner.live_bytes import LiveBytes
 from pretrain.config import PretrainConfig
@@ -26,6 +27,7 @@ from pretrain.models.normalize import Normalizer
 from pretrain.models.unit import set_activation_checkpointing, units
 from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.objectives.masks import MaskedPatches
 
 Device = Literal["cpu", "cuda"]
 """Device whose block sizes the stem and the loss use."""
@@ -123,14 +125,18 @@ def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
     return MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
 
 
-def inputs(config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int) -> list[Tensor]:
-    """Return images, mask noise and, with ``ignore_nodata``, the mask of valid pixels, as the objective passes them."""
+def inputs(
+    config: PretrainConfig, module: MaskedAutoencoder, bands: int, micro_batch: int, device: str = "cpu"
+) -> list[Any]:
+    """Return images, masks and, with ``ignore_nodata``, which pixels are valid, as the objective passes them."""
     size, mae = config.model.image_size, cast(MaeConfig, config.objective)
-    floats = config.augment.crop_scale is not None
-    images = torch.zeros(micro_batch, bands, size, size, dtype=torch.float32 if floats else torch.int16)
-    noise = torch.rand(micro_batch, module.num_patches)
-    valid = [torch.ones(micro_batch, 1, size, size, dtype=torch.bool), torch.ones(())] if mae.ignore_nodata else []
-    return [images, noise, *valid]
+    dtype = torch.int16 if config.augment.crop_scale is None else torch.float32
+    images = torch.zeros(micro_batch, bands, size, size, dtype=dtype, device=device)
+    masks = MaskedPatches.in_order(micro_batch, module.count_patches(), device)
+    if not mae.ignore_nodata:
+        return [images, masks]
+    valid = torch.ones(micro_batch, 1, size, size, dtype=torch.bool, device=device)
+    return [images, masks, valid, torch.ones((), device=device)]
 
 
 def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, micro_batch: int) -> Iterator[Phase]:
@@ -139,7 +145,7 @@ def trace_phases(module: MaskedAutoencoder, config: PretrainConfig, bands: int, 
     arguments = inputs(config, module, bands, micro_batch)
     phases: list[Phase] = []
     with LiveBytes() as live:
-        live.add([*module.parameters(), *module.buffers(), *arguments])
+        live.add(tree_leaves([*module.parameters(), *module.buffers(), *arguments]))
         base = live.now
         live.restart()
         live.made = 0

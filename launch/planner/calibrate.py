@@ -77,7 +77,7 @@ def build_engine(config: PretrainConfig) -> ZeroEngine:
 def step_of(engine: ZeroEngine, config: PretrainConfig) -> Callable[[], None]:
     """Return a training step on one micro batch of empty tiles."""
     module = cast(MaskedAutoencoder, engine.module)
-    arguments = [tensor.to(_device()) for tensor in inputs(config, module, BANDS, config.train.micro_batch)]
+    arguments = inputs(config, module, BANDS, config.train.micro_batch, _device().type)
 
     def step() -> None:
         engine.step(iter([engine(*arguments)[0].mean()]))

@@ -132,13 +132,13 @@ def _gather_bytes(layout: Layout) -> int:
 
 
 def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int) -> Bytes:
-    """Return the bytes of tiles, resampled images and mask noise, and on GPUs of the runtime."""
+    """Return the bytes of tiles, resampled images and masks, and on GPUs of the runtime."""
     size = config.model.image_size
     resampled = config.augment.crop_scale is not None
     tiles = 2 * bands * (TILE_SIZE if resampled else size) ** 2
     images = 4 * bands * size**2 if resampled else 0
-    noise = 4 * (size // config.model.patch_size) ** 2
-    parts = {"inputs": micro_batch * (tiles + images + noise)}
+    masks = 8 * (size // config.model.patch_size) ** 2
+    parts = {"inputs": micro_batch * (tiles + images + masks)}
     return parts | ({"runtime": RUNTIME} if layout.device == "cuda" else {})
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from shards.config import ConfigModel, NamedConfig
-from shards.config.fields import NotNegative, OpenShare, Positive, Rate, Scale, Share, Switch, Weight
+from shards.config.fields import Fraction, NotNegative, OpenShare, Positive, Rate, Scale, Share, Switch, Weight
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -49,6 +49,8 @@ class MaeConfig(ObjectiveConfig):
     """Name of the objective."""
     mask_ratio: OpenFraction = 0.9
     """Share of the patches that the encoder does not see."""
+    decode_share: Fraction = 1.0
+    """Share of the masked patches that a training step predicts, drawn for each sample; validation predicts all."""
     norm_pix: Switch = True
     """Predict patches normalized by their own mean and standard deviation."""
     ignore_nodata: Switch = False

@@ -18,7 +18,7 @@ from torch import Tensor
 from pretrain.config.data import AugmentConfig
 from pretrain.data.draws import to_device
 from pretrain.registries import AUGMENTATIONS
-from shards.order.random_bits import fold_in, uniform
+from shards.order.random_bits import uniform
 
 ASPECT = (3 / 4, 4 / 3)
 """Range of width / height of a resized crop."""
@@ -222,8 +222,3 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     resized = columns @ images.flatten(1, 2).transpose(1, 2)  # (B, w, C * H)
     views = resized.view(batch, -1, height) @ rows.transpose(1, 2)  # (B, w * C, h)
     return views.view(batch, columns.shape[1], bands, -1).permute(0, 2, 3, 1)
-
-
-def mask_noise(samples: np.ndarray, seed: int, patches: int, name: str = "mask") -> np.ndarray:
-    """Draw noise in [0, 1) that decides which patches are masked, float32 (B, patches)."""
-    return uniform(fold_in(seed, name), samples, patches).astype(np.float32)

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.console import log
+from pretrain.engine.gradients import clip, global_norm, local_norm
 from pretrain.engine.leaf_modules import set_leaf_modules
-from pretrain.engine.sharding import global_norm, shard_of
+from pretrain.engine.sharding import shard_of
+from pretrain.engine.stream_order import order_streams
 from shards.errors import ForgeError
 
 TESTED = ">=0.19.8,<0.20"  # versions that the tests run with; setup.cfg requires the same
@@ -105,11 +107,7 @@ class DeepSpeedAdapter(ABC):
 
     @abstractmethod
     def step(self, accept: NormAccept) -> bool:
-        """End the last micro batch of an optimizer step, and take the step unless ``accept`` refuses it.
-
-        Returns:
-            Whether the weights moved.
-        """
+        """End an optimizer step's last micro batch; take the step unless ``accept`` refuses it, and return which."""
 
     @abstractmethod
     def flat_partitions(self) -> Iterable[Tensor]:
@@ -155,22 +153,23 @@ class StageZero(DeepSpeedAdapter):
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
-        engine.clip_fp32_gradients = self._clip  # DeepSpeed's function computes the norm again
+        # DeepSpeed's function computes the norm again
+        engine.clip_fp32_gradients = lambda: clip(self._gradients(), self._norm, engine.gradient_clipping())
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer
 
     def step(self, accept: NormAccept) -> bool:
-        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        self._norm = local_norm(self._gradients())
         accepted = accept(self._norm) is not None
         if not accepted:
             self.module.zero_grad()
         self.engine.step()
         return accepted and self.engine.was_step_applied()
 
-    def _clip(self) -> None:
-        torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.engine.gradient_clipping(), self._norm)
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -209,14 +208,12 @@ class PartitionedAdapter(DeepSpeedAdapter):
         return torch.tensor(math.inf if norm is None else norm)
 
     def _norm(self) -> Tensor:
+        """Compute the norm on the device; DeepSpeed's own method waits for the device in each parameter group."""
         if getattr(self.optimizer, self.OFFLOADED):
-            return self._combined(self._compute_norm()).to(distributed.device())
-        # DeepSpeed's own waits for the device in each parameter group
+            norms = self._compute_norm()  # at stage 3 of each parameter group
+            norm = deepspeed.runtime.utils.combine_grad_norm_groups(norms if isinstance(norms, list) else [norms])
+            return norm.to(distributed.device())
         return global_norm(gradient for group in self.optimizer.averaged_gradients.values() for gradient in group)
-
-    def _combined(self, norm: Any) -> Tensor:
-        """Return the one norm of what DeepSpeed's method computes."""
-        return norm
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
@@ -235,10 +232,11 @@ class PartitionedOptimizer(PartitionedAdapter):
     NORM, OFFLOADED = "scaled_global_norm", "cpu_offload"
     MODULE = (
         "utils.safe_get_full_fp32_param utils.safe_set_full_fp32_param utils.safe_get_full_optimizer_state "
-        "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups"
+        "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups runtime.utils.combine_grad_norm_groups"
     ).split()
     OPTIMIZER = (
-        "scaled_global_norm cpu_offload averaged_gradients check_overflow optimizer single_partition_of_fp32_groups "
+        "scaled_global_norm cpu_offload overlap_comm reduction_stream averaged_gradients check_overflow "
+        "independent_gradient_partition_epilogue optimizer single_partition_of_fp32_groups "
         "_hp_optimizer_states_linked _lazy_init_hp_params_optimizer_state real_dp_process_group "
         "parallel_partitioned_bit16_groups bit16_groups_flat nccl_start_alignment_factor allgather_bucket_size"
     ).split()
@@ -246,6 +244,8 @@ class PartitionedOptimizer(PartitionedAdapter):
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
         self.optimizer.check_overflow = lambda **_: None  # reads the device; a non-finite norm says the same
+        if self.optimizer.overlap_comm and not self.optimizer.cpu_offload:
+            order_streams(self.optimizer, deepspeed.accelerator.get_accelerator(), self.optimizer.reduction_stream)
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return self.optimizer.single_partition_of_fp32_groups
@@ -285,7 +285,8 @@ class PartitionedWeights(PartitionedAdapter):
         "runtime.utils.combine_grad_norm_groups zero.GatheredParameters"
     ).split()
     OPTIMIZER = (
-        "_get_norm_groups offload_optimizer averaged_gradients optimizer fp32_partitioned_groups_flat "
+        "_get_norm_groups offload_optimizer reduce_and_partition_stream averaged_gradients "
+        "independent_gradient_partition_epilogue optimizer fp32_partitioned_groups_flat "
         "fp16_partitioned_groups_flat _partition_all_parameters _unflatten_partitioned_parameters "
         "persistent_parameters"
     ).split()
@@ -294,12 +295,11 @@ class PartitionedWeights(PartitionedAdapter):
         super().__init__(engine)
         for parameter in engine.module.parameters():
             _require(parameter, ("ds_shape", "partition", "all_gather"), type(parameter).__name__)
+        if (reduction := self.optimizer.reduce_and_partition_stream) and not self.optimizer.offload_optimizer:
+            order_streams(self.optimizer, reduction, reduction)
 
     def _decide(self) -> Any:
         return [super()._decide()]  # as the norms of parameter groups, of one
-
-    def _combined(self, norm: Any) -> Tensor:
-        return deepspeed.runtime.utils.combine_grad_norm_groups(norm)
 
     def flat_partitions(self) -> Iterable[Tensor]:
         return self.optimizer.fp32_partitioned_groups_flat

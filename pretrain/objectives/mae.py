@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from pretrain.data.augment import mask_noise
 from pretrain.data.draws import Draws, to_device
 from pretrain.data.stream import TileBatch
 from pretrain.engine.zero import ZeroEngine
@@ -28,8 +27,9 @@ from pretrain.models.flops import Parts
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import ViTEncoder
-from pretrain.objectives.mae_decoder import MaeDecoder, MaskedPatches, choose_masks
+from pretrain.objectives.mae_decoder import MaeDecoder
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
+from pretrain.objectives.masks import MaskedPatches, choose_masks, count_patches, mask_noise
 from pretrain.objectives.objective import (
     Evaluation,
     Objective,
@@ -58,6 +58,7 @@ class MaskedAutoencoder(ObjectiveModule):
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         spectral_angle: weight of the mean angle between predicted and true spectra, 0 for none.
         normalize: of int16 images; spectral angles are taken between digital numbers.
+        decode_share: share of the masked patches that are predicted in training.
     """
 
     encoder: ViTEncoder
@@ -74,9 +75,11 @@ class MaskedAutoencoder(ObjectiveModule):
         backend: Backend = "auto",
         spectral_angle: float = 0.0,
         normalize: Normalizer | None = None,
+        decode_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.mask_ratio, self.norm_pix, self.spectral_angle = mask_ratio, norm_pix, spectral_angle
+        self.decode_share = decode_share
         self.encoder = encoder
         outputs = encoder.patch_size**2 * bands
         self.decoder = MaeDecoder(
@@ -86,21 +89,21 @@ class MaskedAutoencoder(ObjectiveModule):
 
     @property
     def num_patches(self) -> int:
-        """T: random numbers that decide a sample's mask."""
+        """T, patches of an image."""
         return self.encoder.grid**2
 
     def count_patches(self) -> tuple[int, int]:
-        """Count the visible and the masked patches of an image."""
-        visible = int(self.num_patches * (1 - self.mask_ratio))
-        return visible, self.num_patches - visible
+        """Count the visible and the decoded patches of an image in training."""
+        return count_patches(self.num_patches, self.mask_ratio, self.decode_share)
 
     def losses(
-        self, images: Tensor, noise: Tensor, valid: Tensor | None = None, terms: Tensor | None = None
+        self, images: Tensor, masks: MaskedPatches, valid: Tensor | None = None, terms: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Reconstruct the masked patches of images (B, C, H, W) by mask noise (B, T).
+        """Reconstruct the masked patches of images (B, C, H, W).
 
         Args:
             images: normalized, or int16 as tiles are: then only the patches that are used become float.
+            masks: of each image.
             valid: bool (B, 1, H, W), pixels that count in the loss; None for all.
             terms: with ``valid``: number of pixels that a sample's loss is divided by; None for its own.
 
@@ -108,7 +111,6 @@ class MaskedAutoencoder(ObjectiveModule):
             Loss of each sample, float32 (B,); prediction (B, M, p*p*C); grid ids of the masked patches (B, M); mean
             of each sample's visible tokens (B, D).
         """
-        masks = choose_masks(noise, self.mask_ratio)
         patches = patchify(images, self.encoder.patch_size)
         latent = self.encoder.tokens(self._floats(gather_tokens(patches, masks.visible)), masks.visible)
         fused = usable(patches) and not self.spectral_angle  # the kernel has no angles
@@ -218,6 +220,7 @@ class MaeObjective(Objective):
             config.model.attention,
             mae.spectral_angle,
             normalize,
+            mae.decode_share,
         )
 
     @classmethod
@@ -236,8 +239,12 @@ class MaeObjective(Objective):
     def draws(self, samples: np.ndarray) -> Draws:
         return {
             "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.manifest.tile_shape),
-            "noise": (mask_noise(samples, self.seed, self.module.num_patches),),
+            "masks": self._draw_masks(samples, "mask", self.module.decode_share),
         }
+
+    def _draw_masks(self, samples: np.ndarray, name: str, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        noise = mask_noise(samples, self.seed, self.module.num_patches, name)
+        return choose_masks(noise, self.module.mask_ratio, share)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """See Objective. If missing pixels don't count, the divisor is the number of others in the whole batch.
@@ -248,17 +255,17 @@ class MaeObjective(Objective):
             yield from super().losses(engine, batches, step)
             return
         held = deque(_copied(next(batches)) for _ in range(engine.accumulation))
-        counted = torch.stack([self._count(*self._masks(batch)) for batch in held]).sum()
+        counted = torch.stack([self._count(batch) for batch in held]).sum()
         terms = (distributed.all_reduce_sum(counted) / self.config.train.global_batch).clamp(min=1)
         while held:
             batch = held.popleft()
-            yield self._forward(engine, self._images(batch), *self._masks(batch), terms)
+            yield self._forward(engine, batch, self._valid(batch), terms)
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        return self._forward(engine, self._images(batch), self._masks(batch)[0])
+        return self._forward(engine, batch)
 
-    def _forward(self, engine: ZeroEngine, *views: Tensor) -> Tensor:
-        losses, _, _, features = engine(*views)
+    def _forward(self, engine: ZeroEngine, batch: TileBatch, *valid_and_terms: Tensor) -> Tensor:
+        losses, _, _, features = engine(self._images(batch), self._masks(batch), *valid_and_terms)
         self.scalars.add(feature_std=feature_spread(features))
         return losses.mean()
 
@@ -267,22 +274,21 @@ class MaeObjective(Objective):
         tiles = self.normalized(batch.tiles) if self.augment.resamples else batch.tiles
         return self.augment.views(tiles, batch.draws["crop"])
 
-    def _masks(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
-        """Return mask noise (B, T), and which pixels of the crops have a value, bool (B, 1, S, S) or () for all."""
-        (noise,) = batch.draws["noise"]
-        if not self.ignore_nodata:
-            return noise, torch.ones((), device=batch.tiles.device)
-        return noise, self.augment.mask_views(_has_value(batch.tiles), batch.draws["crop"]) > 0.999
+    def _masks(self, batch: TileBatch) -> MaskedPatches:
+        return MaskedPatches(*batch.draws["masks"])
 
-    def _count(self, noise: Tensor, valid: Tensor) -> Tensor:
-        masks = choose_masks(noise, self.module.mask_ratio)
-        return _masked_pixels(valid, masks, self.module.encoder.patch_size).sum()
+    def _valid(self, batch: TileBatch) -> Tensor:
+        """Return which pixels of the crops have a value, bool (B, 1, S, S)."""
+        return self.augment.mask_views(_has_value(batch.tiles), batch.draws["crop"]) > 0.999
+
+    def _count(self, batch: TileBatch) -> Tensor:
+        return _masked_pixels(self._valid(batch), self._masks(batch), self.module.encoder.patch_size).sum()
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         views = self.augment.center_views(self.normalized(tiles))
-        (noise,) = to_device([mask_noise(numbers, self.seed, self.module.num_patches, "validation")], tiles.device)
+        masks = MaskedPatches(*to_device(self._draw_masks(numbers, "validation"), tiles.device))
         valid = [self.augment.center_views(_has_value(tiles)) > 0.999] if self.ignore_nodata else []
-        losses, predictions, masked, _ = engine.evaluation(views, noise, *valid)
+        losses, predictions, masked, _ = engine.evaluation(views, masks, *valid)
         # clones, since slices would keep the whole batch in memory until the figure is drawn
         shown = (values[0].clone() for values in (views, predictions, masked))
         return Evaluation(losses, partial(self._figure, *shown))

@@ -1,6 +1,5 @@
-"""Masks of patches, and the decoder that predicts masked patches (MAE, arXiv 2111.06377)."""
+"""The decoder that predicts masked patches (MAE, arXiv 2111.06377)."""
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,26 +8,7 @@ from torch import Tensor, nn
 from pretrain.models.attention import Backend
 from pretrain.models.patches import gather_tokens, sincos_positions
 from pretrain.models.transformer import Block, Spread
-
-
-@dataclass(frozen=True)
-class MaskedPatches:
-    """Which patches of each sample the encoder sees; both ascending along the grid.
-
-    Attributes:
-        visible: int64 (B, V).
-        masked: int64 (B, T - V).
-    """
-
-    visible: Tensor
-    masked: Tensor
-
-
-def choose_masks(noise: Tensor, mask_ratio: float) -> MaskedPatches:
-    """Keep the ``int(T * (1 - mask_ratio))`` patches of smallest noise, (B, T) in [0, 1)."""
-    order = noise.argsort(1)
-    keep = int(noise.shape[1] * (1 - mask_ratio))
-    return MaskedPatches(order[:, :keep].sort(1).values, order[:, keep:].sort(1).values)
+from pretrain.objectives.masks import MaskedPatches
 
 
 class MaeDecoder(nn.Module):
@@ -49,13 +29,18 @@ class MaeDecoder(nn.Module):
         self.decoder_pred = nn.Linear(width, outputs)
 
     def forward(self, latent: Tensor, masks: MaskedPatches) -> Tensor:
-        """Map encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, T - V, p*p*C)."""
+        """Map encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, M, p*p*C)."""
         x, spread = self._tokens(latent, masks)
         last = len(self.decoder_blocks) - 1
         for number, block in enumerate(self.block_list):
-            ids = 1 + masks.masked if number == last else None  # the outputs of other tokens are not used
+            ids = self._places(masks) if number == last else None  # the outputs of other tokens are not used
             x = block.run(x, None, ids, spread if number == 0 else None)
         return self.decoder_pred(self.decoder_norm(x))
+
+    @property
+    def num_patches(self) -> int:
+        """T, patches of an image."""
+        return self.decoder_pos_embed.shape[1] - 1
 
     @property
     def block_list(self) -> list[Block]:
@@ -68,7 +53,7 @@ class MaeDecoder(nn.Module):
         alone.
         """
         width, depth = self.decoder_embed.out_features, len(self.decoder_blocks)
-        tokens, distinct = 1 + visible + masked, 1 + visible + (visible + masked) / micro_batch
+        tokens, distinct = 1 + visible + masked, 1 + visible + self.num_patches / micro_batch
         projected = 6 * width**2 * (distinct + (depth - 1) * tokens)
         finished = (2 * width**2 * 9 + 4 * tokens * width) * (masked + (depth - 1) * tokens)
         return self._outer_flops(visible, masked) + round(projected) + finished
@@ -86,7 +71,8 @@ class MaeDecoder(nn.Module):
     def _tokens(self, latent: Tensor, masks: MaskedPatches) -> tuple[Tensor, Spread]:
         """Return the distinct tokens (1, B * (1 + V) + T, D) for the first block, and how sequences consist of them.
 
-        Mask tokens of a position are equal in all samples: the first block projects them once, not B times.
+        Mask tokens of a position are equal in all samples: the first block projects them once, not B times. Sequences
+        are in the order of the grid, or where some masked patches are left out, visible tokens come first.
         """
         embedded = self.decoder_embed(latent).to(self.mask_token.dtype)
         batch, count, width = embedded.shape
@@ -100,8 +86,21 @@ class MaeDecoder(nn.Module):
 
         def spread(tokens: Tensor) -> Tensor:
             visible, table = tokens[0].split([batch * count, hidden.shape[1]])
-            visible = visible.view(batch, count, -1)
-            grid = table.expand(batch, -1, -1).scatter(1, index.expand(-1, -1, table.shape[1]), visible[:, 1:])
+            visible, table = visible.view(batch, count, -1), table.expand(batch, -1, -1)
+            if not self._has_whole_grid(masks):
+                return torch.cat([visible, gather_tokens(table, masks.masked)], 1)
+            grid = table.scatter(1, index.expand(-1, -1, table.shape[2]), visible[:, 1:])
             return torch.cat([visible[:, :1], grid], 1)
 
         return torch.cat([(embedded + visible_positions).view(1, -1, width), hidden], 1), spread
+
+    def _places(self, masks: MaskedPatches) -> Tensor:
+        """Return where the masked patches are in the sequences, (B, M)."""
+        if self._has_whole_grid(masks):
+            return 1 + masks.masked
+        batch, decoded = masks.masked.shape
+        begin = 1 + masks.visible.shape[1]
+        return torch.arange(begin, begin + decoded, device=masks.masked.device).expand(batch, -1)
+
+    def _has_whole_grid(self, masks: MaskedPatches) -> bool:
+        return masks.visible.shape[1] + masks.masked.shape[1] == self.num_patches

@@ -6,6 +6,7 @@ The reference is written anew here, from torch's own Conv3d, BatchNorm3d and Con
 import numpy as np
 import pytest
 import torch
+from support.masks import masks_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,7 +16,6 @@ from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.objectives.mae_decoder import choose_masks
 
 SIZE = 16
 
@@ -81,7 +81,7 @@ def test_tokens_of_visible_patches_are_those_of_the_whole_image(bands, patch_siz
     encoder = _encoder(patch_size).eval()
     images = _images(bands)
     noise = torch.rand(3, encoder.grid**2, generator=torch.Generator().manual_seed(2))
-    visible = choose_masks(noise, 0.5).visible
+    visible = masks_of(noise, 0.5).visible
     with torch.no_grad():
         gathered = encoder.tokens(gather_tokens(patchify(images, patch_size), visible), visible)
         whole = _whole_image_tokens(encoder, images, visible)
@@ -110,9 +110,9 @@ def test_loss_is_that_of_the_whole_image(patch_size):
     initialize(model.decoder, "decoder", 6)
     images = _images(202)
     noise = torch.rand(3, encoder.grid**2, generator=torch.Generator().manual_seed(3))
-    masks = choose_masks(noise, 0.5)
+    masks = masks_of(noise, 0.5)
     with torch.no_grad():
-        losses, _, _, _ = model(images, noise)
+        losses, _, _, _ = model(images, masks)
         prediction = model.decoder(_whole_image_tokens(encoder, images, masks.visible), masks).numpy()
     for sample in range(3):
         squares = []

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from support.masks import masks_of
 from support.reference_weights import fill_by_rule, rule_input
 
 from pretrain.models.registry import ENCODERS, build_encoder
@@ -74,7 +75,7 @@ def mae(request, reference):
     noise = torch.rand(2, 1024, generator=generator)
     latent = []
     hook = encoder.vit_core.register_forward_hook(lambda module, inputs, output: latent.append(output[0]))
-    losses, prediction, _, _ = model(images, noise)
+    losses, prediction, _, _ = model(images, masks_of(noise, case["mask_ratio"]))
     hook.remove()
     losses.mean().backward()
     norms = {}

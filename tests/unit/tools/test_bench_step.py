@@ -24,26 +24,26 @@ def one_thread():
 def _ours_and_plain() -> tuple[MaskedAutoencoder, PlainMaskedAutoencoder, torch.Tensor, torch.Tensor]:
     config = bench_step.run_config("spec_vit_tiny", 2, 16, 0.75, "fp32")
     model, other = (bench_step.build(config, torch.device("cpu")).eval() for _ in range(2))
-    tiles, noise = bench_step.batch(config, model, torch.device("cpu"))
-    return model, PlainMaskedAutoencoder(other).eval(), tiles, noise
+    tiles, masks = bench_step.batch(config, model, torch.device("cpu"))
+    return model, PlainMaskedAutoencoder(other).eval(), tiles, masks
 
 
 def test_both_ways_agree_in_evaluation_mode_alone():
-    ours, plain, tiles, noise = _ours_and_plain()
+    ours, plain, tiles, masks = _ours_and_plain()
     images = ours.normalize(tiles)
-    losses = plain(images, noise)
+    losses = plain(images, masks)
     assert losses.shape == (2,)
-    torch.testing.assert_close(ours(tiles, noise)[0], losses, rtol=1e-5, atol=0)
-    assert torch.equal(ours(images, noise)[0], ours(tiles, noise)[0])  # int16 or float
+    torch.testing.assert_close(ours(tiles, masks)[0], losses, rtol=1e-5, atol=0)
+    assert torch.equal(ours(images, masks)[0], ours(tiles, masks)[0])  # int16 or float
     ours.train()  # batch norm then sees other pixels
     plain.train()
-    assert not torch.allclose(ours(tiles, noise)[0], plain(images, noise), rtol=1e-5)
+    assert not torch.allclose(ours(tiles, masks)[0], plain(images, masks), rtol=1e-5)
 
 
 def test_both_ways_give_the_same_gradients():
-    ours, plain, tiles, noise = _ours_and_plain()
-    ours(tiles, noise)[0].mean().backward()
-    plain(ours.normalize(tiles), noise).mean().backward()
+    ours, plain, tiles, masks = _ours_and_plain()
+    ours(tiles, masks)[0].mean().backward()
+    plain(ours.normalize(tiles), masks).mean().backward()
     names = {"stem.": "encoder.spectral_adapter.", "proj.": "encoder.vit_core.patch_embed.proj."}
     own = dict(ours.named_parameters())
     for name, parameter in plain.named_parameters():

@@ -248,6 +248,7 @@ NOT_COMPUTING = {
     "pretrain.config.engine": "values are hashed",
     "pretrain.config.optim": "values are hashed",
     "pretrain.config.run": "values are hashed",
+    "pretrain.engine.stream_order": "the same numbers without waiting for them",
     "pretrain.distributed": "the same on any number of processes",
     "pretrain.resilience.guard": "its limits are hashed, and its code where an encoder is tuned",
     "pretrain.models": "finds and loads weights, which are hashed",

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.augment import ASPECT, Crop, crop_box, mask_noise
+from pretrain.data.augment import ASPECT, Crop, crop_box
 from pretrain.models.normalize import Normalizer
+from pretrain.objectives.masks import mask_noise
 from shards.order.random_bits import fold_in, uniform
 from shards.sensors.sensor import NODATA
 

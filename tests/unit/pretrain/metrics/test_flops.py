@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.masks import masks_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +14,6 @@ from pretrain.models.stem import NoStem, Stem
 from pretrain.models.unit import set_activation_checkpointing
 from pretrain.objectives.dino import DinoHead
 from pretrain.objectives.mae import MaskedAutoencoder
-from pretrain.objectives.mae_decoder import choose_masks
 from pretrain.objectives.moco import MomentumContrast, ProjectionHead
 
 
@@ -51,29 +51,32 @@ def test_encoders_forward_and_backward(name, size, patch, bands):
         assert _count(lambda: encoder(images).sum().backward()) == pytest.approx(training, rel=0.02)
 
 
-@pytest.mark.parametrize(("ratio", "depth", "width", "heads"), [(0.75, 1, 512, 16), (0.9, 4, 256, 8), (0.5, 2, 64, 2)])
-def test_masked_autoencoders_part_by_part(ratio, depth, width, heads):
+@pytest.mark.parametrize(
+    ("ratio", "share", "depth", "width", "heads"),
+    [(0.75, 1.0, 1, 512, 16), (0.9, 1.0, 4, 256, 8), (0.5, 1.0, 2, 64, 2), (0.75, 0.3, 2, 256, 8)],
+)
+def test_masked_autoencoders_part_by_part(ratio, share, depth, width, heads):
     decoder = {"depth": depth, "width": width, "heads": heads}
     config = _config(
         model={"name": "spec_vit_tiny", "image_size": 64, "bn_group": 2},
-        objective={"mask_ratio": ratio, "decoder": decoder},
+        objective={"mask_ratio": ratio, "decode_share": share, "decoder": decoder},
         train={"steps": 1, "global_batch": 2, "micro_batch": 2},
     )
     encoder = build_encoder("spec_vit_tiny", 64, attention="math")
-    model = MaskedAutoencoder(encoder, 202, ratio, True, width, depth, heads, "math")
-    images, noise = torch.randn(2, 202, 64, 64), torch.rand(2, 256)
+    model = MaskedAutoencoder(encoder, 202, ratio, True, width, depth, heads, "math", decode_share=share)
+    images, masks = torch.randn(2, 202, 64, 64), masks_of(torch.rand(2, 256), ratio, share)
     with FlopCounterMode(display=False, depth=4) as counter:
-        model(images, noise)
+        model(images, masks)
     by_module = {name: sum(counts.values()) / 2 for name, counts in counter.get_flop_counts().items()}
-    visible = choose_masks(noise, ratio).visible.shape[1]
+    visible = masks.visible.shape[1]
     parts = encoder.flops(202, 64, visible)
     stem = by_module["MaskedAutoencoder.encoder.spectral_adapter"]
     assert parts["stem"] < stem < 1.03 * parts["stem"]  # its first layer takes the moments of bands, too
     core = parts["patch_embed"] + parts["blocks"] + parts["attention"]
     assert by_module["MaskedAutoencoder.encoder.vit_core"] == pytest.approx(core, rel=0.02)
-    decoding = model.decoder.flops(visible, 256 - visible, 2)
+    decoding = model.decoder.flops(*model.count_patches(), 2)
     assert by_module["MaskedAutoencoder.decoder"] == pytest.approx(decoding, rel=0.02)
-    training = _count(lambda: model(images, noise)[0].mean().backward())
+    training = _count(lambda: model(images, masks)[0].mean().backward())
     assert 2 * sum(sample_flops(config, 202).values()) == pytest.approx(training, rel=0.02)
 
 
@@ -91,7 +94,7 @@ def test_what_the_backward_pass_does_twice(checkpointing, depth):
         build_encoder("spec_vit_tiny", 32, attention="math"), 202, 0.75, True, 128, depth, 4, "math"
     )
     set_activation_checkpointing(model, "blocks" if checkpointing else "none")
-    done = _count(lambda: model(torch.randn(4, 202, 32, 32), torch.rand(4, 64))[0].mean().backward())
+    done = _count(lambda: model(torch.randn(4, 202, 32, 32), masks_of(torch.rand(4, 64), 0.75))[0].mean().backward())
     needed = sum(sample_flops(config, 202).values())
     assert 4 * (needed + recomputed_flops(config, 202)) == pytest.approx(done, rel=0.01)
     assert 4 * needed < done

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from support.masks import masks_of
 from support.small_networks import drawn, small_autoencoder
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,9 +79,9 @@ def test_compiled_functions_give_the_same_losses_and_gradients():
         if compiled:
             compile_units(model)
         assert list(model.state_dict()) == names
-        noise = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
+        masks = masks_of(torch.rand(4, 4, generator=torch.Generator().manual_seed(1)), 0.5)
         with compiling(compiled):
-            losses = model.train()(drawn(4, 80, 8, 8), noise)[0]
+            losses = model.train()(drawn(4, 80, 8, 8), masks)[0]
         losses.mean().backward()
         found.append((losses.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from support.masks import masks_of
 from support.objectives import small_config, with_draws
 from support.plain_engine import PlainEngine
 from support.tiles import write_archive
 
 from pretrain.config import PretrainConfig
-from pretrain.data.augment import mask_noise
 from pretrain.data.stream import TileBatch
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
 from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
-from pretrain.objectives.mae_decoder import choose_masks
 from pretrain.objectives.masked_loss import masked_targets
+from pretrain.objectives.masks import MaskedPatches
 from shards.format.manifest import read_manifest
 from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import NODATA
@@ -27,9 +27,9 @@ from shards.sensors.sensor import NODATA
 BANDS = 80
 
 
-def _model(norm_pix: bool = True, mask_ratio: float = 0.5) -> MaskedAutoencoder:
+def _model(norm_pix: bool = True, mask_ratio: float = 0.5, decoder_depth: int = 1) -> MaskedAutoencoder:
     encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32)
-    model = MaskedAutoencoder(encoder, BANDS, mask_ratio, norm_pix, decoder_width=16, decoder_heads=2)
+    model = MaskedAutoencoder(encoder, BANDS, mask_ratio, norm_pix, 16, decoder_depth, 2)
     initialize(model, "mae", 1)
     return model.eval()
 
@@ -38,13 +38,13 @@ def _images(batch: int = 2) -> torch.Tensor:
     return 2 + 3 * torch.randn(batch, BANDS, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def _noise(batch: int = 2, patches: int = 16) -> torch.Tensor:
-    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(1))
+def _masks(batch: int = 2, patches: int = 16, ratio: float = 0.5) -> MaskedPatches:
+    return masks_of(torch.rand(batch, patches, generator=torch.Generator().manual_seed(1)), ratio)
 
 
 @pytest.mark.parametrize(("patches", "ratio", "kept"), [(1024, 0.9, 102), (1024, 0.75, 256), (16, 0.5, 8), (9, 0.6, 3)])
 def test_masks_keep_the_share_and_part_the_grid(patches, ratio, kept):
-    masks = choose_masks(_noise(5, patches), ratio)
+    masks = _masks(5, patches, ratio)
     assert masks.visible.shape == (5, kept)
     for visible, masked in zip(masks.visible.tolist(), masks.masked.tolist(), strict=True):
         assert visible == sorted(visible)
@@ -53,9 +53,50 @@ def test_masks_keep_the_share_and_part_the_grid(patches, ratio, kept):
 
 
 def test_the_patches_of_smallest_noise_are_kept():
-    masks = choose_masks(torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.0, 0.3, 0.2, 0.1]]), 0.5)
+    masks = masks_of(torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.0, 0.3, 0.2, 0.1]]), 0.5)
     assert masks.visible.tolist() == [[1, 3], [0, 3]]
     assert masks.masked.tolist() == [[0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize(("patches", "share", "decoded"), [(16, 0.5, 4), (16, 0.3, 3), (16, 0.01, 1), (20, 0.7, 7)])
+def test_a_share_of_the_masked_patches_is_decoded_in_the_order_of_noise(patches, share, decoded):
+    """0.7 of ten masked patches are seven, although 0.7 * 10 is more than 7 in floating point."""
+    noise = torch.rand(5, patches, generator=torch.Generator().manual_seed(1))
+    masks, every = masks_of(noise, 0.5, share), masks_of(noise, 0.5)
+    assert torch.equal(masks.visible, every.visible)
+    ranked = noise.argsort(1)[:, patches // 2 :]
+    assert torch.equal(masks.masked, ranked[:, :decoded].sort(1).values)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_decoding_a_share_is_a_decoder_that_never_sees_the_others(depth):
+    """The reference puts mask tokens on the whole grid, and drops those that are not decoded before the blocks."""
+    model, images = _model(decoder_depth=depth), _images()
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
+    masks, decoder = masks_of(noise, 0.5, 0.5), model.decoder
+    losses, prediction, ids, _ = model(images, masks)
+    gradients = torch.autograd.grad(losses.mean(), list(model.parameters()), allow_unused=True)
+
+    patches = patchify(images, 4)
+    latent = decoder.decoder_embed(model.encoder.tokens(gather_tokens(patches, masks.visible), masks.visible))
+    grid = decoder.mask_token.expand(2, 16, -1)
+    grid = grid.scatter(1, masks.visible[:, :, None].expand(-1, -1, 16), latent[:, 1:])
+    x = torch.cat([latent[:, :1], grid], 1) + decoder.decoder_pos_embed
+    kept = torch.cat([torch.zeros(2, 1, dtype=torch.long), 1 + torch.cat(list(masks), 1).sort(1).values], 1)
+    x = gather_tokens(x, kept)
+    for block in decoder.decoder_blocks:
+        x = block(x)
+    places = torch.stack([torch.searchsorted(row, 1 + masked) for row, masked in zip(kept, masks.masked, strict=True)])
+    expected = decoder.decoder_pred(decoder.decoder_norm(gather_tokens(x, places)))
+    target = masked_targets(gather_tokens(patches, masks.masked), True)
+    expected_losses = (expected - target).square().mean((1, 2))
+
+    assert torch.equal(ids, masks.masked)
+    torch.testing.assert_close(prediction, expected)
+    torch.testing.assert_close(losses, expected_losses)
+    plain = torch.autograd.grad(expected_losses.mean(), list(model.parameters()), allow_unused=True)
+    for one, other in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_targets_are_the_patches_own_pixels_in_order():
@@ -87,12 +128,12 @@ class _Given(torch.nn.Module):
 
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_loss_is_the_mean_square_over_masked_patches_of_each_sample(norm_pix):
-    model, images, noise = _model(norm_pix), _images(), _noise()
-    masked = choose_masks(noise, 0.5).masked
+    model, images, masks = _model(norm_pix), _images(), _masks()
+    masked = masks.masked
     target = masked_targets(gather_tokens(patchify(images, 4), masked), norm_pix)
     error = torch.randn(target.shape, generator=torch.Generator().manual_seed(2))
     model.decoder = _Given(target + error)
-    losses, prediction, ids, _ = model(images, noise)
+    losses, prediction, ids, _ = model(images, masks)
     assert torch.equal(prediction, target + error)
     assert torch.equal(ids, masked)
     assert losses.dtype == torch.float32
@@ -100,43 +141,40 @@ def test_loss_is_the_mean_square_over_masked_patches_of_each_sample(norm_pix):
 
 
 def test_pixels_of_visible_patches_are_no_target():
-    model, images, noise = _model(), _images(), _noise()
-    masks = choose_masks(noise, 0.5)
+    model, images, masks = _model(), _images(), _masks()
     model.decoder = _Given(torch.zeros(2, 8, 16 * BANDS))
-    before, _, _, _ = model(images, noise)
+    before, _, _, _ = model(images, masks)
     for name, changes in (("visible", False), ("masked", True)):
         other = images.clone()
         for sample, patch in enumerate(getattr(masks, name)[:, 0].tolist()):
             row, column = 4 * (patch // 4), 4 * (patch % 4)
             other[sample, :, row, column] += 100.0
-        after, _, _, _ = model(other, noise)
+        after, _, _, _ = model(other, masks)
         assert torch.equal(after, before) != changes
 
 
 def test_pixels_of_masked_patches_never_reach_the_prediction():
-    model, images, noise = _model(), _images(), _noise()
-    masks = choose_masks(noise, 0.5)
+    model, images, masks = _model(), _images(), _masks()
     hidden = images.clone()
     for sample in range(2):
         for patch in masks.masked[sample].tolist():
             row, column = 4 * (patch // 4), 4 * (patch % 4)
             hidden[sample, :, row : row + 4, column : column + 4] = float("nan")
     with torch.no_grad():
-        assert torch.equal(model(images, noise)[1], model(hidden, noise)[1])
+        assert torch.equal(model(images, masks)[1], model(hidden, masks)[1])
 
 
 def test_each_prediction_is_for_its_own_place():
     """Where all tokens are the mask token, predictions differ by position alone."""
-    model, noise = _model(), _noise()
+    model, masks = _model(), _masks()
     with torch.no_grad():
-        _, prediction, _, _ = model(_images(), noise)
+        _, prediction, _, _ = model(_images(), masks)
     assert torch.unique(prediction[0], dim=0).shape[0] == prediction.shape[1]
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_a_perfect_prediction_is_put_back_to_the_truth(norm_pix):
-    model, images, noise = _model(norm_pix), _images(), _noise()
-    masked = choose_masks(noise, 0.5).masked[0]
+    model, images, masked = _model(norm_pix), _images(), _masks().masked[0]
     patches = patchify(images[:1], 4)
     prediction = masked_targets(patches[:, masked], norm_pix)[0]
     truth, predicted = model.reconstruct(images[0], prediction, masked)
@@ -154,10 +192,11 @@ def test_only_masked_patches_are_replaced_by_the_prediction():
 
 
 def test_a_sample_gives_the_same_loss_alone_and_in_a_batch():
-    model, images, noise = _model(), _images(4), _noise(4)
+    model, images, masks = _model(), _images(4), _masks(4)
+    one = [MaskedPatches(*(ids[row, None] for ids in masks)) for row in range(4)]
     with torch.no_grad():
-        together = model(images, noise)[0]
-        alone = torch.cat([model(images[row : row + 1], noise[row : row + 1])[0] for row in range(4)])
+        together = model(images, masks)[0]
+        alone = torch.cat([model(images[row : row + 1], one[row])[0] for row in range(4)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 
 
@@ -182,27 +221,27 @@ def test_a_mask_that_hides_every_patch_is_refused_before_a_run(image_size, ratio
 
 @pytest.mark.parametrize("norm_pix", [False, True])
 def test_values_of_missing_pixels_do_not_matter(norm_pix):
-    model, images, noise = _model(norm_pix=norm_pix), _images(), _noise()
+    model, images, masks = _model(norm_pix=norm_pix), _images(), _masks()
     valid = torch.ones(len(images), 1, *images.shape[2:], dtype=torch.bool)
-    masked = choose_masks(noise, 0.5).masked[0, 0]
+    masked = masks.masked[0, 0]
     grid = model.encoder.grid
     row, column = 4 * int(masked // grid), 4 * int(masked % grid)
     valid[0, 0, row : row + 2, column : column + 3] = False
     changed = images.clone()
     changed[0, :, row : row + 2, column : column + 3] += 50.0
     with torch.no_grad():
-        assert torch.equal(model(images, noise, valid)[0], model(changed, noise, valid)[0])
-        matters = (model(changed, noise)[0][0] - model(images, noise)[0][0]).abs()
+        assert torch.equal(model(images, masks, valid)[0], model(changed, masks, valid)[0])
+        matters = (model(changed, masks)[0][0] - model(images, masks)[0][0]).abs()
         assert matters > (1e-4 if norm_pix else 1)
         everything = torch.ones_like(valid)
-        torch.testing.assert_close(model(images, noise, everything)[0], model(images, noise)[0])
-        pixels = 16 * (noise.shape[1] - int(noise.shape[1] * 0.5)) - 6
-        scaled = model(images, noise, valid, torch.tensor(7.0))[0][0] * 7 / pixels
-        torch.testing.assert_close(scaled, model(images, noise, valid)[0][0])
+        torch.testing.assert_close(model(images, masks, everything)[0], model(images, masks)[0])
+        pixels = 16 * masks.masked.shape[1] - 6
+        scaled = model(images, masks, valid, torch.tensor(7.0))[0][0] * 7 / pixels
+        torch.testing.assert_close(scaled, model(images, masks, valid)[0][0])
 
 
-@pytest.fixture
-def ignoring(tmp_path):
+@pytest.fixture(params=[1.0, 0.5])
+def ignoring(tmp_path, request):
     """MAE that leaves missing pixels out, on ten tiles of 12 px, each with a missing pixel and a missing value."""
     tiles = torch.from_numpy(np.stack(list(write_archive(tmp_path / "source", size=12).values())))
     pack(tmp_path / "source", tmp_path / "shards", PackConfig())
@@ -211,6 +250,7 @@ def ignoring(tmp_path):
         "mask_ratio": 0.5,
         "norm_pix": False,
         "ignore_nodata": True,
+        "decode_share": request.param,
         "decoder": {"width": 16, "depth": 1, "heads": 2},
     }
     config = small_config(mae, model={"image_size": 12}, train={"global_batch": 8})
@@ -233,13 +273,14 @@ def test_a_steps_loss_is_the_mean_over_all_its_pixels_that_count(ignoring):
     losses = torch.stack(list(objective.losses(engine, iter(batches), 0)))
     squares, pixels, everything = torch.zeros(()), 0.0, 0
     for batch in batches:
-        images, (noise, valid) = objective._images(batch), objective._masks(batch)
-        _, prediction, ids, _ = engine(images, noise)
+        images, valid = objective._images(batch), objective._valid(batch)
+        _, prediction, ids, _ = engine(images, objective._masks(batch))
         truth, counted = (gather_tokens(patchify(one, 4), ids) for one in (images, valid.float()))
         squares = squares + ((prediction.view_as(truth) - truth).square().mean(-1) * counted[..., 0]).sum()
         pixels += float(counted.sum())
         everything += counted.numel()
     assert 0 < pixels < 0.9 * everything
+    assert everything == 8 * objective.module.count_patches()[1] * 16
     torch.testing.assert_close(losses.mean(), squares / pixels, rtol=1e-5, atol=0)
 
 
@@ -273,9 +314,9 @@ def test_pixels_of_a_view_count_where_missing_ones_give_nothing(ignoring):
     objective, _, tiles = ignoring
     batch = _batch(objective, tiles, 0)
     batch.tiles[:, 0, 4:6, 4:6] = NODATA
-    before, (_, valid) = objective._images(batch), objective._masks(batch)
+    before, valid = objective._images(batch), objective._valid(batch)
     batch.tiles[:, 1, 4:6, 4:6] += 1000
-    after, (_, same) = objective._images(batch), objective._masks(batch)
+    after, same = objective._images(batch), objective._valid(batch)
     assert torch.equal(valid, same)
     assert valid.any()
     moved = (after - before)[:, 1:2].abs() * objective.normalize.sigma[1] / 1000
@@ -288,8 +329,9 @@ def test_validation_leaves_missing_pixels_out_too(ignoring, ignore):
     objective, engine, tiles = ignoring
     objective.ignore_nodata = ignore
     tiles, numbers = tiles[:2].clone(), np.arange(2)
-    noise = torch.from_numpy(mask_noise(numbers, objective.seed, objective.module.num_patches, "validation"))
-    patch = int(choose_masks(noise, 0.5).masked[0, -1])
+    _, masked = objective._draw_masks(numbers, "validation")
+    assert masked.shape == (2, 5)  # all of them, whatever share is decoded in training
+    patch = int(masked[0, -1])
     row, column = 4 * (patch // 3) + 1, 4 * (patch % 3) + 2
     tiles[0, 7, row, column] = NODATA
     before = objective.evaluate(engine, tiles, numbers).losses
@@ -318,13 +360,13 @@ def test_the_loss_has_the_mean_angle_with_its_weight():
     model = _angled(mu=10.0).eval()
     initialize(model, "mae", 1)
     images, noise = _images()[..., :8, :8], torch.tensor([[0.1, 0.9, 0.8, 0.7], [0.9, 0.1, 0.8, 0.7]])
-    model.mask_ratio = 0.75
+    masks = masks_of(noise, 0.75)
     with torch.no_grad():
-        losses, prediction, ids, _ = model(images, noise)
+        losses, prediction, ids, _ = model(images, masks)
         truth = gather_tokens(patchify(images, 4), ids)
         angles = model._angles(prediction.view_as(truth), truth)
         model.spectral_angle = 0.0
-        expected = model(images, noise)[0] + 0.5 * angles.mean((1, 2))
+        expected = model(images, masks)[0] + 0.5 * angles.mean((1, 2))
     assert angles.min() > 0.01
     torch.testing.assert_close(losses, expected)
 
