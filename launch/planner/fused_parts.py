@@ -8,7 +8,7 @@ from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 
 PATCHED_BYTES = 4  # per value of a view: read and written in the order of patches
-ERROR_BYTES = 10  # per masked value: prediction and target are read, the gradient is written and scaled
+ERROR_BYTES = 10  # per decoded value: prediction and target are read, the gradient is written and scaled
 
 
 def fused_seconds(config: PretrainConfig, bands: int, machine: Machine) -> dict[str, float]:
@@ -17,5 +17,5 @@ def fused_seconds(config: PretrainConfig, bands: int, machine: Machine) -> dict[
     if config.engine.compile is False or config.engine.precision == "fp32" or mae.spectral_angle:
         return {}
     values = config.train.micro_batch * bands * config.model.image_size**2
-    moved = values * (PATCHED_BYTES + ERROR_BYTES * mae.mask_ratio)
+    moved = values * (PATCHED_BYTES + ERROR_BYTES * mae.mask_ratio * mae.decode_share)
     return {"loss": moved / (BANDWIDTH_SHARE * machine.hbm)}

@@ -10,6 +10,31 @@ from shards.config.fields import NotNegative, Positive, Switch, as_switch
 Stage = Annotated[int, Field(ge=0, le=3)]
 
 
+class OffloadConfig(ConfigModel):
+    """Where states are kept instead of on the GPU."""
+
+    device: Literal["cpu"] = "cpu"
+    """The host's memory."""
+    pin_memory: Switch = True
+    """Use page-locked memory, which copies faster and can't be swapped out."""
+
+
+class DeepSpeedConfig(ConfigModel):
+    """Keys of DeepSpeed's ``zero_optimization`` that are passed on: those that tests have shown to work here."""
+
+    zero_hpz_partition_size: Positive = 1
+    """ZeRO++ at stage 3: processes, such as those of a node, that divide a second copy of the weights among them; the
+    backward pass gathers from it. 1: none."""
+    offload_optimizer: OffloadConfig | None = None
+    """Keep and update masters and moments in the host's memory, at stages 1 and 2."""
+
+    def passed(self) -> dict[str, Any]:
+        """Return the keys that differ from their defaults."""
+        return self.model_dump(exclude_defaults=True) | (
+            {} if self.offload_optimizer is None else {"offload_optimizer": self.offload_optimizer.model_dump()}
+        )
+
+
 class EngineConfig(ConfigModel):
     """How DeepSpeed divides and computes the model."""
 
@@ -32,6 +57,9 @@ class EngineConfig(ConfigModel):
     param_persistence_threshold: NotNegative = 0
     """Parameters of up to so many weights are not divided at stage 3, but gathered one by one after each step; 0: they
     are gathered with the others, in a few large collectives (under autocast those of linear layers in bf16)."""
+
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    """Other keys of DeepSpeed."""
 
     def buckets(self, parameters: int) -> tuple[int, int]:
         """Return the weights of one reduction and of one gathering, for a model of ``parameters`` weights.
@@ -69,5 +97,16 @@ class EngineConfig(ConfigModel):
             raise ValueError(
                 ".precision bf16 needs .zero_stage 2 or 3: at lower stages, DeepSpeed uses an optimizer whose steps "
                 "can't be checked or resumed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_keys_fit_the_stage(self) -> Self:
+        if self.deepspeed.zero_hpz_partition_size > 1 and self.zero_stage < 3:
+            raise ValueError(".deepspeed.zero_hpz_partition_size divides weights: it needs .zero_stage 3")
+        if self.deepspeed.offload_optimizer is not None and self.zero_stage not in (1, 2):
+            raise ValueError(
+                ".deepspeed.offload_optimizer needs .zero_stage 1 or 2: at stage 3, a checkpoint doesn't reach the "
+                "weights that DeepSpeed gathers"
             )
         return self

@@ -285,10 +285,9 @@ class PartitionedWeights(PartitionedAdapter):
         "runtime.utils.combine_grad_norm_groups zero.GatheredParameters"
     ).split()
     OPTIMIZER = (
-        "_get_norm_groups offload_optimizer reduce_and_partition_stream averaged_gradients "
-        "independent_gradient_partition_epilogue optimizer fp32_partitioned_groups_flat "
-        "fp16_partitioned_groups_flat _partition_all_parameters _unflatten_partitioned_parameters "
-        "persistent_parameters"
+        "_get_norm_groups offload_optimizer reduce_and_partition_stream averaged_gradients optimizer "
+        "independent_gradient_partition_epilogue fp32_partitioned_groups_flat fp16_partitioned_groups_flat "
+        "_partition_all_parameters _unflatten_partitioned_parameters persistent_parameters invalidate_secondary_tensor"
     ).split()
 
     def __init__(self, engine: Any) -> None:
@@ -323,6 +322,7 @@ class PartitionedWeights(PartitionedAdapter):
     def refresh_model_copies(self) -> None:
         optimizer = self.optimizer
         optimizer._partition_all_parameters()  # an evaluation or a refused step leaves weights gathered
+        optimizer.invalidate_secondary_tensor()
         for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
             optimizer.fp16_partitioned_groups_flat[group].data.copy_(flat.data)
             optimizer._unflatten_partitioned_parameters(group)

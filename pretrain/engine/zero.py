@@ -64,6 +64,7 @@ def deepspeed_config(engine: EngineConfig, micro_batch: int, accumulation: int, 
             "stage3_max_reuse_distance": 1_000_000_000,
             "sub_group_size": 1_000_000_000,
             "stage3_gather_16bit_weights_on_model_save": False,
+            **engine.deepspeed.passed(),
         },
     }
     if engine.precision == "autocast":

@@ -67,6 +67,9 @@ CHANGES_NOTHING = {
     "engine.reduce_bucket_size",
     "engine.prefetch_bucket_size",
     "engine.param_persistence_threshold",
+    "engine.deepspeed.zero_hpz_partition_size",
+    "engine.deepspeed.offload_optimizer.device",
+    "engine.deepspeed.offload_optimizer.pin_memory",
 }
 
 

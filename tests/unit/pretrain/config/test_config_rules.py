@@ -88,6 +88,10 @@ def check_refused(tmp_path, text, overrides, schema, says):
             "objective.warmup_temperature_steps 300 and objective.freeze_last_layer_steps 200 must be at most",
         ),
         (["checkpoint={every: 1000, keep_every: 1500}"], "checkpoint.keep_every 1500 must be a multiple of"),
+        (["engine={zero_stage: 2, deepspeed: {zero_hpz_partition_size: 8}}"], "it needs engine.zero_stage 3"),
+        (["engine={zero_stage: 3, deepspeed: {offload_optimizer: {}}}"], "needs engine.zero_stage 1 or 2: at stage 3"),
+        (["engine.deepspeed.hpz_partition_size=8"], "did you mean 'engine.deepspeed.zero_hpz_partition_size'?"),
+        (["engine.deepspeed.offload_optimizer={device: nvme}"], "expected 'cpu', got 'nvme'"),
         (["engine={precision: bf16, zero_stage: 1}"], "engine.precision bf16 needs engine.zero_stage 2 or 3"),
     ],
 )
