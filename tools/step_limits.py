@@ -68,6 +68,7 @@ def _row(model: str, ratio: float, stage: int, arguments: argparse.Namespace, ma
     tiles, world = arguments.micro_batch, arguments.world
     overrides = [f"train.micro_batch={tiles}", f"train.global_batch={tiles * world}", f"engine.zero_stage={stage}"]
     overrides += [f"objective.mask_ratio={ratio}", f"engine.precision={arguments.precision}"]
+    overrides += ["engine.activation_checkpointing=none"]
     config = Case(model, f"mae/spec_vit_{model}", (*overrides, *arguments.overrides)).load()
     counted = to_dict(count_step(config, world, machine), machine, world)
     flops = tiles * sum(sample_flops(config, TILE_SHAPE[0]).values())
