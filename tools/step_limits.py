@@ -1,111 +1,23 @@
-"""The two limits of a MAE step: its operations over a device's peak, its bytes over the memory bandwidth.
+"""Predict the time of MAE steps on a GPU without one: kernels counted by tools/fake_cuda, and a roofline for each.
 
-Operations are those of metrics/flops.py. Bytes are counted by part: the step (forward, backward; bf16 autocast) runs on
-tensors without storage, and the bytes that each operation reads and writes are summed. This assumes eager execution
-with one kernel per operation; caches and fused kernels need fewer bytes. AdamW adds 28 bytes per parameter.
+A kernel takes the longer of its FLOPs over 72 % of the GPU's peak and its bytes over 90 % of its bandwidth, and at
+least 2 us. The step is the sum of its kernels, and its MFU assumes that collectives are hidden; the last column is
+their time if they were not. Host time is not predicted: the host must queue a kernel in less than "us/kernel" on
+average, or it limits the step.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from pretrain.metrics.flops import PEAKS, sample_flops
-from pretrain.metrics.phase_timer import PHASES
-from pretrain.models import spectral_parts
-from pretrain.objectives import masked_loss
-from pretrain.objectives.masks import MaskedPatches
+from launch.planner.machines import MACHINES, Machine
 from shards.cli import Parser, positive, run_command
-from tools import bench_step
+from tools.fake_cuda import shim
 
-BANDWIDTH = {"A100": 2.0e12, "H100": 3.35e12, "H200": 4.8e12}
-"""Bytes per second of device memory, from the vendors' data sheets."""
+MODELS = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+"""Models by the letter in the names of configs."""
 
-ADAMW_BYTES = 28  # fp32 weight, two moments: read and written; gradient: read
-FREE = (
-    *("view", "expand", "permute", "transpose", "split", "slice", "select", "unsqueeze", "squeeze", "t.", "as_strided"),
-    *("detach", "_unsafe_view", "unfold.", "alias", "unbind", "empty", "new_empty", "device"),
-)
-"""Operations that move no data."""
-
-
-class Counter(TorchDispatchMode):
-    """Counts the bytes of operations by the part of the network that they belong to."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.parts: dict[str, int] = {}
-        self._now, self._outer = "loss", list[str]()
-        for name, part in module.named_modules():
-            named = PHASES.get(name.rsplit(".", 1)[-1])
-            if named is not None:
-                self._watch(part, named)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if not str(function).split(".", 1)[1].startswith(FREE):
-            moved = sum(tensor.numel() * tensor.element_size() for tensor in _tensors([args, result]))
-            self.parts[self._now] = self.parts.get(self._now, 0) + moved
-        return result
-
-    def _watch(self, module: nn.Module, part: str) -> None:
-        def begin(*_: Any) -> None:
-            self._outer.append(self._now)
-            self._now = part
-
-        def end(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._now = self._outer.pop()
-            for tensor in _tensors([output]):
-                if tensor.requires_grad:
-                    tensor.register_hook(lambda _: setattr(self, "_now", part))
-
-        module.register_forward_pre_hook(begin)
-        module.register_forward_hook(end)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-
-
-@contextmanager
-def _whole_batches() -> Iterator[None]:
-    """Process full batches: splitting them only changes the number of operations to count."""
-    before = spectral_parts.PIXELS["cpu"], masked_loss.VALUES["cpu"]
-    spectral_parts.PIXELS["cpu"] = masked_loss.VALUES["cpu"] = 2**62
-    try:
-        yield
-    finally:
-        spectral_parts.PIXELS["cpu"], masked_loss.VALUES["cpu"] = before
-
-
-def count(name: str, mask_ratio: float, micro_batch: int) -> tuple[float, dict[str, float]]:
-    """Return the operations and the bytes by part of a step, per tile.
-
-    Raises:
-        ConfigError: the model is unknown, or the sizes don't fit.
-    """
-    config = bench_step.run_config(name, micro_batch, 128, mask_ratio, "autocast")
-    with _whole_batches(), FakeTensorMode():
-        model = bench_step.undrawn(config)
-        tiles = torch.empty(micro_batch, bench_step.BANDS, 128, 128, dtype=torch.int16)
-        masks = MaskedPatches.in_order(micro_batch, model.count_patches())
-        with Counter(model) as counter:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(tiles, masks)[0].mean()
-            loss.backward()
-        parts = counter.parts | {"optimizer": ADAMW_BYTES * sum(parameter.numel() for parameter in model.parameters())}
-        flops = sum(sample_flops(config, bench_step.BANDS).values())
-        return flops, {part: moved / micro_batch for part, moved in parts.items()}
+PARTS = ("augment", "stem", "encoder", "decoder", "loss", "communication", "optimizer")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,28 +28,67 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(prog="python -m tools.step_limits", description=__doc__)
-    parser.add_argument("--models", default="spec_vit_small,spec_vit_base,spec_vit_large,spec_vit_huge,spec_vit_giant")
+    parser.add_argument("--models", default="s,b,l,h,g", help="letters of configs, with commas (default: %(default)s)")
     parser.add_argument("--mask-ratios", default="0.75,0.9", help="with commas (default: %(default)s)")
+    parser.add_argument("--stages", default="2", help="ZeRO stages, with commas (default: %(default)s)")
+    parser.add_argument("--precision", default="bf16", help="engine.precision (default: %(default)s)")
     parser.add_argument("--micro-batch", type=positive, default=64, help="tiles of a step (default: %(default)s)")
-    parser.add_argument("--gpu", choices=sorted(BANDWIDTH), default="H100", help="default: %(default)s")
+    parser.add_argument("--world", type=positive, default=8, help="GPUs of one node (default: %(default)s)")
+    parser.add_argument("--gpu", choices=sorted(MACHINES), default="h100", help="default: %(default)s")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="other keys of the configs")
     parser.set_defaults(run=_print_limits)
     return parser
 
 
 def _print_limits(arguments: argparse.Namespace) -> None:
-    peak, bandwidth = PEAKS[arguments.gpu][0], BANDWIDTH[arguments.gpu]
-    print(f"{arguments.gpu}: {peak / 1e12:.0f} TFLOP/s in bf16, {bandwidth / 1e12:g} TB/s; ms for each tile")
-    print("model            mask  GFLOP   GB  flops  bytes   bytes by part, ms")
-    for name in arguments.models.split(","):
+    machine = MACHINES[arguments.gpu]
+    shim.load()
+    from tools.fake_cuda import runtime
+
+    runtime.install()
+    print(
+        f"{machine.name}: {machine.peak('bf16') / 1e12:.0f} TFLOP/s in bf16, {machine.hbm / 1e12:g} TB/s; "
+        f"micro batch {arguments.micro_batch}, {arguments.precision}, {arguments.world} GPUs; ms of a step"
+    )
+    parts = " ".join(f"{part[:9]:>9}" for part in PARTS)
+    print(f"model mask stage  kernels    GB {parts}      sum  MFU  us/kernel  collectives")
+    for model in arguments.models.split(","):
         for ratio in map(float, arguments.mask_ratios.split(",")):
-            flops, parts = count(name, ratio, arguments.micro_batch)
-            moved = sum(parts.values())
-            by_part = "  ".join(f"{part} {moved_bytes / bandwidth * 1e3:.3f}" for part, moved_bytes in parts.items())
-            print(
-                f"{name:<16} {ratio:4.2f} {flops / 1e9:6.0f} {moved / 1e9:4.1f} {flops / peak * 1e3:6.3f} "
-                f"{moved / bandwidth * 1e3:6.3f}   {by_part}",
-                flush=True,
-            )
+            for stage in map(int, arguments.stages.split(",")):
+                print(_row(model, ratio, stage, arguments, machine), flush=True)
+
+
+def _row(model: str, ratio: float, stage: int, arguments: argparse.Namespace, machine: Machine) -> str:
+    from pretrain.metrics.flops import sample_flops
+    from tools.fake_cuda.cases import Case
+    from tools.fake_cuda.inputs import TILE_SHAPE
+    from tools.fake_cuda.report import to_dict
+    from tools.fake_cuda.step import count_step
+
+    tiles, world = arguments.micro_batch, arguments.world
+    overrides = [f"train.micro_batch={tiles}", f"train.global_batch={tiles * world}", f"engine.zero_stage={stage}"]
+    overrides += [f"objective.mask_ratio={ratio}", f"engine.precision={arguments.precision}"]
+    config = Case(model, f"mae/spec_vit_{model}", (*overrides, *arguments.overrides)).load()
+    counted = to_dict(count_step(config, world, machine), machine, world)
+    flops = tiles * sum(sample_flops(config, TILE_SHAPE[0]).values())
+    return format_row(f"{model:<5} {ratio:4.2f} {stage:5}", counted, flops / machine.peak(arguments.precision))
+
+
+def format_row(name: str, counted: dict[str, Any], ideal: float) -> str:
+    """Return a row of the table.
+
+    Args:
+        ideal: seconds of the step's operations at the GPU's peak.
+    """
+    parts = counted["parts"]
+    kernels = sum(work["kernels"] for work in parts.values())
+    moved, seconds = (sum(work[key] for work in parts.values()) for key in ("bytes", "seconds"))
+    talk = sum(collective["seconds"] for collective in counted["collectives"].values())
+    by_part = " ".join(f"{parts[part]['seconds'] * 1e3:9.2f}" if part in parts else f"{'':9}" for part in PARTS)
+    return (
+        f"{name}  {kernels:7} {moved / 1e9:5.1f} {by_part} {seconds * 1e3:8.1f} {ideal / seconds:4.0%} "
+        f"{seconds / kernels * 1e6:10.1f} {talk * 1e3:12.2f}"
+    )
 
 
 if __name__ == "__main__":

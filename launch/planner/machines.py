@@ -3,6 +3,7 @@
 import difflib
 from dataclasses import dataclass, replace
 
+from pretrain.metrics.peaks import PEAKS
 from shards.errors import ConfigError
 
 GIB = 2**30
@@ -38,11 +39,15 @@ class Machine:
 
 
 def _a100(name: str, memory: float, hbm: float) -> Machine:
-    return Machine(name, memory * GIB, {"bf16": 312e12, "fp32": 19.5e12}, hbm, 235e9, 25e9, 8, 128)
+    return Machine(name, memory * GIB, _peaks("A100"), hbm, 235e9, 25e9, 8, 128)
 
 
 def _hopper(name: str, memory: float, hbm: float) -> Machine:
-    return Machine(name, memory * GIB, {"bf16": 989e12, "fp32": 67e12}, hbm, 361e9, 50e9, 8, 112)
+    return Machine(name, memory * GIB, _peaks("H100"), hbm, 361e9, 50e9, 8, 112)
+
+
+def _peaks(device: str) -> dict[str, float]:
+    return dict(zip(("bf16", "fp32"), PEAKS[device], strict=True))
 
 
 MACHINES = {

@@ -80,12 +80,12 @@ def kernels_problem(device: torch.device) -> str | None:
 
 
 @contextmanager
-def interpreting() -> Iterator[None]:
-    """Run kernels on CPU tensors, too, in Triton's interpreter, which is slow.
+def interpreting(enabled: bool = True) -> Iterator[None]:
+    """Run kernels on CPU tensors, too, in Triton's interpreter, which is slow, or no longer.
 
     Triton must have been imported with TRITON_INTERPRET=1 in the environment.
     """
-    token = _interpreting.set(True)
+    token = _interpreting.set(enabled)
     try:
         yield
     finally:

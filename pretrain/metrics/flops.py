@@ -8,24 +8,10 @@ their own formulas; tests compare them with torch's counter.
 import torch
 
 from pretrain.config import PretrainConfig
+from pretrain.metrics.peaks import PEAKS
 from pretrain.models.flops import Parts
 from pretrain.objectives import outline_module
 from pretrain.registries import OBJECTIVES
-
-PEAKS = {
-    "A100": (312e12, 19.5e12),
-    "H100 PCIe": (756e12, 51e12),
-    "H100 NVL": (835e12, 60e12),
-    "H100": (989e12, 67e12),
-    "H200": (989e12, 67e12),
-    "H200 NVL": (835e12, 60e12),
-    "GH200": (989e12, 67e12),
-    "B200": (2250e12, 80e12),
-    "L40S": (362e12, 91.6e12),
-    "A40": (149.7e12, 37.4e12),
-    "A6000": (154.8e12, 38.7e12),
-}
-"""Dense peak FLOP/s by words of the device name (longest match): bf16 tensor cores, fp32 (vendor data sheets)."""
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

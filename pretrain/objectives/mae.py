@@ -184,9 +184,11 @@ def _has_value(tiles: Tensor) -> Tensor:
     return (tiles != NODATA).all(1, keepdim=True).float()
 
 
-def _copied(batch: TileBatch) -> TileBatch:
-    """Return a batch that stays valid when the next one is requested."""
-    return replace(batch, tiles=batch.tiles.clone())
+def _held(batches: Iterator[TileBatch], count: int) -> Iterator[TileBatch]:
+    """Yield some batches that stay valid together: the next one ends the validity of a batch, unless it is a copy."""
+    for number in range(count):
+        batch = next(batches)
+        yield batch if number == count - 1 else replace(batch, tiles=batch.tiles.clone())
 
 
 def _masked_pixels(valid: Tensor, masks: MaskedPatches, patch_size: int) -> Tensor:
@@ -254,12 +256,11 @@ class MaeObjective(Objective):
         if not self.ignore_nodata:
             yield from super().losses(engine, batches, step)
             return
-        held = deque(_copied(next(batches)) for _ in range(engine.accumulation))
-        counted = torch.stack([self._count(batch) for batch in held]).sum()
+        held = deque((batch, self._valid(batch)) for batch in _held(batches, engine.accumulation))
+        counted = torch.stack([self._count(batch, valid) for batch, valid in held]).sum()
         terms = (distributed.all_reduce_sum(counted) / self.config.train.global_batch).clamp(min=1)
         while held:
-            batch = held.popleft()
-            yield self._forward(engine, batch, self._valid(batch), terms)
+            yield self._forward(engine, *held.popleft(), terms)
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         return self._forward(engine, batch)
@@ -281,8 +282,8 @@ class MaeObjective(Objective):
         """Return which pixels of the crops have a value, bool (B, 1, S, S)."""
         return self.augment.mask_views(_has_value(batch.tiles), batch.draws["crop"]) > 0.999
 
-    def _count(self, batch: TileBatch) -> Tensor:
-        return _masked_pixels(self._valid(batch), self._masks(batch), self.module.encoder.patch_size).sum()
+    def _count(self, batch: TileBatch, valid: Tensor) -> Tensor:
+        return _masked_pixels(valid, self._masks(batch), self.module.encoder.patch_size).sum()
 
     def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
         views = self.augment.center_views(self.normalized(tiles))

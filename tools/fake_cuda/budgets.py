@@ -1,6 +1,5 @@
 """The budgets of counted steps: budgets.yaml, and how a count differs from it."""
 
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,18 +36,17 @@ def write_table(table: dict[str, dict[str, Any]]) -> None:
     """Write the table: a line for each sync, and for each other key."""
     rows = []
     for name, row in table.items():
-        syncs = {"syncs": row["syncs"]} if row.get("syncs") else {}
         others = {key: value for key, value in row.items() if key != "syncs"}
-        text = yaml.safe_dump(others, sort_keys=False, width=200, default_flow_style=None)
-        text += yaml.safe_dump(syncs, width=200) if syncs else ""
-        rows.append(f"{name}:\n{textwrap.indent(text, '  ')}")
+        lines = yaml.safe_dump(others, sort_keys=False, width=200, default_flow_style=None).splitlines()
+        lines += ["syncs:", *(f"  {sync}: {count}" for sync, count in (row.get("syncs") or {}).items())]
+        rows.append("\n".join([f"{name}:", *(f"  {line}" for line in lines), ""]))
     write_atomic(TABLE, _HEADER + "\n".join(rows))
 
 
 def differences(name: str, kept: dict[str, Any], counted: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each budget of a case that moved."""
     for topic in ("kernels", "megabytes", "collectives", "syncs"):
-        before, now = kept[topic], counted[topic]
+        before, now = kept[topic] or {}, counted[topic]
         tolerance = TOLERANCE if topic in ("kernels", "megabytes") else 0.0
         for key in before | now:
             old, new = before.get(key, 0), now.get(key, 0)

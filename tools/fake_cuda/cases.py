@@ -30,5 +30,4 @@ class Case:
             ConfigError: the file or an override is wrong.
         """
         path = ROOT / "configs" / "pretrain" / f"{self.config}.yaml"
-        base = [f"data.shards={ROOT}", "engine.compile=false", *self.overrides]  # the compiler needs a real GPU
-        return load_config(path, base, PretrainConfig)
+        return load_config(path, [f"data.shards={ROOT}", *self.overrides], PretrainConfig)

@@ -1,6 +1,8 @@
 """Counts the kernels, collectives and waits of a training step while it runs on tensors without storage."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.planner.machines import Machine
 from pretrain.metrics.phase_timer import PhaseTimer
-from tools.fake_cuda.costs import cost, launches, size, tensors
+from tools.fake_cuda.costs import Cost, cost, launches, size, tensors
 from tools.fake_cuda.mode import is_pinned
 from tools.fake_cuda.recorder import Recorder, caller
 
@@ -85,11 +87,27 @@ class StepCounter(TorchDispatchMode):
     def __init__(self, parts: Parts, machine: Machine) -> None:
         super().__init__()
         self.parts, self.machine, self.count = parts, machine, StepCount()
+        self.is_muted = False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let compiled functions run compiled inside of this mode."""
+        return True
+
+    def __enter__(self) -> "StepCounter":
+        global _counting
+        _counting = self
+        return super().__enter__()
+
+    def __exit__(self, *details: Any) -> None:
+        global _counting
+        _counting = None
+        super().__exit__(*details)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.rpartition("::")[2]
-        if func.namespace == "prim":
+        if func.namespace == "prim" or self.is_muted:
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if func.namespace == "c10d":
@@ -101,13 +119,17 @@ class StepCounter(TorchDispatchMode):
         return result
 
     def _add_kernel(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        part, spent = self._part(), cost(func, args, kwargs, result)
+        part = self._part()
+        self.count.operations[part, str(func)] += 1
+        self.add(part, cost(func, args, kwargs, result))
+
+    def add(self, part: str, kernel: Cost) -> None:
+        """Count a kernel."""
         work = self.count.work[part]
         work.kernels += 1
-        work.bytes += spent.bytes
-        work.flops += spent.flops
-        work.seconds += spent.seconds(self.machine)
-        self.count.operations[part, str(func)] += 1
+        work.bytes += kernel.bytes
+        work.flops += kernel.flops
+        work.seconds += kernel.seconds(self.machine)
 
     def _part(self) -> str:
         """Return the part that runs; DeepSpeed's copies of weights and gradients before the update communicate."""
@@ -145,6 +167,25 @@ class StepCounter(TorchDispatchMode):
             self.count.recorder.sync(way)
         elif not pinned:
             self.count.recorder.sync(f"{way} of pageable memory")
+
+
+_counting: StepCounter | None = None
+
+
+@contextmanager
+def counted_instead(kernels: Iterable[Cost]) -> Iterator[None]:
+    """Count these kernels, if a step is counted, and not the operations of the enclosed block."""
+    counter = _counting
+    if counter is None:
+        yield
+        return
+    for kernel in kernels:
+        counter.add(counter.parts.part, kernel)
+    counter.is_muted = True
+    try:
+        yield
+    finally:
+        counter.is_muted = False
 
 
 def _has_mask(args: Any) -> bool:

@@ -14,12 +14,7 @@ READ = 0
 
 
 class FakeCudaMode(FakeTensorMode):
-    """A FakeTensorMode for whole training steps.
-
-    Reads return `READ`, ``torch.tensor(..., device="cuda")`` is a copy from the host, and memory can be pinned.
-    """
-
-    avoid_device_init = True  # or torch.tensor would make a tensor that exists
+    """A FakeTensorMode for whole training steps: reads return `READ`, and memory can be pinned."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tools.fake_cuda.mode import READ
 from tools.fake_cuda.recorder import call, sync
@@ -92,11 +92,15 @@ def install() -> None:
     _set(cuda, get_device_capability=CAPABILITY, get_device_properties=_Properties)
     cuda.Stream, cuda.Event = FakeStream, FakeEvent
     cuda.current_stream = cuda.default_stream = lambda *_, **__: FakeStream()
+    cuda._lazy_init = lambda: None
+    cuda._exchange_device, cuda._maybe_exchange_device = _constant(0), _constant(0)  # a handler each in torch.compile
+    cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8), lambda *_: None
     cuda.stream = lambda _: contextlib.nullcontext()
     cuda.synchronize = lambda *_, **__: sync("cuda.synchronize")
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: None
     cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.version.cuda = "13.0"
+    FakeTensorMode.avoid_device_init = True  # type: ignore[assignment]  # torch.tensor copies, and makes no CUDA tensor
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
     FakeTensor.__deepcopy__ = _deepcopy  # type: ignore[assignment, method-assign]
     FakeTensor.tolist = _tolist  # type: ignore[method-assign]

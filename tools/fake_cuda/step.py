@@ -23,6 +23,7 @@ from pretrain.objectives.objective import Objective
 from pretrain.resilience.guard import Guard
 from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
+from tools.fake_cuda import compiler
 from tools.fake_cuda.counter import Parts, StepCount, StepCounter
 from tools.fake_cuda.inputs import FakeStream, manifest
 from tools.fake_cuda.mode import FakeCudaMode
@@ -55,6 +56,9 @@ class CountLastStep(Callback):
 def count_step(config: PretrainConfig, world: int, machine: Machine) -> StepCount:
     """Return the counts of rank 0's step after a few others."""
     _join_group(world)
+    if config.engine.compile:
+        compiler.install()
+        torch._dynamo.reset()  # graphs of other cases count toward the limit of a function's graphs
     with FakeCudaMode(allow_non_fake_inputs=True) as mode:
         torch.autograd.set_multithreading_enabled(False)  # a thread of its own would not be in the mode
         normalize = Normalizer(manifest().mean, manifest().std, config.augment.clip).to(distributed.device())

@@ -2,12 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from pretrain.kernels.launching import interpreting
+from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens
+from pretrain.models.vit import SpecViT
+from pretrain.objectives.mae import MaskedAutoencoder
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
+from pretrain.objectives.masks import MaskedPatches, choose_masks
 from shards.sensors.sensor import NODATA
 
 pytestmark = pytest.mark.usefixtures("interpreter")
@@ -86,3 +92,22 @@ def _compare(
     torch.testing.assert_close(losses, expected, rtol=tolerance, atol=0)
     scale = prediction.grad.abs().max().item()
     assert math.isclose((gradient - prediction.grad).abs().max().item() / scale, 0, abs_tol=tolerance)
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_a_model_with_the_kernel_has_the_losses_and_gradients_of_eager_torch(is_counted):
+    tiles, normalize = _tiles(2, 80, 16, 16), _normalizer(80, None)
+    masks = MaskedPatches(*map(torch.from_numpy, choose_masks(np.random.default_rng(0).random((2, 16)), 0.5)))
+    valid = [(tiles != NODATA).float().mean(1, keepdim=True) > 0.95] if is_counted else []
+    encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32)
+    model = MaskedAutoencoder(encoder, 80, 0.5, decoder_width=16, decoder_heads=2, normalize=normalize)
+    initialize(model, "mae", 1)
+    results = []
+    for is_fused in (True, False):
+        model.zero_grad()
+        with interpreting(is_fused):
+            losses = model.losses(tiles, masks, *valid)[0]
+            losses.mean().backward()
+        results.append([losses, *(parameter.grad for parameter in model.parameters())])
+    for fused, expected in zip(*results, strict=True):
+        torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
