@@ -14,6 +14,7 @@ STEPS, HALF = 6, 3
 
 OBJECTIVES = {
     "mae": ["objective.mask_ratio=0.75", "objective.ignore_nodata=true"],
+    "share": ["objective.mask_ratio=0.75", "objective.ignore_nodata=true", "objective.decode_share=0.5"],
     "angle": ["objective.mask_ratio=0.75", "objective.norm_pix=false", "objective.spectral_angle=0.5"],
     "moco": [
         "objective={name: moco, queue: 64, hidden: 64, dim: 32, momentum: 0.9, head_norm: true}",
@@ -28,6 +29,7 @@ OBJECTIVES = {
 }
 RESUMED = RESNETS = ["moco", "dino"]
 RECOMPUTED = ["mae", "dino"]
+CUT = ["mae", "share"]
 
 pytestmark = pytest.mark.distributed
 
@@ -106,7 +108,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     two.append(runs.job("sgd-half", *sgd, stop_at=HALF))
     one.append(runs.job("sgd-1", *sgd))
     one.append(runs.job("sgd-resumed", *sgd, copy_from="sgd-half"))
-    one.append(runs.job("mae-cut", *OBJECTIVES["mae"], "train.micro_batch=4"))
+    one += [runs.job(f"{name}-cut", *OBJECTIVES[name], "train.micro_batch=4") for name in CUT]
     runs.launch(2, two, "--shallow")
     runs.launch(1, one, "--shallow")
     return runs
@@ -159,9 +161,10 @@ def test_sgd_resumes_with_its_momentum(runs: Runs) -> None:
     assert rates == pytest.approx([0.025, *[0.05] * 2, *[0.005] * 3])
 
 
-def test_missing_pixels_count_the_same_however_the_batch_is_cut(runs: Runs) -> None:
-    assert runs.records("mae-cut", "loss") == pytest.approx(runs.records("mae-1", "loss"), rel=1e-4, abs=0)
-    assert runs.records("mae-1", "loss") != pytest.approx(runs.records("angle-1", "loss"), rel=1e-2)
+@pytest.mark.parametrize("name", CUT)
+def test_missing_pixels_count_the_same_however_the_batch_is_cut(runs: Runs, name: str) -> None:
+    assert runs.records(f"{name}-cut", "loss") == pytest.approx(runs.records(f"{name}-1", "loss"), rel=1e-4, abs=0)
+    assert runs.records(f"{name}-1", "loss") != pytest.approx(runs.records("angle-1", "loss"), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
