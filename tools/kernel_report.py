@@ -78,12 +78,13 @@ def _pixel_kernels(dtype: torch.dtype) -> None:
 
 
 def _stem_kernels(dtype: torch.dtype) -> None:
-    from pretrain.kernels import stem, stem_backward
+    from pretrain.kernels import stem, stem_backward, stem_moments
 
     def rows(*shape: int) -> Tensor:
         return torch.empty(2, *shape)
 
     pixels, table, weight2 = rows(100, BANDS).to(dtype), rows(64, 256).to(dtype), torch.empty(256, 64, dtype=dtype)
+    stem_moments.launch_window_moments(pixels, 8)
     y2, _ = stem.launch_second_layer(pixels, table, weight2, torch.empty(64), 8)
     norm2, norm3, weight3 = rows(4, 64), rows(4, 128), torch.empty(5 * 64, 128, dtype=dtype)
     y3, _ = stem.launch_third_layer(y2, norm2, weight3, torch.empty(128), 2)

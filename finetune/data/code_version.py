@@ -63,6 +63,7 @@ FEATURES = (
     "pretrain/kernels/normalize.py",
     "pretrain/kernels/stem.py",
     "pretrain/kernels/stem_backward.py",
+    "pretrain/kernels/stem_moments.py",
     "pretrain/weights/resample.py",
 )
 """Code that turns the array of an image into the encoder's features."""

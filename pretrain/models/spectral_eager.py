@@ -20,13 +20,13 @@ from pretrain.models.spectral_layers import (
     norm_gradient,
     relu_gradient,
 )
-from pretrain.models.spectral_moments import RunningMoments
+from pretrain.models.spectral_moments import RunningMoments, im2col_moments
 from pretrain.models.spectral_parts import Part, split_parts, widened
 
 
 def forward(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Saved, Tensor]:
     """Compute what the backward pass needs, and the features (G, R, N of the last layer)."""
-    saved = Saved(pixels, first_layer(layers[0], pixels, dtype), (), ())
+    saved = Saved(pixels, first_layer(layers[0], pixels, dtype, im2col_moments), (), ())
     for layer in layers[1:]:
         saved = _add_layer(saved, layer, dtype)
     top = len(saved.later)

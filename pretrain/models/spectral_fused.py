@@ -1,7 +1,7 @@
 """The spectral adapter's passes by Triton kernels (pretrain/kernels/stem.py), for products in half precision.
 
-What is left to torch has a few numbers for each group or block of pixels; the moments of the first layer alone read the
-pixels (see spectral_moments.py). The norm of a layer goes to kernels as rows of factors (`_norm_rows`).
+What is left to torch has a few numbers for each group or block of pixels. The norm of a layer goes to kernels as rows
+of factors (`_norm_rows`).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.kernels import stem, stem_backward
+from pretrain.kernels import stem, stem_backward, stem_moments
 from pretrain.models.spectral_layers import (
     FirstLayer,
     FirstSums,
@@ -22,14 +22,14 @@ from pretrain.models.spectral_layers import (
     later_gradients,
     later_layer,
 )
-from pretrain.models.spectral_moments import combined_moments
+from pretrain.models.spectral_moments import combined_moments, num_blocks, position_moments
 
 
 def forward(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Saved, Tensor]:
     """Compute what the backward pass needs, and the features (G, R, 128)."""
     _, second, third = layers
     x = pixels.to(dtype).contiguous()
-    first = first_layer(layers[0], x, dtype)
+    first = first_layer(layers[0], x, dtype, _im2col_moments)
     length = second.positions(first.length)
     y2, blocks = stem.second_layer(x, _table(first), _padded(second.weight, dtype), second.bias.float(), length)
     later2 = later_layer(second, second.weight.to(dtype), y2, combined_moments(blocks, y2, stem.TABLE_BLOCK))
@@ -59,6 +59,12 @@ def backward(saved: Saved, gradient: Tensor) -> list[Tensor]:
         *later_gradients(third, d_third, sums3.transpose(0, 1)),
     )
     return [group.sum(0, dtype=torch.float64) for group in gradients]
+
+
+def _im2col_moments(pixels: Tensor, kernel: int, stride: int, length: int) -> tuple[Tensor, Tensor]:
+    """Compute `im2col_moments` by a kernel."""
+    windows = _total(stem_moments.window_moments(pixels, num_blocks(length)))[..., : stem_moments.USED]
+    return position_moments(windows[:, :, -1], windows[:, :, : stem_moments.USED], kernel, stride, length)
 
 
 def _table(first: FirstLayer) -> Tensor:

@@ -10,6 +10,7 @@ depend on how many groups a call has: what is summed over groups is added up at 
 Shapes: G groups, R pixels of a group, L positions of a layer's output, K = kernel * channels in, N channels out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.models.compilation import compilable
-from pretrain.models.spectral_moments import im2col_moments
-from pretrain.models.spectral_parts import Part, split_parts, widened
+from pretrain.models.spectral_parts import Part, widened
+
+Moments = Callable[[Tensor, int, int, int], tuple[Tensor, Tensor]]
+"""Sums and products of rows of im2col, from pixels, kernel, stride and length."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,13 @@ class Saved:
         return [self.first, *self.later]
 
 
-def first_layer(layer: Layer, pixels: Tensor, dtype: torch.dtype) -> FirstLayer:
-    """Take the statistics of the first layer over pixels (G, R, bands) and fold its norm into its weights."""
+def first_layer(layer: Layer, pixels: Tensor, dtype: torch.dtype, im2col_moments: Moments) -> FirstLayer:
+    """Take the statistics of the first layer over pixels (G, R, bands) and fold its norm into its weights.
+
+    Args:
+        dtype: of products.
+        im2col_moments: as in spectral_moments.py.
+    """
     weight, bias = layer.weight.to(dtype).double(), layer.bias.to(dtype).double()
     (groups, count, bands), size = pixels.shape, len(weight)
     length = layer.positions(bands)
@@ -156,10 +164,7 @@ def first_layer(layer: Layer, pixels: Tensor, dtype: torch.dtype) -> FirstLayer:
     sums, products = weight.new_zeros(groups, size), weight.new_zeros(groups, size, size)
     mean, variance = given_moments(layer, groups)
     if layer.moments is None:
-        for part in split_parts(pixels):
-            moments = im2col_moments(part.of(pixels).to(dtype), layer.kernel, layer.stride, length)
-            sums[part.groups].add_(moments[0])
-            products[part.groups].add_(moments[1])
+        sums, products = im2col_moments(pixels.to(dtype), layer.kernel, layer.stride, length)
         mean = sums @ weight / count + bias
         centered = products - outer(sums, sums) / count
         variance = (weight * (centered @ weight)).sum(1).clamp(min=0) / count

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.models.compilation import compilable
-from pretrain.models.spectral_parts import Part, widened
+from pretrain.models.spectral_parts import Part, split_parts, widened
 
 POSITIONS = 5
 """Positions of a block: with kernel 7 and stride 5, the 27 bands that they read cost less than their 5 x 7 inputs."""
@@ -32,20 +32,43 @@ def im2col_moments(pixels: Tensor, kernel: int, stride: int, length: int) -> tup
     Returns:
         Sums (G, K) and products (G, K, K), float64.
     """
-    groups, count, bands = pixels.shape
-    chunk, blocks = min(CHUNK, count), -(-length // POSITIONS)
-    size, hop = (POSITIONS - 1) * stride + kernel, POSITIONS * stride
-    right = (blocks - 1) * hop + size - bands - 1
-    padded = F.pad(widened(pixels), (1, right, 0, -count % chunk))
-    windows = padded.unfold(2, size, hop).movedim(2, 0)  # (blocks, G, R, size)
-    steps = torch.cat([windows[..., :1], windows.diff()], -1).view(blocks, groups, -1, chunk, size)
-    flat = steps.flatten(0, 2)
-    grams = (flat.mT @ flat).view(blocks, groups, -1, size, size).sum(2, dtype=torch.float64)
-    sums = steps.sum(3).sum(2, dtype=torch.float64)
-    products = grams.cumsum(-1).cumsum(-2).unfold(2, kernel, stride).unfold(3, kernel, stride)
-    positions = products.diagonal(dim1=2, dim2=3).movedim(-1, 1)  # (blocks, positions, G, K, K)
-    values = sums.cumsum(-1).unfold(2, kernel, stride).movedim(2, 1)  # (blocks, positions, G, K)
-    return values.flatten(0, 1)[:length].sum(0), positions.flatten(0, 1)[:length].sum(0)
+    groups, blocks, size = len(pixels), num_blocks(length), (POSITIONS - 1) * stride + kernel
+    sums = pixels.new_zeros(groups, blocks, size, dtype=torch.float64)
+    products = pixels.new_zeros(groups, blocks, size, size, dtype=torch.float64)
+    for part in split_parts(pixels):
+        steps = _steps(part.of(pixels), size, POSITIONS * stride, blocks)
+        sums[part.groups].add_(steps.sum(3).sum(1, dtype=torch.float64))
+        flat = steps.flatten(0, 2)
+        grams = (flat.mT @ flat).unflatten(0, steps.shape[:3])
+        products[part.groups].add_(grams.sum(1, dtype=torch.float64))
+    return position_moments(sums, products, kernel, stride, length)
+
+
+def num_blocks(length: int) -> int:
+    """Return the number of blocks of L positions."""
+    return -(-length // POSITIONS)
+
+
+def _steps(pixels: Tensor, size: int, hop: int, blocks: int) -> Tensor:
+    """Return the first band of each block and the differences of its neighbors, (G, chunks, blocks, chunk, size)."""
+    _, count, bands = pixels.shape
+    chunk = min(CHUNK, count)
+    padded = F.pad(widened(pixels), (1, (blocks - 1) * hop + size - bands - 1, 0, -count % chunk))
+    windows = padded.unflatten(1, (-1, chunk)).unfold(3, size, hop).transpose(2, 3)
+    return torch.cat([windows[..., :1], windows.diff()], -1)
+
+
+def position_moments(sums: Tensor, products: Tensor, kernel: int, stride: int, length: int) -> tuple[Tensor, Tensor]:
+    """Add up over positions what blocks have of first bands and differences.
+
+    Args:
+        sums, products: (G, blocks, bands of a block), and of pairs of them; float64.
+        kernel, stride, length: see `im2col_moments`.
+    """
+    values = sums.cumsum(-1).unfold(2, kernel, stride)  # (G, blocks, positions, K)
+    pairs = products.cumsum(-1).cumsum(-2).unfold(2, kernel, stride).unfold(3, kernel, stride)
+    outer = pairs.diagonal(dim1=2, dim2=3).movedim(-1, 2)  # (G, blocks, positions, K, K)
+    return values.flatten(1, 2)[:, :length].sum(1), outer.flatten(1, 2)[:, :length].sum(1)
 
 
 @compilable

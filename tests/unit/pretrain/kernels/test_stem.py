@@ -11,6 +11,7 @@ from pretrain.models.adapter import LAYERS, SpectralAdapter
 from pretrain.models.initialize import initialize
 from pretrain.models.spectral_features import plain_features, spectral_features
 from pretrain.models.spectral_layers import Layer
+from pretrain.models.spectral_moments import im2col_moments
 
 GROUPS = 2
 
@@ -94,3 +95,26 @@ def test_an_adapter_takes_kernels_in_half_precision_alone():
     with FlopCounterMode(display=False) as counter:
         adapter(pixels)
     assert "spectralforge" not in str(counter.get_flop_counts())
+
+
+@pytest.mark.parametrize("bands", [75, 202])
+def test_moments_of_bands_that_are_nearly_alike(bands):
+    """A filter that takes the difference of neighbors leaves little of a large signal."""
+    from pretrain.models import spectral_fused
+
+    generator = torch.Generator().manual_seed(bands)
+    level, noise = (torch.randn(GROUPS, 70, size, generator=generator) for size in (1, bands))
+    pixels, length = 50 * level + 0.01 * noise, (bands + 2 - 7) // 5 + 1
+    weight = torch.tensor([0, 0, -1, 1, 0, 0, 0], dtype=torch.float64)
+    fused = spectral_fused._im2col_moments(pixels, 7, 5, length)
+    exact = im2col_moments(pixels.double(), 7, 5, length)
+    torch.testing.assert_close(fused[0] @ weight, exact[0] @ weight, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused[1] @ weight @ weight, exact[1] @ weight @ weight, rtol=1e-5, atol=0)
+
+
+def test_the_numbers_of_a_group_do_not_depend_on_how_many_groups_a_call_has():
+    pixels = torch.randn(GROUPS, 33, 75, generator=torch.Generator().manual_seed(0)).half()
+    layers = _layers([weight.float() for weight in _weights()], (0, 0, 0))
+    together, _ = spectral_features(pixels, layers, pixels.dtype, fused=True)
+    for group, features in zip(pixels, together, strict=True):
+        assert torch.equal(spectral_features(group[None], layers, pixels.dtype, fused=True)[0][0], features)
