@@ -50,8 +50,7 @@ def _print_limits(arguments: argparse.Namespace) -> None:
         f"{machine.name}: {machine.peak('bf16') / 1e12:.0f} TFLOP/s in bf16, {machine.hbm / 1e12:g} TB/s; "
         f"micro batch {arguments.micro_batch}, {arguments.precision}, {arguments.world} GPUs; ms of a step"
     )
-    parts = " ".join(f"{part[:9]:>9}" for part in PARTS)
-    print(f"model mask stage  kernels    GB {parts}      sum  MFU  us/kernel  collectives")
+    print(f"model mask stage  kernels    GB {' '.join(map(_column, PARTS))}      sum  MFU  us/kernel  collectives")
     for model in arguments.models.split(","):
         for ratio in map(float, arguments.mask_ratios.split(",")):
             for stage in map(int, arguments.stages.split(",")):
@@ -68,10 +67,16 @@ def _row(model: str, ratio: float, stage: int, arguments: argparse.Namespace, ma
     tiles, world = arguments.micro_batch, arguments.world
     overrides = [f"train.micro_batch={tiles}", f"train.global_batch={tiles * world}", f"engine.zero_stage={stage}"]
     overrides += [f"objective.mask_ratio={ratio}", f"engine.precision={arguments.precision}"]
+    overrides += ["engine.activation_checkpointing=none"]
     config = Case(model, f"mae/spec_vit_{model}", (*overrides, *arguments.overrides)).load()
     counted = to_dict(count_step(config, world, machine), machine, world)
     flops = tiles * sum(sample_flops(config, TILE_SHAPE[0]).values())
     return format_row(f"{model:<5} {ratio:4.2f} {stage:5}", counted, flops / machine.peak(arguments.precision))
+
+
+def _column(part: str) -> str:
+    """Return a part's name in the width of its column."""
+    return f"{part:>8}"
 
 
 def format_row(name: str, counted: dict[str, Any], ideal: float) -> str:
@@ -84,7 +89,7 @@ def format_row(name: str, counted: dict[str, Any], ideal: float) -> str:
     kernels = sum(work["kernels"] for work in parts.values())
     moved, seconds = (sum(work[key] for work in parts.values()) for key in ("bytes", "seconds"))
     talk = sum(collective["seconds"] for collective in counted["collectives"].values())
-    by_part = " ".join(f"{parts[part]['seconds'] * 1e3:9.2f}" if part in parts else f"{'':9}" for part in PARTS)
+    by_part = " ".join(f"{parts[part]['seconds'] * 1e3:{len(_column(part))}.2f}" for part in PARTS if part in parts)
     return (
         f"{name}  {kernels:7} {moved / 1e9:5.1f} {by_part} {seconds * 1e3:8.1f} {ideal / seconds:4.0%} "
         f"{seconds / kernels * 1e6:10.1f} {talk * 1e3:12.2f}"

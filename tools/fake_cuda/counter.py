@@ -1,6 +1,6 @@
 """Counts the kernels, collectives and waits of a training step while it runs on tensors without storage."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,12 +63,11 @@ class StepCount:
 
     Attributes:
         work: kernels by part.
-        operations: kernels by part and operation.
         collectives: by kind and dtype.
+        recorder: of waits and other calls of the CUDA runtime.
     """
 
     work: dict[str, Work] = field(default_factory=lambda: defaultdict(Work))
-    operations: Counter[tuple[str, str]] = field(default_factory=Counter)
     collectives: dict[tuple[str, str], Collectives] = field(default_factory=lambda: defaultdict(Collectives))
     recorder: Recorder = field(default_factory=Recorder)
 
@@ -115,16 +114,11 @@ class StepCounter(TorchDispatchMode):
         elif any(tensor.is_cuda for tensor in tensors([args, kwargs, result])):
             self._look_for_waits(name, args, kwargs)
             if launches(func):
-                self._add_kernel(func, args, kwargs, result)
+                self.add(cost(func, args, kwargs, result), self._part())
         return result
 
-    def _add_kernel(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        part = self._part()
-        self.count.operations[part, str(func)] += 1
-        self.add(part, cost(func, args, kwargs, result))
-
-    def add(self, part: str, kernel: Cost) -> None:
-        """Count a kernel."""
+    def add(self, kernel: Cost, part: str) -> None:
+        """Count a kernel of a part of the step."""
         work = self.count.work[part]
         work.kernels += 1
         work.bytes += kernel.bytes
@@ -180,7 +174,7 @@ def counted_instead(kernels: Iterable[Cost]) -> Iterator[None]:
         yield
         return
     for kernel in kernels:
-        counter.add(counter.parts.part, kernel)
+        counter.add(kernel, counter.parts.part)
     counter.is_muted = True
     try:
         yield

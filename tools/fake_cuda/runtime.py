@@ -95,6 +95,7 @@ def install() -> None:
     cuda._lazy_init = lambda: None
     cuda._exchange_device, cuda._maybe_exchange_device = _constant(0), _constant(0)  # a handler each in torch.compile
     cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8), lambda *_: None
+    cuda.default_generators = (torch.default_generator,)
     cuda.stream = lambda _: contextlib.nullcontext()
     cuda.synchronize = lambda *_, **__: sync("cuda.synchronize")
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: None
