@@ -72,8 +72,8 @@ def train(engine: ZeroEngine, first: int, steps: int) -> list[float]:
 def micro_batch(step: int, number: int, size: int = MICRO_BATCH) -> tuple[Tensor, MaskedPatches]:
     """Return images and masks of this rank."""
     generator = torch.Generator().manual_seed(100 * step + 10 * number + distributed.rank())
-    noise = torch.rand(size, PATCHES, generator=generator)
-    return torch.randn(size, BANDS, 8, 8, generator=generator), masks_of(noise, 0.5)
+    images = torch.randn(size, BANDS, 8, 8, generator=generator)
+    return images, masks_of(torch.rand(size, PATCHES, generator=generator), 0.5)
 
 
 @contextmanager
