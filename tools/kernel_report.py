@@ -78,7 +78,7 @@ def _pixel_kernels(dtype: torch.dtype) -> None:
 
 
 def _stem_kernels(dtype: torch.dtype) -> None:
-    from pretrain.kernels import stem, stem_backward, stem_moments
+    from pretrain.kernels import stem, stem_backward, stem_moments, stem_weights
 
     def rows(*shape: int) -> Tensor:
         return torch.empty(2, *shape)
@@ -92,10 +92,10 @@ def _stem_kernels(dtype: torch.dtype) -> None:
     stem_backward.launch_third_sums(features, y3, norm3)
     third = (features, y3, norm3, rows(2, 128))
     d2, _ = stem_backward.launch_second_gradient(*third, weight3, y2, norm2)
-    stem_backward.launch_third_weights(*third, y2, norm2)
+    stem_weights.launch_third_weights(*third, y2, norm2)
     second = (d2, y2, norm2, rows(2, 64))
-    stem_backward.launch_second_weights(pixels, table, *second)
-    stem_backward.launch_first_sums(pixels, table, weight2, *second)
+    stem_weights.launch_second_weights(pixels, table, *second)
+    stem_weights.launch_first_sums(pixels, table, weight2, *second)
 
 
 def compile_for(launch: Launch, variant: str, capability: int) -> Compiled:

@@ -64,6 +64,7 @@ FEATURES = (
     "pretrain/kernels/stem.py",
     "pretrain/kernels/stem_backward.py",
     "pretrain/kernels/stem_moments.py",
+    "pretrain/kernels/stem_weights.py",
     "pretrain/weights/resample.py",
 )
 """Code that turns the array of an image into the encoder's features."""

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pretrain.kernels.launching import launch, operator
 
-BLOCK, TABLE_BLOCK = 64, 32
-"""Pixels that a program computes at once; fewer with the table of filters, or registers don't suffice."""
+BLOCK, SMALL_BLOCK = 64, 32
+"""Pixels that a program computes at once: 64 wherever that leaves its registers without spills, 32 elsewhere."""
 
 WIDTH, COLUMNS, TAPS = 64, 256, 7
 """Rows and columns of the table of filters, and the taps of the second layer that its columns belong to."""
@@ -48,15 +48,15 @@ def launch_second_layer(
     groups, count, bands = pixels.shape
     y, moments = _second_outputs(pixels, table, weight, bias, length)
     below = (bands + 2 - 7) // 5 + 1
-    grid = (triton.cdiv(count, TABLE_BLOCK), groups)
+    grid = (triton.cdiv(count, SMALL_BLOCK), groups)
     arguments = (pixels, table, weight, bias, y, moments, count, bands, below, length)
-    launch(_second_layer, grid, *arguments, BLOCK=TABLE_BLOCK)
+    launch(_second_layer, grid, *arguments, BLOCK=SMALL_BLOCK)
     return y, moments
 
 
 def _second_outputs(pixels: Tensor, table: Tensor, weight: Tensor, bias: Tensor, length: int) -> tuple[Tensor, Tensor]:
     groups, count, _ = pixels.shape
-    moments = bias.new_empty(groups, triton.cdiv(count, TABLE_BLOCK), 2, 64)
+    moments = bias.new_empty(groups, triton.cdiv(count, SMALL_BLOCK), 2, 64)
     return pixels.new_empty(groups, count, length, 64), moments
 
 
@@ -185,7 +185,7 @@ def launch_third_layer(y2: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, l
     y, moments = _third_outputs(y2, norm, weight, bias, length)
     arguments = (y2, norm, weight, bias, y, moments, count, below, length)
     grid = (triton.cdiv(count, BLOCK), groups)
-    launch(_third_layer, grid, *arguments, num_warps=4, BLOCK=BLOCK)
+    launch(_third_layer, grid, *arguments, num_warps=8, BLOCK=BLOCK)
     return y, moments
 
 

@@ -1,8 +1,7 @@
-"""Kernels of the spectral adapter's backward pass; see stem.py for the forward pass.
+"""Kernels of the spectral adapter's backward pass down to the second layer; stem.py has the forward pass.
 
 Nothing but the gradient of the second layer's ReLU is written for each pixel; the gradients of convolutions' outputs
-are recomputed from it, and the first layer's outputs from the pixels. Gradients of weights are sums over pixels: a
-program adds up a share of the blocks of a group, and the shares are added in float64.
+are recomputed from it where they are needed, here and in stem_weights.py.
 """
 
 import torch
@@ -13,39 +12,19 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pretrain.kernels.launching import launch, operator
 from pretrain.kernels.stem import (
-    ALL,
     BLOCK,
-    COLUMNS,
-    FIRST,
     NORM_ROWS,
     SECOND,
-    TABLE_BLOCK,
+    SMALL_BLOCK,
     THIRD,
     TOP_STRIDE,
-    TOP_TAPS,
-    WIDE,
-    WIDTH,
     block_rows,
-    first_outputs,
-    load_bands,
     load_channels,
     load_matrix,
     load_rows,
-    second_outputs,
     store_pair,
     store_rows,
 )
-
-SOME_TAPS, SOME = tl.constexpr(4), tl.constexpr(128)
-"""Taps, and their columns of the table, of a program that adds up products: with all, registers don't suffice."""
-
-SHARES, SHARE = 32, 512
-"""Shares of a group's pixels: at most so many, of at least so many pixels."""
-
-
-def num_shares(count: int) -> int:
-    """Return the number of shares of a group of pixels, which depends on nothing else, so sums don't either."""
-    return min(SHARES, triton.cdiv(count, SHARE))
 
 
 @triton.jit
@@ -130,9 +109,9 @@ def launch_second_gradient(
     """
     groups, count, length, _ = y2.shape
     d, sums = _second_gradient_outputs(d_features, y3, norm3, means3, weight, y2, norm2)
-    grid = (triton.cdiv(count, BLOCK), groups)
+    grid = (triton.cdiv(count, SMALL_BLOCK), groups)
     arguments = (d_features, y3, norm3, means3, weight, y2, norm2, d, sums, count, y3.shape[2], length)
-    launch(_second_gradient, grid, *arguments, num_warps=8, BLOCK=BLOCK)
+    launch(_second_gradient, grid, *arguments, num_warps=8, BLOCK=SMALL_BLOCK)
     return d, sums
 
 
@@ -140,7 +119,7 @@ def _second_gradient_outputs(
     d_features: Tensor, y3: Tensor, norm3: Tensor, means3: Tensor, weight: Tensor, y2: Tensor, norm2: Tensor
 ) -> tuple[Tensor, Tensor]:
     groups, count, _, channels = y2.shape
-    return torch.empty_like(y2), norm2.new_empty(groups, triton.cdiv(count, BLOCK), 2, channels)
+    return torch.empty_like(y2), norm2.new_empty(groups, triton.cdiv(count, SMALL_BLOCK), 2, channels)
 
 
 second_gradient = operator("stem_second_gradient")(launch_second_gradient)
@@ -187,214 +166,3 @@ def _second_gradient(
         here = norm_sums(dz, below, norm2, group, SECOND)
         shift, scale = shift + here[0], scale + here[1]
     store_pair(sums, shift, scale, block, group, SECOND)
-
-
-# ---- weights ----
-
-
-def launch_third_weights(
-    d_features: Tensor, y3: Tensor, norm3: Tensor, means3: Tensor, y2: Tensor, norm2: Tensor
-) -> Tensor:
-    """Compute the gradient of the third layer's weights by share, fp32 (G, shares, 5 x 64, 128).
-
-    Args: see `second_gradient`.
-    """
-    groups, count, below, _ = y2.shape
-    product = _third_weights_output(d_features, y3, norm3, means3, y2, norm2)
-    grid = (TOP_TAPS.value, product.shape[1], groups)
-    arguments = (d_features, y3, norm3, means3, y2, norm2, product, count, below, y3.shape[2])
-    launch(_third_weights, grid, *arguments, num_warps=8, BLOCK=BLOCK)
-    return product
-
-
-def _third_weights_output(
-    d_features: Tensor, y3: Tensor, norm3: Tensor, means3: Tensor, y2: Tensor, norm2: Tensor
-) -> Tensor:
-    return norm2.new_empty(y2.shape[0], num_shares(y2.shape[1]), 5 * 64, 128)
-
-
-third_weights = operator("stem_third_weights")(launch_third_weights)
-third_weights.register_fake(_third_weights_output)
-
-
-@register_flop_formula(torch.ops.spectralforge.stem_third_weights)
-def _third_weights_flops(d_features, y3, norm3, means3, y2, norm2, out_shape=None) -> int:
-    return 2 * y3[0] * y3[1] * y3[2] * 5 * 64 * 128
-
-
-@triton.jit
-def _third_weights(
-    d_features,
-    y3,
-    norm3,
-    means3,
-    y2,
-    norm2,
-    product,
-    count,
-    below,
-    length,
-    BLOCK: tl.constexpr,
-):
-    tap, share, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    total = tl.zeros((SECOND, THIRD), tl.float32)
-    for block in range(share, tl.cdiv(count, BLOCK), tl.num_programs(1)):
-        first, inside = block_rows(block, group, count, BLOCK)
-        for position in range(length):
-            z = second_outputs(y2, norm2, group, first, inside, TOP_STRIDE * position - 1 + tap, below)
-            y, d = third_relu_gradient(d_features, y3, norm3, group, first, inside, position, length)
-            dy = norm_gradient(d, y, norm3, means3, group, inside, THIRD).to(y2.dtype.element_ty)
-            total = tl.dot(tl.trans(z.to(y2.dtype.element_ty)), dy, total)
-    part = (group * tl.num_programs(1) + share) * tl.num_programs(0) + tap
-    store_matrix(product + part * SECOND * THIRD, total, THIRD, SECOND, THIRD)
-
-
-@triton.jit
-def store_matrix(target, value, STRIDE: tl.constexpr, ROWS: tl.constexpr, NUM_COLUMNS: tl.constexpr):
-    """Store a matrix to rows that are STRIDE apart."""
-    tl.store(target + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, NUM_COLUMNS)[None, :], value)
-
-
-def launch_second_weights(
-    pixels: Tensor, table: Tensor, d2: Tensor, y2: Tensor, norm2: Tensor, means2: Tensor
-) -> Tensor:
-    """Compute the gradient of the second layer's weights by share, fp32 (G, shares, 256, 64).
-
-    Args:
-        pixels, table: see `second_layer`.
-        d2: gradient of the second ReLU's input, (G, R, L, 64).
-        y2, norm2, means2: the second convolution, its norm, and means of d2 (see `second_gradient`).
-    """
-    product = _second_weights_output(pixels, table, d2, y2, norm2, means2)
-    grid = (ALL.value // SOME.value, product.shape[1], len(pixels))
-    arguments = (pixels, table, d2, y2, norm2, means2, product, *_sizes(pixels, y2))
-    launch(_second_weights, grid, *arguments, num_warps=8, BLOCK=BLOCK)
-    return product
-
-
-def _sizes(pixels: Tensor, y2: Tensor) -> tuple[int, int, int, int]:
-    """Return R, C, and L of the first and the second layer."""
-    _, count, bands = pixels.shape
-    return count, bands, (bands + 2 - 7) // 5 + 1, y2.shape[2]
-
-
-def _second_weights_output(
-    pixels: Tensor, table: Tensor, d2: Tensor, y2: Tensor, norm2: Tensor, means2: Tensor
-) -> Tensor:
-    return norm2.new_empty(len(pixels), num_shares(pixels.shape[1]), COLUMNS, 64)
-
-
-second_weights = operator("stem_second_weights")(launch_second_weights)
-second_weights.register_fake(_second_weights_output)
-
-
-@register_flop_formula(torch.ops.spectralforge.stem_second_weights)
-def _second_weights_flops(pixels, table, d2, y2, norm2, means2, out_shape=None) -> int:
-    return 2 * pixels[0] * pixels[1] * y2[2] * COLUMNS * (WIDTH + 64)
-
-
-@triton.jit
-def second_norm_gradient(d2, y2, norm2, means2, group, first, inside, position, length):
-    """Return the gradient of the second convolution at a position, (BLOCK, 64), in the dtype of products."""
-    d = load_rows(d2, first, inside, position, length, SECOND)
-    y = load_rows(y2, first, inside, position, length, SECOND)
-    return norm_gradient(d, y, norm2, means2, group, inside, SECOND).to(y2.dtype.element_ty)
-
-
-@triton.jit
-def _second_weights(
-    pixels,
-    table,
-    d2,
-    y2,
-    norm2,
-    means2,
-    product,
-    count,
-    bands,
-    below,
-    length,
-    BLOCK: tl.constexpr,
-):
-    tap, share, group = tl.program_id(0) * SOME_TAPS, tl.program_id(1), tl.program_id(2)
-    filters = load_matrix(table + group * WIDE * ALL + tap * FIRST, ALL, WIDE, SOME)
-    total = tl.zeros((SOME, SECOND), tl.float32)
-    for block in range(share, tl.cdiv(count, BLOCK), tl.num_programs(1)):
-        first, inside = block_rows(block, group, count, BLOCK)
-        for position in range(length):
-            x = load_bands(pixels, first, inside, bands, position)
-            z = first_outputs(x, filters, tap, position, below).to(x.dtype)
-            dy = second_norm_gradient(d2, y2, norm2, means2, group, first, inside, position, length)
-            total = tl.dot(tl.trans(z), dy, total)
-    target = product + (group * tl.num_programs(1) + share) * ALL * SECOND
-    store_matrix(target + tap * FIRST * SECOND, total, SECOND, SOME, SECOND)
-
-
-# ---- first layer ----
-
-
-def launch_first_sums(
-    pixels: Tensor, table: Tensor, weight: Tensor, d2: Tensor, y2: Tensor, norm2: Tensor, means2: Tensor
-) -> Tensor:
-    """Compute the products of bands with the gradient of the first ReLU's input by share, fp32 (G, shares, 64, 256).
-
-    The gradient of a first-layer output is a sum over the positions of the second layer that read it, and the product
-    is linear in it: nothing is folded. Row 63, of the column of ones, has the sums of the gradient.
-
-    Args:
-        weight: of the second layer, (256, 64).
-        pixels, table, d2, y2, norm2, means2: see `second_weights`.
-    """
-    product = _first_sums_output(pixels, table, weight, d2, y2, norm2, means2)
-    grid = (ALL.value // SOME.value, product.shape[1], len(pixels))
-    arguments = (pixels, table, weight, d2, y2, norm2, means2, product, *_sizes(pixels, y2))
-    launch(_first_sums, grid, *arguments, num_warps=8, BLOCK=TABLE_BLOCK)
-    return product
-
-
-def _first_sums_output(
-    pixels: Tensor, table: Tensor, weight: Tensor, d2: Tensor, y2: Tensor, norm2: Tensor, means2: Tensor
-) -> Tensor:
-    return norm2.new_empty(len(pixels), num_shares(pixels.shape[1]), WIDTH, COLUMNS)
-
-
-first_sums = operator("stem_first_sums")(launch_first_sums)
-first_sums.register_fake(_first_sums_output)
-
-
-@register_flop_formula(torch.ops.spectralforge.stem_first_sums)
-def _first_sums_flops(pixels, table, weight, d2, y2, norm2, means2, out_shape=None) -> int:
-    return 2 * pixels[0] * pixels[1] * y2[2] * COLUMNS * (2 * WIDTH + 64)
-
-
-@triton.jit
-def _first_sums(
-    pixels,
-    table,
-    weight,
-    d2,
-    y2,
-    norm2,
-    means2,
-    product,
-    count,
-    bands,
-    below,
-    length,
-    BLOCK: tl.constexpr,
-):
-    tap, share, group = tl.program_id(0) * SOME_TAPS, tl.program_id(1), tl.program_id(2)
-    filters = load_matrix(table + group * WIDE * ALL + tap * FIRST, ALL, WIDE, SOME)
-    later = load_matrix(weight + tap * FIRST * SECOND, SECOND, SOME, SECOND)
-    total = tl.zeros((WIDE, SOME), tl.float32)
-    for block in range(share, tl.cdiv(count, BLOCK), tl.num_programs(1)):
-        first, inside = block_rows(block, group, count, BLOCK)
-        for position in range(length):
-            x = load_bands(pixels, first, inside, bands, position)
-            z = first_outputs(x, filters, tap, position, below)
-            dy = second_norm_gradient(d2, y2, norm2, means2, group, first, inside, position, length)
-            dz = tl.dot(dy, tl.trans(later))
-            d = tl.where(z > 0, dz, 0.0).to(x.dtype)
-            total = tl.dot(tl.trans(x), d, total)
-    target = product + (group * tl.num_programs(1) + share) * WIDE * ALL
-    store_matrix(target + tap * FIRST, total, ALL, WIDE, SOME)

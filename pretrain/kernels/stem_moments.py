@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pretrain.kernels.launching import launch, operator
 from pretrain.kernels.stem import block_rows
-from pretrain.kernels.stem_backward import num_shares, store_matrix
+from pretrain.kernels.stem_weights import num_shares, store_matrix
 
 BLOCK, WINDOW, USED, HOP = 64, 32, 27, 25
 """Pixels of a program at once; columns of a window, those that hold bands, and bands from a window to the next."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.kernels import stem, stem_backward, stem_moments
+from pretrain.kernels import stem, stem_backward, stem_moments, stem_weights
 from pretrain.models.spectral_layers import (
     FirstLayer,
     FirstSums,
@@ -32,7 +32,7 @@ def forward(pixels: Tensor, layers: Sequence[Layer], dtype: torch.dtype) -> tupl
     first = first_layer(layers[0], x, dtype, _im2col_moments)
     length = second.positions(first.length)
     y2, blocks = stem.second_layer(x, _table(first), _padded(second.weight, dtype), second.bias.float(), length)
-    later2 = later_layer(second, second.weight.to(dtype), y2, combined_moments(blocks, y2, stem.TABLE_BLOCK))
+    later2 = later_layer(second, second.weight.to(dtype), y2, combined_moments(blocks, y2, stem.SMALL_BLOCK))
     weight = third.weight.to(dtype)
     y3, blocks = stem.third_layer(y2, _norm_rows(later2), weight, third.bias.float(), third.positions(length))
     later3 = later_layer(third, weight, y3, combined_moments(blocks, y3, stem.BLOCK))
@@ -48,11 +48,11 @@ def backward(saved: Saved, gradient: Tensor) -> list[Tensor]:
     above = (d_features, y3, norm3, _mean_rows(third, sums3))
     d2, blocks = stem_backward.second_gradient(*above, third.weight, y2, norm2)
     sums2 = _total(blocks)
-    d_third = _total(stem_backward.third_weights(*above, y2, norm2))
+    d_third = _total(stem_weights.third_weights(*above, y2, norm2))
     x, table = saved.pixels.to(y2.dtype).contiguous(), _table(saved.first)
     above = (d2, y2, norm2, _mean_rows(second, sums2))
-    d_second = _total(stem_backward.second_weights(x, table, *above))[:, : len(second.weight)]
-    products = _total(stem_backward.first_sums(x, table, _padded(second.weight, y2.dtype), *above))
+    d_second = _total(stem_weights.second_weights(x, table, *above))[:, : len(second.weight)]
+    products = _total(stem_weights.first_sums(x, table, _padded(second.weight, y2.dtype), *above))
     gradients = (
         *first_gradients(saved.first, _first_sums(saved.first, products)),
         *later_gradients(second, d_second, sums2.transpose(0, 1)),

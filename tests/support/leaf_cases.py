@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from support.masks import masks_of
 from support.rank_cases import Cases
 from torch import Tensor
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
@@ -31,6 +32,7 @@ from pretrain.models.initialize import initialize
 from pretrain.models.unit import compilable_units
 from pretrain.models.vit import SpecViT, ViTEncoder
 from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masks import MaskedPatches
 
 DEPTH = 10  # blocks of one class: more than the graphs that torch.compile keeps of a function
 MICRO_BATCH, BANDS, PATCHES = 4, 80, 4
@@ -67,10 +69,11 @@ def train(engine: ZeroEngine, first: int, steps: int) -> list[float]:
     return found
 
 
-def micro_batch(step: int, number: int, size: int = MICRO_BATCH) -> tuple[Tensor, Tensor]:
-    """Return images and mask noise of this rank."""
+def micro_batch(step: int, number: int, size: int = MICRO_BATCH) -> tuple[Tensor, MaskedPatches]:
+    """Return images and masks of this rank."""
     generator = torch.Generator().manual_seed(100 * step + 10 * number + distributed.rank())
-    return torch.randn(size, BANDS, 8, 8, generator=generator), torch.rand(size, PATCHES, generator=generator)
+    images = torch.randn(size, BANDS, 8, 8, generator=generator)
+    return images, masks_of(torch.rand(size, PATCHES, generator=generator), 0.5)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The planner: NCCL's model by hand, activations affine in the micro batch, what fits and why, advice that loads."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 from support.commands import refused
@@ -85,6 +86,18 @@ def test_activations_are_affine_in_the_micro_batch(config, problem):
         measured = list(activations.trace_phases(activations.build_module(config, 202), config, 202, 24))
     for one, other in zip(predicted, measured, strict=True):
         assert one.peak == pytest.approx(other.peak, rel=0.01, abs=1e5)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no wheel for this platform")
+def test_a_stem_that_is_recomputed_by_kernels_needs_less_memory():
+    """Torch unfolds the spectra for it, in more memory than all that activation checkpointing keeps."""
+
+    peaks = []
+    for kernel in ("auto", "eager"):
+        engine = {"precision": "autocast", "stem_kernel": kernel}
+        config = PretrainConfig.model_validate(TINY | {"engine": engine})
+        peaks.append(trace_activations(config, 202, True, "cuda").peak(32))
+    assert peaks[0] < peaks[1]
 
 
 def test_checkpointing_and_stages_save_what_they_promise(config, problem):

@@ -63,7 +63,7 @@ def _errors(dtype: torch.dtype, bands: int, count: int, fixed: Sequence[int]) ->
 @pytest.fixture(autouse=True)
 def small_shares(interpreter, monkeypatch):
     """Sum pixels in two shares."""
-    monkeypatch.setattr("pretrain.kernels.stem_backward.SHARE", 64)
+    monkeypatch.setattr("pretrain.kernels.stem_weights.SHARE", 64)
 
 
 @pytest.mark.parametrize(
