@@ -7,7 +7,7 @@ the memory needs to write and read their tensors. Communication is hidden behind
 from dataclasses import dataclass, replace
 
 from launch.planner.memory import Layout
-from launch.planner.network import Cluster, gathered_width, rounds_seconds, step_rounds
+from launch.planner.network import Cluster, rounds_seconds, step_rounds
 from pretrain.config import PretrainConfig
 from pretrain.metrics.flops import recomputed_flops, sample_flops
 
@@ -108,7 +108,7 @@ def step_time(
     owned = weights if layout.stage == 0 else layout.share(weights)
     parts["optimizer"] = OPTIMIZER_BYTES * owned / rates.memory
     engine = config.engine
-    width, wire = gathered_width(layout.stage, layout.precision), min(layout.wires)
+    width, wire = 4 if layout.precision == "fp32" else 2, min(layout.wires)
     rounds = step_rounds(layout.stage, weights, width, wire, accumulation, *engine.buckets(weights))
     talk = rounds_seconds(rounds, cluster)
     exposed = max(talk - OVERLAP * compute, EXPOSED * talk)
