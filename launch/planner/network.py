@@ -19,6 +19,7 @@ PROTOCOLS = {
 }
 """Seconds of a collective's start, of a step over NVLink and of one over the network; share of the bandwidth."""
 
+GROUPS = 2  # of parameters: with weight decay and without
 REUSE = 1_000_000_000  # elements: stage3_max_reuse_distance in pretrain/engine/zero.py
 
 
@@ -105,8 +106,16 @@ def step_rounds(
     # DeepSpeed 0.19 reduces the gradients of its buckets by all-reduce here, and each process keeps its part
     return [
         Round("all_reduce", times * reductions, times * wire * weights),
-        Round("all_gather", reductions, width * weights),
+        Round("all_gather", GROUPS, width * weights),
     ]
+
+
+def gathered_width(stage: int, precision: str) -> int:
+    """Return the bytes per weight that a ZeRO stage gathers.
+
+    Autocast keeps weights in fp32: stages 1 and 2 gather them as they are, stage 3 casts them before.
+    """
+    return 4 if precision == "fp32" or (precision == "autocast" and stage < 3) else 2
 
 
 def rounds_seconds(rounds: list[Round], cluster: Cluster) -> float:

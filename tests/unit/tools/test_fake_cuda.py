@@ -3,19 +3,26 @@
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from importlib.util import find_spec
 
 import pytest
 from support.processes import REPOSITORY
 
+from launch.planner.memory import Layout
+from launch.planner.network import gathered_width, step_rounds
+from pretrain.objectives import outline_module
 from tools.fake_cuda import shim
 from tools.fake_cuda.__main__ import main
 from tools.fake_cuda.budgets import cases, differences, read_table
+from tools.fake_cuda.counter import Collectives
+from tools.fake_cuda.inputs import TILE_SHAPE
 from tools.fake_cuda.report import budget
 
 needs_compiler = pytest.mark.skipif(shim.missing() is not None, reason=shim.missing() or "")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="budgets count Triton's kernels: no triton here")
 TABLE = read_table()
+CASES = cases(TABLE)
 
 
 def run(*command: str) -> list[dict]:
@@ -71,6 +78,22 @@ def test_a_step_keeps_its_budget(counted, name):
     assert not moved, "\n".join(moved)
 
 
+@needs_compiler
+@pytest.mark.parametrize("case", [case for case in CASES if case.config.startswith("mae")], ids=lambda case: case.name)
+def test_the_planner_expects_the_collectives_of_a_step(counted, case):
+    config = case.load()
+    layout = Layout(config.engine.zero_stage, config.engine.precision, case.world, "cuda")
+    weights = sum(parameter.numel() for parameter in outline_module(config, TILE_SHAPE[0]).parameters())
+    width, buckets = gathered_width(layout.stage, layout.precision), config.engine.buckets(weights)
+    found = defaultdict(Collectives)
+    for name, collectives in counted[case.name]["collectives"].items():
+        kind = found[name.split()[0]]
+        kind.count, kind.bytes = kind.count + collectives["count"], kind.bytes + collectives["bytes"]
+    for expected in step_rounds(layout.stage, weights, width, min(layout.wires), 1, *buckets):
+        assert found[expected.kind].bytes == pytest.approx(expected.size, rel=0.05), expected.kind
+        assert expected.count / 2 <= found[expected.kind].count <= 2 * expected.count, expected.kind
+
+
 def test_what_moves_is_named_from_and_to():
     kept = {"kernels": {"stem": 100}, "megabytes": {"stem": 50}, "collectives": {}, "syncs": {"item in a.py:f": 1}}
     counted = {
@@ -87,7 +110,7 @@ def test_what_moves_is_named_from_and_to():
 
 
 def test_every_case_is_a_config_that_we_ship():
-    assert all(case.load().train.global_batch == case.world * case.load().train.micro_batch for case in cases(TABLE))
+    assert all(case.load().train.global_batch == case.world * case.load().train.micro_batch for case in CASES)
 
 
 def test_it_needs_a_process_without_torch(capsys):
