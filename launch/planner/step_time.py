@@ -12,7 +12,7 @@ from launch.planner.fused_parts import fused_seconds
 from launch.planner.host_time import host_seconds
 from launch.planner.kernel_costs import BANDWIDTH_SHARE
 from launch.planner.memory import Layout
-from launch.planner.network import Cluster, rounds_seconds, step_rounds
+from launch.planner.network import Cluster, gathered_width, rounds_seconds, step_rounds
 from pretrain.config import PretrainConfig
 from pretrain.metrics.flops import recomputed_flops, sample_flops
 
@@ -121,7 +121,7 @@ def step_time(
     parts["other"] = accumulation * rates.fixed
     owned = weights if layout.stage == 0 else layout.share(weights)
     parts["optimizer"] = OPTIMIZER_BYTES * owned / rates.memory
-    width, wire = 4 if layout.precision == "fp32" else 2, min(layout.wires)
+    width, wire = gathered_width(layout.stage, layout.precision), min(layout.wires)
     rounds = step_rounds(layout.stage, weights, width, wire, accumulation, *config.engine.buckets(weights))
     talk = rounds_seconds(rounds, cluster)
     exposed = max(talk - OVERLAP * compute, EXPOSED * talk)
