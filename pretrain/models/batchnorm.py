@@ -26,8 +26,10 @@ def by_groups(layers: Callable[[Tensor], Tensor], x: Tensor, group: int | None) 
     Raises:
         ValueError: the number of samples is not a multiple of the group.
     """
-    parts = x.chunk(num_groups(x, group))
-    return layers(x) if len(parts) == 1 else torch.cat([layers(part) for part in parts])
+    groups = num_groups(x, group)
+    if groups == 1:
+        return layers(x)  # without a chunk: torch.export would fix its size
+    return torch.cat([layers(part) for part in x.chunk(groups)])
 
 
 def num_groups(x: Tensor, group: int | None) -> int:
