@@ -2,7 +2,7 @@
 
 Measured on CPUs with real engines under torch's fake process group (spread: a factor of two either way between
 machines), ViT-H with 393 tensors of weights: 43 ms for the kernels of a micro batch, 58 to 69 with stage 1, 99 to 106
-with stage 3. `python -m tools.bench_plan` measures the reduce-scatter.
+with stage 3. tools/bench_plan.py measures the reduce-scatter.
 """
 
 from launch.planner.memory import Layout
