@@ -102,15 +102,20 @@ def graphs(engine: ZeroEngine) -> int:
 
 @cases.add
 def leaf_modules_change_no_digit(folder: Path) -> None:
-    variants: list[dict[str, Any]] = [
-        {},
-        {"accumulation": 2},
+    _compare_leaf_modules({"accumulation": 2}, {"activation_checkpointing": "blocks", "precision": "bf16"})
+
+
+@cases.add
+def leaf_modules_change_no_digit_in_other_layouts(folder: Path) -> None:
+    _compare_leaf_modules(
         {"activation_checkpointing": "blocks"},
         {"activation_checkpointing": "selective"},
         {"precision": "autocast"},
-        {"precision": "bf16"},
         {"param_persistence_threshold": 100},
-    ]
+    )
+
+
+def _compare_leaf_modules(*variants: dict[str, Any]) -> None:
     for variant in variants:
         leaf = start(autoencoder(), **variant)
         with without_leaf_modules():
@@ -136,13 +141,20 @@ def blocks_behind_frozen_layers_learn(folder: Path) -> None:
 
 @cases.add
 def compiled_units_follow_eager_ones_in_three_graphs(folder: Path) -> None:
-    """At every stage, with evaluations of other batch sizes in between; the blocks of a model share graphs."""
-    expected = {count: train(start(autoencoder(), count), 0, 3) for count in (1, 2)}
-    variants: list[dict[str, Any]] = [
-        {},
+    _compare_compiled({})
+
+
+@cases.add
+def compiled_units_recompute_in_three_graphs(folder: Path) -> None:
+    _compare_compiled(
         {"activation_checkpointing": "blocks", "accumulation": 2},
         {"activation_checkpointing": "selective", "precision": "autocast", "zero_stage": 2},
-    ]
+    )
+
+
+def _compare_compiled(*variants: dict[str, Any]) -> None:
+    """Train with evaluations of other batch sizes in between; the blocks of a model share graphs."""
+    expected = {count: train(start(autoencoder(), count), 0, 3) for count in (1, 2)}
     for variant in variants:
         torch._dynamo.reset()
         counters.clear()

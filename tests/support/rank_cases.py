@@ -3,8 +3,11 @@
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from launch import runtime
 from pretrain import distributed
@@ -19,6 +22,10 @@ class Cases(dict[str, Case]):
         """Register a case under its name; a decorator."""
         self[case.__name__] = case
         return case
+
+    def parameters(self, nightly: Container[str]) -> list[Any]:
+        """Return the cases' names as parameters of a test, some of them marked as nightly."""
+        return [pytest.param(name, marks=pytest.mark.nightly if name in nightly else ()) for name in self]
 
     def main(self) -> None:
         """Run `SCRIPT FOLDER [CASE ...]` on this rank: write ``FOLDER/results-RANK.json`` and end the process."""
@@ -42,3 +49,8 @@ class Cases(dict[str, Case]):
             results[name] = next((one for one in distributed.gather_objects(error) if one), None)
         (folder / f"results-{distributed.rank()}.json").write_text(json.dumps(results))
         runtime.end_process(0)
+
+
+def selected(request: pytest.FixtureRequest) -> list[str]:
+    """Return the cases that this session runs of a module whose tests have the parameter ``name``."""
+    return [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
