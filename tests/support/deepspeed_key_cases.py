@@ -1,4 +1,4 @@
-"""Keys that are passed on to DeepSpeed, on four real processes: `python deepspeed_key_cases.py FOLDER` on each rank."""
+"""Keys that are passed on to DeepSpeed, on real processes: `python deepspeed_key_cases.py FOLDER` on each rank."""
 
 import sys
 from pathlib import Path
