@@ -41,8 +41,7 @@ def launch_patch_loss(
     """
     batch, masked, values = prediction.shape
     prediction, patches, ids = prediction.contiguous(), patches.contiguous(), ids.contiguous()
-    losses = torch.empty(batch, masked, dtype=torch.float32, device=prediction.device)
-    gradient = torch.empty_like(prediction)
+    losses, gradient = _outputs(prediction)
     launch(
         _patch_loss,
         (batch * masked,),
@@ -59,23 +58,14 @@ def launch_patch_loss(
     return losses, gradient
 
 
-patch_loss = operator("patch_loss")(launch_patch_loss)
-
-
-@patch_loss.register_fake
-def _(
-    prediction: Tensor,
-    patches: Tensor,
-    ids: Tensor,
-    counted: Tensor | None,
-    scale: Tensor,
-    mu: Tensor,
-    sigma: Tensor,
-    clip: float,
-    norm_pix: bool,
-) -> tuple[Tensor, Tensor]:
+def _outputs(prediction: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    """Return losses and gradient without contents."""
     losses = prediction.new_empty(prediction.shape[:2], dtype=torch.float32)
     return losses, torch.empty_like(prediction, memory_format=torch.contiguous_format)
+
+
+patch_loss = operator("patch_loss")(launch_patch_loss)
+patch_loss.register_fake(_outputs)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """Check this machine's GPU: one table, and JSON beside it.
 
 Every group of checks runs in a process of its own within its share of the time, so that one that hangs or crashes costs
-its own rows alone. All of it takes less than 11 minutes on an H100, and needs no network. `--device cpu` rehearses the
-same checks, in small, on a machine without a GPU.
+its own rows alone. The shares add up to less than 11 minutes. No network is needed. `--device cpu` rehearses the same
+checks, in small, on a machine without a GPU.
 """
 
 import argparse

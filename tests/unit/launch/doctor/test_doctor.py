@@ -7,8 +7,7 @@ from support.processes import REPOSITORY
 
 from launch.doctor import attention, compiler, data, disk, loader, machine, network, versions
 from launch.doctor import deepspeed_config as resolved
-from launch.doctor.__main__ import examine
-from launch.doctor.table import Row, render, summary, worst
+from launch.doctor.table import Row
 from pretrain.config import PretrainConfig
 from pretrain.engine.zero import deepspeed_config
 from shards.config import load_config
@@ -331,25 +330,3 @@ def test_the_tightest_rank_decides_about_the_loader() -> None:
     assert "needs 324 samples/s (2.1 GB/s) at 40% of 989 TFLOP/s" in row.found
     staged = loader.judge([slow], NAMES[:1], tile, config("mae/demo", "data.stage=/scratch"))
     assert staged.state == "yellow"  # copies are read faster than what was measured
-
-
-# ---- the table ----
-
-
-def test_an_error_that_nobody_expected_is_a_red_row() -> None:
-    row = examine(SimpleNamespace(), "launch.doctor.versions:check")  # type: ignore[arg-type]
-    assert row.state == "red" and row.found.startswith("AttributeError: ") and "\n" not in row.found
-    row = examine(SimpleNamespace(), "launch.doctor.none:check")  # type: ignore[arg-type]
-    assert row == Row("red", "ModuleNotFoundError: No module named 'launch.doctor.none'", row.fix)
-
-
-def test_rows_are_lines_without_color_where_nobody_looks() -> None:
-    row = Row("red", "x" * 200, "fix it", "more\nlines")
-    plain = render("shards", row)
-    assert plain.splitlines() == [f"shards              red     {'x' * 200}", f"{'':28}fix: fix it"]
-    assert render("shards", row, verbose=True).splitlines()[2:] == [f"{'':28}more", f"{'':28}lines"]
-    colored = render("shards", Row("green", "word " * 40), width=80, color=True)
-    assert "\033[32mgreen" in colored
-    assert all(len(line) <= 90 for line in colored.splitlines())
-    assert worst() == "green" and worst("yellow", "red", "green") == "red"
-    assert summary(["green", "red", "green"]) == "2 green, 0 yellow, 1 red"
