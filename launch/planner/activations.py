@@ -27,7 +27,8 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
 from pretrain.models.unit import set_activation_checkpointing, units
 from pretrain.objectives import masked_loss
-from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.objectives.mae import MaeObjective
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masks import MaskedPatches
 
 Device = Literal["cpu", "cuda"]

@@ -68,6 +68,12 @@ class PretrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _spectra_have_wavelengths(self) -> Self:
+        if self.augment.sensors is not None and not self.model.by_wavelength:
+            raise ValueError("augment.sensors needs model.stem wave: other stems take the bands of one sensor")
+        return self
+
+    @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
         self.train.check_spans({"optim.warmup_steps": self.optim.warmup_steps})
         return self

@@ -27,9 +27,15 @@ OBJECTIVES = {
         "augment.blur=0.5",
     ],
 }
+WAVE = ["model.stem=wave", "augment.sensors={}"]
+OBJECTIVES |= {
+    "wave": [*OBJECTIVES["mae"], *WAVE, "objective.masking=decoupled"],
+    "wave-moco": [*OBJECTIVES["moco"], *WAVE],
+    "wave-dino": [*OBJECTIVES["dino"], *WAVE],
+}
 RESUMED = RESNETS = ["moco", "dino"]
-RECOMPUTED = ["mae", "dino"]
-CUT = ["mae", "share"]
+RECOMPUTED = ["mae", "dino", "wave"]
+CUT = ["mae", "share", "wave"]
 
 pytestmark = pytest.mark.distributed
 
@@ -70,7 +76,7 @@ def base_config(folder: Path) -> dict:
 
 
 def two_steps(name: str) -> list[str]:
-    warmup = ["objective.warmup_temperature_steps=2"] if name == "dino" else []
+    warmup = ["objective.warmup_temperature_steps=2"] if name.endswith("dino") else []
     return [*OBJECTIVES[name], "train.steps=2", *warmup]
 
 
@@ -108,6 +114,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     two.append(runs.job("sgd-half", *sgd, stop_at=HALF))
     one.append(runs.job("sgd-1", *sgd))
     one.append(runs.job("sgd-resumed", *sgd, copy_from="sgd-half"))
+    one.append(runs.job("wave-half-precision", *two_steps("wave"), "engine={zero_stage: 2, precision: bf16}"))
     one += [runs.job(f"{name}-cut", *OBJECTIVES[name], "train.micro_batch=4") for name in CUT]
     runs.launch(2, two, "--shallow")
     runs.launch(1, one, "--shallow")
@@ -165,6 +172,11 @@ def test_sgd_resumes_with_its_momentum(runs: Runs) -> None:
 def test_missing_pixels_count_the_same_however_the_batch_is_cut(runs: Runs, name: str) -> None:
     assert runs.records(f"{name}-cut", "loss") == pytest.approx(runs.records(f"{name}-1", "loss"), rel=1e-4, abs=0)
     assert runs.records(f"{name}-1", "loss") != pytest.approx(runs.records("angle-1", "loss"), rel=1e-2)
+
+
+def test_an_encoder_by_wavelength_trains_in_half_precision(runs: Runs) -> None:
+    losses = runs.records("wave-half-precision", "loss")
+    assert losses == pytest.approx(runs.records("wave-1", "loss")[:2], rel=0.02)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
