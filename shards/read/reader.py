@@ -17,9 +17,10 @@ from shards.files.stage import StagedFile, StagedStorage
 from shards.files.storage import LocalStorage, Storage, open_storage
 from shards.files.untrusted import read_npy
 from shards.format import table
-from shards.format.codec import MOST, RawTile, SpectralPredictor
+from shards.format.codec import RawTile
 from shards.format.codec_registry import build_codec
 from shards.format.manifest import MANIFEST, Manifest, parse_json, read_manifest
+from shards.format.planes import MOST, PlaneCodec
 from shards.order.selection import ViewConfig
 from shards.order.view import view_rows
 from shards.read.quarantine import Quarantine
@@ -245,7 +246,7 @@ class ShardReader:
         row, shape = int(rows["length"].argmax()), self.tile_shape
         longest, full_size = int(rows["length"][row]), 2 * math.prod(shape)
         fits = full_size <= longest * getattr(self._codec, "most", MOST)
-        if fits and full_size > _PACKED * longest and isinstance(self._codec, SpectralPredictor):
+        if fits and full_size > _PACKED * longest and isinstance(self._codec, PlaneCodec):
             data = np.empty(longest, dtype=np.uint8)  # constant tiles or a forged shape: the tile's header decides
             self._storage.read_into(self._names[rows["shard"][row]], int(rows["offset"][row]), memoryview(data))  # type: ignore[arg-type]
             try:
