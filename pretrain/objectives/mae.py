@@ -106,7 +106,7 @@ class MaeObjective(Objective):
 
     def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
         drawn = {
-            "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.tile_shape),
+            "crop": self.draw_views(self.augment, samples, sources, "crop"),
             "masks": self._draw_masks(samples, "mask", self.module.decode_share),
         }
         if self.mae.hides_bands:
@@ -144,7 +144,7 @@ class MaeObjective(Objective):
         valid, terms = valid_and_terms or (None, None)
         losses, _, _, features = engine(self._images(batch), self._masks(batch), valid, terms, self._bands(batch))
         self.scalars.add(feature_std=feature_spread(features))
-        return losses.mean()
+        return self.mean_loss(losses, batch)
 
     def _bands(self, batch: TileBatch) -> ImageBands:
         bands = self.spectrum(batch.sources, self.config.model.bn_group)

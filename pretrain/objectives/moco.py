@@ -174,10 +174,7 @@ class MocoObjective(Objective):
         return module.encoder.recomputed_flops(bands, config.model.image_size, checkpointing=recomputes_blocks(config))
 
     def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
-        views = {
-            f"view {view}": self.augment.draw(samples, fold_in(self.seed, f"view {view}"), self.tile_shape)
-            for view in (0, 1)
-        }
+        views = {f"view {view}": self.draw_views(self.augment, samples, sources, f"view {view}") for view in (0, 1)}
         key, length = fold_in(self.seed, "shuffle", int(samples[0])), len(samples)
         for view in ("view 0", "view 1"):
             views |= self.draw_sensors(samples, sources, view)
@@ -187,14 +184,16 @@ class MocoObjective(Objective):
         images = self.normalized(batch.tiles, batch.tile_sources)
         query, key = (self.augment.views(images[batch.rows[:, view]], batch.draws[f"view {view}"]) for view in (0, 1))
         query_spectrum, key_spectrum = (self.seen_spectrum(batch, f"view {view}") for view in (0, 1))
-        keys = self._shuffled_keys(engine, key, key_spectrum, *batch.draws["shuffle"])
+        keys = self._shuffled_keys(engine, key, *batch.draws["shuffle"], key_spectrum)
         self._keys.append(keys)
         self._location_ids.append(batch.location_ids)
         losses, hits, queries = engine(query, keys, batch.location_ids, query_spectrum)
         self.scalars.add(feature_std=feature_spread(queries), contrast_accuracy=hits.mean())
-        return losses.mean()
+        return self.mean_loss(losses, batch)
 
-    def _shuffled_keys(self, engine: ZeroEngine, images: Tensor, spectrum: Spectrum | None, order: Tensor) -> Tensor:
+    def _shuffled_keys(
+        self, engine: ZeroEngine, images: Tensor, order: Tensor, spectrum: Spectrum | None = None
+    ) -> Tensor:
         """Compute keys in batch-norm groups of other samples than the queries', or statistics would reveal the pairs.
 
         They are shuffled within the micro batch, keyed by its first sample, without exchange between ranks (MoCo's

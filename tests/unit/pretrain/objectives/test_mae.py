@@ -113,7 +113,7 @@ class _Given(torch.nn.Module):
         super().__init__()
         self.prediction = prediction
 
-    def forward(self, latent: torch.Tensor, masks: object) -> torch.Tensor:
+    def forward(self, latent: torch.Tensor, masks: object, bands: object = None) -> torch.Tensor:
         return self.prediction
 
 
