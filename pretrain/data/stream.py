@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pretrain.data.draws import Draws, to_device
-from shards.order.plan import SamplePlan, rank_samples
+from shards.order.mixture import TilePlan
+from shards.order.plan import rank_samples
+from shards.read.mixture import TileReader
 from shards.read.quarantine import Quarantine
-from shards.read.reader import ShardReader
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TileBatch:
         samples: int64 sample numbers (B,).
         rows: int64 (B, K) on the device: positions in ``tiles`` of the K timestamps of each sample.
         location_ids: int64 (B,) on the device: location number of each sample.
+        sources: int64 (B,) on the device: source of each sample, 0 where the run has one.
+        tile_sources: int64 (U,) on the device: source of each tile.
         draws: random draws on the device, by name.
     """
 
@@ -39,11 +42,14 @@ class TileBatch:
     samples: np.ndarray
     rows: Tensor
     location_ids: Tensor
+    sources: Tensor
+    tile_sources: Tensor
     draws: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of the tensors, which were made on another stream, until this one is done with them."""
-        for tensor in (self.tiles, self.rows, self.location_ids, *itertools.chain(*self.draws.values())):
+        tensors = (self.tiles, self.rows, self.location_ids, self.sources, self.tile_sources)
+        for tensor in (*tensors, *itertools.chain(*self.draws.values())):
             tensor.record_stream(stream)
 
 
@@ -65,7 +71,7 @@ class TileStream:
         prefetch: number of micro batches read ahead.
         timestamps: number K of tiles for each sample, 1 or 2: two different dates of the location if it has them.
         quarantine: receives damaged tiles; if None, a damaged tile is an error.
-        draws: maps sample numbers to the random draws of their batch.
+        draws: maps sample numbers and their sources to the random draws of their batch.
 
     Attributes:
         wait_seconds: total time that callers of ``batches`` have waited for a batch.
@@ -74,18 +80,18 @@ class TileStream:
 
     def __init__(
         self,
-        reader: ShardReader,
-        plan: SamplePlan,
+        reader: TileReader,
+        plan: TilePlan,
         device: torch.device,
         prefetch: int,
         quarantine: Quarantine | None = None,
         timestamps: Literal[1, 2] = 1,
-        draws: Callable[[np.ndarray], Draws] = lambda samples: {},
+        draws: Callable[[np.ndarray, np.ndarray], Draws] = lambda samples, sources: {},
     ) -> None:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
         self.quarantine, self.timestamps, self.draws = quarantine, timestamps, draws
         self.wait_seconds, self.decoded_bytes = 0.0, 0
-        self._epoch = -1
+        self._epochs: dict[int, int] = {}  # the last one of each source
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def batches(self, numbers: Iterable[np.ndarray]) -> Generator[TileBatch, None, None]:
@@ -133,7 +139,7 @@ class TileStream:
                     return
                 tiles, rows = self._tiles(samples)
                 self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
-                location_ids = self.reader.table["location_id"][tiles[rows[:, 0]]].astype(np.int64)
+                location_ids = self.reader.location_ids(tiles[rows[:, 0]])
                 ready.put(_Filled(self._batch(buffer[: len(tiles)], samples, rows, location_ids), buffer))
             ready.put(None)
         except BaseException as error:
@@ -141,11 +147,16 @@ class TileStream:
 
     def _batch(self, tiles: Tensor, samples: np.ndarray, rows: np.ndarray, location_ids: np.ndarray) -> TileBatch:
         """Make a batch; on a GPU, copy it on a separate stream, which overlaps the training step, and wait."""
-        draws = self.draws(samples)
+        sources, tile_sources = self.plan.sources(samples), np.empty(len(tiles), np.int64)
+        tile_sources[rows] = sources[:, None]
+        draws = self.draws(samples, sources)
         with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             on_device = {name: to_device(arrays, self.device) for name, arrays in draws.items()}
-            positions, places = to_device((rows, location_ids), self.device)
-            batch = TileBatch(tiles.to(self.device, non_blocking=True), samples, positions, places, on_device)
+            positions, places, of_samples, of_tiles = to_device(
+                (rows, location_ids, sources, tile_sources), self.device
+            )
+            copy = tiles.to(self.device, non_blocking=True)
+            batch = TileBatch(copy, samples, positions, places, of_samples, of_tiles, on_device)
             if self._copies is not None:
                 self._copies.synchronize()
         return batch
@@ -159,11 +170,13 @@ class TileStream:
         return tiles, rows.reshape(pairs.shape)
 
     def _copy_ahead(self, samples: np.ndarray) -> None:
-        """Announce the shards of an epoch at its first batch, for node-local copies."""
-        epoch = int(self.plan.epochs(samples)[-1])
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self.reader.prefetch(self.plan.shards_from(int(samples[-1])).tolist())
+        """Announce the shards of a source's epoch at its first batch, for node-local copies."""
+        sources, epochs = self.plan.sources(samples), self.plan.epochs(samples)
+        for source in np.unique(sources).tolist():
+            last = int(np.flatnonzero(sources == source)[-1])
+            if epochs[last] != self._epochs.get(source):
+                self._epochs[source] = int(epochs[last])
+                self.reader.prefetch(self.plan.shards_from(int(samples[last])).tolist())
 
 
 def micro_batches(

@@ -21,7 +21,7 @@ from pretrain.resilience.guard import Diverged
 TOLERANCE = {"fp32": 1e-4, "autocast": 5e-3, "bf16": 5e-3}
 """Relative difference between the losses at the save and after the load, by precision."""
 
-NOT_COMPARABLE = {"dataset", "model", "objective", "run.seed", "data.holdout"}
+NOT_COMPARABLE = {"dataset", "data.sources", "model", "objective", "run.seed", "data.holdout"}
 """Keys of ``checkpoint.accept`` that change the loss of the fixed tiles."""
 
 
@@ -65,4 +65,5 @@ class ReferenceLoss(Callback):
         count = self._config.model.bn_group
         tiles, rows = distributed.raise_on_all_ranks(lambda: self._inputs.always(count))
         on_device = torch.from_numpy(tiles).to(distributed.device())
-        return float(self._objective.evaluate(engine, on_device, np.arange(count)).losses.mean()), rows
+        sources = torch.zeros(count, dtype=torch.int64, device=on_device.device)
+        return float(self._objective.evaluate(engine, on_device, np.arange(count), sources).losses.mean()), rows
