@@ -30,7 +30,25 @@ from shards.config.fields import (
     expand_path,
 )
 
-Protocol = Literal["knn", "frozen", "adapter", "blocks", "full"]
+Protocol = Literal["knn", "shift", "frozen", "adapter", "blocks", "full"]
+BandSetName = Literal[
+    "all",
+    "even",
+    "odd",
+    "first_half",
+    "middle_half",
+    "last_half",
+    "random_40",
+    "vnir",
+    "swir",
+    "prisma",
+    "desis",
+    "eo1",
+    "emit",
+    "sentinel2",
+]
+"""See finetune/encoders/band_sets.py."""
+
 Align = Literal["nearest"]
 Group = Literal["location", "scene"]
 TaskName = Annotated[str, AfterValidator(expand_path), Wording("the name of a task, or the path of its file")]
@@ -122,6 +140,17 @@ class KnnConfig(ConfigModel):
     """Maximum number of training features that are searched for neighbors."""
 
 
+class ShiftConfig(ConfigModel):
+    """Nearest neighbors as in protocol ``knn``, between tiles that are seen through different bands."""
+
+    train: BandSetName = "all"
+    """Bands of the training tiles."""
+    test: Choices[BandSetName] = ("even", "random_40", "vnir", "swir", "prisma", "sentinel2")
+    """Bands of the test tiles, besides those of the training tiles. Subsets of the tiles' own bands are ``all``,
+    ``even`` and ``odd`` (every second one), ``first_half``, ``middle_half`` and ``last_half``, ``random_40``, ``vnir``
+    (below 1000 nm) and ``swir``; others are sensors, whose bands are computed by Gaussian spectral responses."""
+
+
 class FullConfig(ConfigModel):
     """Encoder and head trained together: the full encoder (protocol full), its spectral adapter (adapter), or the
     adapter, patch embedding and first blocks (blocks)."""
@@ -198,9 +227,11 @@ class FinetuneConfig(ConfigModel):
     """Encoder to evaluate: its file, folder or run."""
     compare_random: Switch = True
     """Evaluate the initial weights of pretraining as well."""
+    compare_raw: Switch = False
+    """Evaluate raw spectra, the mean of each patch, by nearest neighbors as well (protocols knn and shift)."""
     protocol: Choices[Protocol] = ("knn", "frozen", "full")
-    """Parts of the model to train: nothing (knn), only a head (frozen), or a head with the encoder's spectral adapter
-    (adapter), its first blocks (blocks), or the full encoder (full)."""
+    """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen), or a head with the
+    encoder's spectral adapter (adapter), its first blocks (blocks), or the full encoder (full)."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
     fractions: Choices[Fraction] = (1.0,)
@@ -213,7 +244,9 @@ class FinetuneConfig(ConfigModel):
     """Loss that heads and models are trained with: its name, or a mapping with its name and options such as
     ``class_weights``; null for the default of the task's kind."""
     knn: KnnConfig = KnnConfig()
-    """Protocol ``knn``."""
+    """Protocols ``knn`` and ``shift``."""
+    shift: ShiftConfig = ShiftConfig()
+    """Protocol ``shift``."""
     frozen: FrozenConfig = FrozenConfig()
     """Protocol ``frozen``."""
     full: FullConfig = FullConfig()

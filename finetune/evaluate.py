@@ -25,6 +25,7 @@ from finetune.data.regroup import grouping
 from finetune.encoders.encoder import fit_encoder
 from finetune.evaluation.collector import example_rows
 from finetune.evaluation.context import EvaluationContext, EvaluationStopped
+from finetune.evaluation.neighbors import expand, is_by_neighbors
 from finetune.evaluation.recipe import resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
 from finetune.protocols.runner import Protocols
@@ -63,7 +64,8 @@ class Evaluator:
         fetch_on_all_ranks(config.checkpoint)  # `prepare` finds the download
         self.context: EvaluationContext = distributed.raise_on_all_ranks(lambda: prepare(config, watchdog))
         self.protocols = Protocols(self.context)
-        self.names = ("pretrained", "random") if config.compare_random else ("pretrained",)
+        compared = {"random": config.compare_random, "raw": config.compare_raw}
+        self.names = ("pretrained", *(name for name, is_compared in compared.items() if is_compared))
 
     def evaluate(self) -> bool:
         """Run the missing parts and write the results; return False if a stop was requested, after saving."""
@@ -77,11 +79,13 @@ class Evaluator:
 
     def _evaluate(self) -> bool:
         config, context = self.config, self.context
+        protocols = expand(config.protocol, config.shift.train, config.shift.test)
         runs = [
             (name, protocol, fraction)
             for name in self.names
             for fraction in config.fractions
-            for protocol in config.protocol
+            for protocol in protocols
+            if name != "raw" or is_by_neighbors(protocol)
         ]
         counts = ", ".join(f"{len(context.items[name])} {name}" for name in SPLITS)
         windows = f"{len(context.splits['train'])} training windows of {context.encoder.size} px"

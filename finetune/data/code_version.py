@@ -31,9 +31,11 @@ READING = (
 
 FEATURES = (
     "finetune/data/datasets.py",
+    "finetune/encoders/band_sets.py",
     "finetune/encoders/features.py",
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
+    "finetune/encoders/raw_spectra.py",
     *(
         f"pretrain/models/{name}.py"
         for name in (
@@ -74,6 +76,7 @@ HEADS = (
     "finetune/data/batches.py",
     "finetune/evaluation/collector.py",
     "finetune/evaluation/context.py",
+    "finetune/evaluation/neighbors.py",
     "finetune/evaluation/selection.py",
     "finetune/heads/build.py",
     "finetune/heads/dense.py",

@@ -9,9 +9,11 @@ import numpy as np
 from finetune.config import FinetuneConfig, LabeledDataConfig
 from finetune.data.datasets import LabeledSplit
 from finetune.data.items import Split
+from finetune.encoders.band_sets import BandSet
 from finetune.encoders.features import encoder_hash
 from finetune.encoders.images import check_same_bands
 from finetune.encoders.model_file import InputDescription
+from finetune.encoders.raw_spectra import RAW
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
@@ -34,6 +36,7 @@ class EncoderFile:
 
     Attributes:
         size: window size in pixels.
+        stride: pixels per side of a position of the feature map.
         dilate: dilation of a ResNet.
         sha256: hash of the weights.
     """
@@ -41,6 +44,7 @@ class EncoderFile:
     path: str
     description: EncoderDescription
     size: int
+    stride: int
     dilate: tuple[bool, ...]
     sensor: Sensor
     sha256: str
@@ -54,6 +58,8 @@ class EncoderFile:
     def describe(self, name: str, sha256: str) -> dict[str, Any]:
         """Return the results' record of the encoder or its random-init baseline, whose weights have that hash."""
         known = self.description
+        if name == "raw":
+            return {"name": "raw spectra", "sha256": sha256, "architecture": RAW}
         if name == "random":
             record = {"name": f"{known.architecture}, random init", "architecture": known.architecture}
             return record | {"sha256": sha256, "untrained": True}
@@ -99,6 +105,18 @@ class EncoderFile:
         bands = list(sensor.wavelength_nm), list(sensor.fwhm_nm)
         return InputDescription(sensor.name, *bands, mu, sigma, known.clip, response)
 
+    def describe_band_set(self, bands: BandSet, inputs: InputDescription) -> InputDescription:
+        """Describe how tiles that are seen through a band set are converted to the encoder's input.
+
+        The encoder takes certain bands, so spectra are resampled back to them.
+
+        Args:
+            inputs: conversion of the tiles' own bands.
+        """
+        known = self.sensor if inputs.response is None else self.description
+        back = response_matrix(known.wavelength_nm, known.fwhm_nm, bands.wavelength_nm, bands.fwhm_nm)
+        return replace(inputs, response=(back @ bands.response).tolist())
+
     def _statistics(self, data: LabeledDataConfig, train: LabeledSplit, bands: int) -> tuple[list[float], list[float]]:
         if data.statistics is not None:
             folder = Path(data.statistics)
@@ -141,8 +159,8 @@ def fit_encoder(
     sensor = tile_sensor(config.data, task)
     if encoder.is_transformer:  # position embeddings are interpolated to the window size
         description = replace(description, image_size=size)
-    sha256, is_transformer = encoder_hash(encoder), encoder.is_transformer
-    return EncoderFile(config.checkpoint, description, size, dilate, sensor, sha256, is_transformer)
+    sha256, is_transformer, stride = encoder_hash(encoder), encoder.is_transformer, encoder.stride
+    return EncoderFile(config.checkpoint, description, size, stride, dilate, sensor, sha256, is_transformer)
 
 
 def tile_sensor(data: LabeledDataConfig, task: Task) -> Sensor:

@@ -1,6 +1,6 @@
 """The validated inputs of an evaluation, in the one object that its protocols share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,10 +11,13 @@ from finetune.config import FinetuneConfig, FullConfig
 from finetune.data.batches import subset_rows
 from finetune.data.datasets import LabeledSplit
 from finetune.data.items import Split
+from finetune.encoders.band_sets import band_set
 from finetune.encoders.encoder import EncoderFile, initialize_as_pretraining
 from finetune.encoders.features import FeatureStore
 from finetune.encoders.model_file import InputDescription, TaskModel
+from finetune.encoders.raw_spectra import RAW, RawSpectra
 from finetune.evaluation.collector import Collector
+from finetune.evaluation.neighbors import is_by_neighbors
 from finetune.evaluation.recipe import Recipe, adapting, from_scratch
 from finetune.heads.build import build_head, fit_to_labels
 from finetune.heads.registry import HeadConfig
@@ -97,17 +100,23 @@ class EvaluationContext:
 
     # ---- models ----
 
-    def model(self, name: str, bn_group: int | None = None) -> TaskModel:
+    def model(self, name: str, bn_group: int | None = None, bands: str | None = None) -> TaskModel:
         """Build encoder and input, without a head, on the CPU.
 
         Args:
-            name: ``pretrained`` or ``random``.
+            name: ``pretrained``, ``random`` or ``raw``.
+            bands: band set through which tiles are seen; None for the tiles' own bands.
         """
-        file = self.encoder
+        file, inputs = self.encoder, self.inputs
+        if bands is not None:
+            inputs = file.describe_band_set(band_set(bands, file.sensor), inputs)
+        if name == "raw":
+            raw = RawSpectra(len(inputs.mu), file.stride)
+            return TaskModel(raw, replace(file.description, architecture=RAW), inputs, task=self.task).eval()
         encoder = file.build(bn_group)
         if name == "random":
             initialize_as_pretraining(encoder, file.description, self.config.run.seed)
-        return TaskModel(encoder, file.description, self.inputs, task=self.task, dilate=file.dilate).eval()
+        return TaskModel(encoder, file.description, inputs, task=self.task, dilate=file.dilate).eval()
 
     def head(
         self, config: HeadConfig, features: int, stride: int, seed: int, rows: np.ndarray, bn_group: int | None = None
@@ -141,7 +150,7 @@ class EvaluationContext:
 
     def is_tuned(self, protocol: str) -> bool:
         """Return whether a protocol runs the encoder in every step instead of computing features once."""
-        return protocol != "knn" and (protocol != "frozen" or self.recipe.frozen.bn == "adapt")
+        return not is_by_neighbors(protocol) and (protocol != "frozen" or self.recipe.frozen.bn == "adapt")
 
     def tuning(self, protocol: str, encoder: str) -> tuple[FullConfig, HeadConfig]:
         """Return the recipe and head of a protocol that runs the encoder in every step.

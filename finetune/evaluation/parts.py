@@ -16,7 +16,9 @@ from finetune.data.code_version import code_version
 from finetune.data.contents import identify_images
 from finetune.data.hashes import digest
 from finetune.encoders.features import encoder_hash
+from finetune.encoders.raw_spectra import RAW
 from finetune.evaluation.context import EvaluationContext
+from finetune.evaluation.neighbors import is_by_neighbors
 from finetune.evaluation.provenance import differences, of_data, of_encoder, of_rows, of_training
 from finetune.evaluation.results import Provenance, Result, read_part, write_part
 from pretrain import distributed
@@ -81,15 +83,15 @@ class Parts:
             **of_training(protocol, context.recipe, self.config),
             **of_rows(context.rows(fraction)),
             **self._data,
-            **of_encoder(context.encoder, self.encoder_hashes[name]),
+            **of_encoder(context.encoder, self.encoder_hashes[name], is_raw=name == "raw"),
             "code": code_version("tuning" if context.is_tuned(protocol) else "heads"),
         }
 
     def single(self, name: str, protocol: str, fraction: float) -> Part:
         """Return the single part of a protocol on features, with all its heads, rates and seeds."""
-        seeds = self.config.seeds[:1] if protocol == "knn" else self.config.seeds
+        seeds = self.config.seeds[:1] if is_by_neighbors(protocol) else self.config.seeds
         provenance = self.provenance(name, protocol, fraction) | {"seeds": list(seeds)}
-        return self._part(f"{name}-{protocol}-{fraction:g}", provenance)
+        return self._part(f"{name}-{protocol.replace(' ', '_')}-{fraction:g}", provenance)
 
     def trainings(self, name: str, protocol: str, fraction: float, seed: int) -> dict[float, Part]:
         """Return the parts of one seed by rate, for a protocol that runs the encoder; rates are independent."""
@@ -106,16 +108,17 @@ class Parts:
             if self.context.is_tuned(protocol):
                 for seed in self.config.seeds:
                     parts += self.trainings("pretrained", protocol, 1.0, seed).values()
-            elif protocol != "knn":
+            elif protocol == "frozen":
                 parts.append(self.single("pretrained", protocol, 1.0))
         return parts
 
     @cached_property
     def encoder_hashes(self) -> dict[str, str]:
-        """Hashes of the initial weights, by ``pretrained`` and ``random``."""
+        """Hashes of the initial weights, by ``pretrained``, ``random`` and ``raw``."""
         needed = self.config.compare_random and distributed.is_main()
         random = distributed.broadcast_object(encoder_hash(self.context.model("random").encoder) if needed else "")
-        return {"pretrained": self.context.encoder.sha256, "random": random}
+        raw = digest([RAW, self.context.encoder.stride])
+        return {"pretrained": self.context.encoder.sha256, "random": random, "raw": raw}
 
     @cached_property
     def _data(self) -> Provenance:

@@ -14,6 +14,8 @@ from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash, digest
 from finetune.encoders.encoder import EncoderFile
 from finetune.encoders.model_file import InputDescription
+from finetune.encoders.raw_spectra import RAW
+from finetune.evaluation.neighbors import tested_bands
 from finetune.evaluation.recipe import Recipe, adapting
 from finetune.evaluation.results import Provenance
 from finetune.tasks import Task
@@ -31,6 +33,8 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
     """Return how a protocol computes its results, with all defaults and published values resolved."""
     if protocol == "knn":
         return config.knn.model_dump(mode="json")
+    if bands := tested_bands(protocol):
+        return config.knn.model_dump(mode="json") | {"training bands": config.shift.train, "test bands": bands}
     loss = recipe.loss.to_plain()
     if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
         chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
@@ -62,8 +66,10 @@ def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: Inp
     return provenance | {"bands": bands, "input": digest(description), "statistics": digest(statistics)}
 
 
-def of_encoder(file: EncoderFile, sha256: str) -> Provenance:
-    """Return the initial weights and their network."""
+def of_encoder(file: EncoderFile, sha256: str, is_raw: bool = False) -> Provenance:
+    """Return the initial weights and their network, or that raw spectra take their place."""
+    if is_raw:
+        return {"encoder": sha256, "architecture": RAW, "window": file.size}
     network = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
     return {"encoder": sha256, **network}
 

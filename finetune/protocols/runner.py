@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from finetune.evaluation.best_model import BestModel
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.head_files import load_head, save_heads
+from finetune.evaluation.neighbors import is_by_neighbors, tested_bands
 from finetune.evaluation.parts import Part, Parts
 from finetune.evaluation.results import Result
 from finetune.evaluation.selection import is_better
@@ -110,7 +112,8 @@ class Protocols:
         results = part.read()
         if results is None:
             begin = time.monotonic()
-            results = self._knn(name, fraction, part) if protocol == "knn" else self._frozen(name, fraction, part)
+            evaluate = self._knn if is_by_neighbors(protocol) else self._frozen
+            results = evaluate(name, protocol, fraction, part)
             seconds = (time.monotonic() - begin) / max(len(results), 1)
             results = [replace(result, seconds=seconds) for result in results]
             if distributed.is_main():
@@ -119,14 +122,19 @@ class Protocols:
 
     # ---- on features of a frozen encoder ----
 
-    def _knn(self, name: str, fraction: float, part: Part) -> list[Result]:
-        """Evaluate nearest neighbors for the first seed only: the only random draw is the bank, if it is too large."""
-        context, seed = self.context, self.config.seeds[0]
-        features = self._features(context.model(name), self.recipe.frozen.views)
+    def _knn(self, name: str, protocol: str, fraction: float, part: Part) -> list[Result]:
+        """Evaluate nearest neighbors for the first seed only: the only random draw is the bank, if it is too large.
+
+        In ``shift to NAME``, validation and test tiles are seen through other bands than those of the bank.
+        """
+        context, seed, bands = self.context, self.config.seeds[0], tested_bands(protocol)
+        features = self._features(context.model(name, bands=bands and self.config.shift.train))
         train, rows = context.splits["train"], context.rows(fraction)
         bank = NearestNeighbors(features["train"], train, rows, context.kind, self.config.knn, seed)
+        if bands:
+            features = self._features(context.model(name, bands=bands), ("val", "test"))
         val, test = (self._vote(bank, features[split], split) for split in ("val", "test"))
-        return [_result(SeedOutcome("knn", seed, val.scores, test), name, "knn", fraction, part)]
+        return [_result(SeedOutcome("knn", seed, val.scores, test), name, protocol, fraction, part)]
 
     def _vote(self, bank: NearestNeighbors, features: Features, name: str) -> Evaluation:
         """Evaluate a split; ranks share the windows."""
@@ -141,11 +149,11 @@ class Protocols:
         sums = torch.from_numpy(collector.sums).to(distributed.device())
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
-    def _frozen(self, name: str, fraction: float, part: Part) -> list[Result]:
+    def _frozen(self, name: str, protocol: str, fraction: float, part: Part) -> list[Result]:
         """Train and evaluate all heads, rates and seeds; seeds are distributed over the ranks."""
         context = self.context
         model, rows = context.model(name), context.rows(fraction)
-        features = self._features(model, self.recipe.frozen.views)
+        features = self._features(model)
         heads = tuple(head_config(head) for head in part.provenance["heads"])
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
         trained: list[Trained] = []
@@ -160,7 +168,7 @@ class Protocols:
             lambda: _raise_or([_seed_outcome(head) for head in trained], diverged)
         )
         outcomes = [outcome for of_rank in distributed.gather_objects(own_outcomes) for outcome in of_rank]
-        results = [_result(outcome, name, "frozen", fraction, part) for outcome in outcomes]
+        results = [_result(outcome, name, protocol, fraction, part) for outcome in outcomes]
         if distributed.is_main():
             save_heads(part.heads, {(outcome.head, outcome.seed): outcome.weights or {} for outcome in outcomes})
         if name == "pretrained" and fraction == 1.0 and "frozen" in self.config.protocol and distributed.is_main():
@@ -171,12 +179,12 @@ class Protocols:
                 self.best_model.offer(model, head_config(outcome.head_options), encoder | head, result)
         return results
 
-    def _features(self, model: TaskModel, views: int) -> dict[str, Features]:
-        """Return the features of all splits; only training uses views other than the first."""
+    def _features(self, model: TaskModel, names: Sequence[str] = SPLITS) -> dict[str, Features]:
+        """Return the features of splits; only training uses views other than the first."""
         begin, store = time.monotonic(), self.context.feature_store
         model.to(distributed.device())
-        splits = self.context.splits
-        found = {name: store.load(model, splits[name], views if name == "train" else 1, name) for name in SPLITS}
+        splits, views = self.context.splits, self.recipe.frozen.views
+        found = {name: store.load(model, splits[name], views if name == "train" else 1, name) for name in names}
         self.feature_seconds += time.monotonic() - begin
         return found
 

@@ -23,8 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigError: there are no readable results.
     """
     from finetune.report.collect import collect, find_runs, read_runs
+    from finetune.report.markdown import markdown
     from finetune.report.page import page
-    from finetune.report.tables import comma_separated, markdown
+    from finetune.report.tables import comma_separated
     from finetune.report.unfinished import unfinished
 
     given: list[Path] = arguments.runs

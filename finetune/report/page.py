@@ -9,6 +9,7 @@ from markupsafe import Markup
 from finetune.report import charts
 from finetune.report.charts import Cell
 from finetune.report.rows import Row, TaskReport
+from finetune.report.shift import shift_legend, shift_table
 from finetune.report.tables import (
     COMPARED,
     LEGEND,
@@ -64,7 +65,7 @@ def _task_page(report: TaskReport) -> TaskPage:
     task, run = report.task, report.run
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
-    sections = [_comparisons(report), _by_output(report), _curves(report), _fractions(report)]
+    sections = [_shift(report), _comparisons(report), _by_output(report), _curves(report), _fractions(report)]
     sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
     present = [section for section in sections if section is not None]
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
@@ -97,6 +98,11 @@ def _scores(report: TaskReport) -> Markup:
 def _comparisons(report: TaskReport) -> Section | None:
     lines = comparisons(report)
     return Section("Comparisons", _small(COMPARED) + _table(lines)) if len(lines) > 1 else None
+
+
+def _shift(report: TaskReport) -> Section | None:
+    lines = shift_table(report)
+    return Section("Spectral shift", _small(shift_legend(report)) + _table(lines)) if len(lines) > 1 else None
 
 
 def _by_output(report: TaskReport) -> Section | None:

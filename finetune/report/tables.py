@@ -1,9 +1,8 @@
-"""The report as text: Markdown for people, CSV for scripts."""
+"""The tables of the report as text, and the report as CSV."""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
 
 from finetune.metrics.metric import METRICS, lower_is_better
 from finetune.report.compare import SIGNIFICANT
@@ -124,27 +123,6 @@ def notes(reports: list[TaskReport]) -> list[str]:
     return caveats
 
 
-def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
-    """Return the complete report as Markdown.
-
-    Args:
-        more: notes in addition to those on the numbers.
-    """
-    parts = ["# Evaluation", _table(summary(reports)), LEGEND, *more, *notes(reports)]
-    for report in reports:
-        metrics = report.kind.metrics
-        head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
-        lines = [head]
-        for row in report.rows:
-            start = [row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results))]
-            lines.append([*start, *(spread(row, metric) for metric in metrics)])
-        parts += [f"## {report.title}", report.task.description, _table(lines)]
-        if report.comparisons:
-            parts += [COMPARED, _table(comparisons(report))]
-        parts += filter(None, [overlap(report)])
-    return "\n\n".join(parts) + "\n"
-
-
 def overlap(report: TaskReport) -> str:
     """Describe the leakage of pretraining scenes into the test tiles; empty if not checked."""
     best = report.best()
@@ -161,15 +139,6 @@ def overlap(report: TaskReport) -> str:
         f"{summary_line} {name} of {best.label}, {best.name}: {number(best.mean(report.primary), report.primary)} on "
         f"all test tiles, {unseen} on the other {all_ - seen}."
     )
-
-
-def _table(lines: list[list[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rule = ["-" * width for width in widths]
-    padded = [
-        [text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in [lines[0], rule, *lines[1:]]
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in padded)
 
 
 def comma_separated(reports: list[TaskReport]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.evaluation.neighbors import expand, is_by_neighbors
 from shards.config import parse_values
 from shards.errors import ConfigError
 from shards.files.text import read_text_file
@@ -47,12 +48,15 @@ def _line(folder: Path) -> str | None:
 
 def _parts_of(config: dict[str, Any]) -> list[str]:
     """Return the parts in the order in which they run (finetune/evaluate.py)."""
-    names = ("pretrained", "random") if config.get("compare_random", True) else ("pretrained",)
+    compared = {"random": config.get("compare_random", True), "raw": config.get("compare_raw", False)}
+    shift = config.get("shift", {})
+    protocols = expand(config.get("protocol", []), shift.get("train", "all"), shift.get("test", []))
     return [
         f"{name} {protocol}" + (f" of {100 * fraction:g} % of the tiles" if fraction != 1 else "")
-        for name in names
+        for name in ("pretrained", *(name for name, is_compared in compared.items() if is_compared))
         for fraction in config.get("fractions", [1.0])
-        for protocol in config.get("protocol", [])
+        for protocol in protocols
+        if name != "raw" or is_by_neighbors(protocol)
     ]
 
 

@@ -32,6 +32,8 @@ class TileBatch:
         samples: int64 sample numbers (B,).
         rows: int64 (B, K) on the device: positions in ``tiles`` of the K timestamps of each sample.
         location_ids: int64 (B,) on the device: location number of each sample.
+        sources: int64 (B,) on the device: source of each sample, 0 where the run has one.
+        tile_sources: int64 (U,) on the device: source of each tile.
         draws: random draws on the device, by name.
     """
 
@@ -39,11 +41,14 @@ class TileBatch:
     samples: np.ndarray
     rows: Tensor
     location_ids: Tensor
+    sources: Tensor
+    tile_sources: Tensor
     draws: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of the tensors, which were made on another stream, until this one is done with them."""
-        for tensor in (self.tiles, self.rows, self.location_ids, *itertools.chain(*self.draws.values())):
+        tensors = (self.tiles, self.rows, self.location_ids, self.sources, self.tile_sources)
+        for tensor in (*tensors, *itertools.chain(*self.draws.values())):
             tensor.record_stream(stream)
 
 
@@ -65,7 +70,7 @@ class TileStream:
         prefetch: number of micro batches read ahead.
         timestamps: number K of tiles for each sample, 1 or 2: two different dates of the location if it has them.
         quarantine: receives damaged tiles; if None, a damaged tile is an error.
-        draws: maps sample numbers to the random draws of their batch.
+        draws: maps sample numbers and their sources to the random draws of their batch.
 
     Attributes:
         wait_seconds: total time that callers of ``batches`` have waited for a batch.
@@ -80,7 +85,7 @@ class TileStream:
         prefetch: int,
         quarantine: Quarantine | None = None,
         timestamps: Literal[1, 2] = 1,
-        draws: Callable[[np.ndarray], Draws] = lambda samples: {},
+        draws: Callable[[np.ndarray, np.ndarray], Draws] = lambda samples, sources: {},
     ) -> None:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
         self.quarantine, self.timestamps, self.draws = quarantine, timestamps, draws
@@ -141,11 +146,15 @@ class TileStream:
 
     def _batch(self, tiles: Tensor, samples: np.ndarray, rows: np.ndarray, location_ids: np.ndarray) -> TileBatch:
         """Make a batch; on a GPU, copy it on a separate stream, which overlaps the training step, and wait."""
-        draws = self.draws(samples)
+        sources, tile_sources = np.zeros(len(samples), np.int64), np.zeros(len(tiles), np.int64)
+        draws = self.draws(samples, sources)
         with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             on_device = {name: to_device(arrays, self.device) for name, arrays in draws.items()}
-            positions, places = to_device((rows, location_ids), self.device)
-            batch = TileBatch(tiles.to(self.device, non_blocking=True), samples, positions, places, on_device)
+            positions, places, of_samples, of_tiles = to_device(
+                (rows, location_ids, sources, tile_sources), self.device
+            )
+            copy = tiles.to(self.device, non_blocking=True)
+            batch = TileBatch(copy, samples, positions, places, of_samples, of_tiles, on_device)
             if self._copies is not None:
                 self._copies.synchronize()
         return batch

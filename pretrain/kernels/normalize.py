@@ -17,12 +17,12 @@ def launch_normalize(tiles: Tensor, mu: Tensor, sigma: Tensor, clip: float, dtyp
 
     Args:
         tiles: int16 (..., C, H, W), contiguous.
-        mu, sigma: float32 (C,).
+        mu, sigma: float32 (C,), or of tiles (N, C, H, W) of several sources (N * C,).
         clip: a limit within the range of ``dtype``.
         dtype: of the results.
     """
     tiles = tiles.contiguous()
-    bands, pixels = tiles.shape[-3], tiles.shape[-2] * tiles.shape[-1]
+    bands, pixels = len(mu), tiles.shape[-2] * tiles.shape[-1]
     scores = torch.empty_like(tiles, dtype=dtype)
     grid = (tiles.numel() // pixels, triton.cdiv(pixels, BLOCK))
     launch(_normalize, grid, tiles, mu, sigma, scores, clip, bands, pixels, BLOCK=BLOCK)

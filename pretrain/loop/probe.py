@@ -124,8 +124,9 @@ class EncoderProbe:
         tiles = distributed.raise_on_all_ranks(lambda: [[self._read(int(row)) for row in batch] for batch in rows])
         for turn, batch in zip(numbers.tolist(), tiles, strict=True):
             check_stop(stop_requested())
-            images = objective.normalize(torch.stack([values for values, _ in batch]).to(distributed.device()))
-            maps = objective.features(engine, images).float().cpu()
+            values = torch.stack([values for values, _ in batch]).to(distributed.device())
+            sources = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+            maps = objective.features(engine, objective.normalize(values, sources=sources), sources).float().cpu()
             for number, features, (_, labels) in zip(turn, maps, batch, strict=True):
                 if number < len(chosen):
                     own_cells[number] = self._draw(number, features, labels)

@@ -30,6 +30,7 @@ from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.checkpointing.resume import find_resume_point
 from pretrain.config import PretrainConfig
 from pretrain.console import log
+from pretrain.data.band_tables import BandTables
 from pretrain.data.inputs import open_inputs
 from pretrain.data.stream import TileBatch, TileStream, micro_batches
 from pretrain.engine.optimizers import build_optimizer
@@ -81,10 +82,11 @@ class Trainer:
         self.run = open_run(self.folder, watchdog)
         self.inputs = distributed.raise_on_all_ranks(lambda: open_inputs(config))
         manifest, device = self.inputs.manifest, distributed.device()
-        normalize = Normalizer(manifest.mean, manifest.std, config.augment.clip).to(device)
+        tables = BandTables.of([manifest])
+        normalize = Normalizer(tables.mu, tables.sigma, config.augment.clip).to(device)
         point = find_resume_point(config, self.inputs)
         initial = None if point else read_initial_weights(config, manifest)
-        self.objective = build_objective(config, normalize, manifest, initial)
+        self.objective = build_objective(config, normalize, [manifest], initial)
         self.stream = TileStream(
             self.inputs.reader,
             self.inputs.plan,

@@ -6,6 +6,8 @@ from pretrain.config import PretrainConfig
 from pretrain.registries import OBJECTIVES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pretrain.models.normalize import Normalizer
     from pretrain.objectives.objective import Objective, ObjectiveModule
     from pretrain.weights.initial_weights import InitialWeights
@@ -13,10 +15,13 @@ if TYPE_CHECKING:
 
 
 def build_objective(
-    config: PretrainConfig, normalize: "Normalizer", manifest: "Manifest", initial: "InitialWeights | None" = None
+    config: PretrainConfig,
+    normalize: "Normalizer",
+    manifests: "Sequence[Manifest]",
+    initial: "InitialWeights | None" = None,
 ) -> "Objective":
     """Build the objective of a run, with weights drawn from the run's seed, or those of a file."""
-    return OBJECTIVES[config.objective.name](config, normalize, manifest, initial)
+    return OBJECTIVES[config.objective.name](config, normalize, manifests, initial)
 
 
 def outline_module(config: PretrainConfig, bands: int) -> "ObjectiveModule":

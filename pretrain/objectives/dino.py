@@ -145,9 +145,13 @@ class DinoObjective(Objective):
     keeps_average = True
 
     def __init__(
-        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
+        self,
+        config: PretrainConfig,
+        normalize: Normalizer,
+        manifests: Sequence[Manifest],
+        initial: InitialWeights | None = None,
     ) -> None:
-        super().__init__(config, normalize, manifest, initial)
+        super().__init__(config, normalize, manifests, initial)
         self.dino = cast(DinoConfig, config.objective)
         local = self.dino.local_crops
         small = build_augmentation(config.augment, local.size, local.scale)
@@ -178,14 +182,14 @@ class DinoObjective(Objective):
         small = module.encoder.recomputed_flops(bands, local.size, checkpointing=checkpointing)
         return 2 * large + local.count * small
 
-    def draws(self, samples: np.ndarray) -> Draws:
+    def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
         return {
-            name: augment.draw(samples, fold_in(self.seed, name), self.manifest.tile_shape)
+            name: augment.draw(samples, fold_in(self.seed, name), self.tile_shape)
             for name, augment in self._augments.items()
         }
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalized(batch.tiles)
+        images = self.normalized(batch.tiles, batch.tile_sources)
         large = torch.cat([self._view(images, batch, f"view {number}", number) for number in (0, 1)])
         small = [
             self._view(images, batch, f"local {number}", number % 2) for number in range(self.dino.local_crops.count)
@@ -228,8 +232,8 @@ class DinoObjective(Objective):
         super().drop_step()
         self._logits = []
 
-    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalized(tiles)
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray, sources: Tensor) -> Evaluation:
+        images = self.normalized(tiles, sources)
         large = torch.cat(
             [
                 self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}"))
@@ -242,7 +246,7 @@ class DinoObjective(Objective):
         return Evaluation(losses)
 
     @torch.no_grad()
-    def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
+    def features(self, engine: ZeroEngine, images: Tensor, sources: Tensor) -> Tensor:
         """Compute them by the teacher, whose encoder DINO exports."""
         with self.momentum.evaluating(), engine.forward_context():
             return cast(Encoder, self.momentum.module.encoder)(images, "map")

@@ -5,7 +5,7 @@ band), normalized per patch with unbiased variance; the loss is the mean squared
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -202,9 +202,13 @@ class MaeObjective(Objective):
     module: MaskedAutoencoder
 
     def __init__(
-        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
+        self,
+        config: PretrainConfig,
+        normalize: Normalizer,
+        manifests: Sequence[Manifest],
+        initial: InitialWeights | None = None,
     ) -> None:
-        super().__init__(config, normalize, manifest, initial)
+        super().__init__(config, normalize, manifests, initial)
         self.ignore_nodata = cast(MaeConfig, config.objective).ignore_nodata
 
     @classmethod
@@ -238,9 +242,9 @@ class MaeObjective(Objective):
         decoder = module.decoder.recomputed_flops(visible, masked, config.train.micro_batch) if checkpointing else 0
         return encoder + decoder
 
-    def draws(self, samples: np.ndarray) -> Draws:
+    def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
         return {
-            "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.manifest.tile_shape),
+            "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.tile_shape),
             "masks": self._draw_masks(samples, "mask", self.module.decode_share),
         }
 
@@ -272,7 +276,7 @@ class MaeObjective(Objective):
 
     def _images(self, batch: TileBatch) -> Tensor:
         """Return the crops (B, C, S, S): int16, or normalized if they are resampled."""
-        tiles = self.normalized(batch.tiles) if self.augment.resamples else batch.tiles
+        tiles = self.normalized(batch.tiles, batch.tile_sources) if self.augment.resamples else batch.tiles
         return self.augment.views(tiles, batch.draws["crop"])
 
     def _masks(self, batch: TileBatch) -> MaskedPatches:
@@ -285,26 +289,27 @@ class MaeObjective(Objective):
     def _count(self, batch: TileBatch, valid: Tensor) -> Tensor:
         return _masked_pixels(valid, self._masks(batch), self.module.encoder.patch_size).sum()
 
-    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        views = self.augment.center_views(self.normalized(tiles))
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray, sources: Tensor) -> Evaluation:
+        views = self.augment.center_views(self.normalized(tiles, sources))
         masks = MaskedPatches(*to_device(self._draw_masks(numbers, "validation"), tiles.device))
         valid = [self.augment.center_views(_has_value(tiles)) > 0.999] if self.ignore_nodata else []
         losses, predictions, masked, _ = engine.evaluation(views, masks, *valid)
         # clones, since slices would keep the whole batch in memory until the figure is drawn
-        shown = (values[0].clone() for values in (views, predictions, masked))
+        shown = (values[0].clone() for values in (views, predictions, masked, sources))
         return Evaluation(losses, partial(self._figure, *shown))
 
-    def _figure(self, image: Tensor, prediction: Tensor, masked: Tensor) -> "Figure":
+    def _figure(self, image: Tensor, prediction: Tensor, masked: Tensor, source: Tensor) -> "Figure":
         from pretrain.objectives.picture import reconstruction_figure  # matplotlib takes a second to load
 
         patches = self.module.reconstruct(image, prediction, masked)
-        mu, sigma, scale = self.manifest.mu, self.manifest.sigma, self.manifest.scale
+        manifest = self.manifests[int(source)]
+        mu, sigma, scale = manifest.mu, manifest.sigma, manifest.scale
         truth, predicted = ((values.cpu().numpy() * sigma + mu) / scale for values in patches)
         return reconstruction_figure(
             truth,
             predicted,
             masked.cpu().numpy(),
             self.config.model.patch_size,
-            sensor_of(self.manifest),
+            sensor_of(manifest),
             "mean and spread of a predicted patch are the true patch's (norm_pix)" if self.module.norm_pix else "",
         )

@@ -91,7 +91,7 @@ def fused_errors(
         scale = torch.full((batch,), 1 / prediction[0].numel(), device=prediction.device)
     else:
         scale = (1 / (divisor * bands)).expand(batch).contiguous()
-    mu, sigma, clip = (scale, scale, math.inf) if normalize is None else normalize.constants
+    mu, sigma, clip = (scale, scale, math.inf) if normalize is None else normalize.constants()
     losses, gradient = patch_loss(prediction.detach(), patches, ids, counted, scale, mu, sigma, clip, norm_pix)
     return _Errors.apply(prediction, losses.sum(1), gradient)
 

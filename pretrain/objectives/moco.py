@@ -7,6 +7,7 @@ archive they would be most of the queue. The queue starts with random vectors, w
 loss rises until it is full of real keys.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -131,9 +132,13 @@ class MocoObjective(Objective):
     keeps_average = True
 
     def __init__(
-        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
+        self,
+        config: PretrainConfig,
+        normalize: Normalizer,
+        manifests: Sequence[Manifest],
+        initial: InitialWeights | None = None,
     ) -> None:
-        super().__init__(config, normalize, manifest, initial)
+        super().__init__(config, normalize, manifests, initial)
         moco = cast(MocoConfig, config.objective)
         self.rate, self.queue_length = moco.momentum, moco.queue
         self.momentum = MomentumNetwork(ProjectedEncoder(self.module.encoder, self.module.projection_head))
@@ -157,16 +162,16 @@ class MocoObjective(Objective):
     def recomputed_flops(cls, module: MomentumContrast, config: PretrainConfig, bands: int) -> int:
         return module.encoder.recomputed_flops(bands, config.model.image_size, checkpointing=recomputes_blocks(config))
 
-    def draws(self, samples: np.ndarray) -> Draws:
+    def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
         views = {
-            f"view {view}": self.augment.draw(samples, fold_in(self.seed, f"view {view}"), self.manifest.tile_shape)
+            f"view {view}": self.augment.draw(samples, fold_in(self.seed, f"view {view}"), self.tile_shape)
             for view in (0, 1)
         }
         key, length = fold_in(self.seed, "shuffle", int(samples[0])), len(samples)
         return views | {"shuffle": (permute(key, length, np.arange(length)),)}
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
-        images = self.normalized(batch.tiles)
+        images = self.normalized(batch.tiles, batch.tile_sources)
         query, key = (self.augment.views(images[batch.rows[:, view]], batch.draws[f"view {view}"]) for view in (0, 1))
         keys = self._shuffled_keys(engine, key, *batch.draws["shuffle"])
         self._keys.append(keys)
@@ -200,8 +205,8 @@ class MocoObjective(Objective):
     def _reset(self) -> None:
         self._keys, self._location_ids = [], []
 
-    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        images = self.normalized(tiles)
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray, sources: Tensor) -> Evaluation:
+        images = self.normalized(tiles, sources)
         query, key = (
             self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}")) for view in (0, 1)
         )

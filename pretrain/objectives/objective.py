@@ -1,7 +1,7 @@
 """The interface of objectives: losses of micro batches, and what follows an optimizer step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data.augment import build_augmentation
+from pretrain.data.band_tables import BandTables
 from pretrain.data.draws import Draws
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
@@ -67,13 +68,15 @@ class Objective(ABC):
     Args:
         config: of the run.
         normalize: digital numbers to z-scores, on the device.
-        manifest: of the shards.
+        manifests: of the sources, in their order.
         initial: weights to begin from; None draws them from the run's seed.
 
     Attributes:
         module: what the engine trains.
         momentum: an average of the module's networks, or None.
         scalars: what is logged besides the loss.
+        tables: bands and statistics of the sources.
+        tile_shape: (C, H, W) that holds a tile of any source.
         timestamps: tiles of each sample, 1 or 2 dates of its location.
         keeps_average: whether it has a momentum network.
     """
@@ -84,13 +87,19 @@ class Objective(ABC):
     keeps_average: ClassVar[bool] = False
 
     def __init__(
-        self, config: PretrainConfig, normalize: Normalizer, manifest: Manifest, initial: InitialWeights | None = None
+        self,
+        config: PretrainConfig,
+        normalize: Normalizer,
+        manifests: Sequence[Manifest],
+        initial: InitialWeights | None = None,
     ) -> None:
-        self.config, self.normalize, self.manifest, self.initial = config, normalize, manifest, initial
+        self.config, self.normalize, self.manifests, self.initial = config, normalize, manifests, initial
+        self.tables = BandTables.of(manifests)
+        self.tile_shape = tuple(map(max, zip(*(manifest.tile_shape for manifest in manifests), strict=True)))
         self.seed, self.steps = config.run.seed, config.train.steps
         self.augment = build_augmentation(config.augment, config.model.image_size)
         self.scalars = Scalars()
-        self.module = self.build_module(config, manifest.tile_shape[0], normalize)
+        self.module = self.build_module(config, self.tile_shape[0], normalize)
         set_stem_kernel(self.module, config.engine.stem_kernel, distributed.device())  # momentum networks copy it
         self._fill(self.module)
 
@@ -127,20 +136,21 @@ class Objective(ABC):
         if self.initial is not None:
             self.initial.put_into(module, self.config.objective.name)
 
-    def draws(self, samples: np.ndarray) -> Draws:
+    def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
         """Return the random draws of a micro batch, which `loss` finds on the device in ``batch.draws``.
 
-        It is called in the thread that reads tiles, so it depends on sample numbers (B,) and the seed alone.
+        It is called in the thread that reads tiles, so it depends on the seed and its arguments alone: sample numbers
+        (B,), and the source of each sample (B,).
         """
         return {}
 
-    def normalized(self, tiles: Tensor) -> Tensor:
-        """Normalize int16 tiles that views are resampled from.
+    def normalized(self, tiles: Tensor, sources: Tensor) -> Tensor:
+        """Normalize int16 tiles (U, C, H, W), of the sources (U,), that views are resampled from.
 
         Half precision on GPUs is fp16, unless the run's is fp32: it has three more bits than bf16.
         """
         half = tiles.is_cuda and self.config.engine.precision != "fp32"
-        return self.normalize(tiles, torch.float16 if half else torch.float32)
+        return self.normalize(tiles, torch.float16 if half else torch.float32, sources)
 
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """Yield the mean loss of each micro batch of an optimizer step (0, 1, ...)."""
@@ -161,11 +171,19 @@ class Objective(ABC):
             move_batch_norms(self.momentum.module, applied=False)
 
     @abstractmethod
-    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray) -> Evaluation:
-        """Compute losses of held-out tiles, int16 (B, C, H, W), on views and masks fixed by their ``numbers`` (B,)."""
+    def evaluate(self, engine: ZeroEngine, tiles: Tensor, numbers: np.ndarray, sources: Tensor) -> Evaluation:
+        """Compute losses of held-out tiles, int16 (B, C, H, W), on views and masks fixed by their ``numbers`` (B,).
 
-    def features(self, engine: ZeroEngine, images: Tensor) -> Tensor:
-        """Compute the feature map (B, D, h, w) of normalized images by the encoder that will be exported."""
+        Args:
+            sources: of the tiles, int64 (B,).
+        """
+
+    def features(self, engine: ZeroEngine, images: Tensor, sources: Tensor) -> Tensor:
+        """Compute the feature map (B, D, h, w) of normalized images by the encoder that will be exported.
+
+        Args:
+            sources: of the images, int64 (B,).
+        """
         return engine.evaluation(images, entry="feature_map")
 
 

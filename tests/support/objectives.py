@@ -31,8 +31,14 @@ def small_config(objective: dict, **sections: dict) -> PretrainConfig:
 
 
 def manifest(bands: int = BANDS) -> Manifest:
-    """Return a manifest with the fields that objectives read: the shape of tiles."""
-    return Manifest.model_construct(tile_shape=[bands, SIZE, SIZE])
+    """Return a manifest with the fields that objectives read: the shape of tiles, bands and statistics."""
+    return Manifest.model_construct(
+        tile_shape=[bands, SIZE, SIZE],
+        wavelength_nm=[420.0 + 10 * band for band in range(bands)],
+        fwhm_nm=[10.0] * bands,
+        mean=[1000.0] * bands,
+        std=[400.0] * bands,
+    )
 
 
 def normalizer() -> Normalizer:
@@ -41,10 +47,8 @@ def normalizer() -> Normalizer:
 
 def with_draws(objective: Objective, batch: TileBatch) -> TileBatch:
     """Return the batch as the stream yields it to an objective."""
-    return replace(
-        batch,
-        draws={name: to_device(arrays, CPU) for name, arrays in objective.draws(batch.samples).items()},
-    )
+    draws = objective.draws(batch.samples, batch.sources.numpy())
+    return replace(batch, draws={name: to_device(arrays, CPU) for name, arrays in draws.items()})
 
 
 def tile_batch(objective: Objective, first: int = 0) -> TileBatch:
@@ -52,5 +56,6 @@ def tile_batch(objective: Objective, first: int = 0) -> TileBatch:
     generator = np.random.default_rng(first)
     tiles = torch.from_numpy(generator.integers(0, 2000, (6, BANDS, SIZE, SIZE), dtype=np.int16))
     rows = torch.tensor([[0, 1], [2, 3], [4, 4], [5, 5]])
-    batch = TileBatch(tiles, np.arange(first, first + 4), rows, torch.tensor([10, 11, 12, 13]) + first)
+    places, sources = torch.tensor([10, 11, 12, 13]) + first, torch.zeros(6, dtype=torch.int64)
+    batch = TileBatch(tiles, np.arange(first, first + 4), rows, places, sources[:4], sources)
     return with_draws(objective, batch)

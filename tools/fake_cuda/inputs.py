@@ -14,6 +14,7 @@ from pretrain.data.stream import TileBatch, TileStream, micro_batches
 from pretrain.objectives.objective import Objective
 from shards.format.manifest import Manifest
 from shards.order.plan import SamplePlan
+from shards.sensors.sensor import get_sensor
 
 TILE_SHAPE = (202, 128, 128)
 _DATES = 2
@@ -21,9 +22,15 @@ _LOCATIONS = 4096
 
 
 def manifest() -> Manifest:
-    """Return the fields that training reads: shape and statistics of SpectralEarth's tiles."""
-    bands = TILE_SHAPE[0]
-    return Manifest.model_construct(tile_shape=list(TILE_SHAPE), mean=[3000.0] * bands, std=[1700.0] * bands)
+    """Return the fields that training reads: shape, bands and statistics of SpectralEarth's tiles."""
+    bands, sensor = TILE_SHAPE[0], get_sensor("enmap")
+    return Manifest.model_construct(
+        tile_shape=list(TILE_SHAPE),
+        wavelength_nm=list(sensor.wavelength_nm),
+        fwhm_nm=list(sensor.fwhm_nm),
+        mean=[3000.0] * bands,
+        std=[1700.0] * bands,
+    )
 
 
 class BlankShards:

@@ -65,7 +65,7 @@ def count_step(config: PretrainConfig, world: int, machine: Machine) -> StepCoun
     with _own_linear(), FakeCudaMode(allow_non_fake_inputs=True) as mode:
         torch.autograd.set_multithreading_enabled(False)  # a thread of its own would not be in the mode
         normalize = Normalizer(manifest().mean, manifest().std, config.augment.clip).to(distributed.device())
-        objective = build_objective(config, normalize, manifest())
+        objective = build_objective(config, normalize, [manifest()])
         engine = _engine(objective, config)
         momentum = None if objective.momentum is None else objective.momentum.module
         parts = Parts(engine.module, momentum)

@@ -24,6 +24,7 @@ from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
 from shards.format.manifest import Manifest
 from shards.order.plan import SamplePlan
+from shards.sensors.sensor import get_sensor
 
 BANDS, TILE_SIZE, TILES = 202, 128, 512
 
@@ -60,12 +61,16 @@ class MemoryRun:
     """
 
     def __init__(self, config: PretrainConfig, tile_size: int = TILE_SIZE) -> None:
-        self.config, self._shards = config, MadeShards(tile_size)
+        self.config, self._shards, sensor = config, MadeShards(tile_size), get_sensor("enmap")
         manifest = Manifest.model_construct(
-            tile_shape=list(self._shards.tile_shape), mean=[3000.0] * BANDS, std=[1700.0] * BANDS
+            tile_shape=list(self._shards.tile_shape),
+            wavelength_nm=list(sensor.wavelength_nm),
+            fwhm_nm=list(sensor.fwhm_nm),
+            mean=[3000.0] * BANDS,
+            std=[1700.0] * BANDS,
         )
         normalize = Normalizer(manifest.mean, manifest.std, config.augment.clip).to(distributed.device())
-        self.objective = build_objective(config, normalize, manifest)
+        self.objective = build_objective(config, normalize, [manifest])
         optimizer = build_optimizer(self.objective.module, config.optim)
         train = config.train
         self.engine = ZeroEngine(

@@ -65,4 +65,5 @@ class ReferenceLoss(Callback):
         count = self._config.model.bn_group
         tiles, rows = distributed.raise_on_all_ranks(lambda: self._inputs.always(count))
         on_device = torch.from_numpy(tiles).to(distributed.device())
-        return float(self._objective.evaluate(engine, on_device, np.arange(count)).losses.mean()), rows
+        sources = torch.zeros(count, dtype=torch.int64, device=on_device.device)
+        return float(self._objective.evaluate(engine, on_device, np.arange(count), sources).losses.mean()), rows

@@ -98,6 +98,7 @@ def validate(
     world, device = distributed.world_size(), distributed.device()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     figure = None
+    sources = torch.zeros(micro_batch, dtype=torch.int64, device=device)
     for number in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
         check_stop(stop_requested())
         numbers = np.arange(micro_batch) + micro_batch * (number * world + distributed.rank())
@@ -110,7 +111,7 @@ def validate(
         except NoneLeft as error:
             log(f"WARNING: no validation: {error}")
             return None
-        evaluation = objective.evaluate(engine, tiles.to(device), numbers)
+        evaluation = objective.evaluate(engine, tiles.to(device), numbers, sources)
         losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]
         sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
         figure = figure or evaluation.figure

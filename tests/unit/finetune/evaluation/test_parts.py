@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from support.evaluation_runs import collect_reports
 from support.hub_server import HubServer, set_endpoint
 from support.small_encoder import small_description, small_encoder
 
@@ -16,6 +17,8 @@ from finetune.data import code_version
 from finetune.encoders.model_file import load_task_model
 from finetune.evaluate import Evaluator
 from finetune.evaluation.results import RunResults, read_part, read_results, write_part
+from finetune.report.page import page
+from finetune.report.shift import shift_table
 from finetune.tasks import dump_task, get_task
 from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
@@ -116,6 +119,31 @@ def test_what_changed_is_evaluated_again_and_named_and_nothing_else(start, tmp_p
     assert _scores(corrected) != _scores(before)
     assert corrected.data["labels"] != before.data["labels"]
     assert corrected.data["images"] == before.data["images"]
+
+
+def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, tmp_path):
+    shift = {"shift.test": "[vnir,even]", "protocol": "[knn,shift]", "compare_raw": "true"}
+    run, _ = start(**shift)
+    found = {(result.encoder, result.protocol): result for result in run.results}
+    protocols = ["knn", "shift to all", "shift to vnir", "shift to even"]
+    assert list(found) == [(encoder, protocol) for encoder in ("pretrained", "raw") for protocol in protocols]
+    for encoder in ("pretrained", "raw"):
+        unshifted = found[encoder, "shift to all"]
+        assert unshifted.test == found[encoder, "knn"].test
+        np.testing.assert_array_equal(unshifted.statistics, found[encoder, "knn"].statistics)
+    assert found["pretrained", "shift to vnir"].provenance["test bands"] == "vnir"
+    assert (found["pretrained", "shift to vnir"].statistics != found["pretrained", "knn"].statistics).any()
+    assert run.encoders["raw"]["name"] == "raw spectra"
+
+    (table,) = [shift_table(report) for report in collect_reports(tmp_path / "run")]
+    assert table[0] == ["checkpoint", "tiles", "all", "vnir", "even"]
+    assert [line[0] for line in table[1:]] == ["1/encoder.safetensors", "raw spectra"]
+    assert "%) [" in table[1][3]
+    assert "Spectral shift" in page(collect_reports(tmp_path / "run"))
+
+    _, again = start(**shift | {"shift.test": "[vnir,even,swir]"})
+    assert "pretrained-shift_to_swir-1" in again
+    assert "pretrained-shift_to_vnir-1" not in again
 
 
 def test_a_task_file_that_is_edited_in_place_is_another_task(start):

@@ -30,6 +30,7 @@ BY_CONTENT = {
     "checkpoint": "its weights are hashed",
     "seeds": "part of a part's key, not of what its seeds share",
     "fractions": "the rows are hashed",
+    "shift.test": "each band set is a protocol of its own",
     "recipe": "its values are put in place",
     "data.bands": "in of_data",
     **{
@@ -55,6 +56,7 @@ CHANGES_NOTHING = {
     "data.read_threads",
     "data.memory_gb",
     "compare_random",
+    "compare_raw",
     "protocol",
     "frozen.quota_gb",
     "full.save_every",
@@ -95,6 +97,7 @@ OTHER_VALUES: dict[str, Any] = {
     "full.crop_scale": None,
     "engine.precision": "fp32",
     "select": "loss",
+    "shift.train": "even",
 }
 
 
@@ -115,7 +118,8 @@ def _another(key: str) -> Any:
 
 def _told(config: FinetuneConfig, protocol: str) -> dict[str, Any]:
     recipe: Recipe = resolve_recipe(config, kind_of(TASK), is_transformer=True)
-    head = {"head": recipe.full_head.to_plain()} if protocol not in ("knn", "frozen") else {}  # see Parts.trainings
+    is_trained = protocol in ("blocks", "full")
+    head = {"head": recipe.full_head.to_plain()} if is_trained else {}  # see Parts.trainings
     return of_training(protocol, recipe, config) | head
 
 
@@ -125,10 +129,18 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
     if known:
         return
     config = _with(key, _another(key))
-    changed = [one for one in ("knn", "frozen", "blocks", "full") if _told(config, one) != _told(CONFIG, one)]
+    changed = [
+        one for one in ("knn", "shift to swir", "frozen", "blocks", "full") if _told(config, one) != _told(CONFIG, one)
+    ]
     section = key.partition(".")[0]
     of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else TRAINED  # where full starts
-    expected = {"knn": ["knn"], "frozen": of_probe, "select": TRAINED, "loss": TRAINED}
+    expected = {
+        "knn": ["knn", "shift to swir"],
+        "shift": ["shift to swir"],
+        "frozen": of_probe,
+        "select": TRAINED,
+        "loss": TRAINED,
+    }
     wanted = ["blocks"] if key == "full.first_blocks" else expected.get(section, ["blocks", "full"])
     assert changed == wanted
 

@@ -301,8 +301,9 @@ def test_weights_are_counted_without_building_them(path: str) -> None:
     from pretrain.objectives import build_objective
 
     run, bands = config(path), 202
-    manifest = SimpleNamespace(tile_shape=(bands, 128, 128))
-    module = build_objective(run, Normalizer([1.0] * bands, [1.0] * bands), manifest).module  # type: ignore[arg-type]
+    columns = dict.fromkeys(("wavelength_nm", "fwhm_nm", "mean", "std"), [1.0] * bands)
+    manifest = SimpleNamespace(tile_shape=(bands, 128, 128), **columns)
+    module = build_objective(run, Normalizer([1.0] * bands, [1.0] * bands), [manifest]).module  # type: ignore[list-item]
     assert disk.count_weights(run, bands) == sum(weight.numel() for weight in module.parameters())
 
 

@@ -235,7 +235,7 @@ def test_any_error_of_the_thread_reaches_the_loop(reader):
 def test_draws_are_made_by_the_thread_that_reads(reader):
     threads = set()
 
-    def draws(samples: np.ndarray):
+    def draws(samples: np.ndarray, sources: np.ndarray):
         threads.add(threading.current_thread().name)
         return {"numbers": (samples * 2, samples[:, None] + np.zeros(3))}
 

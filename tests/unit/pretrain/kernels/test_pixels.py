@@ -40,6 +40,14 @@ def test_normalize(clip, dtype):
     assert torch.equal(normalize(tiles, dtype), expected)
 
 
+def test_normalize_by_the_tables_of_several_sources():
+    tiles, bands = _tiles(3, 5, 7, 9), torch.arange(10.0).view(2, 5)
+    normalize, sources = Normalizer(3000 + bands, 1700 - bands, 1.5), torch.tensor([1, 0, 1])
+    with interpreting(False):
+        expected = normalize(tiles, sources=sources)
+    assert torch.equal(normalize(tiles, sources=sources), expected)
+
+
 def test_results_beyond_the_range_of_half_precision_are_cut():
     normalize = Normalizer([0.0], [0.01])
     assert normalize(torch.full((1, 1, 1, 1), 30_000, dtype=torch.int16), torch.float16).item() == 65504

@@ -82,7 +82,7 @@ def contrast():
     """An encoder with drawn weights, in an objective."""
     moco = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8}
     normalize = Normalizer([1000.0] * 202, [600.0] * 202)
-    objective = MocoObjective(small_config(moco, model={"image_size": 12}), normalize, manifest(202))
+    objective = MocoObjective(small_config(moco, model={"image_size": 12}), normalize, [manifest(202)])
     return objective, PlainEngine(objective.module)
 
 

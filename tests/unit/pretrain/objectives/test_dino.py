@@ -25,7 +25,7 @@ DINO = {
 
 @pytest.fixture
 def dino():
-    objective = DinoObjective(small_config(DINO), normalizer(), manifest())
+    objective = DinoObjective(small_config(DINO), normalizer(), [manifest()])
     return objective, PlainEngine(objective.module)
 
 
@@ -138,11 +138,11 @@ def test_local_crops_alternate_between_dates(dino, monkeypatch):
 def test_features_are_the_teachers(dino):
     objective, engine = dino
     images = torch.randn(2, 80, 8, 8)
-    before = objective.features(engine, images)
+    before = objective.features(engine, images, torch.zeros(len(images), dtype=torch.int64))
     with torch.no_grad():
         for parameter in engine.module.parameters():
             parameter.add_(1.0)
-    assert torch.equal(objective.features(engine, images), before)
+    assert torch.equal(objective.features(engine, images, torch.zeros(len(images), dtype=torch.int64)), before)
     assert before.shape == (2, 192, 2, 2)
 
 

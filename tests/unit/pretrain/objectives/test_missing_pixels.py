@@ -17,6 +17,8 @@ from shards.format.manifest import read_manifest
 from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import NODATA
 
+SOURCES = torch.zeros(4, dtype=torch.int64)
+
 
 @pytest.fixture(params=[1.0, 0.5])
 def ignoring(tmp_path, request):
@@ -32,13 +34,13 @@ def ignoring(tmp_path, request):
         "decoder": {"width": 16, "depth": 1, "heads": 2},
     }
     config = small_config(mae, model={"image_size": 12}, train={"global_batch": 8})
-    objective = MaeObjective(config, Normalizer(manifest.mu, manifest.sigma), manifest)
+    objective = MaeObjective(config, Normalizer(manifest.mean, manifest.std), [manifest])
     return objective, PlainEngine(objective.module), tiles
 
 
 def _batch(objective: MaeObjective, tiles: torch.Tensor, first: int) -> TileBatch:
     numbers = np.arange(first, first + 4)
-    batch = TileBatch(tiles[numbers].clone(), numbers, torch.arange(4)[:, None], torch.arange(4))
+    batch = TileBatch(tiles[numbers].clone(), numbers, torch.arange(4)[:, None], torch.arange(4), SOURCES, SOURCES)
     return with_draws(objective, batch)
 
 
@@ -112,8 +114,8 @@ def test_validation_leaves_missing_pixels_out_too(ignoring, ignore):
     patch = int(masked[0, -1])
     row, column = 4 * (patch // 3) + 1, 4 * (patch % 3) + 2
     tiles[0, 7, row, column] = NODATA
-    before = objective.evaluate(engine, tiles, numbers).losses
+    before = objective.evaluate(engine, tiles, numbers, torch.zeros(len(tiles), dtype=torch.int64)).losses
     tiles[0, 8:, row, column] = 9000
-    after = objective.evaluate(engine, tiles, numbers).losses
+    after = objective.evaluate(engine, tiles, numbers, torch.zeros(len(tiles), dtype=torch.int64)).losses
     assert torch.equal(after, before) == ignore
     assert after[1] == before[1]

@@ -16,7 +16,7 @@ MOCO = {"name": "moco", "queue": 12, "hidden": 16, "dim": 8, "momentum": 0.5}
 
 @pytest.fixture
 def moco():
-    objective = MocoObjective(small_config(MOCO), normalizer(), manifest())
+    objective = MocoObjective(small_config(MOCO), normalizer(), [manifest()])
     return objective, PlainEngine(objective.module)
 
 
@@ -63,7 +63,7 @@ def test_keys_are_shuffled_and_put_back(moco):
     seen = []
     objective.momentum.module.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with objective.momentum.evaluating():
-        orders = [objective.draws(np.arange(first, first + 4))["shuffle"] for first in range(6)]
+        orders = [objective.draws(np.arange(first, first + 4), np.zeros(4, np.int64))["shuffle"] for first in range(6)]
         keys = [objective._shuffled_keys(engine, images, torch.from_numpy(order)) for (order,) in orders]
         expected = objective.momentum(engine, images)
     for one in keys:
@@ -117,7 +117,8 @@ def test_validation_is_the_same_each_time_and_moves_nothing(moco):
     objective, engine = moco
     tiles = tile_batch(objective).tiles
     before = {name: value.clone() for name, value in objective.module.state_dict().items()}
-    first, second = (objective.evaluate(engine, tiles, np.arange(6)).losses for _ in range(2))
+    sources = torch.zeros(6, dtype=torch.int64)
+    first, second = (objective.evaluate(engine, tiles, np.arange(6), sources).losses for _ in range(2))
     assert first.shape == (6,)
     assert torch.equal(first, second)
     assert all(torch.equal(value, before[name]) for name, value in objective.module.state_dict().items())
@@ -126,4 +127,4 @@ def test_validation_is_the_same_each_time_and_moves_nothing(moco):
 def test_the_feature_map_comes_without_keys(moco):
     objective, engine = moco
     images = torch.randn(2, 80, 8, 8)
-    assert objective.features(engine, images).shape == (2, 192, 2, 2)
+    assert objective.features(engine, images, torch.zeros(2, dtype=torch.int64)).shape == (2, 192, 2, 2)

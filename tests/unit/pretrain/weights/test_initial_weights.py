@@ -36,7 +36,8 @@ CENTERS = small_description().wavelength_nm
 
 def _manifest(bands: int = BANDS, sensor: str = "enmap", shift: float = 0.0):
     centers = [400.25 + shift + 6.5 * band for band in range(bands)]
-    return SimpleNamespace(tile_shape=(bands, 12, 12), sensor=sensor, wavelength_nm=centers)
+    columns = {"wavelength_nm": centers, "fwhm_nm": [6.5] * bands, "mean": [0.0] * bands, "std": [1.0] * bands}
+    return SimpleNamespace(tile_shape=(bands, 12, 12), sensor=sensor, **columns)
 
 
 def _config(init, objective="mae", accept=(), **model):
@@ -46,7 +47,7 @@ def _config(init, objective="mae", accept=(), **model):
 
 def _begin(init, objective="mae", manifest=None, accept=(), **model):
     config, manifest = _config(init, objective, accept, **model), manifest or _manifest()
-    return build_objective(config, normalizer(), manifest, read_initial_weights(config, manifest))
+    return build_objective(config, normalizer(), [manifest], read_initial_weights(config, manifest))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,27 @@
+"""The protocols of nearest neighbors: ``knn``, and ``shift`` across bands.
+
+Spectral shift is the protocol of LESSViT (arXiv 2605.18541), here without training: the bank holds training tiles seen
+through one band set, queries are test tiles seen through others. A score close to the one without a shift says that the
+features depend on the place and not on the sensor. In an evaluation, each band set of the test tiles is a protocol of
+its own, ``shift to NAME``.
+"""
+
+from collections.abc import Sequence
+
+SHIFT = "shift to "
+
+
+def expand(protocols: Sequence[str], train: str, test: Sequence[str]) -> list[str]:
+    """Replace protocol ``shift`` by one for each band set of the test tiles, first that of the training tiles."""
+    shifts = [f"{SHIFT}{bands}" for bands in (train, *(bands for bands in test if bands != train))]
+    return [name for protocol in protocols for name in (shifts if protocol == "shift" else [protocol])]
+
+
+def tested_bands(protocol: str) -> str | None:
+    """Return the band set of the test tiles in ``shift to NAME``; None for other protocols."""
+    return protocol.removeprefix(SHIFT) if protocol.startswith(SHIFT) else None
+
+
+def is_by_neighbors(protocol: str) -> bool:
+    """Return whether a protocol, after `expand`, trains nothing."""
+    return protocol == "knn" or tested_bands(protocol) is not None

@@ -1,0 +1,40 @@
+"""The report as Markdown."""
+
+from collections.abc import Sequence
+
+from finetune.report.rows import TaskReport
+from finetune.report.shift import shift_legend, shift_table
+from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, spread, summary, title
+
+
+def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
+    """Return the complete report as Markdown.
+
+    Args:
+        more: notes in addition to those on the numbers.
+    """
+    parts = ["# Evaluation", _table(summary(reports)), LEGEND, *more, *notes(reports)]
+    for report in reports:
+        metrics = report.kind.metrics
+        head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
+        lines = [head]
+        for row in report.rows:
+            start = [row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results))]
+            lines.append([*start, *(spread(row, metric) for metric in metrics)])
+        parts += [f"## {report.title}", report.task.description, _table(lines)]
+        shift = shift_table(report)
+        if len(shift) > 1:
+            parts += ["### Spectral shift", shift_legend(report), _table(shift)]
+        if report.comparisons:
+            parts += [COMPARED, _table(comparisons(report))]
+        parts += filter(None, [overlap(report)])
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(lines: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rule = ["-" * width for width in widths]
+    padded = [
+        [text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in [lines[0], rule, *lines[1:]]
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in padded)
