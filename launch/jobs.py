@@ -214,13 +214,16 @@ def pipeline_jobs(arguments: argparse.Namespace) -> list[Job]:
     """
     (run,) = pretrain_runs(arguments)
     config, folder = run.config, run.folder
-    if "://" in config.data.shards:  # type: ignore[operator]
-        raise ConfigError(f"key 'data.shards': {config.data.shards}: a pipeline writes shards into a folder; name one")
+    shards = config.data.shards
+    if shards is None:
+        raise ConfigError("key 'data.sources': a pipeline packs one dataset: name the folder for it as data.shards")
+    if "://" in shards:
+        raise ConfigError(f"key 'data.shards': {shards}: a pipeline writes shards into a folder; name one")
     if not Path(arguments.tiles).exists():
         raise ConfigError(f"--tiles {arguments.tiles}: no such folder")
     shared = _shared(arguments) | {
         "tiles": quote(Path(arguments.tiles).absolute()),
-        "shards": quote(Path(config.data.shards).absolute()),  # type: ignore[arg-type]
+        "shards": quote(Path(shards).absolute()),
         "parts": str(arguments.parts),
         "workers": str(arguments.workers),
         "run": quote(folder),

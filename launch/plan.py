@@ -22,6 +22,10 @@ logger = get_logger("launch.plan")
 NO_SHARDS = "not-known-yet"
 """Value of data.shards if its environment variable is not set: a plan doesn't need the shards."""
 
+ASSUMED = {"data.shards": NO_SHARDS} | {
+    f"data.sources.{number}.shards": f"{NO_SHARDS}/{number}" for number in range(100)
+}
+
 
 def build_parser() -> Parser:
     """Return the parser of the command."""
@@ -63,13 +67,15 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the plan and return the exit code."""
-    config, arguments = parse_command(build_parser(), argv, PretrainConfig, {"data.shards": NO_SHARDS})
+    config, arguments = parse_command(build_parser(), argv, PretrainConfig, ASSUMED)
     return exit_code(lambda: _run(config, arguments))
 
 
 def _run(config: PretrainConfig, arguments: Namespace) -> int:
-    if arguments.write is not None and config.data.shards == NO_SHARDS:
-        raise ConfigError("--write needs a config whose data.shards is known: set its variable, or data.shards=DIR")
+    unknown = next((source.shards for source in config.data.each if source.shards in ASSUMED.values()), None)
+    if arguments.write is not None and unknown:
+        key = next(key for key, value in ASSUMED.items() if value == unknown)
+        raise ConfigError(f"--write needs a config whose {key} is known: set its variable, or {key}=DIR")
     if not isinstance(config.objective, MaeConfig):
         raise ConfigError(f"objective.name {config.objective.name}: the planner supports only mae")
     nodes, gpus = _gpus(arguments.gpus)
@@ -101,7 +107,7 @@ def _calibrate(config: PretrainConfig, path: Path) -> int:
 
 
 def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -> int:
-    from launch.planner.loader import known_tiles
+    from launch.planner.loader import known_mixture
     from launch.planner.machines import find_machine
     from launch.planner.network import Cluster
 
@@ -109,7 +115,7 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
     machine = find_machine(arguments.gpu, custom, arguments.cores)
     net = None if arguments.net is None else arguments.net * 1e9
     cluster = Cluster(machine, nodes, gpus, net)
-    tiles, bands = known_tiles(config.data.shards, arguments.codec, arguments.stream)
+    tiles, bands = known_mixture(config.data, arguments.codec, arguments.stream)
 
     from pretrain.models.registry import outline_encoder
 

@@ -8,9 +8,10 @@ import re
 import shutil
 from pathlib import Path
 
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, LabeledDataConfig
 from launch.jobs import Job, SlurmError, run_slurm
 from launch.sweeps import Run
+from pretrain.config.data import DataConfig
 from pretrain.resilience.status import read_record, run_state
 from shards.errors import ConfigError, ForgeError
 from shards.format.manifest import read_manifest
@@ -45,11 +46,19 @@ def check_inputs(arguments: argparse.Namespace, runs: list[Run]) -> None:
         for key, path in paths.items():
             if path is not None and not _is_url(path) and not Path(path).exists():
                 raise ConfigError(f"{run.file}: key '{key}': {path}: no such file or folder; correct the path")
-        if arguments.command != "pipeline" and data.shards is not None and not _is_url(data.shards):
+        for key, shards in _shards_of(data).items() if arguments.command != "pipeline" else ():
             try:
-                read_manifest(Path(data.shards))
+                read_manifest(Path(shards))
             except ForgeError as error:
-                raise ConfigError(f"{run.file}: key 'data.shards': {error}") from None
+                raise ConfigError(f"{run.file}: key '{key}': {error}") from None
+
+
+def _shards_of(data: DataConfig | LabeledDataConfig) -> dict[str, str]:
+    """Return the folders of shards that a run reads, by key; not URLs."""
+    shards = {"data.shards": data.shards}
+    if isinstance(data, DataConfig):
+        shards |= {f"data.sources.{number}.shards": source.shards for number, source in enumerate(data.sources)}
+    return {key: path for key, path in shards.items() if path is not None and not _is_url(path)}
 
 
 def check_free(runs: list[Run]) -> None:

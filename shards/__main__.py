@@ -1,6 +1,7 @@
 """`python -m shards COMMAND`: make, join, check, describe and index folders of shards."""
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -44,10 +45,14 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack.add_argument("--pattern", help="which files of SOURCE are tiles, e.g. '**/*_SPECTRAL_IMAGE.TIF'")
     pack.add_argument(
         "--codec",
-        default="compact",
         metavar="CODEC",
-        help="raw, fast, compact, a codec of a plugin or of numcodecs (zstd, or its config as JSON); "
-        "default: %(default)s",
+        help="raw, fast, compact, a codec of a plugin or of numcodecs (zstd, or its config as JSON); default: compact",
+    )
+    pack.add_argument(
+        "--max-error",
+        metavar="BOUND",
+        help="allow this error in every pixel, for smaller shards: digital numbers (3), reflectance (0.0003), or a "
+        "share of each band's noise in the tile (noise/4); missing values and zeros stay exact (default: lossless)",
     )
     pack.add_argument("--tiles-per-shard", type=positive, default=400, help="default: %(default)s, about 1 GB")
     pack.add_argument("--seed", type=whole_number, default=0, help="of the order of locations (default: %(default)s)")
@@ -132,7 +137,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         size=arguments.size,
         tiles_per_shard=arguments.tiles_per_shard,
         seed=arguments.seed,
-        codec=arguments.codec,
+        codec=_codec(arguments),
         pattern=arguments.pattern,
         limits=SceneLimits(**limits),
     )
@@ -152,6 +157,22 @@ def _pack(arguments: argparse.Namespace) -> int:
         print(f"when all parts are done: python -m shards merge {arguments.dest}")
         return 0
     return _finish(arguments, written, begin)
+
+
+def _codec(arguments: argparse.Namespace) -> str:
+    """Return the codec of `pack`; raises ConfigError for an invalid bound on errors."""
+    if arguments.max_error is None:
+        return str(arguments.codec or "compact")
+    if arguments.codec is not None:
+        raise ConfigError(f"--max-error has a codec of its own: remove --codec {arguments.codec}")
+    from shards.format.bounded import BoundedPredictor, parse_max_error
+    from shards.sensors.sensor import get_sensor
+
+    try:
+        bound = parse_max_error(arguments.max_error, get_sensor(arguments.sensor).scale)
+    except ValueError as error:
+        raise ConfigError(f"--max-error: {error}") from None
+    return json.dumps(BoundedPredictor(bound).get_config())
 
 
 def _check_options(arguments: argparse.Namespace) -> None:

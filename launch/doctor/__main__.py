@@ -8,7 +8,8 @@ import os
 import pkgutil
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from launch import runtime
 from launch.command import command_parser, is_main_process, parse_command
@@ -43,15 +44,15 @@ START_LIMIT_S, CHECK_LIMIT_S, END_LIMIT_S = 120.0, 180.0, 30.0
 
 def main(argv: list[str] | None = None) -> None:
     """Run all checks, print the table and end the process."""
-    config, arguments = parse_command(build_parser(), argv, PretrainConfig)
+    config, options = parse_command(build_parser(), argv, PretrainConfig)
     runtime.prepare_environment(config.run.threads)
-    show = Printer(is_main_process(), getattr(arguments, "verbose", False))
+    show = Printer(is_main_process(), getattr(options, "verbose", False))
     show.line(f"{'check':<19} {'state':<7} found")
     cluster = _gather_ranks(config, show)
     states: list[State] = ["green"]  # state of the ranks' row
-    for name, module in CHECKS.items():
+    for name, module, arguments in check_rows(config):
         with time_limit(CHECK_LIMIT_S, lambda name=name: _report_late(cluster, name, show)):  # type: ignore[misc]
-            row = examine(cluster, module)
+            row = examine(cluster, module, *arguments)
         show(name, row)
         states.append(row.state)
     show.line(summary(states))
@@ -65,12 +66,21 @@ def build_parser() -> Parser:
     )
 
 
-def examine(cluster: "Cluster", module: str) -> Row:
+def check_rows(config: PretrainConfig) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """Yield the name of each row, its check, and the check's arguments besides the cluster: a row for every source."""
+    for name, module in CHECKS.items():
+        if name == "shards" and config.data.sources:
+            yield from ((f"shards {source.label}", module, (source,)) for source in config.data.each)
+        else:
+            yield name, module, ()
+
+
+def examine(cluster: "Cluster", module: str, *arguments: Any) -> Row:
     """Run a check and return its row; an unexpected error gives a red row."""
     from launch.doctor.cluster import one_line
 
     try:
-        row: Row = pkgutil.resolve_name(module)(cluster)
+        row: Row = pkgutil.resolve_name(module)(cluster, *arguments)
     except Exception as error:  # any: one failing check must not prevent the others
         return Row("red", one_line(error), "no error that this check looks for: fix what the line names")
     return row

@@ -12,6 +12,7 @@ from launch.doctor.cluster import Cluster, values
 from launch.doctor.disk import nearest_existing
 from launch.doctor.table import Row
 from pretrain.config import PretrainConfig
+from pretrain.config.data import SourceConfig
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
 from shards.order.view import view_rows
@@ -35,14 +36,18 @@ class Opened:
     read: int
 
 
-def check_shards(cluster: Cluster) -> Row:
-    """Open the shards on every rank, compare their content hashes, and read random tiles with checksums."""
-    data = cluster.config.data
-    answers = cluster.everywhere(lambda: _open_and_read(cluster.config, cluster.rank))
+def check_shards(cluster: Cluster, source: SourceConfig | None = None) -> Row:
+    """Open shards on every rank, compare their content hashes, and read random tiles with checksums.
+
+    Args:
+        source: one of several sources; None for the run's only one.
+    """
+    each = source or cluster.config.data.each[0]
+    answers = cluster.everywhere(lambda: _open_and_read(cluster.config, each, cluster.rank))
     failure = cluster.failure(answers)
     if failure:
-        return Row("red", failure, f"what the line names; `python -m shards verify {data.shards}` reads every byte")
-    return judge_shards(values(answers), [cluster.name(rank) for rank in range(cluster.size)], data.shards)
+        return Row("red", failure, f"what the line names; `python -m shards verify {each.shards}` reads every byte")
+    return judge_shards(values(answers), [cluster.name(rank) for rank in range(cluster.size)], each.shards)
 
 
 def judge_shards(opened: Sequence[Opened], names: Sequence[str], location: str) -> Row:
@@ -81,25 +86,24 @@ def check_staging(cluster: Cluster) -> Row:
         return Row("green", found)
     if data.stage_quota_gb:
         return Row("red", found, f"data.stage_quota_gb={int(free // 10**9)} or less, or {fix}")
-    return Row("yellow", f"{found}: the rest is read from {data.shards}", fix)
+    return Row("yellow", f"{found}: the rest is read from {', '.join(each.shards for each in data.each)}", fix)
 
 
-def _open_and_read(config: PretrainConfig, rank: int) -> Opened:
-    reader = ShardReader(config.data.shards, config.data.read_threads)
+def _open_and_read(config: PretrainConfig, source: SourceConfig, rank: int) -> Opened:
+    reader = ShardReader(source.shards, config.data.read_threads)
     try:
         smallest = min(reader.tile_shape[1:])
         if config.augment.crop_scale is None and config.model.image_size > smallest:
             raise ConfigError(f"model.image_size {config.model.image_size} px can't be cut from tiles of {smallest} px")
-        rows = view_rows(config.data.view, reader.table)
+        rows = view_rows(source.view or config.data.view, reader.table)
         if not len(rows):
             raise ConfigError("no tile meets the conditions of data.view")
         chosen = np.random.default_rng(rank).choice(rows, min(len(rows), TILES), replace=False)
         for begin in range(0, len(chosen), _AT_ONCE):
             part = chosen[begin : begin + _AT_ONCE]
             reader.read(part, np.empty((len(part), *reader.tile_shape), dtype=np.int16))
-        shards = reader.manifest.shards
-        size = sum(shard.size for shard in shards)
-        return Opened(reader.manifest.content_hash, len(reader), len(rows), len(shards), size, len(chosen))
+        manifest = reader.manifest
+        return Opened(manifest.content_hash, len(reader), len(rows), len(manifest.shards), reader.nbytes, len(chosen))
     finally:
         reader.close()
 
@@ -116,6 +120,6 @@ def _stage_room(config: PretrainConfig, folder: Path) -> tuple[int, int]:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(existing).free
     copied = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    total = sum(shard.size for shard in ShardReader(config.data.shards).manifest.shards)
+    total = sum(ShardReader(source.shards).nbytes for source in config.data.each)
     quota = config.data.stage_quota_gb
     return free + copied, min(total, quota * 10**9) if quota else total

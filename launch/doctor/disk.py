@@ -14,11 +14,11 @@ from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.data.inputs import open_reader
 from pretrain.registries import OBJECTIVES
 from pretrain.resilience.run_folder import held_at_once
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
-from shards.read.reader import ShardReader
 
 PROBE_BYTES = 64 << 20
 SEEN_S = 10.0
@@ -150,7 +150,7 @@ def nearest_existing(path: Path) -> Path:
 
 def _measure_room(config: PretrainConfig, folder: Path) -> tuple[int, int, int]:
     """Return (weights of the model, free bytes, bytes of this run's checkpoints)."""
-    bands = ShardReader(config.data.shards).tile_shape[0]
+    bands = open_reader(config.data).tile_shape[0]
     taken = 0
     for path in (folder / "checkpoints").rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a run that is still saving

@@ -10,11 +10,10 @@ from launch.doctor.cluster import Cluster, values
 from launch.doctor.table import Row
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.data.inputs import plan_samples
+from pretrain.data.inputs import open_reader, plan_samples
 from pretrain.data.stream import TileStream, micro_batches
 from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.registries import OBJECTIVES
-from shards.read.reader import ShardReader
 
 MFU = 0.4
 """Fraction of a device's peak that a good run reaches; torchtitan reports 33 to 39 % for 8 B weights on H100s."""
@@ -46,9 +45,8 @@ def check(cluster: Cluster) -> Row:
         streams[0].reader.close()
     failure = cluster.failure(answers)
     if failure:
-        return Row(
-            "red", failure, f"what the line names; `python -m shards verify {config.data.shards}` reads every byte"
-        )
+        shards = " ".join(source.shards for source in config.data.each)
+        return Row("red", failure, f"what the line names; `python -m shards verify {shards}` reads every byte")
     sample_bytes = 2 * shape[0] * shape[1] * shape[2] * streams[0].timestamps
     return judge(values(answers), [cluster.name(rank) for rank in range(cluster.size)], sample_bytes, config)
 
@@ -75,7 +73,7 @@ def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, confi
 
 def _open_stream(config: PretrainConfig) -> TileStream:
     """Open the run's stream without staging: the doctor copies no shards."""
-    reader = ShardReader(config.data.shards, config.data.read_threads)
+    reader = open_reader(config.data)
     plan, _ = plan_samples(config, reader)
     timestamps = OBJECTIVES[config.objective.name].timestamps
     return TileStream(reader, plan, distributed.device(), config.data.prefetch, None, timestamps)

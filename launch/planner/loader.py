@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.config.data import DataConfig
 from shards.errors import ConfigError
 
 RATES = {"compact": 225.0, "fast": 528.0, "raw": 874.0}
@@ -70,6 +71,18 @@ def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, i
         preset = next((name for name, codec in PRESETS.items() if codec.get_config() == found.codec), preset)
     rate = RATES[preset] if stream is None else _measured(stream, preset)
     return Tiles(preset, size, rate, source), bands
+
+
+def known_mixture(data: DataConfig, preset: str, stream: Path | None) -> tuple[Tiles, int]:
+    """Return `known_tiles` over the sources of a run: means by weight, and the bands of the widest."""
+    known = [known_tiles(source.shards, preset, stream) for source in data.each]
+    total = sum(source.weight for source in data.each)
+    shares = [source.weight / total for source in data.each]
+    tiles, bands = zip(*known, strict=True)
+    size = sum(share * each.size for share, each in zip(shares, tiles, strict=True))
+    seconds = sum(share / each.per_core for share, each in zip(shares, tiles, strict=True))
+    presets, places = (", ".join(dict.fromkeys(getattr(each, name) for each in tiles)) for name in ("preset", "source"))
+    return Tiles(presets, size, 1 / seconds, places), max(bands)
 
 
 def reading(tiles: Tiles, tiles_per_s: float, gpus: int, cores: int, storage: float) -> Need:

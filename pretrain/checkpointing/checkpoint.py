@@ -105,7 +105,7 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
             if name in weights.names:
                 buffer.detach().copy_(fitted.weight(name))
         set_state(engine, fitted.weight, fitted.moment, fitted.adam_step)
-        changed = fitted.reshaped or weights.renamed
+        changed = fitted.reshaped or fitted.renewed or weights.renamed
         expected = hash_weights(fitted.owned()) if changed else state["weights_hash"]
     if momentum is not None:
         _load_momentum(momentum, path)

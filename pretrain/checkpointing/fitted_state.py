@@ -25,6 +25,7 @@ class FittedState:
 
     Attributes:
         reshaped: position embeddings that are interpolated to the grid of another image size.
+        renewed: buffers that differ and follow from the data, such as statistics of bands: the engine keeps its own.
         adam_step: updates that Adam has made; 0 if its moments are new.
 
     Raises:
@@ -38,9 +39,13 @@ class FittedState:
         self._parameters = parameter_shapes(engine)
         buffers = {name: tuple(buffer.shape) for name, buffer in engine.module.named_buffers()}
         self._shapes: dict[str, Shape] = self._parameters | buffers
+        self._of_data = buffers.keys() - engine.module.state_dict().keys()  # not persistent
         self._check_model("config" in state, path)
+        self.renewed = [name for name in self._of_data & weights.names if not self._is_equal(name)]
         self.reshaped = [
-            name for name, shape in self._shapes.items() if name in weights.names and weights.shape(name) != shape
+            name
+            for name, shape in self._shapes.items()
+            if name in weights.names - self._of_data and weights.shape(name) != shape
         ]
         for name in self.reshaped:
             log(f"position embeddings interpolated: {name}: {weights.shape(name)} to {self._shapes[name]}")
@@ -54,6 +59,8 @@ class FittedState:
 
     def weight(self, name: str) -> Tensor:
         """Return a whole parameter or buffer."""
+        if name in self.renewed:
+            return self._engine.module.get_buffer(name).detach().cpu().clone()
         return fit_positions(name, self._weights.get(name), self._shapes[name])
 
     def moment(self, name: str) -> Tensor:
@@ -90,7 +97,10 @@ class FittedState:
 
     def _fits(self, name: str) -> bool:
         old, new = self._weights.shape(name), self._shapes[name]
-        return old == new or are_positions(name, old, new)
+        return old == new or name in self._of_data or are_positions(name, old, new)
+
+    def _is_equal(self, name: str) -> bool:
+        return torch.equal(self._weights.get(name), self._engine.module.get_buffer(name).cpu())
 
 
 def _hint(wrong: list[str], path: Path) -> str:

@@ -1,11 +1,13 @@
 """Where a run resumes: the newest complete checkpoint, if it is of this run; never silently from the beginning."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import CheckpointError, newest_verified, read_state, set_aside
+from pretrain.checkpointing.mixture import Mixture, current_mixture, order_begin, saved_mixture, sources_change
 from pretrain.config import PretrainConfig
 from pretrain.config.optim import TrainConfig
 from pretrain.console import log
@@ -17,6 +19,7 @@ from pretrain.registries import OPTIMIZERS
 from pretrain.weights.initial_weights import location_hash
 from shards.config.renames import rename_keys
 from shards.errors import ForgeError
+from shards.order.mixture import MixturePlan
 
 STRUCTURE = {
     "model": ("name", "patch_size", "stem"),
@@ -25,8 +28,21 @@ STRUCTURE = {
 """Keys that decide which weights the model has: a checkpoint can't be continued with another value."""
 
 
-def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
-    """Return the checkpoint to resume from, None for a new run; every rank calls it.
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run resumes.
+
+    Attributes:
+        path: the checkpoint.
+        order_begin: sample number at which the order of several sources begins; see `order_begin`.
+    """
+
+    path: Path
+    order_begin: int
+
+
+def find_resume_point(config: PretrainConfig, inputs: Inputs) -> ResumePoint | None:
+    """Return where to resume from, None for a new run; every rank calls it.
 
     Raises:
         CheckpointError: the run has made progress, or ``checkpoint.resume`` is ``must``, and no checkpoint is whole;
@@ -51,13 +67,17 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> Path | None:
         if (folder / "metrics.jsonl").exists():
             log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
-    state, manifest = read_state(path), inputs.manifest
+    state, manifest = read_state(path), inputs.manifests[0]
     renamed, _ = rename_keys(state["config"], PretrainConfig)
     state["config"] = _with_new_keys(renamed, config)
     _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
-    _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path)
+    mixture = current_mixture(inputs) if isinstance(inputs.plan, MixturePlan) else None
+    _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path, mixture)
     _announce_rates(state, config)
-    return path
+    begin = order_begin(state, inputs)
+    if begin == state["samples_seen"] and begin:
+        log(f"the order of the sources begins at sample {begin}")
+    return ResumePoint(path, begin)
 
 
 def _with_new_keys(saved: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
@@ -99,8 +119,21 @@ def _check_same_structure(
         )
 
 
-def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str, held_out: str, path: Path) -> None:
-    """Refuse changes of what fixes the order of samples and the meaning of weights, unless accepted."""
+def _check_same_run(
+    state: dict[str, Any],
+    config: PretrainConfig,
+    dataset: str,
+    held_out: str,
+    path: Path,
+    mixture: Mixture | None = None,
+) -> None:
+    """Refuse changes of what fixes the order of samples and the meaning of weights, unless accepted.
+
+    Args:
+        dataset: hash of the tiles of all sources.
+        held_out: hash of the held-out locations.
+        mixture: the sources, if there are several.
+    """
     before, now = state["config"], config.model_dump(mode="json")
     fixed = {
         "init": _init(state, before, now),
@@ -110,12 +143,18 @@ def _check_same_run(state: dict[str, Any], config: PretrainConfig, dataset: str,
         "data.order": (before["data"].get("order"), now["data"]["order"]),
         "data.holdout": _holdout(state, before, now, dataset, held_out),
         "train.global_batch": (before["train"]["global_batch"], now["train"]["global_batch"]),
-        "dataset": (state["data"]["content_hash"], dataset),
     }
+    if mixture is None:
+        fixed["dataset"] = state["data"]["content_hash"], dataset
+    else:
+        fixed["data.sources"] = saved_mixture(state), mixture
     for key, (old, new) in fixed.items():
         if old == new:
             continue
-        changed = f"({old} then, {new} now)" if not isinstance(old, dict) else _first_change(old, new)
+        if key == "data.sources":
+            changed = f"({sources_change(old, new)})"
+        else:
+            changed = f"({old} then, {new} now)" if not isinstance(old, dict) else _first_change(old, new)
         if key not in config.checkpoint.accept:
             raise CheckpointError(
                 f"{path}: checkpoint of another run: {key} differs {changed}; choose another run.dir, or add "

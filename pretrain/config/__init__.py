@@ -68,6 +68,18 @@ class PretrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _probe_has_shards(self) -> Self:
+        probed = [number for number, source in enumerate(self.data.sources) if source.probe is not None]
+        if self.probe is None:
+            if probed:
+                raise ValueError(f"data.sources.{probed[0]}.probe needs the section probe: add probe: {{}}")
+        elif self.data.sources and (self.probe.shards is not None or not probed):
+            raise ValueError("probe.shards is for data.shards: name labeled shards as data.sources.0.probe and so on")
+        elif not self.data.sources and self.probe.shards is None:
+            raise ValueError("probe.shards is missing: name a folder of labeled shards")
+        return self
+
+    @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
         self.train.check_spans({"optim.warmup_steps": self.optim.warmup_steps})
         return self

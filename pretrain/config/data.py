@@ -1,11 +1,15 @@
 """What a run reads, how views of it are cut, and what it is probed on."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
 
 from shards.config import ConfigModel, NamedConfig
 from shards.config.fields import (
     Code,
+    Name,
     NotNegative,
     OpenShare,
     PathText,
@@ -20,11 +24,35 @@ from shards.config.fields import (
 from shards.order.selection import OrderConfig, ViewConfig
 
 
-class DataConfig(ConfigModel):
-    """What is read."""
+class SourceConfig(ConfigModel):
+    """One of several datasets of a run."""
 
     shards: PathText
     """Folder or URL of packed shards."""
+    weight: Rate = 1.0
+    """Share of the samples, relative to the other sources' weights."""
+    name: Name | None = None
+    """Name in logs and scalars; null takes the folder's."""
+    view: ViewConfig | None = None
+    """Which tiles of the shards are used; null takes ``data.view``."""
+    holdout: OpenShare | None = None
+    """Share of locations kept for the validation loss; null takes ``data.holdout``."""
+    probe: PathText | None = None
+    """Folder or URL of labeled shards of the same bands, for the section ``probe``; null for none."""
+
+    @property
+    def label(self) -> str:
+        """The name, or that of the folder."""
+        return self.name or Path(self.shards).name
+
+
+class DataConfig(ConfigModel):
+    """What is read."""
+
+    shards: PathText | None = None
+    """Folder or URL of packed shards; null if ``sources`` names several."""
+    sources: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
+    """Several datasets, instead of ``shards``: each sample comes from one of them, in exact shares by weight."""
     view: ViewConfig = ViewConfig()
     """Which tiles of the shards are used."""
     order: OrderConfig = OrderConfig()
@@ -41,6 +69,47 @@ class DataConfig(ConfigModel):
     """Largest size of the staged copies, in gigabytes; null for what the disk has."""
     max_bad_tiles: NotNegative = 100
     """Damaged tiles that a run replaces by others before it gives up."""
+
+    @model_validator(mode="after")
+    def _shards_or_sources(self) -> Self:
+        if bool(self.sources) == (self.shards is not None):
+            raise ValueError(
+                ".shards and .sources both name what is read: remove one of them"
+                if self.sources
+                else ".shards is missing: name a folder of packed shards, or several in .sources"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_differ(self) -> Self:
+        folders: dict[str, int] = {}
+        labels: dict[str, int] = {}
+        for number, source in enumerate(self.sources):
+            folder = source.shards if "://" in source.shards else str(Path(source.shards).resolve())
+            if folder in folders:
+                raise ValueError(
+                    f".sources.{number}.shards: {source.shards} is already .sources.{folders[folder]}.shards: name "
+                    "each folder once, with the sum of the weights"
+                )
+            if "/" in source.label or source.label in labels:
+                problem = "contains '/'" if "/" in source.label else f"is also that of .sources.{labels[source.label]}"
+                raise ValueError(f".sources.{number}: its name '{source.label}' {problem}: set .sources.{number}.name")
+            folders[folder], labels[source.label] = number, number
+        return self
+
+    @property
+    def each(self) -> tuple[SourceConfig, ...]:
+        """The sources with views and held-out shares filled in; ``shards`` is one source."""
+        sources = self.sources or (SourceConfig(shards=str(self.shards)),)
+        return tuple(
+            source.model_copy(
+                update={
+                    "view": self.view if source.view is None else source.view,
+                    "holdout": self.holdout if source.holdout is None else source.holdout,
+                }
+            )
+            for source in sources
+        )
 
 
 class AugmentConfig(NamedConfig):
@@ -63,8 +132,8 @@ class ProbeConfig(ConfigModel):
 
     RENAMED: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors"}
 
-    shards: PathText
-    """Folder or URL of labeled shards with the splits train and val."""
+    shards: PathText | None = None
+    """Folder or URL of labeled shards with the splits train and val; null if ``data.sources`` names some."""
     every: Positive = 5000
     """Steps between two probes."""
     neighbors: Positive = 20

@@ -12,7 +12,15 @@ from shards.config import ConfigModel
 from shards.config.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
 
 Fixed = Literal[
-    "init", "model", "objective", "run.seed", "data.order", "data.holdout", "train.global_batch", "dataset"
+    "init",
+    "model",
+    "objective",
+    "run.seed",
+    "data.order",
+    "data.holdout",
+    "data.sources",
+    "train.global_batch",
+    "dataset",
 ]  # what fixes the order of samples and the meaning of weights in a run
 
 
@@ -42,7 +50,8 @@ class CheckpointConfig(ConfigModel):
     """Continue from a checkpoint if there is one (auto), or fail if there is none (must)."""
     accept: tuple[Fixed, ...] = Field(default=(), strict=False)
     """Keys that may differ from the checkpoint's although they change the order of samples or what weights mean;
-    ``init`` begins from an encoder of other bands."""
+    ``init`` begins from an encoder of other bands, ``data.sources`` starts the order of other sources at its
+    beginning."""
 
     @model_validator(mode="after")
     def _check_keep_every(self) -> Self:

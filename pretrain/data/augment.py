@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,32 @@ class Augmentation(ABC):
         Returns:
             What `views` takes, arrays (B, ...).
         """
+
+    def draw_each(
+        self, samples: np.ndarray, key: int, tile_shapes: np.ndarray, image_shape: Sequence[int]
+    ) -> tuple[np.ndarray, ...]:
+        """Draw one view of each tile, where tiles of several sizes lie in the upper left corners of equal images.
+
+        Args:
+            samples, key: see `draw`.
+            tile_shapes: (C, H, W) of each sample's tile, int64 (B, 3).
+            image_shape: (C, H, W) of all images.
+
+        Returns:
+            What `draw` returns for tiles of ``image_shape``; what is longer there than for a smaller tile, such as the
+            matrices of `resampling`, ends with zeros.
+        """
+        if (tile_shapes == np.asarray(image_shape)).all():
+            return self.draw(samples, key, image_shape)
+        draws = tuple(
+            np.zeros((len(samples), *one.shape[1:]), one.dtype) for one in self.draw(samples[:1], key, image_shape)
+        )
+        for shape in np.unique(tile_shapes, axis=0):
+            own = np.flatnonzero((tile_shapes == shape).all(1))
+            for whole, part in zip(draws, self.draw(samples[own], key, shape.tolist()), strict=True):
+                index: Any = (own, *map(slice, part.shape[1:]))
+                whole[index] = part
+        return draws
 
     @abstractmethod
     def views(self, images: Tensor, draws: Sequence[Tensor]) -> Tensor:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pretrain.data.draws import Draws, to_device
-from shards.order.plan import SamplePlan, rank_samples
+from shards.order.mixture import TilePlan
+from shards.order.plan import rank_samples
+from shards.read.mixture import TileReader
 from shards.read.quarantine import Quarantine
-from shards.read.reader import ShardReader
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class TileStream:
 
     def __init__(
         self,
-        reader: ShardReader,
-        plan: SamplePlan,
+        reader: TileReader,
+        plan: TilePlan,
         device: torch.device,
         prefetch: int,
         quarantine: Quarantine | None = None,
@@ -90,7 +91,7 @@ class TileStream:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
         self.quarantine, self.timestamps, self.draws = quarantine, timestamps, draws
         self.wait_seconds, self.decoded_bytes = 0.0, 0
-        self._epoch = -1
+        self._epochs: dict[int, int] = {}  # the last one of each source
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def batches(self, numbers: Iterable[np.ndarray]) -> Generator[TileBatch, None, None]:
@@ -138,7 +139,7 @@ class TileStream:
                     return
                 tiles, rows = self._tiles(samples)
                 self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
-                location_ids = self.reader.table["location_id"][tiles[rows[:, 0]]].astype(np.int64)
+                location_ids = self.reader.location_ids(tiles[rows[:, 0]])
                 ready.put(_Filled(self._batch(buffer[: len(tiles)], samples, rows, location_ids), buffer))
             ready.put(None)
         except BaseException as error:
@@ -146,7 +147,8 @@ class TileStream:
 
     def _batch(self, tiles: Tensor, samples: np.ndarray, rows: np.ndarray, location_ids: np.ndarray) -> TileBatch:
         """Make a batch; on a GPU, copy it on a separate stream, which overlaps the training step, and wait."""
-        sources, tile_sources = np.zeros(len(samples), np.int64), np.zeros(len(tiles), np.int64)
+        sources, tile_sources = self.plan.sources(samples), np.empty(len(tiles), np.int64)
+        tile_sources[rows] = sources[:, None]
         draws = self.draws(samples, sources)
         with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             on_device = {name: to_device(arrays, self.device) for name, arrays in draws.items()}
@@ -168,11 +170,13 @@ class TileStream:
         return tiles, rows.reshape(pairs.shape)
 
     def _copy_ahead(self, samples: np.ndarray) -> None:
-        """Announce the shards of an epoch at its first batch, for node-local copies."""
-        epoch = int(self.plan.epochs(samples)[-1])
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self.reader.prefetch(self.plan.shards_from(int(samples[-1])).tolist())
+        """Announce the shards of a source's epoch at its first batch, for node-local copies."""
+        sources, epochs = self.plan.sources(samples), self.plan.epochs(samples)
+        for source in np.unique(sources).tolist():
+            last = int(np.flatnonzero(sources == source)[-1])
+            if epochs[last] != self._epochs.get(source):
+                self._epochs[source] = int(epochs[last])
+                self.reader.prefetch(self.plan.shards_from(int(samples[last])).tolist())
 
 
 def micro_batches(

@@ -53,22 +53,25 @@ class EncoderProbe:
 
     Args:
         config: of the run, with ``probe``.
-        bands: number of bands of the run's tiles.
+        bands: number of bands of the source's tiles.
+        source: number of the source whose bands and statistics the shards have.
+        channels: number of bands of the run's tiles, to which others are padded; None for ``bands``.
 
     Raises:
         ConfigError, ShardError: the shards have no labels, other bands, or tiles smaller than the image.
     """
 
-    def __init__(self, config: PretrainConfig, bands: int) -> None:
+    def __init__(self, config: PretrainConfig, bands: int, source: int = 0, channels: int | None = None) -> None:
         assert config.probe is not None
         self.probe, self.size, self.micro = config.probe, config.model.image_size, config.train.micro_batch
-        self.seed = config.run.seed
-        self.reader = ShardReader(self.probe.shards)
+        self.seed, self.source = config.run.seed, source
+        self._padding = 0 if channels is None else channels - bands
+        self._key = f"key 'data.sources.{source}.probe'" if config.data.sources else "key 'probe.shards'"
+        self.shards = str(config.data.sources[source].probe if config.data.sources else self.probe.shards)
+        self.reader = ShardReader(self.shards)
         shape = self.reader.tile_shape
         if shape[0] != bands or min(shape[1:]) < self.size:
-            raise ConfigError(
-                f"key 'probe.shards': tiles have shape {shape}, but the run takes {bands} bands, {self.size} px"
-            )
+            raise ConfigError(f"{self._key}: tiles have shape {shape}, but the run takes {bands} bands, {self.size} px")
         self.splits = {name: self._labeled(name) for name in ("train", "val")}
         self.quarantine = Quarantine(
             self.splits["train"],
@@ -84,9 +87,7 @@ class EncoderProbe:
         rows = view_rows(ViewConfig(split=split), self.reader.table)
         rows = rows[self.reader.table["mask_length"][rows] > 0]
         if not len(rows):
-            raise ConfigError(
-                f"key 'probe.shards': {self.probe.shards} has no labeled tiles in '{split}'; see --labels"
-            )
+            raise ConfigError(f"{self._key}: {self.shards} has no labeled tiles in '{split}'; see --labels")
         return rows
 
     def scores(
@@ -125,7 +126,8 @@ class EncoderProbe:
         for turn, batch in zip(numbers.tolist(), tiles, strict=True):
             check_stop(stop_requested())
             values = torch.stack([values for values, _ in batch]).to(distributed.device())
-            sources = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+            values = F.pad(values, (0, 0, 0, 0, 0, self._padding), value=NODATA)
+            sources = torch.full((len(values),), self.source, dtype=torch.int64, device=values.device)
             maps = objective.features(engine, objective.normalize(values, sources=sources), sources).float().cpu()
             for number, features, (_, labels) in zip(turn, maps, batch, strict=True):
                 if number < len(chosen):

@@ -47,6 +47,7 @@ from pretrain.loop.callbacks.run_identity import RunIdentity
 from pretrain.loop.callbacks.sample_log import SampleLog
 from pretrain.loop.callbacks.saving import Saving
 from pretrain.loop.callbacks.skip_log import SkipLog
+from pretrain.loop.callbacks.source_scalars import SourceScalars
 from pretrain.loop.callbacks.status_file import StatusFile
 from pretrain.loop.callbacks.validation import Validation
 from pretrain.loop.loop import Loop, Schedule
@@ -81,12 +82,14 @@ class Trainer:
         self.config, self.watchdog, self.folder = config, watchdog, Path(config.run.dir)
         self.run = open_run(self.folder, watchdog)
         self.inputs = distributed.raise_on_all_ranks(lambda: open_inputs(config))
-        manifest, device = self.inputs.manifest, distributed.device()
-        tables = BandTables.of([manifest])
+        manifests, device = self.inputs.manifests, distributed.device()
+        tables = BandTables.of(manifests)
         normalize = Normalizer(tables.mu, tables.sigma, config.augment.clip).to(device)
         point = find_resume_point(config, self.inputs)
-        initial = None if point else read_initial_weights(config, manifest)
-        self.objective = build_objective(config, normalize, [manifest], initial)
+        if point is not None:
+            self.inputs = self.inputs.starting_at(point.order_begin)
+        initial = None if point else read_initial_weights(config, manifests[0])
+        self.objective = build_objective(config, normalize, manifests, initial)
         self.stream = TileStream(
             self.inputs.reader,
             self.inputs.plan,
@@ -97,13 +100,13 @@ class Trainer:
             self.objective.draws,
         )
         self.engine = self._build_engine()
-        self.metrics = MetricsProcessor(config, self.objective, self.stream, watchdog, manifest.tile_shape[0])
+        self.metrics = MetricsProcessor(config, self.objective, self.stream, watchdog, self.inputs.reader.tile_shape[0])
         self.engine.mark = self.metrics.phases.mark
         self.status = StatusFile(self.run)
         self.loop = self._build_loop()
         if point is not None:
-            state = self.loop.resume(point)
-            log(f"resumed from {point}, saved by {state['world_size']} processes")
+            state = self.loop.resume(point.path)
+            log(f"resumed from {point.path}, saved by {state['world_size']} processes")
         self._check_room()
 
     @property
@@ -172,24 +175,37 @@ class Trainer:
     def _build_callbacks(self) -> list[Callback]:
         """Build the callbacks, in the order that they are called in."""
         config, objective, inputs, folder = self.config, self.objective, self.inputs, self.folder
-        bands = inputs.manifest.tile_shape[0]
-        probe = EncoderProbe(config, bands) if config.probe else None
+        probes = self._build_probes()
         return [
             RunIdentity(config, objective, inputs),
             ReferenceLoss(config, objective, inputs),
             *([SampleLog(folder, inputs)] if config.log.samples else []),
             SkipLog(folder, inputs),
+            *([SourceScalars(inputs, objective)] if config.data.sources else []),
             Logging(config, self.metrics, objective.scalars.flush, lambda: inputs.reader.counters),
             self.status,
             Divergence(str(folder), "lower optim.lr, or look at skipped.jsonl", rolls_back=True),
             Validation(config, objective, inputs),
-            *([Probing(probe, objective)] if probe else []),
+            *([Probing(probes, objective, config.probe.every)] if config.probe else []),
             *([CALLBACKS["profiler"](config.log.profile, folder)] if config.log.profile else []),
             *(CALLBACKS[config.name](config, folder) for config in config.callbacks),
-            BadTileLimit([inputs.quarantine, *([probe.quarantine] if probe else [])], folder),
+            BadTileLimit([inputs.quarantine, *(probe.quarantine for probe in probes.values())], folder),
             Saving(config.checkpoint.every),
             GcControl(),
         ]
+
+    def _build_probes(self) -> dict[str, EncoderProbe]:
+        """Return the probes by the names of their sources; by "" in a run of ``data.shards``."""
+        config, channels = self.config, self.inputs.reader.tile_shape[0]
+        if config.probe is None:
+            return {}
+        if not config.data.sources:
+            return {"": EncoderProbe(config, channels)}
+        return {
+            source.label: EncoderProbe(config, manifest.tile_shape[0], number, channels)
+            for number, (source, manifest) in enumerate(zip(config.data.sources, self.inputs.manifests, strict=True))
+            if source.probe is not None
+        }
 
     def _check_room(self) -> None:
         checkpoint, steps, size = self.config.checkpoint, self.config.train.steps, self.loop.checkpoints.nbytes

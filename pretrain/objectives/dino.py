@@ -183,10 +183,7 @@ class DinoObjective(Objective):
         return 2 * large + local.count * small
 
     def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
-        return {
-            name: augment.draw(samples, fold_in(self.seed, name), self.tile_shape)
-            for name, augment in self._augments.items()
-        }
+        return {name: self.draw_views(augment, samples, sources, name) for name, augment in self._augments.items()}
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalized(batch.tiles, batch.tile_sources)
@@ -200,7 +197,7 @@ class DinoObjective(Objective):
         crops = [large, torch.cat(small)] if small else [large]
         losses, features = engine(crops, targets, step < self.dino.freeze_last_layer_steps)
         self.scalars.add(feature_std=feature_spread(features), teacher_entropy=_entropy(targets))
-        return losses.mean()
+        return self.mean_loss(losses, batch)
 
     def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int) -> Tensor:
         return self._augments[name].views(images[batch.rows[:, timestamp]], batch.draws[name])

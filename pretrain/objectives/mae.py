@@ -40,7 +40,6 @@ from pretrain.objectives.objective import (
 )
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest, sensor_of
-from shards.order.random_bits import fold_in
 from shards.sensors.sensor import NODATA
 
 if TYPE_CHECKING:
@@ -244,7 +243,7 @@ class MaeObjective(Objective):
 
     def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
         return {
-            "crop": self.augment.draw(samples, fold_in(self.seed, "crop"), self.tile_shape),
+            "crop": self.draw_views(self.augment, samples, sources, "crop"),
             "masks": self._draw_masks(samples, "mask", self.module.decode_share),
         }
 
@@ -272,7 +271,7 @@ class MaeObjective(Objective):
     def _forward(self, engine: ZeroEngine, batch: TileBatch, *valid_and_terms: Tensor) -> Tensor:
         losses, _, _, features = engine(self._images(batch), self._masks(batch), *valid_and_terms)
         self.scalars.add(feature_std=feature_spread(features))
-        return losses.mean()
+        return self.mean_loss(losses, batch)
 
     def _images(self, batch: TileBatch) -> Tensor:
         """Return the crops (B, C, S, S): int16, or normalized if they are resampled."""

@@ -163,10 +163,7 @@ class MocoObjective(Objective):
         return module.encoder.recomputed_flops(bands, config.model.image_size, checkpointing=recomputes_blocks(config))
 
     def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
-        views = {
-            f"view {view}": self.augment.draw(samples, fold_in(self.seed, f"view {view}"), self.tile_shape)
-            for view in (0, 1)
-        }
+        views = {f"view {view}": self.draw_views(self.augment, samples, sources, f"view {view}") for view in (0, 1)}
         key, length = fold_in(self.seed, "shuffle", int(samples[0])), len(samples)
         return views | {"shuffle": (permute(key, length, np.arange(length)),)}
 
@@ -178,7 +175,7 @@ class MocoObjective(Objective):
         self._location_ids.append(batch.location_ids)
         losses, hits, queries = engine(query, keys, batch.location_ids)
         self.scalars.add(feature_std=feature_spread(queries), contrast_accuracy=hits.mean())
-        return losses.mean()
+        return self.mean_loss(losses, batch)
 
     def _shuffled_keys(self, engine: ZeroEngine, images: Tensor, order: Tensor) -> Tensor:
         """Compute keys in batch-norm groups of other samples than the queries', or statistics would reveal the pairs.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.data.augment import build_augmentation
+from pretrain.data.augment import Augmentation, build_augmentation
 from pretrain.data.band_tables import BandTables
 from pretrain.data.draws import Draws
 from pretrain.data.stream import TileBatch
@@ -23,8 +23,10 @@ from pretrain.models.flops import Parts, times
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
+from pretrain.objectives.source_losses import SourceLosses
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest
+from shards.order.random_bits import fold_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,8 +77,10 @@ class Objective(ABC):
         module: what the engine trains.
         momentum: an average of the module's networks, or None.
         scalars: what is logged besides the loss.
+        source_losses: losses by source.
         tables: bands and statistics of the sources.
         tile_shape: (C, H, W) that holds a tile of any source.
+        tile_shapes: (C, H, W) of each source's tiles, int64 (S, 3).
         timestamps: tiles of each sample, 1 or 2 dates of its location.
         keeps_average: whether it has a momentum network.
     """
@@ -95,10 +99,11 @@ class Objective(ABC):
     ) -> None:
         self.config, self.normalize, self.manifests, self.initial = config, normalize, manifests, initial
         self.tables = BandTables.of(manifests)
-        self.tile_shape = tuple(map(max, zip(*(manifest.tile_shape for manifest in manifests), strict=True)))
+        self.tile_shapes = np.asarray([manifest.tile_shape for manifest in manifests])
+        self.tile_shape = tuple(self.tile_shapes.max(0).tolist())
         self.seed, self.steps = config.run.seed, config.train.steps
         self.augment = build_augmentation(config.augment, config.model.image_size)
-        self.scalars = Scalars()
+        self.scalars, self.source_losses = Scalars(), SourceLosses(len(manifests))
         self.module = self.build_module(config, self.tile_shape[0], normalize)
         set_stem_kernel(self.module, config.engine.stem_kernel, distributed.device())  # momentum networks copy it
         self._fill(self.module)
@@ -144,6 +149,12 @@ class Objective(ABC):
         """
         return {}
 
+    def draw_views(
+        self, augment: Augmentation, samples: np.ndarray, sources: np.ndarray, *name: str | int
+    ) -> tuple[np.ndarray, ...]:
+        """Draw one view of each sample within its own tile; ``name`` tells the views of a sample apart."""
+        return augment.draw_each(samples, fold_in(self.seed, *name), self.tile_shapes[sources], self.tile_shape)
+
     def normalized(self, tiles: Tensor, sources: Tensor) -> Tensor:
         """Normalize int16 tiles (U, C, H, W), of the sources (U,), that views are resampled from.
 
@@ -161,12 +172,19 @@ class Objective(ABC):
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         """Compute the mean loss of one micro batch: a forward of the engine on random views."""
 
+    def mean_loss(self, losses: Tensor, batch: TileBatch) -> Tensor:
+        """Return the mean of the losses (B,) of a micro batch, and record them by source if there are several."""
+        if len(self.manifests) > 1:
+            self.source_losses.add(losses, batch.sources)
+        return losses.mean()
+
     def after_step(self, engine: ZeroEngine, step: int) -> None:  # noqa: B027  # most have nothing to do
         """Follow the weights after optimizer step ``step``; every rank calls it."""
 
     def drop_step(self) -> None:
         """Discard what the micro batches of a step that was not applied have left."""
         self.scalars.reset()
+        self.source_losses.reset()
         if self.momentum is not None:
             move_batch_norms(self.momentum.module, applied=False)
 

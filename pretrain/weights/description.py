@@ -215,6 +215,8 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
         location = (public.get(section) or {}).get(key)
         if location:
             public[section][key] = last_name(location)
+    for source in (public.get("data") or {}).get("sources") or ():
+        source |= {key: last_name(source[key]) for key in ("shards", "probe") if source.get(key)}
     if public.get("plugins"):
         public["plugins"] = [last_name(plugin) for plugin in public["plugins"]]
     if public.get("init"):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from shards.errors import ForgeError, ShardError, SourceError, TileError
+from shards.format.codec_registry import build_codec
+from shards.format.error_bounds import error_bounds, violation
 from shards.format.manifest import Manifest, sensor_of
 from shards.order.random_bits import fold_in
 from shards.pack.record import RECORD, PackRecord, read_record
@@ -93,15 +95,15 @@ def source_sensor(folder: Path, manifest: Manifest) -> Sensor:
     return recorded if recorded.wavelength_nm == stored.wavelength_nm else stored
 
 
-def compare(where: str, path: Path, stored: np.ndarray, read: Any) -> Iterator[str]:
-    """Yield a problem line if ``read(path)`` fails or differs from the stored tile."""
+def compare(where: str, path: Path, stored: np.ndarray, bounds: np.ndarray | int, read: Any) -> Iterator[str]:
+    """Yield a problem line if ``read(path)`` fails or differs from the stored tile by more than the codec's bounds."""
     try:
-        same = np.array_equal(read(path), stored)
+        differs = violation(read(path), stored, bounds)
     except TileError as error:
         yield f"{where}: its source can't be read: {error}"
         return
-    if not same:
-        yield f"{where}: differs from its source {path}"
+    if differs:
+        yield f"{where}: differs from its source {path}: {differs}"
 
 
 def open_labels(folder: Path, path: Path | None) -> Labels | None:
@@ -210,9 +212,10 @@ def _compare_stored(
     where = f"{Path(reader.location) / shard.name}: tile '{reader.key(row)}' at byte {offset}"
     try:
         reader.read([row], values)
+        bounds = error_bounds(build_codec(reader.manifest.codec), reader.read_encoded(row))
     except ShardError:
         return  # already reported by check_shard
     if isinstance(tile, TileError):
         yield f"{where}: its source can't be read: {tile}"
-    elif not np.array_equal(tile.values, values[0]):
-        yield f"{where}: differs from its source {source}"
+    elif differs := violation(tile.values, values[0], bounds):
+        yield f"{where}: differs from its source {source}: {differs}"

@@ -13,6 +13,7 @@ from shards.errors import ShardError
 from shards.files.names import inner_path
 from shards.files.untrusted import read_json_value, read_npy
 from shards.format.codec_registry import build_codec, is_foreign
+from shards.format.error_bounds import error_bounds
 from shards.format.manifest import ShardEntry, ShardIndex, Sums, TileColumns, read_json
 from shards.format.statistics import BandSums
 from shards.pack.writer import checksum, index_path
@@ -131,10 +132,12 @@ def _check_tiles(
         counters().add(1, values.nbytes, columns.length[row])
         where = f"{tar}: tile '{key}' at byte {columns.offset[row]}"
         with findings.guard(where):
-            codec.decode(_read(file, columns.offset[row], columns.length[row], columns.checksum[row]), values)
+            data = _read(file, columns.offset[row], columns.length[row], columns.checksum[row])
+            codec.decode(data, values)
             sums.add(BandSums.of(values))
             if plan.sources.tiles and source and "!" not in source:  # compare_bundle handles archives and products
-                findings.problems += compare(where, plan.sources.tiles / source, values, plan.read_source)
+                path, bounds = plan.sources.tiles / source, error_bounds(codec, data)
+                findings.problems += compare(where, path, values, bounds, plan.read_source)
                 findings.compared += 1
         if columns.mask_length[row]:
             where = f"{tar}: label tile '{key}' at byte {columns.mask_offset[row]}"

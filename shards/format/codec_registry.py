@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from shards.config import NamedConfig
 from shards.errors import ConfigError, ShardError
 from shards.files.untrusted import read_json_value
+from shards.format.bounded import BoundedPredictor
 from shards.format.codec import RawTile, SpectralPredictor
 from shards.registry import Registry
 
@@ -24,6 +25,12 @@ class SpectralPredictorConfig(NamedConfig):
     """Options of `SpectralPredictor`."""
 
     pack_low: bool = False
+
+
+class BoundedPredictorConfig(NamedConfig):
+    """Options of `BoundedPredictor`."""
+
+    max_error: str
 
 
 class NpyTileConfig(NamedConfig):
@@ -43,9 +50,11 @@ CODECS: Registry[Callable[..., Codec]] = Registry("codec")
 """Tile codecs by id: classes with numcodecs' interface, constructed with the options of their config.
 
 ``encode(tile)`` takes int16 (bands, height, width) and returns bytes; ``decode(data)`` returns the same values, as an
-int16 array or as its little-endian bytes; ``get_config()`` returns the id and the options.
+int16 array or as its little-endian bytes; ``get_config()`` returns the id and the options. A codec that changes values
+has a method ``bounds(data)``, the largest error of each band (shards/format/error_bounds.py).
 """
 CODECS.add(SpectralPredictor.codec_id, SpectralPredictor, SpectralPredictorConfig)
+CODECS.add(BoundedPredictor.codec_id, BoundedPredictor, BoundedPredictorConfig)
 CODECS.add(RawTile.codec_id, RawTile)
 CODECS.add("npy_tile", "shards.pack.foreign:NpyTile", NpyTileConfig)
 CODECS.add("geotiff_tile", "shards.pack.foreign:GeoTiffTile", GeoTiffTileConfig)
@@ -60,7 +69,7 @@ PRESETS: dict[str, Codec] = {
 }
 """Presets, chosen by measurement (`tools/bench_codec.py`); they compress int16 by 1x, 2.0x and 2.6x."""
 
-_OWN = (SpectralPredictor.codec_id, RawTile.codec_id)
+_OWN = (SpectralPredictor.codec_id, BoundedPredictor.codec_id, RawTile.codec_id)
 _FOREIGN = ("npy_tile", "geotiff_tile")
 
 

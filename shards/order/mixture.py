@@ -67,6 +67,14 @@ class SourceOrder:
         rank = slots - (np.cumsum(weights) - weights)[sources]  # of the block among its source's blocks in this cycle
         return sources, (cycles * weights[sources] + rank) * self.block + within
 
+    def counts(self, sample: int) -> np.ndarray:
+        """Return how many of the sample numbers below ``sample`` are of each source, int64."""
+        weights = np.asarray(self.weights)
+        cycle = sample // (self.block * int(weights.sum()))
+        begin = cycle * self.block * int(weights.sum())
+        sources, _ = self.locate(np.arange(begin, sample))
+        return cycle * self.block * weights + np.bincount(sources, minlength=len(weights))
+
     def _cycles(self, cycles: np.ndarray) -> np.ndarray:
         """Return the slots of the blocks of some cycles in their order, int64 (len(cycles), sum(weights)).
 
@@ -131,6 +139,10 @@ class MixturePlan:
         sources, numbers = self.locate(samples)
         return numbers // np.asarray([len(plan) for plan in self.plans])[sources]
 
+    def counts(self, sample: int) -> np.ndarray:
+        """Return how many samples of each source this order has before sample number ``sample``, int64."""
+        return self.order.counts(sample - self.begin)
+
     def tiles(self, samples: np.ndarray) -> np.ndarray:
         """Return the tile row of each sample number, int64."""
         return self.pairs(samples)[:, 0]
@@ -153,3 +165,7 @@ class MixturePlan:
         sources, numbers = self.locate(np.asarray([sample]))
         source = int(sources[0])
         return self.plans[source].shards_from(int(numbers[0])) + self._first_shards[source]
+
+
+TilePlan = SamplePlan | MixturePlan
+"""Order of one dataset, or of several."""

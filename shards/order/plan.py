@@ -123,6 +123,10 @@ class SamplePlan:
         """Return the number of units in an epoch."""
         return len(self.units)
 
+    def sources(self, samples: np.ndarray) -> np.ndarray:
+        """Return the dataset of each sample number, int64: 0, as there is one (see shards/order/mixture.py)."""
+        return np.zeros(len(samples), dtype=np.int64)
+
     def epochs(self, samples: np.ndarray) -> np.ndarray:
         """Return the epoch of each sample number."""
         return samples // len(self)

@@ -14,7 +14,9 @@ import numpy as np
 import xxhash
 from numcodecs.abc import Codec
 
+from shards.errors import ShardError
 from shards.files.atomic import atomic_open, write_atomic
+from shards.format.error_bounds import error_bounds, is_lossless, violation
 from shards.format.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, to_json
 from shards.format.statistics import BandSums
 from shards.format.table import QUALITY
@@ -63,7 +65,9 @@ def encode_sample(source: SourceTile, tile: Tile, mask: np.ndarray | None, senso
 
     Raises:
         TileError: if label codes do not fit in int16.
+        ShardError: if the codec breaks its bound on errors.
     """
+    encoded = bytes(codec.encode(tile.values))
     quality: dict[str, float | None] = {name: tile.quality.get(name) for name in QUALITY}
     quality["nodata"] = float(np.mean((tile.values == NODATA).any(0)))
     lon, lat = (None if math.isnan(degrees) else round(degrees, 6) for degrees in tile.center_lonlat())
@@ -89,12 +93,22 @@ def encode_sample(source: SourceTile, tile: Tile, mask: np.ndarray | None, senso
     }
     return Sample(
         key=source.key,
-        tile=bytes(codec.encode(tile.values)),
+        tile=encoded,
         description=json.dumps(description, sort_keys=True).encode(),
         mask=b"" if mask is None else _npy(as_stored(mask, source.mask)),
-        sums=BandSums.of(tile.values),
+        sums=BandSums.of(_stored(tile.values, encoded, codec, source.path)),
         row=row,
     )
+
+
+def _stored(tile: np.ndarray, encoded: bytes, codec: Codec, path: str) -> np.ndarray:
+    """Return what a reader of the encoded tile gets; checks every pixel if the codec changes values."""
+    if is_lossless(codec):
+        return tile
+    stored = codec.decode(encoded, np.empty_like(tile, order="C"))
+    if broken := violation(tile, stored, error_bounds(codec, encoded)):
+        raise ShardError(f"{path}: codec {codec.get_config()} breaks its bound: {broken}; choose another codec")
+    return stored
 
 
 def write_shard(tar: Path, samples: Iterable[Sample | Rejected], bands: int) -> ShardIndex:

@@ -2,11 +2,12 @@
 
 import json
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from shards.errors import ShardError
+from shards.errors import ShardError, UnreachableError
 from shards.files.journal import Journal
 from shards.files.untrusted import read_json_value
 from shards.order.random_bits import fold_in, random_bits
@@ -37,6 +38,8 @@ class Quarantine:
         folder: folder of the lists.
         rank: rank of this process; names its list.
         held_out: int64, the rows for evaluation.
+        first_rows: number of the first row of each dataset, ascending, if the rows are of several: a substitute is then
+            of the same dataset as the bad row.
 
     Attributes:
         loaded: number of bad tiles found by earlier runs in this folder.
@@ -50,8 +53,9 @@ class Quarantine:
         folder: Path,
         rank: int,
         held_out: np.ndarray | None = None,
+        first_rows: Sequence[int] = (0,),
     ) -> None:
-        self._rows, self._budget = rows, budget
+        self._rows, self._budget, self._first_rows = rows, budget, np.asarray(first_rows)
         self._held_out = np.empty(0, dtype=np.int64) if held_out is None else held_out
         self._key = fold_in(dataset, "substitute")
         self._file = Journal(folder / f"quarantine-{rank:05d}.jsonl")
@@ -100,7 +104,7 @@ class Quarantine:
         Raises:
             NoneLeft: if all rows of its set are bad.
         """
-        pool = self._held_out if np.isin(row, self._held_out) else self._rows
+        pool = self._same_dataset(row, self._held_out if np.isin(row, self._held_out) else self._rows)
         if len(self._bad) >= len(pool) and np.isin(pool, self.rows).all():
             raise NoneLeft(
                 f"{self._bad[row]}; all {len(pool)} tiles that could replace it are damaged, too: "
@@ -109,6 +113,12 @@ class Quarantine:
         draw = random_bits(fold_in(self._key, row), np.asarray([attempt]))[0]
         return int(pool[int(draw % np.uint64(len(pool)))])
 
+    def _same_dataset(self, row: int, pool: np.ndarray) -> np.ndarray:
+        """Return those rows of a set, ascending, that are of the same dataset as ``row``."""
+        after = np.searchsorted(self._first_rows, row, side="right")
+        begin, end = np.append(self._first_rows, np.iinfo(np.int64).max)[after - 1 : after + 1]
+        return pool[slice(*np.searchsorted(pool, [begin, end]))]
+
     def _load(self, line: str, dataset: str) -> None:
         try:
             entry = read_json_value(line)
@@ -116,3 +126,33 @@ class Quarantine:
                 self._bad[int(entry["row"])] = str(entry["reason"])
         except (ValueError, KeyError, TypeError, OverflowError):
             pass  # an incomplete line of a killed process: the tile will fail again
+
+
+def read_or_replace(
+    row: int, read: Callable[[int], None], key: Callable[[int], str], quarantine: Quarantine | None
+) -> int:
+    """Read a tile, or a substitute if it is bad, and return the row that was read.
+
+    Args:
+        read: reads the tile of a row into its place.
+        key: returns the sample key of a row.
+        quarantine: records bad tiles and provides substitutes; without it a bad tile is an error.
+
+    Raises:
+        UnreachableError, ShardError: like ``read``.
+    """
+    if quarantine is None:
+        read(row)
+        return row
+    attempt, requested = 0, row
+    while True:
+        if row not in quarantine:
+            try:
+                read(row)
+                return row
+            except UnreachableError:
+                raise  # the tile itself may be intact
+            except ShardError as error:
+                quarantine.add(row, key(row), str(error))
+        attempt += 1
+        row = quarantine.substitute(requested, attempt)

@@ -12,17 +12,18 @@ import numpy as np
 import xxhash
 
 from shards.config import check_config
-from shards.errors import ConfigError, ShardError, UnreachableError
+from shards.errors import ConfigError, ShardError
 from shards.files.stage import StagedFile, StagedStorage
 from shards.files.storage import LocalStorage, Storage, open_storage
 from shards.files.untrusted import read_npy
 from shards.format import table
-from shards.format.codec import MOST, RawTile, SpectralPredictor
+from shards.format.codec import RawTile
 from shards.format.codec_registry import build_codec
 from shards.format.manifest import MANIFEST, Manifest, parse_json, read_manifest
+from shards.format.planes import MOST, PlaneCodec
 from shards.order.selection import ViewConfig
 from shards.order.view import view_rows
-from shards.read.quarantine import Quarantine
+from shards.read.quarantine import Quarantine, read_or_replace
 
 _PIECE = 512 << 10
 """Bytes that are read and hashed at a time, so that they are hashed while still in the CPU cache."""
@@ -66,9 +67,7 @@ class ShardReader:
         self._names = [entry.name for entry in self.manifest.shards]
         self.table = self._read_table()
         if stage is not None:
-            files = [StagedFile(entry.name, entry.size, entry.sha256) for entry in self.manifest.shards]
-            folder = stage / self.manifest.content_hash[:16]
-            self._storage = StagedStorage(self._storage, folder, files, stage_quota)
+            self.stage(stage, stage_quota)
         self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader") if threads > 1 else None
 
@@ -81,9 +80,23 @@ class ShardReader:
         bands, height, width = self.manifest.tile_shape
         return bands, height, width
 
+    @property
+    def nbytes(self) -> int:
+        """Size of all shards in bytes."""
+        return sum(entry.size for entry in self.manifest.shards)
+
+    def stage(self, folder: Path, quota: int | None = None) -> None:
+        """Read from node-local copies of the shards, see the arguments ``stage`` and ``stage_quota``."""
+        files = [StagedFile(entry.name, entry.size, entry.sha256) for entry in self.manifest.shards]
+        self._storage = StagedStorage(self._storage, folder / self.manifest.content_hash[:16], files, quota)
+
     def key(self, row: int) -> str:
         """Return the sample key of a tile row."""
         return self.table["key"][row].decode(errors="replace")
+
+    def location_ids(self, rows: np.ndarray) -> np.ndarray:
+        """Return the location number of each tile row, int64."""
+        return self.table["location_id"][rows].astype(np.int64)
 
     def read(
         self, rows: Sequence[int] | np.ndarray, out: np.ndarray, quarantine: Quarantine | None = None
@@ -102,10 +115,26 @@ class ShardReader:
         """
         if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
             raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not fit into {out.dtype} {out.shape}")
-        work = [(int(row), target, quarantine) for row, target in zip(rows, out, strict=True)]
-        if self._pool is None or len(work) == 1:
-            return [self._read_or_replace(*item) for item in work]
-        return list(self._pool.map(lambda item: self._read_or_replace(*item), work))
+
+        def read(row: int, target: np.ndarray) -> int:
+            return read_or_replace(int(row), lambda row: self.read_tile(row, target), self.key, quarantine)
+
+        return list(map(read, rows, out) if self._pool is None or len(rows) == 1 else self._pool.map(read, rows, out))
+
+    def read_tile(self, row: int, out: np.ndarray) -> None:
+        """Decode one tile into ``out``, int16 of its shape, C-contiguous; raises like `read` without a quarantine."""
+        if isinstance(self._codec, RawTile):  # read directly into the batch, without a copy in user space
+            target = out.reshape(-1).view(np.uint8)
+            if self.table["length"][row] != target.size:
+                raise ShardError(f"{self._where(row)}: {self.table['length'][row]} bytes, but a tile has {target.size}")
+            self._fetch(row, "", target)
+            return
+        encoded = self._buffer(int(self.table["length"][row]))
+        self._fetch(row, "", encoded)
+        try:
+            self._codec.decode(encoded, out)
+        except ShardError as error:
+            raise ShardError(f"{self._where(row)}: {error}") from None
 
     def read_mask(self, row: int) -> np.ndarray | None:
         """Return the label tile of a row, int16 (height, width), or None; raises ShardError like `read`."""
@@ -144,37 +173,6 @@ class ShardReader:
         if self._pool:
             self._pool.shutdown()
         self._storage.close()
-
-    def _read_or_replace(self, row: int, out: np.ndarray, quarantine: Quarantine | None) -> int:
-        if quarantine is None:
-            self._read_one(row, out)
-            return row
-        attempt, requested = 0, row
-        while True:
-            if row not in quarantine:
-                try:
-                    self._read_one(row, out)
-                    return row
-                except UnreachableError:
-                    raise  # the tile itself may be intact
-                except ShardError as error:
-                    quarantine.add(row, self.key(row), str(error))
-            attempt += 1
-            row = quarantine.substitute(requested, attempt)
-
-    def _read_one(self, row: int, out: np.ndarray) -> None:
-        if isinstance(self._codec, RawTile):  # read directly into the batch, without a copy in user space
-            target = out.reshape(-1).view(np.uint8)
-            if self.table["length"][row] != target.size:
-                raise ShardError(f"{self._where(row)}: {self.table['length'][row]} bytes, but a tile has {target.size}")
-            self._fetch(row, "", target)
-            return
-        encoded = self._buffer(int(self.table["length"][row]))
-        self._fetch(row, "", encoded)
-        try:
-            self._codec.decode(encoded, out)
-        except ShardError as error:
-            raise ShardError(f"{self._where(row)}: {error}") from None
 
     def _fetch(self, row: int, prefix: str, buffer: np.ndarray) -> None:
         """Fill ``buffer`` with stored bytes and verify them; a bad node-local copy is dropped.
@@ -245,7 +243,7 @@ class ShardReader:
         row, shape = int(rows["length"].argmax()), self.tile_shape
         longest, full_size = int(rows["length"][row]), 2 * math.prod(shape)
         fits = full_size <= longest * getattr(self._codec, "most", MOST)
-        if fits and full_size > _PACKED * longest and isinstance(self._codec, SpectralPredictor):
+        if fits and full_size > _PACKED * longest and isinstance(self._codec, PlaneCodec):
             data = np.empty(longest, dtype=np.uint8)  # constant tiles or a forged shape: the tile's header decides
             self._storage.read_into(self._names[rows["shard"][row]], int(rows["offset"][row]), memoryview(data))  # type: ignore[arg-type]
             try:

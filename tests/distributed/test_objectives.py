@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.mixture_jobs import mixture_jobs, samples_read
 from support.tiles import write_tile
 from support.zero_jobs import Runs
 
@@ -109,6 +110,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     one.append(runs.job("sgd-1", *sgd))
     one.append(runs.job("sgd-resumed", *sgd, copy_from="sgd-half"))
     one += [runs.job(f"{name}-cut", *OBJECTIVES[name], "train.micro_batch=4") for name in CUT]
+    for jobs, mixtures in zip((two, one), mixture_jobs(runs), strict=True):
+        jobs += mixtures
     runs.launch(2, two, "--shallow")
     runs.launch(1, one, "--shallow")
     return runs
@@ -170,3 +173,62 @@ def test_missing_pixels_count_the_same_however_the_batch_is_cut(runs: Runs, name
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_features_have_not_collapsed(runs: Runs, name: str) -> None:
     assert min(runs.records(f"{name}-2", "feature_std")) > 1e-3
+
+
+# ---- several sources, of tiles of two sizes ----
+
+
+@pytest.mark.parametrize("name", ["mixture", "mixture-moco"])
+def test_several_sources_agree_on_one_process_and_two(runs: Runs, name: str) -> None:
+    losses = runs.losses(f"{name}-2")
+    assert len(set(losses)) == (STEPS if name == "mixture" else 2)
+    assert runs.losses(f"{name}-1") == pytest.approx(losses, rel=1e-4, abs=0)
+
+
+def test_several_sources_are_resumed_by_another_number_of_processes(runs: Runs) -> None:
+    assert runs.losses("mixture-resumed") == pytest.approx(runs.losses("mixture-2"), rel=1e-4, abs=0)
+    read = samples_read(runs, "mixture-2")
+    assert sorted(read) == list(range(16 * STEPS))
+    assert samples_read(runs, "mixture-resumed") == samples_read(runs, "mixture-1") == read
+
+
+def test_every_cycle_of_blocks_has_the_shares_and_no_source_repeats_a_tile_early(runs: Runs) -> None:
+    read = samples_read(runs, "mixture-2")
+    names = [read[number][1] for number in range(16 * STEPS)]
+    for begin in range(0, 16 * STEPS, 12):  # three blocks of four samples
+        assert names[begin : begin + 12].count("small") == 4
+    tiles = [read[number][0] for number in range(16 * STEPS) if names[number] == "large"]
+    assert len(set(tiles[:10])) == 10  # ten locations
+
+
+def test_held_out_tiles_of_a_source_have_a_loss_of_their_own(runs: Runs) -> None:
+    (loss,) = runs.records("mixture-2", "source/small/validation_loss")
+    assert runs.records("mixture-2", "validation_loss") == [loss]  # the other source holds out none
+    assert runs.records("mixture-1", "validation_loss") == pytest.approx([loss], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixture", "mixture-moco"])
+def test_each_source_has_a_loss_and_its_samples_counted(runs: Runs, name: str) -> None:
+    large, small = (runs.records(f"{name}-2", f"source/{source}/loss") for source in ("large", "small"))
+    assert runs.records(f"{name}-1", "source/small/loss") == pytest.approx(small, rel=1e-4)
+    share = runs.records(f"{name}-2", "source/small/samples")[0] / 16
+    assert runs.losses(f"{name}-2")[0] == pytest.approx((1 - share) * large[0] + share * small[0], rel=1e-5)
+    assert runs.records("mixture-2", "source/small/samples")[2] == 16  # of 48, four cycles
+    assert runs.records("mixture-2", "source/large/epochs")[2] == 32 / 10
+
+
+def test_other_sources_are_refused_with_what_changed(runs: Runs) -> None:
+    error = runs.error("mixture-other")
+    assert "data.sources differs ('small' has weight 3, it had 1); choose another run.dir, or add" in error
+    assert "checkpoint.accept=[data.sources] to continue anyway" in error
+    assert "data.sources differs ('large' has weight 2, it had 1, 'small' was added)" in runs.error("mixture-added")
+
+
+def test_accepted_sources_begin_their_order_where_the_checkpoint_was_saved(runs: Runs) -> None:
+    read = samples_read(runs, "mixture-accepted")
+    assert sorted(read) == list(range(16 * STEPS))
+    later = [read[number] for number in range(16 * HALF, 16 * STEPS)]
+    assert [name for _, name in later[:20]].count("small") == 12  # a cycle of five blocks, three of them small
+    alone, whole = samples_read(runs, "mixture-begun-again"), samples_read(runs, "mixture-2")
+    begun = [alone[number] for number in range(16 * HALF, 16 * STEPS)]
+    assert begun == [whole[number] for number in range(16 * (STEPS - HALF))]

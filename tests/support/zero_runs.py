@@ -56,7 +56,7 @@ def largest_master_error(config: PretrainConfig, trainer) -> float:
     from pretrain.objectives import build_objective
 
     drawn = dict(
-        build_objective(config, trainer.objective.normalize, [trainer.inputs.manifest]).module.named_parameters()
+        build_objective(config, trainer.objective.normalize, trainer.inputs.manifests).module.named_parameters()
     )
     masters = trainer.engine.module.named_parameters()
     if config.engine.zero_stage == 0:

@@ -14,7 +14,7 @@ class BadTileLimit(Callback):
     """Counts the damaged tiles that a run has replaced, and ends the run above ``data.max_bad_tiles``.
 
     Args:
-        quarantines: of this process, one for the training data and one for the probe; each has its own budget.
+        quarantines: of this process, one for the training data and one for each probe; each has its own budget.
         folder: run folder, where the quarantines keep their lists.
     """
 

@@ -1,5 +1,7 @@
 """The probe's accuracies in the course of a training."""
 
+from collections.abc import Mapping
+
 from pretrain.console import log
 from pretrain.loop.callback import Callback, Outcome
 from pretrain.loop.evaluating import evaluating
@@ -9,16 +11,22 @@ from pretrain.objectives.objective import Objective
 
 
 class Probing(Callback):
-    """Logs the accuracies of `EncoderProbe` every ``probe.every`` steps and at the end."""
+    """Logs the accuracies of `EncoderProbe` every ``every`` steps and at the end.
 
-    def __init__(self, probe: EncoderProbe, objective: Objective) -> None:
-        self.probe, self._objective = probe, objective
+    Args:
+        probes: by the name of their source; by "" in a run of one.
+        every: ``probe.every``.
+    """
+
+    def __init__(self, probes: Mapping[str, EncoderProbe], objective: Objective, every: int) -> None:
+        self._probes, self._objective, self._every = probes, objective, every
 
     def after_step(self, loop: Loop, outcome: Outcome) -> None:
-        due = loop.is_last or loop.step % self.probe.probe.every == 0
+        due = loop.is_last or loop.step % self._every == 0
         if due and not loop.stopping:
             with evaluating(loop):
-                scores = self.probe.scores(self._objective, loop.engine, loop.watchdog.stop_requested)
-                loop.log(scores)
-                shown = "  ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items())
-                log(f"step {loop.step}  {shown}")
+                for source, probe in self._probes.items():
+                    scores = probe.scores(self._objective, loop.engine, loop.watchdog.stop_requested)
+                    loop.log({f"source/{source}/{name}" if source else name: value for name, value in scores.items()})
+                    shown = [f"{name.replace('_', ' ')} {value:.1%}" for name, value in scores.items()]
+                    log("  ".join([f"step {loop.step}", *([source] if source else []), *shown]))

@@ -21,7 +21,7 @@ from pretrain.resilience.guard import Diverged
 TOLERANCE = {"fp32": 1e-4, "autocast": 5e-3, "bf16": 5e-3}
 """Relative difference between the losses at the save and after the load, by precision."""
 
-NOT_COMPARABLE = {"dataset", "model", "objective", "run.seed", "data.holdout"}
+NOT_COMPARABLE = {"dataset", "data.sources", "model", "objective", "run.seed", "data.holdout"}
 """Keys of ``checkpoint.accept`` that change the loss of the fixed tiles."""
 
 

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import distributed
+from pretrain.checkpointing.mixture import mixture_identity
 from pretrain.config import PretrainConfig
 from pretrain.data.inputs import Inputs
 from pretrain.loop.callback import Callback
 from pretrain.loop.loop import Loop
 from pretrain.objectives.objective import Objective
 from pretrain.weights.export import code_version
+from shards.order.mixture import MixturePlan
 
 
 class RunIdentity(Callback):
@@ -20,20 +22,22 @@ class RunIdentity(Callback):
         self._lineage = {} if objective.initial is None else objective.initial.lineage
 
     def state(self, loop: Loop) -> dict[str, Any]:
-        manifest = self._inputs.manifest
+        manifest, plan = self._inputs.manifests[0], self._inputs.plan
+        several = mixture_identity(self._inputs) if isinstance(plan, MixturePlan) else {}
         return {
             "config": self._config.model_dump(mode="json"),
             "world_size": distributed.world_size(),
             "version": code_version(),
             "init": self._lineage,
             "data": {
-                "content_hash": self._inputs.plan.dataset,
+                "content_hash": plan.dataset,
                 "held_out": self._inputs.held_out_hash,
                 "sensor": manifest.sensor,
                 "wavelength_nm": manifest.wavelength_nm,
                 "fwhm_nm": manifest.fwhm_nm,
                 "mu": manifest.mean,
                 "sigma": manifest.std,
+                **several,
             },
         }
 

@@ -11,6 +11,7 @@ from pretrain.loop.callback import Callback, Outcome
 from pretrain.loop.loop import Loop
 from pretrain.metrics.json_lines import drop_after
 from shards.files.journal import BestEffort, Journal
+from shards.order.mixture import MixturePlan
 
 
 class SampleLog(Callback):
@@ -34,6 +35,8 @@ class SampleLog(Callback):
         distributed.barrier()
 
     def after_step(self, loop: Loop, outcome: Outcome) -> None:
-        samples = np.concatenate(outcome.samples)
-        line = {"step": loop.step, "samples": samples.tolist(), "tiles": self._inputs.plan.tiles(samples).tolist()}
+        samples, plan = np.concatenate(outcome.samples), self._inputs.plan
+        line = {"step": loop.step, "samples": samples.tolist(), "tiles": plan.tiles(samples).tolist()}
+        if isinstance(plan, MixturePlan):
+            line["sources"] = [self._inputs.sources[source].name for source in plan.sources(samples)]
         self._journal.append((json.dumps(line) + "\n").encode())

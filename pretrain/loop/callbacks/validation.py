@@ -1,7 +1,7 @@
 """The loss on held-out tiles, on views and masks that never change."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
@@ -18,7 +19,7 @@ from pretrain.engine.zero import ZeroEngine
 from pretrain.loop.callback import Callback, Outcome
 from pretrain.loop.evaluating import check_stop, evaluating
 from pretrain.loop.loop import Loop
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Evaluation, Objective
 from pretrain.resilience.guard import Diverged
 from shards.files.journal import BestEffort
 from shards.read.quarantine import NoneLeft
@@ -52,7 +53,8 @@ class Validation(Callback):
         result = validate(self._objective, loop.engine, self._inputs, micro_batch, stop_requested)
         if result is None:
             return
-        loop.log({"validation_loss": result.loss})
+        several = result.losses.items() if len(self._inputs.sources) > 1 else ()
+        loop.log({"validation_loss": result.loss, **{f"source/{name}/validation_loss": loss for name, loss in several}})
         tiles = len(self._inputs.held_out)
         log(f"step {loop.step}  validation loss {result.loss:.4f} over {tiles} held-out tiles")
         if not math.isfinite(result.loss):
@@ -71,8 +73,15 @@ class Validation(Callback):
 
 @dataclass(frozen=True)
 class Validated:
-    """Mean loss over all ranks' tiles, and how to draw the first of this rank's, if the objective has a figure."""
+    """Mean losses over all ranks' tiles.
 
+    Attributes:
+        losses: of each source that has held-out tiles, by name.
+        loss: mean of these, weighted by the sources' shares of the samples.
+        figure: how to draw the first of this rank's tiles, if the objective has a figure.
+    """
+
+    losses: dict[str, float]
     loss: float
     figure: "Callable[[], Figure] | None"
 
@@ -86,35 +95,56 @@ def validate(
 ) -> Validated | None:
     """Return the mean loss over the held-out tiles, None if there are none to read; every rank calls it.
 
-    A damaged tile is replaced by another held-out tile.
+    A damaged tile is replaced by another held-out tile of its source.
 
     Raises:
         TooManyBadSamples: on every rank, if one is above the budget.
         Stopped: a rank was asked to stop.
     """
-    reader, held_out = inputs.reader, inputs.held_out
-    if not len(held_out):
-        return None
-    world, device = distributed.world_size(), distributed.device()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    losses: dict[str, float] = {}
     figure = None
-    sources = torch.zeros(micro_batch, dtype=torch.int64, device=device)
+    for number, source in enumerate(inputs.sources):
+        if not len(source.held_out):
+            continue
+        sums = torch.zeros(2, dtype=torch.float64, device=distributed.device())
+        try:
+            for evaluation, real in _evaluations(objective, engine, inputs, number, micro_batch, stop_requested):
+                own = evaluation.losses.double()[real]
+                sums += torch.stack([own.sum(), own.new_tensor(float(len(own)))])
+                figure = figure or evaluation.figure
+        except NoneLeft as error:
+            log(f"WARNING: no validation: {error}")
+            continue
+        with distributed.reading():
+            total, count = distributed.all_reduce_sum(sums).tolist()
+        losses[source.name] = total / count
+    weights = {source.name: source.weight for source in inputs.sources if source.name in losses}
+    if not losses:
+        return None
+    mean = sum(weights[name] * loss for name, loss in losses.items()) / sum(weights.values())
+    return Validated(losses, mean, figure)
+
+
+def _evaluations(
+    objective: Objective,
+    engine: ZeroEngine,
+    inputs: Inputs,
+    source: int,
+    micro_batch: int,
+    stop_requested: Callable[[], bool],
+) -> Iterator[tuple[Evaluation, Tensor]]:
+    """Evaluate this rank's held-out tiles of one source; yield results, and which of them count, bool (B,)."""
+    held_out = inputs.sources[source].held_out
+    world, device = distributed.world_size(), distributed.device()
+    shape = (inputs.reader.tile_shape[0], *inputs.sources[source].manifest.tile_shape[1:])
+    sources = torch.full((micro_batch,), source, dtype=torch.int64, device=device)
     for number in range(-(-len(held_out) // (micro_batch * world))):  # ZeRO-3 forwards are collective: as many on all
         check_stop(stop_requested())
         numbers = np.arange(micro_batch) + micro_batch * (number * world + distributed.rank())
         real = numbers < len(held_out)
         numbers = np.where(real, numbers, 0)
-        tiles = torch.empty((micro_batch, *reader.tile_shape), dtype=torch.int16)
-        read = partial(reader.read, held_out[numbers], tiles.numpy(), inputs.quarantine)
-        try:
-            distributed.raise_on_all_ranks(read)  # a rank that failed alone would leave the others in the forward pass
-        except NoneLeft as error:
-            log(f"WARNING: no validation: {error}")
-            return None
+        tiles = torch.empty((micro_batch, *shape), dtype=torch.int16)
+        read = partial(inputs.reader.read, held_out[numbers], tiles.numpy(), inputs.quarantine)
+        distributed.raise_on_all_ranks(read)  # a rank that failed alone would leave the others in the forward pass
         evaluation = objective.evaluate(engine, tiles.to(device), numbers, sources)
-        losses = evaluation.losses.double()[torch.from_numpy(real).to(device)]
-        sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
-        figure = figure or evaluation.figure
-    with distributed.reading():
-        total, count = distributed.all_reduce_sum(sums).tolist()
-    return Validated(total / count, figure)
+        yield evaluation, torch.from_numpy(real).to(device)

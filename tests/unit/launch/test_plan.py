@@ -5,13 +5,14 @@ from importlib.util import find_spec
 
 import pytest
 from support.commands import refused
+from support.tiles import write_archive
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.plan import main
 from launch.planner import activations
 from launch.planner.activations import trace_activations
 from launch.planner.host_time import REDUCED_SHARD
-from launch.planner.loader import Tiles, reading
+from launch.planner.loader import Tiles, known_mixture, known_tiles, reading
 from launch.planner.machines import MACHINES
 from launch.planner.memory import Layout, peak_memory, states
 from launch.planner.network import Cluster, collective_seconds, step_rounds
@@ -19,8 +20,10 @@ from launch.planner.report import answers
 from launch.planner.search import Problem, every_plan, micro_batches
 from launch.planner.step_time import default_rates, step_time
 from pretrain.config import PretrainConfig
+from pretrain.config.data import DataConfig
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
+from shards.pack.build import PackConfig, pack
 
 TINY = {
     "run": {"dir": "runs/planned"},
@@ -238,6 +241,29 @@ def test_a_plan_needs_no_shards(config, tmp_path, capsys, monkeypatch):
     assert "--write needs a config whose data.shards is known" in unwritable
     with pytest.raises(ConfigError, match="ARCHIVE_THAT_IS_ELSEWHERE, which is not set"):
         load_config(path, [], PretrainConfig)
+
+
+def test_sources_are_averaged_by_weight(tmp_path):
+    for name, size in (("large", 24), ("small", 8)):
+        write_archive(tmp_path / name / "tiles", size=size)
+        pack(tmp_path / name / "tiles", tmp_path / name / "shards", PackConfig())
+    folders = [str(tmp_path / name / "shards") for name in ("large", "small")]
+    large, small = (known_tiles(folder, "fast", None)[0] for folder in folders)
+    sources = [{"shards": folders[0], "weight": 3, "name": "a"}, {"shards": folders[1], "name": "b"}]
+    found, bands = known_mixture(DataConfig.model_validate({"sources": sources}), "fast", None)
+    assert found.size == pytest.approx((3 * large.size + small.size) / 4)
+    assert (found.preset, bands) == ("compact", 202)
+    assert all(folder in found.source for folder in folders)
+
+
+def test_a_plan_of_several_sources_needs_no_shards(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ARCHIVE_THAT_IS_ELSEWHERE", raising=False)
+    path = tmp_path / "sources.yaml"
+    sources = "sources: [{shards: '${ARCHIVE_THAT_IS_ELSEWHERE}/a'}, {shards: '${ARCHIVE_THAT_IS_ELSEWHERE}/b'}]"
+    path.write_text(dump_config(config).replace("shards: nowhere", sources).replace("  sources: []\n", ""))
+    assert main(["--config", str(path), "--gpus", "1x8"]) == 0
+    unwritable = refused(main, capsys, "--config", str(path), "--write", str(tmp_path / "planned.yaml"))
+    assert "--write needs a config whose data.sources.0.shards is known" in unwritable
 
 
 def test_other_objectives_are_refused(config, tmp_path, capsys):

@@ -42,6 +42,10 @@ def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_missing_inputs_are_told_before_anything_is_queued(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation = ["finetune", "--time", "1:00:00", "--config", "cdl.yaml"]
     assert "key 'data.shards'" in refused(capsys, "pretrain", "--time", "1:00:00", "--config", "config.yaml")
+    several = "data={sources: [{shards: gone/a}, {shards: gone/b}]}"
+    assert "key 'data.sources.0.shards': gone/a: no such" in refused(
+        capsys, "pretrain", "--time", "1:00:00", "--config", "config.yaml", several
+    )
     assert "'data.labels': nowhere: no such file" in refused(capsys, *evaluation, "data.labels=nowhere")
     assert "'checkpoint': gone.pt: no such file" in refused(capsys, *evaluation, "checkpoint=gone.pt")
     assert "--setup gone.sh: no such file" in refused(capsys, *evaluation, "--setup", "gone.sh")

@@ -7,6 +7,7 @@ from support.processes import REPOSITORY
 
 from launch.doctor import attention, compiler, data, disk, loader, machine, network, versions
 from launch.doctor import deepspeed_config as resolved
+from launch.doctor.__main__ import check_rows
 from launch.doctor.table import Row
 from pretrain.config import PretrainConfig
 from pretrain.engine.zero import deepspeed_config
@@ -319,6 +320,15 @@ def test_other_contents_on_one_rank_are_red() -> None:
     other = data.Opened("d" * 64, tiles=10, chosen=8, shards=3, size=10**9, read=8)
     row = data.judge_shards([same, other], NAMES, "/data")
     assert row.state == "red" and "rank 1 (b) has content dddddddddddd, rank 0 cccccccccccc" in row.found
+
+
+def test_every_source_has_a_row_of_its_own() -> None:
+    rows = {name: arguments for name, _, arguments in check_rows(config())}
+    assert rows["shards"] == ()
+    several = "data={sources: [{shards: a, weight: 2}, {shards: b/c, name: region}]}"
+    rows = {name: arguments for name, _, arguments in check_rows(config("mae/demo", several))}
+    assert "shards" not in rows
+    assert [rows[f"shards {name}"][0].shards for name in ("a", "region")] == ["a", "b/c"]
 
 
 def test_the_tightest_rank_decides_about_the_loader() -> None:

@@ -37,6 +37,24 @@ def test_a_crop_depends_on_the_sample_number_alone(scale):
 
 
 @pytest.mark.parametrize("scale", [None, (0.4, 1.0)])
+def test_views_of_smaller_tiles_in_larger_images_are_those_of_the_tiles_alone(scale):
+    samples, key = np.arange(6), fold_in(3, "crop")
+    crop = Crop(6, scale, blur=0.5 if scale else 0.0)
+    tiles, sizes = _tiles(6).float(), [SIZE, 8, 8, 7, SIZE, 8]
+    shapes = np.asarray([(BANDS, size, size - (size == 7)) for size in sizes])
+    images = torch.full_like(tiles, torch.nan if scale is None else 0.0)
+    for image, tile, (_, height, width) in zip(images, tiles, shapes, strict=True):
+        image[:, :height, :width] = tile[:, :height, :width]
+    draws = crop.draw_each(samples, key, shapes, images.shape[1:])
+    together = crop.views(images, [torch.from_numpy(draw) for draw in draws])
+    for row, (_, height, width) in enumerate(shapes):
+        alone = crop.random_views(tiles[row : row + 1, :, :height, :width], samples[row : row + 1], key)[0]
+        torch.testing.assert_close(together[row], alone)
+    few = crop.draw_each(samples[1:3], key, shapes[1:3], images.shape[1:])  # no tile as large as the images
+    torch.testing.assert_close(crop.views(images[1:3], [torch.from_numpy(draw) for draw in few]), together[1:3])
+
+
+@pytest.mark.parametrize("scale", [None, (0.4, 1.0)])
 def test_another_sample_number_or_seed_gives_another_crop(scale):
     tile = _tiles(1).expand(64, -1, -1, -1)
     crops = _crops(tile, range(64), scale)

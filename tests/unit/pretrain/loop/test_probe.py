@@ -10,6 +10,7 @@ from support.objectives import manifest, small_config
 from support.plain_engine import PlainEngine
 from support.tiles import write_tile
 
+from pretrain.config.data import DataConfig
 from pretrain.config.run import RunConfig
 from pretrain.loop.probe import CELLS, Cells, EncoderProbe, nearest_classes, ridge_classes
 from pretrain.models.normalize import Normalizer
@@ -123,6 +124,19 @@ def test_scores_of_an_encoder(labeled, contrast):
     again = probe._cells("train", objective, engine, lambda: False)
     assert torch.equal(cells.features, again.features)
     assert torch.equal(cells.labels, again.labels)
+
+
+def test_the_probe_of_one_of_several_sources_has_its_statistics(labeled, contrast):
+    normalize = Normalizer(torch.tensor([[0.0] * 202, [1000.0] * 202]), torch.tensor([[1.0] * 202, [600.0] * 202]))
+    two = MocoObjective(contrast[0].config, normalize, [manifest(202)] * 2)
+    sources = [{"shards": "a"}, {"shards": "b", "probe": str(labeled / "shards")}]
+    config = _config(None).model_copy(update={"data": DataConfig.model_validate({"sources": sources})})
+    probe = EncoderProbe(config, 202, source=1)
+    cells = probe._cells("val", two, PlainEngine(two.module), lambda: False)
+    alone = EncoderProbe(_config(labeled / "shards"), 202)._cells("val", *contrast, lambda: False)
+    torch.testing.assert_close(cells.features, alone.features)
+    with pytest.raises(ConfigError, match=r"key 'data\.sources\.1\.probe': tiles have shape .* takes 80 bands"):
+        EncoderProbe(config, 80, source=1)
 
 
 def test_only_as_many_tiles_are_read_as_cells_are_wanted(labeled, contrast):

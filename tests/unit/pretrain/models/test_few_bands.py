@@ -64,7 +64,7 @@ def test_pretraining_refuses_them_before_it_begins_and_its_advice_works(lab, tmp
     for name in ("vit_tiny", "vit_small"):
         advised = small_config({"name": "mae", "mask_ratio": 0.5}, **sections, model={"name": name})
         inputs = open_inputs(advised)
-        encoder = build_encoder(name, 8, 4, bands=inputs.manifest.tile_shape[0])
+        encoder = build_encoder(name, 8, 4, bands=inputs.manifests[0].tile_shape[0])
         assert encoder(torch.zeros(1, CHRIS, 8, 8)).shape[0] == 1
 
 

@@ -60,6 +60,14 @@ def test_the_samples_of_every_source_follow_each_other_without_a_gap(weights, se
 
 
 @few
+@given(weight_lists, st.integers(0, 2**31), st.integers(1, 9), st.integers(0, 2000))
+def test_samples_are_counted_by_source(weights, seed, block, sample):
+    order = SourceOrder(weights, seed, block)
+    sources, _ = order.locate(np.arange(sample))
+    assert order.counts(sample).tolist() == np.bincount(sources, minlength=len(weights)).tolist()
+
+
+@few
 @given(weight_lists, st.integers(0, 2**31), st.integers(1, 9), st.integers(0, 10**6))
 def test_a_block_has_one_source(weights, seed, block, number):
     sources, _ = SourceOrder(weights, seed, block).locate(np.arange(block) + number * block)

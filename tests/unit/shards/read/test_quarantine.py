@@ -268,12 +268,13 @@ def test_temporary_files_of_dead_writers_are_swept_and_those_of_live_ones_kept(t
 
 
 def test_where_all_held_out_tiles_are_damaged_the_fixed_loss_takes_training_tiles(damaged, tmp_path):
-    from pretrain.data.inputs import Inputs
+    from pretrain.data.inputs import Inputs, Source
     from shards.order.plan import SamplePlan
 
     reader, rows, held_out = ShardReader(damaged), np.array([0, 1, 2, 3]), np.array([5])
     plan = SamplePlan(reader.table, rows, "d", 0)
-    tiles, used = Inputs(reader, plan, held_out, Quarantine(rows, "d", 5, tmp_path, 0, held_out)).always(3)
+    sources = (Source("shards", 1, reader.manifest, plan, held_out, ""),)
+    tiles, used = Inputs(reader, plan, sources, Quarantine(rows, "d", 5, tmp_path, 0, held_out)).always(3)
     assert tiles.shape[0] == 3 and set(used) <= {0, 1, 3}
-    again = Inputs(reader, plan, held_out, Quarantine(rows, "d", 5, tmp_path, 1, held_out)).always(3)
+    again = Inputs(reader, plan, sources, Quarantine(rows, "d", 5, tmp_path, 1, held_out)).always(3)
     assert again[1] == used and np.array_equal(again[0], tiles)

@@ -1,0 +1,37 @@
+"""The promise of a codec that changes values: every pixel within a bound, missing values and zeros exact."""
+
+from typing import Any
+
+import numpy as np
+from numcodecs.abc import Codec
+
+from shards.sensors.sensor import NODATA
+
+
+def is_lossless(codec: Codec) -> bool:
+    """Return whether a codec restores every value: others have a method ``bounds``."""
+    return not hasattr(codec, "bounds")
+
+
+def error_bounds(codec: Codec, data: Any) -> np.ndarray | int:
+    """Return the largest error of each band of an encoded tile, int64 (bands,); 0 of a lossless codec."""
+    return 0 if is_lossless(codec) else codec.bounds(data)
+
+
+def violation(tile: np.ndarray, stored: np.ndarray, bounds: np.ndarray | int) -> str:
+    """Describe the worst violation of the bounds of a tile; empty if there is none.
+
+    Args:
+        tile, stored: int16 (bands, height, width), before and after encoding.
+        bounds: of `error_bounds`.
+    """
+    if tile.shape != stored.shape:
+        return f"its shape is {stored.shape} instead of {tile.shape}"
+    limits = np.broadcast_to(np.reshape(bounds, (-1, 1, 1)), tile.shape)
+    exact = (tile == NODATA) | (stored == NODATA) | (tile == 0)
+    excess = np.abs(tile.astype(np.int32) - stored) - np.where(exact, 0, limits)
+    if (excess <= 0).all():
+        return ""
+    band, row, column = np.unravel_index(int(excess.argmax()), tile.shape)
+    values = f"{stored[band, row, column]} instead of {tile[band, row, column]}"
+    return f"band {band + 1}, row {row}, column {column}: {values}, with a bound of {limits[band, row, column]}"
