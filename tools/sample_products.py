@@ -46,7 +46,7 @@ def make_prisma(dest: Path, options: SceneOptions) -> Path:
     transform = options.transform
     last = options.size - 1
     (west, north), (east, south) = transform @ (0.5, 0.5), transform @ (last + 0.5, last + 0.5)
-    with h5py.File(path, "x") as file:
+    with _create(path) as file:
         file.attrs["Product_ID"] = np.bytes_("PRS_L2D_STD")
         file.attrs["Product_StartTime"] = np.bytes_(f"{options.iso}.000")
         file.attrs["Epsg_Code"] = np.uint32(EPSG)
@@ -109,7 +109,7 @@ def make_emit(dest: Path, options: SceneOptions) -> Path:
     values = reflectance(options, centers, widths, *pixels)
     good = np.isfinite(values[:, 0, 0])
     values[~good] = -0.01
-    with h5py.File(path, "x") as file:
+    with _create(path) as file:
         _emit_common(file, options)
         file["reflectance"] = np.moveaxis(values, 0, -1).astype(np.float32)
         file["reflectance"].attrs["_FillValue"] = np.float32(-9999)
@@ -120,11 +120,17 @@ def make_emit(dest: Path, options: SceneOptions) -> Path:
     layers = np.zeros((len(MASKS), options.size, options.size), np.float32)
     layers[0], layers[1] = (flags()[name][pixels] for name in ("cloud", "cirrus"))
     layers[4], layers[7] = layers[0], layers[0]
-    with h5py.File(path.with_name(f"EMIT_L2A_MASK_{granule}.nc"), "x") as file:
+    with _create(path.with_name(f"EMIT_L2A_MASK_{granule}.nc")) as file:
         _emit_common(file, options)
         file["mask"] = np.moveaxis(layers, 0, -1)
         file["sensor_band_parameters/mask_bands"] = np.array(MASKS, dtype=object)
     return path
+
+
+def _create(path: Path) -> h5py.File:
+    """Create an HDF5 file; raises FileExistsError that names it."""
+    path.touch(exist_ok=False)
+    return h5py.File(path, "w")
 
 
 def _emit_common(file: h5py.File, options: SceneOptions) -> None:

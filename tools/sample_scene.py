@@ -6,6 +6,7 @@ ground is synthetic. Products with the same seed show the same ground, cropped a
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,7 +18,9 @@ from shards.cli import Parser, not_negative, positive, run_command, whole_number
 from shards.errors import ForgeError
 from shards.sensors.sensor import NODATA, get_sensor
 from tools.sample_ground import EPSG, GROUND, SceneOptions, digital_ground, flags, swath_edge
-from tools.sample_products import PRODUCTS
+
+OTHERS = ("prisma", "emit", "desis", "eo1", "envi")
+"""Products of tools/sample_products.py, which is imported on demand: most callers make EnMAP's and need no HDF5."""
 
 
 def make_scene(dest: Path, options: SceneOptions) -> Path:
@@ -100,7 +103,7 @@ def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(prog="python -m tools.sample_scene", description=__doc__)
     parser.add_argument("dest", type=Path, help="folder that the product goes into")
-    parser.add_argument("--product", choices=("enmap", *PRODUCTS), default="enmap", help="default: %(default)s")
+    parser.add_argument("--product", choices=("enmap", *OTHERS), default="enmap", help="default: %(default)s")
     parser.add_argument("--size", type=positive, default=280, help="side in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of the ground (default: %(default)s)")
     parser.add_argument(
@@ -114,9 +117,17 @@ def build_parser() -> Parser:
 def _make(arguments: argparse.Namespace) -> None:
     options = SceneOptions(arguments.size, arguments.seed, arguments.offset, arguments.day)
     try:
-        print(PRODUCTS.get(arguments.product, make_scene)(arguments.dest, options))
+        print(_writer(arguments.product)(arguments.dest, options))
     except FileExistsError as error:
         raise ForgeError(f"{error.filename} exists: remove it, or choose another --day or folder") from None
+
+
+def _writer(product: str) -> Callable[[Path, SceneOptions], Path]:
+    if product not in OTHERS:
+        return make_scene
+    from tools.sample_products import PRODUCTS
+
+    return PRODUCTS[product]
 
 
 def _offset(text: str) -> tuple[int, int]:
