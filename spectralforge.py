@@ -4,7 +4,7 @@
 >>> encoder = spectralforge.load_encoder("runs/demo")  # a file, a folder, a run or a URL
 >>> tiles = spectralforge.open_dataset("demo/shards-demo")  # a torch Dataset of int16 tiles
 >>> features = encoder.encode(tiles[0], tiles.wavelength_nm)  # float32 (1, D)
->>> with spectralforge.open_raster("scene.dat") as raster:  # GeoTIFF, ENVI, a URL; digital numbers, bands, place
+>>> with spectralforge.open_raster("scene.dat") as raster:  # a product, GeoTIFF, ENVI, a URL
 ...     features = encoder.encode(raster.read()[:, :32, :32], raster.wavelength_nm)
 >>> theirs = spectralforge.resample(cube, wavelengths_nm, fwhm_nm, to=encoder)  # of another sensor, for encode
 
@@ -19,7 +19,7 @@ from pretrain.weights.resample import resample
 
 if TYPE_CHECKING:
     from pretrain.data.tile_tensors import open_dataset as open_dataset
-    from shards.sources.raster import open_raster as open_raster
+    from shards.sources.images import open_image as open_raster
 
 from_pretrained = load_encoder
 
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return open_dataset
     if name == "open_raster":
-        from shards.sources.raster import open_raster
+        from shards.sources.images import open_image
 
-        return open_raster
+        return open_image
     raise AttributeError(f"module 'spectralforge' has no attribute '{name}'")

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from shards.cli import Parser, limit, part, positive, run_command, share, share_above_0, whole_number
+from shards.cli import Parser, limit, name_list, part, positive, run_command, share, share_above_0, whole_number
 from shards.console import get_logger
 from shards.errors import ConfigError
 
@@ -35,10 +35,15 @@ def build_parser() -> Parser:
 
 
 def _add_pack(commands: argparse._SubParsersAction) -> None:
-    pack = commands.add_parser("pack", help="write tiles, archives or EnMAP L2A products into shards")
-    pack.add_argument("source", type=Path, help="folder of tiles, archives, L2A products or scenes, or one of these")
+    pack = commands.add_parser("pack", help="write tiles, archives or products into shards")
+    pack.add_argument("source", type=Path, help="folder of tiles, archives, products or scenes, or one of these")
     pack.add_argument("dest", type=Path, help="folder of shards; the same command continues an interrupted one")
-    pack.add_argument("--sensor", default="enmap", help="sensor whose bands the tiles have (default: %(default)s)")
+    pack.add_argument(
+        "--sensor",
+        default="enmap",
+        help="sensor whose bands the tiles have: a name, a band table (CSV), or a scene that describes its bands "
+        "(default: %(default)s)",
+    )
     pack.add_argument(
         "--size", type=positive, help="tile height and width in pixels; larger rasters are cut (default: the commonest)"
     )
@@ -69,6 +74,13 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack.add_argument("--max-bad", type=share, help=f"allowed share of bad tiles (default: {MAX_BAD})")
     pack.add_argument(
         "--dry-run", action="store_true", help="print what would be written, from the list and a few tiles"
+    )
+    pack.add_argument(
+        "--mask-quality",
+        type=name_list,
+        default=(),
+        metavar="LAYER,...",
+        help="quality layers of products whose flagged values become missing, e.g. cloud,cirrus",
     )
     limits = pack.add_argument_group("largest share of a tile's pixels, for L2A products ('none': no limit)")
     for name in ("cloud", "cloud-shadow", "haze", "cirrus", "snow", "nodata"):
@@ -140,6 +152,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         codec=_codec(arguments),
         pattern=arguments.pattern,
         limits=SceneLimits(**limits),
+        mask_quality=arguments.mask_quality,
     )
     _check_options(arguments)
     label_options = arguments.align, arguments.label_field, arguments.label_layer

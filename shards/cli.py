@@ -164,6 +164,11 @@ def part(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
+def name_list(text: str) -> tuple[str, ...]:
+    """Parse names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

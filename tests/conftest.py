@@ -47,3 +47,15 @@ def enmap_potsdam() -> Path:
 def enmap_l2a() -> Path:
     """Return the folder of the L2A product's band characterization."""
     return _folder("enmap_l2a")
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Path:
+    """Return the folder of real scenes of other imaging spectrometers."""
+    return _folder("scenes")
+
+
+@pytest.fixture(scope="session")
+def emit() -> Path:
+    """Return the folder of a cut of real EMIT reflectance."""
+    return _folder("emit")

@@ -1,4 +1,4 @@
-"""A small EnMAP L2A product in the real format: METADATA.XML, SPECTRAL_IMAGE and the quality layers.
+"""A small product in the native files of a sensor: EnMAP L2A, PRISMA L2D, EMIT L2A, DESIS L2A, EO-1 Hyperion L1T, ENVI.
 
 Used in tests and the documentation of `python -m shards pack`. The spectra are those of tools/sample_data.py, and the
 ground is synthetic. Products with the same seed show the same ground, cropped at an offset.
@@ -6,7 +6,7 @@ ground is synthetic. Products with the same seed show the same ground, cropped a
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,86 +17,57 @@ from rasterio.transform import Affine
 from shards.cli import Parser, not_negative, positive, run_command, whole_number
 from shards.errors import ForgeError
 from shards.sensors.sensor import NODATA, get_sensor
-from tools.sample_tiles import Visit, make_place, render
+from tools.sample_ground import EPSG, GROUND, SceneOptions, digital_ground, flags, swath_edge
 
-GROUND = 320
-"""Side of the ground in pixels; a product shows a part of it."""
-CORNER = Affine(30.0, 0.0, 366015.0, 0.0, -30.0, 5809965.0)
-CRS = "EPSG:32633"
-
-
-class SceneError(ForgeError):
-    """Options do not describe a valid product."""
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    """Options of a product: side in pixels, seed of the ground, offset (right, down) of the crop, month and day."""
-
-    size: int = 280
-    seed: int = 0
-    offset: tuple[int, int] = (0, 0)
-    day: str = "20220724"
-
-    @property
-    def name(self) -> str:
-        """File name stem of the product."""
-        return f"ENMAP01-____L2A-DT{self.seed + 1049:010d}_{self.day}T101530Z_001_V010400_20231221T134421Z"
+OTHERS = ("prisma", "emit", "desis", "eo1", "envi")
+"""Products of tools/sample_products.py, which is imported on demand: most callers make EnMAP's and need no HDF5."""
 
 
 def make_scene(dest: Path, options: SceneOptions) -> Path:
-    """Write the product's folder into ``dest`` and return it; raise SceneError for a crop beyond the ground."""
-    right, down = options.offset
-    if min(options.offset) < 0 or max(options.offset) + options.size > GROUND:
-        raise SceneError(f"size {options.size} at offset {options.offset}: the ground has {GROUND}x{GROUND} px")
-    folder = dest / options.name
+    """Write an EnMAP product's folder into ``dest`` and return it; raise SceneError for a crop beyond the ground."""
+    cut, name = options.cut, _name(options)
+    folder = dest / name
     folder.mkdir(parents=True)
-    cut = (slice(down, down + options.size), slice(right, right + options.size))
-    layers = {name: layer[cut] for name, layer in _quality(options).items()}
+    layers = {name: layer[cut] for name, layer in _quality().items()}
     image = _image(options)[:, *cut]
     image[:, layers["CLOUD"] > 0] = 7500
-    _add_swath_edge(image)
-    transform = CORNER @ Affine.translation(right, down)
-    _write(folder / f"{options.name}-SPECTRAL_IMAGE.TIF", image, transform, NODATA)
-    for name, layer in layers.items():
-        _write(folder / f"{options.name}-QL_QUALITY_{name}.TIF", layer[None], transform, None)
-    (folder / f"{options.name}-METADATA.XML").write_bytes(_metadata(options))
+    image[:, swath_edge(options.size)] = NODATA
+    _write(folder / f"{name}-SPECTRAL_IMAGE.TIF", image, options.transform, NODATA)
+    for layer_name, layer in layers.items():
+        _write(folder / f"{name}-QL_QUALITY_{layer_name}.TIF", layer[None], options.transform, None)
+    (folder / f"{name}-METADATA.XML").write_bytes(_metadata(options))
     return folder
+
+
+def _name(options: SceneOptions) -> str:
+    """Return the file name stem of the product."""
+    return f"ENMAP01-____L2A-DT{options.seed + 1049:010d}_{options.day}T101530Z_001_V010400_20231221T134421Z"
 
 
 def _image(options: SceneOptions) -> np.ndarray:
     """Return the complete ground as int16 (224, GROUND, GROUND), with noise in the water-vapor gaps."""
     rng, sensor = np.random.default_rng(options.seed), get_sensor("enmap")
-    tile, _ = render(rng, make_place(rng, GROUND), Visit(1, int(options.day[4:6]) / 12 - 0.4, False))
     image = rng.integers(-30, 60, (len(sensor.product_wavelength_nm), GROUND, GROUND)).astype(np.int16)
-    image[list(sensor.kept)] = tile
+    image[list(sensor.kept)] = digital_ground(options.seed, int(options.day[4:6]))
     return image
 
 
-def _quality(options: SceneOptions) -> dict[str, np.ndarray]:
-    """Return the quality layers of the ground, uint8: a cloud and its shadow, cirrus, haze in a corner, no snow."""
+def _quality() -> dict[str, np.ndarray]:
+    """Return the quality layers of the ground, uint8; cirrus has the levels 1 to 3, and there is no snow."""
     row, column = np.mgrid[0:GROUND, 0:GROUND]
-    cloud = (row - 130) ** 2 + (column - 190) ** 2 < 32**2
-    shadow = (row - 150) ** 2 + (column - 165) ** 2 < 30**2
-    veil = np.clip((column + row - 360) // 40, 0, 3)
-    layers = {
-        "CLOUD": cloud,
-        "CLOUDSHADOW": shadow & ~cloud,
-        "HAZE": row + column < 60,
-        "CIRRUS": veil,
-        "SNOW": np.zeros_like(cloud),
-    }
+    layers = {name.upper().replace("_", ""): layer for name, layer in flags().items()}
+    layers |= {"CIRRUS": np.clip((column + row - 360) // 40, 0, 3), "SNOW": np.zeros((GROUND, GROUND))}
     return {name: layer.astype(np.uint8) for name, layer in layers.items()}
 
 
-def _add_swath_edge(image: np.ndarray) -> None:
-    """Set pixels left of a slanted line to no data."""
-    row, column = np.mgrid[0 : image.shape[1], 0 : image.shape[2]]
-    image[:, column < 70 - row // 4] = NODATA
-
-
 def _write(path: Path, values: np.ndarray, transform: Affine, nodata: float | None) -> None:
-    profile = {"driver": "GTiff", "dtype": values.dtype, "count": len(values), "crs": CRS, "transform": transform}
+    profile = {
+        "driver": "GTiff",
+        "dtype": values.dtype,
+        "count": len(values),
+        "crs": f"EPSG:{EPSG}",
+        "transform": transform,
+    }
     shape = {"height": values.shape[1], "width": values.shape[2]}
     tiling = {"tiled": True, "blockxsize": 128, "blockysize": 128}
     with rasterio.open(path, "w", **profile, **shape, **tiling, nodata=nodata) as file:
@@ -131,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(prog="python -m tools.sample_scene", description=__doc__)
-    parser.add_argument("dest", type=Path, help="folder that the product's folder goes into")
+    parser.add_argument("dest", type=Path, help="folder that the product goes into")
+    parser.add_argument("--product", choices=("enmap", *OTHERS), default="enmap", help="default: %(default)s")
     parser.add_argument("--size", type=positive, default=280, help="side in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of the ground (default: %(default)s)")
     parser.add_argument(
@@ -145,9 +117,17 @@ def build_parser() -> Parser:
 def _make(arguments: argparse.Namespace) -> None:
     options = SceneOptions(arguments.size, arguments.seed, arguments.offset, arguments.day)
     try:
-        print(make_scene(arguments.dest, options))
+        print(_writer(arguments.product)(arguments.dest, options))
     except FileExistsError as error:
         raise ForgeError(f"{error.filename} exists: remove it, or choose another --day or folder") from None
+
+
+def _writer(product: str) -> Callable[[Path, SceneOptions], Path]:
+    if product not in OTHERS:
+        return make_scene
+    from tools.sample_products import PRODUCTS
+
+    return PRODUCTS[product]
 
 
 def _offset(text: str) -> tuple[int, int]:

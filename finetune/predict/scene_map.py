@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import torch
 
 from finetune.encoders.model_file import TaskModel
 from finetune.predict.cog import MapFormat, write_cog
-from finetune.predict.scene_image import open_scene, scene_sensor
+from finetune.predict.scene_bands import Bands, fit_to_scene
+from finetune.predict.scene_image import SceneImage, open_scene
 from finetune.predict.sliding_window import Predict, WindowPlan, blend
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
 from shards.console import get_logger
 from shards.progress import progress
-from shards.sources.raster import Raster
+from shards.sources.image import SpectralImage
 
 logger = get_logger(__name__)
 
@@ -42,7 +43,14 @@ class Summary:
 
 
 def predict_scene(
-    model: TaskModel, scene: str | Path, output: Path, overlap: float, batch: int, device: torch.device
+    model: TaskModel,
+    scene: str | Path,
+    output: Path,
+    overlap: float,
+    batch: int,
+    device: torch.device,
+    masked: Sequence[str] = (),
+    bands: Bands = "same",
 ) -> Summary:
     """Map a scene; ``output`` appears once it is complete.
 
@@ -55,13 +63,17 @@ def predict_scene(
         scene: see `open_scene`.
         overlap: fraction of a window that the next one overlaps, in [0, 1).
         batch: windows per batch.
+        masked: quality layers of a product whose flagged values are missing.
+        bands: see `fit_to_scene`.
 
     Raises:
         ConfigError, SourceError: the scene has other bands or is unreadable.
         RasterError: the map can't be written.
     """
     began, raster = time.monotonic(), describe_map(model, Path(scene).name)
-    with open_scene(scene, scene_sensor(model)) as image:
+    with open_scene(scene, masked) as opened:
+        model, selected = fit_to_scene(model, opened, bands)
+        image = SceneImage(opened, selected)
         plan = plan_windows(model, *image.grid.shape, overlap)
         raster = replace(raster, control_points=image.raster.control_points(plan.cell))
         _warn_about_georeference(image.raster)
@@ -83,14 +95,16 @@ def predict_scene(
     return summary
 
 
-def _warn_about_georeference(scene: Raster) -> None:
+def _warn_about_georeference(scene: SpectralImage) -> None:
     """Warn about parts of the scene's georeference that the map lacks."""
     if scene.grid.transform is not None:
         return
     if scene.control_points():
         logger.warning(f"{scene.name}: the map keeps its ground control points: use them to warp it to a grid")
         return
-    rational = ": its rational coefficients (RPC) apply only to its own pixels" if scene.file.rpcs else ""
+    rational = (
+        ": its rational coefficients (RPC) apply only to its own pixels" if scene.has_rational_coefficients else ""
+    )
     logger.warning(f"{scene.name} has no georeference, so neither does the map{rational}")
 
 

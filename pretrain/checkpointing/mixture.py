@@ -1,6 +1,6 @@
 """The identity of several sources in checkpoints: what their order depends on, and where it begins."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,18 @@ class MixtureSource:
         name: in messages.
         weight: its share, a whole number.
         dataset: hash of the tiles of its view.
+        held_out: hash of its held-out locations.
     """
 
-    name: str
+    name: str = field(compare=False)
     weight: int
     dataset: str
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, MixtureSource) and (self.weight, self.dataset) == (other.weight, other.dataset)
-
-    def __hash__(self) -> int:
-        return hash((self.weight, self.dataset))
+    held_out: str
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """All sources in their order, and the samples of a block (None in a run of one dataset)."""
+    """All sources in their order, and the samples of a block (None for one source, whose order has no blocks)."""
 
     sources: tuple[MixtureSource, ...]
     block: int | None
@@ -39,8 +35,12 @@ class Mixture:
 
 def current_mixture(inputs: Inputs) -> Mixture:
     """Return the mixture of a run's inputs."""
-    sources = (MixtureSource(source.name, source.weight, source.plan.dataset) for source in inputs.sources)
-    return Mixture(tuple(sources), inputs.plan.order.block if isinstance(inputs.plan, MixturePlan) else None)
+    sources = (
+        MixtureSource(source.name, source.weight, source.plan.dataset, source.held_out_hash)
+        for source in inputs.sources
+    )
+    plan = inputs.plan
+    return Mixture(tuple(sources), plan.order.block if isinstance(plan, MixturePlan) and len(plan.plans) > 1 else None)
 
 
 def saved_mixture(state: dict[str, Any]) -> Mixture:
@@ -48,8 +48,9 @@ def saved_mixture(state: dict[str, Any]) -> Mixture:
     data = state["data"]
     if "sources" not in data:
         name = Path(state["config"]["data"].get("shards") or "").name
-        return Mixture((MixtureSource(name, 1, data["content_hash"]),), None)
-    sources = (MixtureSource(each["name"], each["weight"], each["dataset"]) for each in data["sources"])
+        return Mixture((MixtureSource(name, 1, data["content_hash"], data.get("held_out", "")),), None)
+    keys = ("name", "weight", "dataset", "held_out")
+    sources = (MixtureSource(*(each[key] for key in keys)) for each in data["sources"])
     return Mixture(tuple(sources), data["block"])
 
 
@@ -79,7 +80,7 @@ def order_begin(state: dict[str, Any], inputs: Inputs) -> int:
     if not isinstance(inputs.plan, MixturePlan):
         return 0
     same = saved_mixture(state) == current_mixture(inputs)
-    return int(state["data"]["order_begin"] if same else state["samples_seen"])
+    return int(state["data"].get("order_begin", 0) if same else state["samples_seen"])
 
 
 def sources_change(old: Mixture, new: Mixture) -> str:
@@ -94,6 +95,8 @@ def sources_change(old: Mixture, new: Mixture) -> str:
             changes.append(f"'{name}' has weight {now[name].weight}, it had {then[name].weight}")
         if then[name].dataset != now[name].dataset:
             changes.append(f"'{name}' has other tiles")
+        elif then[name].held_out != now[name].held_out:
+            changes.append(f"'{name}' holds out other locations")
     if old.sources == new.sources:
         changes.append(f"model.bn_group is {new.block}, it was {old.block}")
     return ", ".join(sorted(changes)) or "their order changed"

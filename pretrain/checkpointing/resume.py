@@ -141,10 +141,10 @@ def _check_same_run(
         "objective": (before["objective"], now["objective"]),
         "run.seed": (before["run"]["seed"], now["run"]["seed"]),
         "data.order": (before["data"].get("order"), now["data"]["order"]),
-        "data.holdout": _holdout(state, before, now, dataset, held_out),
         "train.global_batch": (before["train"]["global_batch"], now["train"]["global_batch"]),
     }
     if mixture is None:
+        fixed["data.holdout"] = _holdout(state, before, now, dataset, held_out)
         fixed["dataset"] = state["data"]["content_hash"], dataset
     else:
         fixed["data.sources"] = saved_mixture(state), mixture

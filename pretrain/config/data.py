@@ -75,7 +75,7 @@ class DataConfig(ConfigModel):
     def _shards_or_sources(self) -> Self:
         if bool(self.sources) == (self.shards is not None):
             raise ValueError(
-                ".shards and .sources both name what is read: remove one of them"
+                ".shards and .sources both name what is read: remove one of them, or set .shards: null over a base"
                 if self.sources
                 else ".shards is missing: name a folder of packed shards, or several in .sources"
             )

@@ -239,6 +239,10 @@ class Trainer:
             f"{self.engine.accumulation} accumulated; {len(self.inputs.plan.rows)} of {len(self.inputs.reader)} tiles "
             f"to train on, {len(self.inputs.held_out)} held out; from step {self.step} to {train.steps}"
         )
+        if self.config.data.sources:
+            total = sum(source.weight for source in self.inputs.sources)
+            shares = (f"{source.name} {source.weight}/{total}" for source in self.inputs.sources)
+            log(f"blocks of {self.config.model.bn_group} samples from {', '.join(shares)}")
 
     def _export(self) -> None:
         """Export the encoder of the last checkpoint."""

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _has_value(tiles: Tensor, present: Tensor) -> Tensor:
-    """Map int16 (B, C, H, W) to float (B, 1, H, W): 1 where a pixel has all ``present`` bands, bool (B or 1, C)."""
-    return ((tiles != NODATA) | ~present[:, :, None, None]).all(1, keepdim=True).float()
+def _has_value(tiles: Tensor, present: Tensor | None) -> Tensor:
+    """Map int16 (B, C, H, W) to float (B, 1, H, W): 1 where a pixel has all ``present`` bands, bool (B, C); or all."""
+    values = tiles if present is None else tiles.masked_fill(~present[:, :, None, None], 0)
+    return (values.amin(1, keepdim=True) > NODATA).float()  # the smallest int16: a single pass over the tiles
 
 
 def _held(batches: Iterator[TileBatch], count: int) -> Iterator[TileBatch]:
@@ -203,9 +204,9 @@ class MaeObjective(Objective):
             hidden = to_device([drawn], sources.device)
         return self._image_bands(self.spectrum(sources), sources, hidden)
 
-    def _present(self, sources: Tensor) -> Tensor:
-        """Return which bands images of these sources have, bool (B or 1, C)."""
-        return self.tables.present if len(self.manifests) == 1 else self.tables.present[sources]
+    def _present(self, sources: Tensor) -> Tensor | None:
+        """Return which bands images of these sources have, bool (B, C); None where all have all."""
+        return None if len(self.manifests) == 1 else self.tables.present[sources]
 
     def _figure(self, image: Tensor, prediction: Tensor, masked: Tensor, source: Tensor) -> "Figure":
         from pretrain.objectives.picture import reconstruction_figure  # matplotlib takes a second to load

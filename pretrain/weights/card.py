@@ -54,6 +54,9 @@ def _training(description: EncoderDescription) -> str:
         f"- Dataset, by content hash: `{description.dataset or UNKNOWN}`.",
         f"- Code: SpectralForge {description.version or UNKNOWN}.",
     ]
+    if sources := description.config.get("data", {}).get("sources"):
+        shares = (f"{source.get('name') or source['shards']} ({source['weight']:g})" for source in sources)
+        lines.append(f"- Sources, by relative share: {', '.join(shares)}.")
     if description.init:
         lines.append(f"- Initialized from: {_lineage(description.init)}.")
     if description.config:

@@ -16,7 +16,7 @@ from shards.order.random_bits import fold_in
 from shards.pack.record import RECORD, PackRecord, read_record
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import Sensor
-from shards.sources.bundles import Bundle
+from shards.sources.bundles import Bundle, TileOptions
 from shards.sources.geotiff import Tile, read_tile
 from shards.sources.inputs import find_bundles
 from shards.sources.labels import PIXELS, Labels, make_grid
@@ -158,9 +158,8 @@ def bundle_jobs(
         return []
     options = record.options
     try:
-        bundles_now = find_bundles(
-            plan.sources.tiles, plan.sensor, plan.shape[1], options.scene_limits, options.cut, options.pattern
-        )
+        read = TileOptions(plan.sensor, plan.shape[1], options.scene_limits, options.cut, tuple(options.mask_quality))
+        bundles_now = find_bundles(plan.sources.tiles, read, options.pattern)
     except SourceError as error:
         findings.problems.append(str(error))
         return []

@@ -19,11 +19,12 @@ from shards.pack.merge import PackResult, merge_shards, missing_shards, shard_na
 from shards.pack.record import PackRecord
 from shards.pack.scan import PackConfig, begin, cut_generation, list_intermediate_tiles
 from shards.pack.writer import Sample, encode_sample, index_path, write_shard
-from shards.sensors.sensor import Sensor, get_sensor
-from shards.sources.bundles import Bundle
+from shards.sensors.sensor import Sensor
+from shards.sources.bundles import Bundle, TileOptions
 from shards.sources.geotiff import read_tile
 from shards.sources.inputs import find_bundles
 from shards.sources.labels import Labels, make_grid
+from shards.sources.scene_sensor import find_sensor
 from shards.workers import counters, run_jobs
 
 
@@ -75,11 +76,12 @@ def pack_part(
     append: bool = False,
 ) -> int:
     """Write the shards of one part, for `merge` to join; returns the number of shards written by this call."""
-    sensor = get_sensor(config.sensor)
+    sensor = find_sensor(config.sensor)
     record = begin(source, dest, config, sensor, labels, append)
     if not record.generations[-1].list_name:
         options = record.options
-        bundles = find_bundles(source, sensor, record.tile_size, config.limits, options.cut, config.pattern)
+        read = TileOptions(sensor, record.tile_size, config.limits, options.cut, config.mask_quality)
+        bundles = find_bundles(source, read, config.pattern)
         write_intermediate_shards(part.take(_unchanged(bundles, record, source)), dest, record, workers)
         record = list_intermediate_tiles(dest, must=part.of == 1)
     if not record.generations[-1].list_name:

@@ -40,6 +40,7 @@ class PackOptions(StrictModel):
         limits: limits on tiles cut from products, by the fields of `SceneLimits`.
         labels: whether tiles have labels; ``align``, ``label_field`` and ``label_layer`` define how they are read.
         cut: whether rasters larger than a tile are cut.
+        mask_quality: quality layers of products whose flagged values became missing.
     """
 
     sensor: str
@@ -55,6 +56,7 @@ class PackOptions(StrictModel):
     label_field: str | None = None
     label_layer: str | None = None
     cut: bool = False
+    mask_quality: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _known_limits(self) -> Self:

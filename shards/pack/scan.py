@@ -20,8 +20,8 @@ from shards.format.manifest import FORMAT, MANIFEST, read_manifest
 from shards.pack.intermediate import filtered_tiles, intermediate_tiles, remove_intermediate_shards
 from shards.pack.listing import ListedTile, cut_shards, read_list, write_list
 from shards.pack.record import RECORD, Generation, PackOptions, PackRecord, read_record, write_record
-from shards.sensors.sensor import Sensor, get_sensor
-from shards.sources.bundles import Bundle
+from shards.sensors.sensor import Sensor
+from shards.sources.bundles import Bundle, TileOptions
 from shards.sources.geotiff import read_tile
 from shards.sources.inputs import Inputs, find_inputs
 from shards.sources.labels import Labels
@@ -29,7 +29,7 @@ from shards.sources.layouts import SPLITS
 from shards.sources.limits import SceneLimits
 from shards.sources.pairs import find_labeled
 from shards.sources.plain import EMPTY, PlainTiles, probe
-from shards.sources.product import METADATA
+from shards.sources.scene_sensor import find_sensor
 from shards.sources.tile_names import SourceTile
 from shards.sources.walk import is_data
 
@@ -46,6 +46,7 @@ class PackConfig(ConfigModel):
         codec: a preset (``raw``, ``fast``, ``compact``), the id of a codec, or its config as JSON.
         pattern: glob pattern of the source files that are tiles; None recognizes them by name.
         limits: limits on tiles cut from products.
+        mask_quality: quality layers of products whose flagged values become missing.
     """
 
     sensor: str = "enmap"
@@ -55,6 +56,7 @@ class PackConfig(ConfigModel):
     codec: str = "compact"
     pattern: str | None = None
     limits: SceneLimits = SceneLimits()
+    mask_quality: tuple[str, ...] = ()
 
 
 def begin(
@@ -106,6 +108,9 @@ def _open_record(
 def _options(config: PackConfig, sensor: Sensor, labels: Labels | None) -> PackOptions:
     """Return the options for the record; optional ones are included only if they were given."""
     options = config.model_dump() | {"sensor": sensor.name, "labels": labels is not None}
+    options["mask_quality"] = list(config.mask_quality)
+    if not config.mask_quality:
+        del options["mask_quality"]
     if not sensor.is_registered:
         options["band_table"] = sensor.to_dict()
     if labels is not None:
@@ -163,7 +168,7 @@ def _scan(
     inputs = _find(source, config, sensor, labels, _known(dest, record), options.seed)
     size = options.size or inputs.size()
     cut = config.size is not None or options.cut or inputs.lone
-    bundles = [] if labels else inputs.bundles(size, config.limits, cut)
+    bundles = [] if labels else inputs.bundles(_tile_options(config, sensor, size, cut))
     record = record.with_options(size=size)
     if bundles:
         if cut:
@@ -174,6 +179,10 @@ def _scan(
         return record
     listed = [ListedTile(tile) for tile in inputs.tiles]
     return _add_list(dest, record, listed, Generation(probes=_probe(source, listed)))
+
+
+def _tile_options(config: PackConfig, sensor: Sensor, size: int, cut: bool) -> TileOptions:
+    return TileOptions(sensor, size, config.limits, cut, config.mask_quality)
 
 
 def _known(dest: Path, record: PackRecord) -> dict[str, str]:
@@ -193,8 +202,9 @@ def _find(
     """
     limits = sorted(config.limits.model_fields_set)
     option = f"--max-{limits[0].replace('_', '-')}" if limits else ""
+    mask = "--mask-quality" if config.mask_quality else ""
     if labels:
-        for ignored in (option, "--pattern" if config.pattern else ""):
+        for ignored in (option, mask, "--pattern" if config.pattern else ""):
             if ignored:
                 raise ConfigError(f"{ignored} has no effect with --labels: remove it")
         tiles = find_labeled(source, labels, sensor.name, seed)
@@ -205,14 +215,11 @@ def _find(
             )
         return Inputs(source, source, sensor, tiles)
     inputs = find_inputs(source, sensor, config.pattern, _warn, taken)
-    if limits and not inputs.claimed:
-        raise ConfigError(
-            f"{option} is a limit on tiles cut from EnMAP L2A products, but {source} contains none (no *{METADATA}): "
-            "remove it"
-        )
-    if not inputs.tiles and not inputs.bundles(config.size or inputs.size(), config.limits, cut=False):
+    if (option or mask) and not inputs.claimed:
+        raise ConfigError(f"{option or mask} applies to tiles cut from products, but {source} contains none: remove it")
+    if not inputs.tiles and not inputs.bundles(_tile_options(config, sensor, config.size or inputs.size(), cut=False)):
         shown = ", ".join(inputs.claimed_names()[:5])
-        raise SourceError(f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product among {shown}")
+        raise SourceError(f"{source}: neither an archive of tiles nor a product among {shown}")
     return inputs
 
 
@@ -289,12 +296,14 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
     Raises:
         SourceError: if there are no tiles, or none of the probed ones can be read.
     """
-    sensor = get_sensor(config.sensor)
+    sensor = find_sensor(config.sensor)
     record = read_record(dest) if append else None
     known = _known(dest, record) if record else {}
     inputs = _find(source, config, sensor, labels, known, config.seed)
     size = config.size or (record.tile_size if record else None) or inputs.size()
-    bundles = [] if labels else inputs.bundles(size, config.limits, config.size is not None or inputs.lone)
+    bundles = (
+        [] if labels else inputs.bundles(_tile_options(config, sensor, size, config.size is not None or inputs.lone))
+    )
     if bundles:
         return _describe_bundles(bundles, size)
     tiles = [tile for tile in inputs.tiles if tile.key not in known]

@@ -22,8 +22,9 @@ from shards.sources.limits import SceneLimits
 from shards.sources.members import DAMAGE, MACHINE, TAR, ZIP, Links, Member, damaged, members, path_is_zip
 from shards.sources.plain import cut_raster, is_scene
 from shards.sources.product import METADATA, is_metadata, product_name, vsizip, zip_names
+from shards.sources.products.product import Product, known_products
 from shards.sources.raster import open_raster
-from shards.sources.scene import Scene
+from shards.sources.scene import EnmapProducts, Scene
 from shards.sources.tile_names import HEADER, SourceTile, distinct, is_published, is_whole_product, tile_of_name
 from shards.sources.walk import is_data, member_name
 
@@ -45,6 +46,7 @@ class Archive(Bundle):
         limits: limits on the quality of tiles cut from the products in the archive.
         cut: whether rasters larger than a tile are cut.
         left_out: prefixes of member names that belong to other bundles.
+        masked: quality layers of the products in the archive whose flagged values become missing.
     """
 
     kind = "archive"
@@ -57,6 +59,7 @@ class Archive(Bundle):
     cut: bool = False
     left_out: tuple[str, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
+    masked: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         status = self.path.stat()
@@ -217,7 +220,7 @@ class _Reading:
         try:
             member.copy_to(path)
             name = f"{archive.name}!{member.name}"
-            options = TileOptions(archive.sensor, archive.size, archive.limits, archive.cut)
+            options = TileOptions(archive.sensor, archive.size, archive.limits, archive.cut, archive.masked)
             for bundle in kind.open(path, name, options):
                 yield from bundle.tiles(self._skip, self._scratch)
                 for reason, count in bundle.filtered.items():
@@ -245,11 +248,14 @@ class ArchiveSource(TileSource):
         """Return one archive or, for a zip file with products, the products and an archive of the other members."""
         sensor, size, limits = options.sensor, options.size, options.limits
         if not name.lower().endswith(ZIP):
-            return [Archive(path, name, sensor, size, limits, options.cut)]
+            return [Archive(path, name, sensor, size, limits, options.cut, masked=options.masked)]
+        kind = _product_of_another_sensor(path)
+        if kind is not None:
+            return kind.open(path, name, options)
         names = zip_names(path)
         products = sorted(member for member in names if is_metadata(member))
         left_out = tuple(f"{member_name(product)[: -len(METADATA)]}-SPECTRAL_IMAGE" for product in products)
-        others = Archive(path, name, sensor, size, limits, options.cut, left_out)
+        others = Archive(path, name, sensor, size, limits, options.cut, left_out, masked=options.masked)
         members = [member for member in map(member_name, names) if others.takes(member)]
         envi = envi_files(members)
         has_more = any(
@@ -257,7 +263,21 @@ class ArchiveSource(TileSource):
         )
         shared = has_more or len(products) > 1
         scenes = [
-            Scene(path, product_name(name, product, shared), sensor, size, limits, metadata_name=product)
+            Scene(
+                path,
+                product_name(name, product, shared),
+                sensor,
+                size,
+                limits,
+                masked=options.masked,
+                metadata_name=product,
+            )
             for product in products
         ]
         return [*scenes, others] if has_more else [*scenes]
+
+
+def _product_of_another_sensor(path: Path) -> Product | None:
+    """Return the kind of a zipped product that is not EnMAP's, of which a zip file may hold several."""
+    kinds = (kind for kind in known_products() if not isinstance(kind, EnmapProducts))
+    return next((kind for kind in kinds if kind.recognizes(path)), None)

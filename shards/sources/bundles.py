@@ -25,12 +25,14 @@ class TileOptions:
         size: height and width in pixels.
         limits: limits on the quality of tiles cut from products.
         cut: whether rasters larger than a tile are cut.
+        masked: quality layers of products whose flagged values become missing.
     """
 
     sensor: Sensor
     size: int
     limits: SceneLimits = field(default_factory=SceneLimits)
     cut: bool = False
+    masked: tuple[str, ...] = ()
 
 
 class Bundle(ABC):
@@ -103,6 +105,10 @@ class TileSource(ABC):
 
 TILE_SOURCES: Registry[type[TileSource]] = Registry("tile source")
 """Kinds of files that hold many tiles, tried in reverse order of registration, as in ``TILE_LAYOUTS``."""
+TILE_SOURCES.add("prisma_l2d", "shards.sources.products.prisma:PrismaProducts")
+TILE_SOURCES.add("emit_l2a", "shards.sources.products.emit:EmitProducts")
+TILE_SOURCES.add("desis_l2a", "shards.sources.products.desis:DesisProducts")
+TILE_SOURCES.add("eo1_l1t", "shards.sources.products.hyperion:HyperionProducts")
 TILE_SOURCES.add("enmap_l2a", "shards.sources.scene:EnmapProducts")
 TILE_SOURCES.add("archive", "shards.sources.archive:ArchiveSource")
 

@@ -1,6 +1,8 @@
 """Conversion of stored values to digital numbers: int16, reflectance x 10000, `NODATA` where nothing was measured.
 
-The conversion is exact: a value without an exact digital number is an error, never rounded, wrapped or clipped.
+The conversion of integers is exact: a value without an exact digital number is an error, never rounded, wrapped or
+clipped. Only floating-point reflectance, from 0 to 1, is rounded to the nearest digital number; what int16 can't hold
+of it, noise in bands of little light, is missing.
 """
 
 from collections.abc import Sequence
@@ -54,6 +56,7 @@ def digital_numbers(
     scales: np.ndarray,
     offsets: np.ndarray,
     bands: Sequence[int],
+    rounded: bool = False,
 ) -> np.ndarray:
     """Convert stored values to digital numbers; reflectance is ``stored * scale + offset``.
 
@@ -62,6 +65,8 @@ def digital_numbers(
         missing: bool, broadcastable to the shape of ``stored``; None if no value is missing.
         scales, offsets: float64, one for each band.
         bands: band numbers, for messages.
+        rounded: round values to the nearest digital number, and leave out those beyond int16; by default, both are
+            errors.
 
     Returns:
         int16 (bands, height, width), C-contiguous.
@@ -76,7 +81,7 @@ def digital_numbers(
     if plain and stored.dtype == np.int16:
         values = stored
     else:
-        values = _converted(stored, missing, scales, offsets, plain, bands)
+        values = _converted(stored, missing, scales, offsets, plain, bands, rounded)
     if missing is not None:
         values = np.where(missing, np.int16(NODATA), values)
     return np.ascontiguousarray(values)
@@ -96,6 +101,7 @@ def _converted(
     offsets: np.ndarray,
     plain: bool,
     bands: Sequence[int],
+    rounded: bool,
 ) -> np.ndarray:
     if plain:
         values = stored if stored.dtype.kind == "f" else stored.astype(np.int64)
@@ -104,19 +110,21 @@ def _converted(
         values = stored.astype(np.float64) * factor + shift
     if missing is not None:
         values = np.where(missing, 0, values)
-    rounded = np.rint(values) if values.dtype.kind == "f" else values
+    whole = np.rint(values) if values.dtype.kind == "f" else values
     with np.errstate(invalid="ignore"):
-        wrong = ~((rounded >= NODATA) & (rounded <= LARGEST))
-        if values.dtype.kind == "f":
-            wrong |= np.abs(values - rounded) > (0 if plain else ROUNDING * np.maximum(1, np.abs(values)))
-    if wrong.any():
+        wrong = ~((whole >= NODATA) & (whole <= LARGEST))
+        if values.dtype.kind == "f" and not rounded:
+            wrong |= np.abs(values - whole) > (0 if plain else ROUNDING * np.maximum(1, np.abs(values)))
+    if rounded:
+        whole = np.where(wrong, NODATA, whole)
+    elif wrong.any():
         band, row, column = (int(index) for index in np.unravel_index(wrong.argmax(), wrong.shape))
         raise TileError(
             _refusal(
                 stored[band, row, column], values[band, row, column], scales[band], offsets[band], plain, bands[band]
             )
         )
-    return rounded.astype(np.int16)
+    return whole.astype(np.int16)
 
 
 def _refusal(value: float, number: float, scale: float, offset: float, plain: bool, band: int) -> str:

@@ -13,7 +13,6 @@ from shards.errors import SourceError
 from shards.sensors.sensor import Sensor
 from shards.sources.bundles import TILE_SOURCES, Bundle, TileOptions, tile_sources
 from shards.sources.layouts import find_listed, find_tiles, no_tiles
-from shards.sources.limits import SceneLimits
 from shards.sources.members import TAR, ZIP
 from shards.sources.plain import PlainScene, PlainTiles, is_scene, probes, raster_shape
 from shards.sources.tile_names import SourceTile, location_of, tile_of_name
@@ -79,23 +78,18 @@ class Inputs:
         """Return the names of the files that hold many tiles."""
         return [name for names in self.claimed.values() for name in names]
 
-    def bundles(self, size: int, limits: SceneLimits, cut: bool) -> list[Bundle]:
+    def bundles(self, options: TileOptions) -> list[Bundle]:
         """Return all contents as bundles, sorted by name; an empty list if there are only plain tiles.
-
-        Args:
-            size: height and width of the tiles in pixels.
-            limits: limits on the quality of tiles cut from products.
-            cut: whether rasters larger than a tile are cut.
 
         Raises:
             SourceError: a file can't be read, or a product occurs twice.
         """
-        options = TileOptions(self.sensor, size, limits, cut)
+        size = options.size
         bundles: list[Bundle] = []
         for kind, names in self.claimed.items():
             bundles += TILE_SOURCES[kind]().open_all(self.folder, names, options)
         self._refuse_twice(bundles)
-        scenes = self._scenes(size) if cut else set()
+        scenes = self._scenes(size) if options.cut else set()
         for tile in self.tiles:
             if tile.path in scenes:
                 bundles.append(PlainScene(self.folder / tile.path, tile.path, tile, self.sensor, size))
@@ -170,29 +164,20 @@ def _one_file(source: Path, sensor: Sensor) -> Inputs:
         return Inputs(source, folder, sensor, claimed={kind: [name]})
     if raster_shape(source) is None:
         raise SourceError(
-            f"{source}: neither an archive ({', '.join((*TAR, ZIP))}) nor a raster: name a folder, an archive, an "
-            "EnMAP L2A product, or a file that GDAL reads"
+            f"{source}: neither an archive ({', '.join((*TAR, ZIP))}) nor a raster: name a folder, an archive, a "
+            "product, or a file that GDAL reads"
         )
     tile = tile_of_name(name, sensor.name) or SourceTile(location_of(name), "00000", name)
     return Inputs(source, folder, sensor, [tile], lone=True)
 
 
-def find_bundles(
-    source: Path,
-    sensor: Sensor,
-    size: int,
-    limits: SceneLimits,
-    cut: bool = False,
-    pattern: str | None = None,
-) -> list[Bundle]:
+def find_bundles(source: Path, options: TileOptions, pattern: str | None = None) -> list[Bundle]:
     """Find the bundles of a source (`Inputs.bundles`).
 
     Raises:
         SourceError: see `Inputs.bundles`; also if a file is not a bundle.
     """
-    bundles = find_inputs(source, sensor, pattern).bundles(size, limits, cut)
+    bundles = find_inputs(source, options.sensor, pattern).bundles(options)
     if source.is_file() and not bundles:
-        raise SourceError(
-            f"{source}: neither an archive of tiles nor a zipped EnMAP L2A product: it contains nothing to pack"
-        )
+        raise SourceError(f"{source}: neither an archive of tiles nor a product: it contains nothing to pack")
     return bundles

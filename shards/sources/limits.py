@@ -22,3 +22,7 @@ class SceneLimits(ConfigModel):
     cirrus: Share | None = None
     snow: Share | None = None
     nodata: Share | None = 0.1
+
+
+NO_LIMITS = SceneLimits(cloud=None, nodata=None)
+"""Limits that leave out no tile."""

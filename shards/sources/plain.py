@@ -12,13 +12,13 @@ from rasterio.windows import Window
 from shards.errors import TileError
 from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.bundles import Bundle
-from shards.sources.geotiff import IDENTITY, Tile, read_tile
+from shards.sources.geotiff import Tile, read_tile
+from shards.sources.products.tiles import CACHE_BYTES, RIM, moved
 from shards.sources.raster import Raster, open_raster
-from shards.sources.scene import CACHE_BYTES
 from shards.sources.tile_names import SourceTile
 
-RIM, EMPTY = "px at the rims of scenes", "no measured pixel"
-"""Reasons for leaving out parts of a scene: pixels that fill no complete tile, and tiles without measurements."""
+EMPTY = "no measured pixel"
+"""Reason for leaving out tiles of a scene."""
 
 PROBED = 32
 
@@ -130,21 +130,12 @@ def cut_raster(
         if (values == NODATA).all():
             _count(filtered, EMPTY, 1)
             continue
-        yield part, Tile(values, grid.crs, _moved(grid.transform, window), raster.date)
+        yield part, Tile(values, grid.crs, moved(grid.transform, window), raster.date)
 
 
 def _count(filtered: dict[str, int], reason: str, count: int) -> None:
     if count:
         filtered[reason] = filtered.get(reason, 0) + count
-
-
-def _moved(transform: tuple[float, ...] | None, window: Window) -> tuple[float, ...]:
-    """Return the transform of a window."""
-    if transform is None:
-        return IDENTITY
-    a, b, c, d, e, f = transform
-    column, row = window.col_off, window.row_off
-    return a, b, a * column + b * row + c, d, e, d * column + e * row + f
 
 
 def raster_shape(path: Path) -> tuple[int, int] | None:

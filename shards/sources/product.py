@@ -1,5 +1,6 @@
 """EnMAP L2A products: recognition by file name, and parsing of METADATA.XML."""
 
+import math
 import os
 import re
 import zipfile
@@ -13,6 +14,8 @@ from shards.errors import SourceError
 from shards.sources.walk import is_data, member_name
 
 METADATA = "-METADATA.XML"
+OTHERS = re.compile(r"(^|/)DESIS-", re.IGNORECASE)
+"""Products of other sensors with a METADATA.XML."""
 PATCH = re.compile(r"-Y[0-9]+_X[0-9]+-METADATA", re.IGNORECASE)
 GAIN = 0.0001
 
@@ -45,8 +48,10 @@ def metadata_names(path: Path) -> list[str]:
 
 
 def is_metadata(name: str) -> bool:
-    """Return whether a file is the METADATA.XML of a product rather than of a patch cut from one."""
-    return name.upper().endswith(METADATA) and is_data(member_name(name)) and not PATCH.search(name)
+    """Return whether a file is the METADATA.XML of an EnMAP product rather than of a patch cut from one."""
+    if not name.upper().endswith(METADATA) or PATCH.search(name) or OTHERS.search(name):
+        return False
+    return is_data(member_name(name))
 
 
 def zip_names(path: Path) -> list[str]:
@@ -71,23 +76,26 @@ class Metadata:
         time: start of the acquisition, ``YYYYMMDDTHHMMSSZ``.
         wavelength_nm: band centers in nm, in the order of the image.
         background: pixel value that means "no measurement".
+        fwhm_nm: full widths at half maximum in nm, in the order of the image; None unless all are given.
     """
 
     time: str
     wavelength_nm: tuple[float, ...]
     background: float
+    fwhm_nm: tuple[float, ...] | None = None
 
     @classmethod
     def parse(cls, text: bytes, name: str) -> "Metadata":
         """Parse the XML; raises SourceError if a field is missing or reflectance has another scale."""
         try:
-            _refuse_doctype(text)
+            refuse_doctype(text)
             root = ElementTree.fromstring(text)
-            start = datetime.fromisoformat(_text(root, ".//temporalCoverage/startTime"))
+            start = datetime.fromisoformat(child_text(root, ".//temporalCoverage/startTime"))
             bands = root.findall(".//bandCharacterisation/bandID")
-            centers = tuple(float(_text(band, "wavelengthCenterOfBand")) for band in bands)
-            scales = {(float(_text(band, "GainOfBand")), float(_text(band, "OffsetOfBand"))) for band in bands}
-            background = float(_text(root, ".//backgroundValue"))
+            centers = tuple(float(child_text(band, "wavelengthCenterOfBand")) for band in bands)
+            widths = tuple(float(band.findtext("FWHMOfBand", "nan")) for band in bands)
+            scales = {tuple(float(child_text(band, f"{name}OfBand")) for name in ("Gain", "Offset")) for band in bands}
+            background = float(child_text(root, ".//backgroundValue"))
         except (ElementTree.ParseError, ExpatError, ValueError, LookupError, RecursionError) as error:
             raise SourceError(f"{name}: not the metadata of an EnMAP L2A product ({error})") from None
         if scales != {(GAIN, 0.0)}:
@@ -95,10 +103,11 @@ class Metadata:
             raise SourceError(f"{name}: gain and offset {odd[:1]}, expected {GAIN} and 0 (reflectance x 10000)")
         if start.utcoffset() != timedelta(0):
             raise SourceError(f"{name}: start time {start.isoformat()} is not a UTC time")
-        return cls(start.strftime("%Y%m%dT%H%M%SZ"), centers, background)
+        fwhm_nm = widths if all(map(math.isfinite, widths)) else None
+        return cls(start.strftime("%Y%m%dT%H%M%SZ"), centers, background, fwhm_nm)
 
 
-def _refuse_doctype(text: bytes) -> None:
+def refuse_doctype(text: bytes) -> None:
     """Raise ValueError for XML that declares entities, which can expand to gigabytes; products have none."""
 
     def refuse(*_: object) -> None:
@@ -109,7 +118,8 @@ def _refuse_doctype(text: bytes) -> None:
     parser.Parse(text, True)
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
+def child_text(element: ElementTree.Element, path: str) -> str:
+    """Return the text of the first element at a path; raises ValueError if there is none."""
     text = element.findtext(path)
     if text is None:
         raise ValueError(f"no element {path.removeprefix('.//')}")

@@ -5,6 +5,7 @@ tags of any domain, and in sidecar files (``.aux.xml``, world files, ``.msk``, E
 without probing every name that a sidecar could have (`_has_sidecar`).
 """
 
+import itertools
 import os
 import time
 import warnings
@@ -25,9 +26,10 @@ from rasterio.windows import Window
 
 from shards.errors import TileError
 from shards.sensors.band_metadata import BandMetadata, read_band_metadata
-from shards.sensors.sensor import NODATA, Sensor
+from shards.sensors.sensor import NODATA
 from shards.sources.digital_numbers import UNSCALED, digital_numbers, missing_pixels
 from shards.sources.grid import Grid
+from shards.sources.image import ROUNDED, SpectralImage, note_once
 
 LONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 """GDAL options for a file without sidecars: neither list the folder nor look for sidecars."""
@@ -51,6 +53,13 @@ SIDECARS = (
     ".rpb",
 )
 """Suffixes of GDAL's sidecar files, appended to a raster's name or in place of its extension."""
+
+SAMPLED, SAMPLED_BANDS = 8, 8
+"""Windows along each side of a file, their size in pixels, and bands: the sample that tells reflectance from digital
+numbers."""
+
+MOST_REFLECTANCE = 2.0
+"""Reflectance that few pixels exceed: clouds and glint do. Radiance in any common unit is larger."""
 
 FRESH_S = 2.0
 """A folder that changed within this time is listed again: some file systems have timestamps this coarse."""
@@ -84,8 +93,8 @@ def open_raster(
             yield Raster(file, name, wavelength_nm, background, header)
 
 
-class Raster:
-    """An open raster.
+class Raster(SpectralImage):
+    """An open raster, read by GDAL.
 
     Args:
         file: rasterio dataset.
@@ -106,10 +115,29 @@ class Raster:
         background: float | None = None,
         header: Path | None = None,
     ) -> None:
-        self.file, self.name, self.background, self._header = file, name, background, header
-        self._given_wavelength_nm = None if wavelength_nm is None else tuple(float(center) for center in wavelength_nm)
         has_alpha = file.count > 1 and file.colorinterp[-1] == ColorInterp.alpha
-        self.bands = list(range(1, file.count + (not has_alpha)))
+        super().__init__(name, range(1, file.count + (not has_alpha)))
+        self.file, self.background, self._header = file, background, header
+        self.has_rational_coefficients = bool(file.rpcs)
+        self._given_wavelength_nm = None if wavelength_nm is None else tuple(float(center) for center in wavelength_nm)
+        self._given_fwhm_nm: tuple[float, ...] | None = None
+        self._given_scale: tuple[float, float] | None = None
+
+    def describe(
+        self,
+        wavelength_nm: Sequence[float],
+        fwhm_nm: Sequence[float] | None = None,
+        scale: tuple[float, float] | None = None,
+    ) -> None:
+        """Use a product's metadata instead of the file's own.
+
+        Args:
+            wavelength_nm, fwhm_nm: centers and widths of the bands in nm, in the order of ``bands``.
+            scale: scale and offset of all bands: reflectance = stored * scale + offset.
+        """
+        self._given_wavelength_nm = tuple(wavelength_nm)
+        self._given_fwhm_nm = None if fwhm_nm is None else tuple(fwhm_nm)
+        self._given_scale = scale
 
     @cached_property
     def metadata(self) -> BandMetadata:
@@ -125,7 +153,12 @@ class Raster:
     @property
     def fwhm_nm(self) -> tuple[float, ...] | None:
         """Full widths at half maximum in nm in the order of ``bands``, or None if unknown."""
-        return self.metadata.fwhm_nm
+        return self._given_fwhm_nm if self._given_fwhm_nm is not None else self.metadata.fwhm_nm
+
+    @property
+    def good(self) -> tuple[bool, ...]:
+        """False for bands, in the order of ``bands``, that a bad-band list marks with 0."""
+        return self.metadata.good
 
     @cached_property
     def grid(self) -> Grid:
@@ -152,40 +185,37 @@ class Raster:
             for point in self.file.gcps[0]
         ]
 
-    @cached_property
+    @property
     def date(self) -> str:
-        """Return the ISO day of the acquisition or of the TIFF's DateTime; empty if neither is a date."""
+        """ISO day of the acquisition or of the TIFF's DateTime; empty if neither is a date."""
+        if self.time:
+            return super().date
         tags = {key.lower(): text for key, text in (self.file.tags() | self.file.tags(ns="ENVI")).items()}
         for name in ("start_time", "acquisition_time", "tifftag_datetime"):  # 2022-07-24T10:45:26, 2022:07:24 10:45:26
             with suppress(ValueError):  # DateTime is often 0000:00:00
                 return date.fromisoformat(tags.get(name, "").strip("{ ")[:10].replace(":", "-")).isoformat()
         return ""
 
-    def select(self, sensor: Sensor) -> list[int]:
-        """Return the 1-based numbers of the sensor's bands; raises TileError if any are missing."""
-        wavelength_nm = self.wavelength_nm
-        with self._errors():
-            return [self.bands[position] for position in sensor.select_bands(len(self.bands), wavelength_nm)]
+    def read_values(self, bands: Sequence[int], window: Window | None) -> np.ndarray:
+        """Read bands as int16 (len(bands), height, width).
 
-    def read(self, bands: Sequence[int] | None = None, window: Window | None = None) -> np.ndarray:
-        """Read bands, by default all of ``self.bands``, as digital numbers (reflectance x 10000).
-
-        Returns:
-            int16 (len(bands), height, width): `NODATA` where the file's nodata values, masks or alpha band mark missing
-            data, and in the bands of its bad-band list.
+        Values are `NODATA` where the file's nodata values, masks or alpha band mark missing data, and in the bands of
+        its bad-band list.
 
         Raises:
-            TileError: the file is unreadable, or a value has no exact digital number in int16.
+            TileError: the file is unreadable, or a value has no digital number in int16; those of integers are exact.
         """
-        bands = self.bands if bands is None else bands
         with self._errors():
-            stored = self.file.read(list(bands), window=window)
-            missing = self._missing(stored, bands, window)
-            values = digital_numbers(stored, missing, *self._scaling(bands), bands)
-            if not all(self.metadata.good):
-                good = dict(zip(self.bands, self.metadata.good, strict=True))
-                values[[index for index, band in enumerate(bands) if not good[band]]] = NODATA
-            return values
+            good = dict(zip(self.bands, self.metadata.good, strict=True))
+            chosen = [band for band in bands if good[band]]
+            stored = self.file.read(chosen, window=window)
+            missing = self._missing(stored, chosen, window)
+            values = digital_numbers(stored, missing, *self._scaling(chosen), chosen, self._is_reflectance)
+            if len(chosen) == len(bands):
+                return values
+            every = np.full((len(bands), *values.shape[1:]), NODATA, np.int16)
+            every[[index for index, band in enumerate(bands) if good[band]]] = values
+            return every
 
     def valid(self, window: Window | None = None) -> np.ndarray | None:
         """Return which pixels of the first band are measured, bool (height, width); None if all of them are."""
@@ -224,6 +254,11 @@ class Raster:
 
     def _scaling(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return float64 scale and offset of each band: reflectance = stored * scale + offset."""
+        if self._given_scale is not None:
+            scale, offset = self._given_scale
+            return np.full(len(bands), scale), np.full(len(bands), offset)
+        if self._is_reflectance:
+            return np.ones(len(bands)), np.zeros(len(bands))
         scales, offsets = np.asarray(self.file.scales), np.asarray(self.file.offsets)
         if (scales == 1).all() and not offsets.any():  # GDAL's defaults: the file has none
             scale, offset = self._scale_in_tags
@@ -231,6 +266,28 @@ class Raster:
         numbers = scales == 1  # the offset is then in digital numbers
         chosen = np.asarray(bands) - 1
         return np.where(numbers, UNSCALED, scales)[chosen], np.where(numbers, offsets * UNSCALED, offsets)[chosen]
+
+    @cached_property
+    def _is_reflectance(self) -> bool:
+        """Return whether a floating-point file without a scale holds reflectance from 0 to 1, by a sample of pixels."""
+        file, has_scale = self.file, self._given_scale is not None or self._scale_in_tags != (1, 0)
+        if has_scale or {np.dtype(name).kind for name in file.dtypes} != {"f"}:
+            return False
+        if set(file.scales) != {1} or any(file.offsets):
+            return False
+        good = [band for band, is_good in zip(self.bands, self.metadata.good, strict=True) if is_good]
+        bands = good[:: max(1, len(good) // SAMPLED_BANDS)]
+        for row, column in itertools.product(*(range(0, side, max(1, side // SAMPLED)) for side in file.shape)):
+            window = Window(column, row, min(SAMPLED, file.width - column), min(SAMPLED, file.height - row))
+            stored = file.read(bands, window=window)
+            missing = self._missing(stored, bands, window)
+            values = stored[np.isfinite(stored) & (True if missing is None else ~missing)]
+            if (values != np.rint(values)).any():
+                is_reflectance = bool(np.percentile(np.abs(values), 90) <= MOST_REFLECTANCE)
+                if is_reflectance:
+                    note_once(ROUNDED)
+                return is_reflectance
+        return False
 
     @cached_property
     def _scale_in_tags(self) -> tuple[float, float]:

@@ -1,47 +1,43 @@
-"""EnMAP L2A products (METADATA.XML, SPECTRAL_IMAGE, quality layers), cut into tiles on a grid of the UTM zone.
+"""EnMAP L2A products: METADATA.XML, SPECTRAL_IMAGE and quality layers, in a folder or zip file.
 
-The grid is the zone's, not the scene's: cell (column, row) covers the same ground in every product, so
-that acquisitions of one place become timestamps of one location without any resampling. Quality layers
-become shares of a tile's pixels; limits on them decide which tiles are kept.
+Tiles are cut on a grid of the UTM zone (shards/sources/products/tiles.py). Quality layers become shares of a tile's
+pixels; limits on them decide which tiles are kept.
 """
 
-import math
 import re
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from shards.errors import SourceError, TileError
-from shards.files.untrusted import check_zipped
-from shards.sensors.sensor import NODATA, Sensor
-from shards.sources.bundles import Bundle, TileOptions, TileSource
-from shards.sources.geotiff import Tile
-from shards.sources.limits import SceneLimits
+from shards.errors import SourceError
+from shards.sensors.sensor import get_sensor
+from shards.sources.bundles import Bundle, TileOptions
+from shards.sources.containers import Container
+from shards.sources.image import Flags, SpectralImage
+from shards.sources.limits import NO_LIMITS
 from shards.sources.product import (
     METADATA,
     Metadata,
     is_metadata,
+    is_product,
     metadata_names,
     product_name,
     product_stem,
-    vsizip,
-    zip_names,
 )
-from shards.sources.raster import Raster, open_raster
-from shards.sources.tile_names import SourceTile
+from shards.sources.products.product import Product
+from shards.sources.products.tiles import GRID_M, ProductTiles, is_on_zone_grid
+from shards.sources.raster import Raster
 
 RASTERS = r"(_COG)?\.(tiff?|bsq|bil|bip|dat|img)"
 """Extensions of a product's rasters: products can be ordered as GeoTIFF or in ENVI's interleaves."""
+
+IMAGE = "-SPECTRAL_IMAGE"
 
 LAYERS = {
     "cloud": "QL_QUALITY_CLOUD",
@@ -52,38 +48,16 @@ LAYERS = {
 }
 """File name part of each quality layer; any value above 0 counts, except the layer's own nodata."""
 
-GRID_M, ORIGIN_M = 30.0, 15.0
-"""Pixel edges of L2A products lie at 15 m plus multiples of 30 m in every UTM zone seen so far. For a product with
-other edges, cells take the nearest pixels, and the tile keeps its true transform.
-"""
-
-MOST_METADATA_BYTES = 64 << 20  # a METADATA.XML has 300 kB
-CACHE_BYTES = 512 << 20
-"""Size of GDAL's block cache: a row of 512x512x224 blocks, the largest in use, takes 350 MB. The default is 5 % of
-memory for each worker: too little on small machines (8 times slower), too much on large ones.
-"""
-
 
 @dataclass
-class Scene(Bundle):
+class Scene(ProductTiles):
     """A `Bundle` of the tiles of one product.
 
     Attributes:
         path: path of the product's folder or zip file.
-        name: path relative to the source.
-        size: height and width of the tiles in pixels.
-        filtered: number of tiles left out, by the first limit that they exceed.
         metadata_name: name of the METADATA.XML within ``path``; None if there is only one.
     """
 
-    kind = "product"
-
-    path: Path
-    name: str
-    sensor: Sensor
-    size: int
-    limits: SceneLimits
-    filtered: dict[str, int] = field(default_factory=dict)
     metadata_name: str | None = None
 
     @property
@@ -97,41 +71,31 @@ class Scene(Bundle):
             files = sorted(file for file in self.path.iterdir() if file.name.startswith(stem))
         return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
-    def tiles(self, skip: Container[str], scratch: Path | None = None) -> Iterator[tuple[SourceTile, Tile | TileError]]:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), self.open_image() as (image, bands, metadata):
-            metadata_name = self._metadata_name()
-            scene = Path(metadata_name).name[: -len(METADATA)]
-            layers = self._quality(scene, metadata_name, image.file)
-            self.filtered.clear()
-            for location, window in _cells(image.file, self.size):
-                date = f"{metadata.time[:4]}-{metadata.time[4:6]}-{metadata.time[6:8]}"
-                source = SourceTile(location, metadata.time, f"{self.name}!{location}", scene, date)
-                if source.key in skip:
-                    continue
-                tile = self._tile(image, window, bands, layers, date, source)
-                if tile is not None:
-                    yield source, tile
-
     @contextmanager
-    def open_image(self) -> Iterator[tuple[Raster, list[int], Metadata]]:
-        """Open the spectral image; yield it with the 1-based numbers of the sensor's bands and the parsed METADATA.XML.
+    def open_image(self) -> Iterator[SpectralImage]:
+        """Open the spectral image with the quality layers.
 
         Raises:
-            SourceError: a file is missing or unreadable, or the bands are not the sensor's.
+            SourceError: a file is missing or unreadable, or a quality layer that a limit or mask needs.
         """
         metadata_name = self._metadata_name()
-        metadata = Metadata.parse(self._read(metadata_name), f"{self.path}/{metadata_name}")
-        stem = f"{Path(metadata_name).name[: -len(METADATA)]}-SPECTRAL_IMAGE"
-        with self._open(stem, metadata_name, metadata.wavelength_nm, metadata.background) as image:
+        metadata = Metadata.parse(Container(self.path).read(metadata_name), f"{self.path}/{metadata_name}")
+        with self._open(IMAGE[1:], metadata_name, metadata.wavelength_nm, metadata.background) as image:
             if len(metadata.wavelength_nm) != len(image.bands):
                 raise SourceError(
                     f"{image.name}: {len(image.bands)} bands, but METADATA.XML lists {len(metadata.wavelength_nm)}"
                 )
-            try:
-                bands = image.select(self.sensor)
-            except TileError as error:
-                raise SourceError(str(error)) from None
-            yield image, bands, metadata
+            image.describe(metadata.wavelength_nm, metadata.fwhm_nm)
+            image.time, image.scene = metadata.time, product_stem(metadata_name)
+            image.quality = self._quality(metadata_name, image)
+            yield image
+
+    def cells(self, image: SpectralImage) -> Iterator[tuple[str, Window]]:
+        if not is_on_zone_grid(image.grid):
+            raise SourceError(
+                f"{image.name}: expected a north-up UTM image of {GRID_M:g} m pixels, got {image.grid.transform}"
+            )
+        return super().cells(image)
 
     def _metadata_name(self) -> str:
         names = [self.metadata_name] if self.metadata_name else metadata_names(self.path)
@@ -139,119 +103,49 @@ class Scene(Bundle):
             raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is missing")
         return names[0]
 
-    def _tile(
-        self,
-        image: Raster,
-        window: Window,
-        bands: list[int],
-        layers: dict[str, np.ndarray],
-        date: str,
-        source: SourceTile,
-    ) -> Tile | TileError | None:
-        """Read one cell of the grid; None if it exceeds a limit."""
-        area = window.toslices()
-        quality = {name: float(np.mean(layer[area] > 0)) for name, layer in layers.items()}
-        if self._is_over(quality):
-            return None
-        try:
-            values = image.read(bands, window)
-        except TileError as error:
-            return TileError(f"{source.path}: {str(error).removeprefix(f'{image.name}: ')}")
-        if self._is_over({"nodata": float(np.mean((values == NODATA).any(0)))}):
-            return None
-        origin = image.file.transform
-        x, y = origin.c + GRID_M * window.col_off, origin.f - GRID_M * window.row_off
-        transform = (GRID_M, 0.0, x, 0.0, -GRID_M, y)
-        return Tile(values, image.grid.crs, transform, date, quality)
-
-    def _is_over(self, shares: dict[str, float]) -> bool:
-        for name, share in shares.items():
-            limit = getattr(self.limits, name)
-            if limit is not None and share > limit:
-                self.filtered[name] = self.filtered.get(name, 0) + 1
-                return True
-        return False
-
-    def _quality(self, scene: str, metadata_name: str, image: Any) -> dict[str, np.ndarray]:
-        """Read the quality layers, (height, width) each; a missing layer is an error if a limit applies to it."""
+    def _quality(self, metadata_name: str, image: Raster) -> dict[str, Flags]:
+        """Read the quality layers; a missing layer is an error if a limit applies to it or if it is to be masked."""
         layers = {}
         for name, part in LAYERS.items():
             try:
-                with self._open(f"{scene}-{part}", metadata_name) as layer:
-                    file = layer.file
-                    if (file.height, file.width) != (image.height, image.width):
-                        raise SourceError(f"{file.name}: {file.height}x{file.width} px, but the image has another size")
-                    layers[name] = file.read(1, masked=True).filled(0)
+                with self._open(part, metadata_name) as layer:
+                    if layer.grid.shape != image.grid.shape:
+                        height, width = layer.grid.shape
+                        raise SourceError(f"{layer.name}: {height}x{width} px, but the image has another size")
+                    layers[name] = _flags(layer.file.read(1, masked=True).filled(0) > 0)
             except (SourceError, RasterioError) as error:
+                what = error if isinstance(error, SourceError) else f"{self.path}: {part}.TIF can't be read"
+                if name in self.masked:
+                    raise SourceError(f"{what}; continue without masking '{name}'") from None
                 if getattr(self.limits, name) is not None:
-                    what = error if isinstance(error, SourceError) else f"{self.path}: {part}.TIF can't be read"
                     option = f"--max-{name.replace('_', '-')} none"
                     raise SourceError(f"{what}; continue without this layer with `{option}`") from None
         return layers
 
     @contextmanager
-    def _open(self, stem: str, metadata_name: str, *metadata: Any) -> Iterator[Raster]:
-        """Open a raster by its name without extension (.TIF, _COG.tiff); ``metadata`` is passed to `Raster`."""
-        prefix = metadata_name[: -len(Path(metadata_name).name)]
-        if self.path.is_dir():
-            names, base = [entry.name for entry in self.path.iterdir()], str(self.path)
-        else:
-            names, base = zip_names(self.path), vsizip(self.path)
-        pattern = re.compile(re.escape(prefix + stem) + RASTERS, re.IGNORECASE)
-        matches = [name for name in names if pattern.fullmatch(name)]
-        if not matches:
-            raise SourceError(f"{self.path}: has no {stem.rsplit('-', 1)[-1]}.TIF")
-        with ExitStack() as stack:
-            try:
-                raster = stack.enter_context(open_raster(f"{base}/{matches[0]}", *metadata))
-            except TileError as error:
-                raise SourceError(str(error).replace(vsizip(self.path), str(self.path))) from None
+    def _open(
+        self,
+        part: str,
+        metadata_name: str,
+        wavelength_nm: Sequence[float] | None = None,
+        background: float | None = None,
+    ) -> Iterator[Raster]:
+        """Open a raster of the product by the last part of its name without extension (.TIF, _COG.tiff)."""
+        stem = f"{metadata_name[: -len(METADATA)]}-{part}"
+        pattern = re.compile(re.escape(stem) + RASTERS, re.IGNORECASE)
+        with Container(self.path).open_raster(pattern, f"{part}.TIF", wavelength_nm, background) as raster:
             yield raster
 
-    def _read(self, name: str) -> bytes:
-        if self.path.is_dir():
-            path = self.path / name
-            _refuse_large(path.stat().st_size, str(path))
-            return path.read_bytes()
-        try:
-            with zipfile.ZipFile(self.path) as file:
-                member = file.getinfo(name)
-                check_zipped(member, self.path.stat().st_size)
-                _refuse_large(member.file_size, f"{self.path}/{name}")
-                return file.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError) as error:
-            raise SourceError(
-                f"{self.path}: {name} can't be read ({error}); download it again or move it away"
-            ) from None
+
+def _flags(layer: np.ndarray) -> Flags:
+    def flags(bands: Sequence[int], window: Window | None) -> np.ndarray:
+        return layer[window.toslices() if window is not None else ...][None]
+
+    return flags
 
 
-def _refuse_large(size: int, where: str) -> None:
-    if size > MOST_METADATA_BYTES:
-        raise SourceError(f"{where}: {size} bytes, too large for a METADATA.XML; download the product again")
-
-
-def _cells(image: Any, size: int) -> Iterator[tuple[str, Window]]:
-    """Yield the cells of the zone's grid that lie entirely within an image, from the northwest: (location, window).
-
-    Cell (column, row) starts ``column * size`` pixels east and ``row * size`` pixels north of the grid's origin.
-    """
-    transform, epsg = image.transform, image.crs.to_epsg() if image.crs else None
-    if epsg is None or (transform.a, transform.b, transform.d, transform.e) != (GRID_M, 0.0, 0.0, -GRID_M):
-        raise SourceError(
-            f"{image.name}: expected a north-up UTM image of {GRID_M:g} m pixels, got {tuple(transform)[:6]}"
-        )
-    # always round halves up: round() would move two products that are half a pixel off to different pixels
-    left, top = (math.floor((edge - ORIGIN_M) / GRID_M + 0.5) for edge in (transform.c, transform.f))
-    first_column, last_column = math.ceil(left / size), (left + image.width) // size
-    first_row, last_row = math.ceil((top - image.height) / size), top // size
-    for row in reversed(range(first_row, last_row)):
-        for column in range(first_column, last_column):
-            window = Window(column * size - left, top - (row + 1) * size, size, size)
-            yield f"{epsg}-{column}-{row}", window
-
-
-class EnmapProducts(TileSource):
-    """Unpacked EnMAP L2A products, found by their METADATA.XML."""
+class EnmapProducts(Product):
+    """EnMAP L2A products: unpacked ones found by their METADATA.XML, zip files, and spectral images."""
 
     is_one_file = False
 
@@ -259,10 +153,22 @@ class EnmapProducts(TileSource):
         return is_metadata(name)
 
     def owned_prefix(self, name: str) -> str:
-        return f"{name[: -len(METADATA)]}-SPECTRAL_IMAGE"
+        return f"{name[: -len(METADATA)]}{IMAGE}"
+
+    def recognizes(self, path: Path) -> bool:
+        return _metadata_beside(path) is not None or is_product(path)
+
+    @contextmanager
+    def open_image(self, path: Path) -> Iterator[SpectralImage]:
+        beside = _metadata_beside(path)
+        folder, name = (path, None) if beside is None else (beside.parent, beside.name)
+        scene = Scene(folder, folder.name, get_sensor("enmap"), 1, NO_LIMITS, metadata_name=name)
+        with scene.open_image() as image:
+            yield image
 
     def open(self, path: Path, name: str, options: TileOptions) -> list[Bundle]:
-        return [Scene(path.parent, name, options.sensor, options.size, options.limits, metadata_name=path.name)]
+        sensor, size, limits, masked = options.sensor, options.size, options.limits, options.masked
+        return [Scene(path.parent, name, sensor, size, limits, masked=masked, metadata_name=path.name)]
 
     def open_all(self, folder: Path, names: Sequence[str], options: TileOptions) -> list[Bundle]:
         """Return the products; products that share a folder are named after their files, others after their folders."""
@@ -273,3 +179,11 @@ class EnmapProducts(TileSource):
             shown = product_name(below or folder.absolute().name, name, folders[below] > 1)
             bundles += self.open(folder / name, shown, options)
         return bundles
+
+
+def _metadata_beside(path: Path) -> Path | None:
+    """Return the METADATA.XML of a product's spectral image, or the file itself; None for any other file."""
+    if is_metadata(path.name) and path.is_file():
+        return path
+    beside = path.with_name(f"{path.name.split(IMAGE)[0]}{METADATA}")
+    return beside if IMAGE in path.name and is_metadata(beside.name) and beside.is_file() else None

@@ -77,10 +77,10 @@ def run(command: list[str]) -> int:
 
 
 def reflectance(case: Case) -> None:
-    """Fractions: "store reflectance x 10000 as int16, with -32768 where nothing was measured"."""
+    """Percent: "store reflectance x 10000 as int16, with -32768 where nothing was measured"."""
     path = case.folder / "tiles" / "t0.tif"
     if not path.exists():
-        values = spectra(0, SIZE).astype(np.float32) / 10000
+        values = spectra(0, SIZE).astype(np.float32) / 100
         values[spectra(0, SIZE) == NODATA] = np.nan
         tiles(path.parent, values, nodata=None)
         case.command = pack(case.folder)
@@ -88,7 +88,7 @@ def reflectance(case: Case) -> None:
     assert "store reflectance x 10000 as int16, with -32768 where nothing was measured" in case.line
     with rasterio.open(path) as file:
         values = file.read()
-    write_tile(path, np.nan_to_num(np.rint(values * 10000), nan=NODATA).astype(np.int16))
+    write_tile(path, np.nan_to_num(np.rint(values * 100), nan=NODATA).astype(np.int16))
     remove_output(case)
 
 

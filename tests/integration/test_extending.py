@@ -60,7 +60,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_there_is_an_example_of_everything_that_is_open() -> None:
-    parts = "encoder stem objective optimizer augmentation logger callback head kind source codec".split()
+    parts = "encoder stem objective optimizer augmentation logger callback head kind source product codec".split()
     assert sorted(PLUGINS) == sorted(f"lab_{part}.py" for part in parts)
 
 
@@ -69,6 +69,19 @@ def test_shards_hold_the_tiles_of_the_source_in_the_codec(lab: Path, pretrained:
     python(lab, "-m", "shards", "--plugins", "lab_codec.py", "verify", "shards")
     refused = run_python(lab, "-m", "shards", "verify", "shards")
     assert refused.returncode != 0 and "lab_lzma" in refused.stderr
+
+
+def test_a_product_is_packed_with_its_own_bands_and_masks(lab: Path) -> None:
+    rng, shadow = np.random.default_rng(0), np.zeros((40, 40), bool)
+    shadow[:5] = True
+    values = rng.uniform(0, 1, (90, 40, 40)).astype(np.float32)
+    place = np.array([0.1, 0, 366000, 0, -0.1, 5809000])
+    arrays = {"wavelength_nm": 400 + 6.5 * np.arange(90), "transform": place, "time": "20220724T101530Z"}
+    np.savez(lab / "field.npz", reflectance=values, shadow=shadow, **arrays)
+    assert "packed 4 tiles" in python(lab, *FILES["pack_product.sh"].split()[1:])
+    manifest = json.loads((lab / "camera/manifest.json").read_text())
+    assert manifest["wavelength_nm"] == arrays["wavelength_nm"].tolist()
+    assert manifest["sums"]["count"] == [27 * 32] * 90  # four tiles of 16 x 16 px without five rows of two of them
 
 
 def test_a_resumed_run_continues_what_plugins_keep(pretrained: Path) -> None:

@@ -13,7 +13,15 @@ from shards.config import ConfigModel, load_config
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 MISSING_IN_BASE = ["run.dir=runs/x", "data.shards=shards", "train.steps=10"]
-VARIABLES = ("SPECTRALEARTH_SHARDS", "SPECTRAL_EARTH", "SPECTRAL_EARTH_SPLITS", "ENMAP_POTSDAM", "ENCODER")
+VARIABLES = (
+    "SPECTRALEARTH_SHARDS",
+    "DESIS_SHARDS",
+    "EO1_SHARDS",
+    "SPECTRAL_EARTH",
+    "SPECTRAL_EARTH_SPLITS",
+    "ENMAP_POTSDAM",
+    "ENCODER",
+)
 
 
 def schema_of(path: Path) -> type[ConfigModel]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import REPOSITORY
-from support.shipped_configs import CONFIGS, MISSING_IN_BASE
+from support.shipped_configs import CONFIGS, MISSING_IN_BASE, VARIABLES
 
 from finetune.config import FinetuneConfig
 from finetune.tasks import get_task
@@ -14,9 +14,8 @@ from shards.config import load_config
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
 def test_it_parses_and_names_what_exists(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPECTRALEARTH_SHARDS", "/data/shards")
-    for name in ("ENMAP_POTSDAM", "SPECTRAL_EARTH", "SPECTRAL_EARTH_SPLITS", "ENCODER"):
-        monkeypatch.setenv(name, "/data/x")
+    for name in VARIABLES:
+        monkeypatch.setenv(name, f"/data/{name}")
     text = path.read_text()
     assert text.startswith("# ")
     if "finetune" in path.parts:

@@ -156,12 +156,20 @@ def test_counts_are_above_0(config: Path, capsys: pytest.CaptureFixture[str], op
     assert "'0' is not a whole number above 0" in capsys.readouterr().err
 
 
-def test_a_pipeline_that_would_write_to_a_url_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["pipeline", "--config", str(config), "--tiles", ".", "--time", "2:00:00", "data.shards=s3://bucket/shards"]
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.shards=s3://bucket/shards", "s3://bucket/shards: a pipeline writes shards into a folder"),
+        ("data={sources: [{shards: a}, {shards: b}]}", "key 'data.sources': a pipeline packs one dataset"),
+    ],
+)
+def test_a_pipeline_that_could_not_write_its_shards_is_refused(
+    config: Path, capsys: pytest.CaptureFixture[str], override: str, says: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(words)
+        main(["pipeline", "--config", str(config), "--tiles", ".", "--time", "2:00:00", override])
     assert ended.value.code == 2
-    assert "s3://bucket/shards: a pipeline writes shards into a folder" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
 
 
 def test_without_slurm_one_line_says_so(

@@ -98,7 +98,7 @@ def _text(folder: Path) -> dict[str, str]:
     ("change", "told"),
     [
         (lambda _: {"scene": "none.tif"}, "none.tif: no such scene"),
-        (lambda _: {"scene": "."}, "not an EnMAP L2A product"),
+        (lambda _: {"scene": "."}, "no product of a sensor that is known"),
         (lambda _: {"model": "none.safetensors"}, "none.safetensors"),
         (_text, "scene.tif: not a readable raster"),
         (_damage("scene.tif"), "scene.tif: "),
@@ -142,8 +142,8 @@ def test_a_model_without_wavelengths_is_refused(tmp_path):
         predict_scene(model, scene, tmp_path / "map.tif", 0.5, 1, CPU)
 
 
-def test_a_scene_of_fractions_is_refused(tmp_path):
-    scene = write_tile(tmp_path / "scene.tif", spectra(1, 9, BANDS).astype(np.float32) / 10000)
+def test_a_scene_of_radiance_in_fractions_is_refused(tmp_path):
+    scene = write_tile(tmp_path / "scene.tif", spectra(1, 9, BANDS).astype(np.float32) / 64)
     with pytest.raises(SourceError, match="is not a whole number: store reflectance x 10000"):
         predict_scene(small_model(), scene, tmp_path / "map.tif", 0.5, 1, CPU)
 

@@ -10,5 +10,5 @@ from support.shipped_configs import VARIABLES
 def variables() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:
-            patch.setenv(name, "/data/x")
+            patch.setenv(name, f"/data/{name}")
         yield

@@ -116,7 +116,7 @@ def test_two_workers_write_the_same_bytes_as_one(packed, archive, tmp_path):
 def test_bad_tiles_are_set_aside_named_and_counted_and_too_many_are_no_dataset(archive, tmp_path, capfd):
     source, dest = Path(shutil.copytree(archive[0], tmp_path / "source")), tmp_path / "shards"
     os.truncate(source / "enmap/0004096/02207.tif", 9000)
-    write_tile(source / "enmap/0150003/04411.tif", np.full((202, 8, 8), 0.25, np.float32))
+    write_tile(source / "enmap/0150003/04411.tif", np.full((202, 8, 8), 30.25, np.float32))
     command = ["pack", str(source), str(dest), "--tiles-per-shard", "3", "--workers", "1"]
 
     assert main([*command, "--max-bad", "0.19"]) == 1

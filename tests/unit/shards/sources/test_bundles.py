@@ -21,6 +21,7 @@ from shards.read.reader import ShardReader
 from shards.sensors.sensor import get_sensor
 from shards.sources import inputs
 from shards.sources.archive import Archive
+from shards.sources.bundles import TileOptions
 from shards.sources.limits import SceneLimits
 
 ENMAP = get_sensor("enmap")
@@ -260,7 +261,7 @@ def test_headers_of_all_files_are_read_only_where_a_probe_is_a_scene(tmp_path, m
     opened = []
     shape = inputs.raster_shape
     monkeypatch.setattr(inputs, "raster_shape", lambda path: opened.append(path) or shape(path))
-    assert inputs.find_bundles(tmp_path, ENMAP, SIZE, SceneLimits(), cut=True) == []
+    assert inputs.find_bundles(tmp_path, TileOptions(ENMAP, SIZE, cut=True)) == []
     assert len(opened) <= 40
 
 

@@ -96,7 +96,7 @@ def _constant(value, dtype):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (_constant(0.5, "float32"), "0.5 in band 1 is not a whole number"),
+        (_constant(30.5, "float32"), "30.5 in band 1 is not a whole number"),
         (_constant(32768, "float32"), "beyond int16"),
         (_constant(-32769, "float32"), "beyond int16"),
         (_constant(np.inf, "float32"), "beyond int16"),

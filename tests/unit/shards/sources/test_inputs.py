@@ -10,8 +10,8 @@ from support.tiles import ARCHIVE, archive_names
 from shards.errors import SourceError
 from shards.sensors.sensor import get_sensor
 from shards.sources import walk
+from shards.sources.bundles import TileOptions
 from shards.sources.inputs import find_bundles
-from shards.sources.limits import SceneLimits
 
 PRODUCT = "ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z"
 
@@ -19,7 +19,7 @@ OTHER = PRODUCT.replace("_001_", "_002_")
 
 
 def _bundles(source):
-    return find_bundles(source, get_sensor("enmap"), 128, SceneLimits())
+    return find_bundles(source, TileOptions(get_sensor("enmap"), 128))
 
 
 def _zip(path, *names):

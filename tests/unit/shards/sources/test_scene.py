@@ -15,7 +15,7 @@ from support.scenes import ENMAP, SIZE, tiles_of
 from support.tiles import NODATA, folder_bytes
 
 from shards.errors import SourceError, TileError
-from shards.sources.limits import SceneLimits
+from shards.sources.limits import NO_LIMITS, SceneLimits
 from shards.sources.product import Metadata, is_product
 from shards.sources.scene import Scene
 from tools import sample_scene
@@ -279,3 +279,24 @@ def test_the_sample_product_is_made_by_command(products, tmp_path, capsys):
     for refused in (["--size", "4000"], ["--offset=-1,0"], options):
         assert sample_scene.main([str(tmp_path), *refused]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["cloud", "cirrus"])
+def test_pixels_that_a_quality_layer_flags_are_missing_where_asked(products, name):
+    with rasterio.open(next(products[0].glob(f"*QUALITY_{name.upper()}.TIF"))) as file:
+        layer, place = file.read(1) > 0, file.transform
+    plain = {source.key: tile for source, tile in Scene(products[0], "p", ENMAP, SIZE, NO_LIMITS).tiles(())}
+    masked = list(Scene(products[0], "p", ENMAP, SIZE, NO_LIMITS, masked=(name,)).tiles(()))
+    assert len(masked) == len(plain)
+    for source, tile in masked:
+        left, top = round((tile.transform[2] - place.c) / 30), round((place.f - tile.transform[5]) / 30)
+        flagged = layer[top : top + SIZE, left : left + SIZE]
+        assert (tile.values[:, flagged] == NODATA).all()
+        np.testing.assert_array_equal(tile.values[:, ~flagged], plain[source.key].values[:, ~flagged])
+    assert layer.any()
+
+
+def test_a_layer_to_mask_that_is_missing_is_one_line(copy):
+    next(copy.glob("*QUALITY_HAZE.TIF")).unlink()
+    with pytest.raises(SourceError, match=r"has no QL_QUALITY_HAZE\.TIF; continue without masking 'haze'"):
+        list(Scene(copy, "p", ENMAP, SIZE, NO_LIMITS, masked=("haze",)).tiles(()))

@@ -1,0 +1,1 @@
+"""Products of imaging spectrometers in their native files."""
