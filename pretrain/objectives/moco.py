@@ -184,7 +184,8 @@ class MocoObjective(Objective):
         images = self.normalized(batch.tiles, batch.tile_sources)
         query, key = (self.augment.views(images[batch.rows[:, view]], batch.draws[f"view {view}"]) for view in (0, 1))
         query_spectrum, key_spectrum = (self.seen_spectrum(batch, f"view {view}") for view in (0, 1))
-        keys = self._shuffled_keys(engine, key, *batch.draws["shuffle"], key_spectrum)
+        (order,) = batch.draws["shuffle"]
+        keys = self._shuffled_keys(engine, key, order, key_spectrum)
         self._keys.append(keys)
         self._location_ids.append(batch.location_ids)
         losses, hits, queries = engine(query, keys, batch.location_ids, query_spectrum)
