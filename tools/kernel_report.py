@@ -60,6 +60,7 @@ def launches() -> Iterator[tuple[str, list[Launch]]]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         with recording() as recorded, torch.device("meta"):
             _pixel_kernels(dtype)
+            _block_kernels(dtype)
             if dtype != torch.float32:
                 _stem_kernels(dtype)
         yield TYPES[dtype], recorded
@@ -75,6 +76,19 @@ def _pixel_kernels(dtype: torch.dtype) -> None:
     counted, scale = torch.empty(2, 8, PIXELS), torch.empty(2)
     for patches in (torch.empty(2, 16, PIXELS, BANDS, dtype=kind) for kind in (torch.int16, torch.float16)):
         launch_patch_loss(prediction, patches, ids, counted, scale, per_band, per_band, 10.0, True)
+
+
+def _block_kernels(dtype: torch.dtype) -> None:
+    from pretrain.kernels.bias_sums import launch_gelu_backward, launch_pack
+    from pretrain.kernels.residual_norm import launch_add_norm, launch_norm_backward
+
+    hidden, heads = torch.empty(2, 103, 6144, dtype=dtype), torch.empty(2, 103, 16, 88, dtype=dtype)
+    launch_gelu_backward(hidden, hidden)
+    launch_pack(heads, heads, heads)
+    x, scale = torch.empty(2, 103, 1408, dtype=dtype), torch.empty(1408, dtype=dtype)
+    _, _, moments = launch_add_norm(x, x, scale, scale, 1e-6)
+    launch_add_norm(x, None, scale, scale, 1e-6)
+    launch_norm_backward(x, x, x, scale, moments)
 
 
 def _stem_kernels(dtype: torch.dtype) -> None:

@@ -25,6 +25,7 @@ from pretrain.models import spectral_parts
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
+from pretrain.models.transformer import Block
 from pretrain.models.unit import set_activation_checkpointing, units
 from pretrain.objectives import masked_loss
 from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
@@ -114,7 +115,7 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
         if config.engine.precision == "bf16":
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
-        _set_stem_kernel(module, config, device)
+        _set_kernels(module, config, device)
         parts, traces, costs = Parts(module, None), [], []
         for groups in GROUPS:
             parts.start()
@@ -187,12 +188,14 @@ def _weights(module: nn.Module, phases: tuple[Phase, ...]) -> Weights:
     return Weights(tuple(phase.gradient for phase in phases if phase.gradient), buffers, max(owned))
 
 
-def _set_stem_kernel(module: nn.Module, config: PretrainConfig, device: Device) -> None:
-    """Trace the stem as the run's device computes it, where Triton is installed: it is needed for its operators."""
-    fused = device == "cuda" and config.engine.stem_kernel != "eager" and find_spec("triton") is not None
+def _set_kernels(module: nn.Module, config: PretrainConfig, device: Device) -> None:
+    """Trace stem and blocks as the run's device computes them, where Triton is installed: it has their operators."""
+    fused = device == "cuda" and find_spec("triton") is not None
     for unit in units(module):
         if isinstance(unit, SpectralAdapter):
-            unit.kernel = "triton" if fused else "eager"
+            unit.kernel = "triton" if fused and config.engine.stem_kernel != "eager" else "eager"
+        if isinstance(unit, Block):
+            unit.fuses = fused
 
 
 @contextmanager

@@ -22,7 +22,7 @@ PARTS = ("stem", "encoder", "decoder")
 OVERLAP = 0.8  # fraction of compute that can hide communication: a guess, not yet measured on a node
 EXPOSED = 0.05  # fraction of communication that is never hidden
 OPTIMIZER_BYTES = 44  # per owned weight: norm, clipping, AdamW on fp32 masters and moments, copy of the weight
-AUGMENT_BYTES = 17  # per value of a tile that is resampled
+AUGMENT_BYTES = 15  # per value of a tile that is resampled
 COPY_BYTES = {0: (0, 0), 1: (34, 14), 2: (34, 14), 3: (27, 18)}
 """Bytes per weight and micro batch that DeepSpeed copies into buckets and casts, by stage, of fp32 and bf16 weights."""
 

@@ -18,6 +18,7 @@ from pretrain.engine.optimizers import optimizer_state
 from pretrain.models.adapter import set_stem_kernel
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import compiling
+from pretrain.models.transformer import set_block_kernels
 from pretrain.models.unit import set_activation_checkpointing
 
 
@@ -122,6 +123,7 @@ class ZeroEngine:
         self.accumulation = accumulation
         set_activation_checkpointing(model, config.activation_checkpointing)
         set_stem_kernel(model, config.stem_kernel, distributed.device())
+        set_block_kernels(model, distributed.device())
         self.compiles = is_compiled(config.compile, distributed.device())
         if self.compiles:
             compile_units(model)

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.kernels.launching import kernels_problem
 from pretrain.models.attention import Backend, SeqLens, attention
+from pretrain.models.compilation import is_exporting
 from pretrain.models.flops import Parts
+from pretrain.models.fused_block import add_norm, constant_bias_linear, gelu, keep_and_norm, split_heads
 from pretrain.models.patches import gather_tokens, resize_positions, sincos_positions
-from pretrain.models.unit import Unit
+from pretrain.models.unit import Unit, units
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -61,10 +64,21 @@ class Attention(nn.Module):
         self, x: Tensor, seqlens: SeqLens | None = None, ids: Tensor | None = None, spread: Spread | None = None
     ) -> Tensor:
         projected = self.qkv(x) if spread is None else spread(self.qkv(x))
-        query, key, value = projected.unflatten(2, (3, self.heads, -1)).unbind(2)
+        return self.proj(self._mix(projected.unflatten(2, (3, self.heads, -1)).unbind(2), seqlens, ids))
+
+    def fused(self, x: Tensor, seqlens: SeqLens | None, ids: Tensor | None, spread: Spread | None) -> Tensor:
+        """Compute the same; the function behind it returns the gradient of the last bias (see fused_block.py)."""
+        if spread is None:
+            heads = split_heads(constant_bias_linear(self.qkv, x), self.qkv.bias, self.heads)
+        else:
+            heads = spread(self.qkv(x)).unflatten(2, (3, self.heads, -1)).unbind(2)
+        return constant_bias_linear(self.proj, self._mix(heads, seqlens, ids))
+
+    def _mix(self, heads: tuple[Tensor, ...], seqlens: SeqLens | None, ids: Tensor | None) -> Tensor:
+        query, key, value = heads
         if ids is not None:
             query = gather_tokens(query, ids)
-        return self.proj(attention(query, key, value, self.backend, seqlens).flatten(2))
+        return attention(query, key, value, self.backend, seqlens).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -78,6 +92,10 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
 
+    def fused(self, x: Tensor) -> Tensor:
+        """Compute the same (see fused_block.py)."""
+        return self.fc2(gelu(constant_bias_linear(self.fc1, x), self.fc1.bias))
+
 
 class Block(Unit):
     """Pre-norm transformer block.
@@ -85,10 +103,13 @@ class Block(Unit):
     Attributes:
         keep: (B, 1, 1), factor of each sample's two residuals in training, for stochastic depth (arXiv 1603.09382): 0,
             or 1 over the probability of being kept. None keeps all.
+        fuses: whether kernels that also sum bias gradients run in training, where weights and tokens are in half
+            precision.
     """
 
     compiles = True
     keep: Tensor | None = None
+    fuses: bool = False
 
     def __init__(self, width: int, heads: int, hidden: int, backend: Backend) -> None:
         super().__init__()
@@ -107,16 +128,38 @@ class Block(Unit):
             ids: of the tokens (B, V) whose outputs are wanted, attending to all; None for all.
             spread: where many tokens are equal: ``x`` has the distinct ones, which are projected once.
         """
+        if self.fuses and self._can_fuse(x):
+            return self._fused(x, seqlens, ids, spread)
         keep = None if self.keep is None or not self.training else self.keep.to(x.dtype)
         attended = self.attn(self.norm1(x), seqlens, ids, spread)
         x = x if spread is None else spread(x)
         x = (x if ids is None else gather_tokens(x, ids)) + _kept(attended, keep)
         return x + _kept(self.mlp(self.norm2(x)), keep)
 
+    def _can_fuse(self, x: Tensor) -> bool:
+        half = x.dtype == self.norm1.weight.dtype and x.dtype in (torch.float16, torch.bfloat16)
+        trains = self.training and self.keep is None and torch.is_grad_enabled() and not is_exporting()
+        return half and trains and not torch.is_autocast_enabled(x.device.type)
+
+    def _fused(self, x: Tensor, seqlens: SeqLens | None, ids: Tensor | None, spread: Spread | None) -> Tensor:
+        x, normed = keep_and_norm(x, self.norm1)
+        attended = self.attn.fused(normed, seqlens, ids, spread)
+        x = x if spread is None else spread(x)
+        x = x if ids is None else gather_tokens(x, ids)
+        x, normed = add_norm(x, attended, self.attn.proj.bias, self.norm2)
+        return x + self.mlp.fused(normed)
+
     def flops(self, tokens: int) -> tuple[int, int]:
         """Operations of the linear layers and of attention, on one sequence."""
         width, hidden = self.mlp.fc1.in_features, self.mlp.fc1.out_features
         return 2 * tokens * (4 * width**2 + 2 * width * hidden), 4 * tokens**2 * width
+
+
+def set_block_kernels(model: nn.Module, device: torch.device) -> None:
+    """Let the transformer blocks of a model run Triton's kernels in training where a device can."""
+    for unit in units(model):
+        if isinstance(unit, Block):
+            unit.fuses = kernels_problem(device) is None
 
 
 def _kept(residual: Tensor, keep: Tensor | None) -> Tensor:

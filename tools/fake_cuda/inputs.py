@@ -43,6 +43,10 @@ class BlankShards:
         self.table = np.zeros(len(tiles), dtype=[("shard", "u4"), ("location_id", "u4")])
         self.table["shard"], self.table["location_id"] = tiles // 512, tiles // _DATES
 
+    def location_ids(self, rows: np.ndarray) -> np.ndarray:
+        """Return the location number of each tile row, int64."""
+        return self.table["location_id"][rows].astype(np.int64)
+
     def read(self, rows: np.ndarray, out: np.ndarray, quarantine: Any = None) -> None:
         """Leave the buffer as it is."""
 

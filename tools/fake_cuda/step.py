@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -60,7 +62,7 @@ def count_step(config: PretrainConfig, world: int, machine: Machine) -> StepCoun
     if config.engine.compile:
         compiler.install()
         torch._dynamo.reset()  # graphs of other cases count toward the limit of a function's graphs
-    with FakeCudaMode(allow_non_fake_inputs=True) as mode:
+    with _own_linear(), FakeCudaMode(allow_non_fake_inputs=True) as mode:
         torch.autograd.set_multithreading_enabled(False)  # a thread of its own would not be in the mode
         normalize = Normalizer(manifest().mean, manifest().std, config.augment.clip).to(distributed.device())
         objective = build_objective(config, normalize, [manifest()])
@@ -73,6 +75,17 @@ def count_step(config: PretrainConfig, world: int, machine: Machine) -> StepCoun
         _loop(engine, objective, config, count).run(batches)
         batches.close()
         return count.counter.count
+
+
+@contextmanager
+def _own_linear() -> Iterator[None]:
+    """Restore torch's ``linear``, which DeepSpeed replaces at stage 3 for the rest of the process: counts of later
+    cases would depend on those before them."""
+    linear = torch.nn.functional.linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
 
 
 def _engine(objective: Objective, config: PretrainConfig) -> ZeroEngine:

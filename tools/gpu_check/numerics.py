@@ -1,4 +1,4 @@
-"""Results of the device's own code paths, compared with the CPU: attention, stem, loss, crops and normalization."""
+"""Results of the device's own code paths, compared with the CPU: attention, blocks, stem, loss, crops, scores."""
 
 from collections.abc import Iterator
 
@@ -13,6 +13,7 @@ from pretrain.models.attention import Backend, attention, xformers_problem
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens
+from pretrain.models.transformer import Block, set_block_kernels
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
 from shards.sensors.sensor import NODATA
 from tools.gpu_check.row import Row, error_row, relative_error
@@ -29,6 +30,7 @@ STEM_GRADIENT = 1e-1
 def checks(device: torch.device, seconds: float) -> Iterator[Row]:
     """Yield the largest errors against float64 or the CPU."""
     yield from _attention(device)
+    yield from _block(device)
     yield from _stem(device)
     yield from _loss(device)
     yield from _tiles(device)
@@ -61,6 +63,30 @@ def _attention_row(device: torch.device, backend: Backend, head_dim: int, packed
     error = max(relative_error(actual, expected) for actual, expected in zip(*results, strict=True))
     name = f"{backend}, heads of {head_dim}{', packed' if packed else ''}"
     return error_row(f"attention and gradients: {name}", error, BF16)
+
+
+def _block(device: torch.device) -> Iterator[Row]:
+    if kernels_problem(device) is not None:
+        yield Row("transformer block with kernels", "Triton can't be used")
+        return
+    x = torch.randn(4, 103, 640, generator=torch.Generator().manual_seed(3)).bfloat16()
+    exact = _block_results(x.double(), torch.device("cpu"))
+    results = _block_results(x, device)
+    error = max(relative_error(actual, expected) for actual, expected in zip(results, exact, strict=True))
+    yield error_row("transformer block with kernels: output and gradients", error, BF16)
+
+
+def _block_results(x: Tensor, device: torch.device) -> list[Tensor]:
+    """Return the output, and the gradients of input and weights."""
+    block = Block(x.shape[-1], 8, 4 * x.shape[-1], "sdpa")
+    initialize(block, "block", 0)
+    block = block.bfloat16().to(device, x.dtype)
+    set_block_kernels(block, device)
+    x = x.to(device, copy=True).requires_grad_()
+    output = block(x)
+    (output * torch.linspace(-1, 1, x.shape[-1], device=device, dtype=x.dtype)).sum().backward()
+    leaves = [x, *block.parameters()]
+    return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
 def _stem(device: torch.device) -> Iterator[Row]:
