@@ -37,6 +37,9 @@ class DemoError(ForgeError):
     exit_code = 1
 
 
+MAP = "prisma.tif"
+"""Map of another sensor's scene, in the folder of the evaluation."""
+
 SCREEN = Screen(REPOSITORY / "runs" / "demo.log")
 
 
@@ -98,7 +101,18 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     )
     _stage("6/6", "results")
     _python("-m", "finetune", "report", _shown(evaluation))
+    _map_another_sensor(evaluation)
     _summary(tiles, run, evaluation, short)
+
+
+def _map_another_sensor(evaluation: Path) -> None:
+    """Map a scene in the files of another sensor's product, resampled to the model's bands."""
+    scene = REPOSITORY / "demo" / "prisma"
+    if not scene.exists():
+        _python("-m", "tools.sample_scene", _shown(scene), "--product", "prisma", "--size", "96")
+    (product,) = scene.glob("*.he5")
+    model, output = evaluation / "model.safetensors", evaluation / MAP
+    _python("-m", "finetune", "predict", _shown(model), _shown(product), _shown(output), "--bands", "resample")
 
 
 def _name(tiles: Path | None, short: bool) -> str:
@@ -146,6 +160,7 @@ def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> No
         (run / "reconstruction.png", "a held-out tile: masked, predicted, true, and spectra"),
         (run, "the pretraining run: encoder.safetensors, metrics.jsonl, checkpoints"),
         (evaluation, "the evaluation: results.json and model.safetensors, for `python -m finetune predict`"),
+        (evaluation / MAP, "the classes of a PRISMA scene, by the model that was trained on EnMAP"),
         (SCREEN.log, "the full output of the commands, with DeepSpeed's lines"),
     ):
         SCREEN.show(f"  {_shown(path):<38} {what}")

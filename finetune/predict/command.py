@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", help="fine-tuned model, or an encoder of any format (its features); a file or URL"
     )
     parser.add_argument(
-        "scene", help="product, or a raster with the bands of the model's sensor: path, URL or /vsizip/ name"
+        "scene", help="product, or a raster with wavelengths or the model's bands: path, URL or /vsizip/ name"
     )
     parser.add_argument("output", type=Path, metavar="OUT.tif", help="Cloud-Optimized GeoTIFF to write")
     parser.add_argument(
@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         metavar="SHARE",
         help="overlap of neighboring windows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bands",
+        choices=("same", "resample"),
+        default="same",
+        help="resample computes the model's bands from those of another sensor's scene (default: %(default)s)",
     )
     parser.add_argument(
         "--mask-quality",
@@ -55,9 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     batch = arguments.batch or BATCH.get(device.type, 1)
     model = load_task_model(arguments.checkpoint)
     try:
-        summary = predict_scene(
-            model, arguments.scene, arguments.output, arguments.overlap, batch, device, arguments.mask_quality
-        )
+        options = arguments.overlap, batch, device, arguments.mask_quality, arguments.bands
+        summary = predict_scene(model, arguments.scene, arguments.output, *options)
     except torch.OutOfMemoryError:
         raise ConfigError(f"--batch {batch}: {device} has too little memory for it, try {max(1, batch // 2)}") from None
     _print_summary(summary, arguments.output)

@@ -1,4 +1,4 @@
-"""A complete scene, read by rows: a product, or any raster with the bands of a model's sensor."""
+"""A complete scene, read by rows: a product, or any raster."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,10 +9,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from finetune.encoders.model_file import TaskModel
-from shards.errors import ConfigError, SourceError, TileError
-from shards.sensors.band_table import BandTable
-from shards.sensors.sensor import MATCH_TOLERANCE_NM, Sensor, get_sensor
+from shards.errors import SourceError, TileError
 from shards.sources.grid import Grid
 from shards.sources.image import SpectralImage
 from shards.sources.images import is_remote, open_image
@@ -26,7 +23,7 @@ class SceneImage:
 
     Attributes:
         raster: the spectral image.
-        bands: one-based indices of the sensor's bands in the raster.
+        bands: one-based indices of the bands to read.
     """
 
     raster: SpectralImage
@@ -49,25 +46,24 @@ class SceneImage:
 
 
 @contextmanager
-def open_scene(scene: str | Path, sensor: Sensor, masked: Sequence[str] = ()) -> Iterator[SceneImage]:
-    """Open a product (folder, zip file, or one of its files) or a raster, matching bands by wavelength.
+def open_scene(scene: str | Path, masked: Sequence[str] = ()) -> Iterator[SpectralImage]:
+    """Open a product (folder, zip file, or one of its files) or a raster.
 
     Args:
         scene: path, URL, or path inside an archive (``/vsizip/...``).
         masked: quality layers of the product whose flagged values are missing.
 
     Raises:
-        SourceError: the scene is missing, is not a raster, or lacks the sensor's bands or a quality layer.
+        SourceError: the scene is missing, is not a raster, or lacks a quality layer.
     """
     _check_exists(scene)
     # Each row of windows rereads the blocks of a row of the file: the cache must hold one row of blocks.
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as stack:
         try:
             raster = stack.enter_context(open_image(scene, masked))
-            bands = raster.select(sensor)
         except TileError as error:
             raise SourceError(str(error)) from None
-        yield SceneImage(raster, bands)
+        yield raster
 
 
 def _check_exists(scene: str | Path) -> None:
@@ -79,25 +75,3 @@ def _check_exists(scene: str | Path) -> None:
         raise SourceError(f"{path}: no such scene")
     if path.is_dir() and find_product(path) is None:
         raise SourceError(f"{path}: no product of a sensor that is known (docs/inputs.md): name a raster in it")
-
-
-def scene_sensor(model: TaskModel) -> Sensor:
-    """Return the sensor whose scenes a model accepts: the registered one if it has the model's bands, since it also
-    describes the full product, else the model's own bands.
-
-    Raises:
-        ConfigError: the model's file doesn't record its bands.
-    """
-    inputs, count = model.inputs, model.images.bands
-    if len(inputs.wavelength_nm) != count:
-        raise ConfigError(f"the model takes {count} bands, but its file doesn't say which: convert it with --sensor")
-    wavelengths = np.asarray(inputs.wavelength_nm)
-    try:
-        known = get_sensor(inputs.sensor)
-    except ConfigError:  # a custom band table, which may be absent on this machine
-        known = None
-    if known is not None and known.num_bands == count:
-        if np.abs(wavelengths - known.wavelength_nm).max() <= MATCH_TOLERANCE_NM:
-            return known
-    table = BandTable(tuple(inputs.wavelength_nm), tuple(inputs.fwhm_nm), tuple(range(count)))
-    return Sensor.of_table(inputs.sensor, table)

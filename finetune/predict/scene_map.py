@@ -11,7 +11,8 @@ import torch
 
 from finetune.encoders.model_file import TaskModel
 from finetune.predict.cog import MapFormat, write_cog
-from finetune.predict.scene_image import open_scene, scene_sensor
+from finetune.predict.scene_bands import Bands, fit_to_scene
+from finetune.predict.scene_image import SceneImage, open_scene
 from finetune.predict.sliding_window import Predict, WindowPlan, blend
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
@@ -49,6 +50,7 @@ def predict_scene(
     batch: int,
     device: torch.device,
     masked: Sequence[str] = (),
+    bands: Bands = "same",
 ) -> Summary:
     """Map a scene; ``output`` appears once it is complete.
 
@@ -62,13 +64,16 @@ def predict_scene(
         overlap: fraction of a window that the next one overlaps, in [0, 1).
         batch: windows per batch.
         masked: quality layers of a product whose flagged values are missing.
+        bands: see `fit_to_scene`.
 
     Raises:
         ConfigError, SourceError: the scene has other bands or is unreadable.
         RasterError: the map can't be written.
     """
     began, raster = time.monotonic(), describe_map(model, Path(scene).name)
-    with open_scene(scene, scene_sensor(model), masked) as image:
+    with open_scene(scene, masked) as opened:
+        model, selected = fit_to_scene(model, opened, bands)
+        image = SceneImage(opened, selected)
         plan = plan_windows(model, *image.grid.shape, overlap)
         raster = replace(raster, control_points=image.raster.control_points(plan.cell))
         _warn_about_georeference(image.raster)

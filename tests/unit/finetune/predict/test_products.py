@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import rasterio
+import torch
 from support.products import SMALL, make_product
-from support.task_models import CPU, small_model
+from support.small_encoder import SIZE
+from support.task_models import CPU, enmap_bands, small_model
 
 from finetune.__main__ import main
 from finetune.encoders.model_file import save_task_model
 from finetune.predict.scene_map import predict_scene
+from pretrain.weights.resample import resample
 from shards.sources.images import open_image
 from shards.sources.scene_sensor import find_sensor
 from tools.sample_products import PRODUCTS
@@ -29,6 +32,43 @@ def test_a_map_has_the_place_of_its_product(kind, tmp_path):
         assert file.crs == image.grid.crs and tuple(file.transform)[:6] == pytest.approx(image.grid.transform)
         measured = (image.read() != -32768).any(0)
         np.testing.assert_array_equal(file.read(1) != file.nodata, measured)
+
+
+def map_of_product(model, path, output, bands="same"):
+    predict_scene(model, path, output, 0, 8, CPU, bands=bands)
+    with rasterio.open(output) as file:
+        return file.read()
+
+
+def test_resampling_the_model_s_own_bands_changes_nothing(tmp_path):
+    path = make_product("prisma", tmp_path / "product")
+    maps = [map_of_product(model_of(path), path, tmp_path / f"{bands}.tif", bands) for bands in ("same", "resample")]
+    np.testing.assert_array_equal(*maps)
+
+
+@pytest.mark.parametrize("kind", ["prisma", "emit"])
+def test_a_model_of_another_sensor_maps_a_scene_that_is_resampled_to_its_bands(kind, tmp_path):
+    path, model = make_product(kind, tmp_path / "product"), small_model("features", **enmap_bands())
+    features = map_of_product(model, path, tmp_path / "map.tif", "resample")
+    assert np.isfinite(features).any() and features.shape[0] == model.encoder.feature_dim
+
+    with open_image(path) as image:
+        sensor = find_sensor(str(path))
+        cube = image.read(image.select(sensor)).astype(np.float32)
+    cube[cube == -32768] = np.nan
+    resampled = resample(cube, sensor.wavelength_nm, sensor.fwhm_nm, to=model.description)
+    tile = np.where(np.isnan(resampled), -32768, resampled)[None, :, :SIZE, :SIZE]
+    with torch.inference_mode():
+        corner = model.scores(torch.from_numpy(tile.astype(np.float32)))[0].numpy()
+    measured = np.isfinite(features[:, : corner.shape[1], : corner.shape[2]])
+    np.testing.assert_allclose(features[:, : corner.shape[1], : corner.shape[2]][measured], corner[measured], atol=1e-4)
+
+
+def test_a_scene_of_other_bands_is_refused_with_the_way_out(tmp_path, capsys):
+    path = make_product("prisma", tmp_path / "product")
+    save_task_model(tmp_path / "model.safetensors", small_model(**enmap_bands()))
+    assert main(["predict", str(tmp_path / "model.safetensors"), str(path), str(tmp_path / "map.tif")]) == 2
+    assert "--bands resample computes them from the scene's" in capsys.readouterr().err
 
 
 def test_flagged_pixels_have_no_class(tmp_path, capsys):
