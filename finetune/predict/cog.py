@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from shards.errors import ForgeError
 from shards.files.atomic import atomic_path, sweep, temporary_path, write_atomic
 from shards.sources.grid import Grid
-from shards.sources.raster import LONE
+from shards.sources.sidecars import LONE
 
 Color = tuple[int, int, int, int]
 

@@ -97,7 +97,7 @@ def find_metadata(path: Path, pattern: re.Pattern[str]) -> tuple[Container, str]
     """
     if path.is_file() and pattern.fullmatch(path.name):
         return Container(path.parent), path.name
-    if not path.is_dir() and (path.suffix.lower() != ".zip" or not path.is_file()):
+    if not path.is_dir() and not (path.is_file() and zipfile.is_zipfile(path)):  # under any name
         return None
     container = Container(path)
     names = [name for name in container.names() if pattern.fullmatch(name) and is_data(member_name(name))]

@@ -1,18 +1,16 @@
 """Raster files: their pixels as digital numbers, and all of their metadata.
 
 `pack`, labels, fine-tuning and prediction all read rasters through this module. Metadata are in the file's header, in
-tags of any domain, and in sidecar files (``.aux.xml``, world files, ``.msk``, ENVI's ``.hdr``). All of them are read,
-without probing every name that a sidecar could have (`_has_sidecar`).
+tags of any domain, and in sidecar files (shards/sources/sidecars.py). All of them are read.
 """
 
 import itertools
-import os
-import time
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,43 +24,21 @@ from rasterio.windows import Window
 
 from shards.errors import TileError
 from shards.sensors.band_metadata import BandMetadata, read_band_metadata
-from shards.sensors.sensor import NODATA
+from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.digital_numbers import UNSCALED, digital_numbers, missing_pixels
 from shards.sources.grid import Grid
 from shards.sources.image import ROUNDED, SpectralImage, note_once
-
-LONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
-"""GDAL options for a file without sidecars: neither list the folder nor look for sidecars."""
-
-ACCOMPANIED = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
-"""GDAL options for a file with sidecars or a remote file: look for the known names without listing the folder."""
-
-SIDECARS = (
-    ".aux.xml",
-    ".aux",
-    ".msk",
-    ".hdr",
-    ".tfw",
-    ".tifw",
-    ".tiffw",
-    ".tfwx",
-    ".wld",
-    ".prj",
-    ".tab",
-    ".imd",
-    ".rpb",
-)
-"""Suffixes of GDAL's sidecar files, appended to a raster's name or in place of its extension."""
+from shards.sources.sidecars import ACCOMPANIED, gdal_options, header_beside
 
 SAMPLED, SAMPLED_BANDS = 8, 8
 """Windows along each side of a file, their size in pixels, and bands: the sample that tells reflectance from digital
 numbers."""
 
+RADIANCE = re.compile(r"radiance|\bsr\b|steradian|W\s*/\s*\(?\s*[cm]?m", re.IGNORECASE)
+"""Units of radiance in the metadata of bands or in the data units of an ENVI header."""
+
 MOST_REFLECTANCE = 2.0
 """Reflectance that few pixels exceed: clouds and glint do. Radiance in any common unit is larger."""
-
-FRESH_S = 2.0
-"""A folder that changed within this time is listed again: some file systems have timestamps this coarse."""
 
 
 @contextmanager
@@ -80,7 +56,7 @@ def open_raster(
         TileError: the file is missing or is not a raster.
     """
     name = str(location)
-    options = _options(name)
+    options = gdal_options(name)
     with rasterio.Env(**options):
         try:
             with warnings.catch_warnings():
@@ -89,7 +65,7 @@ def open_raster(
         except (RasterioError, OSError, ValueError) as error:
             raise TileError(f"{name}: not a readable raster ({_first_line(error)})") from None
         with file:
-            header = _header_beside(name) if options is ACCOMPANIED and file.driver != "ENVI" else None
+            header = header_beside(name) if options is ACCOMPANIED and file.driver != "ENVI" else None
             yield Raster(file, name, wavelength_nm, background, header)
 
 
@@ -195,6 +171,17 @@ class Raster(SpectralImage):
             with suppress(ValueError):  # DateTime is often 0000:00:00
                 return date.fromisoformat(tags.get(name, "").strip("{ ")[:10].replace(":", "-")).isoformat()
         return ""
+
+    def select(self, sensor: Sensor) -> list[int]:
+        """Return the 1-based numbers of the sensor's bands; raises TileError if any are missing, and for radiance."""
+        units = {*self.file.units, *(self.file.tags(ns="ENVI") | self.file.tags()).get("data_units", "").splitlines()}
+        radiance = next((unit for unit in units if unit and RADIANCE.search(unit)), None)
+        if radiance is not None:
+            raise TileError(
+                f"{self.name}: holds radiance ({radiance.strip()}), while {sensor.name} means reflectance: convert it "
+                "to reflectance x 10000 by an atmospheric correction"
+            )
+        return super().select(sensor)
 
     def read_values(self, bands: Sequence[int], window: Window | None) -> np.ndarray:
         """Read bands as int16 (len(bands), height, width).
@@ -323,40 +310,6 @@ def _fitted(points: Sequence[Any]) -> Any:
         return None
     off = [np.subtract(back @ (point.x, point.y), (point.col, point.row)) for point in points]
     return transform if np.abs(off).max() <= 0.5 else None
-
-
-def _options(name: str) -> dict[str, str]:
-    """Return GDAL's options for opening a file: whether to look for sidecars."""
-    if name.startswith("/vsimem/"):
-        return LONE
-    if "://" in name or name.startswith("/vsi"):
-        return ACCOMPANIED
-    folder, base = os.path.split(name)
-    return ACCOMPANIED if _has_sidecar(folder or ".", base.lower()) else LONE
-
-
-def _header_beside(name: str) -> Path | None:
-    """Return the ENVI header of a file in another format, or None: some programs write one beside a GeoTIFF."""
-    paths = (Path(f"{name}.hdr"), Path(name).with_suffix(".hdr")) if "://" not in name else ()
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _has_sidecar(folder: str, name: str) -> bool:
-    """Return whether a file has sidecars that GDAL reads; takes one listing of the folder."""
-    try:
-        changed = os.stat(folder).st_mtime_ns
-        fresh = time.time_ns() - changed < FRESH_S * 1e9
-        accompanied = (_accompanied.__wrapped__ if fresh else _accompanied)(folder, changed)
-    except OSError:
-        return False
-    return name in accompanied or name.rpartition(".")[0] in accompanied
-
-
-@lru_cache(maxsize=16)
-def _accompanied(folder: str, changed: int) -> frozenset[str]:
-    """Return lowercase names, with or without extension, that have a sidecar; ``changed`` is the folder's mtime."""
-    names = [entry.name.lower() for entry in os.scandir(folder)]
-    return frozenset(name.removesuffix(ending) for name in names for ending in SIDECARS if name.endswith(ending))
 
 
 def _first_line(error: BaseException) -> str:

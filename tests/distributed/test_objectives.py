@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.mixture_jobs import mixture_jobs, samples_read
+from support.rank_cases import selected, shortened
 from support.tiles import write_tile
 from support.zero_jobs import Runs
 
@@ -34,8 +35,7 @@ OBJECTIVES |= {
     "wave-moco": [*OBJECTIVES["moco"], *WAVE],
     "wave-dino": [*OBJECTIVES["dino"], *WAVE],
 }
-RESUMED = RESNETS = ["moco", "dino"]
-RECOMPUTED = ["mae", "dino", "wave"]
+RESUMED = ["moco", "dino"]
 CUT = ["mae", "share", "wave"]
 
 pytestmark = pytest.mark.distributed
@@ -82,7 +82,8 @@ def two_steps(name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All runs; those of a test that has nightly cases only for the cases of this session."""
     folder = tmp_path_factory.mktemp("objectives")
     runs = Runs(folder, base_config(folder))
     two, one = [], []
@@ -92,15 +93,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name in RESUMED:
         two.append(runs.job(f"{name}-half", *OBJECTIVES[name], stop_at=HALF))
         one.append(runs.job(f"{name}-resumed", *OBJECTIVES[name], "engine.zero_stage=2", copy_from=f"{name}-half"))
+    for name in selected(request, test_a_run_from_a_checkpoint_is_the_same_on_one_process_and_two):
         begun = [*two_steps(name), f"init={folder / f'{name}-half'}", "run.seed=4"]
         two.append(runs.job(f"{name}-begun-2", *begun))
         one.append(runs.job(f"{name}-begun-1", *begun, "engine.zero_stage=0"))
+    for name in selected(request, test_learned_positions_and_their_average_go_on_at_another_image_size):
         larger = [*OBJECTIVES[name], "model.image_size=16", "checkpoint.accept=[model]"]
         one.append(runs.job(f"{name}-larger", *larger, copy_from=f"{name}-half"))
-    for name in RECOMPUTED:
+    for name in selected(request, test_recomputed_activations_change_nothing):
         recompute = ["engine.activation_checkpointing=true", "engine.zero_stage=0"]
         one.append(runs.job(f"{name}-recomputed", *OBJECTIVES[name], *recompute))
-    for name in RESNETS:
+    for name in selected(request, test_a_resnet_agrees_on_one_process_and_two):
         group = 8 if name == "dino" else 4  # DINO's crops of 8 samples in one call take half as long
         resnet = [*two_steps(name), "model.name=spec_resnet50", "model.image_size=16", f"model.bn_group={group}"]
         two.append(runs.job(f"{name}-resnet-2", *resnet))
@@ -138,7 +141,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_stage(runs: Runs, na
     assert runs.records(f"{name}-resumed", "loss") == pytest.approx(runs.records(f"{name}-2", "loss"), rel=1e-4, abs=0)
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", shortened(RESUMED, nightly={"moco"}))
 def test_a_run_from_a_checkpoint_is_the_same_on_one_process_and_two(runs: Runs, name: str) -> None:
     """Its momentum network is the same, too: later losses would differ."""
     losses = runs.records(f"{name}-begun-2", "loss")
@@ -146,19 +149,19 @@ def test_a_run_from_a_checkpoint_is_the_same_on_one_process_and_two(runs: Runs, 
     assert runs.records(f"{name}-begun-1", "loss") == pytest.approx(losses, rel=1e-4, abs=0)
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", shortened(RESUMED, nightly={"moco"}))
 def test_learned_positions_and_their_average_go_on_at_another_image_size(runs: Runs, name: str) -> None:
     assert len(runs.records(f"{name}-larger", "loss")) == STEPS
 
 
-@pytest.mark.parametrize("name", RECOMPUTED)
+@pytest.mark.parametrize("name", shortened(["mae", "dino", "wave"], nightly={"mae"}))
 def test_recomputed_activations_change_nothing(runs: Runs, name: str) -> None:
     assert runs.records(f"{name}-recomputed", "loss") == pytest.approx(
         runs.records(f"{name}-1", "loss"), rel=1e-4, abs=0
     )
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", shortened(["moco", "dino"], nightly={"dino"}))
 def test_a_resnet_agrees_on_one_process_and_two(runs: Runs, name: str) -> None:
     losses = runs.records(f"{name}-resnet-2", "loss")
     assert len(losses) == 2

@@ -59,7 +59,7 @@ class EmitProducts(Product):
         return name.lower().endswith((".nc", ".nc4"))
 
     def recognizes(self, path: Path) -> bool:
-        if not self.claims(path.name) or not is_hdf(path):
+        if not is_hdf(path):
             return False
         with open_hdf(path) as file:
             return BANDS in file and any(name in file for name in (REFLECTANCE, "radiance"))

@@ -36,6 +36,9 @@ PIXEL_M = 30.0
 LEVELS = 1 << 16
 """Number of stored values: 0 to 65535 are the reflectances from L2Scale*Min to L2Scale*Max."""
 
+SAMPLED_ROWS = 8
+"""Rows of a cube that are read to find the bands without measurements."""
+
 ERRORS = {"invalid": 1, "negative": 2, "saturation": 3}
 """Codes of ``*_PIXEL_L2_ERR_MATRIX``: invalid in the L1 product; negative, and saturated after the correction."""
 
@@ -47,7 +50,7 @@ class PrismaProducts(Product):
         return name.lower().endswith((".he5", ".h5"))
 
     def recognizes(self, path: Path) -> bool:
-        if not self.claims(path.name) or not is_hdf(path):
+        if not is_hdf(path):
             return False
         with open_hdf(path) as file:
             return any(name.startswith("PRS_L") for name in file.get(SWATHS, ()))
@@ -70,6 +73,7 @@ class _Detector:
         cube: uint16 (rows, bands, columns).
         errors: uint8 of the same shape, or None.
         positions: positions of the bands that exist, in the order of the cube.
+        good: whether each of these bands has a measurement in any of some rows: in deep absorption, none has.
         numbers: int16 (65536,), the digital number of each stored value.
     """
 
@@ -78,6 +82,7 @@ class _Detector:
     positions: np.ndarray
     wavelength_nm: np.ndarray
     fwhm_nm: np.ndarray
+    good: np.ndarray
     numbers: np.ndarray
 
 
@@ -109,6 +114,10 @@ class PrismaImage(SpectralImage):
     @property
     def fwhm_nm(self) -> tuple[float, ...]:
         return tuple(np.concatenate([detector.fwhm_nm for detector in self._detectors]).tolist())
+
+    @property
+    def good(self) -> tuple[bool, ...]:
+        return tuple(np.concatenate([detector.good for detector in self._detectors]).tolist())
 
     @cached_property
     def grid(self) -> Grid:
@@ -188,7 +197,13 @@ def _detector(file: "h5py.File", name: str, path: Path) -> _Detector:
     if errors is not None and errors.shape != cube.shape:
         raise SourceError(f"{path}: the error matrix of {name} has another shape than its cube: download it again")
     low, high = (number(file.attrs.get(f"L2Scale{name}{end}"), f"L2Scale{name}{end}", path) for end in ("Min", "Max"))
-    return _Detector(cube, errors, positions, centers[positions], widths[positions], _numbers(low, high))
+    good = np.zeros(len(positions), np.bool_)
+    try:
+        for row in range(0, cube.shape[0], max(1, cube.shape[0] // SAMPLED_ROWS)):
+            good |= cube[row].any(1)[positions]
+    except OSError as error:
+        raise SourceError(f"{path}: the cube of {name} can't be read ({error}): download it again") from None
+    return _Detector(cube, errors, positions, centers[positions], widths[positions], good, _numbers(low, high))
 
 
 def _numbers(low: float, high: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.bundles import Bundle
 from shards.sources.geotiff import IDENTITY, Tile
 from shards.sources.grid import Grid
-from shards.sources.image import SpectralImage
+from shards.sources.image import SpectralImage, note_once
 from shards.sources.limits import SceneLimits
 from shards.sources.tile_names import SourceTile, location_of
 
@@ -96,6 +96,7 @@ class ProductTiles(Bundle):
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), self.open_image() as image:
             image.mask(self.masked)
             bands = select_bands(image, self.sensor)
+            self._note_limits(image)
             for location, window in self.cells(image):
                 source = SourceTile(
                     location, image.time or "00000", f"{self.name}!{location}", image.scene or self.name, image.date
@@ -105,6 +106,14 @@ class ProductTiles(Bundle):
                 tile = self._tile(image, window, bands, source)
                 if tile is not None:
                     yield source, tile
+
+    def _note_limits(self, image: SpectralImage) -> None:
+        """Log which limits don't apply, since the product lacks their quality layer."""
+        limits = (name for name, limit in self.limits if limit is not None and name != "nodata")
+        lacking = [f"--max-{name.replace('_', '-')}" for name in limits if name not in image.quality]
+        if lacking:
+            kind = "the product" if self.source is None else self.source.__name__
+            note_once(f"{kind}: no quality layer for {', '.join(lacking)}, so that limit leaves out no tile")
 
     def _tile(
         self, image: SpectralImage, window: Window, bands: list[int], source: SourceTile

@@ -9,6 +9,7 @@ from shards.__main__ import main
 from shards.errors import TileError
 from shards.read.reader import ShardReader
 from shards.sources.images import open_image
+from shards.sources.scene_sensor import sensor_of_image
 from tools.sample_ground import reflectance, swath_edge, swath_grid, swath_pixels
 from tools.sample_rasters import envi_bands
 
@@ -45,6 +46,16 @@ def test_radiance_in_floats_is_refused(path):
     np.where(values > -9999, 40 * values, values).astype("<f4").tofile(path)
     with open_image(path) as image, pytest.raises(TileError, match=r"is not a whole number: .*reflectance"):
         image.read()
+
+
+def test_units_of_radiance_in_the_header_are_refused(path):
+    header = path.with_name(f"{path.name}.hdr")
+    header.write_text(f"{header.read_text()}data units = uW / (cm^2 sr nm)\n")
+    with (
+        open_image(path) as image,
+        pytest.raises(TileError, match=r"holds radiance \(uW .*while scene means"),
+    ):
+        image.select(sensor_of_image("scene", image))
 
 
 def test_values_beyond_int16_are_missing_in_reflectance(path):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from support.products import SMALL, make_product
 
+from shards.console import get_logger
 from shards.errors import SourceError, TileError
 from shards.sensors.sensor import NODATA, get_sensor
+from shards.sources.image import note_once
 from shards.sources.images import open_image
 from tools.sample_ground import swath_edge
 
@@ -52,10 +54,8 @@ def test_radiance_is_refused_where_reflectance_is_meant(product):
 
 
 def test_radiance_is_said_in_the_log(product, caplog, monkeypatch):
-    from shards.sources import image as module
-
-    module.note_once.cache_clear()
-    monkeypatch.setattr(module.logger.parent.parent.parent, "propagate", True)
+    note_once.cache_clear()
+    monkeypatch.setattr(get_logger("").parent, "propagate", True)
     with open_image(product) as image:
         image.select(EO1)
     assert "radiance x 40 (VNIR) and x 80 (SWIR), not reflectance" in caplog.text

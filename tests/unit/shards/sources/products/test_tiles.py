@@ -1,13 +1,17 @@
 """Products packed whole: tiles hold what the product holds, and their place, date and masks."""
 
+import tarfile
+
 import numpy as np
 import pytest
 from rasterio.transform import Affine
 from support.products import SMALL, make_product, packed
 
 from shards.__main__ import main
+from shards.console import get_logger
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import NODATA
+from shards.sources.image import note_once
 from shards.sources.images import open_image
 from shards.sources.products.product import find_product
 from tools.sample_products import PRODUCTS
@@ -74,3 +78,31 @@ def test_a_product_in_a_folder_of_others_is_found(tmp_path):
     reader = ShardReader(tmp_path / "shards")
     keys = [reader.key(row) for row in range(len(reader))]
     assert len({key.partition("_")[0] for key in keys}) * 2 == len(keys)  # two dates of each location
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("desis", "cloud"), ("prisma", "saturation"), ("emit", "")])
+def test_a_product_within_an_archive_is_found_and_masked(kind, layer, tmp_path):
+    path = make_product(kind, tmp_path / "product")
+    with tarfile.open(tmp_path / "delivery.tar.gz", "w:gz") as tar:
+        tar.add(path, f"order/{path.name}")
+    options = ["--sensor", path, "--size", SIZE, "--workers", 1, *(["--mask-quality", layer] if layer else []), *LIMITS]
+    for source, name in ((tmp_path / "delivery.tar.gz", "archive"), (path, "alone")):
+        assert main([str(word) for word in ("pack", source, tmp_path / name, *options)]) == 0
+    readers = [ShardReader(tmp_path / name) for name in ("archive", "alone")]
+    tiles = [sorted(tile_of(reader, row).tobytes() for row in range(len(reader))) for reader in readers]
+    assert tiles[0] == tiles[1] and tiles[0]
+
+
+def test_packed_products_are_verified_against_their_files(tmp_path, capsys):
+    path = make_product("prisma", tmp_path / "product")
+    pack(path, tmp_path / "shards", "--mask-quality", "saturation")
+    assert main(["verify", str(tmp_path / "shards"), "--source", str(path.parent), "--workers", "1"]) == 0
+
+
+def test_limits_without_a_quality_layer_are_said(tmp_path, caplog, monkeypatch):
+    path = make_product("prisma", tmp_path / "product")
+    note_once.cache_clear()
+    monkeypatch.setattr(get_logger("").parent, "propagate", True)
+    command = ["pack", path, tmp_path / "shards", "--sensor", path, "--size", SIZE, "--workers", 1]
+    assert main([str(word) for word in [*command, "--max-nodata", "none"]]) == 0
+    assert "no quality layer for --max-cloud, so that limit leaves out no tile" in caplog.text
