@@ -38,7 +38,8 @@ from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.published import SPEC_VITS
-from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.objectives.mae import MaeObjective
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masks import MaskedPatches, choose_masks
 from shards.cli import Parser, positive, run_command
 from shards.config import check_config

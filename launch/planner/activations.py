@@ -28,7 +28,8 @@ from pretrain.models.normalize import Normalizer
 from pretrain.models.transformer import Block
 from pretrain.models.unit import set_activation_checkpointing, units
 from pretrain.objectives import masked_loss
-from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.objectives.mae import MaeObjective
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masks import MaskedPatches
 
 Device = Literal["cpu", "cuda"]

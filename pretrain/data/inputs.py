@@ -144,7 +144,8 @@ def plan_samples(config: PretrainConfig, reader: TileReader) -> tuple[TilePlan, 
             sources.append(_plan_source(config, each, part, reader.first_rows[number], weights[number]))
         except ConfigError as error:
             raise ConfigError(f"key 'data.sources.{number}' ({each.label}): {error}") from None
-    _check_same_sensor(sources)
+    if not config.model.by_wavelength:
+        _check_same_sensor(sources)
     order = SourceOrder(weights, seed, config.model.bn_group)
     plans = [source.plan for source in sources]
     return MixturePlan(plans, reader.first_rows, reader.first_shards, order), tuple(sources)

@@ -29,8 +29,14 @@ OBJECTIVES = {
         "augment.blur=0.5",
     ],
 }
+WAVE = ["model.stem=wave", "augment.sensors={}"]
+OBJECTIVES |= {
+    "wave": [*OBJECTIVES["mae"], *WAVE, "objective.masking=decoupled"],
+    "wave-moco": [*OBJECTIVES["moco"], *WAVE],
+    "wave-dino": [*OBJECTIVES["dino"], *WAVE],
+}
 RESUMED = ["moco", "dino"]
-CUT = ["mae", "share"]
+CUT = ["mae", "share", "wave"]
 
 pytestmark = pytest.mark.distributed
 
@@ -71,7 +77,7 @@ def base_config(folder: Path) -> dict:
 
 
 def two_steps(name: str) -> list[str]:
-    warmup = ["objective.warmup_temperature_steps=2"] if name == "dino" else []
+    warmup = ["objective.warmup_temperature_steps=2"] if name.endswith("dino") else []
     return [*OBJECTIVES[name], "train.steps=2", *warmup]
 
 
@@ -112,6 +118,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     two.append(runs.job("sgd-half", *sgd, stop_at=HALF))
     one.append(runs.job("sgd-1", *sgd))
     one.append(runs.job("sgd-resumed", *sgd, copy_from="sgd-half"))
+    one.append(runs.job("wave-half-precision", *two_steps("wave"), "engine={zero_stage: 2, precision: bf16}"))
     one += [runs.job(f"{name}-cut", *OBJECTIVES[name], "train.micro_batch=4") for name in CUT]
     for jobs, mixtures in zip((two, one), mixture_jobs(runs), strict=True):
         jobs += mixtures
@@ -147,7 +154,7 @@ def test_learned_positions_and_their_average_go_on_at_another_image_size(runs: R
     assert len(runs.records(f"{name}-larger", "loss")) == STEPS
 
 
-@pytest.mark.parametrize("name", shortened(["mae", "dino"], nightly={"mae"}))
+@pytest.mark.parametrize("name", shortened(["mae", "dino", "wave"], nightly={"mae"}))
 def test_recomputed_activations_change_nothing(runs: Runs, name: str) -> None:
     assert runs.records(f"{name}-recomputed", "loss") == pytest.approx(
         runs.records(f"{name}-1", "loss"), rel=1e-4, abs=0
@@ -171,6 +178,11 @@ def test_sgd_resumes_with_its_momentum(runs: Runs) -> None:
 def test_missing_pixels_count_the_same_however_the_batch_is_cut(runs: Runs, name: str) -> None:
     assert runs.records(f"{name}-cut", "loss") == pytest.approx(runs.records(f"{name}-1", "loss"), rel=1e-4, abs=0)
     assert runs.records(f"{name}-1", "loss") != pytest.approx(runs.records("angle-1", "loss"), rel=1e-2)
+
+
+def test_an_encoder_by_wavelength_trains_in_half_precision(runs: Runs) -> None:
+    losses = runs.records("wave-half-precision", "loss")
+    assert losses == pytest.approx(runs.records("wave-1", "loss")[:2], rel=0.02)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
