@@ -129,9 +129,9 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
 
 
 def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
-    """Return the module of an MAE run, with torch-default weights; by wavelength, of bands at equal steps."""
+    """Return the module of an MAE run, with torch-default weights; stems by wavelength get bands of 10 nm."""
     module = MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
-    set_default_spectrum(module, [400.0 + 2100 * band / bands for band in range(bands)], [10.0] * bands)
+    set_default_spectrum(module, [400.0 + 10 * band for band in range(bands)], [10.0] * bands)
     return module
 
 
