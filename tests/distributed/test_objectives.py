@@ -190,60 +190,66 @@ def test_features_have_not_collapsed(runs: Runs, name: str) -> None:
     assert min(runs.records(f"{name}-2", "feature_std")) > 1e-3
 
 
-# ---- several sources, of tiles of two sizes ----
+# ---- several sources, of tiles of two sizes and two sensors ----
 
 
-@pytest.mark.parametrize("name", ["mixture", "mixture-moco"])
-def test_several_sources_agree_on_one_process_and_two(runs: Runs, name: str) -> None:
-    losses = runs.losses(f"{name}-2")
-    assert len(set(losses)) == (STEPS if name == "mixture" else 2)
-    assert runs.losses(f"{name}-1") == pytest.approx(losses, rel=1e-4, abs=0)
+def test_several_sources_agree_on_one_process_and_two(runs: Runs) -> None:
+    losses = runs.losses("mixture-2")
+    assert len(set(losses)) == 2
+    assert runs.losses("mixture-1") == pytest.approx(losses, rel=1e-4, abs=0)
+    assert samples_read(runs, "mixture-1") == samples_read(runs, "mixture-2")
 
 
-def test_several_sources_are_resumed_by_another_number_of_processes(runs: Runs) -> None:
-    assert runs.losses("mixture-resumed") == pytest.approx(runs.losses("mixture-2"), rel=1e-4, abs=0)
-    read = samples_read(runs, "mixture-2")
-    assert sorted(read) == list(range(16 * STEPS))
-    assert samples_read(runs, "mixture-resumed") == samples_read(runs, "mixture-1") == read
+@pytest.mark.parametrize("name", ["sensors-1", "sensors-resumed"])
+def test_several_sensors_agree_on_one_process_and_two_and_across_a_resume(runs: Runs, name: str) -> None:
+    losses, read = runs.losses("sensors-2"), samples_read(runs, "sensors-2")
+    assert len(set(losses)) == 4
+    assert runs.losses(name) == pytest.approx(losses, rel=1e-4, abs=0)
+    assert samples_read(runs, name) == read
+    for source in ("small", "camera"):
+        expected = runs.records("sensors-2", f"source/{source}/validation_loss")
+        assert runs.records(name, f"source/{source}/validation_loss") == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_cycle_of_blocks_has_the_shares_and_no_source_repeats_a_tile_early(runs: Runs) -> None:
-    read = samples_read(runs, "mixture-2")
-    names = [read[number][1] for number in range(16 * STEPS)]
-    for begin in range(0, 16 * STEPS, 12):  # three blocks of four samples
-        assert names[begin : begin + 12].count("small") == 4
-    tiles = [read[number][0] for number in range(16 * STEPS) if names[number] == "large"]
+    read = samples_read(runs, "sensors-2")
+    names = [read[number][1] for number in range(64)]
+    for begin in range(0, 64, 16):  # four blocks of four samples
+        assert [names[begin : begin + 16].count(name) for name in ("large", "small", "camera")] == [8, 4, 4]
+    tiles = [read[number][0] for number in range(64) if names[number] == "large"]
     assert len(set(tiles[:10])) == 10  # ten locations
 
 
 def test_held_out_tiles_of_a_source_have_a_loss_of_their_own(runs: Runs) -> None:
-    (loss,) = runs.records("mixture-2", "source/small/validation_loss")
-    assert runs.records("mixture-2", "validation_loss") == [loss]  # the other source holds out none
-    assert runs.records("mixture-1", "validation_loss") == pytest.approx([loss], rel=1e-4)
+    small, camera = (runs.records("sensors-2", f"source/{name}/validation_loss")[0] for name in ("small", "camera"))
+    assert small != camera
+    assert runs.records("sensors-2", "source/large/validation_loss") == []  # it holds out none
+    assert runs.records("sensors-2", "validation_loss") == pytest.approx([(small + camera) / 2])
 
 
-@pytest.mark.parametrize("name", ["mixture", "mixture-moco"])
-def test_each_source_has_a_loss_and_its_samples_counted(runs: Runs, name: str) -> None:
-    large, small = (runs.records(f"{name}-2", f"source/{source}/loss") for source in ("large", "small"))
-    assert runs.records(f"{name}-1", "source/small/loss") == pytest.approx(small, rel=1e-4)
-    share = runs.records(f"{name}-2", "source/small/samples")[0] / 16
-    assert runs.losses(f"{name}-2")[0] == pytest.approx((1 - share) * large[0] + share * small[0], rel=1e-5)
-    assert runs.records("mixture-2", "source/small/samples")[2] == 16  # of 48, four cycles
-    assert runs.records("mixture-2", "source/large/epochs")[2] == 32 / 10
+def test_each_source_has_a_loss_and_its_samples_counted(runs: Runs) -> None:
+    large, small = (runs.records("mixture-2", f"source/{source}/loss") for source in ("large", "small"))
+    assert runs.records("mixture-1", "source/small/loss") == pytest.approx(small, rel=1e-4)
+    share = runs.records("mixture-2", "source/small/samples")[0] / 16
+    assert runs.losses("mixture-2")[0] == pytest.approx((1 - share) * large[0] + share * small[0], rel=1e-5)
+    assert runs.records("sensors-2", "source/small/samples") == [4, 8, 12, 16]
+    assert runs.records("sensors-2", "source/large/epochs") == [0.8, 1.6, 2.4, 3.2]
+
+
+def test_a_stem_that_reads_bands_by_position_refuses_several_sensors(runs: Runs) -> None:
+    error = runs.error("sensors-conv")
+    assert "key 'data.sources.2' (camera): 80 bands of camera, but large has 202 of enmap" in error
+    assert "set model.stem=wave" in error
 
 
 def test_other_sources_are_refused_with_what_changed(runs: Runs) -> None:
-    error = runs.error("mixture-other")
-    assert "data.sources differs ('small' has weight 3, it had 1); choose another run.dir, or add" in error
+    error = runs.error("sensors-other")
+    assert "data.sources differs ('camera' was removed); choose another run.dir, or add" in error
     assert "checkpoint.accept=[data.sources] to continue anyway" in error
     assert "data.sources differs ('large' has weight 2, it had 1, 'small' was added)" in runs.error("mixture-added")
 
 
 def test_accepted_sources_begin_their_order_where_the_checkpoint_was_saved(runs: Runs) -> None:
-    read = samples_read(runs, "mixture-accepted")
-    assert sorted(read) == list(range(16 * STEPS))
-    later = [read[number] for number in range(16 * HALF, 16 * STEPS)]
-    assert [name for _, name in later[:20]].count("small") == 12  # a cycle of five blocks, three of them small
-    alone, whole = samples_read(runs, "mixture-begun-again"), samples_read(runs, "mixture-2")
-    begun = [alone[number] for number in range(16 * HALF, 16 * STEPS)]
-    assert begun == [whole[number] for number in range(16 * (STEPS - HALF))]
+    later, from_the_start = samples_read(runs, "mixture-begun-again"), samples_read(runs, "mixture-2")
+    assert sorted(later) == list(range(16 * (HALF + 2)))
+    assert [later[number + 16 * HALF] for number in range(32)] == [from_the_start[number] for number in range(32)]
