@@ -37,6 +37,7 @@ STEMS: "Registry[Callable[..., Stem]]" = Registry("stem")
 """Each is called with ``bands``, ``bn_group`` and the fields of its config but its name, as keywords."""
 
 STEMS.add("spectral_adapter", "pretrain.models.adapter:SpectralAdapter")
+STEMS.add("wave", "pretrain.models.wave:WaveStem")
 STEMS.add("none", "pretrain.models.stem:NoStem")
 
 AUGMENTATIONS: "Registry[Callable[..., Augmentation]]" = Registry(

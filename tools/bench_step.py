@@ -38,11 +38,14 @@ from pretrain.metrics.flops import device_peak, sample_flops
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.published import SPEC_VITS
-from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.models.wave import set_default_spectrum
+from pretrain.objectives.mae import MaeObjective
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masks import MaskedPatches, choose_masks
 from shards.cli import Parser, positive, run_command
 from shards.config import check_config
 from shards.errors import ConfigError
+from shards.sensors.sensor import get_sensor
 from tools.plain_mae import PlainMaskedAutoencoder
 
 BANDS = 202
@@ -82,7 +85,9 @@ class Ratio:
 def undrawn(config: PretrainConfig) -> MaskedAutoencoder:
     """Return the model of a run with this config, with torch-default weights."""
     normalize = Normalizer([3000.0] * BANDS, [1732.0] * BANDS)  # to mean 0 and deviation 1
-    return MaeObjective.build_module(config, BANDS, normalize)
+    module = MaeObjective.build_module(config, BANDS, normalize)
+    set_default_spectrum(module, get_sensor("enmap").wavelength_nm, get_sensor("enmap").fwhm_nm)
+    return module
 
 
 def build(config: PretrainConfig, device: torch.device) -> MaskedAutoencoder:

@@ -60,8 +60,8 @@ def launches() -> Iterator[tuple[str, list[Launch]]]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         with recording() as recorded, torch.device("meta"):
             _pixel_kernels(dtype)
-            _block_kernels(dtype)
             if dtype != torch.float32:
+                _block_kernels(dtype)
                 _stem_kernels(dtype)
         yield TYPES[dtype], recorded
 
@@ -145,6 +145,10 @@ def compile_for(launch: Launch, variant: str, capability: int) -> Compiled:
     return result
 
 
+def _types(launch: Launch) -> tuple[str, ...]:
+    return tuple(map(_type, launch.arguments))
+
+
 def _type(value: Any) -> str:
     if isinstance(value, Tensor):
         return "*" + TYPES[value.dtype]
@@ -176,7 +180,8 @@ def compile_all(capabilities: list[int]) -> Iterator[Compiled]:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise ForgeError("TRITON_INTERPRET=1 interprets kernels instead of compiling them: unset it")
     for variant, recorded in launches():
-        for launch in recorded:
+        distinct = {(launch.kernel.__name__, str(launch.constants), _types(launch)): launch for launch in recorded}
+        for launch in distinct.values():
             for capability in capabilities:
                 yield compile_for(launch, variant, capability)
 

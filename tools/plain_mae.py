@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretrain.models.adapter import LAYERS
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masked_loss import masked_targets
 from pretrain.objectives.masks import MaskedPatches
 

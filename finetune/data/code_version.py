@@ -55,10 +55,12 @@ FEATURES = (
             "spectral_layers",
             "spectral_moments",
             "spectral_parts",
+            "spectrum",
             "stem",
             "transformer",
             "unit",
             "vit",
+            "wave",
         )
     ),
     "pretrain/kernels/launching.py",

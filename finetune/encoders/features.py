@@ -212,7 +212,7 @@ def _key(model: TaskModel, split: LabeledSplit, views: int) -> str:
         "input": [None if tensor is None else array_hash(tensor.cpu().numpy()) for tensor in _input_tensors(model)],
         "clip": images.normalize.clip,
         "code": code_version("features"),
-    }
+    } | ({} if model.bands is None else {"bands": model.bands})
     return digest(content)[:32]
 
 

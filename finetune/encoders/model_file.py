@@ -19,6 +19,7 @@ from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.models.encoder import Encoder
 from pretrain.models.registry import build_encoder
+from pretrain.models.wave import set_default_spectrum
 from pretrain.weights.description import EncoderDescription, WeightsError, read_header
 from pretrain.weights.encoder_weights import require_finite
 from pretrain.weights.files import load_encoder
@@ -86,6 +87,16 @@ class TaskModel(nn.Module):
         self.head, self.task, self.dilate = head, task, dilate
         self.head_config = head_config(head_choice) if head_choice else None
         self.images = inputs.build()
+        if self.bands is not None:
+            set_default_spectrum(encoder, *self.bands)
+
+    @property
+    def bands(self) -> tuple[list[float], list[float]] | None:
+        """Centers and widths in nm of the bands that an encoder by wavelength gets; None for other encoders."""
+        if not self.encoder.by_wavelength:
+            return None
+        known = self.inputs if self.inputs.response is None else self.description
+        return known.wavelength_nm, known.fwhm_nm
 
     def scores(self, tiles: Tensor) -> Tensor:
         """Compute scores from digital numbers (B, bands, S, S): (B, K, S, S) if every pixel has a label, else (B, K);

@@ -27,8 +27,10 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
 from pretrain.models.transformer import Block
 from pretrain.models.unit import set_activation_checkpointing, units
+from pretrain.models.wave import set_default_spectrum
 from pretrain.objectives import masked_loss
-from pretrain.objectives.mae import MaeObjective, MaskedAutoencoder
+from pretrain.objectives.mae import MaeObjective
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masks import MaskedPatches
 
 Device = Literal["cpu", "cuda"]
@@ -127,8 +129,10 @@ def trace_activations(config: PretrainConfig, bands: int, checkpointing: bool, d
 
 
 def build_module(config: PretrainConfig, bands: int) -> MaskedAutoencoder:
-    """Return the module of an MAE run, with torch-default weights."""
-    return MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
+    """Return the module of an MAE run, with torch-default weights; stems by wavelength get bands of 10 nm."""
+    module = MaeObjective.build_module(config, bands, Normalizer([3000.0] * bands, [1732.0] * bands))
+    set_default_spectrum(module, [400.0 + 10 * band for band in range(bands)], [10.0] * bands)
+    return module
 
 
 def image_dtype(config: PretrainConfig, device: Device) -> torch.dtype:

@@ -18,7 +18,7 @@ from pretrain.engine.optimizers import build_optimizer
 from pretrain.engine.zero import ZeroEngine
 from pretrain.metrics.phase_timer import PhaseTimer
 from pretrain.models.initialize import initialize
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 
 BANDS = 202
 STEPS = 5

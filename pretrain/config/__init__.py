@@ -68,6 +68,12 @@ class PretrainConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _spectra_have_wavelengths(self) -> Self:
+        if self.augment.sensors is not None and not self.model.by_wavelength:
+            raise ValueError("augment.sensors needs model.stem wave: other stems take the bands of one sensor")
+        return self
+
+    @model_validator(mode="after")
     def _probe_has_shards(self) -> Self:
         probed = [number for number, source in enumerate(self.data.sources) if source.probe is not None]
         if self.probe is None:

@@ -20,6 +20,7 @@ from shards.config.fields import (
     Switch,
     Threads,
     Unique,
+    Weight,
 )
 from shards.order.selection import OrderConfig, ViewConfig
 
@@ -112,6 +113,34 @@ class DataConfig(ConfigModel):
         )
 
 
+class SensorsConfig(ConfigModel):
+    """Made-up sensors through which groups of ``model.bn_group`` samples are seen: frequencies of the kinds."""
+
+    KINDS: ClassVar[tuple[str, ...]] = ("own", "subset", "range", "dropped", "responses")
+
+    own: Weight = 1.0
+    """All bands of the tiles."""
+    subset: Weight = 1.0
+    """A random subset, from 8 bands to nearly all."""
+    range: Weight = 1.0
+    """The bands of a random range of wavelengths, at least a fifth of the sensor's."""
+    dropped: Weight = 1.0
+    """All bands but some, up to half, dropped at random."""
+    responses: Weight = 1.0
+    """8 to 79 bands with Gaussian responses of 10 to 100 nm FWHM at random centers."""
+
+    @property
+    def weights(self) -> list[float]:
+        """Frequencies in the order of ``KINDS``."""
+        return [getattr(self, kind) for kind in self.KINDS]
+
+    @model_validator(mode="after")
+    def _any_kind(self) -> Self:
+        if not sum(self.weights):
+            raise ValueError("all kinds are 0: give one a frequency above 0, or leave the section out")
+        return self
+
+
 class AugmentConfig(NamedConfig):
     """Views of a tile. Augmentations with options of their own extend this class."""
 
@@ -125,6 +154,8 @@ class AugmentConfig(NamedConfig):
     """Probability of a Gaussian blur of 0.1 to 2 pixels."""
     clip: Rate | None = None
     """Standard deviations at which normalized values are clipped; null for none."""
+    sensors: SensorsConfig | None = None
+    """Spectral augmentation, for ``model.stem: wave``: made-up sensors; null for the tiles' own bands."""
 
 
 class ProbeConfig(ConfigModel):

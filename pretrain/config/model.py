@@ -27,6 +27,11 @@ class ModelConfig(NamedConfig):
     """What turns spectra into the features of pixels: a name, or a section with a name and options; null takes the
     encoder's own."""
 
+    @property
+    def by_wavelength(self) -> bool:
+        """Whether the encoder takes bands of any sensor."""
+        return self.stem is not None and self.stem.name == "wave"
+
 
 class ViTConfig(ModelConfig):
     """A vision transformer."""

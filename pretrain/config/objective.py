@@ -57,6 +57,10 @@ class MaeConfig(ObjectiveConfig):
     """Leave missing pixels out of the loss."""
     spectral_angle: Weight = 0.0
     """Weight of the mean angle between predicted and true spectra, in radians; needs ``norm_pix: false``."""
+    masking: Literal["spatial", "spectral", "decoupled", "tubes"] = "spatial"
+    """What is hidden: patches; bands; both, independently; blocks of 2 x 2 patches. Bands need ``model.stem: wave``."""
+    band_ratio: OpenFraction = 0.5
+    """Share of the bands hidden by ``masking`` spectral and decoupled, in runs of neighbors."""
     decoder: DecoderConfig = DecoderConfig()
     """The network that predicts pixels, discarded after training."""
 
@@ -66,9 +70,16 @@ class MaeConfig(ObjectiveConfig):
             raise ValueError(".spectral_angle needs .norm_pix false: a target normalized per patch has no spectrum")
         return self
 
+    @property
+    def hides_bands(self) -> bool:
+        """Whether bands are hidden from the encoder."""
+        return self.masking in ("spectral", "decoupled")
+
     def check(self, config: "PretrainConfig") -> None:
-        """Require a ViT, and at least one visible patch."""
+        """Require a ViT, at least one visible patch, and a stem that can hide bands where they are hidden."""
         model = config.model
+        if self.hides_bands and not model.by_wavelength:
+            raise ValueError(f"objective.masking {self.masking} needs model.stem wave: other stems take all bands")
         if not model.is_vit:
             raise ValueError(f"objective mae needs a ViT, which model.name {model.name} is not: use moco or dino")
         patches = (model.image_size // model.patch_size) ** 2

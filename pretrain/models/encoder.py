@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pretrain.models.flops import Parts, count_flops, times
+from pretrain.models.spectrum import Spectrum
 
 Output = Literal["pooled", "map", "tokens"]
 
@@ -24,6 +25,7 @@ class Encoder(nn.Module, ABC):
         min_bands: fewest bands that it takes.
         size_multiple: height and width of images are multiples of it.
         dense_dilation: ``dilate`` of ``build_encoder`` for maps of the image's resolution; empty where there is none.
+        by_wavelength: whether its features depend on the centers and widths of bands: methods take a `Spectrum`, too.
         is_transformer: whether it's a transformer on a grid of patches, whose position embeddings are interpolated to
             the images' size. Tasks give transformers and other encoders different heads, as published.
     """
@@ -34,6 +36,7 @@ class Encoder(nn.Module, ABC):
     min_bands: int = 1
     size_multiple: int = 1
     dense_dilation: tuple[bool, ...] = ()
+    by_wavelength: bool = False
     is_transformer: bool = False
 
     def forward(self, images: Tensor | Sequence[Tensor], output: Output = "pooled", *inputs: Any) -> Tensor:
@@ -43,7 +46,8 @@ class Encoder(nn.Module, ABC):
             images: one batch; for ``pooled`` also several of different sizes (crops), whose features are concatenated.
             output: which of the methods below is called: ``pooled``, one vector an image, (B, D); ``map``, (B, D,
                 H / stride, W / stride); or ``tokens``, of patches (see `ViTEncoder.tokens`).
-            inputs: further ones of that method.
+            inputs: further ones of that method; of encoders by wavelength, what the bands of the images are, a
+                `Spectrum`, or for several batches one each; None for the default.
         """
         return getattr(self, f"_{output}")(images, *inputs)
 
@@ -55,12 +59,14 @@ class Encoder(nn.Module, ABC):
     def _map(self, images: Tensor) -> Tensor:
         """Compute the feature map (B, D, H / stride, W / stride)."""
 
-    def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
+    def _layers(
+        self, images: Tensor, n: int | Sequence[int], norm: bool, *spectrum: Spectrum
+    ) -> list[tuple[Tensor, Tensor | None]]:
         """Compute, of each layer that ``n`` asks for, its map (B, D, h, w) and its class token (B, 1, D), if any.
 
         By default the encoder is a single layer without a class token.
         """
-        return [(self._map(images), None) for _ in layer_numbers(n, 1)]
+        return [(self(images, "map", *spectrum), None) for _ in layer_numbers(n, 1)]
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """List the parameters of each layer from the lowest, for layer-wise learning rates; others are above all."""
@@ -104,6 +110,7 @@ class Encoder(nn.Module, ABC):
         reshape: bool = False,
         return_prefix_tokens: bool = False,
         norm: bool = False,
+        spectrum: Spectrum | None = None,
     ) -> tuple:
         """Compute features of several layers, with the arguments of timm's and DINOv2's function of this name.
 
@@ -113,11 +120,12 @@ class Encoder(nn.Module, ABC):
             reshape: maps (B, D, h, w) instead of tokens (B, h*w, D).
             return_prefix_tokens: pairs (features, class token (B, 1, D)) instead of features.
             norm: apply the final norm to each, where there is one.
+            spectrum: of encoders by wavelength, what the bands are; None for the default.
 
         Raises:
             ValueError: a layer that the encoder doesn't have, or class tokens of one that has none.
         """
-        layers = self._layers(images, n, norm)
+        layers = self._layers(images, n, norm) if spectrum is None else self._layers(images, n, norm, spectrum)
         features = [feature_map if reshape else feature_map.flatten(2).transpose(1, 2) for feature_map, _ in layers]
         if not return_prefix_tokens:
             return tuple(features)

@@ -18,6 +18,7 @@ from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder, layer_numbers
 from pretrain.models.flops import Parts, times
+from pretrain.models.spectrum import Spectra, Spectrum, each_spectrum
 from pretrain.models.stem import Stem
 from pretrain.models.unit import Unit
 
@@ -130,19 +131,25 @@ class ResNetEncoder(Encoder):
     def core(self) -> ResNetLayers: ...
 
     @abstractmethod
-    def _layer_maps(self, images: Tensor) -> list[Tensor]:
+    def _map(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def _layer_maps(self, images: Tensor, spectrum: Spectrum | None = None) -> list[Tensor]:
         """Compute the maps of the four layers."""
 
     @abstractmethod
     def _stem_parameters(self) -> list[nn.Parameter]:
         """List the parameters below the four layers."""
 
-    def _pooled(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+    def _pooled(self, images: Tensor | Sequence[Tensor], spectra: Spectra = None) -> Tensor:
         sizes = [images] if isinstance(images, Tensor) else images
-        return torch.cat([self._map(batch).mean((2, 3)) for batch in sizes])
+        pairs = zip(sizes, each_spectrum(spectra, len(sizes)), strict=True)
+        return torch.cat([self._map(batch, spectrum).mean((2, 3)) for batch, spectrum in pairs])
 
-    def _layers(self, images: Tensor, n: int | Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor | None]]:
-        maps = self._layer_maps(images)
+    def _layers(
+        self, images: Tensor, n: int | Sequence[int], norm: bool, *spectrum: Spectrum
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        maps = self._layer_maps(images, *spectrum)
         return [(maps[number], None) for number in layer_numbers(n, len(LAYERS))]
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
@@ -168,22 +175,25 @@ class SpecResNet(ResNetEncoder):
         self.stride = 16 >> sum(dilate)
         self.spectral_adapter = SpectralAdapter(bn_group) if stem is None else stem
         self.bands, self.min_bands = self.spectral_adapter.bands, self.spectral_adapter.min_bands
+        self.by_wavelength = self.spectral_adapter.by_wavelength
         self.resnet = ResNetLayers(self.spectral_adapter.channels, False, dilate, bn_group)
 
     @property
     def core(self) -> ResNetLayers:
         return self.resnet
 
-    def _map(self, images: Tensor) -> Tensor:
-        return self.resnet(self._features(images))
+    def _map(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
+        return self.resnet(self._features(images, spectrum))
 
-    def _layer_maps(self, images: Tensor) -> list[Tensor]:
-        return self.resnet.layers(self._features(images))
+    def _layer_maps(self, images: Tensor, spectrum: Spectrum | None = None) -> list[Tensor]:
+        return self.resnet.layers(self._features(images, spectrum))
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
         batch, _, height, width = images.shape
         pixels = images.flatten(2).transpose(1, 2)  # (B, H*W, C)
-        return self.spectral_adapter(pixels).transpose(1, 2).reshape(batch, -1, height, width)
+        stem = self.spectral_adapter
+        features = stem(pixels, spectrum) if stem.by_wavelength else stem(pixels)
+        return features.transpose(1, 2).reshape(batch, -1, height, width)
 
     def _stem_parameters(self) -> list[nn.Parameter]:
         return list(self.spectral_adapter.parameters())
@@ -219,10 +229,10 @@ class PlainResNet(ResNetEncoder, ResNetLayers):
     def core(self) -> ResNetLayers:
         return self
 
-    def _map(self, images: Tensor) -> Tensor:
+    def _map(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
         return by_groups(lambda part: self._layer_maps(part)[-1], images, self.bn_group if self.training else None)
 
-    def _layer_maps(self, images: Tensor) -> list[Tensor]:
+    def _layer_maps(self, images: Tensor, spectrum: Spectrum | None = None) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
         return self.layers(F.max_pool2d(x, 3, 2, padding=1))
 

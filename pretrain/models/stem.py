@@ -18,11 +18,13 @@ class Stem(Unit, ABC):
         channels: features per pixel.
         bands: number of bands that it takes; None for any number from ``min_bands`` on.
         min_bands: fewest bands that it takes.
+        by_wavelength: whether it is also called with a `Spectrum`, what the bands of the pixels are.
     """
 
     channels: int
     bands: int | None = None
     min_bands: int = 1
+    by_wavelength: bool = False
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from pretrain.engine.zero import ZeroEngine
 from pretrain.models.encoder import Encoder
 from pretrain.models.flops import Parts, add, times
 from pretrain.models.normalize import Normalizer
+from pretrain.models.spectrum import Spectrum, joined
 from pretrain.objectives.objective import (
     Evaluation,
     Objective,
@@ -86,9 +87,10 @@ class DinoNetwork(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
         """Map normalized images (B, C, H, W) to logits (B, prototypes), float32."""
-        return self.head(self.encoder(images)).float()
+        features = self.encoder(images) if spectrum is None else self.encoder(images, "pooled", spectrum)
+        return self.head(features).float()
 
 
 class SelfDistillation(ObjectiveModule, DinoNetwork):
@@ -111,19 +113,22 @@ class SelfDistillation(ObjectiveModule, DinoNetwork):
         """Mean of the teacher's logits, (prototypes,)."""
         return self.centre
 
-    def losses(self, crops: Sequence[Tensor], targets: Tensor, frozen: bool = False) -> tuple[Tensor, ...]:
+    def losses(
+        self, crops: Sequence[Tensor], targets: Tensor, frozen: bool = False, spectra: Sequence[Spectrum] | None = None
+    ) -> tuple[Tensor, ...]:
         """Compute the loss of the student's views against the teacher's distributions of the large ones.
 
         Args:
             crops: views of each size, (V * B, C, S, S), view after view, the large ones first.
             targets: the teacher's probabilities for the large views, (2, B, prototypes).
             frozen: keep the prototypes as they are.
+            spectra: what the bands of the views of each size are, for encoders by wavelength.
 
         Returns:
             Loss of each sample, float32 (B,): the mean over all pairs of a teacher's view and another one of the
             student; pooled features of the large views (2 * B, D).
         """
-        features = self.encoder(crops)
+        features = self.encoder(crops) if spectra is None else self.encoder(crops, "pooled", spectra)
         logits = self.head(features, frozen).float() / self.temperature
         batch = targets.shape[1]
         views = logits.log_softmax(-1).view(-1, batch, logits.shape[-1])
@@ -183,7 +188,10 @@ class DinoObjective(Objective):
         return 2 * large + local.count * small
 
     def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
-        return {name: self.draw_views(augment, samples, sources, name) for name, augment in self._augments.items()}
+        drawn = {name: self.draw_views(augment, samples, sources, name) for name, augment in self._augments.items()}
+        for name in self._augments:
+            drawn |= self.draw_sensors(samples, sources, name)
+        return drawn
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalized(batch.tiles, batch.tile_sources)
@@ -191,16 +199,24 @@ class DinoObjective(Objective):
         small = [
             self._view(images, batch, f"local {number}", number % 2) for number in range(self.dino.local_crops.count)
         ]
-        logits = self.momentum(engine, large)
+        spectra = self._spectra(batch)
+        logits = self.momentum(engine, large, None if spectra is None else spectra[0])
         self._logits.append(logits.mean(0))
         targets = self._targets(engine, logits, step)
         crops = [large, torch.cat(small)] if small else [large]
-        losses, features = engine(crops, targets, step < self.dino.freeze_last_layer_steps)
+        losses, features = engine(crops, targets, step < self.dino.freeze_last_layer_steps, spectra)
         self.scalars.add(feature_std=feature_spread(features), teacher_entropy=_entropy(targets))
         return self.mean_loss(losses, batch)
 
     def _view(self, images: Tensor, batch: TileBatch, name: str, timestamp: int) -> Tensor:
         return self._augments[name].views(images[batch.rows[:, timestamp]], batch.draws[name])
+
+    def _spectra(self, batch: TileBatch) -> list[Spectrum] | None:
+        """Return what the bands of the large and of the small views are, for encoders by wavelength."""
+        views = [self.seen_spectrum(batch, name) for name in self._augments]
+        spectra = [joined(views[:2]), joined(views[2:])] if len(views) > 2 else [joined(views)]
+        known = [spectrum for spectrum in spectra if spectrum is not None]
+        return known or None
 
     def _targets(self, engine: ZeroEngine, logits: Tensor, step: int) -> Tensor:
         """Compute the teacher's probabilities (2, B, prototypes) from logits of the large views (2 * B, prototypes)."""
@@ -238,15 +254,18 @@ class DinoObjective(Objective):
             ]
         )
         with self.momentum.evaluating():
-            logits = self.momentum(engine, large)
-        losses, _ = engine.evaluation([large], self._targets(engine, logits, self.steps))
+            spectrum = joined([self.spectrum(sources)] * 2)
+            logits = self.momentum(engine, large, spectrum)
+        spectra = None if spectrum is None else [spectrum]
+        losses, _ = engine.evaluation([large], self._targets(engine, logits, self.steps), False, spectra)
         return Evaluation(losses)
 
     @torch.no_grad()
     def features(self, engine: ZeroEngine, images: Tensor, sources: Tensor) -> Tensor:
         """Compute them by the teacher, whose encoder DINO exports."""
         with self.momentum.evaluating(), engine.forward_context():
-            return cast(Encoder, self.momentum.module.encoder)(images, "map")
+            spectrum = self.spectrum(sources)
+            return cast(Encoder, self.momentum.module.encoder)(images, "map", *([] if spectrum is None else [spectrum]))
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

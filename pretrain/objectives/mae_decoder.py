@@ -7,35 +7,60 @@ from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
 from pretrain.models.patches import gather_tokens, sincos_positions
+from pretrain.models.spectrum import Spectrum
 from pretrain.models.transformer import Block, Spread
+from pretrain.objectives.band_prediction import BandPrediction
 from pretrain.objectives.masks import MaskedPatches
 
 
 class MaeDecoder(nn.Module):
-    """Narrow transformer that predicts the pixels of masked patches from the visible tokens."""
+    """Narrow transformer that predicts the pixels of masked patches from the visible tokens.
+
+    Args:
+        encoder_dim: features of the encoder's tokens.
+        grid: patches per side of an image.
+        pixels: of a patch.
+        bands: C.
+        width, depth, heads, backend: of the blocks.
+        by_wavelength: predict any bands that are asked for, not C fixed ones.
+    """
 
     no_weight_decay = ("mask_token",)
     decoder_pos_embed: Tensor
 
     def __init__(
-        self, encoder_dim: int, grid: int, outputs: int, width: int, depth: int, heads: int, backend: Backend
+        self,
+        encoder_dim: int,
+        grid: int,
+        pixels: int,
+        bands: int,
+        width: int,
+        depth: int,
+        heads: int,
+        backend: Backend,
+        by_wavelength: bool = False,
     ) -> None:
         super().__init__()
+        self.bands = bands
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("decoder_pos_embed", sincos_positions(width, grid))
         self.decoder_embed = nn.Linear(encoder_dim, width)
         self.decoder_blocks = nn.ModuleList(Block(width, heads, 4 * width, backend) for _ in range(depth))
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
-        self.decoder_pred = nn.Linear(width, outputs)
+        self.decoder_pred = BandPrediction(width, pixels) if by_wavelength else nn.Linear(width, pixels * bands)
 
-    def forward(self, latent: Tensor, masks: MaskedPatches) -> Tensor:
-        """Map encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, M, p*p*C)."""
+    def forward(self, latent: Tensor, masks: MaskedPatches, bands: Spectrum | None = None) -> Tensor:
+        """Map encoder tokens (B, 1 + V, D) to predictions for the masked patches (B, M, p*p*C).
+
+        Args:
+            bands: to predict, by wavelength; those without width are 0.
+        """
         x, spread = self._tokens(latent, masks)
         last = len(self.decoder_blocks) - 1
         for number, block in enumerate(self.block_list):
             ids = self._places(masks) if number == last else None  # the outputs of other tokens are not used
             x = block.run(x, None, ids, spread if number == 0 else None)
-        return self.decoder_pred(self.decoder_norm(x))
+        return self.decoder_pred(self.decoder_norm(x), *(() if bands is None else (bands,)))
 
     @property
     def num_patches(self) -> int:
@@ -66,7 +91,9 @@ class MaeDecoder(nn.Module):
 
     def _outer_flops(self, visible: int, masked: int) -> int:
         """Operations outside of the blocks: embedding of visible tokens, prediction of masked ones."""
-        return 2 * (1 + visible) * self.decoder_embed.weight.numel() + 2 * masked * self.decoder_pred.weight.numel()
+        last = self.decoder_pred
+        predicted = last.flops(self.bands) if isinstance(last, BandPrediction) else 2 * last.weight.numel()
+        return 2 * (1 + visible) * self.decoder_embed.weight.numel() + masked * predicted
 
     def _tokens(self, latent: Tensor, masks: MaskedPatches) -> tuple[Tensor, Spread]:
         """Return the distinct tokens (1, B * (1 + V) + T, D) for the first block, and how sequences consist of them.

@@ -20,17 +20,25 @@ VALUES = {"cpu": 4_000_000, "cuda": 250_000_000}
 """Predicted values at a time, at least those of one sample."""
 
 
-def masked_targets(patches: Tensor, norm_pix: bool, counted: Tensor | None = None) -> Tensor:
+def masked_targets(
+    patches: Tensor, norm_pix: bool, counted: Tensor | None = None, wanted: Tensor | None = None
+) -> Tensor:
     """Map patches (B, M, p*p, C) to the targets of the decoder, (B, M, p*p*C).
 
     Args:
         counted: (B, M, p*p), 1 where a pixel counts: mean and variance of a patch are theirs; None for all.
+        wanted: (B, C), 1 where a band of a sample is a target, likewise, and 0 where the target is 0; None for all.
     """
+    of_bands = 1.0 if wanted is None else wanted[:, None, None, :]
+    patches = patches * of_bands if wanted is not None else patches
     if not norm_pix:
         return patches.flatten(2)
     weights = 1.0 if counted is None else counted
     sums, number = patches.sum(-1) * weights, _number(patches, counted)
+    if wanted is not None:
+        number = number * (wanted.sum(1) / patches.shape[-1])[:, None]
     centered = patches - (sums.sum(-1) / number.clamp(min=1))[..., None, None]
+    centered = centered * of_bands if wanted is not None else centered
     squares = square_sums(centered) * weights
     variance = squares.sum(-1) / (number - 1).clamp(min=1)
     return centered.div_((variance + 1e-6).sqrt()[..., None, None]).flatten(2)

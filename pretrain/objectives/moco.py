@@ -26,6 +26,7 @@ from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
 from pretrain.models.encoder import Encoder
 from pretrain.models.flops import Parts, add
 from pretrain.models.normalize import Normalizer
+from pretrain.models.spectrum import Spectrum, shuffled
 from pretrain.objectives.objective import (
     Evaluation,
     Objective,
@@ -77,12 +78,13 @@ class ProjectedEncoder(nn.Module):
         super().__init__()
         self.encoder, self.projection_head = encoder, projection_head
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
         """Map normalized images (B, C, H, W) to unit vectors (B, dim), float32."""
-        return self.project(images)
+        return self.project(images, spectrum)
 
-    def project(self, images: Tensor) -> Tensor:
-        return F.normalize(self.projection_head(self.encoder(images)).float(), dim=-1)
+    def project(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
+        features = self.encoder(images) if spectrum is None else self.encoder(images, "pooled", spectrum)
+        return F.normalize(self.projection_head(features).float(), dim=-1)
 
 
 class MomentumContrast(ObjectiveModule, ProjectedEncoder):
@@ -106,13 +108,22 @@ class MomentumContrast(ObjectiveModule, ProjectedEncoder):
         self.register_buffer("queue", F.normalize(vectors, dim=-1))
         self.register_buffer("queue_places", torch.full((queue,), -1))
 
-    def losses(self, images: Tensor, keys: Tensor, location_ids: Tensor | None = None) -> tuple[Tensor, ...]:
+    def losses(
+        self,
+        images: Tensor,
+        keys: Tensor,
+        location_ids: Tensor | None = None,
+        spectrum: Spectrum | None = None,
+    ) -> tuple[Tensor, ...]:
         """Compute InfoNCE (arXiv 1807.03748) of normalized images (B, C, H, W) with keys (B, dim) of location_ids (B,).
+
+        Args:
+            spectrum: what the bands of the images are, for encoders by wavelength.
 
         Returns:
             Loss of each sample, float32 (B,); whether its own key was nearest, (B,); queries (B, dim).
         """
-        query = self.project(images)
+        query = self.project(images, spectrum)
         with torch.autocast(query.device.type, enabled=False):
             positive = (query * keys).sum(1, keepdim=True)
             negatives = query @ self.queue.float().T
@@ -165,25 +176,31 @@ class MocoObjective(Objective):
     def draws(self, samples: np.ndarray, sources: np.ndarray) -> Draws:
         views = {f"view {view}": self.draw_views(self.augment, samples, sources, f"view {view}") for view in (0, 1)}
         key, length = fold_in(self.seed, "shuffle", int(samples[0])), len(samples)
+        for view in ("view 0", "view 1"):
+            views |= self.draw_sensors(samples, sources, view)
         return views | {"shuffle": (permute(key, length, np.arange(length)),)}
 
     def loss(self, engine: ZeroEngine, batch: TileBatch, step: int) -> Tensor:
         images = self.normalized(batch.tiles, batch.tile_sources)
         query, key = (self.augment.views(images[batch.rows[:, view]], batch.draws[f"view {view}"]) for view in (0, 1))
-        keys = self._shuffled_keys(engine, key, *batch.draws["shuffle"])
+        query_spectrum, key_spectrum = (self.seen_spectrum(batch, f"view {view}") for view in (0, 1))
+        (order,) = batch.draws["shuffle"]
+        keys = self._shuffled_keys(engine, key, order, key_spectrum)
         self._keys.append(keys)
         self._location_ids.append(batch.location_ids)
-        losses, hits, queries = engine(query, keys, batch.location_ids)
+        losses, hits, queries = engine(query, keys, batch.location_ids, query_spectrum)
         self.scalars.add(feature_std=feature_spread(queries), contrast_accuracy=hits.mean())
         return self.mean_loss(losses, batch)
 
-    def _shuffled_keys(self, engine: ZeroEngine, images: Tensor, order: Tensor) -> Tensor:
+    def _shuffled_keys(
+        self, engine: ZeroEngine, images: Tensor, order: Tensor, spectrum: Spectrum | None = None
+    ) -> Tensor:
         """Compute keys in batch-norm groups of other samples than the queries', or statistics would reveal the pairs.
 
         They are shuffled within the micro batch, keyed by its first sample, without exchange between ranks (MoCo's
         shuffling BN).
         """
-        keys = self.momentum(engine, images[order])
+        keys = self.momentum(engine, images[order], shuffled(spectrum, order))
         return torch.empty_like(keys).index_copy_(0, order, keys)
 
     def after_step(self, engine: ZeroEngine, step: int) -> None:
@@ -208,6 +225,6 @@ class MocoObjective(Objective):
             self.augment.random_views(images, numbers, fold_in(self.seed, f"validation view {view}")) for view in (0, 1)
         )
         with self.momentum.evaluating():
-            keys = self.momentum(engine, key)
-        losses, _, _ = engine.evaluation(query, keys)
+            keys = self.momentum(engine, key, self.spectrum(sources))
+        losses, _, _ = engine.evaluation(query, keys, None, self.spectrum(sources))
         return Evaluation(losses)

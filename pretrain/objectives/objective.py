@@ -14,6 +14,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.augment import Augmentation, build_augmentation
 from pretrain.data.band_tables import BandTables
 from pretrain.data.draws import Draws
+from pretrain.data.made_sensors import draw_sensors, made_spectrum
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
@@ -23,6 +24,7 @@ from pretrain.models.flops import Parts, times
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
+from pretrain.models.spectrum import Spectrum
 from pretrain.objectives.source_losses import SourceLosses
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest
@@ -59,9 +61,9 @@ class ObjectiveModule(nn.Module):
         """Compute the loss of each sample, float32 (B,), and what else the objective needs of a forward."""
         raise NotImplementedError
 
-    def feature_map(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
         """Compute the encoder's feature map (B, D, h, w) of normalized images (B, C, H, W)."""
-        return self.encoder(images, "map")
+        return self.encoder(images, "map") if spectrum is None else self.encoder(images, "map", spectrum)
 
 
 class Objective(ABC):
@@ -98,7 +100,9 @@ class Objective(ABC):
         initial: InitialWeights | None = None,
     ) -> None:
         self.config, self.normalize, self.manifests, self.initial = config, normalize, manifests, initial
-        self.tables = BandTables.of(manifests)
+        tables = BandTables.of(manifests)
+        self._centers, self._widths = tables.center_nm.numpy(), tables.fwhm_nm.numpy()
+        self.tables = tables.to(distributed.device())
         self.tile_shapes = np.asarray([manifest.tile_shape for manifest in manifests])
         self.tile_shape = tuple(self.tile_shapes.max(0).tolist())
         self.seed, self.steps = config.run.seed, config.train.steps
@@ -163,6 +167,36 @@ class Objective(ABC):
         half = tiles.is_cuda and self.config.engine.precision != "fp32"
         return self.normalize(tiles, torch.float16 if half else torch.float32, sources)
 
+    def spectrum(self, sources: Tensor, group: int = 1) -> Spectrum | None:
+        """Return the bands of images for encoders by wavelength; None for others.
+
+        Args:
+            sources: of the images, int64 (B,); those of ``group`` consecutive ones are equal.
+        """
+        if not self.module.encoder.by_wavelength:
+            return None
+        chosen = slice(None) if len(self.manifests) == 1 else sources[::group]
+        return Spectrum(self.tables.center_nm[chosen], self.tables.fwhm_nm[chosen])
+
+    def draw_sensors(self, samples: np.ndarray, sources: np.ndarray, view: str) -> Draws:
+        """Draw the sensors of a view's groups under ``sensors VIEW``; nothing without ``augment.sensors``."""
+        config, group = self.config.augment.sensors, self.config.model.bn_group
+        if config is None:
+            return {}
+        bands = self.group_bands(sources, group)
+        return {f"sensors {view}": draw_sensors(config, samples[::group], fold_in(self.seed, "sensors", view), *bands)}
+
+    def group_bands(self, sources: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return centers and widths of the bands of each group of samples, float32 (G, C)."""
+        chosen = sources[::group]
+        return self._centers[chosen], self._widths[chosen]
+
+    def seen_spectrum(self, batch: TileBatch, view: str) -> Spectrum | None:
+        """Return what the encoder sees of a view's bands, by groups of samples; None for encoders of fixed bands."""
+        bands = self.spectrum(batch.sources, self.config.model.bn_group)
+        drawn = batch.draws.get(f"sensors {view}")
+        return bands if bands is None or drawn is None else made_spectrum(bands, *drawn)
+
     def losses(self, engine: ZeroEngine, batches: Iterator[TileBatch], step: int) -> Iterator[Tensor]:
         """Yield the mean loss of each micro batch of an optimizer step (0, 1, ...)."""
         for _ in range(engine.accumulation):
@@ -202,7 +236,7 @@ class Objective(ABC):
         Args:
             sources: of the images, int64 (B,).
         """
-        return engine.evaluation(images, entry="feature_map")
+        return engine.evaluation(images, self.spectrum(sources), entry="feature_map")
 
 
 def build_module_encoder(config: PretrainConfig, bands: int) -> Encoder:

@@ -93,7 +93,10 @@ def _input(description: EncoderDescription) -> str:
         lines.append("- mu and sigma are in the file's header and applied by `encode`.")
     else:
         lines.append("- Normalization: unknown.")
-    if description.takes_any_bands:
+    if description.by_wavelength:
+        ranges = ", ".join(f"{low:.0f} to {high:.0f} nm" for low, high in description.ranges_nm) or UNKNOWN
+        lines.append(f"- Takes bands of any sensor, by centers and widths; trained on {ranges}.")
+    elif description.takes_any_bands:
         lines.append("- The weights take any number of bands from 75 on, normalized with statistics of their sensor.")
     return "\n".join(lines)
 

@@ -4,8 +4,9 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,10 @@ from pretrain.models.registry import outline_encoder
 from shards.errors import ForgeError
 from shards.files.untrusted import read_json_value
 from shards.sensors.sensor import get_sensor
+from shards.sensors.spectrum import gaps
+
+if TYPE_CHECKING:
+    from pretrain.models.encoder import Encoder
 
 HEADER_KEY = "spectralforge"
 """Key of the description in a safetensors header."""
@@ -79,8 +84,24 @@ class EncoderDescription:
     @property
     def takes_any_bands(self) -> bool:
         """Whether the encoder takes any number of bands, from the fewest on."""
+        return self._outline().bands is None
+
+    @property
+    def by_wavelength(self) -> bool:
+        """Whether the encoder takes bands of any sensor, by their centers and widths."""
+        return self._outline().by_wavelength
+
+    @property
+    def ranges_nm(self) -> list[tuple[float, float]]:
+        """First and last center of each stretch of the bands it was trained on, without the gaps between them."""
+        order = np.argsort(self.wavelength_nm, kind="stable")
+        centers, widths = np.asarray(self.wavelength_nm)[order], np.asarray(self.fwhm_nm)[order]
+        stretches = np.split(centers, gaps(centers, widths)) if len(centers) else []
+        return [(float(stretch[0]), float(stretch[-1])) for stretch in stretches]
+
+    def _outline(self) -> "Encoder":
         sizes = {"image_size": self.image_size, "patch_size": self.patch_size, "bands": self.bands}
-        return outline_encoder(self.architecture, **sizes, **self.options).bands is None
+        return outline_encoder(self.architecture, **sizes, **self.options)
 
     def to_header(self) -> dict[str, str]:
         """Return the metadata of a safetensors file."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder
+from pretrain.models.wave import set_default_spectrum
 from pretrain.weights.card import model_card
 from pretrain.weights.description import EncoderDescription, WeightsError
 from pretrain.weights.encoder_weights import EncoderWeights, outline, require_finite
@@ -61,6 +62,8 @@ def load_encoder(
     assert dict(encoder.named_buffers()).keys() <= encoder.state_dict().keys()  # else some would stay empty
     encoder.to_empty(device="cpu")
     load_strictly(encoder, read.weights, str(location))
+    if description.wavelength_nm:
+        set_default_spectrum(encoder, description.wavelength_nm, description.fwhm_nm)
     return encoder.eval(), description
 
 

@@ -153,6 +153,7 @@ def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, 
     if (
         not read.is_described
         or not description.wavelength_nm
+        or config.model.by_wavelength
         or _are_same(description.wavelength_nm, manifest.wavelength_nm)
     ):
         return

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pretrain.models.compilation import is_exporting
 from pretrain.models.encoder import Encoder, Output
 from pretrain.models.normalize import Normalizer
+from pretrain.models.wave import set_default_spectrum
+from pretrain.weights.band_input import BandInput, by_wavelength
 from pretrain.weights.description import EXTRA_STATE, EncoderDescription, WeightsError, from_extra_state, to_extra_state
 from pretrain.weights.files import export_weights, load_encoder
 from pretrain.weights.formats import bare_name
@@ -40,6 +42,8 @@ class PretrainedEncoder(nn.Module):
     of any number type (pretrain/weights/images.py). -32768, NaN, infinities and masked pixels are missing. Where
     ``wavelengths_nm`` (or micrometers) names the bands of an array, the encoder's bands are picked from it, in any
     order; otherwise the array must have exactly the encoder's bands. For bands of another sensor see ``resample``.
+    An encoder by wavelength (``model.stem: wave``) takes any bands as they are, with widths ``fwhm_nm`` (None: the
+    distance to the nearer neighbor); the statistics of its own bands are interpolated along the wavelength.
 
     Attributes:
         encoder: the network, in evaluation mode.
@@ -58,24 +62,44 @@ class PretrainedEncoder(nn.Module):
         """Band centers that the encoder takes, in nm, in its order."""
         return self.description.wavelength_nm
 
-    def forward(self, images: Any, wavelengths_nm: Sequence[float] | None = None, output: Output = "pooled") -> Tensor:
+    def forward(
+        self,
+        images: Any,
+        wavelengths_nm: Sequence[float] | None = None,
+        output: Output = "pooled",
+        fwhm_nm: Sequence[float] | None = None,
+    ) -> Tensor:
         """Return features with gradients: pooled (B, D), or with ``output="map"`` (B, D, h, w).
 
         Raises:
             WeightsError: bands, size or values that the encoder doesn't take, or an unknown normalization.
         """
-        batch, bands = self._read(images, wavelengths_nm)
+        batch, bands = self._read(images, wavelengths_nm, fwhm_nm)
         return self._features(batch, bands, None, output)
 
     @torch.no_grad()
-    def encode(self, images: Any, wavelengths_nm: Sequence[float] | None = None, batch_size: int = 32) -> Tensor:
+    def encode(
+        self,
+        images: Any,
+        wavelengths_nm: Sequence[float] | None = None,
+        fwhm_nm: Sequence[float] | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> Tensor:
         """Return pooled features, float32 (B, D), without gradients, ``batch_size`` images at a time."""
-        return self._in_batches(images, wavelengths_nm, batch_size, "pooled")
+        return self._in_batches(images, wavelengths_nm, fwhm_nm, batch_size, "pooled")
 
     @torch.no_grad()
-    def features(self, images: Any, wavelengths_nm: Sequence[float] | None = None, batch_size: int = 32) -> Tensor:
+    def features(
+        self,
+        images: Any,
+        wavelengths_nm: Sequence[float] | None = None,
+        fwhm_nm: Sequence[float] | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> Tensor:
         """Return the feature map (B, D, h, w); see ``encode``."""
-        return self._in_batches(images, wavelengths_nm, batch_size, "map")
+        return self._in_batches(images, wavelengths_nm, fwhm_nm, batch_size, "map")
 
     @torch.no_grad()
     def get_intermediate_layers(
@@ -86,14 +110,16 @@ class PretrainedEncoder(nn.Module):
         return_prefix_tokens: bool = False,
         norm: bool = False,
         wavelengths_nm: Sequence[float] | None = None,
+        fwhm_nm: Sequence[float] | None = None,
     ) -> tuple:
         """Return features of several layers without gradients; see ``Encoder.get_intermediate_layers``."""
-        values = self.normalized(images, wavelengths_nm)
-        return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm)
+        batch, bands = self._read(images, wavelengths_nm, fwhm_nm)
+        values = self._normalized(batch, bands, None)
+        return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm, bands.spectrum)
 
     def normalized(self, images: Any, wavelengths_nm: Sequence[float] | None = None) -> Tensor:
         """Return images as the network ``encoder`` takes them, float32 (B, bands, H, W); raises as forward."""
-        batch, bands = self._read(images, wavelengths_nm)
+        batch, bands = self._read(images, wavelengths_nm, None)
         if not len(batch):
             raise WeightsError("images: empty; give at least one")
         return self._normalized(batch, bands, None)
@@ -134,6 +160,8 @@ class PretrainedEncoder(nn.Module):
         self.description = description
         known = bool(description.mu and description.sigma)
         normalize = Normalizer(description.mu, description.sigma, description.clip) if known else None
+        if known and description.wavelength_nm:
+            set_default_spectrum(self.encoder, description.wavelength_nm, description.fwhm_nm)
         device = next(self.encoder.parameters()).device
         self.normalize = None if normalize is None else normalize.to(device)
 
@@ -142,16 +170,16 @@ class PretrainedEncoder(nn.Module):
         objective = known.objective or "unknown objective"
         return f"{known.architecture}, {known.sensor}, {known.bands} bands, {objective}"
 
-    def _in_batches(self, images: Any, wavelengths_nm: Any, batch_size: int, output: Output) -> Tensor:
+    def _in_batches(self, images: Any, wavelengths_nm: Any, fwhm_nm: Any, batch_size: int, output: Output) -> Tensor:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise WeightsError(f"batch_size {batch_size!r}: give a whole number above 0")
-        batch, bands = self._read(images, wavelengths_nm)
+        batch, bands = self._read(images, wavelengths_nm, fwhm_nm)
         parts = [batch[begin : begin + batch_size] for begin in range(0, max(len(batch), 1), int(batch_size))]
         scale = None if len(parts) == 1 else scale_of(self._range(part, self._numbers(part, bands)) for part in parts)
         return torch.cat([self._features(part, bands, scale, output) for part in parts])
 
-    def _read(self, images: Any, wavelengths_nm: Any) -> tuple[Images, list[int] | None]:
-        """Images as given, checked except for their values, and the positions of the encoder's bands (None for all)."""
+    def _read(self, images: Any, wavelengths_nm: Any, fwhm_nm: Any) -> tuple[Images, BandInput]:
+        """Return images as given, checked except for their values, and how their bands are the encoder's input."""
         batch, bands = to_batch(images), None
         count = self.description.bands
         if wavelengths_nm is not None:
@@ -163,38 +191,46 @@ class PretrainedEncoder(nn.Module):
                 )
             centers = band_centers(wavelengths_nm)
             check_bands(batch, len(centers), f"{len(centers)} wavelengths were given; give one per band")
+            if self.encoder.by_wavelength:
+                self._check_size(batch)
+                self._require_statistics()
+                given = by_wavelength(self.description, wavelengths_nm, fwhm_nm)
+                return batch, given._replace(normalize=given.normalize.to(self._device))
             bands = self._bands_of(centers, len(centers))
             if len(centers) < count:  # one is near to two of the encoder's
                 raise WeightsError(f"images of {len(centers)} bands: this encoder takes {count}; {RESAMPLE}")
         if bands is None:
             check_bands(batch, count, f"this encoder takes {count}; describe them with wavelengths_nm")
         self._check_size(batch)
+        return batch, BandInput(self._require_statistics(), bands)
+
+    def _require_statistics(self) -> Normalizer:
         if self.normalize is None:
             raise WeightsError(
                 "the encoder's file doesn't say how its images were normalized: give it the statistics, "
                 "spectralforge-convert FILE encoder.safetensors --statistics FOLDER (with mu.npy and sigma.npy)"
             )
-        return batch, bands
+        return self.normalize
 
-    def _features(self, batch: Images, bands: list[int] | None, scale: float | None, output: Output) -> Tensor:
+    def _features(self, batch: Images, bands: BandInput, scale: float | None, output: Output) -> Tensor:
         if batch.shape[0] == 0:
             size = [] if output == "pooled" else [side // self.encoder.stride for side in batch.shape[2:]]
             return torch.empty(0, self.encoder.feature_dim, *size, device=self._device)
-        return self.encoder(self._normalized(batch, bands, scale), output).float()
+        spectrum = [] if bands.spectrum is None else [bands.spectrum]
+        return self.encoder(self._normalized(batch, bands, scale), output, *spectrum).float()
 
-    def _normalized(self, batch: Images, bands: list[int] | None, scale: float | None) -> Tensor:
+    def _normalized(self, batch: Images, bands: BandInput, scale: float | None) -> Tensor:
         """float32 images of the encoder's bands on its device; ``scale=None`` infers the scale from their values."""
-        assert self.normalize is not None
         values = self._numbers(batch, bands)
         if scale is None:
             scale = scale_of([self._range(batch, values)])
         if scale != 1:
             value_range(values, scale)
             values = torch.where(values == NODATA, values, values * scale)
-        return self.normalize(values.float() if values.is_floating_point() else values)
+        return bands.normalize(values.float() if values.is_floating_point() else values)
 
-    def _numbers(self, batch: Images, bands: list[int] | None) -> Tensor:
-        return to_tensor(batch if bands is None else batch[:, bands]).to(self._device)
+    def _numbers(self, batch: Images, bands: BandInput) -> Tensor:
+        return to_tensor(batch if bands.positions is None else batch[:, bands.positions]).to(self._device)
 
     def _range(self, batch: Images, values: Tensor) -> ValueRange | None:
         """The range of the values; None for integers that are already on a GPU, since reading them would synchronize.

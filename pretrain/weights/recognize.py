@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -38,7 +39,10 @@ def recognize(weights: dict[str, Tensor], objective: str, network: str, where: s
             f"{_first_parts(shapes)}; save the whole encoder"
         )
     bands = None if is_spectral else _bands(shapes, first, where)
-    return describe_foreign(architecture, image_size, patch_size, bands, objective, network)
+    described = describe_foreign(architecture, image_size, patch_size, bands, objective, network)
+    if any(name.startswith("spectral_adapter.embedding.") for name in shapes):
+        return replace(described, config={"model": {"stem": {"name": "wave"}}})
+    return described
 
 
 def _vit(shapes: dict[str, tuple[int, ...]], prefix: str, is_spectral: bool, where: str) -> str:

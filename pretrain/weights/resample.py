@@ -51,7 +51,7 @@ def resample(cube: Any, wavelengths_nm: Any, fwhm_nm: Any = None, *, to: Any) ->
             than a quarter of the encoder's.
     """
     batch, target = to_batch(cube), getattr(to, "description", to)
-    matrix = _responses(target, *_bands(wavelengths_nm, fwhm_nm))
+    matrix = _responses(target, *centers_and_widths(wavelengths_nm, fwhm_nm))
     check_bands(batch, matrix.shape[1], f"{matrix.shape[1]} wavelengths were given; give one per band")
     values = to_tensor(batch)
     scale = scale_of([value_range(values)])
@@ -80,8 +80,12 @@ def apply_responses(values: Tensor, responses: Tensor, scale: float = 1.0) -> tu
     return torch.where(partly, mixed / weight.masked_fill(missing, 1.0), mixed), missing
 
 
-def _bands(wavelengths_nm: Any, fwhm_nm: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Band centers and widths in nm."""
+def centers_and_widths(wavelengths_nm: Any, fwhm_nm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return band centers and widths in nm, given in nm or micrometers; see `resample`.
+
+    Raises:
+        WeightsError: not one number above 0 for each band.
+    """
     centers = band_centers(wavelengths_nm)
     if fwhm_nm is None:
         if len(centers) < 2:

@@ -22,9 +22,12 @@ def lab(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="session")
 def whole(lab: Lab) -> list[float]:
-    """Losses of an uninterrupted run on two nodes, which a pipeline made from tiles to the report on its encoder."""
+    """Losses of an uninterrupted run on two nodes, which a pipeline made from tiles to the report on its encoder.
+
+    torchrun starts its ranks; the jobs that are compared with it are started by srun, unless they say otherwise.
+    """
     options = ["--tiles", "tiles", "--parts", 2, "--workers", 1, "--finetune", lab.evaluation, "--seeds", 2]
-    jobs = lab.submit("pipeline", *TWO_NODES, *options, "run.dir=whole")
+    jobs = lab.submit("pipeline", *TWO_NODES, "--launcher", "torchrun", *options, "run.dir=whole")
     assert list(jobs) == ["shard", "merge", "pretrain", "export", "finetune", "report"]
     lab.finish(jobs["report"], "whole", "COMPLETED", "FAILED", "CANCELLED")
     assert lab.cluster.state(jobs["report"]) == "COMPLETED", f"{lab.output('whole')}\n{lab.output('whole/finetune')}"

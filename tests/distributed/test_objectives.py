@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.mixture_jobs import mixture_jobs, samples_read
+from support.rank_cases import selected, shortened
 from support.tiles import write_tile
 from support.zero_jobs import Runs
 
@@ -28,9 +29,14 @@ OBJECTIVES = {
         "augment.blur=0.5",
     ],
 }
-RESUMED = RESNETS = ["moco", "dino"]
-RECOMPUTED = ["mae", "dino"]
-CUT = ["mae", "share"]
+WAVE = ["model.stem=wave", "augment.sensors={}"]
+OBJECTIVES |= {
+    "wave": [*OBJECTIVES["mae"], *WAVE, "objective.masking=decoupled"],
+    "wave-moco": [*OBJECTIVES["moco"], *WAVE],
+    "wave-dino": [*OBJECTIVES["dino"], *WAVE],
+}
+RESUMED = ["moco", "dino"]
+CUT = ["mae", "share", "wave"]
 
 pytestmark = pytest.mark.distributed
 
@@ -71,12 +77,13 @@ def base_config(folder: Path) -> dict:
 
 
 def two_steps(name: str) -> list[str]:
-    warmup = ["objective.warmup_temperature_steps=2"] if name == "dino" else []
+    warmup = ["objective.warmup_temperature_steps=2"] if name.endswith("dino") else []
     return [*OBJECTIVES[name], "train.steps=2", *warmup]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All runs; those of a test that has nightly cases only for the cases of this session."""
     folder = tmp_path_factory.mktemp("objectives")
     runs = Runs(folder, base_config(folder))
     two, one = [], []
@@ -86,15 +93,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name in RESUMED:
         two.append(runs.job(f"{name}-half", *OBJECTIVES[name], stop_at=HALF))
         one.append(runs.job(f"{name}-resumed", *OBJECTIVES[name], "engine.zero_stage=2", copy_from=f"{name}-half"))
+    for name in selected(request, test_a_run_from_a_checkpoint_is_the_same_on_one_process_and_two):
         begun = [*two_steps(name), f"init={folder / f'{name}-half'}", "run.seed=4"]
         two.append(runs.job(f"{name}-begun-2", *begun))
         one.append(runs.job(f"{name}-begun-1", *begun, "engine.zero_stage=0"))
+    for name in selected(request, test_learned_positions_and_their_average_go_on_at_another_image_size):
         larger = [*OBJECTIVES[name], "model.image_size=16", "checkpoint.accept=[model]"]
         one.append(runs.job(f"{name}-larger", *larger, copy_from=f"{name}-half"))
-    for name in RECOMPUTED:
+    for name in selected(request, test_recomputed_activations_change_nothing):
         recompute = ["engine.activation_checkpointing=true", "engine.zero_stage=0"]
         one.append(runs.job(f"{name}-recomputed", *OBJECTIVES[name], *recompute))
-    for name in RESNETS:
+    for name in selected(request, test_a_resnet_agrees_on_one_process_and_two):
         group = 8 if name == "dino" else 4  # DINO's crops of 8 samples in one call take half as long
         resnet = [*two_steps(name), "model.name=spec_resnet50", "model.image_size=16", f"model.bn_group={group}"]
         two.append(runs.job(f"{name}-resnet-2", *resnet))
@@ -109,6 +118,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     two.append(runs.job("sgd-half", *sgd, stop_at=HALF))
     one.append(runs.job("sgd-1", *sgd))
     one.append(runs.job("sgd-resumed", *sgd, copy_from="sgd-half"))
+    one.append(runs.job("wave-half-precision", *two_steps("wave"), "engine={zero_stage: 2, precision: bf16}"))
     one += [runs.job(f"{name}-cut", *OBJECTIVES[name], "train.micro_batch=4") for name in CUT]
     for jobs, mixtures in zip((two, one), mixture_jobs(runs), strict=True):
         jobs += mixtures
@@ -131,7 +141,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_stage(runs: Runs, na
     assert runs.records(f"{name}-resumed", "loss") == pytest.approx(runs.records(f"{name}-2", "loss"), rel=1e-4, abs=0)
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", shortened(RESUMED, nightly={"moco"}))
 def test_a_run_from_a_checkpoint_is_the_same_on_one_process_and_two(runs: Runs, name: str) -> None:
     """Its momentum network is the same, too: later losses would differ."""
     losses = runs.records(f"{name}-begun-2", "loss")
@@ -139,19 +149,19 @@ def test_a_run_from_a_checkpoint_is_the_same_on_one_process_and_two(runs: Runs, 
     assert runs.records(f"{name}-begun-1", "loss") == pytest.approx(losses, rel=1e-4, abs=0)
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", shortened(RESUMED, nightly={"moco"}))
 def test_learned_positions_and_their_average_go_on_at_another_image_size(runs: Runs, name: str) -> None:
     assert len(runs.records(f"{name}-larger", "loss")) == STEPS
 
 
-@pytest.mark.parametrize("name", RECOMPUTED)
+@pytest.mark.parametrize("name", shortened(["mae", "dino", "wave"], nightly={"mae"}))
 def test_recomputed_activations_change_nothing(runs: Runs, name: str) -> None:
     assert runs.records(f"{name}-recomputed", "loss") == pytest.approx(
         runs.records(f"{name}-1", "loss"), rel=1e-4, abs=0
     )
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", shortened(["moco", "dino"], nightly={"dino"}))
 def test_a_resnet_agrees_on_one_process_and_two(runs: Runs, name: str) -> None:
     losses = runs.records(f"{name}-resnet-2", "loss")
     assert len(losses) == 2
@@ -170,65 +180,76 @@ def test_missing_pixels_count_the_same_however_the_batch_is_cut(runs: Runs, name
     assert runs.records(f"{name}-1", "loss") != pytest.approx(runs.records("angle-1", "loss"), rel=1e-2)
 
 
+def test_an_encoder_by_wavelength_trains_in_half_precision(runs: Runs) -> None:
+    losses = runs.records("wave-half-precision", "loss")
+    assert losses == pytest.approx(runs.records("wave-1", "loss")[:2], rel=0.02)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_features_have_not_collapsed(runs: Runs, name: str) -> None:
     assert min(runs.records(f"{name}-2", "feature_std")) > 1e-3
 
 
-# ---- several sources, of tiles of two sizes ----
+# ---- several sources, of tiles of two sizes and two sensors ----
 
 
-@pytest.mark.parametrize("name", ["mixture", "mixture-moco"])
-def test_several_sources_agree_on_one_process_and_two(runs: Runs, name: str) -> None:
-    losses = runs.losses(f"{name}-2")
-    assert len(set(losses)) == (STEPS if name == "mixture" else 2)
-    assert runs.losses(f"{name}-1") == pytest.approx(losses, rel=1e-4, abs=0)
+def test_several_sources_agree_on_one_process_and_two(runs: Runs) -> None:
+    losses = runs.losses("mixture-2")
+    assert len(set(losses)) == 2
+    assert runs.losses("mixture-1") == pytest.approx(losses, rel=1e-4, abs=0)
+    assert samples_read(runs, "mixture-1") == samples_read(runs, "mixture-2")
 
 
-def test_several_sources_are_resumed_by_another_number_of_processes(runs: Runs) -> None:
-    assert runs.losses("mixture-resumed") == pytest.approx(runs.losses("mixture-2"), rel=1e-4, abs=0)
-    read = samples_read(runs, "mixture-2")
-    assert sorted(read) == list(range(16 * STEPS))
-    assert samples_read(runs, "mixture-resumed") == samples_read(runs, "mixture-1") == read
+@pytest.mark.parametrize("name", ["sensors-1", "sensors-resumed"])
+def test_several_sensors_agree_on_one_process_and_two_and_across_a_resume(runs: Runs, name: str) -> None:
+    losses, read = runs.losses("sensors-2"), samples_read(runs, "sensors-2")
+    assert len(set(losses)) == 4
+    assert runs.losses(name) == pytest.approx(losses, rel=1e-4, abs=0)
+    assert samples_read(runs, name) == read
+    for source in ("small", "camera"):
+        expected = runs.records("sensors-2", f"source/{source}/validation_loss")
+        assert runs.records(name, f"source/{source}/validation_loss") == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_cycle_of_blocks_has_the_shares_and_no_source_repeats_a_tile_early(runs: Runs) -> None:
-    read = samples_read(runs, "mixture-2")
-    names = [read[number][1] for number in range(16 * STEPS)]
-    for begin in range(0, 16 * STEPS, 12):  # three blocks of four samples
-        assert names[begin : begin + 12].count("small") == 4
-    tiles = [read[number][0] for number in range(16 * STEPS) if names[number] == "large"]
+    read = samples_read(runs, "sensors-2")
+    names = [read[number][1] for number in range(64)]
+    for begin in range(0, 64, 16):  # four blocks of four samples
+        assert [names[begin : begin + 16].count(name) for name in ("large", "small", "camera")] == [8, 4, 4]
+    tiles = [read[number][0] for number in range(64) if names[number] == "large"]
     assert len(set(tiles[:10])) == 10  # ten locations
 
 
 def test_held_out_tiles_of_a_source_have_a_loss_of_their_own(runs: Runs) -> None:
-    (loss,) = runs.records("mixture-2", "source/small/validation_loss")
-    assert runs.records("mixture-2", "validation_loss") == [loss]  # the other source holds out none
-    assert runs.records("mixture-1", "validation_loss") == pytest.approx([loss], rel=1e-4)
+    small, camera = (runs.records("sensors-2", f"source/{name}/validation_loss")[0] for name in ("small", "camera"))
+    assert small != camera
+    assert runs.records("sensors-2", "source/large/validation_loss") == []  # it holds out none
+    assert runs.records("sensors-2", "validation_loss") == pytest.approx([(small + camera) / 2])
 
 
-@pytest.mark.parametrize("name", ["mixture", "mixture-moco"])
-def test_each_source_has_a_loss_and_its_samples_counted(runs: Runs, name: str) -> None:
-    large, small = (runs.records(f"{name}-2", f"source/{source}/loss") for source in ("large", "small"))
-    assert runs.records(f"{name}-1", "source/small/loss") == pytest.approx(small, rel=1e-4)
-    share = runs.records(f"{name}-2", "source/small/samples")[0] / 16
-    assert runs.losses(f"{name}-2")[0] == pytest.approx((1 - share) * large[0] + share * small[0], rel=1e-5)
-    assert runs.records("mixture-2", "source/small/samples")[2] == 16  # of 48, four cycles
-    assert runs.records("mixture-2", "source/large/epochs")[2] == 32 / 10
+def test_each_source_has_a_loss_and_its_samples_counted(runs: Runs) -> None:
+    large, small = (runs.records("mixture-2", f"source/{source}/loss") for source in ("large", "small"))
+    assert runs.records("mixture-1", "source/small/loss") == pytest.approx(small, rel=1e-4)
+    share = runs.records("mixture-2", "source/small/samples")[0] / 16
+    assert runs.losses("mixture-2")[0] == pytest.approx((1 - share) * large[0] + share * small[0], rel=1e-5)
+    assert runs.records("sensors-2", "source/small/samples") == [4, 8, 12, 16]
+    assert runs.records("sensors-2", "source/large/epochs") == [0.8, 1.6, 2.4, 3.2]
+
+
+def test_a_stem_that_reads_bands_by_position_refuses_several_sensors(runs: Runs) -> None:
+    error = runs.error("sensors-conv")
+    assert "key 'data.sources.2' (camera): 80 bands of camera, but large has 202 of enmap" in error
+    assert "set model.stem=wave" in error
 
 
 def test_other_sources_are_refused_with_what_changed(runs: Runs) -> None:
-    error = runs.error("mixture-other")
-    assert "data.sources differs ('small' has weight 3, it had 1); choose another run.dir, or add" in error
+    error = runs.error("sensors-other")
+    assert "data.sources differs ('camera' was removed); choose another run.dir, or add" in error
     assert "checkpoint.accept=[data.sources] to continue anyway" in error
     assert "data.sources differs ('large' has weight 2, it had 1, 'small' was added)" in runs.error("mixture-added")
 
 
 def test_accepted_sources_begin_their_order_where_the_checkpoint_was_saved(runs: Runs) -> None:
-    read = samples_read(runs, "mixture-accepted")
-    assert sorted(read) == list(range(16 * STEPS))
-    later = [read[number] for number in range(16 * HALF, 16 * STEPS)]
-    assert [name for _, name in later[:20]].count("small") == 12  # a cycle of five blocks, three of them small
-    alone, whole = samples_read(runs, "mixture-begun-again"), samples_read(runs, "mixture-2")
-    begun = [alone[number] for number in range(16 * HALF, 16 * STEPS)]
-    assert begun == [whole[number] for number in range(16 * (STEPS - HALF))]
+    later, from_the_start = samples_read(runs, "mixture-begun-again"), samples_read(runs, "mixture-2")
+    assert sorted(later) == list(range(16 * (HALF + 2)))
+    assert [later[number + 16 * HALF] for number in range(32)] == [from_the_start[number] for number in range(32)]

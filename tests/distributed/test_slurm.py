@@ -44,10 +44,20 @@ def test_a_pipeline_goes_from_tiles_to_a_report(lab: Lab, whole: list[float]) ->
 
 
 def test_a_signal_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab, whole: list[float]) -> None:
-    job = lab.begin("signalled")
+    """And everything that a site may want of a job; while it runs, its folder is nobody else's."""
+    (lab.folder / "my setup.sh").write_text('echo "setup on $(hostname)"\nexport OMP_NUM_THREADS=1\n')
+    site = ["--setup", "my setup.sh", "--mem", "1G", "--constraint", "cpu", "--sbatch", "--comment='of a test'"]
+    job = lab.begin("signalled", *site)
+    assert lab.cluster.field(job, "Features") == "cpu"
+    assert "Comment=of a test" in lab.cluster.run("scontrol", "show", "job", job)
+    again = lab.slurm("pretrain", *TWO_NODES, "run.dir=signalled")
+    assert again.returncode == 2
+    assert f"belongs to job {job}, which is RUNNING" in again.stderr
     lab.cluster.run("scancel", "--signal=USR1", job)  # what Slurm does to the tasks before the time limit
     lab.finish_requeued(job, "signalled")
     assert lab.losses("signalled") == whole
+    assert lab.output("signalled").count("setup on ") == 2
+    assert "Traceback" not in lab.output("signalled")
 
 
 def test_a_killed_task_fails_the_job_and_hangs_nothing(lab: Lab, whole: list[float]) -> None:

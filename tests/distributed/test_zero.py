@@ -19,7 +19,7 @@ STEPS, HALF, BEYOND = 20, 10, 3
 SHORT = 8
 STAGES = (0, 1, 2, 3)
 PRECISIONS = [("autocast", 0), ("autocast", 2), ("autocast", 3), ("bf16", 2), ("bf16", 3)]
-RESUMED = [(2, 0), (2, 2), (2, 3), (1, 1), (1, 3)]
+RESUMED = [(2, 0), (2, 3), (1, 1)]
 SAVED = [(2, 3)]
 HALVED = ["autocast", "bf16"]
 SAVED_ALL = [(world, stage) for world in (1, 2) for stage in STAGES]
@@ -343,6 +343,7 @@ def test_all_sixty_four_loads(tmp_path: Path) -> None:
         runs.launch(world, load_jobs(runs, world, SAVED_ALL), timeout=3600)
     reference = runs.losses("whole-2-3")[: HALF + BEYOND]
     for was_world, was_stage in SAVED_ALL:
+        assert runs.losses(f"resumed-{was_world}-{was_stage}") == runs.losses(f"whole-{was_world}-{was_stage}")
         for world, stage in SAVED_ALL:
             losses = runs.losses(f"load-{was_world}-{was_stage}-into-{world}-{stage}")
             assert losses == pytest.approx(reference, rel=1e-5, abs=0)

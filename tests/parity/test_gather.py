@@ -15,7 +15,7 @@ from pretrain.models.initialize import initialize
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 
 SIZE = 16
 

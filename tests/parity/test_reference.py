@@ -11,7 +11,7 @@ from support.reference_weights import fill_by_rule, rule_input
 
 from pretrain.models.registry import ENCODERS, build_encoder
 from pretrain.models.resnet import SpecResNet
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 
 NAMES = ("spec_vit_tiny", "spec_vit_small")
 CASES = range(3)

@@ -31,7 +31,7 @@ from pretrain.engine.zero_state import gather_state, hash_weights
 from pretrain.models.initialize import initialize
 from pretrain.models.unit import compilable_units
 from pretrain.models.vit import SpecViT, ViTEncoder
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masks import MaskedPatches
 
 DEPTH = 10  # blocks of one class: more than the graphs that torch.compile keeps of a function

@@ -3,7 +3,7 @@
 import json
 import sys
 import traceback
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Cases(dict[str, Case]):
 
     def parameters(self, nightly: Container[str]) -> list[Any]:
         """Return the cases' names as parameters of a test, some of them marked as nightly."""
-        return [pytest.param(name, marks=pytest.mark.nightly if name in nightly else ()) for name in self]
+        return shortened(list(self), nightly)
 
     def main(self) -> None:
         """Run `SCRIPT FOLDER [CASE ...]` on this rank: write ``FOLDER/results-RANK.json`` and end the process."""
@@ -51,6 +51,12 @@ class Cases(dict[str, Case]):
         runtime.end_process(0)
 
 
-def selected(request: pytest.FixtureRequest) -> list[str]:
-    """Return the cases that this session runs of a module whose tests have the parameter ``name``."""
-    return [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
+def selected(request: pytest.FixtureRequest, test: Callable[..., None] | None = None) -> list[str]:
+    """Return the cases that this session runs of a module, or of one of its tests, whose parameter is ``name``."""
+    items = [item for item in request.session.items if item.module is request.module]
+    return [item.callspec.params["name"] for item in items if test is None or item.originalname == test.__name__]
+
+
+def shortened(names: Sequence[str], nightly: Container[str]) -> list[Any]:
+    """Return names as parameters of a test, some of them marked as nightly."""
+    return [pytest.param(name, marks=pytest.mark.nightly if name in nightly else ()) for name in names]

@@ -3,7 +3,7 @@
 import torch
 
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 
 
 def small_autoencoder(decoder_width: int = 16) -> MaskedAutoencoder:

@@ -21,6 +21,7 @@ from launch.planner.search import Problem, every_plan, micro_batches
 from launch.planner.step_time import default_rates, step_time
 from pretrain.config import PretrainConfig
 from pretrain.config.data import DataConfig
+from pretrain.registries import STEMS
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
 from shards.pack.build import PackConfig, pack
@@ -169,6 +170,13 @@ def test_kernels_of_our_own_move_less_than_the_traced_operations(config):
     angled = half.model_copy(update={"objective": half.objective.model_copy(update={"spectral_angle": 0.1})})
     fused, traced = (step_time(one, 202, trace, layout, NODE, rates).parts["loss"] for one in (half, angled))
     assert 0 < fused < traced
+
+
+def test_a_stem_by_wavelength_is_planned_and_takes_less_memory(config, problem):
+    wave = config.model_copy(update={"model": config.model.model_copy(update={"stem": STEMS.validate("wave")})})
+    trace = trace_activations(wave, 202, False, "cuda")
+    moment = peak_memory(wave, trace, Layout(1, "fp32", 8, "cuda"), 8, 202)
+    assert moment.total < problem.plan(1, False, 8).moment.total
 
 
 # ---- reading ----

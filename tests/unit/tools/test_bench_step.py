@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.commands import refused
 
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from tools import bench_step
 from tools.bench_step import main
 from tools.plain_mae import PlainMaskedAutoencoder

@@ -11,7 +11,7 @@ from pretrain.engine.optimizers import build_adamw, build_optimizer, parameter_g
 from pretrain.engine.schedules import learning_rate, warmup_cosine
 from pretrain.models.registry import build_encoder
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 
 
 def _rates(steps: int, warmup: int, min_lr: float = 0.0) -> list[float]:

@@ -11,7 +11,7 @@ from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
 from pretrain.objectives.masks import MaskedPatches, choose_masks
 from shards.sensors.sensor import NODATA

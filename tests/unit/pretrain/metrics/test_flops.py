@@ -13,7 +13,7 @@ from pretrain.models.registry import build_encoder
 from pretrain.models.stem import NoStem, Stem
 from pretrain.models.unit import set_activation_checkpointing
 from pretrain.objectives.dino import DinoHead
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.moco import MomentumContrast, ProjectionHead
 
 

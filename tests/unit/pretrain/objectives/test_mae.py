@@ -11,7 +11,7 @@ from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
-from pretrain.objectives.mae import MaskedAutoencoder
+from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masked_loss import masked_targets
 from pretrain.objectives.masks import MaskedPatches
 
@@ -113,7 +113,7 @@ class _Given(torch.nn.Module):
         super().__init__()
         self.prediction = prediction
 
-    def forward(self, latent: torch.Tensor, masks: object) -> torch.Tensor:
+    def forward(self, latent: torch.Tensor, masks: object, bands: object = None) -> torch.Tensor:
         return self.prediction
 
 

@@ -92,9 +92,7 @@ def test_two_dates_are_two_views_of_a_location(moco, monkeypatch):
     seen = []
     forward = type(objective.module).forward
     monkeypatch.setattr(type(objective.module), "forward", lambda self, *x: seen.append(x[0]) or forward(self, *x))
-    monkeypatch.setattr(
-        objective, "_shuffled_keys", lambda engine, images, first: seen.append(images) or torch.ones(4, 8)
-    )
+    monkeypatch.setattr(objective, "_shuffled_keys", lambda engine, images, *_: seen.append(images) or torch.ones(4, 8))
     batch = tile_batch(objective)
     batch.tiles[[1, 3]] = 1000  # the second dates: their normalized values are 0
     objective.loss(engine, batch, 0)

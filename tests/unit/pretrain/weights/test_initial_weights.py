@@ -98,7 +98,8 @@ def test_our_checkpoint_of_the_same_objective_gives_its_heads_too(tmp_path, name
     config = {"objective": {"name": name}, "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4}}
     teacher = weights if name == "dino" else None
     our_checkpoint(tmp_path / "run", 10, weights, teacher, config, heads)
-    bands = SimpleNamespace(tile_shape=(80, 9, 9), sensor="enmap", wavelength_nm=[400.0 + 10 * n for n in range(80)])
+    bands = _manifest()
+    bands.wavelength_nm = [400.0 + 10 * n for n in range(80)]
     begun = _begin(tmp_path / "run", name, bands).module
     assert _same(begun.encoder, weights)
     assert _same(begun.get_submodule(part), trained.get_submodule(part).state_dict())
