@@ -157,6 +157,8 @@ def _plan_source(
     assert source.view is not None and source.holdout is not None
     _check_image_fits(config, reader.tile_shape)
     _check_bands_suffice(config, reader.manifest)
+    if config.model.by_wavelength:
+        _check_bands_known(reader.manifest)
     table, seed = reader.table, config.run.seed
     rows = view_rows(source.view, table)
     dataset = view_hash(reader.manifest.content_hash, rows, len(table))
@@ -179,6 +181,18 @@ def _check_bands_suffice(config: PretrainConfig, manifest: Manifest) -> None:
         outline_encoder(**config.model.model_dump(), bands=manifest.tile_shape[0])
     except ValueError as error:
         raise ConfigError(f"key 'model.name': {error} (sensor {manifest.sensor})") from None
+
+
+def _check_bands_known(manifest: Manifest) -> None:
+    """Refuse bands without center or width, which a stem by wavelength would take for padding."""
+    unknown = sum(
+        center <= 0 or width <= 0 for center, width in zip(manifest.wavelength_nm, manifest.fwhm_nm, strict=True)
+    )
+    if unknown:
+        raise ConfigError(
+            f"key 'model.stem': it needs the center and width of every band, but {unknown} of {manifest.sensor} have "
+            "none: pack the tiles again with a band table (--sensor)"
+        )
 
 
 def _check_same_sensor(sources: list[Source]) -> None:

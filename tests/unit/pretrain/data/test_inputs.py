@@ -5,9 +5,10 @@ import pytest
 from support.objectives import small_config
 from support.tiles import spectra, write_archive, write_tile
 
-from pretrain.data.inputs import open_inputs
+from pretrain.data.inputs import _check_bands_known, open_inputs
 from pretrain.data.stream import TileStream, micro_batches
 from pretrain.distributed import device
+from pretrain.registries import STEMS
 from shards.errors import ConfigError, ShardError
 from shards.pack.build import PackConfig, pack
 
@@ -97,6 +98,16 @@ def test_sources_that_can_not_be_trained_on_are_refused_in_one_line(lab, sources
     with pytest.raises(ConfigError) as raised:
         open_inputs(_config(lab, *sources))
     assert says in str(raised.value)
+
+
+def test_a_stem_by_wavelength_takes_any_sensors_whose_bands_are_known(lab):
+    config = _config(lab, ("large", {}), ("camera", {}))
+    config = config.model_copy(update={"model": config.model.model_copy(update={"stem": STEMS.validate("wave")})})
+    manifests = open_inputs(config).manifests
+    assert [manifest.tile_shape[0] for manifest in manifests] == [202, 80]
+    blank = manifests[1].model_copy(update={"fwhm_nm": [0.0, *manifests[1].fwhm_nm[1:]]})
+    with pytest.raises(ConfigError, match=r"center and width of every band, but 1 of camera have none: pack"):
+        _check_bands_known(blank)
 
 
 def test_a_source_that_is_not_there_is_refused(lab):
