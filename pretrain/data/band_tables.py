@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,15 +29,8 @@ class BandTables:
     @classmethod
     def of(cls, manifests: Sequence[Manifest]) -> "BandTables":
         """Collect the tables of datasets, in the order of the sources."""
-        bands = max(manifest.tile_shape[0] for manifest in manifests)
-        columns = [(m.wavelength_nm, m.fwhm_nm, m.mean, m.std) for m in manifests]
-        padding = (0.0, 0.0, 0.0, 1.0)
-        return cls(
-            *(
-                torch.tensor([[*values, *[fill] * (bands - len(values))] for values in column], dtype=torch.float32)
-                for column, fill in zip(zip(*columns, strict=True), padding, strict=True)
-            )
-        )
+        columns = (("wavelength_nm", 0.0), ("fwhm_nm", 0.0), ("mean", 0.0), ("std", 1.0))
+        return cls(*(torch.tensor(padded(manifests, name, fill)) for name, fill in columns))
 
     @property
     def present(self) -> Tensor:
@@ -51,3 +45,10 @@ class BandTables:
     def to(self, device: torch.device) -> "BandTables":
         """Copy the tables to a device."""
         return BandTables(*(values.to(device) for values in vars(self).values()))
+
+
+def padded(manifests: Sequence[Manifest], column: str, fill: float = 0.0) -> np.ndarray:
+    """Return a column of the band tables of datasets, filled up to the widest, float32 (S, C)."""
+    bands = max(manifest.tile_shape[0] for manifest in manifests)
+    rows = [list(getattr(manifest, column)) for manifest in manifests]
+    return np.array([row + [fill] * (bands - len(row)) for row in rows], dtype=np.float32)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data.augment import Augmentation, build_augmentation
-from pretrain.data.band_tables import BandTables
+from pretrain.data.band_tables import BandTables, padded
 from pretrain.data.draws import Draws
 from pretrain.data.made_sensors import draw_sensors, made_spectrum
 from pretrain.data.stream import TileBatch
@@ -100,9 +100,8 @@ class Objective(ABC):
         initial: InitialWeights | None = None,
     ) -> None:
         self.config, self.normalize, self.manifests, self.initial = config, normalize, manifests, initial
-        tables = BandTables.of(manifests)
-        self._centers, self._widths = tables.center_nm.numpy(), tables.fwhm_nm.numpy()
-        self.tables = tables.to(distributed.device())
+        self.tables = BandTables.of(manifests).to(distributed.device())
+        self._centers, self._widths = padded(manifests, "wavelength_nm"), padded(manifests, "fwhm_nm")
         self.tile_shapes = np.asarray([manifest.tile_shape for manifest in manifests])
         self.tile_shape = tuple(self.tile_shapes.max(0).tolist())
         self.seed, self.steps = config.run.seed, config.train.steps

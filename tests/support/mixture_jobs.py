@@ -54,7 +54,7 @@ def mixture_jobs(runs: Runs) -> tuple[list[dict], list[dict]]:
     pack_small_tiles(folder / "small")
     pack_camera_tiles(folder / "camera")
     both, three, mae = sources(folder), sources(folder, with_camera=True), "objective.mask_ratio=0.75"
-    sensors = [mae, "model.stem=wave", "train.steps=4"]
+    sensors = [mae, "objective.ignore_nodata=true", "model.stem=wave", "train.steps=4"]
     moco = [*both, "objective={name: moco, queue: 64, hidden: 64, dim: 32, momentum: 0.9, head_norm: true}"]
     two = [
         runs.job("sensors-2", *three, *sensors),

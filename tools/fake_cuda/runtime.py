@@ -105,6 +105,7 @@ def install() -> None:
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
     FakeTensor.__deepcopy__ = _deepcopy  # type: ignore[assignment, method-assign]
     FakeTensor.tolist = _tolist  # type: ignore[method-assign]
+    FakeTensor.numpy = _numpy  # type: ignore[assignment, method-assign]
     torch.Tensor.record_stream = lambda *_: call("Tensor.record_stream")  # type: ignore[method-assign]
 
 
@@ -135,6 +136,11 @@ def _tolist(self: FakeTensor) -> Any:
     if self.constant is not None:
         return self.constant.tolist()
     return np.full(self.shape, READ, float if self.is_floating_point() else int).tolist()
+
+
+def _numpy(self: FakeTensor, **_: Any) -> np.ndarray:
+    """Copy a tensor of the CPU to an array, as tables of bands are."""
+    return np.asarray(_tolist(self), str(self.dtype).removeprefix("torch."))
 
 
 def _set(module: Any, **answers: Any) -> None:

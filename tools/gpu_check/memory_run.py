@@ -41,6 +41,10 @@ class MadeShards:
         noise = generator.normal(0, 400, (8, *self.tile_shape))
         self._tiles = (spectra + noise).astype(np.int16)
 
+    def location_ids(self, rows: np.ndarray) -> np.ndarray:
+        """Return the location number of each tile row, int64."""
+        return self.table["location_id"][rows].astype(np.int64)
+
     def read(self, rows: np.ndarray, out: np.ndarray, quarantine: Any = None) -> None:
         """Fill a buffer with tiles."""
         out[...] = self._tiles[rows % len(self._tiles)]

@@ -6,7 +6,7 @@ nearest neighbors: ``location/glt_x`` and ``glt_y`` are 1-based columns and rows
 without a lookup table are read in sensor geometry, with control points from their longitudes and latitudes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -140,13 +140,15 @@ class EmitImage(SpectralImage):
 
     def read_values(self, bands: Sequence[int], window: Window | None) -> np.ndarray:
         chosen = np.asarray(bands) - 1
-        stored = self._gather(self._stored, chosen, window, FILLS[0])
-        missing = np.isin(stored, FILLS) | ~np.isfinite(stored)
-        with np.errstate(invalid="ignore"):
-            values = np.rint(stored * np.float64(PER_REFLECTANCE))
-            missing |= ~(np.abs(values) <= LARGEST)
-        missing[~self._good[chosen]] = True
-        return np.where(missing, NODATA, values).astype(np.int16)
+        bad = ~self._good[chosen]
+
+        def convert(stored: np.ndarray) -> np.ndarray:
+            missing = np.isin(stored, FILLS) | ~np.isfinite(stored)
+            missing[bad] = True
+            values = np.rint(np.where(missing, 0, stored) * np.float64(PER_REFLECTANCE))
+            return np.where(missing | (np.abs(values) > LARGEST), NODATA, values).astype(np.int16)
+
+        return self._gather(self._stored, chosen, window, convert, np.int16(NODATA))
 
     def _add_quality(self, file: "h5py.File", path: Path) -> None:
         """Add the layers of the mask file."""
@@ -160,12 +162,22 @@ class EmitImage(SpectralImage):
                 self.quality[name] = partial(self._flags, layers, labels.index(label))
 
     def _flags(self, layers: "h5py.Dataset", position: int, bands: Sequence[int], window: Window | None) -> np.ndarray:
-        return self._gather(layers, np.array([position]), window, np.float32(0)) > 0
+        return self._gather(layers, np.array([position]), window, lambda stored: stored > 0, np.False_)
 
     def _gather(
-        self, stored: "h5py.Dataset", positions: np.ndarray, window: Window | None, fill: np.float32
+        self,
+        stored: "h5py.Dataset",
+        positions: np.ndarray,
+        window: Window | None,
+        convert: Callable[[np.ndarray], np.ndarray],
+        fill: np.generic,
     ) -> np.ndarray:
-        """Read bands on the grid of the image, float32 (len(positions), height, width)."""
+        """Read bands on the grid of the image, (len(positions), height, width).
+
+        Args:
+            convert: function of the stored values of a block; blocks are small, whole windows may not be.
+            fill: value of cells without a pixel.
+        """
 
         def read(rows: slice, columns: slice) -> np.ndarray:
             low = positions.min()
@@ -173,9 +185,11 @@ class EmitImage(SpectralImage):
                 block = stored[rows, columns, low : positions.max() + 1]
             except OSError as error:
                 raise TileError(f"{self.name}: can't be read ({error}): download it again") from None
-            return np.moveaxis(block[..., positions - low], -1, 0)
+            return convert(np.moveaxis(block[..., positions - low], -1, 0))
 
         window = Window(0, 0, self._grid.width, self._grid.height) if window is None else window
         if self._table is None:
             return read(*window.toslices())
-        return self._table.gather(read, window, len(positions), fill)
+        gathered = np.full((len(positions), int(window.height), int(window.width)), fill)
+        self._table.gather(read, window, gathered)
+        return gathered

@@ -21,6 +21,10 @@ Read = Callable[[slice, slice], np.ndarray]
 """Function of rows and columns of the swath that returns (bands, height, width)."""
 
 
+SQUARE = 64
+"""Smallest side in pixels of the squares in which a window is read."""
+
+
 @dataclass(frozen=True)
 class LookupTable:
     """The lookup table of a map grid.
@@ -72,27 +76,24 @@ class LookupTable:
         c, a, b, f, d, e = transform.tolist()  # GDAL's order
         return cls(Grid(row.shape[0], row.shape[1], crs, (a, b, c, d, e, f)), row, column)
 
-    def gather(self, read: Read, window: Window, bands: int, fill: np.float32) -> np.ndarray:
-        """Return the values of the grid's cells in a window, (bands, height, width), by nearest neighbor.
+    def gather(self, read: Read, window: Window, out: np.ndarray) -> None:
+        """Copy the values of the grid's cells in a window by nearest neighbor; cells without a pixel keep theirs.
 
         The window is read in squares, since a full row of the grid crosses most rows of a rotated swath.
 
         Args:
             read: function that reads a block of the swath.
-            fill: value of cells without a pixel.
+            out: (bands, height, width) of the window.
         """
         rows, columns = window.toslices()
-        gathered = np.full((bands, rows.stop - rows.start, columns.stop - columns.start), fill)
-        step = max(64, rows.stop - rows.start)
+        step = max(SQUARE, rows.stop - rows.start)
         for left in range(columns.start, columns.stop, step):
-            cells = rows, slice(left, min(left + step, columns.stop))
-            row, column = self.row[cells], self.column[cells]
+            right = min(left + step, columns.stop)
+            row, column = self.row[rows, left:right], self.column[rows, left:right]
             inside = (row >= 0) & (column >= 0)
-            if not inside.any():
-                continue
-            row, column = row[inside], column[inside]
-            top, first = row.min(), column.min()
-            block = read(slice(top, row.max() + 1), slice(first, column.max() + 1))
-            begin = left - columns.start
-            gathered[:, :, begin : begin + inside.shape[1]][:, inside] = block[:, row - top, column - first]
-        return gathered
+            if inside.any():
+                row, column = row[inside], column[inside]
+                top, first = row.min(), column.min()
+                block = read(slice(top, row.max() + 1), slice(first, column.max() + 1))
+                square = out[:, :, left - columns.start : right - columns.start]
+                square[:, inside] = block[:, row - top, column - first]

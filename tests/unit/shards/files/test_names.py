@@ -104,7 +104,7 @@ def test_a_shape_that_the_shards_cannot_hold_takes_no_memory(packed, tmp_path, s
         with pytest.raises(ShardError, match="tile"):
             reader = ShardReader(folder)
             reader.read_encoded(0)
-            reader._read_one(0, np.empty((202, side, side), np.int16))
+            reader.read_tile(0, np.empty((202, side, side), np.int16))
         assert tracemalloc.get_traced_memory()[1] < (64 << 20)
     finally:
         tracemalloc.stop()
