@@ -22,7 +22,7 @@ from shards.sources.digital_numbers import LARGEST, PER_REFLECTANCE
 from shards.sources.grid import Grid
 from shards.sources.image import ROUNDED, SpectralImage, note_once
 from shards.sources.products.glt import LookupTable
-from shards.sources.products.hdf import dataset, is_hdf, numbers, open_hdf, text
+from shards.sources.products.hdf import damage, dataset, is_hdf, numbers, open_hdf, text
 from shards.sources.products.product import Product, missing_wavelengths
 
 if TYPE_CHECKING:
@@ -61,18 +61,22 @@ class EmitProducts(Product):
     def recognizes(self, path: Path) -> bool:
         if not is_hdf(path):
             return False
-        with open_hdf(path) as file:
+        with open_hdf(path) as file, damage(path):
             return BANDS in file and any(name in file for name in (REFLECTANCE, "radiance"))
 
     @contextmanager
     def open_image(self, path: Path) -> Iterator[SpectralImage]:
         with ExitStack() as stack:
             file = stack.enter_context(open_hdf(path))
-            if REFLECTANCE not in file:
-                raise SourceError(f"{path}: an EMIT L1B file holds radiance, not reflectance: order the L2A product")
-            beside = path.with_name(path.name.replace(NAME, MASK_NAME))
-            has_mask = NAME in path.name and beside.is_file()
-            yield EmitImage(file, path, (stack.enter_context(open_hdf(beside)), beside) if has_mask else None)
+            with damage(path):
+                if REFLECTANCE not in file:
+                    raise SourceError(
+                        f"{path}: an EMIT L1B file holds radiance, not reflectance: order the L2A product"
+                    )
+                beside = path.with_name(path.name.replace(NAME, MASK_NAME))
+                has_mask = NAME in path.name and beside.is_file()
+                image = EmitImage(file, path, (stack.enter_context(open_hdf(beside)), beside) if has_mask else None)
+            yield image
 
 
 class EmitImage(SpectralImage):
@@ -183,7 +187,7 @@ class EmitImage(SpectralImage):
             low = positions.min()
             try:
                 block = stored[rows, columns, low : positions.max() + 1]
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
                 raise TileError(f"{self.name}: can't be read ({error}): download it again") from None
             return convert(np.moveaxis(block[..., positions - low], -1, 0))
 

@@ -38,6 +38,15 @@ def open_hdf(path: Path) -> Iterator["h5py.File"]:
         yield file
 
 
+@contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Turn the errors that h5py raises for damaged structures, of several kinds, into a SourceError."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{path}: damaged ({_reason(error)}): download it again") from None
+
+
 def dataset(file: "h5py.File", name: str, where: Path, dimensions: int) -> "h5py.Dataset":
     """Return a dataset; raises SourceError if it is missing or has another number of dimensions."""
     import h5py

@@ -20,7 +20,7 @@ from shards.sensors.sensor import NODATA
 from shards.sources.digital_numbers import LARGEST, PER_REFLECTANCE
 from shards.sources.grid import Grid
 from shards.sources.image import SpectralImage
-from shards.sources.products.hdf import dataset, is_hdf, number, numbers, open_hdf, text
+from shards.sources.products.hdf import damage, dataset, is_hdf, number, numbers, open_hdf, text
 from shards.sources.products.product import Product, missing_wavelengths
 
 if TYPE_CHECKING:
@@ -52,17 +52,20 @@ class PrismaProducts(Product):
     def recognizes(self, path: Path) -> bool:
         if not is_hdf(path):
             return False
-        with open_hdf(path) as file:
+        with open_hdf(path) as file, damage(path):
             return any(name.startswith("PRS_L") for name in file.get(SWATHS, ()))
 
     @contextmanager
     def open_image(self, path: Path) -> Iterator[SpectralImage]:
         with open_hdf(path) as file:
-            if SWATH not in file:
-                level = next(name for name in file[SWATHS] if name.startswith("PRS_L")).split("_")[1]
-                holds = "reflectance in sensor geometry" if level == "L2C" else "radiance, not reflectance"
-                raise SourceError(f"{path}: a PRISMA {level} product holds {holds}: order the L2D product")
-            yield PrismaImage(file, path)
+            with damage(path):
+                if SWATH not in file:
+                    level = next(name for name in file[SWATHS] if name.startswith("PRS_L")).split("_")[1]
+                    holds = "reflectance in sensor geometry" if level == "L2C" else "radiance, not reflectance"
+                    raise SourceError(f"{path}: a PRISMA {level} product holds {holds}: order the L2D product")
+                image = PrismaImage(file, path)
+                image.grid  # noqa: B018, raises for a product that contradicts itself
+            yield image
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ class PrismaImage(SpectralImage):
         low = positions.min()
         try:
             block = stored[rows, low : positions.max() + 1, columns]
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise TileError(f"{self.name}: can't be read ({error}): download it again") from None
         return block[:, positions - low].transpose(1, 0, 2)
 
