@@ -44,6 +44,7 @@ FEATURES = (
             "batchnorm",
             "compilation",
             "encoder",
+            "fused_block",
             "normalize",
             "patches",
             "published",
@@ -63,8 +64,10 @@ FEATURES = (
             "wave",
         )
     ),
+    "pretrain/kernels/bias_sums.py",
     "pretrain/kernels/launching.py",
     "pretrain/kernels/normalize.py",
+    "pretrain/kernels/residual_norm.py",
     "pretrain/kernels/stem.py",
     "pretrain/kernels/stem_backward.py",
     "pretrain/kernels/stem_moments.py",

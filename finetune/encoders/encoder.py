@@ -20,6 +20,7 @@ from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
 from pretrain.models.registry import outline_encoder
+from pretrain.weights.band_input import interpolate
 from pretrain.weights.description import EncoderDescription
 from pretrain.weights.files import load_encoder
 from shards.errors import ConfigError
@@ -49,6 +50,7 @@ class EncoderFile:
     sensor: Sensor
     sha256: str
     is_transformer: bool
+    by_wavelength: bool
 
     def build(self, bn_group: int | None = None) -> Encoder:
         """Build the pretrained encoder, on the CPU."""
@@ -105,15 +107,22 @@ class EncoderFile:
         bands = list(sensor.wavelength_nm), list(sensor.fwhm_nm)
         return InputDescription(sensor.name, *bands, mu, sigma, known.clip, response)
 
-    def describe_band_set(self, bands: BandSet, inputs: InputDescription) -> InputDescription:
+    def describe_band_set(self, bands: BandSet, inputs: InputDescription, name: str) -> InputDescription:
         """Describe how tiles that are seen through a band set are converted to the encoder's input.
 
-        The encoder takes certain bands, so spectra are resampled back to them.
+        An encoder by wavelength takes them as they are, normalized by statistics that are interpolated along the
+        wavelength. For others, and raw spectra, they are resampled back to the bands that the encoder takes.
 
         Args:
             inputs: conversion of the tiles' own bands.
+            name: ``pretrained``, ``random`` or ``raw``.
         """
         known = self.sensor if inputs.response is None else self.description
+        if self.by_wavelength and name != "raw":
+            centers, widths = bands.wavelength_nm.tolist(), bands.fwhm_nm.tolist()
+            mu, sigma = (interpolate(centers, known.wavelength_nm, values) for values in (inputs.mu, inputs.sigma))
+            made = {"response": bands.response.tolist(), "made_bands": (centers, widths)}
+            return replace(inputs, mu=mu, sigma=sigma, **made)
         back = response_matrix(known.wavelength_nm, known.fwhm_nm, bands.wavelength_nm, bands.fwhm_nm)
         return replace(inputs, response=(back @ bands.response).tolist())
 
@@ -159,8 +168,9 @@ def fit_encoder(
     sensor = tile_sensor(config.data, task)
     if encoder.is_transformer:  # position embeddings are interpolated to the window size
         description = replace(description, image_size=size)
-    sha256, is_transformer, stride = encoder_hash(encoder), encoder.is_transformer, encoder.stride
-    return EncoderFile(config.checkpoint, description, size, stride, dilate, sensor, sha256, is_transformer)
+    kind = encoder.is_transformer, encoder.by_wavelength
+    sha256, stride = encoder_hash(encoder), encoder.stride
+    return EncoderFile(config.checkpoint, description, size, stride, dilate, sensor, sha256, *kind)
 
 
 def tile_sensor(data: LabeledDataConfig, task: Task) -> Sensor:

@@ -33,8 +33,12 @@ HEADER_KEY = "spectralforge-task"
 
 @dataclass(frozen=True)
 class InputDescription:
-    """How tiles are converted to the encoder's input; see ImageInput. ``response`` is a nested list, None without
-    resampling."""
+    """How tiles are converted to the encoder's input; see ImageInput.
+
+    Attributes:
+        response: nested list; None without resampling.
+        made_bands: centers and widths in nm of the bands that ``response`` makes; None for those of the encoder.
+    """
 
     sensor: str
     wavelength_nm: list[float]
@@ -43,6 +47,7 @@ class InputDescription:
     sigma: list[float]
     clip: float | None
     response: list[list[float]] | None = None
+    made_bands: tuple[list[float], list[float]] | None = None
 
     def build(self) -> ImageInput:
         response = None if self.response is None else np.asarray(self.response)
@@ -96,7 +101,7 @@ class TaskModel(nn.Module):
         if not self.encoder.by_wavelength:
             return None
         known = self.inputs if self.inputs.response is None else self.description
-        return known.wavelength_nm, known.fwhm_nm
+        return self.inputs.made_bands or (known.wavelength_nm, known.fwhm_nm)
 
     def scores(self, tiles: Tensor) -> Tensor:
         """Compute scores from digital numbers (B, bands, S, S): (B, K, S, S) if every pixel has a label, else (B, K);

@@ -109,7 +109,7 @@ class EvaluationContext:
         """
         file, inputs = self.encoder, self.inputs
         if bands is not None:
-            inputs = file.describe_band_set(band_set(bands, file.sensor), inputs)
+            inputs = file.describe_band_set(band_set(bands, file.sensor), inputs, name)
         if name == "raw":
             raw = RawSpectra(len(inputs.mu), file.stride)
             return TaskModel(raw, replace(file.description, architecture=RAW), inputs, task=self.task).eval()

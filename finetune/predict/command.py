@@ -33,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bands",
-        choices=("same", "resample"),
+        choices=("same", "resample", "native"),
         default="same",
-        help="resample computes the model's bands from those of another sensor's scene (default: %(default)s)",
+        help="resample computes the model's bands from those of another sensor's scene; native gives the scene's own "
+        "to an encoder by wavelength (default: %(default)s)",
     )
     parser.add_argument(
         "--mask-quality",

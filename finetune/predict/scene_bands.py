@@ -1,11 +1,12 @@
 """The bands of a scene for a model: those that it was made for, or those of another sensor, resampled to them."""
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from finetune.encoders.model_file import TaskModel
+from pretrain.weights.band_input import interpolate
 from shards.errors import ConfigError, SourceError, TileError
 from shards.sensors.band_table import BandTable
 from shards.sensors.resampling import response_matrix
@@ -13,7 +14,7 @@ from shards.sensors.sensor import MATCH_TOLERANCE_NM, Sensor, get_sensor
 from shards.sources.image import SpectralImage
 from shards.sources.scene_sensor import sensor_of_image
 
-Bands = Literal["same", "resample"]
+Bands = Literal["same", "resample", "native"]
 BANDS: tuple[Bands, ...] = get_args(Bands)
 
 FEWEST_COVERED = 0.25
@@ -25,10 +26,12 @@ def fit_to_scene(model: TaskModel, image: SpectralImage, bands: Bands) -> tuple[
 
     Args:
         bands: ``same`` for the model's bands, found by wavelength; ``resample`` for all good bands of the scene, from
-            which the model's are computed by Gaussian spectral responses.
+            which the model's are computed by Gaussian spectral responses; ``native`` for these bands themselves, for
+            encoders by wavelength.
 
     Raises:
-        ConfigError: the model's file doesn't record its bands, or the scene gives no wavelengths to resample.
+        ConfigError: the model's file doesn't record its bands, the scene gives no wavelengths to resample, or the
+            encoder takes no others than its own.
         SourceError: the scene lacks the model's bands, or covers too few of them.
     """
     sensor = scene_sensor(model)
@@ -36,9 +39,13 @@ def fit_to_scene(model: TaskModel, image: SpectralImage, bands: Bands) -> tuple[
         if bands == "same":
             return model, image.select(sensor)
         seen = sensor_of_image("scene", image)
-        return _resampling(model, seen, image.name), image.select(seen)
+        adapt = _resampling if bands == "resample" else _by_wavelength
+        return adapt(model, seen, image.name), image.select(seen)
     except TileError as error:
-        hint = "; --bands resample computes them from the scene's" if bands == "same" and image.wavelength_nm else ""
+        way = (
+            "native gives it the scene's" if model.encoder.by_wavelength else "resample computes them from the scene's"
+        )
+        hint = f"; --bands {way}" if bands == "same" and image.wavelength_nm else ""
         raise SourceError(f"{error}{hint}") from None
 
 
@@ -54,8 +61,21 @@ def _resampling(model: TaskModel, seen: Sensor, name: str) -> TaskModel:
         )
     if inputs.response is not None:
         response = np.asarray(inputs.response) @ response
-    centers, widths = list(seen.wavelength_nm), list(seen.fwhm_nm)
-    adapted = replace(inputs, sensor=seen.name, wavelength_nm=centers, fwhm_nm=widths, response=response.tolist())
+    return _with_input(model, seen, response=response.tolist())
+
+
+def _by_wavelength(model: TaskModel, seen: Sensor, name: str) -> TaskModel:
+    """Return the model with an input of other bands, normalized by interpolated statistics."""
+    if model.bands is None:
+        raise ConfigError(f"--bands native: {model.description.architecture} takes bands of its own only: use resample")
+    (known_nm, _), inputs = model.bands, model.inputs
+    mu, sigma = (interpolate(seen.wavelength_nm, known_nm, values) for values in (inputs.mu, inputs.sigma))
+    return _with_input(model, seen, mu=mu, sigma=sigma, response=None, made_bands=None)
+
+
+def _with_input(model: TaskModel, seen: Sensor, **changes: Any) -> TaskModel:
+    changes |= {"sensor": seen.name, "wavelength_nm": list(seen.wavelength_nm), "fwhm_nm": list(seen.fwhm_nm)}
+    adapted = replace(model.inputs, **changes)
     parts = model.head_config, model.head, model.task, model.dilate
     return TaskModel(model.encoder, model.description, adapted, *parts).eval()
 

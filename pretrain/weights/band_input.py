@@ -1,5 +1,6 @@
 """How images of some bands become the input of an encoder: picked from more, or taken as they are by wavelength."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +38,18 @@ def by_wavelength(description: EncoderDescription, wavelengths_nm: Any, fwhm_nm:
     """
     centers, widths = centers_and_widths(wavelengths_nm, fwhm_nm)
     _warn_outside(description, centers, widths)
-    order = np.argsort(description.wavelength_nm, kind="stable")
-    known = np.asarray(description.wavelength_nm)[order]
     mu, sigma = (
-        np.interp(centers, known, np.asarray(values)[order]).tolist() for values in (description.mu, description.sigma)
+        interpolate(centers, description.wavelength_nm, value) for value in (description.mu, description.sigma)
     )
     return BandInput(Normalizer(mu, sigma, description.clip), None, spectrum_of(centers.tolist(), widths.tolist()))
+
+
+def interpolate(
+    centers_nm: Sequence[float] | np.ndarray, known_nm: Sequence[float], values: Sequence[float]
+) -> list[float]:
+    """Interpolate statistics of known bands, in any order, along the wavelength; constant beyond their ends."""
+    order = np.argsort(known_nm, kind="stable")
+    return np.interp(centers_nm, np.asarray(known_nm)[order], np.asarray(values)[order]).tolist()
 
 
 def _warn_outside(description: EncoderDescription, centers: np.ndarray, widths: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from support.evaluation_runs import collect_reports
 from support.hub_server import HubServer, set_endpoint
-from support.small_encoder import small_description, small_encoder
+from support.small_encoder import SIZE, small_description, small_encoder
 
 from finetune.config import FinetuneConfig
 from finetune.data import code_version
@@ -20,6 +20,8 @@ from finetune.evaluation.results import RunResults, read_part, read_results, wri
 from finetune.report.page import page
 from finetune.report.shift import shift_table
 from finetune.tasks import dump_task, get_task
+from pretrain.models.initialize import initialize
+from pretrain.models.registry import build_encoder
 from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.weights.files import save_encoder
@@ -144,6 +146,21 @@ def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, 
     _, again = start(**shift | {"shift.test": "[vnir,even,swir]"})
     assert "pretrained-shift_to_swir-1" in again
     assert "pretrained-shift_to_vnir-1" not in again
+
+
+def test_an_encoder_by_wavelength_takes_the_bands_of_a_shift_as_they_are(start, tmp_path):
+    stem = {"stem": {"name": "wave"}}
+    network = build_encoder("spec_vit_tiny", SIZE, 4, **stem)
+    initialize(network, "small", 1)
+    save_encoder(tmp_path / "wave.safetensors", network.state_dict(), small_description(config={"model": stem}))
+    run, _ = start(
+        **{"shift.test": "[vnir,random_40]", "protocol": "[knn,shift]", "compare_raw": "true"},
+        checkpoint=tmp_path / "wave.safetensors",
+    )
+    found = {result.protocol: result for result in run.results if result.encoder == "pretrained"}
+    np.testing.assert_array_equal(found["shift to all"].statistics, found["knn"].statistics)
+    assert (found["shift to vnir"].statistics != found["knn"].statistics).any()
+    assert (found["shift to random_40"].statistics != found["knn"].statistics).any()
 
 
 def test_a_task_file_that_is_edited_in_place_is_another_task(start):

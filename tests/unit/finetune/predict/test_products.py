@@ -5,13 +5,17 @@ import pytest
 import rasterio
 import torch
 from support.products import SMALL, make_product
-from support.small_encoder import SIZE
+from support.small_encoder import SIZE, small_description
 from support.task_models import CPU, enmap_bands, small_model
 
 from finetune.__main__ import main
-from finetune.encoders.model_file import save_task_model
+from finetune.encoders.model_file import InputDescription, TaskModel, save_task_model
 from finetune.predict.scene_map import predict_scene
+from pretrain.models.initialize import initialize
+from pretrain.models.registry import build_encoder
+from pretrain.weights.pretrained import PretrainedEncoder
 from pretrain.weights.resample import resample
+from shards.errors import ConfigError
 from shards.sources.images import open_image
 from shards.sources.scene_sensor import find_sensor
 from tools.sample_products import PRODUCTS
@@ -62,6 +66,25 @@ def test_a_model_of_another_sensor_maps_a_scene_that_is_resampled_to_its_bands(k
         corner = model.scores(torch.from_numpy(tile.astype(np.float32)))[0].numpy()
     measured = np.isfinite(features[:, : corner.shape[1], : corner.shape[2]])
     np.testing.assert_allclose(features[:, : corner.shape[1], : corner.shape[2]][measured], corner[measured], atol=1e-4)
+
+
+def test_an_encoder_by_wavelength_takes_the_scene_s_own_bands(tmp_path):
+    path, stem = make_product("prisma", tmp_path / "product"), {"stem": {"name": "wave"}}
+    network = build_encoder("spec_vit_tiny", SIZE, 4, **stem)
+    initialize(network, "small", 1)
+    described = small_description(**enmap_bands(), config={"model": stem})
+    inputs = InputDescription("enmap", described.wavelength_nm, described.fwhm_nm, described.mu, described.sigma, None)
+    features = map_of_product(TaskModel(network, described, inputs).eval(), path, tmp_path / "map.tif", "native")
+
+    with open_image(path) as image:
+        sensor = find_sensor(str(path))
+        window = image.read(image.select(sensor))[:, 2 * SIZE : 3 * SIZE, 2 * SIZE : 3 * SIZE]
+    expected = PretrainedEncoder(network, described).features(window, sensor.wavelength_nm, sensor.fwhm_nm)[0].numpy()
+    cells = slice(2 * SIZE // 4, 3 * SIZE // 4)
+    np.testing.assert_allclose(features[:, cells, cells], expected, atol=1e-4)
+
+    with pytest.raises(ConfigError, match="--bands native: spec_vit_tiny takes bands of its own only: use resample"):
+        map_of_product(small_model("features", **enmap_bands()), path, tmp_path / "other.tif", "native")
 
 
 def test_a_scene_of_other_bands_is_refused_with_the_way_out(tmp_path, capsys):

@@ -70,7 +70,7 @@ def test_pretraining_refuses_them_before_it_begins_and_its_advice_works(lab, tmp
 
 def test_fine_tuning_refuses_them_as_native_bands_and_resamples(lab):
     chris, known = get_sensor(str(lab / "chris.csv")), small_description()
-    encoder = EncoderFile("x", known, 8, 4, (False,) * 4, chris, "", True)
+    encoder = EncoderFile("x", known, 8, 4, (False,) * 4, chris, "", True, False)
     with pytest.raises(ConfigError, match=r"'data\.bands': native.*at least 75 bands, and chris has 62: use resample"):
         encoder.describe_input(_data("native"), None)
     assert np.shape(encoder.describe_input(_data("resample"), None).response) == (80, CHRIS)
