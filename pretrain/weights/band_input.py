@@ -8,8 +8,9 @@ import numpy as np
 from pretrain.console import log
 from pretrain.models.normalize import Normalizer
 from pretrain.models.spectrum import Spectrum, spectrum_of
-from pretrain.weights.description import EncoderDescription
+from pretrain.weights.description import BandStatistics, EncoderDescription
 from pretrain.weights.resample import centers_and_widths
+from shards.sensors.sensor import MATCH_TOLERANCE_NM
 
 
 class BandInput(NamedTuple):
@@ -29,19 +30,46 @@ class BandInput(NamedTuple):
 def by_wavelength(description: EncoderDescription, wavelengths_nm: Any, fwhm_nm: Any) -> BandInput:
     """Return the input of an encoder by wavelength for any bands.
 
-    Means and standard deviations are interpolated linearly along the wavelength between those of the encoder's own
-    bands; beyond their ends, they are those of the nearest band. A line on stderr warns of bands outside of the
-    ranges that the encoder was trained on.
+    Means and standard deviations are those of the dataset with these bands that the encoder was trained on; for other
+    bands, see `statistics`. A line on stderr warns of bands outside of the ranges that the encoder was trained on.
 
     Raises:
         WeightsError: not one number above 0 for each band.
     """
     centers, widths = centers_and_widths(wavelengths_nm, fwhm_nm)
     _warn_outside(description, centers, widths)
-    mu, sigma = (
-        interpolate(centers, description.wavelength_nm, value) for value in (description.mu, description.sigma)
-    )
+    mu, sigma = statistics(description.tables, centers, widths)
     return BandInput(Normalizer(mu, sigma, description.clip), None, spectrum_of(centers.tolist(), widths.tolist()))
+
+
+def statistics(
+    tables: Sequence[BandStatistics], centers: np.ndarray, widths: np.ndarray
+) -> tuple[list[float], list[float]]:
+    """Return the mean and standard deviation of the digital numbers of bands.
+
+    They are those of the table with these bands, else interpolated linearly along the wavelength, and averaged over the
+    tables that cover a band. Beyond the ends of all of them, they are those of the nearest band of each.
+    """
+    tables = [table for table in tables if _has_bands(table, centers)][:1] or tables
+    covered = np.array([_covers(table, centers, widths) for table in tables])
+    weights = np.where(covered.any(0), covered, True).astype(np.float64)
+    mu, sigma = (
+        weights * [interpolate(centers, table.wavelength_nm, getattr(table, name)) for table in tables]
+        for name in ("mu", "sigma")
+    )
+    return (mu.sum(0) / weights.sum(0)).tolist(), (sigma.sum(0) / weights.sum(0)).tolist()
+
+
+def _has_bands(table: BandStatistics, centers: np.ndarray) -> bool:
+    known = np.asarray(table.wavelength_nm)
+    return known.shape == centers.shape and np.abs(np.sort(known) - np.sort(centers)).max() <= MATCH_TOLERANCE_NM
+
+
+def _covers(table: BandStatistics, centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Return which bands lie within the table's ranges, bool (N,)."""
+    low, high = np.asarray(table.stretches()).T[:, :, None]
+    inside: np.ndarray = (low - widths / 2 <= centers) & (centers <= high + widths / 2)
+    return np.logical_or.reduce(inside)
 
 
 def interpolate(

@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,9 +30,28 @@ EXTRA_STATE = "_extra_state"
 
 UNKNOWN = "unknown"
 
+SOURCE_KEYS = ("name", "sensor", "wavelength_nm", "fwhm_nm", "mu", "sigma")
+"""What a description says of each of several sources."""
+
 
 class WeightsError(ForgeError):
     """An encoder file that is missing, damaged, or of another model."""
+
+
+class BandStatistics(NamedTuple):
+    """Bands of a dataset, in the order of its tiles, and the mean and deviation of their digital numbers."""
+
+    wavelength_nm: list[float]
+    fwhm_nm: list[float]
+    mu: list[float]
+    sigma: list[float]
+
+    def stretches(self) -> list[tuple[float, float]]:
+        """Return the first and last center of each stretch of bands without a gap."""
+        order = np.argsort(self.wavelength_nm, kind="stable")
+        centers, widths = np.asarray(self.wavelength_nm)[order], np.asarray(self.fwhm_nm)[order]
+        parts = np.split(centers, gaps(centers, widths)) if len(centers) else []
+        return [(float(part[0]), float(part[-1])) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,8 @@ class EncoderDescription:
         config: the whole config of the run, with only the last part of each folder.
         dilation: for each layer of a ResNet, whether a dilation replaces its stride; empty for none.
         init: what training began from (file, sha256, objective, samples_seen, and its own init); empty for new weights.
+        sources: of a run on several datasets, the name, sensor, wavelength_nm, fwhm_nm, mu and sigma of each; the first
+            one's are the fields above.
     """
 
     architecture: str
@@ -71,6 +92,7 @@ class EncoderDescription:
     config: dict[str, Any] = field(default_factory=dict)
     dilation: list[bool] = field(default_factory=list)
     init: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", self.bands or len(self.wavelength_nm))
@@ -92,12 +114,21 @@ class EncoderDescription:
         return self._outline().by_wavelength
 
     @property
+    def tables(self) -> list["BandStatistics"]:
+        """The bands of each dataset it was trained on, with their statistics."""
+        own = {"wavelength_nm": self.wavelength_nm, "fwhm_nm": self.fwhm_nm, "mu": self.mu, "sigma": self.sigma}
+        return [BandStatistics(*(each[name] for name in BandStatistics._fields)) for each in self.sources or [own]]
+
+    @property
     def ranges_nm(self) -> list[tuple[float, float]]:
-        """First and last center of each stretch of the bands it was trained on, without the gaps between them."""
-        order = np.argsort(self.wavelength_nm, kind="stable")
-        centers, widths = np.asarray(self.wavelength_nm)[order], np.asarray(self.fwhm_nm)[order]
-        stretches = np.split(centers, gaps(centers, widths)) if len(centers) else []
-        return [(float(stretch[0]), float(stretch[-1])) for stretch in stretches]
+        """Ranges of wavelengths that it was trained on, ascending, without the gaps between them."""
+        found: list[tuple[float, float]] = []
+        for low, high in sorted(stretch for table in self.tables for stretch in table.stretches()):
+            if found and low <= found[-1][1]:
+                found[-1] = found[-1][0], max(found[-1][1], high)
+            else:
+                found.append((low, high))
+        return found
 
     def _outline(self) -> "Encoder":
         sizes = {"image_size": self.image_size, "patch_size": self.patch_size, "bands": self.bands}
@@ -166,7 +197,7 @@ def _fine_tuned(described: EncoderDescription, inputs: dict[str, Any], dilate: l
     changed = {name: inputs[name] for name in known} | {"dilation": dilate if any(dilate) else []}
     _check_types(changed)
     bands = described.bands if inputs.get("response") else len(inputs["wavelength_nm"])
-    return replace(described, **changed, bands=bands)
+    return replace(described, **changed, bands=bands, sources=[])
 
 
 def _is_required(field: Any) -> bool:
@@ -174,7 +205,7 @@ def _is_required(field: Any) -> bool:
 
 
 _BANDS = ("sensor", "wavelength_nm", "fwhm_nm")
-_TEXTS = ("architecture", "sensor", "objective", "dataset", "version", "network")
+_TEXTS = ("name", "architecture", "sensor", "objective", "dataset", "version", "network")
 _COUNTS = ("image_size", "patch_size", "samples_seen", "bands")
 _NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
 
@@ -192,6 +223,12 @@ def _check_types(values: dict[str, Any]) -> None:
             fits = value is None or isinstance(value, int | float)
         elif name == "dilation":
             fits = isinstance(value, list) and all(isinstance(one, bool) for one in value)
+        elif name == "sources":
+            fits = isinstance(value, list) and all(
+                isinstance(one, dict) and set(one) == set(SOURCE_KEYS) for one in value
+            )
+            for source in value if fits else ():
+                _check_types(source)
         else:
             fits = isinstance(value, dict)
         if not fits:
@@ -224,6 +261,7 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             network=network,
             config=_without_folders(config),
             init=state.get("init") or {},
+            sources=[{key: source[key] for key in SOURCE_KEYS} for source in data.get("sources") or ()],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None

@@ -113,15 +113,13 @@ class PretrainedEncoder(nn.Module):
         fwhm_nm: Sequence[float] | None = None,
     ) -> tuple:
         """Return features of several layers without gradients; see ``Encoder.get_intermediate_layers``."""
-        batch, bands = self._read(images, wavelengths_nm, fwhm_nm)
+        batch, bands = self._read_some(images, wavelengths_nm, fwhm_nm)
         values = self._normalized(batch, bands, None)
         return self.encoder.get_intermediate_layers(values, n, reshape, return_prefix_tokens, norm, bands.spectrum)
 
     def normalized(self, images: Any, wavelengths_nm: Sequence[float] | None = None) -> Tensor:
         """Return images as the network ``encoder`` takes them, float32 (B, bands, H, W); raises as forward."""
-        batch, bands = self._read(images, wavelengths_nm, None)
-        if not len(batch):
-            raise WeightsError("images: empty; give at least one")
+        batch, bands = self._read_some(images, wavelengths_nm, None)
         return self._normalized(batch, bands, None)
 
     def save(self, path: str | Path) -> Path:
@@ -177,6 +175,13 @@ class PretrainedEncoder(nn.Module):
         parts = [batch[begin : begin + batch_size] for begin in range(0, max(len(batch), 1), int(batch_size))]
         scale = None if len(parts) == 1 else scale_of(self._range(part, self._numbers(part, bands)) for part in parts)
         return torch.cat([self._features(part, bands, scale, output) for part in parts])
+
+    def _read_some(self, images: Any, wavelengths_nm: Any, fwhm_nm: Any) -> tuple[Images, BandInput]:
+        """As `_read`; no images are an error."""
+        batch, bands = self._read(images, wavelengths_nm, fwhm_nm)
+        if batch.shape[0] == 0:
+            raise WeightsError("images: empty; give at least one")
+        return batch, bands
 
     def _read(self, images: Any, wavelengths_nm: Any, fwhm_nm: Any) -> tuple[Images, BandInput]:
         """Return images as given, checked except for their values, and how their bands are the encoder's input."""

@@ -1,5 +1,7 @@
 """Encoders by wavelength: files, and images of any bands."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ import spectralforge
 from finetune.encoders.model_file import InputDescription, TaskModel
 from pretrain.models.initialize import initialize
 from pretrain.models.registry import build_encoder
+from pretrain.weights.band_input import statistics
 from pretrain.weights.description import WeightsError
-from pretrain.weights.files import load_encoder
+from pretrain.weights.files import load_encoder, save_encoder
 from pretrain.weights.pretrained import PretrainedEncoder
 
 
@@ -80,3 +83,29 @@ def test_a_task_model_takes_the_bands_of_its_tiles_or_those_they_are_resampled_t
     model = TaskModel(wave.encoder, known, resampled)
     assert model.bands == (known.wavelength_nm, known.fwhm_nm)
     assert model.scores(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.int16)).shape == (1, 192, 2, 2)
+
+
+def test_an_encoder_of_several_datasets_has_the_statistics_of_each_sensor():
+    first = {"name": "a", "sensor": "a", "wavelength_nm": [400.0, 500.0, 600.0], "fwhm_nm": [10.0] * 3}
+    second = {"name": "b", "sensor": "b", "wavelength_nm": [550.0, 650.0], "fwhm_nm": [10.0] * 2}
+    sources = [first | {"mu": [1.0, 2.0, 3.0], "sigma": [1.0] * 3}, second | {"mu": [10.0, 20.0], "sigma": [3.0] * 2}]
+    described = small_description(sources=sources)
+    assert described.ranges_nm == [(400.0, 650.0)]
+    for centers, expected in (
+        ([400.0, 500.0, 600.0], [1.0, 2.0, 3.0]),  # the first one's own bands
+        ([650.0, 550.0], [20.0, 10.0]),  # the second one's, in another order
+        ([450.0, 575.0], [1.5, (2.75 + 12.5) / 2]),  # of the one that covers a band, and the mean of both
+        ([700.0], [(3.0 + 20.0) / 2]),  # beyond both
+    ):
+        mu, _ = statistics(described.tables, np.array(centers), np.full(len(centers), 10.0))
+        np.testing.assert_allclose(mu, expected)
+
+
+def test_the_sources_of_a_run_are_read_from_the_header_of_a_file(wave, tmp_path):
+    table = {"name": "a", "sensor": "enmap", "wavelength_nm": [400.0], "fwhm_nm": [9.0], "mu": [1.0], "sigma": [2.0]}
+    described = replace(wave.description, sources=[table, table | {"name": "b"}])
+    save_encoder(tmp_path / "encoder.safetensors", wave.encoder.state_dict(), described)
+    assert load_encoder(tmp_path / "encoder.safetensors")[1].sources == described.sources
+    save_encoder(tmp_path / "bad.safetensors", wave.encoder.state_dict(), replace(described, sources=[{"mu": 3}]))
+    with pytest.raises(WeightsError, match="its description is damaged"):
+        load_encoder(tmp_path / "bad.safetensors")
