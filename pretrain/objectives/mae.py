@@ -193,9 +193,10 @@ class MaeObjective(Objective):
             counted = self.augment.center_views(_has_value(tiles, self._present(sources))) > 0.999
         bands = self._validation_bands(numbers, sources)
         losses, predictions, masked, _ = engine.evaluation(views, masks, counted, None, bands)
+        errors = self.module.band_errors(views, masks, predictions, counted, bands)
         # clones, since slices would keep the whole batch in memory until the figure is drawn
         shown = (values[0].clone() for values in (views, predictions, masked, sources))
-        return Evaluation(losses, partial(self._figure, *shown))
+        return Evaluation(losses, partial(self._figure, *shown), errors)
 
     def _validation_bands(self, numbers: np.ndarray, sources: Tensor) -> ImageBands:
         hidden = None

@@ -150,6 +150,30 @@ class MaskedAutoencoder(ObjectiveModule):
             losses = losses + self.spectral_angle * (angles * share).flatten(1).sum(1)
         return losses
 
+    @torch.no_grad()
+    def band_errors(
+        self, images: Tensor, masks: MaskedPatches, prediction: Tensor, valid: Tensor | None, bands: ImageBands
+    ) -> Tensor:
+        """Return the mean squared error of each band of each image, float32 (B, C), NaN for bands that are no targets.
+
+        Args:
+            images, masks, valid, bands: as in `losses`; images are normalized.
+            prediction: of `losses`.
+        """
+        wanted = bands.targets(len(images)) if self._has_other_targets(bands) else None
+        counted = None if valid is None else masked_pixels(valid, masks, self.encoder.patch_size)
+        errors = []
+        for number in range(len(images)):  # one at a time: differences are as large as the images
+            part = slice(number, number + 1)
+            truth = gather_tokens(patchify(images[part], self.encoder.patch_size), masks.masked[part]).float()
+            weight = truth.new_ones(truth.shape[:3]) if counted is None else counted[part]
+            own = None if wanted is None else wanted[part]
+            target = masked_targets(truth, self.norm_pix, None if counted is None else weight, own).view_as(truth)
+            squares = (prediction[part].float().view_as(truth) - target).square() * weight[..., None]
+            mean = squares.sum((0, 1, 2)) / weight.sum()
+            errors.append(mean if own is None else mean.masked_fill(own[0] == 0, torch.nan))
+        return torch.stack(errors)
+
     def _floats(self, patches: Tensor, sources: Tensor | None = None) -> Tensor:
         """Normalize pixels of patches (B, ..., C) of the sources (B,)."""
         if patches.is_floating_point():

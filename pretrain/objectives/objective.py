@@ -36,10 +36,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses (B,) of held-out tiles, and how to draw the first of them, where the objective has a picture."""
+    """Losses of held-out tiles.
+
+    Attributes:
+        losses: (B,).
+        figure: how to draw the first tile, where the objective has a picture.
+        band_errors: mean squared error of each tile's bands, (B, C), NaN where a band has no target; None where the
+            objective predicts no bands.
+    """
 
     losses: Tensor
     figure: "Callable[[], Figure] | None" = None
+    band_errors: Tensor | None = None
 
 
 class ObjectiveModule(nn.Module):

@@ -1,6 +1,7 @@
 """The reconstruction picture: a held-out tile as RGB and as spectra, masked, predicted and true."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -77,6 +78,27 @@ def _draw_spectra(axes: Axes, truth: np.ndarray, predicted: np.ndarray, masked: 
     axes.set_ylabel("reflectance")
     axes.legend(ncols=3, fontsize=8)
     axes.grid(alpha=0.3)
+
+
+def band_error_figure(lines: Mapping[str, tuple[Sensor, np.ndarray]]) -> Figure:
+    """Draw the mean squared error of bands over wavelength.
+
+    Args:
+        lines: sensor and errors (C,) by the name of a dataset.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for color, (name, (sensor, errors)) in enumerate(lines.items()):
+        centers, widths = np.asarray(sensor.wavelength_nm), np.asarray(sensor.fwhm_nm)
+        order = np.argsort(centers, kind="stable")
+        for number, part in enumerate(np.split(order, gaps(centers[order], widths[order]))):
+            axes.plot(centers[part], errors[part], f".-C{color}", ms=3, lw=1, label=None if number else name)
+    axes.set_xlabel("wavelength [nm]")
+    axes.set_ylabel("squared error of normalized values")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -19,9 +19,11 @@ from pretrain.engine.zero import ZeroEngine
 from pretrain.loop.callback import Callback, Outcome
 from pretrain.loop.evaluating import check_stop, evaluating
 from pretrain.loop.loop import Loop
+from pretrain.metrics.band_errors import mean_by_range
 from pretrain.objectives.objective import Evaluation, Objective
 from pretrain.resilience.guard import Diverged
 from shards.files.journal import BestEffort
+from shards.format.manifest import sensor_of
 from shards.read.quarantine import NoneLeft
 
 if TYPE_CHECKING:
@@ -53,8 +55,9 @@ class Validation(Callback):
         result = validate(self._objective, loop.engine, self._inputs, micro_batch, stop_requested)
         if result is None:
             return
-        several = result.losses.items() if len(self._inputs.sources) > 1 else ()
-        loop.log({"validation_loss": result.loss, **{f"source/{name}/validation_loss": loss for name, loss in several}})
+        several = len(self._inputs.sources) > 1
+        of_sources = {f"source/{name}/validation_loss": loss for name, loss in result.losses.items() if several}
+        loop.log({"validation_loss": result.loss, **of_sources, **self._range_errors(result.band_errors)})
         tiles = len(self._inputs.held_out)
         log(f"step {loop.step}  validation loss {result.loss:.4f} over {tiles} held-out tiles")
         if not math.isfinite(result.loss):
@@ -68,7 +71,25 @@ class Validation(Callback):
 
                 figure = result.figure()
                 save_figure(figure, self._picture)
-                loop.log({}, {"reconstruction": figure})
+                loop.log({}, {"reconstruction": figure, **self._error_figure(result.band_errors)})
+
+    def _range_errors(self, errors: dict[str, np.ndarray]) -> dict[str, float]:
+        """Return the errors of each source's bands as a scalar for each range of the spectrum."""
+        several = len(self._inputs.sources) > 1
+        scalars: dict[str, float] = {}
+        for source in self._inputs.sources:
+            if source.name in errors:
+                prefix = f"source/{source.name}/" if several else ""
+                ranges = mean_by_range(source.manifest.wavelength_nm, errors[source.name])
+                scalars |= {f"{prefix}validation_error/{name}": error for name, error in ranges.items()}
+        return scalars
+
+    def _error_figure(self, errors: dict[str, np.ndarray]) -> "dict[str, Figure]":
+        from pretrain.objectives.picture import band_error_figure
+
+        found = [(source, errors[source.name]) for source in self._inputs.sources if source.name in errors]
+        lines = {source.name: (sensor_of(source.manifest), of_bands) for source, of_bands in found}
+        return {"band_errors": band_error_figure(lines)} if lines else {}
 
 
 @dataclass(frozen=True)
@@ -77,11 +98,14 @@ class Validated:
 
     Attributes:
         losses: of each source that has held-out tiles, by name.
+        band_errors: mean squared error of each band (C,) of these sources, if the objective predicts bands; NaN for a
+            band that was no target.
         loss: mean of these, weighted by the sources' shares of the samples.
         figure: how to draw the first of this rank's tiles, if the objective has a figure.
     """
 
     losses: dict[str, float]
+    band_errors: dict[str, np.ndarray]
     loss: float
     figure: "Callable[[], Figure] | None"
 
@@ -102,27 +126,36 @@ def validate(
         Stopped: a rank was asked to stop.
     """
     losses: dict[str, float] = {}
+    band_errors: dict[str, np.ndarray] = {}
     figure = None
     for number, source in enumerate(inputs.sources):
         if not len(source.held_out):
             continue
-        sums = torch.zeros(2, dtype=torch.float64, device=distributed.device())
+        bands = inputs.reader.tile_shape[0]
+        sums = torch.zeros(2 + 2 * bands, dtype=torch.float64, device=distributed.device())
+        predicts_bands = False
         try:
             for evaluation, real in _evaluations(objective, engine, inputs, number, micro_batch, stop_requested):
                 own = evaluation.losses.double()[real]
-                sums += torch.stack([own.sum(), own.new_tensor(float(len(own)))])
+                sums[:2] += torch.stack([own.sum(), own.new_tensor(float(len(own)))])
+                if evaluation.band_errors is not None:
+                    predicts_bands, errors = True, evaluation.band_errors.double()[real]
+                    sums[2:] += torch.cat([errors.nansum(0), (~errors.isnan()).double().sum(0)])
                 figure = figure or evaluation.figure
         except NoneLeft as error:
             log(f"WARNING: no validation: {error}")
             continue
         with distributed.reading():
-            total, count = distributed.all_reduce_sum(sums).tolist()
+            total, count, *of_bands = distributed.all_reduce_sum(sums).tolist()
         losses[source.name] = total / count
+        if predicts_bands:
+            squares, counts = np.reshape(of_bands, (2, bands))[:, : source.manifest.tile_shape[0]]
+            band_errors[source.name] = np.divide(squares, counts, out=np.full_like(squares, np.nan), where=counts > 0)
     weights = {source.name: source.weight for source in inputs.sources if source.name in losses}
     if not losses:
         return None
     mean = sum(weights[name] * loss for name, loss in losses.items()) / sum(weights.values())
-    return Validated(losses, mean, figure)
+    return Validated(losses, band_errors, mean, figure)
 
 
 def _evaluations(

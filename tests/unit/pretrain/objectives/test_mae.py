@@ -11,6 +11,7 @@ from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens, patchify
 from pretrain.models.vit import SpecViT
+from pretrain.objectives.image_bands import ALL_BANDS
 from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masked_loss import masked_targets
 from pretrain.objectives.masks import MaskedPatches
@@ -271,3 +272,27 @@ def test_proportional_spectra_have_no_angle_and_a_finite_gradient():
         assert angles.detach().max() < 1e-5
         angles.sum().backward()
         assert longer.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("with_missing", [True, False])
+def test_errors_of_bands_average_to_the_loss(norm_pix, with_missing):
+    model, images, masks = _model(norm_pix), _images(), _masks()
+    model.decoder = _Given(torch.randn(2, 8, 16 * BANDS, generator=torch.Generator().manual_seed(3)))
+    valid = (
+        torch.rand(2, 1, *images.shape[2:], generator=torch.Generator().manual_seed(4)) > 0.3 if with_missing else None
+    )
+    losses, prediction, _, _ = model(images, masks, valid)
+    errors = model.band_errors(images, masks, prediction, valid, ALL_BANDS)
+    assert errors.shape == (2, BANDS)
+    torch.testing.assert_close(errors.mean(1), losses, rtol=1e-5, atol=0)
+
+
+def test_a_band_that_is_predicted_badly_stands_out():
+    model, images, masks = _model(norm_pix=False), _images(), _masks()
+    target = masked_targets(gather_tokens(patchify(images, 4), masks.masked), False)
+    wrong = target.unflatten(2, (16, BANDS)).clone()
+    wrong[..., 5] += 3.0
+    errors = model.band_errors(images, masks, wrong.flatten(2), None, ALL_BANDS)
+    assert errors[:, 5].tolist() == pytest.approx([9.0, 9.0], rel=1e-4)
+    assert errors[:, :5].abs().max() == 0
