@@ -1,11 +1,11 @@
 """How images of some bands become the input of an encoder: picked from more, or taken as they are by wavelength."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretrain.console import log
 from pretrain.models.normalize import Normalizer
 from pretrain.models.spectrum import Spectrum, spectrum_of
 from pretrain.weights.description import BandStatistics, EncoderDescription
@@ -31,7 +31,7 @@ def by_wavelength(description: EncoderDescription, wavelengths_nm: Any, fwhm_nm:
     """Return the input of an encoder by wavelength for any bands.
 
     Means and standard deviations are those of the dataset with these bands that the encoder was trained on; for other
-    bands, see `statistics`. A line on stderr warns of bands outside of the ranges that the encoder was trained on.
+    bands, see `statistics`. A warning names bands outside of the ranges that the encoder was trained on.
 
     Raises:
         WeightsError: not one number above 0 for each band.
@@ -88,7 +88,8 @@ def _warn_outside(description: EncoderDescription, centers: np.ndarray, widths: 
     if not inside.all():
         outside = centers[~inside]
         trained = ", ".join(f"{low:.0f} to {high:.0f}" for low, high in ranges)
-        log(
-            f"WARNING: {len(outside)} of {len(centers)} bands, from {outside.min():.0f} to {outside.max():.0f} nm, are "
-            f"outside of what this encoder was trained on, {trained} nm: leave them out"
+        warnings.warn(
+            f"{len(outside)} of {len(centers)} bands, from {outside.min():.0f} to {outside.max():.0f} nm, are "
+            f"outside of what this encoder was trained on, {trained} nm: leave them out",
+            stacklevel=2,
         )

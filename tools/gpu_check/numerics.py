@@ -26,6 +26,9 @@ BF16, FP32 = 2e-2, 2e-5
 STEM_GRADIENT = 1e-1
 """The same for gradients in front of batch norms, which are small differences of large sums."""
 
+STEM_GRADIENT_FP32 = 5e-3
+"""The same in fp32; how much of the differences is rounding depends on the order of sums, and so on the device."""
+
 
 def checks(device: torch.device, seconds: float) -> Iterator[Row]:
     """Yield the largest errors against float64 or the CPU."""
@@ -93,7 +96,7 @@ def _stem(device: torch.device) -> Iterator[Row]:
     pixels = torch.randn(16, 200, BANDS, generator=torch.Generator().manual_seed(0))
     exact = _stem_results(pixels.double(), torch.device("cpu"), torch.float64, "eager")
     kernels: list[tuple[StemKernel, torch.dtype, float, float]] = [
-        ("eager", torch.float32, FP32, FP32),
+        ("eager", torch.float32, FP32, STEM_GRADIENT_FP32),
         ("eager", torch.bfloat16, BF16, STEM_GRADIENT),
     ]
     if kernels_problem(device) is None:

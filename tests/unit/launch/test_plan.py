@@ -213,14 +213,14 @@ def test_the_advice_answers_and_loads(written, tmp_path, capsys):
     assert planned.train.global_batch == 64
 
 
-def test_a_giant_needs_more_than_one_small_gpu(written, capsys):
-    giant = ["model.name=spec_vit_giant", "engine.precision=bf16", "engine.zero_stage=3", "train.global_batch=64"]
-    custom = ["--gpu", "custom", "--gpu-memory", "12", "--gpu-tflops", "100", "--gpu-hbm", "1000"]
+def test_what_fits_on_no_gpu_is_an_error(written, capsys):
+    large = ["model.name=spec_vit_base", "engine.precision=bf16", "engine.zero_stage=3", "train.global_batch=64"]
+    custom = ["--gpu", "custom", "--gpu-memory", "1", "--gpu-tflops", "100", "--gpu-hbm", "1000"]
     rest = ["--gpu-nvlink", "50", "--gpu-nic", "10", "--gpus", "1x1"]
-    assert main(["--config", str(written), *giant, *custom, *rest]) == 1
+    assert main(["--config", str(written), *large, *custom, *rest]) == 1
     out = capsys.readouterr()
-    assert "Does spec_vit_giant fit on 1 x custom GPU? No" in out.out
-    assert "error: no layout of spec_vit_giant fits" in out.err
+    assert "Does spec_vit_base fit on 1 x custom GPU? No" in out.out
+    assert "error: no layout of spec_vit_base fits" in out.err
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_there_are_run_configs_to_check():
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.stem)
 def test_every_run_config_of_the_repository_is_valid(path, monkeypatch, tmp_path):
     for name in set(re.findall(r"\$\{(\w+)\}", "".join(config.read_text() for config in RUN_CONFIGS))) - {"REPO"}:
-        monkeypatch.setenv(name, str(tmp_path))  # a config may name it through its base
+        monkeypatch.setenv(name, str(tmp_path / name))  # a config may name it through its base
     config = load_config(path, [], PretrainConfig)
     again = load_config(_write(tmp_path / "again.yaml", dump_config(config)), [], PretrainConfig)
     assert again == config
