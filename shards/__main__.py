@@ -179,10 +179,11 @@ def _codec(arguments: argparse.Namespace) -> str:
     if arguments.codec is not None:
         raise ConfigError(f"--max-error has a codec of its own: remove --codec {arguments.codec}")
     from shards.format.bounded import BoundedPredictor, parse_max_error
-    from shards.sensors.sensor import get_sensor
+    from shards.sources.scene_sensor import find_sensor
 
+    scale = find_sensor(arguments.sensor).scale
     try:
-        bound = parse_max_error(arguments.max_error, get_sensor(arguments.sensor).scale)
+        bound = parse_max_error(arguments.max_error, scale)
     except ValueError as error:
         raise ConfigError(f"--max-error: {error}") from None
     return json.dumps(BoundedPredictor(bound).get_config())

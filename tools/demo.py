@@ -101,17 +101,22 @@ def run_demo(tiles: Path | None, labels: Path | None, task: str | None, short: b
     )
     _stage("6/6", "results")
     _python("-m", "finetune", "report", _shown(evaluation))
-    _map_another_sensor(evaluation)
+    _map_another_sensor(run, evaluation)
     _summary(tiles, run, evaluation, short)
 
 
-def _map_another_sensor(evaluation: Path) -> None:
-    """Map a scene in the files of another sensor's product, resampled to the model's bands."""
+def _map_another_sensor(run: Path, evaluation: Path) -> None:
+    """Map a scene in the files of another sensor's product, resampled to the bands of the model.
+
+    An evaluation on a fraction of the tiles, as in a short demo, keeps no model: the map is that of the features.
+    """
     scene = REPOSITORY / "demo" / "prisma"
     if not scene.exists():
         _python("-m", "tools.sample_scene", _shown(scene), "--product", "prisma", "--size", "96")
     (product,) = scene.glob("*.he5")
     model, output = evaluation / "model.safetensors", evaluation / MAP
+    if not model.exists():
+        model = run / "encoder.safetensors"
     _python("-m", "finetune", "predict", _shown(model), _shown(product), _shown(output), "--bands", "resample")
 
 
@@ -160,7 +165,7 @@ def _summary(tiles: Path | None, run: Path, evaluation: Path, short: bool) -> No
         (run / "reconstruction.png", "a held-out tile: masked, predicted, true, and spectra"),
         (run, "the pretraining run: encoder.safetensors, metrics.jsonl, checkpoints"),
         (evaluation, "the evaluation: results.json and model.safetensors, for `python -m finetune predict`"),
-        (evaluation / MAP, "the classes of a PRISMA scene, by the model that was trained on EnMAP"),
+        (evaluation / MAP, "the map of a PRISMA scene, by what was trained on EnMAP"),
         (SCREEN.log, "the full output of the commands, with DeepSpeed's lines"),
     ):
         SCREEN.show(f"  {_shown(path):<38} {what}")

@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune.evaluation.neighbors import tested_bands
 from finetune.evaluation.results import read_results
+from finetune.tasks.kinds.kind import kind_of
 from shards.cli import Parser, positive, run_command
 from shards.config import REPOSITORY
 from shards.errors import ForgeError
@@ -129,12 +130,13 @@ def _run(name: str, *command: object) -> None:
 
 def _scores(folder: Path, encoder: str) -> dict[str, float]:
     """Return the primary score of each band set."""
-    results = [result for result in read_results(folder).results if result.encoder == encoder]
-    return {str(tested_bands(result.protocol)): result.test["mIoU"] for result in results}
+    run = read_results(folder)
+    results, score = [result for result in run.results if result.encoder == encoder], kind_of(run.task).primary
+    return {str(tested_bands(result.protocol)): result.test[score] for result in results}
 
 
 def _table(scores: dict[str, list[dict[str, float]]]) -> Iterator[str]:
-    """Yield a Markdown table: mean mIoU ± deviation over seeds, and the share kept of that without a shift."""
+    """Yield a Markdown table: mean score ± deviation over seeds, and the share kept of that without a shift."""
     columns = list(next(iter(scores.values()))[0])
     yield f"| encoder | {' | '.join(columns)} |"
     yield f"| --- |{' ---: |' * len(columns)}"

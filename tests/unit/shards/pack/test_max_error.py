@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.datasets import read_all
+from support.products import make_product
 from support.tiles import NODATA, spectra, write_archive, write_tile
 
 from shards import open_zarr
@@ -51,6 +52,28 @@ def test_every_pixel_is_within_the_bound(source, tmp_path, capfd, bound, means):
     assert size < lossless
     code, text = _run(capfd, "verify", tmp_path / "shards", "--source", source, "--workers", 1)
     assert code == 0 and "no problems" in text
+
+
+def test_the_sensor_of_a_scene_takes_a_bound_in_reflectance(tmp_path, capfd):
+    scene = make_product("prisma", tmp_path / "product")
+    code, text = _run(
+        capfd,
+        "pack",
+        scene,
+        tmp_path / "shards",
+        "--sensor",
+        scene,
+        "--size",
+        8,
+        "--max-error",
+        "0.0003",
+        "--max-nodata",
+        "none",
+        "--workers",
+        1,
+    )
+    assert code == 0, text
+    assert read_manifest(tmp_path / "shards").codec["max_error"] == "3"
 
 
 def test_a_source_that_changed_by_more_than_the_bound_is_named(source, tmp_path, capfd):
