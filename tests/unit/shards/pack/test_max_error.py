@@ -56,22 +56,8 @@ def test_every_pixel_is_within_the_bound(source, tmp_path, capfd, bound, means):
 
 def test_the_sensor_of_a_scene_takes_a_bound_in_reflectance(tmp_path, capfd):
     scene = make_product("prisma", tmp_path / "product")
-    code, text = _run(
-        capfd,
-        "pack",
-        scene,
-        tmp_path / "shards",
-        "--sensor",
-        scene,
-        "--size",
-        8,
-        "--max-error",
-        "0.0003",
-        "--max-nodata",
-        "none",
-        "--workers",
-        1,
-    )
+    options = ["--sensor", scene, "--size", 8, "--max-nodata", "none", "--workers", 1]
+    code, text = _run(capfd, "pack", scene, tmp_path / "shards", *options, "--max-error", "0.0003")
     assert code == 0, text
     assert read_manifest(tmp_path / "shards").codec["max_error"] == "3"
 
