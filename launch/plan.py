@@ -6,14 +6,19 @@ Everything is predicted by formulas and by tracing the model's shapes; docs/plan
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.command import command_parser, parse_command
 from launch.planner.machines import NAMES
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
-from shards.cli import Parser, exit_code, positive_float
+from shards.cli import Parser, exit_code, not_negative, positive_float
 from shards.console import get_logger
 from shards.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launch.planner.loader import Tiles
+    from launch.planner.search import Plan, Problem
 
 CUSTOM = ("--gpu-memory", "--gpu-tflops", "--gpu-hbm", "--gpu-nvlink", "--gpu-nic")
 
@@ -62,7 +67,39 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--write", type=Path, metavar="YAML", help="write the config with the fastest layout that fits")
     parser.add_argument("--rows", type=int, default=8, help="layouts to show (default: %(default)s)")
+    _add_year(parser)
     return parser
+
+
+def _add_year(parser: Parser) -> None:
+    year = parser.add_argument_group("a year of the fastest layout on nodes that fail")
+    year.add_argument("--simulate", action="store_true", help="compare ways to save and to restart")
+    year.add_argument(
+        "--mtbf",
+        type=positive_float,
+        default=6300.0,
+        metavar="HOURS",
+        help="between failures of one node (default: %(default)g, as of Llama 3's 2,048 nodes)",
+    )
+    year.add_argument("--spares", type=not_negative, default=1, help="further nodes of the job (default: %(default)s)")
+    year.add_argument(
+        "--restart",
+        type=positive_float,
+        default=120.0,
+        metavar="SECONDS",
+        help="from a failure to the first step, on nodes that the job holds (default: %(default)g)",
+    )
+    year.add_argument(
+        "--queue", type=positive_float, default=4.0, metavar="HOURS", help="a requeued job waits (default: %(default)g)"
+    )
+    year.add_argument(
+        "--repair",
+        type=positive_float,
+        default=24.0,
+        metavar="HOURS",
+        help="until a failed node is a spare again (default: %(default)g)",
+    )
+    year.add_argument("--plot", type=Path, metavar="PNG", help="draw goodput over the interval of saves")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +115,11 @@ def _run(config: PretrainConfig, arguments: Namespace) -> int:
         raise ConfigError(f"--write needs a config whose {key} is known: set its variable, or {key}=DIR")
     if not isinstance(config.objective, MaeConfig):
         raise ConfigError(f"objective.name {config.objective.name}: the planner supports only mae")
+    if arguments.plot is not None:
+        if not arguments.simulate:
+            raise ConfigError("--plot: it draws what --simulate computes; add --simulate")
+        if not arguments.plot.parent.is_dir():
+            raise ConfigError(f"--plot {arguments.plot}: no folder {arguments.plot.parent}; create it first")
     nodes, gpus = _gpus(arguments.gpus)
     if arguments.calibrate is not None:
         return _calibrate(config, arguments.calibrate)
@@ -155,7 +197,25 @@ def _plan(config: PretrainConfig, arguments: Namespace, nodes: int, gpus: int) -
     print("\nUse: " + " ".join(config_lines(plans[0])))
     if arguments.write is not None:
         _write(plans[0].config, arguments.write)
+    if arguments.simulate:
+        _simulate(plans[0], problem, tiles, arguments)
     return 0
+
+
+def _simulate(plan: "Plan", problem: "Problem", tiles: "Tiles", arguments: Namespace) -> None:
+    from launch.planner.goodput import Reliability
+    from launch.planner.goodput_report import best_years, policies, write_plot, year_lines
+
+    hours = {name: 3600 * getattr(arguments, name) for name in ("mtbf", "queue", "repair")}
+    storage, nodes = arguments.storage * 1e9, problem.cluster.nodes
+    reliability = Reliability(nodes=nodes, spares=arguments.spares, restart=arguments.restart, **hours)
+    years = best_years(policies(plan, problem, storage, reliability))
+    print()
+    for line in year_lines(years, plan, problem, tiles, storage):
+        print(line)
+    if arguments.plot is not None:
+        write_plot(arguments.plot, years)
+        print(f"Written to {arguments.plot}")
 
 
 def _write(config: PretrainConfig, path: Path) -> None:

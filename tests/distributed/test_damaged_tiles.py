@@ -66,8 +66,8 @@ def test_a_damaged_held_out_tile_ends_no_run(setup, tmp_path):
     assert resumed.codes == [0, 0], resumed.output
     assert "their loss can't be compared" in resumed.output
     training.overrides = (f"data.shards={shards}", "train.steps=5")
-    again = training.launch(2)
-    assert again.codes == [0, 0] and "can't be compared" not in again.output, again.output
+    again = training.launch(1)
+    assert again.codes == [0] and "can't be compared" not in again.output, again.output
     seen = {tile for samples in training.ledger().values() for _, tile in samples}
     assert seen <= set(train.tolist())
     listed = [json.loads(line) for path in training.folder.glob("quarantine-*") for line in path.open()]

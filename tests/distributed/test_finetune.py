@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.processes import REPOSITORY, run_ranks
+from support.rank_cases import selected, shortened
 
 from finetune.encoders.model_file import load_task_model
 from finetune.evaluation.head_files import load_head
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.distributed
 RUNS = REPOSITORY / "tests" / "support" / "finetune_runs.py"
 CONFIGS = REPOSITORY / "configs" / "finetune"
 TASKS = {name: get_task(name) for name in task_names() if get_task(name).layout}
+NIGHTLY = {"bdforet", "bnetd", "eurocrops", "nlcd", "treemap", "desis_cdl", "eo1_cdl"}
+"""Tasks of the same kind as ``cdl``. How the files of every task are read: tests/unit/finetune/data/test_layouts.py."""
+
 SMALL = [
     "run.threads=1",
     "compare_random=false",
@@ -118,7 +122,7 @@ def shallow() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """All runs: the tasks and the uninterrupted one on one process; the others on two."""
     lab = Lab(tmp_path_factory.mktemp("finetune"))
     config, *options = SEGMENTED
@@ -127,11 +131,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     recipe = [f"task={short}", "recipe=published", "protocol=[frozen]", "full.bn_group=2"]
     published = lab.job(config, "published", *recipe)
     tasks = [
-        lab.job(path.name, path.stem, "protocol=[knn,frozen,full]", *LONGER.get(path.stem, ()))
-        for path in sorted(CONFIGS.glob("*.yaml"))
-        if path.stem in {name.removeprefix("enmap_") for name in TASKS}
+        lab.job(f"{name}.yaml", name, "protocol=[knn,frozen,full]", *LONGER.get(name, ()))
+        for name in sorted({"cdl", "sample_greenness", *selected(request, test_every_task_runs_from_its_own_config)})
     ]
-    assert len(tasks) == 12
     with pytest.MonkeyPatch.context() as patch:
         lab.launch(
             1,
@@ -172,10 +174,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", shortened([name.removeprefix("enmap_") for name in TASKS], NIGHTLY))
 def test_every_task_runs_from_its_own_config(lab: Lab, name: str) -> None:
-    run = lab.results(name.removeprefix("enmap_"))
-    assert run.task == TASKS[name]
+    run = lab.results(name)
+    assert run.task == TASKS.get(name, TASKS.get(f"enmap_{name}"))
     assert [one.protocol for one in run.results] == ["knn", "frozen", "full"]
     outputs, tiles = len(run.task.outputs), len(run.tiles)
     for one in run.results:

@@ -139,6 +139,7 @@ def test_a_signal_during_set_up_ends_all_ranks_at_once(tmp_path: Path, config: P
     assert not list_checkpoints(tmp_path / "run" / "checkpoints")
 
 
+@pytest.mark.nightly
 def test_workers_of_a_killed_deepspeed_command_save(tmp_path: Path, config: Path) -> None:
     job = Job(tmp_path / "run", config, launcher=(BIN / "deepspeed", "--num_gpus", 2, "--master_port", free_port()))
     job.wait_for_steps()

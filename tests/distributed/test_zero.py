@@ -15,11 +15,11 @@ from support.zero_jobs import Runs
 
 from shards.pack.build import PackConfig, pack
 
-STEPS, HALF, BEYOND = 20, 10, 3
-SHORT = 8
+STEPS, HALF, BEYOND = 12, 6, 2
+SHORT = 6
 STAGES = (0, 1, 2, 3)
 PRECISIONS = [("autocast", 0), ("autocast", 2), ("autocast", 3), ("bf16", 2), ("bf16", 3)]
-RESUMED = [(2, 0), (2, 3), (1, 1)]
+RESUMED = [(2, 3), (1, 1)]
 SAVED = [(2, 3)]
 HALVED = ["autocast", "bf16"]
 SAVED_ALL = [(world, stage) for world in (1, 2) for stage in STAGES]
@@ -48,7 +48,7 @@ def base_config(folder: Path) -> dict:
         "augment": {"crop_scale": None},
         "model": {"name": "spec_vit_tiny", "image_size": 16, "patch_size": 4, "bn_group": 4},
         "objective": {"mask_ratio": 0.75, "norm_pix": False, "decoder": {"width": 64, "depth": 1, "heads": 2}},
-        "optim": {"lr": 5e-4, "warmup_steps": 4, "clip": 0.1},
+        "optim": {"lr": 1e-3, "warmup_steps": 3, "clip": 0.1},
         "train": {"steps": STEPS, "global_batch": 16, "micro_batch": 8},
         # nothing persistent: every weight is really partitioned at stage 3
         "engine": {"zero_stage": 3, "precision": "fp32", "param_persistence_threshold": 0},
@@ -58,12 +58,14 @@ def base_config(folder: Path) -> dict:
 
 
 def base_jobs(runs: Runs, world: int, resumed: list[tuple[int, int]]) -> list[dict]:
+    """A run under every stage; of those that no other job resumes, half."""
     jobs = []
     for stage in STAGES:
         set_stage = f"engine.zero_stage={stage}"
-        jobs.append(runs.job(f"whole-{world}-{stage}", set_stage))
         if (world, stage) not in resumed:
+            jobs.append(runs.job(f"whole-{world}-{stage}", set_stage, stop_at=HALF))
             continue
+        jobs.append(runs.job(f"whole-{world}-{stage}", set_stage))
         jobs.append(runs.job(f"half-{world}-{stage}", set_stage, stop_at=HALF))
         jobs.append(runs.job(f"resumed-{world}-{stage}", set_stage, copy_from=f"half-{world}-{stage}"))
     return jobs
@@ -128,7 +130,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         runs.job("resized", "model.image_size=32", "checkpoint.accept=[model]", **half, stop_at=HALF + 2),
         runs.job("sgd", "optim.name=sgd", "engine.zero_stage=1", **half, stop_at=HALF + 2),
         runs.job("init-1-0", "engine.zero_stage=0", f"init={folder / 'start'}", "run.seed=4", stop_at=BEYOND),
-        runs.job("init-1-3", f"init={folder / 'start-gone'}", "run.seed=4", stop_at=2),
+        runs.job("init-1-3", f"init={folder / 'start-gone'}", "run.seed=4", stop_at=BEYOND - 1),
         runs.job("init-patch", f"init={folder / 'start'}", "model.patch_size=8"),
         runs.job("persistent", "engine.param_persistence_threshold=100000", **half, stop_at=HALF + BEYOND),
         *(
@@ -167,7 +169,9 @@ def test_losses_agree_for_processes_and_stages(runs: Runs, world: int, stage: in
     reference = runs.losses("whole-2-3")
     assert len(reference) == STEPS
     assert reference[-1] < 0.8 * reference[0]  # it learns: agreement is not that of weights that never move
-    assert runs.losses(f"whole-{world}-{stage}") == pytest.approx(reference, rel=1e-5, abs=0)
+    losses = runs.losses(f"whole-{world}-{stage}")
+    assert len(losses) == (STEPS if (world, stage) in RESUMED else HALF)
+    assert losses == pytest.approx(reference[: len(losses)], rel=1e-5, abs=0)
 
 
 @pytest.mark.parametrize("name", ["whole-1-0", "whole-1-3", "whole-2-2", "whole-2-3", "micro-4-of-1"])
@@ -313,8 +317,9 @@ def test_half_precision_goes_on_with_another_number_of_processes(runs: Runs, kin
 
 def test_the_samples_of_a_step_do_not_depend_on_processes(runs: Runs) -> None:
     for step in range(1, STEPS + 1):
-        expected = list(range(16 * (step - 1), 16 * step))
-        assert runs.samples("whole-2-3", step) == runs.samples("whole-1-0", step) == expected
+        assert runs.samples("whole-2-3", step) == list(range(16 * (step - 1), 16 * step))
+    for step in range(1, HALF + 1):
+        assert runs.samples("whole-1-0", step) == runs.samples("whole-2-3", step)
 
 
 @pytest.mark.nightly

@@ -121,6 +121,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path, shards: P
     assert done.returncode == 2
 
 
+@pytest.mark.nightly  # on one process: tests/distributed/test_damaged_tiles.py
 def test_a_damaged_tile_ends_the_run_and_names_rank_and_tile(tmp_path: Path, shards: Path) -> None:
     copy = shutil.copytree(shards, tmp_path / "damaged")
     tar = copy / "shard-000000.tar"

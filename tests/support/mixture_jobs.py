@@ -10,7 +10,7 @@ from support.zero_jobs import Runs
 
 from shards.pack.build import PackConfig, pack
 
-HALF = 3
+HALF = 2
 
 
 def pack_small_tiles(folder: Path) -> None:

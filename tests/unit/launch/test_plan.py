@@ -1,5 +1,6 @@
 """The planner: NCCL's model by hand, activations affine in the micro batch, what fits and why, advice that loads."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -9,7 +10,7 @@ from support.tiles import write_archive
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.plan import main
-from launch.planner import activations
+from launch.planner import activations, goodput
 from launch.planner.activations import trace_activations
 from launch.planner.host_time import REDUCED_SHARD
 from launch.planner.loader import Tiles, known_mixture, known_tiles, reading
@@ -21,6 +22,7 @@ from launch.planner.search import Problem, every_plan, micro_batches
 from launch.planner.step_time import default_rates, step_time
 from pretrain.config import PretrainConfig
 from pretrain.config.data import DataConfig
+from pretrain.models.published import SPEC_VITS
 from pretrain.registries import STEMS
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
@@ -38,6 +40,23 @@ TINY = {
 NODE = Cluster(MACHINES["h100"], 1, 8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Trace shallow models, and each of them once: a trace takes seconds, and depends on no other part of a config."""
+    kept: dict[str, activations.Activations] = {}
+
+    def trace(config: PretrainConfig, *options: object) -> activations.Activations:
+        key = f"{config.model} {config.objective} {config.augment} {config.engine} {options}"
+        if key not in kept:
+            kept[key] = trace_activations(config, *options)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations, "trace_activations", trace)
+        patch.setitem(SPEC_VITS, "spec_vit_tiny", replace(SPEC_VITS["spec_vit_tiny"], depth=3))
+        yield
+
+
 @pytest.fixture(scope="module")
 def config() -> PretrainConfig:
     return PretrainConfig.model_validate(TINY)
@@ -45,7 +64,7 @@ def config() -> PretrainConfig:
 
 @pytest.fixture(scope="module")
 def problem(config) -> Problem:
-    traces = {on: trace_activations(config, 202, on, "cuda") for on in (False, True)}
+    traces = {on: activations.trace_activations(config, 202, on, "cuda") for on in (False, True)}
     return Problem(config, NODE, default_rates(NODE, "fp32"), traces, 202)
 
 
@@ -211,6 +230,23 @@ def test_the_advice_answers_and_loads(written, tmp_path, capsys):
     assert planned.train.micro_batch == int(advice["train.micro_batch"])
     assert planned.engine.activation_checkpointing == advice["engine.activation_checkpointing"]
     assert planned.train.global_batch == 64
+
+
+def test_a_year_compares_ways_to_save_and_to_restart(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(goodput, "REPETITIONS", 2)
+    plot = tmp_path / "year.png"
+    assert main(["--config", str(written), "--gpus", "2x8", "--simulate", "--spares", "2", "--plot", str(plot)]) == 0
+    table = capsys.readouterr().out.split("A year on 2 x 8 H100 80 GB")[1].splitlines()
+    assert [line.split("  ")[1] for line in table[2:5]] == [
+        "synchronous saves",
+        "asynchronous saves",
+        "asynchronous saves, spares: 2",
+    ]
+    assert "Of synchronous saves by formula: Young" in table[5]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "add --simulate" in refused(main, capsys, "--config", str(written), "--plot", str(plot))
+    elsewhere = str(tmp_path / "none" / "year.png")
+    assert "create it first" in refused(main, capsys, "--config", str(written), "--simulate", "--plot", elsewhere)
 
 
 def test_what_fits_on_no_gpu_is_an_error(written, capsys):

@@ -17,12 +17,14 @@ def _report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @needs_triton
-def test_all_kernels_compile_for_a100_and_h100_without_spills(tmp_path):
-    done = _report("--json", str(tmp_path / "report.json"), TRITON_CACHE_DIR=str(tmp_path / "cache"))
+@pytest.mark.parametrize("capability", [80, pytest.param(90, marks=pytest.mark.nightly)])
+def test_all_kernels_compile_without_spills(tmp_path, capability):
+    options = ["--capabilities", str(capability), "--json", str(tmp_path / "report.json")]
+    done = _report(*options, TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "report.json").read_text())
     assert {(row["variant"].split()[0], row["capability"]) for row in rows} == {
-        (dtype, capability) for dtype in ("bf16", "fp16", "fp32") for capability in (80, 90)
+        (dtype, capability) for dtype in ("bf16", "fp16", "fp32")
     }
     expected = {"normalize", "patch_loss", "gelu_backward", "norm_backward", "second_layer", "first_sums"}
     assert expected <= {row["kernel"] for row in rows}

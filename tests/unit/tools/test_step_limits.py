@@ -32,7 +32,7 @@ def test_a_row_has_times_mfu_and_the_time_of_a_kernel():
     assert format_row("s", counted, 0.0004).split() == ["s", "10", "4.0", "1.00", "1.00", "2.0", "20%", "200.0", "0.50"]
 
 
-def test_misuse_is_oneformat_row(capsys):
+def test_misuse_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--gpu", "v100"])
     assert capsys.readouterr().err.startswith("error: --gpu: invalid choice: 'v100'")
