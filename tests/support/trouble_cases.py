@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
+from support.pieces import gather
 from support.rank_cases import Cases
 from support.trouble_network import (
     BATCH,
@@ -38,11 +39,12 @@ from pretrain.checkpointing.checkpoint import (
     save_checkpoint,
     set_aside,
     step_of,
+    weights_hash,
 )
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.zero import deepspeed_config
-from pretrain.engine.zero_state import gather_state, hash_weights
+from pretrain.engine.zero_state import local_state
 from pretrain.models.initialize import initialize
 
 cases = Cases()
@@ -130,9 +132,7 @@ def momentum_networks_follow_fp32_weights(folder: Path) -> None:
             momentum.update(zero, 0.996)
             for name, value in weights(zero).items():
                 expected[name].lerp_(value, 0.004)
-        owned = {
-            name: value for part in distributed.gather_objects(momentum.owned_tensors()) for name, value in part.items()
-        }
+        owned = gather(momentum.pieces(), {name: momentum.shape(name) for name in momentum.tensor_names()})
         assert all(torch.allclose(owned[name], expected[name], rtol=1e-6, atol=1e-8) for name in expected)
         assert not torch.equal(owned["first.weight"], dict(network().named_parameters())["first.weight"])
 
@@ -210,7 +210,7 @@ def refused_steps_leave_no_trace(folder: Path) -> None:
         train(zero, 0, 2)
         train(zero, 50, 1, accept=lambda loss, norm: None)
         close(train(zero, 2, 3), plain_losses(5)[0][2:])
-        assert gather_state(zero).adam_step == 5
+        assert local_state(zero).adam_step == 5
 
 
 @cases.add
@@ -243,7 +243,7 @@ def initial_weights_do_not_depend_on_the_processes(folder: Path) -> None:
     initialize(module, "troubles", SEED)
     zero = engine(module)
     assert all(torch.isfinite(value).all() for value in weights(zero).values())
-    found = hash_weights(gather_state(zero).weights)
+    found = weights_hash(zero)
     (folder.parent / f"initial-{distributed.world_size()}-{distributed.rank()}.txt").write_text(found)
 
 
