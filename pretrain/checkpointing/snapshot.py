@@ -16,6 +16,8 @@ from pretrain.engine.sharding import Piece
 from pretrain.engine.zero import ZeroEngine
 from pretrain.engine.zero_state import local_state, parameter_shapes
 
+BLOCK = 64 << 20
+
 Pieces = dict[str, dict[str, Piece]]
 """Pieces by kind of file (``weights``, ``optimizer``, ``teacher``, ``random``) and name."""
 
@@ -35,6 +37,22 @@ class Snapshot:
     adam_step: float
 
 
+class Arena:
+    """Host memory in blocks of `BLOCK` bytes: torch rounds each pinned allocation up to a power of two."""
+
+    def __init__(self) -> None:
+        self._block, self._used = torch.empty(0, dtype=torch.uint8), 0
+
+    def take(self, numel: int, dtype: torch.dtype, pinned: bool) -> Tensor:
+        """Return an uninitialized tensor (numel,); pinned or not, the same at each call."""
+        size = numel * dtype.itemsize
+        begin = -(-self._used // 64) * 64
+        if begin + size > len(self._block):
+            self._block, begin = torch.empty(max(size, BLOCK), dtype=torch.uint8, pin_memory=pinned), 0
+        self._used = begin + size
+        return self._block[begin : begin + size].view(dtype)
+
+
 class SnapshotBuffers:
     """Takes snapshots of a training into host memory that is allocated once; pinned if the state is on a GPU.
 
@@ -45,6 +63,7 @@ class SnapshotBuffers:
     def __init__(self, engine: ZeroEngine, momentum: MomentumNetwork | None) -> None:
         self._engine, self._momentum = engine, momentum
         self._buffers: dict[tuple[str, str], Tensor] = {}
+        self._arena = Arena()
         self._layouts: dict[str, Layout] | None = None
 
     def take(self) -> Snapshot:
@@ -66,8 +85,7 @@ class SnapshotBuffers:
 
     def _copy(self, kind: str, name: str, piece: Piece, spec: TensorSpec) -> Piece:
         if (kind, name) not in self._buffers:
-            pinned = piece.values.is_cuda
-            self._buffers[kind, name] = torch.empty(piece.values.shape, dtype=spec.dtype, pin_memory=pinned)
+            self._buffers[kind, name] = self._arena.take(len(piece.values), spec.dtype, pinned=piece.values.is_cuda)
         return Piece(piece.start, self._buffers[kind, name].copy_(piece.values, non_blocking=True))
 
     def _layout(self, kind: str, pieces: dict[str, Piece]) -> Layout:
