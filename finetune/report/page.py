@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from finetune.report import charts
+from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.charts import Cell
 from finetune.report.rows import Row, TaskReport
 from finetune.report.shift import shift_legend, shift_table
@@ -65,7 +66,14 @@ def _task_page(report: TaskReport) -> TaskPage:
     task, run = report.task, report.run
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
-    sections = [_shift(report), _comparisons(report), _by_output(report), _curves(report), _fractions(report)]
+    sections = [
+        _baselines(report),
+        _shift(report),
+        _comparisons(report),
+        _by_output(report),
+        _curves(report),
+        _fractions(report),
+    ]
     sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
     present = [section for section in sections if section is not None]
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
@@ -98,6 +106,14 @@ def _scores(report: TaskReport) -> Markup:
 def _comparisons(report: TaskReport) -> Section | None:
     lines = comparisons(report)
     return Section("Comparisons", _small(COMPARED) + _table(lines)) if len(lines) > 1 else None
+
+
+def _baselines(report: TaskReport) -> Section | None:
+    if not report.against_baselines:
+        return None
+    sentences = filter(None, [*baseline_sentences(report), samples_sentence(report)])
+    text = Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in sentences)
+    return Section("Against baselines", text + _small(TESTED))
 
 
 def _shift(report: TaskReport) -> Section | None:
