@@ -94,6 +94,7 @@ HEADS = (
     "finetune/protocols/frozen.py",
     "finetune/protocols/knn.py",
     "finetune/protocols/runner.py",
+    "finetune/protocols/same_place.py",
     "finetune/tasks/__init__.py",
     *(
         f"finetune/tasks/kinds/{name}.py"

@@ -46,6 +46,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def bootstrap_interval(
+    score: Score, runs: Runs, places: Sequence[str], draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % interval of a score averaged over seeds; see `bootstrap_scores` and `interval`."""
+    return interval(bootstrap_scores(score, runs, places, draws, seed))
+
+
 def paired_test(
     score: Score,
     first: Runs,

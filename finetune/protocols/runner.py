@@ -29,6 +29,7 @@ from finetune.protocols.baseline import BaselineSweep, FittedBaseline
 from finetune.protocols.frozen import HeadsDiverged, HeadSweep, Trained
 from finetune.protocols.full import TrainingPlan, Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbors
+from finetune.protocols.same_place import match_places
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import read_weights
 from pretrain.console import log
@@ -128,16 +129,22 @@ class Protocols:
     def _knn(self, name: str, protocol: str, fraction: float, part: Part) -> list[Result]:
         """Evaluate nearest neighbors for the first seed only: the only random draw is the bank, if it is too large.
 
-        In ``shift to NAME``, validation and test tiles are seen through other bands than those of the bank.
+        In ``shift to NAME``, validation and test tiles are seen through other bands than those of the bank, and test
+        tiles are searched for among all tiles through the bands of the bank.
         """
         context, seed, bands = self.context, self.config.seeds[0], tested_bands(protocol)
-        features = self._features(context.model(name, bands=bands and self.config.shift.train))
+        features = known = self._features(context.model(name, bands=bands and self.config.shift.train))
         train, rows = context.splits["train"], context.rows(fraction)
         bank = NearestNeighbors(features["train"], train, rows, context.kind, self.config.knn, seed)
         if bands:
             features = self._features(context.model(name, bands=bands), ("val", "test"))
         val, test = (self._vote(bank, features[split], split) for split in ("val", "test"))
-        return [_result(SeedOutcome("knn", seed, val.scores, test), name, protocol, fraction, part)]
+        result = _result(SeedOutcome("knn", seed, val.scores, test), name, protocol, fraction, part)
+        if bands is None or bands == self.config.shift.train:
+            return [result]
+        candidates = [(known[split], context.splits[split]) for split in reversed(SPLITS)]
+        same_place, scores = match_places((features["test"], context.splits["test"]), candidates, self.config.knn.bank)
+        return [replace(result, test=result.test | scores, same_place=same_place)]
 
     def _vote(self, bank: NearestNeighbors, features: Features, name: str) -> Evaluation:
         """Evaluate a split; ranks share the windows."""

@@ -10,6 +10,7 @@ from finetune.report import charts
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.charts import Cell
 from finetune.report.rows import Row, TaskReport
+from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
 from finetune.report.tables import (
     COMPARED,
@@ -117,8 +118,11 @@ def _baselines(report: TaskReport) -> Section | None:
 
 
 def _shift(report: TaskReport) -> Section | None:
-    lines = shift_table(report)
-    return Section("Spectral shift", _small(shift_legend(report)) + _table(lines)) if len(lines) > 1 else None
+    lines, found = shift_table(report), same_place_table(report)
+    body = _small(shift_legend(report)) + _table(lines)
+    if len(found) > 1:
+        body += _small(same_place_legend(report)) + _table(found)
+    return Section("Spectral shift", body) if len(lines) > 1 else None
 
 
 def _by_output(report: TaskReport) -> Section | None:

@@ -18,6 +18,7 @@ from finetune.encoders.model_file import load_task_model
 from finetune.evaluate import Evaluator
 from finetune.evaluation.results import RunResults, read_part, read_results, write_part
 from finetune.report.page import page
+from finetune.report.same_place import same_place_table
 from finetune.report.shift import shift_table
 from finetune.tasks import dump_task, get_task
 from pretrain.models.initialize import initialize
@@ -142,6 +143,15 @@ def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, 
     assert [line[0] for line in table[1:]] == ["1/encoder.safetensors", "raw spectra"]
     assert "%) [" in table[1][3]
     assert "Spectral shift" in page(collect_reports(tmp_path / "run"))
+
+    assert not found["raw", "shift to all"].same_place.size
+    assert found["raw", "shift to vnir"].same_place.shape == (len(run.tiles), 6)
+    assert found["raw", "shift to even"].test["patch_top1"] > 10 * found["raw", "shift to even"].test["patch_chance"]
+    (places,) = [same_place_table(report) for report in collect_reports(tmp_path / "run")]
+    assert places[0] == ["checkpoint", "tiles", "measure", "vnir", "even"]
+    measures = ["tiles: same place is nearest (by chance 10.0)", "tiles: cosine"]
+    measures += ["patches: same place is nearest (by chance 2.5)", "patches: cosine"]
+    assert [line[2] for line in places[1:]] == 2 * measures
 
     _, again = start(**shift | {"shift.test": "[vnir,even,swir]"})
     assert "pretrained-shift_to_swir-1" in again

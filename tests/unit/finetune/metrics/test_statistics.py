@@ -1,12 +1,18 @@
 """Intervals and paired tests: right on cases that are known, and modest where there is little to go by."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from finetune.metrics.scores import tile_confusion
-from finetune.metrics.statistics import bootstrap_scores, draws_for, holm, interval, paired_test, smallest_p
+from finetune.metrics.statistics import (
+    bootstrap_interval,
+    bootstrap_scores,
+    draws_for,
+    holm,
+    interval,
+    paired_test,
+    smallest_p,
+)
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
 
@@ -27,10 +33,6 @@ def _confusions(accuracy: float, tiles: int, seed: int, classes: int = 3) -> np.
     return np.stack([tile_confusion(one, label, classes) for one, label in zip(predicted, labels, strict=True)])
 
 
-def _interval(*arguments: Any, **options: Any) -> tuple[float, float]:
-    return interval(bootstrap_scores(*arguments, **options))
-
-
 def _places(tiles: int) -> list[str]:
     return [f"{number:04d}" for number in range(tiles)]
 
@@ -39,15 +41,15 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     true = MIOU(_confusions(0.7, 4000, 99), np.ones((1, 4000)))[0]
     covered = 0
     for seed in range(60):
-        low, high = _interval(MIOU, [_confusions(0.7, 40, seed)], _places(40), draws=300)
+        low, high = bootstrap_interval(MIOU, [_confusions(0.7, 40, seed)], _places(40), draws=300)
         covered += low <= true <= high
     assert 50 <= covered <= 60  # 57 expected
 
 
 def test_tiles_of_one_place_are_drawn_together():
     units = np.repeat(_confusions(0.7, 10, 3), 20, axis=0)  # every place twenty times the same
-    apart = _interval(MIOU, [units], _places(200))
-    together = _interval(MIOU, [units], [f"{number // 20:04d}" for number in range(200)])
+    apart = bootstrap_interval(MIOU, [units], _places(200))
+    together = bootstrap_interval(MIOU, [units], [f"{number // 20:04d}" for number in range(200)])
     assert together[1] - together[0] > 3 * (apart[1] - apart[0])
 
 
@@ -81,13 +83,13 @@ def test_what_is_undefined_shows_nothing(kind):
     """Tiles without a label that counts: no score of 0, no interval, and no p-value that says anything."""
     empty = np.zeros((6, 3, 3), np.int32) if kind == "segmentation" else np.zeros((6, 2, 3), np.float32)
     assert np.isnan(KINDS[kind].resampled(empty, np.ones((2, 6)))).all()
-    assert np.isnan(_interval(KINDS[kind].resampled, [empty], _places(6))).all()
+    assert np.isnan(bootstrap_interval(KINDS[kind].resampled, [empty], _places(6))).all()
     assert paired_test(KINDS[kind].resampled, [empty], [empty], _places(6), draws=20) == 1.0
 
 
 def test_draws_without_a_label_do_not_pull_an_interval_to_zero():
     units = np.concatenate([_confusions(0.9, 2, 1), np.zeros((6, 3, 3), np.int64)])
-    low, _ = _interval(MIOU, [units], _places(8))
+    low, _ = bootstrap_interval(MIOU, [units], _places(8))
     assert low > 0.5
 
 
