@@ -126,8 +126,7 @@ class EncoderFile:
             mu, sigma = (interpolate(centers, known.wavelength_nm, values) for values in (inputs.mu, inputs.sigma))
             made = {"response": bands.response.tolist(), "made_bands": (centers, widths)}
             return replace(inputs, mu=mu, sigma=sigma, **made)
-        back = response_matrix(known.wavelength_nm, known.fwhm_nm, bands.wavelength_nm, bands.fwhm_nm)
-        return replace(inputs, response=(back @ bands.response).tolist())
+        return replace(inputs, response=bands.resampled_to(known.wavelength_nm, known.fwhm_nm).tolist())
 
     def _statistics(self, data: LabeledDataConfig, train: LabeledSplit, bands: int) -> tuple[list[float], list[float]]:
         if data.statistics is not None:
