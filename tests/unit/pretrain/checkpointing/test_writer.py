@@ -69,11 +69,11 @@ def test_a_failed_save_is_one_line_and_leaves_the_one_before_it(tmp_path: Path) 
         raise OSError(5, "Input/output error")
 
     writer = begin(tmp_path, 2, snapshot(), fail)
-    with pytest.raises(
-        CheckpointNotWritten, match=r"step-00000002: can't be written: rank 0 on \S+: .*Input/output"
-    ) as e:
+    with pytest.raises(CheckpointNotWritten) as error:
         writer.finish()
-    assert "the last one, step-00000001, is untouched" in str(e.value) and "\n" not in str(e.value)
+    line = str(error.value)
+    assert "step-00000002: can't be written: rank 0 on " in line and "Input/output error" in line
+    assert "the last one, step-00000001, is untouched" in line and "\n" not in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
     assert find_damage(tmp_path / "step-00000001") is None
 
