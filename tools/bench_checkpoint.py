@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _round(number: int, manager: Any, dcp_save: Callable[[], Callable[[], object
             continue
         step = 2 * number + (way == "waited")
         begin = time.monotonic()
-        times[way], _ = _timed(lambda step=step: manager.begin({"step": step}))
+        times[way], _ = _timed(partial(manager.begin, {"step": step}))
         if way == "background":
             while distributed.any_rank(not manager.is_written):
                 time.sleep(0.02)

@@ -135,9 +135,10 @@ def test_a_checkpoint_has_the_same_bytes_whether_it_was_waited_for_or_not(runs: 
         for step in (8, 10)
     ]
     for files in seals:
-        files.pop("state.json")  # names the run's folder
+        del files["state.json"]  # names the run's folder
+        del files["random-00000-of-00001.safetensors"]  # of processes that have trained before
     assert seals[:2] == seals[2:]
-    assert len(seals[0]) == 2 * 2 + 2  # weights and optimizer of two ranks, random generators, index
+    assert len(seals[0]) == 2 * 2 + 1  # weights and optimizer of two ranks, and the index
     assert records(runs / "clean", "checkpoint_wait_seconds").keys() >= {10}
 
 

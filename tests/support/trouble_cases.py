@@ -3,6 +3,7 @@
 Each rank runs all cases in one process group and writes ``FOLDER/results-RANK.json``: the error of each, or null.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from support.pieces import gather
 from support.rank_cases import Cases
 from support.trouble_network import (
@@ -31,16 +33,21 @@ from torch.nn import functional as F
 
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import (
+    SEAL,
+    STATE,
     find_damage,
     list_checkpoints,
     load_checkpoint,
     newest_verified,
     prune,
+    read_state,
     save_checkpoint,
     set_aside,
     step_of,
     weights_hash,
 )
+from pretrain.checkpointing.manager import CheckpointManager
+from pretrain.checkpointing.tensor_files import TensorFiles
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.zero import deepspeed_config
@@ -308,6 +315,45 @@ def old_checkpoints_outlive_tainted_ones(folder: Path) -> None:
     assert [step_of(path) for path in list_checkpoints(folder)] == [6]
     assert find_damage(folder / "step-00000006") is None
     assert (folder / "latest").read_text() == "step-00000007\n"
+
+
+@cases.add
+def a_save_in_the_background_holds_the_state_of_its_step(folder: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        zero = engine(network(frozen=True), stage)
+        managers = [CheckpointManager(folder / f"{way}-{stage}", zero) for way in ("waited", "meanwhile")]
+        for step in (2, 4):  # the second save reuses the memory of the first
+            train(zero, step - 2, 2)
+            waited = managers[0].save({"step": step})
+            managers[1].begin({"step": step})
+            kept = weights(zero)
+            train(zero, 10, 2)
+            path = managers[1].finish().path
+            assert (path / SEAL).read_bytes() == (waited / SEAL).read_bytes()
+            managers[1].load(path)
+            assert all(torch.equal(value, kept[name]) for name, value in weights(zero).items())
+
+
+@cases.add
+def checkpoints_of_format_2_are_loaded(folder: Path) -> None:
+    """Their tensors are whole, shared by the ranks, and have no index."""
+    zero = engine(network())
+    train(zero, 0, 2)
+    path, old = save_checkpoint(zero, folder, {"step": 2}), folder / "step-00000001"
+    expected = train(zero, 2, 2)
+    if distributed.is_main():
+        old.mkdir()
+        for kind in ("weights", "optimizer"):
+            with TensorFiles(path, kind) as files:
+                names = sorted(files.names)
+                for rank in (0, 1):
+                    own = {name: files.get(name) for name in names[rank::2]}
+                    save_file(own, old / f"{kind}-{rank:05d}-of-00002.safetensors")
+        state = read_state(path) | {"format": 2, "weights_hash": "0123456789abcdef"}
+        (old / STATE).write_text(json.dumps(state))
+    distributed.barrier()
+    load_checkpoint(zero, old)
+    assert train(zero, 2, 2) == expected
 
 
 if __name__ == "__main__":
