@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,11 @@ class Row:
     interval: tuple[float, float] = (0.0, 0.0)
     p: float | None = None
     is_better: bool = False
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """The record of the encoder in the results."""
+        return self.run.encoders[self.results[0].encoder]
 
     @property
     def way(self) -> str:
