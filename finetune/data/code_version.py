@@ -15,7 +15,7 @@ from typing import Literal
 from shards.config import REPOSITORY
 from shards.plugins import plugin_files
 
-Stage = Literal["reading", "features", "heads", "tuning"]
+Stage = Literal["reading", "features", "heads", "tuning", "baselines"]
 
 READING = (
     "finetune/data/folders.py",
@@ -94,6 +94,7 @@ HEADS = (
     "finetune/protocols/frozen.py",
     "finetune/protocols/knn.py",
     "finetune/protocols/runner.py",
+    "finetune/protocols/same_place.py",
     "finetune/tasks/__init__.py",
     *(
         f"finetune/tasks/kinds/{name}.py"
@@ -136,7 +137,16 @@ TUNING = (
 )
 """Code that turns the array of an image into scores, through an encoder that is trained."""
 
-STAGES: dict[Stage, tuple[str, ...]] = {"reading": READING, "features": FEATURES, "heads": HEADS, "tuning": TUNING}
+BASELINES = (*HEADS, "finetune/baselines/models.py", "finetune/protocols/baseline.py")
+"""Code that turns the array of an image into scores, without an encoder."""
+
+STAGES: dict[Stage, tuple[str, ...]] = {
+    "reading": READING,
+    "features": FEATURES,
+    "heads": HEADS,
+    "tuning": TUNING,
+    "baselines": BASELINES,
+}
 
 
 def code_version(stage: Stage) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.rows import TaskReport
+from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
 from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, pretraining, spread, summary, title
 
@@ -28,6 +30,12 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         shift = shift_table(report)
         if len(shift) > 1:
             parts += ["### Spectral shift", shift_legend(report), _table(shift)]
+        found = same_place_table(report)
+        if len(found) > 1:
+            parts += [same_place_legend(report), _table(found)]
+        if report.against_baselines:
+            sentences = [*baseline_sentences(report), samples_sentence(report), TESTED]
+            parts += ["### Against baselines", " ".join(filter(None, sentences))]
         if report.comparisons:
             parts += [COMPARED, _table(comparisons(report))]
         parts += filter(None, [overlap(report)])

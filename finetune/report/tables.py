@@ -6,7 +6,7 @@ import math
 
 from finetune.metrics.metric import METRICS, lower_is_better
 from finetune.report.compare import SIGNIFICANT
-from finetune.report.rows import Row, TaskReport
+from finetune.report.rows import Comparison, Row, TaskReport
 
 LEGEND = (
     "Mean ± standard deviation over seeds, and in brackets the 95 % bootstrap interval over test places. Percent, but "
@@ -92,16 +92,22 @@ def comparisons(report: TaskReport) -> list[list[str]]:
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
     for comparison in report.comparisons:
         names = [f"{row.label} · {row.name}" for row in (comparison.first, comparison.second)]
-        difference = number(comparison.difference, report.primary)
-        sign = "+" if comparison.difference > 0 else ""
         p = f"**{comparison.p:.2g}**" if comparison.p < SIGNIFICANT else f"{comparison.p:.2g}"
-        lines.append([*names, f"{100 * comparison.first.fraction:g} %", f"{sign}{difference}", p])
+        lines.append([*names, f"{100 * comparison.first.fraction:g} %", difference(comparison), p])
     return lines
 
 
+def difference(comparison: Comparison) -> str:
+    """Return a difference of scores with its sign and interval."""
+    value, metric = comparison.difference, comparison.metric
+    low, high = (number(bound, metric) for bound in comparison.interval)
+    return f"{'+' if value > 0 else ''}{number(value, metric)} [{low}, {high}]"
+
+
 COMPARED = (
-    "Paired permutation tests over test places: two encoders in one setting, and one encoder in two; p is corrected by "
-    "Holm for all of them on this page, bold below 0.05. Tests against the random-init baseline: ▲ in the table above."
+    "Paired permutation tests over test places: two encoders in one setting, and one encoder in two. In brackets, the "
+    "95 % bootstrap interval of the difference; p is corrected by Holm for all of these tests on this page, bold below "
+    "0.05. Tests against the random-init baseline: ▲ in the table above."
 )
 
 

@@ -1,6 +1,7 @@
 """The report: seeds put together, tables with the right numbers, one page that needs nothing else."""
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from support.evaluation_runs import Page, collect_reports, make_encoders, make_result, write_run
 
 from finetune.__main__ import main
-from finetune.evaluation.results import read_part, read_results, write_part
+from finetune.evaluation.results import Result, read_part, read_results, write_part
 from finetune.report.markdown import markdown
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
@@ -161,3 +162,37 @@ def test_statistics_of_an_earlier_version_are_read(tmp_path):
     now = read_results(folder)
     (folder / "statistics.npz").rename(folder / "units.npz")
     np.testing.assert_array_equal(read_results(folder).results[0].statistics, now.results[0].statistics)
+
+
+def _baseline_results(scores: dict[str, float]) -> list[Result]:
+    """Results of an encoder, and of baselines by the names of their models, with two seeds."""
+    found = []
+    for seed in (0, 1):
+        found.append(make_result(CDL, "pretrained", seed, scores["pretrained"]))
+        for head in scores.keys() - {"pretrained"}:
+            found.append(replace(make_result(CDL, "spectra", seed, scores[head], "baseline"), head=head))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"), [(0.9, "beats"), (0.4, "is worse than"), (0.6, "does not differ significantly from")]
+)
+def test_the_report_says_whether_an_encoder_beats_the_best_baseline(tmp_path, score, verdict):
+    results = _baseline_results({"pretrained": score, "linear": 0.5, "extra_trees": 0.6})
+    encoders = make_encoders() | {"spectra": {"name": "spectra", "sha256": "b" * 64, "architecture": "spectra"}}
+    folder = write_run(tmp_path / "run", "enmap_cdl", results, encoders=encoders)
+    content = json.loads((folder / "results.json").read_text())
+    content["data"]["baseline samples"] = {"1": [10000, 25000]}
+    (folder / "results.json").write_text(json.dumps(content))
+    (report,) = collect_reports(folder)
+    assert not report.comparisons  # baselines are not compared with each other
+    (comparison,) = report.against_baselines
+    assert comparison.second.head == "extra_trees"
+    low, high = comparison.interval
+    assert low <= comparison.difference <= high
+    assert main(["report", str(folder)]) == 0
+    said = f"run/encoder.safetensors (frozen, conv) {verdict} the best baseline, spectra (baseline, extra_trees): mIoU "
+    drawn = "Baselines were fitted to 10,000 of 25,000 labeled training pixels, drawn by seed."
+    for text in ((folder / "report.md").read_text(), Page((folder / "report.html").read_text()).text):
+        assert said in text
+        assert drawn in text
