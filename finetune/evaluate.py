@@ -64,7 +64,7 @@ class Evaluator:
 
     def __init__(self, config: FinetuneConfig, watchdog: Watchdog) -> None:
         self.config, self.folder = config, Path(config.run.dir)
-        self.run = open_run(self.folder, watchdog)
+        self.run = open_run(self.folder, watchdog, config.run.notify)
         fetch_on_all_ranks(config.checkpoint)  # `prepare` finds the download
         self.context: EvaluationContext = distributed.raise_on_all_ranks(lambda: prepare(config, watchdog))
         self.protocols = Protocols(self.context)

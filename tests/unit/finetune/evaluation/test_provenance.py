@@ -53,6 +53,7 @@ BY_CONTENT = {
 CHANGES_NOTHING = {
     "run.dir",
     "run.threads",
+    "run.notify",
     "data.pretraining",
     "data.read_threads",
     "data.memory_gb",
