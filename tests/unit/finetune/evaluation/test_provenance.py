@@ -53,6 +53,7 @@ BY_CONTENT = {
 CHANGES_NOTHING = {
     "run.dir",
     "run.threads",
+    "run.notify",
     "data.pretraining",
     "data.read_threads",
     "data.memory_gb",
@@ -291,6 +292,7 @@ NOT_COMPUTING = {
     "pretrain.weights.encoder_weights": "finds and loads weights, which are hashed",
     "pretrain.weights.hub": "downloads weights, which are hashed",
     "finetune.evaluation.head_files": "files",
+    "shards.plugins": "the file of an encoder is hashed with its weights",
     "shards.progress": "console",
     "pretrain.resilience.watchdog": "limits",
     "shards": "package",
