@@ -76,7 +76,7 @@ def test_a_training_on_two_sensors_survives_what_is_done_to_it(tmp_path: Path) -
     reference = Training(tmp_path / "whole", config)
     assert reference.launch(1).codes == [0]
     training = Training(tmp_path / "faulty", config)
-    assert training.launch(2, Fault(signal.SIGKILL, [0, 1], step=9)).codes == [-signal.SIGKILL] * 2
+    assert training.launch(2, Fault(signal.SIGKILL, [0, 1], step=11)).codes == [-signal.SIGKILL] * 2
     assert step_of(training.whole()[-1]) == 7
     report = run_schedule(training, seed=5, faults=1, worlds=(1, 2), span=12)
     print("\n".join(report.lines))
