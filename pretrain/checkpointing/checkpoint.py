@@ -76,13 +76,18 @@ def save_checkpoint(
 
 
 def begin_checkpoint(
-    buffers: SnapshotBuffers, folder: Path, state: dict[str, Any], check: Callable[[], None] = lambda: None
+    buffers: SnapshotBuffers,
+    folder: Path,
+    state: dict[str, Any],
+    check: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
 ) -> CheckpointWriter:
     """Copy the state and return its writer; the training may go on, and every rank must call ``finish`` later.
 
     Args:
         buffers: not in use by another save.
         check: called on rank 0 before the checkpoint gets its name; an error that it raises fails the save.
+        after: called on rank 0 when it has its name. Both are called in the writer's thread.
     """
     final = folder / f"step-{state['step']:08d}"
 
@@ -96,6 +101,7 @@ def begin_checkpoint(
     def publish_checked(staged: Path, final: Path) -> None:
         check()
         publish(staged, final)
+        after()
 
     distributed.raise_on_all_ranks(stage)
     return CheckpointWriter(final, staging_path(final), buffers.take(), state, publish_checked)

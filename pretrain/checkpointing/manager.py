@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain import distributed
 from pretrain.checkpointing.checkpoint import begin_checkpoint, load_checkpoint
 from pretrain.checkpointing.folders import newest_verified, prune, step_of
 from pretrain.checkpointing.snapshot import SnapshotBuffers
@@ -77,7 +76,7 @@ class CheckpointManager:
         """
         assert self._writer is None, "a save is in flight: finish it first"
         self._began = time.monotonic()
-        self._writer = begin_checkpoint(self._buffers, self.folder, state, check)
+        self._writer = begin_checkpoint(self._buffers, self.folder, state, check, self._prune)
         self._waited = time.monotonic() - self._began
 
     @property
@@ -91,7 +90,7 @@ class CheckpointManager:
         return self._writer is not None and self._writer.has_ended
 
     def finish(self) -> Saved:
-        """Wait for the save in flight and remove the checkpoints that are not kept.
+        """Wait for the save in flight; the checkpoints that are not kept are removed with it.
 
         Raises:
             CheckpointNotWritten: the disk is full; the checkpoint before is complete.
@@ -101,11 +100,12 @@ class CheckpointManager:
         assert writer is not None, "no save is in flight"
         begin = time.monotonic()
         writer.finish()
-        if distributed.is_main():
-            prune(self.folder, self.keep, self.keep_every)
         self._rolled_back_to = None
         end = time.monotonic()
         return Saved(writer.final, end - self._began, self._waited + end - begin)
+
+    def _prune(self) -> None:
+        prune(self.folder, self.keep, self.keep_every)
 
     def save(self, state: dict[str, Any], check: Callable[[], None] = lambda: None) -> Path:
         """Write a checkpoint and wait for it; see `begin` and `finish`."""
