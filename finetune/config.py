@@ -241,7 +241,7 @@ class FinetuneConfig(ConfigModel):
     data: LabeledDataConfig
     """Location of the labeled tiles."""
     checkpoint: PathText
-    """Encoder to evaluate: its file, folder or run."""
+    """Encoder to evaluate: its file, folder or run, or a Python file with a function ``encode``."""
     compare_random: Switch = True
     """Evaluate the initial weights of pretraining as well."""
     compare_raw: Switch = False

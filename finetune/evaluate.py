@@ -24,6 +24,7 @@ from finetune.data.layouts import find_items
 from finetune.data.leakage import seen_in_pretraining
 from finetune.data.regroup import grouping
 from finetune.encoders.encoder import fit_encoder
+from finetune.encoders.function_encoder import fit_function, is_function_file
 from finetune.evaluation.collector import example_rows
 from finetune.evaluation.context import EvaluationContext, EvaluationStopped
 from finetune.evaluation.neighbors import expand
@@ -67,6 +68,7 @@ class Evaluator:
         fetch_on_all_ranks(config.checkpoint)  # `prepare` finds the download
         self.context: EvaluationContext = distributed.raise_on_all_ranks(lambda: prepare(config, watchdog))
         self.protocols = Protocols(self.context)
+        self.config = config = self.context.config
         self.names = encoder_names(config.protocol, config.compare_random, config.compare_raw)
 
     def evaluate(self) -> bool:
@@ -168,11 +170,14 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
         require_library()
     task = get_task(config.task)
     kind = kind_of(task)
-    loaded = load_encoder(config.checkpoint)
+    loaded = None if is_function_file(config.checkpoint) else load_encoder(config.checkpoint)
     items = find_items(config.data, task, config.run.seed, warn=lambda line: log(f"WARNING: {line}"))
-    encoder = fit_encoder(*loaded, config, task, items)
+    encoder = fit_encoder(*loaded, config, task, items) if loaded else fit_function(config, task, items)
     recipe = resolve_recipe(config, kind, encoder.is_transformer)
-    if TRAINED & set(config.protocol) or recipe.frozen.bn == "adapt":
+    is_trained = bool(TRAINED & set(config.protocol)) or recipe.frozen.bn == "adapt"
+    if not encoder.is_trainable:
+        config = _without_training(config, is_trained)
+    if is_trained:
         cut_batch(recipe.full, distributed.world_size())
     tiles, image = sum(len(items[name]) for name in SPLITS), items["train"][0].image()
     keep = tiles * image.nbytes <= config.data.memory_gb * 1e9
@@ -185,6 +190,18 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     items = {name: list(split.items) for name, split in splits.items()}
     inputs = encoder.describe_input(config.data, splits["train"])
     return EvaluationContext(config, watchdog, task, items, splits, encoder, inputs, recipe)
+
+
+def _without_training(config: FinetuneConfig, is_trained: bool) -> FinetuneConfig:
+    """Return the config without a random-init baseline; raise ConfigError if it trains the encoder."""
+    if is_trained:
+        raise ConfigError(
+            f"key 'protocol': {config.checkpoint} encodes and can't be trained: choose from knn, shift, frozen (with "
+            "frozen.bn: frozen) and baseline"
+        )
+    if config.compare_random and distributed.is_main():
+        log(f"{config.checkpoint} has no random-init baseline and no model.safetensors for maps")
+    return config.model_copy(update={"compare_random": False})
 
 
 def _check_labels(name: str, split: LabeledSplit, kind: TaskKind) -> None:

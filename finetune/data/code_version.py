@@ -33,6 +33,7 @@ FEATURES = (
     "finetune/data/datasets.py",
     "finetune/encoders/band_sets.py",
     "finetune/encoders/features.py",
+    "finetune/encoders/function_encoder.py",
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
     "finetune/encoders/raw_spectra.py",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class EncoderFile:
     sha256: str
     is_transformer: bool
     by_wavelength: bool
+    is_trainable: ClassVar[bool] = True
+    """Whether it can be initialized, trained and saved."""
 
     def build(self, bn_group: int | None = None) -> Encoder:
         """Build the pretrained encoder, on the CPU."""
@@ -75,6 +77,7 @@ class EncoderFile:
             "objective": known.objective,
             "samples_seen": known.samples_seen,
             "dataset": known.dataset,
+            "pretrained_on": known.pretrained_on,
         }
 
     def describe_input(self, data: LabeledDataConfig, train: LabeledSplit) -> InputDescription:

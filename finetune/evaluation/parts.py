@@ -106,7 +106,8 @@ class Parts:
     def with_models(self) -> list[Part]:
         """Return the parts whose models are offered for prediction: those trained on all tiles."""
         parts: list[Part] = []
-        for protocol in self.config.protocol if 1.0 in self.config.fractions else ():
+        is_offered = 1.0 in self.config.fractions and self.context.encoder.is_trainable
+        for protocol in self.config.protocol if is_offered else ():
             if self.context.is_tuned(protocol):
                 for seed in self.config.seeds:
                     parts += self.trainings("pretrained", protocol, 1.0, seed).values()

@@ -171,7 +171,8 @@ class Protocols:
         results = [_result(outcome, name, protocol, fraction, part) for outcome in outcomes]
         if distributed.is_main():
             save_heads(part.heads, {(outcome.head, outcome.seed): outcome.weights or {} for outcome in outcomes})
-        if name == "pretrained" and fraction == 1.0 and "frozen" in self.config.protocol and distributed.is_main():
+        is_offered = context.encoder.is_trainable and "frozen" in self.config.protocol
+        if name == "pretrained" and fraction == 1.0 and is_offered and distributed.is_main():
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
             for result, outcome in zip(results, outcomes, strict=True):
                 assert outcome.weights is not None

@@ -20,6 +20,7 @@ from finetune.report.tables import (
     notes,
     number,
     overlap,
+    pretraining,
     spread,
     summary,
     title,
@@ -55,10 +56,12 @@ def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     Args:
         more: notes to show in addition to those on the numbers.
     """
+    known = pretraining(reports)
     return charts.TEMPLATES.get_template("page.html").render(
         summary=_table(summary(reports), "summary"),
         legend=LEGEND,
         notes=[*more, *notes(reports)],
+        pretraining=_table(known, "pretraining") if len(known) > 1 else "",
         tasks=[_task_page(report) for report in reports],
     )
 

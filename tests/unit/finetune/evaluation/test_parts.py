@@ -181,6 +181,28 @@ def test_baselines_are_one_part_without_an_encoder(start, tmp_path):
     assert "samples changed: spectra-baseline-1 is evaluated again" in said
 
 
+def test_a_python_file_that_encodes_runs_through_frozen_protocols_and_the_report(start, tmp_path):
+    file = tmp_path / "foreign.py"
+    file.write_text(
+        "from torch import nn\n"
+        "model = nn.Conv2d(4, 6, 4, 4)\n"
+        "nn.init.constant_(model.weight, 0.1), nn.init.zeros_(model.bias)\n"
+        "def encode(tiles, wavelengths):\n"
+        "    return model(tiles[:, [abs(wavelengths - nm).argmin() for nm in (490, 665, 842, 1610)]])\n"
+    )
+    options = {"shift.test": "[odd]", "protocol": "[knn,shift,frozen]", "compare_random": "true", "data.bands": "same"}
+    run, said = start(**options, checkpoint=file)
+    assert "foreign.py has no random-init baseline and no model.safetensors for maps" in said
+    protocols = ["knn", "shift to all", "shift to odd", "frozen"]
+    assert [(result.encoder, result.protocol) for result in run.results] == [("pretrained", one) for one in protocols]
+    assert run.encoders["pretrained"]["architecture"] == "foreign.py"
+    assert run.results[0].test == run.results[1].test
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert "foreign.py" in page(collect_reports(tmp_path / "run"))
+    _, said = start(**options, checkpoint=file)
+    assert "pretrained-" not in said
+
+
 def test_an_encoder_by_wavelength_takes_the_bands_of_a_shift_as_they_are(start, tmp_path):
     stem = {"stem": {"name": "wave"}}
     network = build_encoder("spec_vit_tiny", SIZE, 4, **stem)

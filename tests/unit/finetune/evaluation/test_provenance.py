@@ -292,6 +292,7 @@ NOT_COMPUTING = {
     "pretrain.weights.encoder_weights": "finds and loads weights, which are hashed",
     "pretrain.weights.hub": "downloads weights, which are hashed",
     "finetune.evaluation.head_files": "files",
+    "shards.plugins": "the file of an encoder is hashed with its weights",
     "shards.progress": "console",
     "pretrain.resilience.watchdog": "limits",
     "shards": "package",
