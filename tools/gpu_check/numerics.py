@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pretrain.data.augment import Crop
 from pretrain.kernels.launching import kernels_problem, usable
-from pretrain.models.adapter import SpectralAdapter, StemKernel, set_stem_kernel
+from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.attention import Backend, attention, xformers_problem
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens
+from pretrain.models.stem import StemKernel, set_stem_kernel
 from pretrain.models.transformer import Block, set_block_kernels
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
 from shards.sensors.sensor import NODATA
