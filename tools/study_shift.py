@@ -1,8 +1,8 @@
 """Spectral shift of encoders that are pretrained alike: features of one sensor, asked for through the bands of others.
 
 Pretrains a tiny Spec. ViT by MAE on the training and validation tiles of a labeled task, with each stem and several
-seeds, and compares nearest neighbors across bands (protocol ``shift``) with those of raw spectra. Finished runs are
-kept, so the same command continues an interrupted study.
+seeds, and compares nearest neighbors across bands and the retrieval of the same place (protocol ``shift``) with those
+of raw spectra. Finished runs are kept, so the same command continues an interrupted study.
 
     python -m tools.study_shift --images TILES --labels LABELS --splits SPLITS --task TASK OUT
 """
@@ -11,15 +11,17 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from finetune.evaluation.neighbors import tested_bands
-from finetune.evaluation.results import read_results
-from finetune.tasks.kinds.kind import kind_of
+from finetune.evaluation.neighbors import SAME_PLACE, tested_bands
+from finetune.evaluation.results import Result, read_results
+from finetune.metrics.resampled import mean_of_tiles
+from finetune.metrics.statistics import bootstrap_interval
+from finetune.tasks.kinds.kind import TaskKind, kind_of
 from shards.cli import Parser, positive, run_command
 from shards.config import REPOSITORY
 from shards.errors import ForgeError
@@ -50,6 +52,9 @@ PRETRAIN = (
     "log.validate_every=0",
     "checkpoint.every=1000",
 )
+Study = dict[str, list[dict[str, Result]]]
+"""Results by encoder, seed and bands of the test tiles."""
+
 SHIFT = "[even,random_40,vnir,swir,prisma,sentinel2]"
 
 
@@ -60,7 +65,7 @@ class StudyError(ForgeError):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the study and print its table."""
+    """Run the study and print its tables."""
     parser = Parser(prog="python -m tools.study_shift", description=__doc__)
     parser.add_argument("out", type=Path, help="folder of all runs")
     for name in ("images", "labels", "splits"):
@@ -80,11 +85,14 @@ def _study(arguments: argparse.Namespace) -> None:
     runs = [(variant, seed) for seed in range(arguments.seeds) for variant in arguments.variants]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         folders = list(pool.map(lambda run: _evaluate(arguments, shards, *run), runs))
-    scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in (*arguments.variants, "raw spectra")}
+    study: Study = {variant: [] for variant in (*arguments.variants, "raw spectra")}
     for (variant, _), folder in zip(runs, folders, strict=True):
-        scores[variant].append(_scores(folder, "pretrained"))
-    scores["raw spectra"].append(_scores(folders[0], "raw"))
-    text = "\n".join(_table(scores))
+        study[variant].append(_read(folder, "pretrained"))
+    study["raw spectra"].append(_read(folders[0], "raw"))
+    run = read_results(folders[0])
+    tables = [_scores(study, kind_of(run.task), run.places)]
+    tables += [_retrieval(study, unit, run.places) for unit in ("tile", "patch")]
+    text = "\n\n".join("\n".join(table) for table in tables)
     write_atomic(arguments.out / "table.md", text + "\n")
     print(text)
 
@@ -128,26 +136,54 @@ def _run(name: str, *command: object) -> None:
         raise StudyError(f"{name}: exit code {done.returncode}: {' '.join(last)}")
 
 
-def _scores(folder: Path, encoder: str) -> dict[str, float]:
-    """Return the primary score of each band set."""
-    run = read_results(folder)
-    results, score = [result for result in run.results if result.encoder == encoder], kind_of(run.task).primary
-    return {str(tested_bands(result.protocol)): result.test[score] for result in results}
+def _read(folder: Path, encoder: str) -> dict[str, Result]:
+    """Return the results of one encoder by band set."""
+    results = [result for result in read_results(folder).results if result.encoder == encoder]
+    return {str(tested_bands(result.protocol)): result for result in results}
 
 
-def _table(scores: dict[str, list[dict[str, float]]]) -> Iterator[str]:
-    """Yield a Markdown table: mean score ± deviation over seeds, and the share kept of that without a shift."""
-    columns = list(next(iter(scores.values()))[0])
-    yield f"| encoder | {' | '.join(columns)} |"
-    yield f"| --- |{' ---: |' * len(columns)}"
-    for variant, runs in scores.items():
+def _scores(study: Study, kind: TaskKind, places: Sequence[str]) -> Iterator[str]:
+    """Yield a Markdown table: the primary score, and the share that is kept of that without a shift."""
+    columns = list(next(iter(study.values()))[0])
+    yield from _head(f"encoder: {kind.primary}", columns)
+    for variant, runs in study.items():
         cells = []
         for bands in columns:
-            values = np.array([run[bands] for run in runs])
-            kept = 100 * values / [run["all"] for run in runs]
-            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.3f}{spread} ({kept.mean():.0f} %)")
+            values = np.array([run[bands].test[kind.primary] for run in runs])
+            kept = 100 * values / [run["all"].test[kind.primary] for run in runs]
+            interval = bootstrap_interval(kind.resampled, [run[bands].statistics for run in runs], places)
+            cells.append(f"{_cell(values, interval)} ({kept.mean():.0f} %)")
         yield f"| {variant} | {' | '.join(cells)} |"
+
+
+def _retrieval(study: Study, unit: str, places: Sequence[str]) -> Iterator[str]:
+    """Yield a Markdown table: how often the same place is the nearest, and the cosine to it (to other places)."""
+    columns = list(next(iter(study.values()))[0])[1:]
+    metric, cosine, others = (f"{unit}_{name}" for name in ("top1", "cosine", "elsewhere"))
+    chance = next(iter(study.values()))[0][columns[0]].test[f"{unit}_chance"]
+    yield from _head(f"encoder: same {unit} found (by chance {chance:.3f}), cosine (of others)", columns)
+    for variant, runs in study.items():
+        cells = []
+        for bands in columns:
+            tests = [run[bands].test for run in runs]
+            of_tiles = [run[bands].same_place[:, SAME_PLACE.index(metric)] for run in runs]
+            found = _cell(
+                np.array([test[metric] for test in tests]), bootstrap_interval(mean_of_tiles, of_tiles, places)
+            )
+            similar, dissimilar = (np.mean([test[name] for test in tests]) for name in (cosine, others))
+            cells.append(f"{found}, {similar:.2f} ({dissimilar:.2f})")
+        yield f"| {variant} | {' | '.join(cells)} |"
+
+
+def _head(first: str, columns: Sequence[str]) -> Iterator[str]:
+    yield f"| {first} | {' | '.join(columns)} |"
+    yield f"| --- |{' ---: |' * len(columns)}"
+
+
+def _cell(values: np.ndarray, interval: tuple[float, float]) -> str:
+    """Return mean ± deviation over seeds, and the interval over test places."""
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{spread} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 
 SHIFT = "shift to "
 
+SAME_PLACE = ("tile_cosine", "tile_elsewhere", "tile_top1", "patch_cosine", "patch_elsewhere", "patch_top1")
+"""Measures of a place that is seen through two band sets, for tiles and for patches: the cosine similarity of its two
+feature vectors, the mean similarity to other places, and whether the nearest vector is that of the same place."""
+
 
 def expand(protocols: Sequence[str], train: str, test: Sequence[str]) -> list[str]:
     """Replace protocol ``shift`` by one for each band set of the test tiles, first that of the training tiles."""

@@ -3,7 +3,8 @@
 ::
 
     RUN/results.json    task, encoders, data, and one entry per trained head or model
-    RUN/statistics.npz  result-I: per-tile statistics of the test tiles (TaskKind.accumulate), of entry I
+    RUN/statistics.npz  of entry I, for each test tile: result-I: statistics (TaskKind.accumulate); same_place-I:
+                        measures of a spectral shift
     RUN/examples.npz    a few test tiles: rgb, labels, and map-I: predictions of entry I
 
 Earlier versions wrote ``units.npz`` instead of ``statistics.npz``; it can still be read.
@@ -76,10 +77,12 @@ class Result(Entry):
     Attributes:
         statistics: per-tile statistics of the test tiles, in the order of ``RunResults.tiles``.
         maps: predictions for the example tiles, in the shape of their labels.
+        same_place: the measures `SAME_PLACE` of each test tile (n, 6) in a spectral shift, else (0,).
     """
 
     statistics: np.ndarray = field(default_factory=lambda: np.zeros(0))
     maps: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    same_place: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class RunHeader:
     """What the results of a run have in common.
 
     Attributes:
-        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen.
+        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen, pretrained_on.
         data: tiles per split, hashes of images and labels, sensor, method of splitting.
         tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
             pretraining shards (None if not checked).
@@ -127,6 +130,9 @@ def write_results(folder: Path, run: RunResults) -> None:
     """Write the three files, ``results.json`` last."""
     entries = [_entry(result) for result in run.results]
     statistics = {f"result-{number}": result.statistics for number, result in enumerate(run.results)}
+    statistics |= {
+        f"same_place-{number}": each.same_place for number, each in enumerate(run.results) if each.same_place.size
+    }
     examples = {"rgb": run.rgb, "labels": run.labels}
     examples |= {f"map-{number}": result.maps for number, result in enumerate(run.results)}
     _write_arrays(folder / "statistics.npz", statistics)
@@ -157,7 +163,12 @@ def read_results(folder: Path) -> RunResults:
             raise ValueError(f"the encoder '{min(undescribed)}' is not described")
         statistics, examples = _read_statistics(folder), read_npz(folder / "examples.npz")
         results = [
-            Result(**vars(entry), statistics=statistics[f"result-{number}"], maps=examples[f"map-{number}"])
+            Result(
+                **vars(entry),
+                statistics=statistics[f"result-{number}"],
+                maps=examples[f"map-{number}"],
+                same_place=statistics.get(f"same_place-{number}", np.zeros(0)),
+            )
             for number, entry in enumerate(entries)
         ]
         return RunResults(**vars(header), results=results, rgb=examples["rgb"], labels=examples["labels"])
@@ -182,6 +193,7 @@ def write_part(path: Path, results: list[Result]) -> None:
     arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(result) for result in results]))}
     for number, result in enumerate(results):
         arrays |= {f"statistics-{number}": result.statistics, f"maps-{number}": result.maps}
+        arrays |= {f"same_place-{number}": result.same_place}
     path.parent.mkdir(exist_ok=True)
     _write_arrays(path, arrays)
 
@@ -193,7 +205,12 @@ def read_part(path: Path) -> list[Result] | None:
         arrays |= {key.replace("units-", "statistics-"): value for key, value in arrays.items()}  # earlier versions
         entries = _ENTRIES.validate_json(str(arrays["entries"]))
         return [
-            Result(**vars(entry), statistics=arrays[f"statistics-{number}"], maps=arrays[f"maps-{number}"])
+            Result(
+                **vars(entry),
+                statistics=arrays[f"statistics-{number}"],
+                maps=arrays[f"maps-{number}"],
+                same_place=arrays.get(f"same_place-{number}", np.zeros(0)),
+            )
             for number, entry in enumerate(entries)
         ]
     except FileNotFoundError:

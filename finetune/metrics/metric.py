@@ -30,6 +30,14 @@ METRICS: dict[str, Metric] = {
     "RMSE": Metric("RMSE", in_percent=False, lower_is_better=True),
     "MAE": Metric("MAE", in_percent=False, lower_is_better=True),
     "R2": Metric("R2", in_percent=False),
+    "tile_cosine": Metric("tiles: cosine", in_percent=False),
+    "tile_elsewhere": Metric("tiles: cosine of other places", in_percent=False, lower_is_better=True),
+    "tile_top1": Metric("tiles: same place is nearest"),
+    "tile_chance": Metric("tiles: by chance"),
+    "patch_cosine": Metric("patches: cosine", in_percent=False),
+    "patch_elsewhere": Metric("patches: cosine of other places", in_percent=False, lower_is_better=True),
+    "patch_top1": Metric("patches: same place is nearest"),
+    "patch_chance": Metric("patches: by chance"),
     "hyperview_score": Metric("Hyperview score", in_percent=False, lower_is_better=True),
 }
 """All scores by name; task kinds with additional scores register them here."""

@@ -28,3 +28,10 @@ def mean_of_defined(values: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(values)
     count = defined.sum(0)
     return np.where(count > 0, np.where(defined, values, 0.0).sum(0) / np.maximum(count, 1), np.nan)
+
+
+def mean_of_tiles(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean of a value per tile (n,) for each weighted set of tiles (draws,), ignoring NaN."""
+    defined = ~np.isnan(values)
+    count = weights @ defined
+    return np.where(count > 0, weights @ np.where(defined, values, 0.0) / np.maximum(count, 1), np.nan)

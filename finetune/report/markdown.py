@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.rows import TaskReport
+from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
-from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, spread, summary, title
+from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, pretraining, spread, summary, title
 
 
 def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
@@ -14,6 +16,9 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         more: notes in addition to those on the numbers.
     """
     parts = ["# Evaluation", _table(summary(reports)), LEGEND, *more, *notes(reports)]
+    known = pretraining(reports)
+    if len(known) > 1:
+        parts.append(_table(known))
     for report in reports:
         metrics = report.kind.metrics
         head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
@@ -25,6 +30,12 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         shift = shift_table(report)
         if len(shift) > 1:
             parts += ["### Spectral shift", shift_legend(report), _table(shift)]
+        found = same_place_table(report)
+        if len(found) > 1:
+            parts += [same_place_legend(report), _table(found)]
+        if report.against_baselines:
+            sentences = [*baseline_sentences(report), samples_sentence(report), TESTED]
+            parts += ["### Against baselines", " ".join(filter(None, sentences))]
         if report.comparisons:
             parts += [COMPARED, _table(comparisons(report))]
         parts += filter(None, [overlap(report)])

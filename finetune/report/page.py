@@ -7,8 +7,10 @@ import numpy as np
 from markupsafe import Markup
 
 from finetune.report import charts
+from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.charts import Cell
 from finetune.report.rows import Row, TaskReport
+from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
 from finetune.report.tables import (
     COMPARED,
@@ -18,6 +20,7 @@ from finetune.report.tables import (
     notes,
     number,
     overlap,
+    pretraining,
     spread,
     summary,
     title,
@@ -53,10 +56,12 @@ def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     Args:
         more: notes to show in addition to those on the numbers.
     """
+    known = pretraining(reports)
     return charts.TEMPLATES.get_template("page.html").render(
         summary=_table(summary(reports), "summary"),
         legend=LEGEND,
         notes=[*more, *notes(reports)],
+        pretraining=_table(known, "pretraining") if len(known) > 1 else "",
         tasks=[_task_page(report) for report in reports],
     )
 
@@ -65,7 +70,14 @@ def _task_page(report: TaskReport) -> TaskPage:
     task, run = report.task, report.run
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
-    sections = [_shift(report), _comparisons(report), _by_output(report), _curves(report), _fractions(report)]
+    sections = [
+        _baselines(report),
+        _shift(report),
+        _comparisons(report),
+        _by_output(report),
+        _curves(report),
+        _fractions(report),
+    ]
     sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
     present = [section for section in sections if section is not None]
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
@@ -100,9 +112,20 @@ def _comparisons(report: TaskReport) -> Section | None:
     return Section("Comparisons", _small(COMPARED) + _table(lines)) if len(lines) > 1 else None
 
 
+def _baselines(report: TaskReport) -> Section | None:
+    if not report.against_baselines:
+        return None
+    sentences = filter(None, [*baseline_sentences(report), samples_sentence(report)])
+    text = Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in sentences)
+    return Section("Against baselines", text + _small(TESTED))
+
+
 def _shift(report: TaskReport) -> Section | None:
-    lines = shift_table(report)
-    return Section("Spectral shift", _small(shift_legend(report)) + _table(lines)) if len(lines) > 1 else None
+    lines, found = shift_table(report), same_place_table(report)
+    body = _small(shift_legend(report)) + _table(lines)
+    if len(found) > 1:
+        body += _small(same_place_legend(report)) + _table(found)
+    return Section("Spectral shift", body) if len(lines) > 1 else None
 
 
 def _by_output(report: TaskReport) -> Section | None:

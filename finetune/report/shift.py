@@ -12,13 +12,13 @@ SHIFTED = (
     "In parentheses, the share that is kept of the score without a shift."
 )
 
+Line = tuple[str, float, str]
+"""What a line of the table has in common: label of the encoder, fraction of the tiles, other settings."""
+
 
 def shift_table(report: TaskReport) -> list[list[str]]:
     """Return head and rows of the table; only the head if there are no results."""
-    groups: dict[tuple[str, float, str], dict[str, Row]] = {}
-    for row in report.rows:
-        if bands := tested_bands(row.protocol):
-            groups.setdefault((row.label, row.fraction, row.rest), {})[bands] = row
+    groups = rows_by_bands(report)
     columns = list(dict.fromkeys(bands for rows in groups.values() for bands in rows))
     lines = [["checkpoint", "tiles", *columns]]
     for (label, fraction, rest), rows in groups.items():
@@ -29,8 +29,22 @@ def shift_table(report: TaskReport) -> list[list[str]]:
 
 def shift_legend(report: TaskReport) -> str:
     """Return the explanation of the table."""
+    return SHIFTED.format(train=training_bands(report))
+
+
+def rows_by_bands(report: TaskReport) -> dict[Line, dict[str, Row]]:
+    """Return the rows of a spectral shift, by line and by the bands of the test tiles."""
+    groups: dict[Line, dict[str, Row]] = {}
+    for row in report.rows:
+        if bands := tested_bands(row.protocol):
+            groups.setdefault((row.label, row.fraction, row.rest), {})[bands] = row
+    return groups
+
+
+def training_bands(report: TaskReport) -> str:
+    """Return the band sets of the training tiles as text."""
     sets = {_train({bands: row}) for row in report.rows if (bands := tested_bands(row.protocol))}
-    return SHIFTED.format(train=" or ".join(f"'{bands}'" for bands in sorted(sets)))
+    return " or ".join(f"'{bands}'" for bands in sorted(sets))
 
 
 def _train(rows: dict[str, Row]) -> str:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pretrain.models.adapter import CHANNELS
 from pretrain.models.compilation import is_exporting
 from pretrain.models.fused_wave import wave_features
-from pretrain.models.spectrum import Spectrum, spectral_weights, spectrum_of
+from pretrain.models.spectrum import Spectrum, TakesSpectrum, spectral_weights, spectrum_of
 from pretrain.models.stem import Stem
 from pretrain.models.unit import Unit
 
@@ -107,19 +107,15 @@ class PixelProducts(Unit):
             return F.linear(F.gelu(normed), weight.to(products), bias.to(products))
 
 
-class WaveStem(Stem):
+class WaveStem(TakesSpectrum, Stem):
     """Spectra of any bands in, ``CHANNELS`` features per pixel out.
 
     Args:
         bands, bn_group: unused; every stem is called with them.
-
-    Attributes:
-        default: the bands of images whose spectrum is not given; see `set_default_spectrum`.
     """
 
     channels = CHANNELS
     by_wavelength = True
-    default: Spectrum | None = None
 
     def __init__(self, bands: int | None = None, bn_group: int | None = None) -> None:
         super().__init__()
@@ -177,7 +173,7 @@ class WaveStem(Stem):
 
 
 def set_default_spectrum(model: nn.Module, wavelength_nm: Sequence[float], fwhm_nm: Sequence[float]) -> None:
-    """Set the bands of images whose spectrum is not given, for all wave stems of a model."""
+    """Set the bands of images whose spectrum is not given, for all modules of a model that depend on them."""
     for module in model.modules():
-        if isinstance(module, WaveStem):
+        if isinstance(module, TakesSpectrum):
             module.default = spectrum_of(wavelength_nm, fwhm_nm)

@@ -61,6 +61,11 @@ class Logging(Callback):
         if self._loggers is not None:
             self._loggers.close()
 
+    def text(self, loop: Loop, name: str, text: str) -> None:
+        """Log a line of text; rank 0 alone writes."""
+        if self._loggers is not None:
+            self._loggers.text(loop.step, name, text)
+
     def _log_step(self, loop: Loop, outcome: Outcome) -> None:
         metrics, verdict = self._metrics.read(loop.step, loop.timer), outcome.verdict
         lr = loop.schedule.lr(loop.step - 1)
