@@ -77,6 +77,7 @@ class EncoderFile:
             "objective": known.objective,
             "samples_seen": known.samples_seen,
             "dataset": known.dataset,
+            "pretrained_on": known.pretrained_on,
         }
 
     def describe_input(self, data: LabeledDataConfig, train: LabeledSplit) -> InputDescription:

@@ -6,7 +6,7 @@ from finetune.report.baselines import TESTED, baseline_sentences, samples_senten
 from finetune.report.rows import TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
-from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, spread, summary, title
+from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, pretraining, spread, summary, title
 
 
 def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
@@ -16,6 +16,9 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         more: notes in addition to those on the numbers.
     """
     parts = ["# Evaluation", text_table(summary(reports)), LEGEND, *more, *notes(reports)]
+    known = pretraining(reports)
+    if len(known) > 1:
+        parts.append(text_table(known))
     for report in reports:
         metrics = report.kind.metrics
         head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]

@@ -20,6 +20,7 @@ from finetune.report.tables import (
     notes,
     number,
     overlap,
+    pretraining,
     spread,
     summary,
     title,
@@ -55,11 +56,13 @@ def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     Args:
         more: notes to show in addition to those on the numbers.
     """
+    known = pretraining(reports)
     return charts.TEMPLATES.get_template("page.html").render(
         heading="Evaluation",
         summary=html_table(summary(reports), "summary"),
         legend=LEGEND,
         notes=[*more, *notes(reports)],
+        pretraining=html_table(known, "pretraining") if len(known) > 1 else "",
         tasks=[_task_page(report) for report in reports],
     )
 

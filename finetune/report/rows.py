@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,11 @@ class Row:
     draws: np.ndarray = field(default_factory=lambda: np.zeros(1))
     p: float | None = None
     is_better: bool = False
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """The record of the encoder in the results."""
+        return self.run.encoders[self.results[0].encoder]
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -76,6 +76,17 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
     return lines
 
 
+def pretraining(reports: list[TaskReport]) -> list[list[str]]:
+    """Return head and rows of what the checkpoints were pretrained on; only the head if no file says it."""
+    lines = [["checkpoint", "pretrained on", "objective", "tiles seen"]]
+    records = {row.label: row.encoder for report in reports for row in report.rows}
+    for label, record in records.items():
+        if record.get("pretrained_on"):
+            seen = f"{record['samples_seen']:,}"
+            lines.append([label, record["pretrained_on"], record["objective"], seen])
+    return lines
+
+
 def comparisons(report: TaskReport) -> list[list[str]]:
     """Return head and rows of the tests between trained rows; only the head if there are none."""
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
@@ -152,7 +163,7 @@ def comma_separated(reports: list[TaskReport]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     columns = "task checkpoint sha256 protocol head fraction seeds metric mean deviation low high p better"
-    writer.writerow([*columns.split(), "settings", "title"])
+    writer.writerow([*columns.split(), "settings", "title", "pretrained_on"])
     for report in reports:
         for row in report.rows:
             for metric in report.kind.metrics:
@@ -162,7 +173,7 @@ def comma_separated(reports: list[TaskReport]) -> str:
                     judged = [low, high, "" if row.p is None else row.p, row.is_better]
                 start = [report.task.name, row.label, row.identity, row.protocol, row.head, row.fraction]
                 mean, deviation = _finite(row.mean(metric)), _finite(row.deviation(metric))
-                rest = [row.rest.removeprefix(" · "), report.title]
+                rest = [row.rest.removeprefix(" · "), report.title, row.encoder.get("pretrained_on", "")]
                 writer.writerow([*start, len(row.results), metric, mean, deviation, *judged, *rest])
     return out.getvalue()
 

@@ -90,7 +90,7 @@ class Trainer:
         point = find_resume_point(config, self.inputs)
         if point is not None:
             self.inputs = self.inputs.starting_at(point.order_begin)
-        initial = None if point else read_initial_weights(config, manifests[0])
+        initial = None if point else read_initial_weights(config, manifests)
         self.objective = build_objective(config, normalize, manifests, initial)
         self.stream = TileStream(
             self.inputs.reader,

@@ -35,7 +35,7 @@ SAMPLED, SAMPLED_BANDS = 8, 8
 numbers."""
 
 RADIANCE = re.compile(r"radiance|\bsr\b|steradian|W\s*/\s*\(?\s*[cm]?m", re.IGNORECASE)
-"""Units of radiance in the metadata of bands or in the data units of an ENVI header."""
+"""Units of radiance in the metadata of bands or of the file, such as the data units of an ENVI header."""
 
 MOST_REFLECTANCE = 2.0
 """Reflectance that few pixels exceed: clouds and glint do. Radiance in any common unit is larger."""
@@ -174,12 +174,13 @@ class Raster(SpectralImage):
 
     def select(self, sensor: Sensor) -> list[int]:
         """Return the 1-based numbers of the sensor's bands; raises TileError if any are missing, and for radiance."""
-        units = {*self.file.units, *(self.file.tags(ns="ENVI") | self.file.tags()).get("data_units", "").splitlines()}
+        tags = {key.lower(): text for key, text in (self.file.tags(ns="ENVI") | self.file.tags()).items()}
+        units = [*self.file.units, *(tags.get(key) for key in ("data_units", "units", "unit"))]
         radiance = next((unit for unit in units if unit and RADIANCE.search(unit)), None)
         if radiance is not None:
             raise TileError(
-                f"{self.name}: holds radiance ({radiance.strip()}), while {sensor.name} means reflectance: convert it "
-                "to reflectance x 10000 by an atmospheric correction"
+                f"{self.name}: holds radiance ({radiance.strip(' {}')}), while {sensor.name} means reflectance: "
+                "convert it to reflectance x 10000 by an atmospheric correction"
             )
         return super().select(sensor)
 

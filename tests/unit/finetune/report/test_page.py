@@ -10,6 +10,7 @@ from support.evaluation_runs import Page, collect_reports, make_encoders, make_r
 
 from finetune.__main__ import main
 from finetune.evaluation.results import Result, read_part, read_results, write_part
+from finetune.report.markdown import markdown
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
 
@@ -84,6 +85,22 @@ def test_files_are_written_and_the_page_is_whole(runs, tmp_path, capsys):
     assert float(chosen[0]["mean"]) == pytest.approx(expected)
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert f"**{100 * expected:.1f} ± " in markdown
+
+
+def test_what_checkpoints_were_pretrained_on_is_in_a_table_if_their_files_say_it(runs, tmp_path):
+    encoders = make_encoders()
+    encoders["pretrained"] |= {"objective": "mae", "samples_seen": 12800, "pretrained_on": "enmap 80 %, desis 20 %"}
+    results = [make_result(CDL, "pretrained", 0, 0.8), make_result(CDL, "random", 0, 0.6)]
+    write_run(tmp_path / "run", "enmap_cdl", results, encoders=encoders)
+    assert main(["report", str(tmp_path)]) == 0
+    row = ["run/encoder.safetensors", "enmap 80 %, desis 20 %", "mae", "12,800"]
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert [cell.strip() for cell in next(line for line in lines if "12,800" in line).split("|")[1:-1]] == row
+    assert "pretrained on" in Page((tmp_path / "report.html").read_text()).text
+    written = list(csv.DictReader((tmp_path / "report.csv").open()))
+    stated = {line["checkpoint"]: line["pretrained_on"] for line in written}
+    assert stated == {row[0]: row[1], "spec_vit_base, random init": ""}
+    assert "pretrained on" not in markdown(collect_reports(runs))
 
 
 def test_undefined_scores_look_undefined(tmp_path):

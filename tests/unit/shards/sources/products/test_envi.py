@@ -48,9 +48,10 @@ def test_radiance_in_floats_is_refused(path):
         image.read()
 
 
-def test_units_of_radiance_in_the_header_are_refused(path):
+@pytest.mark.parametrize("key", ["data units", "units"])
+def test_units_of_radiance_in_the_header_are_refused(path, key):
     header = path.with_name(f"{path.name}.hdr")
-    header.write_text(f"{header.read_text()}data units = uW / (cm^2 sr nm)\n")
+    header.write_text(f"{header.read_text()}{key} = {{uW / (cm^2 sr nm)}}\n")
     with (
         open_image(path) as image,
         pytest.raises(TileError, match=r"holds radiance \(uW .*while scene means"),
