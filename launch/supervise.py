@@ -21,7 +21,7 @@ from launch.supervisor.allocation import Allocation
 from launch.supervisor.checks import NodeReport, check_nodes
 from launch.supervisor.decide import PATIENCE, TOO_FEW_NODES, Cause, StepEnd, choose_nodes, final_code, find_cause
 from launch.supervisor.step import Step, srun
-from pretrain.resilience.restarts import Restart, append_restart, failures_by_host, read_restarts
+from pretrain.resilience.restarts import Restart, append_restart, failures_by_host, name_nodes, read_restarts
 from pretrain.resilience.signals import STOPPED
 from pretrain.resilience.status import RunRecord, now, read_record
 from shards.cli import Parser, exit_code, not_negative, positive
@@ -116,7 +116,7 @@ class Supervisor:
         nodes = choose_nodes(good, failures_by_host(read_restarts(self.run)) + Counter(blamed), self.counts)
         if nodes:
             spares = [node for node in good if node not in nodes]
-            logger.info(f"attempt {self.attempt} on {', '.join(nodes)}; spare: {', '.join(spares) or 'none'}")
+            logger.info(f"attempt {self.attempt} on {name_nodes(nodes)}; spare: {name_nodes(spares) or 'none'}")
         else:
             logger.error(
                 f"{len(good)} good nodes are left, {self.counts[-1]} are needed: the job is requeued for others"

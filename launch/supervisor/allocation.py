@@ -3,7 +3,9 @@
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from launch.directives import limit_seconds
@@ -11,6 +13,8 @@ from shards.errors import ConfigError, ForgeError
 
 COMMAND_S = 60.0
 """Time limit for a Slurm command: a busy controller answers late."""
+PAUSES_S = (5, 20, 60, 120)
+"""Seconds between the attempts to ask a controller that does not answer: it may be restarting."""
 DEAD = ("DOWN", "FAIL")
 """States of nodes on which no step survives."""
 UNFIT = (*DEAD, "DRAIN", "NOT_RESPONDING", "NO_RESPOND", "POWER", "REBOOT", "INVAL", "*")
@@ -67,14 +71,21 @@ class Allocation:
             raise ConfigError(f"{error.args[0]} is not set: launch/supervise.py runs in job scripts only") from None
         self.nodes = run_slurm("scontrol", "show", "hostnames", nodes).split()
 
-    def states(self, nodes: Iterable[str] | None = None) -> dict[str, NodeState]:
-        """Return Slurm's records of some nodes, or of all."""
-        names = list(self.nodes if nodes is None else nodes)
-        return parse_nodes(run_slurm("scontrol", "show", "node", ",".join(names), "-o"))
+    def states(self) -> dict[str, NodeState]:
+        """Return Slurm's records of all nodes."""
+        return parse_nodes(ask("scontrol", "show", "node", ",".join(self.nodes), "-o"))
+
+    def dead(self, nodes: Iterable[str]) -> dict[str, str]:
+        """Return those of some nodes that are dead, with Slurm's words; {} if Slurm does not answer at once."""
+        try:
+            states = parse_nodes(run_slurm("scontrol", "show", "node", ",".join(nodes), "-o"))
+        except NoAnswer:  # training goes on without the controller
+            return {}
+        return {node: str(state) for node, state in states.items() if state.is_dead}
 
     def seconds_left(self) -> float:
         """Return the seconds until the job's time limit; infinity without one."""
-        left = run_slurm("squeue", "-h", "-j", self.job, "-o", "%L").strip().splitlines()
+        left = ask("squeue", "-h", "-j", self.job, "-o", "%L").strip().splitlines()
         try:
             return float(limit_seconds(left[-1].strip()))
         except (ConfigError, IndexError):  # UNLIMITED, INVALID, or nothing
@@ -82,10 +93,11 @@ class Allocation:
 
     def end_step(self, name: str) -> None:
         """Kill the tasks of the steps of a name, on all nodes that answer."""
-        for line in run_slurm("squeue", "--steps", "-h", "-j", self.job, "-o", "%i %j").splitlines():
-            number, _, step = line.strip().partition(" ")
-            if step == name:
-                run_slurm("scancel", "--signal=KILL", number, check=False)
+        with suppress(NoAnswer):
+            for line in run_slurm("squeue", "--steps", "-h", "-j", self.job, "-o", "%i %j").splitlines():
+                number, _, step = line.strip().partition(" ")
+                if step == name:
+                    run_slurm("scancel", "--signal=KILL", number)
 
 
 def parse_nodes(text: str) -> dict[str, NodeState]:
@@ -101,18 +113,30 @@ def parse_nodes(text: str) -> dict[str, NodeState]:
     return found
 
 
-def run_slurm(*command: str, check: bool = True) -> str:
+def ask(*command: str) -> str:
+    """Run a Slurm command within the job, again if the controller does not answer, and return its output.
+
+    Raises:
+        NoAnswer: there is no answer for minutes.
+    """
+    for pause in PAUSES_S:
+        try:
+            return run_slurm(*command)
+        except NoAnswer:
+            time.sleep(pause)
+    return run_slurm(*command)
+
+
+def run_slurm(*command: str) -> str:
     """Run a Slurm command within the job and return its output.
 
     Raises:
-        NoAnswer: it fails or takes longer than ``COMMAND_S``, unless ``check`` is False.
+        NoAnswer: it fails or takes longer than ``COMMAND_S``.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        if not check:
-            return ""
         raise NoAnswer(f"{command[0]}: {getattr(error, 'strerror', None) or 'no answer'}") from None
-    if check and done.returncode:
+    if done.returncode:
         raise NoAnswer(f"{' '.join(command[:3])}: {' '.join(done.stderr.split()) or f'code {done.returncode}'}")
     return done.stdout

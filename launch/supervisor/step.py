@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
-from launch.supervisor.allocation import Allocation, NoAnswer
+from launch.supervisor.allocation import Allocation
 from launch.supervisor.decide import StepEnd, TaskExit, parse_exit
 
 TICK_S = 1.0
@@ -65,7 +65,7 @@ class Step:
             time.sleep(TICK_S)
             now = time.monotonic()
             if now > next_look:
-                self._look_at_nodes()
+                self._dead = self._allocation.dead(self._nodes)
                 next_look = time.monotonic() + STATES_S
             if (self._exits or has_failed()) and deadline == float("inf"):
                 deadline = now + END_S
@@ -73,18 +73,12 @@ class Step:
                 self._end()
         self._reader.join(5)
         if not self._dead:  # which may be why it ended
-            self._look_at_nodes()
+            self._dead = self._allocation.dead(self._nodes)
         code = self._process.returncode
         return StepEnd(code if code >= 0 else 128 - code, self._exits, self._dead)
 
-    def _look_at_nodes(self) -> None:
-        with suppress(NoAnswer):  # training goes on without the controller
-            states = self._allocation.states(self._nodes)
-            self._dead = {node: str(state) for node, state in states.items() if state.is_dead}
-
     def _end(self) -> None:
-        with suppress(NoAnswer):
-            self._allocation.end_step(self._name)
+        self._allocation.end_step(self._name)
         try:
             self._process.wait(15)
         except subprocess.TimeoutExpired:

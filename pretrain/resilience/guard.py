@@ -23,6 +23,10 @@ from pretrain.config.run import GuardConfig
 from shards.errors import ForgeError
 
 
+WRITER = 1 << 24
+"""What a written part of a checkpoint counts in the sum of flags; a request to stop counts 1."""
+
+
 class Diverged(ForgeError):
     """Training has diverged: steps are skipped again and again, or its state is non-finite."""
 
@@ -81,11 +85,12 @@ class Guard:
             stop: whether this rank was asked to stop.
             written: whether this rank's part of a save in flight is written.
         """
-        flags = [torch.full_like(loss, flag, dtype=torch.float64) for flag in (stop, written)]
-        local = torch.stack([loss.double(), *flags])
+        flags = torch.full_like(loss, stop + WRITER * written, dtype=torch.float64)  # both counts in one number
+        local = torch.stack([loss.double(), flags])
         with distributed.reading():
             numbers = torch.cat([distributed.all_reduce_sum(local), grad_norm.double().view(1)])
-            total, stops, writers, norm = numbers.tolist()
+            total, counts, norm = numbers.tolist()
+        writers, stops = divmod(int(counts), WRITER)
         mean = total / distributed.world_size()
         norm = norm if math.isfinite(norm) else math.nan
         reason = self._unusual("loss", mean, self._losses) or self._unusual("gradient norm", norm, self._norms)

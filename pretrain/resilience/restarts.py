@@ -8,6 +8,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from shards.files.journal import Journal
 from shards.files.untrusted import read_json_value
 
 RESTARTS_FILE = "restarts.jsonl"
+NAMED = 4
+"""Nodes that a message names."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,8 @@ def read_restarts(folder: Path) -> list[Restart]:
 def failures_by_host(restarts: list[Restart]) -> Counter[str]:
     """Return how many failures are attributed to each node."""
     return Counter(host for restart in restarts for host in restart.hosts)
+
+
+def name_nodes(nodes: Sequence[str]) -> str:
+    """Return a few nodes for a message: ``n01, n02`` or ``n01 to n33 (32 nodes)``."""
+    return ", ".join(nodes) if len(nodes) <= NAMED else f"{nodes[0]} to {nodes[-1]} ({len(nodes)} nodes)"

@@ -5,7 +5,7 @@ from pretrain.console import log
 from pretrain.loop.callback import Callback
 from pretrain.loop.callbacks.logging import Logging
 from pretrain.loop.loop import Loop
-from pretrain.resilience.restarts import Restart, read_restarts
+from pretrain.resilience.restarts import Restart, name_nodes, read_restarts
 from pretrain.resilience.run_folder import RunFolder
 
 
@@ -38,7 +38,7 @@ class Restarts(Callback):
             return len(restarts), "", 0
         lost = max(fresh[-1].step - step, 0)
         causes = "; then ".join(map(str, fresh))
-        line = f"{causes}; {lost} steps lost: from step {step} on {', '.join(fresh[-1].nodes)}"
+        line = f"{causes}; {lost} steps lost: from step {step} on {name_nodes(fresh[-1].nodes)}"
         self._run.record_restarts(len(restarts), line)
         return len(restarts), line, lost
 

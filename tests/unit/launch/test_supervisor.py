@@ -14,9 +14,10 @@ from support.processes import REPOSITORY
 
 from launch.node_check import find_problem
 from launch.slurm import main
+from launch.supervisor import allocation
 from launch.supervisor.allocation import Allocation, parse_nodes
 from launch.supervisor.decide import StepEnd, TaskExit, choose_nodes, final_code, find_cause, parse_exit
-from pretrain.resilience.restarts import Restart, append_restart, read_restarts
+from pretrain.resilience.restarts import Restart, append_restart, name_nodes, read_restarts
 from pretrain.resilience.status import RunRecord
 from shards.errors import ConfigError
 
@@ -139,6 +140,17 @@ def test_states_and_addresses_of_nodes_are_read() -> None:
     assert str(states["n2"]) == "Slurm says DOWN*+DRAIN (Not responding)"
 
 
+def test_a_controller_that_restarts_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "PAUSES_S", (0, 0))
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho >> asked; [ $(wc -l < asked) = 3 ] && echo 1-02:00:00\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    assert allocation.ask("squeue") == "1-02:00:00\n"
+    with pytest.raises(allocation.NoAnswer, match="squeue: code 1"):
+        allocation.ask("squeue")
+
+
 def test_a_supervisor_outside_of_a_job_is_refused() -> None:
     with pytest.raises(ConfigError, match="SLURM_JOB_ID is not set"):
         Allocation({})
@@ -166,6 +178,8 @@ def test_restarts_are_kept_in_the_run_folder_and_damaged_lines_are_skipped(tmp_p
     append_restart(tmp_path, restarts[1])
     assert read_restarts(tmp_path) == restarts
     assert str(restarts[0]) == "n2: task 5: killed"
+    assert name_nodes(["n1", "n3"]) == "n1, n3"
+    assert name_nodes([f"n{number}" for number in range(1, 33)]) == "n1 to n32 (32 nodes)"
 
 
 # ---- submissions ----
