@@ -22,7 +22,6 @@ from pretrain import distributed
 from pretrain.config.run import GuardConfig
 from shards.errors import ForgeError
 
-
 WRITER = 1 << 24
 """What a written part of a checkpoint counts in the sum of flags; a request to stop counts 1."""
 
