@@ -58,10 +58,11 @@ def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     """
     known = pretraining(reports)
     return charts.TEMPLATES.get_template("page.html").render(
-        summary=_table(summary(reports), "summary"),
+        heading="Evaluation",
+        summary=html_table(summary(reports), "summary"),
         legend=LEGEND,
         notes=[*more, *notes(reports)],
-        pretraining=_table(known, "pretraining") if len(known) > 1 else "",
+        pretraining=html_table(known, "pretraining") if len(known) > 1 else "",
         tasks=[_task_page(report) for report in reports],
     )
 
@@ -83,7 +84,7 @@ def _task_page(report: TaskReport) -> TaskPage:
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
 
 
-def _table(rows: list[list[str]], kind: str = "") -> Markup:
+def html_table(rows: list[list[str]], kind: str = "") -> Markup:
     """Return a table from the rows of a text table, the first of which is the head."""
     head, *lines = rows
     return charts.table(head, [(line[0], [_cell(text) for text in line[1:]]) for line in lines], kind)
@@ -104,12 +105,12 @@ def _scores(report: TaskReport) -> Markup:
         text = f"**{first}**" if row is report.best() and len(report.rows) > 1 else first
         rest = [spread(row, metric) for metric in metrics[1:]]
         lines.append([row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results)), text, *rest])
-    return _table(lines)
+    return html_table(lines)
 
 
 def _comparisons(report: TaskReport) -> Section | None:
     lines = comparisons(report)
-    return Section("Comparisons", _small(COMPARED) + _table(lines)) if len(lines) > 1 else None
+    return Section("Comparisons", _small(COMPARED) + html_table(lines)) if len(lines) > 1 else None
 
 
 def _baselines(report: TaskReport) -> Section | None:
@@ -122,9 +123,9 @@ def _baselines(report: TaskReport) -> Section | None:
 
 def _shift(report: TaskReport) -> Section | None:
     lines, found = shift_table(report), same_place_table(report)
-    body = _small(shift_legend(report)) + _table(lines)
+    body = _small(shift_legend(report)) + html_table(lines)
     if len(found) > 1:
-        body += _small(same_place_legend(report)) + _table(found)
+        body += _small(same_place_legend(report)) + html_table(found)
     return Section("Spectral shift", body) if len(lines) > 1 else None
 
 
@@ -183,7 +184,7 @@ def _confusion(report: TaskReport) -> Section | None:
 def _tables(report: TaskReport) -> list[Section]:
     """Return the tables that the task kind adds."""
     statistics = [result.statistics for result in report.best().results]
-    return [Section(heading, _table(rows)) for heading, rows in report.kind.tables(statistics)]
+    return [Section(heading, html_table(rows)) for heading, rows in report.kind.tables(statistics)]
 
 
 def _panels(report: TaskReport) -> Section | None:
@@ -217,7 +218,7 @@ def _cost(report: TaskReport) -> Section:
     )
     low, high = (number(bound, report.primary) for bound in best.interval)
     text = f"Best: {_label(best)}, {low} to {high}" + (f" ({chosen})" if chosen else "")
-    return Section("Cost", _table(lines) + _small(f"{text}."))
+    return Section("Cost", html_table(lines) + _small(f"{text}."))
 
 
 def _drawn(report: TaskReport) -> list[Row]:
