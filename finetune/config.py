@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from finetune.baselines.registry import DEFAULT, BaselineChoice, BaselineModelConfig
 from finetune.heads.registry import HeadChoice
 from finetune.losses.registry import LossChoice
 from pretrain.config.engine import EngineConfig
@@ -30,7 +31,7 @@ from shards.config.fields import (
     expand_path,
 )
 
-Protocol = Literal["knn", "shift", "frozen", "adapter", "blocks", "full"]
+Protocol = Literal["knn", "shift", "frozen", "adapter", "blocks", "full", "baseline"]
 BandSetName = Literal[
     "all",
     "even",
@@ -151,6 +152,22 @@ class ShiftConfig(ConfigModel):
     (below 1000 nm) and ``swir``; others are sensors, whose bands are computed by Gaussian spectral responses."""
 
 
+class BaselineConfig(ConfigModel):
+    """Models of scikit-learn on spectra, in the place of an encoder: of each pixel, or the mean and standard deviation
+    of a tile that has one label."""
+
+    models: Choices[BaselineChoice] | None = None
+    """Models to fit; null for ``linear``, ``random_forest``, ``extra_trees`` and ``svm``, each on spectra and on ten
+    principal components."""
+    samples: Positive = 10_000
+    """Maximum number of labeled training pixels, or tiles, that models are fitted to; a seed draws them."""
+
+    @property
+    def chosen(self) -> tuple[BaselineModelConfig, ...]:
+        """The models, with the default in the place of null."""
+        return self.models or DEFAULT
+
+
 class FullConfig(ConfigModel):
     """Encoder and head trained together: the full encoder (protocol full), its spectral adapter (adapter), or the
     adapter, patch embedding and first blocks (blocks)."""
@@ -224,14 +241,15 @@ class FinetuneConfig(ConfigModel):
     data: LabeledDataConfig
     """Location of the labeled tiles."""
     checkpoint: PathText
-    """Encoder to evaluate: its file, folder or run."""
+    """Encoder to evaluate: its file, folder or run, or a Python file with a function ``encode``."""
     compare_random: Switch = True
     """Evaluate the initial weights of pretraining as well."""
     compare_raw: Switch = False
     """Evaluate raw spectra, the mean of each patch, by nearest neighbors as well (protocols knn and shift)."""
     protocol: Choices[Protocol] = ("knn", "frozen", "full")
     """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen), or a head with the
-    encoder's spectral adapter (adapter), its first blocks (blocks), or the full encoder (full)."""
+    encoder's spectral adapter (adapter), its first blocks (blocks), or the full encoder (full). ``baseline`` evaluates
+    models of scikit-learn on spectra beside them."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
     fractions: Choices[Fraction] = (1.0,)
@@ -251,6 +269,8 @@ class FinetuneConfig(ConfigModel):
     """Protocol ``frozen``."""
     full: FullConfig = FullConfig()
     """Protocols ``adapter``, ``blocks`` and ``full``."""
+    baseline: BaselineConfig = BaselineConfig()
+    """Protocol ``baseline``."""
     engine: EngineConfig = EngineConfig()
     """How DeepSpeed partitions and computes the model."""
     guard: GuardConfig = GuardConfig()

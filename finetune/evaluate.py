@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.baselines.registry import require_library
 from finetune.config import FinetuneConfig
 from finetune.data.datasets import LabeledSplit
 from finetune.data.label_rasters import declared_line
@@ -23,11 +24,14 @@ from finetune.data.layouts import find_items
 from finetune.data.leakage import seen_in_pretraining
 from finetune.data.regroup import grouping
 from finetune.encoders.encoder import fit_encoder
+from finetune.encoders.function_encoder import fit_function, is_function_file
 from finetune.evaluation.collector import example_rows
 from finetune.evaluation.context import EvaluationContext, EvaluationStopped
-from finetune.evaluation.neighbors import expand, is_by_neighbors
+from finetune.evaluation.neighbors import expand
 from finetune.evaluation.recipe import resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
+from finetune.evaluation.runs import BASELINE, encoder_names, list_runs
+from finetune.protocols.baseline import count_labeled
 from finetune.protocols.runner import Protocols
 from finetune.protocols.training_batches import cut_batch
 from finetune.tasks import get_task
@@ -60,12 +64,12 @@ class Evaluator:
 
     def __init__(self, config: FinetuneConfig, watchdog: Watchdog) -> None:
         self.config, self.folder = config, Path(config.run.dir)
-        self.run = open_run(self.folder, watchdog)
+        self.run = open_run(self.folder, watchdog, config.run.notify)
         fetch_on_all_ranks(config.checkpoint)  # `prepare` finds the download
         self.context: EvaluationContext = distributed.raise_on_all_ranks(lambda: prepare(config, watchdog))
         self.protocols = Protocols(self.context)
-        compared = {"random": config.compare_random, "raw": config.compare_raw}
-        self.names = ("pretrained", *(name for name, is_compared in compared.items() if is_compared))
+        self.config = config = self.context.config
+        self.names = encoder_names(config.protocol, config.compare_random, config.compare_raw)
 
     def evaluate(self) -> bool:
         """Run the missing parts and write the results; return False if a stop was requested, after saving."""
@@ -80,13 +84,7 @@ class Evaluator:
     def _evaluate(self) -> bool:
         config, context = self.config, self.context
         protocols = expand(config.protocol, config.shift.train, config.shift.test)
-        runs = [
-            (name, protocol, fraction)
-            for name in self.names
-            for fraction in config.fractions
-            for protocol in protocols
-            if name != "raw" or is_by_neighbors(protocol)
-        ]
+        runs = list_runs(self.names, protocols, config.fractions)
         counts = ", ".join(f"{len(context.items[name])} {name}" for name in SPLITS)
         windows = f"{len(context.splits['train'])} training windows of {context.encoder.size} px"
         log(f"{context.task.name}: {counts} tiles, {windows}")
@@ -131,6 +129,8 @@ class Evaluator:
             "split": grouping(config.data, items) or ("published" if config.data.splits else "location"),
             "window": context.encoder.size,
         }
+        if BASELINE in config.protocol:
+            data["baseline samples"] = {f"{fraction:g}": self._samples(fraction) for fraction in config.fractions}
         cost = {"features": self.protocols.feature_seconds}
         for result in results:
             key = f"{result.encoder}, {result.protocol}"
@@ -149,6 +149,12 @@ class Evaluator:
             labels=test.labels[shown].astype(kind.label_type),
         )
 
+    def _samples(self, fraction: float) -> list[int]:
+        """Return how many labeled training pixels, or tiles, baselines are fitted to, and how many there are."""
+        context = self.context
+        labeled = int(count_labeled(context.kind, context.splits["train"], context.rows(fraction)).sum())
+        return [min(labeled, self.config.baseline.samples), labeled]
+
     def _write_status(self, status: Status, done: int, total: int, part: str | None = None) -> None:
         if distributed.is_main():
             self.run.write_status(status, done, total, self.run.record.samples, part)
@@ -160,13 +166,18 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     Raises:
         ConfigError, WeightsError, SourceError, TileError: an input is missing or invalid; in one line.
     """
+    if BASELINE in config.protocol:
+        require_library()
     task = get_task(config.task)
     kind = kind_of(task)
-    loaded = load_encoder(config.checkpoint)
+    loaded = None if is_function_file(config.checkpoint) else load_encoder(config.checkpoint)
     items = find_items(config.data, task, config.run.seed, warn=lambda line: log(f"WARNING: {line}"))
-    encoder = fit_encoder(*loaded, config, task, items)
+    encoder = fit_encoder(*loaded, config, task, items) if loaded else fit_function(config, task, items)
     recipe = resolve_recipe(config, kind, encoder.is_transformer)
-    if TRAINED & set(config.protocol) or recipe.frozen.bn == "adapt":
+    is_trained = bool(TRAINED & set(config.protocol)) or recipe.frozen.bn == "adapt"
+    if not encoder.is_trainable:
+        config = _without_training(config, is_trained)
+    if is_trained:
         cut_batch(recipe.full, distributed.world_size())
     tiles, image = sum(len(items[name]) for name in SPLITS), items["train"][0].image()
     keep = tiles * image.nbytes <= config.data.memory_gb * 1e9
@@ -179,6 +190,18 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     items = {name: list(split.items) for name, split in splits.items()}
     inputs = encoder.describe_input(config.data, splits["train"])
     return EvaluationContext(config, watchdog, task, items, splits, encoder, inputs, recipe)
+
+
+def _without_training(config: FinetuneConfig, is_trained: bool) -> FinetuneConfig:
+    """Return the config without a random-init baseline; raise ConfigError if it trains the encoder."""
+    if is_trained:
+        raise ConfigError(
+            f"key 'protocol': {config.checkpoint} encodes and can't be trained: choose from knn, shift, frozen (with "
+            "frozen.bn: frozen) and baseline"
+        )
+    if config.compare_random and distributed.is_main():
+        log(f"{config.checkpoint} has no random-init baseline and no model.safetensors for maps")
+    return config.model_copy(update={"compare_random": False})
 
 
 def _check_labels(name: str, split: LabeledSplit, kind: TaskKind) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from string import Template
 
 from launch.directives import directives, overridden, signal_seconds
-from launch.launchers import LAUNCHERS, check_launcher
-from launch.sweeps import Run, evaluations, pretrain_runs, processes_per_node
+from launch.launchers import LAUNCHERS, SUPERVISED, check_launcher
+from launch.sweeps import Run, evaluations, node_counts, pretrain_runs, processes_per_node
 from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import write_atomic
 
@@ -26,6 +26,13 @@ export SLURM_TMPDIR="${SLURM_TMPDIR:-${TMPDIR:-/tmp}/spectralforge-$SLURM_JOB_ID
 CLEANUP = """\
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
     rm -rf "$SLURM_TMPDIR/shards" "${TMPDIR:-/tmp}/spectralforge-$SLURM_JOB_ID"
+"""
+CLEANUP_NODES = """\
+for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do # one by one: some may be down
+    timeout 60 srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" \\
+        rm -rf "$SLURM_TMPDIR/shards" "${TMPDIR:-/tmp}/spectralforge-$SLURM_JOB_ID" &
+done
+wait
 """
 SETUP = """\
 # The first command of --setup that fails ends the job. The file may set python=(apptainer exec IMAGE python).
@@ -159,6 +166,7 @@ def _run_job(arguments: argparse.Namespace, folder: Path, runs: list[Run], is_ar
     """
     check_launcher(arguments, str(ROOT), str(Path.cwd()))
     program, seconds = runs[0].program, signal_seconds(arguments)
+    supervised = bool(arguments.spares or arguments.min_nodes)
     choices = [
         f"{number}) config={quote(run.file)} sweep=({shlex.join(run.overrides)}) run={quote(run.folder)} ;;"
         for number, run in enumerate(runs)
@@ -183,10 +191,12 @@ def _run_job(arguments: argparse.Namespace, folder: Path, runs: list[Run], is_ar
         "signal_seconds": str(seconds),
         "run": "\n".join(chosen),
         "stage": STAGE if arguments.stage else "",
-        "launch": LAUNCHERS[arguments.launcher].command,
+        "launch": SUPERVISED if supervised else LAUNCHERS[arguments.launcher].command,
+        "counts": ",".join(map(str, node_counts(arguments, runs))) if supervised else "",
+        "gpus": str(arguments.gpus_per_node.number if arguments.gpus_per_node else 0),
         "max_restarts": str(arguments.max_restarts),
         "shutdown_seconds": str(grace + 30),
-        "cleanup": CLEANUP if arguments.stage else "",
+        "cleanup": (CLEANUP_NODES if supervised else CLEANUP) if arguments.stage else "",
         "words": "\n    ".join(words),
     }
     log = folder / "slurm" / ("%A_%a.out" if is_array else "%j.out")
@@ -203,7 +213,8 @@ def _resources(arguments: argparse.Namespace, runs: list[Run], is_array: bool) -
     lines += [f"#SBATCH --array=0-{len(runs) - 1}"] if is_array else []
     lines += [f"#SBATCH --gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []
     lines.append(f"#SBATCH --cpus-per-task={cpus * processes // tasks}")
-    counts = {"nodes": arguments.nodes, "tasks": tasks, "processes": processes}
+    lines += ["#SBATCH --no-kill"] if arguments.spares or arguments.min_nodes else []  # when a node fails
+    counts = {"nodes": arguments.nodes + arguments.spares, "tasks": tasks, "processes": processes}
     return {name: str(count) for name, count in counts.items()} | {"directives": "\n".join(lines)}
 
 

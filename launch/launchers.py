@@ -25,6 +25,12 @@ srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \\
     --max-restarts=@max_restarts --shutdown-timeout=@shutdown_seconds \\
     @root/launch/@program.py --config "$config" "${words[@]}"
 """
+SUPERVISED = """\
+# Ranks run on good nodes of the allocation, and start again there when a rank or a node fails: see docs/clusters.md.
+"${python[@]}" @root/launch/supervise.py --run "$run" --nodes @counts --tasks-per-node @processes --gpus @gpus \\
+    --signal-seconds @signal_seconds -- \\
+    "${python[@]}" @root/launch/@program.py --config "$config" "${words[@]}"
+"""
 HOSTFILE = """\
 hostfile=@folder/"hostfile-$job"
 scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/ slots=@processes/' >"$hostfile"
@@ -80,6 +86,9 @@ def check_launcher(arguments: argparse.Namespace, root: str, host: str) -> None:
             f"--max-restarts {arguments.max_restarts}: {name} restarts no ranks within a job: add --launcher torchrun, "
             "or use --retry-failures, which requeues the job"
         )
+    if (arguments.spares or arguments.min_nodes) and name != "srun":
+        option = "--spares" if arguments.spares else "--min-nodes"
+        raise ConfigError(f"{option}: restarts within the job need --launcher srun, not {name}")
     if name == "deepspeed":
         exported = {key: value for key, value in os.environ.items() if key.startswith(EXPORTED)}
         for key, value in (exported | {"PYTHONPATH": f"{host}:{root}:{exported.get('PYTHONPATH', '')}"}).items():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from launch.launchers import LAUNCHERS
 from shards.cli import Parser, not_negative, positive
 
-FLAGS = ("--stage", "--no-requeue", "--dry-run", "--local", "--quiet", "--verbose")
+FLAGS = ("--stage", "--follow", "--no-requeue", "--dry-run", "--local", "--quiet", "--verbose")
 """Options without a value."""
 
 
@@ -43,6 +43,8 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     for name, value in vars(arguments).items():
         if isinstance(value, str) and not value.isprintable():
             parser.error(f"argument --{name.replace('_', '-')}: {value!r}: write one line of text")
+    if arguments.command in ("status", "logs"):
+        return arguments
     arguments.overrides += overrides
     if not arguments.time and not getattr(arguments, "local", False):
         parser.error("the following arguments are required: --time (of each job, such as 2:00:00)")
@@ -73,6 +75,7 @@ def build_parser(description: str) -> Parser:
     run = command("pretrain", "--config FILE", "submit a run, or an array of runs")
     run.add_argument("--config", required=True, help="YAML file")
     _add_sweep(run)
+    _add_restarts(run)
     _add_job_options(run)
     evaluation = command("finetune", "--config FILE ...", "submit evaluations and their report")
     evaluation.add_argument("--config", dest="finetune", nargs="+", required=True, help="one YAML file per task")
@@ -81,6 +84,7 @@ def build_parser(description: str) -> Parser:
     )
     _add_seeds(evaluation)
     _add_sweep(evaluation)
+    evaluation.set_defaults(spares=0, min_nodes=None)
     _add_job_options(evaluation)
     pipeline = command("pipeline", "--config FILE --tiles FOLDER", "shard, merge, pretrain, export, fine-tune, report")
     pipeline.add_argument("--config", required=True, help="YAML file")
@@ -91,13 +95,35 @@ def build_parser(description: str) -> Parser:
     )
     pipeline.add_argument("--parts", type=positive, default=4, help="array tasks that shard (default: 4)")
     pipeline.add_argument("--workers", type=positive, default=8, help="CPUs of each (default: 8)")
-    pipeline.set_defaults(sweep=[])
+    pipeline.set_defaults(sweep=[], spares=0, min_nodes=None)
     _add_job_options(pipeline)
+    status = commands.add_parser("status", help="where a run is, how fast, its restarts and its last save")
+    status.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    logs = commands.add_parser("logs", help="the output of a run's newest job")
+    logs.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    logs.add_argument("--lines", type=positive, default=100, metavar="N", help="of its end (default: 100)")
+    logs.add_argument("--follow", action="store_true", help="go on printing what is added, until Ctrl-C")
     return parser
 
 
 def _add_seeds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=positive, help="0 to N-1 of each evaluation (default: the config's seeds)")
+
+
+def _add_restarts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--spares",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="also allocate N nodes, and restart on good ones within the job when a rank or a node fails",
+    )
+    parser.add_argument(
+        "--min-nodes",
+        type=positive,
+        metavar="N",
+        help="restart on as few nodes within the job, at the same global batch (default: --nodes)",
+    )
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:

@@ -68,9 +68,13 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def free_job_port(job: str) -> int:
-    """Return a free port of this machine for a job: the one derived from its number, or the next free one."""
-    first = step_port(job, "0")
+def free_job_port(job: str, attempt: int = 0) -> int:
+    """Return a free port of this machine for a job: the one derived from its number, or the next free one.
+
+    Args:
+        attempt: number of an attempt within the job; ranks left from the one before may still hold its port.
+    """
+    first = step_port(job, str(attempt))
     for port in (*range(first, 32000), *range(20000, first)):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))

@@ -16,6 +16,7 @@ from pretrain.resilience import flight_recorder
 from pretrain.resilience.signals import STOPPED
 from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
+from shards.files.processes import rank_name
 
 FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 """Errors of a full disk or an unavailable file system."""
@@ -150,13 +151,13 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 def _report_defect(watchdog: Watchdog | None, error: BaseException) -> None:
     """Report an unexpected error before it ends this process with a traceback."""
     if watchdog is not None:
-        watchdog.report_failure(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
+        watchdog.report_failure(f"{rank_name(os.environ.get('RANK', '0'))}: {type(error).__name__}: {error}")
 
 
 def _abort(text: str, code: int, watchdog: Watchdog | None) -> NoReturn:
     """End this rank immediately, printing one line with its number and the reason; the launcher ends the others."""
     if watchdog is not None:
-        watchdog.report_failure(f"rank {os.environ['RANK']}: {text}")
+        watchdog.report_failure(f"{rank_name(os.environ['RANK'])}: {text}")
     with suppress(OSError):
-        print(f"error: rank {os.environ['RANK']}: {text}", file=sys.stderr, flush=True)
+        print(f"error: {rank_name(os.environ['RANK'])}: {text}", file=sys.stderr, flush=True)
     os._exit(code)

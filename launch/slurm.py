@@ -4,6 +4,7 @@
 swept values x seeds) and their report; `pipeline` chains sharding, merging, pretraining, export and evaluations by
 dependencies. Scripts are written below the run folder, from the templates in launch/templates/; --dry-run prints them.
 Everything is validated before anything is queued. --local runs a sweep or evaluations here, one by one, without Slurm.
+`status RUN` and `logs RUN` show how a run is doing.
 """
 
 import argparse
@@ -18,6 +19,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from launch import local
 from launch.jobs import Job, SlurmError, finetune_jobs, pipeline_jobs, pretrain_job, run_slurm
 from launch.options import parse
+from launch.overview import show_logs, show_status
 from launch.preflight import check_free, check_inputs, check_queue, check_slurm
 from launch.sweeps import Evaluations, Run, evaluations, pretrain_runs
 from shards.cli import apply_verbosity, exit_code
@@ -37,6 +39,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Execute the command that the arguments name and return the exit code."""
+    if arguments.command == "status":
+        return show_status(arguments.run)
+    if arguments.command == "logs":
+        return show_logs(arguments.run, arguments.lines, arguments.follow)
     if getattr(arguments, "local", False):
         return _run_locally(arguments)
     jobs, runs = _jobs(arguments), _runs(arguments)

@@ -72,6 +72,36 @@ def pretrain_runs(arguments: argparse.Namespace) -> list[Run]:
     return runs
 
 
+def node_counts(arguments: argparse.Namespace, runs: list[Run]) -> list[int]:
+    """Return the numbers of nodes, the largest first, from --nodes down to --min-nodes that divide the global batch.
+
+    Raises:
+        ConfigError: --min-nodes is larger than --nodes, or --nodes alone divides it.
+    """
+    fewest = arguments.min_nodes or arguments.nodes
+    if fewest > arguments.nodes:
+        raise ConfigError(f"--min-nodes {fewest}: is more than --nodes {arguments.nodes}")
+    per_node = processes_per_node(arguments)
+    counts = [count for count in range(arguments.nodes, fewest - 1, -1) if _divides(runs, count * per_node)]
+    if fewest < arguments.nodes and counts == [arguments.nodes]:
+        raise ConfigError(
+            f"--min-nodes {fewest}: train.global_batch is a multiple of train.micro_batch x processes on no number of "
+            f"nodes from {fewest} to {arguments.nodes - 1}: change train.micro_batch, or leave --min-nodes out"
+        )
+    return counts
+
+
+def _divides(runs: list[Run], processes: int) -> bool:
+    """Return whether the global batches of pretraining runs can be divided among a number of processes."""
+    try:
+        for run in runs:
+            if isinstance(run.config, PretrainConfig):
+                run.config.accumulation(processes)
+    except ValueError:
+        return False
+    return True
+
+
 def evaluations(
     arguments: argparse.Namespace, output: Path | None = None, checkpoint: Path | None = None
 ) -> Evaluations:

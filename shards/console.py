@@ -11,6 +11,8 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
+from shards.files.processes import rank_name
+
 NAME = "spectralforge"
 
 
@@ -46,7 +48,7 @@ class ConsoleHandler(logging.Handler):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, prefixed with levels above INFO and ranks above 0."""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        rank = f"rank {launched_rank()}: " if launched_rank() else ""
+        rank = f"{rank_name(launched_rank())}: " if launched_rank() else ""
         return f"{level}{rank}{super().format(record)}"
 
     def emit(self, record: logging.LogRecord) -> None:

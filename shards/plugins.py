@@ -11,11 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import import_module, util
 from pathlib import Path
+from types import ModuleType
 
 from shards.errors import ConfigError
 
 GROUP = "spectralforge.plugins"
 """Entry point group of installed plugins."""
+
+PREFIX = "spectralforge_plugin_"
+"""Of the names of modules that are files."""
 
 _loaded: dict[str, Path] = {}
 """Source file of each plugin loaded in this process, by the string that was passed to `load_plugins`."""
@@ -39,6 +43,13 @@ def load_plugins(plugins: Sequence[str], where: str) -> None:
         else:
             _import(plugin, partial(import_module, plugin), where)
             _loaded[plugin] = Path(str(sys.modules[plugin].__file__))
+
+
+def load_file(path: str, where: str) -> ModuleType:
+    """Import a Python file without registering it as a plugin; see `load_plugins`."""
+    absolute = Path(os.path.abspath(path))
+    _import(str(absolute), partial(_run_file, absolute), where)
+    return sys.modules[f"{PREFIX}{absolute.stem}"]
 
 
 @cache
@@ -94,7 +105,7 @@ def _import(plugin: str, load: Callable[[], object], where: str) -> None:
 
 def _run_file(path: Path) -> None:
     """Import a file as a module named ``spectralforge_plugin_<stem>``."""
-    name = f"spectralforge_plugin_{path.stem}"
+    name = f"{PREFIX}{path.stem}"
     if name in sys.modules:
         first = sys.modules[name].__file__
         if first != str(path):

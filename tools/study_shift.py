@@ -39,6 +39,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Settings of each encoder in addition to `PRETRAIN`."""
 
+STEMS = ("conv", "wave")
+"""Encoders whose initial weights are compared as well; others have the same."""
+
 PRETRAIN = (
     "run.threads=1",
     "data.holdout=0",
@@ -85,10 +88,12 @@ def _study(arguments: argparse.Namespace) -> None:
     runs = [(variant, seed) for seed in range(arguments.seeds) for variant in arguments.variants]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         folders = list(pool.map(lambda run: _evaluate(arguments, shards, *run), runs))
-    study: Study = {variant: [] for variant in (*arguments.variants, "raw spectra")}
+    study: Study = {variant: [] for variant in arguments.variants}
     for (variant, _), folder in zip(runs, folders, strict=True):
         study[variant].append(_read(folder, "pretrained"))
-    study["raw spectra"].append(_read(folders[0], "raw"))
+    for variant in filter(STEMS.__contains__, arguments.variants):
+        study[f"{variant}, not pretrained"] = [_read(folders[runs.index((variant, 0))], "random")]
+    study["raw spectra"] = [_read(folders[0], "raw")]
     run = read_results(folders[0])
     tables = [_scores(study, kind_of(run.task), run.places)]
     tables += [_retrieval(study, unit, run.places) for unit in ("tile", "patch")]

@@ -15,7 +15,7 @@ from typing import Literal
 from shards.config import REPOSITORY
 from shards.plugins import plugin_files
 
-Stage = Literal["reading", "features", "heads", "tuning"]
+Stage = Literal["reading", "features", "heads", "tuning", "baselines"]
 
 READING = (
     "finetune/data/folders.py",
@@ -33,6 +33,7 @@ FEATURES = (
     "finetune/data/datasets.py",
     "finetune/encoders/band_sets.py",
     "finetune/encoders/features.py",
+    "finetune/encoders/function_encoder.py",
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
     "finetune/encoders/raw_spectra.py",
@@ -45,6 +46,7 @@ FEATURES = (
             "compilation",
             "encoder",
             "fused_block",
+            "fused_wave",
             "normalize",
             "patches",
             "published",
@@ -72,6 +74,7 @@ FEATURES = (
     "pretrain/kernels/stem_backward.py",
     "pretrain/kernels/stem_moments.py",
     "pretrain/kernels/stem_weights.py",
+    "pretrain/kernels/wave.py",
     "pretrain/weights/resample.py",
 )
 """Code that turns the array of an image into the encoder's features."""
@@ -137,7 +140,16 @@ TUNING = (
 )
 """Code that turns the array of an image into scores, through an encoder that is trained."""
 
-STAGES: dict[Stage, tuple[str, ...]] = {"reading": READING, "features": FEATURES, "heads": HEADS, "tuning": TUNING}
+BASELINES = (*HEADS, "finetune/baselines/models.py", "finetune/protocols/baseline.py")
+"""Code that turns the array of an image into scores, without an encoder."""
+
+STAGES: dict[Stage, tuple[str, ...]] = {
+    "reading": READING,
+    "features": FEATURES,
+    "heads": HEADS,
+    "tuning": TUNING,
+    "baselines": BASELINES,
+}
 
 
 def code_version(stage: Stage) -> dict[str, str]:

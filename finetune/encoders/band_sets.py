@@ -4,7 +4,7 @@ A band set is either a subset of the tiles' own bands, or another sensor, whose 
 Gaussian spectral responses. The latter separates the sensor from the place: both see the same scene.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,20 @@ class BandSet:
     wavelength_nm: np.ndarray
     fwhm_nm: np.ndarray
     response: np.ndarray
+
+    def resampled_to(self, wavelength_nm: Sequence[float], fwhm_nm: Sequence[float]) -> np.ndarray:
+        """Return weights (M, C) of a tile's bands for M bands that are computed from those of the set alone.
+
+        Bands in gaps between those of the set are interpolated linearly; rows of bands beyond its range are zero.
+        """
+        matrix = response_matrix(wavelength_nm, fwhm_nm, self.wavelength_nm, self.fwhm_nm)
+        centers = np.asarray(wavelength_nm, float)
+        is_within = (centers >= self.wavelength_nm[0]) & (centers <= self.wavelength_nm[-1])
+        in_gap = is_within & ~matrix.any(1)
+        matrix[in_gap] = np.transpose(
+            [np.interp(centers[in_gap], self.wavelength_nm, unit) for unit in np.eye(len(self.wavelength_nm))]
+        )
+        return matrix @ self.response
 
 
 def band_set(name: str, sensor: Sensor) -> BandSet:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from finetune.baselines.registry import SPECTRA
 from finetune.config import FinetuneConfig, LabeledDataConfig
 from finetune.data.datasets import LabeledSplit
 from finetune.data.items import Split
@@ -51,6 +52,8 @@ class EncoderFile:
     sha256: str
     is_transformer: bool
     by_wavelength: bool
+    is_trainable: ClassVar[bool] = True
+    """Whether it can be initialized, trained and saved."""
 
     def build(self, bn_group: int | None = None) -> Encoder:
         """Build the pretrained encoder, on the CPU."""
@@ -58,10 +61,12 @@ class EncoderFile:
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
     def describe(self, name: str, sha256: str) -> dict[str, Any]:
-        """Return the results' record of the encoder or its random-init baseline, whose weights have that hash."""
+        """Return the results' record of the encoder, its random-init baseline or spectra, with their hash."""
         known = self.description
         if name == "raw":
             return {"name": "raw spectra", "sha256": sha256, "architecture": RAW}
+        if name == SPECTRA:
+            return {"name": "spectra", "sha256": sha256, "architecture": SPECTRA}
         if name == "random":
             record = {"name": f"{known.architecture}, random init", "architecture": known.architecture}
             return record | {"sha256": sha256, "untrained": True}
@@ -72,6 +77,7 @@ class EncoderFile:
             "objective": known.objective,
             "samples_seen": known.samples_seen,
             "dataset": known.dataset,
+            "pretrained_on": known.pretrained_on,
         }
 
     def describe_input(self, data: LabeledDataConfig, train: LabeledSplit) -> InputDescription:
@@ -123,8 +129,7 @@ class EncoderFile:
             mu, sigma = (interpolate(centers, known.wavelength_nm, values) for values in (inputs.mu, inputs.sigma))
             made = {"response": bands.response.tolist(), "made_bands": (centers, widths)}
             return replace(inputs, mu=mu, sigma=sigma, **made)
-        back = response_matrix(known.wavelength_nm, known.fwhm_nm, bands.wavelength_nm, bands.fwhm_nm)
-        return replace(inputs, response=(back @ bands.response).tolist())
+        return replace(inputs, response=bands.resampled_to(known.wavelength_nm, known.fwhm_nm).tolist())
 
     def _statistics(self, data: LabeledDataConfig, train: LabeledSplit, bands: int) -> tuple[list[float], list[float]]:
         if data.statistics is not None:

@@ -19,6 +19,7 @@ from finetune.encoders.raw_spectra import RAW, RawSpectra
 from finetune.evaluation.collector import Collector
 from finetune.evaluation.neighbors import is_by_neighbors
 from finetune.evaluation.recipe import Recipe, adapting, from_scratch
+from finetune.evaluation.runs import BASELINE
 from finetune.heads.build import build_head, fit_to_labels
 from finetune.heads.registry import HeadConfig
 from finetune.losses.loss import Loss, build_loss
@@ -150,7 +151,9 @@ class EvaluationContext:
 
     def is_tuned(self, protocol: str) -> bool:
         """Return whether a protocol runs the encoder in every step instead of computing features once."""
-        return not is_by_neighbors(protocol) and (protocol != "frozen" or self.recipe.frozen.bn == "adapt")
+        if protocol == BASELINE or is_by_neighbors(protocol):
+            return False
+        return protocol != "frozen" or self.recipe.frozen.bn == "adapt"
 
     def tuning(self, protocol: str, encoder: str) -> tuple[FullConfig, HeadConfig]:
         """Return the recipe and head of a protocol that runs the encoder in every step.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from finetune.data.code_version import code_version
+from finetune.baselines.registry import SPECTRA
+from finetune.data.code_version import Stage, code_version
 from finetune.data.contents import identify_images
 from finetune.data.hashes import digest
 from finetune.encoders.features import encoder_hash
@@ -21,6 +22,7 @@ from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.neighbors import is_by_neighbors
 from finetune.evaluation.provenance import differences, of_data, of_encoder, of_rows, of_training
 from finetune.evaluation.results import Provenance, Result, read_part, write_part
+from finetune.evaluation.runs import BASELINE
 from pretrain import distributed
 from pretrain.console import log
 
@@ -83,8 +85,8 @@ class Parts:
             **of_training(protocol, context.recipe, self.config),
             **of_rows(context.rows(fraction)),
             **self._data,
-            **of_encoder(context.encoder, self.encoder_hashes[name], is_raw=name == "raw"),
-            "code": code_version("tuning" if context.is_tuned(protocol) else "heads"),
+            **of_encoder(context.encoder, name, self.encoder_hashes[name]),
+            "code": code_version(self._stage(protocol)),
         }
 
     def single(self, name: str, protocol: str, fraction: float) -> Part:
@@ -104,7 +106,8 @@ class Parts:
     def with_models(self) -> list[Part]:
         """Return the parts whose models are offered for prediction: those trained on all tiles."""
         parts: list[Part] = []
-        for protocol in self.config.protocol if 1.0 in self.config.fractions else ():
+        is_offered = 1.0 in self.config.fractions and self.context.encoder.is_trainable
+        for protocol in self.config.protocol if is_offered else ():
             if self.context.is_tuned(protocol):
                 for seed in self.config.seeds:
                     parts += self.trainings("pretrained", protocol, 1.0, seed).values()
@@ -114,17 +117,23 @@ class Parts:
 
     @cached_property
     def encoder_hashes(self) -> dict[str, str]:
-        """Hashes of the initial weights, by ``pretrained``, ``random`` and ``raw``."""
+        """Hashes of the initial weights, by ``pretrained`` and ``random``, and of what takes their place."""
         needed = self.config.compare_random and distributed.is_main()
         random = distributed.broadcast_object(encoder_hash(self.context.model("random").encoder) if needed else "")
         raw = digest([RAW, self.context.encoder.stride])
-        return {"pretrained": self.context.encoder.sha256, "random": random, "raw": raw}
+        replacements = {"raw": raw, SPECTRA: digest([SPECTRA])}
+        return {"pretrained": self.context.encoder.sha256, "random": random, **replacements}
 
     @cached_property
     def _data(self) -> Provenance:
         context = self.context
         identify_images(context.splits, context.folder / "contents.json", context.heartbeat)
         return of_data(context.task, context.splits, self.config.data.bands, context.inputs)
+
+    def _stage(self, protocol: str) -> Stage:
+        if protocol == BASELINE:
+            return "baselines"
+        return "tuning" if self.context.is_tuned(protocol) else "heads"
 
     def _part(self, name: str, provenance: Provenance) -> Part:
         path = self.context.folder / "parts" / f"{name}-{digest(provenance)[:KEY]}.npz"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.baselines.registry import LIBRARY, SPECTRA, library_version
 from finetune.config import FinetuneConfig
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash, digest
@@ -18,12 +19,16 @@ from finetune.encoders.raw_spectra import RAW
 from finetune.evaluation.neighbors import tested_bands
 from finetune.evaluation.recipe import Recipe, adapting
 from finetune.evaluation.results import Provenance
+from finetune.evaluation.runs import BASELINE
 from finetune.tasks import Task
 from shards.config import ConfigModel
 from shards.sources.layouts import SPLITS
 
 OF_ENCODER = ("encoder", "architecture", "window", "dilate", "statistics")
 """Names that belong to the encoder."""
+
+REPLACEMENTS = {"raw": RAW, SPECTRA: SPECTRA}
+"""What takes the place of an encoder, and its architecture in results."""
 
 EXCLUDED = {"quota_gb", "save_every", "heads", "head"}
 """Keys of a recipe that don't change results, or are recorded elsewhere."""
@@ -35,6 +40,9 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
         return config.knn.model_dump(mode="json")
     if bands := tested_bands(protocol):
         return config.knn.model_dump(mode="json") | {"training bands": config.shift.train, "test bands": bands}
+    if protocol == BASELINE:
+        heads = [model.to_plain() for model in config.baseline.chosen]
+        return {"heads": heads, "samples": config.baseline.samples, LIBRARY: library_version()}
     loss = recipe.loss.to_plain()
     if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
         chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
@@ -66,10 +74,10 @@ def of_data(task: Task, splits: dict[str, LabeledSplit], bands: str, inputs: Inp
     return provenance | {"bands": bands, "input": digest(description), "statistics": digest(statistics)}
 
 
-def of_encoder(file: EncoderFile, sha256: str, is_raw: bool = False) -> Provenance:
-    """Return the initial weights and their network, or that raw spectra take their place."""
-    if is_raw:
-        return {"encoder": sha256, "architecture": RAW, "window": file.size}
+def of_encoder(file: EncoderFile, name: str, sha256: str) -> Provenance:
+    """Return the initial weights and their network, or what takes their place."""
+    if name in REPLACEMENTS:
+        return {"encoder": sha256, "architecture": REPLACEMENTS[name], "window": file.size}
     network = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
     return {"encoder": sha256, **network}
 

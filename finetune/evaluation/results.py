@@ -90,7 +90,7 @@ class RunHeader:
     """What the results of a run have in common.
 
     Attributes:
-        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen.
+        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen, pretrained_on.
         data: tiles per split, hashes of images and labels, sensor, method of splitting.
         tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
             pretraining shards (None if not checked).
@@ -142,13 +142,12 @@ def write_results(folder: Path, run: RunResults) -> None:
     write_atomic(folder / "results.json", json.dumps({"format": FORMAT, **header, "results": entries}, indent=1) + "\n")
 
 
-def read_results(folder: Path) -> RunResults:
-    """Read what `write_results` wrote.
+def read_scores(path: Path) -> tuple[RunHeader, list[Entry]]:
+    """Read a ``results.json`` alone, without arrays.
 
     Raises:
-        ConfigError: the results are missing, damaged, or from a newer version.
+        ConfigError: the file is missing, damaged, doesn't fit `results_schema`, or is from a newer version.
     """
-    path = folder / "results.json"
     try:
         content = read_json_value(path.read_bytes())
         version = content.pop("format", None) if isinstance(content, dict) else None
@@ -161,6 +160,33 @@ def read_results(folder: Path) -> RunResults:
         undescribed = {entry.encoder for entry in entries} - header.encoders.keys()
         if undescribed:
             raise ValueError(f"the encoder '{min(undescribed)}' is not described")
+        return header, entries
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent}: no results of an evaluation ({path.name} is missing)") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: damaged results ({first_problem(error)}): run the evaluation again") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: damaged results ({error}): run the evaluation again") from None
+
+
+def results_schema() -> dict[str, Any]:
+    """Return the JSON schema of ``results.json``."""
+    schema, entries = _HEADER.json_schema(), _ENTRIES.json_schema(ref_template="#/$defs/{model}")
+    definitions = schema.pop("$defs", {}) | entries.pop("$defs", {})
+    properties = {"format": {"enum": list(READABLE)}, **schema["properties"], "results": entries}
+    required = ["format", *schema["required"], "results"]
+    title = "Results of an evaluation"
+    return schema | {"title": title, "properties": properties, "required": required, "$defs": definitions}
+
+
+def read_results(folder: Path) -> RunResults:
+    """Read what `write_results` wrote.
+
+    Raises:
+        ConfigError: the results are missing, damaged, or from a newer version.
+    """
+    try:
+        header, entries = read_scores(folder / "results.json")
         statistics, examples = _read_statistics(folder), read_npz(folder / "examples.npz")
         results = [
             Result(
@@ -174,8 +200,6 @@ def read_results(folder: Path) -> RunResults:
         return RunResults(**vars(header), results=results, rgb=examples["rgb"], labels=examples["labels"])
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
-    except ValidationError as error:
-        raise ConfigError(f"{path}: damaged results ({first_problem(error)}): run the evaluation again") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder}: damaged results ({error}): run the evaluation again") from None
     except KeyError as error:

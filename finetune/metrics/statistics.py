@@ -21,12 +21,10 @@ Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 (draws,); NaN where undefined. See TaskKind.resampled."""
 
 
-def bootstrap_interval(
-    score: Score, runs: Runs, places: Sequence[str], draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % interval of a score averaged over seeds, from draws of test places with replacement.
+def bootstrap_scores(score: Score, runs: Runs, places: Sequence[str], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Return a score averaged over seeds for draws of test places with replacement, float64 (draws,).
 
-    Draws with an undefined score are left out; both ends are NaN if all are undefined.
+    Models with the same places get the same draws, so that their scores can be subtracted.
 
     Args:
         places: place of each tile.
@@ -35,10 +33,24 @@ def bootstrap_interval(
     count = int(numbers.max()) + 1
     drawn = np.random.default_rng(seed).integers(0, count, (draws, count))
     weights = np.stack([np.bincount(sample, minlength=count) for sample in drawn])
-    values = np.mean([score(statistics, weights[:, numbers]) for statistics in runs], axis=0)
+    return np.mean([score(statistics, weights[:, numbers]) for statistics in runs], axis=0)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the scores, or differences of scores, of draws.
+
+    Draws with an undefined score are left out; both ends are NaN if all are undefined.
+    """
     defined = values[~np.isnan(values)]
     low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
     return float(low), float(high)
+
+
+def bootstrap_interval(
+    score: Score, runs: Runs, places: Sequence[str], draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % interval of a score averaged over seeds; see `bootstrap_scores` and `interval`."""
+    return interval(bootstrap_scores(score, runs, places, draws, seed))
 
 
 def paired_test(

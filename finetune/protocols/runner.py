@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +21,11 @@ from finetune.evaluation.head_files import load_head, save_heads
 from finetune.evaluation.neighbors import is_by_neighbors, tested_bands
 from finetune.evaluation.parts import Part, Parts
 from finetune.evaluation.results import Result
+from finetune.evaluation.runs import BASELINE
 from finetune.evaluation.selection import is_better
 from finetune.heads.registry import HeadConfig, head_config
 from finetune.metrics.scores import Scores
+from finetune.protocols.baseline import BaselineSweep, FittedBaseline
 from finetune.protocols.frozen import HeadsDiverged, HeadSweep, Trained
 from finetune.protocols.full import TrainingPlan, Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbors
@@ -88,7 +90,7 @@ class Protocols:
         """Return the results of all seeds; None if a stop was requested, after saving.
 
         Args:
-            name: ``pretrained`` or ``random``.
+            name: ``pretrained``, ``random``, ``raw`` or ``spectra``.
             fraction: fraction of the training tiles.
 
         Raises:
@@ -113,7 +115,8 @@ class Protocols:
         results = part.read()
         if results is None:
             begin = time.monotonic()
-            evaluate = self._knn if is_by_neighbors(protocol) else self._frozen
+            by_protocol = {BASELINE: self._baseline}
+            evaluate = by_protocol.get(protocol, self._knn if is_by_neighbors(protocol) else self._frozen)
             results = evaluate(name, protocol, fraction, part)
             seconds = (time.monotonic() - begin) / max(len(results), 1)
             results = [replace(result, seconds=seconds) for result in results]
@@ -163,28 +166,39 @@ class Protocols:
         features = self._features(model)
         heads = tuple(head_config(head) for head in part.provenance["heads"])
         seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
-        trained: list[Trained] = []
-        diverged: HeadsDiverged | None = None
-        try:
-            sweep = HeadSweep(context, model.encoder, features, rows, heads)
-            trained = sweep.run(seeds) if seeds else []
-        except HeadsDiverged as error:
-            diverged = error
-        distributed.store_barrier(context.heartbeat)  # some ranks have one more seed
-        own_outcomes = distributed.raise_on_all_ranks(
-            lambda: _raise_or([_seed_outcome(head) for head in trained], diverged)
-        )
-        outcomes = [outcome for of_rank in distributed.gather_objects(own_outcomes) for outcome in of_rank]
+        sweep = HeadSweep(context, model.encoder, features, rows, heads)
+        outcomes = self._gather(lambda: [_seed_outcome(head) for head in (sweep.run(seeds) if seeds else [])])
         results = [_result(outcome, name, protocol, fraction, part) for outcome in outcomes]
         if distributed.is_main():
             save_heads(part.heads, {(outcome.head, outcome.seed): outcome.weights or {} for outcome in outcomes})
-        if name == "pretrained" and fraction == 1.0 and "frozen" in self.config.protocol and distributed.is_main():
+        is_offered = context.encoder.is_trainable and "frozen" in self.config.protocol
+        if name == "pretrained" and fraction == 1.0 and is_offered and distributed.is_main():
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
             for result, outcome in zip(results, outcomes, strict=True):
                 assert outcome.weights is not None
                 head = {f"head.{key}": value for key, value in outcome.weights.items()}
                 self.best_model.offer(model, head_config(outcome.head_options), encoder | head, result)
         return results
+
+    def _baseline(self, name: str, protocol: str, fraction: float, part: Part) -> list[Result]:
+        """Fit and evaluate models on spectra; seeds are distributed over the ranks."""
+        sweep = BaselineSweep(self.context, self.context.rows(fraction))
+        seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
+        outcomes = self._gather(lambda: [_fitted_outcome(model) for seed in seeds for model in sweep.run(seed)])
+        outcomes.sort(key=lambda outcome: outcome.seed)
+        return [_result(outcome, name, protocol, fraction, part) for outcome in outcomes]
+
+    def _gather(self, compute: Callable[[], list[SeedOutcome]]) -> list[SeedOutcome]:
+        """Compute this rank's seeds, and return the outcomes of all ranks; an error is raised on every rank."""
+        own: list[SeedOutcome] = []
+        failed: ForgeError | None = None
+        try:
+            own = compute()
+        except HeadsDiverged as error:
+            failed = error
+        distributed.store_barrier(self.context.heartbeat)  # some ranks have one more seed
+        own = distributed.raise_on_all_ranks(lambda: _raise_or(own, failed))
+        return [outcome for of_rank in distributed.gather_objects(own) for outcome in of_rank]
 
     def _features(self, model: TaskModel, names: Sequence[str] = SPLITS) -> dict[str, Features]:
         """Return the features of splits; only training uses views other than the first."""
@@ -283,6 +297,10 @@ def _seed_outcome(trained: Trained) -> SeedOutcome:
     validation = trial.best or Scores()
     selected = trial.lr, trial.best_epoch, trial.curve
     return SeedOutcome(head.label, trial.seed, validation, trained.test, *selected, head.to_plain(), trial.best_weights)
+
+
+def _fitted_outcome(fitted: FittedBaseline) -> SeedOutcome:
+    return SeedOutcome(fitted.config.label, fitted.seed, fitted.validation, fitted.test)
 
 
 def _raise_or(value: list[SeedOutcome], error: ForgeError | None) -> list[SeedOutcome]:

@@ -1,12 +1,14 @@
-"""Intervals of all rows, and paired tests of encoders against their random-init baselines and between rows."""
+"""Intervals of all rows, and paired tests of encoders against their random-init baselines, against baselines without an
+encoder, and between rows."""
 
 from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 
+from finetune.evaluation.runs import BASELINE
 from finetune.metrics.metric import lower_is_better
-from finetune.metrics.statistics import bootstrap_interval, draws_for, holm, paired_test
+from finetune.metrics.statistics import bootstrap_scores, draws_for, holm, paired_test
 from finetune.report.rows import Comparison, Row, TaskReport
 
 Pair = tuple[TaskReport, Row, Row]
@@ -16,31 +18,48 @@ SIGNIFICANT = 0.05
 def judge(reports: Sequence[TaskReport]) -> None:
     """Compute intervals and tests of all rows.
 
-    Tests against random-init baselines are corrected jointly over all tasks, and so are those between other rows.
+    Tests against random-init baselines are corrected jointly over all tasks, and so are those against baselines without
+    an encoder, and those between other rows.
     """
-    against_baselines: list[Pair] = []
+    against_random: list[Pair] = []
+    against_spectra: list[Pair] = []
     between: list[Pair] = []
     for report in reports:
         for row in report.rows:
             statistics = [result.statistics for result in row.results]
-            row.interval = bootstrap_interval(report.resampled, statistics, report.run.places)
+            row.draws = bootstrap_scores(report.resampled, statistics, report.run.places)
             baseline = _random_init(row, report)
             if baseline is not None:
-                against_baselines.append((report, row, baseline))
+                against_random.append((report, row, baseline))
+        against_spectra += [(report, *pair) for pair in _best_pairs(report)]
         between += [(report, *pair) for pair in _pairs(report.rows)]
-    for (report, row, baseline), p in zip(against_baselines, _tested(against_baselines), strict=True):
+    for (report, row, baseline), p in zip(against_random, _tested(against_random), strict=True):
         row.p = p
         sign = -1 if lower_is_better(report.primary) else 1
         row.is_better = sign * (row.mean(report.primary) - baseline.mean(report.primary)) > 0 and p < SIGNIFICANT
+    for (report, first, second), p in zip(against_spectra, _tested(against_spectra), strict=True):
+        report.against_baselines.append(Comparison(first, second, report.primary, p))
     for (report, first, second), p in zip(between, _tested(between), strict=True):
-        difference = first.mean(report.primary) - second.mean(report.primary)
-        report.comparisons.append(Comparison(first, second, difference, p))
+        report.comparisons.append(Comparison(first, second, report.primary, p))
+
+
+def _best_pairs(report: TaskReport) -> list[tuple[Row, Row]]:
+    """Return the row of each encoder that is best on the validation tiles, with the baseline without an encoder that is
+    best on the test tiles, for each fraction of the training tiles."""
+    pairs = []
+    for fraction in dict.fromkeys(row.fraction for row in report.rows):
+        rows = [row for row in report.rows if row.fraction == fraction]
+        baselines = report.ranked([row for row in rows if row.is_baseline])
+        trained = [row for row in rows if not (row.is_baseline or row.is_random_init)]
+        best = {row.label: row for row in reversed(report.ranked_by_validation(trained))}
+        pairs += [(row, baselines[0]) for row in best.values() if baselines]
+    return pairs
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Return pairs of trained rows with the same protocol and fraction of tiles: one encoder in two settings, two
     encoders in one setting, or two encoders in their own settings if they have none in common."""
-    trained = [row for row in rows if not row.is_random_init]
+    trained = [row for row in rows if not row.is_random_init and row.protocol != BASELINE]
     pairs = [
         (first, second)
         for first, second in combinations(trained, 2)

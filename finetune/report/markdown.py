@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.rows import TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
-from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, spread, summary, title
+from finetune.report.tables import COMPARED, LEGEND, comparisons, notes, overlap, pretraining, spread, summary, title
 
 
 def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
@@ -14,7 +15,10 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     Args:
         more: notes in addition to those on the numbers.
     """
-    parts = ["# Evaluation", _table(summary(reports)), LEGEND, *more, *notes(reports)]
+    parts = ["# Evaluation", text_table(summary(reports)), LEGEND, *more, *notes(reports)]
+    known = pretraining(reports)
+    if len(known) > 1:
+        parts.append(text_table(known))
     for report in reports:
         metrics = report.kind.metrics
         head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
@@ -22,20 +26,24 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         for row in report.rows:
             start = [row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results))]
             lines.append([*start, *(spread(row, metric) for metric in metrics)])
-        parts += [f"## {report.title}", report.task.description, _table(lines)]
+        parts += [f"## {report.title}", report.task.description, text_table(lines)]
         shift = shift_table(report)
         if len(shift) > 1:
-            parts += ["### Spectral shift", shift_legend(report), _table(shift)]
+            parts += ["### Spectral shift", shift_legend(report), text_table(shift)]
         found = same_place_table(report)
         if len(found) > 1:
-            parts += [same_place_legend(report), _table(found)]
+            parts += [same_place_legend(report), text_table(found)]
+        if report.against_baselines:
+            sentences = [*baseline_sentences(report), samples_sentence(report), TESTED]
+            parts += ["### Against baselines", " ".join(filter(None, sentences))]
         if report.comparisons:
-            parts += [COMPARED, _table(comparisons(report))]
+            parts += [COMPARED, text_table(comparisons(report))]
         parts += filter(None, [overlap(report)])
     return "\n\n".join(parts) + "\n"
 
 
-def _table(lines: list[list[str]]) -> str:
+def text_table(lines: list[list[str]]) -> str:
+    """Return a table from its head and rows."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rule = ["-" * width for width in widths]
     padded = [

@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from finetune.report import charts
+from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.charts import Cell
 from finetune.report.rows import Row, TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
@@ -19,6 +20,7 @@ from finetune.report.tables import (
     notes,
     number,
     overlap,
+    pretraining,
     spread,
     summary,
     title,
@@ -54,10 +56,13 @@ def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     Args:
         more: notes to show in addition to those on the numbers.
     """
+    known = pretraining(reports)
     return charts.TEMPLATES.get_template("page.html").render(
-        summary=_table(summary(reports), "summary"),
+        heading="Evaluation",
+        summary=html_table(summary(reports), "summary"),
         legend=LEGEND,
         notes=[*more, *notes(reports)],
+        pretraining=html_table(known, "pretraining") if len(known) > 1 else "",
         tasks=[_task_page(report) for report in reports],
     )
 
@@ -66,13 +71,20 @@ def _task_page(report: TaskReport) -> TaskPage:
     task, run = report.task, report.run
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
-    sections = [_shift(report), _comparisons(report), _by_output(report), _curves(report), _fractions(report)]
+    sections = [
+        _baselines(report),
+        _shift(report),
+        _comparisons(report),
+        _by_output(report),
+        _curves(report),
+        _fractions(report),
+    ]
     sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
     present = [section for section in sections if section is not None]
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
 
 
-def _table(rows: list[list[str]], kind: str = "") -> Markup:
+def html_table(rows: list[list[str]], kind: str = "") -> Markup:
     """Return a table from the rows of a text table, the first of which is the head."""
     head, *lines = rows
     return charts.table(head, [(line[0], [_cell(text) for text in line[1:]]) for line in lines], kind)
@@ -93,19 +105,27 @@ def _scores(report: TaskReport) -> Markup:
         text = f"**{first}**" if row is report.best() and len(report.rows) > 1 else first
         rest = [spread(row, metric) for metric in metrics[1:]]
         lines.append([row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results)), text, *rest])
-    return _table(lines)
+    return html_table(lines)
 
 
 def _comparisons(report: TaskReport) -> Section | None:
     lines = comparisons(report)
-    return Section("Comparisons", _small(COMPARED) + _table(lines)) if len(lines) > 1 else None
+    return Section("Comparisons", _small(COMPARED) + html_table(lines)) if len(lines) > 1 else None
+
+
+def _baselines(report: TaskReport) -> Section | None:
+    if not report.against_baselines:
+        return None
+    sentences = filter(None, [*baseline_sentences(report), samples_sentence(report)])
+    text = Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in sentences)
+    return Section("Against baselines", text + _small(TESTED))
 
 
 def _shift(report: TaskReport) -> Section | None:
     lines, found = shift_table(report), same_place_table(report)
-    body = _small(shift_legend(report)) + _table(lines)
+    body = _small(shift_legend(report)) + html_table(lines)
     if len(found) > 1:
-        body += _small(same_place_legend(report)) + _table(found)
+        body += _small(same_place_legend(report)) + html_table(found)
     return Section("Spectral shift", body) if len(lines) > 1 else None
 
 
@@ -164,7 +184,7 @@ def _confusion(report: TaskReport) -> Section | None:
 def _tables(report: TaskReport) -> list[Section]:
     """Return the tables that the task kind adds."""
     statistics = [result.statistics for result in report.best().results]
-    return [Section(heading, _table(rows)) for heading, rows in report.kind.tables(statistics)]
+    return [Section(heading, html_table(rows)) for heading, rows in report.kind.tables(statistics)]
 
 
 def _panels(report: TaskReport) -> Section | None:
@@ -198,7 +218,7 @@ def _cost(report: TaskReport) -> Section:
     )
     low, high = (number(bound, report.primary) for bound in best.interval)
     text = f"Best: {_label(best)}, {low} to {high}" + (f" ({chosen})" if chosen else "")
-    return Section("Cost", _table(lines) + _small(f"{text}."))
+    return Section("Cost", html_table(lines) + _small(f"{text}."))
 
 
 def _drawn(report: TaskReport) -> list[Row]:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from finetune.evaluation.provenance import REPLACEMENTS
 from finetune.evaluation.results import Provenance, Result, RunResults
 from finetune.metrics.metric import lower_is_better
-from finetune.metrics.statistics import smallest_p
+from finetune.metrics.statistics import interval, smallest_p
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import TaskKind, kind_of
 
@@ -25,7 +27,7 @@ class Row:
         rest: the ``settings`` that distinguish it from other rows, as text.
         run, folder: origin of its first result.
         results: results by seed, ascending.
-        interval: 95 % interval of the primary score.
+        draws: the primary score for draws of test places (draws,).
         p: corrected p-value of the paired test against the random-init baseline; None without a baseline, or for the
             baseline itself.
     """
@@ -42,9 +44,24 @@ class Row:
     folder: Path
     results: list[Result]
     rest: str = ""
-    interval: tuple[float, float] = (0.0, 0.0)
+    draws: np.ndarray = field(default_factory=lambda: np.zeros(1))
     p: float | None = None
     is_better: bool = False
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """The record of the encoder in the results."""
+        return self.run.encoders[self.results[0].encoder]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the primary score."""
+        return interval(self.draws)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether spectra take the place of an encoder."""
+        return self.architecture in REPLACEMENTS.values()
 
     @property
     def way(self) -> str:
@@ -65,6 +82,11 @@ class Row:
         values = self.values(metric)
         return float(np.mean(values)) if values else float("nan")
 
+    def validation(self, metric: str) -> float:
+        """Return the mean over seeds of a score of the validation tiles; NaN if it is undefined."""
+        values = [result.validation[metric] for result in self.results if metric in result.validation]
+        return float(np.mean(values)) if values else float("nan")
+
     def deviation(self, metric: str) -> float:
         """Return the sample standard deviation over seeds; 0 for a single seed."""
         values = self.values(metric)
@@ -83,14 +105,24 @@ class Comparison:
     """Two rows of one task, tested on the same tiles.
 
     Attributes:
-        difference: difference of the mean primary scores, first minus second.
+        metric: name of the primary score.
         p: corrected p-value of the paired test.
     """
 
     first: Row
     second: Row
-    difference: float
+    metric: str
     p: float
+
+    @property
+    def difference(self) -> float:
+        """The difference of the mean primary scores, first minus second."""
+        return self.first.mean(self.metric) - self.second.mean(self.metric)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference, by draws of test places that both rows share."""
+        return interval(self.first.draws - self.second.draws)
 
 
 @dataclass
@@ -100,6 +132,7 @@ class TaskReport:
     Attributes:
         title: unique title.
         run: one of the runs, for the fields that all runs share.
+        against_baselines: a row of each encoder and the best row without an encoder.
         costs: seconds by part, for each run folder.
     """
 
@@ -108,6 +141,7 @@ class TaskReport:
     title: str = ""
     rows: list[Row] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    against_baselines: list[Comparison] = field(default_factory=list)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @cached_property
@@ -133,6 +167,12 @@ class TaskReport:
         """Sort rows by their mean primary score, the best first and undefined ones last."""
         sign = 1 if lower_is_better(self.primary) else -1
         means = {id(row): sign * row.mean(self.primary) for row in rows}
+        return sorted(rows, key=lambda row: (not np.isfinite(means[id(row)]), means[id(row)]))
+
+    def ranked_by_validation(self, rows: list[Row]) -> list[Row]:
+        """Sort rows by their mean primary score on the validation tiles, the best first and undefined ones last."""
+        sign = 1 if lower_is_better(self.primary) else -1
+        means = {id(row): sign * row.validation(self.primary) for row in rows}
         return sorted(rows, key=lambda row: (not np.isfinite(means[id(row)]), means[id(row)]))
 
     def best(self) -> Row:

@@ -6,7 +6,7 @@ import math
 
 from finetune.metrics.metric import METRICS, lower_is_better
 from finetune.report.compare import SIGNIFICANT
-from finetune.report.rows import Row, TaskReport
+from finetune.report.rows import Comparison, Row, TaskReport
 
 LEGEND = (
     "Mean ± standard deviation over seeds, and in brackets the 95 % bootstrap interval over test places. Percent, but "
@@ -76,21 +76,38 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
     return lines
 
 
+def pretraining(reports: list[TaskReport]) -> list[list[str]]:
+    """Return head and rows of what the checkpoints were pretrained on; only the head if no file says it."""
+    lines = [["checkpoint", "pretrained on", "objective", "tiles seen"]]
+    records = {row.label: row.encoder for report in reports for row in report.rows}
+    for label, record in records.items():
+        if record.get("pretrained_on"):
+            seen = f"{record['samples_seen']:,}"
+            lines.append([label, record["pretrained_on"], record["objective"], seen])
+    return lines
+
+
 def comparisons(report: TaskReport) -> list[list[str]]:
     """Return head and rows of the tests between trained rows; only the head if there are none."""
     lines = [["first", "second", "tiles", f"{title(report.primary)}: first - second", "p"]]
     for comparison in report.comparisons:
         names = [f"{row.label} · {row.name}" for row in (comparison.first, comparison.second)]
-        difference = number(comparison.difference, report.primary)
-        sign = "+" if comparison.difference > 0 else ""
         p = f"**{comparison.p:.2g}**" if comparison.p < SIGNIFICANT else f"{comparison.p:.2g}"
-        lines.append([*names, f"{100 * comparison.first.fraction:g} %", f"{sign}{difference}", p])
+        lines.append([*names, f"{100 * comparison.first.fraction:g} %", difference(comparison), p])
     return lines
 
 
+def difference(comparison: Comparison) -> str:
+    """Return a difference of scores with its sign and interval."""
+    value, metric = comparison.difference, comparison.metric
+    low, high = (number(bound, metric) for bound in comparison.interval)
+    return f"{'+' if value > 0 else ''}{number(value, metric)} [{low}, {high}]"
+
+
 COMPARED = (
-    "Paired permutation tests over test places: two encoders in one setting, and one encoder in two; p is corrected by "
-    "Holm for all of them on this page, bold below 0.05. Tests against the random-init baseline: ▲ in the table above."
+    "Paired permutation tests over test places: two encoders in one setting, and one encoder in two. In brackets, the "
+    "95 % bootstrap interval of the difference; p is corrected by Holm for all of these tests on this page, bold below "
+    "0.05. Tests against the random-init baseline: ▲ in the table above."
 )
 
 
@@ -146,7 +163,7 @@ def comma_separated(reports: list[TaskReport]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     columns = "task checkpoint sha256 protocol head fraction seeds metric mean deviation low high p better"
-    writer.writerow([*columns.split(), "settings", "title"])
+    writer.writerow([*columns.split(), "settings", "title", "pretrained_on"])
     for report in reports:
         for row in report.rows:
             for metric in report.kind.metrics:
@@ -156,7 +173,7 @@ def comma_separated(reports: list[TaskReport]) -> str:
                     judged = [low, high, "" if row.p is None else row.p, row.is_better]
                 start = [report.task.name, row.label, row.identity, row.protocol, row.head, row.fraction]
                 mean, deviation = _finite(row.mean(metric)), _finite(row.deviation(metric))
-                rest = [row.rest.removeprefix(" · "), report.title]
+                rest = [row.rest.removeprefix(" · "), report.title, row.encoder.get("pretrained_on", "")]
                 writer.writerow([*start, len(row.results), metric, mean, deviation, *judged, *rest])
     return out.getvalue()
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluation.neighbors import expand, is_by_neighbors
+from finetune.evaluation.neighbors import expand
+from finetune.evaluation.runs import encoder_names, list_runs
 from shards.config import parse_values
 from shards.errors import ConfigError
 from shards.files.text import read_text_file
@@ -48,15 +49,12 @@ def _line(folder: Path) -> str | None:
 
 def _parts_of(config: dict[str, Any]) -> list[str]:
     """Return the parts in the order in which they run (finetune/evaluate.py)."""
-    compared = {"random": config.get("compare_random", True), "raw": config.get("compare_raw", False)}
     shift = config.get("shift", {})
     protocols = expand(config.get("protocol", []), shift.get("train", "all"), shift.get("test", []))
+    names = encoder_names(protocols, config.get("compare_random", True), config.get("compare_raw", False))
     return [
         f"{name} {protocol}" + (f" of {100 * fraction:g} % of the tiles" if fraction != 1 else "")
-        for name in ("pretrained", *(name for name, is_compared in compared.items() if is_compared))
-        for fraction in config.get("fractions", [1.0])
-        for protocol in protocols
-        if name != "raw" or is_by_neighbors(protocol)
+        for name, protocol, fraction in list_runs(names, protocols, config.get("fractions", [1.0]))
     ]
 
 

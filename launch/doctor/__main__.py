@@ -17,6 +17,7 @@ from launch.doctor.limit import time_limit
 from launch.doctor.table import Printer, Row, State, summary
 from pretrain.config import PretrainConfig
 from shards.cli import Parser
+from shards.files.processes import rank_name
 
 if TYPE_CHECKING:
     from launch.doctor.cluster import Cluster
@@ -89,11 +90,11 @@ def examine(cluster: "Cluster", module: str, *arguments: Any) -> Row:
 def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
     """Start the process group, or end the process, since no check could run without it."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    number, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    name, size = rank_name(os.environ["RANK"]), os.environ["WORLD_SIZE"]
     fix = "check for ranks that didn't start, then MASTER_ADDR, MASTER_PORT and the firewall"
 
     def report() -> None:
-        problem = f"rank {number} of {size}: not all ranks answered within {START_LIMIT_S:.0f} s at {address}"
+        problem = f"{name} of {size}: not all ranks answered within {START_LIMIT_S:.0f} s at {address}"
         show("ranks", Row("red", problem, fix))
         print(f"error: {problem}", file=sys.stderr, flush=True)
 
@@ -107,8 +108,8 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
             cluster = Cluster(config)
         except Exception as error:  # any: torch, DeepSpeed, CUDA or the network
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            show("ranks", Row("red", f"rank {number} of {size} at {address}: {reason}", fix))
-            print(f"error: rank {number}: {reason}", file=sys.stderr, flush=True)
+            show("ranks", Row("red", f"{name} of {size} at {address}: {reason}", fix))
+            print(f"error: {name}: {reason}", file=sys.stderr, flush=True)
             os._exit(1)
     hosts = len(cluster.first_ranks)
     show("ranks", Row("green", f"{cluster.size} on {hosts} host{'s' * (hosts > 1)}, at {address}"))

@@ -1,11 +1,15 @@
 """The identity of several sources in checkpoints: what their order depends on, and where it begins."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pretrain.data.inputs import Inputs
 from shards.order.mixture import MixturePlan
+from shards.sensors.sensor import MATCH_TOLERANCE_NM
 
 
 @dataclass(frozen=True)
@@ -17,12 +21,25 @@ class MixtureSource:
         weight: its share, a whole number.
         dataset: hash of the tiles of its view.
         held_out: hash of its held-out locations.
+        sensor, wavelength_nm: its bands, which the hash of the tiles covers.
     """
 
     name: str = field(compare=False)
     weight: int
     dataset: str
     held_out: str
+    sensor: str = field(compare=False)
+    wavelength_nm: Sequence[float] = field(compare=False)
+
+    @property
+    def bands(self) -> str:
+        """Number of bands and sensor, for messages."""
+        return f"{len(self.wavelength_nm)} of {self.sensor}"
+
+    def has_bands_of(self, other: "MixtureSource") -> bool:
+        """Return whether its bands are those of another source, in the same order."""
+        own, others = self.wavelength_nm, other.wavelength_nm
+        return len(own) == len(others) and bool(np.allclose(own, others, rtol=0, atol=MATCH_TOLERANCE_NM))
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,14 @@ class Mixture:
 def current_mixture(inputs: Inputs) -> Mixture:
     """Return the mixture of a run's inputs."""
     sources = (
-        MixtureSource(source.name, source.weight, source.plan.dataset, source.held_out_hash)
+        MixtureSource(
+            source.name,
+            source.weight,
+            source.plan.dataset,
+            source.held_out_hash,
+            source.manifest.sensor,
+            source.manifest.wavelength_nm,
+        )
         for source in inputs.sources
     )
     plan = inputs.plan
@@ -48,8 +72,9 @@ def saved_mixture(state: dict[str, Any]) -> Mixture:
     data = state["data"]
     if "sources" not in data:
         name = Path(state["config"]["data"].get("shards") or "").name
-        return Mixture((MixtureSource(name, 1, data["content_hash"], data.get("held_out", "")),), None)
-    keys = ("name", "weight", "dataset", "held_out")
+        bands = data.get("sensor", ""), data.get("wavelength_nm", [])
+        return Mixture((MixtureSource(name, 1, data["content_hash"], data.get("held_out", ""), *bands),), None)
+    keys = ("name", "weight", "dataset", "held_out", "sensor", "wavelength_nm")
     sources = (MixtureSource(*(each[key] for key in keys)) for each in data["sources"])
     return Mixture(tuple(sources), data["block"])
 
@@ -61,8 +86,6 @@ def mixture_identity(inputs: Inputs) -> dict[str, Any]:
     described = [
         {
             **asdict(source),
-            "sensor": manifest.sensor,
-            "wavelength_nm": manifest.wavelength_nm,
             "fwhm_nm": manifest.fwhm_nm,
             "mu": manifest.mean,
             "sigma": manifest.std,
@@ -93,7 +116,9 @@ def sources_change(old: Mixture, new: Mixture) -> str:
     for name in then.keys() & now.keys():
         if then[name].weight != now[name].weight:
             changes.append(f"'{name}' has weight {now[name].weight}, it had {then[name].weight}")
-        if then[name].dataset != now[name].dataset:
+        if then[name].wavelength_nm and not now[name].has_bands_of(then[name]):  # earlier versions didn't save bands
+            changes.append(f"'{name}' has other bands ({now[name].bands}, it had {then[name].bands})")
+        elif then[name].dataset != now[name].dataset:
             changes.append(f"'{name}' has other tiles")
         elif then[name].held_out != now[name].held_out:
             changes.append(f"'{name}' holds out other locations")

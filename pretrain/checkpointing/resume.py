@@ -67,12 +67,13 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> ResumePoint | N
         if (folder / "metrics.jsonl").exists():
             log(f"WARNING: {folder} ended before its first checkpoint: it starts from step 0 again")
         return None
-    state, manifest = read_state(path), inputs.manifests[0]
+    state, mixture = read_state(path), current_mixture(inputs)
     renamed, _ = rename_keys(state["config"], PretrainConfig)
     state["config"] = _with_new_keys(renamed, config)
-    _check_same_structure(state, config, manifest.sensor, manifest.wavelength_nm, path)
-    mixture = current_mixture(inputs) if isinstance(inputs.plan, MixturePlan) else None
-    _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path, mixture)
+    _check_same_structure(state, config, path)
+    _check_bands_fit(state, config, mixture, path)
+    several = mixture if isinstance(inputs.plan, MixturePlan) else None
+    _check_same_run(state, config, inputs.plan.dataset, inputs.held_out_hash, path, several)
     _announce_rates(state, config)
     begin = order_begin(state, inputs)
     if begin == state["samples_seen"] and begin:
@@ -90,12 +91,9 @@ def _with_new_keys(saved: dict[str, Any], config: PretrainConfig) -> dict[str, A
     return filled
 
 
-def _check_same_structure(
-    state: dict[str, Any], config: PretrainConfig, sensor: str, wavelength_nm: list[float], path: Path
-) -> None:
+def _check_same_structure(state: dict[str, Any], config: PretrainConfig, path: Path) -> None:
     """Refuse changes after which the model has other weights, accepted or not."""
-    before, now, data = state["config"], config.model_dump(mode="json"), state["data"]
-    new_run = f"start a new run with this encoder: another run.dir and init={path}"
+    before, now = state["config"], config.model_dump(mode="json")
     for section, names in STRUCTURE.items():
         old, new = (
             {key: values[section].get(key) for key in names if key in values[section]} for values in (before, now)
@@ -103,20 +101,39 @@ def _check_same_structure(
         if old == new:
             continue
         key, was, is_now = _changes(old, new, f"{section}.")[0]
-        hint = new_run if section == "objective" else "start over in another run.dir"
+        hint = _new_run(path) if section == "objective" else "start over in another run.dir"
         raise CheckpointError(
             f"{path}: checkpoint of another run: {key} differs ({was} then, {is_now} now), so that their weights are "
             f"incompatible: set it back, or {hint}"
         )
-    bands = len(data.get("wavelength_nm") or wavelength_nm)
-    any_number = outline_encoder(**config.model.model_dump(), bands=len(wavelength_nm)).bands is None
-    if bands != len(wavelength_nm) and (config.objective.name == "mae" or not any_number):
-        hint = f"{new_run} checkpoint.accept=[init]" if any_number else "start over in another run.dir"
+
+
+def _check_bands_fit(state: dict[str, Any], config: PretrainConfig, mixture: Mixture, path: Path) -> None:
+    """Refuse sources of another number of bands than the weights are for; with a stem by wavelength they are for any.
+
+    Args:
+        mixture: the sources, also if it is one dataset.
+    """
+    if config.model.by_wavelength:
+        return
+    saved = saved_mixture(state).sources[0]
+    for number, source in enumerate(mixture.sources):
+        bands = len(source.wavelength_nm)
+        any_number = outline_encoder(**config.model.model_dump(), bands=bands).bands is None
+        fits_any = any_number and config.objective.name != "mae"
+        if fits_any or not saved.wavelength_nm or bands == len(saved.wavelength_nm):
+            continue
+        key = f"data.sources.{number}" if config.data.sources else "data.shards"
+        hint = f"{_new_run(path)} checkpoint.accept=[init]" if any_number else "start over in another run.dir"
         raise CheckpointError(
-            f"{path}: checkpoint of another run: data.shards has {len(wavelength_nm)} bands ({sensor}), but the run "
-            f"has {bands} ({data.get('sensor')}), so that their weights are incompatible: set data.shards back, or "
-            f"{hint}"
+            f"{path}: checkpoint of another run: {key} ({source.name}) has {bands} bands ({source.sensor}), but the "
+            f"run has {len(saved.wavelength_nm)} ({saved.sensor}), so that their weights are incompatible: set {key} "
+            f"back, or {hint}"
         )
+
+
+def _new_run(path: Path) -> str:
+    return f"start a new run with this encoder: another run.dir and init={path}"
 
 
 def _check_same_run(

@@ -9,7 +9,7 @@ from pretrain.config.callbacks import ProfilerConfig
 from pretrain.config.loggers import DEFAULT_LOGGERS, LoggerConfig
 from pretrain.registries import LOGGERS
 from shards.config import ConfigModel
-from shards.config.fields import NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
+from shards.config.fields import Name, NotNegative, PathText, Positive, Rate, Seed, Switch, Threads, Weight
 
 Fixed = Literal[
     "init",
@@ -33,6 +33,9 @@ class RunConfig(ConfigModel):
     """Seed of everything that is random."""
     threads: Threads = 1
     """CPU threads of torch, per process."""
+    notify: Name | None = None
+    """Shell command or webhook (http:// or https://) that receives the run's events as JSON: restarted, stopped,
+    interrupted, complete, failed."""
 
 
 class CheckpointConfig(ConfigModel):
@@ -40,6 +43,8 @@ class CheckpointConfig(ConfigModel):
 
     every: Positive = 1000
     """Steps between two checkpoints."""
+    background: Switch = True
+    """Train on while a checkpoint is written, from a copy of each process's share of the state in host memory."""
     keep: Positive = 3
     """Newest checkpoints that are kept."""
     keep_every: NotNegative = 0

@@ -7,6 +7,7 @@
       rank0.pid              `kill -TERM $(cat RUN/rank0.pid)` saves and stops all ranks
       run.lock               exists while a run is at work: one at a time
       status.json            running, stopped, complete or failed, and where; `python -m pretrain status RUN` reads it
+      restarts.jsonl         restarts within a Slurm job, with node and cause
       metrics.jsonl          scalars, one line for each record
       tensorboard/           the same scalars, and figures
       checkpoints/step-N/    see pretrain/checkpointing/checkpoint.py
@@ -43,6 +44,7 @@ from pretrain.loop.callbacks.gc_control import GcControl
 from pretrain.loop.callbacks.logging import Logging
 from pretrain.loop.callbacks.probing import Probing
 from pretrain.loop.callbacks.reference_loss import ReferenceLoss
+from pretrain.loop.callbacks.restarts import Restarts
 from pretrain.loop.callbacks.run_identity import RunIdentity
 from pretrain.loop.callbacks.sample_log import SampleLog
 from pretrain.loop.callbacks.saving import Saving
@@ -80,7 +82,7 @@ class Trainer:
 
     def __init__(self, config: PretrainConfig, watchdog: Watchdog) -> None:
         self.config, self.watchdog, self.folder = config, watchdog, Path(config.run.dir)
-        self.run = open_run(self.folder, watchdog)
+        self.run = open_run(self.folder, watchdog, config.run.notify)
         self.inputs = distributed.raise_on_all_ranks(lambda: open_inputs(config))
         manifests, device = self.inputs.manifests, distributed.device()
         tables = BandTables.of(manifests)
@@ -88,7 +90,7 @@ class Trainer:
         point = find_resume_point(config, self.inputs)
         if point is not None:
             self.inputs = self.inputs.starting_at(point.order_begin)
-        initial = None if point else read_initial_weights(config, manifests[0])
+        initial = None if point else read_initial_weights(config, manifests)
         self.objective = build_objective(config, normalize, manifests, initial)
         self.stream = TileStream(
             self.inputs.reader,
@@ -176,21 +178,23 @@ class Trainer:
         """Build the callbacks, in the order that they are called in."""
         config, objective, inputs, folder = self.config, self.objective, self.inputs, self.folder
         probes = self._build_probes()
+        logging = Logging(config, self.metrics, objective.scalars.flush, lambda: inputs.reader.counters)
         return [
             RunIdentity(config, objective, inputs),
             ReferenceLoss(config, objective, inputs),
             *([SampleLog(folder, inputs)] if config.log.samples else []),
             SkipLog(folder, inputs),
             *([SourceScalars(inputs, objective)] if config.data.sources else []),
-            Logging(config, self.metrics, objective.scalars.flush, lambda: inputs.reader.counters),
+            logging,
             self.status,
+            Restarts(self.run, logging),
             Divergence(str(folder), "lower optim.lr, or look at skipped.jsonl", rolls_back=True),
             Validation(config, objective, inputs),
             *([Probing(probes, objective, config.probe.every)] if config.probe else []),
             *([CALLBACKS["profiler"](config.log.profile, folder)] if config.log.profile else []),
             *(CALLBACKS[config.name](config, folder) for config in config.callbacks),
             BadTileLimit([inputs.quarantine, *(probe.quarantine for probe in probes.values())], folder),
-            Saving(config.checkpoint.every),
+            Saving(config.checkpoint.every, config.checkpoint.background),
             GcControl(),
         ]
 

@@ -18,6 +18,11 @@ def last_saved_step(folder: Path) -> int | None:
     return max((int(record["step"]) for record in records if "checkpoint_seconds" in record), default=None)
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the complete records of a file, in their order."""
+    return [record for _, record in _records(path)]
+
+
 def drop_after(path: Path, step: int) -> None:
     """Remove the lines of a file after a step; a missing file is ignored."""
     if path.exists():

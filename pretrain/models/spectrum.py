@@ -13,6 +13,16 @@ NARROWEST_SPACING_NM = 1e-3
 """Spacing of a band between two others of the same center, or alone."""
 
 
+class TakesSpectrum:
+    """A module whose features depend on what the bands of images are.
+
+    Attributes:
+        default: the bands of images whose spectrum is not given; see `set_default_spectrum`.
+    """
+
+    default: "Spectrum | None" = None
+
+
 class Spectrum(NamedTuple):
     """Bands of the images of a batch, which is G groups of equally many consecutive samples.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.config.run import CheckpointConfig
+from pretrain.resilience.notify import notify
 from pretrain.resilience.status import LOCK_FILE, STATUS_FILE, RunRecord, Status, now, read_record, run_state
 from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import sweep, temporary_path, write_atomic
@@ -19,6 +20,8 @@ from shards.files.processes import ProcessId
 if TYPE_CHECKING:
     from pretrain.resilience.watchdog import Watchdog
 
+KEPT = ("step", "steps", "samples", "restarts", "last_restart")
+"""Fields of ``status.json`` that a new process takes over from the last one."""
 RECORD_S = 5.0
 """Seconds between two records of an evaluation's progress."""
 
@@ -36,19 +39,24 @@ class RunFolder:
         path: created if it is missing.
         patience: seconds to wait for another run in it to end.
         leader: on ranks other than 0, the record that rank 0's RunFolder began with; None locks the folder.
+        notify_target: command or URL that is notified of the run's events.
 
     Attributes:
         record: the content of ``status.json``, even if it could not be written.
+        previous: its content before this process; None if there was none, and on ranks other than 0.
 
     Raises:
         ConfigError: the folder can't be written, or another run is at work in it.
     """
 
-    def __init__(self, path: Path, patience: float = 15.0, leader: RunRecord | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, patience: float = 15.0, leader: RunRecord | None = None, notify_target: str | None = None
+    ) -> None:
+        self.path, self._notify = path, notify_target
         self._lock: Lock | None = None
         self._effort = BestEffort(path / STATUS_FILE)
         self.record = leader or RunRecord.of_this_process()
+        self.previous: RunRecord | None = None
         self._written, self._released = 0.0, False
         if leader is None:
             try:
@@ -58,9 +66,10 @@ class RunFolder:
                 sweep(path, f"{STATUS_FILE}.*")
             except OSError as error:
                 raise ConfigError(f"key 'run.dir': {path}: can't be written: {error.strerror}") from None
-            before = read_record(path)
-            if before is not None:
-                self.record = replace(self.record, step=before.step, steps=before.steps, samples=before.samples)
+            self.previous = read_record(path)
+            if self.previous is not None:
+                kept = {name: getattr(self.previous, name) for name in KEPT}
+                self.record = replace(self.record, **kept, begun=self.previous.begun or self.record.begun)
             self._write(self.record)
 
     def write_status(
@@ -73,6 +82,13 @@ class RunFolder:
         """
         record = replace(self.record, status=status, step=step, steps=steps, samples=samples, reason=reason)
         self._write(record if part is None else replace(record, part=part))
+        if status != "running":
+            notify(self._notify, status, self.path, self.record, reason)
+
+    def record_restarts(self, count: int, last: str) -> None:
+        """Write how often the run was restarted within its jobs and why the last time, and notify the user."""
+        self._write(replace(self.record, restarts=count, last_restart=last))
+        notify(self._notify, "restarted", self.path, self.record, last)
 
     def report_progress(self, part: str | None = None, samples: int | None = None, at_once: bool = False) -> None:
         """Record the progress of an evaluation within a part; every rank may call it at any time, rank 0 writes.
@@ -94,6 +110,8 @@ class RunFolder:
         if record.process == self.record.process and record.status == "running":
             last = record if record.step > self.record.step or self._lock is None else self.record
             self._write(replace(last, status=status, reason=" ".join(reason.split())[:1600]))
+            if status != "running":
+                notify(self._notify, status, self.path, self.record, self.record.reason)
 
     def check_held(self) -> None:
         """Raise RunTaken if another run has taken the folder over."""
@@ -149,17 +167,22 @@ class RunFolder:
                 )
 
 
-def open_run(path: Path, watchdog: "Watchdog") -> RunFolder:
+def open_run(path: Path, watchdog: "Watchdog", notify_target: str | None = None) -> RunFolder:
     """Open and lock a run's folder; every rank calls it. The watchdog then records there how the run ends.
+
+    Args:
+        notify_target: see RunFolder.
 
     Raises:
         ConfigError: on every rank, see RunFolder.
     """
     from pretrain import distributed
 
-    run_folder = distributed.raise_on_all_ranks(lambda: RunFolder(path) if distributed.is_main() else None)
+    run_folder = distributed.raise_on_all_ranks(
+        lambda: RunFolder(path, notify_target=notify_target) if distributed.is_main() else None
+    )
     leader = distributed.broadcast_object(None if run_folder is None else run_folder.record)
-    watchdog.run = run_folder or RunFolder(path, leader=leader)
+    watchdog.run = run_folder or RunFolder(path, leader=leader, notify_target=notify_target)
     return watchdog.run
 
 

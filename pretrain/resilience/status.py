@@ -4,7 +4,7 @@
 
     {"status": "running", "step": 400, "steps": 10000, "samples": 409600, "part": "", "reason": "",
      "time": "2026-03-01T12:00:00+00:00", "started": ..., "host": "n03", "pid": 4711, "pid_start": "81734",
-     "machine": ..., "job": "1234"}
+     "machine": ..., "job": "1234", "begun": "2026-02-20T...", "restarts": 2, "last_restart": "n03: task 5: killed"}
 
 It is written at the start, at every log step, at every save, and at the end. For an evaluation, steps are its finished
 parts, and ``part`` is the current one.
@@ -38,6 +38,9 @@ class RunRecord:
         time, started: when the record was written and the process started, ISO 8601.
         pid_start, machine: see ProcessId.
         job: ID of the Slurm job.
+        begun: when the run's first process started.
+        restarts: number of restarts within jobs, see restarts.py.
+        last_restart: host, cause and lost steps of the last one.
     """
 
     status: str
@@ -53,14 +56,19 @@ class RunRecord:
     pid_start: str = ""
     machine: str = ""
     job: str = ""
+    begun: str = ""
+    restarts: int = 0
+    last_restart: str = ""
 
     @classmethod
     def of_this_process(cls) -> "RunRecord":
         process = ProcessId.own()
         job = os.environ.get("SLURM_JOB_ID", "")
+        started = now()
         return cls(
             "running",
-            started=now(),
+            started=started,
+            begun=started,
             host=process.host,
             pid=process.pid,
             pid_start=process.start,

@@ -12,7 +12,6 @@ import faulthandler
 import json
 import os
 import select
-import socket
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from pretrain.config.run import WatchdogConfig
 from pretrain.resilience import flight_recorder
 from pretrain.resilience.signals import STOPPED, StopRequest
+from shards.files.processes import host_name, rank_name
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -38,6 +38,8 @@ HUNG = 77
 Phase = Literal["setup", "step", "evaluation", "saving"]
 TICK, ANSWER = 0.5, 4.0
 """Seconds between two checks, and seconds that ranks have to report where they are."""
+NAMED = 8
+"""Ranks that a message names."""
 
 
 class Watchdog:
@@ -62,6 +64,7 @@ class Watchdog:
         self._since = time.monotonic()
         self._store: dist.Store | None = None
         self._world = 1
+        self._hosts = {self.rank: host_name()}
         self._stop_announced = False
         self._other_failed = self._asked = False
 
@@ -139,6 +142,9 @@ class Watchdog:
         This has a thread of its own, since a call blocks while rank 0, which holds the store, is suspended.
         """
         assert self._store is not None
+        with suppress(RuntimeError):
+            self._store.set(f"host {self.rank}", host_name())
+            self._hosts[0] = self._store.get("host 0").decode()  # now: later, rank 0 may not answer
         while True:
             try:
                 if self.stop.is_set and not self._stop_announced:
@@ -155,7 +161,7 @@ class Watchdog:
     def _announce_stop(self) -> None:
         assert self._store is not None
         self._stop_announced = True
-        self._store.set("stop", f"rank {self.rank}: {self.stop.reason}")
+        self._store.set("stop", f"{rank_name(self.rank)}: {self.stop.reason}")
 
     def _leave_setup(self) -> NoReturn:
         """End the process before the first step: the newest checkpoint, if there is one, is the state of the run."""
@@ -182,7 +188,7 @@ class Watchdog:
     def _give_up_saving(self) -> NoReturn:
         self._dump_stacks()
         message = (
-            f"rank {self.rank}: not saved within watchdog.grace = {self.limits.grace} s of {self.stop.reason} "
+            f"{rank_name(self.rank)}: not saved within watchdog.grace = {self.limits.grace} s of {self.stop.reason} "
             f"(in {self.activity} at step {self._step}); the run continues from the newest checkpoint"
         )
         self.leave_run("interrupted", message)
@@ -197,9 +203,9 @@ class Watchdog:
         everyone = self._collect()
         if self.rank == min(everyone):
             diagnosis = self._diagnosis(everyone)
-            self.leave_run("failed", diagnosis.splitlines()[0].removeprefix("error: "))
             with suppress(OSError):
                 print(diagnosis, file=sys.stderr, flush=True)
+            self.leave_run("failed", diagnosis.splitlines()[0].removeprefix("error: "))
         _bounded(lambda: flight_recorder.dump(self.folder, self.rank))
         self._meet(len(everyone))
         os._exit(HUNG)
@@ -238,7 +244,7 @@ class Watchdog:
             "step": self._step,
             "activity": self.activity,
             "seconds": round(time.monotonic() - self._since),
-            "host": socket.gethostname(),
+            "host": host_name(),
         }
         everyone = {self.rank: report}
         if self._store is not None:
@@ -253,6 +259,9 @@ class Watchdog:
         for rank in range(self._world):
             if self._store.check([f"rank {rank}"]):
                 everyone[rank] = json.loads(self._store.get(f"rank {rank}"))
+        for rank in [rank for rank in range(self._world) if rank not in everyone][:NAMED]:
+            if self._store.check([f"host {rank}"]):
+                self._hosts[rank] = self._store.get(f"host {rank}").decode()
 
     def _diagnosis(self, everyone: dict[int, dict]) -> str:
         """Return a line that names the ranks that the others wait for, and a line for each of a few ranks."""
@@ -263,14 +272,16 @@ class Watchdog:
             for rank, report in everyone.items()
             if report["step"] == behind and not report["activity"].startswith("waiting")
         ]
+        hosts = self._hosts | {rank: report["host"] for rank, report in everyone.items()}
+        names = [f"{rank} on {hosts[rank]}" if rank in hosts else f"{rank}" for rank in late[:NAMED]]
         first = everyone[min(everyone)]
         limit = getattr(self.limits, first["phase"])
         what = "does not answer: stopped, dead or disconnected" if silent else "is late"
-        named = f"rank {', '.join(map(str, late[:8]))} {what}" if late else "every rank waits for the others"
+        named = f"rank {', '.join(names)} {what}" if late else "every rank waits for the others"
         lines = [
             f"error: hung: no progress within watchdog.{first['phase']} = {limit} s: {named}; stacks in {self.folder}"
         ]
-        for rank in sorted({*late[:8], *sorted(everyone)[:8]} & everyone.keys()):
+        for rank in sorted({*late[:NAMED], *sorted(everyone)[:NAMED]} & everyone.keys()):
             report = everyone[rank]
             lines.append(
                 f"  rank {rank} on {report['host']}: {report['phase']} after step {report['step']}, "

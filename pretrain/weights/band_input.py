@@ -37,7 +37,8 @@ def by_wavelength(description: EncoderDescription, wavelengths_nm: Any, fwhm_nm:
         WeightsError: not one number above 0 for each band.
     """
     centers, widths = centers_and_widths(wavelengths_nm, fwhm_nm)
-    _warn_outside(description, centers, widths)
+    if outside := bands_outside(description, centers, widths):
+        warnings.warn(f"{outside}: leave them out", stacklevel=2)
     mu, sigma = statistics(description.tables, centers, widths)
     return BandInput(Normalizer(mu, sigma, description.clip), None, spectrum_of(centers.tolist(), widths.tolist()))
 
@@ -80,16 +81,17 @@ def interpolate(
     return np.interp(centers_nm, np.asarray(known_nm)[order], np.asarray(values)[order]).tolist()
 
 
-def _warn_outside(description: EncoderDescription, centers: np.ndarray, widths: np.ndarray) -> None:
+def bands_outside(description: EncoderDescription, centers: np.ndarray, widths: np.ndarray) -> str:
+    """Say how many bands, centers and widths in nm, are outside of the trained ranges; empty if none is."""
     ranges = description.ranges_nm
     inside = np.zeros(len(centers), dtype=bool)
     for low, high in ranges:
         inside |= (centers >= low - widths / 2) & (centers <= high + widths / 2)
-    if not inside.all():
-        outside = centers[~inside]
-        trained = ", ".join(f"{low:.0f} to {high:.0f}" for low, high in ranges)
-        warnings.warn(
-            f"{len(outside)} of {len(centers)} bands, from {outside.min():.0f} to {outside.max():.0f} nm, are "
-            f"outside of what this encoder was trained on, {trained} nm: leave them out",
-            stacklevel=2,
-        )
+    if inside.all():
+        return ""
+    outside = centers[~inside]
+    trained = ", ".join(f"{low:.0f} to {high:.0f}" for low, high in ranges)
+    return (
+        f"{len(outside)} of {len(centers)} bands, from {outside.min():.0f} to {outside.max():.0f} nm, are outside of "
+        f"what this encoder was trained on, {trained} nm"
+    )

@@ -120,6 +120,15 @@ class EncoderDescription:
         return [BandStatistics(*(each[name] for name in BandStatistics._fields)) for each in self.sources or [own]]
 
     @property
+    def pretrained_on(self) -> str:
+        """The datasets that it was trained on, with their shares of the samples, as text; empty if unknown."""
+        data = self.config.get("data") or {}
+        sources = data.get("sources") or ([{"shards": data["shards"], "weight": 1.0}] if data.get("shards") else [])
+        total = sum(source["weight"] for source in sources)
+        names = {source.get("name") or last_name(source["shards"]): source["weight"] / total for source in sources}
+        return ", ".join(f"{name} {100 * share:.3g} %" if len(names) > 1 else name for name, share in names.items())
+
+    @property
     def ranges_nm(self) -> list[tuple[float, float]]:
         """Ranges of wavelengths that it was trained on, ascending, without the gaps between them."""
         found: list[tuple[float, float]] = []

@@ -6,7 +6,7 @@ networks start as copies. A resumed run takes its weights from its checkpoint an
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,8 @@ from pretrain.console import log
 from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
 from pretrain.models.registry import outline_encoder
-from pretrain.weights.description import last_name
+from pretrain.weights.band_input import bands_outside
+from pretrain.weights.description import EncoderDescription, last_name
 from pretrain.weights.encoder_weights import EncoderWeights
 from pretrain.weights.files import load_strictly, read_encoder
 from pretrain.weights.hub import fetch
@@ -72,8 +73,11 @@ class InitialWeights:
                 log(f"{name}: {'also taken from the file' if _fill(name, part, heads) else 'new'}")
 
 
-def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialWeights | None:
+def read_initial_weights(config: PretrainConfig, manifests: Sequence[Manifest]) -> InitialWeights | None:
     """Read the file of ``config.init``; None if it is not set. Every rank calls this and gets the same weights.
+
+    Args:
+        manifests: descriptions of the run's datasets.
 
     Raises:
         ConfigError: the file holds another encoder than the run's; one line names the difference.
@@ -83,10 +87,12 @@ def read_initial_weights(config: PretrainConfig, manifest: Manifest) -> InitialW
     if location is None:
         return None
     path = fetch_on_all_ranks(location, _find)
-    read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifest))
+    read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifests[0]))
     hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
     distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes))
     description = read.description
+    if config.model.by_wavelength and description.wavelength_nm:
+        _warn_outside(description, manifests)
     lineage = {
         "file": last_name(str(path)),
         "sha256": distributed.broadcast_object(file_hash(path) if distributed.is_main() else ""),
@@ -163,6 +169,14 @@ def _check_same_bands(read: EncoderWeights, path: Path, config: PretrainConfig, 
             "from it anyway"
         )
     log(f"WARNING: {difference}: accepted by checkpoint.accept")
+
+
+def _warn_outside(description: EncoderDescription, manifests: Sequence[Manifest]) -> None:
+    """Log which datasets have bands that the encoder was not trained on."""
+    for manifest in manifests:
+        centers, widths = np.asarray(manifest.wavelength_nm), np.asarray(manifest.fwhm_nm)
+        if outside := bands_outside(description, centers, widths):
+            log(f"WARNING: key 'init': {manifest.sensor}: {outside}")
 
 
 def _in_words(sensor: str, bands: int, wavelength_nm: list[float]) -> str:

@@ -9,6 +9,16 @@ from typing import Literal
 State = Literal["alive", "suspended", "gone", "elsewhere"]
 
 
+def host_name() -> str:
+    """Return the name of this host for messages: Slurm's name of the node in a Slurm job, else the system's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def rank_name(rank: int | str) -> str:
+    """Return this process's rank for messages, with its host: ``rank 3 on n02``."""
+    return f"rank {rank} on {host_name()}"
+
+
 @dataclass(frozen=True)
 class ProcessId:
     """A process, unique among the hosts that share a file system.

@@ -35,7 +35,7 @@ SAMPLED, SAMPLED_BANDS = 8, 8
 numbers."""
 
 RADIANCE = re.compile(r"radiance|\bsr\b|steradian|W\s*/\s*\(?\s*[cm]?m", re.IGNORECASE)
-"""Units of radiance in the metadata of bands or in the data units of an ENVI header."""
+"""Units of radiance in the metadata of bands or of the file, such as the data units of an ENVI header."""
 
 MOST_REFLECTANCE = 2.0
 """Reflectance that few pixels exceed: clouds and glint do. Radiance in any common unit is larger."""
@@ -174,12 +174,13 @@ class Raster(SpectralImage):
 
     def select(self, sensor: Sensor) -> list[int]:
         """Return the 1-based numbers of the sensor's bands; raises TileError if any are missing, and for radiance."""
-        units = {*self.file.units, *(self.file.tags(ns="ENVI") | self.file.tags()).get("data_units", "").splitlines()}
+        tags = {key.lower(): text for key, text in (self.file.tags(ns="ENVI") | self.file.tags()).items()}
+        units = [*self.file.units, *(tags.get(key) for key in ("data_units", "units", "unit"))]
         radiance = next((unit for unit in units if unit and RADIANCE.search(unit)), None)
         if radiance is not None:
             raise TileError(
-                f"{self.name}: holds radiance ({radiance.strip()}), while {sensor.name} means reflectance: convert it "
-                "to reflectance x 10000 by an atmospheric correction"
+                f"{self.name}: holds radiance ({radiance.strip(' {}')}), while {sensor.name} means reflectance: "
+                "convert it to reflectance x 10000 by an atmospheric correction"
             )
         return super().select(sensor)
 
@@ -222,16 +223,27 @@ class Raster(SpectralImage):
         return [self.background if values[band - 1] is None else values[band - 1] for band in bands]
 
     def _hidden(self, window: Window | None) -> np.ndarray | None:
-        """Return the pixels that a mask or alpha band hides in all bands, bool (height, width), or None."""
+        """Return the pixels that are missing in all bands, bool (height, width), or None: a mask or alpha band hides
+        them, or they hold undeclared fill."""
         hidden = None
         shown = self.file.read_masks(1, window=window)
         if not shown.all() and self._has_mask:
             hidden = shown == 0
         if len(self.bands) < self.file.count:  # with a nodata value, GDAL's mask ignores the alpha band
-            alpha = self.file.read(self.file.count, window=window) == 0
-            if alpha.any():
-                hidden = alpha if hidden is None else hidden | alpha
+            hidden = _either(hidden, self.file.read(self.file.count, window=window) == 0)
+        if self._may_have_fill:
+            sampled = self.file.read(_sample(self.bands), window=window)
+            hidden = _either(hidden, (sampled == sampled[0]).all(0) & (sampled[0] < 0))
         return hidden
+
+    @cached_property
+    def _may_have_fill(self) -> bool:
+        """Return whether pixels with one negative number in all bands are fill: in floats without a nodata value.
+
+        JPL's AVIRIS-NG reflectance has -0.005 outside of the swath, and doesn't declare it.
+        """
+        is_float = {np.dtype(name).kind for name in self.file.dtypes} == {"f"}
+        return is_float and len(self.bands) >= SAMPLED_BANDS and set(self._nodata(self.bands)) == {None}
 
     @cached_property
     def _has_mask(self) -> bool:
@@ -263,7 +275,7 @@ class Raster(SpectralImage):
         if set(file.scales) != {1} or any(file.offsets):
             return False
         good = [band for band, is_good in zip(self.bands, self.metadata.good, strict=True) if is_good]
-        bands = good[:: max(1, len(good) // SAMPLED_BANDS)]
+        bands = _sample(good)
         for row, column in itertools.product(*(range(0, side, max(1, side // SAMPLED)) for side in file.shape)):
             window = Window(column, row, min(SAMPLED, file.width - column), min(SAMPLED, file.height - row))
             stored = file.read(bands, window=window)
@@ -297,6 +309,17 @@ class Raster(SpectralImage):
             raise TileError(message if message.startswith(self.name) else f"{self.name}: {message}") from None
         except (RasterioError, OSError, ValueError) as error:
             raise TileError(f"{self.name}: not a readable raster ({_first_line(error)})") from None
+
+
+def _sample(bands: list[int]) -> list[int]:
+    """Return some bands, from the first to close to the last."""
+    return bands[:: max(1, len(bands) // SAMPLED_BANDS)]
+
+
+def _either(hidden: np.ndarray | None, more: np.ndarray) -> np.ndarray | None:
+    if not more.any():
+        return hidden
+    return more if hidden is None else hidden | more
 
 
 def _fitted(points: Sequence[Any]) -> Any:

@@ -7,11 +7,10 @@ pixels; limits on them decide which tiles are kept.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -19,6 +18,16 @@ from shards.errors import SourceError
 from shards.sensors.sensor import get_sensor
 from shards.sources.bundles import Bundle, TileOptions
 from shards.sources.containers import Container
+from shards.sources.enmap_quality import (
+    BITS,
+    CLASSES,
+    DEFECTIVE,
+    PIXEL_MASK,
+    TEST_FLAGS,
+    class_flags,
+    defective_flags,
+    detector_flags,
+)
 from shards.sources.image import Flags, SpectralImage
 from shards.sources.limits import NO_LIMITS
 from shards.sources.product import (
@@ -38,15 +47,6 @@ RASTERS = r"(_COG)?\.(tiff?|bsq|bil|bip|dat|img)"
 """Extensions of a product's rasters: products can be ordered as GeoTIFF or in ENVI's interleaves."""
 
 IMAGE = "-SPECTRAL_IMAGE"
-
-LAYERS = {
-    "cloud": "QL_QUALITY_CLOUD",
-    "cloud_shadow": "QL_QUALITY_CLOUDSHADOW",
-    "haze": "QL_QUALITY_HAZE",
-    "cirrus": "QL_QUALITY_CIRRUS",  # 1 thin, 2 medium, 3 thick
-    "snow": "QL_QUALITY_SNOW",
-}
-"""File name part of each quality layer; any value above 0 counts, except the layer's own nodata."""
 
 
 @dataclass
@@ -80,14 +80,16 @@ class Scene(ProductTiles):
         """
         metadata_name = self._metadata_name()
         metadata = Metadata.parse(Container(self.path).read(metadata_name), f"{self.path}/{metadata_name}")
-        with self._open(IMAGE[1:], metadata_name, metadata.wavelength_nm, metadata.background) as image:
+        with ExitStack() as stack:
+            opened = self._open(IMAGE[1:], metadata_name, metadata.wavelength_nm, metadata.background)
+            image = stack.enter_context(opened)
             if len(metadata.wavelength_nm) != len(image.bands):
                 raise SourceError(
                     f"{image.name}: {len(image.bands)} bands, but METADATA.XML lists {len(metadata.wavelength_nm)}"
                 )
             image.describe(metadata.wavelength_nm, metadata.fwhm_nm)
             image.time, image.scene = metadata.time, product_stem(metadata_name)
-            image.quality = self._quality(metadata_name, image)
+            image.quality = self._quality(metadata_name, image, stack)
             yield image
 
     def cells(self, image: SpectralImage) -> Iterator[tuple[str, Window]]:
@@ -103,24 +105,45 @@ class Scene(ProductTiles):
             raise SourceError(f"{self.path}: no longer a product: its METADATA.XML is missing")
         return names[0]
 
-    def _quality(self, metadata_name: str, image: Raster) -> dict[str, Flags]:
-        """Read the quality layers; a missing layer is an error if a limit applies to it or if it is to be masked."""
-        layers = {}
-        for name, part in LAYERS.items():
-            try:
-                with self._open(part, metadata_name) as layer:
-                    if layer.grid.shape != image.grid.shape:
-                        height, width = layer.grid.shape
-                        raise SourceError(f"{layer.name}: {height}x{width} px, but the image has another size")
-                    layers[name] = _flags(layer.file.read(1, masked=True).filled(0) > 0)
-            except (SourceError, RasterioError) as error:
-                what = error if isinstance(error, SourceError) else f"{self.path}: {part}.TIF can't be read"
+    def _quality(self, metadata_name: str, image: Raster, stack: ExitStack) -> dict[str, Flags]:
+        """Read the quality layers; a missing layer is an error if a limit applies to it or if it is to be masked.
+
+        Args:
+            stack: keeps files open that are read by windows.
+        """
+        layers: dict[str, Flags] = {}
+        for name, part in CLASSES.items():
+            with self._needed(part, name), self._layer(part, metadata_name, image) as layer:
+                layers[name] = class_flags(layer)
+        with self._needed(TEST_FLAGS, *BITS), self._layer(TEST_FLAGS, metadata_name, image) as layer:
+            layers |= detector_flags(layer, image.wavelength_nm or ())
+        with self._needed(PIXEL_MASK, DEFECTIVE):
+            mask = stack.enter_context(self._layer(PIXEL_MASK, metadata_name, image))
+            layers[DEFECTIVE] = defective_flags(mask, len(image.bands))
+        return layers
+
+    @contextmanager
+    def _needed(self, part: str, *names: str) -> Iterator[None]:
+        """Suppress errors of a layer, unless one of its names is masked or limited."""
+        try:
+            yield
+        except (SourceError, RasterioError) as error:
+            what = error if isinstance(error, SourceError) else f"{self.path}: {part}.TIF can't be read"
+            for name in names:
                 if name in self.masked:
                     raise SourceError(f"{what}; continue without masking '{name}'") from None
-                if getattr(self.limits, name) is not None:
+                if getattr(self.limits, name, None) is not None:
                     option = f"--max-{name.replace('_', '-')} none"
                     raise SourceError(f"{what}; continue without this layer with `{option}`") from None
-        return layers
+
+    @contextmanager
+    def _layer(self, part: str, metadata_name: str, image: Raster) -> Iterator[Raster]:
+        """Open a layer on the grid of the image."""
+        with self._open(part, metadata_name) as layer:
+            if layer.grid.shape != image.grid.shape:
+                height, width = layer.grid.shape
+                raise SourceError(f"{layer.name}: {height}x{width} px, but the image has another size")
+            yield layer
 
     @contextmanager
     def _open(
@@ -135,13 +158,6 @@ class Scene(ProductTiles):
         pattern = re.compile(re.escape(stem) + RASTERS, re.IGNORECASE)
         with Container(self.path).open_raster(pattern, f"{part}.TIF", wavelength_nm, background) as raster:
             yield raster
-
-
-def _flags(layer: np.ndarray) -> Flags:
-    def flags(bands: Sequence[int], window: Window | None) -> np.ndarray:
-        return layer[window.toslices() if window is not None else ...][None]
-
-    return flags
 
 
 class EnmapProducts(Product):

@@ -64,7 +64,7 @@ def test_a_killed_task_fails_the_job_and_hangs_nothing(lab: Lab, whole: list[flo
     job = lab.begin("killed", "train.steps=10000")
     os.kill(int((lab.folder / "killed" / "rank0.pid").read_text()), signal.SIGKILL)
     lab.cluster.wait_for(job, "FAILED", seconds=60, story=lambda: lab.output("killed"))
-    assert "error: rank 1: lost another rank" in lab.output("killed")
+    assert "error: rank 1 on n2: lost another rank" in lab.output("killed")
 
 
 def test_a_batch_that_the_nodes_cannot_share_is_refused_before_anything_is_queued(lab: Lab) -> None:

@@ -16,10 +16,12 @@ from support.tiles import write_archive
 
 from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints, step_of
 from pretrain.resilience.status import run_state
+from shards.files.processes import host_name
 from shards.pack.build import PackConfig, pack
 
 PRETRAIN = REPOSITORY / "launch" / "pretrain.py"
 BIN = Path(sys.executable).parent
+HOST = host_name()
 
 pytestmark = pytest.mark.distributed
 
@@ -108,7 +110,7 @@ def test_a_rank_that_stands_still_is_named_and_ends_the_run(tmp_path: Path, conf
     job.processes[1].send_signal(signal.SIGSTOP)
     assert job.processes[0].wait(timeout=30) == 77
     job.processes[1].kill()
-    assert "hung: no progress within watchdog.step = 4 s: rank 1 does not answer" in job.output()
+    assert f"hung: no progress within watchdog.step = 4 s: rank 1 on {HOST} does not answer" in job.output()
     assert "rank 0 on " in job.output()
     assert "waiting for other ranks" in job.output()
     assert b"gloo:" in (tmp_path / "run" / "collectives-rank-0").read_bytes()
@@ -124,7 +126,7 @@ def test_the_rank_that_keeps_the_store_is_named_too(tmp_path: Path, config: Path
     job.processes[0].send_signal(signal.SIGSTOP)
     assert job.processes[1].wait(timeout=40) == 77
     job.processes[0].kill()
-    assert "rank 0 does not answer" in job.output()
+    assert f"rank 0 on {HOST} does not answer" in job.output()
 
 
 def test_a_signal_during_set_up_ends_all_ranks_at_once(tmp_path: Path, config: Path) -> None:
@@ -164,11 +166,11 @@ def test_a_killed_rank_ends_the_others_in_one_line(tmp_path: Path, config: Path)
     job.processes[0].kill()
     assert job.end() == [-9, 1]
     (line,) = [line for line in job.output().splitlines() if "error: " in line]
-    assert line.startswith("error: rank 1: lost another rank, or never connected to it: ")
+    assert line.startswith(f"error: rank 1 on {HOST}: lost another rank, or never connected to it: ")
     assert "Traceback" not in job.output()
     state = run_state(tmp_path / "run")
     assert state.condition == "failed" and state.record.reason.startswith(
-        "rank 1: lost another rank, or never connected to it"
+        f"rank 1 on {HOST}: lost another rank, or never connected to it"
     )
 
 

@@ -21,14 +21,17 @@ HANG = 60.0
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal to one rank or all ranks, some seconds after the start."""
+    """A signal to one rank or all ranks, some seconds after the start, or once a step is logged."""
 
     number: signal.Signals
     ranks: list[int]
-    after: float
+    after: float = 0.0
+    step: int = 0
 
     def __str__(self) -> str:
-        return f"{self.number.name} to {self.ranks} after {self.after:.1f} s"
+        return f"{self.number.name} to {self.ranks} after " + (
+            f"step {self.step}" if self.step else f"{self.after:.1f} s"
+        )
 
 
 @dataclass
@@ -66,13 +69,18 @@ class Training:
                 for rank in range(world_size)
             ]
             if fault is not None:
-                while time.monotonic() - begin < fault.after and None in [rank.poll() for rank in ranks]:
+                while not self._is_due(fault, begin) and None in [rank.poll() for rank in ranks]:
                     time.sleep(0.02)
                 for number in fault.ranks:
                     if ranks[number].poll() is None:
                         ranks[number].send_signal(fault.number)
             since, killed = _wait(ranks, fault is not None)
         return Ended([rank.wait() for rank in ranks], log.read_text(), time.monotonic() - since, killed)
+
+    def _is_due(self, fault: Fault, begin: float) -> bool:
+        metrics = self.folder / "metrics.jsonl"
+        logged = metrics.exists() and f'"step": {fault.step},' in metrics.read_text() if fault.step else True
+        return logged and time.monotonic() - begin >= fault.after
 
     def whole(self) -> list[Path]:
         """Return the checkpoints that pass verification, oldest first."""
@@ -96,6 +104,18 @@ class Training:
                 record = json.loads(line)
                 steps[record["step"]] += zip(record["samples"], record["tiles"], strict=True)
         return {step: sorted(samples) for step, samples in sorted(steps.items())}
+
+    def tiles_by_source(self) -> dict[str, list[int]]:
+        """Return the tile rows that were trained on in the order of the samples, by source; by "" without sources."""
+        drawn: dict[int, tuple[str, int]] = {}
+        for path in self.folder.glob("samples-*.jsonl"):
+            for record in map(json.loads, path.read_text().splitlines()):
+                sources = record.get("sources", [""] * len(record["samples"]))
+                drawn |= dict(zip(record["samples"], zip(sources, record["tiles"], strict=True), strict=True))
+        rows: dict[str, list[int]] = defaultdict(list)
+        for _, (source, row) in sorted(drawn.items()):
+            rows[source].append(row)
+        return rows
 
     def damage_newest(self, rng: random.Random) -> str | None:
         """Flip a byte of or truncate a random file of the newest checkpoint, unless no other checkpoint is intact."""

@@ -1,4 +1,4 @@
-"""A real Slurm cluster on one machine: munged, slurmctld and two slurmd, with a separate configuration."""
+"""A real Slurm cluster on one machine: munged, slurmctld and a slurmd for each node, with a separate configuration."""
 
 import os
 import shutil
@@ -6,8 +6,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from support.processes import free_port
 
@@ -20,7 +22,6 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CryptoType=crypto/munge
 SlurmctldPort={control}
-SlurmdPort={node1}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -38,7 +39,7 @@ SchedulerType=sched/backfill
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
-SlurmdTimeout=60
+SlurmdTimeout={timeout}
 KillWait=10
 MinJobAge=600
 JobRequeue=1
@@ -46,41 +47,63 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 PreemptMode=REQUEUE
 PreemptType=preempt/partition_prio
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node1} CPUs=8 RealMemory=4000 Feature=cpu State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={node2} CPUs=8 RealMemory=4000 Feature=cpu State=UNKNOWN
-PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
-PartitionName=high Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+{nodes}
+PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=4000 Feature=cpu"
 
 
 class SlurmCluster:
-    """A cluster of two nodes with eight CPUs each and the partitions low (default, preemptible) and high.
+    """A cluster of nodes n1, n2, ... with eight CPUs each and the partitions low (default, preemptible) and high.
 
     Args:
         folder: folder for all files of the daemons; its path must be short enough for a socket.
+        nodes: number of nodes.
+        timeout: seconds after which a node that does not answer is down.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nodes: int = 2, timeout: int = 60) -> None:
         for name in ("slurmctld", "slurmd", "munged", "mungekey", "sbatch"):
             if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None:
                 pytest.skip(f"Slurm is not installed: {name} is missing (apt install slurm-wlm munge)")
         if os.geteuid() != 0:
             pytest.skip("Slurm's daemons need root")
         self.folder, self._daemons = folder, []
+        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
+        self._slurmd: dict[str, subprocess.Popen] = {}
         host = socket.gethostname().split(".")[0]
-        ports = {"control": free_port(), "node1": free_port(), "node2": free_port()}
+        lines = [NODE.format(name=name, host=host, port=free_port()) for name in self.nodes]
         (folder / "state").mkdir()
         self.config = folder / "slurm.conf"
-        self.config.write_text(CONFIG.format(host=host, folder=folder, **ports))
+        self.config.write_text(
+            CONFIG.format(host=host, folder=folder, control=free_port(), timeout=timeout, nodes="\n".join(lines))
+        )
         self.environment = os.environ | {"SLURM_CONF": str(self.config), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
 
     def __enter__(self) -> "SlurmCluster":
         self._start_munge()
         self._start("slurmctld", "-D", "-f", str(self.config))
-        for node in ("n1", "n2"):
-            self._start("slurmd", "-D", "-N", node, "-f", str(self.config))
-        self.wait_until(lambda: self.run("sinfo", "-h", "-o", "%T").split() in (["idle"], ["idle", "idle"]), 60)
+        for node in self.nodes:
+            self.start_node(node)
+        self.wait_until(lambda: set(self.run("sinfo", "-h", "-o", "%T").split()) == {"idle"}, 60)
         return self
+
+    def start_node(self, node: str) -> None:
+        """Start a node's slurmd, also after `kill_node`."""
+        self._slurmd[node] = self._start("slurmd", "-D", "-N", node, "-f", str(self.config))
+
+    def kill_node(self, node: str) -> None:
+        """Kill a node as a power failure does: its slurmd and everything that it has started."""
+        slurmd = psutil.Process(self._slurmd[node].pid)
+        victims = [slurmd, *slurmd.children(recursive=True)]
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SLURMD_NODENAME") == node and self._is_mine(process):
+                    victims += [process, *(parent for parent in process.parents() if parent.name() == "slurmstepd")]
+        for process in victims:
+            with suppress(psutil.Error):
+                process.kill()
 
     def __exit__(self, *_: object) -> None:
         subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True)
@@ -91,6 +114,9 @@ class SlurmCluster:
                 daemon.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        return process.environ().get("SLURM_CONF") == str(self.config)
 
     def run(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
@@ -140,6 +166,7 @@ class SlurmCluster:
         )
         self.wait_until(socket_path.exists, 20)
 
-    def _start(self, *command: str) -> None:
+    def _start(self, *command: str) -> subprocess.Popen:
         log = open(self.folder / f"{command[0]}-{len(self._daemons)}.out", "wb")
         self._daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT))
+        return self._daemons[-1]

@@ -77,10 +77,10 @@ class Lab:
     def finish(self, job: str, run: str, *states: str) -> None:
         self.cluster.wait_for(job, *states, seconds=600, story=lambda: self.output(run))
 
-    def begin(self, run: str, *options: object) -> str:
+    def begin(self, run: str, *options: object, steps: int = 3) -> str:
         """Submit a run on two nodes and wait for its first steps."""
         (job,) = self.submit("pretrain", *TWO_NODES, f"run.dir={run}", *options).values()
-        self.cluster.wait_until(lambda: len(self.losses(run)) >= 3, 300, lambda: self.output(run))
+        self.cluster.wait_until(lambda: len(self.losses(run)) >= steps, 300, lambda: self.output(run))
         return job
 
     def finish_requeued(self, job: str, run: str) -> None:

@@ -45,6 +45,11 @@ class Loggers:
         for sink in self._sinks:
             sink.call(lambda logger: logger.figure(step, name, figure))
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Log a line of text."""
+        for sink in self._sinks:
+            sink.call(lambda logger: logger.text(step, name, text))
+
     def close(self) -> None:
         """Close all loggers."""
         for sink in self._sinks:

@@ -62,6 +62,9 @@ class Logger(ABC):
     def figure(self, step: int, name: str, figure: "Figure") -> None:  # noqa: B027  # optional
         """Log a figure."""
 
+    def text(self, step: int, name: str, text: str) -> None:  # noqa: B027  # optional
+        """Log a line of text."""
+
     def close(self) -> None:  # noqa: B027  # optional
         """Flush buffers; called once, when the run ends or fails."""
 

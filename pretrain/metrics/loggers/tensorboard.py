@@ -48,6 +48,17 @@ class TensorBoard(Logger):
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=picture.getvalue())
         self._add(step, Summary(value=[Summary.Value(tag=name, image=image)]))
 
+    def text(self, step: int, name: str, text: str) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=shape)
+        plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        self._add(step, Summary(value=[Summary.Value(tag=name, tensor=tensor, metadata=plugin)]))
+
     def close(self) -> None:
         self._journal.close()
 

@@ -6,7 +6,7 @@ product but in the table of the sensor.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ CALIBRATED = (*range(8, 58), *range(77, 225))
 """Numbers of the calibrated bands, in the order of the sensor's table."""
 
 FACTORS = {"SCALING_FACTOR_VNIR": 40.0, "SCALING_FACTOR_SWIR": 80.0}
+
+LARGEST = np.iinfo(np.int16).max
+"""Stored value of radiance beyond int16. L1T products have no flags of saturated pixels."""
 
 FILLED = (13, 23, 33)
 """Positions of bands in the visible, of which real pixels have radiance: all are 0 outside of the swath."""
@@ -81,6 +84,7 @@ class HyperionImage(Raster):
         super().__init__(file, name)
         sensor = get_sensor("eo1")
         self.describe(sensor.wavelength_nm, sensor.fwhm_nm)
+        self.quality = {"saturation": self._saturated}
 
     def select(self, sensor: Sensor) -> list[int]:
         if set(sensor.wavelength_nm) != set(get_sensor("eo1").wavelength_nm):
@@ -90,6 +94,12 @@ class HyperionImage(Raster):
             )
         note_once("EO-1 Hyperion L1T: radiance x 40 (VNIR) and x 80 (SWIR), not reflectance")
         return super().select(sensor)
+
+    def _saturated(self, bands: Sequence[int], window: Window | None) -> np.ndarray:
+        try:
+            return self.file.read(list(bands), window=window) == LARGEST
+        except RasterioError as error:
+            raise TileError(f"{self.name}: can't be read ({str(error).splitlines()[0]})") from None
 
     def _hidden(self, window: Window | None) -> np.ndarray | None:
         outside = (self.file.read(list(FILLED), window=window) == 0).all(0)

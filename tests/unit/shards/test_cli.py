@@ -91,12 +91,13 @@ def test_quiet_stands_before_or_after_the_subcommand(capsys, words: list[str]) -
     ("rank", "verbose", "shown"),
     [
         ("0", False, ("step 1\n", "warning: slow\n")),
-        ("3", False, ("", "warning: rank 3: slow\n")),
-        ("3", True, ("rank 3: step 1\n", "warning: rank 3: slow\n")),
+        ("3", False, ("", "warning: rank 3 on n02: slow\n")),
+        ("3", True, ("rank 3 on n02: step 1\n", "warning: rank 3 on n02: slow\n")),
     ],
 )
 def test_lines_of_ranks(capsys, monkeypatch, rank: str, verbose: bool, shown: tuple[str, str]) -> None:
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("SLURMD_NODENAME", "n02")
     set_verbosity(verbose=verbose)
     get_logger("test").info("step 1")
     get_logger("test").warning("slow")

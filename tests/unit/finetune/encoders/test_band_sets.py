@@ -60,6 +60,17 @@ def test_subsets_do_not_depend_on_the_order_of_a_tile_s_bands(order):
         np.testing.assert_allclose(one.response @ values, other.response @ values[list(order)])
 
 
+@pytest.mark.parametrize("name", ["even", "random_40", "vnir", "swir", "prisma", "sentinel2"])
+def test_a_linear_spectrum_resampled_from_a_set_is_itself_within_its_range_and_missing_beyond(name):
+    bands, centers = band_set(name, ENMAP), np.asarray(ENMAP.wavelength_nm)
+    matrix = bands.resampled_to(ENMAP.wavelength_nm, ENMAP.fwhm_nm)
+    within = (centers >= bands.wavelength_nm[0]) & (centers <= bands.wavelength_nm[-1])
+    np.testing.assert_allclose(matrix[within].sum(1), 1)
+    beyond = np.maximum(bands.wavelength_nm[0] - centers, centers - bands.wavelength_nm[-1])
+    assert not matrix[beyond > np.asarray(ENMAP.fwhm_nm) / 2].any()
+    np.testing.assert_allclose((matrix @ centers)[within], centers[within], atol=8)
+
+
 def test_tiles_without_such_bands_are_an_error_in_one_line():
     vnir = sensor_of_bands("camera", [450.0, 550.0, 650.0], [10.0] * 3)
     with pytest.raises(ConfigError, match="key 'shift': camera has no bands of 'swir': leave it out"):

@@ -158,6 +158,51 @@ def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, 
     assert "pretrained-shift_to_vnir-1" not in again
 
 
+def test_baselines_are_one_part_without_an_encoder(start, tmp_path):
+    """They learn from a drawn number of pixels, which the results say, and another encoder needs no new part."""
+    pytest.importorskip("sklearn")
+    models = "[linear,{name: extra_trees, trees: 5, pca: 3}]"
+    options = {"protocol": "[baseline,knn]", "baseline.models": models, "baseline.samples": 100, "seeds": "[0,1]"}
+    run, _ = start(**options)
+    found = {(result.encoder, result.protocol, result.head, result.seed) for result in run.results}
+    heads = ("linear", "extra_trees pca=3 trees=5")
+    drawn = {("spectra", "baseline", head, seed) for head in heads for seed in (0, 1)}
+    assert found == drawn | {("pretrained", "knn", "knn", 0)}
+    used, labeled = run.data["baseline samples"]["1"]
+    assert used == 100 < labeled
+    first, second = (result for result in run.results if result.head == "linear")
+    assert first.test != second.test  # of other pixels
+    assert first.statistics.sum() == second.statistics.sum()  # on all of the test pixels
+
+    _, said = start(**options, checkpoint=start.data / "2" / "encoder.safetensors")
+    assert "pretrained-knn-1 is evaluated again" in said
+    assert "spectra-baseline" not in said
+    _, said = start(**options | {"baseline.samples": 101})
+    assert "samples changed: spectra-baseline-1 is evaluated again" in said
+
+
+def test_a_python_file_that_encodes_runs_through_frozen_protocols_and_the_report(start, tmp_path):
+    file = tmp_path / "foreign.py"
+    file.write_text(
+        "from torch import nn\n"
+        "model = nn.Conv2d(4, 6, 4, 4)\n"
+        "nn.init.constant_(model.weight, 0.1), nn.init.zeros_(model.bias)\n"
+        "def encode(tiles, wavelengths):\n"
+        "    return model(tiles[:, [abs(wavelengths - nm).argmin() for nm in (490, 665, 842, 1610)]])\n"
+    )
+    options = {"shift.test": "[odd]", "protocol": "[knn,shift,frozen]", "compare_random": "true", "data.bands": "same"}
+    run, said = start(**options, checkpoint=file)
+    assert "foreign.py has no random-init baseline and no model.safetensors for maps" in said
+    protocols = ["knn", "shift to all", "shift to odd", "frozen"]
+    assert [(result.encoder, result.protocol) for result in run.results] == [("pretrained", one) for one in protocols]
+    assert run.encoders["pretrained"]["architecture"] == "foreign.py"
+    assert run.results[0].test == run.results[1].test
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert "foreign.py" in page(collect_reports(tmp_path / "run"))
+    _, said = start(**options, checkpoint=file)
+    assert "pretrained-" not in said
+
+
 def test_an_encoder_by_wavelength_takes_the_bands_of_a_shift_as_they_are(start, tmp_path):
     stem = {"stem": {"name": "wave"}}
     network = build_encoder("spec_vit_tiny", SIZE, 4, **stem)

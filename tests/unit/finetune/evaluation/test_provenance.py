@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from finetune.baselines.registry import BASELINES
 from finetune.config import FinetuneConfig
 from finetune.data.code_version import STAGES, code_version, statements
 from finetune.evaluation.provenance import differences, of_training, task_hash
@@ -52,6 +53,7 @@ BY_CONTENT = {
 CHANGES_NOTHING = {
     "run.dir",
     "run.threads",
+    "run.notify",
     "data.pretraining",
     "data.read_threads",
     "data.memory_gb",
@@ -92,6 +94,7 @@ OTHER_VALUES: dict[str, Any] = {
     "full.bn": "adapt",
     "full.head": HEADS.validate("linear"),
     "full.start": "random",
+    "baseline.models": (BASELINES.validate("linear"),),
     "loss": LOSSES.validate({"name": "focal", "gamma": 1.0}),
     "full.micro_batch": 16,
     "full.crop_scale": None,
@@ -130,13 +133,16 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         return
     config = _with(key, _another(key))
     changed = [
-        one for one in ("knn", "shift to swir", "frozen", "blocks", "full") if _told(config, one) != _told(CONFIG, one)
+        one
+        for one in ("knn", "shift to swir", "frozen", "blocks", "full", "baseline")
+        if _told(config, one) != _told(CONFIG, one)
     ]
     section = key.partition(".")[0]
     of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else TRAINED  # where full starts
     expected = {
         "knn": ["knn", "shift to swir"],
         "shift": ["shift to swir"],
+        "baseline": ["baseline"],
         "frozen": of_probe,
         "select": TRAINED,
         "loss": TRAINED,
@@ -242,7 +248,9 @@ def test_comments_and_docstrings_change_no_hash_and_statements_do():
 
 
 NOT_COMPUTING = {
+    "finetune.baselines.registry": "values are hashed",
     "finetune.evaluation.best_model": "keeps weights",
+    "finetune.evaluation.runs": "lists what is evaluated",
     "finetune.data.code_version": "keys",
     "finetune.config": "values are hashed",
     "finetune.encoders.encoder": "describes the input, which is hashed",
@@ -284,6 +292,7 @@ NOT_COMPUTING = {
     "pretrain.weights.encoder_weights": "finds and loads weights, which are hashed",
     "pretrain.weights.hub": "downloads weights, which are hashed",
     "finetune.evaluation.head_files": "files",
+    "shards.plugins": "the file of an encoder is hashed with its weights",
     "shards.progress": "console",
     "pretrain.resilience.watchdog": "limits",
     "shards": "package",
@@ -302,7 +311,7 @@ NOT_COMPUTING = {
 }
 
 
-@pytest.mark.parametrize("stage", ["features", "heads", "tuning"])
+@pytest.mark.parametrize("stage", ["features", "heads", "tuning", "baselines"])
 def test_what_the_hashed_code_imports_is_hashed_too_or_known_not_to_compute(stage):
     hashed = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in STAGES[stage]}
     imported: dict[str, str] = {}
@@ -317,8 +326,9 @@ def test_what_the_hashed_code_imports_is_hashed_too_or_known_not_to_compute(stag
                 files = [one for one in inner if (REPOSITORY / f"{one.replace('.', '/')}.py").is_file()]
                 imported |= dict.fromkeys(files or [node.module], name)
     later = {
-        "tuning": set(),
-        "heads": {"finetune.protocols.full"},
+        "tuning": {"finetune.protocols.baseline"},
+        "baselines": {"finetune.protocols.full"},
+        "heads": {"finetune.protocols.full", "finetune.protocols.baseline"},
         "features": {"finetune.heads.build", "finetune.tasks", "finetune.tasks.kinds.kind"},
     }[stage]
     forgotten = {one: where for one, where in imported.items() if one not in hashed | later | NOT_COMPUTING.keys()}

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from finetune.metrics.scores import tile_confusion
-from finetune.metrics.statistics import bootstrap_interval, draws_for, holm, paired_test, smallest_p
+from finetune.metrics.statistics import (
+    bootstrap_interval,
+    bootstrap_scores,
+    draws_for,
+    holm,
+    interval,
+    paired_test,
+    smallest_p,
+)
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
 
@@ -89,3 +97,17 @@ def test_many_comparisons_leave_room_for_a_small_p():
     assert draws_for(3) == 1000
     for number in (60, 150):
         assert holm([1 / (1 + draws_for(number))] * number)[0] < 0.05
+
+
+def test_the_interval_of_a_difference_is_that_of_the_same_draws():
+    """It is narrower than one from separate draws where models succeed and fail on the same tiles."""
+    hard = np.linspace(0.3, 0.9, 40)
+
+    def draws(more: float) -> np.ndarray:
+        units = np.concatenate([_confusions(share + more, 1, tile) for tile, share in enumerate(hard)])
+        return bootstrap_scores(MIOU, [units], _places(40))
+
+    first, second = draws(0.05), draws(0.0)
+    low, high = interval(first - second)
+    assert low < first.mean() - second.mean() < high
+    assert high - low < 0.5 * (interval(first)[1] - interval(first)[0])

@@ -181,9 +181,9 @@ def test_runs_that_have_not_ended_and_results_that_can_not_be_read_are_said(runs
     assert main(["report", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert len(said.err.splitlines()) == 2
-    assert f"error: {cut.parent}: damaged results" in said.err
+    assert f"error: {cut}: damaged results" in said.err
     assert f"error: {newer}: format 3, this version reads 2 and earlier ones" in said.err
-    assert "seed-0: damaged results" in (tmp_path / "report.md").read_text()
+    assert "seed-0/results.json: damaged results" in (tmp_path / "report.md").read_text()
 
     shutil.rmtree(tmp_path / "cdl")
     assert main(["report", str(tmp_path)]) == 2

@@ -1,14 +1,16 @@
 """The report: seeds put together, tables with the right numbers, one page that needs nothing else."""
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.evaluation_runs import Page, collect_reports, make_result, write_run
+from support.evaluation_runs import Page, collect_reports, make_encoders, make_result, write_run
 
 from finetune.__main__ import main
-from finetune.evaluation.results import read_part, read_results, write_part
+from finetune.evaluation.results import Result, read_part, read_results, write_part
+from finetune.report.markdown import markdown
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
 
@@ -85,6 +87,22 @@ def test_files_are_written_and_the_page_is_whole(runs, tmp_path, capsys):
     assert f"**{100 * expected:.1f} ± " in markdown
 
 
+def test_what_checkpoints_were_pretrained_on_is_in_a_table_if_their_files_say_it(runs, tmp_path):
+    encoders = make_encoders()
+    encoders["pretrained"] |= {"objective": "mae", "samples_seen": 12800, "pretrained_on": "enmap 80 %, desis 20 %"}
+    results = [make_result(CDL, "pretrained", 0, 0.8), make_result(CDL, "random", 0, 0.6)]
+    write_run(tmp_path / "run", "enmap_cdl", results, encoders=encoders)
+    assert main(["report", str(tmp_path)]) == 0
+    row = ["run/encoder.safetensors", "enmap 80 %, desis 20 %", "mae", "12,800"]
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert [cell.strip() for cell in next(line for line in lines if "12,800" in line).split("|")[1:-1]] == row
+    assert "pretrained on" in Page((tmp_path / "report.html").read_text()).text
+    written = list(csv.DictReader((tmp_path / "report.csv").open()))
+    stated = {line["checkpoint"]: line["pretrained_on"] for line in written}
+    assert stated == {row[0]: row[1], "spec_vit_base, random init": ""}
+    assert "pretrained on" not in markdown(collect_reports(runs))
+
+
 def test_undefined_scores_look_undefined(tmp_path):
     result = make_result(CDL, "pretrained", 0, 0.8)
     nothing = np.zeros_like(result.statistics)
@@ -144,3 +162,37 @@ def test_statistics_of_an_earlier_version_are_read(tmp_path):
     now = read_results(folder)
     (folder / "statistics.npz").rename(folder / "units.npz")
     np.testing.assert_array_equal(read_results(folder).results[0].statistics, now.results[0].statistics)
+
+
+def _baseline_results(scores: dict[str, float]) -> list[Result]:
+    """Results of an encoder, and of baselines by the names of their models, with two seeds."""
+    found = []
+    for seed in (0, 1):
+        found.append(make_result(CDL, "pretrained", seed, scores["pretrained"]))
+        for head in scores.keys() - {"pretrained"}:
+            found.append(replace(make_result(CDL, "spectra", seed, scores[head], "baseline"), head=head))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"), [(0.9, "beats"), (0.4, "is worse than"), (0.6, "does not differ significantly from")]
+)
+def test_the_report_says_whether_an_encoder_beats_the_best_baseline(tmp_path, score, verdict):
+    results = _baseline_results({"pretrained": score, "linear": 0.5, "extra_trees": 0.6})
+    encoders = make_encoders() | {"spectra": {"name": "spectra", "sha256": "b" * 64, "architecture": "spectra"}}
+    folder = write_run(tmp_path / "run", "enmap_cdl", results, encoders=encoders)
+    content = json.loads((folder / "results.json").read_text())
+    content["data"]["baseline samples"] = {"1": [10000, 25000]}
+    (folder / "results.json").write_text(json.dumps(content))
+    (report,) = collect_reports(folder)
+    assert not report.comparisons  # baselines are not compared with each other
+    (comparison,) = report.against_baselines
+    assert comparison.second.head == "extra_trees"
+    low, high = comparison.interval
+    assert low <= comparison.difference <= high
+    assert main(["report", str(folder)]) == 0
+    said = f"run/encoder.safetensors (frozen, conv) {verdict} the best baseline, spectra (baseline, extra_trees): mIoU "
+    drawn = "Baselines were fitted to 10,000 of 25,000 labeled training pixels, drawn by seed."
+    for text in ((folder / "report.md").read_text(), Page((folder / "report.html").read_text()).text):
+        assert said in text
+        assert drawn in text

@@ -23,7 +23,8 @@ from shards.format.manifest import Manifest
 from shards.order.mixture import MixturePlan, SourceOrder
 from shards.order.plan import SamplePlan
 
-LARGE, SMALL = MixtureSource("large", 2, "a", "h"), MixtureSource("small", 1, "b", "h")
+BANDS = "enmap", (500.0, 600.0)
+LARGE, SMALL = MixtureSource("large", 2, "a", "h", *BANDS), MixtureSource("small", 1, "b", "h", *BANDS)
 BOTH = Mixture((LARGE, SMALL), 8)
 
 
@@ -66,7 +67,7 @@ def test_a_run_of_one_dataset_goes_on_as_one_source():
 
 
 def test_another_name_is_the_same_source():
-    renamed = Mixture((MixtureSource("big", 2, "a", "h"), SMALL), 8)
+    renamed = Mixture((MixtureSource("big", 2, "a", "h", *BANDS), SMALL), 8)
     assert renamed == BOTH
     assert sources_change(renamed, Mixture((LARGE,), 8)) == "'small' was removed"
 
@@ -75,10 +76,14 @@ def test_another_name_is_the_same_source():
     ("now", "says"),
     [
         (Mixture((LARGE,), 8), "'small' was removed"),
-        (Mixture((LARGE, SMALL, MixtureSource("new", 1, "c", "h")), 8), "'new' was added"),
-        (Mixture((MixtureSource("large", 3, "a", "h"), SMALL), 8), "'large' has weight 3, it had 2"),
-        (Mixture((LARGE, MixtureSource("small", 1, "c", "h")), 8), "'small' has other tiles"),
-        (Mixture((LARGE, MixtureSource("small", 1, "b", "i")), 8), "'small' holds out other locations"),
+        (Mixture((LARGE, SMALL, MixtureSource("new", 1, "c", "h", *BANDS)), 8), "'new' was added"),
+        (Mixture((MixtureSource("large", 3, "a", "h", *BANDS), SMALL), 8), "'large' has weight 3, it had 2"),
+        (Mixture((LARGE, MixtureSource("small", 1, "c", "h", *BANDS)), 8), "'small' has other tiles"),
+        (Mixture((LARGE, MixtureSource("small", 1, "b", "i", *BANDS)), 8), "'small' holds out other locations"),
+        (
+            Mixture((LARGE, MixtureSource("small", 1, "c", "h", "prisma", (500.0, 602.0))), 8),
+            "'small' has other bands (2 of prisma, it had 2 of enmap)",
+        ),
         (Mixture((SMALL, LARGE), 8), "their order changed"),
         (Mixture((LARGE, SMALL), 4), "model.bn_group is 4, it was 8"),
     ],
@@ -92,7 +97,9 @@ def test_other_sources_are_refused_until_they_are_accepted(tmp_path, capsys):
     state = {"config": config.model_dump(mode="json"), "step": 10, "data": {"content_hash": "a", "held_out": "h"}}
     says = r"data\.sources differs \('large' was added, .*'x' was removed\); .*checkpoint\.accept=\[data\.sources\]"
     with pytest.raises(CheckpointError, match=says):
-        _check_same_run(state, config, "m", "h", tmp_path, Mixture((MixtureSource("large", 2, "c", "h"), SMALL), 8))
+        _check_same_run(
+            state, config, "m", "h", tmp_path, Mixture((MixtureSource("large", 2, "c", "h", *BANDS), SMALL), 8)
+        )
     accepting = config.model_copy(
         update={"checkpoint": config.checkpoint.model_copy(update={"accept": ("data.sources",)})}
     )

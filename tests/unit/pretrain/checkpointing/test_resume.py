@@ -6,7 +6,8 @@ import pytest
 from support.objectives import small_config
 
 from pretrain.checkpointing.checkpoint import CheckpointError
-from pretrain.checkpointing.resume import _announce_rates, _check_same_run, _check_same_structure
+from pretrain.checkpointing.mixture import Mixture, MixtureSource
+from pretrain.checkpointing.resume import _announce_rates, _check_bands_fit, _check_same_run, _check_same_structure
 from pretrain.config import PretrainConfig
 
 CENTERS = [400.0 + 10 * band for band in range(80)]
@@ -71,7 +72,7 @@ def test_other_weights_are_refused_with_a_way_that_works(config, tmp_path, chang
     """Accepting them would end in the same refusal."""
     accepting = _changed(config, checkpoint={"accept": ("model", "objective")}, **change)
     with pytest.raises(CheckpointError) as raised:
-        _check_same_structure(_state(config), accepting, "enmap", CENTERS, tmp_path)
+        _check_same_structure(_state(config), accepting, tmp_path)
     text = str(raised.value)
     assert says in text
     assert f"init={tmp_path}" in text if "objective" in change else "start over in another run.dir" in text
@@ -83,16 +84,26 @@ def test_another_objective_begins_a_new_run_with_this_encoder(config, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"objective.name differs \(mae then, moco now\).*another run.dir and init="
     ):
-        _check_same_structure(_state(config), other, "enmap", CENTERS, tmp_path)
+        _check_same_structure(_state(config), other, tmp_path)
+
+
+def _one(sensor, wavelength_nm) -> Mixture:
+    return Mixture((MixtureSource("tiles", 1, "d", "h", sensor, wavelength_nm),), None)
 
 
 def test_tiles_of_another_number_of_bands_are_refused_where_weights_are_for_one(config, tmp_path):
     state = _state(config, sensor="enmap", wavelength_nm=CENTERS)
-    _check_same_structure(state, config, "enmap", CENTERS, tmp_path)
+    _check_bands_fit(state, config, _one("enmap", CENTERS), tmp_path)
     with pytest.raises(CheckpointError, match=r"78 bands \(prisma\), but the run has 80 \(enmap\).*accept=\[init\]"):
-        _check_same_structure(state, config, "prisma", CENTERS[2:], tmp_path)
+        _check_bands_fit(state, config, _one("prisma", CENTERS[2:]), tmp_path)
     moco = small_config(MOCO)
-    _check_same_structure(_state(moco, wavelength_nm=CENTERS), moco, "prisma", CENTERS[2:], tmp_path)
+    _check_bands_fit(_state(moco, wavelength_nm=CENTERS), moco, _one("prisma", CENTERS[2:]), tmp_path)
+
+
+def test_an_encoder_by_wavelength_goes_on_with_any_bands(config, tmp_path):
+    wave = _changed(config, model={"stem": {"name": "wave"}})
+    state = _state(wave, sensor="enmap", wavelength_nm=CENTERS)
+    _check_bands_fit(state, wave, _one("prisma", CENTERS[2:]), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +116,7 @@ def test_tiles_of_another_number_of_bands_are_refused_where_weights_are_for_one(
     ],
 )
 def test_what_a_checkpoint_can_follow_is_not_refused(config, tmp_path, change):
-    _check_same_structure(_state(config), _changed(config, **change), "enmap", CENTERS, tmp_path)
+    _check_same_structure(_state(config), _changed(config, **change), tmp_path)
 
 
 # ---- the file that a run began from ----

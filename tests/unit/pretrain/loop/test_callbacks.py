@@ -1,4 +1,4 @@
-"""Callbacks of the loop that need no DeepSpeed: garbage collection, the sample log, divergence, bad tiles, saving."""
+"""Callbacks of the loop that need no DeepSpeed: garbage collection, the sample log, divergence, restarts, saving."""
 
 import gc
 import json
@@ -12,9 +12,13 @@ from pretrain.loop.callback import Callback, Outcome
 from pretrain.loop.callbacks import gc_control
 from pretrain.loop.callbacks.divergence import Divergence
 from pretrain.loop.callbacks.gc_control import GcControl
+from pretrain.loop.callbacks.restarts import Restarts
 from pretrain.loop.callbacks.sample_log import SampleLog
 from pretrain.loop.loop import Loop
 from pretrain.resilience.guard import Diverged
+from pretrain.resilience.restarts import Restart, append_restart
+from pretrain.resilience.run_folder import RunFolder
+from pretrain.resilience.status import read_record
 
 
 def test_garbage_is_collected_when_due_and_automatically_afterwards(tmp_path: Path, monkeypatch) -> None:
@@ -61,6 +65,34 @@ def test_a_training_whose_last_steps_were_all_skipped_is_not_complete(tmp_path: 
 
 def test_a_divergence_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     loop = plain_loop(tmp_path, [Divergence("run", "lower optim.lr", rolls_back=True)], bad=[0, 1])
-    loop.checkpoints = SimpleNamespace(earlier=lambda: None)  # type: ignore[assignment]
+    loop.checkpoints.earlier = lambda: None  # type: ignore[method-assign]
     with pytest.raises(Diverged, match=r"^run: diverged at step 2: 2 steps .* no earlier checkpoint to return to"):
         loop.run(batches())
+
+
+def test_a_restart_is_reported_once_by_the_process_that_follows_it(tmp_path: Path) -> None:
+    texts: list[str] = []
+    scalars: list[dict[str, float]] = []
+    logging = SimpleNamespace(text=lambda loop, name, text: texts.append(text))
+    loop = SimpleNamespace(step=40, log=scalars.append)
+
+    def start() -> None:
+        run = RunFolder(tmp_path)
+        Restarts(run, logging).on_start(loop)  # type: ignore[arg-type]
+        run.write_status("running", 47, 100)
+        run.release()
+
+    start()
+    failed = read_record(tmp_path)
+    assert failed is not None and not texts
+    for attempt, host in ((2, "n02"), (3, "n04")):  # the second attempt wrote no status
+        append_restart(tmp_path, Restart("t", "7", attempt, (host,), "killed", 47, failed.started, ("n01", "n03")))
+    start()
+    line = "n02: killed; then n04: killed; 7 steps lost: from step 40 on n01, n03"
+    assert texts == [line]
+    assert scalars == [{"restarts": 2.0, "steps_lost": 7.0}]
+    start()  # by hand, after a stop
+    record = read_record(tmp_path)
+    assert record is not None and (record.restarts, record.last_restart) == (2, line)
+    assert record.begun == failed.begun
+    assert len(texts) == 1

@@ -133,3 +133,13 @@ def test_rank_zero_says_it_at_once(capsys):
 )
 def test_durations_are_short(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_text_is_shown_by_tensorboard(tmp_path):
+    loggers = _loggers(tmp_path)
+    loggers.text(40, "restart", "n02: task 5: killed")
+    loggers.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.PluginTagToContent("text").keys() == {"restart"}
+    (event,) = events.Tensors("restart")
+    assert (event.step, event.tensor_proto.string_val[0]) == (40, b"n02: task 5: killed")

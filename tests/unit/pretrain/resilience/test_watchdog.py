@@ -43,13 +43,13 @@ def test_the_rank_that_does_not_wait_is_the_late_one(watchdog):
     waiting = place(7, "waiting for other ranks")
     text = watchdog._diagnosis({0: waiting, 1: place(7, "reading tiles"), 2: waiting})
     first, *ranks = text.splitlines()
-    assert first.startswith("error: hung: no progress within watchdog.step = 60 s: rank 1 is late; stacks in ")
+    assert first.startswith("error: hung: no progress within watchdog.step = 60 s: rank 1 on node1 is late; stacks in ")
     assert "  rank 1 on node1: step after step 7, reading tiles, for 61 s" in ranks
 
 
 def test_a_rank_a_step_behind_is_late(watchdog):
     everyone = {0: place(7, "forward and backward"), 1: place(6, "forward and backward"), 2: place(7, "saving")}
-    assert "rank 1 is late" in watchdog._diagnosis(everyone)
+    assert "rank 1 on node1 is late" in watchdog._diagnosis(everyone)
 
 
 def test_a_rank_that_says_nothing_is_named_before_all_others(watchdog):

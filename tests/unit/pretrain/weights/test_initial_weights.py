@@ -47,7 +47,7 @@ def _config(init, objective="mae", accept=(), **model):
 
 def _begin(init, objective="mae", manifest=None, accept=(), **model):
     config, manifest = _config(init, objective, accept, **model), manifest or _manifest()
-    return build_objective(config, normalizer(), [manifest], read_initial_weights(config, manifest))
+    return build_objective(config, normalizer(), [manifest], read_initial_weights(config, [manifest]))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -173,7 +173,7 @@ def test_a_url_is_as_good_as_a_file(exported, tmp_path, monkeypatch):
 
 
 def test_lineage_goes_from_the_file_to_checkpoints_exports_and_cards(exported, tmp_path):
-    initial = read_initial_weights(_config(exported), _manifest())
+    initial = read_initial_weights(_config(exported), [_manifest()])
     assert initial.lineage["sha256"] == hashlib.sha256(exported.read_bytes()).hexdigest()
     assert (initial.lineage["objective"], initial.lineage["samples_seen"]) == ("mae", 12345)
     step = our_checkpoint(tmp_path / "run", 5, small_encoder().state_dict(), config={"init": "/home/me/e.safetensors"})
@@ -190,9 +190,23 @@ def test_lineage_goes_from_the_file_to_checkpoints_exports_and_cards(exported, t
     card = (tmp_path / "encoder.md").read_text()
     assert f"Initialized from: `encoder.safetensors` (SHA-256 `{initial.lineage['sha256']}`, mae, 12345 tiles" in card
     again = _config(tmp_path / "encoder.safetensors", accept=("init",))
-    assert read_initial_weights(again, _manifest()).lineage["init"] == initial.lineage
+    assert read_initial_weights(again, [_manifest()]).lineage["init"] == initial.lineage
+
+
+def test_tiles_of_bands_that_an_encoder_by_wavelength_was_not_trained_on_are_a_warning(tmp_path, capsys):
+    stem = {"name": "wave"}
+    network = build_encoder("spec_vit_tiny", SIZE, 4, stem=stem)
+    initialize(network, "small", 1)
+    described = small_description(config={"model": {"stem": stem}})
+    save_encoder(tmp_path / "wave.safetensors", network.state_dict(), described)
+    config = _config(tmp_path / "wave.safetensors", stem=stem)
+    read_initial_weights(config, [_manifest(), _manifest(3, "hot", shift=3000.0)])
+    outside = (
+        "WARNING: key 'init': hot: 3 of 3 bands, from 3400 to 3413 nm, are outside of what this encoder was trained on"
+    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{outside}, 400 to 914 nm")
 
 
 def test_a_run_without_a_file_begins_as_ever(exported):
-    assert read_initial_weights(_config(None), _manifest()) is None
+    assert read_initial_weights(_config(None), [_manifest()]) is None
     assert PlainEngine(_begin(None).module).module.encoder.image_size == SIZE

@@ -90,6 +90,8 @@ def test_an_encoder_of_several_datasets_has_the_statistics_of_each_sensor():
     sources = [first | {"mu": [1.0, 2.0, 3.0], "sigma": [1.0] * 3}, second | {"mu": [10.0, 20.0], "sigma": [3.0] * 2}]
     described = small_description(sources=sources)
     assert described.ranges_nm == [(400.0, 650.0)]
+    shares = [{"shards": "a", "weight": 2.0, "name": None}, {"shards": "x", "weight": 1.0, "name": "b"}]
+    assert small_description(config={"data": {"sources": shares}}).pretrained_on == "a 66.7 %, b 33.3 %"
     for centers, expected in (
         ([400.0, 500.0, 600.0], [1.0, 2.0, 3.0]),  # the first one's own bands
         ([650.0, 550.0], [20.0, 10.0]),  # the second one's, in another order

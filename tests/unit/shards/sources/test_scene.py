@@ -300,3 +300,54 @@ def test_a_layer_to_mask_that_is_missing_is_one_line(copy):
     next(copy.glob("*QUALITY_HAZE.TIF")).unlink()
     with pytest.raises(SourceError, match=r"has no QL_QUALITY_HAZE\.TIF; continue without masking 'haze'"):
         list(Scene(copy, "p", ENMAP, SIZE, NO_LIMITS, masked=("haze",)).tiles(()))
+
+
+def _write_layer(product: Path, part: str, values: np.ndarray) -> None:
+    """Write a layer of a product, (bands, height, width), on the grid of its image."""
+    image = next(product.glob("*SPECTRAL_IMAGE.TIF"))
+    with rasterio.open(image) as file:
+        profile = {"driver": "GTiff", "crs": file.crs, "transform": file.transform, "compress": "deflate"}
+        shape = {"height": file.height, "width": file.width, "count": len(values), "dtype": "uint8"}
+    with rasterio.open(image.with_name(image.name.replace("SPECTRAL_IMAGE", part)), "w", **profile, **shape) as file:
+        file.write(values.astype(np.uint8))
+
+
+def _masked(product: Path, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which values of a product are missing with and without a mask, (224, height, width)."""
+    with Scene(product, "p", ENMAP, SIZE, NO_LIMITS, masked=names).open_image() as image:
+        plain = image.read()
+        image.mask(names)
+        return image.read() == NODATA, plain == NODATA
+
+
+def test_defective_values_of_the_pixel_mask_are_missing_in_their_bands_alone(copy):
+    mask = np.zeros((224, 260, 260))
+    mask[10, 100:110, 90:95] = 1
+    mask[:, 0] = 255  # background
+    _write_layer(copy, "QL_PIXELMASK", mask)
+    masked, before = _masked(copy, "defective")
+    np.testing.assert_array_equal(masked, before | (mask == 1))
+    assert (masked & ~before).sum() == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "vnir", "swir"), [("interpolated", 8, 4), ("saturation", 32, 16), ("artifact", 128, 64)]
+)
+def test_a_test_flag_masks_the_bands_of_its_detector(copy, name, vnir, swir):
+    flags = np.zeros((1, 260, 260), np.uint8)
+    flags[0, 100:110, 90:100], flags[0, 120:130, 90:100] = vnir, swir | 1  # of reduced quality as well
+    _write_layer(copy, "QL_QUALITY_TESTFLAGS", flags)
+    masked, before = _masked(copy, name)
+    wavelength_nm = np.asarray(ENMAP.product_wavelength_nm)
+    for rows, has_flag in ((slice(100, 110), wavelength_nm < 1000), (slice(120, 130), wavelength_nm > 900)):
+        assert masked[has_flag, rows, 90:100].all()
+        np.testing.assert_array_equal(masked[~has_flag, rows], before[~has_flag, rows])
+    np.testing.assert_array_equal(masked[:, :100], before[:, :100])
+
+
+def test_a_pixel_mask_of_other_bands_is_one_line(copy):
+    _write_layer(copy, "QL_PIXELMASK", np.zeros((3, 260, 260)))
+    message = r"QL_PIXELMASK\.TIF: 3 bands, but the image has 224; continue without masking 'defective'$"
+    with pytest.raises(SourceError, match=message):
+        _masked(copy, "defective")
+    assert len(tiles_of(copy)) > 0

@@ -1,5 +1,7 @@
 """ENVI files of other spectrometers: reflectance in floats, bad bands, rotated grids; real ones go through whole."""
 
+import re
+
 import numpy as np
 import pytest
 from rasterio.transform import Affine
@@ -8,6 +10,7 @@ from support.products import SMALL, cube_of, make_product, packed
 from shards.__main__ import main
 from shards.errors import TileError
 from shards.read.reader import ShardReader
+from shards.sensors.sensor import NODATA
 from shards.sources.images import open_image
 from shards.sources.scene_sensor import sensor_of_image
 from tools.sample_ground import reflectance, swath_edge, swath_grid, swath_pixels
@@ -48,9 +51,10 @@ def test_radiance_in_floats_is_refused(path):
         image.read()
 
 
-def test_units_of_radiance_in_the_header_are_refused(path):
+@pytest.mark.parametrize("key", ["data units", "units"])
+def test_units_of_radiance_in_the_header_are_refused(path, key):
     header = path.with_name(f"{path.name}.hdr")
-    header.write_text(f"{header.read_text()}data units = uW / (cm^2 sr nm)\n")
+    header.write_text(f"{header.read_text()}{key} = {{uW / (cm^2 sr nm)}}\n")
     with (
         open_image(path) as image,
         pytest.raises(TileError, match=r"holds radiance \(uW .*while scene means"),
@@ -74,17 +78,39 @@ def pack(source, dest):
     return tile[0], reader.manifest, next(iter(packed(dest).values()))
 
 
-@pytest.mark.parametrize(("name", "zone"), [("ang20140912t192359", 13), ("ang20150422t163638", 12)])
-def test_real_aviris_ng_on_a_rotated_grid_goes_through_whole(scenes, tmp_path, name, zone):
-    source = next((scenes / "aviris_ng").glob(f"{name}*.img"))
+def test_real_aviris_ng_on_a_rotated_grid_goes_through_whole(scenes, tmp_path):
+    source = next((scenes / "aviris_ng").glob("ang20150422t163638*.img"))
     tile, manifest, described = pack(source, tmp_path / "shards")
-    assert tile.shape == (373, 10, 10) and described["crs"] == f"EPSG:{32600 + zone}"
+    assert tile.shape == (373, 10, 10) and described["crs"] == "EPSG:32612"
     assert described["transform"][1] != 0 and -125 < described["lon"] < -100 and 30 < described["lat"] < 45
     stored = np.fromfile(source, "<f4").reshape(10, 10, 432)
     with open_image(source) as image:
         kept = np.flatnonzero(image.good)
         np.testing.assert_allclose(manifest.wavelength_nm, np.array(image.wavelength_nm)[kept])
-    assert np.abs(tile - 10000 * stored[..., kept].transpose(2, 0, 1).astype(float)).max() <= MOST_DN
+    wanted = 10000 * stored[..., kept].transpose(2, 0, 1).astype(float)
+    is_fill = (stored == np.float32(-0.005)).all(-1)  # outside of the swath; the header doesn't declare it
+    assert is_fill.sum() == 60 and (tile[:, is_fill] == NODATA).all()
+    assert np.abs(tile - wanted)[:, ~is_fill].max() <= MOST_DN
+
+
+def test_a_real_cut_of_aviris_ng_beyond_its_swath_is_one_line(scenes, tmp_path, capsys):
+    source = next((scenes / "aviris_ng").glob("ang20140912t192359*.img"))
+    assert main(["pack", str(source), str(tmp_path / "shards"), "--sensor", str(source), "--workers", "1"]) == 2
+    assert capsys.readouterr().err.endswith("they contain no tile: none of 1 tiles has a measured pixel\n")
+
+
+def test_undeclared_fill_is_missing_and_other_negative_values_are_not(path):
+    values = np.memmap(path, "<f4", "r+", shape=(40, 425, 40))
+    values[20, :, 30] = -0.005
+    values[21, :300, 30] = -0.005
+    values.flush()
+    header = path.with_name(f"{path.name}.hdr")
+    declared = re.sub("data ignore value = .*\n", "", header.read_text())
+    header.write_text(declared)
+    with open_image(path) as image:
+        good, found = np.array(image.good), image.read()
+    assert (found[:, 20, 30] == NODATA).all()
+    assert (found[good & (np.arange(425) < 300), 21, 30] == -50).all()
 
 
 def test_a_real_cut_of_emit_goes_through_whole(emit, tmp_path):

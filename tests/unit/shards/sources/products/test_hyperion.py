@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import rasterio
 from support.products import SMALL, make_product
 
 from shards.console import get_logger
@@ -78,3 +79,17 @@ def test_bands_of_other_places_are_one_line(copy, tmp_path):
     shutil.copy(next(other.glob("*_B090_L1T.TIF")), next(copy.glob("*_B090_L1T.TIF")))
     with pytest.raises(SourceError, match="its bands have other sizes or places"), open_image(copy):
         pass
+
+
+def test_values_at_the_end_of_int16_are_saturated_and_missing_where_asked(copy):
+    with rasterio.open(next(copy.glob("*_B040_L1T.TIF")), "r+") as file:
+        values = file.read(1)
+        values[30:34, 20:30] = 32767
+        file.write(values, 1)
+    with open_image(copy) as image:
+        plain = image.read()
+        image.mask(("saturation",))
+        masked = image.read()
+    assert (plain[32, 30:34, 20:30] == 32767).all()
+    assert (masked[32, 30:34, 20:30] == NODATA).all()
+    assert (masked != plain).sum() == 40

@@ -1,0 +1,1 @@
+"""Baselines without a network: models of scikit-learn on spectra."""

@@ -1,0 +1,34 @@
+"""The runs of an evaluation: encoders, protocols and fractions of the training tiles, in order."""
+
+from collections.abc import Sequence
+
+from finetune.baselines.registry import SPECTRA
+from finetune.evaluation.neighbors import is_by_neighbors
+
+BASELINE = "baseline"
+"""The protocol of models on spectra."""
+
+Run = tuple[str, str, float]
+"""Encoder, protocol and fraction."""
+
+
+def encoder_names(protocols: Sequence[str], compare_random: bool, compare_raw: bool) -> list[str]:
+    """Return what is evaluated: the pretrained encoder, and what it is compared with."""
+    compared = {"random": compare_random, "raw": compare_raw, SPECTRA: BASELINE in protocols}
+    return ["pretrained", *(name for name, is_compared in compared.items() if is_compared)]
+
+
+def list_runs(names: Sequence[str], protocols: Sequence[str], fractions: Sequence[float]) -> list[Run]:
+    """Return all combinations that exist.
+
+    Args:
+        names: see `encoder_names`.
+        protocols: after `finetune.evaluation.neighbors.expand`.
+    """
+    return [
+        (name, protocol, fraction)
+        for name in names
+        for fraction in fractions
+        for protocol in protocols
+        if (name == SPECTRA) == (protocol == BASELINE) and (name != "raw" or is_by_neighbors(protocol))
+    ]

@@ -1,0 +1,1 @@
+"""Restarts of a run within its Slurm job: which nodes it runs on, what ended it, and what happens next."""
