@@ -9,6 +9,8 @@ All use the same weights; the losses of plain and ours are first checked to agre
 plain computes batch-norm statistics over all pixels, ours over visible ones.) A step is everything after reading:
 normalization, forward, backward, AdamW, on random int16 tiles. Every measurement runs in a separate process, so that
 memory peaks are independent; rounds are interleaved, and ratios are taken within a round.
+
+With --stem, the stems ``conv`` and ``wave`` are measured alone instead, on the visible pixels of a micro batch.
 """
 
 import argparse
@@ -46,6 +48,7 @@ from shards.cli import Parser, positive, run_command
 from shards.config import check_config
 from shards.errors import ConfigError
 from shards.sensors.sensor import get_sensor
+from tools.bench_stems import measure_stems, print_stems
 from tools.plain_mae import PlainMaskedAutoencoder
 
 BANDS = 202
@@ -289,6 +292,7 @@ def build_parser() -> Parser:
     parser.add_argument("--mask-ratios", default="0.75,0.9", help="with commas (default: %(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="with commas (default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "autocast"), default="fp32", help="default: %(default)s")
+    parser.add_argument("--stem", action="store_true", help="measure both stems alone, instead of steps")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.set_defaults(run=_measure_and_print)
     return parser
@@ -300,6 +304,9 @@ def _measure_and_print(arguments: argparse.Namespace) -> None:
         f"{device}, torch {torch.__version__}, {arguments.precision}, micro batch {arguments.micro_batch}, "
         f"{arguments.image_size} px, {arguments.rounds} rounds"
     )
+    if arguments.stem:
+        _measure_and_print_stems(arguments, setting)
+        return
     all_rows, all_ratios = [], []
     ways = _ways(arguments.ways)
     configs = [
@@ -316,6 +323,21 @@ def _measure_and_print(arguments: argparse.Namespace) -> None:
         all_ratios += [mask | asdict(ratio) for ratio in ratios]
     if arguments.json:
         figures = {"setting": setting, "rows": all_rows, "ratios": all_ratios}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _measure_and_print_stems(arguments: argparse.Namespace, setting: str) -> None:
+    torch.set_num_threads(1)
+    print(f"{setting}; stems forward and backward, median [quartiles]", flush=True)
+    figures: dict[str, Any] = {"setting": setting, "stems": []}
+    for ratio in map(float, arguments.mask_ratios.split(",")):
+        visible = round((1 - ratio) * arguments.image_size**2)
+        print(f"mask ratio {ratio:g}")
+        half = arguments.precision == "autocast"
+        times = measure_stems(arguments.micro_batch, visible, arguments.rounds, half, _device())
+        print_stems(times)
+        figures["stems"] += [{"mask_ratio": ratio} | asdict(row) for row in times]
+    if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

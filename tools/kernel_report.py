@@ -63,6 +63,7 @@ def launches() -> Iterator[tuple[str, list[Launch]]]:
             if dtype != torch.float32:
                 _block_kernels(dtype)
                 _stem_kernels(dtype)
+                _wave_kernels(dtype)
         yield TYPES[dtype], recorded
 
 
@@ -74,8 +75,14 @@ def _pixel_kernels(dtype: torch.dtype) -> None:
     launch_normalize(tiles, per_band, per_band, 10.0, dtype)
     prediction, ids = torch.empty(2, 8, PIXELS * BANDS, dtype=dtype), torch.empty(2, 8, dtype=torch.int64)
     counted, scale = torch.empty(2, 8, PIXELS), torch.empty(2)
-    for patches in (torch.empty(2, 16, PIXELS, BANDS, dtype=kind) for kind in (torch.int16, torch.float16)):
-        launch_patch_loss(prediction, patches, ids, counted, scale, per_band, per_band, 10.0, True)
+    tables = torch.empty(2, BANDS)
+    for kind, wanted, table in (
+        (torch.int16, None, per_band),
+        (torch.float16, None, scale),
+        (torch.int16, tables, tables),
+    ):
+        patches = torch.empty(2, 16, PIXELS, BANDS, dtype=kind)
+        launch_patch_loss(prediction, patches, ids, counted, wanted, scale, table, table, 10.0, True)
 
 
 def _block_kernels(dtype: torch.dtype) -> None:
@@ -110,6 +117,17 @@ def _stem_kernels(dtype: torch.dtype) -> None:
     second = (d2, y2, norm2, rows(2, 64))
     stem_weights.launch_second_weights(pixels, table, *second)
     stem_weights.launch_first_sums(pixels, table, weight2, *second)
+
+
+def _wave_kernels(dtype: torch.dtype) -> None:
+    from pretrain.kernels import wave
+
+    scale, weight, matrix = torch.empty(128), torch.empty(128, 128), torch.empty(2, BANDS, 128, dtype=dtype)
+    half = dtype == torch.float16  # resampled crops are fp16 on GPUs, others become fp32
+    pixels = torch.empty(2, 100, BANDS, dtype=torch.float16 if half else torch.float32)
+    features, products = wave.launch_features(pixels, matrix, scale, scale, weight, scale, 1e-6)
+    d_products, _ = wave.launch_products_gradient(features, products, scale, scale, weight, 1e-6)
+    wave.launch_matrix_gradient(pixels, d_products)
 
 
 def compile_for(launch: Launch, variant: str, capability: int) -> Compiled:

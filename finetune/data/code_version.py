@@ -46,6 +46,7 @@ FEATURES = (
             "compilation",
             "encoder",
             "fused_block",
+            "fused_wave",
             "normalize",
             "patches",
             "published",
@@ -73,6 +74,7 @@ FEATURES = (
     "pretrain/kernels/stem_backward.py",
     "pretrain/kernels/stem_moments.py",
     "pretrain/kernels/stem_weights.py",
+    "pretrain/kernels/wave.py",
     "pretrain/weights/resample.py",
 )
 """Code that turns the array of an image into the encoder's features."""

@@ -22,9 +22,9 @@ from launch.planner.step_trace import KernelCounter, PartCosts, Parts
 from pretrain.config import PretrainConfig
 from pretrain.config.objective import MaeConfig
 from pretrain.models import spectral_parts
-from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.normalize import Normalizer
+from pretrain.models.stem import Stem
 from pretrain.models.transformer import Block
 from pretrain.models.unit import set_activation_checkpointing, units
 from pretrain.models.wave import set_default_spectrum
@@ -196,7 +196,7 @@ def _set_kernels(module: nn.Module, config: PretrainConfig, device: Device) -> N
     """Trace stem and blocks as the run's device computes them, where Triton is installed: it has their operators."""
     fused = device == "cuda" and find_spec("triton") is not None
     for unit in units(module):
-        if isinstance(unit, SpectralAdapter):
+        if isinstance(unit, Stem):
             unit.kernel = "triton" if fused and config.engine.stem_kernel != "eager" else "eager"
         if isinstance(unit, Block):
             unit.fuses = fused

@@ -48,7 +48,7 @@ class EngineConfig(ConfigModel):
     compile: Switch | Literal["auto"] = "auto"
     """Use torch.compile for transformer blocks and the arithmetic of stem and loss in training; auto: on GPUs."""
     stem_kernel: Literal["auto", "eager", "triton"] = "auto"
-    """How the spectral adapter is computed in half precision: ``triton``, by a few kernels, for GPUs of compute
+    """How stems are computed in half precision: ``triton``, by a few kernels, for GPUs of compute
     capability 8.0 and above; ``eager``, by torch's operations; ``auto``, by Triton's wherever they run."""
     reduce_bucket_size: Positive | None = None
     """Weights of one reduction; null: an eighth of the model, within 1 to 50 million."""

@@ -15,9 +15,9 @@ from pretrain import distributed
 from pretrain.config.engine import EngineConfig
 from pretrain.engine.compiled_units import compile_units, eager_units, is_compiled
 from pretrain.engine.optimizers import optimizer_state
-from pretrain.models.adapter import set_stem_kernel
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import compiling
+from pretrain.models.stem import set_stem_kernel
 from pretrain.models.transformer import set_block_kernels
 from pretrain.models.unit import set_activation_checkpointing
 

@@ -21,6 +21,7 @@ def launch_patch_loss(
     patches: Tensor,
     ids: Tensor,
     counted: Tensor | None,
+    wanted: Tensor | None,
     scale: Tensor,
     mu: Tensor,
     sigma: Tensor,
@@ -34,10 +35,11 @@ def launch_patch_loss(
         patches: of whole images, (B, T, p*p, C), int16 or normalized.
         ids: of the masked patches, int64 (B, M).
         counted: float32 (B, M, p*p), 1 where a pixel counts; None for all.
+        wanted: float32 (B, C), 1 where a band of a sample is a target; None for all.
         scale: float32 (B,), the factor of each squared error.
-        mu, sigma: float32 (C,), for int16 patches.
+        mu, sigma: float32 (C,), or of each sample (B, C), for int16 patches.
         clip: limit of normalized values.
-        norm_pix: normalize the target by the mean and unbiased variance of the patch's counted pixels.
+        norm_pix: normalize the target by the mean and unbiased variance of the patch's counted pixels and bands.
     """
     batch, masked, values = prediction.shape
     prediction, patches, ids = prediction.contiguous(), patches.contiguous(), ids.contiguous()
@@ -45,13 +47,16 @@ def launch_patch_loss(
     launch(
         _patch_loss,
         (batch * masked,),
-        *(prediction, patches, ids, scale if counted is None else counted.contiguous(), scale, mu, sigma),
+        *(prediction, patches, ids, scale if counted is None else counted.contiguous()),
+        *(scale if wanted is None else wanted.contiguous(), scale, mu.contiguous(), sigma.contiguous()),
         *(losses, gradient, masked, patches.shape[1], clip),
         num_warps=8,
         VALUES=values,
         BANDS=patches.shape[3],
         BLOCK=min(BLOCK, triton.next_power_of_2(values)),
         COUNTED=counted is not None,
+        WANTED=wanted is not None,
+        BY_SAMPLE=mu.dim() == 2,
         INTEGERS=patches.dtype == torch.int16,
         NORM_PIX=norm_pix,
     )
@@ -69,7 +74,20 @@ patch_loss.register_fake(_outputs)
 
 
 @triton.jit
-def _values(source, mu, sigma, counted, place, clip, VALUES, BANDS, COUNTED: tl.constexpr, INTEGERS: tl.constexpr):
+def _values(
+    source,
+    mu,
+    sigma,
+    counted,
+    wanted,
+    place,
+    clip,
+    VALUES,
+    BANDS,
+    COUNTED: tl.constexpr,
+    WANTED: tl.constexpr,
+    INTEGERS: tl.constexpr,
+):
     """Load values of a patch, normalized, and their weights, 0 or 1."""
     inside = place < VALUES
     raw = tl.load(source + place, mask=inside, other=0)
@@ -82,6 +100,8 @@ def _values(source, mu, sigma, counted, place, clip, VALUES, BANDS, COUNTED: tl.
         weight = tl.load(counted + place // BANDS, mask=inside, other=0.0)
     else:
         weight = inside.to(tl.float32)
+    if WANTED:
+        weight *= tl.load(wanted + place % BANDS, mask=inside, other=0.0)
     return value, weight
 
 
@@ -91,6 +111,7 @@ def _patch_loss(
     patches,
     ids,
     counted,
+    wanted,
     scale,
     mu,
     sigma,
@@ -103,6 +124,8 @@ def _patch_loss(
     BANDS: tl.constexpr,
     BLOCK: tl.constexpr,
     COUNTED: tl.constexpr,
+    WANTED: tl.constexpr,
+    BY_SAMPLE: tl.constexpr,
     INTEGERS: tl.constexpr,
     NORM_PIX: tl.constexpr,
 ):
@@ -110,26 +133,37 @@ def _patch_loss(
     sample = row // masked
     source = patches + (sample * tokens + tl.load(ids + row)) * VALUES
     counted += row * (VALUES // BANDS)
+    wanted += sample * BANDS
+    if BY_SAMPLE:
+        mu, sigma = mu + sample * BANDS, sigma + sample * BANDS
     places = tl.arange(0, BLOCK)
     mean, inverse = 0.0, 1.0
     if NORM_PIX:
         total, number = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
         for begin in range(0, VALUES, BLOCK):
-            value, weight = _values(source, mu, sigma, counted, begin + places, clip, VALUES, BANDS, COUNTED, INTEGERS)
+            place = begin + places
+            value, weight = _values(
+                source, mu, sigma, counted, wanted, place, clip, VALUES, BANDS, COUNTED, WANTED, INTEGERS
+            )
             total += value * weight
             number += weight
         count = tl.sum(number)
         mean = tl.sum(total) / tl.maximum(count, 1.0)
         squares = tl.zeros((BLOCK,), tl.float32)
         for begin in range(0, VALUES, BLOCK):
-            value, weight = _values(source, mu, sigma, counted, begin + places, clip, VALUES, BANDS, COUNTED, INTEGERS)
+            place = begin + places
+            value, weight = _values(
+                source, mu, sigma, counted, wanted, place, clip, VALUES, BANDS, COUNTED, WANTED, INTEGERS
+            )
             squares += (value - mean) * (value - mean) * weight
         inverse = 1.0 / tl.sqrt(tl.sum(squares) / tl.maximum(count - 1.0, 1.0) + 1e-6)
     factor = tl.load(scale + sample)
     loss = tl.zeros((BLOCK,), tl.float32)
     for begin in range(0, VALUES, BLOCK):
         place = begin + places
-        value, weight = _values(source, mu, sigma, counted, place, clip, VALUES, BANDS, COUNTED, INTEGERS)
+        value, weight = _values(
+            source, mu, sigma, counted, wanted, place, clip, VALUES, BANDS, COUNTED, WANTED, INTEGERS
+        )
         predicted = tl.load(prediction + row * VALUES + place, mask=place < VALUES, other=0.0).to(tl.float32)
         error = (predicted - (value - mean) * inverse) * weight
         loss += error * error

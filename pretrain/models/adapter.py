@@ -6,27 +6,21 @@ full image would give there. Parameter names and shapes are the published ones; 
 spectral_features.py.
 """
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.kernels.launching import kernels_problem, usable
 from pretrain.models.activation_checkpointing import checkpointed
 from pretrain.models.batchnorm import GroupedBatchNorm, num_groups
 from pretrain.models.spectral_features import spectral_features
 from pretrain.models.spectral_layers import Layer
 from pretrain.models.stem import Stem
-from pretrain.models.unit import units
-from shards.errors import ConfigError
 
 CHANNELS = 128
 """Features per pixel that the adapter hands to the trunk."""
 
 LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, CHANNELS, 5, 3))  # in, out, kernel, stride; padding 1
-
-StemKernel = Literal["auto", "eager", "triton"]
-"""Torch's operations or Triton's kernels; ``auto`` for kernels wherever they run."""
 
 
 def _shortest_spectrum() -> int:
@@ -67,12 +61,8 @@ class SpectralAdapter(Stem):
         bands: unused; every stem is called with it.
 
     With activation checkpointing of ``blocks`` it is recomputed as a whole; ``selective`` doesn't affect it.
-
-    Attributes:
-        kernel: how it is computed in half precision; other precisions are ``eager``.
     """
 
-    kernel: StemKernel = "auto"
     channels = CHANNELS
     min_bands = _shortest_spectrum()
 
@@ -112,16 +102,11 @@ class SpectralAdapter(Stem):
         layers = [self._layer(number) for number in range(len(LAYERS))]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layers[0].weight.dtype
         with torch.autocast(device, enabled=False):
-            features, moments = spectral_features(spectra, layers, dtype, self._is_fused(spectra, dtype))
+            features, moments = spectral_features(spectra, layers, dtype, self.is_fused(spectra, dtype))
         for number, layer in enumerate(layers):
             positions = layer.positions(positions)
             self._norm(number).record(moments[number], pixels * positions)
         return features
-
-    def _is_fused(self, spectra: Tensor, dtype: torch.dtype) -> bool:
-        if dtype not in (torch.float16, torch.bfloat16) or self.kernel == "eager":
-            return False
-        return self.kernel == "triton" or usable(spectra)
 
     def _norm(self, number: int) -> SpectralNorm:
         return cast(SpectralNorm, self.get_submodule(str(3 * number + 1)))
@@ -131,20 +116,6 @@ class SpectralAdapter(Stem):
         moments = None if norm.training else torch.stack([norm.running_mean, norm.running_var])
         (weight, bias), (scale, shift) = convolution(), norm()
         return Layer(convolution.kernel, convolution.stride, weight, bias, scale, shift, moments, norm.eps)
-
-
-def set_stem_kernel(model: nn.Module, kernel: StemKernel, device: torch.device) -> None:
-    """Set how the spectral adapters of a model are computed on a device.
-
-    Raises:
-        ConfigError: Triton's kernels can't run there.
-    """
-    problem = kernels_problem(device) if kernel == "triton" else None
-    if problem:
-        raise ConfigError(f"engine.stem_kernel triton: {problem}; auto takes torch's operations there")
-    for unit in units(model):
-        if isinstance(unit, SpectralAdapter):
-            unit.kernel = kernel
 
 
 def _layer_flops(bands: int) -> list[int]:

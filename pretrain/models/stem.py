@@ -1,11 +1,18 @@
 """Stems: what turns the spectrum of each pixel into the features that an encoder's trunk takes."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from pretrain.kernels.launching import kernels_problem, usable
 from pretrain.models.flops import count_flops
-from pretrain.models.unit import Unit
+from pretrain.models.unit import Unit, units
+from shards.errors import ConfigError
+
+StemKernel = Literal["auto", "eager", "triton"]
+"""Torch's operations or Triton's kernels; ``auto`` for kernels wherever they run."""
 
 
 class Stem(Unit, ABC):
@@ -19,12 +26,14 @@ class Stem(Unit, ABC):
         bands: number of bands that it takes; None for any number from ``min_bands`` on.
         min_bands: fewest bands that it takes.
         by_wavelength: whether it is also called with a `Spectrum`, what the bands of the pixels are.
+        kernel: how stems that have kernels are computed in half precision; other precisions are ``eager``.
     """
 
     channels: int
     bands: int | None = None
     min_bands: int = 1
     by_wavelength: bool = False
+    kernel: StemKernel = "auto"
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
@@ -41,6 +50,12 @@ class Stem(Unit, ABC):
     def recomputed_flops(self, bands: int, checkpointing: bool) -> int:
         """Operations on one pixel that the backward pass repeats, with or without activation checkpointing."""
         return 0
+
+    def is_fused(self, pixels: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether a stem with kernels uses them for products of a dtype."""
+        if dtype not in (torch.float16, torch.bfloat16) or self.kernel == "eager":
+            return False
+        return self.kernel == "triton" or usable(pixels)
 
 
 class NoStem(Stem):
@@ -60,3 +75,17 @@ class NoStem(Stem):
 
     def flops(self, bands: int) -> int:
         return 0
+
+
+def set_stem_kernel(model: nn.Module, kernel: StemKernel, device: torch.device) -> None:
+    """Set how the stems of a model are computed on a device.
+
+    Raises:
+        ConfigError: Triton's kernels can't run there.
+    """
+    problem = kernels_problem(device) if kernel == "triton" else None
+    if problem:
+        raise ConfigError(f"engine.stem_kernel triton: {problem}; auto takes torch's operations there")
+    for unit in units(model):
+        if isinstance(unit, Stem):
+            unit.kernel = kernel

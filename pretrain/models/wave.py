@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.adapter import CHANNELS
+from pretrain.models.compilation import is_exporting
+from pretrain.models.fused_wave import wave_features
 from pretrain.models.spectrum import Spectrum, TakesSpectrum, spectral_weights, spectrum_of
 from pretrain.models.stem import Stem
 from pretrain.models.unit import Unit
@@ -63,17 +65,19 @@ class BandEmbedding(Unit):
 
 
 class Norm(nn.LayerNorm):
-    """A layer norm in the dtype of its input: autocast would take fp32, at twice the bytes."""
+    """Scale and shift of the layer norm of products."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (FEATURES,), self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+    def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return copies of them: under ZeRO-3 they exist here only."""
+        return self.weight.clone(), self.bias.clone()
 
 
 class Projection(nn.Linear):
-    """A linear layer in the dtype of its input."""
+    """Weight and bias of a linear layer."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+    def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return copies of them."""
+        return self.weight.clone(), self.bias.clone()
 
 
 class PixelProducts(Unit):
@@ -88,12 +92,19 @@ class PixelProducts(Unit):
         self.norm = Norm(FEATURES, eps=1e-6)
         self.out = Projection(FEATURES, CHANNELS)
 
-    def forward(self, matrix: Tensor, pixels: Tensor) -> Tensor:
-        """Map pixels (G, R, C) and matrices (G, C, FEATURES) to (G, R, CHANNELS) in the dtype of products."""
-        device = pixels.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype
-        with torch.autocast(device, enabled=False):
-            return self.out(F.gelu(self.norm(pixels.to(dtype) @ matrix.to(dtype))))
+    def forward(self, matrix: Tensor, pixels: Tensor, fused: bool) -> Tensor:
+        """Map pixels (G, R, C) and matrices (G, C, FEATURES) to (G, R, CHANNELS) in the dtype of the matrices.
+
+        Args:
+            fused: use Triton kernels, which have no gradient for the pixels.
+        """
+        (scale, shift), (weight, bias) = self.norm(), self.out()
+        with torch.autocast(pixels.device.type, enabled=False):
+            if fused:
+                return wave_features(pixels, matrix, scale, shift, weight, bias, self.norm.eps)
+            products = pixels.to(matrix.dtype) @ matrix  # in whose dtype the rest is: autocast would take fp32
+            normed = F.layer_norm(products, (FEATURES,), scale.to(products), shift.to(products), self.norm.eps)
+            return F.linear(F.gelu(normed), weight.to(products), bias.to(products))
 
 
 class WaveStem(TakesSpectrum, Stem):
@@ -124,7 +135,8 @@ class WaveStem(TakesSpectrum, Stem):
         groups = len(matrix)
         if pixels.shape[0] % groups:
             raise ValueError(f"{pixels.shape[0]} samples are not a multiple of {groups} groups of bands")
-        features = self.products.run(matrix, pixels.reshape(groups, -1, pixels.shape[-1]))
+        fused = self.is_fused(pixels, matrix.dtype) and not pixels.requires_grad and not is_exporting()
+        features = self.products.run(matrix, pixels.reshape(groups, -1, pixels.shape[-1]), fused)
         return features.view(*pixels.shape[:2], CHANNELS)
 
     def matrix(self, spectrum: Spectrum) -> Tensor:

@@ -103,22 +103,23 @@ class MaskedAutoencoder(ObjectiveModule):
         patches = patchify(images, self.encoder.patch_size)
         visible = self._floats(gather_tokens(patches, masks.visible), bands.sources)
         latent = self.encoder.tokens(visible, masks.visible, bands.seen)
-        # the kernel has no angles, and one table of bands, all of them targets
-        fused = usable(patches) and not self.spectral_angle and not self._has_other_targets(bands)
+        fused = usable(patches) and not self.spectral_angle  # the kernel has no angles
         truth = patches if fused else gather_tokens(patches, masks.masked)
         del patches
         prediction = self.decoder(latent, masks, self._wanted(bands))
         counted = None if valid is None else masked_pixels(valid, masks, self.encoder.patch_size)
         if fused:
             divisor = None if counted is None else num_counted(counted, terms)
-            losses = fused_errors(prediction, truth, masks.masked, counted, divisor, self.normalize, self.norm_pix)
+            sources, wanted = bands.sources, self._targets(bands, len(images))
+            tables = self.normalize, self.norm_pix, sources, wanted
+            losses = fused_errors(prediction, truth, masks.masked, counted, divisor, *tables)
         else:
             losses = self._compare(prediction, truth, counted, terms, bands)
         return losses, prediction, masks.masked, latent[:, 1:].mean(1)
 
-    def _has_other_targets(self, bands: ImageBands) -> bool:
-        """Return whether some bands of an image may be no targets, or have statistics of their own."""
-        return bands.sources is not None or self.masking == "spectral"
+    def _targets(self, bands: ImageBands, batch: int) -> Tensor | None:
+        """Return which bands are targets, float32 (B, C), or None for all: in one source, unless some are hidden."""
+        return bands.targets(batch) if bands.sources is not None or self.masking == "spectral" else None
 
     def _wanted(self, bands: ImageBands) -> Spectrum | None:
         """Return what the decoder predicts: without a spectrum, an encoder by wavelength has one of its own."""
@@ -134,7 +135,7 @@ class MaskedAutoencoder(ObjectiveModule):
             weight = truth.new_ones(1, 1, pixels, dtype=torch.float32) / (patches * pixels)
         else:
             weight = counted / num_counted(counted, terms).view(-1, 1, 1)
-        sources, wanted = bands.sources, bands.targets(batch) if self._has_other_targets(bands) else None
+        sources, wanted = bands.sources, self._targets(bands, batch)
         if wanted is not None:  # a sample's loss is a mean over its own bands
             weight = weight * (channels / wanted.sum(1).clamp(min=1)).view(-1, 1, 1)
 
@@ -160,7 +161,7 @@ class MaskedAutoencoder(ObjectiveModule):
             images, masks, valid, bands: as in `losses`; images are normalized.
             prediction: of `losses`.
         """
-        wanted = bands.targets(len(images)) if self._has_other_targets(bands) else None
+        wanted = self._targets(bands, len(images))
         counted = None if valid is None else masked_pixels(valid, masks, self.encoder.patch_size)
         errors = []
         for number in range(len(images)):  # one at a time: differences are as large as the images

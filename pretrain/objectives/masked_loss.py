@@ -81,6 +81,8 @@ def fused_errors(
     divisor: Tensor | None,
     normalize: Normalizer | None,
     norm_pix: bool,
+    sources: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> Tensor:
     """Compute `squared_errors` with `masked_targets` by a Triton kernel (see pretrain/kernels/patch_loss.py).
 
@@ -91,16 +93,16 @@ def fused_errors(
         counted: (B, M, p*p), 1 where a pixel counts; None for all.
         divisor: number of pixels that a sample's errors are divided by, (B,) or a scalar; None for all of them.
         normalize: for int16 patches.
+        sources: of each sample, int64 (B,), where ``normalize`` has tables of several.
+        wanted: (B, C), 1 where a band of a sample is a target: its loss is a mean over these; None for all.
     """
     from pretrain.kernels.patch_loss import patch_loss  # imports Triton
 
-    batch, bands = len(prediction), patches.shape[-1]
-    if divisor is None:
-        scale = torch.full((batch,), 1 / prediction[0].numel(), device=prediction.device)
-    else:
-        scale = (1 / (divisor * bands)).expand(batch).contiguous()
-    mu, sigma, clip = (scale, scale, math.inf) if normalize is None else normalize.constants()
-    losses, gradient = patch_loss(prediction.detach(), patches, ids, counted, scale, mu, sigma, clip, norm_pix)
+    bands, pixels = patches.shape[3], ids.shape[1] * patches.shape[2]
+    num_wanted = torch.full((len(ids),), bands, device=ids.device) if wanted is None else wanted.sum(1).clamp(min=1)
+    scale = 1 / (num_wanted * (pixels if divisor is None else divisor))
+    mu, sigma, clip = (scale, scale, math.inf) if normalize is None else normalize.constants(sources)
+    losses, gradient = patch_loss(prediction.detach(), patches, ids, counted, wanted, scale, mu, sigma, clip, norm_pix)
     return _Errors.apply(prediction, losses.sum(1), gradient)
 
 

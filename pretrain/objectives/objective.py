@@ -18,13 +18,13 @@ from pretrain.data.made_sensors import draw_sensors, made_spectrum
 from pretrain.data.stream import TileBatch
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
-from pretrain.models.adapter import set_stem_kernel
 from pretrain.models.encoder import Encoder
 from pretrain.models.flops import Parts, times
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.registry import build_encoder
 from pretrain.models.spectrum import Spectrum
+from pretrain.models.stem import set_stem_kernel
 from pretrain.objectives.source_losses import SourceLosses
 from pretrain.weights.initial_weights import InitialWeights
 from shards.format.manifest import Manifest

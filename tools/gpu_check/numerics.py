@@ -8,14 +8,16 @@ from torch import Tensor
 
 from pretrain.data.augment import Crop
 from pretrain.kernels.launching import kernels_problem, usable
-from pretrain.models.adapter import SpectralAdapter, StemKernel, set_stem_kernel
+from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.attention import Backend, attention, xformers_problem
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens
+from pretrain.models.stem import StemKernel, set_stem_kernel
 from pretrain.models.transformer import Block, set_block_kernels
+from pretrain.models.wave import WaveStem, set_default_spectrum
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
-from shards.sensors.sensor import NODATA
+from shards.sensors.sensor import NODATA, get_sensor
 from tools.gpu_check.row import Row, error_row, relative_error
 
 HEAD_DIMS = (32, 40, 64, 80, 88, 104)
@@ -28,6 +30,9 @@ STEM_GRADIENT = 1e-1
 
 STEM_GRADIENT_FP32 = 5e-3
 """The same in fp32; how much of the differences is rounding depends on the order of sums, and so on the device."""
+
+WAVE_FP32 = 1e-3
+"""Largest error of the wave stem's features in fp32: devices differ in sines of angles of a thousand radians."""
 
 
 def checks(device: torch.device, seconds: float) -> Iterator[Row]:
@@ -94,27 +99,27 @@ def _block_results(x: Tensor, device: torch.device) -> list[Tensor]:
 
 def _stem(device: torch.device) -> Iterator[Row]:
     pixels = torch.randn(16, 200, BANDS, generator=torch.Generator().manual_seed(0))
-    exact = _stem_results(pixels.double(), torch.device("cpu"), torch.float64, "eager")
-    kernels: list[tuple[StemKernel, torch.dtype, float, float]] = [
-        ("eager", torch.float32, FP32, STEM_GRADIENT_FP32),
-        ("eager", torch.bfloat16, BF16, STEM_GRADIENT),
-    ]
+    ways: list[tuple[StemKernel, torch.dtype]] = [("eager", torch.float32), ("eager", torch.bfloat16)]
     if kernels_problem(device) is None:
-        kernels.append(("triton", torch.bfloat16, BF16, STEM_GRADIENT))
-    for kernel, dtype, features, gradients in kernels:
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            results = _stem_results(pixels, device, torch.float32, kernel)
-        errors = [relative_error(actual, expected) for actual, expected in zip(results, exact, strict=True)]
-        yield error_row(f"stem, {kernel}, {dtype}: features", errors[0], features)
-        yield error_row(f"stem, {kernel}, {dtype}: gradients", errors[1], gradients)
+        ways.append(("triton", torch.bfloat16))
+    for name, build, fp32 in (("conv", SpectralAdapter, FP32), ("wave", WaveStem, WAVE_FP32)):
+        exact = _stem_results(build(bn_group=8), pixels.double(), torch.device("cpu"), torch.float64, "eager")
+        for kernel, dtype in ways:
+            half = dtype == torch.bfloat16
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                results = _stem_results(build(bn_group=8), pixels, device, torch.float32, kernel)
+            errors = [relative_error(actual, expected) for actual, expected in zip(results, exact, strict=True)]
+            gradients = STEM_GRADIENT if half else STEM_GRADIENT_FP32
+            yield error_row(f"stem {name}, {kernel}, {dtype}: features", errors[0], BF16 if half else fp32)
+            yield error_row(f"stem {name}, {kernel}, {dtype}: gradients", errors[1], gradients)
 
 
 def _stem_results(
-    pixels: Tensor, device: torch.device, dtype: torch.dtype, kernel: StemKernel
+    stem: SpectralAdapter | WaveStem, pixels: Tensor, device: torch.device, dtype: torch.dtype, kernel: StemKernel
 ) -> tuple[Tensor, Tensor]:
     """Return features, and the gradients of all weights in one vector, each divided by its largest value."""
-    stem = SpectralAdapter(bn_group=8)
     initialize(stem, "stem", 0)
+    set_default_spectrum(stem, get_sensor("enmap").wavelength_nm, get_sensor("enmap").fwhm_nm)
     set_stem_kernel(stem, kernel, device)
     stem = stem.to(device, dtype)
     features = stem(pixels.to(device))

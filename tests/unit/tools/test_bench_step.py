@@ -56,6 +56,16 @@ def test_both_ways_give_the_same_gradients():
         torch.testing.assert_close(mine.grad, parameter.grad, rtol=1e-3, atol=worst, msg=name)
 
 
+def test_stems_side_by_side(tmp_path, capsys):
+    arguments = ["--stem", "--micro-batch", "2", "--image-size", "16", "--mask-ratios", "0.75", "--rounds", "1"]
+    assert main([*arguments, "--json", str(tmp_path / "stems.json")]) == 0
+    conv, wave = json.loads((tmp_path / "stems.json").read_text())["stems"]
+    assert (conv["stem"], wave["stem"], conv["pixels"], conv["share"]) == ("conv", "wave", 128, 1)
+    assert wave["gflop"] < conv["gflop"] / 5
+    assert wave["share"] == pytest.approx(wave["ms"] / conv["ms"])
+    assert f"{wave['share']:.2f} x conv" in capsys.readouterr().out
+
+
 def test_table_and_file(tmp_path, capsys):
     """One round of all ways, DeepSpeed's too."""
     path = tmp_path / "figures.json"

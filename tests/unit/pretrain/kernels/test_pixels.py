@@ -10,7 +10,10 @@ from pretrain.kernels.launching import interpreting
 from pretrain.models.initialize import initialize
 from pretrain.models.normalize import Normalizer
 from pretrain.models.patches import gather_tokens
-from pretrain.models.vit import SpecViT
+from pretrain.models.spectrum import Spectrum
+from pretrain.models.vit import SpecViT, ViTEncoder
+from pretrain.models.wave import WaveStem
+from pretrain.objectives.image_bands import ImageBands
 from pretrain.objectives.masked_autoencoder import MaskedAutoencoder
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
 from pretrain.objectives.masks import MaskedPatches, choose_masks
@@ -67,6 +70,14 @@ def test_patch_loss_of_normalized_patches(dtype):
     _compare(patches, None, True, True, dtype, 1e-5 if dtype == torch.float32 else 2e-3)
 
 
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_patch_loss_of_several_sources(norm_pix):
+    patches, bands = _tiles(BATCH, TOKENS, PIXELS, 5), torch.arange(10.0).view(2, 5)
+    patches[1, ..., 3:] = NODATA
+    normalize, wanted = Normalizer(3000 + bands, 1700 - bands, 2.0), torch.tensor([[1.0] * 5, [1, 1, 1, 0, 0]])
+    _compare(patches, normalize, True, norm_pix, torch.float32, 1e-5, torch.tensor([1, 0]), wanted)
+
+
 def _compare(
     patches: torch.Tensor,
     normalize: Normalizer | None,
@@ -74,10 +85,15 @@ def _compare(
     norm_pix: bool,
     dtype: torch.dtype,
     tolerance: float,
+    sources: torch.Tensor | None = None,
+    wanted: torch.Tensor | None = None,
 ) -> None:
     generator = torch.Generator().manual_seed(3)
     values = PIXELS * patches.shape[-1]
-    prediction = torch.randn(BATCH, MASKED, values, generator=generator).to(dtype).requires_grad_()
+    prediction = torch.randn(BATCH, MASKED, values, generator=generator).to(dtype)
+    if wanted is not None:  # a decoder by wavelength predicts 0 for other bands
+        prediction = (prediction.unflatten(2, (PIXELS, -1)) * wanted[:, None, None]).flatten(2)
+    prediction.requires_grad_()
     ids = torch.stack([torch.randperm(TOKENS, generator=generator)[:MASKED] for _ in range(BATCH)])
     counted = (torch.rand(BATCH, MASKED, PIXELS, generator=generator) < 0.7).float() if is_counted else None
     if counted is not None:
@@ -85,36 +101,58 @@ def _compare(
     divisor = None if counted is None else num_counted(counted, None)
     weights = torch.tensor([0.3, 0.7])
 
-    losses = fused_errors(prediction, patches, ids, counted, divisor, normalize, norm_pix)
+    losses = fused_errors(prediction, patches, ids, counted, divisor, normalize, norm_pix, sources, wanted)
     (losses * weights).sum().backward()
     gradient, prediction.grad = prediction.grad, None
 
     truth = gather_tokens(patches, ids)
-    truth = truth.float() if normalize is None else normalize.spectra(truth)
-    expected = squared_errors(
-        prediction,
-        lambda part: masked_targets(truth[part], norm_pix, None if counted is None else counted[part]),
-        torch.full((1, 1, PIXELS), 1 / (MASKED * PIXELS)) if counted is None else counted / divisor.view(-1, 1, 1),
-    )
+    truth = truth.float() if normalize is None else normalize.spectra(truth, sources)
+    weight = torch.full((1, 1, PIXELS), 1 / (MASKED * PIXELS)) if counted is None else counted / divisor.view(-1, 1, 1)
+    if wanted is not None:
+        weight = weight * (wanted.shape[1] / wanted.sum(1)).view(-1, 1, 1)
+
+    def targets(part: slice) -> torch.Tensor:
+        return masked_targets(truth[part], norm_pix, *(None if x is None else x[part] for x in (counted, wanted)))
+
+    expected = squared_errors(prediction, targets, weight)
     (expected * weights).sum().backward()
     torch.testing.assert_close(losses, expected, rtol=tolerance, atol=0)
     scale = prediction.grad.abs().max().item()
     assert math.isclose((gradient - prediction.grad).abs().max().item() / scale, 0, abs_tol=tolerance)
 
 
+def _two_sensors(bands: int) -> ImageBands:
+    """Two images, of which the second has half of the bands."""
+    widths = torch.full((2, bands), 10.0)
+    widths[1, bands // 2 :] = 0
+    spectrum = Spectrum(torch.linspace(400, 2400, bands).expand(2, -1), widths)
+    return ImageBands(torch.tensor([0, 1]), spectrum, spectrum)
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_a_model_of_two_sensors_has_the_losses_and_gradients_of_eager_torch(is_counted):
+    tables = 3000 + torch.arange(24.0).view(2, 12)
+    encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32, stem=WaveStem())
+    _compare_models(encoder, Normalizer(tables, tables / 2), is_counted, _two_sensors(12))
+
+
 @pytest.mark.parametrize("is_counted", [True, False])
 def test_a_model_with_the_kernel_has_the_losses_and_gradients_of_eager_torch(is_counted):
-    tiles, normalize = _tiles(2, 80, 16, 16), _normalizer(80, None)
+    _compare_models(SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32), _normalizer(80, None), is_counted)
+
+
+def _compare_models(encoder: ViTEncoder, normalize: Normalizer, is_counted: bool, *bands: ImageBands) -> None:
+    count = normalize.mu.shape[-3]
+    tiles = _tiles(2, count, 16, 16)
     masks = MaskedPatches(*map(torch.from_numpy, choose_masks(np.random.default_rng(0).random((2, 16)), 0.5)))
-    valid = [(tiles != NODATA).float().mean(1, keepdim=True) > 0.95] if is_counted else []
-    encoder = SpecViT(16, 4, width=16, depth=1, heads=2, mlp_hidden=32)
-    model = MaskedAutoencoder(encoder, 80, 0.5, decoder_width=16, decoder_heads=2, normalize=normalize)
+    valid = (tiles != NODATA).float().mean(1, keepdim=True) > 0.95 if is_counted else None
+    model = MaskedAutoencoder(encoder, count, 0.5, decoder_width=16, decoder_heads=2, normalize=normalize)
     initialize(model, "mae", 1)
     results = []
     for is_fused in (True, False):
         model.zero_grad()
         with interpreting(is_fused):
-            losses = model.losses(tiles, masks, *valid)[0]
+            losses = model.losses(tiles, masks, valid, None, *bands)[0]
             losses.mean().backward()
         results.append([losses, *(parameter.grad for parameter in model.parameters())])
     for fused, expected in zip(*results, strict=True):

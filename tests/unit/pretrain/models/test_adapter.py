@@ -5,8 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from pretrain.config.engine import EngineConfig
-from pretrain.models.adapter import SpectralAdapter, set_stem_kernel
+from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.registry import build_encoder
+from pretrain.models.stem import set_stem_kernel
 from shards.errors import ConfigError
 
 
