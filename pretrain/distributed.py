@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -153,6 +154,19 @@ def store_barrier(meanwhile: Callable[[], None]) -> None:
     while not store.check([f"store_barrier/{number}/{rank}" for rank in range(world_size())]):
         meanwhile()
         time.sleep(0.2)
+
+
+def background_store() -> dist.Store:
+    """Return the process group's store over a connection of its own, for threads beside the main one.
+
+    A process without a group has a store of its own.
+    """
+    return _connection(dist.distributed_c10d._get_default_store() if world_size() > 1 else None)
+
+
+@lru_cache(maxsize=1)
+def _connection(store: dist.Store | None) -> dist.Store:
+    return dist.HashStore() if store is None else store.clone()  # type: ignore[attr-defined]
 
 
 def barrier() -> None:

@@ -123,10 +123,11 @@ def _wave_kernels(dtype: torch.dtype) -> None:
     from pretrain.kernels import wave
 
     scale, weight, matrix = torch.empty(128), torch.empty(128, 128), torch.empty(2, BANDS, 128, dtype=dtype)
-    for pixels in (torch.empty(2, 100, BANDS, dtype=kind) for kind in (torch.float16, torch.float32)):
-        features, products = wave.launch_features(pixels, matrix, scale, scale, weight, scale, 1e-6)
-        d_products, _ = wave.launch_products_gradient(features, products, scale, scale, weight, 1e-6)
-        wave.launch_matrix_gradient(pixels, d_products)
+    half = dtype == torch.float16  # resampled crops are fp16 on GPUs, others become fp32
+    pixels = torch.empty(2, 100, BANDS, dtype=torch.float16 if half else torch.float32)
+    features, products = wave.launch_features(pixels, matrix, scale, scale, weight, scale, 1e-6)
+    d_products, _ = wave.launch_products_gradient(features, products, scale, scale, weight, 1e-6)
+    wave.launch_matrix_gradient(pixels, d_products)
 
 
 def compile_for(launch: Launch, variant: str, capability: int) -> Compiled:

@@ -1,7 +1,6 @@
 """Progress of an evaluation's training in ``status.json``, and skipped steps on the console."""
 
-from pathlib import Path
-
+from pretrain.checkpointing.manager import Saved
 from pretrain.console import log
 from pretrain.loop.callback import Callback, Outcome
 from pretrain.loop.loop import Loop
@@ -22,7 +21,7 @@ class TrainingStatus(Callback):
             log(f"WARNING: {self.name}: step {loop.step} skipped: {outcome.verdict.reason}")
         self._report(loop, at_once=loop.is_last)
 
-    def on_save(self, loop: Loop, path: Path, seconds: float) -> None:
+    def on_save(self, loop: Loop, saved: Saved) -> None:
         self._report(loop, at_once=True)
 
     def _report(self, loop: Loop, at_once: bool) -> None:

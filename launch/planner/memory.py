@@ -127,6 +127,12 @@ def states(weights: Weights, optim: OptimConfig, engine: EngineConfig, layout: L
     return parts | {"weights": width * owned, "gradients": 4 * owned, "buckets": buckets} | gathered
 
 
+def snapshot_bytes(weights: Weights, optim: OptimConfig, layout: Layout) -> int:
+    """Return the bytes of host memory in which rank 0 keeps its share of a checkpoint while it is written."""
+    moments = 8 if optim.name == "adamw" else 4
+    return (4 + moments) * layout.share(weights.total) + weights.buffers
+
+
 def _gather_bytes(layout: Layout) -> int:
     return 4 if layout.precision == "fp32" else 2
 

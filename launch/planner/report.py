@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from launch.planner.host_time import reduce_scatter_seconds
 from launch.planner.loader import Tiles, reading
-from launch.planner.memory import Layout
+from launch.planner.memory import Layout, snapshot_bytes
 from launch.planner.search import Plan, Problem
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -44,6 +44,7 @@ def print_plan(write: Write, plan: Plan, problem: Problem) -> None:
         if size >= 5e6:
             write(f"  {part:<16} {size / 1e9:8.2f} GB")
     write(f"  {'all':<16} {plan.moment.total / 1e9:8.2f} GB of {problem.cluster.machine.memory / 1e9:.1f}")
+    _print_snapshot(write, plan, problem)
     time, world = plan.time, problem.cluster.world
     write("Time of a step:")
     for part, seconds in time.parts.items():
@@ -58,6 +59,16 @@ def print_plan(write: Write, plan: Plan, problem: Problem) -> None:
     hours = steps * time.seconds / 3600
     write(
         f"The run's {steps:,} steps: {hours:,.1f} hours, {hours * world:,.0f} GPU-hours; rates: {problem.rates.source}"
+    )
+
+
+def _print_snapshot(write: Write, plan: Plan, problem: Problem) -> None:
+    """Print the memory of the copy from which a checkpoint is written."""
+    config, cluster = plan.config, problem.cluster
+    layout = Layout(plan.stage, config.engine.precision, cluster.world, "cuda")
+    size = snapshot_bytes(problem.traces[plan.checkpointing].weights, config.optim, layout)
+    write(
+        f"Host memory for checkpoints: {size / 1e9:.2f} GB per GPU, {size * cluster.gpus / 1e9:.1f} GB per node, pinned"
     )
 
 

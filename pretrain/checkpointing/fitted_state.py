@@ -9,6 +9,7 @@ from torch import Tensor
 from pretrain import distributed
 from pretrain.checkpointing.tensor_files import CheckpointError, TensorFiles
 from pretrain.console import log
+from pretrain.engine.sharding import Piece
 from pretrain.engine.zero import ZeroEngine
 from pretrain.engine.zero_state import parameter_shapes
 from pretrain.models.patches import are_positions, fit_positions
@@ -63,19 +64,24 @@ class FittedState:
             return self._engine.module.get_buffer(name).detach().cpu().clone()
         return fit_positions(name, self._weights.get(name), self._shapes[name])
 
-    def moment(self, name: str) -> Tensor:
-        """Return the moment ``parameter/moment``; zeros if it is new, or the parameter's shape has changed."""
-        parameter = name.rsplit("/", 1)[0]
-        if self._fresh or parameter in self.reshaped:
-            return torch.zeros(self._shapes[parameter])
-        return self._moments.get(name)
+    def read_weight(self, name: str, start: int, count: int) -> Tensor:
+        """Return part of a parameter, flat."""
+        if name in self.reshaped:
+            return self.weight(name).flatten()[start : start + count]
+        return self._weights.slice(name, start, count)
 
-    def owned(self) -> dict[str, Tensor]:
-        """Return this rank's share of the weights, and on rank 0 the buffers, divided as by `gather_state`."""
+    def read_moment(self, name: str, start: int, count: int) -> Tensor:
+        """Return part of a moment ``parameter/moment``; zeros if it is new, or the parameter's shape has changed."""
+        if self._fresh or name.rsplit("/", 1)[0] in self.reshaped:
+            return torch.zeros(count)
+        return self._moments.slice(name, start, count)
+
+    def owned(self) -> dict[str, Piece]:
+        """Return this rank's share of the weights, and on rank 0 the buffers, in whole tensors."""
         world, rank = distributed.world_size(), distributed.rank()
         names = [name for number, name in enumerate(self._parameters) if number % world == rank]
         names += [name for name in self._shapes if name not in self._parameters and distributed.is_main()]
-        return {name: self.weight(name) for name in names}
+        return {name: Piece(0, self.weight(name).flatten()) for name in names}
 
     def _check_model(self, of_pretraining: bool, path: Path) -> None:
         names, in_model = self._weights.names, self._shapes

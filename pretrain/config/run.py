@@ -43,6 +43,8 @@ class CheckpointConfig(ConfigModel):
 
     every: Positive = 1000
     """Steps between two checkpoints."""
+    background: Switch = True
+    """Train on while a checkpoint is written, from a copy of each process's share of the state in host memory."""
     keep: Positive = 3
     """Newest checkpoints that are kept."""
     keep_every: NotNegative = 0

@@ -22,7 +22,7 @@ from pretrain import distributed
 from pretrain.console import log
 from pretrain.engine.gradients import clip, global_norm, local_norm
 from pretrain.engine.leaf_modules import set_leaf_modules
-from pretrain.engine.sharding import shard_of
+from pretrain.engine.sharding import Piece, range_of, shard_of
 from pretrain.engine.stream_order import order_streams
 from shards.errors import ForgeError
 
@@ -113,9 +113,13 @@ class DeepSpeedAdapter(ABC):
     def flat_partitions(self) -> Iterable[Tensor]:
         """Return the tensors that the torch optimizer steps: this rank's flat fp32 partitions, or the parameters."""
 
-    def get_weight(self, parameter: nn.Parameter) -> Tensor:
-        """Return a whole weight, that of the fp32 master where there is one."""
-        return parameter.data
+    @abstractmethod
+    def weight_piece(self, parameter: nn.Parameter) -> Piece:
+        """Return what this rank holds of a weight's fp32 master, a view; the whole weight at stage 0."""
+
+    @abstractmethod
+    def moment_piece(self, parameter: nn.Parameter, name: str) -> Piece:
+        """Return what this rank holds of a moment, a view; the whole moment at stage 0."""
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)
@@ -125,12 +129,6 @@ class DeepSpeedAdapter(ABC):
 
     def set_frozen(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)
-
-    @abstractmethod
-    def get_moment(self, parameter: nn.Parameter, name: str) -> Tensor: ...
-
-    @abstractmethod
-    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None: ...
 
     def link_moments(self) -> None:  # noqa: B027  # stages 1 and 2 alone need it
         """Let parameters find moments that exist already; needed before they are read or set."""
@@ -174,11 +172,11 @@ class StageZero(DeepSpeedAdapter):
     def flat_partitions(self) -> Iterable[Tensor]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def get_moment(self, parameter: nn.Parameter, name: str) -> Tensor:
-        return self.optimizer.state[parameter][name]
+    def weight_piece(self, parameter: nn.Parameter) -> Piece:
+        return Piece(0, parameter.data.view(-1))
 
-    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        self.optimizer.state[parameter][name].copy_(value)
+    def moment_piece(self, parameter: nn.Parameter, name: str) -> Piece:
+        return Piece(0, self.optimizer.state[parameter][name].view(-1))
 
 
 class PartitionedAdapter(DeepSpeedAdapter):
@@ -219,20 +217,13 @@ class PartitionedAdapter(DeepSpeedAdapter):
     def base_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer
 
-    def get_weight(self, parameter: nn.Parameter) -> Tensor:
-        return deepspeed.utils.safe_get_full_fp32_param(parameter)
-
-    def get_moment(self, parameter: nn.Parameter, name: str) -> Tensor:
-        return deepspeed.utils.safe_get_full_optimizer_state(parameter, name)
-
 
 class PartitionedOptimizer(PartitionedAdapter):
     """Stages 1 and 2: every rank has the weights, and 1/N of the fp32 masters and moments."""
 
     NORM, OFFLOADED = "scaled_global_norm", "cpu_offload"
     MODULE = (
-        "utils.safe_get_full_fp32_param utils.safe_set_full_fp32_param utils.safe_get_full_optimizer_state "
-        "utils.safe_set_full_optimizer_state runtime.utils.all_gather_dp_groups runtime.utils.combine_grad_norm_groups"
+        "utils.safe_set_full_fp32_param runtime.utils.all_gather_dp_groups runtime.utils.combine_grad_norm_groups"
     ).split()
     OPTIMIZER = (
         "scaled_global_norm cpu_offload overlap_comm reduction_stream averaged_gradients check_overflow "
@@ -253,8 +244,19 @@ class PartitionedOptimizer(PartitionedAdapter):
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         deepspeed.utils.safe_set_full_fp32_param(parameter, value)
 
-    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        deepspeed.utils.safe_set_full_optimizer_state(parameter, value, name)
+    def weight_piece(self, parameter: nn.Parameter) -> Piece:
+        return self._piece(parameter, None)
+
+    def moment_piece(self, parameter: nn.Parameter, name: str) -> Piece:
+        return self._piece(parameter, name)
+
+    def _piece(self, parameter: Any, moment: str | None) -> Piece:
+        """Return this rank's fragment of a weight or moment: ranks divide a parameter group, not each parameter."""
+        _require(parameter, ("_hp_mapping",), type(parameter).__name__)
+        mapping = parameter._hp_mapping
+        if mapping is None:  # all of it is in the partitions of other ranks
+            return Piece(0, torch.empty(0))
+        return Piece(mapping.lp_fragment_address.start, mapping.get_hp_fragment(moment).detach())
 
     def link_moments(self) -> None:
         """DeepSpeed links parameters to moments once, for the first group only; link those of all groups."""
@@ -280,8 +282,7 @@ class PartitionedWeights(PartitionedAdapter):
 
     NORM, OFFLOADED = "_get_norm_groups", "offload_optimizer"
     MODULE = (
-        "utils.safe_get_full_fp32_param utils.safe_get_local_fp32_param utils.safe_set_local_fp32_param "
-        "utils.safe_get_full_optimizer_state utils.safe_set_local_optimizer_state "
+        "utils.safe_get_local_fp32_param utils.safe_set_local_fp32_param utils.safe_get_local_optimizer_state "
         "runtime.utils.combine_grad_norm_groups zero.GatheredParameters"
     ).split()
     OPTIMIZER = (
@@ -316,8 +317,15 @@ class PartitionedWeights(PartitionedAdapter):
             if distributed.is_main():
                 parameter.data.copy_(value)
 
-    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        deepspeed.utils.safe_set_local_optimizer_state(parameter, shard_of(value), name)
+    def weight_piece(self, parameter: nn.Parameter) -> Piece:
+        return self._piece(parameter, deepspeed.utils.safe_get_local_fp32_param(parameter))
+
+    def moment_piece(self, parameter: nn.Parameter, name: str) -> Piece:
+        return self._piece(parameter, deepspeed.utils.safe_get_local_optimizer_state(parameter, name))
+
+    def _piece(self, parameter: Any, partition: Tensor) -> Piece:
+        start, count = range_of(parameter.ds_numel)
+        return Piece(start, partition.detach().view(-1)[:count])
 
     def refresh_model_copies(self) -> None:
         optimizer = self.optimizer

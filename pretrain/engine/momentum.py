@@ -7,14 +7,14 @@ time and drops them afterwards.
 """
 
 import copy
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.engine.sharding import shard_of
+from pretrain.engine.sharding import Piece, range_of, shard_of
 from pretrain.engine.zero import ZeroEngine, move_batch_norms
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.unit import Unit
@@ -66,17 +66,15 @@ class MomentumNetwork:
             shard.lerp_(engine.shard_of(trained[name]), 1 - momentum)
         move_batch_norms(self.module)
 
-    def owned_tensors(self) -> dict[str, Tensor]:
-        """Return this rank's share of whole weights and (rank 0) buffers, on the CPU; every rank must call it."""
-        owned = {}
-        for number, name in enumerate(self.shards):
-            self._gather([name])
-            if number % distributed.world_size() == distributed.rank():
-                owned[name] = self._parameters[name].detach().cpu().clone()
-            self._drop([name])
+    def pieces(self) -> dict[str, Piece]:
+        """Return this rank's pieces of the weights, views of the shards without padding, and (rank 0) the buffers."""
+        pieces = {}
+        for name, shard in self.shards.items():
+            start, count = range_of(self._shapes[name].numel())
+            pieces[name] = Piece(start, shard[:count])
         if distributed.is_main():
-            owned |= {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
-        return owned
+            pieces |= {name: Piece(0, buffer.detach().flatten()) for name, buffer in self.module.named_buffers()}
+        return {name: piece for name, piece in pieces.items() if len(piece.values)}
 
     @property
     def nbytes(self) -> int:
@@ -88,12 +86,17 @@ class MomentumNetwork:
         return [*self.shards, *(name for name, _ in self.module.named_buffers())]
 
     @torch.no_grad()
-    def set_tensor(self, name: str, value: Tensor) -> None:
-        """Set a whole weight or buffer; this rank keeps its slice."""
-        if name in self.shards:
-            self.shards[name].copy_(shard_of(value.to(self.shards[name].device)))
-        else:
-            dict(self.module.named_buffers())[name].copy_(value)
+    def load(self, read: Callable[[str, int, int], Tensor]) -> None:
+        """Set this rank's pieces of the weights, and the buffers.
+
+        Args:
+            read: from a tensor's name, first element and number of elements to the elements, flat.
+        """
+        for name, shard in self.shards.items():
+            start, count = range_of(self._shapes[name].numel())
+            shard[:count].copy_(read(name, start, count))
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(read(name, 0, buffer.numel()).view(buffer.shape))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a whole weight or buffer."""

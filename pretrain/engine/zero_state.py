@@ -1,22 +1,26 @@
 """The state of a training under DeepSpeed ZeRO, by name: out of an engine, and into one of any world size and stage.
 
-Every rank takes part in gathering each tensor and keeps those that it owns, so a rank never holds more than its share.
+A rank reads and sets what it holds: its pieces of the fp32 masters and moments, as ZeRO has divided them. Where all
+ranks have a whole tensor, each takes 1/N of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import xxhash
 from torch import Tensor
 
 from pretrain import distributed
+from pretrain.engine.sharding import Piece, own_piece
 from pretrain.engine.zero import ZeroEngine
+
+Read = Callable[[str, int, int], Tensor]
+"""From a tensor's name, first element and number of elements to the elements, flat, on the CPU."""
 
 
 @dataclass(frozen=True)
-class OwnedState:
-    """A rank's share of a training's state, fp32 on the CPU.
+class LocalState:
+    """A rank's share of a training's state; most pieces are views of it.
 
     Attributes:
         weights: parameters, frozen ones too, and (rank 0) buffers, by name.
@@ -24,61 +28,55 @@ class OwnedState:
         adam_step: updates that Adam has made; 0 under SGD.
     """
 
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
+    weights: dict[str, Piece]
+    moments: dict[str, Piece]
     adam_step: float
 
 
-def gather_state(engine: ZeroEngine) -> OwnedState:
-    """Gather every parameter and moment, each on the rank that owns it; every rank must call it."""
+def local_state(engine: ZeroEngine) -> LocalState:
+    """Return this rank's share of the state; every rank must call it, since ZeRO-3 gathers frozen weights."""
     adapter = engine.adapter
     if adapter.base_optimizer.state:
         adapter.link_moments()
     else:  # nothing was applied yet
         _create_moments(engine, 0.0)
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    trained = set(engine.names)
-    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
-        is_own = number % distributed.world_size() == distributed.rank()
-        full = adapter.get_weight(parameter) if name in trained else adapter.get_frozen(parameter)
-        if is_own:
-            weights[name] = _cpu_copy(full)
-        for moment in engine.optimizer_state.moments if name in trained else ():
-            value = adapter.get_moment(parameter, moment)  # collective: every rank calls it for every parameter
-            if is_own:
-                moments[f"{name}/{moment}"] = _cpu_copy(value)
-    if distributed.is_main():
-        weights |= {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
+    weights = _local_weights(engine)
+    moments = {
+        f"{name}/{moment}": _share(engine, adapter.moment_piece(parameter, moment))
+        for name, parameter in _trained(engine)
+        for moment in engine.optimizer_state.moments
+    }
     states = adapter.base_optimizer.state.values()
-    return OwnedState(weights, moments, max((float(state.get("step", 0)) for state in states), default=0.0))
+    adam_step = max((float(state.get("step", 0)) for state in states), default=0.0)
+    return LocalState(weights, {name: piece for name, piece in moments.items() if len(piece.values)}, adam_step)
 
 
-def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """XXH3-64 of all ranks' weights, each with its name, summed: the same however ranks share them."""
-    own_sum = sum(_hash(name, value) for name, value in weights.items())
-    return f"{sum(distributed.gather_objects(own_sum)) % 2**64:016x}"
+def hash_local(weights: dict[str, Piece], hash_piece: Callable[[str, Piece], int]) -> int:
+    """Return the sum of all ranks' pieces' hashes."""
+    return sum(distributed.gather_objects(sum(hash_piece(name, piece) for name, piece in weights.items())))
 
 
-def set_state(
-    engine: ZeroEngine, weight: Callable[[str], Tensor], moment: Callable[[str], Tensor], adam_step: float
-) -> None:
-    """Put a state into an engine; every rank must call it.
+def held_hash(engine: ZeroEngine, hash_piece: Callable[[str, Piece], int]) -> int:
+    """Hash the weights and buffers that the engine holds; every rank must call it."""
+    return hash_local(_local_weights(engine), hash_piece)
+
+
+def set_state(engine: ZeroEngine, weight: Read, moment: Read, adam_step: float) -> None:
+    """Put a state into an engine; every rank must call it, and reads what it needs.
 
     Args:
-        weight: a parameter by its name, whole.
-        moment: of the optimizer, by ``parameter/moment``, whole.
+        weight: reads a parameter by its name.
+        moment: reads a moment of the optimizer, by ``parameter/moment``.
+
+    Raises:
+        ForgeError: on every rank, if one can't read.
     """
     _create_moments(engine, adam_step)
-    adapter, device, trained = engine.adapter, distributed.device(), set(engine.names)
+    frozen = distributed.raise_on_all_ranks(lambda: _read_pieces(engine, weight, moment))
     for name, parameter in engine.module.named_parameters():
-        if name not in trained:
-            adapter.set_frozen(parameter, weight(name))
-            continue
-        adapter.set_weight(parameter, weight(name).to(device))
-        for kind in engine.optimizer_state.moments:
-            adapter.set_moment(parameter, kind, moment(f"{name}/{kind}").to(device))
-    adapter.refresh_model_copies()
+        if name in frozen:
+            engine.adapter.set_frozen(parameter, frozen[name])
+    engine.adapter.refresh_model_copies()
 
 
 def parameter_shapes(engine: ZeroEngine) -> dict[str, tuple[int, ...]]:
@@ -92,14 +90,46 @@ def state_bytes(engine: ZeroEngine) -> int:
     return 4 * copies * engine.parameter_count + sum(buffer.nbytes for buffer in engine.module.buffers())
 
 
-def _cpu_copy(value: Tensor) -> Tensor:
-    return value.detach().float().cpu().clone().contiguous()
+def _trained(engine: ZeroEngine) -> list[tuple[str, torch.nn.Parameter]]:
+    names = set(engine.names)
+    return [(name, parameter) for name, parameter in engine.module.named_parameters() if name in names]
 
 
-def _hash(name: str, value: Tensor) -> int:
-    content = xxhash.xxh3_64(name.encode())
-    content.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return content.intdigest()
+def _local_weights(engine: ZeroEngine) -> dict[str, Piece]:
+    adapter, trained = engine.adapter, set(engine.names)
+    pieces = {}
+    for name, parameter in engine.module.named_parameters():
+        if name in trained:
+            pieces[name] = _share(engine, adapter.weight_piece(parameter))
+        else:
+            pieces[name] = own_piece(adapter.get_frozen(parameter).detach())
+    if distributed.is_main():
+        pieces |= {name: Piece(0, buffer.detach().flatten()) for name, buffer in engine.module.named_buffers()}
+    return {name: piece for name, piece in pieces.items() if len(piece.values)}
+
+
+def _share(engine: ZeroEngine, held: Piece) -> Piece:
+    """Return what this rank saves of what it holds: at stage 0 all ranks hold everything."""
+    return held if engine.config.zero_stage else own_piece(held.values)
+
+
+def _read_pieces(engine: ZeroEngine, weight: Read, moment: Read) -> dict[str, Tensor]:
+    """Set this rank's pieces of trained weights and moments; return the frozen weights that this rank needs."""
+    adapter = engine.adapter
+    for name, parameter in _trained(engine):
+        piece = adapter.weight_piece(parameter)
+        if len(piece.values):
+            piece.values.copy_(weight(name, piece.start, len(piece.values)))
+        for kind in engine.optimizer_state.moments:
+            piece = adapter.moment_piece(parameter, kind)
+            if len(piece.values):
+                piece.values.copy_(moment(f"{name}/{kind}", piece.start, len(piece.values)))
+    trained, shapes, frozen = set(engine.names), parameter_shapes(engine), {}
+    for name in shapes.keys() - trained:
+        shape = torch.Size(shapes[name])
+        needed = engine.config.zero_stage < 3 or distributed.is_main()  # ZeRO-3 divides rank 0's
+        frozen[name] = weight(name, 0, shape.numel()).view(shape) if needed else torch.empty(0)
+    return frozen
 
 
 def _create_moments(engine: ZeroEngine, steps: float) -> None:

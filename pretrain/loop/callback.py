@@ -12,6 +12,7 @@ from pretrain.resilience.guard import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from pretrain.checkpointing.manager import Saved
     from pretrain.loop.loop import Loop
 
 
@@ -51,8 +52,8 @@ class Callback:
     def on_log(self, loop: "Loop", scalars: dict[str, float], figures: "dict[str, Figure]") -> None:
         """Called with whatever is logged of a step: scalars of training and of evaluations, and (rank 0) figures."""
 
-    def on_save(self, loop: "Loop", path: Path, seconds: float) -> None:
-        """Called when a checkpoint is written."""
+    def on_save(self, loop: "Loop", saved: "Saved") -> None:
+        """Called when a checkpoint is complete, some steps after that of its name if it was written meanwhile."""
 
     def on_end(self, loop: "Loop") -> None:
         """Called after the last step of this process, also when an exception ends it: no place for collectives."""

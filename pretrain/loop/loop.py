@@ -17,6 +17,7 @@ from pretrain.loop.callback import Callback, Outcome
 from pretrain.metrics.timer import Timer
 from pretrain.resilience.guard import Guard, Verdict
 from pretrain.resilience.watchdog import Watchdog
+from shards.errors import ForgeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,6 +105,11 @@ class Loop:
                 self.notify("before_step")
                 outcome = self._take_step(batches)
                 self.notify("after_step", outcome)
+        except ForgeError as error:
+            if error.everywhere:  # all ranks are alive: their writers can end
+                self.watchdog.begin("saving", self.step)
+                self.checkpoints.settle()
+            raise
         finally:
             self.notify("on_end")
 
@@ -124,7 +130,8 @@ class Loop:
         samples: list[Any] = []
 
         def accept(loss: Tensor, grad_norm: Tensor) -> float | None:
-            verdicts.append(self.guard.judge(loss, grad_norm, self.watchdog.stop_requested()))
+            stop, written = self.watchdog.stop_requested(), self.checkpoints.is_written
+            verdicts.append(self.guard.judge(loss, grad_norm, stop, written))
             return verdicts[0].accepted_norm
 
         losses = self.function.losses(self.engine, self._watched(batches, samples), self.step)
@@ -149,22 +156,38 @@ class Loop:
 
     # ---- checkpoints ----
 
-    def save(self, checkpoints: CheckpointManager | None = None) -> Path:
-        """Write a checkpoint of this step; see CheckpointManager.save.
-
-        Args:
-            checkpoints: where to; None for the training's own.
+    def begin_save(self) -> None:
+        """Copy the state of this step and write it in the background, after a save that is still in flight.
 
         Raises:
             RunTaken: on every rank: another run has taken the folder over.
         """
+        self.finish_save()
         self.watchdog.begin("saving", self.step)
-        if self.watchdog.run is not None:
-            distributed.raise_on_all_ranks(self.watchdog.run.check_held)
+        self.checkpoints.begin(self._state(), self._check_held)
+
+    def finish_save(self) -> None:
+        """Wait for the save in flight, if there is one; see CheckpointManager.finish."""
+        if self.checkpoints.in_flight:
+            if not self.checkpoints.is_written:
+                self.watchdog.begin("saving", self.step)
+            self.notify("on_save", self.checkpoints.finish())
+
+    def save(self, checkpoints: CheckpointManager) -> Path:
+        """Write a checkpoint of this step to a place of its own and wait for it; see `begin_save`."""
+        self.watchdog.begin("saving", self.step)
+        return checkpoints.save(self._state(), self._check_held)
+
+    def _state(self) -> dict[str, Any]:
+        distributed.raise_on_all_ranks(self._check_held)
         state = {"step": self.step, "samples_seen": self.samples_seen, "guard": self.guard.state()}
         for callback in self.callbacks:
             state |= callback.state(self)
-        return (checkpoints or self.checkpoints).save(state)
+        return state
+
+    def _check_held(self) -> None:
+        if self.watchdog.run is not None:
+            self.watchdog.run.check_held()
 
     def resume(self, path: Path) -> dict[str, Any]:
         """Continue from a checkpoint. Returns its state; see CheckpointManager.load."""
@@ -177,6 +200,7 @@ class Loop:
 
     def rollback(self) -> Path | None:
         """Load the weights of an earlier checkpoint; the order of samples continues. Returns None if there is none."""
+        self.finish_save()
         path = self.checkpoints.earlier()
         if path is not None:
             state = self.checkpoints.load(path)

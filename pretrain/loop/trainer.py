@@ -194,7 +194,7 @@ class Trainer:
             *([CALLBACKS["profiler"](config.log.profile, folder)] if config.log.profile else []),
             *(CALLBACKS[config.name](config, folder) for config in config.callbacks),
             BadTileLimit([inputs.quarantine, *(probe.quarantine for probe in probes.values())], folder),
-            Saving(config.checkpoint.every),
+            Saving(config.checkpoint.every, config.checkpoint.background),
             GcControl(),
         ]
 

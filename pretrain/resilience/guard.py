@@ -1,8 +1,9 @@
 """Decides which steps are applied: one with a non-finite or unusually large loss or gradient norm is skipped.
 
-One all-reduce per step carries the loss and whether any rank was asked to stop; the gradient norm is global already.
-So every rank has the same numbers and makes the same decision. It is made between DeepSpeed's gradient norm and its
-update (pretrain/engine/deepspeed_adapter.py), from one read of the device, the only one of a step.
+One all-reduce per step carries the loss, whether any rank was asked to stop, and whether a checkpoint is written; the
+gradient norm is global already. So every rank has the same numbers and makes the same decision. It is made between
+DeepSpeed's gradient norm and its update (pretrain/engine/deepspeed_adapter.py), from one read of the device, the only
+one of a step.
 
 A skipped step still counts: its samples are seen, and learning rate and order continue as planned. Weights, moments,
 batch norms, momentum networks and queues stay as they were.
@@ -21,6 +22,9 @@ from pretrain import distributed
 from pretrain.config.run import GuardConfig
 from shards.errors import ForgeError
 
+WRITER = 1 << 24
+"""What a written part of a checkpoint counts in the sum of flags; a request to stop counts 1."""
+
 
 class Diverged(ForgeError):
     """Training has diverged: steps are skipped again and again, or its state is non-finite."""
@@ -38,12 +42,14 @@ class Verdict:
         grad_norm: before clipping; NaN if the gradient is non-finite.
         reason: why the step is skipped; None if it is applied.
         stop: whether any rank was asked to stop.
+        saved: whether all ranks have written their parts of a save in flight, or failed to.
     """
 
     loss: float
     grad_norm: float
     reason: str | None
     stop: bool
+    saved: bool = False
 
     @property
     def accepted_norm(self) -> float | None:
@@ -69,17 +75,21 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=config.window)
         self._norms: deque[float] = deque(maxlen=config.window)
 
-    def judge(self, loss: Tensor, grad_norm: Tensor, stop: bool) -> Verdict:
+    def judge(self, loss: Tensor, grad_norm: Tensor, stop: bool, written: bool = False) -> Verdict:
         """Return the decision on a step; every rank calls it.
 
         Args:
             loss: this rank's mean, on the device.
             grad_norm: global, on the device; non-finite if the gradient is.
             stop: whether this rank was asked to stop.
+            written: whether this rank's part of a save in flight is written.
         """
-        local = torch.stack([loss.double(), torch.full_like(loss, stop, dtype=torch.float64)])
+        flags = torch.full_like(loss, stop + WRITER * written, dtype=torch.float64)  # both counts in one number
+        local = torch.stack([loss.double(), flags])
         with distributed.reading():
-            total, stops, norm = torch.cat([distributed.all_reduce_sum(local), grad_norm.double().view(1)]).tolist()
+            numbers = torch.cat([distributed.all_reduce_sum(local), grad_norm.double().view(1)])
+            total, counts, norm = numbers.tolist()
+        writers, stops = divmod(int(counts), WRITER)
         mean = total / distributed.world_size()
         norm = norm if math.isfinite(norm) else math.nan
         reason = self._unusual("loss", mean, self._losses) or self._unusual("gradient norm", norm, self._norms)
@@ -91,7 +101,7 @@ class Guard:
             self.skipped += 1
             self.in_a_row += 1
             self.not_finite = 0 if math.isfinite(mean) and math.isfinite(norm) else self.not_finite + 1
-        return Verdict(mean, norm, reason, stops > 0)
+        return Verdict(mean, norm, reason, stops > 0, writers == distributed.world_size())
 
     @property
     def is_out_of_patience(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -19,6 +20,10 @@ from shards.files.untrusted import read_json_value
 
 ENCODER_FILE = "encoder.safetensors"
 INDEX = ".index.json"
+TENSOR_INDEX = "index.json"
+"""Of our checkpoints; see pretrain/checkpointing/tensor_files.py."""
+PART = "@"
+"""Between a tensor's name and the number of the first element, in the name of a part."""
 FOLDER_FILES = (ENCODER_FILE, "model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -82,6 +87,12 @@ def resolve(path: Path) -> Path:
         return path
     step = _newest_step(path)
     return _file_in(path) if step is None else step
+
+
+def tensor_and_start(entry: str) -> tuple[str, int | None]:
+    """Return the tensor that an entry of a checkpoint's file belongs to, and its first element if it is a part."""
+    name, mark, start = entry.rpartition(PART)
+    return (name, int(start)) if mark and start.isdecimal() else (entry, None)
 
 
 def parts_of(index: Path) -> dict[str, str]:
@@ -163,23 +174,44 @@ def _read_step(step: Path, network: Network) -> RawCheckpoint:
     of_teacher = describe_run(state, "teacher", str(step / "state.json"))
     take_teacher = network == "teacher" or (network == "auto" and of_teacher.objective == "dino" and bool(teachers))
     files = teachers if take_teacher else sorted(name for name in seals if name.startswith("weights-"))
-    tensors, heads = {}, {}
-    for name in files:
-        _check(step / name, seals)
-        try:
-            with safe_open(step / name, framework="pt") as file:
-                for full in file.keys():
-                    if full.startswith("encoder."):
-                        tensors[full.removeprefix("encoder.")] = file.get_tensor(full)
-                    else:
-                        heads[full] = file.get_tensor(full)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{step / name}: not a safetensors file ({one_line(error)}); use another checkpoint of the run"
-            ) from None
+    heads = _whole_tensors(step, files, seals)
+    encoder = [name for name in heads if name.startswith("encoder.")]
+    tensors = {name.removeprefix("encoder."): heads.pop(name) for name in encoder}
     which = "teacher" if take_teacher else "student"
     described = describe_run(state, which, str(step / "state.json"))
     return RawCheckpoint(str(step), tensors, list(heads), described, network=which, heads=heads)
+
+
+def _whole_tensors(step: Path, files: list[str], seals: dict[str, Any]) -> dict[str, Tensor]:
+    """Read files of a checkpoint; parts of a tensor, which are named ``tensor@start``, are put together."""
+    found: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    for file_name in files:
+        _check(step / file_name, seals)
+        try:
+            with safe_open(step / file_name, framework="pt") as file:
+                for entry in file.keys():
+                    name, start = tensor_and_start(entry)
+                    if start is None:
+                        found[name] = file.get_tensor(entry)
+                    else:
+                        parts.setdefault(name, {})[start] = file.get_tensor(entry)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{step / file_name}: not a safetensors file ({one_line(error)}); use another checkpoint of the run"
+            ) from None
+    if parts:
+        _check(step / TENSOR_INDEX, seals)
+        kind, index = files[0].partition("-")[0], _read_json(step / TENSOR_INDEX)
+        try:
+            shapes = {name: tuple(index[kind][name]["shape"]) for name in parts}
+            found |= {name: torch.cat([parts[name][start] for start in sorted(parts[name])]) for name in parts}
+            found |= {name: found[name].view(shape) for name, shape in shapes.items()}
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"{step}: parts of a tensor are missing ({one_line(error)}); use another checkpoint of the run"
+            ) from None
+    return found
 
 
 def _read_seals(path: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job, moco = jobs_of.job, "objective={name: moco, queue: 64, hidden: 64, dim: 32, momentum: 0.9, head_norm: true}"
     jobs = [
         job("clean"),
+        job("waited", "checkpoint.background=false"),
         job("once", poison={"rank": 1, "steps": [4]}),
         *(job(f"stage-{stage}", f"engine.zero_stage={stage}", poison={"rank": 1, "steps": [4]}) for stage in (0, 2)),
         job("moco", moco, "train.micro_batch=4", poison={"rank": 0, "steps": [1]}),
@@ -125,6 +126,20 @@ def test_a_run_that_stays_bad_ends_clearly(runs: Path) -> None:
 
 def test_without_a_checkpoint_a_bad_run_ends_clearly(runs: Path) -> None:
     assert (runs / "again" / "error.txt").read_text().startswith("76 True ")
+
+
+def test_a_checkpoint_has_the_same_bytes_whether_it_was_waited_for_or_not(runs: Path) -> None:
+    seals = [
+        json.loads((runs / name / "checkpoints" / f"step-{step:08d}" / "checkpoint.json").read_text())["files"]
+        for name in ("clean", "waited")
+        for step in (8, 10)
+    ]
+    for files in seals:
+        del files["state.json"]  # names the run's folder
+        del files["random-00000-of-00001.safetensors"]  # of processes that have trained before
+    assert seals[:2] == seals[2:]
+    assert len(seals[0]) == 2 * 2 + 1  # weights and optimizer of two ranks, and the index
+    assert records(runs / "clean", "checkpoint_wait_seconds").keys() >= {10}
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(runs: Path) -> None:

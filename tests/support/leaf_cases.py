@@ -22,12 +22,11 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from pretrain import distributed
-from pretrain.checkpointing.checkpoint import load_checkpoint, save_checkpoint
+from pretrain.checkpointing.checkpoint import load_checkpoint, save_checkpoint, weights_hash
 from pretrain.config.engine import EngineConfig
 from pretrain.engine import deepspeed_adapter
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.zero import ZeroEngine
-from pretrain.engine.zero_state import gather_state, hash_weights
 from pretrain.models.initialize import initialize
 from pretrain.models.unit import compilable_units
 from pretrain.models.vit import SpecViT, ViTEncoder
@@ -87,7 +86,7 @@ def without_leaf_modules() -> Iterator[None]:
 
 
 def digest(engine: ZeroEngine) -> str:
-    return hash_weights(gather_state(engine).weights)
+    return weights_hash(engine)
 
 
 def hooks(engine: ZeroEngine) -> int:

@@ -9,6 +9,7 @@ import torch
 from support.plain_engine import PlainEngine
 from torch import Tensor, nn
 
+from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.config.run import GuardConfig, WatchdogConfig
 from pretrain.engine.zero import StepResult
 from pretrain.loop.callback import Callback
@@ -76,8 +77,10 @@ def batches(step: int = 0) -> Iterator[Batch]:
 
 
 def plain_loop(folder: Path, callbacks: Sequence[Callback], steps: int = 6, bad: Sequence[int] = ()) -> Loop:
-    """Return a loop over `batches`, without an engine's checkpoints."""
+    """Return a loop over `batches`, with a manager that no callback uses: its engine is not DeepSpeed's."""
     watchdog = Watchdog(WatchdogConfig(), folder, StopRequest())
     schedule = Schedule(steps, BATCH, lambda step: 0.1 / (step + 1))
     guard = Guard(GuardConfig(patience=2))
-    return Loop(LinearEngine(), Squares(bad), schedule, guard, None, watchdog, callbacks)  # type: ignore[arg-type]
+    engine = LinearEngine()
+    checkpoints = CheckpointManager(folder / "checkpoints", engine)  # type: ignore[arg-type]
+    return Loop(engine, Squares(bad), schedule, guard, checkpoints, watchdog, callbacks)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 Each rank runs all cases in one process group and writes ``FOLDER/results-RANK.json``: the error of each, or null.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from support.pieces import gather
 from support.rank_cases import Cases
 from support.trouble_network import (
     BATCH,
@@ -30,19 +33,25 @@ from torch.nn import functional as F
 
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import (
+    SEAL,
+    STATE,
     find_damage,
     list_checkpoints,
     load_checkpoint,
     newest_verified,
     prune,
+    read_state,
     save_checkpoint,
     set_aside,
     step_of,
+    weights_hash,
 )
+from pretrain.checkpointing.manager import CheckpointManager
+from pretrain.checkpointing.tensor_files import TensorFiles
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.zero import deepspeed_config
-from pretrain.engine.zero_state import gather_state, hash_weights
+from pretrain.engine.zero_state import local_state
 from pretrain.models.initialize import initialize
 
 cases = Cases()
@@ -130,9 +139,7 @@ def momentum_networks_follow_fp32_weights(folder: Path) -> None:
             momentum.update(zero, 0.996)
             for name, value in weights(zero).items():
                 expected[name].lerp_(value, 0.004)
-        owned = {
-            name: value for part in distributed.gather_objects(momentum.owned_tensors()) for name, value in part.items()
-        }
+        owned = gather(momentum.pieces(), {name: momentum.shape(name) for name in momentum.tensor_names()})
         assert all(torch.allclose(owned[name], expected[name], rtol=1e-6, atol=1e-8) for name in expected)
         assert not torch.equal(owned["first.weight"], dict(network().named_parameters())["first.weight"])
 
@@ -210,7 +217,7 @@ def refused_steps_leave_no_trace(folder: Path) -> None:
         train(zero, 0, 2)
         train(zero, 50, 1, accept=lambda loss, norm: None)
         close(train(zero, 2, 3), plain_losses(5)[0][2:])
-        assert gather_state(zero).adam_step == 5
+        assert local_state(zero).adam_step == 5
 
 
 @cases.add
@@ -243,7 +250,7 @@ def initial_weights_do_not_depend_on_the_processes(folder: Path) -> None:
     initialize(module, "troubles", SEED)
     zero = engine(module)
     assert all(torch.isfinite(value).all() for value in weights(zero).values())
-    found = hash_weights(gather_state(zero).weights)
+    found = weights_hash(zero)
     (folder.parent / f"initial-{distributed.world_size()}-{distributed.rank()}.txt").write_text(found)
 
 
@@ -308,6 +315,45 @@ def old_checkpoints_outlive_tainted_ones(folder: Path) -> None:
     assert [step_of(path) for path in list_checkpoints(folder)] == [6]
     assert find_damage(folder / "step-00000006") is None
     assert (folder / "latest").read_text() == "step-00000007\n"
+
+
+@cases.add
+def a_save_in_the_background_holds_the_state_of_its_step(folder: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        zero = engine(network(frozen=True), stage)
+        managers = [CheckpointManager(folder / f"{way}-{stage}", zero) for way in ("waited", "meanwhile")]
+        for step in (2, 4):  # the second save reuses the memory of the first
+            train(zero, step - 2, 2)
+            waited = managers[0].save({"step": step})
+            managers[1].begin({"step": step})
+            kept = weights(zero)
+            train(zero, 10, 2)
+            path = managers[1].finish().path
+            assert (path / SEAL).read_bytes() == (waited / SEAL).read_bytes()
+            managers[1].load(path)
+            assert all(torch.equal(value, kept[name]) for name, value in weights(zero).items())
+
+
+@cases.add
+def checkpoints_of_format_2_are_loaded(folder: Path) -> None:
+    """Their tensors are whole, shared by the ranks, and have no index."""
+    zero = engine(network())
+    train(zero, 0, 2)
+    path, old = save_checkpoint(zero, folder, {"step": 2}), folder / "step-00000001"
+    expected = train(zero, 2, 2)
+    if distributed.is_main():
+        old.mkdir()
+        for kind in ("weights", "optimizer"):
+            with TensorFiles(path, kind) as files:
+                names = sorted(files.names)
+                for rank in (0, 1):
+                    own = {name: files.get(name) for name in names[rank::2]}
+                    save_file(own, old / f"{kind}-{rank:05d}-of-00002.safetensors")
+        state = read_state(path) | {"format": 2, "weights_hash": "0123456789abcdef"}
+        (old / STATE).write_text(json.dumps(state))
+    distributed.barrier()
+    load_checkpoint(zero, old)
+    assert train(zero, 2, 2) == expected
 
 
 if __name__ == "__main__":

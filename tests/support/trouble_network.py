@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.pieces import gather
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +13,7 @@ from pretrain import distributed
 from pretrain.config.engine import EngineConfig
 from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.zero import ZeroEngine
-from pretrain.engine.zero_state import gather_state
+from pretrain.engine.zero_state import local_state, parameter_shapes
 from pretrain.models.initialize import initialize
 
 WIDTH, BATCH, SEED = 8, 8, 5
@@ -97,8 +98,7 @@ def plain_losses(steps: int, clip: float = 0.0) -> tuple[list[float], list[float
 
 def weights(zero: ZeroEngine) -> dict[str, Tensor]:
     """Return all weights on every rank."""
-    owned = gather_state(zero).weights
-    return {name: value for part in distributed.gather_objects(owned) for name, value in part.items()}
+    return gather(local_state(zero).weights, parameter_shapes(zero))
 
 
 def close(actual: list[float], expected: list[float], rel: float = 1e-5) -> None:

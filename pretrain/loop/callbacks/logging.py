@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain import distributed
+from pretrain.checkpointing.manager import Saved
 from pretrain.config import PretrainConfig
 from pretrain.console import duration, log
 from pretrain.loop.callback import Callback, Outcome
@@ -53,9 +54,9 @@ class Logging(Callback):
             for name, figure in figures.items():
                 self._loggers.figure(loop.step, name, figure)
 
-    def on_save(self, loop: Loop, path: Path, seconds: float) -> None:
-        loop.log({"checkpoint_seconds": seconds})
-        log(f"saved {path} in {seconds:.1f} s")
+    def on_save(self, loop: Loop, saved: Saved) -> None:
+        loop.log({"checkpoint_seconds": saved.seconds, "checkpoint_wait_seconds": saved.waited})
+        log(f"saved {saved.path} in {saved.seconds:.1f} s; the training waited {saved.waited:.2f} s")
 
     def on_end(self, loop: Loop) -> None:
         if self._loggers is not None:

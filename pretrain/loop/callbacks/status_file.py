@@ -1,9 +1,9 @@
 """``status.json`` of a pretraining run, written at the start, at every log step and at every save."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain import distributed
+from pretrain.checkpointing.manager import Saved
 from pretrain.loop.callback import Callback
 from pretrain.loop.loop import Loop
 from pretrain.resilience.run_folder import RunFolder
@@ -29,7 +29,7 @@ class StatusFile(Callback):
     def on_log(self, loop: Loop, scalars: dict[str, float], figures: "dict[str, Figure]") -> None:
         self.write(loop, "running")
 
-    def on_save(self, loop: Loop, path: Path, seconds: float) -> None:
+    def on_save(self, loop: Loop, saved: Saved) -> None:
         self.write(loop, "running")
 
     def write(self, loop: Loop, status: Status) -> None:

@@ -14,7 +14,7 @@ from launch.planner.activations import trace_activations
 from launch.planner.host_time import REDUCED_SHARD
 from launch.planner.loader import Tiles, known_mixture, known_tiles, reading
 from launch.planner.machines import MACHINES
-from launch.planner.memory import Layout, peak_memory, states
+from launch.planner.memory import Layout, peak_memory, snapshot_bytes, states
 from launch.planner.network import Cluster, collective_seconds, step_rounds
 from launch.planner.report import answers
 from launch.planner.search import Problem, every_plan, micro_batches
@@ -115,6 +115,8 @@ def test_checkpointing_and_stages_save_what_they_promise(config, problem):
     assert parts[1]["optimizer"] == parts[3]["optimizer"] == 8 * -(-weights.total // 8)
     assert parts[1]["weights"] == 2 * weights.total
     assert parts[3]["weights"] == 2 * -(-weights.total // 8)
+    held = snapshot_bytes(weights, config.optim, Layout(2, "bf16", 8, "cuda"))
+    assert held == parts[2]["master"] + parts[2]["optimizer"] + weights.buffers
     layouts = [Layout(3, "fp32", world, "cuda") for world in (4, 8)]
     four, eight = (peak_memory(config, problem.traces[False], one, 8, 202).total for one in layouts)
     assert eight < four

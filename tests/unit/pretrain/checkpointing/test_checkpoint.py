@@ -210,5 +210,5 @@ def test_state_is_what_was_written(folder):
 
 def test_state_of_another_format_is_refused(folder):
     (folder / "step-00000010" / STATE).write_text('{"format": 1, "step": 10}')
-    with pytest.raises(CheckpointError, match="checkpoint of format 1, but this version continues format 2"):
+    with pytest.raises(CheckpointError, match="checkpoint of format 1, but this version continues formats 2 and 3"):
         read_state(folder / "step-00000010")

@@ -65,7 +65,7 @@ def test_a_training_whose_last_steps_were_all_skipped_is_not_complete(tmp_path: 
 
 def test_a_divergence_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     loop = plain_loop(tmp_path, [Divergence("run", "lower optim.lr", rolls_back=True)], bad=[0, 1])
-    loop.checkpoints = SimpleNamespace(earlier=lambda: None)  # type: ignore[assignment]
+    loop.checkpoints.earlier = lambda: None  # type: ignore[method-assign]
     with pytest.raises(Diverged, match=r"^run: diverged at step 2: 2 steps .* no earlier checkpoint to return to"):
         loop.run(batches())
 

@@ -23,8 +23,10 @@ from finetune.metrics.scores import Scores
 from finetune.protocols.runner import SeedOutcome, _result
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
-from pretrain.checkpointing.checkpoint import NonFiniteState, TensorFiles, _check_finite
+from pretrain.checkpointing.tensor_files import NonFiniteState, TensorFiles
+from pretrain.checkpointing.writer import check_finite
 from pretrain.config.run import GuardConfig
+from pretrain.engine.sharding import Piece
 from pretrain.resilience.guard import Diverged, Guard
 from pretrain.weights.description import WeightsError
 from pretrain.weights.files import load_encoder, save_encoder
@@ -56,22 +58,17 @@ def test_the_tensor_is_named_and_its_values_are_counted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["weights", "optimizer", "teacher"])
-def test_nothing_is_left_of_a_checkpoint_that_would_not_be_finite(tmp_path: Path, kind: str) -> None:
-    staged, final = tmp_path / "step-00000002.tmp", tmp_path / "step-00000002"
-    staged.mkdir()
+def test_a_checkpoint_that_would_not_be_finite_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "step-00000001").mkdir()
-    kinds = {
-        "weights": {"a": torch.ones(2)},
-        "optimizer": {"a/exp_avg": torch.ones(2)},
-        "teacher": {"a": torch.ones(2)},
-    }
-    _check_finite(kinds, staged, final)
-    kinds[kind]["norm"] = torch.tensor([math.inf])
+    names = {"weights": "a", "optimizer": "a/exp_avg", "teacher": "a"}
+    kinds = {each: {name: Piece(0, torch.ones(2))} for each, name in names.items()}
+    check_finite(kinds, tmp_path / "step-00000002")
+    kinds[kind]["norm"] = Piece(0, torch.tensor([math.inf]))
     with pytest.raises(NonFiniteState) as error:
-        _check_finite(kinds, staged, final)
+        check_finite(kinds, tmp_path / "step-00000002")
     kept = "the last one, step-00000001, is untouched"
     assert f"not saved: diverged: {kind}: 'norm' has 1 non-finite values of 1; {kept}" in str(error.value)
-    assert (error.value.exit_code, error.value.everywhere, staged.exists()) == (76, True, False)
+    assert (error.value.exit_code, error.value.everywhere) == (76, True)
 
 
 @pytest.mark.parametrize("value", BAD)
