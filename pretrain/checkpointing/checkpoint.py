@@ -202,9 +202,9 @@ def _load_random_state(path: Path) -> None:
         with safe_open(own, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(f"{prefix}.")]
             state = {name.removeprefix(f"{prefix}."): file.get_tensor(name) for name in names}
-    if not state and old.exists():  # of one process, it has the name of the file of all ranks
-        state = {name: value for name, value in load_file(old).items() if "." not in name}
-    if state:
+    if not state and old.exists():
+        state = load_file(old)
+    if "python" in state:  # on one process, both files have the same name, and this one may be of another world
         set_random_state(state)
 
 
