@@ -145,11 +145,11 @@ class Supervisor:
             record = read_record(self.run)
             return None if record is None or (before and record.started == before.started) else record
 
-        def has_failed() -> bool:
+        def has_ended() -> bool:
             record = written()
-            return record is not None and record.status == "failed"
+            return record is not None and record.status != "running"
 
-        end: StepEnd = Step(self.allocation, command, name, nodes, environment).wait(has_failed)
+        end: StepEnd = Step(self.allocation, command, name, nodes, environment).wait(has_ended)
         record = written()
         code = final_code(end, record)
         if code is not None:

@@ -15,7 +15,7 @@ TICK_S = 1.0
 STATES_S = 15.0
 """Seconds between two looks at Slurm's states of the nodes."""
 END_S = 45.0
-"""Seconds that srun has to end after a task has failed; Slurm's KillWait is 30 by default."""
+"""Seconds that srun has to end after a task has failed or the run has ended; Slurm's KillWait is 30 by default."""
 
 
 def srun(nodes: Sequence[str], tasks_per_node: int, name: str, *options: str) -> list[str]:
@@ -54,11 +54,11 @@ class Step:
         self._reader = threading.Thread(target=self._forward, args=[self._process.stderr], daemon=True)
         self._reader.start()
 
-    def wait(self, has_failed: Callable[[], bool]) -> StepEnd:
+    def wait(self, has_ended: Callable[[], bool]) -> StepEnd:
         """Wait until the step has ended.
 
         Args:
-            has_failed: whether the run has recorded that it failed.
+            has_ended: whether the run has recorded its end.
         """
         next_look, deadline = time.monotonic() + STATES_S, float("inf")
         while self._process.poll() is None:
@@ -67,7 +67,7 @@ class Step:
             if now > next_look:
                 self._dead = self._allocation.dead(self._nodes)
                 next_look = time.monotonic() + STATES_S
-            if (self._exits or has_failed()) and deadline == float("inf"):
+            if (self._exits or has_ended()) and deadline == float("inf"):
                 deadline = now + END_S
             if self._dead or now > deadline:
                 self._end()

@@ -204,7 +204,7 @@ def _load_random_state(path: Path) -> None:
             state = {name.removeprefix(f"{prefix}."): file.get_tensor(name) for name in names}
     if not state and old.exists():
         state = load_file(old)
-    if state:
+    if "python" in state:  # on one process, both files have the same name, and this one may be of another world
         set_random_state(state)
 
 

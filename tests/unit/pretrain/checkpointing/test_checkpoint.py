@@ -13,6 +13,7 @@ from pretrain.checkpointing.checkpoint import (
     SEAL,
     STATE,
     CheckpointError,
+    _load_random_state,
     find_damage,
     list_checkpoints,
     newest_verified,
@@ -22,6 +23,7 @@ from pretrain.checkpointing.checkpoint import (
     set_aside,
     step_of,
 )
+from pretrain.checkpointing.random_state import random_state
 
 WEIGHTS = "weights-00000-of-00002.safetensors"
 FILES = (WEIGHTS, "weights-00001-of-00002.safetensors", "optimizer-00000-of-00002.safetensors", STATE)
@@ -206,6 +208,17 @@ def test_a_prefix_is_a_whole_word_and_stripped_once(tmp_path):
 
 def test_state_is_what_was_written(folder):
     assert read_state(folder / "step-00000010") == {"format": 2, "step": 10, "samples_seen": 160}
+
+
+@pytest.mark.parametrize(("prefix", "restored"), [("", True), ("00000-of-00001.", True), ("00000-of-00002.", False)])
+def test_random_generators_are_restored_if_as_many_processes_saved_theirs(tmp_path, prefix, restored):
+    torch.manual_seed(1)
+    state = {f"{prefix}{name}": value for name, value in random_state().items()}
+    save_file(state, tmp_path / "random-00000-of-00001.safetensors")  # with "" as by format 2 on one process
+    drawn = torch.rand(())
+    torch.manual_seed(2)
+    _load_random_state(tmp_path)
+    assert bool(torch.rand(()) == drawn) is restored
 
 
 def test_state_of_another_format_is_refused(folder):
