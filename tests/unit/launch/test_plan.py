@@ -22,7 +22,6 @@ from launch.planner.search import Problem, every_plan, micro_batches
 from launch.planner.step_time import default_rates, step_time
 from pretrain.config import PretrainConfig
 from pretrain.config.data import DataConfig
-from pretrain.models.published import SPEC_VITS
 from pretrain.registries import STEMS
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
@@ -42,7 +41,7 @@ NODE = Cluster(MACHINES["h100"], 1, 8)
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Trace shallow models, and each of them once: a trace takes seconds, and depends on no other part of a config."""
+    """Trace each model once: a trace takes seconds, and depends on no other part of a config."""
     kept: dict[str, activations.Activations] = {}
 
     def trace(config: PretrainConfig, *options: object) -> activations.Activations:
@@ -53,7 +52,6 @@ def traced_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "trace_activations", trace)
-        patch.setitem(SPEC_VITS, "spec_vit_tiny", replace(SPEC_VITS["spec_vit_tiny"], depth=3))
         yield
 
 
