@@ -233,7 +233,8 @@ class Raster(SpectralImage):
             hidden = _either(hidden, self.file.read(self.file.count, window=window) == 0)
         if self._may_have_fill:
             sampled = self.file.read(_sample(self.bands), window=window)
-            hidden = _either(hidden, (sampled == sampled[0]).all(0) & (sampled[0] < 0))
+            negative = (sampled[0] < 0) & (sampled[0] >= NODATA)  # a value beyond int16 is an error
+            hidden = _either(hidden, (sampled == sampled[0]).all(0) & negative)
         return hidden
 
     @cached_property
