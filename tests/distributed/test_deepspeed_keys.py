@@ -10,7 +10,7 @@ from support.rank_cases import selected
 
 WORKER = Path(__file__).resolve().parent.parent / "support" / "deepspeed_key_cases.py"
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,6 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return json.loads((folder / "results-0.json").read_text())
 
 
-@pytest.mark.parametrize("name", cases.parameters(nightly=set(cases) - {"offload_stage2_bf16"}))
+@pytest.mark.parametrize("name", cases)
 def test_case(results: dict[str, str | None], name: str) -> None:
     assert results[name] is None, results[name]

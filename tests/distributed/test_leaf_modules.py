@@ -10,7 +10,7 @@ from support.rank_cases import selected
 
 WORKER = Path(__file__).resolve().parent.parent / "support" / "leaf_cases.py"
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.nightly]  # test_zero.py trains with leaf modules
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,6 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return json.loads((folder / "results-0.json").read_text())
 
 
-NIGHTLY = {
-    "leaf_modules_change_no_digit_in_other_layouts",
-    "compiled_units_follow_eager_ones_in_three_graphs",
-    "compiled_units_recompute_in_three_graphs",
-    "a_checkpoint_of_neither_is_continued",
-}
-
-
-@pytest.mark.parametrize("name", cases.parameters(nightly=NIGHTLY))
+@pytest.mark.parametrize("name", cases)
 def test_case(results: dict[str, str | None], name: str) -> None:
     assert results[name] is None, results[name]

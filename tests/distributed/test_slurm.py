@@ -60,6 +60,7 @@ def test_a_signal_saves_requeues_and_the_run_ends_with_the_same_losses(lab: Lab,
     assert "Traceback" not in lab.output("signalled")
 
 
+@pytest.mark.nightly  # without Slurm: test_watchdog.py
 def test_a_killed_task_fails_the_job_and_hangs_nothing(lab: Lab, whole: list[float]) -> None:
     job = lab.begin("killed", "train.steps=10000")
     os.kill(int((lab.folder / "killed" / "rank0.pid").read_text()), signal.SIGKILL)

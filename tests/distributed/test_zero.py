@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.rank_cases import selected, shortened
 from support.tiles import write_tile
 from support.zero_jobs import Runs
 
@@ -18,7 +19,8 @@ from shards.pack.build import PackConfig, pack
 STEPS, HALF, BEYOND = 12, 6, 2
 SHORT = 6
 STAGES = (0, 1, 2, 3)
-PRECISIONS = [("autocast", 0), ("autocast", 2), ("autocast", 3), ("bf16", 2), ("bf16", 3)]
+PRECISIONS = ["autocast-0", "autocast-2", "autocast-3", "bf16-2", "bf16-3"]
+PRECISION_CASES = shortened(PRECISIONS, nightly={"autocast-0", "autocast-2", "bf16-2"})
 RESUMED = [(2, 3), (1, 1)]
 SAVED = [(2, 3)]
 HALVED = ["autocast", "bf16"]
@@ -86,19 +88,20 @@ def load_jobs(runs: Runs, world: int, saved: list[tuple[int, int]]) -> list[dict
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("zero")
     runs = Runs(folder, base_config(folder))
+    chosen = sorted({"autocast-3", "bf16-3", *selected(request, test_half_precision_follows_fp32)})
     precision = [
         runs.job(
-            f"{kind}-{stage}",
-            f"engine.precision={kind}",
-            f"engine.zero_stage={stage}",
+            name,
+            f"engine.precision={name[:-2]}",
+            f"engine.zero_stage={name[-1]}",
             f"train.steps={SHORT}",
             "optim.warmup_steps=0",
             probe=True,
         )
-        for kind, stage in [("fp32", 3), *PRECISIONS]
+        for name in ["fp32-3", *chosen]
     ]
     halves = [
         runs.job(
@@ -216,24 +219,24 @@ def test_a_checkpoint_loads_where_small_weights_stay_gathered(runs: Runs) -> Non
     assert runs.losses("persistent") == pytest.approx(runs.losses("whole-2-3")[: HALF + BEYOND], rel=1e-5, abs=0)
 
 
-@pytest.mark.parametrize(("kind", "stage"), PRECISIONS)
-def test_half_precision_follows_fp32(runs: Runs, kind: str, stage: int) -> None:
-    bound = {"autocast": 5e-3, "bf16": 2e-2}[kind]
-    assert runs.losses(f"{kind}-{stage}") == pytest.approx(runs.losses("fp32-3"), rel=bound, abs=0)
+@pytest.mark.parametrize("name", PRECISION_CASES)
+def test_half_precision_follows_fp32(runs: Runs, name: str) -> None:
+    bound = {"autocast": 5e-3, "bf16": 2e-2}[name[:-2]]
+    assert runs.losses(name) == pytest.approx(runs.losses("fp32-3"), rel=bound, abs=0)
 
 
-@pytest.mark.parametrize(("kind", "stage"), PRECISIONS)
-def test_buffers_stay_fp32(runs: Runs, kind: str, stage: int) -> None:
-    dtypes = json.loads((runs.folder / f"{kind}-{stage}" / "dtypes.json").read_text())
+@pytest.mark.parametrize("name", PRECISION_CASES)
+def test_buffers_stay_fp32(runs: Runs, name: str) -> None:
+    dtypes = json.loads((runs.folder / name / "dtypes.json").read_text())
     running = {dtype for name, dtype in dtypes.items() if "running" in name or "pos_embed" in name}
     weights = {dtype for name, dtype in dtypes.items() if name.endswith("qkv.weight")}
     assert running == {"torch.float32"}
-    assert weights == {"torch.bfloat16" if kind == "bf16" else "torch.float32"}
+    assert weights == {"torch.bfloat16" if name.startswith("bf16") else "torch.float32"}
 
 
-@pytest.mark.parametrize(("kind", "stage"), PRECISIONS)
-def test_training_begins_from_unrounded_weights(runs: Runs, kind: str, stage: int) -> None:
-    assert json.loads((runs.folder / f"{kind}-{stage}" / "masters.json").read_text()) == 0.0
+@pytest.mark.parametrize("name", PRECISION_CASES)
+def test_training_begins_from_unrounded_weights(runs: Runs, name: str) -> None:
+    assert json.loads((runs.folder / name / "masters.json").read_text()) == 0.0
 
 
 def test_a_checkpoint_of_another_model_is_refused(runs: Runs) -> None:

@@ -65,6 +65,7 @@ def test_missing_shards_are_one_line_and_code_2_on_two_ranks(tmp_path: Path) -> 
     assert done.returncode == 2
 
 
+@pytest.mark.nightly  # on one process: tests/unit/launch/test_slurm.py
 def test_batches_that_do_not_come_out_whole_are_refused(tmp_path: Path, shards: Path) -> None:
     options = [f"run.dir={tmp_path / 'run'}", f"data.shards={shards}", "train.global_batch=48"]
     done = run(BIN / "torchrun", "--nproc_per_node", 2, PRETRAIN, "--config", DEMO, *options)

@@ -60,13 +60,14 @@ def pretrain(folder: Path, name: str) -> None:
     run(REPOSITORY / "launch" / "pretrain.py", "--config", path)
 
 
-def test_a_band_table_goes_from_pack_to_predict_by_every_objective(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["mae"], pytest.param(list(OBJECTIVES), marks=pytest.mark.nightly)], ids=len)
+def test_a_band_table_goes_from_pack_to_predict_by_every_objective(tmp_path: Path, names: list[str]) -> None:
     write_lab(tmp_path)
     command = ["pack", tmp_path / "tiles", tmp_path / "shards", "--sensor", tmp_path / "swir.csv", "--workers", "1"]
     run("-m", "shards", *command)
     (tmp_path / "swir.csv").unlink()
     tiles = spectralforge.open_dataset(tmp_path / "shards")
-    for name in OBJECTIVES:
+    for name in names:
         pretrain(tmp_path, name)
         encoder = spectralforge.load_encoder(tmp_path / name / "encoder.safetensors")
         assert (encoder.description.sensor, encoder.wavelength_nm) == ("swir", CENTERS.tolist())
