@@ -9,7 +9,9 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -77,13 +79,13 @@ def _import_muon() -> None:
 
     Muon calls torch.compile at import, which loads Inductor: two seconds of each process that compiles nothing.
     """
-    compile_, torch.compile = torch.compile, lambda function=None, **_: function or (lambda decorated: decorated)
+    compile_ = torch.compile
+    vars(torch)["compile"] = lambda function=None, **_: function or (lambda decorated: decorated)
     try:
-        import deepspeed.runtime.zero.muon.original_muon
-    except ImportError:
-        pass
+        with suppress(ImportError):
+            import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
-        torch.compile = compile_
+        vars(torch)["compile"] = compile_
 
 
 class DeepSpeedAdapter(ABC):

@@ -27,13 +27,13 @@ from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import get_sensor
 from tools.sample_tasks import make_task_sample
 
-STEPS, FAULTS, WORLDS = 40, 30, (1, 2, 3, 4)
+STEPS, FAULTS, WORLDS, BATCH = 40, 30, (1, 2, 3, 4), 12
 LIMIT = 30
 """watchdog.step, in seconds; four processes share two cores."""
 
 OBJECTIVES: dict[str, dict] = {
     "mae": {"mask_ratio": 0.75, "decoder": {"width": 64, "depth": 1, "heads": 2}},
-    "moco": {"name": "moco", "queue": 96, "hidden": 64, "dim": 32, "momentum": 0.9},
+    "moco": {"name": "moco", "queue": 48, "hidden": 64, "dim": 32, "momentum": 0.9},
     "dino": {
         "name": "dino",
         "hidden": 64,
@@ -67,12 +67,12 @@ def pretraining(folder: Path, objective: str, several: bool = False, **more: dic
             "name": "spec_vit_tiny",
             "image_size": 16,
             "patch_size": 4,
-            "bn_group": 2,
+            "bn_group": 1,
             "stem": "wave" if several else None,
         },
         "objective": OBJECTIVES[objective],
         "optim": {"lr": 5e-4, "warmup_steps": 4},
-        "train": {"steps": STEPS, "global_batch": 24, "micro_batch": 2},
+        "train": {"steps": STEPS, "global_batch": BATCH, "micro_batch": 1},
         "engine": {"zero_stage": 3, "precision": "fp32", "param_persistence_threshold": 0},
         "checkpoint": {"every": 7, "keep": 3},
         "log": {"every": 1, "validate_every": 11, "samples": True},
@@ -139,14 +139,16 @@ def span_of(training: Training, world: int) -> float:
 )  # fmt: skip
 def test_thirty_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, objective: str, several: bool) -> None:
     config = pretraining(tmp_path, objective, several)
-    references = {world: Training(tmp_path / f"whole-{world}", config) for world in (1, 2)}
+    references = {world: Training(tmp_path / f"whole-{world}", config, batch=BATCH) for world in (1, 2)}
     span = max(span_of(reference, world) for world, reference in references.items())
     check_same(references[2], references[1], exact=False)
     faults = 0
     for seed in range(1000):
         worlds = WORLDS if seed % 3 else (1 + seed // 3 % 2,)
         stage = tmp_path / f"stage-{seed}"
-        training = Training(tmp_path / f"faulty-{seed}", config, *([] if several else [f"data.stage={stage}"]))
+        training = Training(
+            tmp_path / f"faulty-{seed}", config, *([] if several else [f"data.stage={stage}"]), batch=BATCH
+        )
         small = disks.enter_context(small_disk(training.folder, 300))
         place = Place(
             tmp_path / "hosts", tmp_path, None if several else tmp_path / "shards", None if several else stage, small
@@ -174,11 +176,11 @@ def test_thirty_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, object
 def test_thirty_faults_of_a_fine_tuning(tmp_path: Path, disks: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SPEC_VITS, "spec_vit_tiny", replace(SPEC_VITS["spec_vit_tiny"], depth=2))
     config = fine_tuning(tmp_path)
-    reference = FineTuning(tmp_path / "whole", config)
+    reference = FineTuning(tmp_path / "whole", config, batch=8)
     span = span_of(reference, 1)
     faults = 0
     for seed in range(1000):
-        training = FineTuning(tmp_path / f"faulty-{seed}", config)
+        training = FineTuning(tmp_path / f"faulty-{seed}", config, batch=8)
         small = disks.enter_context(small_disk(training.folder, 300))
         print(f"fine-tuning {seed}, {'on a disk of its own' if small else 'no disk of its own: needs root'}:")
         draw = every_kind(Place(tmp_path / "hosts", tmp_path, small=small))

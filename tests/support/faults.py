@@ -39,11 +39,16 @@ class Ended:
 
 
 class Training:
-    """A training run in a folder, launched like `srun --kill-on-bad-exit`: one plain process for each rank."""
+    """A training run in a folder, launched like `srun --kill-on-bad-exit`: one plain process for each rank.
 
-    program = PRETRAIN
+    Args:
+        batch: samples of a step, which the ranks share in one micro batch each; 0 for the config's micro batch.
+    """
 
-    def __init__(self, folder: Path, config: Path, *overrides: str) -> None:
+    program, micro_batch = PRETRAIN, "train.micro_batch"
+
+    def __init__(self, folder: Path, config: Path, *overrides: str, batch: int = 0) -> None:
+        self.batch = batch
         self.folder, self.config, self.overrides = folder, config, overrides
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -53,6 +58,8 @@ class Training:
         log = self.folder.with_name(f"{self.folder.name}.log")  # a full disk is to hold no one's output
         log.write_bytes(b"")
         command = [sys.executable, str(self.program), "--config", str(self.config), f"run.dir={self.folder}"]
+        if self.batch:
+            command.append(f"{self.micro_batch}={self.batch // world_size}")
         begin, struck = time.monotonic(), False
         with fault.scene(self, world_size):
             place = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": fault.master, "MASTER_PORT": str(free_port())}
@@ -136,7 +143,7 @@ class Training:
 class FineTuning(Training):
     """An evaluation of two trainings, whose checkpoints are in `work/` while they run."""
 
-    program = FINETUNE
+    program, micro_batch = FINETUNE, "full.micro_batch"
 
     def checkpoints(self) -> Path:
         return max((self.folder / "work").glob("*/checkpoints"), default=self.folder / "none", key=os.path.getmtime)
