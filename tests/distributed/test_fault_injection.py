@@ -28,8 +28,8 @@ from shards.sensors.sensor import get_sensor
 from tools.sample_tasks import make_task_sample
 
 STEPS, FAULTS, WORLDS, BATCH = 40, 30, (1, 2, 3, 4), 12
-LIMIT = 30
-"""watchdog.step, in seconds; four processes share two cores."""
+LIMIT, SETUP = 30, 90
+"""watchdog.step and watchdog.setup, in seconds; four processes share two cores."""
 
 OBJECTIVES: dict[str, dict] = {
     "mae": {"mask_ratio": 0.75, "decoder": {"width": 64, "depth": 1, "heads": 2}},
@@ -76,7 +76,7 @@ def pretraining(folder: Path, objective: str, several: bool = False, **more: dic
         "engine": {"zero_stage": 3, "precision": "fp32", "param_persistence_threshold": 0},
         "checkpoint": {"every": 7, "keep": 3},
         "log": {"every": 1, "validate_every": 11, "samples": True},
-        "watchdog": {"setup": 120, "step": LIMIT, "evaluation": 60, "saving": 60},
+        "watchdog": {"setup": SETUP, "step": LIMIT, "evaluation": 60, "saving": 60},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config | more))
@@ -162,7 +162,7 @@ def test_thirty_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, object
             1.2 * span,
             every_kind(place),
             steps=12,
-            limit=LIMIT + 30,
+            limit=SETUP + 45,
         )
         faults += report.faults
         check_same(training, references[min(min(report.worlds), 2)], exact=report.worlds in ({1}, {2}))
@@ -184,7 +184,7 @@ def test_thirty_faults_of_a_fine_tuning(tmp_path: Path, disks: ExitStack, monkey
         small = disks.enter_context(small_disk(training.folder, 300))
         print(f"fine-tuning {seed}, {'on a disk of its own' if small else 'no disk of its own: needs root'}:")
         draw = every_kind(Place(tmp_path / "hosts", tmp_path, small=small))
-        report = run_schedule(training, seed, min(6, FAULTS - faults), (1, 2, 4), 1.2 * span, draw, limit=LIMIT + 30)
+        report = run_schedule(training, seed, min(6, FAULTS - faults), (1, 2, 4), 1.2 * span, draw, limit=SETUP + 45)
         faults += report.faults
         for one, other in zip(training.scores(), reference.scores(), strict=True):
             assert one[:2] == other[:2]
@@ -216,7 +216,7 @@ def fine_tuning(folder: Path) -> Path:
         "engine": {"precision": "fp32"},
         "frozen": {"epochs": 2, "views": 2, "lrs": [1e-3], "batch": 8},
         "full": {"batch": 8, "micro_batch": 2, "epochs": 8, "warmup_epochs": 0, "save_every": 3},
-        "watchdog": {"setup": 120, "step": LIMIT, "evaluation": 60, "saving": 60},
+        "watchdog": {"setup": SETUP, "step": LIMIT, "evaluation": 60, "saving": 60},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -33,7 +33,6 @@ class Place:
         stage: folder of staged copies; None without.
         config: folder of config and data, which all hosts see.
         small: the run folder is a disk of limited size.
-        limit: ``watchdog.step``, in seconds.
     """
 
     scratch: Path
@@ -41,7 +40,6 @@ class Place:
     shards: Path | None = None
     stage: Path | None = None
     small: bool = False
-    limit: float = HANG
 
 
 Draw = Callable[[random.Random, int, float, int], Fault]
