@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pretrain import distributed
 from pretrain.checkpointing.tensor_files import CheckpointError
 from shards.files.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.files.names import plain_name
+from shards.files.processes import rank_name
 from shards.files.untrusted import read_json_value
 
 SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
@@ -26,9 +26,11 @@ class CheckpointNotWritten(CheckpointError):
 
 def not_written(final: Path, error: object) -> CheckpointNotWritten:
     """Return the error of a save that failed on this rank."""
+    missing = isinstance(error, FileNotFoundError)
+    mend = "check that the folder's file system is mounted on this host" if missing else "free some space"
     return CheckpointNotWritten(
-        f"{final}: can't be written: rank {distributed.rank()} on {socket.gethostname()}: {error}; "
-        f"{earlier_checkpoint(final)}; free some space and run the command again"
+        f"{final}: can't be written: {rank_name(distributed.rank())}: {error}; {earlier_checkpoint(final)}; "
+        f"{mend} and run the command again"
     )
 
 
@@ -68,9 +70,11 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged: to train from scratch would hide the loss.
+        HostError: a host does not see them. They are not damaged then.
     """
     damaged: dict[Path, str] = {}
     checkpoints = distributed.broadcast_object(list_checkpoints(folder))
+    distributed.raise_on_all_hosts(lambda: _check_seen(checkpoints[-1:]))
     for path in reversed(checkpoints):
         if before is not None and step_of(path) >= before:
             continue
@@ -83,6 +87,12 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
         newest = next(iter(damaged.values()))
         raise CheckpointError(f"{folder}: no complete checkpoint left ({newest}); move the folder away to start over")
     return None, damaged
+
+
+def _check_seen(checkpoints: Iterable[Path]) -> None:
+    for path in checkpoints:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: rank 0 has this folder, this host has not: is its file system mounted?")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
