@@ -23,6 +23,7 @@ from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
 from pretrain.models.registry import outline_encoder
 from pretrain.weights.band_input import bands_outside
+from pretrain.weights.checkpoint_files import SEAL
 from pretrain.weights.description import EncoderDescription, last_name
 from pretrain.weights.encoder_weights import EncoderWeights
 from pretrain.weights.files import load_strictly, read_encoder
@@ -113,13 +114,17 @@ def location_hash(location: str) -> str:
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of an encoder file; for a checkpoint's folder or an index, that of its files' hashes."""
     if path.is_dir():
-        return file_hash(path / "checkpoint.json")
+        is_sealed = (path / SEAL).is_file()
+        return file_hash(path / SEAL) if is_sealed else _hash_of([part for part in path.iterdir() if part.is_file()])
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not path.name.endswith(INDEX):
         return digest
-    parts = [file_hash(path.with_name(part)) for part in sorted(set(parts_of(path).values()))]
-    return hashlib.sha256("".join([digest, *parts]).encode()).hexdigest()
+    return _hash_of([path.with_name(part) for part in set(parts_of(path).values())], digest)
+
+
+def _hash_of(files: list[Path], first: str = "") -> str:
+    return hashlib.sha256("".join([first, *map(file_hash, sorted(files))]).encode()).hexdigest()
 
 
 def _find(location: str) -> Path:
