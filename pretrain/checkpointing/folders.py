@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pretrain.checkpointing.tensor_files import CheckpointError
 from pretrain.weights.checkpoint_files import SEAL, STATE, seal_of
 from shards.files.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.files.names import plain_name
+from shards.files.processes import rank_name
 from shards.files.untrusted import read_json_value
 
 LATEST = "latest"
@@ -26,7 +26,7 @@ class CheckpointNotWritten(CheckpointError):
 def not_written(final: Path, error: object) -> CheckpointNotWritten:
     """Return the error of a save that failed on this rank."""
     return CheckpointNotWritten(
-        f"{final}: can't be written: rank {distributed.rank()} on {socket.gethostname()}: {error}; "
+        f"{final}: can't be written: {rank_name(distributed.rank())}: {error}; "
         f"{earlier_checkpoint(final)}; free some space and run the command again"
     )
 

@@ -90,7 +90,8 @@ def read_initial_weights(config: PretrainConfig, manifests: Sequence[Manifest]) 
     path = fetch_on_all_ranks(location, _find)
     read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifests[0]))
     hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
-    distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes))
+    hosts = distributed.host_names()
+    distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes, hosts))
     description = read.description
     if config.model.by_wavelength and description.wavelength_nm:
         _warn_outside(description, manifests)
@@ -214,10 +215,10 @@ def _quick_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_same_everywhere(location: str, hashes: list[str]) -> None:
+def _check_same_everywhere(location: str, hashes: list[str], hosts: list[str]) -> None:
     differing = next((rank for rank, rank_hash in enumerate(hashes) if rank_hash != hashes[0]), None)
     if differing is not None:
         raise ConfigError(
-            f"key 'init': {location}: rank {differing} reads different weights than rank 0: give all nodes the same "
-            "file, and clear their download caches"
+            f"key 'init': {location}: rank {differing} on {hosts[differing]} reads different weights than rank 0 on "
+            f"{hosts[0]}: give all nodes the same file, and clear their download caches"
         )
