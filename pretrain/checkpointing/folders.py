@@ -1,20 +1,20 @@
 """The folders of checkpoints: found, verified, published, pruned."""
 
-import hashlib
 import os
 import shutil
-import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 from pretrain import distributed
+from pretrain.checkpointing.local_copies import LocalCopies
 from pretrain.checkpointing.tensor_files import CheckpointError
+from pretrain.weights.checkpoint_files import SEAL, STATE, seal_of
 from shards.files.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.files.names import plain_name
+from shards.files.processes import rank_name
 from shards.files.untrusted import read_json_value
 
-SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
+LATEST = "latest"
 DAMAGED = ".damaged"
 
 
@@ -26,9 +26,11 @@ class CheckpointNotWritten(CheckpointError):
 
 def not_written(final: Path, error: object) -> CheckpointNotWritten:
     """Return the error of a save that failed on this rank."""
+    missing = isinstance(error, FileNotFoundError)
+    mend = "check that the folder's file system is mounted on this host" if missing else "free some space"
     return CheckpointNotWritten(
-        f"{final}: can't be written: rank {distributed.rank()} on {socket.gethostname()}: {error}; "
-        f"{earlier_checkpoint(final)}; free some space and run the command again"
+        f"{final}: can't be written: {rank_name(distributed.rank())}: {error}; {earlier_checkpoint(final)}; "
+        f"{mend} and run the command again"
     )
 
 
@@ -57,24 +59,30 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(final.with_name(final.name + DAMAGED), ignore_errors=True)
 
 
-def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | None, dict[Path, str]]:
+def newest_verified(
+    folder: Path, before: int | None = None, copies: LocalCopies | None = None
+) -> tuple[Path | None, dict[Path, str]]:
     """Return the newest checkpoint whose files all match their sizes and hashes; every rank calls it.
 
     Args:
         before: only consider checkpoints of earlier steps.
+        copies: on the nodes' own disks; what will be read of them is verified instead of the shared files.
 
     Returns:
         The checkpoint, None if there are none; and the newer ones that are damaged, with a line on each.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged: to train from scratch would hide the loss.
+        HostError: a host does not see them. They are not damaged then.
     """
     damaged: dict[Path, str] = {}
     checkpoints = distributed.broadcast_object(list_checkpoints(folder))
+    distributed.raise_on_all_hosts(lambda: _check_seen(checkpoints[-1:]))
     for path in reversed(checkpoints):
         if before is not None and step_of(path) >= before:
             continue
-        damage = find_damage(path, distributed.rank(), distributed.world_size())
+        unread = copies.verify(path) if copies is not None else set[str]()
+        damage = find_damage(path, distributed.rank(), distributed.world_size(), unread)
         problem = next((damaged for damaged in distributed.gather_objects(damage) if damaged is not None), None)
         if problem is None:
             return path, damaged
@@ -83,6 +91,14 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
         newest = next(iter(damaged.values()))
         raise CheckpointError(f"{folder}: no complete checkpoint left ({newest}); move the folder away to start over")
     return None, damaged
+
+
+def _check_seen(checkpoints: Iterable[Path]) -> None:
+    for path in checkpoints:
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: no such folder on this host, though others have it: is its file system mounted?"
+            )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -95,11 +111,12 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
+def find_damage(path: Path, part: int = 0, parts: int = 1, unread: Collection[str] = ()) -> str | None:
     """Describe what is wrong with a checkpoint in one line that names the file; None if nothing is.
 
     Args:
         part, parts: only check every ``parts``-th file, beginning with number ``part``.
+        unread: files that are not checked.
     """
     try:
         files = read_json_value((path / SEAL).read_bytes())["files"]
@@ -107,7 +124,7 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
         seals[STATE]  # without it, nothing is sealed
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path / SEAL}: missing or unreadable"
-    for name, expected in list(seals.items())[part::parts]:
+    for name, expected in [seal for seal in seals.items() if seal[0] not in unread][part::parts]:
         try:
             if (path / name).stat().st_size != expected["size"]:
                 return f"{path / name}: {(path / name).stat().st_size} bytes, but {expected['size']} were written"
@@ -140,9 +157,3 @@ def earlier_checkpoint(final: Path) -> str:
     """Describe the newest checkpoint before a save, for messages."""
     before = list_checkpoints(final.parent)
     return f"the last one, {before[-1].name}, is untouched" if before else "there is no earlier one"
-
-
-def seal_of(path: Path) -> dict[str, Any]:
-    """Return the size and the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

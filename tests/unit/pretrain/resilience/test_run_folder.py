@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from pretrain.checkpointing.random_state import random_state, set_random_state
 from pretrain.config.run import CheckpointConfig
 from pretrain.metrics.stragglers import Shares
+from pretrain.resilience import run_folder
 from pretrain.resilience.run_folder import RunFolder
 from shards.errors import ConfigError
 
@@ -55,6 +57,16 @@ def test_status_is_one_json_line(tmp_path: Path) -> None:
     assert line.startswith('{"status": "stopped", "step": 12, "steps": 100, ')  # scripts look for it with grep
 
 
+def test_a_rank_that_sees_another_folder_than_rank_0_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "SEEN_S", 0.2)
+    leader = RunFolder(tmp_path / "run")
+    run_folder._check_seen(tmp_path / "run", leader.record)
+    for name in ("none", "run"):
+        other = replace(leader.record, host="n01") if name == "run" else leader.record
+        with pytest.raises(ConfigError, match=f"/{name}: not the folder that rank 0 on .* has: is its file system"):
+            run_folder._check_seen(tmp_path / name, other)
+
+
 def test_random_generators_go_on_where_they_were() -> None:
     random.gauss(0, 1)  # half of a pair is kept back
     np.random.randn(3)
@@ -68,14 +80,14 @@ def test_random_generators_go_on_where_they_were() -> None:
 
 
 def test_the_rank_that_waits_least_is_the_slowest() -> None:
-    shares = Shares(torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.98, 0.02], [0.2, 0.5, 0.3]]))
+    shares = Shares(torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.98, 0.02], [0.2, 0.5, 0.3]]), ["n01", "n01", "n02"])
     assert shares.slowest == 1
-    assert str(shares).endswith("0: 10%/60%/30%  1*: 0%/98%/2%  2: 20%/50%/30%")
+    assert str(shares).endswith(": n01 0: 10%/60%/30%  1*: 0%/98%/2%  n02 2: 20%/50%/30%")
     assert shares.communication == pytest.approx(0.62 / 3)
 
 
 def test_of_many_ranks_the_slowest_are_shown() -> None:
-    values = torch.tensor([[0.0, 1 - rank / 100, rank / 100] for rank in range(20)])
-    assert "7: " in str(Shares(values))
-    assert "8: " not in str(Shares(values))
-    assert str(Shares(values)).endswith("12 ranks wait longer")
+    shares = Shares(torch.tensor([[0.0, 1 - rank / 100, rank / 100] for rank in range(20)]), ["n01"] * 20)
+    assert "7: " in str(shares)
+    assert "8: " not in str(shares)
+    assert str(shares).endswith("12 ranks wait longer")
