@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from pretrain import distributed
 from pretrain.checkpointing.tensor_files import CheckpointError
 from shards.files.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.files.names import plain_name
+from shards.files.processes import rank_name
+from shards.files.system_errors import error_text, remedy
 from shards.files.untrusted import read_json_value
 
 SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
@@ -26,9 +27,13 @@ class CheckpointNotWritten(CheckpointError):
 
 def not_written(final: Path, error: object) -> CheckpointNotWritten:
     """Return the error of a save that failed on this rank."""
+    why, advice = str(error), "check the file system"
+    if isinstance(error, OSError) and error.errno:
+        file = f"{Path(error.filename).name}: " if error.filename else ""
+        why, advice = f"{file}{error_text(error)}", remedy(error, final)
     return CheckpointNotWritten(
-        f"{final}: can't be written: rank {distributed.rank()} on {socket.gethostname()}: {error}; "
-        f"{earlier_checkpoint(final)}; free some space and run the command again"
+        f"{final}: can't be written: {rank_name(distributed.rank())}: {why}; {earlier_checkpoint(final)}; "
+        f"{advice} and run the command again"
     )
 
 

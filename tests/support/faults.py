@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,12 @@ class Fault:
     after: float = 0.0
     step: int = 0
 
+    def strike(self, ranks: Sequence[subprocess.Popen]) -> None:
+        """Do it to the processes, in the order of ranks."""
+        for number in self.ranks:
+            if ranks[number].poll() is None:
+                ranks[number].send_signal(self.number)
+
     def __str__(self) -> str:
         return f"{self.number.name} to {self.ranks} after " + (
             f"step {self.step}" if self.step else f"{self.after:.1f} s"
@@ -47,17 +54,17 @@ class Ended:
 class Training:
     """A training run in a folder, launched like `srun --kill-on-bad-exit`: one plain process for each rank."""
 
-    def __init__(self, folder: Path, config: Path, *overrides: str) -> None:
+    def __init__(self, folder: Path, config: Path, *overrides: str, log: Path | None = None) -> None:
         self.folder, self.config, self.overrides = folder, config, overrides
+        self._log = log or folder / "output.log"
         folder.mkdir(parents=True, exist_ok=True)
 
     def launch(self, world_size: int, fault: Fault | None = None) -> Ended:
         """Start all ranks, inject the fault, and wait for the end; a hang raises AssertionError."""
-        log = self.folder / "output.log"
         shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         command = [sys.executable, str(PRETRAIN), "--config", str(self.config), f"run.dir={self.folder}"]
         begin = time.monotonic()
-        with open(log, "wb") as output:
+        with open(self._log, "wb") as output:
             ranks = [
                 subprocess.Popen(
                     [*command, *self.overrides],
@@ -71,11 +78,9 @@ class Training:
             if fault is not None:
                 while not self._is_due(fault, begin) and None in [rank.poll() for rank in ranks]:
                     time.sleep(0.02)
-                for number in fault.ranks:
-                    if ranks[number].poll() is None:
-                        ranks[number].send_signal(fault.number)
+                fault.strike(ranks)
             since, killed = _wait(ranks, fault is not None)
-        return Ended([rank.wait() for rank in ranks], log.read_text(), time.monotonic() - since, killed)
+        return Ended([rank.wait() for rank in ranks], self._log.read_text(), time.monotonic() - since, killed)
 
     def _is_due(self, fault: Fault, begin: float) -> bool:
         metrics = self.folder / "metrics.jsonl"
