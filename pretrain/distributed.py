@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shards.errors import ForgeError
+from shards.files.processes import host_name
 
 Result = TypeVar("Result")
 _TURNS = itertools.count()
@@ -111,6 +112,16 @@ def gather_objects(value: Any) -> list[Any]:
     with reading():  # torch reads sizes and contents from the device
         dist.all_gather_object(values, value)
     return values
+
+
+def host_names() -> list[str]:
+    """Return the host of each rank, in rank order; every rank calls it, and only its first call communicates."""
+    return _gathered_hosts(dist.group.WORLD if dist.is_initialized() else None)
+
+
+@lru_cache(maxsize=1)
+def _gathered_hosts(group: Any) -> list[str]:
+    return gather_objects(host_name())
 
 
 def broadcast_object(value: Any) -> Any:

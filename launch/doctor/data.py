@@ -55,7 +55,7 @@ def judge_shards(opened: Sequence[Opened], names: Sequence[str], location: str) 
     first = opened[0]
     for name, dataset in zip(names, opened, strict=True):
         if dataset.content_hash != first.content_hash:
-            found = f"{location}: {name} has content {dataset.content_hash[:12]}, rank 0 {first.content_hash[:12]}"
+            found = f"{location}: {name} has content {dataset.content_hash[:12]}, {names[0]} {first.content_hash[:12]}"
             return Row("red", found, "one dataset at this path on every host: a stale copy or another mount")
     found = (
         f"{location}: content {first.content_hash[:12]} on every rank, {first.chosen} of {first.tiles} tiles in the "

@@ -51,7 +51,7 @@ def _exchange_files(cluster: Cluster, folder: Path) -> Row:
         if failure:
             return Row("red", failure, _FIX)
         seconds.append(max(values(written)))
-        seen = cluster.everywhere(partial(_await_files, folder, writers, mark))
+        seen = cluster.everywhere(partial(_await_files, folder, {rank: cluster.name(rank) for rank in writers}, mark))
         failure = cluster.failure(seen)
         if failure:
             return Row("red", failure, f"{_FIX}; on NFS, mounted with actimeo=3")
@@ -81,14 +81,14 @@ def _write_probe(folder: Path, rank: int, writers: list[int], mark: bytes, size:
     return time.perf_counter() - begin
 
 
-def _await_files(folder: Path, writers: list[int], mark: bytes) -> float:
+def _await_files(folder: Path, writers: dict[int, str], mark: bytes) -> float:
     """Return the seconds until the writers' files start with ``mark`` here; raise TimeoutError after SEEN_S."""
     begin = time.perf_counter()
-    for rank in writers:
+    for rank, name in writers.items():
         path = folder / f"rank-{rank}"
         while not _begins_with(path, mark):
             if time.perf_counter() - begin > SEEN_S:
-                raise TimeoutError(f"{path}: a file renamed by rank {rank} did not appear within {SEEN_S:.0f} s")
+                raise TimeoutError(f"{path}: a file renamed by {name} did not appear within {SEEN_S:.0f} s")
             time.sleep(0.05)
     return time.perf_counter() - begin
 

@@ -108,7 +108,7 @@ def judge_gpus(gpus: Sequence[Gpu | None], names: Sequence[str]) -> Row:
             problems.append(("red", f"{lone} has no GPU, others have", "the same --gpus-per-task for every task"))
             continue
         if (gpu.name, gpu.memory >> 30) != (first.name, first.memory >> 30):
-            what = f"{name} has {_describe(gpu)}, but rank 0 has {_describe(first)}"
+            what = f"{name} has {_describe(gpu)}, but {names[0]} has {_describe(first)}"
             problems.append(("red", what, "ask for one kind of GPU: --constraint or --gres=gpu:KIND:N"))
         if gpu.number in owners:
             what = f"{name} and {owners[gpu.number]} share one GPU"

@@ -190,7 +190,7 @@ def differences(per_rank: Sequence[Versions], names: Sequence[str]) -> list[str]
         differing = [key for key in sorted({*per_rank[0], *versions}) if per_rank[0].get(key) != versions.get(key)]
         if differing:
             on_main, on_rank = (each.get(differing[0], "none") for each in (per_rank[0], versions))
-            lines.append(f"{name} has {differing[0]} {on_rank}, but rank 0 has {on_main}")
+            lines.append(f"{name} has {differing[0]} {on_rank}, but {names[0]} has {on_main}")
     return lines
 
 

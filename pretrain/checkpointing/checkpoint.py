@@ -30,8 +30,6 @@ from pretrain import distributed
 from pretrain.checkpointing.fitted_state import FittedState
 from pretrain.checkpointing.folders import DAMAGED as DAMAGED
 from pretrain.checkpointing.folders import LATEST as LATEST
-from pretrain.checkpointing.folders import SEAL as SEAL
-from pretrain.checkpointing.folders import STATE as STATE
 from pretrain.checkpointing.folders import CheckpointNotWritten as CheckpointNotWritten
 from pretrain.checkpointing.folders import find_damage as find_damage
 from pretrain.checkpointing.folders import list_checkpoints as list_checkpoints
@@ -51,6 +49,8 @@ from pretrain.engine.sharding import Piece
 from pretrain.engine.zero import ZeroEngine
 from pretrain.engine.zero_state import hash_local, held_hash, set_state
 from pretrain.models.patches import are_positions, fit_positions
+from pretrain.weights.checkpoint_files import SEAL as SEAL
+from pretrain.weights.checkpoint_files import STATE as STATE
 from shards.files.untrusted import read_json_value
 
 OLD_FORMAT = 2

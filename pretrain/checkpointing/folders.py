@@ -1,21 +1,20 @@
 """The folders of checkpoints: found, verified, published, pruned."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pretrain import distributed
 from pretrain.checkpointing.tensor_files import CheckpointError
+from pretrain.weights.checkpoint_files import SEAL, STATE, seal_of
 from shards.files.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.files.names import plain_name
 from shards.files.processes import rank_name
 from shards.files.system_errors import error_text, remedy
 from shards.files.untrusted import read_json_value
 
-SEAL, STATE, LATEST = "checkpoint.json", "state.json", "latest"
+LATEST = "latest"
 DAMAGED = ".damaged"
 
 
@@ -145,9 +144,3 @@ def earlier_checkpoint(final: Path) -> str:
     """Describe the newest checkpoint before a save, for messages."""
     before = list_checkpoints(final.parent)
     return f"the last one, {before[-1].name}, is untouched" if before else "there is no earlier one"
-
-
-def seal_of(path: Path) -> dict[str, Any]:
-    """Return the size and the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pretrain.weights.raw_checkpoint import PART
+from pretrain.weights.checkpoint_files import PART
 
 FILES = 64
 """Files of one kind in a checkpoint, at most."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from pretrain.checkpointing.random_state import random_state
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.sharding import Piece
 from pretrain.engine.zero import ZeroEngine
-from pretrain.engine.zero_state import local_state, parameter_shapes
+from pretrain.engine.zero_state import local_state, optimizer_record, parameter_shapes
 
 BLOCK = 64 << 20
 
@@ -29,12 +30,13 @@ class Snapshot:
     Attributes:
         pieces: valid until the next snapshot, which reuses their memory.
         layouts: of the files, by kind.
-        adam_step: updates that Adam has made.
+        state: JSON for plain torch: ``adam_step``, updates that Adam has made; ``optimizer``, its parameter groups by
+            name; ``buffers_of_data``, those that a state dict leaves out.
     """
 
     pieces: Pieces
     layouts: dict[str, Layout]
-    adam_step: float
+    state: dict[str, Any]
 
 
 class Arena:
@@ -81,7 +83,12 @@ class SnapshotBuffers:
         copies["random"] = {f"{prefix}.{name}": Piece(0, value) for name, value in random_state().items()}
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies to pinned memory are asynchronous
-        return Snapshot(copies, {**layouts, "random": _random_layout(copies["random"])}, state.adam_step)
+        recorded = {
+            "adam_step": state.adam_step,
+            "optimizer": optimizer_record(self._engine),
+            "buffers_of_data": self._buffers_of_data,
+        }
+        return Snapshot(copies, {**layouts, "random": _random_layout(copies["random"])}, recorded)
 
     def _copy(self, kind: str, name: str, piece: Piece, spec: TensorSpec) -> Piece:
         if (kind, name) not in self._buffers:
@@ -94,6 +101,12 @@ class SnapshotBuffers:
         numbers = {name: number for number, name in enumerate(specs)}
         rows = [(numbers[name], piece.start, len(piece.values)) for name, piece in pieces.items()]
         return Layout(kind, specs, distributed.gather_objects(np.array(sorted(rows), np.int64).reshape(-1, 3)))
+
+    @cached_property
+    def _buffers_of_data(self) -> list[str]:
+        module = self._engine.module
+        in_state_dict = module.state_dict().keys()
+        return [name for name, _ in module.named_buffers() if name not in in_state_dict]
 
     @cached_property
     def _specs(self) -> dict[str, dict[str, TensorSpec]]:

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.resilience.guard import Diverged
+from pretrain.weights.checkpoint_files import TENSOR_INDEX, tensor_and_start
 from pretrain.weights.finite import find_non_finite
-from pretrain.weights.raw_checkpoint import TENSOR_INDEX, tensor_and_start
 from shards.errors import ForgeError
 from shards.files.names import plain_name
 from shards.files.untrusted import read_json_value

@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 
 from pretrain import distributed
-from pretrain.checkpointing.folders import SEAL, STATE, earlier_checkpoint, not_written, seal_of
+from pretrain.checkpointing.folders import earlier_checkpoint, not_written
 from pretrain.checkpointing.layout import FileLayout
 from pretrain.checkpointing.snapshot import Pieces, Snapshot
 from pretrain.checkpointing.tensor_files import NonFiniteState
 from pretrain.checkpointing.tensor_sum import MASK, tensor_sum
+from pretrain.weights.checkpoint_files import SEAL, STATE, TENSOR_INDEX, seal_of
 from pretrain.weights.finite import find_non_finite
-from pretrain.weights.raw_checkpoint import TENSOR_INDEX
 from shards.errors import ForgeError
 from shards.files.atomic import write_atomic
 
@@ -164,7 +164,7 @@ class CheckpointWriter:
         weights = sum(self._board.value(f"sum/{name}") for name in layouts["weights"].file_names)
         state = self._state | {
             "format": FORMAT,
-            "adam_step": self._snapshot.adam_step,
+            **self._snapshot.state,
             "weights_hash": f"{weights & MASK:013x}",
         }
         index = {kind: layout.index for kind, layout in layouts.items() if kind != "random"}

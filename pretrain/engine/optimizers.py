@@ -61,6 +61,12 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
     return OptimizerState(tuple(moments), "step" in state)
 
 
+def group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Return the names of the parameters in each group of an optimizer."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
     """Group trained parameters by (decay, ``lr_scale``) into at most 2 * (LEVELS + 1) groups.
 

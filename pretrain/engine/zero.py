@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config.engine import EngineConfig
 from pretrain.engine.compiled_units import compile_units, eager_units, is_compiled
-from pretrain.engine.optimizers import optimizer_state
+from pretrain.engine.optimizers import group_names, optimizer_state
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.compilation import compiling
 from pretrain.models.stem import set_stem_kernel
@@ -103,6 +103,7 @@ class ZeroEngine:
         parameter_count: elements of all parameters.
         compiles: whether units and compilable functions run compiled in training.
         optimizer_state: what the optimizer keeps for each weight.
+        group_names: names of the parameters in each of the optimizer's groups.
         mark: callback invoked with the phase that begins after each backward pass.
     """
 
@@ -130,6 +131,7 @@ class ZeroEngine:
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         self.optimizer_state = optimizer_state(optimizer)
+        self.group_names = group_names(model, optimizer)
         exact = _contents(model) if config.precision == "bf16" else {}
         settings = deepspeed_config(config.sized(self.parameter_count), micro_batch, accumulation, clip)
         self.adapter = deepspeed_adapter.start(model.to(distributed.device()), optimizer, settings)

@@ -6,6 +6,8 @@ ranks have a whole tensor, each takes 1/N of it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from pretrain import distributed
 from pretrain.engine.sharding import Piece, own_piece
 from pretrain.engine.zero import ZeroEngine
 
+_JSON = (bool, int, float, str, tuple, NoneType)
 Read = Callable[[str, int, int], Tensor]
 """From a tensor's name, first element and number of elements to the elements, flat, on the CPU."""
 
@@ -82,6 +85,22 @@ def set_state(engine: ZeroEngine, weight: Read, moment: Read, adam_step: float) 
 def parameter_shapes(engine: ZeroEngine) -> dict[str, tuple[int, ...]]:
     """Return the shapes of whole parameters."""
     return {name: engine.adapter.shape(parameter) for name, parameter in engine.module.named_parameters()}
+
+
+def optimizer_record(engine: ZeroEngine) -> dict[str, Any]:
+    """Return what plain torch needs beside the moments to go on with the optimizer, as JSON.
+
+    Its class, whether it counts steps, and its parameter groups with the names of their parameters.
+    """
+    groups = zip(engine.group_names, engine.adapter.optimizer.param_groups, strict=True)
+    return {
+        "class": type(engine.adapter.base_optimizer).__name__,
+        "counts_steps": engine.optimizer_state.counts_steps,
+        "param_groups": [
+            {**{key: value for key, value in group.items() if isinstance(value, _JSON)}, "params": names}
+            for names, group in groups
+        ],
+    }
 
 
 def state_bytes(engine: ZeroEngine) -> int:

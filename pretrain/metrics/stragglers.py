@@ -1,7 +1,7 @@
 """Time shares of each rank: reading tiles, computing, and waiting for other ranks; and the slowest rank."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -103,9 +103,15 @@ def _now() -> "float | torch.cuda.Event":
 
 @dataclass(frozen=True)
 class Shares:
-    """Time shares since the last log step, 0 to 1, (ranks, 3): data, compute, communication."""
+    """Time shares since the last log step.
+
+    Attributes:
+        values: 0 to 1, (ranks, 3): data, compute, communication.
+        hosts: of the ranks.
+    """
 
     values: torch.Tensor
+    hosts: Sequence[str]
 
     @property
     def communication(self) -> float:
@@ -120,10 +126,12 @@ class Shares:
     def __str__(self) -> str:
         order = self.values[:, 2].argsort().tolist()
         shown = sorted(order[:SHOWN])
+        hosts = [self.hosts[rank] for rank in shown]
+        begins = [f"{host} " if host != before else "" for before, host in zip(["", *hosts], hosts, strict=False)]
         cells = [
-            f"{rank}{'*' if rank == self.slowest else ''}: "
+            f"{begin}{rank}{'*' if rank == self.slowest else ''}: "
             + "/".join(f"{share:.0%}" for share in self.values[rank].tolist())
-            for rank in shown
+            for begin, rank in zip(begins, shown, strict=True)
         ]
         more = f"; {len(order) - SHOWN} ranks wait longer" if len(order) > SHOWN else ""
         return f"data/compute/communication by rank (* slowest): {'  '.join(cells)}{more}"
@@ -135,4 +143,4 @@ def gather_shares(seconds: float, data: float, communication: float) -> Shares:
     times = torch.tensor([[data, compute, communication]], dtype=torch.float64, device=distributed.device())
     with distributed.reading():
         everyone = distributed.all_gather(times).cpu()
-    return Shares(everyone / everyone.sum(1, keepdim=True).clamp(min=1e-9))
+    return Shares(everyone / everyone.sum(1, keepdim=True).clamp(min=1e-9), distributed.host_names())

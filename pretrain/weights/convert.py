@@ -1,7 +1,9 @@
 """Convert an encoder file: published weights and training checkpoints to one file that describes itself, and back.
 
 `--to safetensors` (the default) writes the file that everything here reads; `--to flat` the published format, a
-.pth that plain `torch.load` reads. Weights are copied bit by bit.
+.pth that plain `torch.load` reads. Of a run's checkpoint, `--to torch` writes model and optimizer as one file for
+`torch.load`, `--to dcp` everything as a folder of torch.distributed.checkpoint, and `--to checkpoint` makes such a
+folder a checkpoint of the run again. Tensors are copied bit by bit.
 """
 
 import argparse
@@ -16,6 +18,8 @@ from torch import Tensor
 from pretrain.models.registry import ENCODERS
 from pretrain.weights.description import EncoderDescription, WeightsError, with_sensor
 from pretrain.weights.files import read_encoder, save_encoder
+from pretrain.weights.hub import fetch
+from pretrain.weights.training_state import read_training_state, save_checkpoint, save_dcp, save_training
 from shards.cli import Parser, run_command
 from shards.files.atomic import atomic_open
 
@@ -28,6 +32,8 @@ def convert(options: argparse.Namespace) -> None:
     """
     if options.dest.exists() and not options.overwrite:
         raise WeightsError(f"{options.dest}: already exists; choose another name, or add --overwrite")
+    if options.to in TRAININGS:
+        return _convert_training(options)
     read = read_encoder(options.source, options.network, options.image_size, options.architecture)
     description = read.description
     if options.to == "flat" and (options.statistics or options.sensor):
@@ -46,6 +52,24 @@ def convert(options: argparse.Namespace) -> None:
         if not description.mu:
             print("normalization unknown: add it with --statistics FOLDER (with mu.npy and sigma.npy)")
     print(options.dest)
+
+
+def _convert_training(options: argparse.Namespace) -> None:
+    """Convert the whole state of a training, the encoder and all else."""
+    for name in ("statistics", "sensor", "architecture", "image_size"):
+        if getattr(options, name):
+            raise WeightsError(f"--{name.replace('_', '-')} is of an encoder file: drop it, or --to {options.to}")
+    if options.dest.is_dir():
+        raise WeightsError(f"{options.dest}: a folder, which is not replaced: choose another name, or remove it")
+    training = read_training_state(fetch(options.source))
+    options.dest.parent.mkdir(parents=True, exist_ok=True)
+    TRAININGS[options.to](options.dest, training)
+    sizes = {kind: sum(map(Tensor.numel, tensors.values())) for kind, tensors in training.tensors.items()}
+    print(f"{training.where}: step {training.state['step']}; " + ", ".join(f"{kind} {n}" for kind, n in sizes.items()))
+    print(options.dest)
+
+
+TRAININGS = {"torch": save_training, "dcp": save_dcp, "checkpoint": save_checkpoint}
 
 
 def save_flat(path: Path, weights: dict[str, Tensor]) -> None:
@@ -95,9 +119,14 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(prog="spectralforge-convert", description=__doc__)
-    parser.add_argument("source", help="encoder file, training checkpoint, folder of a run, or URL (https://, hf://)")
-    parser.add_argument("dest", type=Path, help="file to write")
-    parser.add_argument("--to", choices=("safetensors", "flat"), default="safetensors", help="(default: %(default)s)")
+    parser.add_argument(
+        "source",
+        help="encoder file, training checkpoint, folder of a run or of DCP, or URL (https://, hf://)",
+    )
+    parser.add_argument("dest", type=Path, help="file to write; a folder for --to dcp and checkpoint")
+    parser.add_argument(
+        "--to", choices=("safetensors", "flat", *TRAININGS), default="safetensors", help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--architecture", choices=ENCODERS.names(), metavar="NAME", help="compare the weights with this model"
     )

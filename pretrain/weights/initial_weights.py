@@ -23,6 +23,7 @@ from pretrain.models.encoder import Encoder
 from pretrain.models.patches import fit_positions
 from pretrain.models.registry import outline_encoder
 from pretrain.weights.band_input import bands_outside
+from pretrain.weights.checkpoint_files import SEAL
 from pretrain.weights.description import EncoderDescription, last_name
 from pretrain.weights.encoder_weights import EncoderWeights
 from pretrain.weights.files import load_strictly, read_encoder
@@ -89,7 +90,8 @@ def read_initial_weights(config: PretrainConfig, manifests: Sequence[Manifest]) 
     path = fetch_on_all_ranks(location, _find)
     read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifests[0]))
     hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
-    distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes))
+    hosts = distributed.host_names()
+    distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes, hosts))
     description = read.description
     if config.model.by_wavelength and description.wavelength_nm:
         _warn_outside(description, manifests)
@@ -113,13 +115,17 @@ def location_hash(location: str) -> str:
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of an encoder file; for a checkpoint's folder or an index, that of its files' hashes."""
     if path.is_dir():
-        return file_hash(path / "checkpoint.json")
+        is_sealed = (path / SEAL).is_file()
+        return file_hash(path / SEAL) if is_sealed else _hash_of([part for part in path.iterdir() if part.is_file()])
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not path.name.endswith(INDEX):
         return digest
-    parts = [file_hash(path.with_name(part)) for part in sorted(set(parts_of(path).values()))]
-    return hashlib.sha256("".join([digest, *parts]).encode()).hexdigest()
+    return _hash_of([path.with_name(part) for part in set(parts_of(path).values())], digest)
+
+
+def _hash_of(files: list[Path], first: str = "") -> str:
+    return hashlib.sha256("".join([first, *map(file_hash, sorted(files))]).encode()).hexdigest()
 
 
 def _find(location: str) -> Path:
@@ -209,10 +215,10 @@ def _quick_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_same_everywhere(location: str, hashes: list[str]) -> None:
+def _check_same_everywhere(location: str, hashes: list[str], hosts: list[str]) -> None:
     differing = next((rank for rank, rank_hash in enumerate(hashes) if rank_hash != hashes[0]), None)
     if differing is not None:
         raise ConfigError(
-            f"key 'init': {location}: rank {differing} reads different weights than rank 0: give all nodes the same "
-            "file, and clear their download caches"
+            f"key 'init': {location}: rank {differing} on {hosts[differing]} reads different weights than rank 0 on "
+            f"{hosts[0]}: give all nodes the same file, and clear their download caches"
         )

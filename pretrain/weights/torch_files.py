@@ -136,6 +136,6 @@ def _refused(path: Path, error: str) -> WeightsError:
     )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the first sentence of an error; torch's messages are paragraphs."""
     return re.split(r"\. |\n", str(error))[0].strip() or type(error).__name__

@@ -25,6 +25,9 @@ from support.trouble_network import (
     engine,
     network,
     plain_losses,
+    plain_training,
+    resumed_from_dcp,
+    resumed_from_file,
     train,
     weights,
 )
@@ -53,6 +56,7 @@ from pretrain.engine.optimizers import build_adamw
 from pretrain.engine.zero import deepspeed_config
 from pretrain.engine.zero_state import local_state
 from pretrain.models.initialize import initialize
+from pretrain.weights.convert import main as convert
 
 cases = Cases()
 
@@ -354,6 +358,29 @@ def checkpoints_of_format_2_are_loaded(folder: Path) -> None:
     distributed.barrier()
     load_checkpoint(zero, old)
     assert train(zero, 2, 2) == expected
+
+
+@cases.add
+def plain_torch_goes_on_from_an_exported_training(folder: Path) -> None:
+    """From a torch file, from a DCP folder, and our engine from the checkpoint that is made of the folder."""
+    for stage in (0, 3):
+        zero = engine(network(), stage)
+        train(zero, 0, 3)
+        step = save_checkpoint(zero, folder / f"stage-{stage}", {"step": 3})
+        file, dcp, back = folder / f"{stage}.pt", folder / f"{stage}.dcp", folder / f"back-{stage}" / step.name
+        if distributed.is_main():
+            for source, dest, to in ((step, file, "torch"), (step, dcp, "dcp"), (dcp, back, "checkpoint")):
+                assert convert([str(source), str(dest), "--to", to]) == 0
+        distributed.barrier()
+        loaded = engine(Network(), stage)
+        assert load_checkpoint(loaded, back)["step"] == 3 and find_damage(back) is None
+        next_losses = train(zero, 3, 2)
+        assert train(loaded, 3, 2) == next_losses
+        expected = weights(zero)
+        for model, optimizer in (resumed_from_file(file), resumed_from_dcp(dcp)):
+            close(plain_training(model, optimizer, 3, 2), next_losses)
+            for name, value in model.named_parameters():
+                assert torch.allclose(value, expected[name], rtol=1e-5, atol=1e-7), (stage, name)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """A small network for trouble_cases.py: its engine, its training, and the same training in plain PyTorch."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 from support.pieces import gather
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -117,3 +120,38 @@ def bare_steps(bare: Any, steps: int) -> list[Tensor]:
         bare.step()
         found.append(loss.detach())
     return found
+
+
+def plain_training(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, steps: int) -> list[float]:
+    """Train in plain PyTorch from a step on and return the losses."""
+    losses = []
+    for step in range(first, first + steps):
+        x, y = batch(step)
+        loss = F.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def resumed_from_file(path: Path) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return a model and AdamW with the state of a file that `spectralforge-convert --to torch` wrote."""
+    saved, model = torch.load(path, weights_only=True), Network()
+    model.load_state_dict(saved["model"])
+    named = dict(model.named_parameters())
+    groups = [{"params": [named[name] for name in one["param_names"]]} for one in saved["optimizer"]["param_groups"]]
+    optimizer = torch.optim.AdamW(groups)
+    optimizer.load_state_dict(saved["optimizer"])
+    return model, optimizer
+
+
+def resumed_from_dcp(folder: Path) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return a model and AdamW, of one parameter group per weight decay, with the state of a DCP folder."""
+    model, options = Network(), StateDictOptions(flatten_optimizer_state_dict=True)
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) is large] for large in (True, False))
+    optimizer = torch.optim.AdamW([{"params": vectors}, {"params": matrices}])
+    state = dict(zip(("model", "optim"), get_state_dict(model, optimizer, options=options), strict=True))
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"], options=options)
+    return model, optimizer

@@ -78,9 +78,9 @@ def test_what_is_missing_or_out_of_range_is_red() -> None:
 def test_another_version_on_one_rank_is_red_and_names_it() -> None:
     row = versions.judge([GOOD, GOOD | {"numcodecs": "0.16.5"}], [], NAMES)
     assert row.state == "red"
-    assert "rank 1 (b) has numcodecs 0.16.5, but rank 0 has 0.16.6" in row.found
+    assert "rank 1 (b) has numcodecs 0.16.5, but rank 0 (a) has 0.16.6" in row.found
     driver = versions.differences([GOOD, GOOD | {"driver": "570.1"}], NAMES)
-    assert driver == ["rank 1 (b) has driver 570.1, but rank 0 has none"]
+    assert driver == ["rank 1 (b) has driver 570.1, but rank 0 (a) has none"]
 
 
 def test_cudnn_numbers() -> None:
@@ -179,7 +179,7 @@ def test_gpus_are_equal_free_and_one_for_each_rank() -> None:
     cases = {
         "rank 1 (b) and rank 0 (a) share one GPU": gpu(),
         "rank 1 (b) has no GPU, others have": None,
-        "rank 1 (b) has A100 of 40 GiB, but rank 0 has NVIDIA H200": gpu(name="A100", memory=40 << 30, number="v"),
+        "rank 1 (b) has A100 of 40 GiB, but rank 0 (a) has NVIDIA H200": gpu(name="A100", memory=40 << 30, number="v"),
     }
     for what, second in cases.items():
         row = machine.judge_gpus([gpu(), second], NAMES)
@@ -319,7 +319,7 @@ def test_other_contents_on_one_rank_are_red() -> None:
     assert row.state == "green" and "8 of 10 tiles in the view" in row.found and "16 tiles read" in row.found
     other = data.Opened("d" * 64, tiles=10, chosen=8, shards=3, size=10**9, read=8)
     row = data.judge_shards([same, other], NAMES, "/data")
-    assert row.state == "red" and "rank 1 (b) has content dddddddddddd, rank 0 cccccccccccc" in row.found
+    assert row.state == "red" and "rank 1 (b) has content dddddddddddd, rank 0 (a) cccccccccccc" in row.found
 
 
 def test_every_source_has_a_row_of_its_own() -> None:

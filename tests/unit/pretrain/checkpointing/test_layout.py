@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pretrain.checkpointing.layout import FILES, Layout, TensorSpec
 from pretrain.checkpointing.tensor_files import CheckpointError, TensorFiles
-from pretrain.weights.raw_checkpoint import TENSOR_INDEX
+from pretrain.weights.checkpoint_files import TENSOR_INDEX
 
 SPECS = {f"blocks.{number}.weight": TensorSpec(torch.float32, (96, 64)) for number in range(6)}
 SPECS |= {f"blocks.{number}.bias": TensorSpec(torch.float32, (96,)) for number in range(6)}

@@ -29,7 +29,7 @@ def snapshot(value: float = 1.0, scale: int = 1) -> Snapshot:
         specs = {name: TensorSpec(torch.float32, (size * scale,)) for name, size in sizes.items()}
         rows = np.array([(number, 0, spec.numel) for number, spec in enumerate(specs.values())], np.int64)
         layouts[kind] = Layout(kind, specs, [rows], files=1)
-    return Snapshot(pieces, layouts, adam_step=3.0)
+    return Snapshot(pieces, layouts, {"adam_step": 3.0})
 
 
 def begin(folder: Path, step: int, state: Snapshot, publishing=publish) -> CheckpointWriter:

@@ -127,6 +127,6 @@ def test_reads_of_device_values_are_waits_to_the_watchdog(watchdog, monkeypatch)
 def test_shares_add_up_and_the_slowest_waits_least():
     shares = gather_shares(10.0, 2.0, 3.0)
     assert shares.values.tolist() == [[0.2, 0.5, 0.3]]
-    several = Shares(torch.tensor([[0.1, 0.5, 0.4], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]]))
+    several = Shares(torch.tensor([[0.1, 0.5, 0.4], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]]), ["a"] * 3)
     assert several.slowest == 1
     assert "1*: 10%/80%/10%" in str(several)

@@ -68,14 +68,14 @@ def test_random_generators_go_on_where_they_were() -> None:
 
 
 def test_the_rank_that_waits_least_is_the_slowest() -> None:
-    shares = Shares(torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.98, 0.02], [0.2, 0.5, 0.3]]))
+    shares = Shares(torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.98, 0.02], [0.2, 0.5, 0.3]]), ["n01", "n01", "n02"])
     assert shares.slowest == 1
-    assert str(shares).endswith("0: 10%/60%/30%  1*: 0%/98%/2%  2: 20%/50%/30%")
+    assert str(shares).endswith(": n01 0: 10%/60%/30%  1*: 0%/98%/2%  n02 2: 20%/50%/30%")
     assert shares.communication == pytest.approx(0.62 / 3)
 
 
 def test_of_many_ranks_the_slowest_are_shown() -> None:
-    values = torch.tensor([[0.0, 1 - rank / 100, rank / 100] for rank in range(20)])
-    assert "7: " in str(Shares(values))
-    assert "8: " not in str(Shares(values))
-    assert str(Shares(values)).endswith("12 ranks wait longer")
+    shares = Shares(torch.tensor([[0.0, 1 - rank / 100, rank / 100] for rank in range(20)]), ["n01"] * 20)
+    assert "7: " in str(shares)
+    assert "8: " not in str(shares)
+    assert str(shares).endswith("12 ranks wait longer")
