@@ -47,6 +47,10 @@ class SmallDisk:
         with open(self.folder / "filler", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - leave, 1))
 
+    def grow(self, megabytes: float) -> None:
+        """Change the limit of bytes."""
+        subprocess.run(["mount", "-o", f"remount,size={int(megabytes * (1 << 20))}", self.folder], check=True)
+
     def use_up_inodes(self) -> None:
         """Make empty files until no more can be made."""
         folder = self.folder / "files"
@@ -124,11 +128,15 @@ class BrokenDisk:
         subprocess.run(["mount", "-o", "remount,abort", self.folder], capture_output=True)
 
     def mend(self) -> None:
-        """Repair the device, check the file system, and mount it again."""
+        """Move the file system to a new device, check it, and mount it there.
+
+        The old device may stay in use, by mount namespaces that other processes made meanwhile.
+        """
         self._detach()
         self._below.mend()
-        if self._copy.exists():
-            os.replace(shutil.copyfile(self._copy, self._image.with_name("copy")), self._image)
+        old, self._image = self._image, self._image.with_name(self._image.name + "-mended")
+        subprocess.run(["cp", "--sparse=always", old, self._image], check=True)
+        old.unlink()
         subprocess.run(["e2fsck", "-fy", self._image], capture_output=True)
         self._attach()
 

@@ -8,6 +8,8 @@ import pytest
 from support.machine import SmallDisk
 
 from shards.files.atomic import write_atomic
+from shards.files.lock import Lock
+from shards.files.processes import ProcessId
 from shards.files.system_errors import error_text, remedy
 
 
@@ -44,6 +46,16 @@ def test_a_read_only_disk_and_a_missing_folder(tmp_path):
         assert remedy(error, disk.folder / "a").startswith("mount it writable again")
     error = failure(tmp_path / "nowhere" / "a")
     assert remedy(error, "a") == "put its folder back, or mount its file system again"
+
+
+def test_a_lock_of_a_dead_process_on_a_read_only_disk_is_an_error_and_no_wait(tmp_path):
+    with SmallDisk(tmp_path / "disk", megabytes=1) as disk:
+        path = disk.folder / "lock"
+        own = ProcessId.own()
+        path.write_text(f"{own.host} 999999999 1 {own.machine} x\n")
+        subprocess.run(["mount", "-o", "remount,ro", disk.folder], check=True)
+        with pytest.raises(OSError, match="Read-only file system"):
+            Lock(path).acquire()
 
 
 def test_an_unknown_error_has_a_remedy_too(tmp_path):
