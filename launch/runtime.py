@@ -113,7 +113,7 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
             raise
         path = error.filename or (watchdog.folder if watchdog is not None else ".")
         advice = f"{remedy(error, path)} and run the command again"
-        _abort(f"{path}: {error_text(error)}: the last checkpoint is intact; {advice}", 1, watchdog)
+        _abort(f"{path}: {error_text(error)}: what is saved is intact; {advice}", 1, watchdog)
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # torch's message on a CPU
             _abort(_out_of_memory(error), 1, watchdog)

@@ -43,9 +43,12 @@ class SmallDisk:
 
     def fill(self, leave: int = 0) -> None:
         """Use up all but ``leave`` bytes."""
-        free = os.statvfs(self.folder)
         with open(self.folder / "filler", "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - leave, 1))
+            for _ in range(100):  # others may write meanwhile
+                free = os.statvfs(self.folder)
+                with suppress(OSError):
+                    os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - leave, 1))
+                    return
 
     def grow(self, megabytes: float) -> None:
         """Change the limit of bytes."""
