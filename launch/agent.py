@@ -23,6 +23,9 @@ from pretrain.resilience.signals import STOPPED, StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that ask a run to stop."""
+HEARTBEATS = 120
+"""Heartbeats of 5 s that an agent may miss. An agent compares the times of the others' heartbeats with its own clock:
+with torchrun's default of 3, agents whose clocks differ by 15 s take each other for dead."""
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +62,8 @@ def run_torchrun(arguments: list[str]) -> int:
         endpoint = next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), None)
         if endpoint is not None:
             is_host = os.environ["SLURM_NODEID"] == "0"
-            options += [f"--local-addr={_address_towards(endpoint)}", f"--rdzv-conf=is_host={int(is_host)}"]
+            settings = f"is_host={int(is_host)},keep_alive_max_attempt={HEARTBEATS}"
+            options += [f"--local-addr={_address_towards(endpoint)}", f"--rdzv-conf={settings}"]
             store = _hold_store(endpoint) if is_host else None
         run.run(run.parse_args([*options, *arguments]))
     except SignalException:

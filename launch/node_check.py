@@ -1,7 +1,7 @@
 """Whether a node can run ranks, in seconds: `node_check.py RUN HOST:PORT --gpus N`; the last line of output is JSON.
 
-The run folder and the node's own folder for temporary files can be written to, the job's first node is reached over the
-network, and each GPU computes. launch/supervise.py starts it on every node of a job before each attempt.
+The run folder exists there, it and the node's own folder for temporary files can be written to, the job's first node is
+reached over the network, and each GPU computes. launch/supervise.py starts it on every node before each attempt.
 """
 
 import argparse
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def find_problem(run: Path, meet: str, gpus: int) -> str:
     """Return the first problem of this node in one line; empty if there is none."""
+    if not run.exists():
+        return f"{run} does not exist there: is its file system mounted?"
     folder = run
     try:
         for folder in (run, Path(tempfile.gettempdir())):
@@ -56,7 +58,6 @@ def find_problem(run: Path, meet: str, gpus: int) -> str:
 
 def check_disk(folder: Path) -> None:
     """Write a file with fsync and read it back; raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
     data = os.urandom(PROBE_BYTES)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".node-check-") as file:
         file.write(data)

@@ -14,6 +14,7 @@ from pretrain.metrics.json_lines import METRICS_FILE, read_records
 from pretrain.resilience.restarts import failures_by_host, read_restarts
 from pretrain.resilience.status import RunRecord, run_state
 from shards.errors import ConfigError
+from shards.files.atomic import age
 
 BAD = ("failed", "dead", "silent", "unknown")
 """States in which `status` ends with exit code 1."""
@@ -78,8 +79,7 @@ def _lines(folder: Path, record: RunRecord) -> Iterator[tuple[str, str]]:
     saved = [path for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
     if saved:
         newest = max(saved)
-        age = time.time() - newest.stat().st_mtime
-        yield "last save", f"{newest.name}, {duration(age)} ago ({len(saved)} kept)"
+        yield "last save", f"{newest.name}, {duration(age(newest))} ago ({len(saved)} kept)"
 
 
 def _describe_speed(speed: Speed, record: RunRecord) -> str:

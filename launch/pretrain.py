@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         init_distributed(config.watchdog.collective_timeout)
         watchdog.connect()
         if config.model.is_vit:
-            distributed.raise_on_all_ranks(lambda: check_backend(config.model.attention, distributed.device()))
+            distributed.raise_on_all_hosts(lambda: check_backend(config.model.attention, distributed.device()))
         complete = Trainer(config, watchdog).fit()
     runtime.end_process(0 if complete else STOPPED)
 

@@ -36,6 +36,28 @@ def set_rendezvous() -> None:
         if "MASTER_ADDR" not in os.environ:  # asking Slurm from every rank would load its controller
             os.environ["MASTER_ADDR"] = _first_address(os.environ["SLURM_STEP_NODELIST"])
         os.environ.setdefault("MASTER_PORT", str(step_port(os.environ["SLURM_JOB_ID"], os.environ["SLURM_STEP_ID"])))
+    interface = interface_towards(os.environ.get("MASTER_ADDR", ""))
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def interface_towards(host: str) -> str:
+    """Return the name of this machine's network interface on the way to ``host``; empty if unknown, or on this machine.
+
+    gloo would listen at the address that the machine's own name has, which on Debian is 127.0.1.1, and on a machine
+    with several networks may be of another one.
+    """
+    import psutil
+
+    try:
+        family, *_, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return ""
+    names = [name for name, addresses in psutil.net_if_addrs().items() if own in [each.address for each in addresses]]
+    return names[0] if names and names[0] != "lo" else ""
 
 
 def step_port(job: str, step: str) -> int:

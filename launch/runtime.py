@@ -124,9 +124,8 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
         if watchdog is not None and watchdog.ends_as_asked:
             watchdog.leave_run("interrupted", "stopped before the first step: nothing to save")
             os._exit(STOPPED)
-        reason = str(error).splitlines()[0].split(". This is typically")[0]  # gloo appends several sentences
-        clause = "" if watchdog is None else watchdog.oom_clause()
-        _abort(f"lost another rank, or never connected to it: {reason}; see its output{clause}", 1, watchdog)
+        text, code = _lost_peer(error)
+        _abort(text + ("" if watchdog is None else watchdog.oom_clause()), code, watchdog)
     except BaseException as error:  # includes a library's sys.exit
         _report_defect(watchdog, error)
         raise
@@ -135,6 +134,15 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
 def _out_of_memory(error: Exception) -> str:
     reason = (str(error) or "out of memory").splitlines()[0].rstrip(".")
     return f"{reason}. Lower train.micro_batch, or set engine.activation_checkpointing=blocks"
+
+
+def _lost_peer(error: RuntimeError) -> tuple[str, int]:
+    """Return the line and the exit code for a failed collective."""
+    if "Unable to find address for" in str(error):  # gloo's
+        name = os.environ.get("GLOO_SOCKET_IFNAME")
+        return f"GLOO_SOCKET_IFNAME={name}: no such interface on this host; `ip address` lists them", 2
+    reason = str(error).splitlines()[0].split(". This is typically")[0]  # gloo appends several sentences
+    return f"lost another rank, or never connected to it: {reason}; see its output", 1
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shards.errors import ForgeError
-from shards.files.processes import host_name
+from shards.files.processes import host_name, rank_name
 
 Result = TypeVar("Result")
 _TURNS = itertools.count()
@@ -147,6 +147,36 @@ def raise_on_all_ranks(work: Callable[[], Result]) -> Result:
         error = raised
     first = next((each for each in gather_objects(error) if each is not None), None)
     if first is not None:
+        first.everywhere = True
+        raise first
+    return result
+
+
+class HostError(ForgeError):
+    """A problem that some hosts have and others don't, such as a file system that is not mounted."""
+
+    exit_code = 1
+
+
+def raise_on_all_hosts(work: Callable[[], Result]) -> Result:
+    """Call a local function that does the same on every rank; if it fails, raise the error on every rank.
+
+    Raises:
+        HostError: it fails on some ranks only: the config is right, and the first of their hosts is named.
+    """
+    result: Any = None
+    error: ForgeError | None = None
+    try:
+        result = work()
+    except ForgeError as raised:
+        error = raised
+    errors = gather_objects(error and (error, rank_name(rank())))
+    failed = [each for each in errors if each is not None]
+    if failed:
+        first, name = failed[0]
+        if len(failed) < len(errors):
+            ranks = f"{len(failed)} of {len(errors)} ranks"
+            first = HostError(f"{name}: {first}; {ranks} have this problem: check what differs on their hosts")
         first.everywhere = True
         raise first
     return result

@@ -91,7 +91,7 @@ def _gather_ranks(config: PretrainConfig, show: Printer) -> "Cluster":
     """Start the process group, or end the process, since no check could run without it."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     name, size = rank_name(os.environ["RANK"]), os.environ["WORLD_SIZE"]
-    fix = "check for ranks that didn't start, then MASTER_ADDR, MASTER_PORT and the firewall"
+    fix = "check for ranks that didn't start, then MASTER_ADDR, MASTER_PORT, the firewall and NCCL_SOCKET_IFNAME"
 
     def report() -> None:
         problem = f"{name} of {size}: not all ranks answered within {START_LIMIT_S:.0f} s at {address}"

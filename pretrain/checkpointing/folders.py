@@ -72,9 +72,11 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged: to train from scratch would hide the loss.
+        HostError: a host does not see them. They are not damaged then.
     """
     damaged: dict[Path, str] = {}
     checkpoints = distributed.broadcast_object(list_checkpoints(folder))
+    distributed.raise_on_all_hosts(lambda: _check_seen(checkpoints[-1:]))
     for path in reversed(checkpoints):
         if before is not None and step_of(path) >= before:
             continue
@@ -87,6 +89,12 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
         newest = next(iter(damaged.values()))
         raise CheckpointError(f"{folder}: no complete checkpoint left ({newest}); move the folder away to start over")
     return None, damaged
+
+
+def _check_seen(checkpoints: Iterable[Path]) -> None:
+    for path in checkpoints:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: rank 0 has this folder, this host has not: is its file system mounted?")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

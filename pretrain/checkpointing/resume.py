@@ -19,6 +19,7 @@ from pretrain.registries import OPTIMIZERS
 from pretrain.weights.initial_weights import location_hash
 from shards.config.renames import rename_keys
 from shards.errors import ForgeError
+from shards.files.processes import host_name
 from shards.order.mixture import MixturePlan
 
 STRUCTURE = {
@@ -57,8 +58,8 @@ def find_resume_point(config: PretrainConfig, inputs: Inputs) -> ResumePoint | N
         saved = distributed.broadcast_object(last_saved_step(folder))
         if saved is not None:
             raise CheckpointError(
-                f"{folder}: saved at step {saved}, but its checkpoints folder is empty: restore it, or move the run "
-                "folder away to start over"
+                f"{folder}: saved at step {saved}, but its checkpoints folder is empty on {host_name()}: restore it, "
+                "or move the run folder away to start over"
             )
         if config.checkpoint.resume == "must":
             raise CheckpointError(

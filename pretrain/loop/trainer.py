@@ -85,7 +85,7 @@ class Trainer:
     def __init__(self, config: PretrainConfig, watchdog: Watchdog) -> None:
         self.config, self.watchdog, self.folder = config, watchdog, Path(config.run.dir)
         self.run = open_run(self.folder, watchdog, config.run.notify)
-        self.inputs = distributed.raise_on_all_ranks(lambda: open_inputs(config))
+        self.inputs = distributed.raise_on_all_hosts(lambda: open_inputs(config))
         manifests, device = self.inputs.manifests, distributed.device()
         tables = BandTables.of(manifests)
         normalize = Normalizer(tables.mu, tables.sigma, config.augment.clip).to(device)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 KEPT = ("step", "steps", "samples", "restarts", "last_restart")
 """Fields of ``status.json`` that a new process takes over from the last one."""
+SEEN_S = 60.0
+"""Seconds until a host sees a file of another one: NFS clients believe so long that a file is missing (acdirmax)."""
 RECORD_S = 5.0
 """Seconds between two records of an evaluation's progress."""
 
@@ -197,6 +199,7 @@ def open_run(path: Path, watchdog: "Watchdog", notify_target: str | None = None)
 
     Raises:
         ConfigError: on every rank, see RunFolder.
+        HostError: on every rank, if a host does not see the folder that rank 0 has locked.
     """
     from pretrain import distributed
 
@@ -205,6 +208,7 @@ def open_run(path: Path, watchdog: "Watchdog", notify_target: str | None = None)
     )
     leader = distributed.broadcast_object(None if run_folder is None else run_folder.record)
     watchdog.run = run_folder or RunFolder(path, leader=leader, notify_target=notify_target)
+    distributed.raise_on_all_hosts(lambda: _check_seen(path, leader))
     return watchdog.run
 
 
@@ -235,6 +239,18 @@ def _hold(folder: Path, patience: float) -> Lock:
             print(f"{folder}: waiting for {holder(path)}, which holds it: {run_state(folder)}", flush=True)
         time.sleep(0.2)
     return lock
+
+
+def _check_seen(path: Path, leader: RunRecord) -> None:
+    """Raise ConfigError if this host does not see the lock of rank 0: the folder here is another one, or none."""
+    until = time.monotonic() + SEEN_S
+    while not holder(path / LOCK_FILE).startswith(f"{leader.host} {leader.pid}"):
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"key 'run.dir': {path}: not the folder that rank 0 on {leader.host} has: is its file "
+                "system mounted here?"
+            )
+        time.sleep(0.2)
 
 
 def _lives(path: Path, waited: float) -> bool:

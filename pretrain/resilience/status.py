@@ -11,13 +11,13 @@ parts, and ``part`` is the current one.
 """
 
 import os
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from shards.files.atomic import age
 from shards.files.lock import STALE_S, silence
 from shards.files.processes import ProcessId
 from shards.files.untrusted import read_json_value
@@ -150,8 +150,9 @@ def run_state(folder: Path) -> RunState:
     record = read_record(folder)
     if record is None:
         return RunState("unknown", _EMPTY, 0.0, 0.0)
-    heard = _since(record.time, folder / STATUS_FILE)
-    silent_for = heard
+    heard = silent_for = 0.0
+    with suppress(OSError):  # written anew at this moment
+        heard = silent_for = max(0.0, age(folder / STATUS_FILE))  # `time` in the record is by another host's clock
     with suppress(OSError):
         silent_for = min(heard, silence(folder / LOCK_FILE))
     return RunState(_condition(record, silent_for), record, heard, silent_for)
@@ -166,15 +167,6 @@ def _condition(record: RunRecord, silent_for: float) -> str:
     if state == "elsewhere":
         return "running" if silent_for <= STALE_S else "silent"
     return {"alive": "running", "suspended": "suspended", "gone": "dead"}[state]
-
-
-def _since(moment: str, path: Path) -> float:
-    """Return the seconds since a record's time; for versions that wrote none, since the file was written."""
-    try:
-        then = datetime.fromisoformat(moment).timestamp()
-    except ValueError:
-        then = path.stat().st_mtime
-    return max(0.0, time.time() - then)
 
 
 def _ago(seconds: float) -> str:

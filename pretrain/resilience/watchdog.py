@@ -41,6 +41,10 @@ TICK, ANSWER = 0.5, 4.0
 """Seconds between two checks, and seconds that ranks have to report where they are."""
 NAMED = 8
 """Ranks that a message names."""
+INTERFACES = (
+    "some did not start, are not reached, or listen on another network "
+    "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME: the interface between the hosts)"
+)
 
 
 class Watchdog:
@@ -57,7 +61,7 @@ class Watchdog:
 
     def __init__(self, limits: WatchdogConfig, folder: Path, stop: StopRequest) -> None:
         self.limits, self.folder, self.stop = limits, folder, stop
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.rank, self._expected = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.run: RunFolder | None = None
         self.activity = "starting"
         self._phase: Phase = "setup"
@@ -223,7 +227,7 @@ class Watchdog:
         launchers end the rest. Rank 0 leaves last, since it keeps the store.
         """
         store = self._store
-        if store is None:
+        if store is None or count == 1:  # nobody answered, or nobody could be asked: there is nobody to wait for
             return
 
         def meet() -> None:
@@ -284,6 +288,9 @@ class Watchdog:
         limit = getattr(self.limits, first["phase"])
         what = "does not answer: stopped, dead or disconnected" if silent else "is late"
         named = f"rank {', '.join(names)} {what}" if late else "every rank waits for the others"
+        if self._store is None and self._expected > 1:
+            place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+            named = f"{rank_name(self.rank)} has not met all {self._expected} ranks at {place}: {INTERFACES}"
         lines = [
             f"error: hung: no progress within watchdog.{first['phase']} = {limit} s: {named}; stacks in {self.folder}"
             f"{self.oom_clause()}"

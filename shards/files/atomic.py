@@ -11,6 +11,8 @@ from typing import IO
 
 TEMPORARY = ".tmp"
 """Suffix of unfinished files; files with this suffix are never read and can be removed."""
+CLOCK_S = 60.0
+"""Ages up to this are taken from this host's clock."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -56,11 +58,30 @@ def sweep(folder: Path, pattern: str) -> None:
         try:
             _, process, _ = path.name.removesuffix(TEMPORARY).rsplit(".", 2)
             is_own = f".{socket.gethostname()}.{process}." in path.name
-            alive = _is_alive(int(process)) if is_own else time.time() - path.stat().st_mtime < 600
+            alive = _is_alive(int(process)) if is_own else age(path) < 600
         except (OSError, ValueError):
             alive = False
         if not alive:
             path.unlink(missing_ok=True)
+
+
+def age(path: Path, changed: float | None = None) -> float:
+    """Return the seconds since a file or folder changed; if they are many, by the clock of its file system.
+
+    Clocks of hosts differ, and a file server sets the times of files by its own.
+
+    Args:
+        changed: its modification time; by default it is read.
+    """
+    changed = path.stat().st_mtime if changed is None else changed
+    seconds = time.time() - changed
+    if abs(seconds) > CLOCK_S:
+        probe = temporary_path(path)
+        with suppress(OSError):
+            probe.touch()
+            seconds = probe.stat().st_mtime - changed
+            probe.unlink()
+    return seconds
 
 
 def _is_alive(process: int) -> bool:

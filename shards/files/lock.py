@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from shards.console import get_logger
-from shards.files.atomic import temporary_path
+from shards.files.atomic import age, temporary_path
 from shards.files.processes import ProcessId
 
 logger = get_logger(__name__)
@@ -88,7 +88,7 @@ class Lock:
     def _is_abandoned(self, path: Path) -> bool:
         """Return whether the holder is gone: dead on this host, or silent for ``STALE_S``."""
         try:
-            holder, age = _look(path)
+            holder, silent_for = _look(path)
         except OSError:
             return True  # released in the meantime
         state = "elsewhere" if holder is None else holder.state()  # None: the file is being written
@@ -96,7 +96,7 @@ class Lock:
             return True
         if state != "elsewhere" and not self.from_living:
             return False
-        return age > STALE_S
+        return silent_for > STALE_S
 
 
 @contextmanager
@@ -132,21 +132,9 @@ def _look(path: Path) -> tuple[ProcessId | None, float]:
     with open(path) as file:  # on NFS, opening the file refreshes cached attributes
         text, touched = file.read(), os.fstat(file.fileno()).st_mtime
     try:
-        return ProcessId.parse(text), _age(path, touched)
+        return ProcessId.parse(text), age(path, touched)
     except ValueError:
-        return None, _age(path, touched)
-
-
-def _age(path: Path, touched: float) -> float:
-    """Return the seconds since ``touched``; if it is long ago, by the file system's clock, since node clocks differ."""
-    age = time.time() - touched
-    if abs(age) > STALE_S:
-        probe = temporary_path(path)
-        with suppress(OSError):
-            probe.touch()
-            age = probe.stat().st_mtime - touched
-            probe.unlink()
-    return age
+        return None, age(path, touched)
 
 
 def _is_of(path: Path, text: str) -> bool:

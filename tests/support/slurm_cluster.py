@@ -1,4 +1,7 @@
-"""A real Slurm cluster on one machine: munged, slurmctld and a slurmd for each node, with a separate configuration."""
+"""A real Slurm cluster on one machine: munged, slurmctld and a slurmd for each node, with a separate configuration.
+
+Its nodes share this machine's name, address and /tmp, or are `Hosts` with their own.
+"""
 
 import os
 import shutil
@@ -11,11 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.hosts import Hosts
 from support.processes import free_port
 
 CONFIG = """\
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -51,7 +55,7 @@ PreemptType=preempt/partition_prio
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=4000 Feature=cpu"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs=8 RealMemory=4000 Feature=cpu"
 
 
 class SlurmCluster:
@@ -61,23 +65,36 @@ class SlurmCluster:
         folder: folder for all files of the daemons; its path must be short enough for a socket.
         nodes: number of nodes.
         timeout: seconds after which a node that does not answer is down.
+        hosts: the nodes, instead of n1, n2, ...; they see ``folder``.
     """
 
-    def __init__(self, folder: Path, nodes: int = 2, timeout: int = 60) -> None:
+    def __init__(self, folder: Path, nodes: int = 2, timeout: int = 60, hosts: Hosts | None = None) -> None:
         for name in ("slurmctld", "slurmd", "munged", "mungekey", "sbatch"):
             if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None:
                 pytest.skip(f"Slurm is not installed: {name} is missing (apt install slurm-wlm munge)")
         if os.geteuid() != 0:
             pytest.skip("Slurm's daemons need root")
         self.folder, self._daemons = folder, []
-        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
+        self.nodes = hosts.names if hosts else [f"n{number}" for number in range(1, nodes + 1)]
         self._slurmd: dict[str, subprocess.Popen] = {}
-        host = socket.gethostname().split(".")[0]
-        lines = [NODE.format(name=name, host=host, port=free_port()) for name in self.nodes]
+        self._hosts = hosts
+        host, address = socket.gethostname().split(".")[0], hosts.gateway if hosts else "127.0.0.1"
+        places = [(name, hosts.address(name)) if hosts else (host, address) for name in self.nodes]
+        lines = [
+            NODE.format(name=name, host=host, address=address, port=free_port())
+            for name, (host, address) in zip(self.nodes, places, strict=True)
+        ]
         (folder / "state").mkdir()
         self.config = folder / "slurm.conf"
         self.config.write_text(
-            CONFIG.format(host=host, folder=folder, control=free_port(), timeout=timeout, nodes="\n".join(lines))
+            CONFIG.format(
+                host=host,
+                address=address,
+                folder=folder,
+                control=free_port(),
+                timeout=timeout,
+                nodes="\n".join(lines),
+            )
         )
         self.environment = os.environ | {"SLURM_CONF": str(self.config), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
 
@@ -91,7 +108,13 @@ class SlurmCluster:
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd, also after `kill_node`."""
-        self._slurmd[node] = self._start("slurmd", "-D", "-N", node, "-f", str(self.config))
+        command = ["slurmd", "-D", "-N", node, "-f", str(self.config)]
+        if self._hosts is None:
+            self._slurmd[node] = self._start(*command)
+        else:
+            log = self.folder / f"slurmd-{node}.out"
+            self._slurmd[node] = self._hosts.start(node, command, log, self.environment, disk="64m")
+            self._daemons.append(self._slurmd[node])
 
     def kill_node(self, node: str) -> None:
         """Kill a node as a power failure does: its slurmd and everything that it has started."""

@@ -12,6 +12,8 @@ from support.tiles import write_archive
 
 from finetune.tasks import get_task
 from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints
+from pretrain.resilience.restarts import read_restarts
+from pretrain.resilience.status import run_state
 from tools.sample_tasks import make_task_sample
 
 SLURM = REPOSITORY / "launch" / "slurm.py"
@@ -82,6 +84,40 @@ class Lab:
         (job,) = self.submit("pretrain", *TWO_NODES, f"run.dir={run}", *options).values()
         self.cluster.wait_until(lambda: len(self.losses(run)) >= steps, 300, lambda: self.output(run))
         return job
+
+    def samples(self, run: str) -> list[str]:
+        """Return the logs of samples of a run's ranks."""
+        return [path.read_text() for path in sorted((self.folder / run).glob("samples-*.jsonl"))]
+
+    def check_restarted(self, job: str, run: str, whole: str, why: str, bad: str, nodes: tuple[str, ...]) -> None:
+        """Check that a job ended well with one restart, which is told everywhere, and trained on what another did.
+
+        Args:
+            whole: an uninterrupted run.
+            why, bad: cause of the restart, and node to blame.
+            nodes: of the second attempt.
+        """
+        self.finish(job, run, "COMPLETED", "FAILED", "PENDING")
+        assert self.cluster.state(job) == "COMPLETED", self.output(run)
+        assert self.cluster.field(job, "Restarts") == "0"
+        (restart,) = read_restarts(self.folder / run)
+        assert (restart.hosts, restart.nodes) == ((bad,), nodes)
+        assert why in restart.why
+        status = json.loads((self.folder / run / "status.json").read_text())
+        assert (status["restarts"], status["status"]) == (1, "complete")
+        assert status["last_restart"].startswith(f"{bad}: ") and " steps lost: from step " in status["last_restart"]
+        assert f"restart 1: {status['last_restart']}" in self.output(run)
+        self.check_same(run, whole)
+
+    def check_same(self, run: str, whole: str) -> None:
+        """Check that two runs had the same losses and samples."""
+        assert self.losses(run) == self.losses(whole)
+        assert self.samples(run) == self.samples(whole)
+
+    def wait_complete(self, run: str) -> None:
+        """Wait until a run says that it is complete; its job may still wait for a node that does not answer."""
+        path = self.folder / run
+        self.cluster.wait_until(lambda: run_state(path).condition == "complete", 600, lambda: self.output(run))
 
     def finish_requeued(self, job: str, run: str) -> None:
         """Release a job that saved and was requeued, and check that it finishes."""

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.config.loggers import LoggerConfig
@@ -27,8 +28,9 @@ class TensorBoard(Logger):
     def __init__(self, config: LoggerConfig, run: LoggedRun) -> None:
         from tensorboard.compat.proto import event_pb2
 
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-        self._journal = Journal(run.folder / "tensorboard" / name)
+        folder = run.folder / "tensorboard"
+        name = f"events.out.tfevents.{_start(folder):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._journal = Journal(folder / name)
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         version = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
         purge = event_pb2.Event(wall_time=time.time(), step=run.first_step + 1, session_log=start)
@@ -68,6 +70,15 @@ class TensorBoard(Logger):
         event = Event(wall_time=time.time(), step=step, summary=summary)
         if self._journal.append(self._header + _framed(event.SerializeToString())):
             self._header = b""
+
+
+def _start(folder: Path) -> int:
+    """Return the time for the name of a new file, in seconds: the current one, but later than those of all files there.
+
+    TensorBoard reads files in the order of their names, and the clock of this host may be behind the last one's.
+    """
+    times = [int(name.split(".")[3]) for name in os.listdir(folder)] if folder.exists() else []
+    return max([int(time.time()), *(last + 1 for last in times)])
 
 
 def _framed(record: bytes) -> bytes:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.job_configs import refused
@@ -159,12 +160,35 @@ def test_a_supervisor_outside_of_a_job_is_refused() -> None:
 def test_a_node_says_what_is_wrong_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     assert find_problem(tmp_path / "file", "127.0.0.1:1", 0).startswith(f"{tmp_path / 'file'} can't be written to: ")
+    assert find_problem(tmp_path / "none", "127.0.0.1:1", 0).endswith(
+        "does not exist there: is its file system mounted?"
+    )
+    assert not (tmp_path / "none").exists()
     problem = find_problem(tmp_path, "127.0.0.1:1", 0)
     assert problem == "127.0.0.1:1 on the job's first node is not reached: Connection refused"
     monkeypatch.setattr("launch.node_check.check_network", lambda meet: None)
     assert find_problem(tmp_path, "127.0.0.1:1", 0) == ""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert find_problem(tmp_path, "127.0.0.1:1", 4) == "GPU: 3 of 4 answer"
+
+
+def test_a_gpu_that_fails_or_miscounts_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.node_check.check_network", lambda meet: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    computed = []
+
+    def ones(*shape: int, device: str) -> torch.Tensor:
+        computed.append(device)
+        if broken == "fails" and device == "cuda:1":
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCompile with TORCH_USE_CUDA_DSA")
+        return real(*shape) * (2 if broken == "miscounts" and device == "cuda:1" else 1)
+
+    real = torch.ones
+    monkeypatch.setattr("torch.ones", ones)
+    problems = {"": "", "fails": "GPU: CUDA error: uncorrectable ECC error encountered"}
+    for broken, problem in (problems | {"miscounts": "GPU: number 1 computes wrong sums"}).items():  # noqa: B007
+        assert find_problem(tmp_path, "", 2) == problem
+    assert computed == 3 * ["cuda:0", "cuda:1"]
 
 
 # ---- records ----

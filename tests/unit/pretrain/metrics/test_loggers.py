@@ -1,6 +1,7 @@
 """Loggers: TensorBoard and JSON lines hold the same, also after a resume; an error of a logger is one line."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_a_line_is_on_disk_as_soon_as_it_is_recorded(tmp_path):
     loggers.record(1, {"loss": 0.5})
     assert _lines(tmp_path) == [{"step": 1, "loss": 0.5}]
     loggers.close()
+
+
+def test_a_run_that_resumes_where_the_clock_is_behind_is_read_in_order(tmp_path, monkeypatch):
+    now = time.time()
+    for first_step, ahead in ((0, 0), (3, -90), (6, -3600)):
+        monkeypatch.setattr(time, "time", lambda ahead=ahead: now + ahead)
+        _run(tmp_path, first_step, range(first_step + 1, first_step + 6), first_step)
+    losses = _events(tmp_path)["loss"]
+    assert [round(losses[step] - 1 / step) for step in range(1, 12)] == 3 * [0] + 3 * [3] + 5 * [6]
 
 
 def test_pictures_reach_tensorboard(tmp_path):

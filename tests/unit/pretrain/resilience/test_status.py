@@ -73,9 +73,12 @@ def test_on_another_host_the_lock_s_heartbeat_decides(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     change(tmp_path, host="n03", machine="other")
     assert run_state(tmp_path).condition == "running"
-    change(tmp_path, time="2020-01-01T00:00:00+00:00")  # no log line for long, but the lock is touched
+    os.utime(tmp_path / STATUS_FILE, (time.time() - 300,) * 2)  # no log line for long, but the lock is touched
     assert run_state(tmp_path).condition == "running"
-    os.utime(tmp_path / LOCK_FILE, (time.time() - 300,) * 2)
+    change(tmp_path, time="2020-01-01T00:00:00+00:00")  # by another host's clock
+    assert "last heard of 0 s ago" in str(run_state(tmp_path))
+    for name in (STATUS_FILE, LOCK_FILE):
+        os.utime(tmp_path / name, (time.time() - 300,) * 2)
     state = run_state(tmp_path)
     assert state.condition == "silent"
     assert str(state).startswith("silent: no sign of life for 5 min 0") and "on n03" in str(state)

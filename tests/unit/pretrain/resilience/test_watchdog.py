@@ -102,6 +102,20 @@ def test_ranks_of_a_hung_run_end_together(watchdog, monkeypatch):
     assert time.monotonic() - begun < 1
 
 
+def test_a_rank_that_is_cut_off_waits_for_nobody(watchdog):
+    watchdog._store = Store(0)
+    watchdog._meet(1)
+    assert watchdog._store.asked == 0
+
+
+def test_a_start_at_which_the_ranks_do_not_meet_names_the_place(watchdog, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "n01")
+    monkeypatch.setenv("MASTER_PORT", "29400")
+    watchdog._expected = 2
+    line = watchdog._diagnosis(watchdog._collect()).splitlines()[0]
+    assert "has not met all 2 ranks at n01:29400: " in line and "NCCL_SOCKET_IFNAME" in line
+
+
 def test_activities_nest(watchdog):
     with watchdog.doing("reading tiles"):
         with watchdog.doing("waiting for other ranks"):

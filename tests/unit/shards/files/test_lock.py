@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shards.files import lock
+from shards.files.atomic import sweep
 from shards.files.lock import Lock
 from shards.files.processes import ProcessId
 
@@ -140,3 +141,8 @@ def test_clocks_of_nodes_may_differ(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(time, "time", lambda: now + 600)  # this node's clock is ahead of the file server's
     assert not Lock(path).acquire()
     assert lock.silence(path) < 10
+    temporary = tmp_path / "a.json.another-node.17.4711.tmp"
+    temporary.touch()  # still being written
+    monkeypatch.setattr(time, "time", lambda: now + 6000)
+    sweep(tmp_path, "a.json.*")
+    assert temporary.exists()
