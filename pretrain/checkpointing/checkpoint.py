@@ -107,10 +107,18 @@ def begin_checkpoint(
     return CheckpointWriter(final, staging_path(final), buffers.take(), state, publish_checked)
 
 
-def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    engine: ZeroEngine,
+    path: Path,
+    momentum: MomentumNetwork | None = None,
+    find: Callable[[Path], Path] = lambda file: file,
+) -> dict[str, Any]:
     """Load weights, buffers, moments and random generators into an engine of any world size and ZeRO stage.
 
     A rank reads the parts of tensors that it holds.
+
+    Args:
+        find: from a file of tensors to where it is read, such as a copy of it.
 
     Returns:
         The checkpoint's state. The engine's weights are hashed afterwards and must have the saved hash. Position
@@ -121,7 +129,7 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
         CheckpointError: it holds another model, or the engine doesn't hold what was loaded.
     """
     state = read_state(path)
-    with TensorFiles(path, "weights") as weights, TensorFiles(path, "optimizer") as moments:
+    with TensorFiles(path, "weights", find) as weights, TensorFiles(path, "optimizer", find) as moments:
         fitted = FittedState(engine, weights, moments, state, path)
         for name, buffer in engine.module.named_buffers():
             if name in weights.names:
@@ -130,8 +138,8 @@ def load_checkpoint(engine: ZeroEngine, path: Path, momentum: MomentumNetwork | 
         changed = fitted.reshaped or fitted.renewed or weights.renamed or state["format"] == OLD_FORMAT
         expected = f"{hash_local(fitted.owned(), _hash) & MASK:013x}" if changed else state["weights_hash"]
     if momentum is not None:
-        _load_momentum(momentum, path)
-    _load_random_state(path)
+        _load_momentum(momentum, path, find)
+    _load_random_state(path, find)
     engine.adapter.steps = int(state["step"])
     held = weights_hash(engine)
     if held != expected:
@@ -177,8 +185,8 @@ def read_weights(path: Path, prefix: str, kind: Literal["weights", "teacher"] = 
         }
 
 
-def _load_momentum(momentum: MomentumNetwork, path: Path) -> None:
-    with TensorFiles(path, "teacher") as files:
+def _load_momentum(momentum: MomentumNetwork, path: Path, find: Callable[[Path], Path]) -> None:
+    with TensorFiles(path, "teacher", find) as files:
         wrong = [name for name in momentum.tensor_names() if name not in files.names]
         shapes = {name: (files.shape(name), momentum.shape(name)) for name in momentum.tensor_names() if not wrong}
         wrong += [name for name, (old, new) in shapes.items() if old != new and not are_positions(name, old, new)]
@@ -193,10 +201,10 @@ def _load_momentum(momentum: MomentumNetwork, path: Path) -> None:
         distributed.raise_on_all_ranks(lambda: momentum.load(read))
 
 
-def _load_random_state(path: Path) -> None:
+def _load_random_state(path: Path, find: Callable[[Path], Path] = lambda file: file) -> None:
     """Restore this rank's generators, if as many ranks saved theirs."""
     prefix = f"{distributed.rank():05d}-of-{distributed.world_size():05d}"
-    own, old = path / "random-00000-of-00001.safetensors", path / f"random-{prefix}.safetensors"
+    own, old = (find(path / f"random-{name}.safetensors") for name in ("00000-of-00001", prefix))
     state = {}
     if own.exists():
         with safe_open(own, framework="pt") as file:

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pretrain import distributed
+from pretrain.checkpointing.local_copies import LocalCopies
 from pretrain.checkpointing.tensor_files import CheckpointError
 from pretrain.weights.checkpoint_files import SEAL, STATE, seal_of
 from shards.files.atomic import TEMPORARY, fsync_folder, write_atomic
@@ -61,11 +62,14 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(final.with_name(final.name + DAMAGED), ignore_errors=True)
 
 
-def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | None, dict[Path, str]]:
+def newest_verified(
+    folder: Path, before: int | None = None, copies: LocalCopies | None = None
+) -> tuple[Path | None, dict[Path, str]]:
     """Return the newest checkpoint whose files all match their sizes and hashes; every rank calls it.
 
     Args:
         before: only consider checkpoints of earlier steps.
+        copies: on the nodes' own disks; what will be read of them is verified instead of the shared files.
 
     Returns:
         The checkpoint, None if there are none; and the newer ones that are damaged, with a line on each.
@@ -80,7 +84,8 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
     for path in reversed(checkpoints):
         if before is not None and step_of(path) >= before:
             continue
-        damage = find_damage(path, distributed.rank(), distributed.world_size())
+        unread = copies.verify(path) if copies is not None else set[str]()
+        damage = find_damage(path, distributed.rank(), distributed.world_size(), unread)
         problem = next((damaged for damaged in distributed.gather_objects(damage) if damaged is not None), None)
         if problem is None:
             return path, damaged
@@ -94,7 +99,9 @@ def newest_verified(folder: Path, before: int | None = None) -> tuple[Path | Non
 def _check_seen(checkpoints: Iterable[Path]) -> None:
     for path in checkpoints:
         if not path.is_dir():
-            raise CheckpointError(f"{path}: rank 0 has this folder, this host has not: is its file system mounted?")
+            raise CheckpointError(
+                f"{path}: no such folder on this host, though others have it: is its file system mounted?"
+            )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -107,11 +114,12 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
+def find_damage(path: Path, part: int = 0, parts: int = 1, unread: Collection[str] = ()) -> str | None:
     """Describe what is wrong with a checkpoint in one line that names the file; None if nothing is.
 
     Args:
         part, parts: only check every ``parts``-th file, beginning with number ``part``.
+        unread: files that are not checked.
     """
     try:
         files = read_json_value((path / SEAL).read_bytes())["files"]
@@ -119,7 +127,7 @@ def find_damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
         seals[STATE]  # without it, nothing is sealed
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path / SEAL}: missing or unreadable"
-    for name, expected in list(seals.items())[part::parts]:
+    for name, expected in [seal for seal in seals.items() if seal[0] not in unread][part::parts]:
         try:
             if (path / name).stat().st_size != expected["size"]:
                 return f"{path / name}: {(path / name).stat().st_size} bytes, but {expected['size']} were written"

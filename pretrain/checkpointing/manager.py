@@ -8,6 +8,7 @@ from typing import Any
 
 from pretrain.checkpointing.checkpoint import begin_checkpoint, load_checkpoint
 from pretrain.checkpointing.folders import newest_verified, prune, step_of
+from pretrain.checkpointing.local_copies import LocalCopies
 from pretrain.checkpointing.snapshot import SnapshotBuffers
 from pretrain.checkpointing.writer import CheckpointWriter
 from pretrain.console import log
@@ -43,6 +44,7 @@ class CheckpointManager:
         momentum: the momentum network that belongs to the engine's weights, if there is one.
         keep: checkpoints that are kept, the newest ones.
         keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
+        copies: of the newest one, on the nodes' own disks; None for none.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class CheckpointManager:
         momentum: MomentumNetwork | None = None,
         keep: int = 2,
         keep_every: int = 0,
+        copies: LocalCopies | None = None,
     ) -> None:
         self.folder, self.engine, self.momentum = folder, engine, momentum
-        self.keep, self.keep_every = keep, keep_every
+        self.keep, self.keep_every, self._copies = keep, keep_every, copies
         self._buffers = SnapshotBuffers(engine, momentum)
         self._writer: CheckpointWriter | None = None
         self._began = self._waited = 0.0
@@ -101,6 +104,8 @@ class CheckpointManager:
         begin = time.monotonic()
         writer.finish()
         self._rolled_back_to = None
+        if self._copies is not None:
+            self._copies.keep(writer.final)
         end = time.monotonic()
         return Saved(writer.final, end - self._began, self._waited + end - begin)
 
@@ -113,9 +118,11 @@ class CheckpointManager:
         return self.finish().path
 
     def settle(self) -> None:
-        """Let the save in flight end, for a training that ends with an error; no collective, and no error."""
+        """Let the save in flight end, and the copies of the last one, for a training that ends; no collective."""
         if self._writer is not None:
             self._writer.join()
+        if self._copies is not None:
+            self._copies.join()
 
     def load(self, path: Path) -> dict[str, Any]:
         """Put a checkpoint into the engine and return its state.
@@ -123,7 +130,9 @@ class CheckpointManager:
         Raises:
             CheckpointError: it belongs to another model, or the engine doesn't hold what was loaded.
         """
-        return load_checkpoint(self.engine, path, self.momentum)
+        if self._copies is None:
+            return load_checkpoint(self.engine, path, self.momentum)
+        return load_checkpoint(self.engine, path, self.momentum, self._copies.find)
 
     def newest(self) -> Path | None:
         """Return the newest complete checkpoint, None if there are none; damaged newer ones are a warning each.
@@ -131,13 +140,13 @@ class CheckpointManager:
         Raises:
             CheckpointError: there are checkpoints, and none is complete.
         """
-        path, damaged = newest_verified(self.folder)
+        path, damaged = newest_verified(self.folder, copies=self._copies)
         for problem in damaged.values():
             log(f"WARNING: passed over a damaged checkpoint: {problem}")
         return path
 
     def earlier(self) -> Path | None:
         """Return the newest complete checkpoint, or when called again before a save, the one before; None if none."""
-        path, _ = newest_verified(self.folder, self._rolled_back_to)
+        path, _ = newest_verified(self.folder, self._rolled_back_to, self._copies)
         self._rolled_back_to = None if path is None else step_of(path)
         return path

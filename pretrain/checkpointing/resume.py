@@ -7,6 +7,7 @@ from typing import Any
 
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import CheckpointError, newest_verified, read_state, set_aside
+from pretrain.checkpointing.local_copies import LocalCopies
 from pretrain.checkpointing.mixture import Mixture, current_mixture, order_begin, saved_mixture, sources_change
 from pretrain.config import PretrainConfig
 from pretrain.config.optim import TrainConfig
@@ -42,15 +43,18 @@ class ResumePoint:
     order_begin: int
 
 
-def find_resume_point(config: PretrainConfig, inputs: Inputs) -> ResumePoint | None:
+def find_resume_point(config: PretrainConfig, inputs: Inputs, copies: LocalCopies | None = None) -> ResumePoint | None:
     """Return where to resume from, None for a new run; every rank calls it.
+
+    Args:
+        copies: on the nodes' own disks.
 
     Raises:
         CheckpointError: the run has made progress, or ``checkpoint.resume`` is ``must``, and no checkpoint is whole;
             or the newest whole one is of another run.
     """
     folder = Path(config.run.dir)
-    path, damaged = newest_verified(folder / "checkpoints")
+    path, damaged = newest_verified(folder / "checkpoints", copies=copies)
     for problem in damaged.values():
         log(f"WARNING: passed over a damaged checkpoint: {problem}")
     distributed.raise_on_all_ranks(lambda: set_aside(damaged) if distributed.is_main() else None)

@@ -1,5 +1,6 @@
 """The tensors in a checkpoint's files of one kind, such as ``weights``."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -59,13 +60,18 @@ class TensorFiles:
 
     Reading raises NonFiniteState for NaN and infinity, and CheckpointError for a file that can't be read.
 
+    Args:
+        path: folder of the checkpoint.
+        kind: of the files.
+        find: from a file of the folder to where it is read.
+
     Attributes:
         opened: number of files that were opened.
         bytes_read: bytes of tensors that were read.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._kind = path, kind
+    def __init__(self, path: Path, kind: str, find: Callable[[Path], Path] = lambda file: file) -> None:
+        self._path, self._kind, self._find = path, kind, find
         self._open: dict[str, _OpenFile] = {}
         self.opened = self.bytes_read = 0
         stored = self._read_index() if (path / TENSOR_INDEX).exists() else self._read_headers()
@@ -144,7 +150,7 @@ class TensorFiles:
     def _file(self, name: str) -> _OpenFile:
         if name not in self._open:
             self.opened += 1
-            self._open[name] = _OpenFile(self._path / name)
+            self._open[name] = _OpenFile(self._find(self._path / name))
         return self._open[name]
 
     def _read_index(self) -> list[_Place]:

@@ -45,6 +45,8 @@ class CheckpointConfig(ConfigModel):
     """Steps between two checkpoints."""
     background: Switch = True
     """Train on while a checkpoint is written, from a copy of each process's share of the state in host memory."""
+    local: PathText | None = None
+    """Folder on each node's own disk for copies of the newest checkpoint, from which the same nodes restart."""
     keep: Positive = 3
     """Newest checkpoints that are kept."""
     keep_every: NotNegative = 0

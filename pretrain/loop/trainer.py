@@ -27,6 +27,7 @@ import torch
 
 from pretrain import distributed
 from pretrain.checkpointing.checkpoint import CheckpointNotWritten, list_checkpoints
+from pretrain.checkpointing.local_copies import LocalCopies
 from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.checkpointing.resume import find_resume_point
 from pretrain.config import PretrainConfig
@@ -89,7 +90,8 @@ class Trainer:
         manifests, device = self.inputs.manifests, distributed.device()
         tables = BandTables.of(manifests)
         normalize = Normalizer(tables.mu, tables.sigma, config.augment.clip).to(device)
-        point = find_resume_point(config, self.inputs)
+        self.copies = self._local_copies()
+        point = find_resume_point(config, self.inputs, self.copies)
         if point is not None:
             self.inputs = self.inputs.starting_at(point.order_begin)
         initial = None if point else read_initial_weights(config, manifests)
@@ -134,12 +136,15 @@ class Trainer:
                     self.loop.run(self.metrics.timed(batches))
             if self.loop.is_last:
                 self._export()
+                if self.copies is not None:
+                    self.copies.remove()
             else:
                 log(
                     f"stopped at step {self.step} of {self.config.train.steps} and saved; run the same command again "
                     "to continue"
                 )
                 self.status.write(self.loop, "stopped")
+                self.loop.checkpoints.settle()
             return self.loop.is_last
         except ForgeError as error:
             self.run.end("failed", str(error))
@@ -148,6 +153,12 @@ class Trainer:
             self.run.release()
 
     # ---- building ----
+
+    def _local_copies(self) -> LocalCopies | None:
+        local = self.config.checkpoint.local
+        if local is None:
+            return None
+        return LocalCopies(Path(local), self.folder / "checkpoints", self.config.engine.zero_stage)
 
     def _build_engine(self) -> ZeroEngine:
         config, module = self.config, self.objective.module
@@ -172,6 +183,7 @@ class Trainer:
             self.objective.momentum,
             config.checkpoint.keep,
             config.checkpoint.keep_every,
+            self.copies,
         )
         callbacks = distributed.raise_on_all_ranks(self._build_callbacks)
         return Loop(self.engine, self.objective, schedule, Guard(config.guard), checkpoints, self.watchdog, callbacks)

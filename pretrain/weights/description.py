@@ -279,7 +279,8 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
 def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config without the folders of the machine: only the last part of each path is kept."""
     public = copy.deepcopy(config)
-    for section, key in (("run", "dir"), ("data", "shards"), ("data", "stage"), ("probe", "shards")):
+    folders = ("run", "dir"), ("data", "shards"), ("data", "stage"), ("checkpoint", "local"), ("probe", "shards")
+    for section, key in folders:
         location = (public.get(section) or {}).get(key)
         if location:
             public[section][key] = last_name(location)

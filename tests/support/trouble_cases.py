@@ -4,7 +4,11 @@ Each rank runs all cases in one process group and writes ``FOLDER/results-RANK.j
 """
 
 import json
+import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,6 +42,7 @@ from pretrain import distributed
 from pretrain.checkpointing.checkpoint import (
     SEAL,
     STATE,
+    CheckpointError,
     find_damage,
     list_checkpoints,
     load_checkpoint,
@@ -49,11 +54,12 @@ from pretrain.checkpointing.checkpoint import (
     step_of,
     weights_hash,
 )
+from pretrain.checkpointing.local_copies import LocalCopies
 from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.checkpointing.tensor_files import TensorFiles
 from pretrain.engine.momentum import MomentumNetwork
 from pretrain.engine.optimizers import build_adamw
-from pretrain.engine.zero import deepspeed_config
+from pretrain.engine.zero import ZeroEngine, deepspeed_config
 from pretrain.engine.zero_state import local_state
 from pretrain.models.initialize import initialize
 from pretrain.weights.convert import main as convert
@@ -381,6 +387,73 @@ def plain_torch_goes_on_from_an_exported_training(folder: Path) -> None:
             close(plain_training(model, optimizer, 3, 2), next_losses)
             for name, value in model.named_parameters():
                 assert torch.allclose(value, expected[name], rtol=1e-5, atol=1e-7), (stage, name)
+
+
+@cases.add
+def nodes_restart_from_their_own_copies(folder: Path) -> None:
+    """Two made-up nodes with a folder each; the files of tensors are taken away from the shared checkpoint."""
+    rank, shared, aside = distributed.rank(), folder / "checkpoints", folder / "aside"
+    disk = folder / f"disk-{rank}"
+
+    def manager(zero: ZeroEngine) -> tuple[CheckpointManager, LocalCopies]:
+        copies = LocalCopies(disk, shared, zero.config.zero_stage)
+        return CheckpointManager(shared, zero, keep=1, copies=copies), copies
+
+    def resumed() -> list[float]:
+        loaded = engine(Network())
+        again, _ = manager(loaded)
+        again.load(again.newest() or Path())
+        return train(loaded, 2, 2)
+
+    with nodes_of_one_rank():
+        zero = engine(network())
+        saving, copies = manager(zero)
+        for step in (1, 2):
+            train(zero, step - 1, 1)
+            path = saving.save({"step": step, "world_size": 2})
+            copies.join()
+        distributed.barrier()
+        (kept,) = disk.glob("*/step-*")
+        assert {file.name for file in kept.iterdir()} == {file.name for file in path.glob("*-of-*")}
+        expected = train(zero, 2, 2)
+        move(sorted(path.glob("*-of-*")), aside)
+        assert resumed() == expected
+        changed = kept / f"optimizer-{rank:05d}-of-00002.safetensors"
+        changed.write_bytes(changed.read_bytes()[:-1] + b"!")
+        try:
+            resumed()
+            raise AssertionError("the changed copies were read")
+        except CheckpointError as error:
+            assert f"{path.name}/optimizer-0000" in str(error) and "missing" in str(error), error
+        move(sorted(aside.glob("optimizer-*")), path)
+        assert resumed() == expected  # with shared files for the changed copies
+        move(sorted(aside.glob("*-of-*")), path)
+        if rank == 1:
+            shutil.rmtree(disk)
+        assert resumed() == expected  # with shared files for a new node
+
+
+@contextmanager
+def nodes_of_one_rank() -> Iterator[None]:
+    """Let each rank be on a node of its own."""
+    before = os.environ.get("SLURMD_NODENAME")
+    os.environ["SLURMD_NODENAME"] = f"n{distributed.rank()}"
+    distributed._gathered_hosts.cache_clear()
+    try:
+        yield
+    finally:
+        del os.environ["SLURMD_NODENAME"]
+        os.environ.update({} if before is None else {"SLURMD_NODENAME": before})
+        distributed._gathered_hosts.cache_clear()
+
+
+def move(files: list[Path], folder: Path) -> None:
+    """Move files on rank 0, while the others wait."""
+    if distributed.is_main():
+        folder.mkdir(exist_ok=True)
+        for file in files:
+            file.rename(folder / file.name)
+    distributed.barrier()
 
 
 if __name__ == "__main__":
