@@ -11,12 +11,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.faults import HANG, Training
+from support.faults import Training
 from support.machine import BrokenDisk, MemoryLimit, SmallDisk
 from support.machine_runs import (
     EVERY,
+    HANG,
     HOST,
-    Breakdown,
+    BreakdownOfOwn,
     at_step,
     check_failed,
     check_goes_on,
@@ -47,8 +48,8 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training]:
 
 def test_a_disk_that_is_full_during_a_save(setup, tmp_path):
     config, reference = setup
-    with SmallDisk(tmp_path / "disk", megabytes=400) as disk:
-        training = Training(disk.folder / "run", config, log=tmp_path / "log")
+    with SmallDisk(tmp_path / "run", megabytes=400) as disk:
+        training = Training(disk.folder, config)
         ended = training.launch(1, at_step(EVERY + 2, disk.fill))
         place = f"step-{2 * EVERY:08d}: can't be written: rank 0 on {HOST}: "
         check_failed(ended, place, "No space left on device", f"step-{EVERY:08d}, is untouched; free some space")
@@ -58,8 +59,8 @@ def test_a_disk_that_is_full_during_a_save(setup, tmp_path):
 
 def test_a_file_system_without_inodes(setup, tmp_path):
     config, reference = setup
-    with SmallDisk(tmp_path / "disk", megabytes=400, inodes=400) as disk:
-        training = Training(disk.folder / "run", config, log=tmp_path / "log")
+    with SmallDisk(tmp_path / "run", megabytes=400, inodes=400) as disk:
+        training = Training(disk.folder, config)
         ended = training.launch(1, at_step(EVERY + 2, disk.use_up_inodes))
         check_failed(ended, f"rank 0 on {HOST}: ", "No space left on device", "has no inodes left (df -i)")
         disk.mend()
@@ -69,8 +70,8 @@ def test_a_file_system_without_inodes(setup, tmp_path):
 def test_logs_on_a_full_disk_cost_lines_and_no_training(setup, tmp_path):
     """Checkpoints are on another disk, as a link; the export at the end needs the full one."""
     config, reference = setup
-    with SmallDisk(tmp_path / "disk", megabytes=400) as disk:
-        training = Training(disk.folder / "run", config, log=tmp_path / "log")
+    with SmallDisk(tmp_path / "run", megabytes=400) as disk:
+        training = Training(disk.folder, config)
         (tmp_path / "checkpoints").mkdir()
         (training.folder / "checkpoints").symlink_to(tmp_path / "checkpoints")
         ended = training.launch(1, at_step(EVERY + 2, disk.fill))
@@ -90,8 +91,8 @@ def test_logs_on_a_full_disk_cost_lines_and_no_training(setup, tmp_path):
 
 def test_a_file_system_that_turns_read_only(setup, tmp_path):
     config, reference = setup
-    with BrokenDisk(tmp_path / "disk", megabytes=400) as disk:
-        training = Training(disk.folder / "run", config, log=tmp_path / "log")
+    with BrokenDisk(tmp_path / "run", megabytes=400) as disk:
+        training = Training(disk.folder, config)
         ended = training.launch(1, at_step(EVERY + 2, disk.turn_read_only))
         check_failed(ended, f"rank 0 on {HOST}: ", "Read-only file system", "mount it writable again")
         disk.mend()
@@ -100,8 +101,8 @@ def test_a_file_system_that_turns_read_only(setup, tmp_path):
 
 def test_a_disk_that_fails_to_write_a_checkpoint(setup, tmp_path):
     config, reference = setup
-    with BrokenDisk(tmp_path / "disk", megabytes=400, stacked=True) as disk:
-        training = Training(disk.folder / "run", config, log=tmp_path / "log")
+    with BrokenDisk(tmp_path / "run", megabytes=400, stacked=True) as disk:
+        training = Training(disk.folder, config)
         ended = training.launch(1, at_step(EVERY + 2, disk.refuse_writes))
         check_failed(ended, f"rank 0 on {HOST}: ", "dmesg")
         disk.mend()
@@ -126,7 +127,7 @@ def test_a_disk_that_fails_to_read_a_shard_for_a_while(setup, tmp_path):
 
 def test_a_run_folder_that_vanishes(setup, tmp_path):
     config, reference = setup
-    training = Training(tmp_path / "run", config, log=tmp_path / "log")
+    training = Training(tmp_path / "run", config)
     aside = tmp_path / "aside"
     ended = training.launch(1, at_step(EVERY + 2, lambda: os.rename(training.folder, aside)))
     if training.folder.exists():  # what was logged meanwhile
@@ -170,7 +171,7 @@ def test_a_rank_that_is_killed_at_the_limit_of_memory(setup, tmp_path):
     config, reference = setup
     training = Training(tmp_path / "run", config)
     with MemoryLimit(f"spectralforge-{os.getpid()}", megabytes=2500) as limit, limit.entered():
-        fault = Breakdown(signal.SIGKILL, [], step=EVERY + 2, action=lambda ranks: limit.run_out(ranks[1].pid))
+        fault = BreakdownOfOwn(step=EVERY + 2, action=lambda ranks: limit.run_out(ranks[1].pid))
         ended = training.launch(2, fault)
         assert limit.kills == 1
     assert ended.codes == [1, -signal.SIGKILL] and not ended.killed and ended.seconds < HANG, ended.output

@@ -1,35 +1,50 @@
 """Training runs in which something happens to the machine, and what must hold for them afterwards."""
 
-import signal
+import os
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from support.faults import HANG, Ended, Fault, Training
+from support.fault_kinds import Fault
+from support.faults import Ended, Training
+from support.preloaded import Process
 
 from pretrain.checkpointing.checkpoint import step_of
 
 STEPS, EVERY = 14, 4
 """Steps of the runs, and steps between two checkpoints."""
 HOST = socket.gethostname()
+HANG = 60.0
+"""Seconds within which a run must end after a fault."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Breakdown(Fault):
     """Something that happens to the machine once a step is logged."""
 
-    action: Callable[[Sequence[subprocess.Popen]], object] = lambda ranks: None
+    action: Callable[[list[Process]], object] = lambda ranks: None
 
-    def strike(self, ranks: Sequence[subprocess.Popen]) -> None:
+    def strike(self, training: Training, ranks: list[Process]) -> None:
         self.action(ranks)
 
 
+@dataclass
+class BreakdownOfOwn(Breakdown):
+    """The same for ranks that are children of this process."""
+
+    def start(self, rank: int, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
+        with open(log, "ab") as output:
+            return subprocess.Popen(
+                command, cwd="/", env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+
 def at_step(step: int, action: Callable[[], object]) -> Breakdown:
-    return Breakdown(signal.SIGKILL, [], step=step, action=lambda ranks: action())
+    return Breakdown(step=step, action=lambda ranks: action())
 
 
 def write_config(path: Path, shards: Path) -> Path:
