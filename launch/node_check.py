@@ -41,7 +41,7 @@ def find_problem(run: Path, meet: str, gpus: int) -> str:
         return f"{run} does not exist there: is its file system mounted?"
     folder = run
     try:
-        for folder in (run, Path(tempfile.gettempdir())):
+        for folder in (run, Path(os.environ.get("TMPDIR", "/tmp"))):  # tempfile.gettempdir() passes over a full disk
             check_disk(folder)
     except OSError as error:
         return f"{folder} can't be written to: {error.strerror or error}"

@@ -170,7 +170,7 @@ def raise_on_all_hosts(work: Callable[[], Result]) -> Result:
         result = work()
     except ForgeError as raised:
         error = raised
-    errors = gather_objects(error and (error, rank_name(rank())))
+    errors = gather_objects(None if error is None else (error, rank_name(rank())))
     failed = [each for each in errors if each is not None]
     if failed:
         first, name = failed[0]

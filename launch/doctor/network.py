@@ -68,15 +68,20 @@ def check_clocks(cluster: Cluster) -> Row:
         return Row("yellow", "one process: nothing to compare", "run the doctor under the run's launcher")
     group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
     offsets = [_clock_offset(cluster, rank, group) for rank in range(1, cluster.size)]
-    return judge_clocks(distributed.broadcast_object(offsets), [cluster.name(rank) for rank in range(1, cluster.size)])
+    return judge_clocks(distributed.broadcast_object(offsets), [cluster.name(rank) for rank in range(cluster.size)])
 
 
 def judge_clocks(offsets: Sequence[tuple[float, float]], names: Sequence[str]) -> Row:
-    """Return the row for (seconds ahead of rank 0, round trip in seconds) of the ranks with these names."""
+    """Return the row for (seconds ahead of rank 0, round trip in seconds) of ranks 1, 2, ...
+
+    Args:
+        names: of all ranks.
+    """
     ahead, trip = max(offsets, key=lambda offset: abs(offset[0]))
-    name = names[list(offsets).index((ahead, trip))]
+    name = names[1 + list(offsets).index((ahead, trip))]
     side = "ahead of" if ahead >= 0 else "behind"
-    found = f"{name} is {abs(ahead) * 1e3:.3g} ms {side} rank 0, the largest offset; round trip {trip * 1e3:.2g} ms"
+    offset = f"{abs(ahead):.3g} s" if abs(ahead) >= 1 else f"{abs(ahead) * 1e3:.3g} ms"
+    found = f"{name} is {offset} {side} {names[0]}, the largest offset; round trip {trip * 1e3:.2g} ms"
     if abs(ahead) > CLOCK_S:
         return Row("red", found, f"start chrony or ntpd on the host of {name}")
     return Row("green", found)

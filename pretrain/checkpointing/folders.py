@@ -96,7 +96,9 @@ def newest_verified(
 def _check_seen(checkpoints: Iterable[Path]) -> None:
     for path in checkpoints:
         if not path.is_dir():
-            raise CheckpointError(f"{path}: rank 0 has this folder, this host has not: is its file system mounted?")
+            raise CheckpointError(
+                f"{path}: no such folder on this host, though others have it: is its file system mounted?"
+            )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

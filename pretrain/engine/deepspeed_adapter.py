@@ -9,7 +9,9 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -67,8 +69,23 @@ def start(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, 
         log(f"WARNING: DeepSpeed {deepspeed.__version__} is not one of the tested versions {TESTED}")
     if (stage := config["zero_optimization"]["stage"]) == 3:
         set_leaf_modules(model, deepspeed.utils.set_z3_leaf_module)
+    _import_muon()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return (StageZero, PartitionedOptimizer, PartitionedOptimizer, PartitionedWeights)[stage](engine)
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon uncompiled: it is no optimizer of ours, but initializing an engine imports it.
+
+    Muon calls torch.compile at import, which loads Inductor: two seconds of each process that compiles nothing.
+    """
+    compile_ = torch.compile
+    vars(torch)["compile"] = lambda function=None, **_: function or (lambda decorated: decorated)
+    try:
+        with suppress(ImportError):
+            import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        vars(torch)["compile"] = compile_
 
 
 class DeepSpeedAdapter(ABC):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.faults import Training
+from support.processes import SHALLOW
 from support.tiles import write_archive
 
 from pretrain.checkpointing.checkpoint import read_state
@@ -25,6 +26,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_archive(folder / "tiles", size=16, scenes={f"{place:07d}": ("00001", "00002") for place in range(8)})
     pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
     config = {
+        "plugins": [SHALLOW],
         "run": {"dir": "set by each training", "seed": SEED},
         "data": {"shards": str(folder / "shards"), "holdout": HOLDOUT, "read_threads": 1},
         "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4, "bn_group": 2},

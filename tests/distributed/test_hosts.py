@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class Job:
         names: /etc/hosts of both hosts, by default with their addresses.
         ahead: seconds that the clocks of some hosts are ahead.
         hidden: folders that h2 does not see.
+        program: what each rank runs.
     """
 
     def __init__(
@@ -79,10 +81,11 @@ class Job:
         names: Path | None = None,
         ahead: Mapping[str, int] = {},
         hidden: Sequence[Path] = (),
+        program: Sequence[object] = (REPOSITORY / "launch" / "pretrain.py",),
     ) -> None:
         self.hosts, self.folder, self.log = hosts, folder / "run", folder / "log"
         self.log.unlink(missing_ok=True)
-        program = [REPOSITORY / "launch" / "pretrain.py", "--config", config, f"run.dir={self.folder}", *overrides]
+        program = [*program, "--config", config, f"run.dir={self.folder}", *overrides]
         self.processes = []
         for rank, host in enumerate(hosts.names):
             shared = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -119,7 +122,10 @@ class Job:
     def end(self, seconds: float) -> list[int]:
         deadline = time.monotonic() + seconds
         try:
-            return [process.wait(timeout=deadline - time.monotonic()) for process in self.processes]
+            codes = [process.wait(timeout=deadline - time.monotonic()) for process in self.processes]
+            for line in self.output().splitlines():
+                assert not re.search(r"\brank \d+\b(?! on h\d| \(h\d)", line), line  # names its host, too
+            return codes
         except subprocess.TimeoutExpired:
             raise AssertionError(self.output()) from None
 
@@ -278,7 +284,8 @@ def test_the_wrong_interface_by_hand_is_told(hosts: Hosts, tmp_path: Path, confi
 
     hosts.add_interface("h1", "10.99.0.1")
     job = Job(hosts, tmp_path, config, "watchdog.setup=60", environment=variables)
-    assert job.end(400) == [77, 77], job.output()
+    codes = job.end(400)
+    assert codes[0] == 77 and codes[1] in (77, 1), job.output()  # whether rank 1 is still waiting when rank 0 ends
     assert "has not met all 2 ranks" in job.output() and "GLOO_SOCKET_IFNAME" in job.output()
 
 
@@ -302,6 +309,19 @@ def test_clocks_may_differ_by_more_than_a_minute(hosts: Hosts, tmp_path: Path, c
     assert job.losses() == whole.losses()
     (first, last) = sorted(path.name for path in (job.folder / "tensorboard").iterdir())
     assert os.stat(job.folder / "tensorboard" / first).st_mtime < os.stat(job.folder / "tensorboard" / last).st_mtime
+
+
+@nightly
+def test_the_doctor_tells_which_clock_differs_and_finds_the_interface(
+    hosts: Hosts, tmp_path: Path, config: Path
+) -> None:
+    hosts.add_interface("h2", "10.99.0.2")
+    names, program = hosts.name_addresses(h2="10.99.0.2"), ["-m", "launch.doctor"]
+    job = Job(hosts, tmp_path, config, names=names, ahead={"h2": MINUTE}, program=program)
+    assert job.end(400) == [1, 1], job.output()
+    rows = {row.split()[0]: row for row in job.output().splitlines() if row.strip()}
+    print(job.output())
+    assert f"rank 1 (h2) is {MINUTE} s ahead of rank 0 (h1)" in job.output(), rows
 
 
 @nightly

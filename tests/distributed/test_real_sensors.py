@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.faults import Fault, Training
+from support.fault_kinds import Signal
+from support.faults import Training
 from support.real_sensors import pack_made_sensors, pack_scenes
 
 from shards.format.manifest import read_manifest
@@ -55,7 +56,7 @@ def test_a_run_over_ten_sensors_is_killed_and_resumed_on_one_process(
     whole = Training(tmp_path / "whole", config)
     assert whole.launch(2).codes == [0, 0]
     killed = Training(tmp_path / "killed", config)
-    ended = killed.launch(2, Fault(signal.SIGKILL, [0, 1], step=13))
+    ended = killed.launch(2, Signal(step=13, number=signal.SIGKILL, ranks=[0, 1]))
     assert set(ended.codes) == {-signal.SIGKILL}
     resumed = killed.launch(1)
     assert resumed.codes == [0], resumed.output

@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
-from support.processes import REPOSITORY, free_port
+from support.preloaded import Preloaded, Process
+from support.processes import REPOSITORY, SHALLOW, free_port
 from support.tiles import write_archive
 
 from pretrain.checkpointing.checkpoint import find_damage, list_checkpoints, step_of
@@ -33,6 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pack(folder / "tiles", folder / "shards", PackConfig(tiles_per_shard=4))
     path = folder / "config.yaml"
     values = {
+        "plugins": [SHALLOW],
         "run": {"dir": "set by each test"},
         "data": {"shards": str(folder / "shards"), "holdout": 0, "read_threads": 1},
         "model": {"name": "spec_vit_tiny", "image_size": 8, "patch_size": 4, "bn_group": 2},
@@ -44,6 +47,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def start(command: list[str], cwd: str, environment: dict[str, str], output: IO[bytes]) -> Process:
+    """Start a launcher, or a rank without one."""
+    if command[0] == sys.executable:
+        return Preloaded(command, cwd, environment, output)
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
 class Job:
@@ -62,13 +72,7 @@ class Job:
             ]
         with open(self.log, "wb") as output:
             self.processes = [
-                subprocess.Popen(
-                    [str(word) for word in words],
-                    cwd="/",
-                    env=os.environ | shared | place,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
+                start([str(word) for word in words], "/", os.environ | shared | place, output)
                 for words, place in commands
             ]
 

@@ -1,4 +1,4 @@
-"""Each process finds its own device, however many of its node's devices it sees."""
+"""Each process finds its own device, however many of its node's devices it sees; errors name hosts."""
 
 import os
 
@@ -7,6 +7,7 @@ import torch
 
 from pretrain import distributed
 from pretrain.weights import hub_ranks
+from shards.errors import ConfigError
 
 
 @pytest.fixture
@@ -57,3 +58,18 @@ def test_one_process_of_a_node_downloads_where_each_sees_one_device(node, monkey
 def test_on_a_cpu_there_is_no_device_to_choose(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert distributed.device() == torch.device("cpu")
+
+
+def test_an_error_that_some_ranks_have_names_a_host_and_is_no_misuse(monkeypatch):
+    def fail():
+        raise ConfigError("no such folder")
+
+    monkeypatch.setenv("SLURMD_NODENAME", "n02")
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [None, value])
+    with pytest.raises(distributed.HostError, match="rank 0 on n02: no such folder; 1 of 2 ranks") as raised:
+        distributed.raise_on_all_hosts(fail)
+    assert raised.value.exit_code == 1 and raised.value.everywhere
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value])
+    with pytest.raises(ConfigError, match=r"^no such folder$"):
+        distributed.raise_on_all_hosts(fail)
+    assert distributed.raise_on_all_hosts(lambda: 7) == 7

@@ -269,11 +269,11 @@ def test_the_slower_collective_decides() -> None:
 
 
 def test_a_clock_that_is_off_names_its_rank() -> None:
-    names = ["rank 1 (b)", "rank 2 (c)"]
+    names = ["rank 0 (a)", "rank 1 (b)", "rank 2 (c)"]
     assert network.judge_clocks([(0.002, 1e-4), (-0.004, 1e-4)], names).state == "green"
     row = network.judge_clocks([(0.002, 1e-4), (-3.0, 1e-4)], names)
     assert row.state == "red"
-    assert "rank 2 (c) is 3e+03 ms behind rank 0" in row.found
+    assert "rank 2 (c) is 3 s behind rank 0 (a)" in row.found
 
 
 # ---- disks and data ----

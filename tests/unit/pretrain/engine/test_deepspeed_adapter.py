@@ -39,6 +39,7 @@ for stage in range(4):
     for _ in range(4):  # the timer begins after two steps
         trained.step([trained(torch.ones(1, 4)).sum()])
     print("waits", stage, sum(file.endswith("timer.py") for file in waits))
+print("inductor is loaded:", "torch._inductor.compile_fx" in sys.modules)
 torch.distributed.all_reduce(torch.ones(1))
 for entry in pickle.loads(torch._C._distributed_c10d._dump_fr_trace(True, False, False))["entries"]:
     print("timeout", entry["process_group"][0], entry["timeout_ms"])
@@ -88,6 +89,7 @@ def test_a_start_with_an_unknown_version_warns_and_names_what_its_optimizer_lack
     warnings = [line for line in lines if "WARNING: DeepSpeed 0.99.1 is not one of the tested versions" in line]
     assert len(warnings) == 5  # one for each start
     assert [line.split()[1:] for line in lines if line.startswith("waits")] == [[str(n), "0"] for n in range(4)]
+    assert "inductor is loaded: False" in lines  # it takes seconds, and nothing was compiled
     timeouts = {tuple(line.split()[1:]) for line in lines if line.startswith("timeout")}
     assert len({group for group, _ in timeouts}) > 1  # torch's group and DeepSpeed's
     assert {milliseconds for _, milliseconds in timeouts} == {"4321000"}

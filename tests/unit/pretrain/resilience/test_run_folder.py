@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from pretrain.checkpointing.random_state import random_state, set_random_state
 from pretrain.config.run import CheckpointConfig
 from pretrain.metrics.stragglers import Shares
+from pretrain.resilience import run_folder
 from pretrain.resilience.run_folder import RunFolder
 from shards.errors import ConfigError
 
@@ -53,6 +55,16 @@ def test_status_is_one_json_line(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_status("stopped", 12, 100)
     (line,) = (tmp_path / "status.json").read_text().splitlines()
     assert line.startswith('{"status": "stopped", "step": 12, "steps": 100, ')  # scripts look for it with grep
+
+
+def test_a_rank_that_sees_another_folder_than_rank_0_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "SEEN_S", 0.2)
+    leader = RunFolder(tmp_path / "run")
+    run_folder._check_seen(tmp_path / "run", leader.record)
+    for name in ("none", "run"):
+        other = replace(leader.record, host="n01") if name == "run" else leader.record
+        with pytest.raises(ConfigError, match=f"/{name}: not the folder that rank 0 on .* has: is its file system"):
+            run_folder._check_seen(tmp_path / name, other)
 
 
 def test_random_generators_go_on_where_they_were() -> None:
