@@ -248,7 +248,7 @@ def _opened(path: Path) -> Iterator[int]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise OSError(error.errno, f"{path.name}: {error.strerror}") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
