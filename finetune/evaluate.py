@@ -66,7 +66,7 @@ class Evaluator:
         self.config, self.folder = config, Path(config.run.dir)
         self.run = open_run(self.folder, watchdog, config.run.notify)
         fetch_on_all_ranks(config.checkpoint)  # `prepare` finds the download
-        self.context: EvaluationContext = distributed.raise_on_all_ranks(lambda: prepare(config, watchdog))
+        self.context: EvaluationContext = distributed.raise_on_all_hosts(lambda: prepare(config, watchdog))
         self.protocols = Protocols(self.context)
         self.config = config = self.context.config
         self.names = encoder_names(config.protocol, config.compare_random, config.compare_raw)

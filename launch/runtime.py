@@ -1,6 +1,5 @@
 """Setup and exit of a rank: threads, console, rendezvous defaults, one-line errors, and exit codes."""
 
-import errno
 import io
 import os
 import sys
@@ -17,9 +16,7 @@ from pretrain.resilience.signals import STOPPED
 from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
 from shards.files.processes import rank_name
-
-FULL_OR_GONE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-"""Errors of a full disk or an unavailable file system."""
+from shards.files.system_errors import MACHINE, error_text, remedy
 
 
 class _Console(io.FileIO):
@@ -111,14 +108,12 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         _abort(_out_of_memory(error), 1, watchdog)
     except OSError as error:
-        if error.errno not in FULL_OR_GONE:
+        if error.errno not in MACHINE:
             _report_defect(watchdog, error)
             raise
-        _abort(
-            f"{error.filename or 'run.dir'}: {error.strerror}: the last checkpoint is intact; run the command again",
-            1,
-            watchdog,
-        )
+        path = error.filename or (watchdog.folder if watchdog is not None else ".")
+        advice = f"{remedy(error, path)} and run the command again"
+        _abort(f"{path}: {error_text(error)}: what is saved is intact; {advice}", 1, watchdog)
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # torch's message on a CPU
             _abort(_out_of_memory(error), 1, watchdog)
@@ -129,7 +124,8 @@ def one_line_errors(watchdog: Watchdog | None = None) -> Iterator[None]:
         if watchdog is not None and watchdog.ends_as_asked:
             watchdog.leave_run("interrupted", "stopped before the first step: nothing to save")
             os._exit(STOPPED)
-        _abort(*_lost_peer(error), watchdog)
+        text, code = _lost_peer(error)
+        _abort(text + ("" if watchdog is None else watchdog.oom_clause()), code, watchdog)
     except BaseException as error:  # includes a library's sys.exit
         _report_defect(watchdog, error)
         raise

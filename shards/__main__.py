@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pack(commands)
     _add_merge(commands)
+    _add_upload(commands)
     _add_verify(commands)
     _add_stats(commands)
     _add_inspect(commands)
@@ -94,6 +96,14 @@ def _add_merge(commands: argparse._SubParsersAction) -> None:
     _workers(merge)
     merge.add_argument("--max-bad", type=share, help=f"allowed share of bad tiles (default: {MAX_BAD})")
     merge.set_defaults(run=_merge)
+
+
+def _add_upload(commands: argparse._SubParsersAction) -> None:
+    upload = commands.add_parser("upload", help="copy a finished folder to an object store, and read it back")
+    upload.add_argument("folder", type=Path, help="folder of shards")
+    upload.add_argument("url", help="e.g. s3://bucket/name; the same command continues an interrupted one")
+    upload.add_argument("--workers", type=positive, default=4, help="files at a time (default: %(default)s)")
+    upload.set_defaults(run=_upload)
 
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
@@ -190,7 +200,12 @@ def _codec(arguments: argparse.Namespace) -> str:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError if an option has no effect in combination with the others."""
+    """Raise ConfigError if DEST is a URL, or if an option has no effect in combination with the others."""
+    if re.match(r"\w+:/", str(arguments.dest)):  # Path makes s3:/ of s3://
+        raise ConfigError(
+            f"{arguments.dest}: a URL, but shards are packed into a folder; then copy them there: "
+            "python -m shards upload FOLDER URL"
+        )
     if arguments.labels is None:
         if arguments.align or arguments.label_field or arguments.label_layer:
             raise ConfigError("--align, --label-field and --label-layer set how labels are read: give --labels, too")
@@ -231,6 +246,17 @@ def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
     if not written:
         print("nothing to do: all shards exist; add new tiles of SOURCE with --append")
     return 0
+
+
+def _upload(arguments: argparse.Namespace) -> None:
+    from shards.pack.upload import upload
+
+    begin = time.monotonic()
+    done = upload(arguments.folder, arguments.url, arguments.workers)
+    print(
+        f"{arguments.folder}: {done.files} files, {done.nbytes / 1e6:.1f} MB, are at {done.url} as they are here "
+        f"({done.written} written now, each read back) in {time.monotonic() - begin:.1f} s"
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from shards.console import get_logger, set_verbosity
 from shards.errors import ForgeError
+from shards.files.system_errors import MACHINE, error_text, remedy
 from shards.plugins import load_plugins
 
 logger = get_logger(__name__)
@@ -84,7 +85,8 @@ def exit_code(command: Callable[[], int | None], kept: str = "") -> int:
         return 1
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        logger.error(f"{name}{error.strerror or error}{'; ' if kept else ''}{kept}")
+        advice = f": {remedy(error, error.filename or '.')}" if error.errno in MACHINE else ""
+        logger.error(f"{name}{error_text(error)}{advice}{'; ' if kept else ''}{kept}")
         logger.debug("raised here:", exc_info=True)
         return 1
     except KeyboardInterrupt:

@@ -50,6 +50,10 @@ class UnreachableError(ShardError):
     exit_code = 1
 
 
+class MissingShardError(UnreachableError):
+    """A file that a manifest lists and that was there is gone; its tiles may be intact elsewhere."""
+
+
 class PackStopped(ForgeError):
     """Packing was interrupted; finished shards are kept."""
 

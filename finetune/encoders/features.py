@@ -27,6 +27,8 @@ from pretrain import distributed
 from pretrain.console import log
 from pretrain.weights.finite import is_finite
 from shards.errors import ConfigError, ForgeError
+from shards.files.processes import host_name
+from shards.files.system_errors import error_text, remedy
 from shards.progress import progress
 
 BATCH = 16
@@ -180,7 +182,8 @@ def _create(path: Path, shape: tuple[int, ...]) -> None:
         chunk, shard = (1, 1, *shape[2:]), (BATCH, 1, *shape[2:])
         zarr.create_array(path, shape=shape, chunks=chunk, shards=shard, dtype="float16", overwrite=True)
     except OSError as error:
-        raise ConfigError(f"{path.parent}: can't store features here: {error.strerror}") from None
+        why = f"{error_text(error)} on {host_name()}: {remedy(error, path)}"
+        raise ConfigError(f"{path.parent}: can't store features here: {why}") from None
 
 
 def _is_complete(path: Path) -> bool:

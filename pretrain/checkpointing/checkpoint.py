@@ -34,8 +34,8 @@ from pretrain.checkpointing.folders import CheckpointNotWritten as CheckpointNot
 from pretrain.checkpointing.folders import find_damage as find_damage
 from pretrain.checkpointing.folders import list_checkpoints as list_checkpoints
 from pretrain.checkpointing.folders import newest_verified as newest_verified
-from pretrain.checkpointing.folders import not_written, publish, staged_folder, staging_path
 from pretrain.checkpointing.folders import prune as prune
+from pretrain.checkpointing.folders import publish
 from pretrain.checkpointing.folders import set_aside as set_aside
 from pretrain.checkpointing.folders import step_of as step_of
 from pretrain.checkpointing.random_state import set_random_state
@@ -84,27 +84,20 @@ def begin_checkpoint(
 ) -> CheckpointWriter:
     """Copy the state and return its writer; the training may go on, and every rank must call ``finish`` later.
 
+    But for the first call there is no communication, and no file is touched.
+
     Args:
         buffers: not in use by another save.
         check: called on rank 0 before the checkpoint gets its name; an error that it raises fails the save.
         after: called on rank 0 when it has its name. Both are called in the writer's thread.
     """
-    final = folder / f"step-{state['step']:08d}"
-
-    def stage() -> None:
-        if distributed.is_main():
-            try:
-                staged_folder(final)
-            except OSError as error:
-                raise not_written(final, error) from None
 
     def publish_checked(staged: Path, final: Path) -> None:
         check()
         publish(staged, final)
         after()
 
-    distributed.raise_on_all_ranks(stage)
-    return CheckpointWriter(final, staging_path(final), buffers.take(), state, publish_checked)
+    return CheckpointWriter(folder / f"step-{state['step']:08d}", buffers.take(), state, publish_checked)
 
 
 def load_checkpoint(

@@ -12,6 +12,7 @@ from pretrain.weights.checkpoint_files import SEAL, STATE, seal_of
 from shards.files.atomic import TEMPORARY, fsync_folder, write_atomic
 from shards.files.names import plain_name
 from shards.files.processes import rank_name
+from shards.files.system_errors import error_text, remedy
 from shards.files.untrusted import read_json_value
 
 LATEST = "latest"
@@ -26,11 +27,13 @@ class CheckpointNotWritten(CheckpointError):
 
 def not_written(final: Path, error: object) -> CheckpointNotWritten:
     """Return the error of a save that failed on this rank."""
-    missing = isinstance(error, FileNotFoundError)
-    mend = "check that the folder's file system is mounted on this host" if missing else "free some space"
+    why, advice = str(error), "check the file system"
+    if isinstance(error, OSError) and error.errno:
+        file = f"{Path(error.filename).name}: " if error.filename else ""
+        why, advice = f"{file}{error_text(error)}", remedy(error, final)
     return CheckpointNotWritten(
-        f"{final}: can't be written: {rank_name(distributed.rank())}: {error}; {earlier_checkpoint(final)}; "
-        f"{mend} and run the command again"
+        f"{final}: can't be written: {rank_name(distributed.rank())}: {why}; {earlier_checkpoint(final)}; "
+        f"{advice} and run the command again"
     )
 
 

@@ -73,9 +73,6 @@ class CheckpointManager:
 
         Args:
             check: see `begin_checkpoint`.
-
-        Raises:
-            CheckpointNotWritten: the folder can't be written; the checkpoint before is complete.
         """
         assert self._writer is None, "a save is in flight: finish it first"
         self._began = time.monotonic()

@@ -1,9 +1,9 @@
 """Writes a checkpoint behind the training: each rank has a thread that writes, verifies and seals its part.
 
-A save has three phases. Every rank writes its pieces into its file and syncs it. The first rank of a file reads it back
-as a whole: it must be what all of its ranks have had in memory, and its SHA-256 becomes its seal. When all files are
-sealed, rank 0 writes the small files and renames the folder. The threads use files and the store of the process group,
-and no collectives, which only the main threads may call.
+A save has three phases. Rank 0 creates a folder, and every rank writes its pieces into its file there and syncs it. The
+first rank of a file reads it back as a whole: it must be what all of its ranks have had in memory, and its SHA-256
+becomes its seal. When all files are sealed, rank 0 writes the small files and renames the folder. The threads use files
+and the store of the process group, and no collectives, which only the main threads may call.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain import distributed
-from pretrain.checkpointing.folders import earlier_checkpoint, not_written
+from pretrain.checkpointing.folders import earlier_checkpoint, not_written, staged_folder, staging_path
 from pretrain.checkpointing.layout import FileLayout
 from pretrain.checkpointing.snapshot import Pieces, Snapshot
 from pretrain.checkpointing.tensor_files import NonFiniteState
@@ -46,10 +46,9 @@ class CheckpointWriter:
 
     Args:
         final: folder that the checkpoint gets when it is complete.
-        staged: existing folder to write it into.
         snapshot: to write; it must not change until the save has ended.
         state: plain JSON, the same on all ranks.
-        publish: renames ``staged`` to ``final``; called on rank 0.
+        publish: renames the folder that was written to ``final``; called on rank 0.
 
     Attributes:
         final: as given.
@@ -58,12 +57,11 @@ class CheckpointWriter:
     def __init__(
         self,
         final: Path,
-        staged: Path,
         snapshot: Snapshot,
         state: dict[str, Any],
         publish: Callable[[Path, Path], None],
     ) -> None:
-        self.final, self._staged = final, staged
+        self.final, self._staged = final, staging_path(final)
         self._snapshot, self._state, self._publish = snapshot, state, publish
         self._board = _Board()
         self._error: ForgeError | None = None
@@ -104,6 +102,7 @@ class CheckpointWriter:
     def _run(self) -> None:
         try:
             check_finite(self._snapshot.pieces, self.final)
+            self._stage()
             files = {kind: layout.file_of(distributed.rank()) for kind, layout in self._snapshot.layouts.items()}
             for kind, file in files.items():
                 self._write(kind, file)
@@ -123,6 +122,14 @@ class CheckpointWriter:
     def _fail(self, error: ForgeError) -> None:
         self._error = error
         self._board.fail()
+
+    def _stage(self) -> None:
+        """Create the folder on rank 0, and wait for it on the others."""
+        if distributed.is_main():
+            staged_folder(self.final)
+            self._board.add("staged", 1)
+        else:
+            self._board.wait("staged", 1)
 
     def _write(self, kind: str, file: FileLayout) -> None:
         """Write this rank's pieces of a file and report their sum."""
@@ -241,7 +248,7 @@ def _opened(path: Path) -> Iterator[int]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise OSError(error.errno, f"{path.name}: {error.strerror}") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:

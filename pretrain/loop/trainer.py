@@ -68,6 +68,8 @@ from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import write_atomic
 from shards.files.journal import BestEffort
+from shards.files.processes import rank_name
+from shards.files.system_errors import error_text, remedy
 
 
 class Trainer:
@@ -272,6 +274,6 @@ class Trainer:
             export_encoder(list_checkpoints(self.folder / "checkpoints")[-1], dest)
         except OSError as error:
             raise CheckpointNotWritten(
-                f"{dest}: can't be written: {error.strerror}; the last checkpoint is complete: free some space and run "
-                "the command again"
+                f"{dest}: can't be written: {rank_name(0)}: {error_text(error)}; the last checkpoint is complete: "
+                f"{remedy(error, dest)} and run the command again"
             ) from None

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import sweep, temporary_path, write_atomic
 from shards.files.journal import BestEffort
 from shards.files.lock import Lock, holder, silence
-from shards.files.processes import ProcessId
+from shards.files.processes import ProcessId, host_name
+from shards.files.system_errors import MACHINE, error_text, remedy
 
 if TYPE_CHECKING:
     from pretrain.resilience.watchdog import Watchdog
@@ -29,7 +31,13 @@ RECORD_S = 5.0
 
 
 class RunTaken(ForgeError):
-    """Another run has taken the folder over: this one was suspended or cut off for so long that it seemed dead."""
+    """The folder is no longer this run's: another run has taken it over, or it is gone."""
+
+    exit_code = 1
+
+
+class RunFolderNotWritten(ConfigError):
+    """The folder's file system is full, read-only or broken: another key would not help."""
 
     exit_code = 1
 
@@ -49,6 +57,7 @@ class RunFolder:
 
     Raises:
         ConfigError: the folder can't be written, or another run is at work in it.
+        RunFolderNotWritten: its file system is full, read-only or broken.
     """
 
     def __init__(
@@ -67,7 +76,9 @@ class RunFolder:
                 write_atomic(path / "rank0.pid", str(os.getpid()))
                 sweep(path, f"{STATUS_FILE}.*")
             except OSError as error:
-                raise ConfigError(f"key 'run.dir': {path}: can't be written: {error.strerror}") from None
+                kind = RunFolderNotWritten if error.errno in MACHINE else ConfigError
+                why = f"{error_text(error)} on {host_name()}: {remedy(error, path)}"
+                raise kind(f"key 'run.dir': {path}: can't be written: {why}") from None
             self.previous = read_record(path)
             if self.previous is not None:
                 kept = {name: getattr(self.previous, name) for name in KEPT}
@@ -116,18 +127,28 @@ class RunFolder:
                 notify(self._notify, status, self.path, self.record, self.record.reason)
 
     def check_held(self) -> None:
-        """Raise RunTaken if another run has taken the folder over."""
-        if self._lock is not None and not self._lock.is_held():
-            taker = holder(self.path / LOCK_FILE)
-            by = f" ({taker})" if taker else ""
+        """Raise RunTaken if another run has taken the folder over, or if the folder or its lock is gone."""
+        if self._lock is None or self._lock.is_held():
+            return
+        if not self.path.is_dir():
             raise RunTaken(
-                f"{self.path}: another run{by} took over the folder while this one was suspended: nothing more is "
-                "saved here; stop one of the two, and run the command again"
+                f"{self.path}: the run folder is gone on {host_name()} (removed, renamed, or its file system "
+                "unmounted): nothing more is saved; put it back, and run the command again"
             )
+        taker = holder(self.path / LOCK_FILE)
+        if not taker:
+            raise RunTaken(
+                f"{self.path / LOCK_FILE}: removed while the run was at work, so another run may begin here: nothing "
+                "more is saved; see that none has, and run the command again"
+            )
+        raise RunTaken(
+            f"{self.path}: another run ({taker}) took over the folder while this one was suspended: nothing more is "
+            "saved here; stop one of the two, and run the command again"
+        )
 
     @property
     def is_lost(self) -> bool:
-        """Whether another run has taken the folder over, as of the last heartbeat."""
+        """Whether the folder is no longer this run's, as of the last heartbeat; `check_held` tells why."""
         return self._lock is not None and self._lock.is_lost
 
     def release(self) -> None:
@@ -147,7 +168,8 @@ class RunFolder:
                 temporary.write_text(json.dumps(self.record.to_dict()) + "\n", encoding="utf-8")
                 os.replace(temporary, self.path / STATUS_FILE)
             except OSError:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
                 raise
 
     def check_room(self, config: CheckpointConfig, checkpoint_bytes: int, steps: int) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pretrain.config.run import WatchdogConfig
 from pretrain.resilience import flight_recorder
+from pretrain.resilience.memory_limit import count_oom_kills, oom_clause
 from pretrain.resilience.signals import STOPPED, StopRequest
 from shards.files.processes import host_name, rank_name
 
@@ -71,6 +72,7 @@ class Watchdog:
         self._hosts = {self.rank: host_name()}
         self._stop_announced = False
         self._other_failed = self._asked = False
+        self._oom_kills = count_oom_kills()
 
     def start(self) -> None:
         """Start watching; from now on a signal requests a stop instead of ending the process at once."""
@@ -103,6 +105,10 @@ class Watchdog:
             self.run.end(status, reason)
             self.run.release()
 
+    def oom_clause(self) -> str:
+        """Return a clause for a message if the kernel has killed a process of this host for memory, else ""."""
+        return oom_clause(self._oom_kills)
+
     @property
     def ends_as_asked(self) -> bool:
         """Whether ending now without a save is what the run was asked for, rather than another rank's failure."""
@@ -131,7 +137,7 @@ class Watchdog:
                 self.stop.read_signals()
             self.stop.look_for_launcher()
             if self.run is not None and self.run.is_lost:
-                self.stop.set("another run has taken over the folder")
+                self.stop.set("the run folder is gone, or another run has taken it over")
             if self.stop.is_set and self._phase == "setup":
                 self._leave_setup()
             if self.stop.is_set and self.limits.grace and time.monotonic() - self.stop.since > self.limits.grace:
@@ -287,6 +293,7 @@ class Watchdog:
             named = f"{rank_name(self.rank)} has not met all {self._expected} ranks at {place}: {INTERFACES}"
         lines = [
             f"error: hung: no progress within watchdog.{first['phase']} = {limit} s: {named}; stacks in {self.folder}"
+            f"{self.oom_clause()}"
         ]
         for rank in sorted({*late[:NAMED], *sorted(everyone)[:NAMED]} & everyone.keys()):
             report = everyone[rank]

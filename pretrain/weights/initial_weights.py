@@ -88,7 +88,7 @@ def read_initial_weights(config: PretrainConfig, manifests: Sequence[Manifest]) 
     if location is None:
         return None
     path = fetch_on_all_ranks(location, _find)
-    read = distributed.raise_on_all_ranks(lambda: _read(path, config, manifests[0]))
+    read = distributed.raise_on_all_hosts(lambda: _read(path, config, manifests[0]))
     hashes = distributed.gather_objects(_quick_hash({**read.weights, **read.heads}))
     hosts = distributed.host_names()
     distributed.raise_on_all_ranks(lambda: _check_same_everywhere(location, hashes, hosts))

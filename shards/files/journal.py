@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import IO
 
 from shards.console import get_logger
+from shards.files.processes import host_name
+from shards.files.system_errors import error_text, remedy
 
 logger = get_logger(__name__)
 
@@ -44,8 +46,10 @@ class BestEffort:
         self._missed += 1
         if not self._warned and time.monotonic() > self._quiet_until:
             self._warned, self._quiet_until = True, time.monotonic() + QUIET_S
-            reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            _warn(f"{self.path}: not written: {reason}; the run continues without it")
+            why = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError):
+                why = f"{error_text(error)} on {host_name()}: {remedy(error, self.path)}"
+            _warn(f"{self.path}: not written: {why}; the run continues without it")
         return True
 
 

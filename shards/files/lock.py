@@ -5,6 +5,7 @@ another process takes the lock over. A holder that was only suspended notices th
 its successor's lock.
 """
 
+import errno
 import os
 import threading
 import time
@@ -161,7 +162,8 @@ def _beat(path: Path, text: str, released: threading.Event, lost: threading.Even
 def _give_back(path: Path, text: str, released: threading.Event) -> None:
     released.set()
     if ProcessId.parse(text).pid == os.getpid() and _is_of(path, text):  # not in a fork of the holder
-        _remove(path, lambda grave: _is_of(grave, text))
+        with suppress(OSError):  # a lock that can't be removed is taken over when its holder is gone
+            _remove(path, lambda grave: _is_of(grave, text))
 
 
 def _remove(path: Path, may: Callable[[Path], bool]) -> bool:
@@ -169,11 +171,16 @@ def _remove(path: Path, may: Callable[[Path], bool]) -> bool:
 
     Args:
         may: returns whether the renamed file can be removed, since it may have been taken over before the rename.
+
+    Raises:
+        OSError: if the folder can't be written.
     """
     grave = temporary_path(path)
     try:
         os.rename(path, grave)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise  # a read-only file system: waiting would not help
         return True  # another process was first: try to create it again
     if may(grave):
         grave.unlink(missing_ok=True)

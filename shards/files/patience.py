@@ -52,12 +52,20 @@ class Patience:
         """Wake up all waiting threads, which then raise an error."""
         self._closed.set()
 
-    def repeat(self, where: str, position: str, seconds: float, action: Callable[[], Result]) -> Result:
+    def repeat(
+        self,
+        where: str,
+        failure: str,
+        seconds: float,
+        action: Callable[[], Result],
+        advice: str = "check the network and the server",
+    ) -> Result:
         """Call ``action`` until it stops raising Trouble, for at most ``seconds``, and return its result.
 
         Args:
             where: the file, for messages.
-            position: position in the file, for messages.
+            failure: what the action fails to do, for messages: ``"can't be read at offset 5"``.
+            advice: what to do when the time is up, for messages.
 
         Raises:
             UnreachableError: if the time is up or the storage was closed.
@@ -65,7 +73,7 @@ class Patience:
         begin, slept, attempt = time.monotonic(), 0.0, 0
         while True:
             if self._closed.is_set():
-                raise UnreachableError(f"{where}: can't be read{position}: the dataset was closed")
+                raise UnreachableError(f"{where}: {failure}: the dataset was closed")
             try:
                 result = action()
             except Trouble as error:
@@ -78,8 +86,7 @@ class Patience:
             if waited >= seconds:
                 tried = f"{attempt} attempt{'s' if attempt > 1 else ''} in {waited:.0f} s"
                 raise UnreachableError(
-                    f"{where}: can't be read{position}: {tried}, the last one: {reason}; "
-                    "check the network and the server, and run the command again"
+                    f"{where}: {failure}: {tried}, the last one: {reason}; {advice}, and run the command again"
                 )
             if waited >= WARN_S:
                 self._warn_of_outage(where, waited, seconds, reason)

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import IO
 
 from shards.console import get_logger
-from shards.errors import ShardError, UnreachableError
+from shards.errors import MissingShardError, ShardError, UnreachableError
 from shards.files.atomic import TEMPORARY, atomic_open
 from shards.files.lock import Lock
+from shards.files.processes import host_name
 from shards.files.storage import LocalStorage, Storage
+from shards.files.system_errors import error_text, remedy
 
 logger = get_logger(__name__)
 
@@ -216,10 +218,12 @@ class StagedStorage:
                     busy.append(name)
             except _GivenUp:
                 pass
-            except (FileNotFoundError, UnreachableError):
-                busy.append(name)  # another process swept its file, or the source is unreachable
+            except FileNotFoundError:
+                busy.append(name)  # another process swept its file
             except ShardError as error:  # an error of the source: the file is read from there
-                if not self._stop.is_set():
+                if isinstance(error, UnreachableError) and not isinstance(error, MissingShardError):
+                    busy.append(name)
+                elif not self._stop.is_set():
                     logger.warning(f"not staged: {error}")
             except OSError as error:
                 self._give_up(error)
@@ -227,14 +231,15 @@ class StagedStorage:
 
     def _give_up(self, error: OSError) -> None:
         self._stop.set()
-        what = "staging stopped, the rest is read from"
-        logger.warning(f"{self.folder}: {error.strerror}: {what} {self.url}")
+        why = f"{error_text(error)} on {host_name()}: {remedy(error, self.folder)}"
+        logger.warning(f"{self.folder}: {why}; staging stopped, the rest is read from {self.url}")
 
     def _stage(self, file: StagedFile) -> bool:
         """Fetch a file unless it is present; returns False if another process is fetching it."""
         lock = Lock(self.folder / (file.name + LOCK))
         if file.name in self._damaged or self._is_copied(file.name):
             return True
+        self._restore_folder()
         if not lock.acquire():
             return False
         try:
@@ -255,6 +260,19 @@ class StagedStorage:
             raise ShardError(f"{self.url}/{file.name}: {wrong}")
         finally:
             lock.release()
+
+    def _restore_folder(self) -> None:
+        """Create the folder again if it was removed, but not its parent: the disk may no longer be mounted."""
+        if self.folder.is_dir():
+            return
+        try:
+            self.folder.mkdir()
+        except FileExistsError:  # by another process
+            return
+        except OSError as error:
+            self._give_up(error)
+            raise _GivenUp from None
+        logger.warning(f"{self.folder}: removed on {host_name()} while in use; the shards are copied there again")
 
     def _reserve(self, copy: IO[bytes], size: int) -> None:
         """Allocate the disk space of a file so that all processes count it; raises _GivenUp if the quota is used up."""

@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from shards.errors import ShardError, UnreachableError
+from shards.errors import MissingShardError, ShardError, UnreachableError
 from shards.files.patience import OPENING_S, PATIENCE_S, Patience, Trouble
 
 TIMEOUT_S = 60.0  # timeout of one attempt
 MOST_WHOLE = 4 << 30  # maximum bytes of a manifest or tile table, enough for ten million tiles
 PIECE = 16 << 20  # maximum bytes of one remote request
 MOST_FILES = 1 << 16  # maximum limit of open files that a process requests
+_UNREAD = "can't be read"
+_VANISHED = (
+    "missing, though the manifest lists it: put it back, or mount its file system again, and run the command again"
+)
 NO_RANGES = "the server ignores range requests and sends the complete file; use one that supports ranges"
 
 _PASSING = {
@@ -42,7 +46,8 @@ class Storage(Protocol):
 
     ``read`` returns a complete small file, ``read_into`` fills a C-contiguous buffer with the bytes from ``offset``,
     ``size`` returns bytes. All raise ShardError if the file is missing or too short, and its subclass
-    UnreachableError if the storage did not respond, so that the state of the file is unknown.
+    UnreachableError if the storage did not respond, so that the state of the file is unknown. ``read_into`` is for
+    files that a manifest lists, and raises MissingShardError, another subclass, if there is no such file.
     """
 
     url: str  # for messages
@@ -91,6 +96,8 @@ class LocalStorage:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         try:
             self._read_into(name, offset, buffer)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingShardError(f"{self.folder / name}: {_VANISHED}") from None
         except OSError:  # repeat with retries, which add no cost to a successful read
             self._repeat(name, lambda: self._read_into(name, offset, buffer))
 
@@ -119,7 +126,8 @@ class LocalStorage:
                     raise Trouble(error.strerror) from None
                 raise self._error(path, error) from None
 
-        return self._patience.repeat(str(path), "", self._patience_s, attempt)
+        advice = "check the disk or its server (dmesg)"
+        return self._patience.repeat(str(path), _UNREAD, self._patience_s, attempt, advice)
 
     def close(self) -> None:
         """Drop all open files: reads in progress keep theirs, later reads reopen the file by name."""
@@ -147,8 +155,15 @@ class LocalStorage:
         return ShardError(f"{path}: {state}; copy or pack it again")
 
 
+class _Missing(ShardError):
+    """There is no such file at a URL."""
+
+
 class RemoteStorage:
-    """A folder at a URL, read by ranges through an fsspec file system; ``sleep`` waits for a number of seconds."""
+    """A folder at a URL, read by ranges through an fsspec file system; ``sleep`` waits for a number of seconds.
+
+    Files can be written, too, each as a whole.
+    """
 
     def __init__(self, url: str, sleep: Callable[[float], Any] | None = None) -> None:
         self._location = url.rstrip("/")
@@ -167,19 +182,38 @@ class RemoteStorage:
         return b"".join(parts)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        self._read_pieces(name, offset, buffer, PATIENCE_S)
+        try:
+            self._read_pieces(name, offset, buffer, PATIENCE_S)
+        except _Missing:
+            raise MissingShardError(f"{self.url}/{name}: {_VANISHED}") from None
 
     def _read_pieces(self, name: str, offset: int, buffer: memoryview, seconds: float) -> None:
         for begin in range(0, buffer.nbytes, PIECE):
             piece, position = buffer.cast("B")[begin : begin + PIECE], offset + begin
             read = functools.partial(self._read_once, name, position, piece)
-            self._repeat(name, f" at offset {position}", read, seconds)
+            self._repeat(name, f"{_UNREAD} at offset {position}", read, seconds)
 
     def size(self, name: str) -> int:
-        size = self._repeat(name, "", lambda: self._call("info", name)["size"])
+        size = self._repeat(name, _UNREAD, lambda: self._call("info", name)["size"])
         if size is None:
             raise UnreachableError(f"{self.url}/{name}: the server doesn't report the size; use one that does")
         return size
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file; raises UnreachableError if that can't be found out."""
+        try:
+            self.size(name)
+        except _Missing:
+            return False
+        return True
+
+    def write(self, name: str, path: Path) -> None:
+        """Copy a local file to the URL, replacing one of this name; repeated like a read."""
+        where = f"{self._folder}/{name}"
+        try:
+            self._repeat(name, "can't be written", lambda: self._filesystem.put_file(str(path), where), PATIENCE_S)
+        except _Missing:
+            raise ShardError(f"{self.url}: can't be written: no such bucket; make it, or check the URL") from None
 
     def close(self) -> None:
         """Wake up waiting reads, which then fail."""
@@ -223,7 +257,7 @@ class RemoteStorage:
             options["timeout"] = TIMEOUT_S
         return getattr(self._filesystem, method)(f"{self._folder}/{name}", **options)
 
-    def _repeat(self, name: str, position: str, action: Callable[[], Any], seconds: float = OPENING_S) -> Any:
+    def _repeat(self, name: str, failure: str, action: Callable[[], Any], seconds: float = OPENING_S) -> Any:
         where = f"{self.url}/{name}"
 
         def attempt() -> Any:
@@ -235,13 +269,13 @@ class RemoteStorage:
                 cause = _cause(error)
             status = getattr(cause, "status", None)
             if isinstance(cause, FileNotFoundError) or status == 404:
-                raise ShardError(f"{where}: missing; check the URL, or copy or pack it again")
+                raise _Missing(f"{where}: missing; check the URL, or copy or pack it again")
             if isinstance(cause, _LASTING) or (status and status < 500 and status not in (408, 429)):
-                reason = f"can't be read{position}: {_reason(cause)}"
-                raise UnreachableError(f"{where}: {reason}; check the URL and the credentials")
+                advice = "check the URL and the credentials, and run the command again"
+                raise UnreachableError(f"{where}: {failure}: {_reason(cause)}; {advice}")
             raise Trouble(_reason(cause))
 
-        return self._patience.repeat(where, position, seconds, attempt)
+        return self._patience.repeat(where, failure, seconds, attempt)
 
 
 def _allowed_files() -> int:

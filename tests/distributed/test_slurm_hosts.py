@@ -1,4 +1,4 @@
-"""Slurm jobs on hosts with their own names, addresses and /tmp: cut links and full disks."""
+"""Slurm jobs on hosts with their own names, addresses and /tmp: a cut link, a full disk, a missing file system."""
 
 import re
 import tempfile
@@ -11,6 +11,7 @@ from support.processes import REPOSITORY
 from support.slurm_cluster import SlurmCluster
 from support.slurm_lab import TWO_NODES, Lab
 
+from pretrain.resilience.restarts import read_restarts
 from shards.pack.build import PackConfig, pack
 
 OPTIONS = ["checkpoint.every=5", "log.samples=true"]
@@ -69,3 +70,16 @@ def test_a_host_whose_disk_is_full_is_left_out(hosts: Hosts, lab: Lab, whole: st
     assert "h2 is left out: /tmp can't be written to: No space left on device" in lab.output("full")
     assert "attempt 1 on h1, h3; spare: none" in lab.output("full")
     lab.check_same("full", whole)
+
+
+def test_a_host_that_lacks_the_shards_is_replaced_by_a_spare(lab: Lab, whole: str) -> None:
+    shards = str(lab.folder / "shards")
+    lab.cluster.run("srun", "--nodelist=h2", "mount", "-t", "tmpfs", "tmpfs", shards)
+    (job,) = lab.submit("pretrain", *TWO_NODES, "--spares", 1, "run.dir=lacks", *OPTIONS).values()
+    lab.finish(job, "lacks", "COMPLETED", "FAILED", "PENDING")
+    lab.cluster.run("srun", "--nodelist=h2", "umount", shards)
+    assert lab.cluster.state(job) == "COMPLETED", lab.output("lacks")
+    (restart,) = read_restarts(lab.folder / "lacks")
+    assert (restart.hosts, restart.nodes) == (("h2",), ("h1", "h3"))
+    assert restart.why.startswith(f"rank 1 on h2: {shards}/manifest.json: "), restart.why
+    lab.check_same("lacks", whole)

@@ -123,7 +123,7 @@ class Hosts:
             disk: size of its /tmp, for tmpfs.
         """
         if ahead:
-            environment = {**environment, "LD_PRELOAD": str(self._clock()), "CLOCK_AHEAD": str(ahead)}
+            command = ["env", f"LD_PRELOAD={self._clock()}", f"CLOCK_AHEAD={ahead}", *command]
         space = f"--net=/var/run/netns/{self._space(name)}"
         enter = ["nsenter", space, "unshare", "--uts", "--mount", "bash", "-c", ENTER, "bash", name]
         words = [*enter, names or self.name_addresses(), *self._shared, "--", disk, *hidden, "--", *command]

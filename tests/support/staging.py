@@ -66,9 +66,9 @@ class Process:
         return tuple(json.loads(out)), err
 
 
-def until(condition):
-    """Wait until a condition holds; fails after 20 s."""
-    end = time.monotonic() + 20
+def until(condition, seconds=20):
+    """Wait until a condition holds; fails after some seconds."""
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.002)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretrain import distributed
 from pretrain.checkpointing.manager import Saved
@@ -61,6 +61,12 @@ class Logging(Callback):
     def on_end(self, loop: Loop) -> None:
         if self._loggers is not None:
             self._loggers.close()
+
+    def state(self, loop: Loop) -> dict[str, Any]:
+        """Return nothing, but sync the records of the steps that a checkpoint counts as done."""
+        if self._loggers is not None:
+            self._loggers.sync()
+        return {}
 
     def text(self, loop: Loop, name: str, text: str) -> None:
         """Log a line of text; rank 0 alone writes."""

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,11 @@ class SkipLog(Callback):
             self._journal.append((json.dumps(line) + "\n").encode())
         log(f"WARNING: step {loop.step} skipped: {outcome.verdict.reason}; its tiles are in {self._journal.path}")
         loop.log({"skipped_steps": loop.guard.skipped})
+
+    def state(self, loop: Loop) -> dict[str, Any]:
+        """Return nothing, but sync the lines of the steps that a checkpoint counts as done."""
+        self._journal.sync()
+        return {}
 
     def scalars(self, loop: Loop) -> dict[str, float]:
         return {"skipped_steps": loop.guard.skipped}

@@ -50,6 +50,11 @@ class Loggers:
         for sink in self._sinks:
             sink.call(lambda logger: logger.text(step, name, text))
 
+    def sync(self) -> None:
+        """Make the records so far survive a failure of the node."""
+        for sink in self._sinks:
+            sink.call(lambda logger: logger.sync())
+
     def close(self) -> None:
         """Close all loggers."""
         for sink in self._sinks:

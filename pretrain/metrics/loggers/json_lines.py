@@ -20,6 +20,9 @@ class JsonLines(Logger):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._journal.append((json.dumps({"step": step, **values}) + "\n").encode())
 
+    def sync(self) -> None:
+        self._journal.sync()
+
     def close(self) -> None:
         self._journal.sync()
         self._journal.close()

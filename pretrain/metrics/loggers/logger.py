@@ -65,6 +65,9 @@ class Logger(ABC):
     def text(self, step: int, name: str, text: str) -> None:  # noqa: B027  # optional
         """Log a line of text."""
 
+    def sync(self) -> None:  # noqa: B027  # optional
+        """Make the records so far survive a failure of the node; called before each checkpoint, which counts on it."""
+
     def close(self) -> None:  # noqa: B027  # optional
         """Flush buffers; called once, when the run ends or fails."""
 

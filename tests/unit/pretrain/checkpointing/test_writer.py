@@ -34,9 +34,7 @@ def snapshot(value: float = 1.0, scale: int = 1) -> Snapshot:
 
 def begin(folder: Path, step: int, state: Snapshot, publishing=publish) -> CheckpointWriter:
     final = folder / f"step-{step:08d}"
-    staged = final.with_name(final.name + ".tmp")
-    staged.mkdir(parents=True)
-    return CheckpointWriter(final, staged, state, {"step": step}, publishing)
+    return CheckpointWriter(final, state, {"step": step}, publishing)
 
 
 def test_a_complete_save_passes_verification_and_is_read_again(tmp_path: Path) -> None:
@@ -138,3 +136,10 @@ def test_a_kill_within_the_write_leaves_the_checkpoint_before_it(tmp_path: Path)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
     assert find_damage(tmp_path / "step-00000001") is None
     assert (tmp_path / "step-00000002.tmp" / "checkpoint.json").exists()
+
+
+def test_a_folder_that_cannot_be_created_fails_the_save_and_not_its_begin(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    writer = begin(tmp_path / "checkpoints", 1, snapshot())
+    with pytest.raises(CheckpointNotWritten, match="step-00000001: can't be written: rank 0 on "):
+        writer.finish()

@@ -18,6 +18,7 @@ from pretrain.console import log
 from pretrain.metrics.loggers.group import Loggers
 from pretrain.metrics.loggers.logger import LoggedRun
 from shards.files.journal import BestEffort, Journal
+from shards.files.processes import host_name
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def test_the_log_of_a_run_on_a_full_disk_is_a_line_a_file_and_goes_on(small_disk
         loggers.record(step, {"loss": 1.0 / step, "lr": 1e-3})
         loggers.figure(step, "reconstruction", FIGURE)
     shown = capfd.readouterr()
-    assert shown.err.count("metrics.jsonl: not written: No space left on device; the run continues without it") == 1
+    why = f"No space left on device on {host_name()}: free some space"
+    assert shown.err.count(f"metrics.jsonl: not written: {why}; the run continues without it") == 1
     assert shown.err.count("not written") == 2 and "Traceback" not in shown.err
     again = shown.err.count("written again; ")  # a picture may fail where a scalar still fits
     filler.unlink()

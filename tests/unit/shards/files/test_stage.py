@@ -136,7 +136,8 @@ def test_a_source_that_fails_is_a_warning(make, server, folder, files, capfd):
     storage.prefetch(["gone", *NAMES])
     until(staged(folder, NAMES))
     assert capfd.readouterr().err == (
-        f"warning: not staged: {server.url}/gone: missing; check the URL, or copy or pack it again\n"
+        f"warning: not staged: {server.url}/gone: missing, though the manifest lists it: put it back, or mount its "
+        "file system again, and run the command again\n"
     )
 
 

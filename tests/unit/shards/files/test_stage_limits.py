@@ -10,6 +10,7 @@ import pytest
 from support.staging import NAMES, SIZE, Process, check_reads, staged, until, whole
 
 from shards.files import stage
+from shards.files.processes import host_name
 from shards.files.stage import LOCK
 from shards.files.storage import LocalStorage
 
@@ -155,7 +156,8 @@ def test_a_full_disk_is_a_warning(make, server, folder, origin, capfd, monkeypat
     until(staged(folder, []))
     assert (storage.staged, storage.read_through) == (0, 20)
     assert capfd.readouterr().err == (
-        f"warning: {folder}: No space left on device: staging stopped, the rest is read from {server.url}\n"
+        f"warning: {folder}: No space left on device on {host_name()}: free some space; staging stopped, the rest is "
+        f"read from {server.url}\n"
     )
 
 
@@ -164,7 +166,9 @@ def test_a_limit_of_file_sizes_is_a_warning(server, folder, files, origin):
     assert process.read(NAMES[0], 7, 100) == (origin / NAMES[0]).read_bytes()[7:107]
     counts, err = process.end()
     assert counts[0] == 0 and err.count("\n") == 1
-    assert err.startswith(f"warning: {folder}: File too large: staging stopped")
+    assert err.startswith(
+        f"warning: {folder}: File too large on {host_name()}: raise the limit of file sizes (ulimit -f); st"
+    )
     assert not os.listdir(folder)
 
 
@@ -174,7 +178,7 @@ def test_a_folder_that_can_not_be_made_is_a_warning(make, tmp_path, origin, capf
     storage.prefetch(NAMES)
     check_reads(storage, origin, 10)
     assert capfd.readouterr().err.startswith(
-        f"warning: {tmp_path / 'file' / 'dataset'}: Not a directory: staging stopped"
+        f"warning: {tmp_path / 'file' / 'dataset'}: Not a directory on {host_name()}: put its folder back; staging st"
     )
 
 

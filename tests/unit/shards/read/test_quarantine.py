@@ -12,7 +12,7 @@ import pytest
 from support.range_server import RangeServer
 from support.tables import make_table
 
-from shards.errors import ConfigError, ShardError, UnreachableError
+from shards.errors import ConfigError, MissingShardError, ShardError, UnreachableError
 from shards.files import lock, patience
 from shards.files.atomic import sweep
 from shards.order.selection import ViewConfig
@@ -101,6 +101,17 @@ def test_where_none_is_left_the_error_says_so(damaged, tmp_path):
 
 
 # ---- networks ----
+
+
+def test_a_shard_that_is_gone_puts_no_tile_aside(packed, tmp_path):
+    folder = Path(shutil.copytree(packed[0], tmp_path / "shards"))
+    reader = ShardReader(folder)
+    for tar in folder.glob("*.tar"):
+        tar.unlink()
+    quarantine = Quarantine(np.arange(10), reader.manifest.content_hash, 10, tmp_path, 0)
+    with pytest.raises(MissingShardError, match=r"shard-\d+\.tar: missing, though the manifest lists it: put it back"):
+        reader.read(range(10), np.empty((10, *reader.tile_shape), np.int16), quarantine)
+    assert not quarantine.rows and not list(tmp_path.glob("quarantine-*"))
 
 
 def test_a_network_that_is_away_for_a_while_puts_no_tile_aside(packed, tmp_path, monkeypatch, capsys):
