@@ -1,6 +1,8 @@
 """A seeded schedule of faults: a run is launched again and again, struck each time, and completes in the end."""
 
+import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ class Place:
         stage: folder of staged copies; None without.
         config: folder of config and data, which all hosts see.
         small: the run folder is a disk of limited size.
+        hosts: whether network namespaces may be made.
     """
 
     scratch: Path
@@ -40,6 +43,7 @@ class Place:
     shards: Path | None = None
     stage: Path | None = None
     small: bool = False
+    hosts: bool = field(default_factory=lambda: os.geteuid() == 0 and shutil.which("ip") is not None)
 
 
 Draw = Callable[[random.Random, int, float, int], Fault]
@@ -55,7 +59,8 @@ def every_kind(place: Place) -> Draw:
 
     def draw(rng: random.Random, world: int, after: float, step: int) -> Fault:
         kinds = ["signal"] * 4 + ["full disk"] * place.small + ["staged copy"] * (place.stage is not None)
-        kinds += ["shards"] * 2 * (place.shards is not None) + ["stand", "link", "host"] * (world > 1)
+        kinds += ["shards"] * 2 * (place.shards is not None) + ["stand"] * (world > 1)
+        kinds += ["link", "host"] * (world > 1 and place.hosts)
         kind, share = rng.choice(kinds), rng.random()
         scratch = place.scratch / f"{rng.getrandbits(32):08x}"
         shared = [path for path in (place.config, place.stage) if path]
