@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
+from finetune.report.calibration import calibration_legend, calibration_table
 from finetune.report.rows import TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
@@ -38,6 +39,9 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
             parts += ["### Against baselines", " ".join(filter(None, sentences))]
         if report.comparisons:
             parts += [COMPARED, text_table(comparisons(report))]
+        calibration = calibration_table(report)
+        if len(calibration) > 1:
+            parts += ["### Calibration", calibration_legend(report), text_table(calibration)]
         parts += filter(None, [overlap(report)])
     return "\n\n".join(parts) + "\n"
 

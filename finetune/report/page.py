@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from finetune.report import charts
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
+from finetune.report.calibration import MOST_DRAWN, calibrated, calibration_legend, calibration_table, reliability
 from finetune.report.charts import Cell
 from finetune.report.rows import Row, TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
@@ -79,7 +80,7 @@ def _task_page(report: TaskReport) -> TaskPage:
         _curves(report),
         _fractions(report),
     ]
-    sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
+    sections += [_confusion(report), _calibration(report), *_tables(report), _panels(report), _cost(report)]
     present = [section for section in sections if section is not None]
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
 
@@ -179,6 +180,19 @@ def _confusion(report: TaskReport) -> Section | None:
         return None
     text = Markup("<p>{}, summed over all seeds</p>").format(_label(best))
     return Section("Confusion", text + charts.confusion(report.task.outputs, np.sum(matrices, axis=0)))
+
+
+def _calibration(report: TaskReport) -> Section | None:
+    """Return the calibration errors, and the reliability diagram of the best rows."""
+    lines = calibration_table(report)
+    if len(lines) == 1:
+        return None
+    shown = calibrated(report.ranked(report.on_all_tiles))[:MOST_DRAWN]
+    curves = [reliability(row) for row in shown]
+    series = [(_label(row), points) for row, (points, _) in zip(shown, curves, strict=True)]
+    bands = [intervals for _, intervals in curves]
+    drawn = charts.lines("Accuracy over confidence", series, "confidence", bands=bands, are_shares=True)
+    return Section("Calibration", html_table(lines) + _small(calibration_legend(report)) + drawn)
 
 
 def _tables(report: TaskReport) -> list[Section]:
