@@ -1,4 +1,4 @@
-"""`python -m finetune tasks|check|report|board|predict`: tasks and their data, results on one page, maps of scenes."""
+"""`python -m finetune tasks|check|report|compare|board|predict`: tasks and data, results on a page, maps of scenes."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ import sys
 from finetune import report
 from finetune.data import check
 from finetune.predict import command as predict
-from finetune.report import board
+from finetune.report import board, pair
 from shards.cli import Parser, run_command
 
 
@@ -37,6 +37,7 @@ def build_parser() -> Parser:
     for name, module, summary in (
         ("check", check, "verify a task's tiles, labels and lists"),
         ("report", report, "one page on any number of evaluations"),
+        ("compare", pair, "two rows of a report: difference, test, effect size, classes"),
         ("board", board, "a leaderboard of many labs' results"),
         ("predict", predict, "a map of a whole scene"),
     ):

@@ -33,13 +33,13 @@ def judge(reports: Sequence[TaskReport]) -> None:
                 against_random.append((report, row, baseline))
         against_spectra += [(report, *pair) for pair in _best_pairs(report)]
         between += [(report, *pair) for pair in _pairs(report.rows)]
-    for (report, row, baseline), p in zip(against_random, _tested(against_random), strict=True):
+    for (report, row, baseline), p in zip(against_random, corrected_p(against_random), strict=True):
         row.p = p
         sign = -1 if lower_is_better(report.primary) else 1
         row.is_better = sign * (row.mean(report.primary) - baseline.mean(report.primary)) > 0 and p < SIGNIFICANT
-    for (report, first, second), p in zip(against_spectra, _tested(against_spectra), strict=True):
+    for (report, first, second), p in zip(against_spectra, corrected_p(against_spectra), strict=True):
         report.against_baselines.append(Comparison(first, second, report.primary, p))
-    for (report, first, second), p in zip(between, _tested(between), strict=True):
+    for (report, first, second), p in zip(between, corrected_p(between), strict=True):
         report.comparisons.append(Comparison(first, second, report.primary, p))
 
 
@@ -77,8 +77,8 @@ def _of_encoders(first: Row, second: Row) -> tuple:
     return first.protocol, first.fraction, frozenset((first.label, second.label))
 
 
-def _tested(pairs: Sequence[Pair]) -> list[float]:
-    """Return corrected p-values."""
+def corrected_p(pairs: Sequence[Pair]) -> list[float]:
+    """Return the p-value of the paired test of each pair, corrected by Holm for all of them."""
     draws = draws_for(len(pairs))
     return holm([_p(*pair, draws) for pair in pairs])
 

@@ -159,7 +159,7 @@ def test_thirty_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, object
             seed,
             min(6, FAULTS - faults),
             worlds,
-            1.2 * span,
+            0.9 * span,
             every_kind(place),
             steps=12,
             limit=SETUP + 45,
@@ -184,7 +184,7 @@ def test_thirty_faults_of_a_fine_tuning(tmp_path: Path, disks: ExitStack, monkey
         small = disks.enter_context(small_disk(training.folder, 300))
         print(f"fine-tuning {seed}, {'on a disk of its own' if small else 'no disk of its own: needs root'}:")
         draw = every_kind(Place(tmp_path / "hosts", tmp_path, small=small))
-        report = run_schedule(training, seed, min(6, FAULTS - faults), (1, 2, 4), 1.2 * span, draw, limit=SETUP + 45)
+        report = run_schedule(training, seed, min(6, FAULTS - faults), (1, 2, 4), 0.9 * span, draw, limit=SETUP + 45)
         faults += report.faults
         for one, other in zip(training.scores(), reference.scores(), strict=True):
             assert one[:2] == other[:2]
@@ -215,7 +215,7 @@ def fine_tuning(folder: Path) -> Path:
         "seeds": [0, 1],
         "engine": {"precision": "fp32"},
         "frozen": {"epochs": 2, "views": 2, "lrs": [1e-3], "batch": 8},
-        "full": {"batch": 8, "micro_batch": 2, "epochs": 8, "warmup_epochs": 0, "save_every": 3},
+        "full": {"batch": 8, "micro_batch": 2, "bn_group": 2, "epochs": 8, "warmup_epochs": 0, "save_every": 3},
         "watchdog": {"setup": SETUP, "step": LIMIT, "evaluation": 60, "saving": 60},
     }
     path = folder / "config.yaml"

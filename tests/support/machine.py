@@ -147,7 +147,8 @@ class BrokenDisk:
         _mount("-o", "loop,errors=remount-ro,noatime", self._image, self.folder)
 
     def _detach(self) -> None:
-        subprocess.run(["umount", self.folder], capture_output=True)
+        if subprocess.run(["umount", self.folder], capture_output=True).returncode:  # in use by another device
+            subprocess.run(["umount", "--lazy", self.folder], capture_output=True)
         for line in subprocess.run(["losetup", "-j", self._image], capture_output=True, text=True).stdout.splitlines():
             subprocess.run(["losetup", "-d", line.split(":")[0]], capture_output=True)
 
