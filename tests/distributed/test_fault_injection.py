@@ -27,7 +27,7 @@ from shards.pack.build import PackConfig, pack
 from shards.sensors.sensor import get_sensor
 from tools.sample_tasks import make_task_sample
 
-STEPS, FAULTS, WORLDS, BATCH = 40, 30, (1, 2, 3, 4), 12
+STEPS, FAULTS, WORLDS, BATCH = 40, 24, (1, 2, 3, 4), 12
 LIMIT, SETUP = 30, 90
 """watchdog.step and watchdog.setup, in seconds; four processes share two cores."""
 
@@ -116,7 +116,7 @@ def test_a_training_on_two_sensors_survives_what_is_done_to_it(tmp_path: Path) -
     check_epochs(training)
 
 
-# ---- the long form: thirty faults of every kind for each of four kinds of runs ----
+# ---- the long form: 120 faults of every kind, 24 for each of five kinds of runs ----
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def span_of(training: Training, world: int) -> float:
     ("objective", "several"), [("mae", False), ("mae", True), ("moco", False), ("dino", False)],
     ids=["mae", "several sources", "moco", "dino"],
 )  # fmt: skip
-def test_thirty_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, objective: str, several: bool) -> None:
+def test_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, objective: str, several: bool) -> None:
     config = pretraining(tmp_path, objective, several)
     references = {world: Training(tmp_path / f"whole-{world}", config, batch=BATCH) for world in (1, 2)}
     span = max(span_of(reference, world) for world, reference in references.items())
@@ -173,7 +173,7 @@ def test_thirty_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, object
 
 
 @pytest.mark.nightly
-def test_thirty_faults_of_a_fine_tuning(tmp_path: Path, disks: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_of_a_fine_tuning(tmp_path: Path, disks: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SPEC_VITS, "spec_vit_tiny", replace(SPEC_VITS["spec_vit_tiny"], depth=2))
     config = fine_tuning(tmp_path)
     reference = FineTuning(tmp_path / "whole", config, batch=8)

@@ -34,12 +34,14 @@ class Fault:
     Attributes:
         ends_alone: the launcher does not see all ranks: it ends none of them for the failure of another.
         codes: exit codes that may follow.
+        at_start: it is there before the launch.
         line: part of the output that must follow if any rank ended with another code than 0; "" for any.
     """
 
     after: float = 0.0
     step: int = 0
     ends_alone: ClassVar[bool] = False
+    at_start: ClassVar[bool] = False
     codes: ClassVar[frozenset[int]] = frozenset({0})
     line: ClassVar[str] = ""
     master: str = field(default="127.0.0.1", init=False)
@@ -189,6 +191,7 @@ class Flip(Fault):
 
     folder: Path = Path()
     place: float = 0.0
+    at_start = True
     codes = frozenset({0, 1, 2})
 
     @contextmanager

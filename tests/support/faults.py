@@ -73,9 +73,9 @@ class Training:
                 for rank in range(world_size)
             ]
             if faulty:
-                while not self._is_due(fault, begin) and None in [rank.poll() for rank in ranks]:
+                while not (fault.at_start or self._is_due(fault, begin)) and None in [rank.poll() for rank in ranks]:
                     time.sleep(0.02)
-                struck = None in [rank.poll() for rank in ranks]
+                struck = fault.at_start or None in [rank.poll() for rank in ranks]
                 fault.strike(self, ranks)
             since, killed = _wait(ranks, struck, fault)
             seconds = time.monotonic() - since

@@ -112,6 +112,7 @@ def test_activations_are_affine_in_the_micro_batch(config, problem):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no wheel for this platform")
+@pytest.mark.nightly
 def test_a_stem_that_is_recomputed_by_kernels_needs_less_memory():
     """Torch unfolds the spectra for it, in more memory than all that activation checkpointing keeps."""
 
