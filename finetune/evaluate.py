@@ -13,6 +13,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,7 @@ class Evaluator:
             cost[key] = cost.get(key, 0.0) + result.seconds
         return RunResults(
             task=context.task,
-            encoders={name: context.encoder.describe(name, hashes[name]) for name in self.names},
+            encoders={name: self._describe(name, hashes[name]) for name in self.names},
             data=data,
             results=results,
             tiles=[item.name for item in items["test"]],
@@ -148,6 +149,12 @@ class Evaluator:
             rgb=_pictures(test, shown, context.encoder.sensor),
             labels=test.labels[shown].astype(kind.label_type),
         )
+
+    def _describe(self, name: str, sha256: str) -> dict[str, Any]:
+        """Return the results' record of an encoder, with the operations of a forward on one window."""
+        encoder = self.context.encoder
+        gflops = encoder.gflops(len(self.context.inputs.mu)) if name in ("pretrained", "random") else None
+        return encoder.describe(name, sha256) | ({} if gflops is None else {"gflops": gflops})
 
     def _samples(self, fraction: float) -> list[int]:
         """Return how many labeled training pixels, or tiles, baselines are fitted to, and how many there are."""

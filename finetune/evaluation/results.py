@@ -97,7 +97,7 @@ class RunHeader:
     """What the results of a run have in common.
 
     Attributes:
-        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen, pretrained_on.
+        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen, pretrained_on, gflops.
         data: tiles per split, hashes of images and labels, sensor, method of splitting.
         tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
             pretraining shards (None if not checked).

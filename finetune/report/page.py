@@ -10,6 +10,9 @@ from finetune.report import charts
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.calibration import MOST_DRAWN, calibrated, calibration_legend, calibration_table, reliability
 from finetune.report.charts import Cell
+from finetune.report.cost import cost_legend, cost_table
+from finetune.report.over_tasks import LEGEND as OVER_TASKS
+from finetune.report.over_tasks import over_tasks
 from finetune.report.rows import Row, TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
@@ -57,12 +60,13 @@ def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     Args:
         more: notes to show in addition to those on the numbers.
     """
-    known = pretraining(reports)
+    known, ranking = pretraining(reports), over_tasks(reports)
     return charts.TEMPLATES.get_template("page.html").render(
         heading="Evaluation",
         summary=html_table(summary(reports), "summary"),
         legend=LEGEND,
         notes=[*more, *notes(reports)],
+        over_tasks=html_table(ranking) + _small(OVER_TASKS) if len(ranking) > 1 else "",
         pretraining=html_table(known, "pretraining") if len(known) > 1 else "",
         tasks=[_task_page(report) for report in reports],
     )
@@ -218,7 +222,7 @@ def _panels(report: TaskReport) -> Section | None:
 
 
 def _cost(report: TaskReport) -> Section:
-    """Return the seconds of every part, summed over runs, and the settings of the best row."""
+    """Return what each row costs, the seconds of every part, summed over runs, and the settings of the best row."""
     total: dict[str, float] = {}
     for cost in report.costs.values():
         for part, seconds in cost.items():
@@ -232,7 +236,8 @@ def _cost(report: TaskReport) -> Section:
     )
     low, high = (number(bound, report.primary) for bound in best.interval)
     text = f"Best: {_label(best)}, {low} to {high}" + (f" ({chosen})" if chosen else "")
-    return Section("Cost", html_table(lines) + _small(f"{text}."))
+    by_row = html_table(cost_table(report)) + _small(cost_legend(report))
+    return Section("Cost", by_row + html_table(lines) + _small(f"{text}."))
 
 
 def _drawn(report: TaskReport) -> list[Row]:
