@@ -23,6 +23,7 @@ from finetune.data.datasets import LabeledSplit
 from finetune.data.label_rasters import declared_line
 from finetune.data.layouts import find_items
 from finetune.data.leakage import seen_in_pretraining
+from finetune.data.positions import lonlats, nearest_km
 from finetune.data.regroup import grouping
 from finetune.encoders.encoder import fit_encoder
 from finetune.encoders.function_encoder import fit_function, is_function_file
@@ -136,6 +137,7 @@ class Evaluator:
         for result in results:
             key = f"{result.encoder}, {result.protocol}"
             cost[key] = cost.get(key, 0.0) + result.seconds
+        test_lonlats, train_lonlats = (lonlats(items[name], config.data.read_threads) for name in ("test", "train"))
         return RunResults(
             task=context.task,
             encoders={name: self._describe(name, hashes[name]) for name in self.names},
@@ -148,6 +150,7 @@ class Evaluator:
             cost=cost,
             rgb=_pictures(test, shown, context.encoder.sensor),
             labels=test.labels[shown].astype(kind.label_type),
+            distance_km=nearest_km(test_lonlats, train_lonlats),
         )
 
     def _describe(self, name: str, sha256: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 
     RUN/results.json    task, encoders, data, and one entry per trained head or model
     RUN/statistics.npz  of entry I, for each test tile: result-I: statistics (TaskKind.accumulate); same_place-I:
-                        measures of a spectral shift; calibration-I: sums by bin of confidence
+                        measures of a spectral shift; calibration-I: sums by bin of confidence. Of all entries:
+                        distance_km
     RUN/examples.npz    a few test tiles: rgb, labels, and map-I: predictions of entry I
 
 Earlier versions wrote ``units.npz`` instead of ``statistics.npz``; it can still be read.
@@ -123,11 +124,14 @@ class RunResults(RunHeader):
 
     Attributes:
         rgb, labels: images of the example tiles, uint8 (n, S, S, 3), and their labels as the task's kind encodes them.
+        distance_km: distance of each test tile to the nearest training tile, NaN if unknown; (0,) in results of earlier
+            versions.
     """
 
     results: list[Result]
     rgb: np.ndarray
     labels: np.ndarray
+    distance_km: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 _HEADER, _ENTRIES = TypeAdapter(RunHeader), TypeAdapter(list[Entry])
@@ -139,6 +143,7 @@ def write_results(folder: Path, run: RunResults) -> None:
     statistics = {f"result-{number}": result.statistics for number, result in enumerate(run.results)}
     for number, result in enumerate(run.results):
         statistics |= _optional_arrays(result, number)
+    statistics["distance_km"] = run.distance_km
     examples = {"rgb": run.rgb, "labels": run.labels}
     examples |= {f"map-{number}": result.maps for number, result in enumerate(run.results)}
     _write_arrays(folder / "statistics.npz", statistics)
@@ -203,7 +208,13 @@ def read_results(folder: Path) -> RunResults:
             )
             for number, entry in enumerate(entries)
         ]
-        return RunResults(**vars(header), results=results, rgb=examples["rgb"], labels=examples["labels"])
+        return RunResults(
+            **vars(header),
+            results=results,
+            rgb=examples["rgb"],
+            labels=examples["labels"],
+            distance_km=statistics.get("distance_km", np.zeros(0)),
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
     except (ValueError, OSError) as error:

@@ -24,4 +24,5 @@ def cost_table(report: TaskReport) -> list[list[str]]:
 
 def cost_legend(report: TaskReport) -> str:
     """Return the explanation of the table."""
-    return LEGEND.format(report.run.data["window"])
+    windows = sorted({row.run.data["window"] for row in report.rows})
+    return LEGEND.format(" or ".join(map(str, windows)))

@@ -11,6 +11,7 @@ from finetune.report.baselines import TESTED, baseline_sentences, samples_senten
 from finetune.report.calibration import MOST_DRAWN, calibrated, calibration_legend, calibration_table, reliability
 from finetune.report.charts import Cell
 from finetune.report.cost import cost_legend, cost_table
+from finetune.report.distance import distance_legend, score_by_distance
 from finetune.report.over_tasks import LEGEND as OVER_TASKS
 from finetune.report.over_tasks import over_tasks
 from finetune.report.rows import Row, TaskReport
@@ -83,6 +84,7 @@ def _task_page(report: TaskReport) -> TaskPage:
         _by_output(report),
         _curves(report),
         _fractions(report),
+        _distance(report),
     ]
     sections += [_confusion(report), _calibration(report), *_tables(report), _panels(report), _cost(report)]
     present = [section for section in sections if section is not None]
@@ -174,6 +176,16 @@ def _fractions(report: TaskReport) -> Section | None:
     bands = [[row.interval for row in rows] for rows in several.values()]
     drawn = charts.lines(f"Test {title(report.primary)}", series, "% of the training tiles", True, bands)
     return Section("With fewer labels", drawn)
+
+
+def _distance(report: TaskReport) -> Section | None:
+    """Return the test score over the distance to the nearest training tile."""
+    found = [(_label(row), by) for row in _drawn(report) if (by := score_by_distance(report, row)) is not None][:4]
+    if not found:
+        return None
+    series, bands = [(name, by.points) for name, by in found], [by.intervals for _, by in found]
+    drawn = charts.lines(f"Test {title(report.primary)}", series, "km to the nearest training tile", bands=bands)
+    return Section("Distance to training tiles", drawn + _small(distance_legend()))
 
 
 def _confusion(report: TaskReport) -> Section | None:

@@ -140,6 +140,8 @@ def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, 
     assert run.encoders["raw"]["name"] == "raw spectra"
     assert run.encoders["pretrained"]["gflops"] > 0
     assert "gflops" not in run.encoders["raw"]
+    assert run.distance_km.shape == (len(run.tiles),)
+    assert (run.distance_km > 0).all()
     for result in run.results:
         assert 0 < result.test["ECE"] == pytest.approx(calibration_error(result.calibration.sum(0)))
         assert result.calibration[:, 0].sum() == result.statistics.sum()
