@@ -13,6 +13,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from finetune.data.datasets import LabeledSplit
 from finetune.data.label_rasters import declared_line
 from finetune.data.layouts import find_items
 from finetune.data.leakage import seen_in_pretraining
+from finetune.data.positions import lonlats, nearest_km
 from finetune.data.regroup import grouping
 from finetune.encoders.encoder import fit_encoder
 from finetune.encoders.function_encoder import fit_function, is_function_file
@@ -135,9 +137,10 @@ class Evaluator:
         for result in results:
             key = f"{result.encoder}, {result.protocol}"
             cost[key] = cost.get(key, 0.0) + result.seconds
+        test_lonlats, train_lonlats = (lonlats(items[name], config.data.read_threads) for name in ("test", "train"))
         return RunResults(
             task=context.task,
-            encoders={name: context.encoder.describe(name, hashes[name]) for name in self.names},
+            encoders={name: self._describe(name, hashes[name]) for name in self.names},
             data=data,
             results=results,
             tiles=[item.name for item in items["test"]],
@@ -147,7 +150,14 @@ class Evaluator:
             cost=cost,
             rgb=_pictures(test, shown, context.encoder.sensor),
             labels=test.labels[shown].astype(kind.label_type),
+            distance_km=nearest_km(test_lonlats, train_lonlats),
         )
+
+    def _describe(self, name: str, sha256: str) -> dict[str, Any]:
+        """Return the results' record of an encoder, with the operations of a forward on one window."""
+        encoder = self.context.encoder
+        gflops = encoder.gflops(len(self.context.inputs.mu)) if name in ("pretrained", "random") else None
+        return encoder.describe(name, sha256) | ({} if gflops is None else {"gflops": gflops})
 
     def _samples(self, fraction: float) -> list[int]:
         """Return how many labeled training pixels, or tiles, baselines are fitted to, and how many there are."""

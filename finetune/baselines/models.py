@@ -81,6 +81,9 @@ class Baseline:
         estimator: an estimator of scikit-learn, which is cloned.
         spectra: float32 (n, F).
         votes: the labels as `TaskKind.votes` gives them, float32 (n, K).
+
+    Attributes:
+        has_probabilities: whether votes for classes are probabilities; an SVM has none.
     """
 
     def __init__(self, estimator: Any, form: Form, spectra: np.ndarray, votes: np.ndarray) -> None:
@@ -91,14 +94,22 @@ class Baseline:
             self._parts = [_fit_classes(estimator, spectra, column > 0.5) for column in votes.T]
         else:
             self._parts = [clone(estimator).fit(spectra, votes[:, 0] if self.outputs == 1 else votes)]
+        self.has_probabilities = all(hasattr(part, "predict_proba") for part in self._parts)
 
     def votes(self, spectra: np.ndarray) -> np.ndarray:
         """Predict what spectra (n, F) vote for, float32 (n, K), as `TaskKind.from_votes` takes it."""
         if self.form == "class":
-            return np.eye(self.outputs, dtype=np.float32)[self._parts[0].predict(spectra)]
+            return self._votes_for_classes(self._parts[0], spectra)
         if self.form == "classes":
             return np.stack([_probability(part, spectra) for part in self._parts], axis=1).astype(np.float32)
         return self._parts[0].predict(spectra).reshape(len(spectra), self.outputs).astype(np.float32)
+
+    def _votes_for_classes(self, classifier: Any, spectra: np.ndarray) -> np.ndarray:
+        if not self.has_probabilities:
+            return np.eye(self.outputs, dtype=np.float32)[classifier.predict(spectra)]
+        votes = np.zeros((len(spectra), self.outputs), np.float32)
+        votes[:, classifier.classes_] = classifier.predict_proba(spectra)
+        return votes
 
 
 def fit_candidates(

@@ -93,6 +93,7 @@ HEADS = (
     "finetune/losses/dice.py",
     "finetune/losses/loss.py",
     "finetune/losses/targets.py",
+    "finetune/metrics/calibration.py",
     "finetune/metrics/scores.py",
     "finetune/protocols/frozen.py",
     "finetune/protocols/knn.py",

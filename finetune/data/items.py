@@ -22,6 +22,7 @@ class Item:
             undefined.
         nodata: reads the code that the label file declares as its nodata value, if any.
         file: path of the image, if it has a file of its own.
+        lonlat: longitude and latitude of the center in degrees, for tiles without a file; NaN if unknown.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Item:
     label: Callable[[], np.ndarray]
     nodata: Callable[[], int | None] = lambda: None
     file: Path | None = None
+    lonlat: tuple[float, float] = (float("nan"), float("nan"))
 
 
 Split = dict[str, list[Item]]

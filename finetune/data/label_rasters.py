@@ -96,6 +96,7 @@ def _items_of_dataset(dataset: TileDataset, location: str) -> list[Item]:
             identity=dataset.manifest.content_hash,
             image=partial(dataset.__getitem__, row),
             label=partial(_mask_of_dataset, dataset, row, f"{location}: tile '{key}'"),
+            lonlat=(float(dataset.table["lon"][row]), float(dataset.table["lat"][row])),
         )
         for row, key in enumerate(names["key"])
     ]

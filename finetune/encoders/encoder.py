@@ -60,6 +60,10 @@ class EncoderFile:
         size = self.size if self.is_transformer else None
         return load_encoder(self.path, bn_group, image_size=size, dilate=self.dilate)[0]
 
+    def gflops(self, bands: int) -> float | None:
+        """Return the 10^9 operations of a forward on one window of that many bands; None for the code of others."""
+        return sum(self.build().flops(bands, self.size).values()) / 1e9 if self.is_trainable else None
+
     def describe(self, name: str, sha256: str) -> dict[str, Any]:
         """Return the results' record of the encoder, its random-init baseline or spectra, with their hash."""
         known = self.description

@@ -96,8 +96,8 @@ class EvaluationContext:
         return subset_rows(self.splits["train"], fraction, self.config.run.seed)
 
     def collector(self, split: str, loss: Loss | None = None) -> Collector:
-        """Return a collector of predictions for a split."""
-        return Collector(self.splits[split], self.kind, self.baseline, loss)
+        """Return a collector of predictions for a split; the calibration is that of the test tiles."""
+        return Collector(self.splits[split], self.kind, self.baseline, loss, calibrate=split == "test")
 
     # ---- models ----
 

@@ -4,7 +4,8 @@
 
     RUN/results.json    task, encoders, data, and one entry per trained head or model
     RUN/statistics.npz  of entry I, for each test tile: result-I: statistics (TaskKind.accumulate); same_place-I:
-                        measures of a spectral shift
+                        measures of a spectral shift; calibration-I: sums by bin of confidence. Of all entries:
+                        distance_km
     RUN/examples.npz    a few test tiles: rgb, labels, and map-I: predictions of entry I
 
 Earlier versions wrote ``units.npz`` instead of ``statistics.npz``; it can still be read.
@@ -78,11 +79,18 @@ class Result(Entry):
         statistics: per-tile statistics of the test tiles, in the order of ``RunResults.tiles``.
         maps: predictions for the example tiles, in the shape of their labels.
         same_place: the measures `SAME_PLACE` of each test tile (n, 6) in a spectral shift, else (0,).
+        calibration: sums of each test tile by bin of confidence (n, 3, BINS), see finetune/metrics/calibration.py; (0,)
+            for predictions without probabilities of classes, and in results of earlier versions.
     """
 
     statistics: np.ndarray = field(default_factory=lambda: np.zeros(0))
     maps: np.ndarray = field(default_factory=lambda: np.zeros(0))
     same_place: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    calibration: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+OPTIONAL = ("same_place", "calibration")
+"""Arrays that not every result has."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class RunHeader:
     """What the results of a run have in common.
 
     Attributes:
-        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen, pretrained_on.
+        encoders: by key, a record of each: name, sha256, architecture, objective, samples_seen, pretrained_on, gflops.
         data: tiles per split, hashes of images and labels, sensor, method of splitting.
         tiles: names of the test tiles; places: the place of each, as text; seen: whether the tile's scene was in the
             pretraining shards (None if not checked).
@@ -116,11 +124,14 @@ class RunResults(RunHeader):
 
     Attributes:
         rgb, labels: images of the example tiles, uint8 (n, S, S, 3), and their labels as the task's kind encodes them.
+        distance_km: distance of each test tile to the nearest training tile, NaN if unknown; (0,) in results of earlier
+            versions.
     """
 
     results: list[Result]
     rgb: np.ndarray
     labels: np.ndarray
+    distance_km: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 _HEADER, _ENTRIES = TypeAdapter(RunHeader), TypeAdapter(list[Entry])
@@ -130,9 +141,9 @@ def write_results(folder: Path, run: RunResults) -> None:
     """Write the three files, ``results.json`` last."""
     entries = [_entry(result) for result in run.results]
     statistics = {f"result-{number}": result.statistics for number, result in enumerate(run.results)}
-    statistics |= {
-        f"same_place-{number}": each.same_place for number, each in enumerate(run.results) if each.same_place.size
-    }
+    for number, result in enumerate(run.results):
+        statistics |= _optional_arrays(result, number)
+    statistics["distance_km"] = run.distance_km
     examples = {"rgb": run.rgb, "labels": run.labels}
     examples |= {f"map-{number}": result.maps for number, result in enumerate(run.results)}
     _write_arrays(folder / "statistics.npz", statistics)
@@ -193,11 +204,17 @@ def read_results(folder: Path) -> RunResults:
                 **vars(entry),
                 statistics=statistics[f"result-{number}"],
                 maps=examples[f"map-{number}"],
-                same_place=statistics.get(f"same_place-{number}", np.zeros(0)),
+                **_read_optional(statistics, number),
             )
             for number, entry in enumerate(entries)
         ]
-        return RunResults(**vars(header), results=results, rgb=examples["rgb"], labels=examples["labels"])
+        return RunResults(
+            **vars(header),
+            results=results,
+            rgb=examples["rgb"],
+            labels=examples["labels"],
+            distance_km=statistics.get("distance_km", np.zeros(0)),
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: no results of an evaluation ({Path(error.filename).name} is missing)") from None
     except (ValueError, OSError) as error:
@@ -217,7 +234,7 @@ def write_part(path: Path, results: list[Result]) -> None:
     arrays: dict[str, np.ndarray] = {"entries": np.array(json.dumps([_entry(result) for result in results]))}
     for number, result in enumerate(results):
         arrays |= {f"statistics-{number}": result.statistics, f"maps-{number}": result.maps}
-        arrays |= {f"same_place-{number}": result.same_place}
+        arrays |= _optional_arrays(result, number)
     path.parent.mkdir(exist_ok=True)
     _write_arrays(path, arrays)
 
@@ -233,7 +250,7 @@ def read_part(path: Path) -> list[Result] | None:
                 **vars(entry),
                 statistics=arrays[f"statistics-{number}"],
                 maps=arrays[f"maps-{number}"],
-                same_place=arrays.get(f"same_place-{number}", np.zeros(0)),
+                **_read_optional(arrays, number),
             )
             for number, entry in enumerate(entries)
         ]
@@ -246,6 +263,17 @@ def read_part(path: Path) -> list[Result] | None:
 
 def _entry(result: Result) -> dict[str, Any]:
     return {field.name: getattr(result, field.name) for field in fields(Entry)}
+
+
+def _optional_arrays(result: Result, number: int) -> dict[str, np.ndarray]:
+    """Return the `OPTIONAL` arrays of entry ``number`` that it has, by their names in a file."""
+    arrays = {f"{name}-{number}": getattr(result, name) for name in OPTIONAL}
+    return {key: array for key, array in arrays.items() if array.size}
+
+
+def _read_optional(arrays: dict[str, np.ndarray], number: int) -> dict[str, Any]:
+    """Return the `OPTIONAL` arrays of entry ``number``, empty where a file has none."""
+    return {name: arrays.get(f"{name}-{number}", np.zeros(0)) for name in OPTIONAL}
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -27,6 +27,7 @@ METRICS: dict[str, Metric] = {
     "average_accuracy": Metric("average accuracy"),
     "mAP": Metric("mAP"),
     "micro_mAP": Metric("micro mAP"),
+    "ECE": Metric("ECE", lower_is_better=True),
     "RMSE": Metric("RMSE", in_percent=False, lower_is_better=True),
     "MAE": Metric("MAE", in_percent=False, lower_is_better=True),
     "R2": Metric("R2", in_percent=False),

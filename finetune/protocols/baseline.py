@@ -103,7 +103,7 @@ class BaselineSweep:
                 votes = torch.from_numpy(model.votes(spectra))
                 if self.kind.is_dense:
                     votes = votes.unflatten(0, (len(rows), split.size, split.size)).permute(0, 3, 1, 2)
-                collector.add(rows, self.kind.from_votes(votes).numpy())
+                collector.add_votes(rows, votes, model.has_probabilities)
             self.context.heartbeat()
         return [collector.finish() for collector in collectors]
 

@@ -44,16 +44,16 @@ class NearestNeighbors:
             votes.append(choices)
         self.keys, self.votes = F.normalize(torch.cat(keys), dim=1), torch.cat(votes)
 
-    def predict(self, features: Tensor, size: int) -> Tensor:
-        """Predict from features (n, D, g, g) or (n, D) of windows of ``size`` pixels, in the shape of their labels."""
+    def vote(self, features: Tensor, size: int) -> Tensor:
+        """Return averaged votes (n, K, S, S) or (n, K) from features (n, D, g, g) or (n, D) of windows of S pixels."""
         is_map = features.dim() == 4
         queries = F.normalize(features.permute(0, 2, 3, 1).flatten(0, 2) if is_map else features, dim=1)
         voted = nearest_vote(queries, self.keys, self.votes, self.config.neighbors, self.config.temperature)
         if not is_map:
-            return self.kind.from_votes(voted)
+            return voted
         grid, factor = features.shape[2], size // features.shape[2]
-        predicted = self.kind.from_votes(voted.view(len(features), grid, grid, -1).permute(0, 3, 1, 2))
-        return predicted.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+        votes = voted.view(len(features), grid, grid, -1).permute(0, 3, 1, 2)
+        return votes.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
     def _flat(self, features: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return vectors (n, D) and their votes (n, K), without positions of a map where no label counts."""

@@ -153,7 +153,7 @@ class Protocols:
         for begin in range(distributed.rank() * QUERIES, len(split), distributed.world_size() * QUERIES):
             rows = np.arange(begin, min(begin + QUERIES, len(split)))
             found = features.batch(rows, np.zeros(len(rows), np.int64))
-            collector.add(rows, bank.predict(found, split.size).cpu().numpy())
+            collector.add_votes(rows, bank.vote(found, split.size))
             context.heartbeat()
         distributed.store_barrier(context.heartbeat)
         sums = torch.from_numpy(collector.sums).to(distributed.device())
@@ -333,4 +333,5 @@ def _result(outcome: SeedOutcome, encoder: str, protocol: str, fraction: float, 
         provenance=part.provenance,
         statistics=outcome.test.statistics,
         maps=outcome.test.maps,
+        calibration=outcome.test.calibration,
     )

@@ -108,6 +108,7 @@ def lines(
     across: str,
     logarithmic: bool = False,
     bands: Sequence[Sequence[Point]] | None = None,
+    are_shares: bool = False,
 ) -> Markup:
     """Return a line chart with points; empty if there are no points.
 
@@ -116,6 +117,7 @@ def lines(
         across: label of the x axis.
         logarithmic: whether the x axis is logarithmic.
         bands: interval (low, high) at each point of each line.
+        are_shares: whether both axes range from 0 to 1, with a dashed line where they are equal.
     """
     points = [point for _, line in series for point in line]
     if not points:
@@ -125,6 +127,8 @@ def lines(
     left, right, low, high = min(xs), max(xs), min(ys), max(ys)
     margin = 0.06 * (high - low) or 0.05
     low, high = low - margin, high + margin
+    if are_shares:
+        left, right, low, high = 0.0, 1.0, 0.0, 1.0
 
     def place(x: float, y: float) -> Point:
         share = ((math.log10(x) if logarithmic else x) - left) / ((right - left) or 1)
@@ -140,8 +144,9 @@ def lines(
         drawn.append(Line(name, INK[number % len(INK)], [place(*point) for point in line], _path(outline)))
     values = [low + (high - low) * step / 4 for step in range(5)]
     grid = [(place(points[0][0], value)[1], value) for value in values]
-    ticks = [(place(x, low)[0], x) for x in _ticks(points)]
-    return _MACROS.lines(title, across, grid, ticks, drawn)
+    ticks = [(place(x, low)[0], x) for x in ((0, 0.25, 0.5, 0.75, 1) if are_shares else _ticks(points))]
+    diagonal = _path([place(0, 0), place(1, 1)]) if are_shares else ""
+    return _MACROS.lines(title, across, grid, ticks, drawn, diagonal)
 
 
 def confusion(names: Sequence[str], matrix: np.ndarray) -> Markup:

@@ -32,6 +32,7 @@ def page(board: Board) -> str:
         summary=html_table(overall, "summary") if len(overall) > 1 else "",
         legend=f"{LEGEND} {RANKED}" if len(overall) > 1 else LEGEND,
         notes=board.refused,
+        over_tasks="",
         pretraining="",
         tasks=tasks,
     )

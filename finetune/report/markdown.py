@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
+from finetune.report.calibration import calibration_legend, calibration_table
+from finetune.report.cost import cost_legend, cost_table
+from finetune.report.over_tasks import LEGEND as OVER_TASKS
+from finetune.report.over_tasks import over_tasks
 from finetune.report.rows import TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
@@ -16,6 +20,8 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         more: notes in addition to those on the numbers.
     """
     parts = ["# Evaluation", text_table(summary(reports)), LEGEND, *more, *notes(reports)]
+    if len(ranking := over_tasks(reports)) > 1:
+        parts += [OVER_TASKS, text_table(ranking)]
     known = pretraining(reports)
     if len(known) > 1:
         parts.append(text_table(known))
@@ -38,6 +44,10 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
             parts += ["### Against baselines", " ".join(filter(None, sentences))]
         if report.comparisons:
             parts += [COMPARED, text_table(comparisons(report))]
+        calibration = calibration_table(report)
+        if len(calibration) > 1:
+            parts += ["### Calibration", calibration_legend(report), text_table(calibration)]
+        parts += ["### Cost", cost_legend(report), text_table(cost_table(report))]
         parts += filter(None, [overlap(report)])
     return "\n\n".join(parts) + "\n"
 

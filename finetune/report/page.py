@@ -8,7 +8,12 @@ from markupsafe import Markup
 
 from finetune.report import charts
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
+from finetune.report.calibration import MOST_DRAWN, calibrated, calibration_legend, calibration_table, reliability
 from finetune.report.charts import Cell
+from finetune.report.cost import cost_legend, cost_table
+from finetune.report.distance import distance_legend, score_by_distance
+from finetune.report.over_tasks import LEGEND as OVER_TASKS
+from finetune.report.over_tasks import over_tasks
 from finetune.report.rows import Row, TaskReport
 from finetune.report.same_place import same_place_legend, same_place_table
 from finetune.report.shift import shift_legend, shift_table
@@ -56,12 +61,13 @@ def page(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
     Args:
         more: notes to show in addition to those on the numbers.
     """
-    known = pretraining(reports)
+    known, ranking = pretraining(reports), over_tasks(reports)
     return charts.TEMPLATES.get_template("page.html").render(
         heading="Evaluation",
         summary=html_table(summary(reports), "summary"),
         legend=LEGEND,
         notes=[*more, *notes(reports)],
+        over_tasks=html_table(ranking) + _small(OVER_TASKS) if len(ranking) > 1 else "",
         pretraining=html_table(known, "pretraining") if len(known) > 1 else "",
         tasks=[_task_page(report) for report in reports],
     )
@@ -78,8 +84,9 @@ def _task_page(report: TaskReport) -> TaskPage:
         _by_output(report),
         _curves(report),
         _fractions(report),
+        _distance(report),
     ]
-    sections += [_confusion(report), *_tables(report), _panels(report), _cost(report)]
+    sections += [_confusion(report), _calibration(report), *_tables(report), _panels(report), _cost(report)]
     present = [section for section in sections if section is not None]
     return TaskPage(report.title, task.description, facts, _scores(report), overlap(report), present)
 
@@ -171,6 +178,16 @@ def _fractions(report: TaskReport) -> Section | None:
     return Section("With fewer labels", drawn)
 
 
+def _distance(report: TaskReport) -> Section | None:
+    """Return the test score over the distance to the nearest training tile."""
+    found = [(_label(row), by) for row in _drawn(report) if (by := score_by_distance(report, row)) is not None][:4]
+    if not found:
+        return None
+    series, bands = [(name, by.points) for name, by in found], [by.intervals for _, by in found]
+    drawn = charts.lines(f"Test {title(report.primary)}", series, "km to the nearest training tile", bands=bands)
+    return Section("Distance to training tiles", drawn + _small(distance_legend()))
+
+
 def _confusion(report: TaskReport) -> Section | None:
     best = report.best()
     confusions = [report.kind.confusion(result.statistics) for result in best.results]
@@ -179,6 +196,19 @@ def _confusion(report: TaskReport) -> Section | None:
         return None
     text = Markup("<p>{}, summed over all seeds</p>").format(_label(best))
     return Section("Confusion", text + charts.confusion(report.task.outputs, np.sum(matrices, axis=0)))
+
+
+def _calibration(report: TaskReport) -> Section | None:
+    """Return the calibration errors, and the reliability diagram of the best rows."""
+    lines = calibration_table(report)
+    if len(lines) == 1:
+        return None
+    shown = calibrated(report.ranked(report.on_all_tiles))[:MOST_DRAWN]
+    curves = [reliability(row) for row in shown]
+    series = [(_label(row), points) for row, (points, _) in zip(shown, curves, strict=True)]
+    bands = [intervals for _, intervals in curves]
+    drawn = charts.lines("Accuracy over confidence", series, "confidence", bands=bands, are_shares=True)
+    return Section("Calibration", html_table(lines) + _small(calibration_legend(report)) + drawn)
 
 
 def _tables(report: TaskReport) -> list[Section]:
@@ -204,7 +234,7 @@ def _panels(report: TaskReport) -> Section | None:
 
 
 def _cost(report: TaskReport) -> Section:
-    """Return the seconds of every part, summed over runs, and the settings of the best row."""
+    """Return what each row costs, the seconds of every part, summed over runs, and the settings of the best row."""
     total: dict[str, float] = {}
     for cost in report.costs.values():
         for part, seconds in cost.items():
@@ -218,7 +248,8 @@ def _cost(report: TaskReport) -> Section:
     )
     low, high = (number(bound, report.primary) for bound in best.interval)
     text = f"Best: {_label(best)}, {low} to {high}" + (f" ({chosen})" if chosen else "")
-    return Section("Cost", html_table(lines) + _small(f"{text}."))
+    by_row = html_table(cost_table(report)) + _small(cost_legend(report))
+    return Section("Cost", by_row + html_table(lines) + _small(f"{text}."))
 
 
 def _drawn(report: TaskReport) -> list[Row]:

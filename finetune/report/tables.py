@@ -166,7 +166,7 @@ def comma_separated(reports: list[TaskReport]) -> str:
     writer.writerow([*columns.split(), "settings", "title", "pretrained_on"])
     for report in reports:
         for row in report.rows:
-            for metric in report.kind.metrics:
+            for metric in (*report.kind.metrics, *(["ECE"] if row.values("ECE") else [])):
                 judged: list[object] = ["", "", "", ""]
                 if metric == report.primary:
                     low, high = (_finite(bound) for bound in row.interval)

@@ -4,25 +4,19 @@ The file's metadata determine how it is read (raster.py): wavelengths (EnMAP pro
 their absence (SpectralEarth, 202 bands in order), dtype, scale, masks and nodata values.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rasterio._err import CPLE_BaseError  # rasterio.warp raises it for PROJ errors; it has no public name
-from rasterio.errors import CRSError
 from rasterio.io import MemoryFile
-from rasterio.warp import transform as transform_points
 
 from shards.errors import TileError
 from shards.sensors.sensor import Sensor
+from shards.sources.grid import Grid
 from shards.sources.raster import Raster, open_raster
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """The transform of a tile without a georeference."""
-
-FARTHEST = 1e9
-"""Larger than any coordinate on Earth in meters or feet. PROJ reduces longitudes turn by turn: 1e300 hangs it."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +38,9 @@ class Tile:
     quality: dict[str, float] = field(default_factory=dict)
 
     def center_lonlat(self) -> tuple[float, float]:
-        """Longitude and latitude of the center in degrees (WGS 84); NaN without a georeference, or with one
-        that leads nowhere on Earth (a local grid, coordinates beyond the projection): no reason to lose the tile.
-        """
-        if self.crs is None:
-            return math.nan, math.nan
+        """Longitude and latitude of the center in degrees (WGS 84); NaN if unknown, see `Grid.center_lonlat`."""
         height, width = self.values.shape[1:]
-        a, b, c, d, e, f = self.transform
-        x, y = a * width / 2 + b * height / 2 + c, d * width / 2 + e * height / 2 + f
-        if not abs(x) + abs(y) < FARTHEST:  # NaN too
-            return math.nan, math.nan
-        try:
-            (lon,), (lat,) = transform_points(self.crs, "EPSG:4326", [x], [y])
-        except (CPLE_BaseError, CRSError):
-            return math.nan, math.nan
-        return (float(lon), float(lat)) if math.isfinite(lon) and math.isfinite(lat) else (math.nan, math.nan)
+        return Grid(height, width, self.crs, self.transform).center_lonlat()
 
 
 def read_tile(path: Path | str, sensor: Sensor, size: int | None = None) -> Tile:

@@ -1,8 +1,15 @@
 """Pixel grids: the location of a raster's pixels on the ground."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from rasterio._err import CPLE_BaseError  # rasterio.warp raises it for PROJ errors; it has no public name
+from rasterio.errors import CRSError
+from rasterio.warp import transform as transform_points
+
+FARTHEST = 1e9
+"""Larger than any coordinate on Earth in meters or feet. PROJ reduces longitudes turn by turn: 1e300 hangs it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,19 @@ class Grid:
         a, b, c, d, e, f = self.transform
         column, row = self.width / 2, self.height / 2
         return a * column + b * row + c, d * column + e * row + f
+
+    def center_lonlat(self) -> tuple[float, float]:
+        """Longitude and latitude of the center in degrees (WGS 84); NaN without a georeference, or with one
+        that leads nowhere on Earth (a local grid, coordinates beyond the projection): no reason to lose the tile.
+        """
+        center = self.center()
+        if self.crs is None or center is None or not sum(map(abs, center)) < FARTHEST:  # NaN too
+            return math.nan, math.nan
+        try:
+            (lon,), (lat,) = transform_points(self.crs, "EPSG:4326", [center[0]], [center[1]])
+        except (CPLE_BaseError, CRSError):
+            return math.nan, math.nan
+        return (float(lon), float(lat)) if math.isfinite(lon) and math.isfinite(lat) else (math.nan, math.nan)
 
     def coarsened(self, cell: int) -> "Grid":
         """Return the grid of squares of ``cell`` pixels from the upper left corner; the last may exceed the raster."""

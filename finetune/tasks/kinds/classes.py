@@ -55,6 +55,13 @@ class ClassKind(TaskKind):
     def summarize(self, labels: np.ndarray) -> LabelSummary:
         return LabelSummary(counts=self.count(labels)[:-1])
 
+    def confidences(
+        self, probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        counts = labels < self.outputs
+        of_predicted = np.take_along_axis(probabilities, predicted[None], axis=0)[0]
+        return of_predicted[counts], np.equal(predicted, labels)[counts]
+
     def legend(self) -> list[tuple[str, str]]:
         return [*((entry.name, entry.color) for entry in self.task.classes), ("not counted", UNCOUNTED)]
 

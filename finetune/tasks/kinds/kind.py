@@ -155,6 +155,19 @@ class TaskKind(ABC):
         """Turn averaged votes (B, K), or (B, K, S, S), into predictions."""
         return votes
 
+    def confidences(
+        self, probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return how probable the predictions of one window are, and whether they are right, where a label counts.
+
+        Args:
+            probabilities: what `blendable` returns of the window, or what its neighbors vote for, (K,) or (K, S, S).
+
+        Returns:
+            Probabilities (n,) and bool (n,); both are empty for outputs that have no probabilities.
+        """
+        return np.zeros(0), np.zeros(0, bool)
+
     # ---- scores ----
 
     @property

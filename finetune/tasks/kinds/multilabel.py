@@ -39,6 +39,12 @@ class Multilabel(ClassKind):
     def votes(self, labels: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
         return labels.astype(np.float32), np.ones(len(labels), bool)
 
+    def confidences(
+        self, probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probability that each class occurs, and whether it does."""
+        return probabilities, labels > 0
+
     @property
     def statistics_shape(self) -> tuple[int, ...]:
         return 2, self.outputs

@@ -17,6 +17,7 @@ from finetune.data import code_version
 from finetune.encoders.model_file import load_task_model
 from finetune.evaluate import Evaluator
 from finetune.evaluation.results import RunResults, read_part, read_results, write_part
+from finetune.metrics.calibration import calibration_error
 from finetune.report.page import page
 from finetune.report.same_place import same_place_table
 from finetune.report.shift import shift_table
@@ -137,6 +138,13 @@ def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, 
     assert found["pretrained", "shift to vnir"].provenance["test bands"] == "vnir"
     assert (found["pretrained", "shift to vnir"].statistics != found["pretrained", "knn"].statistics).any()
     assert run.encoders["raw"]["name"] == "raw spectra"
+    assert run.encoders["pretrained"]["gflops"] > 0
+    assert "gflops" not in run.encoders["raw"]
+    assert run.distance_km.shape == (len(run.tiles),)
+    assert (run.distance_km > 0).all()
+    for result in run.results:
+        assert 0 < result.test["ECE"] == pytest.approx(calibration_error(result.calibration.sum(0)))
+        assert result.calibration[:, 0].sum() == result.statistics.sum()
 
     (table,) = [shift_table(report) for report in collect_reports(tmp_path / "run")]
     assert table[0] == ["checkpoint", "tiles", "all", "vnir", "even"]
@@ -173,6 +181,7 @@ def test_baselines_are_one_part_without_an_encoder(start, tmp_path):
     first, second = (result for result in run.results if result.head == "linear")
     assert first.test != second.test  # of other pixels
     assert first.statistics.sum() == second.statistics.sum()  # on all of the test pixels
+    assert all("ECE" in result.test and "ECE" not in result.validation for result in run.results)
 
     _, said = start(**options, checkpoint=start.data / "2" / "encoder.safetensors")
     assert "pretrained-knn-1 is evaluated again" in said

@@ -264,6 +264,8 @@ NOT_COMPUTING = {
     "finetune.evaluation.parts": "keys",
     "finetune.evaluation.recipe": "values are hashed",
     "finetune.evaluation.results": "files",
+    "shards.files.processes": "identifies processes",
+    "shards.files.system_errors": "words an error",
     "shards.format.manifest": "words an error",
     "pretrain.checkpointing.checkpoint": "files",
     "pretrain.config": "values are hashed",
