@@ -33,8 +33,7 @@ sample: $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -m "not nightly"
 OTHERS := $(VENV)/other-tests.log
 test: $(VENV)/.ready lint docs
-	@{ nice -n 10 $(PYTEST) --durations=5 -n 2 --dist loadfile tests/unit tests/parity; unit=$$?; \
-	nice -n 10 $(PYTEST) --durations=10 tests/integration && exit $$unit; } >$(OTHERS) 2>&1 & others=$$!; \
+	@nice -n 10 $(PYTEST) --durations=15 -n 2 --dist loadfile tests/integration tests/unit tests/parity >$(OTHERS) 2>&1 & others=$$!; \
 	trap 'trap - TERM; kill 0' INT TERM; \
 	$(PYTEST) --durations=15 tests/distributed; code=$$?; \
 	wait $$others || code=1; cat $(OTHERS); exit $$code

@@ -115,9 +115,9 @@ LONGER = {"sample_greenness": ("frozen.epochs=8",)}
 
 @pytest.fixture(scope="module", autouse=True)
 def shallow() -> Iterator[None]:
-    """Give the encoder three blocks, here and in finetune_runs.py: no result depends on their number."""
+    """Give the encoder two blocks, here and in finetune_runs.py: no result depends on their number."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SPEC_VITS, "spec_vit_tiny", replace(SPEC_VITS["spec_vit_tiny"], depth=3))
+        patch.setitem(SPEC_VITS, "spec_vit_tiny", replace(SPEC_VITS["spec_vit_tiny"], depth=2))
         yield
 
 

@@ -156,6 +156,7 @@ def agents(hosts: Hosts) -> Callable[[int], Sequence[object]]:
     return lambda number: [agent, "torchrun", "--nnodes=2", "--nproc-per-node=1", *place]
 
 
+@nightly
 def test_a_link_that_is_cut_for_good_ends_both_sides(hosts: Hosts, tmp_path: Path, config: Path) -> None:
     job = Job(hosts, tmp_path, config, "watchdog.step=15")
     job.wait_for_steps()

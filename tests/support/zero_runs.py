@@ -68,7 +68,7 @@ def make_shallow() -> None:
     """Reduce the number of identical blocks: ZeRO's hooks take seconds for each step in deep models."""
     from pretrain.models import published, resnet
 
-    published.SPEC_VITS["spec_vit_tiny"] = replace(published.SPEC_VITS["spec_vit_tiny"], depth=3)
+    published.SPEC_VITS["spec_vit_tiny"] = replace(published.SPEC_VITS["spec_vit_tiny"], depth=2)
     resnet.LAYERS = tuple((outputs, width, 1) for outputs, width, _ in resnet.LAYERS)
 
 

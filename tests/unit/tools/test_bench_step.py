@@ -66,6 +66,7 @@ def test_stems_side_by_side(tmp_path, capsys):
     assert f"{wave['share']:.2f} x conv" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_table_and_file(tmp_path, capsys):
     """One round of all ways, DeepSpeed's too."""
     path = tmp_path / "figures.json"
