@@ -234,7 +234,7 @@ def test_failure_half_way_leaves_nothing(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("tools.sample_data._write_splits", full_disk)
     assert main([str(tmp_path / "new"), "--locations", "5", "--size", "16"]) == 1
-    assert "error: No space left on device\n" in capsys.readouterr().err
+    assert "error: No space left on device: free some space\n" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
