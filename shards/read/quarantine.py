@@ -29,7 +29,8 @@ class Quarantine:
     A substitute depends only on the bad row, not on history or rank, so a run resumed on other processes trains on the
     same tiles. It is drawn from the same set as the bad row, so held-out tiles are never trained on and training tiles
     never evaluated. Bad rows are stored as JSON lines, one file per process, and loaded at the next start: a tile that
-    failed once stays excluded even if its storage recovers.
+    failed once stays excluded even if its storage recovers. More than the budget ended the run: its shards may have been
+    copied or packed again since, so all tiles are read again.
 
     Args:
         rows: int64, the training rows.
@@ -64,6 +65,8 @@ class Quarantine:
         for path in sorted(folder.glob("quarantine-*.jsonl")):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 self._load(line, dataset)
+        if len(self._bad) > budget:
+            self._bad.clear()
         self._dataset = dataset
         self.loaded = len(self._bad)
 

@@ -156,7 +156,7 @@ def test_faults_of_a_pretraining(tmp_path: Path, disks: ExitStack, objective: st
         print(f"training {seed}, {'on a disk of its own' if small else 'no disk of its own: needs root'}:")
         report = run_schedule(
             training,
-            seed,
+            f"{objective} {several} {seed}",
             min(6, FAULTS - faults),
             worlds,
             0.9 * span,
@@ -184,7 +184,9 @@ def test_faults_of_a_fine_tuning(tmp_path: Path, disks: ExitStack, monkeypatch: 
         small = disks.enter_context(small_disk(training.folder, 300))
         print(f"fine-tuning {seed}, {'on a disk of its own' if small else 'no disk of its own: needs root'}:")
         draw = every_kind(Place(tmp_path / "hosts", tmp_path, small=small))
-        report = run_schedule(training, seed, min(6, FAULTS - faults), (1, 2, 4), 0.9 * span, draw, limit=SETUP + 45)
+        report = run_schedule(
+            training, f"fine-tuning {seed}", min(6, FAULTS - faults), (1, 2, 4), 0.9 * span, draw, limit=SETUP + 45
+        )
         faults += report.faults
         for one, other in zip(training.scores(), reference.scores(), strict=True):
             assert one[:2] == other[:2]

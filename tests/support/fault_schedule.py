@@ -84,7 +84,7 @@ def every_kind(place: Place) -> Draw:
 
 def run_schedule(
     training: Training,
-    seed: int,
+    seed: int | str,
     faults: int,
     worlds: Sequence[int],
     span: float,

@@ -167,7 +167,8 @@ def _wait(ranks: list[Process], faulty: bool, fault: Fault) -> tuple[float, bool
         if failed is not None and now - failed > 5 and not fault.ends_alone:
             for rank in ranks:
                 rank.terminate()
-        if (failed is not None and now - failed > 60) or now - since > 600:
+        patience = 300 if fault.ends_alone else 60
+        if (failed is not None and now - failed > patience) or now - since > 600:
             for rank in ranks:
                 rank.kill()
             return since, True

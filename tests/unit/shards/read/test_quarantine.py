@@ -72,6 +72,17 @@ def test_one_more_than_the_budget_ends_the_run(damaged, tmp_path):
         _read(damaged, Quarantine(np.arange(10), "d", 1, tmp_path, 0))
 
 
+def test_after_too_many_the_tiles_are_read_again_and_mended_shards_go_on(damaged, packed, tmp_path):
+    with pytest.raises(TooManyBadSamples):
+        _read(damaged, Quarantine(np.arange(10), "d", 1, tmp_path, 0))
+    with pytest.raises(TooManyBadSamples):  # nothing was mended
+        _read(damaged, Quarantine(np.arange(10), "d", 1, tmp_path, 0))
+    quarantine = Quarantine(np.arange(10), "d", 1, tmp_path, 0)
+    _, out = _read(packed[0], quarantine)
+    assert (quarantine.loaded, quarantine.rows) == (0, [])
+    np.testing.assert_array_equal(out[2], _read(packed[0], None)[1][2])
+
+
 def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path):
     (tmp_path / "quarantine-00000.jsonl").write_text('{"dataset": "d", "row": 4, "key": "k", "reason": "r"}\n{"datas')
     assert Quarantine(np.arange(10), "d", 5, tmp_path, 0).rows == [4]
