@@ -29,8 +29,8 @@ class Quarantine:
     A substitute depends only on the bad row, not on history or rank, so a run resumed on other processes trains on the
     same tiles. It is drawn from the same set as the bad row, so held-out tiles are never trained on and training tiles
     never evaluated. Bad rows are stored as JSON lines, one file per process, and loaded at the next start: a tile that
-    failed once stays excluded even if its storage recovers. More than the budget ended the run: its shards may have been
-    copied or packed again since, so all tiles are read again.
+    failed once stays excluded even if its storage recovers. More tiles than the budget have ended the run: the shards
+    may have been copied or packed again since, so all of them are read again.
 
     Args:
         rows: int64, the training rows.
