@@ -126,7 +126,8 @@ class LinkCut(Fault):
     def scene(self, training: "Training", world_size: int) -> Iterator[None]:
         self._first = (world_size + 1) // 2  # rank on the second host
         self.hosts_folder.mkdir(parents=True, exist_ok=True)
-        shared = [training.folder, self.hosts_folder, REPOSITORY, *self.shared]
+        # the run's own disk last: those before it may be mounted over it
+        shared = [self.hosts_folder, REPOSITORY, *self.shared, training.folder]
         with Hosts(self.hosts_folder, 2, shared) as self._hosts:
             self.master = self._hosts.address("h1")
             yield
