@@ -5,6 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Examples have no time limit: what they take says nothing where other processes share the cores.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Before torch is loaded, here and in all processes that tests start: the waiting threads of OpenMP spin, and where
 # processes share the cores, most of the processor time goes to that. Commands set what their config says.
