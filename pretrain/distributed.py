@@ -139,17 +139,20 @@ def raise_on_all_ranks(work: Callable[[], Result]) -> Result:
 
     Otherwise the other ranks would wait for the failed rank in their next collective.
     """
-    result: Any = None
-    error: ForgeError | None = None
-    try:
-        result = work()
-    except ForgeError as raised:
-        error = raised
+    result, error = _attempt(work)
     first = next((each for each in gather_objects(error) if each is not None), None)
     if first is not None:
         first.everywhere = True
         raise first
     return result
+
+
+def _attempt(work: Callable[[], Result]) -> tuple[Any, ForgeError | None]:
+    """Return the result of a function, or the error that it raises."""
+    try:
+        return work(), None
+    except ForgeError as error:
+        return None, error
 
 
 class HostError(ForgeError):
@@ -164,12 +167,7 @@ def raise_on_all_hosts(work: Callable[[], Result]) -> Result:
     Raises:
         HostError: it fails on some ranks only: the config is right, and the first of their hosts is named.
     """
-    result: Any = None
-    error: ForgeError | None = None
-    try:
-        result = work()
-    except ForgeError as raised:
-        error = raised
+    result, error = _attempt(work)
     errors = gather_objects(None if error is None else (error, rank_name(rank())))
     failed = [each for each in errors if each is not None]
     if failed:
