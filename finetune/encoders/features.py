@@ -122,13 +122,13 @@ class FeatureStore:
         size_gb = 2 * float(np.prod(shape)) / 1e9
         if size_gb > self.quota_gb:
             log(
-                f"features of {name}: {size_gb:.1f} GB exceed frozen.quota_gb {self.quota_gb:g}: recomputed "
+                f"{source.describe(name)}: {size_gb:.1f} GB exceed frozen.quota_gb {self.quota_gb:g}: recomputed "
                 "on every use; raise it, or lower frozen.views"
             )
             return UncachedFeatures(model, split, views, self.device, source)
         path = self.folder / f"{_key(model, split, views, source)}.zarr"
         if not distributed.broadcast_object(_is_complete(path)):
-            log(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, computed once")
+            log(f"{source.describe(name)}: {len(split)} windows x {views} views, {size_gb:.2f} GB, computed once")
             distributed.raise_on_all_ranks(lambda: _create(path, shape) if distributed.is_main() else None)
             distributed.barrier()
             self._fill(path, model, split, name, source)

@@ -52,6 +52,12 @@ class HeadInput:
             return FeatureShape(folded_width(layers), layers[-1].stride, layers)
         return FeatureShape(sum(layer.width for layer in layers), layers[-1].stride)
 
+    def describe(self, split: str) -> str:
+        """Return what messages call the features of a split."""
+        numbers = ", ".join(map(str, self.layers))
+        layers = f", layer{'s' * (len(self.layers) > 1)} {numbers}" if self.layers else ""
+        return f"features of {split}{layers}"
+
     def to_plain(self) -> Any:
         """Return what identifies it: the output, or a list of the output and the numbers of the layers."""
         return [self.output, *self.layers] if self.layers else self.output
