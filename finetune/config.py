@@ -31,7 +31,7 @@ from shards.config.fields import (
     expand_path,
 )
 
-Protocol = Literal["knn", "shift", "frozen", "adapter", "blocks", "full", "baseline"]
+Protocol = Literal["knn", "shift", "frozen", "layers", "adapter", "blocks", "full", "baseline"]
 BandSetName = Literal[
     "all",
     "even",
@@ -126,6 +126,9 @@ class FrozenConfig(ConfigModel):
     """Maximum size of features cached on disk, in gigabytes."""
     evaluate_every: Positive = 5
     """Epochs between two evaluations on the validation tiles."""
+    patience: Positive | None = None
+    """Evaluations in a row without a better one after which the training of a head ends; null for all epochs. The
+    learning rate follows the schedule of all epochs."""
 
 
 class KnnConfig(ConfigModel):
@@ -139,6 +142,13 @@ class KnnConfig(ConfigModel):
     """Divisor of the similarities."""
     bank: Positive = 100_000
     """Maximum number of training features that are searched for neighbors."""
+
+
+class LayersConfig(ConfigModel):
+    """Linear heads, trained as in protocol ``frozen``, on each layer of the encoder."""
+
+    numbers: Choices[NotNegative] | None = None
+    """Numbers of the layers, from 0 on; null for all."""
 
 
 class ShiftConfig(ConfigModel):
@@ -208,6 +218,9 @@ class FullConfig(ConfigModel):
     """Number of blocks that protocol ``blocks`` trains."""
     evaluate_every: Positive = 1
     """Epochs between two evaluations on the validation tiles."""
+    patience: Positive | None = None
+    """Evaluations in a row without a better one after which training ends; null for all epochs. The learning rate
+    follows the schedule of all epochs."""
     save_every: Positive = 200
     """Steps between two checkpoints."""
 
@@ -247,9 +260,9 @@ class FinetuneConfig(ConfigModel):
     compare_raw: Switch = False
     """Evaluate raw spectra, the mean of each patch, by nearest neighbors as well (protocols knn and shift)."""
     protocol: Choices[Protocol] = ("knn", "frozen", "full")
-    """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen), or a head with the
-    encoder's spectral adapter (adapter), its first blocks (blocks), or the full encoder (full). ``baseline`` evaluates
-    models of scikit-learn on spectra beside them."""
+    """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen, and layers on each of
+    the encoder's layers), or a head with the encoder's spectral adapter (adapter), its first blocks (blocks), or the
+    full encoder (full). ``baseline`` evaluates models of scikit-learn on spectra beside them."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
     fractions: Choices[Fraction] = (1.0,)
@@ -267,6 +280,8 @@ class FinetuneConfig(ConfigModel):
     """Protocol ``shift``."""
     frozen: FrozenConfig = FrozenConfig()
     """Protocol ``frozen``."""
+    layers: LayersConfig = LayersConfig()
+    """Protocol ``layers``."""
     full: FullConfig = FullConfig()
     """Protocols ``adapter``, ``blocks`` and ``full``."""
     baseline: BaselineConfig = BaselineConfig()

@@ -2,7 +2,8 @@
 
 ::
 
-    CACHE/<key>.zarr    float16 (N, V, D, g, g) or (N, V, D); the key hashes weights, input, tiles, size and views
+    CACHE/<key>.zarr    float16 (N, V, D, g, g) or (N, V, D); the key hashes weights, input, tiles, size, views, and
+                        which output and layers of the encoder they are
 
 Each rank computes a share. Any later run with the same key reuses the cache.
 """
@@ -22,7 +23,7 @@ from finetune.data.code_version import code_version
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash, digest
 from finetune.encoders.model_file import TaskModel
-from finetune.tasks.kinds.kind import kind_of
+from finetune.heads.inputs import HeadInput
 from pretrain import distributed
 from pretrain.console import log
 from pretrain.weights.finite import is_finite
@@ -74,11 +75,13 @@ class CachedFeatures:
 class UncachedFeatures:
     """Features that are recomputed at every call."""
 
-    def __init__(self, model: TaskModel, split: LabeledSplit, views: int, device: torch.device) -> None:
-        self.model, self.split, self.views, self.device = model, split, views, device
+    def __init__(
+        self, model: TaskModel, split: LabeledSplit, views: int, device: torch.device, source: HeadInput
+    ) -> None:
+        self.model, self.split, self.views, self.device, self.source = model, split, views, device, source
 
     def batch(self, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        return _require_finite(encode(self.model, self.split, rows, views, self.device))
+        return _require_finite(encode(self.model, self.split, rows, views, self.device, self.source))
 
 
 @dataclass(frozen=True)
@@ -99,39 +102,43 @@ class FeatureStore:
     device: torch.device
     heartbeat: Callable[[], None] = lambda: None
 
-    def load(self, model: TaskModel, split: LabeledSplit, views: int, name: str) -> Features:
+    def load(
+        self, model: TaskModel, split: LabeledSplit, views: int, name: str, source: HeadInput | None = None
+    ) -> Features:
         """Return the features of a split, computing them if they are not cached; a collective call.
 
         Args:
             model: encoder and input, on the device; its head is not used.
             views: number of views, at most eight.
             name: name of the split, for messages.
+            source: which features of the encoder; None for the map, or pooled features, by the kind of the task.
 
         Raises:
             ConfigError: the folder can't be written.
             FeaturesError: the features are not finite.
         """
-        shape = (len(split), views, *_feature_shape(model, split))
+        source = source or model.head_input
+        shape = (len(split), views, *_feature_shape(model, split, source))
         size_gb = 2 * float(np.prod(shape)) / 1e9
         if size_gb > self.quota_gb:
             log(
-                f"features of {name}: {size_gb:.1f} GB exceed frozen.quota_gb {self.quota_gb:g}: recomputed "
+                f"{source.describe(name)}: {size_gb:.1f} GB exceed frozen.quota_gb {self.quota_gb:g}: recomputed "
                 "on every use; raise it, or lower frozen.views"
             )
-            return UncachedFeatures(model, split, views, self.device)
-        path = self.folder / f"{_key(model, split, views)}.zarr"
+            return UncachedFeatures(model, split, views, self.device, source)
+        path = self.folder / f"{_key(model, split, views, source)}.zarr"
         if not distributed.broadcast_object(_is_complete(path)):
-            log(f"features of {name}: {len(split)} windows x {views} views, {size_gb:.2f} GB, computed once")
+            log(f"{source.describe(name)}: {len(split)} windows x {views} views, {size_gb:.2f} GB, computed once")
             distributed.raise_on_all_ranks(lambda: _create(path, shape) if distributed.is_main() else None)
             distributed.barrier()
-            self._fill(path, model, split, name)
+            self._fill(path, model, split, name, source)
             distributed.store_barrier(self.heartbeat)
             if distributed.is_main():
                 zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
             distributed.barrier()
         return CachedFeatures(zarr.open_array(path, mode="r"), self.device, in_memory=size_gb <= self.memory_gb)
 
-    def _fill(self, path: Path, model: TaskModel, split: LabeledSplit, name: str) -> None:
+    def _fill(self, path: Path, model: TaskModel, split: LabeledSplit, name: str, source: HeadInput) -> None:
         """Write this rank's share of the batches; each batch is one chunk, so no two ranks write the same file."""
         array = zarr.open_array(path, mode="r+")
         begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
@@ -142,7 +149,7 @@ class FeatureStore:
             for rows, read in progress(f"features {name}", len(orders), batches, "batch", show=distributed.is_main()):
                 for view in range(array.shape[1]):
                     tiles = torch.from_numpy(read).to(self.device)
-                    features = _encode_tiles(model, _orient_on_device(tiles, view))
+                    features = _encode_tiles(model, _orient_on_device(tiles, view), source)
                     array[rows[0] : rows[-1] + 1, view] = features.half().cpu().numpy()
                 self.heartbeat()
 
@@ -158,15 +165,21 @@ def _require_finite(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(model: TaskModel, split: LabeledSplit, rows: np.ndarray, views: np.ndarray, device: torch.device) -> Tensor:
+def encode(
+    model: TaskModel,
+    split: LabeledSplit,
+    rows: np.ndarray,
+    views: np.ndarray,
+    device: torch.device,
+    source: HeadInput | None = None,
+) -> Tensor:
     """Return float32 features of windows in the given views: (n, D, g, g) for dense task kinds, else (n, D)."""
     tiles = torch.from_numpy(split.oriented(rows, views)).to(device)
-    return _encode_tiles(model, tiles)
+    return _encode_tiles(model, tiles, source or model.head_input)
 
 
-def _encode_tiles(model: TaskModel, tiles: Tensor) -> Tensor:
-    assert model.task is not None
-    return model.encoder(model.images(tiles), kind_of(model.task).features).float()
+def _encode_tiles(model: TaskModel, tiles: Tensor, source: HeadInput) -> Tensor:
+    return source.compute(model.encoder, model.images(tiles)).float()
 
 
 def _orient_on_device(tiles: Tensor, orientation: int) -> Tensor:
@@ -196,21 +209,19 @@ def _is_complete(path: Path) -> bool:
     return bool(has_all_files and array.attrs.get(COMPLETE))
 
 
-def _feature_shape(model: TaskModel, split: LabeledSplit) -> tuple[int, ...]:
-    assert model.task is not None
-    side = split.size // model.encoder.stride
-    width = model.encoder.feature_dim
-    return (width, side, side) if kind_of(model.task).is_dense else (width,)
+def _feature_shape(model: TaskModel, split: LabeledSplit, source: HeadInput) -> tuple[int, ...]:
+    width, stride, _ = source.shape(model.encoder)
+    side = split.size // stride
+    return (width,) if source.output in ("pooled", "layer_means") else (width, side, side)
 
 
-def _key(model: TaskModel, split: LabeledSplit, views: int) -> str:
-    assert model.task is not None
+def _key(model: TaskModel, split: LabeledSplit, views: int, source: HeadInput) -> str:
     images, known = model.images, model.description
     content = {
         "tiles": split.images_hash,
         "window": [split.size, split.labels.shape[0]],
         "views": views,
-        "features": kind_of(model.task).features,
+        "features": source.to_plain(),
         "encoder": [encoder_hash(model.encoder), known.architecture, known.patch_size, list(model.dilate)],
         "input": [None if tensor is None else array_hash(tensor.cpu().numpy()) for tensor in _input_tensors(model)],
         "clip": images.normalize.clip,
