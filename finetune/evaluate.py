@@ -48,6 +48,8 @@ from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import write_atomic
 from shards.files.journal import BestEffort
+from shards.format.error_bounds import max_error
+from shards.read.reader import ShardReader
 from shards.sensors.rgb import stretch
 from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.layouts import SPLITS
@@ -130,6 +132,8 @@ class Evaluator:
             "split": grouping(config.data, items) or ("published" if config.data.splits else "location"),
             "window": context.encoder.size,
         }
+        if bound := max_error_of(config.data.shards):
+            data["max error"] = bound
         if BASELINE in config.protocol:
             data["baseline samples"] = {f"{fraction:g}": self._samples(fraction) for fraction in config.fractions}
         cost = {"features": self.protocols.feature_seconds}
@@ -239,3 +243,8 @@ def _pictures(split: LabeledSplit, rows: np.ndarray, sensor: Sensor) -> np.ndarr
     """Return windows as color pictures, uint8 (n, S, S, 3)."""
     images = split.images(rows)[:, list(sensor.rgb)].astype(np.float32).transpose(0, 2, 3, 1)
     return (255 * stretch(np.where(images == NODATA, np.nan, images))).astype(np.uint8)
+
+
+def max_error_of(shards: str | None) -> str:
+    """Return the largest error of the pixels of labeled shards; empty if they are lossless, or for other data."""
+    return "" if shards is None else max_error(ShardReader(shards).manifest)

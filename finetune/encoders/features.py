@@ -9,10 +9,10 @@ Each rank computes a share. Any later run with the same key reuses the cache.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from finetune.data.code_version import code_version
 from finetune.data.datasets import LabeledSplit
 from finetune.data.hashes import array_hash, digest
 from finetune.encoders.model_file import TaskModel
-from finetune.heads.inputs import HeadInput
+from finetune.heads.inputs import HeadInput, compute_each
 from pretrain import distributed
 from pretrain.console import log
 from pretrain.weights.finite import is_finite
@@ -103,7 +103,13 @@ class FeatureStore:
     heartbeat: Callable[[], None] = lambda: None
 
     def load(
-        self, model: TaskModel, split: LabeledSplit, views: int, name: str, source: HeadInput | None = None
+        self,
+        model: TaskModel,
+        split: LabeledSplit,
+        views: int,
+        name: str,
+        source: HeadInput | None = None,
+        beside: Sequence[HeadInput] = (),
     ) -> Features:
         """Return the features of a split, computing them if they are not cached; a collective call.
 
@@ -112,46 +118,88 @@ class FeatureStore:
             views: number of views, at most eight.
             name: name of the split, for messages.
             source: which features of the encoder; None for the map, or pooled features, by the kind of the task.
+            beside: further single layers, if the source is one, that are computed and cached in the same pass.
 
         Raises:
             ConfigError: the folder can't be written.
             FeaturesError: the features are not finite.
         """
         source = source or model.head_input
-        shape = (len(split), views, *_feature_shape(model, split, source))
-        size_gb = 2 * float(np.prod(shape)) / 1e9
+        kept = self._arrays(model, split, views, dict.fromkeys((source, *beside)))
+        size_gb = kept[source].size_gb
         if size_gb > self.quota_gb:
             log(
                 f"{source.describe(name)}: {size_gb:.1f} GB exceed frozen.quota_gb {self.quota_gb:g}: recomputed "
                 "on every use; raise it, or lower frozen.views"
             )
             return UncachedFeatures(model, split, views, self.device, source)
-        path = self.folder / f"{_key(model, split, views, source)}.zarr"
-        if not distributed.broadcast_object(_is_complete(path)):
-            log(f"{source.describe(name)}: {len(split)} windows x {views} views, {size_gb:.2f} GB, computed once")
-            distributed.raise_on_all_ranks(lambda: _create(path, shape) if distributed.is_main() else None)
-            distributed.barrier()
-            self._fill(path, model, split, name, source)
-            distributed.store_barrier(self.heartbeat)
-            if distributed.is_main():
-                zarr.open_array(path, mode="r+").attrs[COMPLETE] = True
-            distributed.barrier()
-        return CachedFeatures(zarr.open_array(path, mode="r"), self.device, in_memory=size_gb <= self.memory_gb)
+        complete = distributed.broadcast_object([_is_complete(each.path) for each in kept.values()])
+        missing = {
+            each: array
+            for (each, array), is_complete in zip(kept.items(), complete, strict=True)
+            if not is_complete and array.size_gb <= self.quota_gb
+        }
+        if source in missing:
+            self._compute(missing, model, split, views, name)
+        in_memory = size_gb <= self.memory_gb
+        return CachedFeatures(zarr.open_array(kept[source].path, mode="r"), self.device, in_memory)
 
-    def _fill(self, path: Path, model: TaskModel, split: LabeledSplit, name: str, source: HeadInput) -> None:
+    def _arrays(
+        self, model: TaskModel, split: LabeledSplit, views: int, sources: Iterable[HeadInput]
+    ) -> "dict[HeadInput, _Array]":
+        content = _content(model, split, views)  # hashes all weights
+        arrays = {}
+        for source in sources:
+            key = digest(content | {"features": source.to_plain()})[:32]
+            shape = (len(split), views, *_feature_shape(model, split, source))
+            arrays[source] = _Array(self.folder / f"{key}.zarr", shape)
+        return arrays
+
+    def _compute(
+        self, arrays: "dict[HeadInput, _Array]", model: TaskModel, split: LabeledSplit, views: int, name: str
+    ) -> None:
+        """Compute and cache features in one pass over the split."""
+        for source, array in arrays.items():
+            size = f"{len(split)} windows x {views} views, {array.size_gb:.2f} GB"
+            log(f"{source.describe(name)}: {size}, computed once")
+        distributed.raise_on_all_ranks(lambda: _create(list(arrays.values())) if distributed.is_main() else None)
+        distributed.barrier()
+        self._fill(
+            {source: zarr.open_array(array.path, mode="r+") for source, array in arrays.items()}, model, split, name
+        )
+        distributed.store_barrier(self.heartbeat)
+        if distributed.is_main():
+            for array in arrays.values():
+                zarr.open_array(array.path, mode="r+").attrs[COMPLETE] = True
+        distributed.barrier()
+
+    def _fill(self, arrays: dict[HeadInput, zarr.Array], model: TaskModel, split: LabeledSplit, name: str) -> None:
         """Write this rank's share of the batches; each batch is one chunk, so no two ranks write the same file."""
-        array = zarr.open_array(path, mode="r+")
+        views = next(iter(arrays.values())).shape[1]
         begins = range(distributed.rank() * BATCH, len(split), distributed.world_size() * BATCH)
         orders = [np.arange(begin, min(begin + BATCH, len(split))) for begin in begins]
         images = split.batches(orders)
         with torch.no_grad():
             batches = zip(orders, images, strict=True)
             for rows, read in progress(f"features {name}", len(orders), batches, "batch", show=distributed.is_main()):
-                for view in range(array.shape[1]):
-                    tiles = torch.from_numpy(read).to(self.device)
-                    features = _encode_tiles(model, _orient_on_device(tiles, view), source)
-                    array[rows[0] : rows[-1] + 1, view] = features.half().cpu().numpy()
+                for view in range(views):
+                    tiles = _orient_on_device(torch.from_numpy(read).to(self.device), view)
+                    found = compute_each(list(arrays), model.encoder, model.images(tiles))
+                    for array, features in zip(arrays.values(), found, strict=True):
+                        array[rows[0] : rows[-1] + 1, view] = features.half().cpu().numpy()
                 self.heartbeat()
+
+
+@dataclass(frozen=True)
+class _Array:
+    """An array of the cache, which may not exist yet."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+    @property
+    def size_gb(self) -> float:
+        return 2 * float(np.prod(self.shape)) / 1e9
 
 
 def _require_finite(features: Tensor) -> Tensor:
@@ -174,12 +222,8 @@ def encode(
     source: HeadInput | None = None,
 ) -> Tensor:
     """Return float32 features of windows in the given views: (n, D, g, g) for dense task kinds, else (n, D)."""
-    tiles = torch.from_numpy(split.oriented(rows, views)).to(device)
-    return _encode_tiles(model, tiles, source or model.head_input)
-
-
-def _encode_tiles(model: TaskModel, tiles: Tensor, source: HeadInput) -> Tensor:
-    return source.compute(model.encoder, model.images(tiles)).float()
+    images = model.images(torch.from_numpy(split.oriented(rows, views)).to(device))
+    return (source or model.head_input).compute(model.encoder, images).float()
 
 
 def _orient_on_device(tiles: Tensor, orientation: int) -> Tensor:
@@ -188,15 +232,18 @@ def _orient_on_device(tiles: Tensor, orientation: int) -> Tensor:
     return turned.flip(-1) if orientation >= 4 else turned
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # one file per batch and view, in which every window can be read separately
-        chunk, shard = (1, 1, *shape[2:]), (BATCH, 1, *shape[2:])
-        zarr.create_array(path, shape=shape, chunks=chunk, shards=shard, dtype="float16", overwrite=True)
-    except OSError as error:
-        why = f"{error_text(error)} on {host_name()}: {remedy(error, path)}"
-        raise ConfigError(f"{path.parent}: can't store features here: {why}") from None
+def _create(arrays: Sequence[_Array]) -> None:
+    for array in arrays:
+        try:
+            array.path.parent.mkdir(parents=True, exist_ok=True)
+            # one file per batch and view, in which every window can be read separately
+            chunk, shard = (1, 1, *array.shape[2:]), (BATCH, 1, *array.shape[2:])
+            zarr.create_array(
+                array.path, shape=array.shape, chunks=chunk, shards=shard, dtype="float16", overwrite=True
+            )
+        except OSError as error:
+            why = f"{error_text(error)} on {host_name()}: {remedy(error, array.path)}"
+            raise ConfigError(f"{array.path.parent}: can't store features here: {why}") from None
 
 
 def _is_complete(path: Path) -> bool:
@@ -215,19 +262,18 @@ def _feature_shape(model: TaskModel, split: LabeledSplit, source: HeadInput) -> 
     return (width,) if source.output in ("pooled", "layer_means") else (width, side, side)
 
 
-def _key(model: TaskModel, split: LabeledSplit, views: int, source: HeadInput) -> str:
+def _content(model: TaskModel, split: LabeledSplit, views: int) -> dict[str, Any]:
+    """Return everything that features depend on, besides which features they are."""
     images, known = model.images, model.description
-    content = {
+    return {
         "tiles": split.images_hash,
         "window": [split.size, split.labels.shape[0]],
         "views": views,
-        "features": source.to_plain(),
         "encoder": [encoder_hash(model.encoder), known.architecture, known.patch_size, list(model.dilate)],
         "input": [None if tensor is None else array_hash(tensor.cpu().numpy()) for tensor in _input_tensors(model)],
         "clip": images.normalize.clip,
         "code": code_version("features"),
     } | ({} if model.bands is None else {"bands": model.bands})
-    return digest(content)[:32]
 
 
 def _input_tensors(model: TaskModel) -> tuple[Tensor | None, ...]:

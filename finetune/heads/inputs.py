@@ -1,5 +1,6 @@
 """What heads get from the encoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from finetune.heads.registry import HeadConfig, LayersHeadConfig
 from finetune.tasks.kinds.kind import TaskKind
 from pretrain.models.encoder import Encoder, Output, layer_numbers
-from pretrain.models.layer_maps import LayerShape, folded_width, spaced_layers
+from pretrain.models.layer_maps import LayerShape, folded_width, spaced_layers, unfold_layers
 
 
 class FeatureShape(NamedTuple):
@@ -61,6 +62,25 @@ class HeadInput:
     def to_plain(self) -> Any:
         """Return what identifies it: the output, or a list of the output and the numbers of the layers."""
         return [self.output, *self.layers] if self.layers else self.output
+
+
+def compute_each(sources: Sequence[HeadInput], encoder: Encoder, images: Tensor) -> list[Tensor]:
+    """Compute the features of one input, or of several single layers in one pass.
+
+    Args:
+        sources: several ones have the same output and a layer each.
+        images: normalized (B, C, S, S).
+    """
+    if len(sources) == 1:
+        return [sources[0].compute(encoder, images)]
+    joint = HeadInput(sources[0].output, tuple(sorted(source.layers[0] for source in sources)))
+    features, shapes = joint.compute(encoder, images), encoder.layer_shapes()
+    layers = [shapes[number] for number in joint.layers]
+    if joint.output == "layers":
+        parts = unfold_layers(features, layers)
+    else:
+        parts = list(features.split([layer.width for layer in layers], 1))
+    return [parts[joint.layers.index(source.layers[0])] for source in sources]
 
 
 def input_of(config: HeadConfig | None, kind: TaskKind, encoder: Encoder) -> HeadInput:

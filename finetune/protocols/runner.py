@@ -168,12 +168,15 @@ class Protocols:
         heads = tuple(head_config(head) for head in part.provenance["heads"])
         layer = probed_layer(protocol)
         of_layer = None if layer is None else input_of_layer(layer, context.kind)
+        probed = (
+            [] if layer is None else [input_of_layer(each, context.kind) for each in self.config.layers.numbers or ()]
+        )
         by_source: dict[HeadInput, list[HeadConfig]] = {}
         for config in heads:
             by_source.setdefault(of_layer or input_of(config, context.kind, model.encoder), []).append(config)
         outcomes: list[SeedOutcome] = []
         for source, chosen in by_source.items():
-            features = self._features(model, source=source)
+            features = self._features(model, SPLITS, source, probed)
             outcomes += self._sweep(HeadSweep(context, model.encoder, features, rows, tuple(chosen), source))
         labels = [config.label for config in heads]
         outcomes.sort(key=lambda outcome: (self.config.seeds.index(outcome.seed), labels.index(outcome.head)))
@@ -215,17 +218,24 @@ class Protocols:
         return [outcome for of_rank in distributed.gather_objects(own) for outcome in of_rank]
 
     def _features(
-        self, model: TaskModel, names: Sequence[str] = SPLITS, source: HeadInput | None = None
+        self,
+        model: TaskModel,
+        names: Sequence[str] = SPLITS,
+        source: HeadInput | None = None,
+        beside: Sequence[HeadInput] = (),
     ) -> dict[str, Features]:
         """Return the features of splits; only training uses views other than the first.
 
         Args:
-            source: see `FeatureStore.load`.
+            source, beside: see `FeatureStore.load`.
         """
         begin, store = time.monotonic(), self.context.feature_store
         model.to(distributed.device())
         splits, views = self.context.splits, self.recipe.frozen.views
-        found = {name: store.load(model, splits[name], views if name == "train" else 1, name, source) for name in names}
+        found = {
+            name: store.load(model, splits[name], views if name == "train" else 1, name, source, beside)
+            for name in names
+        }
         self.feature_seconds += time.monotonic() - begin
         return found
 

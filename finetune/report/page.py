@@ -78,6 +78,8 @@ def _task_page(report: TaskReport) -> TaskPage:
     task, run = report.task, report.run
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
+    if bound := run.data.get("max error"):
+        facts += f", stored with a maximum error of {bound}"
     sections = [
         _baselines(report),
         _shift(report),

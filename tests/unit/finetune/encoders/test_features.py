@@ -115,6 +115,17 @@ def test_other_weights_normalization_tiles_views_or_layers_are_kept_apart(kept):
     torch.testing.assert_close(both[:, :192], lower, rtol=2e-3, atol=2e-3)
 
 
+def test_single_layers_are_stored_in_one_pass(tmp_path, monkeypatch):
+    layers = [HeadInput("layers", (number,)) for number in (3, 7)]
+    model, split, store = _model(), _split(_items()), FeatureStore(tmp_path, 1.0, 1.0, CPU)
+    first = store.load(model, split, 1, "train", layers[0], beside=layers)
+    monkeypatch.setattr(type(model.encoder), "forward", None)
+    second = store.load(model, split, 1, "train", layers[1], beside=layers)
+    assert len(list(tmp_path.glob("*.zarr"))) == 2
+    rows = np.arange(COUNT)
+    assert not torch.equal(first.batch(rows, 0 * rows), second.batch(rows, 0 * rows))
+
+
 @pytest.mark.parametrize("damage", ["attribute", "chunk"])
 def test_a_cache_that_was_cut_short_is_computed_again(kept, damage):
     model, split = _model(), _split(_items())

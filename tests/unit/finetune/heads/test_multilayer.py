@@ -11,7 +11,7 @@ from torch import nn
 
 from finetune.encoders.model_file import InputDescription, TaskModel, load_task_model, save_task_model
 from finetune.heads.build import HeadShape, build_head
-from finetune.heads.inputs import HeadInput, input_of, input_of_layer
+from finetune.heads.inputs import HeadInput, compute_each, input_of, input_of_layer
 from finetune.heads.multilayer import Doubling, UperHead
 from finetune.heads.registry import HEADS, HeadConfig, LayersHeadConfig
 from finetune.tasks import get_task
@@ -91,6 +91,21 @@ def test_a_single_layer_is_its_map_or_the_mean_of_its_map():
     assert layer.shape == (2, 192, 2, 2)
     torch.testing.assert_close(mean, layer.mean((2, 3)))
     assert input_of_layer(3, KIND).shape(encoder)[:2] == input_of_layer(3, POOLED).shape(encoder)[:2] == (192, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [KIND, POOLED], ids=["dense", "pooled"])
+def test_single_layers_are_computed_in_one_pass(kind):
+    encoder, images = small_encoder(), torch.randn(2, BANDS, 8, 8)
+    sources = [input_of_layer(number, kind) for number in (5, 0, 11)]
+    blocks = []
+    for block in encoder.core.blocks:
+        block.register_forward_hook(lambda *_: blocks.append(1))
+    found = compute_each(sources, encoder, images)
+    assert len(blocks) == 12
+    for source, features in zip(sources, found, strict=True):
+        torch.testing.assert_close(features, source.compute(encoder, images))
+        assert torch.equal(features, *compute_each([source], encoder, images))
 
 
 def test_a_head_on_layers_is_none_for_tasks_with_a_label_for_each_tile():
