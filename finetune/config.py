@@ -31,7 +31,7 @@ from shards.config.fields import (
     expand_path,
 )
 
-Protocol = Literal["knn", "shift", "frozen", "adapter", "blocks", "full", "baseline"]
+Protocol = Literal["knn", "shift", "frozen", "adapter", "blocks", "lora", "full", "baseline"]
 BandSetName = Literal[
     "all",
     "even",
@@ -169,8 +169,8 @@ class BaselineConfig(ConfigModel):
 
 
 class FullConfig(ConfigModel):
-    """Encoder and head trained together: the full encoder (protocol full), its spectral adapter (adapter), or the
-    adapter, patch embedding and first blocks (blocks)."""
+    """Encoder and head trained together: the full encoder (protocol full), its spectral adapter (adapter), the adapter,
+    patch embedding and first blocks (blocks), or updates of its attention (lora)."""
 
     head: HeadChoice | None = None
     """Head to train; null for the task's published head."""
@@ -222,6 +222,20 @@ class FullConfig(ConfigModel):
         return self
 
 
+class LoraConfig(ConfigModel):
+    """Protocol ``lora``: frozen layers of attention learn an update of low rank, beside the head (arXiv 2106.09685).
+    The rest is as in ``full``, without layer-wise decay."""
+
+    rank: Positive = 8
+    """Rank of each update."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Updates are multiplied by alpha / rank."""
+    targets: Choices[Literal["qkv", "proj"]] = ("qkv", "proj")
+    """Layers with an update: the projection to queries, keys and values (``qkv``), and that of outputs (``proj``)."""
+    lrs: Choices[Rate] = (1e-3,)
+    """Learning rates; the best one on validation is used. Updates need higher rates than the weights themselves."""
+
+
 class EvaluationLimits(WatchdogConfig):
     """Limits of time, in seconds; 0 for none."""
 
@@ -248,8 +262,8 @@ class FinetuneConfig(ConfigModel):
     """Evaluate raw spectra, the mean of each patch, by nearest neighbors as well (protocols knn and shift)."""
     protocol: Choices[Protocol] = ("knn", "frozen", "full")
     """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen), or a head with the
-    encoder's spectral adapter (adapter), its first blocks (blocks), or the full encoder (full). ``baseline`` evaluates
-    models of scikit-learn on spectra beside them."""
+    encoder's spectral adapter (adapter), its first blocks (blocks), updates of its attention (lora), or the full
+    encoder (full). ``baseline`` evaluates models of scikit-learn on spectra beside them."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
     fractions: Choices[Fraction] = (1.0,)
@@ -268,7 +282,9 @@ class FinetuneConfig(ConfigModel):
     frozen: FrozenConfig = FrozenConfig()
     """Protocol ``frozen``."""
     full: FullConfig = FullConfig()
-    """Protocols ``adapter``, ``blocks`` and ``full``."""
+    """Protocols ``adapter``, ``blocks``, ``full`` and ``lora``."""
+    lora: LoraConfig = LoraConfig()
+    """Protocol ``lora``."""
     baseline: BaselineConfig = BaselineConfig()
     """Protocol ``baseline``."""
     engine: EngineConfig = EngineConfig()

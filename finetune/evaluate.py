@@ -40,6 +40,7 @@ from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import TaskKind, kind_of
 from pretrain import distributed
 from pretrain.console import log
+from pretrain.models.lora import has_attention
 from pretrain.resilience.run_folder import open_run
 from pretrain.resilience.status import Status
 from pretrain.resilience.watchdog import Watchdog
@@ -53,7 +54,7 @@ from shards.sensors.rgb import stretch
 from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.layouts import SPLITS
 
-TRAINED = {"adapter", "blocks", "full"}
+TRAINED = {"adapter", "blocks", "lora", "full"}
 """Protocols that train through the encoder."""
 
 
@@ -183,6 +184,11 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     loaded = None if is_function_file(config.checkpoint) else load_encoder(config.checkpoint)
     items = find_items(config.data, task, config.run.seed, warn=lambda line: log(f"WARNING: {line}"))
     encoder = fit_encoder(*loaded, config, task, items) if loaded else fit_function(config, task, items)
+    if "lora" in config.protocol and loaded is not None and not has_attention(loaded[0]):
+        raise ConfigError(
+            f"key 'protocol': lora needs an encoder with attention, and {loaded[1].architecture} has none: choose "
+            "adapter, blocks or full"
+        )
     recipe = resolve_recipe(config, kind, encoder.is_transformer)
     is_trained = bool(TRAINED & set(config.protocol)) or recipe.frozen.bn == "adapt"
     if not encoder.is_trainable:

@@ -138,6 +138,7 @@ TUNING = (
     "pretrain/engine/zero.py",
     "pretrain/resilience/guard.py",
     "pretrain/models/activation_checkpointing.py",
+    "pretrain/models/lora.py",
 )
 """Code that turns the array of an image into scores, through an encoder that is trained."""
 

@@ -18,7 +18,7 @@ from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.encoders.raw_spectra import RAW, RawSpectra
 from finetune.evaluation.collector import Collector
 from finetune.evaluation.neighbors import is_by_neighbors
-from finetune.evaluation.recipe import Recipe, adapting, from_scratch
+from finetune.evaluation.recipe import Recipe, from_scratch
 from finetune.evaluation.runs import BASELINE
 from finetune.heads.build import build_head, fit_to_labels
 from finetune.heads.registry import HeadConfig
@@ -159,9 +159,9 @@ class EvaluationContext:
         """Return the recipe and head of a protocol that runs the encoder in every step.
 
         The random-init baseline is trained from scratch: it has no features that a random head could distort, no
-        statistics in its batch norms, and no reason to train its lower layers less than the upper ones.
+        statistics in its batch norms, and no reason to train its lower layers less than the upper ones. With ``lora``
+        most of it stays as it is, so that it is trained like the pretrained encoder.
         """
-        recipe = self.recipe if encoder == "pretrained" else from_scratch(self.recipe)
-        if protocol == "frozen":
-            return adapting(recipe.frozen, recipe.full), recipe.heads[0]
-        return recipe.full, recipe.full_head
+        is_scratch = encoder != "pretrained" and protocol != "lora"
+        recipe = from_scratch(self.recipe) if is_scratch else self.recipe
+        return recipe.of_tuning(protocol), recipe.heads[0] if protocol == "frozen" else recipe.full_head

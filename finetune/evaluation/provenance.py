@@ -17,7 +17,7 @@ from finetune.encoders.encoder import EncoderFile
 from finetune.encoders.model_file import InputDescription
 from finetune.encoders.raw_spectra import RAW
 from finetune.evaluation.neighbors import tested_bands
-from finetune.evaluation.recipe import Recipe, adapting
+from finetune.evaluation.recipe import Recipe
 from finetune.evaluation.results import Provenance
 from finetune.evaluation.runs import BASELINE
 from finetune.tasks import Task
@@ -50,12 +50,14 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
         values = _values(recipe.frozen)
         del values["bn"]  # it is frozen, or the encoder would be run in every step, as below
         return {"heads": heads, "select": recipe.select, "loss": loss, **values}
-    full = adapting(recipe.frozen, recipe.full) if protocol == "frozen" else recipe.full
+    full = recipe.of_tuning(protocol)
     provenance = {"select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if full.start == "probe":
         provenance["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
         del provenance["first_blocks"]
+    if protocol == "lora":
+        provenance |= {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha, "targets": list(recipe.lora.targets)}
     # the guard's window and sigma decide which steps are skipped; its patience only ends a run
     return provenance | {"guard": [config.guard.window, config.guard.sigma]}
 

@@ -52,6 +52,8 @@ class Entry:
         curve: one dict per evaluation: epoch, train_loss, validation_loss and the validation scores.
         seconds: duration of its training and evaluation.
         provenance: everything it depends on except the seed; empty in results of earlier versions.
+        size: of a training through the encoder: number of ``parameters``, how many are ``trained``, ``state_bytes`` of
+            gradients and optimizer over all processes, and with CUDA ``peak_bytes`` that the first process allocated.
     """
 
     __pydantic_config__ = STRICT
@@ -69,6 +71,7 @@ class Entry:
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     provenance: Provenance = field(default_factory=dict, kw_only=True)
+    size: dict[str, int] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)

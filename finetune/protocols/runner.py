@@ -31,7 +31,6 @@ from finetune.protocols.full import TrainingPlan, Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbors
 from finetune.protocols.same_place import match_places
 from pretrain import distributed
-from pretrain.checkpointing.checkpoint import read_weights
 from pretrain.console import log
 from pretrain.resilience.guard import Diverged
 from shards.errors import ForgeError
@@ -274,7 +273,7 @@ class Protocols:
             return None
         outcome = SeedOutcome(head.label, seed, tuned.validation, tuned.test, lr, tuned.epoch, tuned.curve)
         result = _result(outcome, name, protocol, fraction, part)
-        result = replace(result, seconds=time.monotonic() - begin)
+        result = replace(result, seconds=time.monotonic() - begin, size=tuned.size)
         if distributed.is_main():
             self._finish(part, tuned, head, result)
         distributed.barrier()
@@ -283,10 +282,7 @@ class Protocols:
     def _finish(self, part: Part, tuned: Tuned, head: HeadConfig, result: Result) -> None:
         """Save a training's results, and its weights if they are the best, and remove its checkpoints."""
         if result.encoder == "pretrained" and result.fraction == 1.0:
-            weights: dict[str, Any] = {}
-            for name in ("encoder", "head"):
-                weights |= {f"{name}.{key}": value for key, value in read_weights(tuned.checkpoint, name).items()}
-            self.best_model.offer(self.context.model("pretrained"), head, weights, result)
+            self.best_model.offer(self.context.model("pretrained"), head, tuned.weights(), result)
         part.write([result])
         shutil.rmtree(self.context.folder / "work" / part.path.stem, ignore_errors=True)
 

@@ -64,10 +64,11 @@ class Lab:
         self.description = EncoderDescription("spec_vit_tiny", 32, 4, "enmap", *told, "mae", 0, "x", "t")
         self.write_encoder("encoder.safetensors")
 
-    def write_encoder(self, name: str) -> Path:
-        encoder = build_encoder("spec_vit_tiny", 32, 4)
+    def write_encoder(self, name: str, architecture: str = "spec_vit_tiny") -> Path:
+        encoder = build_encoder(architecture, 32, 4)
         initialize(encoder, "pretrain.encoder", 3)
-        save_encoder(self.folder / name, encoder.state_dict(), self.description)
+        description = replace(self.description, architecture=architecture)
+        save_encoder(self.folder / name, encoder.state_dict(), description)
         return self.folder / name
 
     def job(self, config: str, name: str, *overrides: str, **rest: object) -> dict:
@@ -109,6 +110,17 @@ START = ("protocol=[full]", "frozen.heads=[linear]", "full.head=linear", "full.l
 PARTS = ("protocol=[adapter,blocks]", "full.start=random", "full.epochs=2", "full.first_blocks=1")
 """Trainings of which no start can be the best."""
 
+LORA = (
+    "cdl.yaml",
+    "protocol=lora",
+    "lora.rank=2",
+    "lora.lrs=[3e-3]",
+    "frozen.heads=[linear]",
+    "full.head=linear",
+    "full.epochs=2",
+)
+"""Updates of low rank from the probe on."""
+
 LONGER = {"sample_greenness": ("frozen.epochs=8",)}
 """Until values are near their targets."""
 
@@ -126,6 +138,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """All runs: the tasks and the uninterrupted one on one process; the others on two."""
     lab = Lab(tmp_path_factory.mktemp("finetune"))
     config, *options = SEGMENTED
+    resnet = lab.write_encoder("resnet.safetensors", "spec_resnet50")
     short = lab.folder / "short.yaml"  # the task, but for its published number of epochs
     short.write_text(dump_task(TASKS["enmap_cdl"]).replace("epochs: 100", "epochs: 2"))
     recipe = [f"task={short}", "recipe=published", "protocol=[frozen]", "full.bn_group=2"]
@@ -152,6 +165,9 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                 ),
                 lab.job(config, "start", *START),
                 lab.job(config, "drawn", *START, "full.start=random"),
+                lab.job(*LORA[:1], "lora", *LORA[1:], "engine.zero_stage=0"),
+                lab.job(*LORA[:1], "lora-stopped", *LORA[1:], "engine.zero_stage=0", stop_at=2),
+                lab.job(*LORA[:1], "lora-resnet", "protocol=lora", f"checkpoint={resnet}"),
                 lab.job("desis_cdl.yaml", "bad-bands", "data.bands=same"),
                 lab.job("desis_cdl.yaml", "resampled", "data.bands=resample", "protocol=[knn]"),
             ],
@@ -166,6 +182,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                     "sample_greenness.yaml", "greenness-two", "protocol=[frozen,full]", *LONGER["sample_greenness"]
                 ),
                 lab.job(config, "stopped", *options),
+                lab.job(*LORA[:1], "lora-stopped", *LORA[1:], "engine.zero_stage=3"),
                 published,
                 lab.job(config, "bad-batch", "protocol=full", "full.batch=4", "full.bn_group=4"),
             ],
@@ -275,12 +292,36 @@ def test_only_what_a_protocol_names_learns(lab: Lab) -> None:
     assert not any("blocks.1." in name or name.startswith("vit_core.norm") for name in changed)
 
 
-def test_the_model_file_predicts_what_the_run_reports(lab: Lab) -> None:
-    run = lab.results("cdl")
-    best = max(run.results[1:], key=lambda one: one.validation["mIoU"])
-    model = load_task_model(lab.folder / "cdl" / "model.safetensors")
+def test_updates_of_low_rank_go_on_at_another_stage_on_another_number_of_processes(lab: Lab) -> None:
+    assert lab.outcome("lora-stopped") == "complete"
+    (one,), (two,) = lab.results("lora").results, lab.results("lora-stopped").results
+    _same(one, two, 1e-5)
+    assert one.curve[0]["epoch"] == 0  # the probe
+    assert one.curve[-1]["validation_loss"] < one.curve[0]["validation_loss"]
+    width, depth, rank = 192, 2, 2
+    head = load_task_model(lab.folder / "lora" / "model.safetensors").head
+    assert head is not None
+    updates = depth * rank * (width + 3 * width + width + width)  # A and B of qkv and of proj
+    assert one.size == two.size
+    assert one.size["trained"] == updates + sum(weight.numel() for weight in head.parameters())
+    assert one.size["state_bytes"] == 12 * one.size["trained"]  # fp32 gradient and two moments
+    assert lab.outcome("lora-resnet").startswith("2 key 'protocol': lora needs an encoder with attention")
+
+
+def test_updates_of_low_rank_are_merged_into_the_weights_of_attention(lab: Lab) -> None:
+    tuned = load_task_model(lab.folder / "lora" / "model.safetensors").encoder.state_dict()
+    before = load_task_model(lab.folder / "encoder.safetensors").encoder.state_dict()
+    changed = {name for name in before if not np.array_equal(before[name], tuned[name])} - {"vit_core.pos_embed"}
+    assert changed == {name for name in before if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
+
+
+@pytest.mark.parametrize("name", ["cdl", "lora"])
+def test_the_model_file_predicts_what_the_run_reports(lab: Lab, name: str) -> None:
+    run = lab.results(name)
+    best = max((one for one in run.results if one.protocol != "knn"), key=lambda one: one.validation["mIoU"])
+    model = load_task_model(lab.folder / name / "model.safetensors")
     images = [
-        read_tile(lab.folder / "data" / "enmap_cdl" / "enmap" / name, get_sensor("enmap")).values for name in run.tiles
+        read_tile(lab.folder / "data" / "enmap_cdl" / "enmap" / tile, get_sensor("enmap")).values for tile in run.tiles
     ]
     with torch.no_grad():
         predicted = model(torch.from_numpy(np.stack(images))).numpy()

@@ -86,7 +86,8 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
-TRAINED = ["frozen", "blocks", "full"]
+TUNED = ["blocks", "lora", "full"]
+TRAINED = ["frozen", *TUNED]
 KEYS = [key for key in _leaves(FinetuneConfig) if not key.startswith("watchdog.")]
 OTHER_VALUES: dict[str, Any] = {
     "frozen.heads": (HEADS.validate("linear"),),
@@ -99,6 +100,7 @@ OTHER_VALUES: dict[str, Any] = {
     "full.micro_batch": 16,
     "full.crop_scale": None,
     "engine.precision": "fp32",
+    "lora.targets": ("qkv",),
     "select": "loss",
     "shift.train": "even",
 }
@@ -121,7 +123,7 @@ def _another(key: str) -> Any:
 
 def _told(config: FinetuneConfig, protocol: str) -> dict[str, Any]:
     recipe: Recipe = resolve_recipe(config, kind_of(TASK), is_transformer=True)
-    is_trained = protocol in ("blocks", "full")
+    is_trained = protocol in TUNED
     head = {"head": recipe.full_head.to_plain()} if is_trained else {}  # see Parts.trainings
     return of_training(protocol, recipe, config) | head
 
@@ -133,9 +135,7 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         return
     config = _with(key, _another(key))
     changed = [
-        one
-        for one in ("knn", "shift to swir", "frozen", "blocks", "full", "baseline")
-        if _told(config, one) != _told(CONFIG, one)
+        one for one in ("knn", "shift to swir", *TRAINED, "baseline") if _told(config, one) != _told(CONFIG, one)
     ]
     section = key.partition(".")[0]
     of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else TRAINED  # where full starts
@@ -143,12 +143,13 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         "knn": ["knn", "shift to swir"],
         "shift": ["shift to swir"],
         "baseline": ["baseline"],
+        "lora": ["lora"],
         "frozen": of_probe,
         "select": TRAINED,
         "loss": TRAINED,
     }
-    wanted = ["blocks"] if key == "full.first_blocks" else expected.get(section, ["blocks", "full"])
-    assert changed == wanted
+    of_keys = {"full.first_blocks": ["blocks"]} | dict.fromkeys(("full.lrs", "full.layer_decay"), ["blocks", "full"])
+    assert changed == of_keys.get(key, expected.get(section, TUNED))
 
 
 def test_lists_of_keys_hold_no_others():
