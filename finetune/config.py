@@ -26,6 +26,7 @@ from shards.config.fields import (
     Seed,
     Switch,
     Threads,
+    Unique,
     Weight,
     Wording,
     expand_path,
@@ -266,8 +267,11 @@ class FinetuneConfig(ConfigModel):
     encoder (full). ``baseline`` evaluates models of scikit-learn on spectra beside them."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
-    fractions: Choices[Fraction] = (1.0,)
+    fractions: Unique[Fraction] = (1.0,)
     """Fractions of the training tiles; smaller ones are subsets of larger ones."""
+    shots: Unique[Positive] = ()
+    """Numbers of places of each class to train on, beside ``fractions`` (few-shot). Each seed draws places of its own,
+    of which those of fewer shots are subsets; all tiles of a place are used, for each class that they hold."""
     recipe: Literal["ours", "published"] = "ours"
     """``published`` replaces rates, epochs, batch, loss and augmentation by the task's published ones."""
     select: Literal["score", "loss"] = "score"
@@ -298,6 +302,12 @@ class FinetuneConfig(ConfigModel):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _some_tiles(self) -> Self:
+        if not (self.fractions or self.shots):
+            raise ValueError(".fractions and .shots are empty: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:

@@ -30,6 +30,7 @@ from finetune.encoders.function_encoder import fit_function, is_function_file
 from finetune.evaluation.collector import example_rows
 from finetune.evaluation.context import EvaluationContext, EvaluationStopped
 from finetune.evaluation.neighbors import expand
+from finetune.evaluation.portion import Portion, list_portions
 from finetune.evaluation.recipe import resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
 from finetune.evaluation.runs import BASELINE, encoder_names, list_runs
@@ -87,22 +88,25 @@ class Evaluator:
     def _evaluate(self) -> bool:
         config, context = self.config, self.context
         protocols = expand(config.protocol, config.shift.train, config.shift.test)
-        runs = list_runs(self.names, protocols, config.fractions)
+        runs = list_runs(self.names, protocols, list_portions(config.fractions, config.shots))
         counts = ", ".join(f"{len(context.items[name])} {name}" for name in SPLITS)
         windows = f"{len(context.splits['train'])} training windows of {context.encoder.size} px"
         log(f"{context.task.name}: {counts} tiles, {windows}")
+        if config.shots and (fewer := context.few_shots.fewer(max(config.shots))):
+            found = ", ".join(f"{context.task.outputs[number]} {count}" for number, count in fewer.items())
+            log(f"shots: fewer than {max(config.shots)} places have {found}: all of them are used")
         if distributed.is_main():
             path = self.folder / "config.yaml"
             with BestEffort(path):
                 write_atomic(path, dump_config(self.config))
         distributed.barrier()
         results: list[Result] = []
-        for number, (name, protocol, fraction) in enumerate(runs):
-            self._write_status("running", number, len(runs), f"{name}, {protocol}, {fraction:g}")
+        for number, (name, protocol, portion) in enumerate(runs):
+            self._write_status("running", number, len(runs), f"{name}, {protocol}, {portion.key}")
             try:
                 if number == 0:
                     self.protocols.begin()
-                part_results = self.protocols.run(name, protocol, fraction)
+                part_results = self.protocols.run(name, protocol, portion)
             except EvaluationStopped:
                 log("stop requested; run the same command again to continue")
                 part_results = None
@@ -163,7 +167,7 @@ class Evaluator:
     def _samples(self, fraction: float) -> list[int]:
         """Return how many labeled training pixels, or tiles, baselines are fitted to, and how many there are."""
         context = self.context
-        labeled = int(count_labeled(context.kind, context.splits["train"], context.rows(fraction)).sum())
+        labeled = int(count_labeled(context.kind, context.splits["train"], context.rows(Portion(fraction), 0)).sum())
         return [min(labeled, self.config.baseline.samples), labeled]
 
     def _write_status(self, status: Status, done: int, total: int, part: str | None = None) -> None:
@@ -182,13 +186,15 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     task = get_task(config.task)
     kind = kind_of(task)
     loaded = None if is_function_file(config.checkpoint) else load_encoder(config.checkpoint)
-    items = find_items(config.data, task, config.run.seed, warn=lambda line: log(f"WARNING: {line}"))
-    encoder = fit_encoder(*loaded, config, task, items) if loaded else fit_function(config, task, items)
+    if config.shots and kind.outputs_are != "classes":
+        raise ConfigError(f"key 'shots': task {task.name} has targets and no classes: use fractions")
     if "lora" in config.protocol and loaded is not None and not has_attention(loaded[0]):
         raise ConfigError(
             f"key 'protocol': lora needs an encoder with attention, and {loaded[1].architecture} has none: choose "
             "adapter, blocks or full"
         )
+    items = find_items(config.data, task, config.run.seed, warn=lambda line: log(f"WARNING: {line}"))
+    encoder = fit_encoder(*loaded, config, task, items) if loaded else fit_function(config, task, items)
     recipe = resolve_recipe(config, kind, encoder.is_transformer)
     is_trained = bool(TRAINED & set(config.protocol)) or recipe.frozen.bn == "adapt"
     if not encoder.is_trainable:

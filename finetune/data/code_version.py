@@ -82,6 +82,7 @@ FEATURES = (
 HEADS = (
     *FEATURES,
     "finetune/data/batches.py",
+    "finetune/data/few_shots.py",
     "finetune/evaluation/collector.py",
     "finetune/evaluation/context.py",
     "finetune/evaluation/neighbors.py",

@@ -7,12 +7,10 @@ Config values outside these lists don't change results (test_provenance.py check
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from finetune.baselines.registry import LIBRARY, SPECTRA, library_version
 from finetune.config import FinetuneConfig
 from finetune.data.datasets import LabeledSplit
-from finetune.data.hashes import array_hash, digest
+from finetune.data.hashes import digest
 from finetune.encoders.encoder import EncoderFile
 from finetune.encoders.model_file import InputDescription
 from finetune.encoders.raw_spectra import RAW
@@ -82,11 +80,6 @@ def of_encoder(file: EncoderFile, name: str, sha256: str) -> Provenance:
         return {"encoder": sha256, "architecture": REPLACEMENTS[name], "window": file.size}
     network = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
     return {"encoder": sha256, **network}
-
-
-def of_rows(rows: np.ndarray) -> Provenance:
-    """Return the identity of the training windows."""
-    return {"training windows": array_hash(rows)}
 
 
 def task_hash(task: Task) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from finetune.evaluation.portion import Portion
 from finetune.tasks import Task
 from shards.console import get_logger
 from shards.errors import ConfigError
@@ -45,7 +46,8 @@ class Entry:
     Attributes:
         encoder: key into the results' ``encoders``: ``pretrained`` or ``random``.
         protocol, head: how it was trained; kNN has the head ``knn``.
-        fraction: fraction of the training tiles.
+        fraction: fraction of the training tiles; with few shots, of the tiles that this seed has drawn.
+        shots: number of places of each class; None where a fraction of all tiles was asked for.
         lr, epoch: chosen by the validation score; None if nothing is trained.
         validation, test: scores by name; undefined ones are left out.
         by_output: test scores as lists over classes or targets.
@@ -72,6 +74,12 @@ class Entry:
     seconds: float = 0.0
     provenance: Provenance = field(default_factory=dict, kw_only=True)
     size: dict[str, int] = field(default_factory=dict, kw_only=True)
+    shots: int | None = field(default=None, kw_only=True)
+
+    @property
+    def portion(self) -> Portion:
+        """The portion of the training tiles."""
+        return Portion(self.fraction) if self.shots is None else Portion.few(self.shots)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def cost_table(report: TaskReport) -> list[list[str]]:
         trained = f"{100 * size['trained'] / size['parameters']:.3g} %" if size.get("parameters") else UNDEFINED
         costs = [f"{seconds:,.1f}", known, trained, _megabytes(size.get("state_bytes"))]
         peak = [_megabytes(_peak(row))] * has_peaks
-        lines.append([row.label, row.name, f"{100 * row.fraction:g} %", *costs, *peak])
+        lines.append([row.label, row.name, row.portion.name, *costs, *peak])
     return lines
 
 

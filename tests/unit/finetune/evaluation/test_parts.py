@@ -28,6 +28,7 @@ from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.weights.files import save_encoder
 from shards.config import load_config
+from shards.errors import ConfigError
 from tools.sample_tasks import make_task_sample
 
 Start = Callable[..., tuple[RunResults, str]]
@@ -330,3 +331,27 @@ def test_an_encoder_of_the_hub_is_the_same_as_its_file(
         assert server.requests["/lab/encoder/resolve/main/encoder.safetensors"] == 1
     assert after.encoders["pretrained"] == before.encoders["pretrained"] | {"name": "lab/encoder"}
     assert [one.test for one in after.results] == [one.test for one in before.results]
+
+
+def test_each_seed_draws_few_shots_of_its_own(start):
+    options = {"fractions": "[]", "shots": "[1]", "seeds": "[0,1,2]"}
+    run, said = start(**options, protocol="[knn,frozen]")
+    assert "shots: fewer than" not in said
+    for protocol in ("knn", "frozen"):
+        found = [one for one in run.results if one.protocol == protocol]
+        assert [(one.seed, one.shots) for one in found] == [(0, 1), (1, 1), (2, 1)]
+        assert len({one.fraction for one in found}) > 1
+        assert min(one.fraction for one in found) < 1
+        assert found[0].provenance == found[1].provenance == found[2].provenance
+    more, again = start(**options | {"shots": "[1,2]"}, protocol="[knn]")
+    assert "shots: fewer than 2 places have" in again
+    assert "pretrained-knn-2-shot" in again
+    assert "pretrained-knn-1-shot" not in again  # reused
+    assert len({one.provenance["training windows"] for one in more.results}) == 2
+
+
+def test_few_shots_of_targets_are_refused(start, sample):
+    with pytest.raises(
+        ConfigError, match="key 'shots': task sample_greenness has targets and no classes: use fractions"
+    ):
+        start(task="sample_greenness", shots="[1]")

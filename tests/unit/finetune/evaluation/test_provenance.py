@@ -31,6 +31,7 @@ BY_CONTENT = {
     "checkpoint": "its weights are hashed",
     "seeds": "part of a part's key, not of what its seeds share",
     "fractions": "the rows are hashed",
+    "shots": "their number, and what they are drawn from, is hashed",
     "shift.test": "each band set is a protocol of its own",
     "recipe": "its values are put in place",
     "data.bands": "in of_data",
@@ -148,7 +149,7 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         "select": TRAINED,
         "loss": TRAINED,
     }
-    of_keys = {"full.first_blocks": ["blocks"]} | dict.fromkeys(("full.lrs", "full.layer_decay"), ["blocks", "full"])
+    of_keys = {key: ["blocks", "full"] for key in ("full.lrs", "full.layer_decay")} | {"full.first_blocks": ["blocks"]}
     assert changed == of_keys.get(key, expected.get(section, TUNED))
 
 
@@ -251,6 +252,7 @@ def test_comments_and_docstrings_change_no_hash_and_statements_do():
 NOT_COMPUTING = {
     "finetune.baselines.registry": "values are hashed",
     "finetune.evaluation.best_model": "keeps weights",
+    "finetune.evaluation.portion": "names what is trained on",
     "finetune.evaluation.runs": "lists what is evaluated",
     "finetune.data.code_version": "keys",
     "finetune.config": "values are hashed",
