@@ -8,8 +8,6 @@ of raw spectra. Finished runs are kept, so the same command continues an interru
 """
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +21,9 @@ from finetune.metrics.resampled import mean_of_tiles
 from finetune.metrics.statistics import bootstrap_interval
 from finetune.tasks.kinds.kind import TaskKind, kind_of
 from shards.cli import Parser, positive, run_command
-from shards.config import REPOSITORY
-from shards.errors import ForgeError
 from shards.files.atomic import write_atomic
 from shards.read.reader import open_dataset
+from tools.study_runs import PRETRAIN, cell, head, run_step
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "conv": (),
@@ -37,34 +34,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "augment.sensors={own: 1, subset: 1, range: 1, responses: 1}",
     ),
 }
-"""Settings of each encoder in addition to `PRETRAIN`."""
+"""Settings of each encoder in addition to `tools.study_runs.PRETRAIN`."""
 
 STEMS = ("conv", "wave")
 """Encoders whose initial weights are compared as well; others have the same."""
 
-PRETRAIN = (
-    "run.threads=1",
-    "data.holdout=0",
-    "objective.mask_ratio=0.75",
-    "objective.decoder.width=256",
-    "objective.decoder.heads=8",
-    "optim.warmup_steps=50",
-    "train.global_batch=16",
-    "engine.zero_stage=1",
-    "log.every=50",
-    "log.validate_every=0",
-    "checkpoint.every=1000",
-)
 Study = dict[str, list[dict[str, Result]]]
 """Results by encoder, seed and bands of the test tiles."""
 
 SHIFT = "[even,random_40,vnir,swir,prisma,sentinel2]"
-
-
-class StudyError(ForgeError):
-    """A command of the study did not end as expected."""
-
-    exit_code = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,7 +85,7 @@ def _pack(arguments: argparse.Namespace) -> Path:
     shards = arguments.out / "shards"
     if not (shards / "manifest.json").exists():
         options = ["--labels", arguments.labels, "--splits", arguments.splits]
-        _run("pack", "-m", "shards", "pack", arguments.images, shards, *options)
+        run_step("pack", "-m", "shards", "pack", arguments.images, shards, *options)
     table = open_dataset(shards).table
     keys = [key.decode() for key in table["key"][table["split"] != b"test"]]
     write_atomic(arguments.out / "keep.txt", "\n".join(keys) + "\n")
@@ -122,23 +100,13 @@ def _evaluate(arguments: argparse.Namespace, shards: Path, variant: str, seed: i
         data = [f"data.shards={shards}", f"data.view.keep={arguments.out / 'keep.txt'}"]
         run = [f"run.dir={folder / 'pretrain'}", f"run.seed={seed}"]
         options = [*PRETRAIN, *VARIANTS[variant], *sizes, *data, *run]
-        _run(folder.name, "launch/pretrain.py", "--config", "configs/pretrain/mae/demo.yaml", *options)
+        run_step(folder.name, "launch/pretrain.py", "--config", "configs/pretrain/mae/demo.yaml", *options)
         tiles = [f"data.{name}={getattr(arguments, name)}" for name in ("images", "labels", "splits")]
         run = [f"run.dir={folder / 'shift'}", f"checkpoint={folder / 'pretrain/encoder.safetensors'}"]
         options = ["protocol=[shift]", f"shift.test={SHIFT}", "compare_raw=true", "knn.neighbors=10", "frozen.views=1"]
         command = ["launch/finetune.py", "--config", "configs/finetune/demo.yaml", f"task={arguments.task}"]
-        _run(folder.name, *command, *tiles, *run, *options, "run.threads=1")
+        run_step(folder.name, *command, *tiles, *run, *options, "run.threads=1")
     return folder / "shift"
-
-
-def _run(name: str, *command: object) -> None:
-    print(f"{name}: {command[0]} {command[1]}", file=sys.stderr, flush=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [sys.executable, *map(str, command)]
-    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise StudyError(f"{name}: exit code {done.returncode}: {' '.join(last)}")
 
 
 def _read(folder: Path, encoder: str) -> dict[str, Result]:
@@ -150,14 +118,14 @@ def _read(folder: Path, encoder: str) -> dict[str, Result]:
 def _scores(study: Study, kind: TaskKind, places: Sequence[str]) -> Iterator[str]:
     """Yield a Markdown table: the primary score, and the share that is kept of that without a shift."""
     columns = list(next(iter(study.values()))[0])
-    yield from _head(f"encoder: {kind.primary}", columns)
+    yield from head(f"encoder: {kind.primary}", columns)
     for variant, runs in study.items():
         cells = []
         for bands in columns:
             values = np.array([run[bands].test[kind.primary] for run in runs])
             kept = 100 * values / [run["all"].test[kind.primary] for run in runs]
             interval = bootstrap_interval(kind.resampled, [run[bands].statistics for run in runs], places)
-            cells.append(f"{_cell(values, interval)} ({kept.mean():.0f} %)")
+            cells.append(f"{cell(values, interval)} ({kept.mean():.0f} %)")
         yield f"| {variant} | {' | '.join(cells)} |"
 
 
@@ -166,29 +134,18 @@ def _retrieval(study: Study, unit: str, places: Sequence[str]) -> Iterator[str]:
     columns = list(next(iter(study.values()))[0])[1:]
     metric, cosine, others = (f"{unit}_{name}" for name in ("top1", "cosine", "elsewhere"))
     chance = next(iter(study.values()))[0][columns[0]].test[f"{unit}_chance"]
-    yield from _head(f"encoder: same {unit} found (by chance {chance:.3f}), cosine (of others)", columns)
+    yield from head(f"encoder: same {unit} found (by chance {chance:.3f}), cosine (of others)", columns)
     for variant, runs in study.items():
         cells = []
         for bands in columns:
             tests = [run[bands].test for run in runs]
             of_tiles = [run[bands].same_place[:, SAME_PLACE.index(metric)] for run in runs]
-            found = _cell(
+            found = cell(
                 np.array([test[metric] for test in tests]), bootstrap_interval(mean_of_tiles, of_tiles, places)
             )
             similar, dissimilar = (np.mean([test[name] for test in tests]) for name in (cosine, others))
             cells.append(f"{found}, {similar:.2f} ({dissimilar:.2f})")
         yield f"| {variant} | {' | '.join(cells)} |"
-
-
-def _head(first: str, columns: Sequence[str]) -> Iterator[str]:
-    yield f"| {first} | {' | '.join(columns)} |"
-    yield f"| --- |{' ---: |' * len(columns)}"
-
-
-def _cell(values: np.ndarray, interval: tuple[float, float]) -> str:
-    """Return mean ± deviation over seeds, and the interval over test places."""
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 if __name__ == "__main__":
