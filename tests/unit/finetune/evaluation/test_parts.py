@@ -355,3 +355,9 @@ def test_few_shots_of_targets_are_refused(start, sample):
         ConfigError, match="key 'shots': task sample_greenness has targets and no classes: use fractions"
     ):
         start(task="sample_greenness", shots="[1]")
+
+
+def test_low_rank_updates_of_an_encoder_without_attention_are_refused(start, monkeypatch):
+    monkeypatch.setattr("finetune.evaluate.has_attention", lambda encoder: False)
+    with pytest.raises(ConfigError, match="key 'protocol': lora needs an encoder with attention"):
+        start(protocol="[lora]")
