@@ -225,7 +225,7 @@ class FullConfig(ConfigModel):
 
 class LoraConfig(ConfigModel):
     """Protocol ``lora``: frozen layers of attention learn an update of low rank, beside the head (arXiv 2106.09685).
-    The rest is as in ``full``, without layer-wise decay."""
+    The rest is as in ``full``, without layer-wise decay, for the random-init baseline as well."""
 
     rank: Positive = 8
     """Rank of each update."""
