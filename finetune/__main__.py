@@ -1,12 +1,13 @@
-"""`python -m finetune tasks|check|report|compare|board|predict`: tasks and data, results on a page, maps of scenes."""
+"""`python -m finetune tasks|fetch-notes|cut|check|report|compare|board|predict`: tasks, data, results, maps."""
 
 import argparse
 import sys
 
 from finetune import report
-from finetune.data import check
+from finetune.data import check, scenes
 from finetune.predict import command as predict
 from finetune.report import board, pair
+from finetune.tasks import notes
 from shards.cli import Parser, run_command
 
 
@@ -35,6 +36,8 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("tasks", help="list the known tasks").set_defaults(run=_list_tasks)
     for name, module, summary in (
+        ("fetch-notes", notes, "where a task's data comes from, its license and its known defects"),
+        ("cut", scenes, "cut a classic scene into the tiles of its task"),
         ("check", check, "verify a task's tiles, labels and lists"),
         ("report", report, "one page on any number of evaluations"),
         ("compare", pair, "two rows of a report: difference, test, effect size, classes"),

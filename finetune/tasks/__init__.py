@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, field_serializer, model_validator
 
 from finetune.tasks.registry import TASK_KINDS, KindChoice, KindConfig
+from finetune.tasks.scene import Scene
 from shards.config import ConfigModel, check_config, parse_values
 from shards.config.fields import (
     Code,
@@ -99,13 +100,30 @@ class PublishedRecipe(ConfigModel):
     crop_scale: Scale
 
 
+class FetchNotes(ConfigModel):
+    """Where the data of a task comes from, in sentences; what stands before a colon is shown in the table of all."""
+
+    source: Name
+    size: Name
+    license: Name
+    citation: Name
+    files: Name
+    """Which files go where."""
+    bands: Name
+    """Which bands the tiles have, and how sure their wavelengths are."""
+    splits: Name
+    defects: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """What is known to be wrong with the data, or not to be known."""
+
+
 class Task(ConfigModel):
     """A task, as its YAML has it: output i of a model is ``classes[i]`` or ``targets[i]``; index C means "don't count".
 
     ``classes`` of segmentation (one a pixel), classification (one a tile) and multilabel (any number a tile), or
     ``targets`` of regression (values of a tile) and pixel_regression (values of a pixel).
     ``ignore``: codes that don't count; ``others`` for all that no class has. ``NODATA``, which marks what a label file
-    itself declares to be none, never counts. ``tiles``: how many each split has.
+    itself declares to be none, never counts. ``tiles``: how many each split has. ``scene``: a classic scene that
+    `finetune cut` turns into tiles. ``notes``: where the data comes from.
     """
 
     name: Name
@@ -120,6 +138,9 @@ class Task(ConfigModel):
     ignore: list[Code] | Literal["others"] = Field(default=[])
     published: PublishedRecipe | None = None
     synthetic: Switch = False
+    # left out of models and results, which they don't change
+    scene: Scene | None = Field(default=None, exclude=True)
+    notes: FetchNotes | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _kind_has_outputs(self) -> Self:

@@ -10,6 +10,7 @@ from pretrain.models.normalize import Normalizer
 from shards.errors import ConfigError
 from shards.sensors.resampling import response_matrix
 from shards.sensors.sensor import NODATA, get_sensor, sensor_names
+from shards.sensors.spectrum import gaps
 
 ENMAP, DESIS = get_sensor("enmap"), get_sensor("desis")
 
@@ -19,16 +20,14 @@ def _to_enmap(sensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", sensor_names())
-def test_rows_add_up_to_one_or_are_empty_beyond_the_sensor(name):
+def test_rows_add_up_to_one_or_are_empty_beyond_the_sensor_and_in_its_gaps(name):
     sensor = get_sensor(name)
-    sums = _to_enmap(sensor).sum(1)
-    inside = (np.asarray(ENMAP.wavelength_nm) > min(sensor.wavelength_nm)) & (
-        np.asarray(ENMAP.wavelength_nm) < max(sensor.wavelength_nm)
-    )
+    sums, wanted, bands = _to_enmap(sensor).sum(1), np.asarray(ENMAP.wavelength_nm), np.asarray(sensor.wavelength_nm)
+    order = np.argsort(bands)
+    stretches = np.split(bands[order], gaps(bands[order], np.asarray(sensor.fwhm_nm)[order]))
+    inside = np.any([(wanted >= stretch[0]) & (wanted <= stretch[-1]) for stretch in stretches], axis=0)
     np.testing.assert_allclose(sums[inside], 1.0)
-    far = (np.asarray(ENMAP.wavelength_nm) > max(sensor.wavelength_nm) + 10) | (
-        np.asarray(ENMAP.wavelength_nm) < min(sensor.wavelength_nm) - 10
-    )
+    far = np.all([(wanted < stretch[0] - 10) | (wanted > stretch[-1] + 10) for stretch in stretches], axis=0)
     assert not sums[far].any()
 
 
