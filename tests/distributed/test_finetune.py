@@ -115,7 +115,8 @@ LORA = (
     "lora.lrs=[3e-3]",
     "frozen.heads=[linear]",
     "full.head=linear",
-    "full.epochs=2",
+    "full.epochs=4",
+    "select=loss",
 )
 """Updates of low rank from the probe on."""
 
@@ -306,8 +307,9 @@ def test_updates_of_low_rank_go_on_at_another_stage_on_another_number_of_process
 def test_updates_of_low_rank_are_merged_into_the_weights_of_attention(lab: Lab) -> None:
     tuned = load_task_model(lab.folder / "lora" / "model.safetensors").encoder.state_dict()
     before = load_task_model(lab.folder / "encoder.safetensors").encoder.state_dict()
-    changed = {name for name in before if not np.array_equal(before[name], tuned[name])} - {"vit_core.pos_embed"}
-    assert changed == {name for name in before if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
+    changed = {name for name in before if not np.array_equal(before[name], tuned[name])}
+    fitted = {name for name in before if name.endswith(("pos_embed", "num_batches_tracked"))}  # to 16 px; a count
+    assert changed - fitted == {name for name in before if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
 
 
 @pytest.mark.parametrize("name", ["cdl", "lora"])
