@@ -32,7 +32,7 @@ from shards.config.fields import (
     expand_path,
 )
 
-Protocol = Literal["knn", "shift", "frozen", "adapter", "blocks", "lora", "full", "baseline"]
+Protocol = Literal["knn", "shift", "frozen", "layers", "adapter", "blocks", "lora", "full", "baseline"]
 BandSetName = Literal[
     "all",
     "even",
@@ -127,6 +127,9 @@ class FrozenConfig(ConfigModel):
     """Maximum size of features cached on disk, in gigabytes."""
     evaluate_every: Positive = 5
     """Epochs between two evaluations on the validation tiles."""
+    patience: Positive | None = None
+    """Evaluations in a row without a better one after which the training of a head ends; null for all epochs. The
+    learning rate follows the schedule of all epochs."""
 
 
 class KnnConfig(ConfigModel):
@@ -140,6 +143,13 @@ class KnnConfig(ConfigModel):
     """Divisor of the similarities."""
     bank: Positive = 100_000
     """Maximum number of training features that are searched for neighbors."""
+
+
+class LayersConfig(ConfigModel):
+    """Linear heads, trained as in protocol ``frozen``, on each layer of the encoder."""
+
+    numbers: Choices[NotNegative] | None = None
+    """Numbers of the layers, from 0 on; null for all."""
 
 
 class ShiftConfig(ConfigModel):
@@ -209,6 +219,9 @@ class FullConfig(ConfigModel):
     """Number of blocks that protocol ``blocks`` trains."""
     evaluate_every: Positive = 1
     """Epochs between two evaluations on the validation tiles."""
+    patience: Positive | None = None
+    """Evaluations in a row without a better one after which training ends; null for all epochs. The learning rate
+    follows the schedule of all epochs."""
     save_every: Positive = 200
     """Steps between two checkpoints."""
 
@@ -262,9 +275,10 @@ class FinetuneConfig(ConfigModel):
     compare_raw: Switch = False
     """Evaluate raw spectra, the mean of each patch, by nearest neighbors as well (protocols knn and shift)."""
     protocol: Choices[Protocol] = ("knn", "frozen", "full")
-    """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen), or a head with the
-    encoder's spectral adapter (adapter), its first blocks (blocks), updates of its attention (lora), or the full
-    encoder (full). ``baseline`` evaluates models of scikit-learn on spectra beside them."""
+    """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen, and layers on each of
+    the encoder's layers), or a head with the encoder's spectral adapter (adapter), its first blocks (blocks), updates
+    of its attention (lora), or the full encoder (full). ``baseline`` evaluates models of scikit-learn on spectra beside
+    them."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
     fractions: Unique[Fraction] = (1.0,)
@@ -285,6 +299,8 @@ class FinetuneConfig(ConfigModel):
     """Protocol ``shift``."""
     frozen: FrozenConfig = FrozenConfig()
     """Protocol ``frozen``."""
+    layers: LayersConfig = LayersConfig()
+    """Protocol ``layers``."""
     full: FullConfig = FullConfig()
     """Protocols ``adapter``, ``blocks``, ``full`` and ``lora``."""
     lora: LoraConfig = LoraConfig()

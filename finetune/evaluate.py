@@ -29,11 +29,10 @@ from finetune.encoders.encoder import fit_encoder
 from finetune.encoders.function_encoder import fit_function, is_function_file
 from finetune.evaluation.collector import example_rows
 from finetune.evaluation.context import EvaluationContext, EvaluationStopped
-from finetune.evaluation.neighbors import expand
 from finetune.evaluation.portion import Portion, list_portions
-from finetune.evaluation.recipe import resolve_recipe
+from finetune.evaluation.recipe import Recipe, check_layers, resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
-from finetune.evaluation.runs import BASELINE, encoder_names, list_runs
+from finetune.evaluation.runs import BASELINE, encoder_names, expand, list_runs
 from finetune.protocols.baseline import count_labeled
 from finetune.protocols.runner import Protocols
 from finetune.protocols.training_batches import cut_batch
@@ -51,6 +50,8 @@ from shards.config import dump_config
 from shards.errors import ConfigError, ForgeError
 from shards.files.atomic import write_atomic
 from shards.files.journal import BestEffort
+from shards.format.error_bounds import max_error
+from shards.read.reader import ShardReader
 from shards.sensors.rgb import stretch
 from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.layouts import SPLITS
@@ -87,7 +88,7 @@ class Evaluator:
 
     def _evaluate(self) -> bool:
         config, context = self.config, self.context
-        protocols = expand(config.protocol, config.shift.train, config.shift.test)
+        protocols = expand(config.protocol, config.shift.train, config.shift.test, config.layers.numbers or ())
         runs = list_runs(self.names, protocols, list_portions(config.fractions, config.shots))
         counts = ", ".join(f"{len(context.items[name])} {name}" for name in SPLITS)
         windows = f"{len(context.splits['train'])} training windows of {context.encoder.size} px"
@@ -136,6 +137,8 @@ class Evaluator:
             "split": grouping(config.data, items) or ("published" if config.data.splits else "location"),
             "window": context.encoder.size,
         }
+        if bound := max_error_of(config.data.shards):
+            data["max error"] = bound
         if BASELINE in config.protocol:
             data["baseline samples"] = {f"{fraction:g}": self._samples(fraction) for fraction in config.fractions}
         cost = {"features": self.protocols.feature_seconds}
@@ -197,6 +200,7 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     encoder = fit_encoder(*loaded, config, task, items) if loaded else fit_function(config, task, items)
     recipe = resolve_recipe(config, kind, encoder.is_transformer)
     is_trained = bool(TRAINED & set(config.protocol)) or recipe.frozen.bn == "adapt"
+    config = _with_layers(config, recipe, encoder.num_layers)
     if not encoder.is_trainable:
         config = _without_training(config, is_trained)
     if is_trained:
@@ -214,12 +218,20 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     return EvaluationContext(config, watchdog, task, items, splits, encoder, inputs, recipe)
 
 
+def _with_layers(config: FinetuneConfig, recipe: Recipe, num_layers: int) -> FinetuneConfig:
+    """Return the config with the numbers of the layers that protocol ``layers`` probes."""
+    numbers = config.layers.numbers
+    check_layers(recipe, numbers or (), num_layers)
+    layers = config.layers.model_copy(update={"numbers": numbers or tuple(range(num_layers))})
+    return config.model_copy(update={"layers": layers}) if "layers" in config.protocol else config
+
+
 def _without_training(config: FinetuneConfig, is_trained: bool) -> FinetuneConfig:
     """Return the config without a random-init baseline; raise ConfigError if it trains the encoder."""
     if is_trained:
         raise ConfigError(
             f"key 'protocol': {config.checkpoint} encodes and can't be trained: choose from knn, shift, frozen (with "
-            "frozen.bn: frozen) and baseline"
+            "frozen.bn: frozen), layers and baseline"
         )
     if config.compare_random and distributed.is_main():
         log(f"{config.checkpoint} has no random-init baseline and no model.safetensors for maps")
@@ -243,3 +255,8 @@ def _pictures(split: LabeledSplit, rows: np.ndarray, sensor: Sensor) -> np.ndarr
     """Return windows as color pictures, uint8 (n, S, S, 3)."""
     images = split.images(rows)[:, list(sensor.rgb)].astype(np.float32).transpose(0, 2, 3, 1)
     return (255 * stretch(np.where(images == NODATA, np.nan, images))).astype(np.uint8)
+
+
+def max_error_of(shards: str | None) -> str:
+    """Return the largest error of the pixels of labeled shards; empty if they are lossless, or for other data."""
+    return "" if shards is None else max_error(ShardReader(shards).manifest)

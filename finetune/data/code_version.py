@@ -37,6 +37,7 @@ FEATURES = (
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
     "finetune/encoders/raw_spectra.py",
+    "finetune/heads/inputs.py",
     *(
         f"pretrain/models/{name}.py"
         for name in (
@@ -47,6 +48,7 @@ FEATURES = (
             "encoder",
             "fused_block",
             "fused_wave",
+            "layer_maps",
             "normalize",
             "patches",
             "published",
@@ -89,6 +91,7 @@ HEADS = (
     "finetune/evaluation/selection.py",
     "finetune/heads/build.py",
     "finetune/heads/dense.py",
+    "finetune/heads/multilayer.py",
     "finetune/heads/pooled.py",
     "finetune/losses/classes.py",
     "finetune/losses/dice.py",

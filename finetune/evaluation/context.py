@@ -19,16 +19,19 @@ from finetune.encoders.features import FeatureStore
 from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.encoders.raw_spectra import RAW, RawSpectra
 from finetune.evaluation.collector import Collector
+from finetune.evaluation.layers import probed_layer
 from finetune.evaluation.neighbors import is_by_neighbors
 from finetune.evaluation.portion import Portion
 from finetune.evaluation.recipe import Recipe, from_scratch
 from finetune.evaluation.runs import BASELINE
 from finetune.heads.build import build_head, fit_to_labels
+from finetune.heads.inputs import HeadInput
 from finetune.heads.registry import HeadConfig
 from finetune.losses.loss import Loss, build_loss
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import LabelSummary, TaskKind, kind_of
 from pretrain import distributed
+from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
 from pretrain.resilience.watchdog import Watchdog
 from shards.order.random_bits import fold_in
@@ -151,15 +154,22 @@ class EvaluationContext:
         return TaskModel(encoder, file.description, inputs, task=self.task, dilate=file.dilate).eval()
 
     def head(
-        self, config: HeadConfig, features: int, stride: int, seed: int, rows: np.ndarray, bn_group: int | None = None
+        self,
+        config: HeadConfig,
+        encoder: Encoder,
+        source: HeadInput,
+        seed: int,
+        rows: np.ndarray,
+        bn_group: int | None = None,
     ) -> nn.Module:
         """Build a head with its initial weights, on the CPU.
 
         Args:
-            features, stride: feature width and stride of the encoder.
+            encoder, source: determine the shape of the features that it gets.
             rows: training windows; their labels standardize the targets.
         """
-        head = build_head(config, self.kind, features, stride, bn_group)
+        features, stride, layers = source.shape(encoder)
+        head = build_head(config, self.kind, features, stride, bn_group, layers)
         initialize(head, f"head.{config.name}", seed)
         fit_to_labels(head, self._summary(rows))
         return head
@@ -182,7 +192,7 @@ class EvaluationContext:
 
     def is_tuned(self, protocol: str) -> bool:
         """Return whether a protocol runs the encoder in every step instead of computing features once."""
-        if protocol == BASELINE or is_by_neighbors(protocol):
+        if protocol in (BASELINE, "layers") or is_by_neighbors(protocol) or probed_layer(protocol) is not None:
             return False
         return protocol != "frozen" or self.recipe.frozen.bn == "adapt"
 

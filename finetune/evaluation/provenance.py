@@ -14,6 +14,7 @@ from finetune.data.hashes import digest
 from finetune.encoders.encoder import EncoderFile
 from finetune.encoders.model_file import InputDescription
 from finetune.encoders.raw_spectra import RAW
+from finetune.evaluation.layers import probed_layer
 from finetune.evaluation.neighbors import tested_bands
 from finetune.evaluation.recipe import Recipe
 from finetune.evaluation.results import Provenance
@@ -27,6 +28,9 @@ OF_ENCODER = ("encoder", "architecture", "window", "dilate", "statistics")
 
 REPLACEMENTS = {"raw": RAW, SPECTRA: SPECTRA}
 """What takes the place of an encoder, and its architecture in results."""
+
+LINEAR = "linear"
+"""The head of protocol ``layers``."""
 
 EXCLUDED = {"quota_gb", "save_every", "heads", "head"}
 """Keys of a recipe that don't change results, or are recorded elsewhere."""
@@ -42,12 +46,13 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
         heads = [model.to_plain() for model in config.baseline.chosen]
         return {"heads": heads, "samples": config.baseline.samples, LIBRARY: library_version()}
     loss = recipe.loss.to_plain()
+    frozen = {"select": recipe.select, "loss": loss, **_values(recipe.frozen)}
+    del frozen["bn"]  # it is frozen, or the encoder would be run in every step, as below
+    if (layer := probed_layer(protocol)) is not None:
+        return {"heads": [LINEAR], "layer": layer, **frozen}
     if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
         chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
-        heads = [head.to_plain() for head in chosen]
-        values = _values(recipe.frozen)
-        del values["bn"]  # it is frozen, or the encoder would be run in every step, as below
-        return {"heads": heads, "select": recipe.select, "loss": loss, **values}
+        return {"heads": [head.to_plain() for head in chosen], **frozen}
     full = recipe.of_tuning(protocol)
     provenance = {"select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if full.start == "probe":

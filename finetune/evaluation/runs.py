@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from finetune.baselines.registry import SPECTRA
-from finetune.evaluation.neighbors import is_by_neighbors
+from finetune.evaluation.layers import LAYER
+from finetune.evaluation.neighbors import SHIFT, is_by_neighbors
 from finetune.evaluation.portion import Portion
 
 BASELINE = "baseline"
@@ -19,12 +20,26 @@ def encoder_names(protocols: Sequence[str], compare_random: bool, compare_raw: b
     return ["pretrained", *(name for name, is_compared in compared.items() if is_compared)]
 
 
+def expand(protocols: Sequence[str], train: str, test: Sequence[str], layers: Sequence[int]) -> list[str]:
+    """Replace protocols that consist of several.
+
+    Args:
+        train, test: band sets of ``shift``: a protocol for each of the test tiles, first that of the training tiles.
+        layers: numbers of the layers of ``layers``, a protocol for each.
+    """
+    several = {
+        "shift": [f"{SHIFT}{bands}" for bands in (train, *(bands for bands in test if bands != train))],
+        "layers": [f"{LAYER}{number}" for number in layers],
+    }
+    return [name for protocol in protocols for name in several.get(protocol, [protocol])]
+
+
 def list_runs(names: Sequence[str], protocols: Sequence[str], portions: Sequence[Portion]) -> list[Run]:
     """Return all combinations that exist.
 
     Args:
         names: see `encoder_names`.
-        protocols: after `finetune.evaluation.neighbors.expand`.
+        protocols: after `expand`.
     """
     return [
         (name, protocol, portion)

@@ -145,6 +145,8 @@ class Tuning:
     def fit(self) -> Tuned | None:
         """Train from the newest checkpoint and test; return None if a stop was requested, after saving.
 
+        A training that runs out of patience ends as if all its epochs were over.
+
         Raises:
             CheckpointError: the work folder's checkpoints belong to another training, or none is complete.
             Diverged: too many steps were skipped, or no epoch has finite validation scores.
@@ -155,7 +157,10 @@ class Tuning:
             loop.resume(newest)
             log(f"{name}: resumed at step {loop.step} of {loop.schedule.steps}")
         loop.run(self.batches.from_step(loop.step))
-        if loop.stopping:
+        if self.evaluation.is_out_of_patience:
+            epoch, best = self.evaluation.curve[-1]["epoch"], self.evaluation.best_epoch
+            log(f"{name}: ended at epoch {epoch} of {self.plan.recipe.epochs}: none is better than epoch {best}")
+        elif loop.stopping:
             log(f"{name}: stopped at step {loop.step} of {loop.schedule.steps} and saved")
             return None
         return self._test()

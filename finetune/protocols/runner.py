@@ -18,12 +18,14 @@ from finetune.evaluation.best_model import BestModel
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.head_files import load_head, save_heads
+from finetune.evaluation.layers import probed_layer
 from finetune.evaluation.neighbors import is_by_neighbors, tested_bands
 from finetune.evaluation.parts import Part, Parts
 from finetune.evaluation.portion import Portion
 from finetune.evaluation.results import Result
 from finetune.evaluation.runs import BASELINE
 from finetune.evaluation.selection import is_better
+from finetune.heads.inputs import HeadInput, input_of, input_of_layer
 from finetune.heads.registry import HeadConfig, head_config
 from finetune.metrics.scores import Scores
 from finetune.protocols.baseline import BaselineSweep, FittedBaseline
@@ -162,21 +164,32 @@ class Protocols:
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
     def _frozen(self, name: str, protocol: str, portion: Portion, part: Part) -> list[Result]:
-        """Train and evaluate all heads, rates and seeds; seeds are distributed over the ranks."""
+        """Train and evaluate all heads, rates and seeds; heads on the same features are trained together."""
         context = self.context
         model = context.model(name)
-        features = self._features(model)
         heads = tuple(head_config(head) for head in part.provenance["heads"])
-        sweeps = [
-            (HeadSweep(context, model.encoder, features, rows, heads), seeds) for rows, seeds in self._draws(portion)
-        ]
-        outcomes = self._gather(
-            lambda: [_seed_outcome(head) for sweep, seeds in sweeps if seeds for head in sweep.run(seeds)]
+        layer = probed_layer(protocol)
+        of_layer = None if layer is None else input_of_layer(layer, context.kind)
+        probed = (
+            [] if layer is None else [input_of_layer(each, context.kind) for each in self.config.layers.numbers or ()]
         )
+        by_source: dict[HeadInput, list[HeadConfig]] = {}
+        for config in heads:
+            by_source.setdefault(of_layer or input_of(config, context.kind, model.encoder), []).append(config)
+        outcomes: list[SeedOutcome] = []
+        for source, chosen in by_source.items():
+            features = self._features(model, SPLITS, source, probed)
+            sweeps = [
+                (HeadSweep(context, model.encoder, features, rows, tuple(chosen), source), seeds)
+                for rows, seeds in self._draws(portion)
+            ]
+            outcomes += self._sweep(sweeps)
+        labels = [config.label for config in heads]
+        outcomes.sort(key=lambda outcome: (self.config.seeds.index(outcome.seed), labels.index(outcome.head)))
         results = [self._result(outcome, name, protocol, portion, part) for outcome in outcomes]
         if distributed.is_main():
             save_heads(part.heads, {(outcome.head, outcome.seed): outcome.weights or {} for outcome in outcomes})
-        is_offered = context.encoder.is_trainable and "frozen" in self.config.protocol
+        is_offered = context.encoder.is_trainable and "frozen" in self.config.protocol and layer is None
         if name == "pretrained" and portion.is_all and is_offered and distributed.is_main():
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
             for result, outcome in zip(results, outcomes, strict=True):
@@ -184,6 +197,12 @@ class Protocols:
                 head = {f"head.{key}": value for key, value in outcome.weights.items()}
                 self.best_model.offer(model, head_config(outcome.head_options), encoder | head, result)
         return results
+
+    def _sweep(self, sweeps: list[tuple[HeadSweep, tuple[int, ...]]]) -> list[SeedOutcome]:
+        """Train the heads of sweeps, each with this rank's seeds of the same training windows."""
+        return self._gather(
+            lambda: [_seed_outcome(head) for sweep, seeds in sweeps if seeds for head in sweep.run(seeds)]
+        )
 
     def _baseline(self, name: str, protocol: str, portion: Portion, part: Part) -> list[Result]:
         """Fit and evaluate models on spectra; seeds are distributed over the ranks."""
@@ -213,12 +232,25 @@ class Protocols:
         own = distributed.raise_on_all_ranks(lambda: _raise_or(own, failed))
         return [outcome for of_rank in distributed.gather_objects(own) for outcome in of_rank]
 
-    def _features(self, model: TaskModel, names: Sequence[str] = SPLITS) -> dict[str, Features]:
-        """Return the features of splits; only training uses views other than the first."""
+    def _features(
+        self,
+        model: TaskModel,
+        names: Sequence[str] = SPLITS,
+        source: HeadInput | None = None,
+        beside: Sequence[HeadInput] = (),
+    ) -> dict[str, Features]:
+        """Return the features of splits; only training uses views other than the first.
+
+        Args:
+            source, beside: see `FeatureStore.load`.
+        """
         begin, store = time.monotonic(), self.context.feature_store
         model.to(distributed.device())
         splits, views = self.context.splits, self.recipe.frozen.views
-        found = {name: store.load(model, splits[name], views if name == "train" else 1, name) for name in names}
+        found = {
+            name: store.load(model, splits[name], views if name == "train" else 1, name, source, beside)
+            for name in names
+        }
         self.feature_seconds += time.monotonic() - begin
         return found
 
@@ -277,8 +309,8 @@ class Protocols:
         start = self._probe(name, portion, head, seed) if recipe.start == "probe" else None
         begin = time.monotonic()
         model = context.model(name, recipe.bn_group)
-        encoder = model.encoder
-        model.head = context.head(head, encoder.feature_dim, encoder.stride, seed, rows, recipe.bn_group)
+        model.head_config = head
+        model.head = context.head(head, model.encoder, model.head_input, seed, rows, recipe.bn_group)
         if start is not None:
             model.head.load_state_dict(start)
         plan = TrainingPlan(part.path.stem, "none" if protocol == "frozen" else protocol, recipe, lr, seed, rows)

@@ -18,6 +18,7 @@ WORDS = {
     "lrs": "lr {}",
     "select": "selected by {}",
     "evaluate_every": "evaluated every {} epochs",
+    "patience": "patience {}",
     "first_blocks": "first {} blocks",
     "version": "by an earlier version",
 }

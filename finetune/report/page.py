@@ -11,6 +11,7 @@ from finetune.report.baselines import TESTED, baseline_sentences, samples_senten
 from finetune.report.calibration import MOST_DRAWN, calibrated, calibration_legend, calibration_table, reliability
 from finetune.report.charts import Cell
 from finetune.report.cost import cost_legend, cost_table
+from finetune.report.depth import depth_legend, depth_sentences, line_name, rows_by_layer
 from finetune.report.distance import distance_legend, score_by_distance
 from finetune.report.over_tasks import LEGEND as OVER_TASKS
 from finetune.report.over_tasks import over_tasks
@@ -77,9 +78,12 @@ def _task_page(report: TaskReport) -> TaskPage:
     task, run = report.task, report.run
     tiles = " / ".join(f"{run.data['tiles'][split]} {split}" for split in ("train", "val", "test"))
     facts = f"{tiles} tiles of {run.data['sensor']}, split {run.data['split']}, windows of {run.data['window']} px"
+    if bound := run.data.get("max error"):
+        facts += f", stored with a maximum error of {bound}"
     sections = [
         _baselines(report),
         _shift(report),
+        _depth(report),
         _comparisons(report),
         _by_output(report),
         _curves(report),
@@ -134,6 +138,26 @@ def _shift(report: TaskReport) -> Section | None:
     if len(found) > 1:
         body += _small(same_place_legend(report)) + html_table(found)
     return Section("Spectral shift", body) if len(lines) > 1 else None
+
+
+def _depth(report: TaskReport) -> Section | None:
+    """Return the test score over the layers of the encoders, and the best layer of each."""
+    groups = rows_by_layer(report)
+    finite = {
+        line_name(line): {layer: row for layer, row in rows.items() if np.isfinite(row.mean(report.primary))}
+        for line, rows in groups.items()
+    }
+    drawn = {name: rows for name, rows in finite.items() if rows}
+    if not drawn:
+        return None
+    series = [
+        (name, [(float(layer), row.mean(report.primary)) for layer, row in rows.items()])
+        for name, rows in drawn.items()
+    ]
+    bands = [[row.interval for row in rows.values()] for rows in drawn.values()]
+    text = Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in depth_sentences(report))
+    chart = charts.lines(f"Test {title(report.primary)}", series, "layer", bands=bands)
+    return Section("Layers", text + chart + _small(depth_legend(report)))
 
 
 def _by_output(report: TaskReport) -> Section | None:

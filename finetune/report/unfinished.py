@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluation.neighbors import expand
 from finetune.evaluation.portion import list_portions
-from finetune.evaluation.runs import encoder_names, list_runs
+from finetune.evaluation.runs import encoder_names, expand, list_runs
 from shards.config import parse_values
 from shards.errors import ConfigError
 from shards.files.text import read_text_file
@@ -50,8 +49,8 @@ def _line(folder: Path) -> str | None:
 
 def _parts_of(config: dict[str, Any]) -> list[str]:
     """Return the parts in the order in which they run (finetune/evaluate.py)."""
-    shift = config.get("shift", {})
-    protocols = expand(config.get("protocol", []), shift.get("train", "all"), shift.get("test", []))
+    shift, layers = config.get("shift", {}), config.get("layers", {}).get("numbers")
+    protocols = expand(config.get("protocol", []), shift.get("train", "all"), shift.get("test", []), layers or ())
     names = encoder_names(protocols, config.get("compare_random", True), config.get("compare_raw", False))
     portions = list_portions(config.get("fractions", [1.0]), config.get("shots", []))
     return [

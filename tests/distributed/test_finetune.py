@@ -103,8 +103,26 @@ DICE = ("protocol=[frozen,full]", "full.micro_batch=4", "loss={name: dice, class
 """A loss whose parts must add up over ranks and micro batches."""
 
 
-START = ("protocol=[full]", "frozen.heads=[linear]", "full.head=linear", "full.lrs=[1e-12]", "frozen.lrs=[1e-2]")
-"""A full fine-tuning that stays where it starts."""
+LAYERED = (
+    "protocol=[full]",
+    "full.start=random",
+    "full.epochs=2",
+    "full.head={name: upernet, hidden: 8, layers: [0, -1]}",
+    "engine.zero_stage=3",
+    "engine.param_persistence_threshold=0",
+)
+"""A head on two layers, with all weights divided among the processes (ZeRO-3)."""
+
+START = (
+    "protocol=[full]",
+    "frozen.heads=[linear]",
+    "full.head=linear",
+    "full.lrs=[1e-12]",
+    "frozen.lrs=[1e-2]",
+    "full.epochs=4",
+    "full.patience=2",
+)
+"""A full fine-tuning that stays where it starts, and ends early."""
 
 PARTS = ("protocol=[adapter,blocks]", "full.start=random", "full.epochs=2", "full.first_blocks=1")
 """Trainings of which no start can be the best."""
@@ -161,7 +179,9 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                 lab.job(
                     config, "diverged", "protocol=full", "full.lrs=[1e30]", "full.epochs=8", "full.evaluate_every=8"
                 ),
+                lab.job(config, "start", *START, stop_at=1),
                 lab.job(config, "start", *START),
+                lab.job(config, "layered", *LAYERED),
                 lab.job(config, "drawn", *START, "full.start=random"),
                 lab.job(config, "lora", *LORA, "engine.zero_stage=0"),
                 lab.job(config, "lora-stopped", *LORA, "engine.zero_stage=0", stop_at=2),
@@ -175,6 +195,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             [
                 lab.job(config, "two", *options),
                 lab.job(config, "dice-two", *DICE),
+                lab.job(config, "layered-two", *LAYERED),
                 lab.job(
                     "sample_greenness.yaml", "greenness-two", "protocol=[frozen,full]", *LONGER["sample_greenness"]
                 ),
@@ -191,7 +212,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("name", shortened([name.removeprefix("enmap_") for name in TASKS], NIGHTLY))
 def test_every_task_runs_from_its_own_config(lab: Lab, name: str) -> None:
     run = lab.results(name)
-    assert run.task == TASKS.get(name, TASKS.get(f"enmap_{name}"))
+    assert run.task == (TASKS.get(name) or TASKS[f"enmap_{name}"]).model_copy(update={"notes": None})
     assert [one.protocol for one in run.results] == ["knn", "frozen", "full"]
     outputs, tiles = len(run.task.outputs), len(run.tiles)
     for one in run.results:
@@ -221,8 +242,12 @@ def test_two_processes_give_what_one_gives(lab: Lab) -> None:
         _same(one, two, 1e-5)
 
 
-@pytest.mark.parametrize(("name", "two"), [("dice", "dice-two"), ("sample_greenness", "greenness-two")])
-def test_weighted_losses_and_values_of_pixels_are_those_of_one_process(lab: Lab, name: str, two: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "two"), [("dice", "dice-two"), ("sample_greenness", "greenness-two"), ("layered", "layered-two")]
+)
+def test_weighted_losses_values_of_pixels_and_heads_on_layers_are_those_of_one_process(
+    lab: Lab, name: str, two: str
+) -> None:
     trained = [one for one in lab.results(name).results if one.protocol != "knn"]
     for one, other in zip(trained, lab.results(two).results, strict=True):
         _same(one, other, 1e-4)
@@ -277,6 +302,14 @@ def test_full_fine_tuning_begins_from_the_head_of_the_frozen_protocol_or_from_a_
         torch.testing.assert_close(weight, frozen[name], rtol=1e-5, atol=1e-7)
     assert not torch.allclose(drawn.state_dict()["linear.weight"], frozen["linear.weight"], atol=1e-3)
     assert not list((lab.folder / "drawn" / "parts").glob("*frozen*"))
+
+
+def test_a_training_that_gets_no_better_ends_early_also_after_a_stop(lab: Lab) -> None:
+    for name, epochs in (("start", [0, 1, 2]), ("drawn", [1, 2, 3])):
+        assert lab.outcome(name) == "complete"
+        (one,) = lab.results(name).results
+        assert [point["epoch"] for point in one.curve] == epochs
+        assert one.epoch == epochs[0]
 
 
 def test_only_what_a_protocol_names_learns(lab: Lab) -> None:

@@ -167,6 +167,29 @@ def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, 
     assert "pretrained-shift_to_vnir-1" not in again
 
 
+def test_each_layer_is_a_part_and_heads_on_several_layers_are_trained_beside_others(start, tmp_path):
+    heads = "[linear,{name: upernet, hidden: 8, layers: [3, -1]}]"
+    probes = {"protocol": "[frozen,layers]", "layers.numbers": "[3,11]", "frozen.heads": heads, "seeds": "[0,1]"}
+    run, _ = start(**probes)
+    found = {(result.protocol, result.head, result.seed): result for result in run.results}
+    names = [("frozen", "linear"), ("frozen", "upernet layers=[3, -1] hidden=8"), ("layer 3", "linear")]
+    assert list(found)[:6] == [(names[0][0], head, seed) for seed in (0, 1) for _, head in names[:2]] + [
+        (*names[2], seed) for seed in (0, 1)
+    ]
+    for seed in (0, 1):  # the last layer is the map
+        assert found["layer 11", "linear", seed].validation == found["frozen", "linear", seed].validation
+    assert found["layer 3", "linear", 0].statistics.sum() == found["layer 11", "linear", 0].statistics.sum()
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 3 * 4  # map, two layers, each and both
+    model = load_task_model(tmp_path / "run" / "model.safetensors")
+    assert model.head_config is not None
+    assert model.head_config.name in ("linear", "upernet")
+    assert "is the best one" in page(collect_reports(tmp_path / "run"))
+
+    _, said = start(**probes | {"layers.numbers": "[3,5,11]"})
+    assert "pretrained-layer_5-1" in said
+    assert "pretrained-layer_3-1" not in said
+
+
 def test_baselines_are_one_part_without_an_encoder(start, tmp_path):
     """They learn from a drawn number of pixels, which the results say, and another encoder needs no new part."""
     pytest.importorskip("sklearn")
@@ -200,10 +223,11 @@ def test_a_python_file_that_encodes_runs_through_frozen_protocols_and_the_report
         "def encode(tiles, wavelengths):\n"
         "    return model(tiles[:, [abs(wavelengths - nm).argmin() for nm in (490, 665, 842, 1610)]])\n"
     )
-    options = {"shift.test": "[odd]", "protocol": "[knn,shift,frozen]", "compare_random": "true", "data.bands": "same"}
+    options = {"shift.test": "[odd]", "protocol": "[knn,shift,frozen,layers]", "data.bands": "same"}
+    options |= {"compare_random": "true", "frozen.heads": "[linear,{name: upernet, hidden: 8}]"}
     run, said = start(**options, checkpoint=file)
     assert "foreign.py has no random-init baseline and no model.safetensors for maps" in said
-    protocols = ["knn", "shift to all", "shift to odd", "frozen"]
+    protocols = ["knn", "shift to all", "shift to odd", "frozen", "frozen", "layer 0"]  # it is a single layer
     assert [(result.encoder, result.protocol) for result in run.results] == [("pretrained", one) for one in protocols]
     assert run.encoders["pretrained"]["architecture"] == "foreign.py"
     assert run.results[0].test == run.results[1].test

@@ -7,6 +7,7 @@ from torch import Tensor
 from finetune.config import FullConfig
 from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.heads.build import build_head
+from finetune.heads.registry import HEADS
 from finetune.losses.loss import build_loss
 from finetune.losses.registry import LOSSES
 from finetune.protocols.tuned_model import TunedModel
@@ -76,6 +77,15 @@ def test_batch_norms_adapt_where_the_recipe_says_so(recipe, adapting):
         name for name in ("encoder", "head") for norm in grouped_batch_norms(getattr(model, name)) if norm.flush()[-1]
     }
     assert recorded == set(adapting)
+
+
+def test_blocks_above_the_last_layer_of_a_head_do_not_learn():
+    model = _model("spec_vit_tiny")
+    model.head_config = HEADS.validate({"name": "upernet", "layers": [2, 9]})
+    loss = build_loss(LOSSES.validate(KIND.loss), KIND, LabelSummary(counts=torch.ones(KIND.outputs).numpy()))
+    tuned = TunedModel(model, loss, "full", FullConfig())
+    still = {name.split(".")[2] for name, one in tuned.encoder.named_parameters() if not one.requires_grad}
+    assert still == {"10", "11"}
 
 
 def test_only_the_chosen_parts_learn():
