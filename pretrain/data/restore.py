@@ -36,11 +36,16 @@ def send_planes(planes: Tensor, bands: np.ndarray, device: torch.device) -> Tens
     if device.type == "cpu":
         return planes
     copies = torch.empty(planes.shape, dtype=planes.dtype, device=device)
+    copy_used(planes, bands, copies)
+    return copies
+
+
+def copy_used(planes: Tensor, bands: np.ndarray, copies: Tensor) -> None:
+    """Copy the used bytes of planes, int16 (U, C, H, W), a range of each tile."""
     pixels = planes.shape[2] * planes.shape[3]
     source, target = (tensor.view(torch.uint8).view(len(tensor), -1) for tensor in (planes, copies))
     for number, rows in enumerate(used_rows(bands).tolist()):
         target[number, : rows * pixels].copy_(source[number, : rows * pixels], non_blocking=True)
-    return copies
 
 
 def restore_tiles(planes: Tensor, bands: Tensor) -> Tensor:
