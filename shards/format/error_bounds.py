@@ -7,6 +7,7 @@ from numcodecs.abc import Codec
 
 from shards.format.codec_registry import build_codec
 from shards.format.manifest import Manifest
+from shards.format.planes import same_codes
 from shards.sensors.sensor import NODATA
 
 
@@ -47,7 +48,7 @@ def max_error(manifest: Manifest) -> str:
     """
     terms = manifest.made_from.max_error.split(" + ") if manifest.made_from else []
     codec = build_codec(manifest.codec)
-    if not is_lossless(codec) and not _is_copy(manifest):
+    if not is_lossless(codec) and not _has_codes_of_origin(manifest, codec):
         terms.append(str(manifest.codec.get("max_error", f"the bound of {codec.codec_id}")))
     numbers = [int(term) for term in terms if term.isdecimal()]
     shares = [term for term in terms if term and not term.isdecimal()]
@@ -61,6 +62,8 @@ def describe_max_error(text: str) -> str:
     return f"{text} digital numbers" if text.isdecimal() else f"{text}, by band and tile"
 
 
-def _is_copy(manifest: Manifest) -> bool:
-    """Return whether the tiles are the encoded bytes of another dataset, cut into other shards."""
-    return manifest.made_from is not None and manifest.made_from.codec == manifest.codec
+def _has_codes_of_origin(manifest: Manifest, codec: Codec) -> bool:
+    """Return whether the tiles are those of another dataset, cut into other shards or compressed in another way."""
+    if manifest.made_from is None or manifest.made_from.codec.get("id") != codec.codec_id:
+        return False
+    return manifest.made_from.codec == manifest.codec or same_codes(build_codec(manifest.made_from.codec), codec)

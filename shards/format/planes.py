@@ -35,6 +35,9 @@ BOUND, HIGH_ROW = 4, 5
 VALUES, MISSING = -1, -2
 """In place of a bound: the band is stored as int16 values, or is all missing and not stored."""
 
+_COMPRESSION = ("pack_low", "blocks")
+"""Options of a codec that don't change the codes."""
+
 _scratch = threading.local()
 
 
@@ -112,6 +115,23 @@ class PlaneCodec(Codec):
         table[:, HIGH_ROW] = np.where(wide, bands - 1 + np.cumsum(wide), -1)
         return table
 
+    def recompress(self, data: Any, codec: "PlaneCodec") -> bytes:
+        """Return the bytes of a tile with the compression of this codec; its values stay what they are.
+
+        Args:
+            data: bytes that ``codec`` encoded.
+            codec: has `same_codes` as this one.
+
+        Raises:
+            ShardError: the bytes do not hold a tile.
+        """
+        planes = np.empty(codec.shape_of(data), dtype=np.int16)
+        table, bands = codec.unpack(data, planes), len(planes)
+        rows, wide = planes.view(np.uint8).reshape(2 * bands, -1), table[:, HIGH_ROW] >= 0
+        high = np.zeros((bands, rows.shape[1]), dtype=np.uint8)
+        high[wide] = rows[table[wide, HIGH_ROW]]
+        return self._join(planes.shape, table[:, : self.numbers], rows[:bands], high)
+
     def _join(self, shape: tuple[int, int, int], numbers: np.ndarray, low: np.ndarray, high: np.ndarray) -> bytes:
         """Return the bytes of a tile from the numbers of its bands and the planes of its codes (bands, pixels)."""
         packed_low = compress(self._zstd, low, self.blocks) if self.pack_low else low.tobytes()
@@ -168,6 +188,15 @@ class PlaneCodec(Codec):
             content[begin : begin + low],
             content[begin + low :],
         )
+
+
+def same_codes(first: Codec, second: Codec) -> bool:
+    """Return whether two codecs differ at most in the compression of the planes: tiles have the same codes."""
+    if not isinstance(first, PlaneCodec) or type(first) is not type(second):
+        return False
+    configs = [codec.get_config().items() for codec in (first, second)]
+    before, after = ({name: value for name, value in items if name not in _COMPRESSION} for items in configs)
+    return before == after
 
 
 def checked(tile: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ from shards.format.manifest import (
     sensor_of,
     to_json,
 )
+from shards.format.planes import same_codes
 from shards.format.statistics import BandSums
 from shards.pack.merge import join_shards, shard_name
 from shards.pack.stored import StoredDataset, StoredSample, read_samples
@@ -75,7 +76,8 @@ def transcode(
 
     Args:
         source: folder or URL of shards.
-        codec: as for `pack --codec`; None copies the encoded tiles.
+        codec: as for `pack --codec`; None copies the encoded tiles, and one that differs in nothing but compression
+            keeps their codes.
         tiles_per_shard: tiles with which a shard is closed, after the last tile in a row of its location; None keeps
             the shards of the source.
         workers: number of processes.
@@ -119,6 +121,8 @@ def _check_codec(source: str, manifest: Manifest, config: dict[str, Any], tiles_
     if config == manifest.codec:
         if tiles_per_shard is None:
             raise ConfigError(f"{source}: has the codec {config} already; give another one, or --tiles-per-shard")
+        return
+    if same_codes(build_codec(manifest.codec), build_codec(config)):
         return
     known = max_error(manifest)
     wanted = str(config["max_error"]) if config["id"] == BoundedPredictor.codec_id else ""
@@ -215,7 +219,9 @@ def _encoded(source: StoredDataset, rows: range, config: dict[str, Any]) -> Iter
             name = f"{source.storage.url}/{index.shard}: tile '{sample.row['key']}'"
             _decode(before, sample.tile, values, name)
             encoded, stored = sample.tile, values
-            if config != manifest.codec:
+            if config != manifest.codec and same_codes(before, after):
+                encoded = after.recompress(sample.tile, before)
+            elif config != manifest.codec:
                 encoded = bytes(after.encode(values))
                 stored = stored_values(values, encoded, after, name)
             counters().add(1, values.nbytes, len(encoded))

@@ -1,5 +1,6 @@
 """`transcode`: the same samples with another codec or in other shards, compared before the manifest is written."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -122,6 +123,17 @@ def test_lossy_tiles_stay_lossy(labeled, bounded, tmp_path, capfd):
     source = str(labeled[0].parent / "source")
     assert main(["verify", str(tmp_path / "raw"), "--source", source, "--workers", "1"]) == 2
     assert "made from shards with errors up to 3" in capfd.readouterr().err
+
+
+def test_codes_are_compressed_again_without_another_loss(labeled, bounded, tmp_path):
+    blocks = json.dumps({"id": "bounded_predictor", "max_error": "3", "blocks": True})
+    made = transcode(str(bounded), tmp_path / "blocks", blocks).manifest
+    assert (made.codec, max_error(made)) == (json.loads(blocks), "3")
+    assert_reads(ShardReader(tmp_path / "blocks"), read_all(bounded))
+    transcode(str(tmp_path / "blocks"), tmp_path / "back", BOUNDED % 3)
+    for number in range(3):
+        name = f"shard-{number:06d}.tar"
+        assert (tmp_path / "back" / name).read_bytes() == (bounded / name).read_bytes()
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
