@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from finetune.evaluation.layers import probed_layer
 from finetune.report import charts
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.calibration import MOST_DRAWN, calibrated, calibration_legend, calibration_table, reliability
@@ -280,7 +281,9 @@ def _cost(report: TaskReport) -> Section:
 
 
 def _drawn(report: TaskReport) -> list[Row]:
-    return report.ranked(report.on_all_tiles)[:MOST_LINES]
+    """Return the best rows; probes of single layers have a chart of their own."""
+    rows = report.ranked(report.on_all_tiles)
+    return ([row for row in rows if probed_layer(row.protocol) is None] or rows)[:MOST_LINES]
 
 
 def _label(row: Row) -> str:

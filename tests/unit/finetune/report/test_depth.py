@@ -33,6 +33,7 @@ def test_the_best_layer_is_named_and_compared_with_the_last(tmp_path):
     assert second.startswith("spec_vit_base, random init: layer 10 is the best one")
     text = Page(page([report])).text
     assert first in text
+    assert "layer 10, conv · runs/mae-b" not in text.split("by class")[1].split("Learning")[0]  # bars are of other rows
     assert "counted from 0" in text
     assert first in markdown([report])
 
