@@ -41,14 +41,12 @@ def depth_sentences(report: TaskReport) -> list[str]:
         last = max(rows)
         best = report.ranked_by_validation(list(rows.values()))[0]
         number = probed_layer(best.protocol)
-        scores = f"{title(report.primary)} {cell(best, report.primary)}"
+        scores = f"is best on the validation tiles: test {title(report.primary)} {cell(best, report.primary)}"
         if number == last:
-            sentences.append(f"{line_name(line)}: the last layer, {last}, is the best one: {scores}.")
+            sentences.append(f"{line_name(line)}: the last layer, {last}, {scores}.")
         else:
             other = cell(rows[last], report.primary)
-            sentences.append(
-                f"{line_name(line)}: layer {number} is the best one: {scores}; the last one, {last}: {other}."
-            )
+            sentences.append(f"{line_name(line)}: layer {number} {scores}; the last layer, {last}: {other}.")
     return sentences
 
 

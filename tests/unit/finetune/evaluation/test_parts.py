@@ -183,7 +183,7 @@ def test_each_layer_is_a_part_and_heads_on_several_layers_are_trained_beside_oth
     model = load_task_model(tmp_path / "run" / "model.safetensors")
     assert model.head_config is not None
     assert model.head_config.name in ("linear", "upernet")
-    assert "is the best one" in page(collect_reports(tmp_path / "run"))
+    assert "is best on the validation tiles" in page(collect_reports(tmp_path / "run"))
 
     _, said = start(**probes | {"layers.numbers": "[3,5,11]"})
     assert "pretrained-layer_5-1" in said
