@@ -6,7 +6,9 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from shards.cli import Parser, limit, name_list, part, positive, run_command, share, share_above_0, whole_number
 from shards.console import get_logger
@@ -27,7 +29,9 @@ def build_parser() -> Parser:
     parser = Parser(prog="python -m shards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pack(commands)
+    _add_estimate(commands)
     _add_merge(commands)
+    _add_transcode(commands)
     _add_upload(commands)
     _add_verify(commands)
     _add_stats(commands)
@@ -40,30 +44,7 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack = commands.add_parser("pack", help="write tiles, archives or products into shards")
     pack.add_argument("source", type=Path, help="folder of tiles, archives, products or scenes, or one of these")
     pack.add_argument("dest", type=Path, help="folder of shards; the same command continues an interrupted one")
-    pack.add_argument(
-        "--sensor",
-        default="enmap",
-        help="sensor whose bands the tiles have: a name, a band table (CSV), or a scene that describes its bands "
-        "(default: %(default)s)",
-    )
-    pack.add_argument(
-        "--size", type=positive, help="tile height and width in pixels; larger rasters are cut (default: the commonest)"
-    )
-    pack.add_argument("--pattern", help="which files of SOURCE are tiles, e.g. '**/*_SPECTRAL_IMAGE.TIF'")
-    pack.add_argument(
-        "--codec",
-        metavar="CODEC",
-        help="raw, fast, compact, a codec of a plugin or of numcodecs (zstd, or its config as JSON); default: compact",
-    )
-    pack.add_argument(
-        "--max-error",
-        metavar="BOUND",
-        help="allow this error in every pixel, for smaller shards: digital numbers (3), reflectance (0.0003), or a "
-        "share of each band's noise in the tile (noise/4); missing values and zeros stay exact (default: lossless)",
-    )
-    pack.add_argument("--tiles-per-shard", type=positive, default=400, help="default: %(default)s, about 1 GB")
-    pack.add_argument("--seed", type=whole_number, default=0, help="of the order of locations (default: %(default)s)")
-    _workers(pack)
+    _packing(pack)
     pack.add_argument("--part", type=part, metavar="K/N", help="every N-th shard only, K from 1; then `merge`")
     pack.add_argument("--append", action="store_true", help="add tiles that DEST lacks; existing shards stay")
     pack.add_argument("--labels", type=Path, help="folder of label tiles with the names of the tiles, or polygons")
@@ -77,17 +58,44 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     pack.add_argument(
         "--dry-run", action="store_true", help="print what would be written, from the list and a few tiles"
     )
-    pack.add_argument(
+    pack.set_defaults(run=_pack)
+
+
+def _packing(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `PackConfig`, and ``--workers``."""
+    parser.add_argument(
+        "--sensor",
+        default="enmap",
+        help="sensor whose bands the tiles have: a name, a band table (CSV), or a scene that describes its bands "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size", type=positive, help="tile height and width in pixels; larger rasters are cut (default: the commonest)"
+    )
+    parser.add_argument("--pattern", help="which files of SOURCE are tiles, e.g. '**/*_SPECTRAL_IMAGE.TIF'")
+    _codecs(parser, "compact")
+    parser.add_argument("--tiles-per-shard", type=positive, default=400, help="default: %(default)s, about 1 GB")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the order of locations (default: %(default)s)")
+    _workers(parser)
+    parser.add_argument(
         "--mask-quality",
         type=name_list,
         default=(),
         metavar="LAYER,...",
         help="quality layers of products whose flagged values become missing, e.g. cloud,cirrus",
     )
-    limits = pack.add_argument_group("largest share of a tile's pixels, for L2A products ('none': no limit)")
+    limits = parser.add_argument_group("largest share of a tile's pixels, for L2A products ('none': no limit)")
     for name in ("cloud", "cloud-shadow", "haze", "cirrus", "snow", "nodata"):
         limits.add_argument(f"--max-{name}", type=limit, default=..., metavar="SHARE")
-    pack.set_defaults(run=_pack)
+
+
+def _add_estimate(commands: argparse._SubParsersAction) -> None:
+    estimate = commands.add_parser("estimate", help="size, noise and time of packing a source, from a sample of tiles")
+    estimate.add_argument("source", type=Path, help="what `pack` would be given; nothing is written")
+    _packing(estimate)
+    estimate.add_argument("--tiles", type=positive, default=64, help="tiles to sample (default: %(default)s)")
+    estimate.add_argument("--json", action="store_true", help="print it as JSON, with the noise of every band")
+    estimate.set_defaults(run=_estimate)
 
 
 def _add_merge(commands: argparse._SubParsersAction) -> None:
@@ -96,6 +104,21 @@ def _add_merge(commands: argparse._SubParsersAction) -> None:
     _workers(merge)
     merge.add_argument("--max-bad", type=share, help=f"allowed share of bad tiles (default: {MAX_BAD})")
     merge.set_defaults(run=_merge)
+
+
+def _add_transcode(commands: argparse._SubParsersAction) -> None:
+    transcode = commands.add_parser("transcode", help="write finished shards with another codec, and compare them")
+    transcode.add_argument("source", metavar="SRC", help="folder or URL of shards")
+    transcode.add_argument(
+        "dest",
+        type=Path,
+        metavar="DEST",
+        help="folder of new shards; the same command continues an interrupted one",
+    )
+    _codecs(transcode, "that of SRC")
+    transcode.add_argument("--tiles-per-shard", type=positive, help="default: the shards of SRC, one by one")
+    _workers(transcode)
+    transcode.set_defaults(run=_transcode)
 
 
 def _add_upload(commands: argparse._SubParsersAction) -> None:
@@ -142,6 +165,21 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
     index.set_defaults(run=_index)
 
 
+def _codecs(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--codec",
+        metavar="CODEC",
+        help="raw, fast, compact, a codec of a plugin or of numcodecs (zstd, or its config as JSON) "
+        f"(default: {default})",
+    )
+    parser.add_argument(
+        "--max-error",
+        metavar="BOUND",
+        help="allow this error in every pixel, for smaller shards: digital numbers (3), reflectance (0.0003), or a "
+        "share of each band's noise in the tile (noise/4); missing values and zeros stay exact (default: lossless)",
+    )
+
+
 def _workers(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))  # the cores that SLURM allocated, not all cores of the node
     parser.add_argument("--workers", type=positive, default=cores, help="processes (default: all cores)")
@@ -149,21 +187,11 @@ def _workers(parser: argparse.ArgumentParser) -> None:
 
 def _pack(arguments: argparse.Namespace) -> int:
     from shards.pack import build, scan  # imported here so that --help doesn't wait for GDAL
-    from shards.sources.limits import SceneLimits
+    from shards.sources.scene_sensor import find_sensor
 
     begin = time.monotonic()
-    names = SceneLimits.model_fields
-    limits = {name: getattr(arguments, f"max_{name}") for name in names if getattr(arguments, f"max_{name}") is not ...}
-    config = scan.PackConfig(
-        sensor=arguments.sensor,
-        size=arguments.size,
-        tiles_per_shard=arguments.tiles_per_shard,
-        seed=arguments.seed,
-        codec=_codec(arguments),
-        pattern=arguments.pattern,
-        limits=SceneLimits(**limits),
-        mask_quality=arguments.mask_quality,
-    )
+    codec = _codec(arguments, lambda: find_sensor(arguments.sensor).scale)
+    config = scan.PackConfig(**_pack_values(arguments, codec or "compact"))
     _check_options(arguments)
     label_options = arguments.align, arguments.label_field, arguments.label_layer
     labels = scan.Labels(arguments.labels, arguments.splits, *label_options) if arguments.labels else None
@@ -182,30 +210,58 @@ def _pack(arguments: argparse.Namespace) -> int:
     return _finish(arguments, written, begin)
 
 
-def _codec(arguments: argparse.Namespace) -> str:
-    """Return the codec of `pack`; raises ConfigError for an invalid bound on errors."""
-    if arguments.max_error is None:
-        return str(arguments.codec or "compact")
-    if arguments.codec is not None:
-        raise ConfigError(f"--max-error has a codec of its own: remove --codec {arguments.codec}")
-    from shards.format.bounded import BoundedPredictor, parse_max_error
+def _pack_values(arguments: argparse.Namespace, codec: str) -> dict[str, Any]:
+    """Return the values of `PackConfig` from the options of `_packing`."""
+    from shards.sources.limits import SceneLimits
+
+    limits = {name: getattr(arguments, f"max_{name}") for name in SceneLimits.model_fields}
+    given = {name: value for name, value in limits.items() if value is not ...}
+    names = ("sensor", "size", "tiles_per_shard", "seed", "pattern", "mask_quality")
+    values = {name: getattr(arguments, name) for name in names}
+    return values | {"codec": codec, "limits": SceneLimits(**given)}
+
+
+def _estimate(arguments: argparse.Namespace) -> None:
+    from shards.pack.estimate import BOUNDS, estimate
+    from shards.pack.scan import PackConfig
     from shards.sources.scene_sensor import find_sensor
 
-    scale = find_sensor(arguments.sensor).scale
+    bounds = list(BOUNDS)
+    if arguments.max_error is not None:
+        bounds.append(_max_error(arguments, find_sensor(arguments.sensor).scale))
+    config = PackConfig(**_pack_values(arguments, arguments.codec or "compact"))
+    made = estimate(arguments.source, config, arguments.tiles, arguments.workers, tuple(dict.fromkeys(bounds)))
+    print(json.dumps(made.to_dict()) if arguments.json else "\n".join(made.lines()))
+
+
+def _codec(arguments: argparse.Namespace, scale: Callable[[], float]) -> str | None:
+    """Return the codec that was given, None for the default; raises ConfigError for an invalid bound on errors.
+
+    Args:
+        scale: returns the digital number of reflectance 1.
+    """
+    if arguments.max_error is None:
+        return arguments.codec
+    if arguments.codec is not None:
+        raise ConfigError(f"--max-error has a codec of its own: remove --codec {arguments.codec}")
+    from shards.format.bounded import BoundedPredictor
+
+    return json.dumps(BoundedPredictor(_max_error(arguments, scale())).get_config())
+
+
+def _max_error(arguments: argparse.Namespace, scale: float) -> str:
+    """Return the bound of ``--max-error`` as the codec takes it; raises ConfigError if it is invalid."""
+    from shards.format.bounded import parse_max_error
+
     try:
-        bound = parse_max_error(arguments.max_error, scale)
+        return parse_max_error(arguments.max_error, scale)
     except ValueError as error:
         raise ConfigError(f"--max-error: {error}") from None
-    return json.dumps(BoundedPredictor(bound).get_config())
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
     """Raise ConfigError if DEST is a URL, or if an option has no effect in combination with the others."""
-    if re.match(r"\w+:/", str(arguments.dest)):  # Path makes s3:/ of s3://
-        raise ConfigError(
-            f"{arguments.dest}: a URL, but shards are packed into a folder; then copy them there: "
-            "python -m shards upload FOLDER URL"
-        )
+    _check_folder(arguments.dest)
     if arguments.labels is None:
         if arguments.align or arguments.label_field or arguments.label_layer:
             raise ConfigError("--align, --label-field and --label-layer set how labels are read: give --labels, too")
@@ -217,6 +273,15 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("--part has no effect with --dry-run: remove one of them")
     if arguments.part and arguments.max_bad is not None:
         raise ConfigError("--max-bad has no effect with --part: give it to `python -m shards merge`")
+
+
+def _check_folder(dest: Path) -> None:
+    """Raise ConfigError if DEST is a URL."""
+    if re.match(r"\w+:/", str(dest)):  # Path makes s3:/ of s3://
+        raise ConfigError(
+            f"{dest}: a URL, but shards are written into a folder; then copy them there: "
+            "python -m shards upload FOLDER URL"
+        )
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -246,6 +311,29 @@ def _finish(arguments: argparse.Namespace, written: int, begin: float) -> int:
     if not written:
         print("nothing to do: all shards exist; add new tiles of SOURCE with --append")
     return 0
+
+
+def _transcode(arguments: argparse.Namespace) -> None:
+    from shards.format.error_bounds import describe_max_error, max_error
+    from shards.pack.stored import StoredDataset
+    from shards.pack.transcode import transcode
+
+    begin = time.monotonic()
+    _check_folder(arguments.dest)
+    codec = _codec(arguments, lambda: StoredDataset(arguments.source).manifest.scale)
+    done = transcode(arguments.source, arguments.dest, codec, arguments.tiles_per_shard, arguments.workers)
+    before, after = (sum(entry.size for entry in manifest.shards) for manifest in (done.source, done.manifest))
+    print(
+        f"transcoded {done.manifest.tiles} tiles into {len(done.manifest.shards)} shards ({done.written} written now): "
+        f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({before / after:.2f}x) in {time.monotonic() - begin:.1f} s: "
+        f"{arguments.dest}"
+    )
+    known, total = max_error(done.source), max_error(done.manifest)
+    bound = describe_max_error(str(done.manifest.codec.get("max_error", "that of the codec")))
+    exactness = "equal" if total == known else f"within the bound, {bound}"
+    print(f"compared with {arguments.source}: every pixel is {exactness}")
+    if known:
+        print(f"{arguments.source} has errors up to {known} itself: the manifest of {arguments.dest} states {total}")
 
 
 def _upload(arguments: argparse.Namespace) -> None:

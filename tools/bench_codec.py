@@ -23,6 +23,7 @@ from rasterio.io import MemoryFile
 
 from shards.cli import Parser, positive, run_command
 from shards.format.bounded import BoundedPredictor
+from shards.format.codec import SpectralPredictor
 from shards.format.codec_registry import PRESETS
 from shards.pack.writer import checksum
 from shards.sensors.sensor import get_sensor
@@ -85,7 +86,12 @@ def codecs() -> dict[str, Any]:
     numcodecs.blosc.use_threads = False  # CPU time of this thread would not include its threads
     blosc = numcodecs.Blosc
     known: dict[str, Any] = dict(PRESETS)
+    known |= {
+        "fast in blocks": SpectralPredictor(False, blocks=True),
+        "compact in blocks": SpectralPredictor(True, True),
+    }
     known |= {f"max error {bound}": BoundedPredictor(bound) for bound in ("1", "3", "noise/4", "noise/2")}
+    known["max error noise/2 in blocks"] = BoundedPredictor("noise/2", blocks=True)
     known["band difference + blosc zstd 3"] = BandDifference(blosc("zstd", 3, blosc.BITSHUFFLE))
     known["band difference + blosc lz4"] = BandDifference(blosc("lz4", 5, blosc.BITSHUFFLE))
     known["blosc zstd 3"] = blosc("zstd", 3, blosc.BITSHUFFLE)

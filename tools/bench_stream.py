@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.cli import Parser, positive, run_command
 from shards.format.codec_registry import PRESETS
+from shards.format.planes import COLUMNS
 from shards.pack.build import pack
 from shards.pack.scan import PackConfig
 from shards.pack.writer import checksum
@@ -205,15 +206,22 @@ def our_ways(folder: Path, tiles: Sequence[np.ndarray]) -> Iterator[tuple[str, E
             yield f"ours {codec}, {threads} thread{'s' * (threads - 1)}", _our_epoch(dest, threads, True), size
         if codec == "raw":
             yield "ours raw, 1 thread, unverified", _our_epoch(dest, 1, False), size
+        else:
+            yield f"ours {codec}, 1 thread, planes", _our_epoch(dest, 1, True, "device"), size
 
 
-def _our_epoch(dest: Path, threads: int, verify: bool) -> Epoch:
+def _our_epoch(dest: Path, threads: int, verify: bool, decode: Literal["host", "device"] = "host") -> Epoch:
+    """Read tiles, or with ``decode="device"`` the planes from which a device restores them."""
     reader = ShardReader(dest, threads, verify=verify)
     batch = np.empty((BATCH, *reader.tile_shape), np.int16)
+    bands = np.zeros((BATCH, reader.tile_shape[0], COLUMNS), np.int32)
 
     def epoch() -> Iterator[int]:
         for rows in _batches(len(reader)):
-            reader.read(rows, batch[: len(rows)])
+            if decode == "host":
+                reader.read(rows, batch[: len(rows)])
+            else:
+                reader.read_planes(rows, batch[: len(rows)], bands[: len(rows)])
             yield len(rows)
 
     return epoch

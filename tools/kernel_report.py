@@ -27,7 +27,8 @@ from shards.errors import ForgeError
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a program can have, by compute capability (CUDA C++ Programming Guide)."""
 
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int16: "i16", torch.int64: "i64"}
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
+TYPES |= {torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 
 BANDS, PIXELS = 202, 16
 
@@ -60,6 +61,8 @@ def launches() -> Iterator[tuple[str, list[Launch]]]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         with recording() as recorded, torch.device("meta"):
             _pixel_kernels(dtype)
+            if dtype == torch.float32:
+                _tile_kernels()
             if dtype != torch.float32:
                 _block_kernels(dtype)
                 _stem_kernels(dtype)
@@ -83,6 +86,14 @@ def _pixel_kernels(dtype: torch.dtype) -> None:
     ):
         patches = torch.empty(2, 16, PIXELS, BANDS, dtype=kind)
         launch_patch_loss(prediction, patches, ids, counted, wanted, scale, table, table, 10.0, True)
+
+
+def _tile_kernels() -> None:
+    from pretrain.kernels.restore import launch_restore
+    from shards.format.planes import COLUMNS
+
+    planes, bands = torch.empty(2, BANDS, 128, 128, dtype=torch.int16), torch.empty(2, BANDS, COLUMNS)
+    launch_restore(planes, bands.to(torch.int32))
 
 
 def _block_kernels(dtype: torch.dtype) -> None:
@@ -134,7 +145,7 @@ def compile_for(launch: Launch, variant: str, capability: int) -> Compiled:
     """Compile a kernel for a compute capability, without a GPU.
 
     Raises:
-        ForgeError: it spills, or needs more shared memory than the GPU has.
+        ForgeError: it spills, needs more shared memory than the GPU has, or fuses operations that it must not.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -145,11 +156,16 @@ def compile_for(launch: Launch, variant: str, capability: int) -> Compiled:
     aligned = {
         (number,): [["tt.divisibility", 16]] for number, name in enumerate(names) if signature[name].startswith("*")
     }
+    constants = {name: value for name, value in launch.constants.items() if name in names}
     source = triton.compiler.ASTSource(
-        launch.kernel, signature, {(names.index(name),): value for name, value in launch.constants.items()}, aligned
+        launch.kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
     )
-    options = {"num_warps": launch.num_warps}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    options = {name: value for name, value in launch.constants.items() if name not in names}
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.num_warps} | options
+    )
+    if not options.get("enable_fp_fusion", True) and "fma." in compiled.asm["ptx"]:
+        raise ForgeError(f"kernel {launch.kernel.__name__.strip('_')}: it rounds products and sums at once")
     registers, spills = _usage(compiled.asm["ptx"], capability)
     threads = 32 * launch.num_warps
     result = Compiled(

@@ -37,6 +37,7 @@ FEATURES = (
     "finetune/encoders/images.py",
     "finetune/encoders/model_file.py",
     "finetune/encoders/raw_spectra.py",
+    "finetune/heads/inputs.py",
     *(
         f"pretrain/models/{name}.py"
         for name in (
@@ -47,6 +48,7 @@ FEATURES = (
             "encoder",
             "fused_block",
             "fused_wave",
+            "layer_maps",
             "normalize",
             "patches",
             "published",
@@ -82,12 +84,14 @@ FEATURES = (
 HEADS = (
     *FEATURES,
     "finetune/data/batches.py",
+    "finetune/data/few_shots.py",
     "finetune/evaluation/collector.py",
     "finetune/evaluation/context.py",
     "finetune/evaluation/neighbors.py",
     "finetune/evaluation/selection.py",
     "finetune/heads/build.py",
     "finetune/heads/dense.py",
+    "finetune/heads/multilayer.py",
     "finetune/heads/pooled.py",
     "finetune/losses/classes.py",
     "finetune/losses/dice.py",
@@ -138,6 +142,7 @@ TUNING = (
     "pretrain/engine/zero.py",
     "pretrain/resilience/guard.py",
     "pretrain/models/activation_checkpointing.py",
+    "pretrain/models/lora.py",
 )
 """Code that turns the array of an image into scores, through an encoder that is trained."""
 

@@ -41,6 +41,7 @@ class EncoderFile:
         stride: pixels per side of a position of the feature map.
         dilate: dilation of a ResNet.
         sha256: hash of the weights.
+        num_layers: number of layers whose maps heads can get.
     """
 
     path: str
@@ -52,6 +53,7 @@ class EncoderFile:
     sha256: str
     is_transformer: bool
     by_wavelength: bool
+    num_layers: int = 1
     is_trainable: ClassVar[bool] = True
     """Whether it can be initialized, trained and saved."""
 
@@ -177,7 +179,7 @@ def fit_encoder(
     sensor = tile_sensor(config.data, task)
     if encoder.is_transformer:  # position embeddings are interpolated to the window size
         description = replace(description, image_size=size)
-    kind = encoder.is_transformer, encoder.by_wavelength
+    kind = encoder.is_transformer, encoder.by_wavelength, len(encoder.layer_shapes())
     sha256, stride = encoder_hash(encoder), encoder.stride
     return EncoderFile(config.checkpoint, description, size, stride, dilate, sensor, sha256, *kind)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from finetune.encoders.images import ImageInput
 from finetune.heads.build import build_head
+from finetune.heads.inputs import HeadInput, input_of
 from finetune.heads.registry import HeadChoice, HeadConfig, head_config
 from finetune.tasks import Task
 from finetune.tasks.kinds.kind import kind_of
@@ -103,13 +104,19 @@ class TaskModel(nn.Module):
         known = self.inputs if self.inputs.response is None else self.description
         return self.inputs.made_bands or (known.wavelength_nm, known.fwhm_nm)
 
+    @property
+    def head_input(self) -> HeadInput:
+        """Features of the encoder that the head gets."""
+        assert self.task is not None
+        return input_of(self.head_config, kind_of(self.task), self.encoder)
+
     def scores(self, tiles: Tensor) -> Tensor:
         """Compute scores from digital numbers (B, bands, S, S): (B, K, S, S) if every pixel has a label, else (B, K);
         without a head, the feature map (B, D, S / stride, S / stride)."""
         images = self.images(tiles)
         if self.task is None or self.head is None:
             return self.encoder.dense_features(images).float()
-        return self.head(self.encoder(images, kind_of(self.task).features)).float()
+        return self.head(self.head_input.compute(self.encoder, images)).float()
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Compute predictions of the shape of the labels, see `TaskKind.predict`; features without a head."""
@@ -184,7 +191,9 @@ def _rebuild(metadata: dict[str, Any], description: EncoderDescription, weights:
             dilate=saved.dilate,
             **description.options,
         )
-        head = build_head(saved.head, kind_of(saved.task), encoder.feature_dim, encoder.stride)
+        kind = kind_of(saved.task)
+        features, stride, layers = input_of(saved.head, kind, encoder).shape(encoder)
+        head = build_head(saved.head, kind, features, stride, layers=layers)
     for name, module in (("encoder", encoder), ("head", head)):
         for key, tensor in module.state_dict().items():
             if weights[f"{name}.{key}"].shape != tensor.shape:

@@ -6,19 +6,11 @@ features depend on the place and not on the sensor. In an evaluation, each band 
 its own, ``shift to NAME``.
 """
 
-from collections.abc import Sequence
-
 SHIFT = "shift to "
 
 SAME_PLACE = ("tile_cosine", "tile_elsewhere", "tile_top1", "patch_cosine", "patch_elsewhere", "patch_top1")
 """Measures of a place that is seen through two band sets, for tiles and for patches: the cosine similarity of its two
 feature vectors, the mean similarity to other places, and whether the nearest vector is that of the same place."""
-
-
-def expand(protocols: Sequence[str], train: str, test: Sequence[str]) -> list[str]:
-    """Replace protocol ``shift`` by one for each band set of the test tiles, first that of the training tiles."""
-    shifts = [f"{SHIFT}{bands}" for bands in (train, *(bands for bands in test if bands != train))]
-    return [name for protocol in protocols for name in (shifts if protocol == "shift" else [protocol])]
 
 
 def tested_bands(protocol: str) -> str | None:
@@ -27,5 +19,5 @@ def tested_bands(protocol: str) -> str | None:
 
 
 def is_by_neighbors(protocol: str) -> bool:
-    """Return whether a protocol, after `expand`, trains nothing."""
+    """Return whether a protocol, after `finetune.evaluation.runs.expand`, trains nothing."""
     return protocol == "knn" or tested_bands(protocol) is not None

@@ -7,17 +7,16 @@ Config values outside these lists don't change results (test_provenance.py check
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from finetune.baselines.registry import LIBRARY, SPECTRA, library_version
 from finetune.config import FinetuneConfig
 from finetune.data.datasets import LabeledSplit
-from finetune.data.hashes import array_hash, digest
+from finetune.data.hashes import digest
 from finetune.encoders.encoder import EncoderFile
 from finetune.encoders.model_file import InputDescription
 from finetune.encoders.raw_spectra import RAW
+from finetune.evaluation.layers import probed_layer
 from finetune.evaluation.neighbors import tested_bands
-from finetune.evaluation.recipe import Recipe, adapting
+from finetune.evaluation.recipe import Recipe
 from finetune.evaluation.results import Provenance
 from finetune.evaluation.runs import BASELINE
 from finetune.tasks import Task
@@ -29,6 +28,9 @@ OF_ENCODER = ("encoder", "architecture", "window", "dilate", "statistics")
 
 REPLACEMENTS = {"raw": RAW, SPECTRA: SPECTRA}
 """What takes the place of an encoder, and its architecture in results."""
+
+LINEAR = "linear"
+"""The head of protocol ``layers``."""
 
 EXCLUDED = {"quota_gb", "save_every", "heads", "head"}
 """Keys of a recipe that don't change results, or are recorded elsewhere."""
@@ -44,18 +46,21 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
         heads = [model.to_plain() for model in config.baseline.chosen]
         return {"heads": heads, "samples": config.baseline.samples, LIBRARY: library_version()}
     loss = recipe.loss.to_plain()
+    frozen = {"select": recipe.select, "loss": loss, **_values(recipe.frozen)}
+    del frozen["bn"]  # it is frozen, or the encoder would be run in every step, as below
+    if (layer := probed_layer(protocol)) is not None:
+        return {"heads": [LINEAR], "layer": layer, **frozen}
     if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
         chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
-        heads = [head.to_plain() for head in chosen]
-        values = _values(recipe.frozen)
-        del values["bn"]  # it is frozen, or the encoder would be run in every step, as below
-        return {"heads": heads, "select": recipe.select, "loss": loss, **values}
-    full = adapting(recipe.frozen, recipe.full) if protocol == "frozen" else recipe.full
+        return {"heads": [head.to_plain() for head in chosen], **frozen}
+    full = recipe.of_tuning(protocol)
     provenance = {"select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if full.start == "probe":
         provenance["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
         del provenance["first_blocks"]
+    if protocol == "lora":
+        provenance |= {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha, "targets": list(recipe.lora.targets)}
     # the guard's window and sigma decide which steps are skipped; its patience only ends a run
     return provenance | {"guard": [config.guard.window, config.guard.sigma]}
 
@@ -80,11 +85,6 @@ def of_encoder(file: EncoderFile, name: str, sha256: str) -> Provenance:
         return {"encoder": sha256, "architecture": REPLACEMENTS[name], "window": file.size}
     network = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
     return {"encoder": sha256, **network}
-
-
-def of_rows(rows: np.ndarray) -> Provenance:
-    """Return the identity of the training windows."""
-    return {"training windows": array_hash(rows)}
 
 
 def task_hash(task: Task) -> str:

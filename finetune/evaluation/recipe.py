@@ -1,12 +1,14 @@
 """The recipe of an evaluation: the config's own values, or the task's published ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from finetune.config import FinetuneConfig, FrozenConfig, FullConfig
-from finetune.heads.registry import HeadConfig, head_config, heads_for
+from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, LoraConfig
+from finetune.heads.registry import HeadConfig, LayersHeadConfig, head_config, heads_for
 from finetune.losses.registry import LossConfig, loss_config, losses_for
 from finetune.tasks import PublishedRecipe
 from finetune.tasks.kinds.kind import TaskKind
+from pretrain.models.encoder import layer_numbers
 from shards.errors import ConfigError
 
 
@@ -16,12 +18,14 @@ class Recipe:
 
     Attributes:
         frozen, full: settings, with all values that ``recipe: published`` replaces.
+        lora: settings that protocol ``lora`` has of its own.
         select: criterion for the best epoch.
         heads: heads of the frozen protocol; ``full_head`` is the head of the others.
     """
 
     frozen: FrozenConfig
     full: FullConfig
+    lora: LoraConfig
     select: str
     heads: tuple[HeadConfig, ...]
     full_head: HeadConfig
@@ -31,6 +35,14 @@ class Recipe:
     def probe(self) -> str:
         """The protocol whose head initializes full fine-tuning: frozen, or one with only that head."""
         return "frozen" if self.frozen.bn == "frozen" and self.full_head in self.heads else "probe"
+
+    def of_tuning(self, protocol: str) -> FullConfig:
+        """Return the settings of a protocol that runs the encoder in every step."""
+        if protocol == "frozen":
+            return adapting(self.frozen, self.full)
+        if protocol == "lora":
+            return self.full.model_copy(update={"lrs": self.lora.lrs, "layer_decay": 1.0})
+        return self.full
 
 
 def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool) -> Recipe:
@@ -54,13 +66,30 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool)
     loss = loss_config(kind.loss) if loss is None else loss
     _check_name("loss", loss.name, "loss", kind, losses_for(kind.form, kind.is_dense))
     _check_class_weights(loss, kind)
-    return Recipe(frozen, full, select, heads, full.head or published_head, loss)
+    return Recipe(frozen, full, config.lora, select, heads, full.head or published_head, loss)
+
+
+def check_layers(recipe: Recipe, probed: Sequence[int], depth: int) -> None:
+    """Check that an encoder of ``depth`` layers has all those that heads get and protocol ``layers`` probes.
+
+    Raises:
+        ConfigError: it lacks one.
+    """
+    asked: dict[str, list[Sequence[int]]] = {"layers.numbers": [probed]}
+    for key, heads in (("frozen.heads", recipe.heads), ("full.head", (recipe.full_head,))):
+        asked[key] = [head.layers or () for head in heads if isinstance(head, LayersHeadConfig)]
+    for key, several in asked.items():
+        try:
+            for numbers in several:
+                layer_numbers(numbers, depth)
+        except ValueError as error:
+            raise ConfigError(f"key '{key}': {error}") from None
 
 
 def _published(task: PublishedRecipe, frozen: FrozenConfig, full: FullConfig) -> tuple[FrozenConfig, FullConfig]:
     """Return the sections with the values of a task's published recipe."""
     shared = {"lrs": (task.lr,), "weight_decay": task.weight_decay, "epochs": task.epochs, "batch": task.batch}
-    shared |= {"bn": "adapt", "evaluate_every": 1}
+    shared |= {"bn": "adapt", "evaluate_every": 1, "patience": None}
     of_full = {"start": "random", "head": None, "micro_batch": None, "crop_scale": task.crop_scale}
     unused = {"warmup_epochs": 0, "layer_decay": 1.0, "drop_path": 0.0, "clip": 0.0}
     return frozen.model_copy(update=shared | {"heads": None}), full.model_copy(update=shared | of_full | unused)
@@ -88,6 +117,7 @@ def from_scratch(recipe: Recipe) -> Recipe:
 
 def adapting(frozen: FrozenConfig, full: FullConfig) -> FullConfig:
     """Return the frozen protocol with ``bn: adapt`` as a training that updates only the encoder's statistics."""
-    taken = {key: getattr(frozen, key) for key in ("lrs", "weight_decay", "epochs", "batch", "evaluate_every")}
+    keys = ("lrs", "weight_decay", "epochs", "batch", "evaluate_every", "patience")
+    taken = {key: getattr(frozen, key) for key in keys}
     off = {"drop_path": 0.0, "layer_decay": 1.0, "warmup_epochs": 0, "clip": 0.0}
     return full.model_copy(update=taken | off | {"start": "random", "bn": "adapt"})

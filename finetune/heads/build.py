@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from finetune.heads.registry import HEADS, HeadConfig, head_config, heads_for
 from finetune.tasks.kinds.kind import LabelSummary, TaskKind
+from pretrain.models.layer_maps import LayerShape
 
 
 @dataclass(frozen=True)
@@ -14,12 +15,13 @@ class HeadShape:
     """What a head is built for.
 
     Attributes:
-        features: D, channels of the encoder's features.
+        features: D, channels of the encoder's features; of all folded maps for a head on ``layers``.
         outputs: K, classes or targets.
         stride: pixels per side of a position of the feature map.
-        is_dense: whether the head gets the feature map (B, D, g, g) and gives (B, K, g * stride, g * stride);
-            otherwise it gets pooled features (B, D) and gives (B, K).
+        is_dense: whether the head gets a map (B, D, g, g) and gives (B, K, g * stride, g * stride); otherwise it gets
+            pooled features (B, D) and gives (B, K).
         bn_group: samples that share batch statistics in training; None for all of a batch.
+        layers: of a head on ``layers``, the shapes of their maps: `unfold_layers` gives them back.
     """
 
     features: int
@@ -27,25 +29,32 @@ class HeadShape:
     stride: int
     is_dense: bool
     bn_group: int | None = None
+    layers: tuple[LayerShape, ...] = ()
 
 
 def build_head(
-    config: HeadConfig | str, kind: TaskKind, features: int, stride: int, bn_group: int | None = None
+    config: HeadConfig | str,
+    kind: TaskKind,
+    features: int,
+    stride: int,
+    bn_group: int | None = None,
+    layers: tuple[LayerShape, ...] = (),
 ) -> nn.Module:
     """Build a head for a task, on the CPU.
 
     Args:
         config: or the name of a head with its default options.
-        features, stride, bn_group: see `HeadShape`.
+        features, stride, bn_group, layers: see `HeadShape`.
 
     Raises:
         ValueError: the head takes other features than the kind of task has.
     """
     chosen = head_config(config)
-    if kind.features not in chosen.inputs:
-        known = ", ".join(heads_for(kind.features))
-        raise ValueError(f"head '{chosen.name}' is not a head for {kind.task.kind.name}: choose from {known}")
-    head = HEADS[chosen.name](chosen, HeadShape(features, kind.outputs, stride, kind.is_dense, bn_group))
+    known = heads_for(kind.features)
+    if chosen.name not in known:
+        choice = ", ".join(known)
+        raise ValueError(f"head '{chosen.name}' is not a head for {kind.task.kind.name}: choose from {choice}")
+    head = HEADS[chosen.name](chosen, HeadShape(features, kind.outputs, stride, kind.is_dense, bn_group, layers))
     return Standardized(head, kind.outputs) if kind.standardize else head
 
 

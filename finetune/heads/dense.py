@@ -65,7 +65,7 @@ class ConvHead(nn.Module):
             convolution = cast(nn.Conv2d, self.segmentation_conv.get_submodule(str(4 * stage + 1)))
             x = convolution(x.to(convolution.weight.dtype))
             if stage < self.stages - 1:
-                x = F.relu(_norm(self.segmentation_conv.get_submodule(str(4 * stage + 2)), x))
+                x = F.relu(normalize_map(self.segmentation_conv.get_submodule(str(4 * stage + 2)), x))
         return x
 
 
@@ -87,7 +87,7 @@ class FcnHead(nn.Module):
 
     def _scores(self, x: Tensor) -> Tensor:
         first, norm, last = (self.classifier.get_submodule(name) for name in ("0", "1", "3"))
-        x = last(F.relu(_norm(norm, first(x.to(cast(Tensor, first.weight).dtype)))))
+        x = last(F.relu(normalize_map(norm, first(x.to(cast(Tensor, first.weight).dtype)))))
         return F.interpolate(x, scale_factor=self.stride, mode="bilinear", align_corners=False)
 
 
@@ -105,5 +105,6 @@ class DenseLinear(nn.Module):
         return F.interpolate(scores, scale_factor=self.stride, mode="bilinear", align_corners=False)
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+def normalize_map(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a grouped batch norm to a map (B, D, h, w)."""
     return norm(x.flatten(2)).view_as(x)

@@ -1,4 +1,4 @@
-"""Validation at the end of epochs; the best weights are kept."""
+"""Validation at the end of epochs; the best weights are kept, and training ends when they get no better."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,13 +21,14 @@ class EpochEvaluation(Callback):
     """Evaluates every ``recipe.evaluate_every`` epochs and after the last one.
 
     With ``recipe.start: probe``, it evaluates the probe itself as epoch 0, so that training can't end below its start
-    on the validation tiles.
+    on the validation tiles. With ``recipe.patience``, the training ends after that many evaluations without a better
+    one.
 
     Args:
         name: name of the training, for the console.
         kind: task kind whose primary score or loss is compared.
         select: see FinetuneConfig.
-        recipe: number of epochs, and how often to evaluate.
+        recipe: number of epochs, how often to evaluate, and patience.
         steps_per_epoch: optimizer steps per epoch.
         validate: returns the validation scores; called by every rank.
         checkpoints: checkpoints of the best weights so far.
@@ -56,14 +57,22 @@ class EpochEvaluation(Callback):
         self.curve: list[dict[str, float]] = []
         self._losses: list[float] = []  # losses since the last evaluation
 
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the last ``recipe.patience`` evaluations were not better than one before them."""
+        since_best = sum(point["epoch"] > self.best_epoch for point in self.curve)
+        return self.recipe.patience is not None and since_best >= self.recipe.patience
+
     def on_start(self, loop: Loop) -> None:
         self._evaluate_if_due(loop)
+        loop.stopping = loop.stopping or self.is_out_of_patience
 
     def after_step(self, loop: Loop, outcome: Outcome) -> None:
         if outcome.applied:
             self._losses.append(outcome.verdict.loss)
         if not loop.stopping:
             self._evaluate_if_due(loop)
+            loop.stopping = loop.stopping or self.is_out_of_patience
 
     def state(self, loop: Loop) -> dict[str, Any]:
         best = None if self.best is None else asdict(self.best)

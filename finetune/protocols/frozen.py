@@ -16,6 +16,7 @@ from finetune.encoders.features import Features
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.selection import is_better
+from finetune.heads.inputs import HeadInput
 from finetune.heads.registry import HeadConfig
 from finetune.metrics.scores import Scores
 from pretrain.console import log
@@ -39,6 +40,7 @@ class Trial:
     """One head at one rate with one seed.
 
     Attributes:
+        stale: evaluations since the best one.
         diverged_at: epoch in which its losses or scores were non-finite; such a trial is never selected.
     """
 
@@ -52,6 +54,7 @@ class Trial:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+    stale: int = 0
     diverged_at: int | None = None
 
 
@@ -71,6 +74,7 @@ class HeadSweep:
         features: features by split.
         rows: training windows.
         heads: heads to train.
+        source: which features they are; None for the map, or pooled features.
     """
 
     def __init__(
@@ -80,9 +84,10 @@ class HeadSweep:
         features: dict[str, Features],
         rows: np.ndarray,
         heads: tuple[HeadConfig, ...],
+        source: HeadInput | None = None,
     ) -> None:
-        self.context, self.features, self.rows, self.heads = context, features, rows, heads
-        self.width, self.stride = encoder.feature_dim, encoder.stride
+        self.context, self.encoder, self.features, self.rows, self.heads = context, encoder, features, rows, heads
+        self.source = source or HeadInput(context.kind.features)
         self.kind, self.config, self.select = context.kind, context.recipe.frozen, context.recipe.select
         self.loss = context.loss(rows)
         self.labels = context.splits["train"].labels
@@ -98,12 +103,18 @@ class HeadSweep:
         trials = [self._trial(head, lr, seed) for seed in seeds for head in self.heads for lr in self.config.lrs]
         epochs = self.config.epochs
         for epoch in range(epochs):
-            for seed in seeds:
-                self._train_epoch([trial for trial in trials if trial.seed == seed], epoch)
+            learning = [trial for trial in trials if self._is_learning(trial)]
+            if not learning:
+                break
+            for seed in dict.fromkeys(trial.seed for trial in learning):
+                self._train_epoch([trial for trial in learning if trial.seed == seed], epoch)
             if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == epochs:
-                self._validate(trials, epoch + 1)
+                self._validate(learning, epoch + 1)
                 self.context.heartbeat(epoch + 1)
         return self._test([self._choose(trials, seed, head) for seed in seeds for head in self.heads])
+
+    def _is_learning(self, trial: Trial) -> bool:
+        return self.config.patience is None or trial.stale < self.config.patience
 
     def _choose(self, trials: list[Trial], seed: int, head: HeadConfig) -> Trial:
         """Return the trial of a seed and head with the best validation score."""
@@ -119,7 +130,7 @@ class HeadSweep:
         return best
 
     def _trial(self, config: HeadConfig, lr: float, seed: int) -> Trial:
-        head = self.context.head(config, self.width, self.stride, seed, self.rows).to(self._device)
+        head = self.context.head(config, self.encoder, self.source, seed, self.rows).to(self._device)
         return Trial(config, lr, seed, head, build_adamw(head, lr, (0.9, 0.999), self.config.weight_decay))
 
     @property
@@ -183,8 +194,9 @@ class HeadSweep:
                 trial.diverged_at = epoch
                 head = trial.head_config.label
                 log(f"WARNING: frozen: head '{head}' diverged at lr {trial.lr:g} by epoch {epoch}: excluded")
+            trial.stale += 1
             if is_better(self.kind, self.select, evaluation.scores, trial.best):
-                trial.best, trial.best_epoch = evaluation.scores, epoch
+                trial.best, trial.best_epoch, trial.stale = evaluation.scores, epoch, 0
                 trial.best_weights = {name: tensor.detach().clone() for name, tensor in trial.head.state_dict().items()}
 
     def _test(self, trials: list[Trial]) -> list[Trained]:

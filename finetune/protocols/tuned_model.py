@@ -13,7 +13,7 @@ class TunedModel(nn.Module):
     Args:
         model: encoder and head, on the CPU.
         loss: loss of the task.
-        trained: part of the encoder to train: full, blocks, adapter or none.
+        trained: part of the encoder to train: full, blocks, adapter, lora (see `pretrain.models.lora`) or none.
         recipe: ``bn: adapt`` lets the batch norms of trained parts, or of all if no part of the encoder is trained, use
             and update batch statistics; with ``frozen`` the encoder, and a head that starts from the probe, keep their
             running statistics.
@@ -23,11 +23,14 @@ class TunedModel(nn.Module):
         super().__init__()
         assert model.head is not None
         self.encoder, self.head, self.loss = model.encoder, model.head, loss
+        self.source = model.head_input
         self.trains_all = trained in ("full", "none")
         settled = [] if recipe.bn == "adapt" else [self.encoder, *([self.head] if recipe.start == "probe" else [])]
         self.frozen_norms = [norm for part in settled for norm in part.modules() if hasattr(norm, "running_mean")]
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(_learns(name, trained, recipe.first_blocks))
+        for parameter in self._unused_parameters():
+            parameter.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> "TunedModel":
@@ -42,14 +45,23 @@ class TunedModel(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed loss and the scores of normalized images (B, C, S, S)."""
-        features = self.encoder(images, self.loss.kind.features)
-        scores = self.head(features).float()
+        scores = self.head(self.source.compute(self.encoder, images)).float()
         return self.loss.sum(scores, labels), scores
+
+    def _unused_parameters(self) -> list[nn.Parameter]:
+        """List the parameters of the layers above the last one that the head gets."""
+        if not self.source.layers:
+            return []
+        layers = self.encoder.parameter_layers()
+        used = len(layers) - len(self.encoder.layer_shapes()) + self.source.layers[-1] + 1
+        return [parameter for layer in layers[used:] for parameter in layer]
 
 
 def _learns(name: str, trained: str, first_blocks: int) -> bool:
     if trained in ("full", "none"):
         return trained == "full"
+    if trained == "lora":
+        return ".lora." in name
     if "spectral_adapter" in name:
         return True
     if trained == "adapter":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.calibration import calibration_legend, calibration_table
 from finetune.report.cost import cost_legend, cost_table
+from finetune.report.depth import depth_legend, depth_sentences, depth_table
 from finetune.report.over_tasks import LEGEND as OVER_TASKS
 from finetune.report.over_tasks import over_tasks
 from finetune.report.rows import TaskReport
@@ -30,7 +31,7 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
         lines = [head]
         for row in report.rows:
-            start = [row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results))]
+            start = [row.label, row.name, row.portion.name, str(len(row.results))]
             lines.append([*start, *(spread(row, metric) for metric in metrics)])
         parts += [f"## {report.title}", report.task.description, text_table(lines)]
         shift = shift_table(report)
@@ -39,6 +40,9 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         found = same_place_table(report)
         if len(found) > 1:
             parts += [same_place_legend(report), text_table(found)]
+        depth = depth_table(report)
+        if len(depth) > 1:
+            parts += ["### Layers", " ".join(depth_sentences(report)), depth_legend(report), text_table(depth)]
         if report.against_baselines:
             sentences = [*baseline_sentences(report), samples_sentence(report), TESTED]
             parts += ["### Against baselines", " ".join(filter(None, sentences))]

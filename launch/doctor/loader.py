@@ -66,6 +66,8 @@ def judge(rates: Sequence[Rates], names: Sequence[str], sample_bytes: int, confi
     if rates_of_slowest.read >= rates_of_slowest.needed:
         return Row("green", found)
     fix = f"more data.read_threads (now {config.data.read_threads}) and cores for them; pack with --codec fast"
+    if config.data.decode == "host" and distributed.device().type == "cuda":
+        fix += "; data.decode=device"
     if config.data.stage is None:
         return Row("red", found, f"{fix}; data.stage on the nodes' own disks")
     return Row("yellow", f"{found}: at least the first epoch waits, before data.stage has its copies", fix)
@@ -76,7 +78,8 @@ def _open_stream(config: PretrainConfig) -> TileStream:
     reader = open_reader(config.data)
     plan, _ = plan_samples(config, reader)
     timestamps = OBJECTIVES[config.objective.name].timestamps
-    return TileStream(reader, plan, distributed.device(), config.data.prefetch, None, timestamps)
+    data = config.data
+    return TileStream(reader, plan, distributed.device(), data.prefetch, None, timestamps, decode=data.decode)
 
 
 def _measure(config: PretrainConfig, stream: TileStream, cluster: Cluster) -> Rates:

@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pretrain.config.data import DataConfig
 from shards.errors import ConfigError
 
+Decode = Literal["host", "device"]
+
 RATES = {"compact": 225.0, "fast": 528.0, "raw": 874.0}
 """Tiles/s that one core decodes, by preset: tools/bench_stream.py on one EPYC core (docs/shards.md)."""
+
+PLANES_RATES = {"compact": 300.0, "fast": 850.0}
+"""The same where the device undoes the prediction (``data.decode: device``), by ratios of one run of the same tool."""
 
 SIZES = {"compact": 2.55e6, "fast": 3.31e6, "raw": 6.62e6}
 """Bytes of an encoded SpectralEarth tile of 202 bands and 128 x 128 pixels."""
@@ -48,11 +54,11 @@ class Need:
     nodes: int | None
 
 
-def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, int]:
+def known_tiles(shards: str, preset: str, stream: Path | None, decode: Decode = "host") -> tuple[Tiles, int]:
     """Return size, decoding speed and bands of tiles, from the run's manifest, else those of SpectralEarth.
 
     Args:
-        shards: data.shards.
+        shards, decode: data.shards and data.decode.
         preset: codec preset to assume if there is no manifest.
         stream: JSON output of tools/bench_stream.py on the machine that will decode.
 
@@ -68,14 +74,19 @@ def known_tiles(shards: str, preset: str, stream: Path | None) -> tuple[Tiles, i
         found = read_manifest(manifest.parent)
         bands, source = found.tile_shape[0], f"{shards}/manifest.json"
         size = sum(shard.size for shard in found.shards) / max(1, found.tiles)
-        preset = next((name for name, codec in PRESETS.items() if codec.get_config() == found.codec), preset)
-    rate = RATES[preset] if stream is None else _measured(stream, preset)
+        config = {key: value for key, value in found.codec.items() if key != "blocks"}  # which cost no time
+        preset = next((name for name, codec in PRESETS.items() if codec.get_config() == config), preset)
+    on_device = decode == "device" and preset in PLANES_RATES
+    if stream is not None:
+        rate = _measured(stream, f"ours {preset}, 1 thread" + ", planes" * on_device)
+    else:
+        rate = PLANES_RATES[preset] if on_device else RATES[preset]
     return Tiles(preset, size, rate, source), bands
 
 
 def known_mixture(data: DataConfig, preset: str, stream: Path | None) -> tuple[Tiles, int]:
     """Return `known_tiles` over the sources of a run: means by weight, and the bands of the widest."""
-    known = [known_tiles(source.shards, preset, stream) for source in data.each]
+    known = [known_tiles(source.shards, preset, stream, data.decode) for source in data.each]
     total = sum(source.weight for source in data.each)
     shares = [source.weight / total for source in data.each]
     tiles, bands = zip(*known, strict=True)
@@ -92,16 +103,15 @@ def reading(tiles: Tiles, tiles_per_s: float, gpus: int, cores: int, storage: fl
     return Need(gpu, node, tiles_per_s * gpus / tiles.per_core, fed, int(storage // node) + 1)
 
 
-def _measured(path: Path, preset: str) -> float:
+def _measured(path: Path, name: str) -> float:
+    """Return the tiles/s of a row of tools/bench_stream.py; raises ConfigError."""
     from shards.files.untrusted import read_json_value
 
     try:
         rows = read_json_value(path.read_bytes())
         rows = rows["rows"] if isinstance(rows, dict) else rows
-        return next(float(row["tiles_per_s"]) for row in rows if row["name"] == f"ours {preset}, 1 thread")
+        return next(float(row["tiles_per_s"]) for row in rows if row["name"] == name)
     except OSError as error:
         raise ConfigError(f"--stream {path}: can't read it: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, StopIteration):
-        raise ConfigError(
-            f"--stream {path}: no row 'ours {preset}, 1 thread'; give what tools/bench_stream.py --json writes"
-        ) from None
+        raise ConfigError(f"--stream {path}: no row '{name}'; give what tools/bench_stream.py --json writes") from None

@@ -138,10 +138,11 @@ def _gather_bytes(layout: Layout) -> int:
 
 
 def _inputs(config: PretrainConfig, layout: Layout, micro_batch: int, bands: int) -> Bytes:
-    """Return the bytes of tiles, resampled images and masks, and on GPUs of the runtime."""
+    """Return the bytes of tiles, what they are decoded from, resampled images and masks, and on GPUs of the runtime."""
     size = config.model.image_size
     resampled = config.augment.crop_scale is not None
     tiles = 2 * bands * (TILE_SIZE if resampled else size) ** 2
+    tiles *= 2 if config.data.decode == "device" else 1  # planes take as much as tiles
     images = image_dtype(config, layout.device).itemsize * bands * size**2 if resampled else 0
     masks = 8 * (size // config.model.patch_size) ** 2
     parts = {"inputs": micro_batch * (tiles + images + masks)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -64,6 +64,9 @@ class DataConfig(ConfigModel):
     """Threads that read and decode tiles, per process."""
     prefetch: Positive = 2
     """Micro batches read ahead."""
+    decode: Literal["host", "device"] = "host"
+    """Where the prediction of tiles is undone; ``device`` leaves the host their compression alone. The tiles are the
+    same."""
     stage: PathText | None = None
     """Node-local folder to which shards are copied during the first epoch; null reads them where they are."""
     stage_quota_gb: Positive | None = None

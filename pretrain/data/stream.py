@@ -2,6 +2,9 @@
 
 The same thread makes the random draws of a batch. On a GPU all copies come from pinned memory, on a stream of their
 own, so that neither the training loop nor its kernels wait for them.
+
+With ``decode="device"``, readers undo only the compression of tiles, and the device undoes their prediction on the same
+stream. Damaged tiles are found by the readers, before a batch is made.
 """
 
 import itertools
@@ -18,6 +21,8 @@ import torch
 from torch import Tensor
 
 from pretrain.data.draws import Draws, to_device
+from pretrain.data.restore import restore_tiles, send_planes
+from shards.format.planes import COLUMNS
 from shards.order.mixture import TilePlan
 from shards.order.plan import rank_samples
 from shards.read.mixture import TileReader
@@ -72,6 +77,7 @@ class TileStream:
         timestamps: number K of tiles for each sample, 1 or 2: two different dates of the location if it has them.
         quarantine: receives damaged tiles; if None, a damaged tile is an error.
         draws: maps sample numbers and their sources to the random draws of their batch.
+        decode: where the prediction of tiles is undone; the tiles are the same.
 
     Attributes:
         wait_seconds: total time that callers of ``batches`` have waited for a batch.
@@ -87,9 +93,10 @@ class TileStream:
         quarantine: Quarantine | None = None,
         timestamps: Literal[1, 2] = 1,
         draws: Callable[[np.ndarray, np.ndarray], Draws] = lambda samples, sources: {},
+        decode: Literal["host", "device"] = "host",
     ) -> None:
         self.reader, self.plan, self.device, self.prefetch = reader, plan, device, prefetch
-        self.quarantine, self.timestamps, self.draws = quarantine, timestamps, draws
+        self.quarantine, self.timestamps, self.draws, self.decode = quarantine, timestamps, draws, decode
         self.wait_seconds, self.decoded_bytes = 0.0, 0
         self._epochs: dict[int, int] = {}  # the last one of each source
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -138,16 +145,33 @@ class TileStream:
                 elif not isinstance(buffer, Tensor):
                     return
                 tiles, rows = self._tiles(samples)
-                self.reader.read(tiles, buffer.numpy()[: len(tiles)], self.quarantine)
+                used = buffer[: len(tiles)]
+                bands = self._read(tiles, used)
                 location_ids = self.reader.location_ids(tiles[rows[:, 0]])
-                ready.put(_Filled(self._batch(buffer[: len(tiles)], samples, rows, location_ids), buffer))
+                ready.put(_Filled(self._batch(used, bands, samples, rows, location_ids), buffer))
             ready.put(None)
         except BaseException as error:
             ready.put(error)
 
-    def _batch(self, tiles: Tensor, samples: np.ndarray, rows: np.ndarray, location_ids: np.ndarray) -> TileBatch:
+    def _read(self, tiles: np.ndarray, buffer: Tensor) -> np.ndarray | None:
+        """Fill a buffer with tiles and return None, or with their planes and return what each band needs."""
+        if self.decode == "host":
+            self.reader.read(tiles, buffer.numpy(), self.quarantine)
+            return None
+        bands = np.zeros((len(tiles), buffer.shape[1], COLUMNS), np.int32)
+        self.reader.read_planes(tiles, buffer.numpy(), bands, self.quarantine)
+        return bands
+
+    def _batch(
+        self,
+        buffer: Tensor,
+        bands: np.ndarray | None,
+        samples: np.ndarray,
+        rows: np.ndarray,
+        location_ids: np.ndarray,
+    ) -> TileBatch:
         """Make a batch; on a GPU, copy it on a separate stream, which overlaps the training step, and wait."""
-        sources, tile_sources = self.plan.sources(samples), np.empty(len(tiles), np.int64)
+        sources, tile_sources = self.plan.sources(samples), np.empty(len(buffer), np.int64)
         tile_sources[rows] = sources[:, None]
         draws = self.draws(samples, sources)
         with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
@@ -155,11 +179,17 @@ class TileStream:
             positions, places, of_samples, of_tiles = to_device(
                 (rows, location_ids, sources, tile_sources), self.device
             )
-            copy = tiles.to(self.device, non_blocking=True)
-            batch = TileBatch(copy, samples, positions, places, of_samples, of_tiles, on_device)
+            tiles = self._tiles_on_device(buffer, bands)
+            batch = TileBatch(tiles, samples, positions, places, of_samples, of_tiles, on_device)
             if self._copies is not None:
                 self._copies.synchronize()
         return batch
+
+    def _tiles_on_device(self, buffer: Tensor, bands: np.ndarray | None) -> Tensor:
+        if bands is None:
+            return buffer.to(self.device, non_blocking=True)
+        (numbers,) = to_device((bands,), self.device)
+        return restore_tiles(send_planes(buffer, bands, self.device), numbers)
 
     def _tiles(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tile rows to read, and the positions among them that belong to each sample (B, K)."""

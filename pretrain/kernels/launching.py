@@ -29,7 +29,7 @@ class Launch:
     Attributes:
         kernel: the jitted function.
         arguments: tensors and numbers, in order.
-        constants: constexpr parameters.
+        constants: constexpr parameters, and options of the compiler.
         num_warps: warps of 32 threads for each program.
     """
 

@@ -104,6 +104,7 @@ class Trainer:
             self.inputs.quarantine,
             self.objective.timestamps,
             self.objective.draws,
+            config.data.decode,
         )
         self.engine = self._build_engine()
         self.metrics = MetricsProcessor(config, self.objective, self.stream, watchdog, self.inputs.reader.tile_shape[0])

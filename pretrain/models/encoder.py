@@ -4,12 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.models.flops import Parts, count_flops, times
+from pretrain.models.layer_maps import LayerShape, fold_layers
 from pretrain.models.spectrum import Spectrum
 
-Output = Literal["pooled", "map", "tokens"]
+Output = Literal["pooled", "map", "tokens", "layers", "layer_means"]
 
 
 class Encoder(nn.Module, ABC):
@@ -45,9 +47,12 @@ class Encoder(nn.Module, ABC):
         Args:
             images: one batch; for ``pooled`` also several of different sizes (crops), whose features are concatenated.
             output: which of the methods below is called: ``pooled``, one vector an image, (B, D); ``map``, (B, D,
-                H / stride, W / stride); or ``tokens``, of patches (see `ViTEncoder.tokens`).
-            inputs: further ones of that method; of encoders by wavelength, what the bands of the images are, a
-                `Spectrum`, or for several batches one each; None for the default.
+                H / stride, W / stride); ``tokens``, of patches (see `ViTEncoder.tokens`); ``layers``, the maps of
+                several layers, folded (see `fold_layers`); or ``layer_means``, their means over positions, (B, sum of
+                D_i).
+            inputs: further ones of that method: of ``layers`` and ``layer_means``, the numbers of the layers,
+                ascending; then, of encoders by wavelength, what the bands of the images are, a `Spectrum`, or for
+                several batches one each; None for the default.
         """
         return getattr(self, f"_{output}")(images, *inputs)
 
@@ -59,17 +64,30 @@ class Encoder(nn.Module, ABC):
     def _map(self, images: Tensor) -> Tensor:
         """Compute the feature map (B, D, H / stride, W / stride)."""
 
-    def _layers(
+    def _layer_outputs(
         self, images: Tensor, n: int | Sequence[int], norm: bool, *spectrum: Spectrum
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Compute, of each layer that ``n`` asks for, its map (B, D, h, w) and its class token (B, 1, D), if any.
 
         By default the encoder is a single layer without a class token.
         """
-        return [(self(images, "map", *spectrum), None) for _ in layer_numbers(n, 1)]
+        return [(self._map(images, *spectrum), None) for _ in layer_numbers(n, 1)]
+
+    def _layers(self, images: Tensor, numbers: Sequence[int], *spectrum: Spectrum) -> Tensor:
+        return fold_layers([layer for layer, _ in self._layer_outputs(images, numbers, True, *spectrum)])
+
+    def _layer_means(self, images: Tensor, numbers: Sequence[int], *spectrum: Spectrum) -> Tensor:
+        return torch.cat([layer.mean((2, 3)) for layer, _ in self._layer_outputs(images, numbers, True, *spectrum)], 1)
+
+    def layer_shapes(self) -> list[LayerShape]:
+        """List the shapes of the layers' maps, from the lowest; the last one's is that of ``map``."""
+        return [LayerShape(self.feature_dim, self.stride)]
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
-        """List the parameters of each layer from the lowest, for layer-wise learning rates; others are above all."""
+        """List the parameters of each layer from the lowest, for layer-wise learning rates; others are above all.
+
+        The last lists are those of the layers of `layer_shapes`.
+        """
         return [list(self.parameters())]
 
     def residual_blocks(self) -> list[nn.Module]:
@@ -125,7 +143,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             ValueError: a layer that the encoder doesn't have, or class tokens of one that has none.
         """
-        layers = self._layers(images, n, norm) if spectrum is None else self._layers(images, n, norm, spectrum)
+        layers = self._layer_outputs(images, n, norm, *(() if spectrum is None else (spectrum,)))
         features = [feature_map if reshape else feature_map.flatten(2).transpose(1, 2) for feature_map, _ in layers]
         if not return_prefix_tokens:
             return tuple(features)

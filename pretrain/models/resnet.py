@@ -7,7 +7,7 @@ of 2048 features. Parameter names and shapes are the published ones.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.models.adapter import SpectralAdapter
-from pretrain.models.batchnorm import GroupedBatchNorm, by_groups
+from pretrain.models.batchnorm import GroupedBatchNorm, by_groups, num_groups
 from pretrain.models.encoder import Encoder, layer_numbers
 from pretrain.models.flops import Parts, times
+from pretrain.models.layer_maps import LayerShape
 from pretrain.models.spectrum import Spectra, Spectrum, each_spectrum
 from pretrain.models.stem import Stem
 from pretrain.models.unit import Unit
@@ -141,20 +142,39 @@ class ResNetEncoder(Encoder):
     def _stem_parameters(self) -> list[nn.Parameter]:
         """List the parameters below the four layers."""
 
+    @property
+    def _bn_group(self) -> int | None:
+        return self.core.bn_group if self.training else None
+
     def _pooled(self, images: Tensor | Sequence[Tensor], spectra: Spectra = None) -> Tensor:
         sizes = [images] if isinstance(images, Tensor) else images
         pairs = zip(sizes, each_spectrum(spectra, len(sizes)), strict=True)
         return torch.cat([self._map(batch, spectrum).mean((2, 3)) for batch, spectrum in pairs])
 
-    def _layers(
+    def _layer_outputs(
         self, images: Tensor, n: int | Sequence[int], norm: bool, *spectrum: Spectrum
     ) -> list[tuple[Tensor, Tensor | None]]:
         maps = self._layer_maps(images, *spectrum)
         return [(maps[number], None) for number in layer_numbers(n, len(LAYERS))]
 
+    def layer_shapes(self) -> list[LayerShape]:
+        shapes, stride = [], self.stride
+        for layer in reversed(self.core.blocks()):
+            shapes.append(LayerShape(layer[0].conv3.out_channels, stride))
+            stride //= layer[0].conv2.stride[0]
+        return shapes[::-1]
+
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         layers = [[p for block in layer for p in block.parameters()] for layer in self.core.blocks()]
         return [self._stem_parameters(), *layers]
+
+
+def _each_by_groups(layers: Callable[[Tensor], list[Tensor]], x: Tensor, group: int | None) -> list[Tensor]:
+    """Run ``layers`` on each group of samples as `by_groups` does, and return each of their outputs for all samples."""
+    groups = num_groups(x, group)
+    if groups == 1:
+        return layers(x)
+    return [torch.cat(maps) for maps in zip(*(layers(part) for part in x.chunk(groups)), strict=True)]
 
 
 class SpecResNet(ResNetEncoder):
@@ -186,7 +206,7 @@ class SpecResNet(ResNetEncoder):
         return self.resnet(self._features(images, spectrum))
 
     def _layer_maps(self, images: Tensor, spectrum: Spectrum | None = None) -> list[Tensor]:
-        return self.resnet.layers(self._features(images, spectrum))
+        return _each_by_groups(self.resnet.layers, self._features(images, spectrum), self._bn_group)
 
     def _features(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
         batch, _, height, width = images.shape
@@ -230,9 +250,12 @@ class PlainResNet(ResNetEncoder, ResNetLayers):
         return self
 
     def _map(self, images: Tensor, spectrum: Spectrum | None = None) -> Tensor:
-        return by_groups(lambda part: self._layer_maps(part)[-1], images, self.bn_group if self.training else None)
+        return by_groups(lambda part: self._layers_of_images(part)[-1], images, self._bn_group)
 
     def _layer_maps(self, images: Tensor, spectrum: Spectrum | None = None) -> list[Tensor]:
+        return _each_by_groups(self._layers_of_images, images, self._bn_group)
+
+    def _layers_of_images(self, images: Tensor) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
         return self.layers(F.max_pool2d(x, 3, 2, padding=1))
 

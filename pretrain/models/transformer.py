@@ -206,15 +206,21 @@ class VisionTransformer(nn.Module):
         del self.pos_embed
         self.register_buffer("pos_embed", sincos_positions(width, self.grid))
 
-    def forward(self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None = None, blocks: Collection[int] = ()
+    ) -> list[Tensor]:
         """Compute the tokens (B, 1 + V, D) of each batch, class token first, final norm applied.
 
         Args:
             batches: patches of pixel features (B, V, p*p, features), a batch for each image size.
             grids: of the images of each batch; positions are interpolated to it.
             ids: grid ids (B, V) of the patches of a single batch; None means the whole grid in order.
+            blocks: numbers of blocks whose outputs for a single batch are returned instead: ascending, each once,
+                without the final norm.
         """
         embedded = [self._embed(patches, grid, ids) for patches, grid in zip(batches, grids, strict=True)]
+        if blocks:
+            return self._block_outputs(embedded[0], blocks)
         if len(embedded) == 1:
             return [self.norm(self._blocks(embedded[0], None))]
         seqlens = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
@@ -228,14 +234,10 @@ class VisionTransformer(nn.Module):
             x = block.run(x, seqlens)
         return x
 
-    def block_outputs(self, patches: Tensor, grid: Grid, numbers: Collection[int]) -> list[Tensor]:
-        """Compute the outputs (B, 1 + V, D) of some blocks, ascending, without the final norm.
-
-        It uses weights outside of a forward: not under ZeRO-3.
-        """
-        x, outputs = self._embed(patches, grid, None), []
-        for number, block in enumerate(self.blocks):
-            x = block(x)
+    def _block_outputs(self, x: Tensor, numbers: Collection[int]) -> list[Tensor]:
+        outputs = []
+        for number, block in enumerate(self.block_list[: max(numbers) + 1]):
+            x = block.run(x, None)
             if number in numbers:
                 outputs.append(x)
         return outputs

@@ -4,7 +4,7 @@ Shapes in comments: B samples, T tokens of the grid, V visible tokens, D width, 
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.attention import Backend
 from pretrain.models.encoder import Encoder, layer_numbers
 from pretrain.models.flops import Parts, times
+from pretrain.models.layer_maps import LayerShape
 from pretrain.models.patches import patchify, sincos_positions
 from pretrain.models.spectrum import Spectra, Spectrum, each_spectrum
 from pretrain.models.stem import Stem
@@ -48,7 +49,12 @@ class ViTEncoder(Encoder):
 
     @abstractmethod
     def _transform(
-        self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None, spectra: Spectra = None
+        self,
+        batches: list[Tensor],
+        grids: list[Grid],
+        ids: Tensor | None,
+        spectra: Spectra = None,
+        blocks: Collection[int] = (),
     ) -> list[Tensor]:
         """Map patches of pixels (B, V, p*p, C) to tokens, as VisionTransformer.forward does patches of features."""
 
@@ -74,13 +80,12 @@ class ViTEncoder(Encoder):
     def _tokens(self, patches: Tensor, ids: Tensor | None, spectrum: Spectrum | None = None) -> Tensor:
         return self._transform([patches], [(self.grid, self.grid)], ids, spectrum)[0]
 
-    def _layers(
+    def _layer_outputs(
         self, images: Tensor, n: int | Sequence[int], norm: bool, *spectrum: Spectrum
     ) -> list[tuple[Tensor, Tensor | None]]:
         numbers, grid = layer_numbers(n, len(self.core.blocks)), self._grid_of(images)
-        patches = patchify(images, self.patch_size)
-        features = patches if self.stem is None else pixel_features(self.stem, patches, *spectrum)
-        outputs = self.core.block_outputs(features, grid, numbers)
+        patches, bands = [patchify(images, self.patch_size)], spectrum[0] if spectrum else None
+        outputs = self._transform(patches, [grid], None, bands, numbers)
         if norm:
             outputs = [self.core.norm(x) for x in outputs]
         by_number = dict(zip(sorted(set(numbers)), outputs, strict=True))
@@ -91,6 +96,9 @@ class ViTEncoder(Encoder):
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"images of {height} x {width} px can't be divided into patches of {self.patch_size} px")
         return height // self.patch_size, width // self.patch_size
+
+    def layer_shapes(self) -> list[LayerShape]:
+        return [LayerShape(self.feature_dim, self.stride)] * len(self.core.blocks)
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """Stem, embedding and positions, then the blocks; the final norm is in none."""
@@ -184,10 +192,16 @@ class SpecViT(ViTEncoder):
         return self.spectral_adapter
 
     def _transform(
-        self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None, spectra: Spectra = None
+        self,
+        batches: list[Tensor],
+        grids: list[Grid],
+        ids: Tensor | None,
+        spectra: Spectra = None,
+        blocks: Collection[int] = (),
     ) -> list[Tensor]:
         pairs = zip(batches, each_spectrum(spectra, len(batches)), strict=True)
-        return self.vit_core([pixel_features(self.stem, patches, spectrum) for patches, spectrum in pairs], grids, ids)
+        features = [pixel_features(self.stem, patches, spectrum) for patches, spectrum in pairs]
+        return self.vit_core(features, grids, ids, blocks)
 
 
 class PlainViT(ViTEncoder, VisionTransformer):  # type: ignore[misc]  # forward and flops are the encoder's
@@ -223,6 +237,11 @@ class PlainViT(ViTEncoder, VisionTransformer):  # type: ignore[misc]  # forward 
         return None
 
     def _transform(
-        self, batches: list[Tensor], grids: list[Grid], ids: Tensor | None, spectra: Spectra = None
+        self,
+        batches: list[Tensor],
+        grids: list[Grid],
+        ids: Tensor | None,
+        spectra: Spectra = None,
+        blocks: Collection[int] = (),
     ) -> list[Tensor]:
-        return VisionTransformer.forward(self, batches, grids, ids)
+        return VisionTransformer.forward(self, batches, grids, ids, blocks)

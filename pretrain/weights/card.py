@@ -54,6 +54,9 @@ def _training(description: EncoderDescription) -> str:
         f"- Dataset, by content hash: `{description.dataset or UNKNOWN}`.",
         f"- Code: SpectralForge {description.version or UNKNOWN}.",
     ]
+    if description.max_error:
+        unit = "digital numbers, or a share of each band's noise in the tile"
+        lines.append(f"- Pixels of the dataset: stored with a maximum error of {description.max_error} ({unit}).")
     if sources := description.config.get("data", {}).get("sources"):
         shares = (f"{source.get('name') or source['shards']} ({source['weight']:g})" for source in sources)
         lines.append(f"- Sources, by relative share: {', '.join(shares)}.")

@@ -72,6 +72,8 @@ class EncoderDescription:
         init: what training began from (file, sha256, objective, samples_seen, and its own init); empty for new weights.
         sources: of a run on several datasets, the name, sensor, wavelength_nm, fwhm_nm, mu and sigma of each; the first
             one's are the fields above.
+        max_error: largest error of the pixels of its dataset (shards/format/error_bounds.py), of several by name; empty
+            if they are lossless, or if it is unknown.
     """
 
     architecture: str
@@ -93,6 +95,7 @@ class EncoderDescription:
     dilation: list[bool] = field(default_factory=list)
     init: dict[str, Any] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
+    max_error: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", self.bands or len(self.wavelength_nm))
@@ -121,12 +124,16 @@ class EncoderDescription:
 
     @property
     def pretrained_on(self) -> str:
-        """The datasets that it was trained on, with their shares of the samples, as text; empty if unknown."""
+        """The datasets that it was trained on, with their shares of the samples and the bounds on errors of lossy ones.
+
+        It is empty if they are unknown.
+        """
         data = self.config.get("data") or {}
         sources = data.get("sources") or ([{"shards": data["shards"], "weight": 1.0}] if data.get("shards") else [])
         total = sum(source["weight"] for source in sources)
         names = {source.get("name") or last_name(source["shards"]): source["weight"] / total for source in sources}
-        return ", ".join(f"{name} {100 * share:.3g} %" if len(names) > 1 else name for name, share in names.items())
+        text = ", ".join(f"{name} {100 * share:.3g} %" if len(names) > 1 else name for name, share in names.items())
+        return f"{text}; max error {self.max_error}" if text and self.max_error else text
 
     @property
     def ranges_nm(self) -> list[tuple[float, float]]:
@@ -214,7 +221,7 @@ def _is_required(field: Any) -> bool:
 
 
 _BANDS = ("sensor", "wavelength_nm", "fwhm_nm")
-_TEXTS = ("name", "architecture", "sensor", "objective", "dataset", "version", "network")
+_TEXTS = ("name", "architecture", "sensor", "objective", "dataset", "version", "network", "max_error")
 _COUNTS = ("image_size", "patch_size", "samples_seen", "bands")
 _NUMBERS = ("wavelength_nm", "fwhm_nm", "mu", "sigma")
 
@@ -271,6 +278,7 @@ def describe_run(state: dict[str, Any], network: str, where: str) -> EncoderDesc
             config=_without_folders(config),
             init=state.get("init") or {},
             sources=[{key: source[key] for key in SOURCE_KEYS} for source in data.get("sources") or ()],
+            max_error=data.get("max_error", ""),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{where}: not the state of a pretraining run ({error}); use another checkpoint") from None

@@ -7,6 +7,7 @@ import numpy as np
 
 from shards.errors import ConfigError, ShardError
 from shards.files.storage import open_storage
+from shards.format.error_bounds import describe_max_error, max_error
 from shards.format.manifest import parse_json, sensor_of
 from shards.format.table import QUALITY
 from shards.pack.record import RECORD, PackRecord
@@ -52,6 +53,7 @@ def summary(reader: ShardReader) -> str:
         f"{manifest.wavelength_nm[0]:.0f} to {manifest.wavelength_nm[-1]:.0f} nm, nodata {manifest.nodata}",
         "shards": f"{len(sizes)} of {min(sizes):.1f} to {max(sizes):.1f} MB",
         "codec": f"{manifest.codec}: {raw / 1e9:.3f} GB in {stored / 1e9:.3f} GB ({raw / stored:.2f}x)",
+        "max error": describe_max_error(max_error(manifest)),
         "timestamps": f"{visits.min()} to {visits.max()} a location, median {np.median(visits):g}, "
         f"{np.mean(visits > 1):.1%} have several",
         "added": _added(reader),

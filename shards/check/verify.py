@@ -25,7 +25,7 @@ from shards.check.compare import (
 )
 from shards.check.shard import check_shard, read_index
 from shards.console import get_logger
-from shards.errors import ShardError, SourceError
+from shards.errors import ConfigError, ShardError, SourceError
 from shards.files.atomic import TEMPORARY
 from shards.files.untrusted import read_npy
 from shards.format import table
@@ -59,6 +59,7 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
     Raises:
         ShardError: if there is no manifest, so that nothing can be checked.
         SourceError: if the sources do not exist.
+        ConfigError: if the tiles can't be compared with sources, since they were transcoded from lossy shards.
     """
     begin = time.monotonic()
     for path in (sources.tiles, sources.labels):
@@ -72,6 +73,11 @@ def verify(folder: Path, sources: Sources, sample: float, workers: int) -> int:
         print(f"problem: {error}", file=sys.stderr)
         print(f"{folder}: 1 problem: nothing else can be checked without the manifest")
         return 1
+    if sources.tiles and manifest.made_from and manifest.made_from.max_error:
+        raise ConfigError(
+            f"{folder}: made from shards with errors up to {manifest.made_from.max_error}, whose bounds by tile it "
+            "does not have: compare those shards with --source, or leave it out"
+        )
     labels = open_labels(folder, sources.labels)
     plan, findings = Plan(folder, manifest, source_sensor(folder, manifest), sources, sample, labels), Findings()
     indexes = _read_indexes(plan, findings)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numcodecs import register_codec
 
+from shards.errors import ShardError
 from shards.format.least_squares import COEFFICIENTS, fit
 from shards.format.planes import BLOCK, PlaneCodec, buffer, checked
 from shards.sensors.sensor import NODATA
@@ -53,15 +54,16 @@ class BoundedPredictor(PlaneCodec):
 
     Args:
         max_error: the bound: digital numbers (``3``), or a share of each band's noise (``noise/4``).
+        blocks: whether to compress planes in independent blocks (frames.py), which versions before can't read.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the bound is neither.
     """
 
     codec_id, magic, numbers = "bounded_predictor", b"SPRB", COEFFICIENTS + 1
 
-    def __init__(self, max_error: int | str) -> None:
-        super().__init__(pack_low=True)
+    def __init__(self, max_error: int | str, blocks: bool = False) -> None:
+        super().__init__(pack_low=True, blocks=blocks)
         self.max_error = str(max_error)
         self._divisor = _divisor(self.max_error)
 
@@ -99,7 +101,13 @@ class BoundedPredictor(PlaneCodec):
         return self.numbers_of(data)[:, COEFFICIENTS].astype(np.int64)
 
     def get_config(self) -> dict[str, Any]:
-        return {"id": self.codec_id, "max_error": self.max_error}
+        return {"id": self.codec_id, "max_error": self.max_error} | ({"blocks": True} if self.blocks else {})
+
+    def _parts(self, content: np.ndarray) -> tuple[tuple[int, int, int], tuple[np.ndarray, ...]]:
+        shape, parts = super()._parts(content)
+        if (parts[0][:, COEFFICIENTS] < 0).any():
+            raise ShardError("does not decode: a bound is negative")
+        return shape, parts
 
 
 register_codec(BoundedPredictor)

@@ -25,12 +25,14 @@ class SpectralPredictorConfig(NamedConfig):
     """Options of `SpectralPredictor`."""
 
     pack_low: bool = False
+    blocks: bool = False
 
 
 class BoundedPredictorConfig(NamedConfig):
     """Options of `BoundedPredictor`."""
 
     max_error: str
+    blocks: bool = False
 
 
 class NpyTileConfig(NamedConfig):

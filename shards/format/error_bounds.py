@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 from numcodecs.abc import Codec
 
+from shards.format.codec_registry import build_codec
+from shards.format.manifest import Manifest
+from shards.format.planes import same_codes
 from shards.sensors.sensor import NODATA
 
 
@@ -35,3 +38,32 @@ def violation(tile: np.ndarray, stored: np.ndarray, bounds: np.ndarray | int) ->
     band, row, column = np.unravel_index(int(excess.argmax()), tile.shape)
     values = f"{stored[band, row, column]} instead of {tile[band, row, column]}"
     return f"band {band + 1}, row {row}, column {column}: {values}, with a bound of {limits[band, row, column]}"
+
+
+def max_error(manifest: Manifest) -> str:
+    """Return the largest error of a dataset's pixels against the tiles that were packed; empty if there is none.
+
+    It is a number of digital numbers (``3``), a share of each band's noise in the tile (``noise/4``), or a sum of both
+    (``3 + noise/4``) if lossy shards were transcoded with another bound.
+    """
+    terms = manifest.made_from.max_error.split(" + ") if manifest.made_from else []
+    codec = build_codec(manifest.codec)
+    if not is_lossless(codec) and not _has_codes_of_origin(manifest, codec):
+        terms.append(str(manifest.codec.get("max_error", f"the bound of {codec.codec_id}")))
+    numbers = [int(term) for term in terms if term.isdecimal()]
+    shares = [term for term in terms if term and not term.isdecimal()]
+    return " + ".join(([str(sum(numbers))] if numbers else []) + shares)
+
+
+def describe_max_error(text: str) -> str:
+    """Return a bound of `max_error` with its unit; "none, lossless" for an empty one."""
+    if not text:
+        return "none, lossless"
+    return f"{text} digital numbers" if text.isdecimal() else f"{text}, by band and tile"
+
+
+def _has_codes_of_origin(manifest: Manifest, codec: Codec) -> bool:
+    """Return whether the tiles are those of another dataset, cut into other shards or compressed in another way."""
+    if manifest.made_from is None or manifest.made_from.codec.get("id") != codec.codec_id:
+        return False
+    return manifest.made_from.codec == manifest.codec or same_codes(build_codec(manifest.made_from.codec), codec)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_serializer, model_validator
 
 from shards.config import StrictModel
 from shards.config.errors import LONGEST_VALUE
@@ -142,8 +142,23 @@ class ShardEntry(StrictModel):
     index_sha256: Sha256
 
 
+class Origin(StrictModel):
+    """The dataset that `transcode` made another one from: its content hash, codec and bound on errors.
+
+    ``max_error`` is the bound of its pixels against the tiles that were packed (shards/format/error_bounds.py), empty
+    if they are equal.
+    """
+
+    content_hash: Sha256
+    codec: dict[str, Any]
+    max_error: str
+
+
 class Manifest(SealedModel):
-    """Description of the dataset. ``content_hash`` determines the order of samples and is stored in checkpoints."""
+    """Description of the dataset. ``content_hash`` determines the order of samples and is stored in checkpoints.
+
+    ``made_from`` is omitted from the file if the dataset was not made from another one.
+    """
 
     content_hash: Sha256
     generations: Count  # 1 plus the number of --append runs
@@ -164,6 +179,14 @@ class Manifest(SealedModel):
     table: NpyName  # name of the tile table's file
     table_sha256: Sha256
     shards: list[ShardEntry]
+    made_from: Origin | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_origin(self, serialize: Any) -> dict[str, Any]:
+        content = serialize(self)
+        if self.made_from is None:  # checksums of earlier manifests stay valid
+            content.pop("made_from", None)
+        return content
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

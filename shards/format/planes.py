@@ -2,7 +2,9 @@
 
 The high plane is omitted for bands that don't need it (two of three on real tiles); for the others it is almost all
 zeros and is compressed with zstd. The low plane is nearly noise: it is compressed as well (``pack_low``), or stored as
-it is and read in place.
+it is and read in place. Compressed planes are one frame, or blocks that can be decoded one by one (frames.py).
+
+`PlaneCodec.unpack` undoes the compression alone, for a device that undoes the prediction itself.
 """
 
 import struct
@@ -15,6 +17,7 @@ from numcodecs import Zstd
 from numcodecs.abc import Codec
 
 from shards.errors import ShardError
+from shards.format.frames import compress, decompress
 
 _HEADER = struct.Struct("<4sBBHIIIII")  # magic, version, flags, -, bands, height, width, bytes of low plane, of high
 _VERSION = 1
@@ -24,6 +27,16 @@ MOST = 1 << 16
 
 BLOCK = 2048
 """Pixels processed through all bands at a time, so that the bands below stay in the L1 cache."""
+
+COLUMNS = 6
+"""Numbers that a band needs to be restored: c1, c2, c3, constant, bound, and the row of its high bytes."""
+
+BOUND, HIGH_ROW = 4, 5
+VALUES, MISSING = -1, -2
+"""In place of a bound: the band is stored as int16 values, or is all missing and not stored."""
+
+_COMPRESSION = ("pack_low", "blocks")
+"""Options of a codec that don't change the codes."""
 
 _scratch = threading.local()
 
@@ -50,15 +63,16 @@ class PlaneCodec(Codec):
 
     Args:
         pack_low: whether to compress the plane of low bytes too: 25 % smaller, 2.5 times slower to decode.
+        blocks: whether to compress planes in independent blocks (frames.py), which versions before can't read.
     """
 
     magic: ClassVar[bytes]
     numbers: ClassVar[int]
     """Stored numbers of a band, int16."""
 
-    def __init__(self, pack_low: bool) -> None:
-        self.pack_low = bool(pack_low)
-        self._flags = int(self.pack_low)
+    def __init__(self, pack_low: bool, blocks: bool) -> None:
+        self.pack_low, self.blocks = bool(pack_low), bool(blocks)
+        self._flags = int(self.pack_low) | int(self.blocks) << 1
         self.most = MOST if self.pack_low else 2  # bytes of a tile per stored byte
         self._zstd = Zstd(level=1)
 
@@ -70,11 +84,59 @@ class PlaneCodec(Codec):
         """Return the stored numbers of each band, int16 (bands, numbers), without decoding; raises ShardError."""
         return self._parts(np.frombuffer(data, dtype=np.uint8))[1][0]
 
+    def unpack(self, data: Any, out: np.ndarray) -> np.ndarray:
+        """Undo the compression alone: fill the bytes of ``out`` with the planes, and return the numbers of the bands.
+
+        Args:
+            data: the bytes of a tile.
+            out: int16 (bands, height, width), C-contiguous. As rows of height * width bytes, the first ones are the
+                low plane, and those after it the high plane; what is left keeps its values.
+
+        Returns:
+            int32 (bands, COLUMNS): ``VALUES`` and ``MISSING`` don't occur; a band without high bytes has row -1.
+
+        Raises:
+            ShardError: the bytes do not hold a tile of this shape.
+            ValueError: ``out`` can't be filled in place.
+        """
+        shape, (numbers, wide, low, high) = self._parts(np.frombuffer(data, dtype=np.uint8))
+        if shape != out.shape:
+            raise ShardError(f"holds a tile of {shape}, expected {out.shape}")
+        rows, bands = writable(out).view(np.uint8).reshape(2 * shape[0], -1), shape[0]
+        if self.pack_low:
+            decompress(self._zstd, low, rows[:bands], self.blocks)
+        else:
+            rows[:bands] = low.reshape(bands, -1)
+        count = int(np.count_nonzero(wide))
+        if count:
+            decompress(self._zstd, high, rows[bands : bands + count], self.blocks)
+        table = np.zeros((bands, COLUMNS), np.int32)
+        table[:, : self.numbers] = numbers
+        table[:, HIGH_ROW] = np.where(wide, bands - 1 + np.cumsum(wide), -1)
+        return table
+
+    def recompress(self, data: Any, codec: "PlaneCodec") -> bytes:
+        """Return the bytes of a tile with the compression of this codec; its values stay what they are.
+
+        Args:
+            data: bytes that ``codec`` encoded.
+            codec: has `same_codes` as this one.
+
+        Raises:
+            ShardError: the bytes do not hold a tile.
+        """
+        planes = np.empty(codec.shape_of(data), dtype=np.int16)
+        table, bands = codec.unpack(data, planes), len(planes)
+        rows, wide = planes.view(np.uint8).reshape(2 * bands, -1), table[:, HIGH_ROW] >= 0
+        high = np.zeros((bands, rows.shape[1]), dtype=np.uint8)
+        high[wide] = rows[table[wide, HIGH_ROW]]
+        return self._join(planes.shape, table[:, : self.numbers], rows[:bands], high)
+
     def _join(self, shape: tuple[int, int, int], numbers: np.ndarray, low: np.ndarray, high: np.ndarray) -> bytes:
         """Return the bytes of a tile from the numbers of its bands and the planes of its codes (bands, pixels)."""
-        packed_low = self._zstd.encode(low) if self.pack_low else low.tobytes()
+        packed_low = compress(self._zstd, low, self.blocks) if self.pack_low else low.tobytes()
         wide = high.any(axis=1)
-        packed_high = self._zstd.encode(np.ascontiguousarray(high[wide]))
+        packed_high = compress(self._zstd, np.ascontiguousarray(high[wide]), self.blocks)
         header = _HEADER.pack(self.magic, _VERSION, self._flags, 0, *shape, len(packed_low), len(packed_high))
         return b"".join((header, numbers.astype("<i2").tobytes(), wide.tobytes(), packed_low, packed_high))
 
@@ -96,13 +158,15 @@ class PlaneCodec(Codec):
         if target.size != shape[0] * shape[1] * shape[2]:
             raise ShardError(f"holds a tile of {shape}, expected {out.shape}")
         flat = target.reshape(shape[0], -1)
-        low = self._unpack("low", low, flat.shape) if self.pack_low else low.reshape(flat.shape)
+        if self.pack_low:
+            packed, low = low, buffer("low", flat.shape)
+            decompress(self._zstd, packed, low, self.blocks)
         count = int(np.count_nonzero(wide))
         plane = buffer("high", (count + 1, flat.shape[1]))
         if count:
-            self._unpack("high", high, (count, flat.shape[1]))
+            decompress(self._zstd, high, plane[:count], self.blocks)
         plane[count] = 0  # shared by all bands without a high plane
-        return out, flat, Planes(numbers, low, plane, np.where(wide, np.cumsum(wide) - 1, count))
+        return out, flat, Planes(numbers, low.reshape(flat.shape), plane, np.where(wide, np.cumsum(wide) - 1, count))
 
     def _parts(self, content: np.ndarray) -> tuple[tuple[int, int, int], tuple[np.ndarray, ...]]:
         """Return shape, numbers, bands with high bytes and the two planes, with all sizes validated."""
@@ -125,16 +189,14 @@ class PlaneCodec(Codec):
             content[begin + low :],
         )
 
-    def _unpack(self, name: str, packed: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Decompress a plane of bytes into this thread's scratch buffer."""
-        plane = buffer(name, shape)
-        if _content_size(packed) != plane.size:
-            raise ShardError(f"does not decode: its {name} plane has the wrong length")
-        try:
-            self._zstd.decode(packed, plane)
-        except (RuntimeError, ValueError) as error:
-            raise ShardError(f"does not decode: {error}") from None
-        return plane
+
+def same_codes(first: Codec, second: Codec) -> bool:
+    """Return whether two codecs differ at most in the compression of the planes: tiles have the same codes."""
+    if not isinstance(first, PlaneCodec) or type(first) is not type(second):
+        return False
+    configs = [codec.get_config().items() for codec in (first, second)]
+    before, after = ({name: value for name, value in items if name not in _COMPRESSION} for items in configs)
+    return before == after
 
 
 def checked(tile: np.ndarray) -> np.ndarray:
@@ -159,16 +221,3 @@ def buffer(name: str, shape: tuple[int, int]) -> np.ndarray:
         flat = np.empty(shape[0] * shape[1], dtype=np.uint8)
         setattr(_scratch, name, flat)
     return flat[: shape[0] * shape[1]].reshape(shape)
-
-
-def _content_size(frame: np.ndarray) -> int:
-    """Return the content size in a zstd frame header, -1 if there is none (RFC 8878, section 3.1.1.1)."""
-    if frame.size < 6 or bytes(frame[:4]) != b"\x28\xb5\x2f\xfd":
-        return -1
-    descriptor = int(frame[4])
-    single, kind = descriptor >> 5 & 1, descriptor >> 6
-    width = (1 if single else 0, 2, 4, 8)[kind]
-    begin = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
-    if not width or frame.size < begin + width:
-        return -1
-    return int.from_bytes(bytes(frame[begin : begin + width]), "little") + (256 if width == 2 else 0)

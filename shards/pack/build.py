@@ -12,13 +12,13 @@ from pathlib import Path
 
 from shards.errors import ShardError, TileError
 from shards.files.atomic import sweep
-from shards.format.manifest import Rejected, ShardIndex, read_json
+from shards.format.manifest import Rejected
 from shards.pack.intermediate import IntermediateReader, remove_intermediate_shards, write_intermediate_shards
 from shards.pack.listing import ListedTile, read_list
 from shards.pack.merge import PackResult, merge_shards, missing_shards, shard_name
 from shards.pack.record import PackRecord
 from shards.pack.scan import PackConfig, begin, cut_generation, list_intermediate_tiles
-from shards.pack.writer import Sample, encode_sample, index_path, write_shard
+from shards.pack.writer import Sample, encode_sample, is_complete, write_shard
 from shards.sensors.sensor import Sensor
 from shards.sources.bundles import Bundle, TileOptions
 from shards.sources.geotiff import read_tile
@@ -123,14 +123,6 @@ def _write_missing(
     for _ in run_jobs(_write_one, jobs, workers, total, done, "pack"):
         pass
     return len(jobs)
-
-
-def is_complete(tar: Path) -> bool:
-    """Return whether a shard is complete: it has an index, and the tar has the size in the index."""
-    try:
-        return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size
-    except (ShardError, OSError):
-        return False
 
 
 def _write_one(

@@ -36,7 +36,7 @@ from shards.format.tar_members import Member as TarMember
 from shards.format.tar_members import check_member
 from shards.pack.foreign import GeoTiffTile, NpyTile
 from shards.pack.merge import join_shards
-from shards.pack.writer import checksum, index_path
+from shards.pack.writer import checksum, index_path, is_complete
 from shards.sensors.sensor import NODATA, Sensor, get_sensor
 from shards.sources.descriptions import read_description
 from shards.sources.members import Links, Member, link_target
@@ -65,7 +65,7 @@ def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
     sensor = get_sensor(sensor_name)
     config, shape = _first_tile(tars[0], sensor)
     reindex = _was_otherwise(folder, config, sensor)
-    missing = [tar for tar in tars if reindex or not _is_indexed(tar)]
+    missing = [tar for tar in tars if reindex or not is_complete(tar)]
     doubts = Doubts()
     for tar_doubts in run_jobs(index_tar, [(tar, config, shape, sensor) for tar in missing], workers, None, 0, "index"):
         doubts.add(tar_doubts)
@@ -80,13 +80,6 @@ def index_tars(folder: Path, sensor_name: str, workers: int) -> int:
         f"({len(missing)} read now, {manifest.rejected} tiles set aside): {folder}"
     )
     return 0
-
-
-def _is_indexed(tar: Path) -> bool:
-    try:
-        return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size
-    except (ShardError, OSError):
-        return False
 
 
 def _was_otherwise(folder: Path, config: dict[str, Any], sensor: Sensor) -> bool:

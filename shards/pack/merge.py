@@ -16,6 +16,7 @@ from shards.format.manifest import (
     FORMAT,
     MANIFEST,
     Manifest,
+    Origin,
     Rejected,
     ShardEntry,
     ShardIndex,
@@ -92,7 +93,13 @@ def shard_name(number: int) -> str:
 
 
 def join_shards(
-    dest: Path, names: Sequence[str], codec: dict[str, Any], shape: list[int], sensor: Sensor, generations: int
+    dest: Path,
+    names: Sequence[str],
+    codec: dict[str, Any],
+    shape: list[int],
+    sensor: Sensor,
+    generations: int,
+    made_from: Origin | None = None,
 ) -> Manifest:
     """Join finished shards into a dataset and publish its table, statistics and manifest.
 
@@ -101,6 +108,7 @@ def join_shards(
         codec: config of the tile codec.
         shape: (bands, height, width) of every tile.
         generations: number of runs that added tiles, including the first.
+        made_from: dataset that these shards were transcoded from.
 
     Raises:
         ShardError: if an index is missing or damaged, or two tiles have the same key.
@@ -150,6 +158,7 @@ def join_shards(
         table=f"tiles-{generations - 1:03d}.npy",
         table_sha256=hashlib.sha256(data).hexdigest(),
         shards=entries,
+        made_from=made_from,
     )
     try:
         manifest = Manifest(**content).sealed()

@@ -165,10 +165,10 @@ def _scan(
 ) -> PackRecord:
     """Scan the source and add a generation with the file list, or with the bundles that must be read to make it."""
     options = record.options
-    inputs = _find(source, config, sensor, labels, _known(dest, record), options.seed)
+    inputs = find_contents(source, config, sensor, labels, _known(dest, record), options.seed)
     size = options.size or inputs.size()
     cut = config.size is not None or options.cut or inputs.lone
-    bundles = [] if labels else inputs.bundles(_tile_options(config, sensor, size, cut))
+    bundles = [] if labels else inputs.bundles(tile_options(config, sensor, size, cut))
     record = record.with_options(size=size)
     if bundles:
         if cut:
@@ -181,7 +181,8 @@ def _scan(
     return _add_list(dest, record, listed, Generation(probes=_probe(source, listed)))
 
 
-def _tile_options(config: PackConfig, sensor: Sensor, size: int, cut: bool) -> TileOptions:
+def tile_options(config: PackConfig, sensor: Sensor, size: int, cut: bool) -> TileOptions:
+    """Return how bundles read tiles; ``size`` is their height and width in pixels."""
     return TileOptions(sensor, size, config.limits, cut, config.mask_quality)
 
 
@@ -191,7 +192,7 @@ def _known(dest: Path, record: PackRecord) -> dict[str, str]:
     return {tile.source.key: tile.source.path for old in earlier for tile in read_list(dest, old)}
 
 
-def _find(
+def find_contents(
     source: Path, config: PackConfig, sensor: Sensor, labels: Labels | None, taken: dict[str, str], seed: int
 ) -> Inputs:
     """Find the tiles or bundles to pack.
@@ -217,7 +218,7 @@ def _find(
     inputs = find_inputs(source, sensor, config.pattern, _warn, taken)
     if (option or mask) and not inputs.claimed:
         raise ConfigError(f"{option or mask} applies to tiles cut from products, but {source} contains none: remove it")
-    if not inputs.tiles and not inputs.bundles(_tile_options(config, sensor, config.size or inputs.size(), cut=False)):
+    if not inputs.tiles and not inputs.bundles(tile_options(config, sensor, config.size or inputs.size(), cut=False)):
         shown = ", ".join(inputs.claimed_names()[:5])
         raise SourceError(f"{source}: neither an archive of tiles nor a product among {shown}")
     return inputs
@@ -299,10 +300,10 @@ def describe(source: Path, dest: Path, config: PackConfig, labels: Labels | None
     sensor = find_sensor(config.sensor)
     record = read_record(dest) if append else None
     known = _known(dest, record) if record else {}
-    inputs = _find(source, config, sensor, labels, known, config.seed)
+    inputs = find_contents(source, config, sensor, labels, known, config.seed)
     size = config.size or (record.tile_size if record else None) or inputs.size()
     bundles = (
-        [] if labels else inputs.bundles(_tile_options(config, sensor, size, config.size is not None or inputs.lone))
+        [] if labels else inputs.bundles(tile_options(config, sensor, size, config.size is not None or inputs.lone))
     )
     if bundles:
         return _describe_bundles(bundles, size)

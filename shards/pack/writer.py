@@ -17,7 +17,7 @@ from numcodecs.abc import Codec
 from shards.errors import ShardError
 from shards.files.atomic import atomic_open, write_atomic
 from shards.format.error_bounds import error_bounds, is_lossless, violation
-from shards.format.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, to_json
+from shards.format.manifest import FORMAT, Rejected, ShardIndex, Sums, TileColumns, read_json, to_json
 from shards.format.statistics import BandSums
 from shards.format.table import QUALITY
 from shards.sensors.sensor import NODATA, Sensor
@@ -29,6 +29,14 @@ from shards.sources.tile_names import SourceTile
 def index_path(tar: Path) -> Path:
     """Return the path of a shard's index, beside its tar."""
     return tar.with_suffix(".index.json")
+
+
+def is_complete(tar: Path) -> bool:
+    """Return whether a shard is complete: it has an index, and the tar has the size in the index."""
+    try:
+        return read_json(index_path(tar), ShardIndex).size == tar.stat().st_size
+    except (ShardError, OSError):
+        return False
 
 
 def checksum(data: Any) -> int:
@@ -96,18 +104,25 @@ def encode_sample(source: SourceTile, tile: Tile, mask: np.ndarray | None, senso
         tile=encoded,
         description=json.dumps(description, sort_keys=True).encode(),
         mask=b"" if mask is None else _npy(as_stored(mask, source.mask)),
-        sums=BandSums.of(_stored(tile.values, encoded, codec, source.path)),
+        sums=BandSums.of(stored_values(tile.values, encoded, codec, source.path)),
         row=row,
     )
 
 
-def _stored(tile: np.ndarray, encoded: bytes, codec: Codec, path: str) -> np.ndarray:
-    """Return what a reader of the encoded tile gets; checks every pixel if the codec changes values."""
+def stored_values(tile: np.ndarray, encoded: bytes, codec: Codec, name: str) -> np.ndarray:
+    """Return what a reader of the encoded tile gets; checks every pixel if the codec changes values.
+
+    Args:
+        name: of the tile, for messages.
+
+    Raises:
+        ShardError: if the codec breaks its bound on errors.
+    """
     if is_lossless(codec):
         return tile
     stored = codec.decode(encoded, np.empty_like(tile, order="C"))
     if broken := violation(tile, stored, error_bounds(codec, encoded)):
-        raise ShardError(f"{path}: codec {codec.get_config()} breaks its bound: {broken}; choose another codec")
+        raise ShardError(f"{name}: codec {codec.get_config()} breaks its bound: {broken}; choose another codec")
     return stored
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.read.quarantine import Quarantine, read_or_replace
+from shards.format.planes import BOUND, MISSING, VALUES
+from shards.read.quarantine import Quarantine, read_all
 from shards.read.reader import ShardReader
 from shards.sensors.sensor import NODATA
 
@@ -81,13 +82,22 @@ class MixtureReader:
 
         ``out`` may be smaller than `tile_shape` if all requested tiles fit into it. See ShardReader.read.
         """
-        if len(out) != len(rows) or out.dtype != np.int16 or not out.flags.c_contiguous:
-            raise ValueError(f"{len(rows)} tiles of int16 do not fit into {out.dtype} {out.shape}")
+        self._check_fits(rows, out)
+        return read_all(rows, self._read_tile, (out,), self._pool, self.key, quarantine)
 
-        def read(row: int, target: np.ndarray) -> int:
-            return read_or_replace(int(row), lambda row: self._read_tile(row, target), self.key, quarantine)
+    def read_planes(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        out: np.ndarray,
+        bands: np.ndarray,
+        quarantine: Quarantine | None = None,
+    ) -> list[int]:
+        """Read tiles without undoing their prediction, see ShardReader.read_planes.
 
-        return list(map(read, rows, out) if self._pool is None or len(rows) == 1 else self._pool.map(read, rows, out))
+        A tile with fewer pixels than its place is decoded here, since its planes have another shape.
+        """
+        self._check_fits(rows, out)
+        return read_all(rows, self._read_tile_planes, (out, bands), self._pool, self.key, quarantine)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Start copying these shards to the node, in this order; no-op without staging."""
@@ -124,6 +134,21 @@ class MixtureReader:
         reader.read_tile(own, tile)
         out.fill(NODATA)
         out[:bands, :height, :width] = tile
+
+    def _read_tile_planes(self, row: int, out: np.ndarray, bands: np.ndarray) -> None:
+        source, own = self.locate(row)
+        reader = self.readers[source]
+        count, *size = reader.tile_shape
+        if (*size,) == out.shape[1:] and count <= len(out):
+            reader.read_tile_planes(own, out[:count], bands[:count])
+            bands[count:, BOUND] = MISSING
+        else:
+            self._read_tile(row, out)
+            bands[:, BOUND] = VALUES
+
+    def _check_fits(self, rows: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
+        if len(out) != len(rows) or out.dtype != np.int16 or not out.flags.c_contiguous:
+            raise ValueError(f"{len(rows)} tiles of int16 do not fit into {out.dtype} {out.shape}")
 
 
 TileReader = ShardReader | MixtureReader

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,27 @@ def read_or_replace(
                 quarantine.add(row, key(row), str(error))
         attempt += 1
         row = quarantine.substitute(requested, attempt)
+
+
+def read_all(
+    rows: Sequence[int] | np.ndarray,
+    read: Callable[..., None],
+    targets: Sequence[np.ndarray],
+    pool: Executor | None,
+    key: Callable[[int], str],
+    quarantine: Quarantine | None,
+) -> list[int]:
+    """Read tiles, or substitutes of bad ones, and return the rows that were read.
+
+    Args:
+        read: reads the tile of a row into its part of each target.
+        targets: arrays of len(rows) parts.
+        pool: threads that read; None for the calling one.
+        key, quarantine: as in `read_or_replace`, like the errors.
+    """
+
+    def read_one(row: int, *parts: np.ndarray) -> int:
+        return read_or_replace(int(row), lambda row: read(row, *parts), key, quarantine)
+
+    run = map if pool is None or len(rows) == 1 else pool.map
+    return list(run(read_one, rows, *targets))

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from shards.format import table
 from shards.format.codec import RawTile
 from shards.format.codec_registry import build_codec
 from shards.format.manifest import MANIFEST, Manifest, parse_json, read_manifest
-from shards.format.planes import MOST, PlaneCodec
+from shards.format.planes import BOUND, MOST, VALUES, PlaneCodec
 from shards.order.selection import ViewConfig
 from shards.order.view import view_rows
-from shards.read.quarantine import Quarantine, read_or_replace
+from shards.read.quarantine import Quarantine, read_all
 
 _PIECE = 512 << 10
 """Bytes that are read and hashed at a time, so that they are hashed while still in the CPU cache."""
@@ -113,13 +113,33 @@ class ShardReader:
             UnreachableError: if the storage did not respond for minutes.
             ShardError: if the bytes of a tile are not those written; the message names shard, key and offset.
         """
-        if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
-            raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not fit into {out.dtype} {out.shape}")
+        self._check_fits(rows, out)
+        return read_all(rows, self.read_tile, (out,), self._pool, self.key, quarantine)
 
-        def read(row: int, target: np.ndarray) -> int:
-            return read_or_replace(int(row), lambda row: self.read_tile(row, target), self.key, quarantine)
+    def read_planes(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        out: np.ndarray,
+        bands: np.ndarray,
+        quarantine: Quarantine | None = None,
+    ) -> list[int]:
+        """Read tiles without undoing their prediction, which a device can do (pretrain/data/restore.py).
 
-        return list(map(read, rows, out) if self._pool is None or len(rows) == 1 else self._pool.map(read, rows, out))
+        Args:
+            out: receives the planes of each tile, see PlaneCodec.unpack, or its values if it has another codec.
+            bands: int32 (len(rows), bands, COLUMNS); receives what a band needs to be restored.
+            quarantine: as in `read`, like the results and errors.
+        """
+        self._check_fits(rows, out)
+        return read_all(rows, self.read_tile_planes, (out, bands), self._pool, self.key, quarantine)
+
+    def read_tile_planes(self, row: int, out: np.ndarray, bands: np.ndarray) -> None:
+        """Read the planes of one tile; raises like `read` without a quarantine."""
+        if isinstance(self._codec, PlaneCodec):
+            bands[:] = self._decode(row, lambda data: self._codec.unpack(data, out))
+        else:
+            self.read_tile(row, out)
+            bands[:, BOUND] = VALUES
 
     def read_tile(self, row: int, out: np.ndarray) -> None:
         """Decode one tile into ``out``, int16 of its shape, C-contiguous; raises like `read` without a quarantine."""
@@ -129,10 +149,18 @@ class ShardReader:
                 raise ShardError(f"{self._where(row)}: {self.table['length'][row]} bytes, but a tile has {target.size}")
             self._fetch(row, "", target)
             return
+        self._decode(row, lambda data: self._codec.decode(data, out))
+
+    def _check_fits(self, rows: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
+        if out.shape != (len(rows), *self.tile_shape) or out.dtype != np.int16 or not out.flags.c_contiguous:
+            raise ValueError(f"{len(rows)} tiles of {self.tile_shape} int16 do not fit into {out.dtype} {out.shape}")
+
+    def _decode(self, row: int, decode: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Call ``decode`` with the verified encoded bytes of a tile, which are valid during the call."""
         encoded = self._buffer(int(self.table["length"][row]))
         self._fetch(row, "", encoded)
         try:
-            self._codec.decode(encoded, out)
+            return decode(encoded)
         except ShardError as error:
             raise ShardError(f"{self._where(row)}: {error}") from None
 

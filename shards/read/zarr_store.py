@@ -30,10 +30,11 @@ class SpectralPredictorCodec(ArrayBytesCodec):
     """`SpectralPredictor` as a Zarr v3 codec, for int16 chunks whose last three axes are (bands, height, width).
 
     Args:
-        pack_low: as in `SpectralPredictor`.
+        pack_low, blocks: as in `SpectralPredictor`.
     """
 
     pack_low: bool = True
+    blocks: bool = False
     is_fixed_size = False
 
     @classmethod
@@ -41,7 +42,8 @@ class SpectralPredictorCodec(ArrayBytesCodec):
         return cls(**data.get("configuration", {}))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": SpectralPredictor.codec_id, "configuration": {"pack_low": self.pack_low}}
+        config = SpectralPredictor(self.pack_low, self.blocks).get_config()
+        return {"name": config.pop("id"), "configuration": config}
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         chunk = getattr(chunk_grid, "chunk_shape", shape)
@@ -50,13 +52,14 @@ class SpectralPredictorCodec(ArrayBytesCodec):
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         tile = np.empty(chunk_spec.shape, dtype=np.int16)
-        codec = SpectralPredictor(self.pack_low)
+        codec = SpectralPredictor(self.pack_low, self.blocks)
         await asyncio.to_thread(codec.decode, chunk_bytes.as_numpy_array(), tile.reshape(chunk_spec.shape[-3:]))
         return chunk_spec.prototype.nd_buffer.from_numpy_array(tile)
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
         tile = chunk_array.as_numpy_array().reshape(chunk_spec.shape[-3:])
-        encoded = await asyncio.to_thread(SpectralPredictor(self.pack_low).encode, np.ascontiguousarray(tile))
+        codec = SpectralPredictor(self.pack_low, self.blocks)
+        encoded = await asyncio.to_thread(codec.encode, np.ascontiguousarray(tile))
         return chunk_spec.prototype.buffer.from_bytes(encoded)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
@@ -178,8 +181,7 @@ def array_metadata(reader: ShardReader) -> dict[str, Any]:
     manifest = reader.manifest
     codec: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
     if manifest.codec["id"] == SpectralPredictor.codec_id:
-        pack_low = bool(manifest.codec["pack_low"])
-        codec = {"name": SpectralPredictor.codec_id, "configuration": {"pack_low": pack_low}}
+        codec = SpectralPredictorCodec(manifest.codec["pack_low"], manifest.codec.get("blocks", False)).to_dict()
     elif manifest.codec["id"] != RawTile.codec_id:
         codec = TileCodec(manifest.codec).to_dict()
     return {

@@ -12,8 +12,8 @@ SYSTEM = frozenset(
 """Folders of operating systems and network drives, in lower case. Names that start with a dot are skipped as well:
 ``._*`` of macOS, ``.snapshot``, ``.ipynb_checkpoints``, ``.Trash``."""
 
-OWN = "pack.json"
-"""A folder with this file was written by `pack` and is skipped: an output below the source is not a source."""
+OWN = frozenset({"pack.json", "transcode.json"})
+"""A folder with one of these files is a folder of shards and is skipped: an output below the source is no source."""
 
 
 def is_data(path: str) -> bool:
@@ -107,7 +107,7 @@ class _Walk:
             self._seen.add(folder)
             with os.scandir(folder) as entries:  # entry types come with the listing
                 visible = [entry for entry in entries if not entry.name.startswith(".")]
-            if prefix and any(entry.name == OWN for entry in visible):
+            if prefix and any(entry.name in OWN for entry in visible):
                 continue
             for entry in visible:
                 if entry.name.lower() in SYSTEM:

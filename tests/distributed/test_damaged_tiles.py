@@ -63,7 +63,7 @@ def test_a_damaged_held_out_tile_ends_no_run(setup, tmp_path):
     assert set(rows) <= set(held_out.tolist()) - {int(held_out[0])}
 
     flip_a_byte(shards, rows[0])  # one that the fixed loss of the checkpoint was computed from
-    training.overrides = (f"data.shards={shards}", "train.steps=4")
+    training.overrides = (f"data.shards={shards}", "data.decode=device", "train.steps=4")
     resumed = training.launch(2)
     assert resumed.codes == [0, 0], resumed.output
     assert "their loss can't be compared" in resumed.output

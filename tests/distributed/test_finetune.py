@@ -103,11 +103,40 @@ DICE = ("protocol=[frozen,full]", "full.micro_batch=4", "loss={name: dice, class
 """A loss whose parts must add up over ranks and micro batches."""
 
 
-START = ("protocol=[full]", "frozen.heads=[linear]", "full.head=linear", "full.lrs=[1e-12]", "frozen.lrs=[1e-2]")
-"""A full fine-tuning that stays where it starts."""
+LAYERED = (
+    "protocol=[full]",
+    "full.start=random",
+    "full.epochs=2",
+    "full.head={name: upernet, hidden: 8, layers: [0, -1]}",
+    "engine.zero_stage=3",
+    "engine.param_persistence_threshold=0",
+)
+"""A head on two layers, with all weights divided among the processes (ZeRO-3)."""
+
+START = (
+    "protocol=[full]",
+    "frozen.heads=[linear]",
+    "full.head=linear",
+    "full.lrs=[1e-12]",
+    "frozen.lrs=[1e-2]",
+    "full.epochs=4",
+    "full.patience=2",
+)
+"""A full fine-tuning that stays where it starts, and ends early."""
 
 PARTS = ("protocol=[adapter,blocks]", "full.start=random", "full.epochs=2", "full.first_blocks=1")
 """Trainings of which no start can be the best."""
+
+LORA = (
+    "protocol=lora",
+    "lora.rank=2",
+    "lora.lrs=[3e-3]",
+    "frozen.heads=[linear]",
+    "full.head=linear",
+    "full.epochs=4",
+    "select=loss",
+)
+"""Updates of low rank from the probe on."""
 
 LONGER = {"sample_greenness": ("frozen.epochs=8",)}
 """Until values are near their targets."""
@@ -150,8 +179,12 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                 lab.job(
                     config, "diverged", "protocol=full", "full.lrs=[1e30]", "full.epochs=8", "full.evaluate_every=8"
                 ),
+                lab.job(config, "start", *START, stop_at=1),
                 lab.job(config, "start", *START),
+                lab.job(config, "layered", *LAYERED),
                 lab.job(config, "drawn", *START, "full.start=random"),
+                lab.job(config, "lora", *LORA, "engine.zero_stage=0"),
+                lab.job(config, "lora-stopped", *LORA, "engine.zero_stage=0", stop_at=2),
                 lab.job("desis_cdl.yaml", "bad-bands", "data.bands=same"),
                 lab.job("desis_cdl.yaml", "resampled", "data.bands=resample", "protocol=[knn]"),
             ],
@@ -162,10 +195,12 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             [
                 lab.job(config, "two", *options),
                 lab.job(config, "dice-two", *DICE),
+                lab.job(config, "layered-two", *LAYERED),
                 lab.job(
                     "sample_greenness.yaml", "greenness-two", "protocol=[frozen,full]", *LONGER["sample_greenness"]
                 ),
                 lab.job(config, "stopped", *options),
+                lab.job(config, "lora-stopped", *LORA, "engine.zero_stage=3"),
                 published,
                 lab.job(config, "bad-batch", "protocol=full", "full.batch=4", "full.bn_group=4"),
             ],
@@ -177,7 +212,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("name", shortened([name.removeprefix("enmap_") for name in TASKS], NIGHTLY))
 def test_every_task_runs_from_its_own_config(lab: Lab, name: str) -> None:
     run = lab.results(name)
-    assert run.task == TASKS.get(name, TASKS.get(f"enmap_{name}"))
+    assert run.task == (TASKS.get(name) or TASKS[f"enmap_{name}"]).model_copy(update={"notes": None})
     assert [one.protocol for one in run.results] == ["knn", "frozen", "full"]
     outputs, tiles = len(run.task.outputs), len(run.tiles)
     for one in run.results:
@@ -207,8 +242,12 @@ def test_two_processes_give_what_one_gives(lab: Lab) -> None:
         _same(one, two, 1e-5)
 
 
-@pytest.mark.parametrize(("name", "two"), [("dice", "dice-two"), ("sample_greenness", "greenness-two")])
-def test_weighted_losses_and_values_of_pixels_are_those_of_one_process(lab: Lab, name: str, two: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "two"), [("dice", "dice-two"), ("sample_greenness", "greenness-two"), ("layered", "layered-two")]
+)
+def test_weighted_losses_values_of_pixels_and_heads_on_layers_are_those_of_one_process(
+    lab: Lab, name: str, two: str
+) -> None:
     trained = [one for one in lab.results(name).results if one.protocol != "knn"]
     for one, other in zip(trained, lab.results(two).results, strict=True):
         _same(one, other, 1e-4)
@@ -265,6 +304,14 @@ def test_full_fine_tuning_begins_from_the_head_of_the_frozen_protocol_or_from_a_
     assert not list((lab.folder / "drawn" / "parts").glob("*frozen*"))
 
 
+def test_a_training_that_gets_no_better_ends_early_also_after_a_stop(lab: Lab) -> None:
+    for name, epochs in (("start", [0, 1, 2]), ("drawn", [1, 2, 3])):
+        assert lab.outcome(name) == "complete"
+        (one,) = lab.results(name).results
+        assert [point["epoch"] for point in one.curve] == epochs
+        assert one.epoch == epochs[0]
+
+
 def test_only_what_a_protocol_names_learns(lab: Lab) -> None:
     for protocol in ("adapter", "blocks"):
         assert [one.protocol for one in lab.results("parts").results].count(protocol) == 1
@@ -275,12 +322,36 @@ def test_only_what_a_protocol_names_learns(lab: Lab) -> None:
     assert not any("blocks.1." in name or name.startswith("vit_core.norm") for name in changed)
 
 
-def test_the_model_file_predicts_what_the_run_reports(lab: Lab) -> None:
-    run = lab.results("cdl")
-    best = max(run.results[1:], key=lambda one: one.validation["mIoU"])
-    model = load_task_model(lab.folder / "cdl" / "model.safetensors")
+def test_updates_of_low_rank_go_on_at_another_stage_on_another_number_of_processes(lab: Lab) -> None:
+    assert lab.outcome("lora-stopped") == "complete"
+    (one,), (two,) = lab.results("lora").results, lab.results("lora-stopped").results
+    _same(one, two, 1e-5)
+    assert one.curve[0]["epoch"] == 0  # the probe
+    assert one.curve[-1]["validation_loss"] < one.curve[0]["validation_loss"]
+    width, depth, rank = 192, 2, 2
+    head = load_task_model(lab.folder / "lora" / "model.safetensors").head
+    assert head is not None
+    updates = depth * rank * (width + 3 * width + width + width)  # A and B of qkv and of proj
+    assert one.size == two.size
+    assert one.size["trained"] == updates + sum(weight.numel() for weight in head.parameters())
+    assert one.size["state_bytes"] == 12 * one.size["trained"]  # fp32 gradient and two moments
+
+
+def test_updates_of_low_rank_are_merged_into_the_weights_of_attention(lab: Lab) -> None:
+    tuned = load_task_model(lab.folder / "lora" / "model.safetensors").encoder.state_dict()
+    before = load_task_model(lab.folder / "encoder.safetensors").encoder.state_dict()
+    changed = {name for name in before if not np.array_equal(before[name], tuned[name])}
+    fitted = {name for name in before if name.endswith(("pos_embed", "num_batches_tracked"))}  # to 16 px; a count
+    assert changed - fitted == {name for name in before if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
+
+
+@pytest.mark.parametrize("name", ["cdl", "lora"])
+def test_the_model_file_predicts_what_the_run_reports(lab: Lab, name: str) -> None:
+    run = lab.results(name)
+    best = max((one for one in run.results if one.protocol != "knn"), key=lambda one: one.validation["mIoU"])
+    model = load_task_model(lab.folder / name / "model.safetensors")
     images = [
-        read_tile(lab.folder / "data" / "enmap_cdl" / "enmap" / name, get_sensor("enmap")).values for name in run.tiles
+        read_tile(lab.folder / "data" / "enmap_cdl" / "enmap" / tile, get_sensor("enmap")).values for tile in run.tiles
     ]
     with torch.no_grad():
         predicted = model(torch.from_numpy(np.stack(images))).numpy()

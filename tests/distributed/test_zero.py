@@ -114,7 +114,8 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for kind in HALVED
     ]
     cut = runs.job("micro-4-of-2", "train.micro_batch=4", stop_at=HALF)
-    runs.launch(2, [*base_jobs(runs, 2, RESUMED), cut, *precision, *halves], "--shallow")
+    decoded = runs.job("device-decoded", "data.decode=device", stop_at=BEYOND)
+    runs.launch(2, [*base_jobs(runs, 2, RESUMED), cut, decoded, *precision, *halves], "--shallow")
     shutil.copytree(folder / "half-2-3", folder / "emptied")
     shutil.rmtree(folder / "emptied" / "checkpoints")
     shutil.copytree(folder / "half-2-3" / "checkpoints" / f"step-{HALF:08d}", folder / "start")
@@ -197,6 +198,10 @@ def test_parts_of_the_step_add_up(runs: Runs, name: str) -> None:
 @pytest.mark.parametrize("name", ["micro-16-of-1", "micro-4-of-1", "micro-4-of-2"])
 def test_losses_agree_for_micro_batches_and_accumulation(runs: Runs, name: str) -> None:
     assert runs.losses(name) == pytest.approx(runs.losses("whole-2-3")[:HALF], rel=1e-5, abs=0)
+
+
+def test_losses_do_not_depend_on_where_tiles_are_decoded(runs: Runs) -> None:
+    assert runs.losses("device-decoded") == runs.losses("whole-2-3")[:BEYOND]
 
 
 @pytest.mark.parametrize(("world", "stage"), RESUMED)

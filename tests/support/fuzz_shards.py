@@ -18,8 +18,10 @@ from support.tiles import spectra, write_archive, write_tile
 
 from shards.errors import ForgeError
 from shards.files.untrusted import read_npy, read_npz
-from shards.format.codec_registry import PRESETS
+from shards.format.bounded import BoundedPredictor
+from shards.format.codec import SpectralPredictor
 from shards.format.manifest import Manifest, SealedModel, ShardIndex
+from shards.format.planes import PlaneCodec
 from shards.pack.build import merge, pack
 from shards.pack.foreign import GeoTiffTile, NpyTile
 from shards.pack.index import index_tars
@@ -109,6 +111,8 @@ def _decode(codec: Any) -> Callable[[Path], object]:
         data = (folder / "tile").read_bytes()
         codec.decode(data)
         codec.decode(data, np.empty((ENMAP.num_bands, SIZE, SIZE), np.int16))
+        if isinstance(codec, PlaneCodec):
+            codec.unpack(data, np.empty((ENMAP.num_bands, SIZE, SIZE), np.int16))
 
     return read
 
@@ -156,8 +160,8 @@ def _read_npz(folder: Path) -> None:
         raise ForgeError(str(error)) from None
 
 
-def _tile(preset: str) -> Callable[[Path], None]:
-    return write_file("tile", lambda: PRESETS[preset].encode(TILE))
+def _tile(codec: PlaneCodec) -> Target:
+    return Target(write_file("tile", lambda: codec.encode(TILE)), "tile", _decode(codec), (flip, flip_start), 200)
 
 
 def _tar(mode: str) -> Callable[[Path], None]:
@@ -193,8 +197,9 @@ TARGETS = {
     "record": Target(_pack, "pack.json", _merge_again, (_sealed(PackRecord), flip), 100),
     "list": Target(_pack, "sources-000.tsv", _read_forged_list, count=120),
     "shard": Target(_pack, "shard-000000.tar", _read_shards, count=60),
-    "compact tile": Target(_tile("compact"), "tile", _decode(PRESETS["compact"]), (flip, flip_start), 200),
-    "fast tile": Target(_tile("fast"), "tile", _decode(PRESETS["fast"]), (flip, flip_start), 200),
+    "compact tile": _tile(SpectralPredictor(pack_low=True)),
+    "fast tile": _tile(SpectralPredictor(pack_low=False)),
+    "tile in blocks": _tile(BoundedPredictor(3, blocks=True)),
     "npy tile": Target(write_file("tile", lambda: _npy(TILE)), "tile", _decode(NpyTile()), (flip_start,), 200),
     "tiff tile": Target(write_file("tile", _tiff), "tile", _decode(GeoTiffTile("enmap")), (flip, flip_start), 120),
     "npy": Target(write_file("file", lambda: _npy(TILE[0])), "file", _value_error(read_npy), (flip, flip_start), 300),

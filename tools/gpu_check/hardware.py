@@ -27,7 +27,7 @@ def checks(device: torch.device, seconds: float) -> Iterator[Row]:
     size = 8192 if device.type == "cuda" else 512
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         x = torch.randn(size, size, device=device, dtype=dtype)
-        rate = 2 * size**3 / _seconds(lambda x=x: x @ x, device)  # type: ignore[misc]
+        rate = 2 * size**3 / mean_seconds(lambda x=x: x @ x, device)  # type: ignore[misc]
         peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
         of_peak = "" if peak is None else f", {rate / peak:.0%} of the data sheet"
         expected = "" if peak is None else ">= 50 %"
@@ -35,7 +35,7 @@ def checks(device: torch.device, seconds: float) -> Iterator[Row]:
         yield Row(f"{precision} product of {size} x {size}", f"{rate / 1e12:.1f} TFLOP/s{of_peak}", expected, ok)
     values = torch.empty(2**29 if device.type == "cuda" else 2**22, dtype=torch.float32, device=device)
     target = torch.empty_like(values)
-    rate = 2 * values.nbytes / _seconds(lambda: target.copy_(values), device)
+    rate = 2 * values.nbytes / mean_seconds(lambda: target.copy_(values), device)
     yield Row("copy within memory", f"{rate / 1e9:.0f} GB/s read and written")
 
 
@@ -46,7 +46,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _seconds(operation: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+def mean_seconds(operation: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
     """Return the seconds of one call, after two to warm up."""
     for _ in range(2):
         operation()

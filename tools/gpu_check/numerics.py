@@ -1,12 +1,14 @@
-"""Results of the device's own code paths, compared with the CPU: attention, blocks, stem, loss, crops, scores."""
+"""Results of the device's own code paths, compared with the CPU: attention, blocks, stem, loss, crops, tiles."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pretrain.data.augment import Crop
+from pretrain.data.restore import restore_tiles, send_planes
 from pretrain.kernels.launching import kernels_problem, usable
 from pretrain.models.adapter import SpectralAdapter
 from pretrain.models.attention import Backend, attention, xformers_problem
@@ -17,7 +19,11 @@ from pretrain.models.stem import StemKernel, set_stem_kernel
 from pretrain.models.transformer import Block, set_block_kernels
 from pretrain.models.wave import WaveStem, set_default_spectrum
 from pretrain.objectives.masked_loss import fused_errors, masked_targets, num_counted, squared_errors
+from shards.format.bounded import BoundedPredictor
+from shards.format.codec_registry import PRESETS
+from shards.format.planes import COLUMNS
 from shards.sensors.sensor import NODATA, get_sensor
+from tools.gpu_check.hardware import mean_seconds
 from tools.gpu_check.row import Row, error_row, relative_error
 
 HEAD_DIMS = (32, 40, 64, 80, 88, 104)
@@ -42,6 +48,7 @@ def checks(device: torch.device, seconds: float) -> Iterator[Row]:
     yield from _stem(device)
     yield from _loss(device)
     yield from _tiles(device)
+    yield from _decoding(device)
 
 
 def _attention(device: torch.device) -> Iterator[Row]:
@@ -166,6 +173,27 @@ def _tiles(device: torch.device) -> Iterator[Row]:
         scores = normalize(tiles.to(device), dtype)
         yield error_row(f"normalization to {dtype}", relative_error(scores, expected), tolerance)
         yield error_row(f"crops in {dtype}", relative_error(crop.random_views(scores, samples, 7), views), tolerance)
+
+
+def _decoding(device: torch.device) -> Iterator[Row]:
+    """Undo the prediction of tiles, which must give the CPU's values bit for bit."""
+    size, count = (128, 64) if device.type == "cuda" else (16, 4)
+    noise = np.random.default_rng(4).normal(0, 20, (4, BANDS, size, size))
+    tiles = np.rint(2000 + 1500 * np.sin(np.linspace(0, 6, BANDS))[:, None, None] + noise).astype(np.int16)
+    tiles[1, :, :3], tiles[2, 50:, 3:5], tiles[3, 7] = NODATA, 0, 32767
+    for codec in (PRESETS["compact"], BoundedPredictor("noise/2")):
+        planes, bands = np.empty_like(tiles), np.zeros((4, BANDS, COLUMNS), np.int32)
+        encoded = [codec.encode(tile) for tile in tiles]
+        for number, data in enumerate(encoded):
+            bands[number] = codec.unpack(data, planes[number])
+        sent = send_planes(torch.from_numpy(planes), bands, device)
+        numbers = torch.from_numpy(bands).to(device)
+        expected = torch.from_numpy(np.stack([codec.decode(data) for data in encoded]))
+        wrong = int((restore_tiles(sent, numbers).cpu() != expected).sum())
+        yield Row(f"{codec.codec_id} on the device: wrong values", str(wrong), "0", wrong == 0)
+        batch = (sent.repeat(count // 4, 1, 1, 1), numbers.repeat(count // 4, 1, 1))
+        rate = batch[0].nbytes / mean_seconds(partial(restore_tiles, *batch), device)
+        yield Row(f"{codec.codec_id} on the device: {count} tiles", f"{rate / 1e9:.3g} GB/s of pixels")
 
 
 def _tiles_of(*shape: int) -> Tensor:

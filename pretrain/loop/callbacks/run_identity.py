@@ -11,6 +11,7 @@ from pretrain.loop.callback import Callback
 from pretrain.loop.loop import Loop
 from pretrain.objectives.objective import Objective
 from pretrain.weights.export import code_version
+from shards.format.error_bounds import max_error
 from shards.order.mixture import MixturePlan
 
 
@@ -37,9 +38,18 @@ class RunIdentity(Callback):
                 "fwhm_nm": manifest.fwhm_nm,
                 "mu": manifest.mean,
                 "sigma": manifest.std,
+                "max_error": _max_error(self._inputs),
                 **several,
             },
         }
 
     def load_state(self, loop: Loop, state: dict[str, Any], path: Path) -> None:
         self._lineage = state.get("init") or {}
+
+
+def _max_error(inputs: Inputs) -> str:
+    """Return the largest error of the run's pixels; of several datasets, those of the lossy ones by name."""
+    bounds = {source.name: max_error(source.manifest) for source in inputs.sources}
+    if len(bounds) == 1:
+        return next(iter(bounds.values()))
+    return ", ".join(f"{bound} ({name})" for name, bound in bounds.items() if bound)

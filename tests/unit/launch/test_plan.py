@@ -1,5 +1,6 @@
 """The planner: NCCL's model by hand, activations affine in the micro batch, what fits and why, advice that loads."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -315,3 +316,21 @@ def test_other_objectives_are_refused(config, tmp_path, capsys):
     path = tmp_path / "dino.yaml"
     path.write_text(dump_config(PretrainConfig.model_validate(TINY | {"objective": {"name": "dino"}})))
     assert "objective.name dino: the planner supports only mae" in refused(main, capsys, "--config", str(path))
+
+
+def test_a_device_that_decodes_leaves_cores_free_and_takes_memory(config, problem, tmp_path):
+    host, device = (known_tiles("nowhere", "compact", None, decode)[0] for decode in ("host", "device"))
+    assert device.per_core > host.per_core
+    assert known_tiles("nowhere", "raw", None, "device") == known_tiles("nowhere", "raw", None)
+    stream = tmp_path / "stream.json"
+    rows = [
+        {"name": f"ours fast, 1 thread{planes}", "tiles_per_s": rate} for planes, rate in (("", 5), (", planes", 9))
+    ]
+    stream.write_text(json.dumps(rows))
+    rates = [known_tiles("nowhere", "fast", stream, decode)[0].per_core for decode in ("host", "device")]
+    assert rates == [5, 9]
+    decoding = config.model_copy(update={"data": config.data.model_copy(update={"decode": "device"})})
+    layout = Layout(1, "fp32", 8, "cuda")
+    moments = [peak_memory(each, problem.traces[False], layout, 8, 202) for each in (config, decoding)]
+    inputs = [moment.parts["inputs"] for moment in moments]
+    assert inputs[1] - inputs[0] == 8 * 2 * 202 * 32**2

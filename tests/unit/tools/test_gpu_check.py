@@ -12,7 +12,14 @@ def test_the_rehearsal_on_a_cpu_compares_what_a_gpu_would(tmp_path, capsys):
     rows = json.loads(path.read_text())["rows"]
     assert code == 0, [row for row in rows if row["ok"] is False]
     checked = " ".join(row["check"] for row in rows if row["ok"])
-    for what in ("attention", "heads of 104, packed", "torch.bfloat16: gradients", "normalization", "crops"):
+    for what in (
+        "attention",
+        "heads of 104, packed",
+        "torch.bfloat16: gradients",
+        "normalization",
+        "crops",
+        "on the device",
+    ):
         assert what in checked
     assert f"{len(rows)} rows, 0 that don't hold" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ def test_all_kernels_compile_without_spills(tmp_path, capability):
         (dtype, capability) for dtype in ("bf16", "fp16", "fp32")
     }
     expected = {"normalize", "patch_loss", "gelu_backward", "norm_backward", "second_layer", "first_sums"}
-    expected |= {"wave_features", "wave_products_gradient", "wave_matrix_gradient"}
+    expected |= {"restore", "wave_features", "wave_products_gradient", "wave_matrix_gradient"}
     assert expected <= {row["kernel"] for row in rows}
     assert all(row["spills"] == 0 and row["registers"] > 0 for row in rows)
 
@@ -44,15 +44,25 @@ def _large(x, SIZE: tl.constexpr):
     values = tl.load(x + places)
     tl.store(x + places, tl.dot(values, values))
 
+@triton.jit
+def _fused(x):
+    value = tl.load(x)
+    tl.store(x, tl.fma(value, value, value))
+
 with recording() as launches:
     launch(_large, (1,), torch.empty(1, device="meta", dtype=torch.float16), SIZE=64)
+    launch(_fused, (1,), torch.empty(1, device="meta"), enable_fp_fusion=False)
+try:
+    compile_for(launches[1], "fp32", 80)
+except Exception as error:
+    print(error)
 SHARED[80] = 1024  # a kernel that fills the real limit takes a minute to compile
 compile_for(launches[0], "fp16", 80)
 """
 
 
 @needs_triton
-def test_a_kernel_that_needs_too_much_of_a_gpu_is_an_error(tmp_path):
+def test_kernels_that_need_too_much_of_a_gpu_or_fuse_what_they_must_not_are_errors(tmp_path):
     program = tmp_path / "large.py"  # Triton reads a kernel's source from its file
     program.write_text(LARGE)
     done = subprocess.run(
@@ -60,6 +70,7 @@ def test_a_kernel_that_needs_too_much_of_a_gpu_is_an_error(tmp_path):
     )
     assert "kernel large, fp16, sm_80" in done.stderr
     assert "use smaller blocks" in done.stderr
+    assert "kernel fused: it rounds products and sums at once" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 import zarr
 from support.small_encoder import small_description, small_encoder
 
-from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, KnnConfig
+from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, KnnConfig, LoraConfig
 from finetune.data.batches import epoch_order, subset_rows
 from finetune.data.datasets import LabeledSplit, orient
 from finetune.data.items import Item
@@ -20,6 +20,7 @@ from finetune.encoders.features import BATCH, CachedFeatures, Features, FeatureS
 from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.evaluation.context import EvaluationContext
 from finetune.evaluation.recipe import Recipe
+from finetune.heads.inputs import HeadInput
 from finetune.heads.registry import HEADS
 from finetune.losses.registry import LOSSES
 from finetune.protocols.frozen import HeadsDiverged, HeadSweep
@@ -62,9 +63,14 @@ Kept = Callable[..., Features]
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
     def features(
-        model: TaskModel, split: LabeledSplit, views: int = 2, quota: float = 1.0, memory: float = 1.0
+        model: TaskModel,
+        split: LabeledSplit,
+        views: int = 2,
+        quota: float = 1.0,
+        memory: float = 1.0,
+        source: HeadInput | None = None,
     ) -> Features:
-        return FeatureStore(tmp_path, quota, memory, CPU).load(model, split, views, "train")
+        return FeatureStore(tmp_path, quota, memory, CPU).load(model, split, views, "train", source)
 
     features.folder = tmp_path  # type: ignore[attr-defined]
     return features
@@ -94,7 +100,7 @@ def test_a_second_call_reads_what_is_there(kept):
     assert torch.equal(first.batch(rows, rows % 2), second.batch(rows, rows % 2))
 
 
-def test_other_weights_normalization_tiles_or_views_are_kept_apart(kept):
+def test_other_weights_normalization_tiles_views_or_layers_are_kept_apart(kept):
     kept(_model(), _split(_items()))
     kept(_model(seed=2), _split(_items()))
     kept(_model(mu=900.0), _split(_items()))
@@ -102,7 +108,22 @@ def test_other_weights_normalization_tiles_or_views_are_kept_apart(kept):
     kept(_model(), _split(_items()), views=3)
     pooled = get_task("enmap_corine")
     kept(_model(task=pooled), _split(_items(), pooled))
-    assert len(list(kept.folder.glob("*.zarr"))) == 6
+    layers = [kept(_model(), _split(_items()), source=HeadInput("layers", numbers)) for numbers in ((3,), (3, 11))]
+    kept(_model(task=pooled), _split(_items(), pooled), source=HeadInput("layer_means", (3,)))
+    assert len(list(kept.folder.glob("*.zarr"))) == 9
+    lower, both = (one.batch(np.arange(COUNT), np.zeros(COUNT, int)) for one in layers)
+    torch.testing.assert_close(both[:, :192], lower, rtol=2e-3, atol=2e-3)
+
+
+def test_single_layers_are_stored_in_one_pass(tmp_path, monkeypatch):
+    layers = [HeadInput("layers", (number,)) for number in (3, 7)]
+    model, split, store = _model(), _split(_items()), FeatureStore(tmp_path, 1.0, 1.0, CPU)
+    first = store.load(model, split, 1, "train", layers[0], beside=layers)
+    monkeypatch.setattr(type(model.encoder), "forward", None)
+    second = store.load(model, split, 1, "train", layers[1], beside=layers)
+    assert len(list(tmp_path.glob("*.zarr"))) == 2
+    rows = np.arange(COUNT)
+    assert not torch.equal(first.batch(rows, 0 * rows), second.batch(rows, 0 * rows))
 
 
 @pytest.mark.parametrize("damage", ["attribute", "chunk"])
@@ -166,7 +187,7 @@ def _sweep(splits: dict[str, LabeledSplit], seeds: tuple[int, ...] = (0,), rows:
     features = {name: Told(split) for name, split in splits.items()}
     heads = tuple(HEADS.validate(name) for name in changes.pop("names", ("linear",)))
     loss = LOSSES.validate(changes.pop("loss", "cross_entropy"))
-    recipe = Recipe(FrozenConfig(**(told | changes)), FullConfig(), "score", heads, heads[0], loss)
+    recipe = Recipe(FrozenConfig(**(told | changes)), FullConfig(), LoraConfig(), "score", heads, heads[0], loss)
     watchdog = Watchdog(CONFIG.watchdog, Path("x"), StopRequest())
     context = EvaluationContext(CONFIG, watchdog, TASK, {}, splits, *[None] * 2, recipe)  # type: ignore[arg-type]
     encoder = SimpleNamespace(feature_dim=8, stride=4)
@@ -203,6 +224,17 @@ def test_a_rate_that_diverges_is_left_out_and_the_others_count(splits, capsys):
         HeadsDiverged, match=r"head 'linear' diverged at every rate \(1e\+38, 2e\+38\): lower frozen.lrs"
     ):
         _sweep(splits, lrs=(1e38, 2e38))
+
+
+def test_a_head_that_gets_no_better_ends_early_and_changes_no_other(splits):
+    whole, other = _sweep(splits, names=("linear", "conv"), evaluate_every=1, lrs=(3e-2,))
+    early, other_too = _sweep(splits, names=("linear", "conv"), evaluate_every=1, lrs=(3e-2,), patience=2)
+    length = len(early.trial.curve)
+    assert length == early.trial.best_epoch + 2 < 30
+    assert early.trial.curve == whole.trial.curve[:length]
+    assert other_too.trial.curve == other.trial.curve[: len(other_too.trial.curve)]
+    (longer,) = _sweep(splits, evaluate_every=1, patience=30)
+    assert longer.test.scores == whole.test.scores
 
 
 def test_heads_trained_together_are_those_trained_alone(splits):

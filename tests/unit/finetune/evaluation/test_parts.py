@@ -28,6 +28,7 @@ from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.weights.files import save_encoder
 from shards.config import load_config
+from shards.errors import ConfigError
 from tools.sample_tasks import make_task_sample
 
 Start = Callable[..., tuple[RunResults, str]]
@@ -166,6 +167,29 @@ def test_a_spectral_shift_is_a_part_for_each_band_set_beside_raw_spectra(start, 
     assert "pretrained-shift_to_vnir-1" not in again
 
 
+def test_each_layer_is_a_part_and_heads_on_several_layers_are_trained_beside_others(start, tmp_path):
+    heads = "[linear,{name: upernet, hidden: 8, layers: [3, -1]}]"
+    probes = {"protocol": "[frozen,layers]", "layers.numbers": "[3,11]", "frozen.heads": heads, "seeds": "[0,1]"}
+    run, _ = start(**probes)
+    found = {(result.protocol, result.head, result.seed): result for result in run.results}
+    names = [("frozen", "linear"), ("frozen", "upernet layers=[3, -1] hidden=8"), ("layer 3", "linear")]
+    assert list(found)[:6] == [(names[0][0], head, seed) for seed in (0, 1) for _, head in names[:2]] + [
+        (*names[2], seed) for seed in (0, 1)
+    ]
+    for seed in (0, 1):  # the last layer is the map
+        assert found["layer 11", "linear", seed].validation == found["frozen", "linear", seed].validation
+    assert found["layer 3", "linear", 0].statistics.sum() == found["layer 11", "linear", 0].statistics.sum()
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 3 * 4  # map, two layers, each and both
+    model = load_task_model(tmp_path / "run" / "model.safetensors")
+    assert model.head_config is not None
+    assert model.head_config.name in ("linear", "upernet")
+    assert "is best on the validation tiles" in page(collect_reports(tmp_path / "run"))
+
+    _, said = start(**probes | {"layers.numbers": "[3,5,11]"})
+    assert "pretrained-layer_5-1" in said
+    assert "pretrained-layer_3-1" not in said
+
+
 def test_baselines_are_one_part_without_an_encoder(start, tmp_path):
     """They learn from a drawn number of pixels, which the results say, and another encoder needs no new part."""
     pytest.importorskip("sklearn")
@@ -199,10 +223,11 @@ def test_a_python_file_that_encodes_runs_through_frozen_protocols_and_the_report
         "def encode(tiles, wavelengths):\n"
         "    return model(tiles[:, [abs(wavelengths - nm).argmin() for nm in (490, 665, 842, 1610)]])\n"
     )
-    options = {"shift.test": "[odd]", "protocol": "[knn,shift,frozen]", "compare_random": "true", "data.bands": "same"}
+    options = {"shift.test": "[odd]", "protocol": "[knn,shift,frozen,layers]", "data.bands": "same"}
+    options |= {"compare_random": "true", "frozen.heads": "[linear,{name: upernet, hidden: 8}]"}
     run, said = start(**options, checkpoint=file)
     assert "foreign.py has no random-init baseline and no model.safetensors for maps" in said
-    protocols = ["knn", "shift to all", "shift to odd", "frozen"]
+    protocols = ["knn", "shift to all", "shift to odd", "frozen", "frozen", "layer 0"]  # it is a single layer
     assert [(result.encoder, result.protocol) for result in run.results] == [("pretrained", one) for one in protocols]
     assert run.encoders["pretrained"]["architecture"] == "foreign.py"
     assert run.results[0].test == run.results[1].test
@@ -330,3 +355,33 @@ def test_an_encoder_of_the_hub_is_the_same_as_its_file(
         assert server.requests["/lab/encoder/resolve/main/encoder.safetensors"] == 1
     assert after.encoders["pretrained"] == before.encoders["pretrained"] | {"name": "lab/encoder"}
     assert [one.test for one in after.results] == [one.test for one in before.results]
+
+
+def test_each_seed_draws_few_shots_of_its_own(start):
+    options = {"fractions": "[]", "shots": "[1]", "seeds": "[0,1,2]"}
+    run, said = start(**options, protocol="[knn,frozen]")
+    assert "shots: fewer than" not in said
+    for protocol in ("knn", "frozen"):
+        found = [one for one in run.results if one.protocol == protocol]
+        assert [(one.seed, one.shots) for one in found] == [(0, 1), (1, 1), (2, 1)]
+        assert len({one.fraction for one in found}) > 1
+        assert min(one.fraction for one in found) < 1
+        assert found[0].provenance == found[1].provenance == found[2].provenance
+    more, again = start(**options | {"shots": "[1,2]"}, protocol="[knn]")
+    assert "shots: fewer than 2 places have" in again
+    assert "pretrained-knn-2-shot" in again
+    assert "pretrained-knn-1-shot" not in again  # reused
+    assert len({one.provenance["training windows"] for one in more.results}) == 2
+
+
+def test_few_shots_of_targets_are_refused(start, sample):
+    with pytest.raises(
+        ConfigError, match="key 'shots': task sample_greenness has targets and no classes: use fractions"
+    ):
+        start(task="sample_greenness", shots="[1]")
+
+
+def test_low_rank_updates_of_an_encoder_without_attention_are_refused(start, monkeypatch):
+    monkeypatch.setattr("finetune.evaluate.has_attention", lambda encoder: False)
+    with pytest.raises(ConfigError, match="key 'protocol': lora needs an encoder with attention"):
+        start(protocol="[lora]")

@@ -11,7 +11,7 @@ from finetune.baselines.registry import BASELINES
 from finetune.config import FinetuneConfig
 from finetune.data.code_version import STAGES, code_version, statements
 from finetune.evaluation.provenance import differences, of_training, task_hash
-from finetune.evaluation.recipe import Recipe, resolve_recipe
+from finetune.evaluation.recipe import Recipe, check_layers, resolve_recipe
 from finetune.heads.registry import HEADS
 from finetune.losses.registry import LOSSES
 from finetune.tasks import Task, get_task
@@ -31,7 +31,9 @@ BY_CONTENT = {
     "checkpoint": "its weights are hashed",
     "seeds": "part of a part's key, not of what its seeds share",
     "fractions": "the rows are hashed",
+    "shots": "their number, and what they are drawn from, is hashed",
     "shift.test": "each band set is a protocol of its own",
+    "layers.numbers": "each layer is a protocol of its own",
     "recipe": "its values are put in place",
     "data.bands": "in of_data",
     **{
@@ -86,7 +88,8 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
-TRAINED = ["frozen", "blocks", "full"]
+TUNED = ["blocks", "lora", "full"]
+TRAINED = ["frozen", *TUNED]
 KEYS = [key for key in _leaves(FinetuneConfig) if not key.startswith("watchdog.")]
 OTHER_VALUES: dict[str, Any] = {
     "frozen.heads": (HEADS.validate("linear"),),
@@ -99,6 +102,7 @@ OTHER_VALUES: dict[str, Any] = {
     "full.micro_batch": 16,
     "full.crop_scale": None,
     "engine.precision": "fp32",
+    "lora.targets": ("qkv",),
     "select": "loss",
     "shift.train": "even",
 }
@@ -121,7 +125,7 @@ def _another(key: str) -> Any:
 
 def _told(config: FinetuneConfig, protocol: str) -> dict[str, Any]:
     recipe: Recipe = resolve_recipe(config, kind_of(TASK), is_transformer=True)
-    is_trained = protocol in ("blocks", "full")
+    is_trained = protocol in TUNED
     head = {"head": recipe.full_head.to_plain()} if is_trained else {}  # see Parts.trainings
     return of_training(protocol, recipe, config) | head
 
@@ -133,9 +137,7 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         return
     config = _with(key, _another(key))
     changed = [
-        one
-        for one in ("knn", "shift to swir", "frozen", "blocks", "full", "baseline")
-        if _told(config, one) != _told(CONFIG, one)
+        one for one in ("knn", "shift to swir", *TRAINED, "baseline") if _told(config, one) != _told(CONFIG, one)
     ]
     section = key.partition(".")[0]
     of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else TRAINED  # where full starts
@@ -143,12 +145,19 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         "knn": ["knn", "shift to swir"],
         "shift": ["shift to swir"],
         "baseline": ["baseline"],
+        "lora": ["lora"],
         "frozen": of_probe,
         "select": TRAINED,
         "loss": TRAINED,
     }
-    wanted = ["blocks"] if key == "full.first_blocks" else expected.get(section, ["blocks", "full"])
-    assert changed == wanted
+    of_keys = {key: ["blocks", "full"] for key in ("full.lrs", "full.layer_decay")} | {"full.first_blocks": ["blocks"]}
+    assert changed == of_keys.get(key, expected.get(section, TUNED))
+
+
+def test_probes_of_layers_depend_on_the_settings_of_frozen_heads_but_not_on_their_names():
+    assert _told(_with("frozen.heads", _another("frozen.heads")), "layer 3") == _told(CONFIG, "layer 3")
+    assert _told(_with("frozen.bn", "adapt"), "layer 3") == _told(CONFIG, "layer 3")
+    assert _told(_with("frozen.patience", 2), "layer 3") != _told(CONFIG, "layer 3") != _told(CONFIG, "layer 4")
 
 
 def test_lists_of_keys_hold_no_others():
@@ -209,6 +218,22 @@ def test_a_loss_of_another_kind_is_one_line(loss, says):
         resolve_recipe(config, kind_of(TASK), is_transformer=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "probed", "layer"),
+    [
+        ("frozen.heads", (HEADS.validate("linear"), HEADS.validate({"name": "upernet", "layers": [0, 12]})), (), 12),
+        ("full.head", HEADS.validate({"name": "fcn_layers", "layers": [-13]}), (), -13),
+        ("layers.numbers", (0, 12), (0, 12), 12),
+    ],
+)
+def test_a_layer_that_the_encoder_lacks_is_one_line(key, value, probed, layer):
+    recipe = resolve_recipe(_with(key, value), kind_of(TASK), is_transformer=True)
+    says = f"key '{key}': layer {layer} was requested, but this encoder has layers 0 to 11"
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        check_layers(recipe, probed, 12)
+    check_layers(recipe, probed, 13)
+
+
 def test_the_published_recipe_has_the_published_loss():
     config = CONFIG.model_copy(update={"loss": LOSSES.validate("focal"), "recipe": "published"})
     assert resolve_recipe(config, kind_of(TASK), is_transformer=True).loss.name == "cross_entropy"
@@ -251,7 +276,9 @@ NOT_COMPUTING = {
     "finetune.tasks.scene": "cut into tiles before, which are hashed",
     "finetune.baselines.registry": "values are hashed",
     "finetune.evaluation.best_model": "keeps weights",
+    "finetune.evaluation.portion": "names what is trained on",
     "finetune.evaluation.runs": "lists what is evaluated",
+    "finetune.evaluation.layers": "reads the number of a layer from a name",
     "finetune.data.code_version": "keys",
     "finetune.config": "values are hashed",
     "finetune.encoders.encoder": "describes the input, which is hashed",

@@ -15,6 +15,7 @@ from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import LabelSummary, TaskKind, kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialize import initialize
+from pretrain.models.layer_maps import LayerShape
 from pretrain.models.registry import build_encoder
 
 KINDS: dict[str, TaskKind] = {kind: kind_of(get_task(name)) for kind, name in TASKS.items()}
@@ -114,7 +115,7 @@ def test_every_head_of_a_kind_gives_its_outputs(kind):
     names = heads_for(kind.features)
     assert set(kind.published_heads) <= set(names)
     for name in names:
-        head = build_head(name, kind, 24, 4)
+        head = build_head(name, kind, 24, 4, layers=(LayerShape(8, 4), LayerShape(16, 4)))
         features = _features() if kind.is_dense else torch.randn(4, 24)
         assert head(features).shape == ((4, kind.outputs, 12, 12) if kind.is_dense else (4, kind.outputs))
 
@@ -139,7 +140,10 @@ def test_a_head_of_standardized_targets_speaks_in_their_unit():
 
 
 def test_a_head_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="head 'mlp' is not a head for segmentation: choose from conv, fcn, linear"):
+    with pytest.raises(
+        ValueError,
+        match="head 'mlp' is not a head for segmentation: choose from conv, fcn, linear, fcn_layers, upernet",
+    ):
         build_head("mlp", KINDS["segmentation"], 24, 4)
 
 

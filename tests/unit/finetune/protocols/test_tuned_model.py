@@ -7,6 +7,7 @@ from torch import Tensor
 from finetune.config import FullConfig
 from finetune.encoders.model_file import InputDescription, TaskModel
 from finetune.heads.build import build_head
+from finetune.heads.registry import HEADS
 from finetune.losses.loss import build_loss
 from finetune.losses.registry import LOSSES
 from finetune.protocols.tuned_model import TunedModel
@@ -14,6 +15,7 @@ from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import LabelSummary, kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialize import initialize
+from pretrain.models.lora import add_updates
 from pretrain.models.registry import build_encoder
 from pretrain.weights.description import EncoderDescription
 from shards.sensors.sensor import get_sensor
@@ -37,8 +39,11 @@ def _model(name: str) -> TaskModel:
 
 
 def _tuned(name: str, trained: str = "full", **recipe: object) -> TunedModel:
+    model = _model(name)
+    if trained == "lora":
+        add_updates(model.encoder, ("proj",), 2, 4.0, 0)
     loss = build_loss(LOSSES.validate(KIND.loss), KIND, LabelSummary(counts=torch.ones(KIND.outputs).numpy()))
-    return TunedModel(_model(name), loss, trained, FullConfig(drop_path=0.0, **recipe))  # type: ignore[arg-type]
+    return TunedModel(model, loss, trained, FullConfig(drop_path=0.0, **recipe))  # type: ignore[arg-type]
 
 
 def _batch() -> tuple[Tensor, Tensor]:
@@ -74,6 +79,15 @@ def test_batch_norms_adapt_where_the_recipe_says_so(recipe, adapting):
     assert recorded == set(adapting)
 
 
+def test_blocks_above_the_last_layer_of_a_head_do_not_learn():
+    model = _model("spec_vit_tiny")
+    model.head_config = HEADS.validate({"name": "upernet", "layers": [2, 9]})
+    loss = build_loss(LOSSES.validate(KIND.loss), KIND, LabelSummary(counts=torch.ones(KIND.outputs).numpy()))
+    tuned = TunedModel(model, loss, "full", FullConfig())
+    still = {name.split(".")[2] for name, one in tuned.encoder.named_parameters() if not one.requires_grad}
+    assert still == {"10", "11"}
+
+
 def test_only_the_chosen_parts_learn():
     learning = {
         name for name, one in _tuned("spec_vit_tiny", "adapter").encoder.named_parameters() if one.requires_grad
@@ -83,3 +97,5 @@ def test_only_the_chosen_parts_learn():
     first = {name for name, one in _tuned("spec_vit_tiny", "blocks").encoder.named_parameters() if one.requires_grad}
     assert learning < first
     assert {name.split("blocks.")[1][0] for name in first if "blocks." in name} == {"0", "1"}
+    updates = {name for name, one in _tuned("spec_vit_tiny", "lora").encoder.named_parameters() if one.requires_grad}
+    assert {name.partition("attn.")[2] for name in updates} == {"proj.lora.a", "proj.lora.b"}

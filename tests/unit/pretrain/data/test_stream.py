@@ -247,6 +247,16 @@ def test_draws_are_made_by_the_thread_that_reads(reader):
     assert threads == {"tile-stream"}
 
 
+def test_the_device_decodes_the_same_batches(reader):
+    plan = SamplePlan(reader.table, np.arange(len(reader)), "dataset", 3, OrderConfig(sampling="location"))
+    streams = [TileStream(reader, plan, CPU, 2, timestamps=2, decode=decode) for decode in ("host", "device")]
+    for host, device in zip(*(stream.batches(_numbers(1, 0, first=4)) for stream in streams), strict=True):
+        assert torch.equal(host.tiles, device.tiles)
+        assert torch.equal(host.rows, device.rows)
+        assert torch.equal(host.location_ids, device.location_ids)
+    assert streams[0].decoded_bytes == streams[1].decoded_bytes
+
+
 def test_waiting_is_counted(reader):
     def slow():
         for batch in _numbers(1, 0):

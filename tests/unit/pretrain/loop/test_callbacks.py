@@ -13,12 +13,14 @@ from pretrain.loop.callbacks import gc_control
 from pretrain.loop.callbacks.divergence import Divergence
 from pretrain.loop.callbacks.gc_control import GcControl
 from pretrain.loop.callbacks.restarts import Restarts
+from pretrain.loop.callbacks.run_identity import RunIdentity
 from pretrain.loop.callbacks.sample_log import SampleLog
 from pretrain.loop.loop import Loop
 from pretrain.resilience.guard import Diverged
 from pretrain.resilience.restarts import Restart, append_restart
 from pretrain.resilience.run_folder import RunFolder
 from pretrain.resilience.status import read_record
+from shards.format.manifest import Manifest
 
 
 def test_garbage_is_collected_when_due_and_automatically_afterwards(tmp_path: Path, monkeypatch) -> None:
@@ -35,6 +37,22 @@ def test_garbage_is_collected_when_due_and_automatically_afterwards(tmp_path: Pa
     assert collected == [True, False, False]  # at the start, and after steps 3 and 6
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+
+
+def test_a_checkpoint_knows_the_bounds_on_the_errors_of_its_tiles() -> None:
+    def bounds(*codecs: dict[str, str]) -> str:
+        values = {"made_from": None, "mean": [1.0], "std": [1.0], "wavelength_nm": [500.0], "fwhm_nm": [9.0]}
+        manifests = [Manifest.model_construct(sensor="enmap", codec=codec, **values) for codec in codecs]
+        sources = [SimpleNamespace(name=f"s{i}", manifest=manifest) for i, manifest in enumerate(manifests)]
+        inputs = SimpleNamespace(
+            sources=sources, manifests=manifests, plan=SimpleNamespace(dataset="d"), held_out_hash="h"
+        )
+        config = SimpleNamespace(model_dump=lambda mode: {})
+        identity = RunIdentity(config, SimpleNamespace(initial=None), inputs)  # type: ignore[arg-type]
+        return identity.state(None)["data"]["max_error"]  # type: ignore[arg-type]
+
+    lossless, bounded = {"id": "raw_tile"}, {"id": "bounded_predictor", "max_error": "3"}
+    assert (bounds(lossless), bounds(bounded), bounds(lossless, bounded)) == ("", "3", "3 (s1)")
 
 
 def test_the_sample_log_drops_steps_after_the_checkpoint_also_those_of_other_ranks(tmp_path: Path) -> None:

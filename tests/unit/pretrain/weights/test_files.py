@@ -16,7 +16,7 @@ import spectralforge
 from pretrain.models.patches import resize_positions
 from pretrain.models.registry import build_encoder
 from pretrain.weights.card import model_card
-from pretrain.weights.description import WeightsError
+from pretrain.weights.description import WeightsError, describe_run, read_header
 from pretrain.weights.export import export_encoder
 from pretrain.weights.files import load_encoder, load_strictly, read_encoder, save_encoder
 from pretrain.weights.pretrained import PretrainedEncoder
@@ -241,6 +241,18 @@ def test_an_export_and_its_card_say_how_the_encoder_was_trained(tmp_path):
         "enmap, 80 bands from 400",
     )
     assert [text for text in expected if text not in card] == []
+
+
+def test_a_bound_on_the_errors_of_training_tiles_is_in_the_file_and_its_card(tmp_path):
+    step = our_checkpoint(tmp_path, 10, small_encoder(1).state_dict(), config={"data": {"shards": "/data/small"}})
+    state = json.loads((step / "state.json").read_text())  # of a run before there were bounds
+    for bound, pretrained_on in (("", "small"), ("noise/4", "small; max error noise/4")):
+        described = describe_run(state, "student", "state.json")
+        told = read_header(described.to_header(), "encoder.safetensors")
+        assert (told.max_error, told.pretrained_on) == (bound, pretrained_on)
+        card = model_card(told, 1, "encoder.safetensors")
+        assert ("stored with a maximum error of noise/4 (digital numbers, or" in card) == bool(bound)
+        state["data"]["max_error"] = "noise/4"
 
 
 def test_a_card_claims_nothing_that_is_not_known():

@@ -116,6 +116,22 @@ def test_damaged_bytes_are_an_error(damage):
         BoundedPredictor(3).decode(damage)
 
 
+def test_a_negative_bound_is_an_error():
+    encoded = bytearray(BoundedPredictor(3).encode(spectra(0, 8)))
+    encoded[28 + 8 : 28 + 10] = b"\xff\xff"  # the bound of the first band
+    for read in (BoundedPredictor(3).decode, BoundedPredictor(3).bounds):
+        with pytest.raises(ShardError, match="a bound is negative"):
+            read(encoded)
+
+
+def test_blocks_hold_the_same_values():
+    tile = spectra(0, 24)
+    codec, in_blocks = BoundedPredictor("noise/4"), BoundedPredictor("noise/4", blocks=True)
+    encoded = in_blocks.encode(tile)
+    np.testing.assert_array_equal(in_blocks.decode(encoded), codec.decode(codec.encode(tile)))
+    assert build_codec(in_blocks.get_config()).get_config() == in_blocks.get_config()
+
+
 def test_bytes_of_the_lossless_codec_are_refused():
     with pytest.raises(ShardError, match="not written by"):
         BoundedPredictor(3).decode(SpectralPredictor(True).encode(spectra(0, 8)))

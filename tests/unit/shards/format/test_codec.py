@@ -14,6 +14,7 @@ from support.tiles import NODATA, spectra
 from shards.errors import ShardError
 from shards.format.codec import RawTile, SpectralPredictor
 from shards.format.codec_registry import PRESETS, build_codec
+from shards.format.planes import BOUND, HIGH_ROW
 from shards.format.statistics import BandSums
 from shards.sensors.sensor import get_sensor
 from shards.sources.geotiff import read_tile
@@ -23,7 +24,14 @@ ENCODED = {
     "raw": "77bac85f12461e98f5854a394d5eb280615048f7dcc2e7ce459f360ccd115f18",
     "fast": "c0c55d7c0d6449aa571718b4d8e3d5afe99aac073aade20dc706ed63df7ca8ca",
     "compact": "733ada2cf9de05bd7e113b1b01050d868f6faa87134976e90c8b79ba1fd24d38",
+    "fast in blocks": "83896c386118139622d376eda02d6b40bad4d7270167f89c84242f3d4e0ef9d9",
+    "compact in blocks": "97b11118c200c25b884adf9015c750c583067b38a5730c7bbfdeee787ee93bb9",
 }
+BLOCKS = {
+    "fast in blocks": SpectralPredictor(pack_low=False, blocks=True),
+    "compact in blocks": SpectralPredictor(pack_low=True, blocks=True),
+}
+CODECS = PRESETS | BLOCKS
 few = settings(max_examples=40, deadline=None, database=None)
 shapes = st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 9))
 values = st.one_of(
@@ -31,9 +39,9 @@ values = st.one_of(
 )
 
 
-@pytest.fixture(params=PRESETS)
+@pytest.fixture(params=CODECS)
 def codec(request):
-    return PRESETS[request.param]
+    return CODECS[request.param]
 
 
 def _round_trip(codec, tile):
@@ -47,12 +55,12 @@ def _fixed_tile(bands=24, size=20):
 
 
 @few
-@given(st.data(), st.sampled_from(sorted(PRESETS)))
+@given(st.data(), st.sampled_from(sorted(CODECS)))
 def test_any_tile_comes_back_exactly(data, preset):
     shape = data.draw(shapes)
     elements = values if data.draw(st.booleans()) else st.just(data.draw(values))
     tile = data.draw(arrays.arrays(np.int16, shape, elements=elements))
-    np.testing.assert_array_equal(_round_trip(PRESETS[preset], tile), tile)
+    np.testing.assert_array_equal(_round_trip(CODECS[preset], tile), tile)
 
 
 def _edge_tiles():
@@ -78,10 +86,10 @@ def test_edge_tiles_come_back_exactly(codec, name, tile):
     np.testing.assert_array_equal(_round_trip(codec, tile), tile)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(CODECS))
 def test_the_encoded_bytes_are_pinned(preset):
     """Other bytes for the same tile are another format: shards written on different nodes must be equal."""
-    assert hashlib.sha256(PRESETS[preset].encode(_fixed_tile())).hexdigest() == ENCODED[preset]
+    assert hashlib.sha256(CODECS[preset].encode(_fixed_tile())).hexdigest() == ENCODED[preset]
 
 
 def test_bytes_are_read_wherever_they_lie(codec):
@@ -172,6 +180,36 @@ def test_fast_is_read_by_fast_alone():
         SpectralPredictor(pack_low=True).decode(SpectralPredictor(pack_low=False).encode(spectra(0, 8)))
 
 
+def test_blocks_are_read_by_codecs_with_blocks_alone():
+    tile = spectra(0, 24)  # two blocks
+    for name, codec in BLOCKS.items():
+        preset = PRESETS[name.split()[0]]
+        np.testing.assert_array_equal(_round_trip(codec, tile), tile)
+        with pytest.raises(ShardError, match="not written by"):
+            codec.decode(preset.encode(tile))
+        with pytest.raises(ShardError, match="not written by"):
+            preset.decode(codec.encode(tile))
+
+
+def test_planes_are_unpacked_into_the_bytes_of_a_tile(codec):
+    if isinstance(codec, RawTile):
+        return
+    tile = spectra(0, 24)
+    out = np.full(tile.shape, 99, np.int16)
+    bands = codec.unpack(codec.encode(tile), out)
+    rows = out.view(np.uint8).reshape(404, -1)
+    high_rows = bands[:, HIGH_ROW]
+    high = np.where(high_rows[:, None] < 0, 0, rows[high_rows].astype(int))
+    codes = rows[:202] + 256 * high
+    values = np.where(codes % 2, -(codes + 1) // 2, codes // 2)
+    first = tile[0].reshape(-1) - bands[0, 3]  # nothing lies below the first band
+    np.testing.assert_array_equal(values[0].astype(np.int16), first.astype(np.int16))
+    assert sorted(high_rows[high_rows >= 0]) == list(range(202, 202 + np.count_nonzero(high_rows >= 0)))
+    assert not bands[:, BOUND].any()
+    with pytest.raises(ShardError, match="expected"):
+        codec.unpack(codec.encode(tile), np.empty((202, 12, 48), np.int16))
+
+
 def test_band_sums_are_those_of_the_valid_pixels():
     tile = spectra(4, 16)
     tile[11] = NODATA
@@ -185,7 +223,7 @@ def test_band_sums_are_those_of_the_valid_pixels():
 
 
 def _ratio(preset, tiles):
-    return sum(tile.nbytes for tile in tiles) / sum(len(PRESETS[preset].encode(tile)) for tile in tiles)
+    return sum(tile.nbytes for tile in tiles) / sum(len(CODECS[preset].encode(tile)) for tile in tiles)
 
 
 def _real_tiles(folder):
@@ -205,3 +243,4 @@ def test_real_tiles_are_as_small_as_promised(enmap_potsdam):
     for cut in ([mosaic], tiles):  # the filled blocks as one tile, and each for itself
         assert _ratio("compact", cut) >= 2.45
         assert _ratio("fast", cut) >= 1.9
+        assert _ratio("compact in blocks", cut) >= 1.005 * _ratio("compact", cut)

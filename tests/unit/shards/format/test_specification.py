@@ -15,7 +15,7 @@ from shards.format.codec_registry import PRESETS, build_codec
 
 PAGE = (REPOSITORY / "docs/format.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:^    [^\n]+\n)+", PAGE[PAGE.index("## Test vectors") :], re.MULTILINE)
-TILE, PLAIN, PACKED, BOUNDED, BOUNDED_TILE = BLOCKS
+TILE, PLAIN, PACKED, IN_BLOCKS, BOUNDED, BOUNDED_TILE = BLOCKS
 
 
 def _values(block: str) -> list[list[int]]:
@@ -38,8 +38,9 @@ def _decode(data: bytes) -> list[list[int]]:
     begin = middle + bands
     low, high = data[begin : begin + low_size], data[begin + low_size :]
     assert len(high) == high_size
-    low = bytes(Zstd().decode(low)) if flags & 1 else low
-    high = bytes(Zstd().decode(high)) if any(marked) else b""
+    decompress = _decompress_blocks if flags & 2 else Zstd().decode
+    low = bytes(decompress(low)) if flags & 1 else low
+    high = bytes(decompress(high)) if any(marked) else b""
     restored: list[list[int]] = []
     for band in range(bands):
         coefficients = numbers[band * count : (band + 1) * count]
@@ -51,6 +52,22 @@ def _decode(data: bytes) -> list[list[int]]:
             values.append(_value(code, _prediction(coefficients, below), coefficients[4] if count == 5 else 0))
         restored.append(values)
     return restored
+
+
+def _decompress_blocks(plane: bytes) -> bytes:
+    """The blocks one by one, by their sizes in the seek table."""
+    count, zero, magic = struct.unpack("<IBI", plane[-9:])
+    assert (zero, magic) == (0, 0x8F92EAB1)
+    table = plane[-(8 + 8 * count + 9) :]
+    assert struct.unpack("<II", table[:8]) == (0x184D2A5E, 8 * count + 9)
+    blocks, begin = [], 0
+    for number in range(count):
+        size, content = struct.unpack_from("<II", table, 8 + 8 * number)
+        blocks.append(bytes(Zstd().decode(plane[begin : begin + size])))
+        assert len(blocks[-1]) == content == 65536 or number == count - 1
+        begin += size
+    assert begin + len(table) == len(plane)
+    return b"".join(blocks)
 
 
 def _prediction(coefficients: tuple[int, ...], below: list[int]) -> int:
@@ -74,7 +91,7 @@ def _unzigzag(code: int) -> int:
     return code // 2 if code % 2 == 0 else -(code + 1) // 2
 
 
-@pytest.mark.parametrize(("block", "tile"), [(PLAIN, TILE), (PACKED, TILE), (BOUNDED, BOUNDED_TILE)])
+@pytest.mark.parametrize(("block", "tile"), [(PLAIN, TILE), (PACKED, TILE), (IN_BLOCKS, TILE), (BOUNDED, BOUNDED_TILE)])
 def test_a_decoder_that_follows_the_page_restores_the_vectors(block, tile):
     assert _decode(_bytes(block)) == _values(tile)
 
@@ -84,6 +101,7 @@ def test_a_decoder_that_follows_the_page_restores_the_vectors(block, tile):
     [
         (PLAIN, {"id": "spectral_predictor", "pack_low": False}),
         (PACKED, {"id": "spectral_predictor", "pack_low": True}),
+        (IN_BLOCKS, {"id": "spectral_predictor", "pack_low": True, "blocks": True}),
         (BOUNDED, {"id": "bounded_predictor", "max_error": "3"}),
     ],
 )
@@ -97,5 +115,14 @@ def test_the_vectors_are_what_the_codecs_write(block, config):
     "codec", [PRESETS["compact"], build_codec({"id": "bounded_predictor", "max_error": "noise/2"})]
 )
 def test_it_reads_real_spectra_too(codec):
-    encoded = codec.encode(spectra(5, 6, bands=40))
+    _compare_with_the_codec(codec, 6)
+
+
+@pytest.mark.parametrize("pack_low", [True, False])
+def test_it_reads_planes_of_several_blocks(pack_low):
+    _compare_with_the_codec(build_codec({"id": "spectral_predictor", "pack_low": pack_low, "blocks": True}), 45)
+
+
+def _compare_with_the_codec(codec, size):
+    encoded = codec.encode(spectra(5, size, bands=40))
     assert _decode(encoded) == codec.decode(encoded).reshape(40, -1).tolist()

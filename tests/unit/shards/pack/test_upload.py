@@ -104,7 +104,7 @@ def test_a_damaged_shard_is_not_passed_on_as_whole(tmp_path, memory):
             "bucket/set: not the URL of an object store; give one as s3://bucket/name",
         ),
         (["upload", "shards", "https://127.0.0.1:9/set"], "https://127.0.0.1:9/set: not the URL of an object store"),
-        (["pack", "tiles", "s3://bucket/set"], "s3:/bucket/set: a URL, but shards are packed into a folder"),
+        (["pack", "tiles", "s3://bucket/set"], "s3:/bucket/set: a URL, but shards are written into a folder"),
     ],
 )
 def test_misuse_is_one_line(capsys, words, line):
