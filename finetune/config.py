@@ -26,12 +26,13 @@ from shards.config.fields import (
     Seed,
     Switch,
     Threads,
+    Unique,
     Weight,
     Wording,
     expand_path,
 )
 
-Protocol = Literal["knn", "shift", "frozen", "layers", "adapter", "blocks", "full", "baseline"]
+Protocol = Literal["knn", "shift", "frozen", "layers", "adapter", "blocks", "lora", "full", "baseline"]
 BandSetName = Literal[
     "all",
     "even",
@@ -179,8 +180,8 @@ class BaselineConfig(ConfigModel):
 
 
 class FullConfig(ConfigModel):
-    """Encoder and head trained together: the full encoder (protocol full), its spectral adapter (adapter), or the
-    adapter, patch embedding and first blocks (blocks)."""
+    """Encoder and head trained together: the full encoder (protocol full), its spectral adapter (adapter), the adapter,
+    patch embedding and first blocks (blocks), or updates of its attention (lora)."""
 
     head: HeadChoice | None = None
     """Head to train; null for the task's published head."""
@@ -235,6 +236,20 @@ class FullConfig(ConfigModel):
         return self
 
 
+class LoraConfig(ConfigModel):
+    """Protocol ``lora``: frozen layers of attention learn an update of low rank, beside the head (arXiv 2106.09685).
+    The rest is as in ``full``, without layer-wise decay, for the random-init baseline as well."""
+
+    rank: Positive = 8
+    """Rank of each update."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Updates are multiplied by alpha / rank."""
+    targets: Choices[Literal["qkv", "proj"]] = ("qkv", "proj")
+    """Layers with an update: the projection to queries, keys and values (``qkv``), and that of outputs (``proj``)."""
+    lrs: Choices[Rate] = (1e-3,)
+    """Learning rates; the best one on validation is used. Updates need higher rates than the weights themselves."""
+
+
 class EvaluationLimits(WatchdogConfig):
     """Limits of time, in seconds; 0 for none."""
 
@@ -261,12 +276,16 @@ class FinetuneConfig(ConfigModel):
     """Evaluate raw spectra, the mean of each patch, by nearest neighbors as well (protocols knn and shift)."""
     protocol: Choices[Protocol] = ("knn", "frozen", "full")
     """Parts of the model to train: nothing (knn, and shift across bands), only a head (frozen, and layers on each of
-    the encoder's layers), or a head with the encoder's spectral adapter (adapter), its first blocks (blocks), or the
-    full encoder (full). ``baseline`` evaluates models of scikit-learn on spectra beside them."""
+    the encoder's layers), or a head with the encoder's spectral adapter (adapter), its first blocks (blocks), updates
+    of its attention (lora), or the full encoder (full). ``baseline`` evaluates models of scikit-learn on spectra beside
+    them."""
     seeds: Choices[Seed] = (0, 1, 2, 3, 4)
     """Seeds of the trainings."""
-    fractions: Choices[Fraction] = (1.0,)
+    fractions: Unique[Fraction] = (1.0,)
     """Fractions of the training tiles; smaller ones are subsets of larger ones."""
+    shots: Unique[Positive] = ()
+    """Numbers of places of each class to train on, beside ``fractions`` (few-shot). Each seed draws places of its own,
+    of which those of fewer shots are subsets; all tiles of a place are used, for each class that they hold."""
     recipe: Literal["ours", "published"] = "ours"
     """``published`` replaces rates, epochs, batch, loss and augmentation by the task's published ones."""
     select: Literal["score", "loss"] = "score"
@@ -283,7 +302,9 @@ class FinetuneConfig(ConfigModel):
     layers: LayersConfig = LayersConfig()
     """Protocol ``layers``."""
     full: FullConfig = FullConfig()
-    """Protocols ``adapter``, ``blocks`` and ``full``."""
+    """Protocols ``adapter``, ``blocks``, ``full`` and ``lora``."""
+    lora: LoraConfig = LoraConfig()
+    """Protocol ``lora``."""
     baseline: BaselineConfig = BaselineConfig()
     """Protocol ``baseline``."""
     engine: EngineConfig = EngineConfig()
@@ -297,6 +318,12 @@ class FinetuneConfig(ConfigModel):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _some_tiles(self) -> Self:
+        if not (self.fractions or self.shots):
+            raise ValueError(".fractions and .shots are empty: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:

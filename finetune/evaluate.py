@@ -29,6 +29,7 @@ from finetune.encoders.encoder import fit_encoder
 from finetune.encoders.function_encoder import fit_function, is_function_file
 from finetune.evaluation.collector import example_rows
 from finetune.evaluation.context import EvaluationContext, EvaluationStopped
+from finetune.evaluation.portion import Portion, list_portions
 from finetune.evaluation.recipe import Recipe, check_layers, resolve_recipe
 from finetune.evaluation.results import Result, RunResults, write_results
 from finetune.evaluation.runs import BASELINE, encoder_names, expand, list_runs
@@ -39,6 +40,7 @@ from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import TaskKind, kind_of
 from pretrain import distributed
 from pretrain.console import log
+from pretrain.models.lora import has_attention
 from pretrain.resilience.run_folder import open_run
 from pretrain.resilience.status import Status
 from pretrain.resilience.watchdog import Watchdog
@@ -54,7 +56,7 @@ from shards.sensors.rgb import stretch
 from shards.sensors.sensor import NODATA, Sensor
 from shards.sources.layouts import SPLITS
 
-TRAINED = {"adapter", "blocks", "full"}
+TRAINED = {"adapter", "blocks", "lora", "full"}
 """Protocols that train through the encoder."""
 
 
@@ -87,22 +89,25 @@ class Evaluator:
     def _evaluate(self) -> bool:
         config, context = self.config, self.context
         protocols = expand(config.protocol, config.shift.train, config.shift.test, config.layers.numbers or ())
-        runs = list_runs(self.names, protocols, config.fractions)
+        runs = list_runs(self.names, protocols, list_portions(config.fractions, config.shots))
         counts = ", ".join(f"{len(context.items[name])} {name}" for name in SPLITS)
         windows = f"{len(context.splits['train'])} training windows of {context.encoder.size} px"
         log(f"{context.task.name}: {counts} tiles, {windows}")
+        if config.shots and (fewer := context.few_shots.fewer(max(config.shots))):
+            found = ", ".join(f"{context.task.outputs[number]} {count}" for number, count in fewer.items())
+            log(f"shots: fewer than {max(config.shots)} places have {found}: all of them are used")
         if distributed.is_main():
             path = self.folder / "config.yaml"
             with BestEffort(path):
                 write_atomic(path, dump_config(self.config))
         distributed.barrier()
         results: list[Result] = []
-        for number, (name, protocol, fraction) in enumerate(runs):
-            self._write_status("running", number, len(runs), f"{name}, {protocol}, {fraction:g}")
+        for number, (name, protocol, portion) in enumerate(runs):
+            self._write_status("running", number, len(runs), f"{name}, {protocol}, {portion.key}")
             try:
                 if number == 0:
                     self.protocols.begin()
-                part_results = self.protocols.run(name, protocol, fraction)
+                part_results = self.protocols.run(name, protocol, portion)
             except EvaluationStopped:
                 log("stop requested; run the same command again to continue")
                 part_results = None
@@ -165,7 +170,7 @@ class Evaluator:
     def _samples(self, fraction: float) -> list[int]:
         """Return how many labeled training pixels, or tiles, baselines are fitted to, and how many there are."""
         context = self.context
-        labeled = int(count_labeled(context.kind, context.splits["train"], context.rows(fraction)).sum())
+        labeled = int(count_labeled(context.kind, context.splits["train"], context.rows(Portion(fraction), 0)).sum())
         return [min(labeled, self.config.baseline.samples), labeled]
 
     def _write_status(self, status: Status, done: int, total: int, part: str | None = None) -> None:
@@ -184,6 +189,13 @@ def prepare(config: FinetuneConfig, watchdog: Watchdog) -> EvaluationContext:
     task = get_task(config.task)
     kind = kind_of(task)
     loaded = None if is_function_file(config.checkpoint) else load_encoder(config.checkpoint)
+    if config.shots and kind.outputs_are != "classes":
+        raise ConfigError(f"key 'shots': task {task.name} has targets and no classes: use fractions")
+    if "lora" in config.protocol and loaded is not None and not has_attention(loaded[0]):
+        raise ConfigError(
+            f"key 'protocol': lora needs an encoder with attention, and {loaded[1].architecture} has none: choose "
+            "adapter, blocks or full"
+        )
     items = find_items(config.data, task, config.run.seed, warn=lambda line: log(f"WARNING: {line}"))
     encoder = fit_encoder(*loaded, config, task, items) if loaded else fit_function(config, task, items)
     recipe = resolve_recipe(config, kind, encoder.is_transformer)

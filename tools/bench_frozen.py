@@ -23,6 +23,7 @@ from finetune.config import FinetuneConfig
 from finetune.encoders.features import BATCH, encode
 from finetune.evaluate import prepare
 from finetune.evaluation.context import EvaluationContext
+from finetune.evaluation.portion import Portion
 from finetune.protocols.runner import Protocols
 from launch import runtime
 from launch.command import command_parser, fail, parse_command
@@ -78,7 +79,7 @@ class Way:
 
     def test_scores(self, protocols: Protocols) -> list[float]:
         """Return the task's primary score for each seed."""
-        results = protocols.run("pretrained", "frozen", 1.0)
+        results = protocols.run("pretrained", "frozen", Portion())
         assert results is not None  # no stop was requested
         return [result.test[self.context.kind.primary] for result in results]
 

@@ -84,6 +84,7 @@ FEATURES = (
 HEADS = (
     *FEATURES,
     "finetune/data/batches.py",
+    "finetune/data/few_shots.py",
     "finetune/evaluation/collector.py",
     "finetune/evaluation/context.py",
     "finetune/evaluation/neighbors.py",
@@ -141,6 +142,7 @@ TUNING = (
     "pretrain/engine/zero.py",
     "pretrain/resilience/guard.py",
     "pretrain/models/activation_checkpointing.py",
+    "pretrain/models/lora.py",
 )
 """Code that turns the array of an image into scores, through an encoder that is trained."""
 

@@ -10,6 +10,8 @@ from torch import nn
 from finetune.config import FinetuneConfig, FullConfig
 from finetune.data.batches import subset_rows
 from finetune.data.datasets import LabeledSplit
+from finetune.data.few_shots import FewShots
+from finetune.data.hashes import array_hash, digest
 from finetune.data.items import Split
 from finetune.encoders.band_sets import band_set
 from finetune.encoders.encoder import EncoderFile, initialize_as_pretraining
@@ -19,7 +21,8 @@ from finetune.encoders.raw_spectra import RAW, RawSpectra
 from finetune.evaluation.collector import Collector
 from finetune.evaluation.layers import probed_layer
 from finetune.evaluation.neighbors import is_by_neighbors
-from finetune.evaluation.recipe import Recipe, adapting, from_scratch
+from finetune.evaluation.portion import Portion
+from finetune.evaluation.recipe import Recipe, from_scratch
 from finetune.evaluation.runs import BASELINE
 from finetune.heads.build import build_head, fit_to_labels
 from finetune.heads.inputs import HeadInput
@@ -31,6 +34,7 @@ from pretrain import distributed
 from pretrain.models.encoder import Encoder
 from pretrain.models.initialize import initialize
 from pretrain.resilience.watchdog import Watchdog
+from shards.order.random_bits import fold_in
 
 
 class EvaluationStopped(Exception):
@@ -94,9 +98,36 @@ class EvaluationContext:
 
     # ---- data ----
 
-    def rows(self, fraction: float) -> np.ndarray:
-        """Return the training windows of a fraction of the tiles."""
-        return subset_rows(self.splits["train"], fraction, self.config.run.seed)
+    def rows(self, portion: Portion, seed: int) -> np.ndarray:
+        """Return the training windows of a portion of the tiles; the seed of a training draws few shots anew."""
+        train, run_seed = self.splits["train"], self.config.run.seed
+        if portion.fraction is not None:
+            return subset_rows(train, portion.fraction, run_seed)
+        assert portion.shots is not None
+        return self.few_shots.rows(portion.shots, fold_in(run_seed, "shots", seed))
+
+    def rows_identity(self, portion: Portion) -> str:
+        """Return a hash of everything that the windows of a portion depend on except the seed of a training."""
+        if portion.fraction is not None:
+            return array_hash(self.rows(portion, 0))
+        return digest([self.few_shots.identity, portion.shots, self.config.run.seed])
+
+    def share(self, portion: Portion, seed: int) -> float:
+        """Return the fraction of the training tiles that a seed trains on."""
+        if portion.fraction is not None:
+            return portion.fraction
+        train = self.splits["train"]
+        return len(np.unique(train.tile_of[self.rows(portion, seed)])) / len(train.items)
+
+    @cached_property
+    def few_shots(self) -> FewShots:
+        """The places of the training tiles, by class."""
+        return FewShots.of(self.splits["train"])
+
+    def seeds(self, protocol: str, portion: Portion) -> tuple[int, ...]:
+        """Return the seeds of a protocol: the first one where nothing but the bank of neighbors is drawn."""
+        is_drawn_once = is_by_neighbors(protocol) and portion.shots is None
+        return self.config.seeds[:1] if is_drawn_once else self.config.seeds
 
     def collector(self, split: str, loss: Loss | None = None) -> Collector:
         """Return a collector of predictions for a split; the calibration is that of the test tiles."""
@@ -169,9 +200,9 @@ class EvaluationContext:
         """Return the recipe and head of a protocol that runs the encoder in every step.
 
         The random-init baseline is trained from scratch: it has no features that a random head could distort, no
-        statistics in its batch norms, and no reason to train its lower layers less than the upper ones.
+        statistics in its batch norms, and no reason to train its lower layers less than the upper ones. With ``lora``
+        most of it stays as it is, so that it is trained like the pretrained encoder.
         """
-        recipe = self.recipe if encoder == "pretrained" else from_scratch(self.recipe)
-        if protocol == "frozen":
-            return adapting(recipe.frozen, recipe.full), recipe.heads[0]
-        return recipe.full, recipe.full_head
+        is_scratch = encoder != "pretrained" and protocol != "lora"
+        recipe = from_scratch(self.recipe) if is_scratch else self.recipe
+        return recipe.of_tuning(protocol), recipe.heads[0] if protocol == "frozen" else recipe.full_head

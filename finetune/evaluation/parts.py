@@ -2,8 +2,8 @@
 
 ::
 
-    RUN/parts/<encoder>-<protocol>-<share>[-seed-lr]-<key>.npz    see results.py; the key is a hash of the provenance
-    RUN/parts/<encoder>-<protocol>-<share>-<key>.heads.safetensors    heads of the frozen protocol, see head_files.py
+    RUN/parts/<encoder>-<protocol>-<portion>[-seed-lr]-<key>.npz    see results.py; the key is a hash of the provenance
+    RUN/parts/<encoder>-<protocol>-<portion>-<key>.heads.safetensors    heads of the frozen protocol, see head_files.py
 
 Parts of another provenance are kept, so returning to an earlier setting reuses them.
 """
@@ -19,8 +19,8 @@ from finetune.data.hashes import digest
 from finetune.encoders.features import encoder_hash
 from finetune.encoders.raw_spectra import RAW
 from finetune.evaluation.context import EvaluationContext
-from finetune.evaluation.neighbors import is_by_neighbors
-from finetune.evaluation.provenance import differences, of_data, of_encoder, of_rows, of_training
+from finetune.evaluation.portion import Portion
+from finetune.evaluation.provenance import differences, of_data, of_encoder, of_training
 from finetune.evaluation.results import Provenance, Result, read_part, write_part
 from finetune.evaluation.runs import BASELINE
 from pretrain import distributed
@@ -78,29 +78,29 @@ class Parts:
     def __init__(self, context: EvaluationContext) -> None:
         self.context, self.config = context, context.config
 
-    def provenance(self, name: str, protocol: str, fraction: float) -> Provenance:
+    def provenance(self, name: str, protocol: str, portion: Portion) -> Provenance:
         """Return everything that results depend on except their seeds."""
         context = self.context
         return {
             **of_training(protocol, context.recipe, self.config),
-            **of_rows(context.rows(fraction)),
+            "training windows": context.rows_identity(portion),
             **self._data,
             **of_encoder(context.encoder, name, self.encoder_hashes[name]),
             "code": code_version(self._stage(protocol)),
         }
 
-    def single(self, name: str, protocol: str, fraction: float) -> Part:
+    def single(self, name: str, protocol: str, portion: Portion) -> Part:
         """Return the single part of a protocol on features, with all its heads, rates and seeds."""
-        seeds = self.config.seeds[:1] if is_by_neighbors(protocol) else self.config.seeds
-        provenance = self.provenance(name, protocol, fraction) | {"seeds": list(seeds)}
-        return self._part(f"{name}-{protocol.replace(' ', '_')}-{fraction:g}", provenance)
+        seeds = self.context.seeds(protocol, portion)
+        provenance = self.provenance(name, protocol, portion) | {"seeds": list(seeds)}
+        return self._part(f"{name}-{protocol.replace(' ', '_')}-{portion.key}", provenance)
 
-    def trainings(self, name: str, protocol: str, fraction: float, seed: int) -> dict[float, Part]:
+    def trainings(self, name: str, protocol: str, portion: Portion, seed: int) -> dict[float, Part]:
         """Return the parts of one seed by rate, for a protocol that runs the encoder; rates are independent."""
         recipe, head = self.context.tuning(protocol, name)
-        shared = {key: value for key, value in self.provenance(name, protocol, fraction).items() if key != "lrs"}
+        shared = {key: value for key, value in self.provenance(name, protocol, portion).items() if key != "lrs"}
         shared |= {"head": head.to_plain(), "seed": seed}
-        stem = f"{name}-{protocol}-{fraction:g}-seed{seed}"
+        stem = f"{name}-{protocol}-{portion.key}-seed{seed}"
         return {lr: self._part(f"{stem}-lr{lr:g}", shared | {"lr": lr}) for lr in recipe.lrs}
 
     def with_models(self) -> list[Part]:
@@ -110,9 +110,9 @@ class Parts:
         for protocol in self.config.protocol if is_offered else ():
             if self.context.is_tuned(protocol):
                 for seed in self.config.seeds:
-                    parts += self.trainings("pretrained", protocol, 1.0, seed).values()
+                    parts += self.trainings("pretrained", protocol, Portion(), seed).values()
             elif protocol == "frozen":
-                parts.append(self.single("pretrained", protocol, 1.0))
+                parts.append(self.single("pretrained", protocol, Portion()))
         return parts
 
     @cached_property

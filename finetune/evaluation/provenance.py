@@ -7,18 +7,16 @@ Config values outside these lists don't change results (test_provenance.py check
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from finetune.baselines.registry import LIBRARY, SPECTRA, library_version
 from finetune.config import FinetuneConfig
 from finetune.data.datasets import LabeledSplit
-from finetune.data.hashes import array_hash, digest
+from finetune.data.hashes import digest
 from finetune.encoders.encoder import EncoderFile
 from finetune.encoders.model_file import InputDescription
 from finetune.encoders.raw_spectra import RAW
 from finetune.evaluation.layers import probed_layer
 from finetune.evaluation.neighbors import tested_bands
-from finetune.evaluation.recipe import Recipe, adapting
+from finetune.evaluation.recipe import Recipe
 from finetune.evaluation.results import Provenance
 from finetune.evaluation.runs import BASELINE
 from finetune.tasks import Task
@@ -55,12 +53,14 @@ def of_training(protocol: str, recipe: Recipe, config: FinetuneConfig) -> Proven
     if protocol == "probe" or (protocol == "frozen" and recipe.frozen.bn == "frozen"):
         chosen = recipe.heads if protocol == "frozen" else (recipe.full_head,)
         return {"heads": [head.to_plain() for head in chosen], **frozen}
-    full = adapting(recipe.frozen, recipe.full) if protocol == "frozen" else recipe.full
+    full = recipe.of_tuning(protocol)
     provenance = {"select": recipe.select, "loss": loss, **_values(full), "precision": config.engine.precision}
     if full.start == "probe":
         provenance["probe"] = digest(of_training(recipe.probe, recipe, config))
     if protocol != "blocks":
         del provenance["first_blocks"]
+    if protocol == "lora":
+        provenance |= {"rank": recipe.lora.rank, "alpha": recipe.lora.alpha, "targets": list(recipe.lora.targets)}
     # the guard's window and sigma decide which steps are skipped; its patience only ends a run
     return provenance | {"guard": [config.guard.window, config.guard.sigma]}
 
@@ -85,11 +85,6 @@ def of_encoder(file: EncoderFile, name: str, sha256: str) -> Provenance:
         return {"encoder": sha256, "architecture": REPLACEMENTS[name], "window": file.size}
     network = {"architecture": file.description.architecture, "window": file.size, "dilate": list(file.dilate)}
     return {"encoder": sha256, **network}
-
-
-def of_rows(rows: np.ndarray) -> Provenance:
-    """Return the identity of the training windows."""
-    return {"training windows": array_hash(rows)}
 
 
 def task_hash(task: Task) -> str:

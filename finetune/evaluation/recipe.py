@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from finetune.config import FinetuneConfig, FrozenConfig, FullConfig
+from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, LoraConfig
 from finetune.heads.registry import HeadConfig, LayersHeadConfig, head_config, heads_for
 from finetune.losses.registry import LossConfig, loss_config, losses_for
 from finetune.tasks import PublishedRecipe
@@ -18,12 +18,14 @@ class Recipe:
 
     Attributes:
         frozen, full: settings, with all values that ``recipe: published`` replaces.
+        lora: settings that protocol ``lora`` has of its own.
         select: criterion for the best epoch.
         heads: heads of the frozen protocol; ``full_head`` is the head of the others.
     """
 
     frozen: FrozenConfig
     full: FullConfig
+    lora: LoraConfig
     select: str
     heads: tuple[HeadConfig, ...]
     full_head: HeadConfig
@@ -33,6 +35,14 @@ class Recipe:
     def probe(self) -> str:
         """The protocol whose head initializes full fine-tuning: frozen, or one with only that head."""
         return "frozen" if self.frozen.bn == "frozen" and self.full_head in self.heads else "probe"
+
+    def of_tuning(self, protocol: str) -> FullConfig:
+        """Return the settings of a protocol that runs the encoder in every step."""
+        if protocol == "frozen":
+            return adapting(self.frozen, self.full)
+        if protocol == "lora":
+            return self.full.model_copy(update={"lrs": self.lora.lrs, "layer_decay": 1.0})
+        return self.full
 
 
 def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool) -> Recipe:
@@ -56,7 +66,7 @@ def resolve_recipe(config: FinetuneConfig, kind: TaskKind, is_transformer: bool)
     loss = loss_config(kind.loss) if loss is None else loss
     _check_name("loss", loss.name, "loss", kind, losses_for(kind.form, kind.is_dense))
     _check_class_weights(loss, kind)
-    return Recipe(frozen, full, select, heads, full.head or published_head, loss)
+    return Recipe(frozen, full, config.lora, select, heads, full.head or published_head, loss)
 
 
 def check_layers(recipe: Recipe, probed: Sequence[int], depth: int) -> None:

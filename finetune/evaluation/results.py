@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from finetune.evaluation.portion import Portion
 from finetune.tasks import Task
 from shards.console import get_logger
 from shards.errors import ConfigError
@@ -45,13 +46,16 @@ class Entry:
     Attributes:
         encoder: key into the results' ``encoders``: ``pretrained`` or ``random``.
         protocol, head: how it was trained; kNN has the head ``knn``.
-        fraction: fraction of the training tiles.
+        fraction: fraction of the training tiles; with few shots, of the tiles that this seed has drawn.
+        shots: number of places of each class; None where a fraction of all tiles was asked for.
         lr, epoch: chosen by the validation score; None if nothing is trained.
         validation, test: scores by name; undefined ones are left out.
         by_output: test scores as lists over classes or targets.
         curve: one dict per evaluation: epoch, train_loss, validation_loss and the validation scores.
         seconds: duration of its training and evaluation.
         provenance: everything it depends on except the seed; empty in results of earlier versions.
+        size: of a training through the encoder: number of ``parameters``, how many are ``trained``, ``state_bytes`` of
+            gradients and optimizer over all processes, and with CUDA ``peak_bytes`` that the first process allocated.
     """
 
     __pydantic_config__ = STRICT
@@ -69,6 +73,13 @@ class Entry:
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     provenance: Provenance = field(default_factory=dict, kw_only=True)
+    size: dict[str, int] = field(default_factory=dict, kw_only=True)
+    shots: int | None = field(default=None, kw_only=True)
+
+    @property
+    def portion(self) -> Portion:
+        """The portion of the training tiles."""
+        return Portion(self.fraction) if self.shots is None else Portion.few(self.shots)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""The runs of an evaluation: encoders, protocols and fractions of the training tiles, in order."""
+"""The runs of an evaluation: encoders, protocols and portions of the training tiles, in order."""
 
 from collections.abc import Sequence
 
 from finetune.baselines.registry import SPECTRA
 from finetune.evaluation.layers import LAYER
 from finetune.evaluation.neighbors import SHIFT, is_by_neighbors
+from finetune.evaluation.portion import Portion
 
 BASELINE = "baseline"
 """The protocol of models on spectra."""
 
-Run = tuple[str, str, float]
-"""Encoder, protocol and fraction."""
+Run = tuple[str, str, Portion]
+"""Encoder, protocol and portion."""
 
 
 def encoder_names(protocols: Sequence[str], compare_random: bool, compare_raw: bool) -> list[str]:
@@ -33,7 +34,7 @@ def expand(protocols: Sequence[str], train: str, test: Sequence[str], layers: Se
     return [name for protocol in protocols for name in several.get(protocol, [protocol])]
 
 
-def list_runs(names: Sequence[str], protocols: Sequence[str], fractions: Sequence[float]) -> list[Run]:
+def list_runs(names: Sequence[str], protocols: Sequence[str], portions: Sequence[Portion]) -> list[Run]:
     """Return all combinations that exist.
 
     Args:
@@ -41,9 +42,9 @@ def list_runs(names: Sequence[str], protocols: Sequence[str], fractions: Sequenc
         protocols: after `expand`.
     """
     return [
-        (name, protocol, fraction)
+        (name, protocol, portion)
         for name in names
-        for fraction in fractions
+        for portion in portions
         for protocol in protocols
         if (name == SPECTRA) == (protocol == BASELINE) and (name != "raw" or is_by_neighbors(protocol))
     ]

@@ -1,4 +1,4 @@
-"""Training of the full encoder, its adapter, or its first blocks, in the loop of pretraining.
+"""Training of the full encoder or of parts of it, in the loop of pretraining.
 
 ::
 
@@ -24,6 +24,7 @@ from finetune.protocols.training_batches import LabeledBatch, TrainingBatches
 from finetune.protocols.training_status import TrainingStatus
 from finetune.protocols.tuned_model import TunedModel
 from pretrain import distributed
+from pretrain.checkpointing.checkpoint import read_weights
 from pretrain.checkpointing.manager import CheckpointManager
 from pretrain.config.optim import OptimConfig
 from pretrain.console import log
@@ -33,11 +34,12 @@ from pretrain.engine.zero import ZeroEngine
 from pretrain.loop.callbacks.divergence import Divergence
 from pretrain.loop.callbacks.saving import Saving
 from pretrain.loop.loop import Loop, Schedule
+from pretrain.models.lora import add_updates, merge_updates
 from pretrain.resilience.guard import Diverged, Guard
 from shards.order.random_bits import fold_in, uniform
 
-ADVICE = "lower full.lrs"
-"""What to do about a divergence."""
+RATES = {"none": "frozen.lrs", "lora": "lora.lrs"}
+"""Keys of the learning rates of trainings that don't use ``full.lrs``."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class TrainingPlan:
     seed: int
     rows: np.ndarray
 
+    @property
+    def advice(self) -> str:
+        """What to do about a divergence."""
+        return f"lower {RATES.get(self.trained, 'full.lrs')}"
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -67,6 +74,8 @@ class Tuned:
 
     Attributes:
         checkpoint: checkpoint of its weights, under ``encoder.`` and ``head.``.
+        lora_scale: factor of the updates of protocol ``lora`` in it.
+        size: see Entry.
     """
 
     validation: Scores
@@ -74,6 +83,17 @@ class Tuned:
     epoch: int
     curve: list[dict[str, float]]
     checkpoint: Path
+    lora_scale: float
+    size: dict[str, int]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read its weights and buffers, with updates merged into the encoder's own weights."""
+        found = {
+            f"{part}.{name}": tensor
+            for part in ("encoder", "head")
+            for name, tensor in read_weights(self.checkpoint, part).items()
+        }
+        return merge_updates(found, self.lora_scale)
 
 
 class Tuning:
@@ -91,6 +111,8 @@ class Tuning:
         self.inputs = model.images.to(distributed.device())
         train, work = context.splits["train"], context.folder / "work" / plan.name
         self.batches = TrainingBatches(train, plan.rows, self.loss, self.inputs, plan.recipe, plan.seed)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.engine = self._build_engine(model)
         self.best = CheckpointManager(work / "best", self.engine, keep=1)
         per_epoch = self.batches.steps_per_epoch
@@ -113,7 +135,7 @@ class Tuning:
             context.watchdog,
             [
                 TrainingStatus(plan.name),
-                Divergence(plan.name, ADVICE, rolls_back=False),
+                Divergence(plan.name, plan.advice, rolls_back=False),
                 self.evaluation,
                 Saving(plan.recipe.save_every),
             ],
@@ -144,12 +166,15 @@ class Tuning:
         return self._test()
 
     def _build_engine(self, model: TaskModel) -> ZeroEngine:
-        recipe, trained = self.plan.recipe, self.plan.trained
+        recipe, trained, lora = self.plan.recipe, self.plan.trained, self.context.recipe.lora
+        if trained == "lora":
+            add_updates(model.encoder, lora.targets, lora.rank, lora.alpha, self.plan.seed)
         tuned = TunedModel(model, self.loss, trained, recipe)
         optim = OptimConfig(
             lr=self.plan.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999), layer_decay=recipe.layer_decay
         )
         optimizer, batches = build_optimizer(tuned, optim), self.batches
+        self.trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
         return ZeroEngine(
             tuned, optimizer, self.context.config.engine, batches.micro, batches.accumulation, recipe.clip
         )
@@ -175,9 +200,21 @@ class Tuning:
         """Test the weights with the best validation scores."""
         path, evaluation = self.best.newest(), self.evaluation
         if path is None or evaluation.best is None or evaluation.diverged:
-            raise Diverged(f"{self.plan.name}: diverged: no epoch has finite validation scores: {ADVICE}")
+            raise Diverged(f"{self.plan.name}: diverged: no epoch has finite validation scores: {self.plan.advice}")
         self.best.load(path)
-        return Tuned(evaluation.best, self._evaluate("test"), evaluation.best_epoch, evaluation.curve, path)
+        test, lora = self._evaluate("test"), self.context.recipe.lora
+        selected = evaluation.best, test, evaluation.best_epoch, evaluation.curve, path
+        return Tuned(*selected, lora.alpha / lora.rank, self._size())
+
+    def _size(self) -> dict[str, int]:
+        """Count parameters, and bytes over all ranks: fp32 gradients and moments, and fp32 masters of bf16 weights.
+
+        The peak is that of this rank since the last start.
+        """
+        engine = self.engine
+        copies = 1 + len(engine.optimizer_state.moments) + (engine.config.precision == "bf16")
+        size = {"parameters": engine.parameter_count, "trained": self.trained, "state_bytes": 4 * copies * self.trained}
+        return size | ({"peak_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})
 
 
 class SupervisedStep:

@@ -21,6 +21,7 @@ from finetune.evaluation.head_files import load_head, save_heads
 from finetune.evaluation.layers import probed_layer
 from finetune.evaluation.neighbors import is_by_neighbors, tested_bands
 from finetune.evaluation.parts import Part, Parts
+from finetune.evaluation.portion import Portion
 from finetune.evaluation.results import Result
 from finetune.evaluation.runs import BASELINE
 from finetune.evaluation.selection import is_better
@@ -33,7 +34,6 @@ from finetune.protocols.full import TrainingPlan, Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbors
 from finetune.protocols.same_place import match_places
 from pretrain import distributed
-from pretrain.checkpointing.checkpoint import read_weights
 from pretrain.console import log
 from pretrain.resilience.guard import Diverged
 from shards.errors import ForgeError
@@ -88,12 +88,12 @@ class Protocols:
             self.best_model.begin(parts)
         distributed.barrier()
 
-    def run(self, name: str, protocol: str, fraction: float) -> list[Result] | None:
+    def run(self, name: str, protocol: str, portion: Portion) -> list[Result] | None:
         """Return the results of all seeds; None if a stop was requested, after saving.
 
         Args:
             name: ``pretrained``, ``random``, ``raw`` or ``spectra``.
-            fraction: fraction of the training tiles.
+            portion: portion of the training tiles.
 
         Raises:
             EvaluationStopped: the run was asked to stop while features were computed or heads were trained.
@@ -101,25 +101,25 @@ class Protocols:
         results: list[Result] = []
         if self.context.is_tuned(protocol):
             for seed in self.config.seeds:
-                result = self._best_rate(name, protocol, fraction, seed)
+                result = self._best_rate(name, protocol, portion, seed)
                 if result is None:
                     return None
                 results.append(result)
         else:
-            results = self._once(name, protocol, fraction)
-        provenance = self.parts.provenance(name, protocol, fraction)
+            results = self._once(name, protocol, portion)
+        provenance = self.parts.provenance(name, protocol, portion)
         shared = provenance | {"code": digest(provenance["code"])}
         return [replace(result, provenance=shared) for result in results]
 
-    def _once(self, name: str, protocol: str, fraction: float) -> list[Result]:
+    def _once(self, name: str, protocol: str, portion: Portion) -> list[Result]:
         """Return the results of a protocol on features, read from an earlier start's file or computed."""
-        part = self.parts.single(name, protocol, fraction)
+        part = self.parts.single(name, protocol, portion)
         results = part.read()
         if results is None:
             begin = time.monotonic()
             by_protocol = {BASELINE: self._baseline}
             evaluate = by_protocol.get(protocol, self._knn if is_by_neighbors(protocol) else self._frozen)
-            results = evaluate(name, protocol, fraction, part)
+            results = evaluate(name, protocol, portion, part)
             seconds = (time.monotonic() - begin) / max(len(results), 1)
             results = [replace(result, seconds=seconds) for result in results]
             if distributed.is_main():
@@ -128,25 +128,27 @@ class Protocols:
 
     # ---- on features of a frozen encoder ----
 
-    def _knn(self, name: str, protocol: str, fraction: float, part: Part) -> list[Result]:
-        """Evaluate nearest neighbors for the first seed only: the only random draw is the bank, if it is too large.
+    def _knn(self, name: str, protocol: str, portion: Portion, part: Part) -> list[Result]:
+        """Evaluate nearest neighbors: with few shots for each seed, else for one, as nothing but a large bank is drawn.
 
         In ``shift to NAME``, validation and test tiles are seen through other bands than those of the bank, and test
         tiles are searched for among all tiles through the bands of the bank.
         """
-        context, seed, bands = self.context, self.config.seeds[0], tested_bands(protocol)
+        context, bands, train = self.context, tested_bands(protocol), self.context.splits["train"]
         features = known = self._features(context.model(name, bands=bands and self.config.shift.train))
-        train, rows = context.splits["train"], context.rows(fraction)
-        bank = NearestNeighbors(features["train"], train, rows, context.kind, self.config.knn, seed)
         if bands:
             features = self._features(context.model(name, bands=bands), ("val", "test"))
-        val, test = (self._vote(bank, features[split], split) for split in ("val", "test"))
-        result = _result(SeedOutcome("knn", seed, val.scores, test), name, protocol, fraction, part)
+        results = []
+        for seed in context.seeds(protocol, portion):
+            rows = context.rows(portion, seed)
+            bank = NearestNeighbors(known["train"], train, rows, context.kind, self.config.knn, seed)
+            val, test = (self._vote(bank, features[split], split) for split in ("val", "test"))
+            results.append(self._result(SeedOutcome("knn", seed, val.scores, test), name, protocol, portion, part))
         if bands is None or bands == self.config.shift.train:
-            return [result]
+            return results
         candidates = [(known[split], context.splits[split]) for split in reversed(SPLITS)]
         same_place, scores = match_places((features["test"], context.splits["test"]), candidates, self.config.knn.bank)
-        return [replace(result, test=result.test | scores, same_place=same_place)]
+        return [replace(result, test=result.test | scores, same_place=same_place) for result in results]
 
     def _vote(self, bank: NearestNeighbors, features: Features, name: str) -> Evaluation:
         """Evaluate a split; ranks share the windows."""
@@ -161,10 +163,10 @@ class Protocols:
         sums = torch.from_numpy(collector.sums).to(distributed.device())
         return collector.finish(distributed.all_reduce_sum(sums).cpu().numpy())
 
-    def _frozen(self, name: str, protocol: str, fraction: float, part: Part) -> list[Result]:
+    def _frozen(self, name: str, protocol: str, portion: Portion, part: Part) -> list[Result]:
         """Train and evaluate all heads, rates and seeds; heads on the same features are trained together."""
         context = self.context
-        model, rows = context.model(name), context.rows(fraction)
+        model = context.model(name)
         heads = tuple(head_config(head) for head in part.provenance["heads"])
         layer = probed_layer(protocol)
         of_layer = None if layer is None else input_of_layer(layer, context.kind)
@@ -177,14 +179,18 @@ class Protocols:
         outcomes: list[SeedOutcome] = []
         for source, chosen in by_source.items():
             features = self._features(model, SPLITS, source, probed)
-            outcomes += self._sweep(HeadSweep(context, model.encoder, features, rows, tuple(chosen), source))
+            sweeps = [
+                (HeadSweep(context, model.encoder, features, rows, tuple(chosen), source), seeds)
+                for rows, seeds in self._draws(portion)
+            ]
+            outcomes += self._sweep(sweeps)
         labels = [config.label for config in heads]
         outcomes.sort(key=lambda outcome: (self.config.seeds.index(outcome.seed), labels.index(outcome.head)))
-        results = [_result(outcome, name, protocol, fraction, part) for outcome in outcomes]
+        results = [self._result(outcome, name, protocol, portion, part) for outcome in outcomes]
         if distributed.is_main():
             save_heads(part.heads, {(outcome.head, outcome.seed): outcome.weights or {} for outcome in outcomes})
         is_offered = context.encoder.is_trainable and "frozen" in self.config.protocol and layer is None
-        if name == "pretrained" and fraction == 1.0 and is_offered and distributed.is_main():
+        if name == "pretrained" and portion.is_all and is_offered and distributed.is_main():
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
             for result, outcome in zip(results, outcomes, strict=True):
                 assert outcome.weights is not None
@@ -192,18 +198,27 @@ class Protocols:
                 self.best_model.offer(model, head_config(outcome.head_options), encoder | head, result)
         return results
 
-    def _sweep(self, sweep: HeadSweep) -> list[SeedOutcome]:
-        """Train the heads of a sweep; seeds are distributed over the ranks."""
-        seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
-        return self._gather(lambda: [_seed_outcome(head) for head in (sweep.run(seeds) if seeds else [])])
+    def _sweep(self, sweeps: list[tuple[HeadSweep, tuple[int, ...]]]) -> list[SeedOutcome]:
+        """Train the heads of sweeps, each with this rank's seeds of the same training windows."""
+        return self._gather(
+            lambda: [_seed_outcome(head) for sweep, seeds in sweeps if seeds for head in sweep.run(seeds)]
+        )
 
-    def _baseline(self, name: str, protocol: str, fraction: float, part: Part) -> list[Result]:
+    def _baseline(self, name: str, protocol: str, portion: Portion, part: Part) -> list[Result]:
         """Fit and evaluate models on spectra; seeds are distributed over the ranks."""
-        sweep = BaselineSweep(self.context, self.context.rows(fraction))
-        seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
-        outcomes = self._gather(lambda: [_fitted_outcome(model) for seed in seeds for model in sweep.run(seed)])
+        sweeps = [(BaselineSweep(self.context, rows), seeds) for rows, seeds in self._draws(portion)]
+        outcomes = self._gather(
+            lambda: [_fitted_outcome(model) for sweep, seeds in sweeps for seed in seeds for model in sweep.run(seed)]
+        )
         outcomes.sort(key=lambda outcome: outcome.seed)
-        return [_result(outcome, name, protocol, fraction, part) for outcome in outcomes]
+        return [self._result(outcome, name, protocol, portion, part) for outcome in outcomes]
+
+    def _draws(self, portion: Portion) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+        """Return training windows with those of this rank's seeds that train on them."""
+        seeds = self.config.seeds[distributed.rank() :: distributed.world_size()]
+        if portion.shots is None:
+            return [(self.context.rows(portion, 0), seeds)]
+        return [(self.context.rows(portion, seed), (seed,)) for seed in seeds]
 
     def _gather(self, compute: Callable[[], list[SeedOutcome]]) -> list[SeedOutcome]:
         """Compute this rank's seeds, and return the outcomes of all ranks; an error is raised on every rank."""
@@ -241,15 +256,15 @@ class Protocols:
 
     # ---- through the encoder ----
 
-    def _best_rate(self, name: str, protocol: str, fraction: float, seed: int) -> Result | None:
+    def _best_rate(self, name: str, protocol: str, portion: Portion, seed: int) -> Result | None:
         """Return the result of one seed at the rate with the best validation score; None if stopped."""
         best: Result | None = None
         diverged: Diverged | None = None
-        for lr, part in self.parts.trainings(name, protocol, fraction, seed).items():
+        for lr, part in self.parts.trainings(name, protocol, portion, seed).items():
             results = part.read()
             if results is None:
                 try:
-                    result = self._tune(part, name, protocol, fraction, lr, seed)
+                    result = self._tune(part, name, protocol, portion, lr, seed)
                 except Diverged as error:  # raised on every rank; the other rates count
                     diverged = error
                     log(f"WARNING: {error}: lr {lr:g} is excluded")
@@ -264,15 +279,15 @@ class Protocols:
             raise diverged
         return best
 
-    def _probe(self, name: str, fraction: float, head: HeadConfig, seed: int) -> dict[str, Tensor]:
+    def _probe(self, name: str, portion: Portion, head: HeadConfig, seed: int) -> dict[str, Tensor]:
         """Return a seed's head trained on frozen features, from its part or trained now (LP-FT)."""
-        part = self.parts.single(name, self.recipe.probe, fraction)
+        part = self.parts.single(name, self.recipe.probe, portion)
         weights = self._read_head(part, head, seed)
         if weights is None:
             if distributed.is_main():
                 part.path.unlink(missing_ok=True)  # from a version that did not save heads
             distributed.barrier()
-            self._once(name, self.recipe.probe, fraction)
+            self._once(name, self.recipe.probe, portion)
             weights = self._read_head(part, head, seed)
         assert weights is not None
         return weights
@@ -283,15 +298,15 @@ class Protocols:
         )
         return weights
 
-    def _tune(self, part: Part, name: str, protocol: str, fraction: float, lr: float, seed: int) -> Result | None:
+    def _tune(self, part: Part, name: str, protocol: str, portion: Portion, lr: float, seed: int) -> Result | None:
         """Train one model and save its result; return None if a stop was requested.
 
         Raises:
             Diverged: the training or its scores diverged.
         """
-        context, rows = self.context, self.context.rows(fraction)
+        context, rows = self.context, self.context.rows(portion, seed)
         recipe, head = context.tuning(protocol, name)
-        start = self._probe(name, fraction, head, seed) if recipe.start == "probe" else None
+        start = self._probe(name, portion, head, seed) if recipe.start == "probe" else None
         begin = time.monotonic()
         model = context.model(name, recipe.bn_group)
         model.head_config = head
@@ -303,8 +318,8 @@ class Protocols:
         if tuned is None:
             return None
         outcome = SeedOutcome(head.label, seed, tuned.validation, tuned.test, lr, tuned.epoch, tuned.curve)
-        result = _result(outcome, name, protocol, fraction, part)
-        result = replace(result, seconds=time.monotonic() - begin)
+        result = self._result(outcome, name, protocol, portion, part)
+        result = replace(result, seconds=time.monotonic() - begin, size=tuned.size)
         if distributed.is_main():
             self._finish(part, tuned, head, result)
         distributed.barrier()
@@ -312,13 +327,39 @@ class Protocols:
 
     def _finish(self, part: Part, tuned: Tuned, head: HeadConfig, result: Result) -> None:
         """Save a training's results, and its weights if they are the best, and remove its checkpoints."""
-        if result.encoder == "pretrained" and result.fraction == 1.0:
-            weights: dict[str, Any] = {}
-            for name in ("encoder", "head"):
-                weights |= {f"{name}.{key}": value for key, value in read_weights(tuned.checkpoint, name).items()}
-            self.best_model.offer(self.context.model("pretrained"), head, weights, result)
+        if result.encoder == "pretrained" and result.portion.is_all:
+            self.best_model.offer(self.context.model("pretrained"), head, tuned.weights(), result)
         part.write([result])
         shutil.rmtree(self.context.folder / "work" / part.path.stem, ignore_errors=True)
+
+    def _result(self, outcome: SeedOutcome, encoder: str, protocol: str, portion: Portion, part: Part) -> Result:
+        """Return the result of an outcome; raise Diverged if its scores are non-finite."""
+        for split, scores in (("validation", outcome.validation), ("test", outcome.test.scores)):
+            if not scores.are_finite:
+                bad = ", ".join(f"{key} {value}" for key, value in scores.values.items() if not math.isfinite(value))
+                raise Diverged(
+                    f"{encoder}, {protocol}, head {outcome.head}, seed {outcome.seed}, {portion.of_tiles}: "
+                    f"{split} scores are not finite ({bad}): lower the learning rate, or look at the tiles of the "
+                    f"'{split}' split"
+                )
+        return Result(
+            encoder=encoder,
+            protocol=protocol,
+            head=outcome.head,
+            seed=outcome.seed,
+            fraction=self.context.share(portion, outcome.seed),
+            shots=portion.shots,
+            lr=outcome.lr,
+            epoch=outcome.epoch,
+            validation=outcome.validation.values,
+            test=outcome.test.scores.values,
+            by_output=outcome.test.scores.by_output,
+            curve=outcome.curve or [],
+            provenance=part.provenance,
+            statistics=outcome.test.statistics,
+            maps=outcome.test.maps,
+            calibration=outcome.test.calibration,
+        )
 
 
 def _seed_outcome(trained: Trained) -> SeedOutcome:
@@ -337,31 +378,3 @@ def _raise_or(value: list[SeedOutcome], error: ForgeError | None) -> list[SeedOu
     if error is not None:
         raise error
     return value
-
-
-def _result(outcome: SeedOutcome, encoder: str, protocol: str, fraction: float, part: Part) -> Result:
-    """Return the result of an outcome; raise Diverged if its scores are non-finite."""
-    for split, scores in (("validation", outcome.validation), ("test", outcome.test.scores)):
-        if not scores.are_finite:
-            bad = ", ".join(f"{key} {value}" for key, value in scores.values.items() if not math.isfinite(value))
-            raise Diverged(
-                f"{encoder}, {protocol}, head {outcome.head}, seed {outcome.seed}, fraction {fraction:g}: {split} "
-                f"scores are not finite ({bad}): lower the learning rate, or look at the tiles of the '{split}' split"
-            )
-    return Result(
-        encoder=encoder,
-        protocol=protocol,
-        head=outcome.head,
-        seed=outcome.seed,
-        fraction=fraction,
-        lr=outcome.lr,
-        epoch=outcome.epoch,
-        validation=outcome.validation.values,
-        test=outcome.test.scores.values,
-        by_output=outcome.test.scores.by_output,
-        curve=outcome.curve or [],
-        provenance=part.provenance,
-        statistics=outcome.test.statistics,
-        maps=outcome.test.maps,
-        calibration=outcome.test.calibration,
-    )

@@ -13,7 +13,7 @@ class TunedModel(nn.Module):
     Args:
         model: encoder and head, on the CPU.
         loss: loss of the task.
-        trained: part of the encoder to train: full, blocks, adapter or none.
+        trained: part of the encoder to train: full, blocks, adapter, lora (see `pretrain.models.lora`) or none.
         recipe: ``bn: adapt`` lets the batch norms of trained parts, or of all if no part of the encoder is trained, use
             and update batch statistics; with ``frozen`` the encoder, and a head that starts from the probe, keep their
             running statistics.
@@ -60,6 +60,8 @@ class TunedModel(nn.Module):
 def _learns(name: str, trained: str, first_blocks: int) -> bool:
     if trained in ("full", "none"):
         return trained == "full"
+    if trained == "lora":
+        return ".lora." in name
     if "spectral_adapter" in name:
         return True
     if trained == "adapter":

@@ -13,7 +13,7 @@ TESTED = (
 
 
 def baseline_sentences(report: TaskReport) -> list[str]:
-    """Return a sentence for each encoder and fraction of the tiles; none without baselines."""
+    """Return a sentence for each encoder and portion of the tiles; none without baselines."""
     return [_sentence(comparison, report) for comparison in report.against_baselines]
 
 
@@ -22,7 +22,7 @@ def samples_sentence(report: TaskReport) -> str:
     what = "training pixels" if report.kind.is_dense else "training tiles"
     drawn = []
     for row in report.rows:
-        used, labeled = row.run.data.get("baseline samples", {}).get(f"{row.fraction:g}", (0, 0))
+        used, labeled = row.run.data.get("baseline samples", {}).get(row.portion.key, (0, 0))
         if row.is_baseline and used < labeled:
             drawn.append(f"{used:,} of {labeled:,} labeled {what}")
     return f"Baselines were fitted to {', '.join(dict.fromkeys(drawn))}, drawn by seed." if drawn else ""
@@ -35,7 +35,7 @@ def _sentence(comparison: Comparison, report: TaskReport) -> str:
         verdict = "does not differ significantly from"
     else:
         verdict = "beats" if sign * comparison.difference > 0 else "is worse than"
-    share = "" if first.fraction == 1.0 else f" On {100 * first.fraction:g} % of the tiles,"
+    share = "" if first.portion.is_all else f" With {first.portion.of_tiles},"
     scores = f"{number(first.mean(metric), metric)} against {number(second.mean(metric), metric)}"
     return (
         f"{share} {first.label} ({first.name}) {verdict} the best baseline, {second.label} ({second.name}): "

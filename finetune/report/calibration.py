@@ -30,7 +30,7 @@ def calibration_table(report: TaskReport) -> list[list[str]]:
     for row in calibrated(report.rows):
         runs = [result.calibration for result in row.results]
         low, high = (number(bound, ECE) for bound in bootstrap_interval(resampled_error, runs, row.run.places))
-        share = f"{100 * row.fraction:g} %"
+        share = row.portion.name
         lines.append([row.label, row.name, share, f"{spread(row, ECE)} [{low}, {high}]"])
     return lines
 

@@ -59,7 +59,7 @@ def collect(runs: Iterable[Run]) -> list[TaskReport]:
         for result in run.results:
             encoder = run.encoders[result.encoder]
             network = [encoder.get("sha256"), encoder.get("architecture")]
-            key = digest([network, result.protocol, result.head, result.fraction, _settings(folder, run, result)])
+            key = digest([network, result.protocol, result.head, result.portion.key, _settings(folder, run, result)])
             groups.setdefault(section, {}).setdefault(key, []).append((folder, run, result))
     for section, report in reports.items():
         for group in groups[section].values():
@@ -88,7 +88,7 @@ def _sort(report: TaskReport) -> None:
     """Sort rows by encoder and protocol, both in the order in which they were found."""
     labels, protocols = (list(dict.fromkeys(getattr(row, key) for row in report.rows)) for key in ("label", "protocol"))
     report.rows.sort(
-        key=lambda row: (row.is_random_init, labels.index(row.label), protocols.index(row.protocol), -row.fraction)
+        key=lambda row: (row.is_random_init, labels.index(row.label), protocols.index(row.protocol), row.portion.rank)
     )
 
 
@@ -115,7 +115,7 @@ def _row(group: list[RunResult], report: TaskReport, more: Provenance) -> Row:
         architecture=str(encoder.get("architecture")),
         protocol=first.protocol,
         head=first.head,
-        fraction=first.fraction,
+        portion=first.portion,
         settings=_settings(folder, run, first) | more,
         run=run,
         folder=folder,

@@ -45,10 +45,10 @@ def judge(reports: Sequence[TaskReport]) -> None:
 
 def _best_pairs(report: TaskReport) -> list[tuple[Row, Row]]:
     """Return the row of each encoder that is best on the validation tiles, with the baseline without an encoder that is
-    best on the test tiles, for each fraction of the training tiles."""
+    best on the test tiles, for each portion of the training tiles."""
     pairs = []
-    for fraction in dict.fromkeys(row.fraction for row in report.rows):
-        rows = [row for row in report.rows if row.fraction == fraction]
+    for portion in dict.fromkeys(row.portion for row in report.rows):
+        rows = [row for row in report.rows if row.portion == portion]
         baselines = report.ranked([row for row in rows if row.is_baseline])
         trained = [row for row in rows if not (row.is_baseline or row.is_random_init)]
         best = {row.label: row for row in reversed(report.ranked_by_validation(trained))}
@@ -57,13 +57,13 @@ def _best_pairs(report: TaskReport) -> list[tuple[Row, Row]]:
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Return pairs of trained rows with the same protocol and fraction of tiles: one encoder in two settings, two
+    """Return pairs of trained rows with the same protocol and portion of tiles: one encoder in two settings, two
     encoders in one setting, or two encoders in their own settings if they have none in common."""
     trained = [row for row in rows if not row.is_random_init and row.protocol != BASELINE]
     pairs = [
         (first, second)
         for first, second in combinations(trained, 2)
-        if (first.protocol, first.fraction) == (second.protocol, second.fraction)
+        if (first.protocol, first.portion) == (second.protocol, second.portion)
     ]
     alike = {_of_encoders(*pair) for pair in pairs if pair[0].name == pair[1].name}
     return [
@@ -74,7 +74,7 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _of_encoders(first: Row, second: Row) -> tuple:
-    return first.protocol, first.fraction, frozenset((first.label, second.label))
+    return first.protocol, first.portion, frozenset((first.label, second.label))
 
 
 def corrected_p(pairs: Sequence[Pair]) -> list[float]:
@@ -106,7 +106,7 @@ def _random_init(row: Row, report: TaskReport) -> Row | None:
         candidate
         for candidate in report.rows
         if candidate.is_random_init
-        and (candidate.architecture, candidate.way, candidate.fraction) == (row.architecture, row.way, row.fraction)
+        and (candidate.architecture, candidate.way, candidate.portion) == (row.architecture, row.way, row.portion)
         and _shared(candidate) == _shared(row)
     ]
     same_run = [candidate for candidate in baselines if candidate.folder == row.folder]

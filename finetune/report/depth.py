@@ -1,6 +1,7 @@
 """Scores of linear probes over the depth of an encoder."""
 
 from finetune.evaluation.layers import probed_layer
+from finetune.evaluation.portion import Portion
 from finetune.report.rows import Row, TaskReport
 from finetune.report.tables import UNDEFINED, cell, title
 
@@ -10,8 +11,8 @@ LEGEND = (
 )
 POOLED = ", but for the class token of a transformer: here, features are means over positions"
 
-Line = tuple[str, float, str]
-"""What the layers of a line have in common: label of the encoder, fraction of the tiles, other settings."""
+Line = tuple[str, Portion, str]
+"""What the layers of a line have in common: label of the encoder, portion of the tiles, other settings."""
 
 
 def rows_by_layer(report: TaskReport) -> dict[Line, dict[int, Row]]:
@@ -19,7 +20,7 @@ def rows_by_layer(report: TaskReport) -> dict[Line, dict[int, Row]]:
     groups: dict[Line, dict[int, Row]] = {}
     for row in report.rows:
         if (layer := probed_layer(row.protocol)) is not None:
-            groups.setdefault((row.label, row.fraction, row.rest), {})[layer] = row
+            groups.setdefault((row.label, row.portion, row.rest), {})[layer] = row
     return {line: dict(sorted(rows.items())) for line, rows in groups.items() if len(rows) > 1}
 
 
@@ -40,14 +41,12 @@ def depth_sentences(report: TaskReport) -> list[str]:
         last = max(rows)
         best = report.ranked_by_validation(list(rows.values()))[0]
         number = probed_layer(best.protocol)
-        scores = f"{title(report.primary)} {cell(best, report.primary)}"
+        scores = f"is best on the validation tiles: test {title(report.primary)} {cell(best, report.primary)}"
         if number == last:
-            sentences.append(f"{line_name(line)}: the last layer, {last}, is the best one: {scores}.")
+            sentences.append(f"{line_name(line)}: the last layer, {last}, {scores}.")
         else:
             other = cell(rows[last], report.primary)
-            sentences.append(
-                f"{line_name(line)}: layer {number} is the best one: {scores}; the last one, {last}: {other}."
-            )
+            sentences.append(f"{line_name(line)}: layer {number} {scores}; the last layer, {last}: {other}.")
     return sentences
 
 
@@ -58,6 +57,6 @@ def depth_legend(report: TaskReport) -> str:
 
 def line_name(line: Line) -> str:
     """Return the name of a line."""
-    label, fraction, rest = line
-    share = "" if fraction == 1.0 else f" · {100 * fraction:g} % of the tiles"
+    label, portion, rest = line
+    share = "" if portion.is_all else f" · {portion.of_tiles}"
     return f"{label}{rest}{share}"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.hashes import digest
+from finetune.evaluation.portion import Portion
 from finetune.evaluation.provenance import differences, task_hash
 from finetune.evaluation.results import Entry, Provenance, RunHeader, read_scores
 from finetune.metrics.aggregate import aggregate
@@ -39,12 +40,12 @@ RANKED = (
 
 @dataclass(frozen=True)
 class Submission:
-    """Seeds of one lab's encoder with one protocol, head and fraction."""
+    """Seeds of one lab's encoder with one protocol, head and portion of the training tiles."""
 
     lab: str
     encoder: str
     way: str
-    fraction: float
+    portion: Portion
     entries: list[Entry]
 
     def scores(self, metric: str, split: str = "test") -> np.ndarray:
@@ -109,12 +110,12 @@ def _require_data(path: Path, header: RunHeader, references: dict[str, tuple[Tas
 
 
 def _submissions(lab: str, header: RunHeader, entries: list[Entry]) -> Iterator[Submission]:
-    groups: dict[tuple[str, str, float], list[Entry]] = {}
+    groups: dict[tuple[str, str, Portion], list[Entry]] = {}
     for entry in entries:
         way = entry.protocol if entry.protocol == entry.head else f"{entry.protocol}, {entry.head}"
-        groups.setdefault((entry.encoder, way, entry.fraction), []).append(entry)
-    for (encoder, way, fraction), group in groups.items():
-        yield Submission(lab, str(header.encoders[encoder].get("name", encoder)), way, fraction, group)
+        groups.setdefault((entry.encoder, way, entry.portion), []).append(entry)
+    for (encoder, way, portion), group in groups.items():
+        yield Submission(lab, str(header.encoders[encoder].get("name", encoder)), way, portion, group)
 
 
 def ranked(board: Board, name: str) -> list[Submission]:
@@ -122,7 +123,7 @@ def ranked(board: Board, name: str) -> list[Submission]:
     metric = kind_of(board.tasks[name]).primary
     sign = 1 if lower_is_better(metric) else -1
     defined = [one for one in board.submissions[name] if one.scores(metric).size]
-    return sorted(defined, key=lambda one: (-one.fraction, sign * one.scores(metric).mean()))
+    return sorted(defined, key=lambda one: (one.portion.rank, sign * one.scores(metric).mean()))
 
 
 def aggregates(board: Board) -> list[list[str]]:
@@ -148,7 +149,7 @@ def _best_of_encoders(board: Board, name: str) -> dict[tuple[str, str], np.ndarr
     for one in ranked(board, name):
         key = one.lab, one.encoder
         validated = one.scores(metric, "validation")
-        if one.fraction < 1.0 or not validated.size:
+        if not one.portion.is_all or not validated.size:
             continue
         before = best[key].scores(metric, "validation").mean() if key in best else -sign * np.inf
         if sign * validated.mean() > sign * before:

@@ -44,9 +44,9 @@ def _lines(board: Board, name: str) -> list[list[str]]:
     lines = [["lab", "encoder", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]]
     for place, one in enumerate(ranked(board, name)):
         texts = [_score(one, metric) for metric in metrics]
-        if place == 0 and one.fraction == 1.0:
+        if place == 0 and one.portion.is_all:
             texts[0] = f"**{texts[0]}**"
-        lines.append([one.lab, one.encoder, one.way, f"{100 * one.fraction:g} %", str(len(one.entries)), *texts])
+        lines.append([one.lab, one.encoder, one.way, one.portion.name, str(len(one.entries)), *texts])
     return lines
 
 

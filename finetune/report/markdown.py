@@ -31,7 +31,7 @@ def markdown(reports: list[TaskReport], more: Sequence[str] = ()) -> str:
         head = ["checkpoint", "protocol", "tiles", "seeds", *(title(metric) for metric in metrics)]
         lines = [head]
         for row in report.rows:
-            start = [row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results))]
+            start = [row.label, row.name, row.portion.name, str(len(row.results))]
             lines.append([*start, *(spread(row, metric) for metric in metrics)])
         parts += [f"## {report.title}", report.task.description, text_table(lines)]
         shift = shift_table(report)

@@ -55,7 +55,7 @@ def name_rows(reports: Sequence[TaskReport]) -> None:
     for report in reports:
         for protocol in dict.fromkeys(row.protocol for row in report.rows):
             _distinguish([row for row in report.rows if row.protocol == protocol])
-        for alike in _alike(report.rows, lambda row: (row.label, row.name, row.fraction)):
+        for alike in _alike(report.rows, lambda row: (row.label, row.name, row.portion)):
             for number, row in enumerate(alike, 1):
                 row.rest += (
                     f" · {row.folder}" if len({other.folder for other in alike}) == len(alike) else f" · {number}"
@@ -93,7 +93,7 @@ def _context(key: str, row: Row) -> Hashable:
     """Return the values that determine a setting."""
     if key in OF_ENCODER:
         return row.identity, row.architecture
-    return {"training windows": row.fraction, "heads": row.head, "seed of the weights": row.is_random_init}.get(key)
+    return {"training windows": row.portion, "heads": row.head, "seed of the weights": row.is_random_init}.get(key)
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from finetune.evaluation.layers import probed_layer
 from finetune.report import charts
 from finetune.report.baselines import TESTED, baseline_sentences, samples_sentence
 from finetune.report.calibration import MOST_DRAWN, calibrated, calibration_legend, calibration_table, reliability
@@ -115,7 +116,7 @@ def _scores(report: TaskReport) -> Markup:
         first = cell(row, report.primary)
         text = f"**{first}**" if row is report.best() and len(report.rows) > 1 else first
         rest = [spread(row, metric) for metric in metrics[1:]]
-        lines.append([row.label, row.name, f"{100 * row.fraction:g} %", str(len(row.results)), text, *rest])
+        lines.append([row.label, row.name, row.portion.name, str(len(row.results)), text, *rest])
     return html_table(lines)
 
 
@@ -186,20 +187,23 @@ def _curves(report: TaskReport) -> Section | None:
 
 
 def _fractions(report: TaskReport) -> Section | None:
-    """Return the test score over the fraction of the training tiles."""
-    groups: dict[str, list[Row]] = {}
-    for row in report.rows:
+    """Return the test score over the fraction of the training tiles, and over the places of each class (shots)."""
+    fractions = [(row, 100 * row.portion.fraction) for row in report.rows if row.portion.fraction is not None]
+    shots = [(row, float(row.portion.shots)) for row in report.rows if row.portion.shots is not None]
+    drawn = _over(report, fractions, "% of the training tiles") + _over(report, shots, "places of each class")
+    return Section("With fewer labels", drawn) if drawn else None
+
+
+def _over(report: TaskReport, rows: list[tuple[Row, float]], across: str) -> Markup:
+    """Return a chart of the test score over the size of the portion; empty unless an encoder has several sizes."""
+    groups: dict[str, list[tuple[Row, float]]] = {}
+    for row, size in rows:
         if np.isfinite(row.mean(report.primary)):
-            groups.setdefault(_label(row), []).append(row)
-    several = {name: sorted(rows, key=lambda row: row.fraction) for name, rows in groups.items() if len(rows) > 1}
-    if not several:
-        return None
-    series = [
-        (name, [(100 * row.fraction, row.mean(report.primary)) for row in rows]) for name, rows in several.items()
-    ]
-    bands = [[row.interval for row in rows] for rows in several.values()]
-    drawn = charts.lines(f"Test {title(report.primary)}", series, "% of the training tiles", True, bands)
-    return Section("With fewer labels", drawn)
+            groups.setdefault(_label(row), []).append((row, size))
+    several = {name: sorted(of_name, key=lambda one: one[1]) for name, of_name in groups.items() if len(of_name) > 1}
+    series = [(name, [(size, row.mean(report.primary)) for row, size in found]) for name, found in several.items()]
+    bands = [[row.interval for row, _ in found] for found in several.values()]
+    return charts.lines(f"Test {title(report.primary)}", series, across, True, bands)
 
 
 def _distance(report: TaskReport) -> Section | None:
@@ -277,7 +281,9 @@ def _cost(report: TaskReport) -> Section:
 
 
 def _drawn(report: TaskReport) -> list[Row]:
-    return report.ranked(report.on_all_tiles)[:MOST_LINES]
+    """Return the best rows; probes of single layers have a chart of their own."""
+    rows = report.ranked(report.on_all_tiles)
+    return ([row for row in rows if probed_layer(row.protocol) is None] or rows)[:MOST_LINES]
 
 
 def _label(row: Row) -> str:

@@ -92,7 +92,7 @@ def select(report: TaskReport, words: str) -> Row | None:
 
 def name_of(row: Row) -> str:
     """Return "checkpoint · protocol · share of the tiles"."""
-    return f"{row.label} · {row.name} · {100 * row.fraction:g} %"
+    return f"{row.label} · {row.name} · {row.portion.name}"
 
 
 def by_place(report: TaskReport, first: Row, second: Row) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.evaluation.portion import Portion
 from finetune.evaluation.provenance import REPLACEMENTS
 from finetune.evaluation.results import Provenance, Result, RunResults
 from finetune.metrics.metric import lower_is_better
@@ -38,7 +39,7 @@ class Row:
     architecture: str
     protocol: str
     head: str
-    fraction: float
+    portion: Portion
     settings: Provenance
     run: RunResults
     folder: Path
@@ -70,7 +71,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Name without the encoder and the fraction of the tiles."""
+        """Name without the encoder and the portion of the tiles."""
         return f"{self.way}{self.rest}"
 
     def values(self, metric: str) -> list[float]:
@@ -161,7 +162,7 @@ class TaskReport:
     @property
     def on_all_tiles(self) -> list[Row]:
         """Rows trained on all training tiles."""
-        return [row for row in self.rows if row.fraction == 1.0]
+        return [row for row in self.rows if row.portion.is_all]
 
     def ranked(self, rows: list[Row]) -> list[Row]:
         """Sort rows by their mean primary score, the best first and undefined ones last."""

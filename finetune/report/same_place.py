@@ -22,10 +22,10 @@ def same_place_table(report: TaskReport) -> list[list[str]]:
         groups[line] = {bands: row for bands, row in rows.items() if all(each.same_place.size for each in row.results)}
     columns = list(dict.fromkeys(bands for rows in groups.values() for bands in rows))
     lines = [["checkpoint", "tiles", "measure", *columns]]
-    for (label, fraction, rest), rows in groups.items():
+    for (label, portion, rest), rows in groups.items():
         for unit in ("tile", "patch"):
             if any(row.values(f"{unit}_top1") for row in rows.values()):
-                start, found = [f"{label}{rest}", f"{100 * fraction:g} %"], [rows.get(bands) for bands in columns]
+                start, found = [f"{label}{rest}", portion.name], [rows.get(bands) for bands in columns]
                 lines.append([*start, _title(unit, list(rows.values())), *(_nearest(row, unit) for row in found)])
                 lines.append([*start, title(f"{unit}_cosine"), *(_cosines(row, unit) for row in found)])
     return lines

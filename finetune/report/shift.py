@@ -3,6 +3,7 @@
 import math
 
 from finetune.evaluation.neighbors import tested_bands
+from finetune.evaluation.portion import Portion
 from finetune.metrics.metric import lower_is_better
 from finetune.report.rows import Row, TaskReport
 from finetune.report.tables import UNDEFINED, cell
@@ -12,8 +13,8 @@ SHIFTED = (
     "In parentheses, the share that is kept of the score without a shift."
 )
 
-Line = tuple[str, float, str]
-"""What a line of the table has in common: label of the encoder, fraction of the tiles, other settings."""
+Line = tuple[str, Portion, str]
+"""What a line of the table has in common: label of the encoder, portion of the tiles, other settings."""
 
 
 def shift_table(report: TaskReport) -> list[list[str]]:
@@ -21,9 +22,9 @@ def shift_table(report: TaskReport) -> list[list[str]]:
     groups = rows_by_bands(report)
     columns = list(dict.fromkeys(bands for rows in groups.values() for bands in rows))
     lines = [["checkpoint", "tiles", *columns]]
-    for (label, fraction, rest), rows in groups.items():
+    for (label, portion, rest), rows in groups.items():
         cells = [_cell(rows.get(bands), rows.get(_train(rows)), report.primary) for bands in columns]
-        lines.append([f"{label}{rest}", f"{100 * fraction:g} %", *cells])
+        lines.append([f"{label}{rest}", portion.name, *cells])
     return lines
 
 
@@ -37,7 +38,7 @@ def rows_by_bands(report: TaskReport) -> dict[Line, dict[str, Row]]:
     groups: dict[Line, dict[str, Row]] = {}
     for row in report.rows:
         if bands := tested_bands(row.protocol):
-            groups.setdefault((row.label, row.fraction, row.rest), {})[bands] = row
+            groups.setdefault((row.label, row.portion, row.rest), {})[bands] = row
     return groups
 
 

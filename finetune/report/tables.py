@@ -4,6 +4,8 @@ import csv
 import io
 import math
 
+import numpy as np
+
 from finetune.metrics.metric import METRICS, lower_is_better
 from finetune.report.compare import SIGNIFICANT
 from finetune.report.rows import Comparison, Row, TaskReport
@@ -18,6 +20,11 @@ LEGEND = (
 )
 
 UNDEFINED = "–"
+
+SHOTS = (
+    "k shots: trained on all tiles of k places of each class. Each seed draws its own places, so that the deviation "
+    "over seeds includes that of the draw."
+)
 
 
 def title(metric: str) -> str:
@@ -58,7 +65,7 @@ def summary(reports: list[TaskReport]) -> list[list[str]]:
         for row in rows:
             is_only = len(heads[row.protocol]) == 1  # heads differ from task to task
             name = f"{row.protocol}{row.rest}" if is_only else row.name
-            share = "" if row.fraction == 1.0 else f" · {100 * row.fraction:g} % of the tiles"
+            share = "" if row.portion.is_all else f" · {row.portion.of_tiles}"
             keys.setdefault((row.label, f"{name}{share}"), {})[index] = row
     head = ["checkpoint", "protocol"]
     for report in reports:
@@ -93,7 +100,7 @@ def comparisons(report: TaskReport) -> list[list[str]]:
     for comparison in report.comparisons:
         names = [f"{row.label} · {row.name}" for row in (comparison.first, comparison.second)]
         p = f"**{comparison.p:.2g}**" if comparison.p < SIGNIFICANT else f"{comparison.p:.2g}"
-        lines.append([*names, f"{100 * comparison.first.fraction:g} %", difference(comparison), p])
+        lines.append([*names, comparison.first.portion.name, difference(comparison), p])
     return lines
 
 
@@ -123,6 +130,8 @@ def notes(reports: list[TaskReport]) -> list[str]:
                 f"{name}: runs differ in classes, test tiles or test labels, so that these can't be compared: "
                 f"{'; '.join(titles)}."
             )
+    if any(row.portion.shots is not None for report in reports for row in report.rows):
+        caveats.append(SHOTS)
     for report in reports:
         places = len(set(report.run.places))
         for row in report.rows:
@@ -163,7 +172,7 @@ def comma_separated(reports: list[TaskReport]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     columns = "task checkpoint sha256 protocol head fraction seeds metric mean deviation low high p better"
-    writer.writerow([*columns.split(), "settings", "title", "pretrained_on"])
+    writer.writerow([*columns.split(), "settings", "title", "pretrained_on", "shots"])
     for report in reports:
         for row in report.rows:
             for metric in (*report.kind.metrics, *(["ECE"] if row.values("ECE") else [])):
@@ -171,9 +180,11 @@ def comma_separated(reports: list[TaskReport]) -> str:
                 if metric == report.primary:
                     low, high = (_finite(bound) for bound in row.interval)
                     judged = [low, high, "" if row.p is None else row.p, row.is_better]
-                start = [report.task.name, row.label, row.identity, row.protocol, row.head, row.fraction]
+                fraction = float(np.mean([result.fraction for result in row.results]))
+                start = [report.task.name, row.label, row.identity, row.protocol, row.head, fraction]
                 mean, deviation = _finite(row.mean(metric)), _finite(row.deviation(metric))
                 rest = [row.rest.removeprefix(" · "), report.title, row.encoder.get("pretrained_on", "")]
+                rest.append(row.portion.shots or "")
                 writer.writerow([*start, len(row.results), metric, mean, deviation, *judged, *rest])
     return out.getvalue()
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.evaluation.portion import list_portions
 from finetune.evaluation.runs import encoder_names, expand, list_runs
 from shards.config import parse_values
 from shards.errors import ConfigError
@@ -51,9 +52,10 @@ def _parts_of(config: dict[str, Any]) -> list[str]:
     shift, layers = config.get("shift", {}), config.get("layers", {}).get("numbers")
     protocols = expand(config.get("protocol", []), shift.get("train", "all"), shift.get("test", []), layers or ())
     names = encoder_names(protocols, config.get("compare_random", True), config.get("compare_raw", False))
+    portions = list_portions(config.get("fractions", [1.0]), config.get("shots", []))
     return [
-        f"{name} {protocol}" + (f" of {100 * fraction:g} % of the tiles" if fraction != 1 else "")
-        for name, protocol, fraction in list_runs(names, protocols, config.get("fractions", [1.0]))
+        f"{name} {protocol}" + ("" if portion.is_all else f" of {portion.of_tiles}")
+        for name, protocol, portion in list_runs(names, protocols, portions)
     ]
 
 
@@ -64,7 +66,11 @@ def _config(path: Path) -> dict[str, Any] | None:
     except ConfigError:
         return None
     is_evaluation = isinstance(content, dict) and isinstance(content.get("protocol"), list) and "task" in content
-    return content if is_evaluation and isinstance(content.get("fractions", []), list) else None
+    return (
+        content
+        if is_evaluation and all(isinstance(content.get(key, []), list) for key in ("fractions", "shots"))
+        else None
+    )
 
 
 def _status(path: Path) -> dict[str, Any]:

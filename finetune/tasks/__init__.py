@@ -160,6 +160,10 @@ class Task(ConfigModel):
             raise ValueError(f"code {NODATA} marks pixels without a label: give the class another code")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """Compare what models and results save of a task."""
+        return isinstance(other, Task) and self.model_dump() == other.model_dump()
+
     @field_serializer("kind")
     def _plain_kind(self, kind: KindConfig) -> Any:
         return kind.to_plain()

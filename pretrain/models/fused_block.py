@@ -14,8 +14,11 @@ from torch.nn import functional as F
 
 
 def constant_bias_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer, without a gradient for its bias."""
-    return F.linear(x, layer.weight, layer.bias.detach())
+    """Apply a linear layer, without a gradient for its bias.
+
+    One whose bias is frozen is called as it is: its forward may add something to the product (see lora.py).
+    """
+    return F.linear(x, layer.weight, layer.bias.detach()) if layer.bias.requires_grad else layer(x)
 
 
 def gelu(x: Tensor, bias: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ BLOCK = 1 << 16
 
 _SKIPPABLE, _SEEKABLE = 0x184D2A5E, 0x8F92EAB1
 _HEADER, _ENTRY, _FOOTER = 8, 8, 9  # bytes of the seek table's parts
+_FRAME_MAGIC = np.frombuffer(b"\x28\xb5\x2f\xfd", np.uint8)
+_FRAME_HEADER = 18  # bytes at most
+_DICTIONARY_ID = np.array([0, 1, 2, 4])  # its bytes, by the descriptor
+_POWERS = 256 ** np.arange(8)
 
 
 def compress(zstd: Zstd, plane: np.ndarray, in_blocks: bool) -> bytes:
@@ -35,12 +39,10 @@ def decompress(zstd: Zstd, packed: np.ndarray, plane: np.ndarray, in_blocks: boo
     """Fill a plane, C-contiguous uint8, from its frames; raises ShardError if they don't hold exactly that."""
     if in_blocks:
         sizes = block_sizes(packed, plane.size)
-        begins = np.cumsum(sizes) - sizes
-        contents = [content_size(packed[begin : begin + size]) for begin, size in zip(begins, sizes, strict=True)]
-        fits = contents == [min(BLOCK, plane.size - begin) for begin in range(0, plane.size, BLOCK)]
+        begins, expected = np.cumsum(sizes) - sizes, np.minimum(plane.size - BLOCK * np.arange(len(sizes)), BLOCK)
     else:
-        fits = content_size(packed) == plane.size
-    if not fits:
+        begins, expected = np.zeros(1, np.int64), np.array([plane.size])
+    if not np.array_equal(content_sizes(packed, begins), expected):
         raise ShardError("does not decode: a plane has the wrong length")
     try:
         zstd.decode(packed, plane)
@@ -67,17 +69,25 @@ def block_sizes(packed: np.ndarray, size: int) -> np.ndarray:
     raise ShardError("does not decode: a plane without the sizes of its blocks")
 
 
-def content_size(frame: np.ndarray) -> int:
-    """Return the content size in a frame's header, -1 if there is none (RFC 8878, section 3.1.1.1)."""
-    if frame.size < 6 or bytes(frame[:4]) != b"\x28\xb5\x2f\xfd":
-        return -1
-    descriptor = int(frame[4])
-    single, kind = descriptor >> 5 & 1, descriptor >> 6
-    width = (1 if single else 0, 2, 4, 8)[kind]
-    begin = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
-    if not width or frame.size < begin + width:
-        return -1
-    return int.from_bytes(bytes(frame[begin : begin + width]), "little") + (256 if width == 2 else 0)
+def content_sizes(packed: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """Return the content size in the header of each frame, int64, -1 if there is none (RFC 8878, section 3.1.1.1).
+
+    Args:
+        packed: uint8, the frames.
+        begins: first byte of each frame.
+    """
+    if not packed.size:
+        return np.full(len(begins), -1)
+    heads = packed[np.minimum(begins[:, None] + np.arange(_FRAME_HEADER), packed.size - 1)]
+    descriptors = heads[:, 4].astype(np.int64)
+    single, kind = descriptors >> 5 & 1, descriptors >> 6
+    widths = np.where(kind == 0, single, 1 << kind)
+    fields = 6 - single + _DICTIONARY_ID[descriptors & 3]
+    digits = np.take_along_axis(heads, fields[:, None] + np.arange(8), axis=1).astype(np.int64)
+    digits[np.arange(8) >= widths[:, None]] = 0
+    sizes = digits @ _POWERS + 256 * (widths == 2)
+    is_frame = (heads[:, :4] == _FRAME_MAGIC).all(axis=1) & (widths > 0)
+    return np.where(is_frame, sizes, -1)
 
 
 def _footer(count: int) -> bytes:

@@ -127,6 +127,17 @@ START = (
 PARTS = ("protocol=[adapter,blocks]", "full.start=random", "full.epochs=2", "full.first_blocks=1")
 """Trainings of which no start can be the best."""
 
+LORA = (
+    "protocol=lora",
+    "lora.rank=2",
+    "lora.lrs=[3e-3]",
+    "frozen.heads=[linear]",
+    "full.head=linear",
+    "full.epochs=4",
+    "select=loss",
+)
+"""Updates of low rank from the probe on."""
+
 LONGER = {"sample_greenness": ("frozen.epochs=8",)}
 """Until values are near their targets."""
 
@@ -172,6 +183,8 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                 lab.job(config, "start", *START),
                 lab.job(config, "layered", *LAYERED),
                 lab.job(config, "drawn", *START, "full.start=random"),
+                lab.job(config, "lora", *LORA, "engine.zero_stage=0"),
+                lab.job(config, "lora-stopped", *LORA, "engine.zero_stage=0", stop_at=2),
                 lab.job("desis_cdl.yaml", "bad-bands", "data.bands=same"),
                 lab.job("desis_cdl.yaml", "resampled", "data.bands=resample", "protocol=[knn]"),
             ],
@@ -187,6 +200,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                     "sample_greenness.yaml", "greenness-two", "protocol=[frozen,full]", *LONGER["sample_greenness"]
                 ),
                 lab.job(config, "stopped", *options),
+                lab.job(config, "lora-stopped", *LORA, "engine.zero_stage=3"),
                 published,
                 lab.job(config, "bad-batch", "protocol=full", "full.batch=4", "full.bn_group=4"),
             ],
@@ -198,7 +212,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("name", shortened([name.removeprefix("enmap_") for name in TASKS], NIGHTLY))
 def test_every_task_runs_from_its_own_config(lab: Lab, name: str) -> None:
     run = lab.results(name)
-    assert run.task == TASKS.get(name, TASKS.get(f"enmap_{name}"))
+    assert run.task == (TASKS.get(name) or TASKS[f"enmap_{name}"]).model_copy(update={"notes": None})
     assert [one.protocol for one in run.results] == ["knn", "frozen", "full"]
     outputs, tiles = len(run.task.outputs), len(run.tiles)
     for one in run.results:
@@ -308,12 +322,36 @@ def test_only_what_a_protocol_names_learns(lab: Lab) -> None:
     assert not any("blocks.1." in name or name.startswith("vit_core.norm") for name in changed)
 
 
-def test_the_model_file_predicts_what_the_run_reports(lab: Lab) -> None:
-    run = lab.results("cdl")
-    best = max(run.results[1:], key=lambda one: one.validation["mIoU"])
-    model = load_task_model(lab.folder / "cdl" / "model.safetensors")
+def test_updates_of_low_rank_go_on_at_another_stage_on_another_number_of_processes(lab: Lab) -> None:
+    assert lab.outcome("lora-stopped") == "complete"
+    (one,), (two,) = lab.results("lora").results, lab.results("lora-stopped").results
+    _same(one, two, 1e-5)
+    assert one.curve[0]["epoch"] == 0  # the probe
+    assert one.curve[-1]["validation_loss"] < one.curve[0]["validation_loss"]
+    width, depth, rank = 192, 2, 2
+    head = load_task_model(lab.folder / "lora" / "model.safetensors").head
+    assert head is not None
+    updates = depth * rank * (width + 3 * width + width + width)  # A and B of qkv and of proj
+    assert one.size == two.size
+    assert one.size["trained"] == updates + sum(weight.numel() for weight in head.parameters())
+    assert one.size["state_bytes"] == 12 * one.size["trained"]  # fp32 gradient and two moments
+
+
+def test_updates_of_low_rank_are_merged_into_the_weights_of_attention(lab: Lab) -> None:
+    tuned = load_task_model(lab.folder / "lora" / "model.safetensors").encoder.state_dict()
+    before = load_task_model(lab.folder / "encoder.safetensors").encoder.state_dict()
+    changed = {name for name in before if not np.array_equal(before[name], tuned[name])}
+    fitted = {name for name in before if name.endswith(("pos_embed", "num_batches_tracked"))}  # to 16 px; a count
+    assert changed - fitted == {name for name in before if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
+
+
+@pytest.mark.parametrize("name", ["cdl", "lora"])
+def test_the_model_file_predicts_what_the_run_reports(lab: Lab, name: str) -> None:
+    run = lab.results(name)
+    best = max((one for one in run.results if one.protocol != "knn"), key=lambda one: one.validation["mIoU"])
+    model = load_task_model(lab.folder / name / "model.safetensors")
     images = [
-        read_tile(lab.folder / "data" / "enmap_cdl" / "enmap" / name, get_sensor("enmap")).values for name in run.tiles
+        read_tile(lab.folder / "data" / "enmap_cdl" / "enmap" / tile, get_sensor("enmap")).values for tile in run.tiles
     ]
     with torch.no_grad():
         predicted = model(torch.from_numpy(np.stack(images))).numpy()

@@ -12,7 +12,7 @@ import torch
 import zarr
 from support.small_encoder import small_description, small_encoder
 
-from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, KnnConfig
+from finetune.config import FinetuneConfig, FrozenConfig, FullConfig, KnnConfig, LoraConfig
 from finetune.data.batches import epoch_order, subset_rows
 from finetune.data.datasets import LabeledSplit, orient
 from finetune.data.items import Item
@@ -187,7 +187,7 @@ def _sweep(splits: dict[str, LabeledSplit], seeds: tuple[int, ...] = (0,), rows:
     features = {name: Told(split) for name, split in splits.items()}
     heads = tuple(HEADS.validate(name) for name in changes.pop("names", ("linear",)))
     loss = LOSSES.validate(changes.pop("loss", "cross_entropy"))
-    recipe = Recipe(FrozenConfig(**(told | changes)), FullConfig(), "score", heads, heads[0], loss)
+    recipe = Recipe(FrozenConfig(**(told | changes)), FullConfig(), LoraConfig(), "score", heads, heads[0], loss)
     watchdog = Watchdog(CONFIG.watchdog, Path("x"), StopRequest())
     context = EvaluationContext(CONFIG, watchdog, TASK, {}, splits, *[None] * 2, recipe)  # type: ignore[arg-type]
     encoder = SimpleNamespace(feature_dim=8, stride=4)

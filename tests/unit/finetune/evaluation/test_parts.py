@@ -28,6 +28,7 @@ from pretrain.resilience.signals import StopRequest
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.weights.files import save_encoder
 from shards.config import load_config
+from shards.errors import ConfigError
 from tools.sample_tasks import make_task_sample
 
 Start = Callable[..., tuple[RunResults, str]]
@@ -182,7 +183,7 @@ def test_each_layer_is_a_part_and_heads_on_several_layers_are_trained_beside_oth
     model = load_task_model(tmp_path / "run" / "model.safetensors")
     assert model.head_config is not None
     assert model.head_config.name in ("linear", "upernet")
-    assert "is the best one" in page(collect_reports(tmp_path / "run"))
+    assert "is best on the validation tiles" in page(collect_reports(tmp_path / "run"))
 
     _, said = start(**probes | {"layers.numbers": "[3,5,11]"})
     assert "pretrained-layer_5-1" in said
@@ -354,3 +355,33 @@ def test_an_encoder_of_the_hub_is_the_same_as_its_file(
         assert server.requests["/lab/encoder/resolve/main/encoder.safetensors"] == 1
     assert after.encoders["pretrained"] == before.encoders["pretrained"] | {"name": "lab/encoder"}
     assert [one.test for one in after.results] == [one.test for one in before.results]
+
+
+def test_each_seed_draws_few_shots_of_its_own(start):
+    options = {"fractions": "[]", "shots": "[1]", "seeds": "[0,1,2]"}
+    run, said = start(**options, protocol="[knn,frozen]")
+    assert "shots: fewer than" not in said
+    for protocol in ("knn", "frozen"):
+        found = [one for one in run.results if one.protocol == protocol]
+        assert [(one.seed, one.shots) for one in found] == [(0, 1), (1, 1), (2, 1)]
+        assert len({one.fraction for one in found}) > 1
+        assert min(one.fraction for one in found) < 1
+        assert found[0].provenance == found[1].provenance == found[2].provenance
+    more, again = start(**options | {"shots": "[1,2]"}, protocol="[knn]")
+    assert "shots: fewer than 2 places have" in again
+    assert "pretrained-knn-2-shot" in again
+    assert "pretrained-knn-1-shot" not in again  # reused
+    assert len({one.provenance["training windows"] for one in more.results}) == 2
+
+
+def test_few_shots_of_targets_are_refused(start, sample):
+    with pytest.raises(
+        ConfigError, match="key 'shots': task sample_greenness has targets and no classes: use fractions"
+    ):
+        start(task="sample_greenness", shots="[1]")
+
+
+def test_low_rank_updates_of_an_encoder_without_attention_are_refused(start, monkeypatch):
+    monkeypatch.setattr("finetune.evaluate.has_attention", lambda encoder: False)
+    with pytest.raises(ConfigError, match="key 'protocol': lora needs an encoder with attention"):
+        start(protocol="[lora]")

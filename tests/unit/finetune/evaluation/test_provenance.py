@@ -31,6 +31,7 @@ BY_CONTENT = {
     "checkpoint": "its weights are hashed",
     "seeds": "part of a part's key, not of what its seeds share",
     "fractions": "the rows are hashed",
+    "shots": "their number, and what they are drawn from, is hashed",
     "shift.test": "each band set is a protocol of its own",
     "layers.numbers": "each layer is a protocol of its own",
     "recipe": "its values are put in place",
@@ -87,7 +88,8 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
-TRAINED = ["frozen", "blocks", "full"]
+TUNED = ["blocks", "lora", "full"]
+TRAINED = ["frozen", *TUNED]
 KEYS = [key for key in _leaves(FinetuneConfig) if not key.startswith("watchdog.")]
 OTHER_VALUES: dict[str, Any] = {
     "frozen.heads": (HEADS.validate("linear"),),
@@ -100,6 +102,7 @@ OTHER_VALUES: dict[str, Any] = {
     "full.micro_batch": 16,
     "full.crop_scale": None,
     "engine.precision": "fp32",
+    "lora.targets": ("qkv",),
     "select": "loss",
     "shift.train": "even",
 }
@@ -122,7 +125,7 @@ def _another(key: str) -> Any:
 
 def _told(config: FinetuneConfig, protocol: str) -> dict[str, Any]:
     recipe: Recipe = resolve_recipe(config, kind_of(TASK), is_transformer=True)
-    is_trained = protocol in ("blocks", "full")
+    is_trained = protocol in TUNED
     head = {"head": recipe.full_head.to_plain()} if is_trained else {}  # see Parts.trainings
     return of_training(protocol, recipe, config) | head
 
@@ -134,9 +137,7 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         return
     config = _with(key, _another(key))
     changed = [
-        one
-        for one in ("knn", "shift to swir", "frozen", "blocks", "full", "baseline")
-        if _told(config, one) != _told(CONFIG, one)
+        one for one in ("knn", "shift to swir", *TRAINED, "baseline") if _told(config, one) != _told(CONFIG, one)
     ]
     section = key.partition(".")[0]
     of_probe = ["frozen"] if key in ("frozen.heads", "frozen.bn") else TRAINED  # where full starts
@@ -144,12 +145,13 @@ def test_every_key_of_a_config_is_in_the_provenance_or_known_not_to_matter(key):
         "knn": ["knn", "shift to swir"],
         "shift": ["shift to swir"],
         "baseline": ["baseline"],
+        "lora": ["lora"],
         "frozen": of_probe,
         "select": TRAINED,
         "loss": TRAINED,
     }
-    wanted = ["blocks"] if key == "full.first_blocks" else expected.get(section, ["blocks", "full"])
-    assert changed == wanted
+    of_keys = {key: ["blocks", "full"] for key in ("full.lrs", "full.layer_decay")} | {"full.first_blocks": ["blocks"]}
+    assert changed == of_keys.get(key, expected.get(section, TUNED))
 
 
 def test_probes_of_layers_depend_on_the_settings_of_frozen_heads_but_not_on_their_names():
@@ -274,6 +276,7 @@ NOT_COMPUTING = {
     "finetune.tasks.scene": "cut into tiles before, which are hashed",
     "finetune.baselines.registry": "values are hashed",
     "finetune.evaluation.best_model": "keeps weights",
+    "finetune.evaluation.portion": "names what is trained on",
     "finetune.evaluation.runs": "lists what is evaluated",
     "finetune.evaluation.layers": "reads the number of a layer from a name",
     "finetune.data.code_version": "keys",

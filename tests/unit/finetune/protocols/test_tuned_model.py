@@ -15,6 +15,7 @@ from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import LabelSummary, kind_of
 from pretrain.models.batchnorm import grouped_batch_norms
 from pretrain.models.initialize import initialize
+from pretrain.models.lora import add_updates
 from pretrain.models.registry import build_encoder
 from pretrain.weights.description import EncoderDescription
 from shards.sensors.sensor import get_sensor
@@ -38,8 +39,11 @@ def _model(name: str) -> TaskModel:
 
 
 def _tuned(name: str, trained: str = "full", **recipe: object) -> TunedModel:
+    model = _model(name)
+    if trained == "lora":
+        add_updates(model.encoder, ("proj",), 2, 4.0, 0)
     loss = build_loss(LOSSES.validate(KIND.loss), KIND, LabelSummary(counts=torch.ones(KIND.outputs).numpy()))
-    return TunedModel(_model(name), loss, trained, FullConfig(drop_path=0.0, **recipe))  # type: ignore[arg-type]
+    return TunedModel(model, loss, trained, FullConfig(drop_path=0.0, **recipe))  # type: ignore[arg-type]
 
 
 def _batch() -> tuple[Tensor, Tensor]:
@@ -93,3 +97,5 @@ def test_only_the_chosen_parts_learn():
     first = {name for name, one in _tuned("spec_vit_tiny", "blocks").encoder.named_parameters() if one.requires_grad}
     assert learning < first
     assert {name.split("blocks.")[1][0] for name in first if "blocks." in name} == {"0", "1"}
+    updates = {name for name, one in _tuned("spec_vit_tiny", "lora").encoder.named_parameters() if one.requires_grad}
+    assert {name.partition("attn.")[2] for name in updates} == {"proj.lora.a", "proj.lora.b"}

@@ -28,18 +28,19 @@ def test_the_best_layer_is_named_and_compared_with_the_last(tmp_path):
     assert head == ["layer", "runs/mae-b", "spec_vit_base, random init"]
     assert [line[0] for line in lines] == ["0", "2", "10", "11"]
     first, second = depth_sentences(report)
-    assert first.startswith("runs/mae-b: layer 10 is the best one: mIoU 67.0")
-    assert "; the last one, 11: 5" in first
-    assert second.startswith("spec_vit_base, random init: layer 10 is the best one")
+    assert first.startswith("runs/mae-b: layer 10 is best on the validation tiles: test mIoU 67.0")
+    assert "; the last layer, 11: 5" in first
+    assert second.startswith("spec_vit_base, random init: layer 10 is best on the validation tiles")
     text = Page(page([report])).text
     assert first in text
+    assert "layer 10, conv · runs/mae-b" not in text.split("by class")[1].split("Learning")[0]  # bars are of other rows
     assert "counted from 0" in text
     assert first in markdown([report])
 
 
 def test_the_last_layer_may_be_the_best(tmp_path):
     (first, _) = depth_sentences(_report(tmp_path, {0: 0.3, 1: 0.8}))
-    assert first.startswith("runs/mae-b: the last layer, 1, is the best one: mIoU 67.0")
+    assert first.startswith("runs/mae-b: the last layer, 1, is best on the validation tiles: test mIoU 67.0")
 
 
 @pytest.mark.parametrize("scores", [{}, {0: 0.5}])

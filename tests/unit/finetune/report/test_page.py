@@ -23,7 +23,7 @@ def test_results_come_back_as_they_were_written(runs):
     after = run.results[0]
     assert (after.test, after.curve, after.by_output) == (before.test, before.curve, before.by_output)
     np.testing.assert_array_equal(after.statistics, before.statistics)
-    assert run.task == get_task("enmap_cdl")
+    assert run.task == get_task("enmap_cdl").model_copy(update={"notes": None})
 
 
 def test_parts_come_back_as_they_were_written(tmp_path):
@@ -40,7 +40,7 @@ def test_parts_come_back_as_they_were_written(tmp_path):
 
 def test_seeds_of_several_runs_are_one_row(runs):
     (cdl,) = [report for report in collect_reports(runs) if report.task.name == "enmap_cdl"]
-    rows = {(row.identity[:6], row.protocol, row.fraction): row for row in cdl.rows}
+    rows = {(row.identity[:6], row.protocol, row.portion.fraction): row for row in cdl.rows}
     best = rows["aaaaaa", "frozen", 1.0]
     assert [one.seed for one in best.results] == [0, 1, 2]
     expected = [make_result(cdl.task, "pretrained", seed, 0.8).test["mIoU"] for seed in (0, 1, 2)]
@@ -196,3 +196,27 @@ def test_the_report_says_whether_an_encoder_beats_the_best_baseline(tmp_path, sc
     for text in ((folder / "report.md").read_text(), Page((folder / "report.html").read_text()).text):
         assert said in text
         assert drawn in text
+
+
+def test_few_shots_are_rows_of_their_own_with_a_chart_and_an_explanation(tmp_path):
+    task = get_task("enmap_cdl")
+    results = [make_result(task, "pretrained", seed, 0.8) for seed in (0, 1)]
+    for shots in (1, 5):
+        drawn = [make_result(task, "pretrained", seed, 0.4 + shots / 20, fraction=0.02 * shots) for seed in (0, 1)]
+        results += [replace(one, shots=shots, fraction=one.fraction + one.seed / 100) for one in drawn]
+    write_run(tmp_path / "run", "enmap_cdl", results)
+    assert main(["report", str(tmp_path)]) == 0
+    (report,) = collect_reports(tmp_path)
+    assert [(row.portion.name, len(row.results)) for row in report.rows] == [
+        ("100 %", 2),
+        ("5 shots", 2),
+        ("1 shot", 2),
+    ]
+    assert report.on_all_tiles == report.rows[:1]
+    page = Page((tmp_path / "report.html").read_text())
+    for text in ("5 shots", "places of each class", "Each seed draws its own places"):
+        assert text in page.text
+    assert "% of the training tiles" not in page.text
+    assert "| 1 shot " in (tmp_path / "report.md").read_text()
+    lines = list(csv.DictReader((tmp_path / "report.csv").open()))
+    assert {(line["shots"], line["fraction"][:5]) for line in lines} == {("", "1.0"), ("1", "0.025"), ("5", "0.105")}

@@ -12,7 +12,7 @@ from finetune.report.pair import compare_rows, name_of, select
 def test_the_numbers_are_those_of_the_rows(runs):
     reports = collect_reports(runs)
     (cdl,) = [report for report in reports if report.task.name == "enmap_cdl"]
-    better, worse = [row for row in cdl.rows if not row.is_random_init and row.fraction == 1.0]
+    better, worse = [row for row in cdl.rows if not row.is_random_init and row.portion.is_all]
     (pair,) = compare_rows([cdl], name_of(better), name_of(worse))
     assert (pair.comparison.first, pair.comparison.second) == (better, worse)
     assert pair.comparison.difference == pytest.approx(better.mean("mIoU") - worse.mean("mIoU"))

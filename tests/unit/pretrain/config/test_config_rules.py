@@ -133,10 +133,13 @@ def test_a_pretraining_that_can_not_be_meant_is_refused(tmp_path, overrides, say
         (["protocol=[knn, knn]"], "key 'protocol': knn is given twice"),
         (
             ["protocol='knn,frozen'"],
-            "key 'protocol.0': expected one of 'knn', 'shift', 'frozen', 'adapter', 'blocks', 'full'",
+            "key 'protocol.0': expected one of 'knn', 'shift', 'frozen', 'layers', 'adapter', 'blocks', 'lora', 'full'",
         ),
         (["protocol=[]"], "key 'protocol': expected a list of one value or more"),
-        (["protocol=probe"], "key 'protocol.0': expected one of 'knn', 'shift', 'frozen', 'adapter', 'blocks', 'full'"),
+        (
+            ["protocol=probe"],
+            "key 'protocol.0': expected one of 'knn', 'shift', 'frozen', 'layers', 'adapter', 'blocks', 'lora', 'full'",
+        ),
         (["full.lrs=[1e-3, 0.001]"], "key 'full.lrs': 0.001 is given twice"),
         (["full.lrs=[]"], "key 'full.lrs': expected a list of one value or more"),
         (["full.lrs=[1e-3, .nan]"], "key 'full.lrs.1': expected a number greater than 0, got nan"),

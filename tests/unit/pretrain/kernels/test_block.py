@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pretrain.models.fused_block import add_norm, gelu, keep_and_norm, split_heads
 from pretrain.models.initialize import initialize
+from pretrain.models.lora import add_updates
 from pretrain.models.patches import gather_tokens
 from pretrain.models.transformer import Block, set_block_kernels
 
@@ -79,9 +80,13 @@ def test_values_and_gradients_are_those_of_torch(name):
     assert (kernels <= 1.2 * eager + 1e-4).all(), (kernels, eager)
 
 
-def _block_results(dtype: torch.dtype, fuses: bool, **inputs) -> list[Tensor]:
+def _block_results(dtype: torch.dtype, fuses: bool, has_updates: bool = False, **inputs) -> list[Tensor]:
     block = Block(WIDTH, HEADS, 4 * WIDTH, "math")
     initialize(block, "test", 0)
+    if has_updates:
+        add_updates(block, ("qkv", "proj"), 2, 4.0, 0)
+        for parameter in (block.attn.qkv.lora.b, block.attn.proj.lora.b):
+            parameter.data.copy_(0.02 * _drawn(*parameter.shape))
     for parameter in block.parameters():
         parameter.data.copy_(parameter.data.half() if parameter.dim() > 1 else parameter.data + 0.125)
     block = block.to(dtype)
@@ -90,13 +95,17 @@ def _block_results(dtype: torch.dtype, fuses: bool, **inputs) -> list[Tensor]:
     x = X.half().to(dtype).requires_grad_()
     output = block(x, **inputs)
     (output * _drawn(*output.shape, seed=9).half().to(dtype)).sum().backward()
-    return [output.detach(), x.grad, *(parameter.grad for parameter in block.parameters())]
+    return [output.detach(), x.grad, *(parameter.grad for parameter in block.parameters() if parameter.requires_grad)]
 
 
 IDS = torch.arange(8).expand(BATCH, -1)
 
 
-@pytest.mark.parametrize("inputs", [{}, {"ids": IDS}, {"spread": lambda tokens: gather_tokens(tokens, 3 + IDS)}])
+@pytest.mark.parametrize(
+    "inputs",
+    [{}, {"ids": IDS}, {"spread": lambda tokens: gather_tokens(tokens, 3 + IDS)}, {"has_updates": True}],
+    ids=["all tokens", "some outputs", "equal tokens", "LoRA"],
+)
 def test_a_block_with_kernels_is_as_exact_as_an_eager_one(inputs):
     exact = _block_results(torch.float64, fuses=False, **inputs)
     eager, kernels = (_errors(_block_results(torch.float16, fuses, **inputs), exact) for fuses in (False, True))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numcodecs import Zstd
 
 from shards.errors import ShardError
-from shards.format.frames import BLOCK, block_sizes, compress, content_size, decompress
+from shards.format.frames import BLOCK, block_sizes, compress, content_sizes, decompress
 
 ZSTD = Zstd(level=1)
 few = settings(max_examples=30, database=None)
@@ -43,8 +43,30 @@ def test_a_plane_of_blocks_is_a_zstandard_stream_and_each_block_one_of_its_own()
     assert len(sizes) == 3
     ends = np.cumsum(sizes)
     blocks = [packed[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    assert [content_size(block) for block in blocks] == [BLOCK, BLOCK, 500]
+    assert content_sizes(packed, ends - sizes).tolist() == [BLOCK, BLOCK, 500]
     assert b"".join(bytes(Zstd().decode(block)) for block in blocks) == plane.tobytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, BLOCK - 1, BLOCK, BLOCK + 255, BLOCK + 256, 5 * BLOCK])
+def test_the_content_size_is_read_from_every_width_of_the_header(size):
+    for level in (1, 19):
+        frame = np.frombuffer(Zstd(level).encode(np.zeros(size, np.uint8)), np.uint8)
+        assert content_sizes(frame, np.zeros(1, np.int64)).tolist() == [size]
+    assert content_sizes(frame, np.array([1, frame.size - 1])).tolist() == [-1, -1]
+
+
+def test_other_headers_of_frames_are_read():
+    """With a window descriptor, a dictionary, eight bytes of size; without a size."""
+    magic = b"\x28\xb5\x2f\xfd"
+    heads = {
+        magic + b"\x40\x50\x00\x01": 512,
+        magic + b"\xe0" + (1 << 40).to_bytes(8, "little"): 1 << 40,
+        magic + b"\x83\x50" + bytes(4) + (77777).to_bytes(4, "little"): 77777,
+        magic + b"\x00\x50": -1,
+        b"": -1,
+    }
+    for head, size in heads.items():
+        assert content_sizes(np.frombuffer(head, np.uint8), np.zeros(1, np.int64)).tolist() == [size]
 
 
 def test_a_plane_without_rows_has_no_block():
