@@ -91,7 +91,7 @@ def codecs() -> dict[str, Any]:
         "compact in blocks": SpectralPredictor(True, True),
     }
     known |= {f"max error {bound}": BoundedPredictor(bound) for bound in ("1", "3", "noise/4", "noise/2")}
-    known["max error noise/2 in blocks"] = BoundedPredictor("noise/2", blocks=True)
+    known |= {f"max error {bound} in blocks": BoundedPredictor(bound, blocks=True) for bound in ("noise/4", "noise/2")}
     known["band difference + blosc zstd 3"] = BandDifference(blosc("zstd", 3, blosc.BITSHUFFLE))
     known["band difference + blosc lz4"] = BandDifference(blosc("lz4", 5, blosc.BITSHUFFLE))
     known["blosc zstd 3"] = blosc("zstd", 3, blosc.BITSHUFFLE)
