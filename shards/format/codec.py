@@ -3,8 +3,8 @@
 A spectrum is smooth, so three bands predict the next one to within its noise. The coefficients are fitted to each tile
 and band and stored with it. Residuals are taken modulo 2**16, so every int16 value is preserved; their zig-zag codes
 are split into a plane of low bytes and one of high bytes (shards/format/planes.py). Stronger prediction gains little:
-the row above makes files 2.4 % smaller and decoding about a tenth slower (`tools/codec_limits.py`), a fourth band 1 %
-and 10 % (`tools/bench_codec.py` measures the codec).
+the row above makes files 2.4 % smaller and decoding 10 to 25 % slower (`tools/codec_limits.py`), a fourth band 1 % and
+10 % (`tools/bench_codec.py` measures the codec).
 """
 
 from typing import Any
