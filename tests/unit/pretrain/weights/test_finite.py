@@ -17,10 +17,11 @@ from finetune.encoders.features import CachedFeatures, FeaturesError
 from finetune.encoders.model_file import InputDescription, TaskModel, load_task_model, save_task_model
 from finetune.evaluation.collector import Evaluation
 from finetune.evaluation.parts import Part
+from finetune.evaluation.portion import Portion
 from finetune.evaluation.selection import is_better
 from finetune.heads.build import build_head
 from finetune.metrics.scores import Scores
-from finetune.protocols.runner import SeedOutcome, _result
+from finetune.protocols.runner import Protocols, SeedOutcome
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.checkpointing.tensor_files import NonFiniteState, TensorFiles
@@ -141,7 +142,8 @@ def test_a_result_whose_test_scores_are_not_finite_is_an_error() -> None:
     good = Scores({"mIoU": 0.5, "loss": 1.0})
     found = Evaluation(Scores({"mIoU": 0.5, "loss": math.nan}), np.zeros(1), np.zeros(1))
     with pytest.raises(Diverged, match=r"pretrained, knn, head knn, seed 0, fraction 1: test scores .*\(loss nan\)"):
-        _result(SeedOutcome("knn", 0, good, found), "pretrained", "knn", 1.0, Part("", {}, Path()))
+        outcome = SeedOutcome("knn", 0, good, found)
+        Protocols.__new__(Protocols)._result(outcome, "pretrained", "knn", Portion(1.0), Part("", {}, Path()))
 
 
 class Array:
