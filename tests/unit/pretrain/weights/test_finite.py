@@ -141,7 +141,8 @@ def test_scores_that_are_not_finite_never_win_and_never_keep_others_from_winning
 def test_a_result_whose_test_scores_are_not_finite_is_an_error() -> None:
     good = Scores({"mIoU": 0.5, "loss": 1.0})
     found = Evaluation(Scores({"mIoU": 0.5, "loss": math.nan}), np.zeros(1), np.zeros(1))
-    with pytest.raises(Diverged, match=r"pretrained, knn, head knn, seed 0, fraction 1: test scores .*\(loss nan\)"):
+    line = r"pretrained, knn, head knn, seed 0, 100 % of the tiles: test scores .*\(loss nan\)"
+    with pytest.raises(Diverged, match=line):
         outcome = SeedOutcome("knn", 0, good, found)
         Protocols.__new__(Protocols)._result(outcome, "pretrained", "knn", Portion(1.0), Part("", {}, Path()))
 
