@@ -101,6 +101,7 @@ HEADS = (
     "finetune/metrics/scores.py",
     "finetune/protocols/frozen.py",
     "finetune/protocols/knn.py",
+    "finetune/protocols/outcome.py",
     "finetune/protocols/runner.py",
     "finetune/protocols/same_place.py",
     "finetune/tasks/__init__.py",

@@ -1,6 +1,7 @@
 """Heads on the maps of several layers, for tasks with a label for each pixel."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,7 @@ def build_fcn_layers(config: DecoderConfig, shape: HeadShape) -> nn.Module:
     return LayersFcnHead(shape.layers, shape.outputs, shape.stride, shape.bn_group, config.hidden)
 
 
-class LayersHead(nn.Module):
+class LayersHead(nn.Module, ABC):
     """Base of heads on folded maps of several layers, in training group by group.
 
     Args:
@@ -52,9 +53,9 @@ class LayersHead(nn.Module):
         scores = self.classifier(self._decoded(unfold_layers(x, self.layers)))
         return _resize(scores, self.stride * x.shape[2], self.stride * x.shape[3])
 
+    @abstractmethod
     def _decoded(self, maps: list[Tensor]) -> Tensor:
         """Combine the maps of the layers to one (B, hidden, h, w)."""
-        raise NotImplementedError
 
 
 class LayersFcnHead(LayersHead):

@@ -1,11 +1,9 @@
 """The protocols of an evaluation, each from a fresh encoder to results; finished parts are saved and reused."""
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -32,6 +30,7 @@ from finetune.protocols.baseline import BaselineSweep, FittedBaseline
 from finetune.protocols.frozen import HeadsDiverged, HeadSweep, Trained
 from finetune.protocols.full import TrainingPlan, Tuned, Tuning
 from finetune.protocols.knn import NearestNeighbors
+from finetune.protocols.outcome import SeedOutcome
 from finetune.protocols.same_place import match_places
 from pretrain import distributed
 from pretrain.console import log
@@ -41,27 +40,6 @@ from shards.sources.layouts import SPLITS
 
 QUERIES = 32
 """Number of windows per batch of the neighbor search."""
-
-
-@dataclass(frozen=True)
-class SeedOutcome:
-    """Outcome of a protocol with one seed, before it becomes a `Result`.
-
-    Attributes:
-        head: label of the head; ``knn`` for nearest neighbors.
-        head_options: options of the head in a config, see HeadConfig.to_plain.
-        weights: weights of the head by name, if they are not in a checkpoint.
-    """
-
-    head: str
-    seed: int
-    validation: Scores
-    test: Evaluation
-    lr: float | None = None
-    epoch: int | None = None
-    curve: list[dict[str, float]] | None = None
-    head_options: Any = None
-    weights: dict[str, Tensor] | None = None
 
 
 class Protocols:
@@ -332,34 +310,9 @@ class Protocols:
         part.write([result])
         shutil.rmtree(self.context.folder / "work" / part.path.stem, ignore_errors=True)
 
-    def _result(self, outcome: SeedOutcome, encoder: str, protocol: str, portion: Portion, part: Part) -> Result:
-        """Return the result of an outcome; raise Diverged if its scores are non-finite."""
-        for split, scores in (("validation", outcome.validation), ("test", outcome.test.scores)):
-            if not scores.are_finite:
-                bad = ", ".join(f"{key} {value}" for key, value in scores.values.items() if not math.isfinite(value))
-                raise Diverged(
-                    f"{encoder}, {protocol}, head {outcome.head}, seed {outcome.seed}, {portion.of_tiles}: "
-                    f"{split} scores are not finite ({bad}): lower the learning rate, or look at the tiles of the "
-                    f"'{split}' split"
-                )
-        return Result(
-            encoder=encoder,
-            protocol=protocol,
-            head=outcome.head,
-            seed=outcome.seed,
-            fraction=self.context.share(portion, outcome.seed),
-            shots=portion.shots,
-            lr=outcome.lr,
-            epoch=outcome.epoch,
-            validation=outcome.validation.values,
-            test=outcome.test.scores.values,
-            by_output=outcome.test.scores.by_output,
-            curve=outcome.curve or [],
-            provenance=part.provenance,
-            statistics=outcome.test.statistics,
-            maps=outcome.test.maps,
-            calibration=outcome.test.calibration,
-        )
+    def _result(self, outcome: SeedOutcome, name: str, protocol: str, portion: Portion, part: Part) -> Result:
+        share = self.context.share(portion, outcome.seed)
+        return outcome.to_result(name, protocol, portion, share, part.provenance)
 
 
 def _seed_outcome(trained: Trained) -> SeedOutcome:

@@ -16,12 +16,11 @@ from finetune.encoders import features as feature_file
 from finetune.encoders.features import CachedFeatures, FeaturesError
 from finetune.encoders.model_file import InputDescription, TaskModel, load_task_model, save_task_model
 from finetune.evaluation.collector import Evaluation
-from finetune.evaluation.parts import Part
 from finetune.evaluation.portion import Portion
 from finetune.evaluation.selection import is_better
 from finetune.heads.build import build_head
 from finetune.metrics.scores import Scores
-from finetune.protocols.runner import Protocols, SeedOutcome
+from finetune.protocols.outcome import SeedOutcome
 from finetune.tasks import get_task
 from finetune.tasks.kinds.kind import kind_of
 from pretrain.checkpointing.tensor_files import NonFiniteState, TensorFiles
@@ -143,8 +142,7 @@ def test_a_result_whose_test_scores_are_not_finite_is_an_error() -> None:
     found = Evaluation(Scores({"mIoU": 0.5, "loss": math.nan}), np.zeros(1), np.zeros(1))
     line = r"pretrained, knn, head knn, seed 0, 100 % of the tiles: test scores .*\(loss nan\)"
     with pytest.raises(Diverged, match=line):
-        outcome = SeedOutcome("knn", 0, good, found)
-        Protocols.__new__(Protocols)._result(outcome, "pretrained", "knn", Portion(1.0), Part("", {}, Path()))
+        SeedOutcome("knn", 0, good, found).to_result("pretrained", "knn", Portion(1.0), 1.0, {})
 
 
 class Array:
