@@ -133,9 +133,27 @@ def test_the_rank_that_keeps_the_store_is_named_too(tmp_path: Path, config: Path
     assert f"rank 0 on {HOST} does not answer" in job.output()
 
 
+SLOW_ENCODER = """
+import time
+
+from pretrain.models.published import spec_vit
+from pretrain.registries import ENCODERS
+
+
+def build(name, **settings):
+    time.sleep(40)
+    return spec_vit(name="spec_vit_tiny", **settings)
+
+
+ENCODERS.add("slow", build, "pretrain.config.model:ViTConfig")
+"""
+
+
 def test_a_signal_during_set_up_ends_all_ranks_at_once(tmp_path: Path, config: Path) -> None:
-    job = Job(tmp_path / "run", config)
-    job.wait_until(lambda: (tmp_path / "run" / "rank0.pid").exists())  # the engine is being built
+    plugin = tmp_path / "slow_encoder.py"
+    plugin.write_text(SLOW_ENCODER)
+    job = Job(tmp_path / "run", config, f"plugins=[{plugin}]", "model.name=slow")
+    job.wait_until(lambda: (tmp_path / "run" / "rank0.pid").exists())
     job.processes[1].send_signal(signal.SIGUSR1)
     begin = time.monotonic()
     assert job.end() == [75, 75]
