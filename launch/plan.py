@@ -56,7 +56,7 @@ def build_parser() -> Parser:
         "--storage", type=positive_float, default=20.0, metavar="GB/s", help="file system (default: %(default)g)"
     )
     parser.add_argument(
-        "--codec", choices=("compact", "fast", "raw"), default="compact", help="if no shards are available"
+        "--codec", choices=("smallest", "compact", "fast", "raw"), default="compact", help="if no shards are available"
     )
     parser.add_argument(
         "--stream", type=Path, metavar="JSON", help="of tools.bench_stream, run on the machine that decodes"

@@ -169,7 +169,7 @@ def _codecs(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--codec",
         metavar="CODEC",
-        help="raw, fast, compact, a codec of a plugin or of numcodecs (zstd, or its config as JSON) "
+        help="raw, fast, compact, smallest, a codec of a plugin or of numcodecs (zstd, or its config as JSON) "
         f"(default: {default})",
     )
     parser.add_argument(

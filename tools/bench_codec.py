@@ -25,6 +25,7 @@ from shards.cli import Parser, positive, run_command
 from shards.format.bounded import BoundedPredictor
 from shards.format.codec import SpectralPredictor
 from shards.format.codec_registry import PRESETS
+from shards.format.row_predictor import RowPredictor
 from shards.pack.writer import checksum
 from shards.sensors.sensor import get_sensor
 from shards.sources.geotiff import read_tile
@@ -89,6 +90,8 @@ def codecs() -> dict[str, Any]:
     known |= {
         "fast in blocks": SpectralPredictor(False, blocks=True),
         "compact in blocks": SpectralPredictor(True, True),
+        "smallest in one frame": RowPredictor(True),
+        "smallest, stored low plane": RowPredictor(False),
     }
     known |= {f"max error {bound}": BoundedPredictor(bound) for bound in ("1", "3", "noise/4", "noise/2")}
     known |= {f"max error {bound} in blocks": BoundedPredictor(bound, blocks=True) for bound in ("noise/4", "noise/2")}

@@ -21,11 +21,11 @@ from pretrain.data.restore import restore_tiles, used_rows
 from shards.cli import Parser, positive, run_command
 from shards.format.bounded import BoundedPredictor
 from shards.format.codec import SpectralPredictor
-from shards.format.planes import COLUMNS, PlaneCodec
+from shards.format.planes import COLUMNS, PixelwiseCodec
 from tools.bench_codec import WORKING_SET, load_tiles
 from tools.gpu_check.hardware import mean_seconds
 
-CODECS: dict[str, PlaneCodec] = {
+CODECS: dict[str, PixelwiseCodec] = {
     "fast": SpectralPredictor(pack_low=False),
     "compact": SpectralPredictor(pack_low=True),
     "compact in blocks": SpectralPredictor(pack_low=True, blocks=True),
@@ -90,7 +90,7 @@ def _seconds(work: Callable[..., object], encoded: Sequence[bytes], targets: np.
 
 
 def _restored(
-    codec: PlaneCodec, encoded: Sequence[bytes], shape: tuple[int, ...], device: torch.device
+    codec: PixelwiseCodec, encoded: Sequence[bytes], shape: tuple[int, ...], device: torch.device
 ) -> tuple[float, float]:
     """Return the bytes of planes relative to int16, and the MB of pixels that the device restores a second.
 

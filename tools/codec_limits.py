@@ -1,10 +1,10 @@
-"""How small stronger predictions could make a tile, and how fast the coders of numcodecs would decode their residuals.
+"""How small predictions and coders could make a tile, and how fast the coders of numcodecs decode the residuals.
 
-The lossless codec predicts a band from the three below it, and compresses the residuals with Zstandard. This program
-predicts them also from the row above (the pixel above in the band and in the band below it), with coefficients for each
-of eight spectral classes, and from both. For each, it measures the entropy of the residuals (what an ideal coder with a
-table for each band would reach), the size of what coders really make of them, and the CPU time of decoding, with the
-loop that undoes the prediction. Sizes include coefficients and the map of classes. The encoder is not tuned for speed.
+The lossless codecs predict a band from the three below it (`compact`), and correct that by the row above and by
+residuals (`smallest`); Zstandard compresses what is left. For both, and for a prediction with coefficients for each of
+eight spectral classes, this program measures the entropy of the residuals (what an ideal coder with a table for each
+band would reach), the size of what coders really make of them, and the CPU time of decoding, with the loop that undoes
+the prediction. Sizes include coefficients and the map of classes.
 """
 
 import argparse
@@ -21,17 +21,15 @@ from numcodecs import Zlib, Zstd
 from rasterio.errors import NotGeoreferencedWarning
 
 from shards.cli import Parser, positive, run_command
-from shards.format import kernels
+from shards.format import kernels, row_kernels
 from shards.format.frames import compress, decompress
 from shards.format.kernels import SCALE, _jit, _rounded, _unzigzag, f32
+from shards.format.least_squares import WEIGHTS, fit
 from shards.format.planes import BLOCK
 from shards.sensors.sensor import NODATA
 from tools.bench_codec import load_tiles
 
 CLASSES = 8
-PREDICTIONS = ((False, False), (False, True), (True, False), (True, True))
-"""Whether the row above predicts, and whether there are classes."""
-
 FIT_ROWS = 4  # as in shards/format/least_squares.py
 BLOCK_ROWS = 16
 
@@ -42,36 +40,58 @@ class Prediction:
 
     Attributes:
         codes: uint16 (bands, height, width), zig-zag residuals.
-        units: int16 (classes, bands, predictors), coefficients in units of 2**-11; the last one is a constant.
-        classes: uint8 (height, width), class of each pixel.
         side_bytes: bytes of coefficients and classes.
+        restore: undoes the prediction, from planes of low and high bytes into ``out``, all of the tile's shape.
     """
 
     codes: np.ndarray
-    units: np.ndarray
-    classes: np.ndarray
     side_bytes: float
+    restore: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
-def predict(tile: np.ndarray, above: bool, classes: np.ndarray) -> Prediction:
-    """Predict each band of an int16 tile (bands, height, width) by least squares.
+def predict_by_bands(tile: np.ndarray) -> Prediction:
+    """Predict as `compact` does."""
+    bands, _, width = tile.shape
+    units = fit(tile.reshape(bands, -1), width)
+    low, high = (np.empty(tile.shape, np.uint8).reshape(bands, -1) for _ in range(2))
+    kernels.difference(tile.reshape(bands, -1), units, low, high)
 
-    Args:
-        above: whether the row above predicts, too.
-        classes: uint8 (height, width), pixels with coefficients of their own.
-    """
-    bands, counts = len(tile), np.bincount(classes.ravel(), minlength=int(classes.max()) + 1)
-    codes, units = np.empty(tile.shape, np.uint16), np.zeros((len(counts), bands, 6 if above else 4), np.int16)
-    for band in range(bands):
-        features = _features(tile, band, above)
+    def restore(low: np.ndarray, high: np.ndarray, out: np.ndarray) -> None:
+        planes = (plane.reshape(bands, -1) for plane in (low, high))
+        kernels.restore(*planes, np.arange(bands), units, out.reshape(bands, -1), BLOCK)
+
+    return Prediction((low | high.astype(np.uint16) << 8).reshape(tile.shape), units.nbytes, restore)
+
+
+def predict_by_rows(tile: np.ndarray) -> Prediction:
+    """Predict as `smallest` does."""
+    bands, _, width = tile.shape
+    numbers = np.pad(fit(tile.reshape(bands, -1), width), ((0, 0), (0, WEIGHTS)))
+    low, high = (np.empty(tile.shape, np.uint8) for _ in range(2))
+    row_kernels.difference(tile, numbers, np.int16(NODATA), low, high)
+
+    def restore(low: np.ndarray, high: np.ndarray, out: np.ndarray) -> None:
+        row_kernels.restore(low, high, np.arange(bands), numbers, max(1, BLOCK // width), out)
+
+    return Prediction(low | high.astype(np.uint16) << 8, numbers.nbytes, restore)
+
+
+def predict_by_classes(tile: np.ndarray) -> Prediction:
+    """Predict each band from the three below it, with coefficients for each class of spectra."""
+    classes = spectral_classes(tile)
+    counts = np.bincount(classes.ravel(), minlength=CLASSES)
+    codes, units = np.empty(tile.shape, np.uint16), np.zeros((CLASSES, len(tile), 4), np.int16)
+    for band in range(len(tile)):
+        below = [tile[band - step] if band >= step else np.zeros_like(tile[0]) for step in (1, 2, 3)]
+        features = np.stack([*below, np.ones_like(tile[0])])
         wanted, predicted = tile[band].astype(np.float64), np.zeros(tile.shape[1:], np.float32)
         measured = (tile[band] != NODATA) & (features != NODATA).all(0)
-        for number in range(len(counts)):
+        for number in range(CLASSES):
             of_class = classes == number
             fitted = (of_class & measured)[::FIT_ROWS]
             x, y = features[:, ::FIT_ROWS][:, fitted].astype(np.float64), wanted[::FIT_ROWS][fitted]
-            normal = x @ x.T + 0.25 * max(len(y), 1) * np.eye(len(x))
-            found = np.linalg.solve(normal, x @ y) * np.append(np.full(len(x) - 1, 2048.0), 1.0)
+            normal = x @ x.T + max(len(y), 1) * np.diag([0.25, 0.25, 0.25, 1e-9])
+            found = np.linalg.solve(normal, x @ y) * np.array([2048.0, 2048.0, 2048.0, 1.0])
             units[number, band] = np.clip(np.rint(found), -32768, 32767)
             sums = np.full(int(of_class.sum()), f32(units[number, band, -1]))
             for unit, feature in zip(units[number, band, :-1], features, strict=False):  # in the order of `restore`
@@ -80,18 +100,21 @@ def predict(tile: np.ndarray, above: bool, classes: np.ndarray) -> Prediction:
         rounded = np.floor(np.clip(predicted, f32(-32768), f32(32767)) + f32(32768.5)).astype(np.int32) - 32768
         residual = (tile[band] - rounded).astype(np.int16)
         codes[band] = (residual << 1 ^ residual >> 15).view(np.uint16)
-    shares = counts / classes.size
+    shares, by_band = counts / classes.size, np.ascontiguousarray(units.transpose(1, 2, 0))
     bits = -classes.size * float((shares[shares > 0] * np.log2(shares[shares > 0])).sum())
-    return Prediction(codes, units, classes, units.nbytes + bits / 8)
+
+    def restore(low: np.ndarray, high: np.ndarray, out: np.ndarray) -> None:
+        planes = (plane.reshape(len(tile), -1) for plane in (low, high))
+        restore_classes(*planes, by_band, classes.ravel(), tile.shape[2], out.reshape(len(tile), -1))
+
+    return Prediction(codes, units.nbytes + bits / 8, restore)
 
 
-def _features(tile: np.ndarray, band: int, above: bool) -> np.ndarray:
-    """Return the predictors of a band, int16 (n, height, width), the last one a constant."""
-    zero = np.zeros_like(tile[0])
-    below = [tile[band - step] if band >= step else zero for step in (1, 2, 3)]
-    if above:  # in the first row, both are the band below, so that they cancel where their weights are opposite
-        below += [np.concatenate([below[0][:1], layer[:-1]]) for layer in (tile[band], below[0])]
-    return np.stack([*below, np.ones_like(zero)])
+PREDICTIONS: dict[str, Callable[[np.ndarray], Prediction]] = {
+    "3 bands (compact)": predict_by_bands,
+    f"3 bands, {CLASSES} classes": predict_by_classes,
+    "rows and residuals (smallest)": predict_by_rows,
+}
 
 
 def spectral_classes(tile: np.ndarray) -> np.ndarray:
@@ -117,64 +140,29 @@ def entropy_bytes(codes: np.ndarray) -> float:
 
 
 @_jit
-def restore_above(low: np.ndarray, high: np.ndarray, units: np.ndarray, width: int, out: np.ndarray) -> None:
-    """Undo a prediction from three bands and the row above; all but ``units`` (bands, 6) are (bands, pixels).
-
-    A row depends on rows that are finished, so that the loop over its pixels is vectorized.
-    """
-    bands, pixels = out.shape
-    zero = np.zeros(width, np.int16)
-    for start in range(0, pixels, BLOCK_ROWS * width):
-        for band in range(bands):
-            c1, c2, c3 = f32(units[band, 0]) * SCALE, f32(units[band, 1]) * SCALE, f32(units[band, 2]) * SCALE
-            c4, c5, constant = f32(units[band, 3]) * SCALE, f32(units[band, 4]) * SCALE, f32(units[band, 5])
-            for first in range(start, min(start + BLOCK_ROWS * width, pixels), width):
-                end = first + width
-                below1 = out[band - 1, first:end] if band > 0 else zero
-                below2 = out[band - 2, first:end] if band > 1 else zero
-                below3 = out[band - 3, first:end] if band > 2 else zero
-                above1 = out[band, first - width : first] if first else below1
-                above2 = (out[band - 1, first - width : first] if band > 0 else zero) if first else below1
-                lows, highs, target = low[band, first:end], high[band, first:end], out[band, first:end]
-                for i in range(width):
-                    prediction = constant + c1 * f32(below1[i]) + c2 * f32(below2[i]) + c3 * f32(below3[i])
-                    prediction = prediction + c4 * f32(above1[i]) + c5 * f32(above2[i])
-                    target[i] = np.int16(_rounded(prediction) + _unzigzag(lows[i], highs[i]))
-
-
-@_jit
 def restore_classes(
     low: np.ndarray, high: np.ndarray, units: np.ndarray, classes: np.ndarray, width: int, out: np.ndarray
 ) -> None:
-    """Undo a prediction from three bands whose ``units`` (bands, predictors, classes) depend on the pixel's class.
-
-    The row above is read if there are 6 predictors.
-    """
+    """Undo a prediction from three bands whose ``units`` (bands, predictors, classes) depend on the pixel's class."""
     bands, pixels = out.shape
-    above = units.shape[1] == 6
-    zero = np.zeros(width, np.int16)
+    zero = np.zeros(BLOCK_ROWS * width, np.int16)
     scaled = np.empty(units.shape[1:], np.float32)
     for start in range(0, pixels, BLOCK_ROWS * width):
+        end = min(start + BLOCK_ROWS * width, pixels)
         for band in range(bands):
-            for k in range(units.shape[1]):
+            for k in range(4):
                 for number in range(units.shape[2]):
-                    scaled[k, number] = f32(units[band, k, number]) * (SCALE if k < units.shape[1] - 1 else f32(1))
-            c1, c2, c3, c4, c5, constant = scaled[0], scaled[1], scaled[2], scaled[-3], scaled[-2], scaled[-1]
-            for first in range(start, min(start + BLOCK_ROWS * width, pixels), width):
-                end = first + width
-                below1 = out[band - 1, first:end] if band > 0 else zero
-                below2 = out[band - 2, first:end] if band > 1 else zero
-                below3 = out[band - 3, first:end] if band > 2 else zero
-                above1 = out[band, first - width : first] if first else below1
-                above2 = (out[band - 1, first - width : first] if band > 0 else zero) if first else below1
-                lows, highs, target = low[band, first:end], high[band, first:end], out[band, first:end]
-                of_pixel = classes[first:end]
-                for i in range(width):
-                    k = of_pixel[i]
-                    prediction = constant[k] + c1[k] * f32(below1[i]) + c2[k] * f32(below2[i]) + c3[k] * f32(below3[i])
-                    if above:
-                        prediction = prediction + c4[k] * f32(above1[i]) + c5[k] * f32(above2[i])
-                    target[i] = np.int16(_rounded(prediction) + _unzigzag(lows[i], highs[i]))
+                    scaled[k, number] = f32(units[band, k, number]) * (SCALE if k < 3 else f32(1))
+            c1, c2, c3, constant = scaled[0], scaled[1], scaled[2], scaled[3]
+            below1 = out[band - 1, start:end] if band > 0 else zero
+            below2 = out[band - 2, start:end] if band > 1 else zero
+            below3 = out[band - 3, start:end] if band > 2 else zero
+            lows, highs, target = low[band, start:end], high[band, start:end], out[band, start:end]
+            of_pixel = classes[start:end]
+            for i in range(end - start):
+                k = of_pixel[i]
+                prediction = constant[k] + c1[k] * f32(below1[i]) + c2[k] * f32(below2[i]) + c3[k] * f32(below3[i])
+                target[i] = np.int16(_rounded(prediction) + _unzigzag(lows[i], highs[i]))
 
 
 class PlaneCoder:
@@ -264,7 +252,7 @@ class Case:
 
 def measure(tiles: Sequence[np.ndarray], rounds: int) -> list[Case]:
     """Measure all predictions and coders on the same tiles, in interleaved rounds."""
-    cases = [case for above, several in PREDICTIONS for case in _cases(tiles, above, several)]
+    cases = [case for name in PREDICTIONS for case in _cases(tiles, name)]
     timed = [case for case in cases if case.decode is not None]
     for number in range(rounds + 1):
         for case in timed:
@@ -276,13 +264,11 @@ def measure(tiles: Sequence[np.ndarray], rounds: int) -> list[Case]:
     return cases
 
 
-def _cases(tiles: Sequence[np.ndarray], above: bool, several: bool) -> Iterator[Case]:
+def _cases(tiles: Sequence[np.ndarray], name: str) -> Iterator[Case]:
     """Yield a prediction's ideal coder and the real ones."""
-    name = "3 bands" + (" + row above" if above else "") + (f" + {CLASSES} classes" if several else "")
-    one = np.zeros(tiles[0].shape[1:], np.uint8)
-    made = [predict(tile, above, spectral_classes(tile) if several else one) for tile in tiles]
+    made = [PREDICTIONS[name](tile) for tile in tiles]
     raw, side = sum(tile.nbytes for tile in tiles), sum(prediction.side_bytes for prediction in made)
-    loop = _loop(tiles, made, above)
+    loop = _loop(tiles, made)
     yield Case(name, "ideal, a table a band", raw / (side + sum(entropy_bytes(one.codes) for one in made)), None, loop)
     for coder_name, coder in coders().items():
         encoded = [coder.encode(prediction.codes) for prediction in made]
@@ -290,24 +276,18 @@ def _cases(tiles: Sequence[np.ndarray], above: bool, several: bool) -> Iterator[
         yield Case(name, coder_name, raw / stored, _decoding(coder, encoded, made), loop)
 
 
-def _loop(tiles: Sequence[np.ndarray], made: Sequence[Prediction], above: bool) -> Callable[[], None]:
+def _loop(tiles: Sequence[np.ndarray], made: Sequence[Prediction]) -> Callable[[], None]:
     """Return what undoes the predictions of all tiles, after a check that this restores them."""
-    bands, _, width = tiles[0].shape
-    planes = [[(each.codes >> shift).astype(np.uint8).reshape(bands, -1) for shift in (0, 8)] for each in made]
-    outs = [np.empty_like(tile).reshape(bands, -1) for tile in tiles]
+    planes = [[(each.codes >> shift).astype(np.uint8) for shift in (0, 8)] for each in made]
+    outs = [np.empty_like(tile) for tile in tiles]
 
     def run() -> None:
         for (low, high), each, out in zip(planes, made, outs, strict=True):
-            if len(each.units) > 1:
-                restore_classes(low, high, each.units.transpose(1, 2, 0), each.classes.ravel(), width, out)
-            elif above:
-                restore_above(low, high, each.units[0], width, out)
-            else:
-                kernels.restore(low, high, np.arange(bands), each.units[0], out, BLOCK)
+            each.restore(low, high, out)
 
     run()
     for out, tile in zip(outs, tiles, strict=True):
-        np.testing.assert_array_equal(out.reshape(tile.shape), tile)
+        np.testing.assert_array_equal(out, tile)
     return run
 
 

@@ -19,7 +19,7 @@ def used_rows(bands: np.ndarray) -> np.ndarray:
     """Return how many rows of height * width bytes the planes of each tile have, int64 (U,).
 
     Args:
-        bands: int32 (U, C, COLUMNS), see PlaneCodec.unpack.
+        bands: int32 (U, C, COLUMNS), see PixelwiseCodec.unpack.
     """
     bound, high_row = bands[..., BOUND], bands[..., HIGH_ROW]
     rows = np.where(bound == VALUES, 2, bound >= 0).sum(1)
@@ -52,7 +52,7 @@ def restore_tiles(planes: Tensor, bands: Tensor) -> Tensor:
     """Return tiles, int16 (U, C, H, W).
 
     Args:
-        planes: int16 (U, C, H, W), contiguous: the bytes of each tile's planes (PlaneCodec.unpack).
+        planes: int16 (U, C, H, W), contiguous: the bytes of each tile's planes (PixelwiseCodec.unpack).
         bands: int32 (U, C, COLUMNS), what each band needs.
     """
     if usable(planes):

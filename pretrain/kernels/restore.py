@@ -22,7 +22,7 @@ def launch_restore(planes: Tensor, bands: Tensor) -> Tensor:
     """Restore tiles, int16 (U, C, H, W).
 
     Args:
-        planes: int16 (U, C, H, W), the bytes of each tile's planes (PlaneCodec.unpack).
+        planes: int16 (U, C, H, W), the bytes of each tile's planes (PixelwiseCodec.unpack).
         bands: int32 (U, C, COLUMNS), what each band needs.
     """
     planes, bands = planes.contiguous(), bands.contiguous()

@@ -17,7 +17,7 @@ from numcodecs import register_codec
 
 from shards.errors import ShardError
 from shards.format.least_squares import COEFFICIENTS, fit
-from shards.format.planes import BLOCK, PlaneCodec, buffer, checked
+from shards.format.planes import BLOCK, PixelwiseCodec, buffer, checked
 from shards.sensors.sensor import NODATA
 
 MOST_ERROR = 1000
@@ -49,7 +49,7 @@ def parse_max_error(text: str, scale: float) -> str:
     return text
 
 
-class BoundedPredictor(PlaneCodec):
+class BoundedPredictor(PixelwiseCodec):
     """numcodecs codec for int16 tiles (bands, height, width) with a bound on the error of every pixel.
 
     Args:

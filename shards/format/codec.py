@@ -2,9 +2,8 @@
 
 A spectrum is smooth, so three bands predict the next one to within its noise. The coefficients are fitted to each tile
 and band and stored with it. Residuals are taken modulo 2**16, so every int16 value is preserved; their zig-zag codes
-are split into a plane of low bytes and one of high bytes (shards/format/planes.py). Stronger prediction gains little:
-the row above makes files 2.4 % smaller and decoding 10 to 25 % slower (`tools/codec_limits.py`), a fourth band 1 % and
-10 % (`tools/bench_codec.py` measures the codec).
+are split into a plane of low bytes and one of high bytes (shards/format/planes.py). `RowPredictor` makes smaller files.
+A fourth band makes files 1 % smaller and decoding 10 % slower (`tools/bench_codec.py` measures the codec).
 """
 
 from typing import Any
@@ -15,10 +14,10 @@ from numcodecs.abc import Codec
 
 from shards.errors import ShardError
 from shards.format.least_squares import COEFFICIENTS, fit
-from shards.format.planes import BLOCK, PlaneCodec, buffer, checked, writable
+from shards.format.planes import BLOCK, PixelwiseCodec, buffer, checked, writable
 
 
-class SpectralPredictor(PlaneCodec):
+class SpectralPredictor(PixelwiseCodec):
     """numcodecs codec for int16 tiles (bands, height, width).
 
     Args:
@@ -27,9 +26,6 @@ class SpectralPredictor(PlaneCodec):
     """
 
     codec_id, magic, numbers = "spectral_predictor", b"SPRD", COEFFICIENTS
-
-    def __init__(self, pack_low: bool = False, blocks: bool = False) -> None:
-        super().__init__(pack_low, blocks)
 
     def encode(self, tile: np.ndarray) -> bytes:
         """Pack an int16 tile (bands, height, width); raises ValueError for other dtypes or ranks, or an empty tile."""
@@ -54,9 +50,6 @@ class SpectralPredictor(PlaneCodec):
         out, flat, planes = self._split(data, out)
         kernels.restore(planes.low, planes.high, planes.rows, planes.numbers, flat, BLOCK)
         return out
-
-    def get_config(self) -> dict[str, Any]:
-        return {"id": self.codec_id, "pack_low": self.pack_low} | ({"blocks": True} if self.blocks else {})
 
 
 class RawTile(Codec):

@@ -57,7 +57,7 @@ def restore(
         rows: (bands,), row of each band in ``high``.
         units: int16 (bands, 4), coefficients of the three bands below in units of 2**-11, and the constant.
         out: int16 (bands, pixels), filled in place.
-        block: pixels processed through all bands at a time, so that the bands below stay in the L1 cache.
+        block: pixels processed through all bands at a time, so that the bands below stay in the cache.
     """
     bands, pixels = out.shape
     zero = np.zeros(block, np.int16)
@@ -107,7 +107,7 @@ def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.nda
     """
     bands, pixels = tile.shape
     zero = np.zeros(pixels, np.int16)
-    vector = np.empty((5, width), np.int64)
+    vectors = np.empty((5, width), np.int32)
     for band in range(bands):
         sums[band] = 0
         below1 = tile[band - 1] if band > 0 else zero
@@ -117,21 +117,50 @@ def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.nda
         for row in range(0, pixels, width * step):
             for i in range(width):
                 x1, x2, x3, y = below1[row + i], below2[row + i], below3[row + i], current[row + i]
-                valid = np.int64((x1 != nodata) & (x2 != nodata) & (x3 != nodata) & (y != nodata))
-                vector[0, i] = valid * np.int64(x1)
-                vector[1, i] = valid * np.int64(x2)
-                vector[2, i] = valid * np.int64(x3)
-                vector[3, i] = valid
-                vector[4, i] = valid * np.int64(y)
-            for a in range(5):
-                for b in range(a, 5):
-                    total = np.int64(0)
-                    for i in range(width):
-                        total += vector[a, i] * vector[b, i]
-                    sums[band, a, b] += total
+                valid = np.int32((x1 != nodata) & (x2 != nodata) & (x3 != nodata) & (y != nodata))
+                vectors[0, i] = valid * np.int32(x1)
+                vectors[1, i] = valid * np.int32(x2)
+                vectors[2, i] = valid * np.int32(x3)
+                vectors[3, i] = valid
+                vectors[4, i] = valid * np.int32(y)
+            add_products(vectors, sums[band])
         for a in range(5):
             for b in range(a):
                 sums[band, a, b] = sums[band, b, a]
+
+
+@_jit
+def add_products(vectors: np.ndarray, sums: np.ndarray) -> None:
+    """Add the scalar products of int32 vectors (k, n) to the upper triangle of ``sums``, int64 (k, k), exactly."""
+    for a in range(len(vectors)):
+        for b in range(a, len(vectors)):
+            total = np.int64(0)
+            for i in range(vectors.shape[1]):
+                total += np.int64(vectors[a, i]) * np.int64(vectors[b, i])
+            sums[a, b] += total
+
+
+@_jit
+def solve(left: np.ndarray, right: np.ndarray) -> None:
+    """Solve positive definite systems by elimination in float64 without pivoting, in the same order on every machine.
+
+    Args:
+        left: float64 (n, k, k), overwritten.
+        right: float64 (n, k); the solutions afterwards.
+    """
+    size = right.shape[1]
+    for number in range(len(left)):
+        matrix, vector = left[number], right[number]
+        for pivot in range(size):
+            for row in range(pivot + 1, size):
+                factor = matrix[row, pivot] / matrix[pivot, pivot]
+                for column in range(pivot, size):
+                    matrix[row, column] -= factor * matrix[pivot, column]
+                vector[row] -= factor * vector[pivot]
+        for pivot in range(size - 1, -1, -1):
+            for row in range(pivot + 1, size):
+                vector[pivot] -= matrix[pivot, row] * vector[row]
+            vector[pivot] /= matrix[pivot, pivot]
 
 
 @_jit

@@ -4,7 +4,7 @@ The high plane is omitted for bands that don't need it (two of three on real til
 zeros and is compressed with zstd. The low plane is nearly noise: it is compressed as well (``pack_low``), or stored as
 it is and read in place. Compressed planes are one frame, or blocks that can be decoded one by one (frames.py).
 
-`PlaneCodec.unpack` undoes the compression alone, for a device that undoes the prediction itself.
+`PixelwiseCodec.unpack` undoes the compression alone, for a device that undoes the prediction itself.
 """
 
 import struct
@@ -25,8 +25,8 @@ _VERSION = 1
 MOST = 1 << 16
 """Upper bound of the compression ratio of any packed file: zstd reaches 2**15, deflate 2**10."""
 
-BLOCK = 2048
-"""Pixels processed through all bands at a time, so that the bands below stay in the L1 cache."""
+BLOCK = 1 << 14
+"""Pixels processed through all bands at a time, so that the bands below stay in the L2 cache."""
 
 COLUMNS = 6
 """Numbers that a band needs to be restored: c1, c2, c3, constant, bound, and the row of its high bytes."""
@@ -46,12 +46,14 @@ class Planes:
     """A tile's bytes, taken apart.
 
     Attributes:
+        shape: (bands, height, width) of the tile.
         numbers: int16 (bands, numbers of a band).
         low: uint8 (bands, pixels), low bytes of the codes.
         high: uint8 (rows, pixels), high bytes; the last row is zero, and shared by all bands without a high plane.
         rows: (bands,), row of each band in ``high``.
     """
 
+    shape: tuple[int, int, int]
     numbers: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -70,7 +72,7 @@ class PlaneCodec(Codec):
     numbers: ClassVar[int]
     """Stored numbers of a band, int16."""
 
-    def __init__(self, pack_low: bool, blocks: bool) -> None:
+    def __init__(self, pack_low: bool = False, blocks: bool = False) -> None:
         self.pack_low, self.blocks = bool(pack_low), bool(blocks)
         self._flags = int(self.pack_low) | int(self.blocks) << 1
         self.most = MOST if self.pack_low else 2  # bytes of a tile per stored byte
@@ -84,16 +86,31 @@ class PlaneCodec(Codec):
         """Return the stored numbers of each band, int16 (bands, numbers), without decoding; raises ShardError."""
         return self._parts(np.frombuffer(data, dtype=np.uint8))[1][0]
 
-    def unpack(self, data: Any, out: np.ndarray) -> np.ndarray:
-        """Undo the compression alone: fill the bytes of ``out`` with the planes, and return the numbers of the bands.
+    def get_config(self) -> dict[str, Any]:
+        return {"id": self.codec_id, "pack_low": self.pack_low} | ({"blocks": True} if self.blocks else {})
+
+    def recompress(self, data: Any, codec: "PlaneCodec") -> bytes:
+        """Return the bytes of a tile with the compression of this codec; its values stay what they are.
 
         Args:
-            data: the bytes of a tile.
-            out: int16 (bands, height, width), C-contiguous. As rows of height * width bytes, the first ones are the
-                low plane, and those after it the high plane; what is left keeps its values.
+            data: bytes that ``codec`` encoded.
+            codec: has `same_codes` as this one.
+
+        Raises:
+            ShardError: the bytes do not hold a tile.
+        """
+        planes = np.empty(codec.shape_of(data), dtype=np.int16)
+        (numbers, wide), bands = codec._decompress(data, planes), len(planes)
+        rows = planes.view(np.uint8).reshape(2 * bands, -1)
+        high = np.zeros((bands, rows.shape[1]), dtype=np.uint8)
+        high[wide] = rows[bands : bands + np.count_nonzero(wide)]
+        return self._join(planes.shape, numbers, rows[:bands], high)
+
+    def _decompress(self, data: Any, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Fill the first bytes of ``out``, int16 (bands, height, width), with the low plane and then the high plane.
 
         Returns:
-            int32 (bands, COLUMNS): ``VALUES`` and ``MISSING`` don't occur; a band without high bytes has row -1.
+            The numbers of the bands, int16 (bands, numbers), and which bands have a row in the high plane.
 
         Raises:
             ShardError: the bytes do not hold a tile of this shape.
@@ -110,27 +127,7 @@ class PlaneCodec(Codec):
         count = int(np.count_nonzero(wide))
         if count:
             decompress(self._zstd, high, rows[bands : bands + count], self.blocks)
-        table = np.zeros((bands, COLUMNS), np.int32)
-        table[:, : self.numbers] = numbers
-        table[:, HIGH_ROW] = np.where(wide, bands - 1 + np.cumsum(wide), -1)
-        return table
-
-    def recompress(self, data: Any, codec: "PlaneCodec") -> bytes:
-        """Return the bytes of a tile with the compression of this codec; its values stay what they are.
-
-        Args:
-            data: bytes that ``codec`` encoded.
-            codec: has `same_codes` as this one.
-
-        Raises:
-            ShardError: the bytes do not hold a tile.
-        """
-        planes = np.empty(codec.shape_of(data), dtype=np.int16)
-        table, bands = codec.unpack(data, planes), len(planes)
-        rows, wide = planes.view(np.uint8).reshape(2 * bands, -1), table[:, HIGH_ROW] >= 0
-        high = np.zeros((bands, rows.shape[1]), dtype=np.uint8)
-        high[wide] = rows[table[wide, HIGH_ROW]]
-        return self._join(planes.shape, table[:, : self.numbers], rows[:bands], high)
+        return numbers, wide
 
     def _join(self, shape: tuple[int, int, int], numbers: np.ndarray, low: np.ndarray, high: np.ndarray) -> bytes:
         """Return the bytes of a tile from the numbers of its bands and the planes of its codes (bands, pixels)."""
@@ -166,7 +163,8 @@ class PlaneCodec(Codec):
         if count:
             decompress(self._zstd, high, plane[:count], self.blocks)
         plane[count] = 0  # shared by all bands without a high plane
-        return out, flat, Planes(numbers, low.reshape(flat.shape), plane, np.where(wide, np.cumsum(wide) - 1, count))
+        rows = np.where(wide, np.cumsum(wide) - 1, count)
+        return out, flat, Planes(shape, numbers, low.reshape(flat.shape), plane, rows)
 
     def _parts(self, content: np.ndarray) -> tuple[tuple[int, int, int], tuple[np.ndarray, ...]]:
         """Return shape, numbers, bands with high bytes and the two planes, with all sizes validated."""
@@ -188,6 +186,31 @@ class PlaneCodec(Codec):
             content[begin : begin + low],
             content[begin + low :],
         )
+
+
+class PixelwiseCodec(PlaneCodec):
+    """Base of the codecs that predict a pixel from the same pixel in other bands alone, which a device can undo."""
+
+    def unpack(self, data: Any, out: np.ndarray) -> np.ndarray:
+        """Undo the compression alone: fill the bytes of ``out`` with the planes, and return the numbers of the bands.
+
+        Args:
+            data: the bytes of a tile.
+            out: int16 (bands, height, width), C-contiguous. As rows of height * width bytes, the first ones are the
+                low plane, and those after it the high plane; what is left keeps its values.
+
+        Returns:
+            int32 (bands, COLUMNS): ``VALUES`` and ``MISSING`` don't occur; a band without high bytes has row -1.
+
+        Raises:
+            ShardError: the bytes do not hold a tile of this shape.
+            ValueError: ``out`` can't be filled in place.
+        """
+        numbers, wide = self._decompress(data, out)
+        table = np.zeros((len(numbers), COLUMNS), np.int32)
+        table[:, : self.numbers] = numbers
+        table[:, HIGH_ROW] = np.where(wide, len(numbers) - 1 + np.cumsum(wide), -1)
+        return table
 
 
 def same_codes(first: Codec, second: Codec) -> bool:

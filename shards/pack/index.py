@@ -113,7 +113,7 @@ def _first_tile(tar: Path, sensor: Sensor) -> tuple[dict[str, Any], list[int]]:
 
 def _candidates(kind: str, sensor: Sensor) -> list[Any]:
     if kind == "tile":
-        return [PRESETS["compact"], PRESETS["fast"]]
+        return [PRESETS["compact"], PRESETS["fast"], PRESETS["smallest"]]
     return [NpyTile(), NpyTile(bands_last=True)] if kind == "npy" else [GeoTiffTile.of(sensor)]
 
 

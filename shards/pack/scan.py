@@ -43,7 +43,7 @@ class PackConfig(ConfigModel):
 
     Attributes:
         size: tile size in pixels; larger rasters are cut. None uses the most common size of the tiles.
-        codec: a preset (``raw``, ``fast``, ``compact``), the id of a codec, or its config as JSON.
+        codec: a preset (``raw``, ``fast``, ``compact``, ``smallest``), the id of a codec, or its config as JSON.
         pattern: glob pattern of the source files that are tiles; None recognizes them by name.
         limits: limits on tiles cut from products.
         mask_quality: quality layers of products whose flagged values become missing.

@@ -20,7 +20,7 @@ from shards.format import table
 from shards.format.codec import RawTile
 from shards.format.codec_registry import build_codec
 from shards.format.manifest import MANIFEST, Manifest, parse_json, read_manifest
-from shards.format.planes import BOUND, MOST, VALUES, PlaneCodec
+from shards.format.planes import BOUND, MOST, VALUES, PixelwiseCodec, PlaneCodec
 from shards.order.selection import ViewConfig
 from shards.order.view import view_rows
 from shards.read.quarantine import Quarantine, read_all
@@ -126,7 +126,7 @@ class ShardReader:
         """Read tiles without undoing their prediction, which a device can do (pretrain/data/restore.py).
 
         Args:
-            out: receives the planes of each tile, see PlaneCodec.unpack, or its values if it has another codec.
+            out: receives the planes of each tile, see PixelwiseCodec.unpack, or its values if it has another codec.
             bands: int32 (len(rows), bands, COLUMNS); receives what a band needs to be restored.
             quarantine: as in `read`, like the results and errors.
         """
@@ -135,7 +135,7 @@ class ShardReader:
 
     def read_tile_planes(self, row: int, out: np.ndarray, bands: np.ndarray) -> None:
         """Read the planes of one tile; raises like `read` without a quarantine."""
-        if isinstance(self._codec, PlaneCodec):
+        if isinstance(self._codec, PixelwiseCodec):
             bands[:] = self._decode(row, lambda data: self._codec.unpack(data, out))
         else:
             self.read_tile(row, out)

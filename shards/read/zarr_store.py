@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import zarr
@@ -22,48 +22,65 @@ from zarr.registry import register_codec
 from shards.errors import ShardError
 from shards.format.codec import RawTile, SpectralPredictor
 from shards.format.codec_registry import build_codec
+from shards.format.planes import PlaneCodec
+from shards.format.row_predictor import RowPredictor
 from shards.read.reader import ShardReader
 
 
 @dataclass(frozen=True)
-class SpectralPredictorCodec(ArrayBytesCodec):
-    """`SpectralPredictor` as a Zarr v3 codec, for int16 chunks whose last three axes are (bands, height, width).
+class PredictorCodec(ArrayBytesCodec):
+    """Base of the lossless predicting codecs as Zarr v3 codecs, for int16 chunks whose last axes are (bands, y, x).
 
     Args:
-        pack_low, blocks: as in `SpectralPredictor`.
+        pack_low, blocks: as in `PlaneCodec`.
     """
 
     pack_low: bool = True
     blocks: bool = False
     is_fixed_size = False
+    tile_codec: ClassVar[type[PlaneCodec]]
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         return cls(**data.get("configuration", {}))
 
     def to_dict(self) -> dict[str, Any]:
-        config = SpectralPredictor(self.pack_low, self.blocks).get_config()
+        config = self._codec().get_config()
         return {"name": config.pop("id"), "configuration": config}
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
-        chunk = getattr(chunk_grid, "chunk_shape", shape)
+        chunk, name = getattr(chunk_grid, "chunk_shape", shape), self.tile_codec.codec_id
         if dtype.to_native_dtype() != np.int16 or len(chunk) < 3 or any(length != 1 for length in chunk[:-3]):
-            raise ValueError(f"spectral_predictor packs int16 chunks (1, bands, height, width), not {chunk} {dtype}")
+            raise ValueError(f"{name} packs int16 chunks (1, bands, height, width), not {chunk} {dtype}")
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         tile = np.empty(chunk_spec.shape, dtype=np.int16)
-        codec = SpectralPredictor(self.pack_low, self.blocks)
-        await asyncio.to_thread(codec.decode, chunk_bytes.as_numpy_array(), tile.reshape(chunk_spec.shape[-3:]))
+        target = tile.reshape(chunk_spec.shape[-3:])
+        await asyncio.to_thread(self._codec().decode, chunk_bytes.as_numpy_array(), target)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(tile)
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
         tile = chunk_array.as_numpy_array().reshape(chunk_spec.shape[-3:])
-        codec = SpectralPredictor(self.pack_low, self.blocks)
-        encoded = await asyncio.to_thread(codec.encode, np.ascontiguousarray(tile))
+        encoded = await asyncio.to_thread(self._codec().encode, np.ascontiguousarray(tile))
         return chunk_spec.prototype.buffer.from_bytes(encoded)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         return input_byte_length  # Zarr asks only codecs of fixed size
+
+    def _codec(self) -> PlaneCodec:
+        return self.tile_codec(self.pack_low, self.blocks)
+
+
+class SpectralPredictorCodec(PredictorCodec):
+    """`SpectralPredictor` as a Zarr v3 codec."""
+
+    tile_codec = SpectralPredictor
+
+
+class RowPredictorCodec(PredictorCodec):
+    """`RowPredictor` as a Zarr v3 codec."""
+
+    tile_codec = RowPredictor
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,11 @@ class TileCodec(ArrayBytesCodec):
 
 
 TILE_CODEC = "spectralforge_tile"
-register_codec(SpectralPredictor.codec_id, SpectralPredictorCodec)
+PREDICTORS: dict[str, type[PredictorCodec]] = {
+    kind.tile_codec.codec_id: kind for kind in (SpectralPredictorCodec, RowPredictorCodec)
+}
+for codec_id, kind in PREDICTORS.items():
+    register_codec(codec_id, kind)
 register_codec(TILE_CODEC, TileCodec)
 
 
@@ -180,8 +201,9 @@ def array_metadata(reader: ShardReader) -> dict[str, Any]:
     """Return the ``zarr.json`` of the shards as an array (tiles, bands, height, width)."""
     manifest = reader.manifest
     codec: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
-    if manifest.codec["id"] == SpectralPredictor.codec_id:
-        codec = SpectralPredictorCodec(manifest.codec["pack_low"], manifest.codec.get("blocks", False)).to_dict()
+    if manifest.codec["id"] in PREDICTORS:
+        kind = PREDICTORS[manifest.codec["id"]]
+        codec = kind(manifest.codec["pack_low"], manifest.codec.get("blocks", False)).to_dict()
     elif manifest.codec["id"] != RawTile.codec_id:
         codec = TileCodec(manifest.codec).to_dict()
     return {

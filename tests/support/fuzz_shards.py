@@ -21,7 +21,8 @@ from shards.files.untrusted import read_npy, read_npz
 from shards.format.bounded import BoundedPredictor
 from shards.format.codec import SpectralPredictor
 from shards.format.manifest import Manifest, SealedModel, ShardIndex
-from shards.format.planes import PlaneCodec
+from shards.format.planes import PixelwiseCodec, PlaneCodec
+from shards.format.row_predictor import RowPredictor
 from shards.pack.build import merge, pack
 from shards.pack.foreign import GeoTiffTile, NpyTile
 from shards.pack.index import index_tars
@@ -111,7 +112,7 @@ def _decode(codec: Any) -> Callable[[Path], object]:
         data = (folder / "tile").read_bytes()
         codec.decode(data)
         codec.decode(data, np.empty((ENMAP.num_bands, SIZE, SIZE), np.int16))
-        if isinstance(codec, PlaneCodec):
+        if isinstance(codec, PixelwiseCodec):
             codec.unpack(data, np.empty((ENMAP.num_bands, SIZE, SIZE), np.int16))
 
     return read
@@ -199,6 +200,7 @@ TARGETS = {
     "shard": Target(_pack, "shard-000000.tar", _read_shards, count=60),
     "compact tile": _tile(SpectralPredictor(pack_low=True)),
     "fast tile": _tile(SpectralPredictor(pack_low=False)),
+    "smallest tile": _tile(RowPredictor(pack_low=True, blocks=True)),
     "tile in blocks": _tile(BoundedPredictor(3, blocks=True)),
     "npy tile": Target(write_file("tile", lambda: _npy(TILE)), "tile", _decode(NpyTile()), (flip_start,), 200),
     "tiff tile": Target(write_file("tile", _tiff), "tile", _decode(GeoTiffTile("enmap")), (flip, flip_start), 120),

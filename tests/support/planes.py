@@ -7,7 +7,7 @@ import torch
 from numcodecs.abc import Codec
 from torch import Tensor
 
-from shards.format.planes import BOUND, COLUMNS, VALUES, PlaneCodec
+from shards.format.planes import BOUND, COLUMNS, VALUES, PixelwiseCodec
 
 
 def unpacked(codecs: Sequence[Codec], tiles: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,7 +17,7 @@ def unpacked(codecs: Sequence[Codec], tiles: Sequence[np.ndarray]) -> tuple[Tens
     for number, (codec, tile) in enumerate(zip(codecs, tiles, strict=True)):
         encoded = codec.encode(tile)
         codec.decode(encoded, decoded[number])
-        if isinstance(codec, PlaneCodec):
+        if isinstance(codec, PixelwiseCodec):
             bands[number] = codec.unpack(encoded, planes[number])
         else:
             planes[number], bands[number, :, BOUND] = tile, VALUES

@@ -15,7 +15,8 @@ from support.tiles import NODATA, spectra, write_archive, write_tile
 from pretrain.data.restore import copy_used, restore_tiles, used_rows
 from shards.format.bounded import BoundedPredictor
 from shards.format.codec import RawTile, SpectralPredictor
-from shards.format.planes import COLUMNS
+from shards.format.planes import BOUND, COLUMNS, VALUES
+from shards.format.row_predictor import RowPredictor
 from shards.pack.build import PackConfig, pack
 from shards.read.mixture import MixtureReader
 from shards.read.quarantine import Quarantine
@@ -31,6 +32,7 @@ CODECS = [
     BoundedPredictor("noise/2", blocks=True),
     BoundedPredictor("1000"),
     RawTile(),
+    RowPredictor(pack_low=True),  # decoded on the host
 ]
 few = settings(max_examples=40, database=None)
 values = st.one_of(
@@ -44,7 +46,7 @@ def mixture(tmp_path_factory):
     folder, folders = tmp_path_factory.mktemp("planes"), []
     write_archive(folder / "large")
     blocks = '{"id": "bounded_predictor", "max_error": "3", "blocks": true}'
-    for number, codec in enumerate(("compact", "raw", "zstd", blocks)):
+    for number, codec in enumerate(("compact", "raw", "zstd", blocks, "smallest")):
         folders.append(folder / f"shards-{number}")
         pack(folder / "large", folders[-1], PackConfig(tiles_per_shard=3, codec=codec))
     nm = [500.0 + 10 * band for band in range(80)]
@@ -94,7 +96,7 @@ def test_real_tiles_come_back(folder, count, request):
 
 
 def test_the_used_bytes_suffice(mixture):
-    reader = MixtureReader([ShardReader(folder) for folder in mixture], list("abcdef"))
+    reader = MixtureReader([ShardReader(folder) for folder in mixture], list("abcdefg"))
     shape = (len(reader), *reader.tile_shape)
     planes, bands = np.empty(shape, np.int16), np.zeros((*shape[:2], COLUMNS), np.int32)
     reader.read_planes(range(len(reader)), planes, bands)
@@ -109,7 +111,7 @@ def test_the_used_bytes_suffice(mixture):
 
 def test_planes_of_smooth_tiles_are_smaller_than_their_values():
     band, row, column = np.mgrid[0:202, 0:24, 0:24]
-    tile = (2000 + 10 * band + row + column).astype(np.int16)
+    tile = (2000 + 10 * band + 40 * row + column).astype(np.int16)
     _, bands, _ = unpacked([SpectralPredictor(True), RawTile()], [tile, tile])
     assert used_rows(bands.numpy()).tolist() == [203, 404]  # the first band has high bytes
 
@@ -123,9 +125,20 @@ def _compare(reader: MixtureReader | ShardReader, rows: np.ndarray, quarantines=
     np.testing.assert_array_equal(restored.numpy(), expected)
 
 
+def test_tiles_predicted_from_the_row_above_are_decoded_on_the_host(mixture):
+    reader = ShardReader(mixture[4])
+    planes, bands = np.empty((1, *reader.tile_shape), np.int16), np.zeros((1, 202, COLUMNS), np.int32)
+    reader.read_planes([0], planes, bands)
+    assert (bands[..., BOUND] == VALUES).all()
+    expected = np.empty_like(planes)
+    reader.read([0], expected)
+    np.testing.assert_array_equal(planes, expected)
+    reader.close()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_sources_of_other_codecs_bands_and_sizes_are_restored_in_one_batch(mixture, threads):
-    reader = MixtureReader([ShardReader(folder) for folder in mixture], list("abcdef"), threads)
+    reader = MixtureReader([ShardReader(folder) for folder in mixture], list("abcdefg"), threads)
     _compare(reader, np.random.default_rng(0).permutation(len(reader)))
     reader.close()
 

@@ -78,7 +78,10 @@ def test_what_other_codecs_do_not_decode_is_a_shard_error(shift, option):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"id": "nonesuch"}, "unknown codec 'nonesuch': known are spectral_predictor, bounded_predictor, raw_tile"),
+        (
+            {"id": "nonesuch"},
+            "unknown codec 'nonesuch': known are spectral_predictor, row_predictor, bounded_predictor",
+        ),
         ({"id": "pickle"}, "unknown codec 'pickle'"),  # it would run what a manifest's author likes
         ({}, "'id' is missing"),
         ({"id": "spectral_predictor", "level": 3}, "can't build it: Extra inputs are not permitted"),

@@ -15,7 +15,7 @@ from shards.format.codec_registry import PRESETS, build_codec
 
 PAGE = (REPOSITORY / "docs/format.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:^    [^\n]+\n)+", PAGE[PAGE.index("## Test vectors") :], re.MULTILINE)
-TILE, PLAIN, PACKED, IN_BLOCKS, BOUNDED, BOUNDED_TILE = BLOCKS
+TILE, PLAIN, PACKED, IN_BLOCKS, ROW, BOUNDED, BOUNDED_TILE = BLOCKS
 
 
 def _values(block: str) -> list[list[int]]:
@@ -31,7 +31,7 @@ def _decode(data: bytes) -> list[list[int]]:
     magic, version, flags, zero = struct.unpack("<4sBBH", data[:8])
     assert (version, zero) == (1, 0)
     bands, height, width, low_size, high_size = struct.unpack("<5I", data[8:28])
-    pixels, count = height * width, {b"SPRD": 4, b"SPRB": 5}[magic]
+    pixels, count = height * width, {b"SPRD": 4, b"SPRB": 5, b"SPRR": 8}[magic]
     middle = 28 + bands * count * 2
     numbers = struct.unpack(f"<{bands * count}h", data[28:middle])
     marked = data[middle : middle + bands]
@@ -41,17 +41,58 @@ def _decode(data: bytes) -> list[list[int]]:
     decompress = _decompress_blocks if flags & 2 else Zstd().decode
     low = bytes(decompress(low)) if flags & 1 else low
     high = bytes(decompress(high)) if any(marked) else b""
-    restored: list[list[int]] = []
+    codes = []
     for band in range(bands):
-        coefficients = numbers[band * count : (band + 1) * count]
         row = sum(marked[:band])
+        lows = low[band * pixels : (band + 1) * pixels]
+        highs = high[row * pixels : (row + 1) * pixels] if marked[band] else bytes(pixels)
+        codes.append([small + 256 * large for small, large in zip(lows, highs, strict=True)])
+    restore = _restore_rows if magic == b"SPRR" else _restore_pixels
+    return restore(codes, [numbers[band * count : (band + 1) * count] for band in range(bands)], width)
+
+
+def _restore_pixels(codes: list[list[int]], numbers: list[tuple[int, ...]], width: int) -> list[list[int]]:
+    restored: list[list[int]] = []
+    for band, (of_band, of_pixels) in enumerate(zip(numbers, codes, strict=True)):
         values = []
-        for pixel in range(pixels):
-            code = low[band * pixels + pixel] + (256 * high[row * pixels + pixel] if marked[band] else 0)
+        for pixel, code in enumerate(of_pixels):
             below = [restored[band - k][pixel] if band >= k else 0 for k in (1, 2, 3)]
-            values.append(_value(code, _prediction(coefficients, below), coefficients[4] if count == 5 else 0))
+            values.append(_value(code, _prediction(of_band, below), of_band[4] if len(of_band) == 5 else 0))
         restored.append(values)
     return restored
+
+
+def _restore_rows(codes: list[list[int]], numbers: list[tuple[int, ...]], width: int) -> list[list[int]]:
+    restored: list[list[int]] = []
+    residuals: list[list[int]] = []
+    for band, ((c1, c2, c3, constant, w0, w1, w2, w3), of_pixels) in enumerate(zip(numbers, codes, strict=True)):
+        values: list[int] = []
+        clipped: list[int] = []
+        errors = {}
+        for pixel, code in enumerate(of_pixels):
+            row, i = divmod(pixel, width)
+            x1, x2, x3 = (restored[band - k][pixel] if band >= k else 0 for k in (1, 2, 3))
+            r1, r2, r3 = (residuals[band - k][pixel] if band >= k else 0 for k in (1, 2, 3))
+            left, above, right = (errors.get((row - 1, column), 0) for column in (i - 1, i, i + 1))
+            u = _unzigzag(code)
+            p = _wrap(_wrap(2048 * constant + 1024 + c1 * x1 + c2 * x2 + c3 * x3, 32) >> 11, 16)
+            q = _wrap(w0 * (left + 2 * above + right) + w1 * r1 + w2 * r2 + w3 * r3 + 16, 16) >> 5
+            e = _wrap(q + u, 16)
+            values.append(_wrap(p + e, 16))
+            clipped.append(_clip(u))
+            errors[row, i] = _clip(e)
+        restored.append(values)
+        residuals.append(clipped)
+    return restored
+
+
+def _wrap(value: int, bits: int) -> int:
+    half = 1 << (bits - 1)
+    return (value + half) % (2 * half) - half
+
+
+def _clip(value: int) -> int:
+    return min(max(value, -511), 511)
 
 
 def _decompress_blocks(plane: bytes) -> bytes:
@@ -91,7 +132,9 @@ def _unzigzag(code: int) -> int:
     return code // 2 if code % 2 == 0 else -(code + 1) // 2
 
 
-@pytest.mark.parametrize(("block", "tile"), [(PLAIN, TILE), (PACKED, TILE), (IN_BLOCKS, TILE), (BOUNDED, BOUNDED_TILE)])
+@pytest.mark.parametrize(
+    ("block", "tile"), [(PLAIN, TILE), (PACKED, TILE), (IN_BLOCKS, TILE), (ROW, TILE), (BOUNDED, BOUNDED_TILE)]
+)
 def test_a_decoder_that_follows_the_page_restores_the_vectors(block, tile):
     assert _decode(_bytes(block)) == _values(tile)
 
@@ -102,6 +145,7 @@ def test_a_decoder_that_follows_the_page_restores_the_vectors(block, tile):
         (PLAIN, {"id": "spectral_predictor", "pack_low": False}),
         (PACKED, {"id": "spectral_predictor", "pack_low": True}),
         (IN_BLOCKS, {"id": "spectral_predictor", "pack_low": True, "blocks": True}),
+        (ROW, {"id": "row_predictor", "pack_low": True, "blocks": True}),
         (BOUNDED, {"id": "bounded_predictor", "max_error": "3"}),
     ],
 )
@@ -112,15 +156,26 @@ def test_the_vectors_are_what_the_codecs_write(block, config):
 
 
 @pytest.mark.parametrize(
-    "codec", [PRESETS["compact"], build_codec({"id": "bounded_predictor", "max_error": "noise/2"})]
+    "codec", [PRESETS["compact"], PRESETS["smallest"], build_codec({"id": "bounded_predictor", "max_error": "noise/2"})]
 )
 def test_it_reads_real_spectra_too(codec):
     _compare_with_the_codec(codec, 6)
 
 
 @pytest.mark.parametrize("pack_low", [True, False])
-def test_it_reads_planes_of_several_blocks(pack_low):
-    _compare_with_the_codec(build_codec({"id": "spectral_predictor", "pack_low": pack_low, "blocks": True}), 45)
+@pytest.mark.parametrize("name", ["spectral_predictor", "row_predictor"])
+def test_it_reads_planes_of_several_blocks(name, pack_low):
+    _compare_with_the_codec(build_codec({"id": name, "pack_low": pack_low, "blocks": True}), 45)
+
+
+@pytest.mark.parametrize("width", [5, 16, 21])
+def test_it_wraps_as_the_codec_does(width):
+    """Any numbers and codes give a tile, in vectors of pixels and one by one."""
+    rng = np.random.default_rng(width)
+    codec = build_codec({"id": "row_predictor", "pack_low": False})
+    encoded = bytearray(codec.encode(rng.integers(-32768, 32768, (6, 7, width)).astype(np.int16)))
+    encoded[28 : 28 + 6 * 16] = rng.integers(-32768, 32768, 48).astype("<i2").tobytes()
+    assert _decode(bytes(encoded)) == codec.decode(encoded).reshape(6, -1).tolist()
 
 
 def _compare_with_the_codec(codec, size):

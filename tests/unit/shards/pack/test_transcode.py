@@ -62,7 +62,7 @@ def _assert_same_rows(before: Path, after: Path) -> None:
         np.testing.assert_array_equal(old.read_mask(row), new.read_mask(row))
 
 
-@pytest.mark.parametrize("codec", ["raw", "fast", "zstd"])
+@pytest.mark.parametrize("codec", ["raw", "fast", "smallest", "zstd"])
 def test_samples_keep_values_labels_shards_and_order(labeled, tmp_path, capfd, codec):
     source, values = labeled
     code, text = _run(capfd, source, tmp_path / "new", "--codec", codec, "--workers", 1)

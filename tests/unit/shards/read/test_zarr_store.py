@@ -18,10 +18,10 @@ from shards.pack.build import pack
 from shards.pack.index import index_tars
 from shards.pack.scan import PackConfig
 from shards.read.reader import ShardReader
-from shards.read.zarr_store import ShardStore, SpectralPredictorCodec
+from shards.read.zarr_store import RowPredictorCodec, ShardStore, SpectralPredictorCodec
 
 
-@pytest.fixture(scope="module", params=["raw", "fast", "compact"])
+@pytest.fixture(scope="module", params=["raw", "fast", "compact", "smallest"])
 def packed(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"zarr-{request.param}")
     values = write_archive(folder / "source")
@@ -76,14 +76,15 @@ def test_the_store_lists_what_it_holds(packed):
     assert not asyncio.run(store.exists("c/10/0/0/0"))
 
 
-def test_arrays_are_written_with_the_codec_and_read_by_another_process(tmp_path):
+@pytest.mark.parametrize("codec", [SpectralPredictorCodec(), RowPredictorCodec(blocks=True)])
+def test_arrays_are_written_with_a_codec_and_read_by_another_process(tmp_path, codec):
     tiles = np.stack([spectra(seed, 8) for seed in range(3)])
     array = zarr.create_array(
         tmp_path / "tiles.zarr",
         shape=tiles.shape,
         dtype="int16",
         chunks=(1, 202, 8, 8),
-        serializer=SpectralPredictorCodec(),
+        serializer=codec,
         compressors=None,
         fill_value=NODATA,
     )
