@@ -43,7 +43,7 @@ NODE = Cluster(MACHINES["h100"], 1, 8)
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Trace each model once, and with few blocks: tracing one takes seconds, and depends on no other part of a config."""
+    """Trace each model once, with few blocks: tracing takes seconds, and depends on no other part of a config."""
     kept: dict[str, activations.Activations] = {}
 
     def trace(config: PretrainConfig, *options: object) -> activations.Activations:
