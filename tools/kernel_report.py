@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
 TYPES |= {torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 
+PRECISIONS = ("bf16", "fp16", "fp32")
 BANDS, PIXELS = 202, 16
 
 
@@ -203,8 +204,12 @@ def _usage(ptx: str, capability: int) -> tuple[int, int]:
     return int(re.findall(r"Used (\d+) registers", report)[-1]), spills
 
 
-def compile_all(capabilities: list[int]) -> Iterator[Compiled]:
-    """Compile every variant of every kernel.
+def compile_all(capabilities: Sequence[int], precisions: Container[str] = PRECISIONS) -> Iterator[Compiled]:
+    """Compile kernels as training launches them.
+
+    Args:
+        capabilities: compute capabilities of GPUs.
+        precisions: of ``PRECISIONS``.
 
     Raises:
         ForgeError: Triton isn't installed or interprets, or a kernel needs too much of a GPU.
@@ -214,6 +219,8 @@ def compile_all(capabilities: list[int]) -> Iterator[Compiled]:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise ForgeError("TRITON_INTERPRET=1 interprets kernels instead of compiling them: unset it")
     for variant, recorded in launches():
+        if variant not in precisions:
+            continue
         distinct = {(launch.kernel.__name__, str(launch.constants), _types(launch)): launch for launch in recorded}
         for launch in distinct.values():
             for capability in capabilities:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.processes import REPOSITORY
+from support.processes import REPOSITORY, free_port
 
 from pretrain.resilience.signals import STOPPED
 
@@ -31,6 +31,11 @@ def run(*command: object, cwd: Path | str = "/", timeout: float = 300) -> subpro
     )
 
 
+def two_ranks(launcher: str, number: str) -> list[object]:
+    """Return a launcher of two ranks at a port that no other test has."""
+    return [BIN / launcher, number, 2, "--master_port", free_port()]
+
+
 def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in (done.stdout + done.stderr).splitlines() if "error: " in line and "[ERROR]" not in line]
 
@@ -41,7 +46,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_misuse_under_torchrun_is_one_line_before_its_own_block() -> None:
-    done = run(BIN / "torchrun", "--nproc_per_node", 2, PRETRAIN, "--config", DEMO, "optim.lrr=1")
+    done = run(*two_ranks("torchrun", "--nproc_per_node"), PRETRAIN, "--config", DEMO, "optim.lrr=1")
     first = next(line for line in done.stderr.splitlines() if line)
     assert first == f"error: {DEMO}: unknown key 'optim.lrr'; did you mean 'optim.lr'?"
     assert done.stderr.count("error: ") == 1
@@ -49,7 +54,7 @@ def test_misuse_under_torchrun_is_one_line_before_its_own_block() -> None:
 
 
 def test_misuse_under_deepspeed_is_one_line_and_code_2() -> None:
-    done = run(BIN / "deepspeed", "--num_gpus", 2, PRETRAIN, "--config", DEMO, "train.steps=many")
+    done = run(*two_ranks("deepspeed", "--num_gpus"), PRETRAIN, "--config", DEMO, "train.steps=many")
     assert error_lines(done) == [
         f"error: {DEMO}: key 'train.steps': expected a whole number of at least 1, got 'many'",
     ]
@@ -58,7 +63,7 @@ def test_misuse_under_deepspeed_is_one_line_and_code_2() -> None:
 
 def test_missing_shards_are_one_line_and_code_2_on_two_ranks(tmp_path: Path) -> None:
     options = [f"run.dir={tmp_path / 'run'}", f"data.shards={tmp_path / 'none'}"]
-    done = run(BIN / "deepspeed", "--num_gpus", 2, PRETRAIN, "--config", DEMO, *options)
+    done = run(*two_ranks("deepspeed", "--num_gpus"), PRETRAIN, "--config", DEMO, *options)
     (line,) = error_lines(done)
     assert f"{tmp_path / 'none'}: no such folder of shards" in line
     assert "Traceback" not in done.stdout + done.stderr
@@ -68,7 +73,7 @@ def test_missing_shards_are_one_line_and_code_2_on_two_ranks(tmp_path: Path) -> 
 @pytest.mark.nightly  # on one process: tests/unit/launch/test_slurm.py
 def test_batches_that_do_not_come_out_whole_are_refused(tmp_path: Path, shards: Path) -> None:
     options = [f"run.dir={tmp_path / 'run'}", f"data.shards={shards}", "train.global_batch=48"]
-    done = run(BIN / "torchrun", "--nproc_per_node", 2, PRETRAIN, "--config", DEMO, *options)
+    done = run(*two_ranks("torchrun", "--nproc_per_node"), PRETRAIN, "--config", DEMO, *options)
     assert "train.global_batch 48 must be a multiple of train.micro_batch 16 x 2 processes" in error_lines(done)[0]
 
 
@@ -132,7 +137,7 @@ def test_a_damaged_tile_ends_the_run_and_names_rank_and_tile(tmp_path: Path, sha
         data[offset + 100] ^= 1
     tar.write_bytes(data)
     options = [f"run.dir={tmp_path / 'run'}", f"data.shards={copy}", "train.steps=2", "data.max_bad_tiles=0", *SMALL]
-    done = run(BIN / "torchrun", "--nproc_per_node", 2, PRETRAIN, "--config", DEMO, *options)
+    done = run(*two_ranks("torchrun", "--nproc_per_node"), PRETRAIN, "--config", DEMO, *options)
     assert any(line.startswith("error: rank ") and "fails its checksum" in line for line in error_lines(done))
     assert "Traceback (most recent call last)" not in done.stderr.split("ChildFailedError")[0].split("error: rank")[0]
     assert done.returncode != 0
@@ -142,7 +147,7 @@ def test_a_damaged_tile_ends_the_run_and_names_rank_and_tile(tmp_path: Path, sha
 def test_real_tiles_are_sharded_pretrained_on_and_segmented(tmp_path: Path, enmap_potsdam: Path) -> None:
     assert run(sys.executable, "-m", "shards", "pack", enmap_potsdam, tmp_path / "shards").returncode == 0
     options = [f"run.dir={tmp_path / 'run'}", f"data.shards={tmp_path / 'shards'}", "train.steps=3", *SMALL]
-    done = run(BIN / "torchrun", "--nproc_per_node", 2, PRETRAIN, "--config", DEMO, *options)
+    done = run(*two_ranks("torchrun", "--nproc_per_node"), PRETRAIN, "--config", DEMO, *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "reconstruction.png").stat().st_size > 10_000
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -150,8 +155,8 @@ def test_real_tiles_are_sharded_pretrained_on_and_segmented(tmp_path: Path, enma
 
     os.environ["ENMAP_POTSDAM"] = str(enmap_potsdam)
     tuned = run(
-        BIN / "torchrun",
-        *("--nproc_per_node", 2, FINETUNE),
+        *two_ranks("torchrun", "--nproc_per_node"),
+        FINETUNE,
         *("--config", REPOSITORY / "configs" / "finetune" / "custom.yaml"),
         *(f"run.dir={tmp_path / 'scores'}", f"checkpoint={tmp_path / 'run' / 'encoder.safetensors'}"),
         *("frozen.epochs=10", "frozen.views=2", "full.epochs=2", "full.warmup_epochs=1", "seeds=[0]"),

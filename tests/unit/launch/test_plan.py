@@ -23,6 +23,7 @@ from launch.planner.search import Problem, every_plan, micro_batches
 from launch.planner.step_time import default_rates, step_time
 from pretrain.config import PretrainConfig
 from pretrain.config.data import DataConfig
+from pretrain.models import published
 from pretrain.registries import STEMS
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
@@ -42,7 +43,7 @@ NODE = Cluster(MACHINES["h100"], 1, 8)
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Trace each model once: a trace takes seconds, and depends on no other part of a config."""
+    """Trace each model once, with few blocks: tracing takes seconds, and depends on no other part of a config."""
     kept: dict[str, activations.Activations] = {}
 
     def trace(config: PretrainConfig, *options: object) -> activations.Activations:
@@ -53,6 +54,8 @@ def traced_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "trace_activations", trace)
+        for name, depth in {"spec_vit_tiny": 4, "spec_vit_base": 2}.items():
+            patch.setitem(published.SPEC_VITS, name, replace(published.SPEC_VITS[name], depth=depth))
         yield
 
 
@@ -127,7 +130,7 @@ def test_a_stem_that_is_recomputed_by_kernels_needs_less_memory():
 
 def test_checkpointing_and_stages_save_what_they_promise(config, problem):
     plain, again = (problem.traces[on].phases(32)[0].peak for on in (False, True))  # of the forward pass
-    assert again < 0.75 * plain
+    assert again < 0.85 * plain  # of four blocks; the stem's share stays
     weights, parts = problem.traces[False].weights, {}
     for stage in (1, 2, 3):
         parts[stage] = states(weights, config.optim, config.engine, Layout(stage, "bf16", 8, "cuda"))

@@ -24,8 +24,8 @@ needs_compiler = pytest.mark.skipif(shim.missing() is not None, reason=shim.miss
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="budgets count Triton's kernels: no triton here")
 TABLE = read_table()
 CASES = cases(TABLE)
-NIGHTLY = set(TABLE) - {"mae_stage2_bf16", "mae_wave"}
-"""The recommended layout stays, and the other stem. Compiling takes the longest."""
+NIGHTLY = set(TABLE) - {"mae_stage2_bf16"}
+"""The recommended layout stays. Compiling takes the longest."""
 
 
 def run(*command: str) -> list[dict]:

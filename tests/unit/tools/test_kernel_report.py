@@ -16,8 +16,25 @@ def _report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=COMPILING | environment, capture_output=True, text=True, timeout=300)
 
 
+SINGLE = """
+from tools.kernel_report import compile_all
+for one in compile_all([80], ["fp32"]):
+    assert one.spills == 0 and one.registers > 0
+    print(one.kernel)
+"""
+
+
 @needs_triton
-@pytest.mark.parametrize("capability", [80, pytest.param(90, marks=pytest.mark.nightly)])
+def test_kernels_of_single_precision_compile_without_spills(tmp_path):
+    environment = COMPILING | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SINGLE], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {"normalize", "patch_loss", "restore"}
+
+
+@needs_triton
+@pytest.mark.nightly
+@pytest.mark.parametrize("capability", [80, 90])
 def test_all_kernels_compile_without_spills(tmp_path, capability):
     options = ["--capabilities", str(capability), "--json", str(tmp_path / "report.json")]
     done = _report(*options, TRITON_CACHE_DIR=str(tmp_path / "cache"))

@@ -12,6 +12,7 @@ from tools.step_limits import PARTS, format_row, main
 COMMAND = "-m tools.step_limits --models s --mask-ratios 0.9 --micro-batch 8 --gpu a100-80 engine.compile=false"
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(shim.missing() is not None, reason=shim.missing() or "")
 def test_the_parts_of_a_step_add_up():
     result = subprocess.run([sys.executable, *COMMAND.split()], cwd=REPOSITORY, capture_output=True, text=True)
