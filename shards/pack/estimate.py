@@ -25,6 +25,9 @@ from shards.sources.scene_sensor import find_sensor
 from shards.sources.tile_names import SourceTile
 
 BOUNDS = ("noise/4", "noise/2", "3")
+SMALLEST = "smallest"
+"""The lossless preset that is estimated beside the codec of the options."""
+
 MOST_BUNDLES = 16
 PER = 1000
 """Tiles that sizes and times are for if the number of all tiles is unknown."""
@@ -105,7 +108,7 @@ def estimate(source: Path, config: PackConfig, wanted: int, workers: int, bounds
     """Estimate sizes, noise and time of packing a source; nothing is written.
 
     Args:
-        config: as for `pack`; its codec is estimated beside the bounds.
+        config: as for `pack`; its codec is estimated beside `smallest` and the bounds.
         wanted: number of tiles to sample.
         workers: processes that would pack.
         bounds: bounds on errors, as for `BoundedPredictor`.
@@ -117,7 +120,7 @@ def estimate(source: Path, config: PackConfig, wanted: int, workers: int, bounds
     inputs = find_contents(source, config, sensor, None, {}, config.seed)
     size = config.size or inputs.size()
     bundles = inputs.bundles(tile_options(config, sensor, size, config.size is not None or inputs.lone))
-    codecs = {config.codec: codec_of(config.codec)}
+    codecs = {name: codec_of(name) for name in (config.codec, SMALLEST)}
     codecs |= {f"max error {bound}": BoundedPredictor(bound) for bound in bounds}
     sample = _BundleSample(bundles, wanted) if bundles else _PlainSample(source, inputs.tiles, sensor, size, wanted)
     measures = {name: _Measure() for name in codecs}

@@ -44,7 +44,7 @@ def test_sizes_shards_and_noise_are_those_of_packing(source, tmp_path, capfd):
     np.testing.assert_allclose(made["noise"][10:90], NOISE, rtol=0.2)
     np.testing.assert_allclose(made["noise"][110:], 2 * NOISE, rtol=0.2)
     names = [row["codec"] for row in made["codecs"]]
-    assert names == ["compact", "max error noise/4", "max error noise/2", "max error 3"]
+    assert names == ["compact", "smallest", "max error noise/4", "max error noise/2", "max error 3"]
     codecs = {"compact": "compact", "max error noise/2": '{"id": "bounded_predictor", "max_error": "noise/2"}'}
     for row in made["codecs"]:
         assert row["seconds"] > 0 and row["encode_mb_s"] > 0
