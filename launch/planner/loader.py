@@ -9,7 +9,7 @@ from shards.errors import ConfigError
 
 Decode = Literal["host", "device"]
 
-RATES = {"compact": 225.0, "fast": 528.0, "raw": 874.0}
+RATES = {"smallest": 210.0, "compact": 225.0, "fast": 528.0, "raw": 874.0}
 """Tiles/s that one core decodes, by preset: tools/bench_stream.py on one EPYC core (docs/shards.md)."""
 
 PLANES_RATES = {"compact": 300.0, "fast": 850.0}

@@ -14,7 +14,7 @@ from launch.plan import main
 from launch.planner import activations, goodput
 from launch.planner.activations import trace_activations
 from launch.planner.host_time import REDUCED_SHARD
-from launch.planner.loader import Tiles, known_mixture, known_tiles, reading
+from launch.planner.loader import RATES, SIZES, Tiles, known_mixture, known_tiles, reading
 from launch.planner.machines import MACHINES
 from launch.planner.memory import Layout, peak_memory, snapshot_bytes, states
 from launch.planner.network import Cluster, collective_seconds, step_rounds
@@ -27,6 +27,7 @@ from pretrain.models import published
 from pretrain.registries import STEMS
 from shards.config import dump_config, load_config
 from shards.errors import ConfigError
+from shards.format.codec_registry import PRESETS
 from shards.pack.build import PackConfig, pack
 
 TINY = {
@@ -303,6 +304,15 @@ def test_sources_are_averaged_by_weight(tmp_path):
     assert found.size == pytest.approx((3 * large.size + small.size) / 4)
     assert (found.preset, bands) == ("compact", 202)
     assert all(folder in found.source for folder in folders)
+
+
+def test_every_preset_has_a_size_and_a_rate(tmp_path):
+    assert RATES.keys() == SIZES.keys() == PRESETS.keys()
+    write_archive(tmp_path / "tiles")
+    pack(tmp_path / "tiles", tmp_path / "shards", PackConfig(codec="smallest"))
+    found = known_tiles(str(tmp_path / "shards"), "raw", None)[0]
+    assert (found.preset, found.per_core) == ("smallest", RATES["smallest"])
+    assert known_tiles("nowhere", "smallest", None, "device")[0].per_core == RATES["smallest"]  # decoded on the host
 
 
 def test_a_plan_of_several_sources_needs_no_shards(config, tmp_path, capsys, monkeypatch):
