@@ -37,17 +37,22 @@ def compress(zstd: Zstd, plane: np.ndarray, in_blocks: bool) -> bytes:
 
 def decompress(zstd: Zstd, packed: np.ndarray, plane: np.ndarray, in_blocks: bool) -> None:
     """Fill a plane, C-contiguous uint8, from its frames; raises ShardError if they don't hold exactly that."""
-    if in_blocks:
-        sizes = block_sizes(packed, plane.size)
-        begins, expected = np.cumsum(sizes) - sizes, np.minimum(plane.size - BLOCK * np.arange(len(sizes)), BLOCK)
-    else:
-        begins, expected = np.zeros(1, np.int64), np.array([plane.size])
-    if not np.array_equal(content_sizes(packed, begins), expected):
-        raise ShardError("does not decode: a plane has the wrong length")
+    check_size(packed, plane.size, in_blocks)
     try:
         zstd.decode(packed, plane)
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"does not decode: {error}") from None
+
+
+def check_size(packed: np.ndarray, size: int, in_blocks: bool) -> None:
+    """Raise ShardError if the frames of a plane, uint8, say that they don't hold ``size`` bytes."""
+    if in_blocks:
+        sizes = block_sizes(packed, size)
+        begins, expected = np.cumsum(sizes) - sizes, np.minimum(size - BLOCK * np.arange(len(sizes)), BLOCK)
+    else:
+        begins, expected = np.zeros(1, np.int64), np.array([size])
+    if not np.array_equal(content_sizes(packed, begins), expected):
+        raise ShardError("does not decode: a plane has the wrong length")
 
 
 def block_sizes(packed: np.ndarray, size: int) -> np.ndarray:

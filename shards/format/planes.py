@@ -17,7 +17,7 @@ from numcodecs import Zstd
 from numcodecs.abc import Codec
 
 from shards.errors import ShardError
-from shards.format.frames import compress, decompress
+from shards.format.frames import check_size, compress, decompress
 
 _HEADER = struct.Struct("<4sBBHIIIII")  # magic, version, flags, -, bands, height, width, bytes of low plane, of high
 _VERSION = 1
@@ -150,6 +150,8 @@ class PlaneCodec(Codec):
         content = np.frombuffer(data, dtype=np.uint8)
         shape, (numbers, wide, low, high) = self._parts(content)
         if out is None:
+            if self.pack_low:  # before memory is allocated
+                check_size(low, shape[0] * shape[1] * shape[2], self.blocks)
             out = np.empty(shape, dtype=np.int16)
         target = writable(out)
         if target.size != shape[0] * shape[1] * shape[2]:

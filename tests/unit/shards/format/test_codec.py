@@ -1,6 +1,7 @@
 """The tile codec: lossless for every int16 tile, the same bytes everywhere, and safe on damaged bytes."""
 
 import hashlib
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numcodecs
@@ -159,6 +160,19 @@ def test_a_hostile_header_allocates_and_overruns_nothing():
     encoded[8:20] = b"\xff" * 12  # bands, height and width beyond all memory
     with pytest.raises(ShardError):
         PRESETS["compact"].decode(encoded)
+
+
+@pytest.mark.parametrize("preset", ["compact", "smallest"])
+def test_a_forged_height_allocates_nothing(preset):
+    encoded = bytearray(PRESETS[preset].encode(spectra(0, 8)))
+    encoded[12:16] = (8000).to_bytes(4, "little")  # a tile that Zstandard could pack into as many bytes
+    tracemalloc.start()
+    try:
+        with pytest.raises(ShardError):
+            PRESETS[preset].decode(encoded)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_threads_decode_side_by_side(codec):
