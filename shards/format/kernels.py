@@ -107,22 +107,25 @@ def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.nda
     """
     bands, pixels = tile.shape
     zero = np.zeros(pixels, np.int16)
-    vectors = np.empty((5, width), np.int32)
+    vectors = np.empty((5, width), np.int16)
+    vector1, vector2, vector3, valid, vector = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
     for band in range(bands):
         sums[band] = 0
         below1 = tile[band - 1] if band > 0 else zero
         below2 = tile[band - 2] if band > 1 else zero
         below3 = tile[band - 3] if band > 2 else zero
         current = tile[band]
-        for row in range(0, pixels, width * step):
+        for first in range(0, pixels, width * step):
+            end = first + width
+            line1, line2, line3, line = below1[first:end], below2[first:end], below3[first:end], current[first:end]
             for i in range(width):
-                x1, x2, x3, y = below1[row + i], below2[row + i], below3[row + i], current[row + i]
-                valid = np.int32((x1 != nodata) & (x2 != nodata) & (x3 != nodata) & (y != nodata))
-                vectors[0, i] = valid * np.int32(x1)
-                vectors[1, i] = valid * np.int32(x2)
-                vectors[2, i] = valid * np.int32(x3)
-                vectors[3, i] = valid
-                vectors[4, i] = valid * np.int32(y)
+                x1, x2, x3, y = line1[i], line2[i], line3[i], line[i]
+                measured = np.int16((x1 != nodata) & (x2 != nodata) & (x3 != nodata) & (y != nodata))
+                vector1[i] = measured * x1
+                vector2[i] = measured * x2
+                vector3[i] = measured * x3
+                valid[i] = measured
+                vector[i] = measured * y
             add_products(vectors, sums[band])
         for a in range(5):
             for b in range(a):
@@ -131,12 +134,13 @@ def gram(tile: np.ndarray, width: int, step: int, nodata: np.int16, sums: np.nda
 
 @_jit
 def add_products(vectors: np.ndarray, sums: np.ndarray) -> None:
-    """Add the scalar products of int32 vectors (k, n) to the upper triangle of ``sums``, int64 (k, k), exactly."""
+    """Add the scalar products of int16 vectors (k, n) to the upper triangle of ``sums``, int64 (k, k), exactly."""
     for a in range(len(vectors)):
+        first = vectors[a]
         for b in range(a, len(vectors)):
-            total = np.int64(0)
+            second, total = vectors[b], np.int64(0)
             for i in range(vectors.shape[1]):
-                total += np.int64(vectors[a, i]) * np.int64(vectors[b, i])
+                total += np.int64(first[i]) * np.int64(second[i])
             sums[a, b] += total
 
 

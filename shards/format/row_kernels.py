@@ -44,10 +44,13 @@ def difference(tile: np.ndarray, numbers: np.ndarray, nodata: np.int16, low: np.
         residual2, residual3 = residuals[(band - 2) % 4], residuals[(band - 3) % 4]
         known = _numbers_of(numbers, band)
         for row in range(height):
+            source, error, target = tile[band, row], errors[row + 1], residual[row]
+            line1, line2, line3 = below1[row], below2[row], below3[row]
             for i in range(width):
-                predicted = _predicted(known, below1[row, i], below2[row, i], below3[row, i])
-                residual[row, i] = np.int16(tile[band, row, i] - predicted)  # the error, for the time being
-                errors[row + 1, i + 1] = _clip(residual[row, i])
+                target[i] = np.int16(
+                    source[i] - _predicted(known, line1[i], line2[i], line3[i])
+                )  # until it is corrected
+                error[i + 1] = _clip(target[i])
         _fit_weights(tile[band], nodata, errors, residuals, band, numbers)
         known = _numbers_of(numbers, band)
         for row in range(height):
@@ -68,17 +71,19 @@ def _fit_weights(
 ) -> None:
     """Fit the weights of a band by least squares to its errors, from exact integer sums, and fill its ``numbers``."""
     height, width = values.shape
-    vectors, sums = np.empty((WEIGHTS + 1, width), np.int32), np.zeros((WEIGHTS + 1, WEIGHTS + 1), np.int64)
-    count = np.int64(0)
+    vectors, sums = np.zeros((WEIGHTS + 1, width), np.int16), np.zeros((WEIGHTS + 1, WEIGHTS + 1), np.int64)
+    smoothed, wanted, valid, count = vectors[0], vectors[WEIGHTS], np.empty(width, np.int16), np.int64(0)
     for row in range(min(1, height - 1), height, _FIT_ROWS):  # nothing is above the first row
+        source, above, error = values[row], errors[row], errors[row + 1]
         for i in range(width):
-            error = errors[row + 1, i + 1]
-            valid = np.int32((values[row, i] != nodata) & (abs(error) < LIMIT))
-            count += valid
-            vectors[0, i] = valid * np.int32(_smoothed(errors[row], i))
-            for step in range(1, WEIGHTS):
-                vectors[step, i] = valid * np.int32(residuals[(band - step) % 4, row, i]) if band >= step else 0
-            vectors[WEIGHTS, i] = valid * np.int32(error)
+            valid[i] = np.int16((source[i] != nodata) & (abs(error[i + 1]) < LIMIT))
+            smoothed[i] = valid[i] * _smoothed(above, i)
+            wanted[i] = valid[i] * error[i + 1]
+        for step in range(1, min(WEIGHTS, band + 1)):
+            line, residual = vectors[step], residuals[(band - step) % 4, row]
+            for i in range(width):
+                line[i] = valid[i] * residual[i]
+        count += valid.sum()
         add_products(vectors, sums)
     count = max(count, np.int64(1))
     left, right = np.empty((1, WEIGHTS, WEIGHTS), np.float64), np.empty((1, WEIGHTS), np.float64)
