@@ -29,30 +29,34 @@ demo: $(VENV)/.ready
 sample: $(VENV)/.ready
 	@$(BIN)/python -m tools.demo --shards-only
 
-# Process groups spend much of their time waiting: the other tests fill the gaps, at a lower priority so as to delay none.
+# Process groups spend much of their time waiting: the other tests fill the gaps, at a lower priority so as to delay none,
+# after the checks of style and types.
 PYTEST := $(BIN)/python -m pytest -m "not nightly"
 OTHERS := $(VENV)/other-tests.log
-test: $(VENV)/.ready lint docs
-	@nice -n 10 $(PYTEST) --durations=15 -n 2 --dist loadfile tests/integration tests/unit tests/parity >$(OTHERS) 2>&1 & others=$$!; \
+test: $(VENV)/.ready
+	@PYTHONPATH=. $(BIN)/python tests/support/compiled_loops.py
+	@nice -n 10 sh -c '$(LINT) && $(DOCS); checked=$$?; \
+	  $(PYTEST) --durations=15 -n 3 --dist loadfile tests/integration tests/unit tests/parity && exit $$checked' \
+	  >$(OTHERS) 2>&1 & others=$$!; \
 	trap 'trap - TERM; kill 0' INT TERM; \
 	$(PYTEST) --durations=15 tests/distributed; code=$$?; \
 	wait $$others || code=1; cat $(OTHERS); exit $$code
 
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 # A warning is an error (mkdocs.yml); the site is in site/.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+lint: $(VENV)/.ready
+	@$(LINT)
+
 docs: $(VENV)/.ready
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@$(DOCS)
 
 nightly: $(VENV)/.ready
 	@$(BIN)/python -m pytest -m nightly
 
 gpu-check: $(VENV)/.ready
 	@$(BIN)/python -m tools.gpu_check
-
-lint: $(VENV)/.ready
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
 
 # The environment of another Python is replaced: packages of two versions do not mix.
 $(VENV)/.ready: setup.cfg pyproject.toml constraints-common.txt $(PINS)

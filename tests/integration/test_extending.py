@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from support.preloaded import run_preloaded
 from support.processes import REPOSITORY
 
 PAGE = (REPOSITORY / "docs/extending.md").read_text()
@@ -44,8 +45,7 @@ def pretrained(lab: Path) -> Path:
 
 def run_python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return run_preloaded([sys.executable, *map(str, arguments)], folder, environment)
 
 
 def python(folder: Path, *arguments: object) -> str:

@@ -1,7 +1,6 @@
 """A sensor of one's own, known by a CSV file alone, from tiles to features: pack, pretrain by each objective, use."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from support.preloaded import run_preloaded
 from support.processes import REPOSITORY
 from support.tiles import write_tile
 
@@ -28,8 +28,7 @@ pytestmark = pytest.mark.distributed
 
 def run(*arguments: object) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=300)
+    done = run_preloaded([sys.executable, *map(str, arguments)], Path("/"), environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

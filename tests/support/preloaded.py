@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -37,19 +38,27 @@ class Preloaded:
     """A running script, with the part of subprocess.Popen's interface that tests use.
 
     Args:
-        command: ``[sys.executable, script, *arguments]``.
+        command: ``[sys.executable, script, *arguments]``, or with ``"-m", module`` in place of the script.
         environment: all of it.
-        output: file for standard output and error.
+        output: file for standard output.
+        error: file for standard error (default: the same).
     """
 
-    def __init__(self, command: Sequence[str], cwd: str, environment: Mapping[str, str], output: IO[bytes]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        cwd: str,
+        environment: Mapping[str, str],
+        output: IO[bytes],
+        error: IO[bytes] | None = None,
+    ) -> None:
         assert command[0] == sys.executable
         self.returncode: int | None = None
         self._ended, theirs = os.pipe()
         request = {"command": list(command[1:]), "cwd": cwd, "environment": dict(environment)}
         server = _server()
         data = json.dumps(request).encode()
-        socket.send_fds(server, [len(data).to_bytes(4, "big")], [output.fileno(), theirs])
+        socket.send_fds(server, [len(data).to_bytes(4, "big")], [output.fileno(), (error or output).fileno(), theirs])
         server.sendall(data)
         os.close(theirs)
         self.pid = int.from_bytes(server.recv(4, socket.MSG_WAITALL), "big")
@@ -81,6 +90,19 @@ class Preloaded:
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
+
+
+def run_preloaded(
+    command: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python command to its end, as subprocess.run does with ``capture_output`` and ``text``."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
+        code = Preloaded(command, str(cwd), environment, output, error).wait(timeout)
+        texts = []
+        for file in (output, error):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(command, code, *texts)
 
 
 Process = subprocess.Popen[bytes] | Preloaded
@@ -121,34 +143,40 @@ def serve(link: socket.socket) -> None:
 
 def _fork(link: socket.socket, selector: selectors.BaseSelector) -> bool:
     """Answer a request with the number of a new process; returns False when the other side has gone."""
-    size, files, *_ = socket.recv_fds(link, 4, 2)
+    size, files, *_ = socket.recv_fds(link, 4, 3)
     if not size:
         return False
-    output, ended = files
+    output, error, ended = files
     request = json.loads(link.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
     pid = os.fork()
     if pid == 0:
-        _run(output, **request)
+        _run(output, error, **request)
     os.close(output)
+    os.close(error)
     selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, ended))
     link.sendall(pid.to_bytes(4, "big"))
     return True
 
 
-def _run(output: int, command: Sequence[str], cwd: str, environment: Mapping[str, str]) -> NoReturn:
+def _run(output: int, error: int, command: Sequence[str], cwd: str, environment: Mapping[str, str]) -> NoReturn:
     """Become the process of a command: as Python would have started it, but for what is loaded."""
     os.setsid()
     os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(error, 2)
     os.closerange(3, 1024)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = list(command)
-    sys.path[0] = str(Path(command[0]).parent)
+    is_module = command[0] == "-m"
+    sys.argv = list(command[is_module:])
+    sys.path[0] = cwd if is_module else str(Path(command[0]).parent)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     code = 1
     try:
-        runpy.run_path(command[0], run_name="__main__")
+        if is_module:
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(command[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

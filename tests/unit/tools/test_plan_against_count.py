@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from support.processes import REPOSITORY
-from support.rank_cases import shortened
 
 from launch.planner.activations import trace_activations
 from launch.planner.machines import MACHINES
@@ -44,7 +43,8 @@ def predicted(config: PretrainConfig) -> dict[str, float]:
     return step_time(config, 202, trace, layout, cluster, default_rates(cluster, precision)).parts
 
 
-@pytest.mark.parametrize("name", shortened(list(CASES), nightly={"stage 1", "stage 3"}))
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", CASES)
 def test_times_by_part_are_those_of_a_counted_step(name):
     case = Case(name, "mae/spec_vit_s", (*EAGER, *CASES[name]), WORLD)
     times, steps = predicted(case.load()), counted(case.overrides)

@@ -215,7 +215,9 @@ def test_bands_without_a_valid_pixel_or_without_spread_have_usable_statistics(tm
     assert np.all(np.isfinite(manifest.mu)) and np.all(manifest.sigma > 0)
 
 
-@pytest.mark.parametrize(("folder", "tiles"), [("spectral_earth_sample", 10), ("enmap_potsdam", 18)])
+@pytest.mark.parametrize(
+    ("folder", "tiles"), [pytest.param("spectral_earth_sample", 10, marks=pytest.mark.nightly), ("enmap_potsdam", 18)]
+)
 def test_real_tiles_come_out_as_they_went_in(request, tmp_path, folder, tiles):
     source, enmap = request.getfixturevalue(folder), get_sensor("enmap")
     pack(source, tmp_path / "shards", PackConfig(tiles_per_shard=4), workers=2)

@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_finishes(slow_archive, tmp_pat
     assert folder_bytes(dest) == folder_bytes(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("parts", [3, *(pytest.param(parts, marks=pytest.mark.nightly) for parts in (2, 7))])
 def test_parts_at_the_same_time_and_a_merge_make_the_same_bytes(archive, packed, tmp_path, parts):
     dest = tmp_path / "shards"
     command = [sys.executable, "-m", "shards", "pack", str(archive[0]), str(dest), "--tiles-per-shard", "3"]
