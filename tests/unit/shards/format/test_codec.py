@@ -292,3 +292,4 @@ def test_real_tiles_are_as_small_as_promised(enmap_potsdam):
         assert _ratio("fast", cut) >= 1.9
         assert _ratio("compact in blocks", cut) >= 1.005 * _ratio("compact", cut)
         assert _ratio("smallest", cut) >= 1.025 * _ratio("compact in blocks", cut)
+    assert _ratio("smallest", [mosaic]) >= 2.7
