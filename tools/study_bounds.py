@@ -132,7 +132,7 @@ def _table(datasets: list[Bounded]) -> Iterator[str]:
     lossless, task = datasets[0], datasets[0].results[0].task
     kind, places = kind_of(task), datasets[0].results[0].places
     yield (
-        f"{task.title}: {len(lossless.runs)} seeds, {len(set(places))} test places (smallest p "
+        f"{task.title or task.name}: {len(lossless.runs)} seeds, {len(set(places))} test places (smallest p "
         f"{smallest_p(places, draws_for(1)):.3f}); differences from lossless, with 95 % intervals over places or seeds"
     )
     yield ""
