@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import rasterio
 from safetensors import safe_open
 from support.fixture_encoder import install_fixture_encoder
+from support.preloaded import run_preloaded
 from support.processes import REPOSITORY
 from support.tiles import write_tile
 
@@ -71,13 +71,8 @@ def test_shards_grow(tmp_path: Path, shards: Path) -> None:
 def test_a_checkpoint_resumes_with_the_same_losses(tmp_path: Path, shards: Path) -> None:
     run = shutil.copytree(BEFORE / "run", tmp_path / "run")
     options = ["--config", run / "config.yaml", f"run.dir={run}", f"data.shards={shards}"]
-    done = subprocess.run(
-        [sys.executable, str(RUN_WITH_FIXTURE_ENCODER), "launch.pretrain", *map(str, options)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, str(RUN_WITH_FIXTURE_ENCODER), "launch.pretrain", *map(str, options)]
+    done = run_preloaded(command, Path.cwd(), os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {str(record["step"]): record["loss"] for record in records if "loss" in record}

@@ -55,7 +55,7 @@ def traced_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "trace_activations", trace)
-        for name, depth in {"spec_vit_tiny": 4, "spec_vit_base": 2}.items():
+        for name, depth in {"spec_vit_tiny": 4, "spec_vit_base": 1}.items():
             patch.setitem(published.SPEC_VITS, name, replace(published.SPEC_VITS[name], depth=depth))
         yield
 

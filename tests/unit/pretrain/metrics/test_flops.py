@@ -31,7 +31,7 @@ def _count(function) -> int:
 @pytest.mark.parametrize(
     ("name", "size", "patch", "bands"),
     [
-        ("spec_vit_tiny", 32, 4, 202),
+        pytest.param("spec_vit_tiny", 32, 4, 202, marks=pytest.mark.nightly),
         pytest.param("spec_vit_tiny", 32, 8, 150, marks=pytest.mark.nightly),
         pytest.param("spec_vit_base", 32, 4, 235, marks=pytest.mark.nightly),
         pytest.param("spec_vit_huge", 32, 4, 202, marks=pytest.mark.nightly),

