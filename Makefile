@@ -30,13 +30,14 @@ sample: $(VENV)/.ready
 	@$(BIN)/python -m tools.demo --shards-only
 
 # Process groups spend much of their time waiting: the other tests fill the gaps, at a lower priority so as to delay none,
-# after the checks of style and types.
+# after the checks of style and types. Files of long tests go first, since the last one runs alone.
 PYTEST := $(BIN)/python -m pytest -m "not nightly"
 OTHERS := $(VENV)/other-tests.log
 test: $(VENV)/.ready
 	@PYTHONPATH=. $(BIN)/python tests/support/compiled_loops.py
 	@nice -n 10 sh -c '$(LINT) && $(DOCS); checked=$$?; \
-	  $(PYTEST) --durations=15 -n 3 --dist loadfile tests/integration tests/unit tests/parity && exit $$checked' \
+	  $(PYTEST) --durations=15 -n 3 --dist loadfile --no-loadscope-reorder \
+	    tests/integration tests/parity tests/unit/tools tests/unit && exit $$checked' \
 	  >$(OTHERS) 2>&1 & others=$$!; \
 	trap 'trap - TERM; kill 0' INT TERM; \
 	$(PYTEST) --durations=15 tests/distributed; code=$$?; \

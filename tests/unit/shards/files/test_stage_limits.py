@@ -24,11 +24,10 @@ def _watched(folder, quota):
 
     def _watch():
         while not ended.is_set():
-            total = 0
-            for path in folder.glob("*"):
-                with contextlib.suppress(FileNotFoundError):
-                    total += path.stat().st_size * (LOCK not in path.name)
-            most.append(total)
+            with contextlib.suppress(FileNotFoundError):  # a file that went meanwhile may never have met the others
+                seen = {path: path.stat() for path in folder.glob("*") if LOCK not in path.name}
+                if all(path.stat().st_ino == before.st_ino for path, before in seen.items()):
+                    most.append(sum(before.st_size for before in seen.values()))
 
     watcher = threading.Thread(target=_watch)
     watcher.start()
