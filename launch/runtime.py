@@ -143,7 +143,7 @@ def _lost_peer(error: RuntimeError) -> tuple[str, int]:
         return f"GLOO_SOCKET_IFNAME={name}: no such interface on this host; `ip address` lists them", 2
     if "EADDRINUSE" in str(error):
         port = os.environ.get("MASTER_PORT")
-        return f"port {port} is in use on this host, maybe by another run: pass another one as --master_port", 2
+        return f"port {port} is in use on this host, maybe by another run: pass --master_port, or set MASTER_PORT", 2
     reason = str(error).splitlines()[0].split(". This is typically")[0]  # gloo appends several sentences
     return f"lost another rank, or never connected to it: {reason}; see its output", 1
 

@@ -70,15 +70,12 @@ def test_mu_and_sigma_are_written_as_published(copy):
 def test_parts_and_workers_make_the_same_numbers(copy):
     assert main(["stats", str(copy), "--workers", "2"]) == 0
     whole = (copy / "stats.json").read_bytes()
-    for parts in (5,):  # more than there are shards
-        (copy / "stats.json").unlink()
-        for number in range(parts):
-            assert main(["stats", str(copy), "--part", f"{number + 1}/{parts}", "--workers", "1"]) == 0
-            assert not (copy / "stats.json").exists()
-        assert main(["stats", str(copy)]) == 0
-        assert (copy / "stats.json").read_bytes() == whole
-        for path in copy.glob("stats-part-*"):
-            path.unlink()
+    (copy / "stats.json").unlink()
+    for number in range(1, 6):  # more parts than there are shards
+        assert main(["stats", str(copy), "--part", f"{number}/5", "--workers", "1"]) == 0
+        assert not (copy / "stats.json").exists()
+    assert main(["stats", str(copy)]) == 0
+    assert (copy / "stats.json").read_bytes() == whole
 
 
 def test_counts_that_are_not_those_of_the_manifest_are_refused(copy, capsys):
