@@ -10,8 +10,6 @@ from torch import Tensor
 from pretrain.resilience.guard import Verdict
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from pretrain.checkpointing.manager import Saved
     from pretrain.loop.loop import Loop
 
@@ -49,8 +47,8 @@ class Callback:
     def after_step(self, loop: "Loop", outcome: Outcome) -> None:
         """Called after each step; ``loop.step`` counts it."""
 
-    def on_log(self, loop: "Loop", scalars: dict[str, float], figures: "dict[str, Figure]") -> None:
-        """Called with whatever is logged of a step: scalars of training and of evaluations, and (rank 0) figures."""
+    def on_log(self, loop: "Loop", scalars: dict[str, float], figures: dict[str, bytes]) -> None:
+        """Called with what is logged of a step: scalars of training and of evaluations, and on rank 0 figures (PNG)."""
 
     def on_save(self, loop: "Loop", saved: "Saved") -> None:
         """Called when a checkpoint is complete, some steps after that of its name if it was written meanwhile."""

@@ -6,7 +6,7 @@ Both floors put one together: pretrain/loop/trainer.py and finetune/protocols/fu
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,9 +18,6 @@ from pretrain.metrics.timer import Timer
 from pretrain.resilience.guard import Guard, Verdict
 from pretrain.resilience.watchdog import Watchdog
 from shards.errors import ForgeError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class StepFunction(Protocol):
@@ -113,8 +110,8 @@ class Loop:
         finally:
             self.notify("on_end")
 
-    def log(self, scalars: dict[str, float], figures: "dict[str, Figure] | None" = None) -> None:
-        """Hand scalars and figures of this step to the callbacks that log them."""
+    def log(self, scalars: dict[str, float], figures: dict[str, bytes] | None = None) -> None:
+        """Hand scalars and figures (PNG) of this step to the callbacks that log them."""
         self.notify("on_log", scalars, figures or {})
 
     def notify(self, moment: str, *details: Any) -> None:

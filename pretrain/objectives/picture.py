@@ -2,14 +2,12 @@
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shards.files.atomic import write_atomic
 from shards.sensors.rgb import stretch, stretch_limits
 from shards.sensors.sensor import Sensor
 from shards.sensors.spectrum import gaps
@@ -18,6 +16,9 @@ matplotlib.use("Agg")
 
 MASKED = 0.35
 """Brightness of masked patches: gray."""
+
+MARGINS = {"left": 0.07, "right": 0.985, "bottom": 0.125, "top": 0.95, "hspace": 0.12, "wspace": 0.05}
+"""Those of all figures, as shares of their sides: to compute a layout would take as long as to draw."""
 
 
 def unpatchify(patches: np.ndarray, patch_size: int) -> np.ndarray:
@@ -49,8 +50,8 @@ def reconstruction_figure(
     filled[masked] = predicted[masked]
     images = [unpatchify(patches, patch_size)[..., list(sensor.rgb)] for patches in (hidden, filled, truth)]
     limits = stretch_limits(images[2])
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.1))
+    figure = Figure(figsize=(11, 6.5))
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.1), **MARGINS)
     for column, (image, title) in enumerate(zip(images, ("masked", "predicted", "true"), strict=True)):
         axes = figure.add_subplot(grid[0, column])
         axes.imshow(stretch(image, limits, MASKED), interpolation="nearest")
@@ -86,8 +87,8 @@ def band_error_figure(lines: Mapping[str, tuple[Sensor, np.ndarray]]) -> Figure:
     Args:
         lines: sensor and errors (C,) by the name of a dataset.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(9, 4))
+    axes = figure.add_subplot(figure.add_gridspec(1, 1, **MARGINS)[0])
     for color, (name, (sensor, errors)) in enumerate(lines.items()):
         centers, widths = np.asarray(sensor.wavelength_nm), np.asarray(sensor.fwhm_nm)
         order = np.argsort(centers, kind="stable")
@@ -101,8 +102,8 @@ def band_error_figure(lines: Mapping[str, tuple[Sensor, np.ndarray]]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG in one step."""
+def draw(figure: Figure) -> bytes:
+    """Draw a figure as PNG: once for the run folder and all loggers, since the other ranks wait for it."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
-    write_atomic(path, data.getvalue())
+    return data.getvalue()

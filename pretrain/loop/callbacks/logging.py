@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pretrain import distributed
 from pretrain.checkpointing.manager import Saved
@@ -13,9 +13,6 @@ from pretrain.loop.loop import Loop
 from pretrain.metrics.loggers.group import Loggers
 from pretrain.metrics.loggers.logger import LoggedRun
 from pretrain.metrics.processor import MetricsProcessor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Scalars = dict[str, float]
 
@@ -48,11 +45,11 @@ class Logging(Callback):
         if loop.step % self._config.log.every == 0 or loop.is_last or loop.stopping:
             self._log_step(loop, outcome)
 
-    def on_log(self, loop: Loop, scalars: Scalars, figures: "dict[str, Figure]") -> None:
+    def on_log(self, loop: Loop, scalars: Scalars, figures: dict[str, bytes]) -> None:
         if self._loggers is not None:
             self._loggers.record(loop.step, scalars)
-            for name, figure in figures.items():
-                self._loggers.figure(loop.step, name, figure)
+            for name, png in figures.items():
+                self._loggers.figure(loop.step, name, png)
 
     def on_save(self, loop: Loop, saved: Saved) -> None:
         loop.log({"checkpoint_seconds": saved.seconds, "checkpoint_wait_seconds": saved.waited})

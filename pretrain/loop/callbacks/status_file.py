@@ -1,16 +1,11 @@
 """``status.json`` of a pretraining run, written at the start, at every log step and at every save."""
 
-from typing import TYPE_CHECKING
-
 from pretrain import distributed
 from pretrain.checkpointing.manager import Saved
 from pretrain.loop.callback import Callback
 from pretrain.loop.loop import Loop
 from pretrain.resilience.run_folder import RunFolder
 from pretrain.resilience.status import Status
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class StatusFile(Callback):
@@ -26,7 +21,7 @@ class StatusFile(Callback):
     def on_start(self, loop: Loop) -> None:
         self.write(loop, "running")
 
-    def on_log(self, loop: Loop, scalars: dict[str, float], figures: "dict[str, Figure]") -> None:
+    def on_log(self, loop: Loop, scalars: dict[str, float], figures: dict[str, bytes]) -> None:
         self.write(loop, "running")
 
     def on_save(self, loop: Loop, saved: Saved) -> None:

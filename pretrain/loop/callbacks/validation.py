@@ -22,6 +22,7 @@ from pretrain.loop.loop import Loop
 from pretrain.metrics.band_errors import mean_by_range
 from pretrain.objectives.objective import Evaluation, Objective
 from pretrain.resilience.guard import Diverged
+from shards.files.atomic import write_atomic
 from shards.files.journal import BestEffort
 from shards.format.manifest import sensor_of
 from shards.read.quarantine import NoneLeft
@@ -67,11 +68,11 @@ class Validation(Callback):
             )
         if distributed.is_main() and result.figure is not None:
             with self._drawing:
-                from pretrain.objectives.picture import save_figure
+                from pretrain.objectives.picture import draw
 
-                figure = result.figure()
-                save_figure(figure, self._picture)
-                loop.log({}, {"reconstruction": figure, **self._error_figure(result.band_errors)})
+                png = draw(result.figure())
+                write_atomic(self._picture, png)
+                loop.log({}, {"reconstruction": png, **self._error_figure(result.band_errors)})
 
     def _range_errors(self, errors: dict[str, np.ndarray]) -> dict[str, float]:
         """Return the errors of each source's bands as a scalar for each range of the spectrum."""
@@ -84,12 +85,12 @@ class Validation(Callback):
                 scalars |= {f"{prefix}validation_error/{name}": error for name, error in ranges.items()}
         return scalars
 
-    def _error_figure(self, errors: dict[str, np.ndarray]) -> "dict[str, Figure]":
-        from pretrain.objectives.picture import band_error_figure
+    def _error_figure(self, errors: dict[str, np.ndarray]) -> dict[str, bytes]:
+        from pretrain.objectives.picture import band_error_figure, draw
 
         found = [(source, errors[source.name]) for source in self._inputs.sources if source.name in errors]
         lines = {source.name: (sensor_of(source.manifest), of_bands) for source, of_bands in found}
-        return {"band_errors": band_error_figure(lines)} if lines else {}
+        return {"band_errors": draw(band_error_figure(lines))} if lines else {}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from pretrain import distributed
 from pretrain.config.loggers import LoggerConfig
@@ -10,9 +9,6 @@ from pretrain.metrics.loggers.logger import LoggedRun, Logger
 from pretrain.registries import LOGGERS
 from shards.errors import ForgeError
 from shards.files.journal import BestEffort
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PAUSE_S = 60.0
 """Seconds without calls to a logger after an error, so that an unresponsive server does not delay every step."""
@@ -40,10 +36,10 @@ class Loggers:
         for sink in self._sinks if scalars else ():
             sink.call(lambda logger: logger.scalars(step, scalars))
 
-    def figure(self, step: int, name: str, figure: "Figure") -> None:
-        """Log a figure."""
+    def figure(self, step: int, name: str, png: bytes) -> None:
+        """Log a figure, as PNG."""
         for sink in self._sinks:
-            sink.call(lambda logger: logger.figure(step, name, figure))
+            sink.call(lambda logger: logger.figure(step, name, png))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Log a line of text."""

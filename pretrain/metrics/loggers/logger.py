@@ -3,14 +3,11 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pretrain.config.loggers import LoggerConfig
 from shards.errors import ConfigError
 from shards.files.atomic import write_atomic
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,8 @@ class Logger(ABC):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars of a step; a step may have several records with different names."""
 
-    def figure(self, step: int, name: str, figure: "Figure") -> None:  # noqa: B027  # optional
-        """Log a figure."""
+    def figure(self, step: int, name: str, png: bytes) -> None:  # noqa: B027  # optional
+        """Log a figure, as PNG."""
 
     def text(self, step: int, name: str, text: str) -> None:  # noqa: B027  # optional
         """Log a line of text."""

@@ -1,14 +1,12 @@
 """Logging to MLflow."""
 
+import io
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pretrain.config.loggers import MlflowConfig
 from pretrain.metrics.loggers.logger import LoggedRun, Logger, missing_package
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """Limits for a server that doesn't respond: MLflow's defaults would block training for minutes."""
@@ -40,8 +38,10 @@ class Mlflow(Logger):
         now = int(time.time() * 1000)
         self._client.log_batch(self._run_id, [Metric(name, float(one), now, step) for name, one in values.items()])
 
-    def figure(self, step: int, name: str, figure: "Figure") -> None:
-        self._client.log_figure(self._run_id, figure, f"{name}/step-{step:08d}.png")
+    def figure(self, step: int, name: str, png: bytes) -> None:
+        from PIL import Image
+
+        self._client.log_image(self._run_id, Image.open(io.BytesIO(png)), f"{name}/step-{step:08d}.png")
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)

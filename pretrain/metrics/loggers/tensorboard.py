@@ -3,20 +3,15 @@
 When the disk is full, the thread of tensorboard's own writer fails with a traceback and ends the run.
 """
 
-import io
 import os
 import socket
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pretrain.config.loggers import LoggerConfig
 from pretrain.metrics.loggers.logger import LoggedRun, Logger
 from shards.files.journal import Journal
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class TensorBoard(Logger):
@@ -41,13 +36,11 @@ class TensorBoard(Logger):
 
         self._add(step, Summary(value=[Summary.Value(tag=name, simple_value=one) for name, one in values.items()]))
 
-    def figure(self, step: int, name: str, figure: "Figure") -> None:
+    def figure(self, step: int, name: str, png: bytes) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-        width, height = (round(side) for side in figure.get_size_inches() * figure.dpi)
-        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=picture.getvalue())
+        width, height = struct.unpack(">II", png[16:24])  # of the header, PNG's first chunk
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
         self._add(step, Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def text(self, step: int, name: str, text: str) -> None:

@@ -1,13 +1,9 @@
 """Logging to Weights & Biases."""
 
 import io
-from typing import TYPE_CHECKING
 
 from pretrain.config.loggers import WandbConfig
 from pretrain.metrics.loggers.logger import LoggedRun, Logger, missing_package
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Wandb(Logger):
@@ -41,12 +37,10 @@ class Wandb(Logger):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._run.log({"step": step, **values})
 
-    def figure(self, step: int, name: str, figure: "Figure") -> None:
+    def figure(self, step: int, name: str, png: bytes) -> None:
         from PIL import Image
 
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-        self._run.log({"step": step, name: self._wandb.Image(Image.open(picture))})
+        self._run.log({"step": step, name: self._wandb.Image(Image.open(io.BytesIO(png)))})
 
     def close(self) -> None:
         self._run.finish()

@@ -14,6 +14,7 @@ from pretrain.console import duration, log
 from pretrain.metrics.json_lines import last_saved_step
 from pretrain.metrics.loggers.group import Loggers
 from pretrain.metrics.loggers.logger import LoggedRun
+from pretrain.objectives.picture import draw
 
 
 def _loggers(folder: Path, first_step: int = 0) -> Loggers:
@@ -101,7 +102,7 @@ def test_a_run_that_resumes_where_the_clock_is_behind_is_read_in_order(tmp_path,
 
 def test_pictures_reach_tensorboard(tmp_path):
     loggers = _loggers(tmp_path)
-    loggers.figure(3, "reconstruction", Figure(figsize=(1, 1)))
+    loggers.figure(3, "reconstruction", draw(Figure(figsize=(1, 1))))
     loggers.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [image.step for image in events.Images("reconstruction")] == [3]

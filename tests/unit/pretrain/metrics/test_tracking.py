@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from pretrain.config.loggers import LoggerConfig, MlflowConfig, WandbConfig
 from pretrain.metrics.loggers.group import Loggers
 from pretrain.metrics.loggers.logger import LoggedRun
+from pretrain.objectives.picture import draw
 from pretrain.registries import LOGGERS
 from shards.errors import ConfigError
 
 CONFIG = {"run": {"dir": "x", "seed": 3}, "optim": {"lr": 1e-4}}
-FIGURE = Figure(figsize=(0.2, 0.2))
+FIGURE = draw(Figure(figsize=(0.2, 0.2)))
 
 
 def log_run(config: LoggerConfig, folder: Path, first_step: int, steps: range) -> None:

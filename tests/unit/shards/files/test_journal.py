@@ -17,6 +17,7 @@ from pretrain.config.loggers import DEFAULT_LOGGERS
 from pretrain.console import log
 from pretrain.metrics.loggers.group import Loggers
 from pretrain.metrics.loggers.logger import LoggedRun
+from pretrain.objectives.picture import draw
 from shards.files.journal import BestEffort, Journal
 from shards.files.processes import host_name
 
@@ -69,7 +70,7 @@ def test_the_log_of_a_run_on_a_full_disk_is_a_line_a_file_and_goes_on(small_disk
     assert steps[0] == 1 and steps[-1] == 400
 
 
-FIGURE = Figure(figsize=(0.2, 0.2))
+FIGURE = draw(Figure(figsize=(0.2, 0.2)))
 
 
 def test_a_record_is_whole_or_not_there(tmp_path: Path, monkeypatch) -> None:
