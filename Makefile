@@ -2,6 +2,7 @@
 #   make demo   the whole path on a laptop: tiles, shards, pretraining, stop and resume, evaluation
 #   make sample the shards of the demo alone, for the other demo configs
 #   make test   all tests but the nightly ones
+#   make lint   style, types, imports between packages
 #   make docs   the documentation's site, in site/
 #   make gpu-check   what this machine's GPU computes, and how fast (docs/performance.md)
 # WHEELS=DIR installs from a folder of wheels, and from what the machine's Python has, where nothing can be downloaded.
@@ -18,6 +19,9 @@ EXTRAS := $(if $(WHEELS),gpu,dev,docs$(shell command -v nvidia-smi >/dev/null 2>
 PINS := $(shell command -v nvidia-smi >/dev/null 2>&1 && [ "$$(uname -m)" = x86_64 ] && echo constraints-gpu.txt || echo constraints.txt)
 CUDNN := nvidia-cudnn-cu12==9.20.0.48
 
+# Hundreds of processes load the same modules: they are compiled once, also where the environment says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 FROM := $(if $(WHEELS),--no-index --find-links "$(WHEELS)" --no-build-isolation,-c $(PINS))
 
 .PHONY: demo sample test lint docs nightly gpu-check clean
@@ -29,29 +33,24 @@ demo: $(VENV)/.ready
 sample: $(VENV)/.ready
 	@$(BIN)/python -m tools.demo --shards-only
 
-# Process groups spend much of their time waiting: the other tests fill the gaps, at a lower priority so as to delay none,
-# after the checks of style and types. Files of long tests go first, since the last one runs alone.
-PYTEST := $(BIN)/python -m pytest -m "not nightly"
+# Process groups spend much of their time waiting: the other tests fill the gaps, at a lower priority so as to delay none.
+# Files of long tests go first, since the last one runs alone.
+PYTEST := $(BIN)/python -m pytest -m "not nightly" --durations=15
 OTHERS := $(VENV)/other-tests.log
 test: $(VENV)/.ready
 	@PYTHONPATH=. $(BIN)/python tests/support/compiled_loops.py
-	@nice -n 10 sh -c '$(LINT) && $(DOCS); checked=$$?; \
-	  $(PYTEST) --durations=15 -n 3 --dist loadfile --no-loadscope-reorder \
-	    tests/integration tests/parity tests/unit/tools tests/unit && exit $$checked' \
-	  >$(OTHERS) 2>&1 & others=$$!; \
+	@nice -n 10 $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder \
+	    tests/integration tests/parity tests/unit/tools tests/unit >$(OTHERS) 2>&1 & others=$$!; \
 	trap 'trap - TERM; kill 0' INT TERM; \
-	$(PYTEST) --durations=15 tests/distributed; code=$$?; \
+	$(PYTEST) tests/distributed; code=$$?; \
 	wait $$others || code=1; cat $(OTHERS); exit $$code
 
-LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
-# A warning is an error (mkdocs.yml); the site is in site/.
-DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-
 lint: $(VENV)/.ready
-	@$(LINT)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+# A warning is an error (mkdocs.yml); the site is in site/.
 docs: $(VENV)/.ready
-	@$(DOCS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 nightly: $(VENV)/.ready
 	@$(BIN)/python -m pytest -m nightly

@@ -100,7 +100,8 @@ def _nearest(rng: np.random.Generator, size: int, centers: np.ndarray) -> np.nda
     """Return the nearest center (count, 2) of each pixel of a warped grid, so that borders are curved."""
     row, column = np.mgrid[0:size, 0:size].astype(np.float32)
     row, column = (axis + 2.0 * smooth_field(rng, size, 6.0) for axis in (row, column))
-    return ((row[..., None] - centers[:, 0]) ** 2 + (column[..., None] - centers[:, 1]) ** 2).argmin(-1)
+    lines = zip(row[..., None], column[..., None], strict=True)  # one at a time, which fits into the cache
+    return np.stack([((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2).argmin(-1) for y, x in lines])
 
 
 # ---- dates ----

@@ -81,7 +81,14 @@ def _tar(folder, path, mode="w:gz"):
     return path
 
 
-@pytest.mark.parametrize(("name", "mode"), [("part_1.tar.gz", "w:gz"), ("part_1.tar", "w"), ("part_1.tgz", "w:gz")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("part_1.tar.gz", "w:gz"),
+        pytest.param("part_1.tar", "w", marks=pytest.mark.nightly),
+        pytest.param("part_1.tgz", "w:gz", marks=pytest.mark.nightly),
+    ],
+)
 def test_an_archive_makes_the_same_dataset_as_its_tiles(tmp_path, name, mode):
     values = write_archive(tmp_path / "source")
     config = PackConfig(size=8, tiles_per_shard=3)
