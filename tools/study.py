@@ -55,7 +55,6 @@ EVALUATION = (
     "shift.test=[odd, vnir, sentinel2]",
     "frozen.heads=[linear]",
     "frozen.lrs=[1e-3, 1e-2, 1e-1]",
-    "frozen.epochs=100",
     "frozen.batch=32",
     "full.head=linear",
     "full.lrs=[3e-4]",
@@ -63,8 +62,8 @@ EVALUATION = (
     "full.warmup_epochs=1",
     "full.crop_scale=null",  # crops are enlarged, which mixes the labels of neighboring pixels
 )
-EPOCHS = {"enmap_potsdam": 4, "indian_pines": 10, "jasper_ridge": 13}
-"""Epochs of training through the encoder: about 60 steps in each task."""
+EPOCHS = {"enmap_potsdam": (100, 4), "indian_pines": (100, 10), "jasper_ridge": (1000, 20)}
+"""Epochs of heads, and of training through the encoder; values take longer than classes to fit."""
 
 Rows = dict[tuple[str, str], list[Result]]
 """Results by encoder and protocol, or by `SPECTRA` and model: one for each seed."""
@@ -197,7 +196,8 @@ def _pretrain(arguments: argparse.Namespace, sources: Sequence[Path], seed: int)
 def _evaluate(labeled: Labeled, encoder: Path, arguments: argparse.Namespace, seed: int) -> None:
     """Evaluate an encoder and its initial weights, which follow from the seed; beside the first one, raw spectra."""
     folder = arguments.out / labeled.task.name / f"encoder-{seed}"
-    options = f"run.seed={seed}", f"full.epochs={EPOCHS[labeled.task.name]}", f"compare_raw={str(seed == 0).lower()}"
+    frozen, full = EPOCHS[labeled.task.name]
+    options = [f"run.seed={seed}", f"frozen.epochs={frozen}", f"full.epochs={full}", f"compare_raw={seed == 0}".lower()]
     _finetune(labeled, encoder, folder, arguments.protocols, [seed], *options)
 
 
