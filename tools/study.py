@@ -228,7 +228,8 @@ def _read(task: Task, arguments: argparse.Namespace) -> Findings:
     rows: Rows = {}
     for seed in range(arguments.seeds):
         for result in read_results(arguments.out / task.name / f"encoder-{seed}").results:
-            rows.setdefault((result.encoder, result.protocol), []).append(result)
+            if result.protocol != "shift to all":  # which is knn
+                rows.setdefault((result.encoder, result.protocol), []).append(result)
     run = read_results(arguments.out / task.name / BASELINE)
     for result in run.results:
         if result.seed < arguments.seeds:
