@@ -11,7 +11,6 @@ with more seeds or protocols.
 import argparse
 import itertools
 import json
-import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -249,10 +248,7 @@ def tables(findings: Sequence[Findings]) -> Iterator[list[str]]:
 
 
 def _p(one: Findings, first: tuple[str, str], second: tuple[str, str], draws: int) -> float:
-    runs = [one.statistics(row) for row in (first, second)]
-    length = math.lcm(*map(len, runs))  # nearest neighbors have no seed, models on spectra no encoder
-    of_first, of_second = (statistics * (length // len(statistics)) for statistics in runs)
-    return paired_test(one.kind.resampled, of_first, of_second, one.places, draws)
+    return paired_test(one.kind.resampled, one.statistics(first), one.statistics(second), one.places, draws)
 
 
 def _encoders(one: Findings, p_values: dict) -> Iterator[str]:
