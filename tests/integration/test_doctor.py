@@ -57,6 +57,7 @@ def test_two_processes_that_are_well_are_all_green(shards: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
 
 
+@pytest.mark.nightly
 def test_what_is_broken_is_red_and_costs_no_other_check(shards: Path, tmp_path: Path) -> None:
     tar = damage(shutil.copytree(shards, tmp_path / "shards"))
     (tmp_path / "file").write_text("in the way")

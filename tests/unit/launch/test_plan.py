@@ -108,6 +108,7 @@ def test_stage_three_gathers_in_each_micro_batch_what_it_has_not_kept():
 # ---- memory ----
 
 
+@pytest.mark.nightly
 def test_activations_are_affine_in_the_micro_batch(config, problem):
     predicted = problem.traces[False].phases(24)
     with activations._sizes_of_parts("cuda"), FakeTensorMode():

@@ -127,7 +127,7 @@ def _read_wrong(folder, values):
 
 
 def test_random_flips_and_truncations_are_all_found(copy, packed, capfd):
-    assert find_missed(copy, packed[1], 50, 11, capfd) == []
+    assert find_missed(copy, packed[1], 20, 11, capfd) == []
 
 
 @pytest.mark.nightly

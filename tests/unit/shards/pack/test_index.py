@@ -72,7 +72,7 @@ def test_tars_of_webdataset_are_read_like_our_own(source, tmp_path, capsys, kind
     assert main(["verify", str(folder), "--workers", "1"]) == 0
 
 
-@pytest.mark.parametrize("codec", ["compact", "smallest"])
+@pytest.mark.parametrize("codec", ["compact", pytest.param("smallest", marks=pytest.mark.nightly)])
 def test_our_own_tars_are_indexed_again_when_the_indexes_are_lost(source, tmp_path, codec):
     pack(source[0], tmp_path / "own", PackConfig(tiles_per_shard=3, codec=codec))
     bare = tmp_path / "bare"
