@@ -18,7 +18,7 @@ MASKED = 0.35
 """Brightness of masked patches: gray."""
 
 MARGINS = {"left": 0.07, "right": 0.985, "bottom": 0.125, "top": 0.95, "hspace": 0.12, "wspace": 0.05}
-"""Those of all figures, as shares of their sides: to compute a layout would take as long as to draw."""
+"""Those of all figures, as shares of their sides: computing a layout makes drawing a third longer."""
 
 
 def unpatchify(patches: np.ndarray, patch_size: int) -> np.ndarray:
